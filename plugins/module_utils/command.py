@@ -1,0 +1,163 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The only place that starts a program.
+
+Every program runs without a shell, in the C locale, with closed standard input, in a process group of its own, under a
+time limit, and dies with the thread that started it (a merge must not outlive the lock that protects it). Files travel as
+opened descriptors. ``STARTED`` counts the programs, because they are the cost that docs/performance.md accounts for.
+"""
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import tempfile
+import threading
+from dataclasses import dataclass
+
+from .errors import NoSpace, ToolFailed, ToolMissing
+
+_PR_SET_PDEATHSIG = 1
+_OUTPUT_KEPT = 64 * 1024  # bytes of each stream that are read back
+_STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Resource limits of a program that reads content which we did not create."""
+
+    cpu_seconds: int | None = None
+    memory: int | None = None  # bytes of address space
+
+
+@dataclass(frozen=True)
+class Result:
+    rc: int
+    out: str
+    err: str
+
+    @property
+    def reason(self) -> str:
+        """The last line that the program said, for a message."""
+        lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
+        return lines[-1] if lines else f"it exited with status {self.rc} and said nothing"
+
+
+class _Counter:
+    """How many programs this process has started, by name."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.programs: dict[str, int] = {}
+
+    def add(self, name: str) -> None:
+        with self._lock:
+            self.programs[name] = self.programs.get(name, 0) + 1
+
+    @property
+    def total(self) -> int:
+        return sum(self.programs.values())
+
+
+STARTED = _Counter()
+
+
+def find(name: str, package: str) -> str:
+    """The path of program ``name``.
+
+    :raises ToolMissing: it is not installed; the message names the ``package`` that brings it.
+    """
+    for directory in (os.environ.get("PATH") or _STANDARD_PATH).split(":") + _STANDARD_PATH.split(":"):
+        candidate = os.path.join(directory, name)
+        if directory and os.access(candidate, os.X_OK) and os.path.isfile(candidate):
+            return candidate
+    raise ToolMissing(f"program {name}", "it is not installed on this host", f"install it (package {package}) and run the task again")
+
+
+def run(argv, *, descriptors=(), timeout: float | None = None, limits: Limits = Limits(), cwd: str = "/", secret: bytes | None = None) -> Result:
+    """Run ``argv`` (an absolute program path first) and return what it said, whatever its exit status.
+
+    :param descriptors: opened files that the program inherits under the same numbers.
+    :param timeout: seconds after which the whole process group is killed.
+    :param secret: bytes for its standard input, where a password must not be seen on a command line.
+    :raises ToolFailed: it ran longer than ``timeout`` or could not be started.
+    """
+    STARTED.add(os.path.basename(argv[0]))
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE if secret is not None else subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                pass_fds=tuple(descriptors),
+                cwd=cwd,
+                env=_environment(),
+                start_new_session=True,
+                preexec_fn=_child_setup(limits),  # pylint: disable=subprocess-popen-preexec-fn
+            )
+        except OSError as error:
+            raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation") from error
+        try:
+            process.communicate(secret, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            _kill(process)
+            raise ToolFailed(f"program {os.path.basename(argv[0])}", f"it did not end within {timeout:g} s and was killed", "check the share's server, then run the task again") from error
+        except BaseException:
+            _kill(process)
+            raise
+        return Result(process.returncode, _read_back(out), _read_back(err))
+
+
+def require_success(result: Result, subject: str) -> Result:
+    """:raises NoSpace: the program met a full file system. :raises ToolFailed: it failed for another reason."""
+    if result.rc == 0:
+        return result
+    if "No space left on device" in result.err or "Disk quota exceeded" in result.err:
+        raise NoSpace(subject, "the share is full", "free some space and run the task again, nothing was lost")
+    raise ToolFailed(subject, f"the program said: {result.reason}", "mend what it names and run the task again, nothing was lost")
+
+
+def _environment() -> dict[str, str]:
+    environment = {"LC_ALL": "C", "LANG": "C", "PATH": os.environ.get("PATH") or _STANDARD_PATH}
+    for name in ("HOME", "TMPDIR", "LD_PRELOAD"):
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    return environment
+
+
+def _child_setup(limits: Limits):
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def setup() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(125)  # the parent died before the request took effect
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if limits.cpu_seconds is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds))
+        if limits.memory is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+
+    return setup
+
+
+def _kill(process: subprocess.Popen) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        pass  # stuck in the kernel on a dead server: it dies when the kernel lets go of it
+
+
+def _read_back(stream) -> str:
+    stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, stream.tell() - _OUTPUT_KEPT))
+    return stream.read().decode("utf-8", "replace")

@@ -1,0 +1,201 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The values that everything else passes around: frozen, and validated once, at the edge.
+
+All sizes are bytes. Nothing here opens a file or starts a program.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+
+from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
+
+SECTOR = 512
+MAX_SIZE = 2**63  # 8 EiB, exclusive: what an off_t can address
+FORMATS = ("raw", "qcow2")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_SIZE = re.compile(r"([0-9]+)\s*([KMGTP])?(?:i?B)?\Z", re.IGNORECASE)
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
+_RESERVED_SNAPSHOTS = ("active", "info")
+_NAME_MAX = 255
+_TEMPORARY_ROOM = 24  # what store.directory appends to make a temporary name, with a margin
+
+
+def parse_size(value: object) -> int:
+    """A size in bytes from a number or a string with an IEC suffix (``512``, ``"10G"``, ``"1 TiB"``).
+
+    :raises InvalidSize: not a positive whole multiple of 512 below 8 EiB.
+    """
+    text = str(value).strip()
+    match = _SIZE.match(text) if not isinstance(value, bool) else None
+    remedy = "give a positive whole multiple of 512 below 8 EiB, in bytes or with K, M, G, T or P (IEC)"
+    if not match:
+        raise InvalidSize(f"size {text!r}", "it is not a size", remedy)
+    size = int(match.group(1)) << _UNITS[(match.group(2) or "").upper()]
+    if size <= 0 or size % SECTOR or size >= MAX_SIZE:
+        raise InvalidSize(f"size {text!r}", f"{size} bytes is no valid disk size", remedy)
+    return size
+
+
+def round_to_sector(size: int) -> int:
+    """The virtual size of a raw file of ``size`` bytes, as QEMU sees it: whole sectors, rounded up."""
+    return (size + SECTOR - 1) // SECTOR * SECTOR
+
+
+def is_safe_file_name(name: str) -> bool:
+    """Whether a file name from a share may be handed on at all (no path, option, protocol or list syntax)."""
+    return bool(_NAME.match(name)) and len(name) <= _NAME_MAX
+
+
+def check_volume_name(name: str) -> str:
+    """:raises InvalidName: the name cannot be a file name that every supported share can hold."""
+    _check_name("volume", name, name + ".info")
+    if name.lower().endswith(".info"):
+        raise InvalidName(f"volume name {name!r}", "names ending in .info are reserved for snapshot records", "choose another name")
+    return name
+
+
+def check_snapshot_name(volume: str, name: str) -> str:
+    """:raises InvalidName: the name is reserved, or ``VOLUME.NAME`` cannot be a file name."""
+    _check_name("snapshot", name, f"{volume}.{name}")
+    if name.lower() in _RESERVED_SNAPSHOTS or name.lower().endswith(".info"):
+        raise InvalidName(f"snapshot name {name!r}", "'active', 'info' and names ending in .info are reserved", "choose another name")
+    return name
+
+
+def _check_name(kind: str, name: str, composed: str) -> None:
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise InvalidName(
+            f"{kind} name {name!r}", "it may hold letters, digits, '.', '_' and '-' only and must start with a letter or digit", "choose another name"
+        )
+    limit = _NAME_MAX - _TEMPORARY_ROOM
+    if len(composed) > limit:
+        raise InvalidName(f"{kind} name {name!r}", f"the file name {composed!r} would be longer than {limit} bytes", "choose a shorter name")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mounted share, or a plain directory that serves as one."""
+
+    source: str  # as the user gave it or the mount table shows it
+    path: str  # the directory where its files are
+    fstype: str  # a name from mounts.types
+    options: str = ""  # effective mount options, secrets left out
+    mount_base: str = "/var/lib/remotefs/mnt"
+    keeps_modes: bool = True  # False where chmod and chown have no lasting effect
+    locks_visible: bool = True  # False where the locks of other processes and hosts cannot be seen at all
+    locks_readable: bool = True  # False where a held lock can be met but not asked about (NFSv3 answers GETLK wrongly)
+
+    @property
+    def label(self) -> str:
+        return self.source
+
+
+@dataclass(frozen=True)
+class Image:
+    """One file of a chain, as its header and the records tell.
+
+    ``size`` is the virtual size, ``allocated`` what the file takes on disk. ``empty`` is true for a qcow2 image whose L1
+    table is all zero: it adds nothing to what its backing file shows. ``backing_file`` is always a basename; ``absolute``
+    says that the header spells it as a path into the same share, which the next change heals.
+    """
+
+    file: str
+    format: str | None
+    size: int
+    allocated: int = 0
+    backing_file: str | None = None
+    backing_format: str | None = None
+    empty: bool = False
+    absolute: bool = False
+    mode: int = 0o660
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A named point in time. Its data is what the backing file of ``file`` shows."""
+
+    name: str
+    file: str
+    created: str | None = None
+    description: str = ""
+    labels: dict = field(default_factory=dict)
+    protected: bool = False
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume as it stands on a share: its chain (active image first) and its snapshots (oldest first).
+
+    ``info`` tells whether ``NAME.info`` exists, ``adopted`` whether our own record of the formats does; ``pending`` is the
+    intent of an interrupted task; ``leftovers`` are temporary files of one.
+    """
+
+    name: str
+    chain: tuple[Image, ...]
+    snapshots: tuple[Snapshot, ...] = ()
+    info: bool = False
+    adopted: bool = False
+    pending: object = None
+    dependents: tuple[tuple[str, str], ...] = ()  # (foreign file, file of this chain that it rests on)
+
+    @property
+    def active(self) -> Image:
+        return self.chain[0]
+
+    @property
+    def base(self) -> Image:
+        return self.chain[-1]
+
+    @property
+    def size(self) -> int:
+        return self.active.size
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(image.file for image in self.chain)
+
+    def image(self, file: str) -> Image:
+        for image in self.chain:
+            if image.file == file:
+                return image
+        raise ChainBroken(f"volume {self.name}", f"{file} is not in its chain", "look at the chain with remotefs_volume_info")
+
+    def overlay_above(self, file: str) -> Image | None:
+        """The image whose backing file is ``file``; None for the active image."""
+        position = self.files.index(file)
+        return self.chain[position - 1] if position else None
+
+    def has_snapshot(self, name: str) -> bool:
+        return any(snapshot.name == name for snapshot in self.snapshots)
+
+    def snapshot(self, name: str) -> Snapshot:
+        """:raises SnapshotNotFound: the volume has no such snapshot."""
+        for snapshot in self.snapshots:
+            if snapshot.name == name:
+                return snapshot
+        known = ", ".join(snapshot.name for snapshot in self.snapshots) or "none"
+        raise SnapshotNotFound(f"snapshot {name} of volume {self.name}", f"it does not exist (existing: {known})", "check the name")
+
+    def point_file(self, snapshot: str) -> str:
+        """The file whose view is the data of ``snapshot``: the backing file of the overlay recorded for it."""
+        overlay = self.image(self.snapshot(snapshot).file)
+        if overlay.backing_file is None:
+            raise ChainBroken(
+                f"snapshot {snapshot} of volume {self.name}", f"its file {overlay.file} has no backing file", "see docs/worst-day.md for a repair by hand"
+            )
+        return overlay.backing_file
+
+    def view(self, file: str) -> tuple[Image, ...]:
+        """The part of the chain that makes up what ``file`` shows, top first."""
+        return self.chain[self.files.index(file):]
+
+    def with_images(self, **changes: Image | None) -> Volume:
+        """A copy with images replaced by file name (passed as ``with_images(**{file: image})``); None removes one."""
+        chain = tuple(changes.get(image.file, image) for image in self.chain)
+        return replace(self, chain=tuple(image for image in chain if image is not None))
