@@ -1,0 +1,180 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what a user calls a share to the directory where its files are.
+
+Nothing here touches a network mount: every answer comes from the two tables, because one look at a dead server hangs.
+"""
+from __future__ import annotations
+
+import os
+
+from .. import model
+from ..errors import InvalidParameter, ShareNotMounted
+from . import tables, types
+
+MOUNT_BASE = "/var/lib/remotefs/mnt"
+_SECRETS = ("password", "pass", "passwd", "password2")
+_MAX_LINKS = 40
+
+
+def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FSTAB) -> model.Share:
+    """The share that ``share`` names: the source string of a mounted share, or an absolute directory.
+
+    :raises ShareNotMounted: the source is not mounted, or nothing is mounted at a directory which is meant for a mount.
+    :raises InvalidParameter: it is neither a source nor an absolute directory.
+    """
+    mounts = tables.read_mounts()
+    if is_directory_name(share):
+        path = clean_path(share, "share")
+        return find_directory(path, mounts, tables.parse_fstab(tables.read_fstab(fstab)), mount_base)
+    if not types.is_source(types.normalise_source(share)):
+        raise InvalidParameter(f"share {share!r}", "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols", "give one of these")
+    mount = find_source(share, mounts, mount_base)
+    if mount is None:
+        raise ShareNotMounted(f"share {share}", "it is not mounted on this host", "mount it with remotefs_share and run the task again")
+    return describe(mount, mounts, mount.path, share, mount_base)
+
+
+def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
+    """Where a share is mounted unless a path is given: named by the MD5 of the exact source string, as os-brick does."""
+    import hashlib
+
+    data = os.fsencode(source)
+    try:
+        digest = hashlib.md5(data, usedforsecurity=False)  # type: ignore[call-arg]  # from Python 3.9 on
+    except TypeError:
+        digest = hashlib.md5(data)
+    return os.path.join(mount_base, digest.hexdigest())
+
+
+def is_directory_name(share: str) -> bool:
+    return share.startswith("/") and not share.startswith("//")
+
+
+def clean_path(path: str, option: str) -> str:
+    """``path`` without doubled or trailing slashes.
+
+    :raises InvalidParameter: it is not absolute, or has '..' or control characters in it.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not path.startswith("/") or ".." in parts or any(ord(char) < 32 or ord(char) == 127 for char in path):
+        raise InvalidParameter(f"{option} {path!r}", "it is not an absolute path without '..' and control characters", "give the full path of a directory")
+    return "/" + "/".join(parts)
+
+
+def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str = MOUNT_BASE) -> tables.Mount | None:
+    """The visible mount of ``source``: at its default path if it is there, otherwise the first."""
+    wanted = types.normalise_source(source)
+    found = [mount for mount in mounts if types.normalise_source(mount.source) == wanted and types.by_kernel_type(mount.fstype)]
+    found = [mount for mount in found if tables.mounted_at(mounts, mount.path) == mount]
+    preferred = default_path(source, mount_base)
+    for mount in found:
+        if mount.path == preferred:
+            return mount
+    return found[0] if found else None
+
+
+def find_directory(path: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str = MOUNT_BASE) -> model.Share:
+    """The share that the absolute directory ``path`` belongs to.
+
+    :raises ShareNotMounted: see :func:`find_share`. :raises InvalidParameter: it is no directory.
+    """
+    real = follow(path, mounts)
+    for name in (path,) if real == path else (path, real):
+        _check_mounted(name, real, mounts, entries, mount_base)
+    mount = tables.enclosing(mounts, real)
+    if mount is None or not types.by_kernel_type(mount.fstype):
+        _check_local_directory(path, real)
+    if mount is None:
+        return model.Share(path, path, types.DIRECTORY.name, mount_base=mount_base)
+    return describe(mount, mounts, path, None if mount.path == real else path, mount_base)
+
+
+def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
+    """``path`` with its symbolic links followed as far as that touches no network mount.
+
+    :raises InvalidParameter: the links form a loop.
+    """
+    pending, current, links = path.strip("/").split("/"), "/", 0
+    while pending:
+        step = os.path.join(current, pending.pop(0))
+        mount = tables.enclosing(mounts, step)
+        if mount is not None and not _is_local(mount):
+            return os.path.join(step, *pending)
+        try:
+            target = os.readlink(step)
+        except OSError:
+            current = step
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise InvalidParameter(f"share {path}", "its symbolic links form a loop", "name the directory itself")
+        if target.startswith("/"):
+            current = "/"
+        pending = [part for part in target.split("/") if part not in ("", ".")] + pending
+        while pending and pending[0] == "..":
+            pending.pop(0)
+            current = os.path.dirname(current)
+    return current
+
+
+def _is_local(mount: tables.Mount) -> bool:
+    """Whether a look at it cannot hang: neither a network file system nor anything that a process serves."""
+    return not (mount.fstype.startswith("fuse") or mount.fstype in ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "autofs", "lustre", "gfs2", "ocfs2"))
+
+
+def _check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
+    mount = tables.enclosing(mounts, real)
+    at = mount.path if mount is not None and mount.fstype != "autofs" else "/"
+    base = mount_base.rstrip("/")
+    if name != base and tables.is_within(name, base):
+        if not (at != base and tables.is_within(at, base)):
+            raise _not_mounted(name, f"it lies under {base}, but no share is mounted there")
+    elif name == base and at != base:
+        raise _not_mounted(name, "it is the directory under which shares are mounted, not a share")
+    for entry in entries:
+        if entry.path != "/" and tables.is_within(name, entry.path) and not tables.is_within(at, follow(entry.path, mounts)):
+            raise _not_mounted(name, f"fstab mounts {entry.source} at {entry.path}, but nothing is mounted there")
+
+
+def _not_mounted(name: str, problem: str) -> ShareNotMounted:
+    return ShareNotMounted(f"share {name}", problem, "mount it with remotefs_share and run the task again")
+
+
+def _check_local_directory(path: str, real: str) -> None:
+    if os.path.isdir(real):
+        return
+    if os.path.lexists(real):
+        raise InvalidParameter(f"share {path}", "it is not a directory", "name a directory or the source of a mounted share")
+    raise ShareNotMounted(f"share {path}", "the directory does not exist", "create it with remotefs_share (fstype directory) or mount the share")
+
+
+def describe(mount: tables.Mount, mounts: tuple[tables.Mount, ...], path: str, source: str | None, mount_base: str = MOUNT_BASE) -> model.Share:
+    """The share value of directory ``path`` on ``mount``; ``source`` is the user's name for it, None where the mount table decides."""
+    row = types.by_kernel_type(mount.fstype)
+    if row is None:
+        bound = source is None and is_bind(mount)
+        name = types.by_name("bind" if bound else "directory")
+        return model.Share((tables.origin(mounts, mount) if bound else None) or path, path, name.name, public_options(mount, name) if bound else "", mount_base)
+    return model.Share(
+        source=source or mount.source,
+        path=path,
+        fstype=row.name,
+        options=public_options(mount, row),
+        mount_base=mount_base,
+        keeps_modes=row.keeps_modes,
+        locks_visible=row.locks_visible(mount.options),
+        locks_readable=row.locks_readable(mount.options),
+    )
+
+
+def is_bind(mount: tables.Mount) -> bool:
+    """Whether it shows part of a local file system. Subvolumes of btrfs look alike and are none."""
+    return mount.root != "/" and mount.fstype != "btrfs" and types.by_kernel_type(mount.fstype) is None
+
+
+def public_options(mount: tables.Mount, row: types.FileSystem) -> str:
+    """The effective options, without secrets and without what is true of this host or this mount alone."""
+    options = mount.mount_options if row.name == "bind" else mount.options
+    return ",".join(option for option in options if option.split("=", 1)[0] not in _SECRETS + row.local_options)

@@ -1,0 +1,314 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The two tables of mounts: the kernel's (mountinfo) and the administrator's (fstab). Parsing is pure; see the last section for files."""
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+
+from ..errors import InvalidParameter, ToolFailed, from_os_error
+
+MOUNTINFO = "/proc/self/mountinfo"
+FSTAB = "/etc/fstab"
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+_TO_ESCAPE = re.compile(r"[ \t\n\\#]")
+
+
+def unescape(text: str) -> str:
+    """Undo the kernel's and fstab's octal escapes (``\\040`` is a space)."""
+    return _ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), text)
+
+
+def escape(text: str) -> str:
+    return _TO_ESCAPE.sub(lambda match: f"\\{ord(match.group(0)):03o}", text)
+
+
+def split_options(text: str) -> tuple[str, ...]:
+    """The options of a comma-separated list; a comma inside double quotes does not separate (SELinux contexts have some)."""
+    return tuple(option for option in re.findall(r'(?:[^,"]|"[^"]*"?)+', text) if option.strip())
+
+
+# --- the kernel's table
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo."""
+
+    id: int
+    parent: int
+    device: str  # major:minor
+    root: str  # which directory of the file system is mounted; not "/" for most bind mounts
+    path: str
+    fstype: str
+    source: str
+    mount_options: tuple[str, ...]
+    super_options: tuple[str, ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The effective options: those of the mount, then those of its file system. Read-only wins on either."""
+        options = self.mount_options + tuple(option for option in self.super_options if option not in ("rw", "ro") + self.mount_options)
+        if "ro" in self.super_options:
+            options = tuple("ro" if option == "rw" else option for option in options)
+        return options
+
+
+def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+    """The kernel's mounts in its order. A line of another shape is passed over: newer kernels may add some."""
+    mounts = []
+    for line in text.split("\n"):
+        fields = line.split(" ")
+        if "-" not in fields[6:]:
+            continue
+        end = fields.index("-", 6)
+        if len(fields) < end + 4 or not fields[0].isdigit() or not fields[1].isdigit():
+            continue
+        mounts.append(
+            Mount(
+                id=int(fields[0]),
+                parent=int(fields[1]),
+                device=fields[2],
+                root=unescape(fields[3]),
+                path=unescape(fields[4]),
+                fstype=fields[end + 1],
+                source=unescape(fields[end + 2]),
+                mount_options=split_options(fields[5]),
+                super_options=tuple(unescape(option) for option in split_options(fields[end + 3])),
+            )
+        )
+    return tuple(mounts)
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Whether ``path`` is ``directory`` or lies beneath it, by name only."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def enclosing(mounts: tuple[Mount, ...], path: str) -> Mount | None:
+    """The mount that ``path`` (absolute, without links) lies on, found as the kernel walks: what is mounted over hides what is beneath."""
+    identities = {mount.id for mount in mounts}
+    roots = [mount for mount in mounts if mount.parent not in identities or mount.parent == mount.id]
+    current = _nearest([mount for mount in roots if is_within(path, mount.path)])
+    seen = set()
+    while current is not None and current.id not in seen:
+        seen.add(current.id)
+        inner = _nearest([mount for mount in mounts if mount.parent == current.id and mount.id not in seen and is_within(path, mount.path)])
+        if inner is None:
+            break
+        current = inner
+    return current
+
+
+def _nearest(mounts: list[Mount]) -> Mount | None:
+    """The one that a walk from the root meets first."""
+    return min(mounts, key=lambda mount: len(mount.path)) if mounts else None
+
+
+def mounted_at(mounts: tuple[Mount, ...], path: str) -> Mount | None:
+    """What is mounted exactly at ``path`` and visible there. An automount trigger is nothing yet."""
+    mount = enclosing(mounts, path)
+    return mount if mount is not None and mount.path == path and mount.fstype != "autofs" else None
+
+
+def origin(mounts: tuple[Mount, ...], mount: Mount) -> str | None:
+    """The directory that a bind mount shows, where another mount of its file system reaches it; None if none does."""
+    for other in mounts:
+        if other.id != mount.id and other.device == mount.device and is_within(mount.root, other.root):
+            below = mount.root[len(other.root.rstrip("/")):].strip("/")
+            candidate = os.path.join(other.path, below) if below else other.path
+            if candidate != mount.path and enclosing(mounts, candidate) == other:
+                return candidate
+    return None
+
+
+def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
+    """Whether ``mount`` is a bind mount of ``directory`` (without links): the same file system and the same place in it."""
+    under = enclosing(mounts, directory)
+    if under is None or under.device != mount.device:
+        return False
+    below = directory[len(under.path.rstrip("/")):].strip("/")
+    return os.path.join(under.root, below).rstrip("/") == mount.root.rstrip("/")
+
+
+# --- the administrator's table
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One mount of fstab."""
+
+    source: str
+    path: str
+    fstype: str
+    options: tuple[str, ...] = ("defaults",)
+    dump: str = "0"
+    passno: str = "0"
+
+
+def parse_entry(line: str) -> Entry | None:
+    """The mount that a line of fstab describes; None for a comment, a blank line or one that mount(8) would not read."""
+    fields = line.split()
+    if len(fields) < 3 or fields[0].startswith("#"):
+        return None
+    path = unescape(fields[1])
+    return Entry(
+        source=unescape(fields[0]),
+        path=path.rstrip("/") or "/" if path.startswith("/") else path,
+        fstype=fields[2],
+        options=tuple(unescape(option) for option in split_options(fields[3])) if len(fields) > 3 else ("defaults",),
+        dump=fields[4] if len(fields) > 4 else "0",
+        passno=fields[5] if len(fields) > 5 else "0",
+    )
+
+
+def parse_fstab(text: str) -> tuple[Entry, ...]:
+    return tuple(entry for entry in map(parse_entry, text.split("\n")) if entry is not None)
+
+
+def render_entry(entry: Entry) -> str:
+    options = ",".join(escape(option) for option in entry.options) or "defaults"
+    return f"{escape(entry.source)} {escape(entry.path)} {entry.fstype} {options} {entry.dump} {entry.passno}"
+
+
+def edit_fstab(text: str, path: str, entry: Entry | None) -> str:
+    """``text`` with ``entry`` as the only line that mounts at ``path`` (None: with no such line). Every other byte stays.
+
+    A line that says the same already is not touched, whatever its spacing; a new one goes to the end.
+    """
+    lines = text.split("\n")
+    kept, placed = [], False
+    for line in lines:
+        found = parse_entry(line)
+        if found is None or found.path != path:
+            kept.append(line)
+        elif entry is not None and not placed:
+            kept.append(line if found == entry else render_entry(entry))
+            placed = True
+    if entry is not None and not placed:
+        if kept[-1] == "":
+            kept.pop()
+        kept += [render_entry(entry), ""]
+    return "\n".join(kept)
+
+
+# --- files
+
+
+def read_mounts(path: str = MOUNTINFO) -> tuple[Mount, ...]:
+    """The kernel's mounts as they are now."""
+    return parse_mountinfo(_read(path))
+
+
+def read_fstab(path: str = FSTAB) -> str:
+    """The text of fstab, empty if there is none.
+
+    :raises InvalidParameter: it is not a plain file. :raises StorageError: it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        if os.path.islink(path):
+            raise _not_plain(path, "a symbolic link") from error
+        raise from_os_error(error, f"fstab {path}") from error
+    with os.fdopen(descriptor, "rb") as stream:
+        if not os.path.isfile(f"/proc/self/fd/{descriptor}"):
+            raise _not_plain(path, "not a plain file")
+        return os.fsdecode(stream.read())
+
+
+def _not_plain(path: str, what: str) -> InvalidParameter:
+    return InvalidParameter(f"fstab {path}", f"it is {what}, which is not followed", "name the file itself in fstab")
+
+
+def _read(path: str) -> str:
+    with open(path, "rb") as stream:
+        return os.fsdecode(stream.read())
+
+
+def change_fstab(path: str, mountpoint: str, entry: Entry | None) -> None:
+    """Make :func:`edit_fstab` on the file ``path``: read and replaced under a lock of its directory, durable when this returns.
+
+    :raises StorageError: it cannot be written; it is unchanged then.
+    """
+    import fcntl
+
+    directory = os.path.dirname(path) or "/"
+    try:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, f"fstab {path}") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        text = read_fstab(path)
+        changed = edit_fstab(text, mountpoint, entry)
+        if changed != text:
+            replace_file(path, os.fsencode(changed))
+    finally:
+        os.close(folder)
+
+
+def replace_file(path: str, content: bytes, mode: int = 0o644) -> None:
+    """Replace a file whole and durably: temporary file beside it, fsync, rename, fsync of the directory.
+
+    Mode, owner and label of the old file stay; ``mode`` is for a new one. Nothing is followed.
+
+    :raises StorageError: the old file stays as it is.
+    """
+    import tempfile
+
+    directory = os.path.dirname(path)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", dir=directory)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            _take_attributes(descriptor, path, mode)
+            stream.flush()
+            os.fsync(descriptor)
+        os.rename(temporary, path)
+        sync_directory(directory)
+    except OSError as error:
+        _discard(temporary)
+        if error.errno == errno.EBUSY:  # containers mount such files singly
+            raise ToolFailed(path, "it is a mount point of its own and cannot be replaced as a whole", "name another fstab, or set persist: false") from error
+        raise from_os_error(error, path) from error
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def _take_attributes(descriptor: int, path: str, mode: int) -> None:
+    try:
+        old = os.lstat(path)
+    except FileNotFoundError:
+        os.fchmod(descriptor, mode)
+        return
+    os.fchown(descriptor, old.st_uid, old.st_gid)
+    os.fchmod(descriptor, old.st_mode & 0o7777)
+    try:
+        os.setxattr(descriptor, "security.selinux", os.getxattr(path, "security.selinux", follow_symlinks=False))
+    except OSError:
+        pass  # no SELinux here
+
+
+def _discard(temporary: str) -> None:
+    try:
+        os.unlink(temporary)
+    except OSError:
+        pass
+
+
+def sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
