@@ -66,6 +66,11 @@ def check_snapshot_name(volume: str, name: str) -> str:
     return name
 
 
+def info_name(volume: str) -> str:
+    """The file that records a volume's snapshots, shared with OpenStack Cinder's remotefs drivers."""
+    return volume + ".info"
+
+
 def _check_name(kind: str, name: str, composed: str) -> None:
     if not isinstance(name, str) or not _NAME.match(name):
         raise InvalidName(

@@ -1,0 +1,180 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Deleting snapshots: which files merge into which.
+
+Files are numbered from the base f0 to the active image fn; the point Pk is what fk shows. The overlay of snapshot S is a
+file fk, and S is the point P(k-1). Deleting S drops that point: fk and its **backing** file become one. Adjacent dropped
+points form one group fi…fj that becomes a single file with the content of Pj; one of them, the pivot p, stays:
+
+1. commit fj (and all layers down to p) into fp,   where p < j
+2. pull what lies below into fp and put it on f(i-1), where p > i
+3. repoint the child f(j+1) to fp
+4. write ``.info``, 5. unlink the others.
+
+At every instant Pj and all points outside the group show what they showed before.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Iterable
+
+from ..errors import HasDependents
+from ..model import Image, Snapshot, Volume, info_name
+from . import cost
+from .plan import Plan, healing, require_known_formats
+from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, WriteInfo
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Files that become one, bottom first; ``below`` and ``child`` are what stands under and on them."""
+
+    files: tuple[Image, ...]
+    below: Image | None
+    child: Image | None
+
+
+def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocations) -> Plan:
+    """Drop the points of the snapshots ``names`` in one plan; names that do not exist are no change.
+
+    :param known: allocated clusters by file, for choosing pivots and estimating bytes; files may be missing.
+    :raises HasDependents: a linked clone rests on a file that would change or go.
+    """
+    doomed = [snapshot for snapshot in volume.snapshots if snapshot.name in set(names)]
+    if not doomed:
+        return Plan("delete_snapshot", volume.name, (), volume, volume)
+    require_known_formats(volume)
+    steps, current = healing(volume)
+    all_steps = list(steps)
+    garbage: list[str] = []
+    remaining = tuple(snapshot for snapshot in volume.snapshots if snapshot not in doomed)
+    kept_overlays = {snapshot.file for snapshot in remaining}
+    dropped = [snapshot.file for snapshot in doomed if snapshot.file not in kept_overlays]
+    while dropped:
+        group = _next_group(current, dropped)
+        merged, pivot = _merge(group, known)
+        all_steps += merged
+        gone = [image.file for image in group.files if image.file != pivot.file]
+        garbage += gone
+        dropped = [file for file in dropped if file not in [image.file for image in group.files]]
+        remaining = _follow(remaining, group, pivot)
+        current = _after_merge(current, group, pivot)
+    _refuse_dependents(volume, all_steps, garbage)
+    after = replace(current, snapshots=remaining, info=True, adopted=True, pending=None)
+    all_steps.append(WriteInfo(info_name(volume.name), after.active.file, tuple((snapshot.name, snapshot.file) for snapshot in remaining)))
+    all_steps += [Unlink(file) for file in garbage]
+    return Plan("delete_snapshot", volume.name, tuple(all_steps), volume, after, intent=True)
+
+
+def _next_group(volume: Volume, dropped: list[str]) -> _Group:
+    """The lowest run of files whose points go: overlays of doomed snapshots, and the file under the lowest of them."""
+    bottom_up = tuple(reversed(volume.chain))
+    first = min(index for index, image in enumerate(bottom_up) if image.file in dropped) - 1
+    last = first
+    while last + 1 < len(bottom_up) and bottom_up[last + 1].file in dropped:
+        last += 1
+    below = bottom_up[first - 1] if first else None
+    child = bottom_up[last + 1] if last + 1 < len(bottom_up) else None
+    return _Group(bottom_up[first:last + 1], below, child)
+
+
+def _merge(group: _Group, known: cost.Allocations) -> tuple[list[Step], Image]:
+    """Steps that leave the group's top point in the pivot, and the pivot as it is then."""
+    files = group.files
+    if group.below is None and files[0].format == "raw":
+        steps, pivot = _commit_into_raw(files, known)
+    else:
+        steps, pivot = _commit_and_pull(group, _pivot(group, known), known)
+    if group.child is not None and group.child.backing_file != pivot.file:
+        steps.append(Repoint(group.child.file, pivot.file, str(pivot.format)))
+    return steps, pivot
+
+
+def _pivot(group: _Group, known: cost.Allocations) -> int:
+    """Index of the file that stays: most visible clusters wins, the lowest one where that is unknown or equal.
+
+    A commit into p is only right where no file from p to the top is shorter than one beneath it: what a longer file holds
+    beyond the end of a shorter one would come back to light. The top itself, which only pulls, is always possible.
+    A base stays where it can, so that the volume keeps its base file.
+    """
+    sizes = [image.size for image in group.files]
+    top = len(sizes) - 1
+    possible = [index for index in range(top + 1) if all(sizes[k] <= sizes[k + 1] for k in range(index, top))]
+    if group.below is None:
+        return possible[0] if possible[0] == 0 else top
+    visible = [_visible(group.files, index, known) for index in possible]
+    if any(value is None for value in visible):
+        return possible[0]
+    best = max(value or 0 for value in visible)
+    return next(index for index, value in zip(possible, visible) if value == best)
+
+
+def _visible(files: tuple[Image, ...], index: int, known: cost.Allocations) -> int | None:
+    return cost.moved([files[index].file], [image.file for image in files[index + 1:]], known)
+
+
+def _commit_and_pull(group: _Group, index: int, known: cost.Allocations) -> tuple[list[Step], Image]:
+    files = group.files
+    pivot, above, under = files[index], files[index + 1:], files[:index]
+    steps: list[Step] = []
+    if not _nothing_to_commit(pivot, above):
+        moved = cost.moved([image.file for image in above], [], known)
+        steps.append(Commit(files[-1].file, pivot.file, str(pivot.format), moved))
+        pivot = replace(pivot, size=max(pivot.size, files[-1].size), empty=False)
+    if under:
+        staying = [image.file for image in files[index:]]
+        below = group.below
+        steps.append(Pull(pivot.file, below.file if below else None, below.format if below else None, cost.moved([image.file for image in under], staying, known)))
+        pivot = replace(pivot, backing_file=below.file if below else None, backing_format=below.format if below else None, empty=False)
+    return steps, pivot
+
+
+def _commit_into_raw(files: tuple[Image, ...], known: cost.Allocations) -> tuple[list[Step], Image]:
+    """A raw base can only receive. Where an overlay is shorter than what lies beneath it, everything up to that point is
+    committed first and the base is cut to the overlay's size: beyond it the overlay shows zeros."""
+    base = files[0]
+    steps: list[Step] = []
+    waiting: list[Image] = []
+    for image in files[1:]:
+        if image.size < (waiting[-1] if waiting else base).size:
+            _commit_waiting(base, waiting, steps, known)
+            waiting = []
+            steps.append(Truncate(base.file, image.size))
+            base = replace(base, size=image.size)
+        waiting.append(image)
+    return steps, _commit_waiting(base, waiting, steps, known)
+
+
+def _commit_waiting(base: Image, waiting: list[Image], steps: list[Step], known: cost.Allocations) -> Image:
+    if not waiting or _nothing_to_commit(base, tuple(waiting)):
+        return base
+    steps.append(Commit(waiting[-1].file, base.file, str(base.format), cost.moved([image.file for image in waiting], [], known)))
+    return replace(base, size=max(base.size, waiting[-1].size), empty=False)
+
+
+def _nothing_to_commit(pivot: Image, above: tuple[Image, ...]) -> bool:
+    """Empty overlays of the same size add nothing to what the pivot shows."""
+    return all(image.empty and image.size == pivot.size for image in above)
+
+
+def _follow(snapshots: tuple[Snapshot, ...], group: _Group, pivot: Image) -> tuple[Snapshot, ...]:
+    """A snapshot that remains and whose overlay was the group's lowest file now belongs to the pivot."""
+    lowest = group.files[0].file
+    return tuple(replace(snapshot, file=pivot.file) if snapshot.file == lowest else snapshot for snapshot in snapshots)
+
+
+def _after_merge(volume: Volume, group: _Group, pivot: Image) -> Volume:
+    changes: dict[str, Image | None] = {image.file: None for image in group.files}
+    changes[pivot.file] = pivot
+    if group.child is not None:
+        changes[group.child.file] = replace(group.child, backing_file=pivot.file, backing_format=pivot.format)
+    return volume.with_images(**changes)
+
+
+def _refuse_dependents(volume: Volume, steps: list[Step], garbage: list[str]) -> None:
+    altered = set(garbage) | {step.into for step in steps if isinstance(step, Commit)} | {step.file for step in steps if isinstance(step, Truncate)}
+    blocked = sorted({(clone, file) for clone, file in volume.dependents if file in altered})
+    if blocked:
+        names = ", ".join(f"{clone} (on {file})" for clone, file in blocked)
+        raise HasDependents(f"volume {volume.name}", f"linked clones rest on files that would change: {names}", "delete or flatten those clones first")

@@ -1,0 +1,66 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A plan: what an operation will do to one volume, and what will be there afterwards."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..errors import UnsafeImage
+from ..model import Volume
+from .steps import Repoint, Step, Unlink, WriteInfo
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order, and the volume before and after them (None: there is none).
+
+    ``intent`` says that the steps only make sense together: the executor records them durably before the first one.
+    """
+
+    operation: str
+    volume: str
+    steps: tuple[Step, ...]
+    before: Volume | None
+    after: Volume | None
+    intent: bool = False
+
+    def __post_init__(self) -> None:
+        """Nothing is unlinked before what replaces it is recorded."""
+        kinds = [type(step) for step in self.steps]
+        if self.after is not None and Unlink in kinds and WriteInfo not in kinds[: kinds.index(Unlink)]:
+            raise ValueError("a plan that unlinks must write .info first")
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.steps)
+
+    @property
+    def actions(self) -> list[dict]:
+        return [step.describe() for step in self.steps]
+
+    def touched(self) -> tuple[str, ...]:
+        """Files of the present chain that the steps write or remove."""
+        chain = self.before.files if self.before else ()
+        wanted = {file for step in self.steps for file in step.touches()}
+        return tuple(file for file in chain if file in wanted)
+
+
+def require_known_formats(volume: Volume) -> None:
+    """:raises UnsafeImage: a file's format is recorded nowhere, so that nothing may be built on it."""
+    for image in volume.chain:
+        if image.format is None:
+            raise UnsafeImage(
+                f"volume {volume.name}", f"the format of {image.file} is recorded nowhere and is never guessed", "adopt it with remotefs_volume, saying its format"
+            )
+
+
+def healing(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
+    """Steps that make absolute backing names relative, and the volume after them."""
+    steps: list[Step] = []
+    for image in volume.chain:
+        if image.absolute and image.backing_file:
+            below = volume.image(image.backing_file)
+            steps.append(Repoint(image.file, below.file, str(below.format)))
+            volume = volume.with_images(**{image.file: replace(image, absolute=False, backing_format=below.format)})
+    return tuple(steps), volume

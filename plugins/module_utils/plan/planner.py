@@ -1,0 +1,209 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pure functions from what is there and what is wanted to a plan. Nothing here opens a file or starts a program."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, WouldShrink
+from ..model import Image, Snapshot, Volume, info_name
+from .plan import Plan, healing, require_known_formats
+from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteInfo, WriteRecord
+
+DEFAULT_MODE = 0o660
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a full clone is made from: a label for ``actions``, its size and the bytes that its chain holds."""
+
+    label: str
+    size: int
+    allocated: int
+
+
+@dataclass(frozen=True)
+class VolumeWish:
+    """What a playbook wants a volume to be. None means that the playbook says nothing of it; ``size`` is in bytes."""
+
+    name: str
+    size: int | None = None
+    format: str | None = None
+    preallocation: str = "off"
+    source: Source | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+
+
+@dataclass(frozen=True)
+class SnapshotWish:
+    """What a playbook wants a snapshot to be; description and labels are left alone where they are None."""
+
+    name: str
+    created: str | None = None
+    description: str | None = None
+    labels: dict | None = field(default=None)
+
+
+def create_volume(wish: VolumeWish) -> Plan:
+    """A volume that does not exist yet: empty, or a full clone of ``wish.source``.
+
+    :raises InvalidParameter: no size is given and no source has one, or the preallocation does not go with the format.
+    :raises WouldShrink: the clone would be smaller than its source.
+    """
+    subject = f"volume {wish.name}"
+    image_format = wish.format or "raw"
+    size = wish.size or (wish.source.size if wish.source else None)
+    if size is None:
+        raise InvalidParameter(subject, "it does not exist, and no size is given to create it with", "give size or source")
+    if wish.source and size < wish.source.size:
+        raise WouldShrink(subject, f"{size} bytes are less than the {wish.source.size} of its source", "ask for at least the source's size")
+    if image_format == "raw" and wish.preallocation == "metadata":
+        raise InvalidParameter(subject, "a raw image has no metadata to preallocate", "choose preallocation off, falloc or full, or format qcow2")
+    if wish.source and wish.preallocation != "off":
+        raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
+    make: Step = CreateImage(wish.name, image_format, size, wish.preallocation)
+    if wish.source:
+        make = CopyImage(wish.name, image_format, size, wish.source.label, bytes=wish.source.allocated)
+    image = Image(wish.name, image_format, size, mode=wish.mode if wish.mode is not None else DEFAULT_MODE)
+    after = Volume(wish.name, (image,), adopted=True)
+    return Plan("create_volume", wish.name, (WriteRecord(wish.name), make), None, after)
+
+
+def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
+    """A volume that exists: adopt it, heal absolute names, grow it, set what is asked of its ownership.
+
+    :raises InvalidParameter: a lone file's format is recorded nowhere and not said.
+    :raises Conflict: another format than asked. :raises WouldShrink: it is larger than asked.
+    """
+    subject = f"volume {volume.name}"
+    if volume.base.format is None:
+        raise InvalidParameter(subject, f"the format of {volume.base.file} is recorded nowhere and is never guessed", "say its format: raw or qcow2")
+    if wish.format and wish.format != volume.base.format:
+        raise Conflict(subject, f"its base file is {volume.base.format}, not {wish.format}", "ask for the format it has, or clone it into a new volume of the other format")
+    if wish.size is not None and wish.size < volume.size:
+        raise WouldShrink(subject, f"it has {volume.size} bytes and is never shrunk to {wish.size}", f"ask for at least {volume.size}")
+    heal, after = healing(volume)
+    steps: list[Step] = [] if volume.adopted else [WriteRecord(volume.name)]
+    steps += heal
+    if wish.size is not None and wish.size > volume.size:
+        grow, after = _grow(after, wish.size)
+        steps.append(grow)
+    steps += _attributes(volume, wish)
+    return Plan("present", volume.name, tuple(steps), volume, replace(after, adopted=True))
+
+
+def _grow(volume: Volume, size: int) -> tuple[Step, Volume]:
+    active = volume.active
+    longer_below = any(image.size > active.size for image in volume.chain[1:])
+    step = Grow(active.file, str(active.format), size, zero=longer_below)
+    return step, volume.with_images(**{active.file: replace(active, size=size)})
+
+
+def _attributes(volume: Volume, wish: VolumeWish) -> list[Step]:
+    """One step for each file of the chain that has not the asked owner, group or mode."""
+    steps: list[Step] = []
+    for image in volume.chain:
+        uid = wish.uid if wish.uid is not None and wish.uid != image.uid else None
+        gid = wish.gid if wish.gid is not None and wish.gid != image.gid else None
+        mode = wish.mode if wish.mode is not None and wish.mode != image.mode else None
+        if (uid, gid, mode) != (None, None, None):
+            steps.append(SetAttributes(image.file, uid, gid, mode))
+    return steps
+
+
+def delete_volume(volume: Volume, cascade: bool) -> Plan:
+    """Remove all files of a volume, the active image first.
+
+    :raises HasSnapshots: it has snapshots and ``cascade`` is false. :raises HasDependents: linked clones rest on it.
+    """
+    subject = f"volume {volume.name}"
+    if volume.snapshots and not cascade:
+        names = ", ".join(snapshot.name for snapshot in volume.snapshots)
+        raise HasSnapshots(subject, f"it still has snapshots ({names})", "delete them first or say cascade: true")
+    if volume.dependents:
+        names = ", ".join(sorted({clone for clone, _file in volume.dependents}))
+        raise HasDependents(subject, f"linked clones rest on it: {names}", "delete or flatten those clones first")
+    files = list(volume.files) + ([info_name(volume.name)] if volume.info else [])
+    return Plan("delete_volume", volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1)
+
+
+def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
+    """Take a snapshot: a new overlay becomes the active image. Where it exists, only what is said of it is updated."""
+    if volume.has_snapshot(wish.name):
+        return _describe_snapshot(volume, wish)
+    require_known_formats(volume)
+    heal, current = healing(volume)
+    active = current.active
+    file = overlay_name(volume, wish.name)
+    overlay = Image(file, "qcow2", active.size, backing_file=active.file, backing_format=active.format, empty=True, mode=active.mode, uid=active.uid, gid=active.gid)
+    snapshot = Snapshot(wish.name, file, wish.created, wish.description or "", dict(wish.labels or {}))
+    after = replace(current, chain=(overlay,) + current.chain, snapshots=current.snapshots + (snapshot,), info=True, adopted=True)
+    steps = heal + (CreateOverlay(file, active.file, str(active.format), active.size), write_info(after))
+    return Plan("create_snapshot", volume.name, steps, volume, after, intent=True)
+
+
+def _describe_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
+    present = volume.snapshot(wish.name)
+    wanted = replace(
+        present,
+        description=present.description if wish.description is None else wish.description,
+        labels=present.labels if wish.labels is None else dict(wish.labels),
+    )
+    if wanted == present:
+        return Plan("create_snapshot", volume.name, (), volume, volume)
+    after = replace(volume, snapshots=tuple(wanted if snapshot == present else snapshot for snapshot in volume.snapshots))
+    return Plan("create_snapshot", volume.name, (WriteRecord(volume.name),), volume, after)
+
+
+def overlay_name(volume: Volume, snapshot: str) -> str:
+    """``NAME.SNAPSHOT``; numbered where a file of the volume's own chain has that name since an earlier merge."""
+    plain = f"{volume.name}.{snapshot}"
+    taken = {file.lower() for file in volume.files}
+    if plain.lower() not in taken:
+        return plain
+    return next(f"{plain}.{number}" for number in range(1, len(taken) + 2) if f"{plain}.{number}".lower() not in taken)
+
+
+def write_info(volume: Volume) -> WriteInfo:
+    return WriteInfo(info_name(volume.name), volume.active.file, tuple((snapshot.name, snapshot.file) for snapshot in volume.snapshots))
+
+
+def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
+    """Make the volume's content that of snapshot ``name``; its size is kept.
+
+    An empty overlay takes the place of the active image in one rename. It stands on the snapshot's point at once, so that
+    no instant shows a mixture; overlays in between (newer snapshots) go afterwards.
+
+    :raises HasNewerSnapshots: newer ones exist and ``discard_newer`` is false.
+    :raises HasDependents: a linked clone rests on a newer point.
+    """
+    point = volume.point_file(name)
+    overlay = volume.snapshot(name).file
+    depth = volume.files.index(overlay)
+    newer = tuple(snapshot for snapshot in volume.snapshots if volume.files.index(snapshot.file) < depth)
+    if newer and not discard_newer:
+        names = ", ".join(snapshot.name for snapshot in newer)
+        raise HasNewerSnapshots(f"snapshot {name} of volume {volume.name}", f"newer snapshots would be lost: {names}", "delete them first or say discard_newer: true")
+    if depth == 0 and volume.active.empty:
+        return Plan("revert", volume.name, (), volume, volume)
+    require_known_formats(volume)
+    _refuse_losing_clones(volume, depth)
+    heal, current = healing(volume)
+    active, below = current.active, current.image(point)
+    fresh = replace(active, backing_file=point, backing_format=below.format, empty=True)
+    kept = tuple(replace(snapshot, file=active.file) if snapshot.file == overlay else snapshot for snapshot in volume.snapshots if snapshot not in newer)
+    after = replace(current, chain=(fresh,) + current.view(point), snapshots=kept, adopted=True)
+    steps: list[Step] = list(heal) + [ReplaceOverlay(active.file, point, str(below.format), active.size)]
+    if depth:
+        steps += [write_info(after)] + [Unlink(file) for file in volume.files[1:depth + 1]]
+    return Plan("revert", volume.name, tuple(steps), volume, after, intent=depth > 0)
+
+
+def _refuse_losing_clones(volume: Volume, depth: int) -> None:
+    doomed = set(volume.files[: depth + 1])
+    names = sorted({clone for clone, file in volume.dependents if file in doomed})
+    if names:
+        raise HasDependents(f"volume {volume.name}", f"linked clones rest on what would be discarded: {', '.join(names)}", "delete or flatten those clones first")

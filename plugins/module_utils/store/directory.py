@@ -1,0 +1,303 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Access to the files of a share: relative to an opened directory, following no link, durable where it says so.
+
+The share is not trusted. Every open refuses symbolic links, devices, FIFOs and directories; every write refuses files
+that have a second name. This is the only place where a file on a share is opened, created, renamed or unlinked.
+
+"Durable" means: temporary file, fsync, rename or link, fsync of the directory.
+"""
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+
+from ..errors import Conflict, ShareNotWritable, StorageError, UnsafeImage, from_os_error
+from ..model import Share
+
+PRIVATE = ".remotefs"
+_SUBDIRECTORIES = ("volumes", "locks", "tmp", "groups")
+_SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
+_NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_TEMPORARY_MARK = "~"  # not in the alphabet of names: no volume's file can look like a temporary one
+
+
+def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeImage(subject, "it is a link, device or directory where a regular file should be", "find out who put it there and remove it")
+    return status
+
+
+class Directory:
+    """One opened directory of a share."""
+
+    def __init__(self, fd: int, label: str) -> None:
+        self.fd = fd
+        self.label = label
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def subject(self, name: str) -> str:
+        return f"file {name} on {self.label}"
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.fd))
+
+    def status(self, name: str) -> os.stat_result | None:
+        """lstat of a regular file; None where nothing has that name.
+
+        :raises UnsafeImage: something else than a regular file has it.
+        """
+        try:
+            return _checked_stat(self.fd, name, self.subject(name))
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str, write: bool = False) -> int:
+        """Open an existing regular file.
+
+        :raises UnsafeImage: it is a link or a device, or has several names (hard links) and is to be written.
+        :raises FileNotFoundError: nothing has that name.
+        """
+        _checked_stat(self.fd, name, self.subject(name))  # before the open: opening a device can already act
+        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+        try:
+            fd = os.open(name, flags, dir_fd=self.fd)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise UnsafeImage(self.subject(name), "it was exchanged for a link or device", "find out who changes the share") from error
+            raise from_os_error(error, self.subject(name)) from error
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink > 1):
+            os.close(fd)
+            raise UnsafeImage(self.subject(name), "it has another name somewhere (a hard link), so writing it could change a foreign file", "copy the file and remove the link")
+        return fd
+
+    @contextmanager
+    def opened(self, name: str, write: bool = False):
+        fd = self.open(name, write)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def read_small(self, name: str) -> bytes | None:
+        """The content of a record; None where it does not exist.
+
+        :raises UnsafeImage: it is larger than any record can be.
+        """
+        try:
+            with self.opened(name) as fd:
+                data = os.read(fd, _SMALL_FILE + 1)
+        except FileNotFoundError:
+            return None
+        if len(data) > _SMALL_FILE:
+            raise UnsafeImage(self.subject(name), "it is too large for a record", "see docs/worst-day.md for how to rebuild it")
+        return data
+
+    def unlink(self, name: str) -> bool:
+        """Remove a name; false where it was gone already."""
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def sync(self) -> None:
+        os.fsync(self.fd)
+
+
+class ShareDirectory:
+    """The directory of a share, with the private ``.remotefs`` beside the volumes."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.root = Directory(-1, share.label)
+        self._private: dict[str, Directory] = {}
+        self.refresh()
+
+    def __enter__(self) -> ShareDirectory:
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for directory in list(self._private.values()) + [self.root]:
+            directory.close()
+        self._private = {}
+
+    def refresh(self) -> None:
+        """Open the directories anew. After taking a lock this is what makes another host's new files visible (NFS keeps
+        a remembered absence for half a minute, a fresh open revalidates it)."""
+        self.close()
+        try:
+            fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise from_os_error(error, f"share {self.share.label}") from error
+        self.root = Directory(fd, self.share.label)
+
+    def private(self, name: str, create: bool = False) -> Directory | None:
+        """``.remotefs/NAME``; None where it does not exist and is not to be created."""
+        if name in self._private:
+            return self._private[name]
+        top = self._subdirectory(self.root.fd, PRIVATE, create)
+        if top is None:
+            return None
+        try:
+            fd = self._subdirectory(top, name, create)
+        finally:
+            os.close(top)
+        if fd is None:
+            return None
+        self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})")
+        return self._private[name]
+
+    def make_private(self, name: str) -> Directory:
+        directory = self.private(name, create=True)
+        assert directory is not None
+        return directory
+
+    def _subdirectory(self, parent: int, name: str, create: bool) -> int | None:
+        subject = f"directory {name} on {self.share.label}"
+        remedy = f"remove what stands at {PRIVATE} on the share if it is not this collection's"
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        if create:
+            try:
+                os.mkdir(name, 0o700, dir_fd=parent)
+                os.fsync(parent)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise from_os_error(error, subject) from error
+        try:
+            fd = os.open(name, flags, dir_fd=parent)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise UnsafeImage(subject, "it is not a directory of ours but a link or a file", remedy) from error
+            raise from_os_error(error, subject) from error
+        if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
+            os.close(fd)
+            raise UnsafeImage(subject, "everybody may write to it", f"check its content and set its mode to 0700; {remedy}")
+        return fd
+
+    # -- temporary files and how they get their names ------------------------------------------------------------
+
+    def create_temporary(self, volume: str, mode: int = 0o600) -> tuple[int, str]:
+        """A new file that no name of a volume leads to yet: (descriptor, temporary name)."""
+        directory = self.make_private("tmp")
+        name = f"{volume}{_TEMPORARY_MARK}{os.urandom(6).hex()}"
+        try:
+            return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory.fd), name
+        except OSError as error:
+            raise from_os_error(error, f"share {self.share.label}") from error
+
+    def discard_temporary(self, name: str) -> None:
+        self.make_private("tmp").unlink(name)
+
+    def leftovers(self, volume: str) -> list[str]:
+        """Temporary files that an interrupted task on ``volume`` left. Only meaningful under the volume's lock."""
+        directory = self.private("tmp")
+        prefix = volume + _TEMPORARY_MARK
+        return [name for name in directory.names() if name.startswith(prefix)] if directory else []
+
+    def publish(self, temporary: str, name: str) -> None:
+        """Give a synced temporary file its name, provided that nothing has it. Durable.
+
+        :raises Conflict: the name is taken, by whatever it is.
+        """
+        source = self.make_private("tmp")
+        try:
+            os.link(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd, follow_symlinks=False)
+            source.unlink(temporary)
+        except FileExistsError as error:
+            raise self._taken(name) from error
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise from_os_error(error, self.root.subject(name)) from error
+            self._publish_by_rename(source, temporary, name)
+        self.root.sync()
+
+    def _publish_by_rename(self, source: Directory, temporary: str, name: str) -> None:
+        """For file systems without hard links: the volume's lock is what keeps others of us from taking the name."""
+        try:
+            os.lstat(name, dir_fd=self.root.fd)
+        except FileNotFoundError:
+            os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd)
+            return
+        raise self._taken(name)
+
+    def _taken(self, name: str) -> StorageError:
+        return Conflict(self.root.subject(name), "the name is taken by something else", "remove or rename it, or choose another name")
+
+    def replace(self, temporary: str, name: str) -> None:
+        """Let a synced temporary file take the place of ``name`` in one atomic, durable step."""
+        os.rename(temporary, name, src_dir_fd=self.make_private("tmp").fd, dst_dir_fd=self.root.fd)
+        self.root.sync()
+
+    def write_record(self, volume: str, directory: Directory, name: str, data: bytes, like: os.stat_result | None = None) -> None:
+        """Write a small file whole and durable, with owner and mode of ``like`` (0600 of ours where it is None)."""
+        fd, temporary = self.create_temporary(volume)
+        try:
+            try:
+                _write_all(fd, data)
+                if like is not None:
+                    copy_ownership(fd, like)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=self.make_private("tmp").fd, dst_dir_fd=directory.fd)
+            directory.sync()
+        except OSError as error:
+            self.discard_temporary(temporary)
+            raise from_os_error(error, directory.subject(name)) from error
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    offset = 0
+    while offset < len(data):
+        offset += os.pwrite(fd, data[offset:], offset)
+
+
+def copy_ownership(fd: int, like: os.stat_result) -> None:
+    """Give an opened file the owner, group and mode of another, so that whoever could open that one can open this.
+
+    :raises ShareNotWritable: the share refuses the owner, and the file would be out of its users' reach.
+    """
+    set_ownership(fd, like.st_uid, like.st_gid, stat.S_IMODE(like.st_mode))
+
+
+def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None) -> None:
+    """Set what is given and differs. :raises ShareNotWritable: the share refuses."""
+    mine = os.fstat(fd)
+    uid = mine.st_uid if uid is None else uid
+    gid = mine.st_gid if gid is None else gid
+    try:
+        if (mine.st_uid, mine.st_gid) != (uid, gid):
+            os.fchown(fd, uid, gid)
+        if mode is not None and stat.S_IMODE(mine.st_mode) != mode:
+            os.fchmod(fd, mode)
+    except OSError as error:
+        raise ShareNotWritable(
+            "file on the share", f"it cannot be given to uid {uid}, gid {gid} ({error.strerror})", "run the task as root or as the owner of the volume"
+        ) from error
+
+
+def copy_label(source: int, target: int) -> None:
+    """Copy the SELinux label between opened files; a file system without labels is no error."""
+    try:
+        label = os.getxattr(source, "security.selinux")
+        os.setxattr(target, "security.selinux", label)
+    except (OSError, AttributeError):
+        pass

@@ -1,0 +1,61 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether somebody has an image open: QEMU's own byte locks, asked about or held.
+
+QEMU (block/file-posix.c) locks byte 100+n for a permission that it uses and 200+n for one that it does not share, n being
+0 consistent read, 1 write, 2 write unchanged, 3 resize. A writer holds 101, every user that relies on the content 201.
+"""
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from ..errors import InUse
+from ..model import Share
+
+_OFD_GETLK, _OFD_SETLK = 36, 37  # <fcntl.h>; Python has names for them from 3.9 on
+_LOCK_BYTES = (101, 201)
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock where off_t is 64 bits wide
+
+
+def _request(kind: int, start: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, start, 1, 0)
+
+
+def hold(fd: int, file: str, label: str) -> None:
+    """Take the lock bytes of an image opened for writing; they are ours until the descriptor is closed or released.
+
+    Trying is the only probe that every file system answers rightly: NFSv3 answers the question (GETLK) wrongly.
+
+    :raises InUse: somebody on this host or another has the image open.
+    """
+    for byte in _LOCK_BYTES:
+        try:
+            fcntl.fcntl(fd, _OFD_SETLK, _request(fcntl.F_WRLCK, byte))
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            release(fd)
+            raise InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again") from error
+
+
+def release(fd: int) -> None:
+    for byte in _LOCK_BYTES:
+        fcntl.fcntl(fd, _OFD_SETLK, _request(fcntl.F_UNLCK, byte))
+
+
+def ask(fd: int, share: Share) -> bool | None:
+    """Whether somebody uses the image, without taking a lock. None where the file system cannot tell."""
+    if not share.locks_visible:
+        return None
+    for byte in _LOCK_BYTES:
+        try:
+            answer = fcntl.fcntl(fd, _OFD_GETLK, _request(fcntl.F_WRLCK, byte))
+        except OSError:
+            return None
+        if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
+            return True
+    return False if share.locks_readable else None

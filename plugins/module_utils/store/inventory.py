@@ -1,0 +1,270 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is on a share: volumes with their chains, made from ``.info``, our records and the headers.
+
+Formats are decided here and nowhere else, and never by looking at content: see :func:`_decide_format`.
+"""
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import dataclass
+
+from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
+from ..model import Image, Share, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
+from . import info_file, qcow2, records
+from .directory import ShareDirectory
+from .in_use import ask
+
+MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
+_READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
+_BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
+_WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A volume, and what it was read from."""
+
+    volume: Volume
+    info: info_file.Info | None
+    record: records.Record | None
+
+
+def observe(directory: ShareDirectory, name: str) -> Observed | None:
+    """The volume ``name`` as it stands; None where the share has no such volume.
+
+    Takes no lock. A read that fails while somebody changes the volume is repeated before it counts.
+
+    :raises StorageError: the volume cannot be read (chain_broken, unsafe_image, needs_recovery).
+    """
+    for attempt in range(_READ_AGAIN + 1):
+        before = _marks(directory, name)
+        try:
+            return _observe(directory, name)
+        except OSError as error:
+            failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}")
+        except StorageError as error:
+            failure = error
+        if attempt == _READ_AGAIN or (attempt > 0 and _marks(directory, name) == before):
+            raise failure
+        time.sleep(0.02 * (attempt + 1))
+        directory.refresh()
+    raise AssertionError("unreachable")
+
+
+def _marks(directory: ShareDirectory, name: str) -> tuple:
+    """What changes when a task works on the volume: identity of its ``.info`` and of its record."""
+    private = directory.private("volumes")
+    found = []
+    for place, file in ((directory.root, info_name(name)), (private, records.file_name(name))):
+        try:
+            status = os.stat(file, dir_fd=place.fd, follow_symlinks=False) if place else None
+        except OSError:
+            status = None
+        found.append((status.st_ino, status.st_mtime_ns) if status else None)
+    return tuple(found)
+
+
+def read_record(directory: ShareDirectory, name: str) -> records.Record | None:
+    private = directory.private("volumes")
+    return records.parse(name, private.read_small(records.file_name(name))) if private else None
+
+
+def read_info(directory: ShareDirectory, name: str) -> info_file.Info | None:
+    data = directory.root.read_small(info_name(name))
+    return None if data is None else info_file.parse(name, data)
+
+
+def _observe(directory: ShareDirectory, name: str) -> Observed | None:
+    record = read_record(directory, name)
+    info = read_info(directory, name)
+    active = info.active if info else name
+    if info is None and directory.root.status(name) is None:
+        return None
+    chain = walk(directory, name, active, info, record)
+    snapshots = _snapshots(name, chain, info, record)
+    pending = record.intent if record else None
+    return Observed(Volume(name, chain, snapshots, info is not None, _is_adopted(chain, record), pending), info, record)
+
+
+def _is_adopted(chain: tuple[Image, ...], record: records.Record | None) -> bool:
+    return record is not None and all(image.file in record.formats for image in chain)
+
+
+def walk(directory: ShareDirectory, name: str, active: str, info: info_file.Info | None, record: records.Record | None) -> tuple[Image, ...]:
+    """The chain from ``active`` down.
+
+    :raises ChainBroken: a file is missing, formats contradict each other, it loops or is absurdly long.
+    :raises UnsafeImage: a header is damaged or hostile, a backing name leads out of the share.
+    """
+    chain: list[Image] = []
+    file: str | None = active
+    said_above: str | None = None
+    while file is not None:
+        if any(image.file == file for image in chain) or len(chain) >= MAX_CHAIN:
+            raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", _WORST_DAY)
+        image_format = _decide_format(name, file, said_above, info, record)
+        try:
+            image = read_image(directory, file, image_format)
+        except FileNotFoundError as error:
+            raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", _WORST_DAY) from error
+        chain.append(image)
+        file, said_above = image.backing_file, image.backing_format
+    return tuple(chain)
+
+
+def _decide_format(name: str, file: str, said_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
+    """The one place where a format is decided.
+
+    In this order: our record; the format field of the header above; being an overlay in ``.info``. None where nothing
+    says it: a guest can write any header into a raw disk, so content never decides.
+    """
+    recorded = record.formats.get(file) if record else None
+    if recorded and said_above and recorded != said_above:
+        raise ChainBroken(f"volume {name}", f"{file} is recorded as {recorded}, but the header above calls it {said_above}", _WORST_DAY)
+    if recorded or said_above:
+        return recorded or said_above
+    is_overlay = info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
+    return "qcow2" if is_overlay else None
+
+
+def read_image(directory: ShareDirectory, file: str, image_format: str | None) -> Image:
+    """One file of a chain, read with the format that it is known to have."""
+    with directory.root.opened(file) as fd:
+        status = os.fstat(fd)
+        common = {
+            "file": file, "allocated": status.st_blocks * _BLOCK, "mode": stat.S_IMODE(status.st_mode), "uid": status.st_uid, "gid": status.st_gid,
+        }
+        if image_format != "qcow2":
+            return Image(format=image_format, size=round_to_sector(status.st_size), **common)
+        subject = directory.root.subject(file)
+        try:
+            header = qcow2.read_header(fd)
+            empty = qcow2.is_empty(fd, header)
+        except qcow2.Qcow2Error as error:
+            raise UnsafeImage(subject, f"as a qcow2 image it cannot be used: {error}", _WORST_DAY) from error
+        if header.internal_snapshots:
+            raise UnsafeImage(subject, "it holds internal snapshots, which a merge would not carry", "remove them with qemu-img snapshot -d first")
+        backing_file, absolute = _backing_name(directory.share, subject, header.backing_file)
+        return Image(
+            format="qcow2", size=header.size, backing_file=backing_file, backing_format=header.backing_format, empty=empty, absolute=absolute, **common
+        )
+
+
+def _backing_name(share: Share, subject: str, name: str | None) -> tuple[str | None, bool]:
+    """A backing name as a basename, and whether the header spells it absolute."""
+    if name is None:
+        return None, False
+    absolute = name.startswith("/")
+    base = name
+    if absolute:
+        parent, base = os.path.split(name)
+        if parent not in (os.path.normpath(share.path), os.path.realpath(share.path)):
+            base = ""
+    if not is_safe_file_name(base):
+        raise UnsafeImage(subject, f"its backing file {name!r} is not a file of this share", "find out who made it; qemu-img rebase -u can point it back")
+    return base, absolute
+
+
+def _snapshots(name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None) -> tuple[Snapshot, ...]:
+    """The snapshots, oldest first: the order is that of the chain."""
+    depth = {image.file: position for position, image in enumerate(chain)}
+    found = []
+    for snapshot, file in info.snapshots if info else ():
+        if file not in depth or chain[depth[file]].backing_file is None:
+            raise ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain", _WORST_DAY)
+        details = record.snapshots.get(snapshot, {}) if record else {}
+        found.append(Snapshot(name=snapshot, file=file, **details))
+    return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name)))
+
+
+def list_names(directory: ShareDirectory) -> list[str]:
+    """Names of all volumes: those with an ``.info``, and every other file that belongs to no chain of theirs."""
+    names = [name for name in directory.root.names() if is_safe_file_name(name)]
+    volumes = {name[: -len(".info")] for name in names if name.endswith(".info")} - {""}
+    members: set[str] = set()
+    for volume in volumes:
+        try:
+            observed = observe(directory, volume)
+        except StorageError:
+            members.update(name for name in names if name == volume or name.startswith(volume + "."))
+            continue
+        members.update(observed.volume.files if observed else ())
+    lone = {name for name in names if not name.endswith(".info") and name not in members and _is_regular(directory, name)}
+    return sorted(volumes | lone)
+
+
+def _is_regular(directory: ShareDirectory, name: str) -> bool:
+    try:
+        return directory.root.status(name) is not None
+    except StorageError:
+        return True  # shown with its error, not hidden
+
+
+def owner_of(directory: ShareDirectory, file: str, volume: str) -> str | None:
+    """Another volume whose chain or name ``file`` may belong to: one whose name is a prefix up to a dot, or equal."""
+    parts = file.split(".")
+    for length in range(1, len(parts)):
+        other = ".".join(parts[:length])
+        if other == volume or not is_safe_file_name(other):
+            continue
+        observed = observe(directory, other)
+        if observed is not None and file in observed.volume.files and file != other:
+            return other
+    return None
+
+
+def find_dependents(directory: ShareDirectory, volume: Volume) -> tuple[tuple[str, str], ...]:
+    """(foreign file, file of ``volume`` that it rests on) for every overlay on the share that is not of its chain.
+
+    Headers decide, whatever the records say; files recorded as raw are disks of guests and are not believed.
+    """
+    own = set(volume.files)
+    found = []
+    for file in directory.root.names():
+        if file in own or not is_safe_file_name(file) or file.endswith(".info"):
+            continue
+        backing = _backing_of_unknown(directory, file)
+        if backing in own and not _recorded_raw(directory, file):
+            found.append((file, str(backing)))
+    return tuple(found)
+
+
+def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
+    try:
+        with directory.root.opened(file) as fd:
+            name = qcow2.read_backing_name(fd)
+    except (OSError, StorageError):
+        return None
+    return os.path.basename(name) if name else None
+
+
+def _recorded_raw(directory: ShareDirectory, file: str) -> bool:
+    try:
+        record = read_record(directory, file)
+    except StorageError:
+        return False
+    return record is not None and record.formats.get(file) == "raw"
+
+
+def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
+    """``in_use`` of a volume: whether its active image is open somewhere. None where the file system cannot tell."""
+    with directory.root.opened(volume.active.file) as fd:
+        return ask(fd, directory.share)
+
+
+def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None:
+    """:raises Conflict: ``file`` exists, or differs only in case from an existing file where the share ignores case."""
+    subject = directory.root.subject(file)
+    remedy = "remove or rename it, or choose another name"
+    try:
+        status = os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise Conflict(subject, "something that is no regular file has this name", remedy)
+    owner = owner_of(directory, file, volume)
+    raise Conflict(subject, f"the name belongs to volume {owner}" if owner else "the name is taken by a file that is not this volume's", remedy)

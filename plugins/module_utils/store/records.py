@@ -1,0 +1,109 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What we keep of a volume in ``.remotefs/volumes/NAME.json``: formats, snapshot details, the intent of a running task.
+
+It is trusted no more than the share itself: names in it are checked, formats must still be possible, and recovery acts
+only on states that the recorded intent can have left.
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+
+from ..errors import ChainBroken, NeedsRecovery
+from ..model import FORMATS, Volume, is_safe_file_name
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file that the final record allows to unlink, with what proves it to be unchanged since."""
+
+    file: str
+    inode: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """The record of one volume. ``snapshots`` maps a name to created, description, labels and protected."""
+
+    formats: dict[str, str] = field(default_factory=dict)
+    snapshots: dict[str, dict] = field(default_factory=dict)
+    intent: dict | None = None
+    garbage: tuple[Garbage, ...] = ()
+
+    def to_bytes(self, volume: str) -> bytes:
+        content = {
+            "version": _VERSION,
+            "volume": volume,
+            "formats": self.formats,
+            "snapshots": self.snapshots,
+            "intent": self.intent,
+            "garbage": [[item.file, item.inode, item.size] for item in self.garbage],
+        }
+        return json.dumps(content, sort_keys=True, indent=1).encode("utf-8")
+
+    def describing(self, volume: Volume) -> Record:
+        """The record that a volume has once a task is done: formats of its files, details of its snapshots, no intent."""
+        return Record(
+            formats={image.file: image.format for image in volume.chain if image.format},
+            snapshots={
+                snapshot.name: {
+                    "created": snapshot.created,
+                    "description": snapshot.description,
+                    "labels": dict(snapshot.labels),
+                    "protected": snapshot.protected,
+                }
+                for snapshot in volume.snapshots
+            },
+        )
+
+    def with_intent(self, intent: dict) -> Record:
+        return replace(self, intent=intent)
+
+
+def file_name(volume: str) -> str:
+    return volume + ".json"
+
+
+def parse(volume: str, data: bytes | None) -> Record | None:
+    """:raises ChainBroken: the record cannot be understood. :raises NeedsRecovery: a newer release wrote it."""
+    if data is None:
+        return None
+    subject = f"record .remotefs/volumes/{file_name(volume)}"
+    remedy = "move the file away and adopt the volume anew with remotefs_volume"
+    try:
+        content = json.loads(data.decode("utf-8"))
+        version = content["version"]
+        record = Record(
+            formats={str(name): str(value) for name, value in content["formats"].items()},
+            snapshots={str(name): _details(value) for name, value in content["snapshots"].items()},
+            intent=_intent(content["intent"]),
+            garbage=tuple(Garbage(str(name), int(inode), int(size)) for name, inode, size in content["garbage"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
+    if version != _VERSION:
+        raise NeedsRecovery(subject, f"its version {version!r} is not known here", "use the release of the collection that wrote it")
+    names = list(record.formats) + [item.file for item in record.garbage]
+    if not all(is_safe_file_name(name) for name in names) or not set(record.formats.values()) <= set(FORMATS):
+        raise ChainBroken(subject, "it names files or formats that cannot be", remedy)
+    return record
+
+
+def _details(value: dict) -> dict:
+    return {
+        "created": None if value.get("created") is None else str(value["created"]),
+        "description": str(value.get("description", "")),
+        "labels": {str(key): str(item) for key, item in dict(value.get("labels", {})).items()},
+        "protected": value.get("protected") is True,
+    }
+
+
+def _intent(value: object) -> dict | None:
+    if value is not None and not isinstance(value, dict):
+        raise TypeError("intent")
+    return value
