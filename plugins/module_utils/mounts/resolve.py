@@ -12,9 +12,9 @@ import os
 from .. import model
 from ..errors import InvalidParameter, ShareNotMounted
 from . import tables, types
+from .options import SECRETS
 
 MOUNT_BASE = "/var/lib/remotefs/mnt"
-_SECRETS = ("password", "pass", "passwd", "password2")
 _MAX_LINKS = 40
 
 
@@ -82,7 +82,7 @@ def find_directory(path: str, mounts: tuple[tables.Mount, ...], entries: tuple[t
     """
     real = follow(path, mounts)
     for name in (path,) if real == path else (path, real):
-        _check_mounted(name, real, mounts, entries, mount_base)
+        check_mounted(name, real, mounts, entries, mount_base)
     mount = tables.enclosing(mounts, real)
     if mount is None or not types.by_kernel_type(mount.fstype):
         _check_local_directory(path, real)
@@ -100,7 +100,7 @@ def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
     while pending:
         step = os.path.join(current, pending.pop(0))
         mount = tables.enclosing(mounts, step)
-        if mount is not None and not _is_local(mount):
+        if mount is not None and not is_local(mount):
             return os.path.join(step, *pending)
         try:
             target = os.readlink(step)
@@ -119,12 +119,13 @@ def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
     return current
 
 
-def _is_local(mount: tables.Mount) -> bool:
+def is_local(mount: tables.Mount) -> bool:
     """Whether a look at it cannot hang: neither a network file system nor anything that a process serves."""
     return not (mount.fstype.startswith("fuse") or mount.fstype in ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "autofs", "lustre", "gfs2", "ocfs2"))
 
 
-def _check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
+def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
+    """:raises ShareNotMounted: the directory ``name`` (``real`` without links) is meant for a mount and none is there."""
     mount = tables.enclosing(mounts, real)
     at = mount.path if mount is not None and mount.fstype != "autofs" else "/"
     base = mount_base.rstrip("/")
@@ -177,4 +178,4 @@ def is_bind(mount: tables.Mount) -> bool:
 def public_options(mount: tables.Mount, row: types.FileSystem) -> str:
     """The effective options, without secrets and without what is true of this host or this mount alone."""
     options = mount.mount_options if row.name == "bind" else mount.options
-    return ",".join(option for option in options if option.split("=", 1)[0] not in _SECRETS + row.local_options)
+    return ",".join(option for option in options if option.split("=", 1)[0] not in SECRETS + row.local_options)

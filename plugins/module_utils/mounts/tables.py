@@ -131,6 +131,8 @@ def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
     if under is None or under.device != mount.device:
         return False
     below = directory[len(under.path.rstrip("/")):].strip("/")
+    if under.fstype in ("nfs", "nfs4"):  # it shows "/" as the root of every mount, and the place in the source
+        return mount.source.rstrip("/") == os.path.join(under.source, below).rstrip("/")
     return os.path.join(under.root, below).rstrip("/") == mount.root.rstrip("/")
 
 
@@ -206,24 +208,27 @@ def read_mounts(path: str = MOUNTINFO) -> tuple[Mount, ...]:
 def read_fstab(path: str = FSTAB) -> str:
     """The text of fstab, empty if there is none.
 
-    :raises InvalidParameter: it is not a plain file. :raises StorageError: it cannot be read.
+    :raises StorageError: it cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return _read(path)
     except FileNotFoundError:
         return ""
     except OSError as error:
-        if os.path.islink(path):
-            raise _not_plain(path, "a symbolic link") from error
         raise from_os_error(error, f"fstab {path}") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        if not os.path.isfile(f"/proc/self/fd/{descriptor}"):
-            raise _not_plain(path, "not a plain file")
-        return os.fsdecode(stream.read())
 
 
-def _not_plain(path: str, what: str) -> InvalidParameter:
-    return InvalidParameter(f"fstab {path}", f"it is {what}, which is not followed", "name the file itself in fstab")
+def check_fstab(path: str) -> None:
+    """:raises InvalidParameter: it exists and is not a plain file, so that it cannot be replaced (nothing is followed on writing)."""
+    import stat
+
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        what = "a symbolic link" if stat.S_ISLNK(mode) else "not a plain file"
+        raise InvalidParameter(f"fstab {path}", f"it is {what} and is not written through", "name the file itself in fstab, or set persist: false")
 
 
 def _read(path: str) -> str:
@@ -245,6 +250,7 @@ def change_fstab(path: str, mountpoint: str, entry: Entry | None) -> None:
         raise from_os_error(error, f"fstab {path}") from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
+        check_fstab(path)
         text = read_fstab(path)
         changed = edit_fstab(text, mountpoint, entry)
         if changed != text:
@@ -253,10 +259,10 @@ def change_fstab(path: str, mountpoint: str, entry: Entry | None) -> None:
         os.close(folder)
 
 
-def replace_file(path: str, content: bytes, mode: int = 0o644) -> None:
+def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True) -> None:
     """Replace a file whole and durably: temporary file beside it, fsync, rename, fsync of the directory.
 
-    Mode, owner and label of the old file stay; ``mode`` is for a new one. Nothing is followed.
+    Mode, owner and label of the old file stay with ``keep``; ``mode`` is for any other. Nothing is followed.
 
     :raises StorageError: the old file stays as it is.
     """
@@ -270,7 +276,7 @@ def replace_file(path: str, content: bytes, mode: int = 0o644) -> None:
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
-            _take_attributes(descriptor, path, mode)
+            _take_attributes(descriptor, path if keep else None, mode)
             stream.flush()
             os.fsync(descriptor)
         os.rename(temporary, path)
@@ -285,12 +291,11 @@ def replace_file(path: str, content: bytes, mode: int = 0o644) -> None:
         raise
 
 
-def _take_attributes(descriptor: int, path: str, mode: int) -> None:
-    try:
-        old = os.lstat(path)
-    except FileNotFoundError:
+def _take_attributes(descriptor: int, path: str | None, mode: int) -> None:
+    if path is None or not os.path.lexists(path):
         os.fchmod(descriptor, mode)
         return
+    old = os.lstat(path)
     os.fchown(descriptor, old.st_uid, old.st_gid)
     os.fchmod(descriptor, old.st_mode & 0o7777)
     try:

@@ -16,10 +16,10 @@ from ..errors import InvalidParameter
 ALWAYS = ("*",)
 
 # Options that mount(8) and fstab know but that no mount table ever shows.
-FSTAB_ONLY = ("defaults", "_netdev", "nofail", "auto", "noauto", "user", "nouser", "users", "owner", "group", "comment", "bind", "rbind", "remount")
+FSTAB_ONLY = ("defaults", "_netdev", "nofail", "auto", "noauto", "nouser", "users", "owner", "group", "comment")
 
-# What the mount table shows of every file system.
-GENERAL = ("ro", "rw", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "strictatime", "sync", "dirsync", "nosymfollow")
+# What the mount table shows of every file system, and a remount changes on every one.
+GENERAL = ("ro", "rw", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "sync", "dirsync", "nosymfollow")
 
 _HOST = r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9][^/:@,\s]*)"
 
@@ -41,11 +41,14 @@ class FileSystem:
     default_options: tuple[str, ...] = ()
     stdin_options: tuple[str, ...] = ()  # what makes the helper read the password
     spellings: tuple[tuple[str, tuple[str, ...]], ...] = ()  # an option and how the mount table spells it ("*": its value)
-    shown: tuple[str, ...] = ()  # options that the mount table always shows when they are in force, beside the general ones
+    shown: tuple[str, ...] = ()  # options that the mount table shows when they are in force, beside the general ones
+    silent: tuple[str, ...] = ()  # values that it leaves out, because they are the default
     negotiated: tuple[str, ...] = ()  # sizes that a server may lower
     octal: tuple[str, ...] = ()  # options whose values are octal numbers
     owners: tuple[str, ...] = ()  # options whose value is a user ("uid") or a group ("gid"), by name or number
     remountable: tuple[str, ...] = ()  # options that a remount changes in place; any other takes unmounting and mounting
+    remount_options: tuple[str, ...] = ("remount",)
+    remount_whole: bool = False  # True where a remount wants every option again, not only the general ones
     local_options: tuple[str, ...] = ()  # shown, but true for one host or one mount only
     keeps_modes: bool = True
     blind_with: tuple[str, ...] = ()  # options with which the locks of other hosts cannot be seen at all
@@ -78,6 +81,7 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         default_options=("bind",),
         # The options of the file system beneath belong to somebody else: a bind mount has the general ones only.
         remountable=GENERAL,
+        remount_options=("remount", "bind"),
     ),
     FileSystem(
         name="nfs",
@@ -91,12 +95,15 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         spellings=(
             ("nfsvers", ("vers=*",)), ("v3", ("vers=3",)), ("v4", ("vers=4",)), ("v4.0", ("vers=4.0",)), ("v4.1", ("vers=4.1",)), ("v4.2", ("vers=4.2",)),
             ("tcp", ("proto=tcp",)), ("udp", ("proto=udp",)), ("rdma", ("proto=rdma",)),
+            ("lookupcache=positive", ("lookupcache=pos",)),
             ("actimeo", ("acregmin=*", "acregmax=*", "acdirmin=*", "acdirmax=*")),
         ),
         shown=(
-            "vers", "proto", "port", "rsize", "wsize", "hard", "soft", "softerr", "softreval", "timeo", "retrans", "sec", "noac", "nocto", "nolock",
-            "nosharecache", "nordirplus", "noresvport", "lookupcache", "fsc", "nconnect", "local_lock", "nodiratime",
+            "vers", "proto", "rsize", "wsize", "hard", "soft", "softerr", "softreval", "timeo", "retrans", "sec", "noac", "nocto", "nolock",
+            "nosharecache", "nordirplus", "noresvport", "lookupcache", "fsc", "nconnect", "local_lock",
+            "acregmin", "acregmax", "acdirmin", "acdirmax",
         ),
+        silent=("acregmin=3", "acregmax=60", "acdirmin=30", "acdirmax=60", "lookupcache=all", "nconnect=1"),
         negotiated=("rsize", "wsize"),
         # A remount of NFS changes the general flags only; the kernel refuses the rest.
         remountable=GENERAL,
@@ -106,9 +113,9 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
     ),
     FileSystem(
         name="cifs",
-        source=r"//[^/\s]+/.+",
+        source=r"//[^/@\s]+/.+",
         example="//nas1/vols",
-        claims=r"//[^/\s]+/.+",
+        claims=r"//[^/@\s]+/.+",
         kernel_types=("cifs", "smb3"),
         mount_type="cifs",
         helper="mount.cifs",
@@ -119,13 +126,14 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         spellings=(("user", ("username=*",)), ("dom", ("domain=*",)), ("workgroup", ("domain=*",))),
         shown=(
             "vers", "sec", "cache", "uid", "gid", "forceuid", "forcegid", "file_mode", "dir_mode", "hard", "soft", "serverino", "nobrl", "rsize", "wsize",
-            "actimeo", "username", "domain", "seal", "multiuser", "mfsymlinks", "noperm", "nosharesock", "cifsacl", "modefromsid", "resilienthandles",
-            "persistenthandles", "echo_interval",
+            "actimeo", "username", "domain", "seal", "multiuser", "mfsymlinks", "noperm", "nosharesock", "cifsacl", "modefromsid", "echo_interval",
         ),
+        silent=("vers=default",),
         negotiated=("rsize", "wsize", "bsize"),
         octal=("file_mode", "dir_mode"),
         owners=("uid", "gid"),
         remountable=GENERAL + ("file_mode", "dir_mode", "actimeo", "nobrl", "brl", "hard", "soft", "noperm", "mfsymlinks"),
+        remount_whole=True,
         local_options=("addr", "srcaddr"),
         keeps_modes=False,
         blind_with=("nobrl",),
@@ -178,6 +186,14 @@ def by_kernel_type(kernel_type: str) -> FileSystem | None:
     """The row of a mounted network file system by the type that mountinfo shows; None for any other file system."""
     for row in FILE_SYSTEMS:
         if kernel_type in row.kernel_types:
+            return row
+    return None
+
+
+def by_mount_type(mount_type: str) -> FileSystem | None:
+    """The row of an fstab line by its third field (or a kernel type); None for any other file system."""
+    for row in FILE_SYSTEMS:
+        if row.mount_type and mount_type in (row.mount_type,) + row.kernel_types:
             return row
     return None
 

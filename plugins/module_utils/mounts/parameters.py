@@ -1,0 +1,153 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what a task says to a wish: every value is checked here, once, before anything is looked at or changed."""
+from __future__ import annotations
+
+import os
+import re
+
+from ..errors import InvalidParameter
+from . import options as mount_options
+from . import resolve, tables, types
+from .planner import Credentials, Wish
+
+CREDENTIALS = "/etc/remotefs/credentials"
+_CREDENTIAL_KEYS = ("username", "password", "domain")
+
+
+def read_wish(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...]) -> Wish:
+    """The wish of one share. ``mounts`` and ``entries`` decide what ``fstype: auto`` means where the source's form does not.
+
+    :raises InvalidParameter: a value is wrong or two contradict each other.
+    """
+    src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
+    state = params["state"]
+    row = _row(params["fstype"], src, params["path"], mounts, entries, base)
+    path = _path(params["path"], src, row, base)
+    if src is None:
+        src = _known_source(path, row, mounts, entries)
+    if src is None and state in ("mounted", "present", "remounted") and row.mount_type:
+        raise InvalidParameter(f"path {path}", "no source is given for it", "give src")
+    if src is not None and not re.fullmatch(row.source, types.normalise_source(src) if row.network else src):
+        raise InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", f"write it like {row.example}")
+    options = mount_options.check(tuple(option.strip() for text in params["opts"] or () for option in tables.split_options(text)))
+    wish = Wish(
+        src=src,
+        path=path,
+        row=row,
+        options=options,
+        credentials=_credentials(params["credentials"]),
+        credentials_file=credentials_file(path),
+        state=state,
+        persist=params["persist"],
+        fstab=resolve.clean_path(params["fstab"], "fstab"),
+        own_directory=bool(row.mount_type) and path != base and tables.is_within(path, base),
+    )
+    _check(wish)
+    return wish
+
+
+def credentials_file(path: str) -> str:
+    """Where the credentials of what is mounted at ``path`` are: one file for one mount, so that two never share or delete one."""
+    return os.path.join(CREDENTIALS, os.path.basename(resolve.default_path(path, "/")))
+
+
+def merge(params: dict, items: list[dict]) -> list[dict]:
+    """The items of a bulk task, each filled up with the task's own values."""
+    defaults = {key: value for key, value in params.items() if key not in ("src", "path", "shares", "shares_file")}
+    defaults.update(src=None, path=None)
+    return [{**defaults, **{key: value for key, value in item.items() if value is not None}} for item in items]
+
+
+def _source(params: dict) -> str | None:
+    src = params["src"]
+    if src is None or src == "":
+        if not params["path"]:
+            raise InvalidParameter("share", "neither src nor path is given", "give src, the source of the share")
+        return None
+    if any(ord(char) < 32 or ord(char) == 127 for char in src):
+        raise InvalidParameter(f"src {src!r}", "it holds a control character", "write it like nas1:/vols")
+    return resolve.clean_path(src, "src") if resolve.is_directory_name(src) else src
+
+
+def _row(fstype: str, src: str | None, path: str | None, mounts, entries, base: str) -> types.FileSystem:
+    if fstype != "auto":
+        return types.by_name(fstype)
+    known = _known_row(src, path, mounts, entries, base)
+    if known is not None:
+        return known
+    if src is None or resolve.is_directory_name(src):
+        here = src is None or path is None or resolve.clean_path(path, "path") == src
+        return types.by_name("directory" if here else "bind")
+    row = types.claim(types.normalise_source(src))
+    if row is None:
+        raise InvalidParameter(f"src {src!r}", "its form does not say which file system it is on", "give fstype, or an absolute path for a plain directory")
+    return row
+
+
+def _known_row(src: str | None, path: str | None, mounts, entries, base: str) -> types.FileSystem | None:
+    """What is mounted there already, or what fstab says of it: the form of a GlusterFS source is that of an NFS one."""
+    if path is None and (src is None or resolve.is_directory_name(src)):
+        return None
+    path = resolve.clean_path(path, "path") if path else resolve.default_path(src, base)
+    mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
+    if mount is not None and (src is None or types.normalise_source(mount.source) == types.normalise_source(src)):
+        row = types.by_kernel_type(mount.fstype)
+        return row or (types.by_name("bind") if src is None and resolve.is_bind(mount) else None)
+    for entry in entries:
+        if entry.path == path and (src is None or types.normalise_source(entry.source) == types.normalise_source(src)):
+            return types.by_mount_type(entry.fstype)
+    return None
+
+
+def _known_source(path: str, row: types.FileSystem, mounts, entries) -> str | None:
+    if not row.mount_type:
+        return path
+    for entry in entries:
+        if entry.path == path:
+            return entry.source
+    mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
+    if mount is None:
+        return None
+    return mount.source if row.kernel_types else tables.origin(mounts, mount)
+
+
+def _path(path: str | None, src: str | None, row: types.FileSystem, base: str) -> str:
+    if not row.mount_type:
+        clean = resolve.clean_path(path or src, "path")
+        if src is not None and clean != src:
+            raise InvalidParameter(f"path {clean}", "a plain directory is used where it is", f"leave path out, or use fstype bind to show {src} there")
+        return clean
+    clean = resolve.clean_path(path, "path") if path else resolve.default_path(src, base)
+    if clean == "/" or clean == base:
+        raise InvalidParameter(f"path {clean}", "no share can be mounted there", "choose a directory of its own")
+    return clean
+
+
+def _credentials(given: dict | None) -> Credentials | None:
+    values = {key: value for key, value in (given or {}).items() if value is not None}
+    if not values:
+        return None
+    for key, value in values.items():
+        if any(char in value for char in "\n\r\0"):
+            raise InvalidParameter(f"credentials, {key}", "it holds a line break", "give it without")
+    return Credentials(**{key: values.get(key) for key in _CREDENTIAL_KEYS})
+
+
+def _check(wish: Wish) -> None:
+    given, row = wish.credentials, wish.row
+    if wish.state not in ("mounted", "present", "remounted") or given is None:
+        return
+    if not row.credentials:
+        raise InvalidParameter(f"share {wish.name}", f"{row.name} takes no credentials", "leave them out")
+    if row.credentials == "file":
+        if any(mount_options.split(option)[0] in ("credentials", "cred", "guest") for option in wish.options):
+            raise InvalidParameter(f"share {wish.name}", "opts name credentials beside 'credentials'", "keep one of the two")
+        return
+    if given.password is None or given.username is not None or given.domain is not None:
+        raise InvalidParameter(f"share {wish.name}", f"{row.name} takes a password only", f"put the user into src, like {row.example}")
+    if wish.persist:
+        raise InvalidParameter(
+            f"share {wish.name}", f"fstab cannot hold a password for {row.name}", "use a key (opts: IdentityFile=FILE), or set persist: false to mount until the next boot"
+        )

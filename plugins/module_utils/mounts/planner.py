@@ -1,0 +1,291 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What to do for one share: state and wish in, steps out. Pure: no system call, so that plain values test it.
+
+A step is a frozen value that describes itself; manager.py carries it out.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..errors import Conflict, InvalidParameter
+from . import options as mount_options
+from .tables import Entry, Mount
+from .types import FileSystem, normalise_source
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Who mounts. Never shown: neither by repr nor by any step."""
+
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    domain: str | None = None
+
+    def content(self) -> bytes:
+        """The credentials file as mount.cifs reads it."""
+        pairs = (("username", self.username), ("password", self.password), ("domain", self.domain))
+        return "".join(f"{name}={value}\n" for name, value in pairs if value is not None).encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user wants of one share. ``src`` is None where only a path was given, ``persist`` says whether fstab follows."""
+
+    src: str | None
+    path: str
+    row: FileSystem
+    options: tuple[str, ...] = ()
+    credentials: Credentials | None = None
+    credentials_file: str = ""  # where a file with them belongs
+    state: str = "mounted"
+    persist: bool = True
+    fstab: str = "/etc/fstab"
+    own_directory: bool = False  # the mount directory lies under mount_base and goes with the share
+
+    @property
+    def name(self) -> str:
+        return self.src or self.path
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there is: ``mount`` at the path (``bound``: it is a bind mount of the wished source), fstab's line for the path, and files."""
+
+    mount: Mount | None = None
+    bound: bool = False
+    entry: Entry | None = None
+    directory: bool = False
+    empty: bool = True
+    credentials: bytes | None = field(default=None, repr=False)  # content of the credentials file
+    dead: bool = False  # mounted, but the process that served it is gone
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change. ``name`` is public, in ``actions``."""
+
+    path: str
+    name = ""
+
+    def describe(self) -> dict:
+        shown = {key: value for key, value in vars(self).items() if key not in ("credentials", "row", "entry")}
+        for key, value in shown.items():
+            if isinstance(value, tuple):
+                shown[key] = ",".join(value)
+        return {"step": self.name, **shown}
+
+
+@dataclass(frozen=True)
+class CreateDirectory(Step):
+    name = "create_directory"
+
+
+@dataclass(frozen=True)
+class RemoveDirectory(Step):
+    name = "remove_directory"
+
+
+@dataclass(frozen=True)
+class WriteCredentials(Step):
+    credentials: Credentials
+    name = "write_credentials"
+
+
+@dataclass(frozen=True)
+class RemoveCredentials(Step):
+    name = "remove_credentials"
+
+
+@dataclass(frozen=True)
+class WriteFstab(Step):
+    fstab: str
+    entry: Entry
+    name = "write_fstab"
+
+
+@dataclass(frozen=True)
+class RemoveFstab(Step):
+    fstab: str
+    name = "remove_fstab"
+
+
+@dataclass(frozen=True)
+class MountShare(Step):
+    src: str
+    fstype: str
+    row: FileSystem
+    opts: tuple[str, ...]
+    credentials: Credentials | None = field(default=None, repr=False)
+    name = "mount"
+
+
+@dataclass(frozen=True)
+class Remount(Step):
+    src: str
+    row: FileSystem
+    opts: tuple[str, ...]
+    name = "remount"
+
+
+@dataclass(frozen=True)
+class Unmount(Step):
+    src: str
+    name = "unmount"
+
+
+def plan(wish: Wish, seen: Seen) -> tuple[Step, ...]:
+    """The steps that lead from what is to what is wished, none where they agree.
+
+    :raises Conflict: another source is mounted at the path, or fstab has another one for it.
+    :raises InvalidParameter: the wish contradicts itself.
+    """
+    if not wish.row.mount_type:
+        return _create(wish, seen) if wish.state in ("mounted", "present") else ()
+    _check_sources(wish, seen)
+    if wish.state == "present":
+        if not wish.persist:
+            raise InvalidParameter(f"share {wish.name}", "state present is about fstab, which persist: false leaves alone", "set persist: true or another state")
+        return _write_credentials(wish, seen) + _create(wish, seen) + _write_fstab(wish, seen)
+    if wish.state == "unmounted":
+        return _unmount(wish, seen)
+    if wish.state == "absent":
+        return _unmount(wish, seen) + _forget(wish, seen)
+    if wish.state == "remounted":
+        return _unmount(wish, seen) + _write_credentials(wish, seen) + _create(wish, seen) + (_mount(wish, seen),) + _write_fstab(wish, seen)
+    return _plan_mounted(wish, seen)
+
+
+def _plan_mounted(wish: Wish, seen: Seen) -> tuple[Step, ...]:
+    credentials, fstab = _write_credentials(wish, seen), _write_fstab(wish, seen)
+    if seen.mount is None:
+        return credentials + _create(wish, seen) + (_mount(wish, seen),) + fstab
+    drifted = drifted_options(wish, seen)
+    if not (drifted or credentials or seen.dead):
+        return fstab
+    if not credentials and not seen.dead and mount_options.can_remount(wish.row, drifted):
+        return (Remount(wish.path, _source(wish), wish.row, mount_options.for_remount(wish.row, effective_options(wish, seen))),) + fstab
+    # Unmounting comes first: if the share is busy, nothing has been changed.
+    return _unmount(wish, seen) + credentials + (_mount(wish, seen),) + fstab
+
+
+def drifted_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
+    """The options by which the live mount differs from the wish."""
+    if seen.mount is None:
+        return ()
+    previous = seen.entry.options if wish.persist and seen.entry is not None else None
+    live = seen.mount.options if wish.row.kernel_types else seen.mount.mount_options
+    drifted = mount_options.drift(wish.row, effective_options(wish, seen), live, previous)
+    if wish.row.credentials == "file" and wish.credentials is not None and wish.credentials.username is not None:
+        drifted += mount_options.drift(wish.row, (f"username={wish.credentials.username}", "ro" if "ro" in live else "rw"), live)
+    return drifted
+
+
+def effective_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
+    """The options of the wish, with defaults and with the file that holds its credentials."""
+    options = mount_options.complete(wish.row, wish.options)
+    if wish.row.credentials == "file" and (wish.credentials is not None or seen.credentials is not None):
+        if not any(option.split("=", 1)[0] in ("credentials", "cred", "guest") for option in options):
+            options += (f"credentials={wish.credentials_file}",)
+    return options
+
+
+def fold(seen: Seen, wish: Wish, steps: tuple[Step, ...]) -> dict:
+    """What will be after ``steps``, in the words of :func:`picture`."""
+    after = picture(seen)
+    for step in steps:
+        if isinstance(step, (MountShare, Remount)):
+            after.update(mounted=step.src, opts=",".join(mount_options.for_mount(effective_options(wish, seen))))
+        elif isinstance(step, Unmount):
+            after.update(mounted=None, opts=None)
+        elif isinstance(step, WriteFstab):
+            after["fstab"] = _line(step.entry)
+        elif isinstance(step, RemoveFstab):
+            after["fstab"] = None
+        elif isinstance(step, (CreateDirectory, RemoveDirectory)):
+            after["directory"] = isinstance(step, CreateDirectory)
+        elif isinstance(step, (WriteCredentials, RemoveCredentials)):
+            after["credentials"] = "written anew" if isinstance(step, WriteCredentials) else "none"
+    return after
+
+
+def picture(seen: Seen) -> dict:
+    """The state of a share for a diff, without secrets."""
+    return {
+        "mounted": seen.mount.source if seen.mount else None,
+        "opts": ",".join(seen.mount.options) if seen.mount else None,
+        "fstab": _line(seen.entry) if seen.entry else None,
+        "directory": seen.directory,
+        "credentials": "none" if seen.credentials is None else "a file",
+    }
+
+
+def _line(entry: Entry) -> str:
+    options = ("..." if option.split("=", 1)[0] in mount_options.SECRETS else option for option in entry.options)
+    return f"{entry.source} {entry.path} {entry.fstype} {','.join(options)}"
+
+
+def same_source(wish: Wish, seen: Seen) -> bool:
+    """Whether what is mounted at the path is the wished source."""
+    if wish.src is None or seen.mount is None:
+        return True
+    if not wish.row.kernel_types:
+        return seen.bound
+    return seen.mount.fstype in wish.row.kernel_types and normalise_source(seen.mount.source) == normalise_source(wish.src)
+
+
+def _check_sources(wish: Wish, seen: Seen) -> None:
+    if wish.state != "present" and not same_source(wish, seen):
+        raise Conflict(f"path {wish.path}", f"{seen.mount.source} ({seen.mount.fstype}) is mounted there, not {wish.src}", "choose another path or unmount that one")
+    if seen.entry is None or wish.src is None or not wish.persist or wish.state == "unmounted":
+        return
+    if normalise_source(seen.entry.source) != normalise_source(wish.src):
+        raise Conflict(f"path {wish.path}", f"{wish.fstab} mounts {seen.entry.source} there, not {wish.src}", "choose another path or remove that line (state: absent)")
+
+
+def _source(wish: Wish) -> str:
+    if wish.src is None:
+        raise InvalidParameter(f"path {wish.path}", "no source is given for it", "give src")
+    return wish.src
+
+
+def _create(wish: Wish, seen: Seen) -> tuple[Step, ...]:
+    return () if seen.directory or seen.mount is not None else (CreateDirectory(wish.path),)
+
+
+def _mount(wish: Wish, seen: Seen) -> Step:
+    options = mount_options.for_mount(effective_options(wish, seen))
+    if wish.row.credentials == "stdin" and wish.credentials is not None:
+        options += wish.row.stdin_options
+    return MountShare(wish.path, _source(wish), wish.row.name, wish.row, options, wish.credentials)
+
+
+def _unmount(wish: Wish, seen: Seen) -> tuple[Step, ...]:
+    return (Unmount(wish.path, wish.src or seen.mount.source),) if seen.mount is not None else ()
+
+
+def _write_credentials(wish: Wish, seen: Seen) -> tuple[Step, ...]:
+    if wish.credentials is None or wish.row.credentials != "file" or wish.credentials.content() == seen.credentials:
+        return ()
+    return (WriteCredentials(wish.credentials_file, wish.credentials),)
+
+
+def _write_fstab(wish: Wish, seen: Seen) -> tuple[Step, ...]:
+    if not wish.persist:
+        return ()
+    options = mount_options.for_fstab(effective_options(wish, seen))
+    old = seen.entry
+    entry = Entry(_source(wish), wish.path, wish.row.mount_type, options, old.dump if old else "0", old.passno if old else "0")
+    return () if entry == old else (WriteFstab(wish.path, wish.fstab, entry),)
+
+
+def _forget(wish: Wish, seen: Seen) -> tuple[Step, ...]:
+    steps: tuple[Step, ...] = ()
+    if wish.persist and seen.entry is not None:
+        steps += (RemoveFstab(wish.path, wish.fstab),)
+    if seen.credentials is not None:
+        steps += (RemoveCredentials(wish.credentials_file),)
+    if wish.own_directory and seen.directory and (seen.empty or seen.mount is not None):
+        steps += (RemoveDirectory(wish.path),)
+    return steps

@@ -1,0 +1,145 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Looking at a mounted share without trusting that its server answers.
+
+A system call on a dead server cannot be interrupted, so it is made in a child process that can be given up.
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..errors import ShareNotMounted, from_os_error
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Bytes of a share, and whether this user may write to it as far as the kernel and the server tell."""
+
+    total: int
+    free: int  # what a user may still store
+    used: int
+    writable: bool
+
+
+def capacity(path: str, timeout: float, subject: str) -> Capacity:
+    """How much room there is on the share mounted at ``path``.
+
+    :raises ShareNotMounted: it does not answer within ``timeout`` seconds, or its server is gone.
+    :raises StorageError: it cannot be read.
+    """
+
+    def look() -> tuple:
+        room = os.statvfs(path)
+        writable = os.access(path, os.W_OK | os.X_OK)
+        return room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize, (room.f_blocks - room.f_bfree) * room.f_frsize, int(writable)
+
+    total, free, used, writable = bounded(look, timeout, subject)
+    return Capacity(total, free, used, bool(writable))
+
+
+def directory_state(path: str, timeout: float, subject: str) -> tuple[bool, bool, bool]:
+    """Whether ``path`` exists, is a directory and is empty. Raises what :func:`capacity` does."""
+
+    def look() -> tuple:
+        if not os.path.isdir(path):
+            return int(os.path.lexists(path)), 0, 1
+        return 1, 1, int(not os.listdir(path))
+
+    exists, directory, empty = bounded(look, timeout, subject)
+    return bool(exists), bool(directory), bool(empty)
+
+
+def bounded(look, timeout: float, subject: str) -> tuple:
+    """What ``look()``, a function that returns whole numbers, returns in a child process.
+
+    :raises ShareNotMounted: it took longer than ``timeout`` seconds. :raises StorageError: it met an OSError.
+    """
+    import select
+
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _answer(look, writer)
+    os.close(writer)
+    try:
+        ready = select.select([reader], [], [], max(timeout, 0.1))[0]
+        answer = os.read(reader, 4096).decode("ascii") if ready else ""
+    finally:
+        os.close(reader)
+        _leave(child)
+    if not ready:
+        raise ShareNotMounted(subject, f"it does not answer within {timeout:.0f} s", "check its server, or mount it anew with state: remounted")
+    numbers = tuple(int(number) for number in answer.split())
+    if not numbers or numbers[0] != 0:
+        raise from_os_error(_os_error(numbers[0] if numbers else 5), subject)
+    return numbers[1:]
+
+
+def _os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _answer(look, writer: int) -> None:
+    """The child: nothing of the parent's may stay open, because a stuck child would keep its pipes from ending."""
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.closerange(3, writer)
+        os.closerange(writer + 1, 1024)
+        try:
+            answer = (0,) + tuple(look())
+        except OSError as error:
+            answer = (error.errno or 5,)
+        os.write(writer, " ".join(map(str, answer)).encode("ascii"))
+    finally:
+        os._exit(0)
+
+
+def _leave(child: int) -> None:
+    """End the child if it can be ended. One that is stuck in the kernel dies when the kernel lets go of it."""
+    import signal
+    import time
+
+    os.kill(child, signal.SIGKILL)
+    for dummy in range(20):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return
+        time.sleep(0.005)
+
+
+def holders(path: str, limit: int = 3) -> list[str]:
+    """Some processes that have files or their working directory beneath ``path``, as "qemu-system-x86 (1234)".
+
+    It reads links of /proc only, which touches no server.
+    """
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if any(link == path or link.startswith(path + "/") for link in _links(pid)):
+            found.append(f"{_name(pid)} ({pid})")
+            if len(found) == limit:
+                break
+    return found
+
+
+def _links(pid: str):
+    names = [f"/proc/{pid}/cwd", f"/proc/{pid}/root"]
+    try:
+        names += [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        pass  # it ended, or belongs to another user
+    for name in names:
+        try:
+            yield os.readlink(name)
+        except OSError:
+            continue
+
+
+def _name(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+            return stream.read().strip()
+    except OSError:
+        return "process"
