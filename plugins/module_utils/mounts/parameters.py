@@ -31,7 +31,7 @@ def read_wish(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tab
         raise InvalidParameter(f"path {path}", "no source is given for it", "give src")
     if src is not None and not re.fullmatch(row.source, types.normalise_source(src) if row.network else src):
         raise InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", f"write it like {row.example}")
-    options = mount_options.check(tuple(option.strip() for text in params["opts"] or () for option in tables.split_options(text)))
+    options = mount_options.check(_options(params["opts"], state, path, entries))
     wish = Wish(
         src=src,
         path=path,
@@ -71,6 +71,13 @@ def _source(params: dict) -> str | None:
     return resolve.clean_path(src, "src") if resolve.is_directory_name(src) else src
 
 
+def _options(given: list[str] | None, state: str, path: str, entries: tuple[tables.Entry, ...]) -> tuple[str, ...]:
+    if given is None and state == "remounted":  # it refreshes what is there
+        own = f"credentials={credentials_file(path)}"
+        return tuple(option for entry in entries if entry.path == path for option in entry.options if option != own)
+    return tuple(option.strip() for text in given or () for option in tables.split_options(text))
+
+
 def _row(fstype: str, src: str | None, path: str | None, mounts, entries, base: str) -> types.FileSystem:
     if fstype != "auto":
         return types.by_name(fstype)
@@ -104,13 +111,13 @@ def _known_row(src: str | None, path: str | None, mounts, entries, base: str) ->
 def _known_source(path: str, row: types.FileSystem, mounts, entries) -> str | None:
     if not row.mount_type:
         return path
+    mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
+    if mount is not None:
+        return mount.source if row.kernel_types else tables.origin(mounts, mount)
     for entry in entries:
         if entry.path == path:
             return entry.source
-    mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
-    if mount is None:
-        return None
-    return mount.source if row.kernel_types else tables.origin(mounts, mount)
+    return None
 
 
 def _path(path: str | None, src: str | None, row: types.FileSystem, base: str) -> str:

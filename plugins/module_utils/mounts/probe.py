@@ -116,12 +116,22 @@ def holders(path: str, limit: int = 3) -> list[str]:
     It reads links of /proc only, which touches no server.
     """
     found = []
+    namespace = _namespace("self")
     for pid in filter(str.isdigit, os.listdir("/proc")):
+        if _namespace(pid) != namespace:
+            continue  # in a container the same path means something else
         if any(link == path or link.startswith(path + "/") for link in _links(pid)):
             found.append(f"{_name(pid)} ({pid})")
             if len(found) == limit:
                 break
     return found
+
+
+def _namespace(pid: str) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return None
 
 
 def _links(pid: str):

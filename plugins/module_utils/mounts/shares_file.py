@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 from ..errors import InvalidParameter, from_os_error
-from . import options as mount_options
 from . import tables, types
 
 
 def read(path: str) -> tuple[list[dict], list[str]]:
     """The shares of the file as items with ``src`` and perhaps ``opts``, and a warning for every line that is none.
 
-    :raises InvalidParameter: there is no such file, or a line holds a password. :raises StorageError: it cannot be read.
+    :raises InvalidParameter: there is no such file. :raises StorageError: it cannot be read.
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
@@ -38,20 +37,10 @@ def parse(text: str, path: str = "shares_file") -> tuple[list[dict], list[str]]:
         elif not (types.is_source(source) or source.startswith("/")):
             warnings.append(f"{path}, line {number}: it does not start with a share's source, the line is passed over")
         else:
-            items.append(_item(source, options, path, number))
+            items.append({"src": source, "opts": [options]} if options else {"src": source})
     return items, warnings
 
 
 def _options(rest: str) -> tuple[str, str]:
     flag, dummy, options = rest.strip().partition(" ")
     return flag, options.strip()
-
-
-def _item(source: str, options: str, path: str, number: int) -> dict:
-    item: dict = {"src": source}
-    if options:
-        try:
-            item["opts"] = list(mount_options.check(tables.split_options(options)))
-        except InvalidParameter as error:
-            raise InvalidParameter(f"{path}, line {number}, {error.subject}", error.problem, error.remedy) from error
-    return item

@@ -1,0 +1,58 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Attributes that every module of the collection has."""
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options: {}
+attributes:
+  check_mode:
+    description: Can run in C(check_mode) and return the same RV(ignore:changed) and the same steps without touching the target.
+  diff_mode:
+    description: Returns what changes (or would change in C(check_mode)) when in diff mode.
+  idempotent:
+    description: Run a second time with the same parameters, it changes nothing and reports RV(ignore:changed=false).
+  platform:
+    description: Target operating systems.
+    support: full
+    platforms: posix
+"""
+
+    # What a module that changes something supports. Extend this or INFO beside the plain fragment.
+    CHANGE = r"""
+options: {}
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+"""
+
+    # What a module that only reads supports.
+    INFO = r"""
+options: {}
+attributes:
+  check_mode:
+    support: full
+    details: It changes nothing in any mode.
+  diff_mode:
+    support: N/A
+    details: It changes nothing, so there is no difference to show.
+  idempotent:
+    support: full
+"""
+
+    ACTION_GROUP = r"""
+options: {}
+attributes:
+  action_group:
+    description: Use C(group/remotefs.storage.remotefs) in C(module_defaults) to set defaults for all modules of this collection.
+    support: full
+    membership:
+      - remotefs.storage.remotefs
+"""

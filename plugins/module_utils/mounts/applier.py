@@ -1,0 +1,183 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Carrying out the steps for one share. The only part of mounts/ that changes anything."""
+from __future__ import annotations
+
+import os
+import time
+
+from .. import command
+from ..errors import InUse, MountFailed, ToolFailed, from_os_error
+from . import planner, probe, resolve, tables
+
+_PAUSE = 1.0  # seconds before the second attempt of a mount; each further one waits as much longer
+_LEAST = 1.0  # seconds that a program gets when the time is nearly over
+_USELESS = ("dmesg(1)", "Refer to the", "For several filesystems")  # what mount says that explains nothing
+
+
+class Deadline:
+    """How many seconds one share may still take."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+
+def check_possible(steps: tuple[planner.Step, ...], subject: str) -> None:
+    """What would stop the steps halfway is found out before the first one, in check mode too.
+
+    :raises StorageError: not root, a program is missing, fstab cannot be replaced, or the share is busy.
+    """
+    for step in steps:
+        if isinstance(step, (planner.MountShare, planner.Remount, planner.Unmount)) and os.geteuid() != 0:
+            raise MountFailed(subject, "only root can mount and unmount", "run the task with become: true")
+        if isinstance(step, (planner.MountShare, planner.Remount)):
+            _programs(step)
+        elif isinstance(step, (planner.WriteFstab, planner.RemoveFstab)):
+            tables.check_fstab(step.fstab)
+        elif isinstance(step, planner.Unmount):
+            _check_idle(step.path, subject)
+
+
+def _programs(step) -> str:
+    if step.row.helper:
+        command.find(step.row.helper, step.row.package)
+    return command.find("mount", "mount")
+
+
+def _check_idle(path: str, subject: str) -> None:
+    mounts = tables.read_mounts()
+    real = resolve.follow(path, mounts)
+    inner = [mount.path for mount in mounts if mount.path != real and tables.is_within(mount.path, real)]
+    users = probe.holders(real)
+    if inner or users:
+        raise _busy(subject, path, users or inner)
+
+
+def _busy(subject: str, path: str, users: list[str]) -> InUse:
+    by = f" by {', '.join(users)}" if users else ""
+    return InUse(subject, f"it is busy at {path}{by} and was not unmounted", "end what uses it and run the task again")
+
+
+def apply(step: planner.Step, deadline: Deadline, attempts: int, subject: str) -> bool:
+    """Do one step; False if there was a reason to leave it. :raises StorageError: it failed; what was there before is as it was."""
+    return _ACTIONS[type(step)](step, deadline, attempts, subject) is not False
+
+
+def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject: str) -> None:
+    argv = [_programs(step), "-t", step.row.mount_type]
+    if step.opts:
+        argv += ["-o", ",".join(step.opts)]
+    argv += [step.src, step.path]
+    secret = None
+    if step.row.credentials == "stdin" and step.credentials is not None:
+        secret = f"{step.credentials.password}\n".encode("utf-8", "surrogateescape")
+    for attempt in range(1, attempts + 1):
+        try:
+            _mount_once(argv, step, deadline, subject, secret)
+            return
+        except MountFailed:
+            if attempt == attempts or deadline.left <= _PAUSE * attempt:
+                raise
+        time.sleep(_PAUSE * attempt)
+
+
+def _mount_once(argv: list[str], step, deadline: Deadline, subject: str, secret: bytes | None) -> None:
+    result = _run(argv, deadline, subject, secret)
+    if result.rc != 0:
+        raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", "check the server, the name of its export, the options and the credentials")
+    mounts = tables.read_mounts()
+    if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
+        raise MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}", "see the log of the file system's client on this host")
+
+
+def _remount(step: planner.Remount, deadline: Deadline, attempts: int, subject: str) -> None:
+    argv = [_programs(step), "-t", step.row.mount_type, "-o", ",".join(step.opts), step.src, step.path]
+    result = _run(argv, deadline, subject)
+    if result.rc != 0:
+        raise MountFailed(subject, f"changing the options at {step.path} failed ({_reason(result)})", "unmount it (state: unmounted) and mount it with the new options")
+
+
+def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: str) -> None:
+    result = _run([command.find("umount", "mount"), step.path], deadline, subject)
+    mounts = tables.read_mounts()
+    if result.rc == 0 or tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
+        return
+    if "busy" in result.err:
+        raise _busy(subject, step.path, probe.holders(resolve.follow(step.path, mounts)))
+    raise MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "mend what it names and run the task again")
+
+
+def _run(argv: list[str], deadline: Deadline, subject: str, secret: bytes | None = None) -> command.Result:
+    try:
+        return command.run(argv, timeout=max(deadline.left, _LEAST), secret=secret)
+    except ToolFailed as error:
+        problem = f"the server did not answer within {deadline.seconds:g} s"
+        raise MountFailed(subject, problem, "check the server and the network, or give a longer timeout") from error
+
+
+def _reason(result: command.Result) -> str:
+    lines = [line.strip() for line in (result.err or result.out).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_USELESS)]
+    return lines[0].rstrip(".") if lines else result.reason
+
+
+def _create_directory(step: planner.CreateDirectory, deadline: Deadline, attempts: int, subject: str) -> None:
+    try:
+        os.makedirs(step.path, mode=0o755, exist_ok=True)
+        tables.sync_directory(os.path.dirname(step.path) or "/")
+    except OSError as error:
+        raise from_os_error(error, f"directory {step.path}") from error
+
+
+def _remove_directory(step: planner.RemoveDirectory, deadline: Deadline, attempts: int, subject: str) -> bool:
+    try:
+        os.rmdir(step.path)
+        tables.sync_directory(os.path.dirname(step.path))
+    except OSError:
+        return False  # files lay hidden beneath the mount: they are somebody's, and the directory stays with them
+    return True
+
+
+def _write_credentials(step: planner.WriteCredentials, deadline: Deadline, attempts: int, subject: str) -> None:
+    try:
+        os.makedirs(os.path.dirname(step.path), mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, f"credentials of {subject}") from error
+    tables.replace_file(step.path, step.credentials.content(), mode=0o600, keep=False)
+
+
+def _remove_credentials(step: planner.RemoveCredentials, deadline: Deadline, attempts: int, subject: str) -> None:
+    try:
+        os.unlink(step.path)
+        tables.sync_directory(os.path.dirname(step.path))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise from_os_error(error, f"credentials of {subject}") from error
+
+
+def _write_fstab(step: planner.WriteFstab, deadline: Deadline, attempts: int, subject: str) -> None:
+    tables.change_fstab(step.fstab, step.path, step.entry)
+
+
+def _remove_fstab(step: planner.RemoveFstab, deadline: Deadline, attempts: int, subject: str) -> None:
+    tables.change_fstab(step.fstab, step.path, None)
+
+
+_ACTIONS = {
+    planner.CreateDirectory: _create_directory,
+    planner.RemoveDirectory: _remove_directory,
+    planner.WriteCredentials: _write_credentials,
+    planner.RemoveCredentials: _remove_credentials,
+    planner.WriteFstab: _write_fstab,
+    planner.RemoveFstab: _remove_fstab,
+    planner.MountShare: _mount,
+    planner.Remount: _remount,
+    planner.Unmount: _unmount,
+}

@@ -1,0 +1,230 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The use cases of shares: bring one or many into a state, and tell about them. Observe, plan, apply.
+
+Nothing here raises for one share of many: a failure becomes part of that share's result.
+"""
+from __future__ import annotations
+
+import os
+
+from .. import errors
+from . import applier, parameters, planner, probe, resolve, shares_file, tables, types
+from . import options as mount_options
+
+_MOUNTED = ("mounted", "present", "remounted")
+
+
+def ensure_all(params: dict, check_mode: bool = False) -> dict:
+    """Bring every share of ``shares`` and ``shares_file`` into its state: what the module returns, with ``results`` in input order.
+
+    :raises StorageError: the shares file cannot be read.
+    """
+    items, warnings = list(params["shares"] or ()), []
+    if params["shares_file"]:
+        listed, warnings = shares_file.read(params["shares_file"])
+        items += listed
+    results, taken = [], {}
+    for number, item in enumerate(parameters.merge(params, items), 1):
+        results.append(ensure(item, check_mode, taken, number))
+    failed = [result for result in results if result["failed"]]
+    answer = {
+        "changed": any(result["changed"] for result in results),
+        "failed": bool(failed),
+        "results": results,
+        "shares": [result["share"] for result in results if result["share"]],
+        "actions": [action for result in results for action in result["actions"]],
+        "diff": [diff for diff in (result.pop("diff") for result in results) if diff],
+        "warnings": warnings + [warning for result in results for warning in result.pop("warnings")],
+    }
+    if failed:
+        answer["error_code"] = failed[0]["error_code"]
+        answer["msg"] = failed[0]["msg"] if len(failed) == 1 else f"{len(failed)} of {len(results)} shares failed, the first: {failed[0]['msg']}"
+    return answer
+
+
+def ensure(params: dict, check_mode: bool = False, taken: dict | None = None, number: int = 1) -> dict:
+    """Bring one share into ``params["state"]``.
+
+    :param params: the options of remotefs_share, each key present.
+    :param taken: the paths of earlier items of the same task, to refuse a second item for one of them.
+    :return: name, src, changed, failed, actions, share, diff, warnings; with ``failed`` error_code and msg as well.
+    """
+    name = params["src"] or params["path"]
+    result = {"name": name, "src": params["src"], "changed": False, "failed": False, "actions": [], "share": None, "diff": {}, "warnings": []}
+    done: list = []
+    try:
+        _ensure(params, check_mode, {} if taken is None else taken, number, result, done)
+    except errors.StorageError as error:
+        result.update(failed=True, error_code=error.error_code, msg=str(error))
+    result["actions"] = [step.describe() for step in done]
+    result["changed"] = bool(done)
+    return result
+
+
+def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: dict, done: list) -> None:
+    deadline = _deadline(params)
+    mounts = tables.read_mounts()
+    entries = tables.parse_fstab(tables.read_fstab(resolve.clean_path(params["fstab"], "fstab")))
+    wish = parameters.read_wish(params, mounts, entries)
+    result["src"], subject = wish.src, f"share {wish.name}"
+    if taken.setdefault(wish.path, number) != number:
+        raise errors.InvalidParameter(subject, f"item {taken[wish.path]} of the list has the same path {wish.path}", "name every share once")
+    if not wish.row.mount_type and wish.state in _MOUNTED:
+        resolve.check_mounted(wish.path, resolve.follow(wish.path, mounts), mounts, entries, resolve.clean_path(params["mount_base"], "mount_base"))
+    seen = observe(wish, mounts, entries, deadline)
+    steps = planner.plan(wish, seen)
+    result["diff"] = {"before": planner.picture(seen), "after": planner.fold(seen, wish, steps), "before_header": wish.path, "after_header": wish.path}
+    _check_source(wish, seen, steps)
+    applier.check_possible(steps, subject)
+    if check_mode:
+        done.extend(steps)
+    for step in () if check_mode else steps:
+        if applier.apply(step, deadline, params["attempts"], subject):
+            done.append(step)
+    result["warnings"] = _warnings(wish, seen, steps, check_mode, mounts)
+    result["share"] = _report(wish, steps, check_mode, deadline, params["mount_base"])
+
+
+def _deadline(params: dict) -> applier.Deadline:
+    for key in ("timeout", "attempts"):
+        if params[key] < 1:
+            raise errors.InvalidParameter(f"{key} {params[key]}", "it is less than 1", "give a positive number")
+    return applier.Deadline(params["timeout"])
+
+
+def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: applier.Deadline) -> planner.Seen:
+    """What there is at the path of the wish.
+
+    :raises InvalidParameter: something that is no directory is there. :raises ShareNotMounted: the path lies on a share that does not answer.
+    """
+    real = resolve.follow(wish.path, mounts)
+    mount = tables.mounted_at(mounts, real)
+    directory, empty = (True, True) if mount is not None and wish.row.mount_type else _directory(wish, real, deadline)
+    source = wish.src if wish.src and resolve.is_directory_name(wish.src) else None
+    return planner.Seen(
+        mount=mount if wish.row.mount_type else None,
+        bound=mount is not None and source is not None and tables.shows(mounts, mount, resolve.follow(source, mounts)),
+        entry=next((entry for entry in entries if entry.path == wish.path), None) if wish.row.mount_type else None,
+        directory=directory,
+        empty=empty,
+        credentials=_read_credentials(wish),
+        dead=mount is not None and mount.fstype.startswith("fuse.") and wish.state == "mounted" and _is_dead(real, deadline),
+    )
+
+
+def _directory(wish: planner.Wish, real: str, deadline: applier.Deadline) -> tuple[bool, bool]:
+    exists, directory, empty = probe.directory_state(real, deadline.left, f"path {wish.path}")
+    if exists and not directory:
+        raise errors.InvalidParameter(f"path {wish.path}", "it is not a directory", "choose another path")
+    return directory, empty
+
+
+def _read_credentials(wish: planner.Wish) -> bytes | None:
+    try:
+        with open(wish.credentials_file, "rb") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        return None  # not root: the mount itself will say so
+    except OSError as error:
+        raise errors.from_os_error(error, f"credentials of share {wish.name}") from error
+
+
+def _is_dead(path: str, deadline: applier.Deadline) -> bool:
+    """Whether the process behind a FUSE mount is gone, so that nothing can be lost by unmounting."""
+    import errno
+
+    def look() -> tuple:
+        try:
+            os.statvfs(path)
+        except OSError as error:
+            return (int(error.errno == errno.ENOTCONN),)
+        return (0,)
+
+    return bool(probe.bounded(look, deadline.left, f"share at {path}")[0])
+
+
+def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...]) -> None:
+    """A bind mount's source is the one source that can be looked at before anything happens."""
+    if wish.row.network or not any(isinstance(step, (planner.MountShare, planner.WriteFstab)) for step in steps) or seen.mount is not None:
+        return
+    if wish.src is not None and not os.path.isdir(wish.src):
+        raise errors.MountFailed(f"share {wish.src}", "there is no such directory to show elsewhere", "create it, or correct src")
+
+
+def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], check_mode: bool, mounts) -> list[str]:
+    mounting = any(isinstance(step, (planner.MountShare, planner.Remount)) for step in steps)
+    warnings = []
+    if mounting and seen.mount is None and not seen.empty:
+        warnings.append(f"{wish.path} was not empty: what lies there is hidden while {wish.name} is mounted")
+    if mounting and not check_mode:
+        mounts = tables.read_mounts()
+        mount = tables.mounted_at(mounts, resolve.follow(wish.path, mounts))
+        live = () if mount is None else mount.options if wish.row.kernel_types else mount.mount_options
+        drifted = mount_options.drift(wish.row, planner.effective_options(wish, seen), live)
+        if drifted:
+            warnings.append(
+                f"share {wish.name}: {', '.join(drifted)} did not come into force; another mount of the same export on this host or the server decides it"
+            )
+    return warnings
+
+
+def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: bool, deadline: applier.Deadline, mount_base: str) -> dict:
+    """The share as it is now; in check mode as far as it is known."""
+    mounts = tables.read_mounts()
+    real = resolve.follow(wish.path, mounts)
+    mount = tables.mounted_at(mounts, real)
+    if not wish.row.mount_type:
+        if not os.path.isdir(real):
+            return _picture(wish.path, wish.path, wish.row.name)
+        return _with_capacity(_picture(wish.path, wish.path, wish.row.name, mounted=True), real, deadline)
+    if mount is None or (check_mode and any(isinstance(step, (planner.MountShare, planner.Unmount)) for step in steps)):
+        coming = check_mode and wish.state in ("mounted", "remounted")
+        opts = ",".join(mount_options.for_mount(mount_options.complete(wish.row, wish.options))) if coming else ""
+        return _picture(wish.src, wish.path, wish.row.name, opts, mounted=coming)
+    opts = resolve.public_options(mount, wish.row)
+    share = _picture(wish.src or mount.source, wish.path, wish.row.name, opts, mounted=True)
+    return _with_capacity(share, real, deadline) if wish.state != "present" else share
+
+
+def _picture(src: str | None, path: str, fstype: str, opts: str = "", mounted: bool = False) -> dict:
+    return {"src": src, "path": path, "fstype": fstype, "opts": opts, "mounted": mounted, "total": None, "free": None, "used": None, "writable": None}
+
+
+def _with_capacity(share: dict, path: str, deadline: applier.Deadline) -> dict:
+    room = probe.capacity(path, deadline.left, f"share {share['src']}")
+    share.update(total=room.total, free=room.free, used=room.used, writable=room.writable)
+    return share
+
+
+def describe_all(names: list[str] | None, mount_base: str, fstab: str, timeout: float) -> list[dict]:
+    """The shares called ``names``, or every mounted one: network file systems anywhere, and anything under ``mount_base``.
+
+    A share that cannot be read comes back with ``error_code`` and ``msg``; ``timeout`` (seconds) is for each.
+    """
+    return [_describe(name, mount_base, fstab, timeout) for name in (_mounted_paths(mount_base) if names is None else names)]
+
+
+def _mounted_paths(mount_base: str) -> list[str]:
+    mounts = tables.read_mounts()
+    base = mount_base.rstrip("/")
+    paths = []
+    for mount in mounts:
+        wanted = types.by_kernel_type(mount.fstype) is not None or (mount.path != base and tables.is_within(mount.path, base))
+        if wanted and mount.path not in paths and tables.mounted_at(mounts, mount.path) == mount:
+            paths.append(mount.path)
+    return paths
+
+
+def _describe(name: str, mount_base: str, fstab: str, timeout: float) -> dict:
+    share = _picture(name, name if resolve.is_directory_name(name) else None, None)
+    try:
+        found = resolve.find_share(name, mount_base, fstab)
+        share.update(src=found.source, path=found.path, fstype=found.fstype, opts=found.options, mounted=True)
+        _with_capacity(share, found.path, applier.Deadline(timeout))
+    except errors.StorageError as error:
+        share.update(error_code=error.error_code, msg=str(error))
+    return share

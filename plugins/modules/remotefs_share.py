@@ -1,0 +1,343 @@
+#!/usr/bin/python
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Mount shares, keep them in fstab, and take them away."""
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: remotefs_share
+short_description: Mount shares that hold volumes
+version_added: 1.0.0
+description:
+  - Mounts shares, keeps them in fstab, changes their options and takes them away again. A plain directory is a share too.
+  - What is mounted, and with which options, is read from the kernel. Another source at the path is an error and is never unmounted;
+    an option that differs from the wish is a change, remounted in place where the file system can do that and unmounted and mounted anew where it cannot.
+  - A share that is in use is never unmounted by force or lazily. The data on a share is never deleted.
+author:
+  - remotefs.storage contributors (@remotefs)
+requirements:
+  - root, except for O(fstype=directory)
+  - nfs-common, cifs-utils, glusterfs-client or sshfs (names of Debian's packages), for what is mounted
+extends_documentation_fragment:
+  - remotefs.storage.attributes
+  - remotefs.storage.attributes.change
+  - remotefs.storage.attributes.action_group
+attributes:
+  idempotent:
+    support: partial
+    details: O(state=remounted) mounts anew each time.
+options:
+  src:
+    description:
+      - The source of the share, such as V(nas1:/vols), V(//nas1/vols), V(user@host:/dir) or V(/srv/volumes).
+      - It may be left out with O(path) where the mount table or fstab tells it, for O(state=unmounted), O(state=absent) and O(state=remounted).
+    type: str
+  path:
+    description:
+      - The directory where it is mounted. It is created if missing.
+      - The default is a directory under O(mount_base) named by the MD5 of the exact source, as OpenStack's os-brick has it.
+      - For O(fstype=directory) it is O(src) itself.
+    type: path
+  mount_base:
+    description: The directory under which shares are mounted unless O(path) is given.
+    type: path
+    default: /var/lib/remotefs/mnt
+  fstype:
+    description:
+      - The file system.
+      - With V(auto), what is mounted at the path or listed in fstab decides, then the form of O(src). V(//host/share) is V(cifs), V(user@host:/dir) V(sshfs),
+        V(host:/dir) V(nfs); a directory is V(bind) if O(path) names another directory and V(directory) otherwise. GlusterFS must be named, since its sources look like those of NFS.
+    type: str
+    choices: [auto, directory, bind, nfs, cifs, glusterfs, sshfs]
+    default: auto
+  opts:
+    description:
+      - Mount options, as a list or separated by commas.
+      - For V(cifs), C(nobrl) is added unless C(brl) is given, because C(qemu-img) cannot create qcow2 files without it.
+      - A password among them is refused, see O(credentials).
+      - Left out with O(state=remounted), those of fstab stay.
+    type: list
+    elements: str
+  credentials:
+    description:
+      - Who mounts. Never part of a command line, of fstab or of a result.
+      - For V(cifs) they are written to a file that only root can read, C(/etc/remotefs/credentials/) and the MD5 of the path, which the options name.
+        Left out, a file that was written for the path before stays in use. Changed credentials mount the share anew.
+      - For V(sshfs) O(credentials.password) alone is taken, and handed to ssh when mounting. It cannot be kept for the next boot, so it wants O(persist=false);
+        a key (C(IdentityFile=) in O(opts)) has no such limit.
+    type: dict
+    suboptions:
+      username:
+        description: The user. For V(sshfs) it is part of O(src) instead.
+        type: str
+      password:
+        description: The password.
+        type: str
+      domain:
+        description: The domain or workgroup.
+        type: str
+  state:
+    description:
+      - V(mounted) mounts the share and, with O(persist), writes it to fstab.
+      - V(present) only writes it to fstab. A plain directory is created.
+      - V(unmounted) unmounts it and leaves fstab alone.
+      - V(absent) unmounts it and removes its line from fstab, its credentials and, if empty and under O(mount_base), its mount directory.
+      - V(remounted) unmounts it if it is mounted and mounts it, always a change. This is what mends a share whose server came back with stale file handles.
+      - A plain directory is not touched by V(unmounted), V(absent) and V(remounted).
+    type: str
+    choices: [mounted, present, unmounted, absent, remounted]
+    default: mounted
+  persist:
+    description: Whether fstab follows. With V(false) it is neither written nor looked at for options.
+    type: bool
+    default: true
+  fstab:
+    description: The table to edit. The new file replaces the old one in one step; comments, order and the lines of others stay as they are.
+    type: path
+    default: /etc/fstab
+  attempts:
+    description: How often mounting is tried, with growing pauses that start at one second, within O(timeout).
+    type: int
+    default: 3
+  timeout:
+    description: Seconds that one share may take in all. A server that does not answer within them fails the task.
+    type: int
+    default: 60
+  shares:
+    description: Many shares in one task. The task's own values are the defaults of each. All are attempted, and the task fails at the end if any did.
+    type: list
+    elements: dict
+    suboptions:
+      src: {description: See O(src)., type: str}
+      path: {description: See O(path)., type: path}
+      mount_base: {description: See O(mount_base)., type: path}
+      fstype: {description: See O(fstype)., type: str, choices: [auto, directory, bind, nfs, cifs, glusterfs, sshfs]}
+      opts: {description: See O(opts)., type: list, elements: str}
+      credentials:
+        description: See O(credentials).
+        type: dict
+        suboptions:
+          username: {description: See O(credentials.username)., type: str}
+          password: {description: See O(credentials.password)., type: str}
+          domain: {description: See O(credentials.domain)., type: str}
+      state: {description: See O(state)., type: str, choices: [mounted, present, unmounted, absent, remounted]}
+      persist: {description: See O(persist)., type: bool}
+      fstab: {description: See O(fstab)., type: path}
+      attempts: {description: See O(attempts)., type: int}
+      timeout: {description: See O(timeout)., type: int}
+  shares_file:
+    description:
+      - A file on the managed host with one share a line, in the format of Cinder's remotefs drivers. A line is C(SOURCE) or C(SOURCE -o OPTIONS).
+        Comments start with C(#), and C(\040) stands for a space.
+      - A line of another form is passed over with a warning that names its number.
+      - May be combined with O(shares), whose items come first.
+    type: path
+seealso:
+  - module: remotefs.storage.remotefs_share_info
+  - module: ansible.posix.mount
+"""
+
+EXAMPLES = r"""
+- name: A plain directory is a share
+  remotefs.storage.remotefs_share:
+    src: /srv/volumes
+
+- name: An NFS export, at its default path and in fstab
+  remotefs.storage.remotefs_share:
+    src: nas1:/vols
+    opts: [vers=4.2, hard, nofail]
+  register: vols
+
+- name: Where it is and how much room there is
+  ansible.builtin.debug:
+    msg: "{{ vols.share.path }} has {{ vols.share.free }} bytes free"
+
+- name: A Windows share, with credentials in a file that only root can read
+  remotefs.storage.remotefs_share:
+    src: //nas1/vols
+    path: /mnt/vols
+    opts: vers=3.1.1,file_mode=0660
+    credentials:
+      username: backup
+      password: "{{ vault_nas1_password }}"
+
+- name: Several at once
+  remotefs.storage.remotefs_share:
+    fstype: glusterfs
+    opts: [backup-volfile-servers=gl2]
+    shares:
+      - src: gl1:/vols
+      - src: gl1:/archive
+        opts: [ro]
+
+- name: Every share that Cinder uses
+  remotefs.storage.remotefs_share:
+    shares_file: /etc/cinder/nfs_shares
+
+- name: Unmount and forget it
+  remotefs.storage.remotefs_share:
+    src: nas1:/vols
+    state: absent
+"""
+
+RETURN = r"""
+share:
+  description: The share after the task, or in check mode what is known of it beforehand. Not with O(shares) or O(shares_file).
+  returned: success, for a single share
+  type: dict
+  contains: &share
+    src:
+      description: Its source.
+      type: str
+      sample: nas1:/vols
+    path:
+      description: The directory where it is, or would be, mounted.
+      type: str
+      sample: /var/lib/remotefs/mnt/15e1e4a2e0c67b0d4ae2ac2f33eb35e8
+    fstype:
+      description: The file system.
+      type: str
+      sample: nfs
+    opts:
+      description: The options in force, without secrets. Empty for a directory and for what is not mounted.
+      type: str
+      sample: rw,relatime,vers=4.2,hard
+    mounted:
+      description: Whether it can be used. For a plain directory, whether it exists.
+      type: bool
+    total:
+      description: Its size in bytes. This key and the next three are null for what is not mounted.
+      type: int
+    free:
+      description: Bytes that can still be stored.
+      type: int
+    used:
+      description: Bytes in use.
+      type: int
+    writable:
+      description: Whether the user of the task may write to it, as far as the kernel and the server tell beforehand.
+      type: bool
+shares:
+  description: The shares in input order, without those that failed.
+  returned: with O(shares) or O(shares_file)
+  type: list
+  elements: dict
+  contains: *share
+results:
+  description: One for each share, in input order.
+  returned: with O(shares) or O(shares_file)
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The source, or the path where only that was given.
+      type: str
+    src:
+      description: The source.
+      type: str
+    changed:
+      description: Whether this share changed.
+      type: bool
+    failed:
+      description: Whether it failed.
+      type: bool
+    error_code:
+      description: Why, for programs.
+      type: str
+      returned: when it failed
+    msg:
+      description: Why, for people.
+      type: str
+      returned: when it failed
+    actions:
+      description: As at the top level.
+      type: list
+      elements: dict
+    share:
+      description: As at the top level. Null if it failed.
+      type: dict
+actions:
+  description:
+    - The steps done, in order; in check mode those to be done. C(step) is one of C(create_directory), C(write_credentials), C(mount), C(remount), C(unmount),
+      C(write_fstab), C(remove_fstab), C(remove_credentials) and C(remove_directory).
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - {step: create_directory, path: /mnt/vols}
+    - {step: mount, path: /mnt/vols, src: "nas1:/vols", fstype: nfs, opts: vers=4.2}
+error_code:
+  description:
+    - Why the task failed, for programs. One of C(invalid_parameter), C(conflict) (another source is at the path), C(mount_failed), C(share_not_mounted)
+      (it does not answer, or a directory meant for a mount has none), C(share_not_writable), C(in_use), C(tool_missing), C(no_space) and C(tool_failed).
+  returned: failure
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.errors import StorageError
+
+_STATES = ["mounted", "present", "unmounted", "absent", "remounted"]
+_FILE_SYSTEMS = ["auto", "directory", "bind", "nfs", "cifs", "glusterfs", "sshfs"]
+
+
+def _share_spec(with_defaults: bool) -> dict:
+    """The options of one share. Items of ``shares`` have no defaults of their own, so that the task's values reach them."""
+    defaults = {"mount_base": "/var/lib/remotefs/mnt", "fstype": "auto", "state": "mounted", "persist": True, "fstab": "/etc/fstab", "attempts": 3, "timeout": 60}
+    spec = {
+        "src": {"type": "str"},
+        "path": {"type": "path"},
+        "mount_base": {"type": "path"},
+        "fstype": {"type": "str", "choices": _FILE_SYSTEMS},
+        "opts": {"type": "list", "elements": "str"},
+        # Only the password is secret: no_log on the whole would blank out the user's name wherever it occurs in the result.
+        "credentials": {
+            "type": "dict",
+            "no_log": False,
+            "options": {"username": {"type": "str"}, "password": {"type": "str", "no_log": True}, "domain": {"type": "str"}},
+        },
+        "state": {"type": "str", "choices": _STATES},
+        "persist": {"type": "bool"},
+        "fstab": {"type": "path"},
+        "attempts": {"type": "int"},
+        "timeout": {"type": "int"},
+    }
+    if with_defaults:
+        for name, value in defaults.items():
+            spec[name]["default"] = value
+    return spec
+
+
+def main() -> None:
+    spec = _share_spec(with_defaults=True)
+    spec["shares"] = {"type": "list", "elements": "dict", "options": _share_spec(with_defaults=False)}
+    spec["shares_file"] = {"type": "path"}
+    module = AnsibleModule(
+        argument_spec=spec,
+        supports_check_mode=True,
+        required_one_of=[("src", "path", "shares", "shares_file")],
+        mutually_exclusive=[("src", "shares"), ("src", "shares_file"), ("path", "shares"), ("path", "shares_file")],
+    )
+    from ..module_utils.mounts import manager
+
+    many = module.params["shares"] is not None or module.params["shares_file"] is not None
+    try:
+        result = manager.ensure_all(module.params, module.check_mode) if many else manager.ensure(module.params, module.check_mode)
+    except StorageError as error:
+        result = {"failed": True, "changed": False, "actions": [], "msg": str(error), "error_code": error.error_code}
+    for warning in result.pop("warnings", []):
+        module.warn(warning)
+    if not many:
+        for key in ("name", "src"):
+            result.pop(key, None)
+    if not module._diff:
+        result.pop("diff", None)
+    if result.pop("failed"):
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

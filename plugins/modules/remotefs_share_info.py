@@ -1,0 +1,139 @@
+#!/usr/bin/python
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tell about shares."""
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: remotefs_share_info
+short_description: Tell which shares are mounted and how much room they have
+version_added: 1.0.0
+description:
+  - Returns shares with their source, path, effective options and capacity, as the kernel has them.
+  - A share that cannot be read comes back with RV(shares[].error_code) and RV(shares[].msg); the task does not fail for it, and a server that does not answer
+    takes O(timeout) seconds and no longer.
+author:
+  - remotefs.storage contributors (@remotefs)
+extends_documentation_fragment:
+  - remotefs.storage.attributes
+  - remotefs.storage.attributes.info
+  - remotefs.storage.attributes.action_group
+options:
+  share:
+    description:
+      - Sources of mounted shares, or absolute directories.
+      - Without it, every mounted share is returned whose file system this collection supports over the network, and everything mounted under O(mount_base).
+    type: list
+    elements: str
+  mount_base:
+    description: The directory under which shares are mounted by default. A directory beneath it is a share only while something is mounted there.
+    type: path
+    default: /var/lib/remotefs/mnt
+  fstab:
+    description: The table of the administrator. A directory that it names as a mount point is a share only while something is mounted there.
+    type: path
+    default: /etc/fstab
+  timeout:
+    description: Seconds that one share may take to answer.
+    type: int
+    default: 10
+seealso:
+  - module: remotefs.storage.remotefs_share
+"""
+
+EXAMPLES = r"""
+- name: Every mounted share
+  remotefs.storage.remotefs_share_info:
+  register: found
+
+- name: Shares that are nearly full
+  ansible.builtin.debug:
+    msg: "{{ item.src }} has {{ item.free }} bytes left"
+  loop: "{{ found.shares | selectattr('error_code', 'undefined') | list }}"
+  loop_control:
+    label: "{{ item.path }}"
+  when: item.free < item.total * 0.1
+
+- name: Two shares by name
+  remotefs.storage.remotefs_share_info:
+    share:
+      - nas1:/vols
+      - /srv/volumes
+"""
+
+RETURN = r"""
+shares:
+  description: The shares, in the order asked for or in that of the mount table.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    src:
+      description: The source, as asked for or as the mount table shows it.
+      type: str
+      sample: nas1:/vols
+    path:
+      description: The directory where it is mounted. Null if it is not mounted and was asked for by its source.
+      type: str
+      sample: /var/lib/remotefs/mnt/15e1e4a2e0c67b0d4ae2ac2f33eb35e8
+    fstype:
+      description: The file system. Null if it is not mounted.
+      type: str
+      sample: nfs
+    opts:
+      description: The options in force, without secrets.
+      type: str
+      sample: rw,relatime,vers=4.2,hard
+    mounted:
+      description: Whether it is mounted. For a plain directory, whether it exists.
+      type: bool
+    total:
+      description: Its size in bytes. This key and the next three are null for what cannot be read.
+      type: int
+    free:
+      description: Bytes that can still be stored.
+      type: int
+    used:
+      description: Bytes in use.
+      type: int
+    writable:
+      description: Whether the user of the task may write to it, as far as the kernel and the server tell beforehand.
+      type: bool
+    error_code:
+      description: Why it cannot be read, for programs, such as C(share_not_mounted).
+      type: str
+      returned: for a share that cannot be read
+    msg:
+      description: Why it cannot be read, and what to do.
+      type: str
+      returned: for a share that cannot be read
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.errors import StorageError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "share": {"type": "list", "elements": "str"},
+            "mount_base": {"type": "path", "default": "/var/lib/remotefs/mnt"},
+            "fstab": {"type": "path", "default": "/etc/fstab"},
+            "timeout": {"type": "int", "default": 10},
+        },
+        supports_check_mode=True,
+    )
+    from ..module_utils.mounts import manager
+
+    params = module.params
+    try:
+        shares = manager.describe_all(params["share"], params["mount_base"], params["fstab"], params["timeout"])
+    except StorageError as error:
+        module.fail_json(msg=str(error), error_code=error.error_code, shares=[])
+    module.exit_json(changed=False, shares=shares)
+
+
+if __name__ == "__main__":
+    main()
