@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from typing import Iterable
 
 from ..errors import HasDependents
-from ..model import Image, Snapshot, Volume, info_name
+from ..model import Image, Snapshot, Volume
 from . import cost
-from .plan import Plan, healing, require_known_formats
-from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, WriteInfo
+from .plan import Plan, healing, require_known_formats, write_info
+from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocatio
         current = _after_merge(current, group, pivot)
     _refuse_dependents(volume, all_steps, garbage)
     after = replace(current, snapshots=remaining, info=True, adopted=True, pending=None)
-    all_steps.append(WriteInfo(info_name(volume.name), after.active.file, tuple((snapshot.name, snapshot.file) for snapshot in remaining)))
+    all_steps.append(write_info(after))
     all_steps += [Unlink(file) for file in garbage]
     return Plan("delete_snapshot", volume.name, tuple(all_steps), volume, after, intent=True)
 

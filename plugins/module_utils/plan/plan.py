@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import UnsafeImage
-from ..model import Volume
+from ..model import Volume, info_name
 from .steps import Repoint, Step, Unlink, WriteInfo
 
 
@@ -39,11 +39,9 @@ class Plan:
     def actions(self) -> list[dict]:
         return [step.describe() for step in self.steps]
 
-    def touched(self) -> tuple[str, ...]:
-        """Files of the present chain that the steps write or remove."""
-        chain = self.before.files if self.before else ()
-        wanted = {file for step in self.steps for file in step.touches()}
-        return tuple(file for file in chain if file in wanted)
+
+def write_info(volume: Volume) -> WriteInfo:
+    return WriteInfo(info_name(volume.name), volume.active.file, tuple((snapshot.name, snapshot.file) for snapshot in volume.snapshots))
 
 
 def require_known_formats(volume: Volume) -> None:

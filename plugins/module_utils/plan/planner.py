@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, WouldShrink
-from ..model import Image, Snapshot, Volume, info_name
-from .plan import Plan, healing, require_known_formats
-from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteInfo, WriteRecord
+from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
+from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name
+from .plan import Plan, healing, require_known_formats, write_info
+from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord
 
 DEFAULT_MODE = 0o660
 
@@ -64,10 +64,12 @@ def create_volume(wish: VolumeWish) -> Plan:
         raise InvalidParameter(subject, "a raw image has no metadata to preallocate", "choose preallocation off, falloc or full, or format qcow2")
     if wish.source and wish.preallocation != "off":
         raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
-    make: Step = CreateImage(wish.name, image_format, size, wish.preallocation)
+    check_qcow2_size(subject, image_format, size)
+    mode = DEFAULT_MODE if wish.mode is None else wish.mode
+    make: Step = CreateImage(wish.name, image_format, size, wish.preallocation, mode, wish.uid, wish.gid)
     if wish.source:
-        make = CopyImage(wish.name, image_format, size, wish.source.label, bytes=wish.source.allocated)
-    image = Image(wish.name, image_format, size, mode=wish.mode if wish.mode is not None else DEFAULT_MODE)
+        make = CopyImage(wish.name, image_format, size, wish.source.label, wish.source.allocated, mode, wish.uid, wish.gid)
+    image = Image(wish.name, image_format, size, mode=mode, uid=wish.uid or 0, gid=wish.gid or 0)
     after = Volume(wish.name, (image,), adopted=True)
     return Plan("create_volume", wish.name, (WriteRecord(wish.name), make), None, after)
 
@@ -98,8 +100,15 @@ def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
 def _grow(volume: Volume, size: int) -> tuple[Step, Volume]:
     active = volume.active
     longer_below = any(image.size > active.size for image in volume.chain[1:])
+    check_qcow2_size(f"volume {volume.name}", active.format, size)
     step = Grow(active.file, str(active.format), size, zero=longer_below)
     return step, volume.with_images(**{active.file: replace(active, size=size)})
+
+
+def check_qcow2_size(subject: str, image_format: str | None, size: int) -> None:
+    """:raises InvalidSize: no qcow2 image with clusters of 64 KiB can be that large."""
+    if image_format == "qcow2" and size > MAX_QCOW2_SIZE:
+        raise InvalidSize(subject, f"a qcow2 image of {size} bytes is more than QEMU opens", f"stay within {MAX_QCOW2_SIZE} bytes (2 PiB)")
 
 
 def _attributes(volume: Volume, wish: VolumeWish) -> list[Step]:
@@ -137,6 +146,7 @@ def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
     require_known_formats(volume)
     heal, current = healing(volume)
     active = current.active
+    check_qcow2_size(f"snapshot of volume {volume.name}", "qcow2", active.size)
     file = overlay_name(volume, wish.name)
     overlay = Image(file, "qcow2", active.size, backing_file=active.file, backing_format=active.format, empty=True, mode=active.mode, uid=active.uid, gid=active.gid)
     snapshot = Snapshot(wish.name, file, wish.created, wish.description or "", dict(wish.labels or {}))
@@ -165,10 +175,6 @@ def overlay_name(volume: Volume, snapshot: str) -> str:
     if plain.lower() not in taken:
         return plain
     return next(f"{plain}.{number}" for number in range(1, len(taken) + 2) if f"{plain}.{number}".lower() not in taken)
-
-
-def write_info(volume: Volume) -> WriteInfo:
-    return WriteInfo(info_name(volume.name), volume.active.file, tuple((snapshot.name, snapshot.file) for snapshot in volume.snapshots))
 
 
 def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:

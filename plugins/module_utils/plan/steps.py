@@ -40,8 +40,14 @@ class CreateImage(Step):
     format: str
     size: int
     preallocation: str = "off"
+    mode: int = 0o660
+    uid: int | None = None
+    gid: int | None = None
 
     name = "create"
+
+    def describe(self) -> dict:
+        return {**super().describe(), "mode": f"{self.mode:04o}"}
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,15 @@ class CopyImage(Step):
     format: str
     size: int
     source: str
-    preallocation: str = "off"
     bytes: int | None = None
+    mode: int = 0o660
+    uid: int | None = None
+    gid: int | None = None
 
     name = "copy"
+
+    def describe(self) -> dict:
+        return {**super().describe(), "mode": f"{self.mode:04o}"}
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,10 @@ class Observed:
     record: records.Record | None
 
 
-def observe(directory: ShareDirectory, name: str) -> Observed | None:
+def observe(directory: ShareDirectory, name: str, said: str | None = None) -> Observed | None:
     """The volume ``name`` as it stands; None where the share has no such volume.
+
+    :param said: the format that the user says the base file has, for where nothing on the share records it.
 
     Takes no lock. A read that fails while somebody changes the volume is repeated before it counts.
 
@@ -43,7 +45,7 @@ def observe(directory: ShareDirectory, name: str) -> Observed | None:
     for attempt in range(_READ_AGAIN + 1):
         before = _marks(directory, name)
         try:
-            return _observe(directory, name)
+            return _observe(directory, name, said)
         except OSError as error:
             failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}")
         except StorageError as error:
@@ -78,13 +80,13 @@ def read_info(directory: ShareDirectory, name: str) -> info_file.Info | None:
     return None if data is None else info_file.parse(name, data)
 
 
-def _observe(directory: ShareDirectory, name: str) -> Observed | None:
+def _observe(directory: ShareDirectory, name: str, said: str | None) -> Observed | None:
     record = read_record(directory, name)
     info = read_info(directory, name)
     active = info.active if info else name
     if info is None and directory.root.status(name) is None:
         return None
-    chain = walk(directory, name, active, info, record)
+    chain = walk(directory, name, active, info, record, said)
     snapshots = _snapshots(name, chain, info, record)
     pending = record.intent if record else None
     return Observed(Volume(name, chain, snapshots, info is not None, _is_adopted(chain, record), pending), info, record)
@@ -94,7 +96,9 @@ def _is_adopted(chain: tuple[Image, ...], record: records.Record | None) -> bool
     return record is not None and all(image.file in record.formats for image in chain)
 
 
-def walk(directory: ShareDirectory, name: str, active: str, info: info_file.Info | None, record: records.Record | None) -> tuple[Image, ...]:
+def walk(
+    directory: ShareDirectory, name: str, active: str, info: info_file.Info | None, record: records.Record | None, said: str | None = None
+) -> tuple[Image, ...]:
     """The chain from ``active`` down.
 
     :raises ChainBroken: a file is missing, formats contradict each other, it loops or is absurdly long.
@@ -107,6 +111,8 @@ def walk(directory: ShareDirectory, name: str, active: str, info: info_file.Info
         if any(image.file == file for image in chain) or len(chain) >= MAX_CHAIN:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", _WORST_DAY)
         image_format = _decide_format(name, file, said_above, info, record)
+        if image_format is None and said is not None:
+            image_format = _believe(directory, file, said)
         try:
             image = read_image(directory, file, image_format)
         except FileNotFoundError as error:
@@ -129,6 +135,14 @@ def _decide_format(name: str, file: str, said_above: str | None, info: info_file
         return recorded or said_above
     is_overlay = info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
     return "qcow2" if is_overlay else None
+
+
+def _believe(directory: ShareDirectory, file: str, said: str) -> str:
+    """The format that the user says a file has. :raises Conflict: it cannot be that."""
+    with directory.root.opened(file) as fd:
+        if said == "qcow2" and not qcow2.has_magic(fd):
+            raise Conflict(directory.root.subject(file), "it is no qcow2 image", "say format: raw, if that is what it is")
+    return said
 
 
 def read_image(directory: ShareDirectory, file: str, image_format: str | None) -> Image:
@@ -217,20 +231,25 @@ def owner_of(directory: ShareDirectory, file: str, volume: str) -> str | None:
     return None
 
 
-def find_dependents(directory: ShareDirectory, volume: Volume) -> tuple[tuple[str, str], ...]:
-    """(foreign file, file of ``volume`` that it rests on) for every overlay on the share that is not of its chain.
+def scan_backings(directory: ShareDirectory) -> tuple[tuple[str, str], ...]:
+    """(file, its backing file) for everything on the share that may be an overlay.
 
     Headers decide, whatever the records say; files recorded as raw are disks of guests and are not believed.
     """
-    own = set(volume.files)
     found = []
     for file in directory.root.names():
-        if file in own or not is_safe_file_name(file) or file.endswith(".info"):
+        if not is_safe_file_name(file) or file.endswith(".info"):
             continue
         backing = _backing_of_unknown(directory, file)
-        if backing in own and not _recorded_raw(directory, file):
-            found.append((file, str(backing)))
+        if backing is not None and not _recorded_raw(directory, file):
+            found.append((file, backing))
     return tuple(found)
+
+
+def dependents_of(volume: Volume, backings: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """(foreign file, file of ``volume`` that it rests on), from what :func:`scan_backings` found."""
+    own = set(volume.files)
+    return tuple((file, backing) for file, backing in backings if backing in own and file not in own)
 
 
 def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:

@@ -70,6 +70,11 @@ class Header:
         return (size + covered - 1) // covered
 
 
+def has_magic(fd: int) -> bool:
+    """Whether a file can be a qcow2 image at all. Tells when a stated format is wrong; it never decides one."""
+    return os.pread(fd, 4, 0) == MAGIC
+
+
 def read_backing_name(fd: int) -> str | None:
     """The backing name of whatever may be a qcow2 image, as spelt; None where there is none.
 
@@ -212,11 +217,6 @@ def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, by
         entries = struct.unpack(f"<{len(data) // 8}Q", data[:len(data) // 8 * 8])
         result[index] = bytes(1 if entry else 0 for entry in entries[::step // 8])
     return result
-
-
-def max_size() -> int:
-    """The largest virtual size, in bytes, of an image that :func:`write_image` makes."""
-    return _MAX_L1_BYTES // 8 * (_CLUSTER // 8) * _CLUSTER
 
 
 def write_image(fd: int, size: int, backing_file: str | None = None, backing_format: str | None = None) -> None:

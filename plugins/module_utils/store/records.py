@@ -46,23 +46,22 @@ class Record:
         }
         return json.dumps(content, sort_keys=True, indent=1).encode("utf-8")
 
-    def describing(self, volume: Volume) -> Record:
-        """The record that a volume has once a task is done: formats of its files, details of its snapshots, no intent."""
-        return Record(
-            formats={image.file: image.format for image in volume.chain if image.format},
-            snapshots={
-                snapshot.name: {
-                    "created": snapshot.created,
-                    "description": snapshot.description,
-                    "labels": dict(snapshot.labels),
-                    "protected": snapshot.protected,
-                }
-                for snapshot in volume.snapshots
-            },
-        )
-
     def with_intent(self, intent: dict) -> Record:
         return replace(self, intent=intent)
+
+
+def describing(volume: Volume, garbage: tuple[Garbage, ...] = ()) -> Record:
+    """The record that a volume has once a task is done: formats of its files, details of its snapshots, no intent."""
+    details = {
+        snapshot.name: {
+            "created": snapshot.created,
+            "description": snapshot.description,
+            "labels": dict(snapshot.labels),
+            "protected": snapshot.protected,
+        }
+        for snapshot in volume.snapshots
+    }
+    return Record({image.file: image.format for image in volume.chain if image.format}, details, None, garbage)
 
 
 def file_name(volume: str) -> str:

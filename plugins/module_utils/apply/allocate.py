@@ -1,0 +1,31 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reserving space for new raw images: fallocate(2) where the file system has it, written zeros where it has not."""
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+_CHUNK = 4 << 20
+_MISSING = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+def fallocate(fd: int, size: int) -> bool:
+    """Reserve ``size`` bytes; false where the file system cannot. :raises OSError: it can, and it failed (ENOSPC)."""
+    call = ctypes.CDLL(None, use_errno=True).fallocate64
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if call(fd, 0, 0, size) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _MISSING:
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def write_zeros(fd: int, size: int) -> None:
+    zeros = memoryview(bytes(_CHUNK))
+    offset = 0
+    while offset < size:
+        offset += os.pwrite(fd, zeros[:min(_CHUNK, size - offset)], offset)

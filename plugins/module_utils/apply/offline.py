@@ -1,0 +1,247 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The offline engine: does one step at a time on images that nobody has open."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Callable, Iterable
+
+from ..errors import ChainBroken, InUse, UnsafeImage
+from ..model import Image
+from ..plan.steps import Commit, CopyImage, CreateImage, CreateOverlay, Grow, Pull, Repoint, ReplaceOverlay, SetAttributes, Step, Truncate
+from ..store import in_use, inventory, qcow2
+from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
+from . import allocate, qemu_img
+
+
+@dataclass(frozen=True)
+class CopySource:
+    """Where a full clone reads: an opened share and the chain that makes up the point, top first."""
+
+    directory: ShareDirectory
+    images: tuple[Image, ...]
+
+
+class Guard:
+    """QEMU's lock bytes on every file that a plan touches, held from before the first step to after the last one.
+
+    They are lent out where qemu-img takes its own, and where a name is removed or replaced (some file systems refuse that
+    for a file that is open here).
+    """
+
+    def __init__(self, directory: ShareDirectory, assume_unused: bool) -> None:
+        self._directory = directory
+        self._assume_unused = assume_unused
+        self._fds: dict[str, int] = {}
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.drop(list(self._fds))
+
+    def take(self, files: Iterable[str]) -> None:
+        """:raises InUse: one is open somewhere, or the file system cannot tell and the user does not vouch for it."""
+        share = self._directory.share
+        for file in files:
+            if file in self._fds:
+                continue
+            if not share.locks_visible and not self._assume_unused:
+                raise InUse(
+                    f"image {file} on {share.label}", "this file system cannot tell whether somebody has it open",
+                    "make sure that nobody has and say assume_unused: true",
+                )
+            fd = self._directory.root.open(file, write=True)
+            self._fds[file] = fd
+            if share.locks_visible:
+                in_use.hold(fd, file, share.label)
+
+    def held(self, files: Iterable[str]) -> list[str]:
+        return [file for file in files if file in self._fds]
+
+    def drop(self, files: Iterable[str]) -> None:
+        for file in files:
+            fd = self._fds.pop(file, -1)
+            if fd >= 0:
+                os.close(fd)
+
+
+class OfflineEngine:
+    """Does data steps on one volume's files with Python and qemu-img.
+
+    :param locks: descriptors of the locks, which programs inherit.
+    :param warn: takes sentences that the user should see.
+    """
+
+    def __init__(self, directory: ShareDirectory, locks: tuple[int, ...], guard: Guard, source: CopySource | None, warn: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._locks = locks
+        self._guard = guard
+        self._source = source
+        self._warn = warn
+        self._verbs: dict[type, Callable] = {
+            CreateImage: self._create_image,
+            CopyImage: self._copy_image,
+            CreateOverlay: self._create_overlay,
+            ReplaceOverlay: self._replace_overlay,
+            Grow: self._grow,
+            Commit: self._commit,
+            Truncate: self._truncate,
+            Pull: self._pull,
+            Repoint: self._repoint,
+            SetAttributes: self._set_attributes,
+        }
+
+    def can(self, step: Step) -> bool:
+        return type(step) in self._verbs
+
+    def do(self, step: Step, volume: str) -> None:
+        """Carry out a step; what it reports as done is durable."""
+        self._verbs[type(step)](step, volume)
+
+    # -- new files ---------------------------------------------------------------------------------------------------
+
+    def _new_file(self, volume: str, name: str, fill: Callable[[int], None]) -> None:
+        """Fill a temporary file, sync it, give it its name. A failure leaves nothing behind."""
+        fd, temporary = self._directory.create_temporary(volume)
+        try:
+            try:
+                fill(fd)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._directory.publish(temporary, name)
+        except BaseException:
+            self._directory.discard_temporary(temporary)
+            raise
+
+    def _own(self, fd: int, step: CreateImage | CopyImage) -> None:
+        if self._directory.share.keeps_modes:
+            set_ownership(fd, step.uid, step.gid, step.mode)
+
+    def _create_image(self, step: CreateImage, volume: str) -> None:
+        def fill(fd: int) -> None:
+            self._own(fd, step)
+            if step.format == "raw":
+                self._fill_raw(fd, step)
+            elif step.preallocation == "off":
+                qcow2.write_image(fd, step.size)
+            else:
+                qemu_img.create_preallocated(fd, step.size, step.preallocation, self._locks)
+
+        self._new_file(volume, step.file, fill)
+
+    def _fill_raw(self, fd: int, step: CreateImage) -> None:
+        os.ftruncate(fd, step.size)
+        reserved = step.preallocation == "off" or (step.preallocation == "falloc" and allocate.fallocate(fd, step.size))
+        if not reserved:
+            if step.preallocation == "falloc":
+                self._warn(f"{self._directory.share.label} has no fallocate: the space of {step.file} was reserved by writing zeros")
+            allocate.write_zeros(fd, step.size)
+
+    def _copy_image(self, step: CopyImage, volume: str) -> None:
+        source = self._source
+        if source is None:
+            raise ChainBroken(f"copy {step.file}", "its source is not open", "run the task again")
+
+        def fill(fd: int) -> None:
+            self._own(fd, step)
+            if step.format == "raw":
+                os.ftruncate(fd, step.size)
+            else:
+                qcow2.write_image(fd, step.size)
+            with qemu_img.OpenedChain(source.directory, source.images) as chain:
+                qemu_img.convert(chain, fd, step.format, self._locks)
+
+        self._new_file(volume, step.file, fill)
+
+    def _fill_overlay(self, fd: int, like: str, step: CreateOverlay | ReplaceOverlay) -> None:
+        with self._directory.root.opened(like) as original:
+            if self._directory.share.keeps_modes:
+                copy_ownership(fd, os.fstat(original))
+            copy_label(original, fd)
+        qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
+
+    def _create_overlay(self, step: CreateOverlay, volume: str) -> None:
+        self._new_file(volume, step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
+
+    def _replace_overlay(self, step: ReplaceOverlay, volume: str) -> None:
+        fd, temporary = self._directory.create_temporary(volume)
+        try:
+            try:
+                self._fill_overlay(fd, step.file, step)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._guard.drop([step.file])
+            self._directory.replace(temporary, step.file)
+        except BaseException:
+            self._directory.discard_temporary(temporary)
+            raise
+
+    # -- existing files ----------------------------------------------------------------------------------------------
+
+    def _chain(self, volume: str, file: str) -> tuple[Image, ...]:
+        """The chain as it is now from ``file`` down, read from the headers."""
+        record = inventory.read_record(self._directory, volume)
+        info = inventory.read_info(self._directory, volume)
+        return inventory.walk(self._directory, volume, file, info, record)
+
+    def _repoint(self, step: Repoint, _volume: str) -> None:
+        with self._directory.root.opened(step.file, write=True) as fd:
+            self._codec(step.file, lambda: qcow2.repoint(fd, step.backing_file, step.backing_format))
+
+    def _codec(self, file: str, action: Callable):
+        try:
+            return action()
+        except qcow2.Qcow2Error as error:
+            raise UnsafeImage(self._directory.root.subject(file), str(error), "nothing was changed; see docs/worst-day.md") from error
+
+    def _truncate(self, step: Truncate, _volume: str) -> None:
+        with self._directory.root.opened(step.file, write=True) as fd:
+            os.ftruncate(fd, step.size)
+            os.fsync(fd)
+
+    def _grow(self, step: Grow, volume: str) -> None:
+        with self._directory.root.opened(step.file, write=True) as fd:
+            if step.format == "raw":
+                os.ftruncate(fd, step.size)
+                os.fsync(fd)
+                return
+            if not step.zero and self._codec(step.file, lambda: qcow2.grow(fd, step.size)):
+                return
+        images = self._chain(volume, step.file)
+        with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
+            qemu_img.resize(chain, step.file, step.size, self._locks)
+
+    def _commit(self, step: Commit, volume: str) -> None:
+        images = self._chain(volume, step.file)
+        with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into]) as chain:
+            qemu_img.commit(chain, step.file, step.into, self._locks)
+
+    def _pull(self, step: Pull, volume: str) -> None:
+        images = self._chain(volume, step.file)
+        with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
+            qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
+
+    def _set_attributes(self, step: SetAttributes, _volume: str) -> None:
+        with self._directory.root.opened(step.file) as fd:
+            set_ownership(fd, step.uid, step.gid, step.mode)
+            os.fsync(fd)
+
+
+class _Lent:
+    """The lock bytes of a chain's files given back while qemu-img takes its own, which ours would keep out."""
+
+    def __init__(self, guard: Guard, images: Iterable[Image]) -> None:
+        self._guard = guard
+        self._files = guard.held(image.file for image in images)
+
+    def __enter__(self) -> None:
+        self._guard.drop(self._files)
+
+    def __exit__(self, kind, _error, _traceback) -> None:
+        if kind is None:
+            self._guard.take(self._files)

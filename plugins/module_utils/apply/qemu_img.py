@@ -1,0 +1,137 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""qemu-img on opened files: it never sees a path on the share.
+
+A private directory holds symbolic links with the files' own names to ``/proc/self/fd/N``; relative backing names in the
+headers resolve among them. So what qemu-img opens is what was checked, even if somebody exchanges names on the share.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from typing import Iterable
+
+from .. import command
+from ..errors import ChainBroken, ToolMissing
+from ..model import Image
+from ..store import qcow2
+from ..store.directory import ShareDirectory
+
+MINIMUM_VERSION = (7, 2)  # the oldest release that this collection's merges were proven with
+_PACKAGE = "qemu-utils"
+_version_checked: list[str] = []
+
+
+def _program() -> str:
+    """Path of qemu-img. :raises ToolMissing: absent, or older than :data:`MINIMUM_VERSION`."""
+    if _version_checked:
+        return _version_checked[0]
+    path = command.find("qemu-img", _PACKAGE)
+    said = command.run([path, "--version"], timeout=30).out
+    match = re.search(r"version (\d+)\.(\d+)", said)
+    if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_VERSION:
+        wanted = ".".join(str(part) for part in MINIMUM_VERSION)
+        raise ToolMissing("program qemu-img", f"version {wanted} or newer is needed, found {said.splitlines()[0] if said else 'nothing'!r}", "upgrade it")
+    _version_checked.append(path)
+    return path
+
+
+class OpenedChain:
+    """Opened files of a chain under their own names in a private directory; a context manager."""
+
+    def __init__(self, directory: ShareDirectory, images: Iterable[Image], writable: Iterable[str] = ()) -> None:
+        self._directory = directory
+        self._images = tuple(images)
+        self._writable = frozenset(writable)
+        self._path = ""
+        self._fds: dict[str, int] = {}
+
+    def __enter__(self) -> OpenedChain:
+        self._path = tempfile.mkdtemp(prefix="remotefs-")
+        try:
+            for image in self._images:
+                self._open(image)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        shutil.rmtree(self._path, ignore_errors=True)
+
+    def _open(self, image: Image) -> None:
+        fd = self._directory.root.open(image.file, write=image.file in self._writable)
+        self._fds[image.file] = fd
+        os.symlink(f"/proc/self/fd/{fd}", os.path.join(self._path, image.file))
+        if image.format == "qcow2" and qcow2.read_header(fd).backing_file != image.backing_file:
+            raise ChainBroken(f"image {image.file}", "its header changed while the task held the volume's lock", "find out who else works on the share")
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return tuple(self._fds.values())
+
+    def fd(self, file: str) -> int:
+        return self._fds[file]
+
+    def path(self, file: str) -> str:
+        return os.path.join(self._path, file)
+
+    def graph(self) -> str:
+        """The chain as a ``json:`` name for reading, in which every layer and format is spelt out."""
+        node: dict | None = None
+        for image in reversed(self._images):
+            inner = {"driver": "file", "filename": f"/proc/self/fd/{self._fds[image.file]}"}
+            layer: dict = {"driver": str(image.format), "file": inner}
+            if image.format == "qcow2":
+                layer["backing"] = node
+            node = layer
+        return "json:" + json.dumps(node)
+
+
+def _run(arguments: list[str], chain: OpenedChain, locks: Iterable[int], subject: str, extra: Iterable[int] = ()) -> None:
+    argv = [_program()] + arguments
+    result = command.run(argv, descriptors=chain.descriptors + tuple(locks) + tuple(extra))
+    command.require_success(result, subject)
+
+
+def commit(chain: OpenedChain, file: str, into: str, locks: Iterable[int]) -> None:
+    """Merge ``file`` and the layers down to ``into`` into it, in one pass; the layers keep what they hold."""
+    arguments = ["commit", "-q", "-f", "qcow2", "-d", "-b", chain.path(into), chain.path(file)]
+    _run(arguments, chain, locks, f"merge of {file} into {into}")
+    os.fsync(chain.fd(into))
+
+
+def rebase(chain: OpenedChain, file: str, backing_file: str | None, backing_format: str | None, locks: Iterable[int]) -> None:
+    """Copy into ``file`` what it shows beyond ``backing_file``, then make that its backing file.
+
+    Write-through, because with write-back the new backing name can reach the disk before the data that it needs.
+    """
+    arguments = ["rebase", "-q", "-f", "qcow2", "-t", "writethrough", "-b", backing_file or ""]
+    arguments += ["-F", backing_format] if backing_file and backing_format else []
+    _run(arguments + [chain.path(file)], chain, locks, f"pull into {file}")
+    os.fsync(chain.fd(file))
+
+
+def resize(chain: OpenedChain, file: str, size: int, locks: Iterable[int]) -> None:
+    _run(["resize", "-q", "-f", "qcow2", chain.path(file), str(size)], chain, locks, f"growing {file}")
+    os.fsync(chain.fd(file))
+
+
+def convert(chain: OpenedChain, target: int, target_format: str, locks: Iterable[int]) -> None:
+    """Copy what the chain shows into the empty, large enough image behind the descriptor ``target``; holes stay holes."""
+    arguments = ["convert", "-q", "-n", "--target-is-zero", "-O", target_format, chain.graph(), f"/proc/self/fd/{target}"]
+    _run(arguments, chain, locks, "copy into a new image", [target])
+    os.fsync(target)
+
+
+def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iterable[int]) -> None:
+    """Make a qcow2 image of ``size`` bytes in the empty file behind ``path_fd``, with its metadata or data allocated."""
+    argv = [_program(), "create", "-q", "-f", "qcow2", "-o", f"preallocation={preallocation}", f"/proc/self/fd/{path_fd}", str(size)]
+    command.require_success(command.run(argv, descriptors=[path_fd, *locks]), "new qcow2 image")
+    os.fsync(path_fd)

@@ -1,0 +1,130 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which share a volume is on, and which one a new volume goes to."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Iterable
+
+from ..errors import Conflict, NoEligibleShare, ShareNotMounted, StorageError
+from ..model import Share, info_name
+from ..mounts.resolve import find_share
+from ..store import inventory
+from ..store.directory import ShareDirectory
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The candidate shares of a task: those that can be read, and for each other one why it cannot."""
+
+    shares: tuple[Share, ...]
+    unreadable: tuple[StorageError, ...] = ()
+
+    def require_all(self) -> None:
+        """:raises ShareNotMounted: one cannot be read, so that what was not found may still be there."""
+        if self.unreadable:
+            raise self.unreadable[0]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a share for a new volume is chosen. ``reserved_percentage`` of the share stays free; the sum of all virtual
+    sizes stays below ``max_over_subscription_ratio`` times its total size."""
+
+    reserved_percentage: int = 0
+    max_over_subscription_ratio: float = 20.0
+
+
+def find_candidates(names: Iterable[str], mount_base: str, fstab: str = "/etc/fstab") -> Candidates:
+    shares: list[Share] = []
+    unreadable: list[StorageError] = []
+    for name in names:
+        try:
+            share = find_share(name, mount_base, fstab)
+        except ShareNotMounted as error:
+            unreadable.append(error)
+            continue
+        if share.path not in [known.path for known in shares]:
+            shares.append(share)
+    return Candidates(tuple(shares), tuple(unreadable))
+
+
+def locate(candidates: Candidates, name: str) -> Share | None:
+    """The candidate on which volume ``name`` is; None where it is on none.
+
+    :raises Conflict: two of them have it. :raises ShareNotMounted: it was not found, and one could not be read.
+    """
+    found = [share for share in candidates.shares if _has_volume(share, name)]
+    if len(found) > 1:
+        places = " and ".join(share.source for share in found)
+        raise Conflict(f"volume {name}", f"it exists on {places}", "name one share, or remove the copy that is not wanted")
+    if not found:
+        candidates.require_all()
+    return found[0] if found else None
+
+
+def _has_volume(share: Share, name: str) -> bool:
+    """Whether the base file, ``.info`` or an unfinished deletion of the volume is there. Looks on a freshly opened directory."""
+    with ShareDirectory(share) as directory:
+        for file in (name, info_name(name)):
+            try:
+                os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
+                return True
+            except FileNotFoundError:
+                continue
+        try:
+            record = inventory.read_record(directory, name)
+        except StorageError:
+            return True
+        return record is not None and record.intent is not None
+
+
+def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy) -> Share:
+    """The eligible share with the most free space for a new volume of ``needed`` bytes virtual size.
+
+    :param allocated_now: bytes that its creation writes at once (preallocation, a clone's data).
+    :raises NoEligibleShare: none has room within the policy; the message says why for each.
+    """
+    candidates.require_all()
+    reasons, eligible = [], []
+    for share in candidates.shares:
+        free, reason = _room(share, needed, allocated_now, policy)
+        if reason:
+            reasons.append(f"{share.source} {reason}")
+        else:
+            eligible.append((free, share))
+    if not eligible:
+        raise NoEligibleShare(
+            f"new volume of {needed} bytes", "no share can take it (" + "; ".join(reasons) + ")", "free space, add a share, or change reserved_percentage or max_over_subscription_ratio"
+        )
+    return max(eligible, key=lambda pair: pair[0])[1]
+
+
+def _room(share: Share, needed: int, allocated_now: int, policy: Policy) -> tuple[int, str]:
+    if not os.access(share.path, os.W_OK):
+        return 0, "is not writable"
+    figures = os.statvfs(share.path)
+    total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
+    usable = free - total * policy.reserved_percentage // 100
+    if allocated_now > usable:
+        return 0, f"has {max(usable, 0)} bytes free for use"
+    if usable <= 0:
+        return 0, "is full"
+    if total and _provisioned(share) + needed > total * policy.max_over_subscription_ratio:
+        return 0, f"would hold more than {policy.max_over_subscription_ratio:g} times its size in virtual disks"
+    return free, ""
+
+
+def _provisioned(share: Share) -> int:
+    """Sum of the virtual sizes of all volumes that can be read, in bytes."""
+    total = 0
+    with ShareDirectory(share) as directory:
+        for name in inventory.list_names(directory):
+            try:
+                observed = inventory.observe(directory, name)
+            except StorageError:
+                continue
+            total += observed.volume.size if observed else 0
+    return total

@@ -1,0 +1,79 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Volumes as modules return them: plain dictionaries, documented in the modules' RETURN blocks."""
+from __future__ import annotations
+
+from ..errors import StorageError
+from ..model import Image, Share, Snapshot, Volume
+from ..plan.intent import summary
+from ..store import inventory
+from ..store.directory import ShareDirectory
+
+_DRIVER_TYPES = {"cifs": "smbfs", "directory": "local", "bind": "local", "sshfs": "local"}
+
+
+def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
+    """A volume for users; sizes are bytes."""
+    return {
+        "name": found.name,
+        "share": share.source,
+        "mountpoint": share.path,
+        "path": f"{share.path}/{found.active.file}",
+        "format": found.active.format,
+        "base_format": found.base.format,
+        "size": found.size,
+        "allocated": sum(image.allocated for image in found.chain),
+        "snapshots": [snapshot(item) for item in found.snapshots],
+        "chain": [image(item) for item in found.chain],
+        "parent": None,
+        "dependents": [{"volume": clone, "snapshot": _point(found, file)} for clone, file in found.dependents],
+        "in_use": in_use,
+        "pending": summary(found.pending) if isinstance(found.pending, dict) else None,
+        "connection": _connection(found, share),
+    }
+
+
+def _point(found: Volume, file: str) -> str | None:
+    """The snapshot whose data is what ``file`` shows."""
+    above = found.overlay_above(file)
+    names = [item.name for item in found.snapshots if above is not None and item.file == above.file]
+    return names[0] if names else None
+
+
+def _connection(found: Volume, share: Share) -> dict:
+    return {
+        "driver_volume_type": _DRIVER_TYPES.get(share.fstype, share.fstype),
+        "data": {"export": share.source, "name": found.active.file, "format": found.active.format, "options": share.options},
+        "mount_point_base": share.mount_base,
+    }
+
+
+def snapshot(found: Snapshot) -> dict:
+    return {
+        "name": found.name, "file": found.file, "created": found.created, "description": found.description, "labels": dict(found.labels), "protected": found.protected,
+    }
+
+
+def image(found: Image) -> dict:
+    return {"file": found.file, "format": found.format, "backing_file": found.backing_file, "size": found.size, "allocated": found.allocated}
+
+
+def read_volume(directory: ShareDirectory, found: Volume) -> dict:
+    """A volume of an opened share, with whether somebody uses it."""
+    try:
+        in_use = inventory.used_by_somebody(directory, found)
+    except (OSError, StorageError):
+        in_use = None
+    return volume(found, directory.share, in_use)
+
+
+def difference(found: dict | None) -> dict:
+    """The part of a volume that a diff shows: what tasks change, not what the world does."""
+    if found is None:
+        return {}
+    kept = ("name", "share", "path", "format", "base_format", "size", "parent")
+    shown = {key: found[key] for key in kept}
+    shown["snapshots"] = [{key: item[key] for key in ("name", "file", "description", "labels")} for item in found["snapshots"]]
+    shown["chain"] = [{key: item[key] for key in ("file", "format", "backing_file", "size")} for item in found["chain"]]
+    return shown

@@ -1,0 +1,158 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One change of one volume: lock, observe, recover, plan, apply, observe again.
+
+Check mode is the same path without the lock and without apply: it plans on the state that a recovery would leave, and
+what it returns is the plan's prediction.
+"""
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Callable, Iterable
+
+from ..apply.executor import Executor, Interrupted, find_interrupted
+from ..apply.offline import CopySource
+from ..errors import InUse, ShareNotWritable
+from ..model import Share, Volume
+from ..plan.plan import Plan
+from ..store import in_use, inventory
+from ..store.directory import ShareDirectory
+from ..store.lock import VolumeLock
+from . import report
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a task works, whatever it does. ``lock_timeout`` in seconds.
+
+    ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name).
+    """
+
+    check: bool = False
+    lock_timeout: float = 90
+    break_lock: bool = False
+    assume_unused: bool = False
+    warn: Callable[[str], None] = lambda _text: None
+    world: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them."""
+
+    name: str
+    changed: bool
+    actions: list
+    recovered: list
+    before: dict | None
+    after: dict | None
+
+
+class Workspace:
+    """Opened shares and held locks of one change; a context manager."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._stack = ExitStack()
+        self._directories: dict[str, ShareDirectory] = {}
+        self._locks: list[VolumeLock] = []
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._stack.__exit__(*exc)
+
+    def directory(self, share: Share) -> ShareDirectory:
+        if share.path not in self._directories:
+            self._directories[share.path] = self._stack.enter_context(ShareDirectory(share))
+        return self._directories[share.path]
+
+    def lock(self, wanted: Iterable[tuple[Share, str]]) -> None:
+        """Take the locks of several names in one fixed order, so that tasks never wait for each other in a circle."""
+        if self.options.check:
+            for share, _name in wanted:
+                _require_writable(share)
+            return
+        for share, name in sorted(set(wanted), key=lambda pair: (pair[0].path, pair[1])):
+            lock = VolumeLock(self.directory(share), name, self.options.lock_timeout, self.options.break_lock)
+            self._stack.enter_context(lock)
+            self._locks.append(lock)
+
+    def executor(self, share: Share, source: CopySource | None = None) -> Executor:
+        descriptors = tuple(fd for lock in self._locks for fd in lock.descriptors)
+        return Executor(self.directory(share), descriptors, self.options.warn, self.options.assume_unused, source)
+
+    def forget_locks(self) -> None:
+        for lock in self._locks:
+            lock.forget_file()
+
+
+def _require_writable(share: Share) -> None:
+    if not os.access(share.path, os.W_OK):
+        raise ShareNotWritable(f"share {share.source}", "this user may not write to it", "check the export, the mount options and the permissions of the share")
+
+
+def settle(work: Workspace, share: Share, name: str, said: str | None = None, dependents: bool = False) -> tuple[Volume | None, list]:
+    """The volume after what an interrupted task left has been ended (in check mode: as it would be), and ``recovered``."""
+    directory = work.directory(share)
+    interrupted = find_interrupted(directory, name)
+    recovered = interrupted.describe()
+    if interrupted and not work.options.check:
+        work.executor(share).finish(interrupted)
+    volume = _look(work, share, name, said, interrupted)
+    if volume is not None and dependents:
+        volume = replace(volume, dependents=inventory.dependents_of(volume, inventory.scan_backings(directory)))
+    return volume, recovered
+
+
+def _look(work: Workspace, share: Share, name: str, said: str | None, interrupted: Interrupted) -> Volume | None:
+    if work.options.check:
+        if (share.path, name) in work.options.world:
+            return work.options.world[(share.path, name)]
+        if interrupted.resumptions:
+            return interrupted.after
+    observed = inventory.observe(work.directory(share), name, said)
+    return observed.volume if observed else None
+
+
+def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source: CopySource | None = None) -> Outcome:
+    """Apply a plan, or in check mode say what it would do, and look at the result."""
+    directory = work.directory(share)
+    before = report.read_volume(directory, plan.before) if plan.before else None
+    if work.options.check:
+        _predict_in_use(work, directory, plan)
+        work.options.world[(share.path, plan.volume)] = plan.after
+        after = report.volume(plan.after, share, before["in_use"] if before else False) if plan.after else None
+    else:
+        if plan.changed:
+            work.executor(share, source).apply(plan)
+        after = _observed_after(directory, plan)
+    return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after)
+
+
+def _observed_after(directory: ShareDirectory, plan: Plan) -> dict | None:
+    if plan.after is None:
+        return None
+    observed = inventory.observe(directory, plan.volume)
+    if observed is None:
+        return None
+    dependents = plan.after.dependents
+    return report.read_volume(directory, replace(observed.volume, dependents=dependents))
+
+
+def _predict_in_use(work: Workspace, directory: ShareDirectory, plan: Plan) -> None:
+    """Fail where the run would fail because somebody has an image open, by asking only."""
+    chain = plan.before.files if plan.before else ()
+    for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
+        share = directory.share
+        if not share.locks_visible and not work.options.assume_unused:
+            raise InUse(f"image {file} on {share.label}", "this file system cannot tell whether somebody has it open", "make sure that nobody has and say assume_unused: true")
+        if directory.root.status(file) is None:
+            continue  # made by an earlier item of this prediction
+        with directory.root.opened(file) as fd:
+            if in_use.ask(fd, share):
+                raise InUse(f"image {file} on {share.label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again")

@@ -1,0 +1,195 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Use cases of volumes: make sure that one exists as wished or is gone, and list them."""
+from __future__ import annotations
+
+import fnmatch
+import os
+from dataclasses import dataclass, replace
+
+from ..apply.offline import CopySource
+from ..errors import Conflict, StorageError, VolumeNotFound
+from ..model import Share, Volume, check_volume_name
+from ..plan import planner
+from ..plan.plan import require_known_formats
+from ..store import inventory
+from ..store.directory import ShareDirectory
+from . import placement, report
+from .transaction import Options, Outcome, Workspace, carry_out, settle
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What a full clone is made from: a volume, or one of its snapshots."""
+
+    volume: str
+    snapshot: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
+
+
+@dataclass(frozen=True)
+class VolumeRequest:
+    """A volume as a task asks for it, on one of ``candidates``."""
+
+    candidates: placement.Candidates
+    wish: planner.VolumeWish
+    source: SourceRequest | None = None
+    policy: placement.Policy = placement.Policy()
+
+
+def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
+    """Create the volume (empty or as a clone) or bring the existing one to what is wished.
+
+    :raises StorageError: with the code that docs/errors.md lists for it.
+    """
+    name = check_volume_name(request.wish.name)
+    share = _located(request.candidates, name, options)
+    if share is None:
+        return _create(request, options)
+    return _update(request, share, options)
+
+
+def _located(candidates: placement.Candidates, name: str, options: Options) -> Share | None:
+    """Where the volume is; check mode also remembers what earlier items of the task would have done."""
+    for share in candidates.shares:
+        if (share.path, name) in options.world:
+            return share if options.world[(share.path, name)] is not None else None
+    return placement.locate(candidates, name)
+
+
+def _update(request: VolumeRequest, share: Share, options: Options) -> Outcome:
+    name, said = request.wish.name, request.wish.format
+    with Workspace(options) as work:
+        work.lock([(share, name)])
+        volume, recovered = settle(work, share, name, said)
+        if volume is not None:
+            _refuse_member(work, share, volume)
+            wish = _only_what_the_share_keeps(request.wish, share, options)
+            return carry_out(work, share, planner.ensure_volume(volume, wish), recovered)
+    return _create(request, options)  # it went away before the lock was ours, or only its unfinished deletion was left
+
+
+def _only_what_the_share_keeps(wish: planner.VolumeWish, share: Share, options: Options) -> planner.VolumeWish:
+    """Owner and mode mean nothing where the mount options decide them: asking would be a change every time."""
+    if share.keeps_modes or (wish.mode, wish.uid, wish.gid) == (None, None, None):
+        return wish
+    options.warn(f"{share.source} ({share.fstype}) keeps no owner and mode of single files: the mount options decide them")
+    return replace(wish, mode=None, uid=None, gid=None)
+
+
+def _create(request: VolumeRequest, options: Options) -> Outcome:
+    """Create under locks on all candidate shares, so that two tasks never create the name on two of them."""
+    name, candidates = request.wish.name, request.candidates
+    candidates.require_all()
+    with Workspace(options) as work:
+        source_share = _source_share(request, options)
+        wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
+        work.lock(wanted + ([(source_share, request.source.volume)] if request.source and source_share else []))
+        again = None if options.check else placement.locate(candidates, name)
+        if again is not None and inventory.observe(work.directory(again), name) is not None:
+            volume, recovered = settle(work, again, name, request.wish.format)
+            if volume is not None:
+                return carry_out(work, again, planner.ensure_volume(volume, request.wish), recovered)
+        return _create_locked(work, request, source_share)
+
+
+def _writable(share: Share) -> bool:
+    return os.access(share.path, os.W_OK)
+
+
+def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share | None) -> Outcome:
+    wish, copy, source_told = request.wish, None, []
+    if request.source and source_share:
+        copy, told, source_told = _open_source(work, source_share, request.source)
+        wish = replace(wish, source=told)
+    size = wish.size or (wish.source.size if wish.source else 0)
+    at_once = size if wish.preallocation in ("falloc", "full") else (wish.source.allocated if wish.source else 0)
+    plan = planner.create_volume(wish)
+    share = placement.choose(request.candidates, size, at_once, request.policy)
+    interrupted_volume, recovered = settle(work, share, wish.name)
+    if interrupted_volume is not None:
+        raise Conflict(f"volume {wish.name}", "an interrupted task left it standing", "run the task again")
+    inventory.require_free_name(work.directory(share), wish.name, wish.name)
+    return carry_out(work, share, plan, source_told + recovered, copy)
+
+
+def _source_share(request: VolumeRequest, options: Options) -> Share | None:
+    if request.source is None:
+        return None
+    share = _located(request.candidates, check_volume_name(request.source.volume), options)
+    if share is None:
+        raise VolumeNotFound(f"source volume {request.source.volume}", "it is on none of the given shares", "check the name, or create it first")
+    return share
+
+
+def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, planner.Source, list]:
+    """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
+    volume, recovered = settle(work, share, source.volume)
+    if volume is None:
+        raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
+    require_known_formats(volume)
+    top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
+    images = volume.view(top)
+    told = planner.Source(source.label, images[0].size, sum(image.allocated for image in images))
+    return CopySource(work.directory(share), images), told, recovered
+
+
+def _refuse_member(work: Workspace, share: Share, volume: Volume) -> None:
+    """:raises Conflict: the lone file of this name belongs to another volume's chain."""
+    if volume.info:
+        return
+    owner = inventory.owner_of(work.directory(share), volume.name, volume.name)
+    if owner is not None:
+        raise Conflict(f"volume {volume.name}", f"the file of that name belongs to volume {owner}", "choose another name")
+
+
+def ensure_absent(candidates: placement.Candidates, name: str, cascade: bool, options: Options) -> Outcome:
+    """Remove a volume; one that does not exist on any candidate is no change."""
+    share = _located(candidates, check_volume_name(name), options)
+    if share is None:
+        return Outcome(name, False, [], [], None, None)
+    with Workspace(options) as work:
+        work.lock([(share, name)])
+        volume, recovered = settle(work, share, name, dependents=True)
+        if volume is None:
+            work.forget_locks()
+            return Outcome(name, bool(recovered), [], recovered, None, None)
+        _refuse_member(work, share, volume)
+        _refuse_foreign(volume)
+        outcome = carry_out(work, share, planner.delete_volume(volume, cascade), recovered)
+        if not options.check:
+            work.forget_locks()
+        return outcome
+
+
+def _refuse_foreign(volume: Volume) -> None:
+    """:raises Conflict: nothing says that the lone file is a disk; it may be anything that somebody put there."""
+    if volume.base.format is None:
+        raise Conflict(
+            f"volume {volume.name}", "it is a file of which nothing records that it is a volume, and foreign files are never removed",
+            "adopt it first by saying its format with state: present, or remove the file by hand",
+        )
+
+
+def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
+    """All volumes of a share whose names match one of ``patterns`` (globs; none: all). One that cannot be read comes with
+    its ``error_code`` and ``msg``."""
+    with ShareDirectory(share) as directory:
+        names = [name for name in inventory.list_names(directory) if not patterns or any(fnmatch.fnmatchcase(name, glob) for glob in patterns)]
+        backings = inventory.scan_backings(directory) if names else ()
+        return [_read(directory, name, backings) for name in names]
+
+
+def _read(directory: ShareDirectory, name: str, backings: tuple[tuple[str, str], ...]) -> dict:
+    try:
+        observed = inventory.observe(directory, name)
+        if observed is None:
+            raise VolumeNotFound(f"volume {name}", "it went away while it was read", "read again")
+        volume = replace(observed.volume, dependents=inventory.dependents_of(observed.volume, backings))
+        return report.read_volume(directory, volume)
+    except StorageError as error:
+        return {"name": name, "error_code": error.error_code, "msg": str(error)}
