@@ -14,6 +14,7 @@ from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
 
 SECTOR = 512
 MAX_SIZE = 2**63  # 8 EiB, exclusive: what an off_t can address
+MAX_QCOW2_SIZE = 2**51  # what QEMU's largest L1 table (32 MiB) addresses with clusters of 64 KiB
 FORMATS = ("raw", "qcow2")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")

@@ -105,6 +105,7 @@ def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple
     source = wish.src if wish.src and resolve.is_directory_name(wish.src) else None
     return planner.Seen(
         mount=mount if wish.row.mount_type else None,
+        source=_source_of(mount, mounts) if wish.row.mount_type else None,
         bound=mount is not None and source is not None and tables.shows(mounts, mount, resolve.follow(source, mounts)),
         entry=next((entry for entry in entries if entry.path == wish.path), None) if wish.row.mount_type else None,
         directory=directory,
@@ -112,6 +113,12 @@ def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple
         credentials=_read_credentials(wish),
         dead=mount is not None and mount.fstype.startswith("fuse.") and wish.state == "mounted" and _is_dead(real, deadline),
     )
+
+
+def _source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> str | None:
+    if mount is None:
+        return None
+    return tables.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else mount.source
 
 
 def _directory(wish: planner.Wish, real: str, deadline: applier.Deadline) -> tuple[bool, bool]:
@@ -186,7 +193,7 @@ def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: boo
         opts = ",".join(mount_options.for_mount(mount_options.complete(wish.row, wish.options))) if coming else ""
         return _picture(wish.src, wish.path, wish.row.name, opts, mounted=coming)
     opts = resolve.public_options(mount, wish.row)
-    share = _picture(wish.src or mount.source, wish.path, wish.row.name, opts, mounted=True)
+    share = _picture(wish.src or _source_of(mount, mounts), wish.path, wish.row.name, opts, mounted=True)
     return _with_capacity(share, real, deadline) if wish.state != "present" else share
 
 

@@ -54,6 +54,7 @@ class Seen:
     """What there is: ``mount`` at the path (``bound``: it is a bind mount of the wished source), fstab's line for the path, and files."""
 
     mount: Mount | None = None
+    source: str | None = None  # what is mounted there, as a user would name it
     bound: bool = False
     entry: Entry | None = None
     directory: bool = False
@@ -213,7 +214,7 @@ def fold(seen: Seen, wish: Wish, steps: tuple[Step, ...]) -> dict:
 def picture(seen: Seen) -> dict:
     """The state of a share for a diff, without secrets."""
     return {
-        "mounted": seen.mount.source if seen.mount else None,
+        "mounted": seen.source,
         "opts": ",".join(seen.mount.options) if seen.mount else None,
         "fstab": _line(seen.entry) if seen.entry else None,
         "directory": seen.directory,
@@ -237,7 +238,7 @@ def same_source(wish: Wish, seen: Seen) -> bool:
 
 def _check_sources(wish: Wish, seen: Seen) -> None:
     if wish.state != "present" and not same_source(wish, seen):
-        raise Conflict(f"path {wish.path}", f"{seen.mount.source} ({seen.mount.fstype}) is mounted there, not {wish.src}", "choose another path or unmount that one")
+        raise Conflict(f"path {wish.path}", f"{seen.source} ({seen.mount.fstype}) is mounted there, not {wish.src}", "choose another path or unmount that one")
     if seen.entry is None or wish.src is None or not wish.persist or wish.state == "unmounted":
         return
     if normalise_source(seen.entry.source) != normalise_source(wish.src):
@@ -262,7 +263,7 @@ def _mount(wish: Wish, seen: Seen) -> Step:
 
 
 def _unmount(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    return (Unmount(wish.path, wish.src or seen.mount.source),) if seen.mount is not None else ()
+    return (Unmount(wish.path, wish.src or seen.source),) if seen.mount is not None else ()
 
 
 def _write_credentials(wish: Wish, seen: Seen) -> tuple[Step, ...]:
@@ -276,7 +277,8 @@ def _write_fstab(wish: Wish, seen: Seen) -> tuple[Step, ...]:
         return ()
     options = mount_options.for_fstab(effective_options(wish, seen))
     old = seen.entry
-    entry = Entry(_source(wish), wish.path, wish.row.mount_type, options, old.dump if old else "0", old.passno if old else "0")
+    fstype = old.fstype if old and old.fstype in wish.row.kernel_types else wish.row.mount_type  # nfs4 is as good as nfs
+    entry = Entry(_source(wish), wish.path, fstype, options, old.dump if old else "0", old.passno if old else "0")
     return () if entry == old else (WriteFstab(wish.path, wish.fstab, entry),)
 
 

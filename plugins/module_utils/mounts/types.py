@@ -216,4 +216,4 @@ def normalise_source(source: str) -> str:
     if source.startswith("\\\\"):
         source = source.replace("\\", "/")
     stripped = source.rstrip("/")
-    return stripped + "/" if not stripped or stripped.endswith(":") else stripped
+    return stripped + "/" if stripped != source and (not stripped or stripped.endswith(":")) else stripped

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ..apply.executor import Executor, group_file, now
 from ..apply.offline import Guard
-from ..errors import Conflict, StorageError, VolumeNotFound
+from ..errors import Conflict, InvalidParameter, StorageError, VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name
 from ..plan import merge, planner
 from ..plan.cost import Allocation
@@ -127,6 +127,8 @@ def take_group(candidates: placement.Candidates, volumes: list[str], wish: plann
     for name in volumes:
         check_snapshot_name(check_volume_name(name), wish.name)
     shares = {name: _find(candidates, name, options) for name in volumes}
+    if len({share.path for share in shares.values()}) > 1:
+        raise InvalidParameter(f"group of {len(volumes)} volumes", "they are on different shares, where no single record can decide for all", "group volumes of one share")
     wish = replace(wish, created=wish.created or now())
     with Workspace(options) as work:
         work.lock([(shares[name], name) for name in volumes])
@@ -172,13 +174,12 @@ def _apply_group(work: Workspace, members: list[_Member]) -> None:
             raise
         for member in members:
             executors[member.plan.volume].run_final_steps(member.plan, guards[member.plan.volume])
-    for directory in {member.share.path: work.directory(member.share) for member in members}.values():
-        directory.make_private("groups").unlink(group_file(group))
+    work.directory(members[0].share).make_private("groups").unlink(group_file(group))
 
 
 def _decide(work: Workspace, members: list[_Member], group: str) -> None:
-    for directory in {member.share.path: work.directory(member.share) for member in members}.values():
-        directory.write_record(members[0].plan.volume, directory.make_private("groups"), group_file(group), b"{}")
+    directory = work.directory(members[0].share)
+    directory.write_record(members[0].plan.volume, directory.make_private("groups"), group_file(group), b"{}")
 
 
 def _undo(members: list[_Member], executors: dict[str, Executor], guards: dict[str, Guard]) -> None:

@@ -192,4 +192,4 @@ def _read(directory: ShareDirectory, name: str, backings: tuple[tuple[str, str],
         volume = replace(observed.volume, dependents=inventory.dependents_of(observed.volume, backings))
         return report.read_volume(directory, volume)
     except StorageError as error:
-        return {"name": name, "error_code": error.error_code, "msg": str(error)}
+        return {"name": name, "share": directory.share.source, "error_code": error.error_code, "msg": str(error)}

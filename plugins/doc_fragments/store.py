@@ -1,0 +1,47 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Options and return values that the modules of volumes and snapshots share. Their specs are in module_utils/arguments.py."""
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  share:
+    description:
+      - The share, as the source string of a mounted share (V(nas1:/vols)) or as an absolute directory.
+      - A list names candidates. A volume that is on any of them is used there.
+      - A directory under O(mount_base), or one that fstab names as a mount point, counts only while something is mounted there.
+    type: list
+    elements: str
+  mount_base:
+    description: The directory under which shares are mounted by default.
+    type: path
+    default: /var/lib/remotefs/mnt
+"""
+
+    CHANGE = r"""
+options:
+  lock_timeout:
+    description: Seconds to wait for another task that works on the same volume, on this host or another.
+    type: float
+    default: 90
+  break_lock:
+    description:
+      - Take the lock from a task whose host died, where the file system leaves such a lock behind (CIFS mounted with C(nobrl)).
+      - Elsewhere the kernel frees the lock of a dead holder, and this changes nothing.
+    type: bool
+    default: false
+  assume_unused:
+    description:
+      - Vouch that nobody has the images open, where the file system cannot tell (CIFS mounted with C(nobrl)).
+      - Elsewhere an image that is open anywhere is refused all the same.
+    type: bool
+    default: false
+  parallel:
+    description:
+      - How many volumes a bulk task works on at a time.
+      - The default is the number of processors, at most 8.
+    type: int
+"""

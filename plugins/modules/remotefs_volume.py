@@ -1,0 +1,344 @@
+#!/usr/bin/python
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Create, clone, grow, adopt and remove volumes."""
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: remotefs_volume
+short_description: Manage volumes on a share
+version_added: 1.0.0
+description:
+  - Creates volumes (virtual disks) as files on a share, makes full clones, grows volumes, adopts files that are there and removes volumes.
+  - The files on the share are the only state; they can be used in turns with OpenStack Cinder's remotefs drivers.
+  - No format is ever guessed from content, nothing half written stands under a volume's name, and what is reported as done is durable.
+  - A task that was killed is finished or undone by the next one that changes the volume, which reports it in RV(recovered).
+author:
+  - remotefs.storage contributors (@remotefs)
+requirements:
+  - qemu-img 7.2 or newer (package qemu-utils) for O(source), for O(preallocation) of qcow2 and for growing some qcow2 volumes; nothing else needs it
+extends_documentation_fragment:
+  - remotefs.storage.attributes
+  - remotefs.storage.attributes.change
+  - remotefs.storage.attributes.action_group
+  - remotefs.storage.store
+  - remotefs.storage.store.change
+options:
+  name:
+    description:
+      - The volume, which is also the name of its base file.
+      - Letters, digits, V(.), V(_) and V(-), starting with a letter or digit and not ending in V(.info).
+    type: str
+  size:
+    description:
+      - The virtual size in bytes, or with an IEC suffix K, M, G, T or P (V(10G)). A multiple of 512 below 8 EiB.
+      - A larger size than the present one grows the volume; a smaller one is refused. Without it a clone has the size of its source.
+    type: str
+  format:
+    description:
+      - The format of the base file. A new volume is V(raw) unless this says otherwise.
+      - To adopt a lone file whose format is recorded nowhere, say it. A volume of the other format is never converted.
+    type: str
+    choices: [raw, qcow2]
+  preallocation:
+    description:
+      - Space reserved for a new volume. V(metadata) is for V(qcow2) only.
+      - Where a file system has no fallocate, V(falloc) of a raw volume writes zeros and says so in a warning.
+    type: str
+    choices: ['off', metadata, falloc, full]
+    default: 'off'
+  source:
+    description: What a new volume is made from. It is no change on a volume that exists.
+    type: dict
+    suboptions:
+      volume:
+        description: A volume on one of the candidate shares.
+        type: str
+        required: true
+      snapshot:
+        description: One of its snapshots; without it the present content is copied.
+        type: str
+      method:
+        description: V(full) gives the clone data of its own.
+        type: str
+        choices: [full]
+        default: full
+  mode:
+    description:
+      - The mode of the files as an octal string. A new volume gets V(0660) unless this says otherwise.
+      - On a volume that exists it is set only if it is given. File systems whose mount options decide about modes ignore it with a warning.
+    type: raw
+  owner:
+    description: The owner of the files, a name or a number.
+    type: str
+  group:
+    description: The group of the files, a name or a number.
+    type: str
+  state:
+    description: Whether the volume should exist.
+    type: str
+    choices: [present, absent]
+    default: present
+  cascade:
+    description: With O(state=absent), also remove its snapshots.
+    type: bool
+    default: false
+  placement:
+    description: Which eligible share a new volume goes to. V(most_free) is the one with the most free space.
+    type: str
+    choices: [most_free]
+    default: most_free
+  reserved_percentage:
+    description: Percentage of a share that new volumes leave free.
+    type: int
+    default: 0
+  max_over_subscription_ratio:
+    description: How many times the size of a share its volumes may have together.
+    type: float
+    default: 20
+  volumes:
+    description:
+      - Many volumes in one task. Each item takes the options above, with the task's own as defaults.
+      - All are attempted; the task fails at the end if any did.
+    type: list
+    elements: dict
+    suboptions:
+      name: {description: 'See O(name).', type: str}
+      share: {description: 'See O(share).', type: list, elements: str}
+      mount_base: {description: 'See O(mount_base).', type: path}
+      size: {description: 'See O(size).', type: str}
+      format: {description: 'See O(format).', type: str, choices: [raw, qcow2]}
+      preallocation: {description: 'See O(preallocation).', type: str, choices: ['off', metadata, falloc, full]}
+      source:
+        description: See O(source).
+        type: dict
+        suboptions:
+          volume: {description: 'See O(source.volume).', type: str, required: true}
+          snapshot: {description: 'See O(source.snapshot).', type: str}
+          method: {description: 'See O(source.method).', type: str, choices: [full], default: full}
+      mode: {description: 'See O(mode).', type: raw}
+      owner: {description: 'See O(owner).', type: str}
+      group: {description: 'See O(group).', type: str}
+      state: {description: 'See O(state).', type: str, choices: [present, absent]}
+      cascade: {description: 'See O(cascade).', type: bool}
+      placement: {description: 'See O(placement).', type: str, choices: [most_free]}
+      reserved_percentage: {description: 'See O(reserved_percentage).', type: int}
+      max_over_subscription_ratio: {description: 'See O(max_over_subscription_ratio).', type: float}
+seealso:
+  - module: remotefs.storage.remotefs_share
+  - module: remotefs.storage.remotefs_snapshot
+  - module: remotefs.storage.remotefs_volume_info
+"""
+
+EXAMPLES = r"""
+- name: A raw volume of 10 GiB
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: db01
+    size: 10G
+
+- name: Grow it
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: db01
+    size: 20G
+
+- name: A full clone
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: db02
+    source:
+      volume: db01
+
+- name: Three volumes for a test run, in one task
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    format: qcow2
+    size: 1G
+    volumes:
+      - name: ci-1
+      - name: ci-2
+      - name: ci-3
+        size: 2G
+  register: ci
+
+- name: The paths that virtual machines must open
+  ansible.builtin.debug:
+    msg: "{{ ci.volumes | map(attribute='path') }}"
+
+- name: Remove a volume with all its snapshots
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: db02
+    state: absent
+    cascade: true
+"""
+
+RETURN = r"""
+volume:
+  description: The volume as it is afterwards; null where it is absent. Sizes are bytes.
+  returned: success, without O(volumes)
+  type: dict
+  contains: &volume
+    name: {description: Its name., type: str, returned: always}
+    share: {description: The share as it was given., type: str, returned: always}
+    mountpoint: {description: The directory of the share., type: str, returned: always}
+    path: {description: 'The active image, which a virtual machine must open.', type: str, returned: always}
+    format: {description: Format of the active image; null where nothing records it., type: str, returned: always}
+    base_format: {description: Format of the file at the bottom of the chain., type: str, returned: always}
+    size: {description: Virtual size., type: int, returned: always}
+    allocated: {description: What all its files take on disk., type: int, returned: always}
+    snapshots:
+      description: 'Its snapshots, oldest first: name, file, created, description, labels and protected.'
+      type: list
+      elements: dict
+      returned: always
+    chain:
+      description: 'Its files, active first: file, format, backing_file, size and allocated.'
+      type: list
+      elements: dict
+      returned: always
+    parent: {description: Null; the volume rests on no other., type: dict, returned: always}
+    dependents: {description: 'Other files on the share that rest on it: volume and snapshot.', type: list, elements: dict, returned: always}
+    in_use: {description: Whether somebody has it open; null where the file system cannot tell., type: bool, returned: always}
+    pending: {description: 'What an interrupted task left to be finished: operation and started.', type: dict, returned: always}
+    connection: {description: 'What a virtualization host needs to attach it, in the form that OpenStack Cinder uses.', type: dict, returned: always}
+  sample:
+    name: db01
+    share: /srv/volumes
+    mountpoint: /srv/volumes
+    path: /srv/volumes/db01
+    format: raw
+    base_format: raw
+    size: 10737418240
+    allocated: 0
+    snapshots: []
+    chain: [{file: db01, format: raw, backing_file: null, size: 10737418240, allocated: 0}]
+    parent: null
+    dependents: []
+    in_use: false
+    pending: null
+    connection:
+      driver_volume_type: local
+      data: {export: /srv/volumes, name: db01, format: raw, options: ''}
+      mount_point_base: /var/lib/remotefs/mnt
+volumes:
+  description: All volumes of a bulk task that exist afterwards.
+  returned: with O(volumes)
+  type: list
+  elements: dict
+results:
+  description: 'One for each item, in its order: name, changed, failed, error_code, msg, actions, recovered and volume.'
+  returned: with O(volumes)
+  type: list
+  elements: dict
+actions:
+  description: The steps done, in order; in check mode those to be done, with bytes as an estimate.
+  returned: without O(volumes)
+  type: list
+  elements: dict
+  sample: [{step: write_record, volume: db01}, {step: create, file: db01, format: raw, size: 10737418240, preallocation: 'off', mode: '0660'}]
+recovered:
+  description: 'Interrupted operations that this task finished or undid first: operation, outcome and steps.'
+  returned: without O(volumes)
+  type: list
+  elements: dict
+error_code:
+  description: The kind of failure, see docs/errors.md.
+  returned: failure
+  type: str
+  sample: would_shrink
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils import arguments
+from ..module_utils.errors import InvalidParameter, StorageError
+
+_VOLUME = {
+    "name": {"type": "str"},
+    "share": arguments.STORE["share"],
+    "mount_base": arguments.STORE["mount_base"],
+    "size": {"type": "str"},
+    "format": {"type": "str", "choices": ["raw", "qcow2"]},
+    "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"], "default": "off"},
+    "source": {
+        "type": "dict",
+        "options": {
+            "volume": {"type": "str", "required": True},
+            "snapshot": {"type": "str"},
+            "method": {"type": "str", "choices": ["full"], "default": "full"},
+        },
+    },
+    "mode": {"type": "raw"},
+    "owner": {"type": "str"},
+    "group": {"type": "str"},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "cascade": {"type": "bool", "default": False},
+    "placement": {"type": "str", "choices": ["most_free"], "default": "most_free"},
+    "reserved_percentage": {"type": "int", "default": 0},
+    "max_over_subscription_ratio": {"type": "float", "default": 20},
+}
+
+
+def _run(params: dict, options):
+    """Bring one volume to what its parameters say."""
+    from ..module_utils.operations import placement, volumes
+
+    arguments.require(params, "name", "share")
+    candidates = placement.find_candidates(params["share"], params["mount_base"])
+    if params["state"] == "absent":
+        return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)
+    return volumes.ensure_present(_request(params, candidates), options)
+
+
+def _request(params: dict, candidates):
+    from ..module_utils.model import parse_size
+    from ..module_utils.operations import placement, volumes
+    from ..module_utils.plan.planner import VolumeWish
+
+    if not 0 <= params["reserved_percentage"] < 100 or params["max_over_subscription_ratio"] <= 0:
+        raise InvalidParameter(f"volume {params['name']}", "reserved_percentage or max_over_subscription_ratio is out of range", "give 0 to 99, and more than 0")
+    wish = VolumeWish(
+        name=params["name"],
+        size=None if params["size"] is None else parse_size(params["size"]),
+        format=params["format"],
+        preallocation=params["preallocation"],
+        mode=arguments.parse_mode(params["mode"]),
+        uid=arguments.parse_owner(params["owner"]),
+        gid=arguments.parse_group(params["group"]),
+    )
+    source = params["source"]
+    copied = volumes.SourceRequest(source["volume"], source["snapshot"]) if source else None
+    policy = placement.Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
+    return volumes.VolumeRequest(candidates, wish, copied, policy)
+
+
+def _run_many(module: AnsibleModule) -> None:
+    from ..module_utils.operations import bulk
+
+    options = arguments.options(module)
+    items = []
+    for given in module.params["volumes"]:
+        params = arguments.merged(given, module.params)
+        names = {str(params["name"])} | ({params["source"]["volume"]} if params["source"] else set())
+        items.append(bulk.Item(str(params["name"]), frozenset(names), lambda params=params: _run(params, options)))
+    parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
+    arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel), "volumes")
+
+
+def main() -> None:
+    spec = {**_VOLUME, **arguments.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")])
+    try:
+        if module.params["volumes"] is not None:
+            _run_many(module)
+        outcome = arguments.result(_run(module.params, arguments.options(module)))
+    except StorageError as error:
+        outcome = arguments.failure(error)
+    arguments.leave(module, outcome)
+
+
+if __name__ == "__main__":
+    main()

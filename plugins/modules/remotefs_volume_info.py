@@ -1,0 +1,92 @@
+#!/usr/bin/python
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read the volumes of a share."""
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: remotefs_volume_info
+short_description: Read the volumes of a share
+version_added: 1.0.0
+description:
+  - Reads the volumes of one or more shares from the headers of their files, without starting a program and without a lock that blocks others.
+  - A volume that cannot be read comes with its RV(volumes[].error_code) and RV(volumes[].msg); the task does not fail for it.
+author:
+  - remotefs.storage contributors (@remotefs)
+extends_documentation_fragment:
+  - remotefs.storage.attributes
+  - remotefs.storage.attributes.info
+  - remotefs.storage.attributes.action_group
+  - remotefs.storage.store
+options:
+  share:
+    required: true
+  names:
+    description: Names or globs of the volumes to read; none means all.
+    type: list
+    elements: str
+seealso:
+  - module: remotefs.storage.remotefs_volume
+  - module: remotefs.storage.remotefs_snapshot_info
+"""
+
+EXAMPLES = r"""
+- name: All volumes for databases
+  remotefs.storage.remotefs_volume_info:
+    share: /srv/volumes
+    names: ["db*"]
+  register: found
+
+- name: Their sizes
+  ansible.builtin.debug:
+    msg: "{{ found.volumes | items2dict(key_name='name', value_name='size') }}"
+"""
+
+RETURN = r"""
+volumes:
+  description:
+    - The volumes, sorted by name, as RV(remotefs.storage.remotefs_volume#module:volume) has them.
+    - One that cannot be read has RV(volumes[].name), RV(volumes[].share), RV(volumes[].error_code) and RV(volumes[].msg) only.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name: {description: Its name., type: str, returned: always}
+    share: {description: The share as it was given., type: str, returned: always}
+    error_code: {description: 'Why it cannot be read, see docs/errors.md.', type: str, returned: when it cannot be read}
+    msg: {description: What is wrong and what to do., type: str, returned: when it cannot be read}
+error_code:
+  description: The kind of failure, when a share itself cannot be read.
+  returned: failure
+  type: str
+  sample: share_not_mounted
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils import arguments
+from ..module_utils.errors import StorageError
+
+
+def _read(params: dict) -> dict:
+    from ..module_utils.operations import placement, volumes
+
+    candidates = placement.find_candidates(params["share"], params["mount_base"])
+    candidates.require_all()
+    found = [volume for share in candidates.shares for volume in volumes.list_volumes(share, params["names"] or [])]
+    return {"changed": False, "volumes": found}
+
+
+def main() -> None:
+    spec = {**arguments.STORE, "share": {**arguments.STORE["share"], "required": True}, "names": {"type": "list", "elements": "str"}}
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    try:
+        result = _read(module.params)
+    except StorageError as error:
+        module.fail_json(msg=str(error), error_code=error.error_code)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
