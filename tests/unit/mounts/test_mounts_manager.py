@@ -1,0 +1,225 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whole runs: on plain directories as anyone, with bind mounts as root, and against servers that never answer."""
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils import command
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import MountFailed, ShareNotMounted, StorageError, ToolFailed
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import applier, manager, planner, probe, tables, types
+
+NFS = types.by_name("nfs")
+
+
+def params(tmp_path, **given):
+    values = {
+        "src": None, "path": None, "mount_base": str(tmp_path / "base"), "fstype": "auto", "opts": None, "credentials": None, "state": "mounted",
+        "persist": True, "fstab": str(tmp_path / "fstab"), "attempts": 1, "timeout": 5, "shares": None, "shares_file": None,
+    }
+    return {**values, **given}
+
+
+def steps(result):
+    return [action["step"] for action in result["actions"]]
+
+
+def test_a_directory_is_made_once_and_never_removed(tmp_path):
+    there = str(tmp_path / "deep" / "share")
+    predicted = manager.ensure(params(tmp_path, src=there), check_mode=True)
+    assert predicted["changed"] and not os.path.exists(there)
+    made = manager.ensure(params(tmp_path, src=there))
+    assert made["actions"] == predicted["actions"] == [{"step": "create_directory", "path": there}]
+    assert made["share"]["total"] > 0 and made["share"]["writable"] and made["share"]["fstype"] == "directory"
+    again = manager.ensure(params(tmp_path, src=there))
+    assert not again["changed"] and not again["failed"]
+    assert not manager.ensure(params(tmp_path, src=there, state="absent"))["changed"] and os.path.isdir(there)
+    assert not os.path.exists(tmp_path / "fstab")
+
+
+def test_a_directory_meant_for_a_mount_is_refused_and_not_made(tmp_path):
+    result = manager.ensure(params(tmp_path, src=str(tmp_path / "base" / "x")))
+    assert result["failed"] and result["error_code"] == "share_not_mounted" and not result["changed"]
+    assert not os.path.exists(tmp_path / "base")
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "file").touch()
+    assert manager.ensure(params(tmp_path, src=str(tmp_path / "file")))["error_code"] == "invalid_parameter"
+
+
+@pytest.mark.parametrize(("key", "value"), [("timeout", 0), ("attempts", 0), ("timeout", -1)])
+def test_limits_are_positive(tmp_path, key, value):
+    assert manager.ensure(params(tmp_path, src="nas:/x", **{key: value}))["error_code"] == "invalid_parameter"
+
+
+def test_present_writes_the_table_only(tmp_path):
+    given = params(tmp_path, src="nas:/x", path=str(tmp_path / "mnt"), state="present", opts=["vers=4.2", "_netdev"])
+    predicted = manager.ensure(given, check_mode=True)
+    assert not os.path.exists(tmp_path / "fstab")
+    result = manager.ensure(given)
+    assert result["actions"] == predicted["actions"] and steps(result) == ["create_directory", "write_fstab"]
+    assert result["diff"]["before"]["fstab"] is None and result["diff"]["after"]["fstab"].startswith("nas:/x ")
+    assert (tmp_path / "fstab").read_text() == f"nas:/x {tmp_path}/mnt nfs vers=4.2,_netdev 0 0\n"
+    assert not manager.ensure(given)["changed"]
+    gone = manager.ensure({**given, "state": "absent"})
+    assert steps(gone) == ["remove_fstab"] and (tmp_path / "fstab").read_text() == ""
+    assert not manager.ensure({**given, "state": "absent"})["changed"]
+
+
+def test_a_missing_helper_is_named_with_its_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(command, "_STANDARD_PATH", "/nowhere")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for check_mode in (True, False):
+        result = manager.ensure(params(tmp_path, src="//nas/x"), check_mode)
+        assert result["error_code"] == "tool_missing" and "cifs-utils" in result["msg"] and not result["changed"]
+
+
+def test_mounting_without_root_is_refused_before_anything_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result = manager.ensure(params(tmp_path, src="nas:/x"))
+    assert result["error_code"] == "mount_failed" and "become" in result["msg"] and not os.path.exists(tmp_path / "base")
+
+
+def test_bulk_attempts_all_and_keeps_the_order(tmp_path):
+    (tmp_path / "list").write_text(f"{tmp_path}/c\nbad line\n{tmp_path}/d -o password=hidden\n", encoding="utf-8")
+    items = [{"src": f"{tmp_path}/a"}, {"src": "nonsense"}, {"src": f"{tmp_path}/b"}, {"src": f"{tmp_path}/a"}]
+    result = manager.ensure_all(params(tmp_path, shares=items, shares_file=str(tmp_path / "list")))
+    assert [one["name"] for one in result["results"]] == [f"{tmp_path}/a", "nonsense", f"{tmp_path}/b", f"{tmp_path}/a", f"{tmp_path}/c", f"{tmp_path}/d"]
+    assert [one["failed"] for one in result["results"]] == [False, True, False, True, False, True]
+    assert [one["changed"] for one in result["results"]] == [True, False, True, False, True, False]
+    assert result["failed"] and result["changed"] and result["error_code"] == "invalid_parameter" and "3 of 6" in result["msg"]
+    assert len(result["shares"]) == 3 and len(result["warnings"]) == 1 and "line 2" in result["warnings"][0]
+    assert "hidden" not in repr(result)
+
+
+def test_nothing_to_do_is_no_failure(tmp_path):
+    result = manager.ensure_all(params(tmp_path, shares=[]))
+    assert not result["failed"] and not result["changed"] and result["results"] == []
+
+
+def test_a_share_that_does_not_answer_is_given_up():
+    began = time.monotonic()
+    with pytest.raises(ShareNotMounted, match="does not answer within"):
+        probe.bounded(lambda: (time.sleep(60),), 0.3, "share x")
+    assert time.monotonic() - began < 3
+
+
+def test_what_a_look_meets_is_told():
+    with pytest.raises(StorageError) as caught:
+        probe.capacity("/no/such/directory", 2, "share x")
+    assert caught.value.error_code == "tool_failed"
+    with pytest.raises(ShareNotMounted):
+        probe.bounded(lambda: os.stat_result and (_ for _ in ()).throw(OSError(107, "gone")), 2, "share x")
+
+
+def _step():
+    return planner.MountShare("/nowhere/x", "nas:/x", "nfs", NFS, ("ro",))
+
+
+def _mounting(monkeypatch, answer):
+    """Replace mount(8); what it was called with."""
+    calls = []
+
+    def run(argv, timeout=None, secret=None):
+        calls.append((argv, timeout))
+        return answer(argv)
+
+    monkeypatch.setattr(command, "find", lambda name, package: f"/bin/{name}")
+    monkeypatch.setattr(command, "run", run)
+    monkeypatch.setattr(applier, "_PAUSE", 0.01)
+    return calls
+
+
+def test_mounting_is_tried_as_often_as_asked(monkeypatch):
+    calls = _mounting(monkeypatch, lambda argv: command.Result(32, "", "mount.nfs: Connection refused\n"))
+    with pytest.raises(MountFailed, match="Connection refused"):
+        applier.apply(_step(), applier.Deadline(5), 3, "share nas:/x")
+    assert len(calls) == 3 and calls[0][0] == ["/bin/mount", "-t", "nfs", "-o", "ro", "nas:/x", "/nowhere/x"]
+    assert all(timeout <= 5 for dummy, timeout in calls)
+
+
+def test_a_mount_that_hangs_ends_in_time(monkeypatch):
+    def hang(argv):
+        raise ToolFailed("program mount", "it did not end", "x")
+
+    calls = _mounting(monkeypatch, hang)
+    with pytest.raises(MountFailed, match="did not answer within 0 s"):
+        applier.apply(_step(), applier.Deadline(0), 9, "share nas:/x")
+    assert len(calls) == 1
+
+
+def test_a_success_that_mounted_nothing_is_none(monkeypatch):
+    _mounting(monkeypatch, lambda argv: command.Result(0, "", ""))
+    with pytest.raises(MountFailed, match="nothing is mounted"):
+        applier.apply(_step(), applier.Deadline(5), 1, "share nas:/x")
+
+
+@pytest.fixture
+def bind(tmp_path):
+    """A bind mount, if this user and machine can have one."""
+    for name in ("src", "other", "mnt"):
+        (tmp_path / name).mkdir()
+    mnt = str(tmp_path / "mnt")
+    if os.geteuid() != 0 or subprocess.run(["mount", "--bind", tmp_path / "src", mnt], capture_output=True).returncode:
+        pytest.skip("no mounts here")
+    subprocess.run(["umount", mnt], check=True)
+    yield params(tmp_path, src=str(tmp_path / "src"), path=mnt)
+    subprocess.run(["umount", "-q", mnt], check=False)
+
+
+@pytest.mark.root
+def test_a_bind_mount_from_end_to_end(bind, tmp_path):
+    mounted = manager.ensure(bind)
+    assert steps(mounted) == ["mount", "write_fstab"] and mounted["share"]["fstype"] == "bind" and mounted["share"]["src"] == bind["src"]
+    assert not manager.ensure(bind)["changed"]
+    read_only = {**bind, "opts": ["ro"]}
+    assert steps(manager.ensure(read_only, check_mode=True)) == steps(manager.ensure(read_only)) == ["remount", "write_fstab"]
+    assert "ro" in tables.mounted_at(tables.read_mounts(), bind["path"]).options
+    assert manager.ensure({**bind, "src": str(tmp_path / "other")})["error_code"] == "conflict"
+    with open(os.path.join(str(tmp_path / "src"), "data"), "w", encoding="utf-8"):
+        pass
+    with open(os.path.join(bind["path"], "data"), encoding="utf-8"):
+        for check_mode in (True, False):
+            busy = manager.ensure({**bind, "state": "unmounted"}, check_mode)
+            assert busy["error_code"] == "in_use" and str(os.getpid()) in busy["msg"]
+    assert steps(manager.ensure({**bind, "state": "absent"})) == ["unmount", "remove_fstab"]
+    assert not manager.ensure({**bind, "state": "absent"})["changed"]
+    assert os.path.exists(tmp_path / "src" / "data") and os.path.isdir(bind["path"])
+
+
+@pytest.mark.root
+def test_a_drift_behind_our_back_is_mended(bind):
+    manager.ensure(bind)
+    subprocess.run(["mount", "-o", "remount,bind,ro", bind["path"]], check=True)
+    mended = manager.ensure(bind)
+    assert steps(mended) == ["remount"] and mended["share"]["writable"]
+
+
+@pytest.mark.root
+def test_what_a_mount_hides_is_told_and_kept(bind, tmp_path):
+    (tmp_path / "mnt" / "hidden").touch()
+    mounted = manager.ensure(bind)
+    assert "hidden while" in mounted["warnings"][0]
+    assert steps(manager.ensure({**bind, "state": "absent"})) == ["unmount", "remove_fstab"]
+    assert (tmp_path / "mnt" / "hidden").exists()
+
+
+@pytest.mark.root
+def test_a_bind_mount_of_nothing_fails_in_check_mode_too(bind, tmp_path):
+    for check_mode in (True, False):
+        result = manager.ensure({**bind, "src": str(tmp_path / "none")}, check_mode)
+        assert result["error_code"] == "mount_failed" and not result["changed"]
+
+
+def test_info_tells_what_it_can(tmp_path):
+    (tmp_path / "share").mkdir()
+    shares = manager.describe_all([str(tmp_path / "share"), "nas:/x", "nonsense"], str(tmp_path / "base"), str(tmp_path / "fstab"), 2)
+    assert shares[0]["total"] > 0 and "error_code" not in shares[0]
+    assert [share.get("error_code") for share in shares[1:]] == ["share_not_mounted", "invalid_parameter"]
