@@ -8,7 +8,7 @@ import os
 import time
 
 from .. import command
-from ..errors import InUse, MountFailed, ToolFailed, from_os_error
+from ..errors import InUse, MountFailed, StorageError, ToolFailed, from_os_error
 from . import planner, probe, resolve, tables
 
 _PAUSE = 1.0  # seconds before the second attempt of a mount; each further one waits as much longer
@@ -69,6 +69,29 @@ def apply(step: planner.Step, deadline: Deadline, attempts: int, subject: str) -
     return _ACTIONS[type(step)](step, deadline, attempts, subject) is not False
 
 
+def undo(done: list, restore: planner.MountShare | None, credentials: bytes | None, deadline: Deadline, subject: str) -> list:
+    """After a step failed, take back what was done before it; what remains done.
+
+    :param restore: mounts again what was unmounted. :param credentials: what the credentials file held.
+    """
+    remaining = []
+    for step in reversed(done):
+        try:
+            if isinstance(step, planner.CreateDirectory):
+                os.rmdir(step.path)
+            elif isinstance(step, planner.WriteCredentials) and credentials is None:
+                os.unlink(step.path)
+            elif isinstance(step, planner.WriteCredentials):
+                tables.replace_file(step.path, credentials, mode=0o600, keep=False)
+            elif isinstance(step, planner.Unmount) and restore is not None:
+                _mount(restore, deadline, 1, subject)
+            else:
+                remaining.insert(0, step)
+        except (OSError, StorageError):
+            remaining.insert(0, step)  # the first failure is the one to report
+    return remaining
+
+
 def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject: str) -> None:
     argv = [_programs(step), "-t", step.row.mount_type]
     if step.opts:
@@ -104,7 +127,8 @@ def _remount(step: planner.Remount, deadline: Deadline, attempts: int, subject: 
 
 
 def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: str) -> None:
-    result = _run([command.find("umount", "mount"), step.path], deadline, subject)
+    remedy = "bring the server back, or unmount by hand with umount -f or umount -l, which loses what was not yet written"
+    result = _run([command.find("umount", "mount"), step.path], deadline, subject, remedy=remedy)
     mounts = tables.read_mounts()
     if result.rc == 0 or tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         return
@@ -113,12 +137,15 @@ def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: 
     raise MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "mend what it names and run the task again")
 
 
-def _run(argv: list[str], deadline: Deadline, subject: str, secret: bytes | None = None) -> command.Result:
+_WAIT = "check the server and the network, or give a longer timeout"
+
+
+def _run(argv: list[str], deadline: Deadline, subject: str, secret: bytes | None = None, remedy: str = _WAIT) -> command.Result:
     try:
         return command.run(argv, timeout=max(deadline.left, _LEAST), secret=secret)
     except ToolFailed as error:
         problem = f"the server did not answer within {deadline.seconds:g} s"
-        raise MountFailed(subject, problem, "check the server and the network, or give a longer timeout") from error
+        raise MountFailed(subject, problem, remedy) from error
 
 
 def _reason(result: command.Result) -> str:

@@ -81,8 +81,12 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
     if check_mode:
         done.extend(steps)
     for step in () if check_mode else steps:
-        if applier.apply(step, deadline, params["attempts"], subject):
-            done.append(step)
+        try:
+            if applier.apply(step, deadline, params["attempts"], subject):
+                done.append(step)
+        except errors.StorageError:
+            done[:] = applier.undo(done, planner.restore(wish, seen), seen.credentials, deadline, subject)
+            raise
     result["warnings"] = _warnings(wish, seen, steps, check_mode, mounts)
     result["share"] = _report(wish, steps, check_mode, deadline, params["mount_base"])
 

@@ -245,6 +245,15 @@ def _check_sources(wish: Wish, seen: Seen) -> None:
         raise Conflict(f"path {wish.path}", f"{wish.fstab} mounts {seen.entry.source} there, not {wish.src}", "choose another path or remove that line (state: absent)")
 
 
+def restore(wish: Wish, seen: Seen) -> MountShare | None:
+    """The step that mounts again what was mounted, should its replacement fail: with the options of fstab, or else those that were in force."""
+    if seen.mount is None or seen.source is None:
+        return None
+    old = seen.entry.options if seen.entry is not None else seen.mount.options if wish.row.kernel_types else wish.row.default_options + seen.mount.mount_options
+    kept = tuple(option for option in mount_options.for_mount(old) if option.split("=", 1)[0] not in wish.row.local_options)
+    return MountShare(wish.path, seen.source, wish.row.name, wish.row, kept)
+
+
 def _source(wish: Wish) -> str:
     if wish.src is None:
         raise InvalidParameter(f"path {wish.path}", "no source is given for it", "give src")

@@ -223,3 +223,31 @@ def test_info_tells_what_it_can(tmp_path):
     shares = manager.describe_all([str(tmp_path / "share"), "nas:/x", "nonsense"], str(tmp_path / "base"), str(tmp_path / "fstab"), 2)
     assert shares[0]["total"] > 0 and "error_code" not in shares[0]
     assert [share.get("error_code") for share in shares[1:]] == ["share_not_mounted", "invalid_parameter"]
+
+
+def test_a_mount_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(manager.parameters, "CREDENTIALS", str(tmp_path / "secrets"))
+    _mounting(monkeypatch, lambda argv: command.Result(32, "", "mount error(13): Permission denied\n"))
+    given = params(tmp_path, src="//nas/x", credentials={"username": "me", "password": "hidden-word", "domain": None})
+    result = manager.ensure(given)
+    assert result["error_code"] == "mount_failed" and "Permission denied" in result["msg"] and "hidden-word" not in repr(result)
+    assert not result["changed"] and result["actions"] == []
+    assert os.listdir(tmp_path / "secrets") == [] and os.listdir(tmp_path / "base") == [] and not os.path.exists(tmp_path / "fstab")
+
+
+@pytest.mark.root
+def test_what_was_mounted_comes_back_if_its_replacement_fails(bind, monkeypatch):
+    manager.ensure(bind)
+    real, calls = applier._mount_once, []
+
+    def fail_first(argv, *rest):
+        calls.append(argv)
+        if len(calls) == 1:
+            raise MountFailed("share", "it failed", "try again")
+        real(argv, *rest)
+
+    monkeypatch.setattr(applier, "_mount_once", fail_first)
+    result = manager.ensure({**bind, "state": "remounted"})
+    assert result["failed"] and not result["changed"]
+    assert tables.mounted_at(tables.read_mounts(), bind["path"]) is not None
