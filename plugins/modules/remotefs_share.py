@@ -46,8 +46,10 @@ options:
   fstype:
     description:
       - The file system.
-      - With V(auto), what is mounted at the path or listed in fstab decides, then the form of O(src). V(//host/share) is V(cifs), V(user@host:/dir) V(sshfs),
-        V(host:/dir) V(nfs); a directory is V(bind) if O(path) names another directory and V(directory) otherwise. GlusterFS must be named, since its sources look like those of NFS.
+      - With V(auto), what is mounted at the path or listed in fstab decides, then the form of O(src).
+        V(//host/share) is V(cifs), V(user@host:/dir) is V(sshfs), V(host:/dir) is V(nfs).
+        A directory is V(bind) if O(path) names another directory and V(directory) otherwise.
+        GlusterFS must be named, since its sources look like those of NFS.
     type: str
     choices: [auto, directory, bind, nfs, cifs, glusterfs, sshfs]
     default: auto
@@ -285,7 +287,15 @@ _FILE_SYSTEMS = ["auto", "directory", "bind", "nfs", "cifs", "glusterfs", "sshfs
 
 def _share_spec(with_defaults: bool) -> dict:
     """The options of one share. Items of ``shares`` have no defaults of their own, so that the task's values reach them."""
-    defaults = {"mount_base": "/var/lib/remotefs/mnt", "fstype": "auto", "state": "mounted", "persist": True, "fstab": "/etc/fstab", "attempts": 3, "timeout": 60}
+    defaults = {
+        "mount_base": "/var/lib/remotefs/mnt",
+        "fstype": "auto",
+        "state": "mounted",
+        "persist": True,
+        "fstab": "/etc/fstab",
+        "attempts": 3,
+        "timeout": 60,
+    }
     spec = {
         "src": {"type": "str"},
         "path": {"type": "path"},

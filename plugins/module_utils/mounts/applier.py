@@ -12,6 +12,7 @@ from ..errors import InUse, MountFailed, StorageError, ToolFailed, from_os_error
 from . import planner, probe, resolve, tables
 
 _PAUSE = 1.0  # seconds before the second attempt of a mount; each further one waits as much longer
+_ENDING = 5.0  # seconds that ending a program which is stuck in the kernel may take
 _LEAST = 1.0  # seconds that a program gets when the time is nearly over
 _USELESS = ("dmesg(1)", "Refer to the", "For several filesystems")  # what mount says that explains nothing
 
@@ -44,7 +45,7 @@ def check_possible(steps: tuple[planner.Step, ...], subject: str) -> None:
             _check_idle(step.path, subject)
 
 
-def _programs(step) -> str:
+def _programs(step: planner.MountShare | planner.Remount) -> str:
     if step.row.helper:
         command.find(step.row.helper, step.row.package)
     return command.find("mount", "mount")
@@ -74,14 +75,14 @@ def undo(done: list, restore: planner.MountShare | None, credentials: bytes | No
 
     :param restore: mounts again what was unmounted. :param credentials: what the credentials file held.
     """
-    remaining = []
+    remaining: list = []
     for step in reversed(done):
         try:
             if isinstance(step, planner.CreateDirectory):
                 os.rmdir(step.path)
             elif isinstance(step, planner.WriteCredentials) and credentials is None:
                 os.unlink(step.path)
-            elif isinstance(step, planner.WriteCredentials):
+            elif isinstance(step, planner.WriteCredentials) and credentials is not None:
                 tables.replace_file(step.path, credentials, mode=0o600, keep=False)
             elif isinstance(step, planner.Unmount) and restore is not None:
                 _mount(restore, deadline, 1, subject)
@@ -110,10 +111,11 @@ def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject:
         time.sleep(_PAUSE * attempt)
 
 
-def _mount_once(argv: list[str], step, deadline: Deadline, subject: str, secret: bytes | None) -> None:
+def _mount_once(argv: list[str], step: planner.MountShare, deadline: Deadline, subject: str, secret: bytes | None) -> None:
     result = _run(argv, deadline, subject, secret)
     if result.rc != 0:
-        raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", "check the server, the name of its export, the options and the credentials")
+        remedy = "check the server, the name of its export, the options and the credentials"
+        raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", remedy)
     mounts = tables.read_mounts()
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         raise MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}", "see the log of the file system's client on this host")
@@ -123,7 +125,8 @@ def _remount(step: planner.Remount, deadline: Deadline, attempts: int, subject: 
     argv = [_programs(step), "-t", step.row.mount_type, "-o", ",".join(step.opts), step.src, step.path]
     result = _run(argv, deadline, subject)
     if result.rc != 0:
-        raise MountFailed(subject, f"changing the options at {step.path} failed ({_reason(result)})", "unmount it (state: unmounted) and mount it with the new options")
+        remedy = "unmount it (state: unmounted) and mount it with the new options"
+        raise MountFailed(subject, f"changing the options at {step.path} failed ({_reason(result)})", remedy)
 
 
 def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: str) -> None:
@@ -142,7 +145,7 @@ _WAIT = "check the server and the network, or give a longer timeout"
 
 def _run(argv: list[str], deadline: Deadline, subject: str, secret: bytes | None = None, remedy: str = _WAIT) -> command.Result:
     try:
-        return command.run(argv, timeout=max(deadline.left, _LEAST), secret=secret)
+        return command.run(argv, timeout=max(deadline.left - _ENDING, deadline.left / 2, _LEAST), secret=secret)
     except ToolFailed as error:
         problem = f"the server did not answer within {deadline.seconds:g} s"
         raise MountFailed(subject, problem, remedy) from error
@@ -197,7 +200,7 @@ def _remove_fstab(step: planner.RemoveFstab, deadline: Deadline, attempts: int, 
     tables.change_fstab(step.fstab, step.path, None)
 
 
-_ACTIONS = {
+_ACTIONS: dict = {
     planner.CreateDirectory: _create_directory,
     planner.RemoveDirectory: _remove_directory,
     planner.WriteCredentials: _write_credentials,

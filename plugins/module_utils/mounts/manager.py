@@ -21,11 +21,13 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
 
     :raises StorageError: the shares file cannot be read.
     """
-    items, warnings = list(params["shares"] or ()), []
+    items: list[dict] = list(params["shares"] or ())
+    warnings: list[str] = []
     if params["shares_file"]:
         listed, warnings = shares_file.read(params["shares_file"])
         items += listed
-    results, taken = [], {}
+    results: list[dict] = []
+    taken: dict[str, int] = {}
     for number, item in enumerate(parameters.merge(params, items), 1):
         results.append(ensure(item, check_mode, taken, number))
     failed = [result for result in results if result["failed"]]
@@ -87,7 +89,7 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
         except errors.StorageError:
             done[:] = applier.undo(done, planner.restore(wish, seen), seen.credentials, deadline, subject)
             raise
-    result["warnings"] = _warnings(wish, seen, steps, check_mode, mounts)
+    result["warnings"] = _warnings(wish, seen, steps, check_mode)
     result["share"] = _report(wish, steps, check_mode, deadline, params["mount_base"])
 
 
@@ -115,6 +117,7 @@ def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple
         directory=directory,
         empty=empty,
         credentials=_read_credentials(wish),
+        shared=mount is not None and any(other.device == mount.device and other.path != mount.path for other in mounts),
         dead=mount is not None and mount.fstype.startswith("fuse.") and wish.state == "mounted" and _is_dead(real, deadline),
     )
 
@@ -166,20 +169,20 @@ def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.S
         raise errors.MountFailed(f"share {wish.src}", "there is no such directory to show elsewhere", "create it, or correct src")
 
 
-def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], check_mode: bool, mounts) -> list[str]:
+def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], check_mode: bool) -> list[str]:
     mounting = any(isinstance(step, (planner.MountShare, planner.Remount)) for step in steps)
+    wanted = wish.state in ("mounted", "remounted") and bool(wish.row.mount_type)
     warnings = []
     if mounting and seen.mount is None and not seen.empty:
         warnings.append(f"{wish.path} was not empty: what lies there is hidden while {wish.name} is mounted")
-    if mounting and not check_mode:
+    if wanted and not (check_mode and steps):
         mounts = tables.read_mounts()
         mount = tables.mounted_at(mounts, resolve.follow(wish.path, mounts))
         live = () if mount is None else mount.options if wish.row.kernel_types else mount.mount_options
         drifted = mount_options.drift(wish.row, planner.effective_options(wish, seen), live)
         if drifted:
-            warnings.append(
-                f"share {wish.name}: {', '.join(drifted)} did not come into force; another mount of the same export on this host or the server decides it"
-            )
+            who = "another mount of the same export on this host decides (nosharecache separates those of NFS), or the server"
+            warnings.append(f"share {wish.name}: {', '.join(drifted)} not in force; {who}")
     return warnings
 
 
@@ -201,7 +204,7 @@ def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: boo
     return _with_capacity(share, real, deadline) if wish.state != "present" else share
 
 
-def _picture(src: str | None, path: str, fstype: str, opts: str = "", mounted: bool = False) -> dict:
+def _picture(src: str | None, path: str | None, fstype: str | None, opts: str = "", mounted: bool = False) -> dict:
     return {"src": src, "path": path, "fstype": fstype, "opts": opts, "mounted": mounted, "total": None, "free": None, "used": None, "writable": None}
 
 

@@ -9,7 +9,14 @@ from . import types
 from .types import FileSystem
 
 SECRETS = ("password", "password2", "pass", "passwd")
-_PAIRS = {"ro": ("rw",), "rw": ("ro",), "hard": ("soft", "softerr"), "soft": ("hard", "softerr"), "softerr": ("hard", "soft"), "async": ("sync",), "atime": ("noatime",)}
+_PAIRS = {
+    "ro": ("rw",),
+    "rw": ("ro",),
+    "hard": ("soft", "softerr"),
+    "soft": ("hard", "softerr"),
+    "softerr": ("hard", "soft"),
+    "async": ("sync",),
+}
 _FAMILIES = (("ro", "rw"), ("hard", "soft", "softerr"))
 
 
@@ -72,6 +79,11 @@ def drift(row: FileSystem, wanted: tuple[str, ...], live: tuple[str, ...], previ
         if all(verdict is not False for verdict in visible) and not _replaced(option, wish):
             drifted.append(option)
     return tuple(drifted)
+
+
+def of_the_mount(options: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that belong to one mount, not to the file system which several mounts on this host may share."""
+    return tuple(option for option in options if split(option)[0] in types.GENERAL)
 
 
 def can_remount(row: FileSystem, drifted: tuple[str, ...]) -> bool:

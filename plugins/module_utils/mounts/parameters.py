@@ -6,17 +6,22 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 from ..errors import InvalidParameter
 from . import options as mount_options
 from . import resolve, tables, types
 from .planner import Credentials, Wish
 
+if TYPE_CHECKING:
+    Mounts = tuple[tables.Mount, ...]
+    Entries = tuple[tables.Entry, ...]
+
 CREDENTIALS = "/etc/remotefs/credentials"
 _CREDENTIAL_KEYS = ("username", "password", "domain")
 
 
-def read_wish(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...]) -> Wish:
+def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
     """The wish of one share. ``mounts`` and ``entries`` decide what ``fstype: auto`` means where the source's form does not.
 
     :raises InvalidParameter: a value is wrong or two contradict each other.
@@ -71,14 +76,14 @@ def _source(params: dict) -> str | None:
     return resolve.clean_path(src, "src") if resolve.is_directory_name(src) else src
 
 
-def _options(given: list[str] | None, state: str, path: str, entries: tuple[tables.Entry, ...]) -> tuple[str, ...]:
+def _options(given: list[str] | None, state: str, path: str, entries: Entries) -> tuple[str, ...]:
     if given is None and state == "remounted":  # it refreshes what is there
         own = f"credentials={credentials_file(path)}"
         return tuple(option for entry in entries if entry.path == path for option in entry.options if option != own)
     return tuple(option.strip() for text in given or () for option in tables.split_options(text))
 
 
-def _row(fstype: str, src: str | None, path: str | None, mounts, entries, base: str) -> types.FileSystem:
+def _row(fstype: str, src: str | None, path: str | None, mounts: Mounts, entries: Entries, base: str) -> types.FileSystem:
     if fstype != "auto":
         return types.by_name(fstype)
     known = _known_row(src, path, mounts, entries, base)
@@ -93,11 +98,11 @@ def _row(fstype: str, src: str | None, path: str | None, mounts, entries, base: 
     return row
 
 
-def _known_row(src: str | None, path: str | None, mounts, entries, base: str) -> types.FileSystem | None:
+def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entries, base: str) -> types.FileSystem | None:
     """What is mounted there already, or what fstab says of it: the form of a GlusterFS source is that of an NFS one."""
     if path is None and (src is None or resolve.is_directory_name(src)):
         return None
-    path = resolve.clean_path(path, "path") if path else resolve.default_path(src, base)
+    path = resolve.clean_path(path, "path") if path else resolve.default_path(src or "", base)
     mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
     if mount is not None and (src is None or types.normalise_source(mount.source) == types.normalise_source(src)):
         row = types.by_kernel_type(mount.fstype)
@@ -108,7 +113,7 @@ def _known_row(src: str | None, path: str | None, mounts, entries, base: str) ->
     return None
 
 
-def _known_source(path: str, row: types.FileSystem, mounts, entries) -> str | None:
+def _known_source(path: str, row: types.FileSystem, mounts: Mounts, entries: Entries) -> str | None:
     if not row.mount_type:
         return path
     mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
@@ -122,11 +127,11 @@ def _known_source(path: str, row: types.FileSystem, mounts, entries) -> str | No
 
 def _path(path: str | None, src: str | None, row: types.FileSystem, base: str) -> str:
     if not row.mount_type:
-        clean = resolve.clean_path(path or src, "path")
+        clean = resolve.clean_path(path or src or "", "path")
         if src is not None and clean != src:
             raise InvalidParameter(f"path {clean}", "a plain directory is used where it is", f"leave path out, or use fstype bind to show {src} there")
         return clean
-    clean = resolve.clean_path(path, "path") if path else resolve.default_path(src, base)
+    clean = resolve.clean_path(path, "path") if path else resolve.default_path(src or "", base)
     if clean == "/" or clean == base:
         raise InvalidParameter(f"path {clean}", "no share can be mounted there", "choose a directory of its own")
     return clean
@@ -155,6 +160,5 @@ def _check(wish: Wish) -> None:
     if given.password is None or given.username is not None or given.domain is not None:
         raise InvalidParameter(f"share {wish.name}", f"{row.name} takes a password only", f"put the user into src, like {row.example}")
     if wish.persist:
-        raise InvalidParameter(
-            f"share {wish.name}", f"fstab cannot hold a password for {row.name}", "use a key (opts: IdentityFile=FILE), or set persist: false to mount until the next boot"
-        )
+        remedy = "use a key (opts: IdentityFile=FILE), or set persist: false to mount until the next boot"
+        raise InvalidParameter(f"share {wish.name}", f"fstab cannot hold a password for {row.name}", remedy)

@@ -61,6 +61,7 @@ class Seen:
     empty: bool = True
     credentials: bytes | None = field(default=None, repr=False)  # content of the credentials file
     dead: bool = False  # mounted, but the process that served it is gone
+    shared: bool = False  # the same file system is mounted elsewhere too, so that its options cannot be changed from here
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ def plan(wish: Wish, seen: Seen) -> tuple[Step, ...]:
     _check_sources(wish, seen)
     if wish.state == "present":
         if not wish.persist:
-            raise InvalidParameter(f"share {wish.name}", "state present is about fstab, which persist: false leaves alone", "set persist: true or another state")
+            problem = "state present is about fstab, which persist: false leaves alone"
+            raise InvalidParameter(f"share {wish.name}", problem, "set persist: true or another state")
         return _write_credentials(wish, seen) + _create(wish, seen) + _write_fstab(wish, seen)
     if wish.state == "unmounted":
         return _unmount(wish, seen)
@@ -180,7 +182,7 @@ def drifted_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
     drifted = mount_options.drift(wish.row, effective_options(wish, seen), live, previous)
     if wish.row.credentials == "file" and wish.credentials is not None and wish.credentials.username is not None:
         drifted += mount_options.drift(wish.row, (f"username={wish.credentials.username}", "ro" if "ro" in live else "rw"), live)
-    return drifted
+    return mount_options.of_the_mount(drifted) if seen.shared else drifted
 
 
 def effective_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
@@ -237,12 +239,13 @@ def same_source(wish: Wish, seen: Seen) -> bool:
 
 
 def _check_sources(wish: Wish, seen: Seen) -> None:
-    if wish.state != "present" and not same_source(wish, seen):
+    if wish.state != "present" and seen.mount is not None and not same_source(wish, seen):
         raise Conflict(f"path {wish.path}", f"{seen.source} ({seen.mount.fstype}) is mounted there, not {wish.src}", "choose another path or unmount that one")
     if seen.entry is None or wish.src is None or not wish.persist or wish.state == "unmounted":
         return
     if normalise_source(seen.entry.source) != normalise_source(wish.src):
-        raise Conflict(f"path {wish.path}", f"{wish.fstab} mounts {seen.entry.source} there, not {wish.src}", "choose another path or remove that line (state: absent)")
+        remedy = "choose another path or remove that line (state: absent)"
+        raise Conflict(f"path {wish.path}", f"{wish.fstab} mounts {seen.entry.source} there, not {wish.src}", remedy)
 
 
 def restore(wish: Wish, seen: Seen) -> MountShare | None:
@@ -272,7 +275,7 @@ def _mount(wish: Wish, seen: Seen) -> Step:
 
 
 def _unmount(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    return (Unmount(wish.path, wish.src or seen.source),) if seen.mount is not None else ()
+    return (Unmount(wish.path, wish.src or seen.source or wish.path),) if seen.mount is not None else ()
 
 
 def _write_credentials(wish: Wish, seen: Seen) -> tuple[Step, ...]:

@@ -8,6 +8,7 @@ A system call on a dead server cannot be interrupted, so it is made in a child p
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..errors import ShareNotMounted, from_os_error
@@ -51,7 +52,7 @@ def directory_state(path: str, timeout: float, subject: str) -> tuple[bool, bool
     return bool(exists), bool(directory), bool(empty)
 
 
-def bounded(look, timeout: float, subject: str) -> tuple:
+def bounded(look: Callable[[], tuple], timeout: float, subject: str) -> tuple:
     """What ``look()``, a function that returns whole numbers, returns in a child process.
 
     :raises ShareNotMounted: it took longer than ``timeout`` seconds. :raises StorageError: it met an OSError.
@@ -81,7 +82,7 @@ def _os_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def _answer(look, writer: int) -> None:
+def _answer(look: Callable[[], tuple], writer: int) -> None:
     """The child: nothing of the parent's may stay open, because a stuck child would keep its pipes from ending."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
@@ -104,7 +105,7 @@ def _leave(child: int) -> None:
     import time
 
     os.kill(child, signal.SIGKILL)
-    for dummy in range(20):
+    for _dummy in range(20):
         if os.waitpid(child, os.WNOHANG)[0]:
             return
         time.sleep(0.005)
@@ -134,7 +135,7 @@ def _namespace(pid: str) -> str | None:
         return None
 
 
-def _links(pid: str):
+def _links(pid: str) -> Iterator[str]:
     names = [f"/proc/{pid}/cwd", f"/proc/{pid}/root"]
     try:
         names += [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]

@@ -40,11 +40,11 @@ def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
     """Where a share is mounted unless a path is given: named by the MD5 of the exact source string, as os-brick does."""
     import hashlib
 
-    data = os.fsencode(source)
     try:
-        digest = hashlib.md5(data, usedforsecurity=False)  # type: ignore[call-arg]  # from Python 3.9 on
-    except TypeError:
-        digest = hashlib.md5(data)
+        digest = hashlib.new("md5", usedforsecurity=False)
+    except TypeError:  # before Python 3.9
+        digest = hashlib.new("md5")
+    digest.update(os.fsencode(source))
     return os.path.join(mount_base, digest.hexdigest())
 
 

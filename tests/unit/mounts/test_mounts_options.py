@@ -103,7 +103,14 @@ def test_our_line_in_fstab_is_a_witness(kind, wanted, previous, drifted):
 
 @pytest.mark.parametrize(
     ("name", "drifted", "possible"),
-    [("nfs", "ro", True), ("nfs", "vers=4.1", False), ("nfs", "soft", False), ("cifs", "file_mode=0660", True), ("cifs", "uid=1", False), ("sshfs", "ro", False)],
+    [
+        ("nfs", "ro", True),
+        ("nfs", "vers=4.1", False),
+        ("nfs", "soft", False),
+        ("cifs", "file_mode=0660", True),
+        ("cifs", "uid=1", False),
+        ("sshfs", "ro", False),
+    ],
 )
 def test_what_a_remount_can_change(name, drifted, possible):
     assert options.can_remount(types.by_name(name), (drifted,)) is possible

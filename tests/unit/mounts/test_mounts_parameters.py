@@ -9,7 +9,13 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InvalidParameter, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import parameters, resolve, tables
 
-MOUNTS = tables.parse_mountinfo("1 0 254:0 / / rw - ext4 /dev/vda rw\n2 1 0:9 / /mnt/gl rw - fuse.glusterfs gl1:/vols rw\n3 1 254:0 /srv /mnt/bound rw - ext4 /dev/vda rw\n")
+MOUNTS = tables.parse_mountinfo(
+    """\
+1 0 254:0 / / rw - ext4 /dev/vda rw
+2 1 0:9 / /mnt/gl rw - fuse.glusterfs gl1:/vols rw
+3 1 254:0 /srv /mnt/bound rw - ext4 /dev/vda rw
+"""
+)
 ENTRIES = tables.parse_fstab("gl2:/vols /mnt/later glusterfs backup-volfile-servers=gl3,_netdev 0 0\n")
 
 

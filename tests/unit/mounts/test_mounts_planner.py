@@ -49,7 +49,7 @@ CASES = [
     ("general option", wish(options=("ro",)), seen(mount(), entry=entry()), ["remount", "write_fstab"]),
     ("live option drifted", wish(options=("ro",)), seen(mount(), entry=entry("ro")), ["remount"]),
     ("option that needs a new mount", wish(options=("vers=3",)), seen(mount(), entry=entry()), ["unmount", "mount", "write_fstab"]),
-    ("dead process", wish(SSHFS, "u@h:/x"), seen(mount("u@h:/x", "fuse.sshfs"), entry=entry(source="u@h:/x", fstype="fuse.sshfs"), dead=True), ["unmount", "mount"]),
+    ("dead process", wish(SSHFS, "u@h:/x", persist=False), seen(mount("u@h:/x", "fuse.sshfs"), dead=True), ["unmount", "mount"]),
     ("credentials", wish(CIFS, "//n/x", credentials=SECRET), seen(), ["write_credentials", "create_directory", "mount", "write_fstab"]),
     ("present", wish(state="present"), seen(), ["create_directory", "write_fstab"]),
     ("present already", wish(state="present"), seen(directory=True, entry=entry()), []),
@@ -105,10 +105,17 @@ def test_present_without_fstab_is_nonsense():
 
 
 def test_changed_credentials_mount_anew_and_the_unmount_comes_first():
-    there = seen(mount("//n/x", "cifs", ("rw", "nobrl", "username=me")), credentials=b"username=old\n", entry=entry("nobrl", "credentials=/c/file", source="//n/x", fstype="cifs"))
+    line = entry("nobrl", "credentials=/c/file", source="//n/x", fstype="cifs")
+    there = seen(mount("//n/x", "cifs", ("rw", "nobrl", "username=me")), credentials=b"username=old\n", entry=line)
     wished = wish(CIFS, "//n/x", credentials=SECRET)
     assert names(planner.plan(wished, there)) == ["unmount", "write_credentials", "mount"]
     assert planner.plan(wished, dataclasses.replace(there, credentials=SECRET.content())) == ()
+
+
+def test_options_that_another_mount_decides_are_left():
+    there = seen(mount(), shared=True, entry=entry())
+    assert names(planner.plan(wish(options=("vers=3",), persist=False), there)) == []
+    assert names(planner.plan(wish(options=("vers=3", "ro"), persist=False), there)) == ["remount"]
 
 
 def test_another_user_in_force_is_a_drift():

@@ -72,7 +72,10 @@ def test_a_bind_mount_of_nfs_is_known_by_its_source():
     assert not tables.shows(mounts, by_id(40), "/mnt/a/other")
 
 
-FSTAB = "# <file system>\t<mount point>\n\nUUID=1 / ext4 errors=remount-ro 0 1\nnas1:/vols\t /mnt/vols/  nfs4 vers=4.2,_netdev 0 0\n#nas1:/x /x nfs defaults 0 0\nbroken line\n/swap none swap sw"
+FSTAB = (
+    "# <file system>\t<mount point>\n\nUUID=1 / ext4 errors=remount-ro 0 1\n"
+    "nas1:/vols\t /mnt/vols/  nfs4 vers=4.2,_netdev 0 0\n#nas1:/x /x nfs defaults 0 0\nbroken line\n/swap none swap sw"
+)
 
 
 def test_fstab_is_read():
