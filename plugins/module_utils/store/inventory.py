@@ -184,11 +184,19 @@ def _backing_name(share: Share, subject: str, name: str | None) -> tuple[str | N
 
 
 def _snapshots(name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None) -> tuple[Snapshot, ...]:
-    """The snapshots, oldest first: the order is that of the chain."""
-    depth = {image.file: position for position, image in enumerate(chain)}
+    """The snapshots, oldest first: the order is that of the chain.
+
+    While a task is under way or was interrupted between its merge and its ``.info``, a snapshot whose overlay has left the
+    chain is looked up in what that task was about to record; one that is not there either is being deleted.
+    """
+    depth = {image.file: position for position, image in enumerate(chain) if image.backing_file is not None}
+    planned = records.planned_files(record)
     found = []
-    for snapshot, file in info.snapshots if info else ():
-        if file not in depth or chain[depth[file]].backing_file is None:
+    for snapshot, recorded in info.snapshots if info else ():
+        file = recorded if recorded in depth or planned is None else planned.get(snapshot, "")
+        if file not in depth and planned is not None:
+            continue
+        if file not in depth:
             raise ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain", _WORST_DAY)
         details = record.snapshots.get(snapshot, {}) if record else {}
         found.append(Snapshot(name=snapshot, file=file, **details))

@@ -106,3 +106,12 @@ def _intent(value: object) -> dict | None:
     if value is not None and not isinstance(value, dict):
         raise TypeError("intent")
     return value
+
+
+def planned_files(record: Record | None) -> dict[str, str] | None:
+    """Snapshot name → overlay, as the intent on record will write them to ``.info``; None where there is no intent."""
+    if record is None or record.intent is None:
+        return None
+    after = record.intent.get("after")
+    snapshots = after.get("snapshots") if isinstance(after, dict) else None
+    return {str(one.get("name")): str(one.get("file")) for one in snapshots or () if isinstance(one, dict)}

@@ -1,0 +1,80 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Random lives of a volume: after every operation all contents equal the model's, with real qemu-img."""
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from .world import World
+
+KIB = 1024
+SIZES = st.integers(1, 40).map(lambda units: units * 64 * KIB) | st.integers(1, 4000).map(lambda sectors: sectors * 512)
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, 4 * 1024 * KIB), st.integers(512, 256 * KIB), st.integers(1, 255)),
+        st.tuples(st.just("write"), st.integers(0, 4 * 1024 * KIB), st.integers(512, 256 * KIB), st.integers(1, 255)),
+        st.tuples(st.just("snapshot")),
+        st.tuples(st.just("snapshot")),
+        st.tuples(st.just("delete"), st.sets(st.integers(0, 5), min_size=1, max_size=4)),
+        st.tuples(st.just("revert"), st.integers(0, 5)),
+        st.tuples(st.just("grow"), st.integers(1, 2000)),
+        st.tuples(st.just("short"), st.integers(1, 40)),
+    ),
+    min_size=3,
+    max_size=14,
+)
+
+
+def apply(world: World, operation: tuple) -> None:
+    kind, *arguments = operation
+    names = list(world.points)
+    if kind == "write":
+        offset, length, value = arguments
+        offset = offset % len(world.active) // 512 * 512
+        world.write(offset, length // 512 * 512, value)
+    elif kind == "snapshot":
+        world.snapshot()
+    elif kind == "delete" and names:
+        world.delete(sorted({names[index % len(names)] for index in arguments[0]}))
+    elif kind == "revert" and names:
+        world.revert(names[arguments[0] % len(names)])
+    elif kind == "grow":
+        world.grow(len(world.active) + arguments[0] * 512)
+    elif kind == "short" and arguments[0] * 64 * KIB < len(world.active):
+        world.snapshot()
+        world.shrink_by_hand(arguments[0] * 64 * KIB)
+
+
+def live(image_format: str, size: int, operations: list) -> None:
+    with tempfile.TemporaryDirectory(prefix="remotefs-property-") as directory:
+        share, scratch = Path(directory, "share"), Path(directory, "scratch")
+        share.mkdir()
+        scratch.mkdir()
+        world = World(share, scratch, image_format, size)
+        for operation in operations:
+            apply(world, operation)
+            world.check()
+
+
+def property_settings(examples: int):
+    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+
+
+@given(st.sampled_from(["raw", "qcow2"]), SIZES, OPERATIONS)
+@property_settings(12)
+def test_random_lives(image_format: str, size: int, operations: list) -> None:
+    live(image_format, size, operations)
+
+
+@pytest.mark.slow
+@given(st.sampled_from(["raw", "qcow2"]), SIZES, OPERATIONS)
+@property_settings(150)
+def test_many_random_lives(image_format: str, size: int, operations: list) -> None:
+    live(image_format, size, operations)
