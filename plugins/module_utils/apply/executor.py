@@ -70,8 +70,14 @@ class Executor:
             try:
                 self._run(plan, plan.steps, guard)
             except StorageError:
+                self._forget_unmade(plan)
                 self.undo_snapshot(plan, guard)
                 raise
+
+    def _forget_unmade(self, plan: Plan) -> None:
+        """Remove the record of a volume that could not be made."""
+        if plan.before is None and self._directory.root.status(plan.volume) is None:
+            self._forget(plan.volume)
 
     def undo_snapshot(self, plan: Plan, guard: Guard) -> None:
         """Take back at once what a failed snapshot left; where that fails too (full disk), the next task does it."""

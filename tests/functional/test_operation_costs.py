@@ -1,0 +1,116 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The table of programs and fsyncs in docs/performance.md is what operations really cost."""
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from ansible_collections.remotefs.storage.plugins.module_utils import command
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+
+MIB = 1 << 20
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+
+
+class Share1:
+    """A share with volumes to work on, and a counter around one operation."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self.candidates = placement.Candidates((Share(str(path), str(path), "directory"),))
+        self.fsyncs = 0
+        real = os.fsync
+
+        def counted(fd: int) -> None:
+            self.fsyncs += 1
+            real(fd)
+
+        monkeypatch.setattr(os, "fsync", counted)
+
+    def present(self, name: str, source: volumes.SourceRequest | None = None, **wish) -> None:
+        volumes.ensure_present(volumes.VolumeRequest(self.candidates, VolumeWish(name, **wish), source), Options())
+
+    def snapshot(self, name: str) -> None:
+        snapshots.take(snapshots.SnapshotRequest(self.candidates, "vol", SnapshotWish(name)), Options())
+
+    def delete(self, *names: str) -> None:
+        snapshots.delete(self.candidates, "vol", list(names), Options())
+
+    def revert(self, name: str) -> None:
+        snapshots.revert(self.candidates, "vol", name, True, Options())
+
+    def write(self, value: int, offset: int = 0, length: int = MIB) -> None:
+        """Content in the active image, so that merges have something to move."""
+        (found,) = volumes.list_volumes(self.candidates.shares[0], ["vol"])
+        subprocess.run(["qemu-io", "-f", found["format"], "-c", f"write -q -P {value} {offset} {length}", found["path"]], check=True)
+
+    def chain(self) -> None:
+        self.present("vol", size=8 * MIB)
+        for number in range(1, 5):
+            self.write(number, offset=number * MIB)
+            self.snapshot(f"s{number}")
+        self.write(9)
+
+    def chain_to_pull(self) -> None:
+        """A chain in which the middle overlay holds more than the one beneath it, so that the cheapest merge pulls."""
+        self.present("vol", size=8 * MIB)
+        self.snapshot("s1")
+        self.write(1, 0, MIB)
+        self.snapshot("s2")
+        self.write(2, 2 * MIB, 4 * MIB)
+        self.snapshot("s3")
+        self.write(3, MIB, MIB)
+        self.snapshot("s4")
+
+
+Prepare = Callable[[Share1], None]
+OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
+    "create raw": (lambda s: None, lambda s: s.present("vol", size=8 * MIB)),
+    "create qcow2": (lambda s: None, lambda s: s.present("vol", size=8 * MIB, format="qcow2")),
+    "snapshot": (lambda s: s.chain(), lambda s: s.snapshot("new")),
+    "delete the oldest snapshot": (lambda s: s.chain(), lambda s: s.delete("s1")),
+    "delete a middle snapshot": (lambda s: s.chain(), lambda s: s.delete("s3")),
+    "delete the newest snapshot": (lambda s: s.chain(), lambda s: s.delete("s4")),
+    "delete all four snapshots": (lambda s: s.chain(), lambda s: s.delete("s1", "s2", "s3", "s4")),
+    "delete with a commit and a pull": (lambda s: s.chain_to_pull(), lambda s: s.delete("s2", "s3")),
+    "extend raw": (lambda s: s.present("vol", size=8 * MIB), lambda s: s.present("vol", size=16 * MIB)),
+    "extend qcow2": (lambda s: s.chain(), lambda s: s.present("vol", size=16 * MIB)),
+    "full clone": (lambda s: s.chain(), lambda s: s.present("copy", volumes.SourceRequest("vol", "s2"), size=16 * MIB, format="qcow2")),
+    "revert": (lambda s: s.chain(), lambda s: s.revert("s4")),
+    "revert and discard newer": (lambda s: s.chain(), lambda s: s.revert("s2")),
+    "delete a volume": (lambda s: s.present("vol", size=8 * MIB), lambda s: volumes.ensure_absent(s.candidates, "vol", False, Options())),
+    "delete a volume with four snapshots": (lambda s: s.chain(), lambda s: volumes.ensure_absent(s.candidates, "vol", True, Options())),
+    "info": (lambda s: s.chain(), lambda s: volumes.list_volumes(s.candidates.shares[0], [])),
+}
+
+
+def documented() -> dict[str, tuple[int, int]]:
+    rows = re.findall(r"^\| ([a-z][^|]*?) +\| +(\d+) +\| +(\d+) +\|", PAGE.read_text(), re.MULTILINE)
+    return {name: (int(programs), int(fsyncs)) for name, programs, fsyncs in rows}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_costs_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    share = Share1(tmp_path, monkeypatch)
+    prepare, operation = OPERATIONS[name]
+    share.present("other", size=MIB)  # .remotefs exists, as on every share that was used before
+    snapshots.take(snapshots.SnapshotRequest(share.candidates, "other", SnapshotWish("s")), Options())
+    prepare(share)
+    monkeypatch.setattr(qemu_img, "_version_checked", [])  # each operation as a task of its own: it asks qemu-img's version
+    programs, share.fsyncs = command.STARTED.total, 0
+    operation(share)
+    assert (command.STARTED.total - programs, share.fsyncs) == documented()[name]
+
+
+def test_the_table_is_complete() -> None:
+    assert set(documented()) == set(OPERATIONS)
