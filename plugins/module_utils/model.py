@@ -46,9 +46,9 @@ def round_to_sector(size: int) -> int:
     return (size + SECTOR - 1) // SECTOR * SECTOR
 
 
-def is_safe_file_name(name: str) -> bool:
+def is_safe_file_name(name: object) -> bool:
     """Whether a file name from a share may be handed on at all (no path, option, protocol or list syntax)."""
-    return bool(_NAME.match(name)) and len(name) <= _NAME_MAX
+    return isinstance(name, str) and bool(_NAME.match(name)) and len(name) <= _NAME_MAX
 
 
 def check_volume_name(name: str) -> str:

@@ -63,7 +63,7 @@ def from_json(volume: str, content: dict) -> Intent:
             after=None if after is None else _volume_from_json(after),
             group=content.get("group"),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", "see docs/worst-day.md") from error
 
 

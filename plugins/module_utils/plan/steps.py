@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from ..model import is_safe_file_name
+
 
 @dataclass(frozen=True)
 class Step:
@@ -248,6 +250,9 @@ _TYPES = {
 }
 
 
+_FILE_FIELDS = ("file", "backing_file", "into", "active", "volume")
+
+
 def from_json(content: dict) -> Step:
     """The step that :meth:`Step.to_json` wrote. :raises ValueError: it is none."""
     try:
@@ -255,6 +260,9 @@ def from_json(content: dict) -> Step:
         kind = _TYPES[fields.pop("type")]
         if kind is WriteInfo:
             fields["snapshots"] = tuple((str(name), str(file)) for name, file in fields["snapshots"])
-        return kind(**fields)
+        step = kind(**fields)
+        if not all(is_safe_file_name(getattr(step, name)) for name in _FILE_FIELDS if getattr(step, name, None) is not None):
+            raise ValueError("a file name that leads out of the share")
+        return step
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no step: {content!r}") from error

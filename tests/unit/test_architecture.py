@@ -1,0 +1,78 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rules of the house that CONTRIBUTING.md states: arrows point down, effects live at the edges."""
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+UTILS = PLUGINS / "module_utils"
+LAYERS = ["modules", "arguments", "operations", "apply", "plan", "store", "mounts", "model", "command", "errors"]
+MAY_IMPORT = {
+    "modules": {"arguments", "operations", "mounts", "plan", "model", "errors"},
+    "arguments": {"operations", "errors"},
+    "operations": {"apply", "plan", "store", "mounts", "model", "errors"},
+    "apply": {"plan", "store", "model", "command", "errors"},
+    "plan": {"model", "errors"},
+    "store": {"model", "errors"},
+    "mounts": {"model", "command", "errors"},
+    "model": {"errors"},
+    "command": {"errors"},
+    "errors": set(),
+}
+PURE = {"plan", "model", "errors"}
+EFFECTS = {"os", "subprocess", "shutil", "socket", "tempfile", "ansible"}
+SOURCES = sorted([*UTILS.rglob("*.py"), *(PLUGINS / "modules").glob("*.py")])
+
+
+def layer_of(path: Path) -> str:
+    return "modules" if path.parent.name == "modules" else path.relative_to(UTILS).parts[0].replace(".py", "")
+
+
+def imported_layers(path: Path) -> set[str]:
+    found = set()
+    here = ["module_utils", *path.relative_to(UTILS).parts[:-1]] if path.is_relative_to(UTILS) else ["modules"]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
+            names = [base] if node.module and len(base) > 1 else [base + [alias.name] for alias in node.names]
+            found |= {name[1] for name in (names if len(base) > 1 or base == ["module_utils"] else [])}
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PLUGINS)))
+def test_arrows_point_down(path: Path) -> None:
+    layer = layer_of(path)
+    if layer == "__init__":
+        return
+    assert imported_layers(path) - {layer} <= MAY_IMPORT[layer]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PLUGINS)))
+def test_pure_layers_stay_pure(path: Path) -> None:
+    if layer_of(path) not in PURE:
+        return
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").split(".")[0])
+    assert not names & EFFECTS
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PLUGINS)))
+def test_programs_start_in_one_place(path: Path) -> None:
+    text = path.read_text()
+    if path.name != "command.py":
+        assert "subprocess" not in text and "os.system" not in text and "os.popen" not in text
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PLUGINS)))
+def test_rooms_stay_small(path: Path) -> None:
+    code = path.read_text().split('RETURN = r"""')[-1]
+    assert len(code.splitlines()) <= 420
