@@ -125,7 +125,7 @@ def _row(volume: Mapping) -> list:
     if "error_code" in volume:
         return [volume["name"], "-", "-", volume["error_code"], "-", str(volume.get("share") or "-")]
     active, base = volume.get("format") or "?", volume.get("base_format") or "?"
-    shown = active if len(volume["chain"]) == 1 else f"{active} on {base}"
+    shown = active if active == base else f"{active} on {base}"
     sizes = [human_size(volume["size"]), human_size(volume.get("allocated"))]
     return [volume["name"], *sizes, shown, _names(volume["snapshots"]), str(volume.get("share") or "-")]
 
