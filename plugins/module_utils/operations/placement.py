@@ -10,9 +10,13 @@ from typing import Iterable
 
 from ..errors import Conflict, NoEligibleShare, ShareNotMounted, StorageError
 from ..model import Share, info_name
+from ..mounts.probe import capacity
 from ..mounts.resolve import find_share
 from ..store import inventory
 from ..store.directory import ShareDirectory
+
+_LOCAL = ("directory", "bind")
+_PATIENCE = 30  # seconds for a server to answer, before a system call that nobody could interrupt is made
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,14 @@ class Policy:
 
 
 def find_candidates(names: Iterable[str], mount_base: str, fstab: str = "/etc/fstab") -> Candidates:
+    """Look the shares up; one that is not mounted or whose server does not answer is kept as unreadable."""
     shares: list[Share] = []
     unreadable: list[StorageError] = []
     for name in names:
         try:
             share = find_share(name, mount_base, fstab)
+            if share.fstype not in _LOCAL:
+                capacity(share.path, _PATIENCE, f"share {share.label}")
         except ShareNotMounted as error:
             unreadable.append(error)
             continue
