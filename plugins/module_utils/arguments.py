@@ -5,11 +5,17 @@
 
 The documentation of these options is in doc_fragments/store.py; a test compares both.
 """
+
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from typing import TYPE_CHECKING, Callable, Sequence
 
 from .errors import InvalidParameter, StorageError
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+    from .operations.transaction import Options, Outcome
 
 STORE = {
     "share": {"type": "list", "elements": "str"},
@@ -85,7 +91,7 @@ def _number_or(value: str | None, option: str, look_up: Callable[[str], int]) ->
         raise InvalidParameter(f"{option} {value!r}", "this host knows no such name", "create it or give a number") from error
 
 
-def options(module):
+def options(module: AnsibleModule) -> Options:
     """How the task works, from the common options of a changing module."""
     from .operations.transaction import Options
 
@@ -94,7 +100,7 @@ def options(module):
     return Options(module.check_mode, params["lock_timeout"], params["break_lock"], params["assume_unused"], module.warn)
 
 
-def result(outcome) -> dict:
+def result(outcome: Outcome) -> dict:
     """What a single change returns."""
     from .operations import report
 
@@ -111,7 +117,7 @@ def failure(error: StorageError) -> dict:
     return {"changed": False, "actions": [], "recovered": [], "msg": str(error), "error_code": error.error_code}
 
 
-def leave(module, single: dict) -> None:
+def leave(module: AnsibleModule, single: dict) -> None:
     """End a task about one object."""
     if not module._diff:
         single.pop("diff", None)
@@ -120,7 +126,7 @@ def leave(module, single: dict) -> None:
     module.exit_json(**single)
 
 
-def leave_many(module, names: Sequence[str], outcomes: Sequence, what: str) -> None:
+def leave_many(module: AnsibleModule, names: Sequence[str], outcomes: Sequence, what: str) -> None:
     """End a bulk task: ``results`` in input order; it fails if any of them did."""
     results, diffs = [], []
     for name, outcome in zip(names, outcomes):
@@ -138,5 +144,7 @@ def leave_many(module, names: Sequence[str], outcomes: Sequence, what: str) -> N
     if failed:
         told = " ".join(f"{one['name']}: {one['msg']}" for one in failed[:20])
         more = f" (and {len(failed) - 20} more, see results)" if len(failed) > 20 else ""
-        module.fail_json(msg=f"{len(failed)} of {len(results)} {what} failed. {told}{more}", error_code=failed[0]["error_code"], **everything)
+        module.fail_json(
+            msg=f"{len(failed)} of {len(results)} {what} failed. {told}{more}", error_code=failed[0]["error_code"], **everything
+        )
     module.exit_json(**everything)

@@ -7,6 +7,7 @@ Every program runs without a shell, in the C locale, with closed standard input,
 time limit, and dies with the thread that started it (a merge must not outlive the lock that protects it). Files travel as
 opened descriptors. ``STARTED`` counts the programs, because they are the cost that docs/performance.md accounts for.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -77,7 +78,9 @@ def find(name: str, package: str) -> str:
     raise ToolMissing(f"program {name}", "it is not installed on this host", f"install it (package {package}) and run the task again")
 
 
-def run(argv, *, descriptors=(), timeout: float | None = None, limits: Limits = Limits(), cwd: str = "/", secret: bytes | None = None) -> Result:
+def run(
+    argv, *, descriptors=(), timeout: float | None = None, limits: Limits = Limits(), cwd: str = "/", secret: bytes | None = None
+) -> Result:
     """Run ``argv`` (an absolute program path first) and return what it said, whatever its exit status.
 
     :param descriptors: opened files that the program inherits under the same numbers.
@@ -105,7 +108,11 @@ def run(argv, *, descriptors=(), timeout: float | None = None, limits: Limits = 
             process.communicate(secret, timeout=timeout)
         except subprocess.TimeoutExpired as error:
             _kill(process)
-            raise ToolFailed(f"program {os.path.basename(argv[0])}", f"it did not end within {timeout:g} s and was killed", "check the share's server, then run the task again") from error
+            raise ToolFailed(
+                f"program {os.path.basename(argv[0])}",
+                f"it did not end within {timeout:g} s and was killed",
+                "check the share's server, then run the task again",
+            ) from error
         except BaseException:
             _kill(process)
             raise

@@ -6,6 +6,7 @@
 A message is one sentence made of three parts: the object, what is wrong with it, and what to do.
 Code that raises says all three; nothing below ``main()`` catches an error to rephrase it.
 """
+
 from __future__ import annotations
 
 import errno
@@ -128,9 +129,15 @@ def from_os_error(error: OSError, subject: str) -> StorageError:
     """
     words = error.strerror or str(error)
     if error.errno in _SPACE:
-        return NoSpace(subject, f"the file system refused to store more ({words})", "free some space and run the task again, nothing was lost")
+        return NoSpace(
+            subject, f"the file system refused to store more ({words})", "free some space and run the task again, nothing was lost"
+        )
     if error.errno in _READ_ONLY:
-        return ShareNotWritable(subject, f"writing was refused ({words})", "check the export, the mount options and the permissions of the share")
+        return ShareNotWritable(
+            subject, f"writing was refused ({words})", "check the export, the mount options and the permissions of the share"
+        )
     if error.errno in (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT):
-        return ShareNotMounted(subject, f"the server behind the share does not answer ({words})", "remount it with remotefs_share and run the task again")
+        return ShareNotMounted(
+            subject, f"the server behind the share does not answer ({words})", "remount it with remotefs_share and run the task again"
+        )
     return ToolFailed(subject, f"the system call failed ({words})", "see the kernel log of this host, nothing was lost")

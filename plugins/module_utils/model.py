@@ -5,6 +5,7 @@
 
 All sizes are bytes. Nothing here opens a file or starts a program.
 """
+
 from __future__ import annotations
 
 import re
@@ -75,11 +76,15 @@ def info_name(volume: str) -> str:
 def _check_name(kind: str, name: str, composed: str) -> None:
     if not isinstance(name, str) or not _NAME.match(name):
         raise InvalidName(
-            f"{kind} name {name!r}", "it may hold letters, digits, '.', '_' and '-' only and must start with a letter or digit", "choose another name"
+            f"{kind} name {name!r}",
+            "it may hold letters, digits, '.', '_' and '-' only and must start with a letter or digit",
+            "choose another name",
         )
     limit = _NAME_MAX - _TEMPORARY_ROOM
     if len(composed) > limit:
-        raise InvalidName(f"{kind} name {name!r}", f"the file name {composed!r} would be longer than {limit} bytes", "choose a shorter name")
+        raise InvalidName(
+            f"{kind} name {name!r}", f"the file name {composed!r} would be longer than {limit} bytes", "choose a shorter name"
+        )
 
 
 @dataclass(frozen=True)
@@ -193,13 +198,15 @@ class Volume:
         overlay = self.image(self.snapshot(snapshot).file)
         if overlay.backing_file is None:
             raise ChainBroken(
-                f"snapshot {snapshot} of volume {self.name}", f"its file {overlay.file} has no backing file", "see docs/worst-day.md for a repair by hand"
+                f"snapshot {snapshot} of volume {self.name}",
+                f"its file {overlay.file} has no backing file",
+                "see docs/worst-day.md for a repair by hand",
             )
         return overlay.backing_file
 
     def view(self, file: str) -> tuple[Image, ...]:
         """The part of the chain that makes up what ``file`` shows, top first."""
-        return self.chain[self.files.index(file):]
+        return self.chain[self.files.index(file) :]
 
     def with_images(self, **changes: Image | None) -> Volume:
         """A copy with images replaced by file name (passed as ``with_images(**{file: image})``); None removes one."""

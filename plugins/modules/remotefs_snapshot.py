@@ -3,6 +3,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Take, delete and revert to snapshots."""
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -12,7 +13,8 @@ version_added: 1.0.0
 description:
   - Takes snapshots of volumes that nobody has open, deletes them at any position, and reverts volumes to them.
   - A snapshot is a new qcow2 overlay, which becomes the active image, the file that a virtual machine must open from then on. RV(volume.path) names it.
-  - Deleting a snapshot merges its overlay with the overlay's own backing file, with as few bytes as possible. Nothing is unlinked before what replaces it is durable.
+  - Deleting a snapshot merges its overlay with the overlay's own backing file, with as few bytes as possible. Nothing is unlinked before what
+    replaces it is durable.
   - A name is taken once and then is no change. For repeated runs use dated names, as in the examples.
 author:
   - remotefs.storage contributors (@remotefs)

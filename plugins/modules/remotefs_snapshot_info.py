@@ -3,6 +3,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Read the snapshots of volumes."""
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -101,7 +102,10 @@ def _read(params: dict) -> dict:
 def _snapshots(volume: dict, globs: list) -> list:
     images = {image["file"]: image for image in volume["chain"]}
     wanted = [one for one in volume["snapshots"] if not globs or any(fnmatch.fnmatchcase(one["name"], glob) for glob in globs)]
-    return [{"volume": volume["name"], "share": volume["share"], "size": images[images[one["file"]]["backing_file"]]["size"], **one} for one in wanted]
+    return [
+        {"volume": volume["name"], "share": volume["share"], "size": images[images[one["file"]]["backing_file"]]["size"], **one}
+        for one in wanted
+    ]
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Create, clone, grow, adopt and remove volumes."""
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -299,7 +300,11 @@ def _request(params: dict, candidates):
     from ..module_utils.plan.planner import VolumeWish
 
     if not 0 <= params["reserved_percentage"] < 100 or params["max_over_subscription_ratio"] <= 0:
-        raise InvalidParameter(f"volume {params['name']}", "reserved_percentage or max_over_subscription_ratio is out of range", "give 0 to 99, and more than 0")
+        raise InvalidParameter(
+            f"volume {params['name']}",
+            "reserved_percentage or max_over_subscription_ratio is out of range",
+            "give 0 to 99, and more than 0",
+        )
     wish = VolumeWish(
         name=params["name"],
         size=None if params["size"] is None else parse_size(params["size"]),
@@ -330,7 +335,9 @@ def _run_many(module: AnsibleModule) -> None:
 
 def main() -> None:
     spec = {**_VOLUME, **arguments.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
-    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")])
+    module = AnsibleModule(
+        argument_spec=spec, supports_check_mode=True, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")]
+    )
     try:
         if module.params["volumes"] is not None:
             _run_many(module)

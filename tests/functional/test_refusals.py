@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Bad input and a bad world: each gives its error code, says what to do, and leaves every file as it was."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
+
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
@@ -58,7 +60,9 @@ class Store:
     def state(self) -> dict:
         """Names, kinds and content of everything but locks."""
         return {
-            str(path.relative_to(self.path)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and not path.is_symlink() else oct(path.lstat().st_mode)
+            str(path.relative_to(self.path)): hashlib.sha256(path.read_bytes()).hexdigest()
+            if path.is_file() and not path.is_symlink()
+            else oct(path.lstat().st_mode)
             for path in self.path.rglob("*")
             if ".remotefs/locks" not in str(path) and not (path.is_dir() and ".remotefs" in str(path))
         }
@@ -178,7 +182,9 @@ def test_disk_that_fills_up(tmp_path: Path) -> None:
         filler.unlink()
         outcome = store.delete("s1")
         assert [one["outcome"] for one in outcome.recovered] == ["finished"]
-        content = subprocess.run(["qemu-io", "-r", "-f", "qcow2", "-c", "read -q -P 7 0 3M", store.info()["path"]], check=True, capture_output=True, text=True)
+        content = subprocess.run(
+            ["qemu-io", "-r", "-f", "qcow2", "-c", "read -q -P 7 0 3M", store.info()["path"]], check=True, capture_output=True, text=True
+        )
         assert not content.stdout, content.stdout
     finally:
         subprocess.run(["umount", str(share)], check=True)
@@ -289,7 +295,11 @@ def plant(store: Store, name: str, target: str) -> None:
 def test_backing_names_that_lead_out(volume: Store, target: str) -> None:
     plant(volume, "vol.s1", target)
     assert volume.info()["error_code"] == "unsafe_image"
-    for action in (lambda check: volume.snapshot("s2", check=check), lambda check: volume.delete("s1", check=check), lambda check: volume.present(size=8 * MIB, check=check)):
+    for action in (
+        lambda check: volume.snapshot("s2", check=check),
+        lambda check: volume.delete("s1", check=check),
+        lambda check: volume.present(size=8 * MIB, check=check),
+    ):
         refused(volume, errors.UnsafeImage, action)
 
 
@@ -393,4 +403,3 @@ def test_a_foreign_overlay_is_a_dependent(volume: Store) -> None:
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 3 0 64k", volume.info()["path"]], check=True)
     refused(volume, errors.HasDependents, lambda check: volume.delete("s1", check=check))
     assert volume.info()["dependents"] == [{"volume": "by-hand", "snapshot": "s1"}]
-

@@ -7,6 +7,7 @@ A forked child runs the operation and kills itself before its n-th write, rename
 it starts its n-th program; n runs until the child gets through. After each kill the task runs again, first in check mode,
 which must predict the recovery, and all contents are compared with the model.
 """
+
 from __future__ import annotations
 
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
@@ -108,7 +110,9 @@ def states(tmp_path: Path, prepare: Callable[[Path, Path], World], operation: Ca
         shutil.rmtree(share, ignore_errors=True)
         shutil.copytree(tmp_path / "prepared", share)
         world_here = World.__new__(World)
-        world_here.__dict__.update(vars(world), share=share, candidates=candidates(share), active=bytearray(world.active), points=dict(world.points))
+        world_here.__dict__.update(
+            vars(world), share=share, candidates=candidates(share), active=bytearray(world.active), points=dict(world.points)
+        )
         done = run_until(lambda here=world_here: operation(here), limit)
         yield limit, world_here
         if done:
@@ -159,11 +163,17 @@ def _follow_in_model(world: World, name: str) -> None:
         world.active.extend(bytes(5 * MIB - len(world.active)))
     elif name.startswith("revert"):
         point = "s4" if name == "revert" else "s2"
-        for newer in list(world.points)[list(world.points).index(point) + 1:]:
+        for newer in list(world.points)[list(world.points).index(point) + 1 :]:
             del world.points[newer]
         world.active = bytearray(world.points[point].ljust(len(world.active), b"\0"))
     else:
-        gone = {"delete oldest": ["s1"], "delete middle": ["s3"], "delete newest": ["s4"], "delete several": ["s1", "s3", "s4"], "delete all": list(world.points)}
+        gone = {
+            "delete oldest": ["s1"],
+            "delete middle": ["s3"],
+            "delete newest": ["s4"],
+            "delete several": ["s1", "s3", "s4"],
+            "delete all": list(world.points),
+        }
         for point in gone[name]:
             del world.points[point]
 
@@ -191,7 +201,9 @@ def test_killed_while_deleting_the_volume(tmp_path: Path) -> None:
     for limit, world in states(tmp_path, _chain, remove):
         predicted = volumes.ensure_absent(world.candidates, "vol", True, world.options(check=True))
         done = remove(world)
-        assert (predicted.changed, predicted.actions, predicted.recovered) == (done.changed, done.actions, done.recovered), f"after a kill before change {limit}"
+        assert (predicted.changed, predicted.actions, predicted.recovered) == (done.changed, done.actions, done.recovered), (
+            f"after a kill before change {limit}"
+        )
         left = [path.name for path in world.share.rglob("*") if path.is_file()]
         assert set(left) <= {"vol.lock"}, f"after a kill before change {limit}: {left}"
         assert not remove(world).changed

@@ -5,6 +5,7 @@
 
 QEMU's own tools are the judge: what a snapshot shows is what ``qemu-img convert`` reads from the file under its overlay.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -74,7 +75,7 @@ class World:
         length = min(length, len(self.active) - offset)
         if length > 0:
             write_pattern(volume["path"], volume["format"], offset, length, value)
-            self.active[offset:offset + length] = bytes([value]) * length
+            self.active[offset : offset + length] = bytes([value]) * length
 
     def snapshot(self) -> str:
         self.taken += 1
@@ -95,7 +96,7 @@ class World:
     def revert(self, name: str) -> None:
         self.both_ways(lambda options: snapshots.revert(self.candidates, "vol", name, True, options))
         order = list(self.points)
-        for newer in order[order.index(name) + 1:]:
+        for newer in order[order.index(name) + 1 :]:
             del self.points[newer]
         size = len(self.active)
         self.active = bytearray(self.points[name][:size].ljust(size, b"\0"))
@@ -148,4 +149,9 @@ class World:
 def _shape(volume: dict) -> dict:
     """What check mode must predict of a volume: all but sizes on disk and times."""
     chain = [(image["file"], image["format"], image["backing_file"], image["size"]) for image in volume["chain"]]
-    return {"chain": chain, "snapshots": [(one["name"], one["file"]) for one in volume["snapshots"]], "path": volume["path"], "size": volume["size"]}
+    return {
+        "chain": chain,
+        "snapshots": [(one["name"], one["file"]) for one in volume["snapshots"]],
+        "path": volume["path"],
+        "size": volume["size"],
+    }

@@ -2,21 +2,36 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sizes and names at the edge."""
+
 from __future__ import annotations
 
 import pytest
+
 from ansible_collections.remotefs.storage.plugins.module_utils import errors, model
 
 
 @pytest.mark.parametrize(
     "text, size",
-    [(512, 512), ("512", 512), ("1K", 1024), ("10G", 10 << 30), ("10g", 10 << 30), ("1 TiB", 1 << 40), ("3MB", 3 << 20), ("2P", 2 << 50), (" 1M ", 1 << 20), ("4096B", 4096)],
+    [
+        (512, 512),
+        ("512", 512),
+        ("1K", 1024),
+        ("10G", 10 << 30),
+        ("10g", 10 << 30),
+        ("1 TiB", 1 << 40),
+        ("3MB", 3 << 20),
+        ("2P", 2 << 50),
+        (" 1M ", 1 << 20),
+        ("4096B", 4096),
+    ],
 )
 def test_sizes(text: object, size: int) -> None:
     assert model.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", 0, -512, "-1G", 511, "1000", "1.5G", "10X", "G", "8192P", 2**63, True, None, "0x200", "1K1", "١K"])
+@pytest.mark.parametrize(
+    "text", ["", "0", 0, -512, "-1G", 511, "1000", "1.5G", "10X", "G", "8192P", 2**63, True, None, "0x200", "1K1", "١K"]
+)
 def test_no_sizes(text: object) -> None:
     with pytest.raises(errors.InvalidSize) as caught:
         model.parse_size(text)
@@ -34,7 +49,11 @@ def test_names_leave_room_for_temporary_ones() -> None:
 
 
 def test_every_error_has_a_code_of_its_own_and_a_whole_sentence() -> None:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.StorageError) and kind is not errors.StorageError]
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.StorageError) and kind is not errors.StorageError
+    ]
     codes = [kind.error_code for kind in kinds]
     assert len(codes) == len(set(codes))
     assert str(kinds[0]("volume x", "it is wrong", "mend it")) == "volume x: it is wrong; mend it."

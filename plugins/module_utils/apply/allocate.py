@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reserving space for new raw images: fallocate(2) where the file system has it, written zeros where it has not."""
+
 from __future__ import annotations
 
 import ctypes
@@ -28,4 +29,4 @@ def write_zeros(fd: int, size: int) -> None:
     zeros = memoryview(bytes(_CHUNK))
     offset = 0
     while offset < size:
-        offset += os.pwrite(fd, zeros[:min(_CHUNK, size - offset)], offset)
+        offset += os.pwrite(fd, zeros[: min(_CHUNK, size - offset)], offset)

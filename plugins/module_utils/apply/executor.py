@@ -5,6 +5,7 @@
 
 Also what an interrupted task left: :func:`find_interrupted` sees it, :meth:`Executor.finish` ends it.
 """
+
 from __future__ import annotations
 
 import os
@@ -43,7 +44,9 @@ class Interrupted:
     def describe(self) -> list[dict]:
         told = [item.describe() for item in self.resumptions]
         if self.leftovers:
-            told.append({"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]})
+            told.append(
+                {"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]}
+            )
         return told
 
 
@@ -54,8 +57,14 @@ class Executor:
     :param assume_unused: the user vouches that nobody has the images open, where the file system cannot tell.
     """
 
-    def __init__(self, directory: ShareDirectory, locks: tuple[int, ...], warn: Callable[[str], None], assume_unused: bool = False,
-                 source: CopySource | None = None) -> None:
+    def __init__(
+        self,
+        directory: ShareDirectory,
+        locks: tuple[int, ...],
+        warn: Callable[[str], None],
+        assume_unused: bool = False,
+        source: CopySource | None = None,
+    ) -> None:
         self._directory = directory
         self._locks = locks
         self._warn = warn
@@ -134,7 +143,7 @@ class Executor:
                 self._do(engine, step, plan.volume)
             elif isinstance(step, WriteInfo):
                 self._write_info(plan, step)
-                self._write_final_record(plan, steps[position + 1:])
+                self._write_final_record(plan, steps[position + 1 :])
             elif isinstance(step, WriteRecord):
                 self._write_final_record(plan, ())
         self._unlink([step.file for step in steps if isinstance(step, Unlink)], guard)
@@ -215,7 +224,9 @@ def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
         return Interrupted((), leftovers)
     present = _readable(directory, name)
     if present is None or set(garbage) & set(present.files):
-        raise NeedsRecovery(f"volume {name}", f"files that were to be removed are in use again ({', '.join(garbage)})", "see docs/worst-day.md")
+        raise NeedsRecovery(
+            f"volume {name}", f"files that were to be removed are in use again ({', '.join(garbage)})", "see docs/worst-day.md"
+        )
     steps = (intents.write_info(present), *(Unlink(file) for file in garbage))
     plan = Plan("unlink", name, steps, present, present)
     return Interrupted((intents.Resumption("unlink", "finished", plan),), leftovers)

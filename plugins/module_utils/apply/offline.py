@@ -2,15 +2,16 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The offline engine: does one step at a time on images that nobody has open."""
+
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Callable, Iterable
+from typing import Any, Callable, Iterable
 
 from ..errors import ChainBroken, InUse, UnsafeImage
 from ..model import Image
-from ..plan.steps import Commit, CopyImage, CreateImage, CreateOverlay, Grow, Pull, Repoint, ReplaceOverlay, SetAttributes, Step, Truncate
+from ..plan.steps import Commit, CopyImage, CreateImage, CreateOverlay, Grow, Pull, ReplaceOverlay, Repoint, SetAttributes, Step, Truncate
 from ..store import in_use, inventory, qcow2
 from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
 from . import allocate, qemu_img
@@ -39,7 +40,7 @@ class Guard:
     def __enter__(self) -> Guard:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.drop(list(self._fds))
 
     def take(self, files: Iterable[str]) -> None:
@@ -50,7 +51,8 @@ class Guard:
                 continue
             if not share.locks_visible and not self._assume_unused:
                 raise InUse(
-                    f"image {file} on {share.label}", "this file system cannot tell whether somebody has it open",
+                    f"image {file} on {share.label}",
+                    "this file system cannot tell whether somebody has it open",
                     "make sure that nobody has and say assume_unused: true",
                 )
             fd = self._directory.root.open(file, write=True)
@@ -75,7 +77,9 @@ class OfflineEngine:
     :param warn: takes sentences that the user should see.
     """
 
-    def __init__(self, directory: ShareDirectory, locks: tuple[int, ...], guard: Guard, source: CopySource | None, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: ShareDirectory, locks: tuple[int, ...], guard: Guard, source: CopySource | None, warn: Callable[[str], None]
+    ) -> None:
         self._directory = directory
         self._locks = locks
         self._guard = guard
@@ -193,7 +197,7 @@ class OfflineEngine:
         with self._directory.root.opened(step.file, write=True) as fd:
             self._codec(step.file, lambda: qcow2.repoint(fd, step.backing_file, step.backing_format))
 
-    def _codec(self, file: str, action: Callable):
+    def _codec(self, file: str, action: Callable[[], Any]) -> Any:
         try:
             return action()
         except qcow2.Qcow2Error as error:
@@ -242,6 +246,6 @@ class _Lent:
     def __enter__(self) -> None:
         self._guard.drop(self._files)
 
-    def __exit__(self, kind, _error, _traceback) -> None:
+    def __exit__(self, kind: object, _error: object, _traceback: object) -> None:
         if kind is None:
             self._guard.take(self._files)

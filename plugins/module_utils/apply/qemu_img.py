@@ -6,6 +6,7 @@
 A private directory holds symbolic links with the files' own names to ``/proc/self/fd/N``; relative backing names in the
 headers resolve among them. So what qemu-img opens is what was checked, even if somebody exchanges names on the share.
 """
+
 from __future__ import annotations
 
 import json
@@ -35,7 +36,9 @@ def _program() -> str:
     match = re.search(r"version (\d+)\.(\d+)", said)
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_VERSION:
         wanted = ".".join(str(part) for part in MINIMUM_VERSION)
-        raise ToolMissing("program qemu-img", f"version {wanted} or newer is needed, found {said.splitlines()[0] if said else 'nothing'!r}", "upgrade it")
+        raise ToolMissing(
+            "program qemu-img", f"version {wanted} or newer is needed, found {said.splitlines()[0] if said else 'nothing'!r}", "upgrade it"
+        )
     _version_checked.append(path)
     return path
 
@@ -60,7 +63,7 @@ class OpenedChain:
             raise
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         for fd in self._fds.values():
             os.close(fd)
         shutil.rmtree(self._path, ignore_errors=True)
@@ -70,7 +73,9 @@ class OpenedChain:
         self._fds[image.file] = fd
         os.symlink(f"/proc/self/fd/{fd}", os.path.join(self._path, image.file))
         if image.format == "qcow2" and qcow2.read_header(fd).backing_file != image.backing_file:
-            raise ChainBroken(f"image {image.file}", "its header changed while the task held the volume's lock", "find out who else works on the share")
+            raise ChainBroken(
+                f"image {image.file}", "its header changed while the task held the volume's lock", "find out who else works on the share"
+            )
 
     @property
     def descriptors(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Many objects in one task: all attempted, results in the order asked for, work spread over threads."""
+
 from __future__ import annotations
 
 import os

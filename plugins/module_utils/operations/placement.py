@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which share a volume is on, and which one a new volume goes to."""
+
 from __future__ import annotations
 
 import os
@@ -104,7 +105,9 @@ def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Poli
             eligible.append((free, share))
     if not eligible:
         raise NoEligibleShare(
-            f"new volume of {needed} bytes", "no share can take it (" + "; ".join(reasons) + ")", "free space, add a share, or change reserved_percentage or max_over_subscription_ratio"
+            f"new volume of {needed} bytes",
+            "no share can take it (" + "; ".join(reasons) + ")",
+            "free space, add a share, or change reserved_percentage or max_over_subscription_ratio",
         )
     return max(eligible, key=lambda pair: pair[0])[1]
 

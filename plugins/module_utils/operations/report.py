@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Volumes as modules return them: plain dictionaries, documented in the modules' RETURN blocks."""
+
 from __future__ import annotations
 
 from ..errors import StorageError
@@ -51,12 +52,23 @@ def _connection(found: Volume, share: Share) -> dict:
 
 def snapshot(found: Snapshot) -> dict:
     return {
-        "name": found.name, "file": found.file, "created": found.created, "description": found.description, "labels": dict(found.labels), "protected": found.protected,
+        "name": found.name,
+        "file": found.file,
+        "created": found.created,
+        "description": found.description,
+        "labels": dict(found.labels),
+        "protected": found.protected,
     }
 
 
 def image(found: Image) -> dict:
-    return {"file": found.file, "format": found.format, "backing_file": found.backing_file, "size": found.size, "allocated": found.allocated}
+    return {
+        "file": found.file,
+        "format": found.format,
+        "backing_file": found.backing_file,
+        "size": found.size,
+        "allocated": found.allocated,
+    }
 
 
 def read_volume(directory: ShareDirectory, found: Volume) -> dict:

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Use cases of snapshots: take one, take one of several volumes at once, delete some, revert to one."""
+
 from __future__ import annotations
 
 import os
@@ -36,10 +37,12 @@ def _find(candidates: placement.Candidates, name: str, options: Options) -> Shar
     for share in candidates.shares:
         if options.world.get((share.path, name)) is not None:
             return share
-    share = placement.locate(candidates, name)
-    if share is None:
-        raise VolumeNotFound(f"volume {name}", "it is on none of the given shares", "check the name, or create it first with remotefs_volume")
-    return share
+    found = placement.locate(candidates, name)
+    if found is None:
+        raise VolumeNotFound(
+            f"volume {name}", "it is on none of the given shares", "check the name, or create it first with remotefs_volume"
+        )
+    return found
 
 
 def _settled(work: Workspace, share: Share, name: str, dependents: bool = False) -> tuple[Volume, list]:
@@ -128,7 +131,11 @@ def take_group(candidates: placement.Candidates, volumes: list[str], wish: plann
         check_snapshot_name(check_volume_name(name), wish.name)
     shares = {name: _find(candidates, name, options) for name in volumes}
     if len({share.path for share in shares.values()}) > 1:
-        raise InvalidParameter(f"group of {len(volumes)} volumes", "they are on different shares, where no single record can decide for all", "group volumes of one share")
+        raise InvalidParameter(
+            f"group of {len(volumes)} volumes",
+            "they are on different shares, where no single record can decide for all",
+            "group volumes of one share",
+        )
     wish = replace(wish, created=wish.created or now())
     with Workspace(options) as work:
         work.lock([(shares[name], name) for name in volumes])

@@ -6,6 +6,7 @@
 Check mode is the same path without the lock and without apply: it plans on the state that a recovery would leave, and
 what it returns is the plan's prediction.
 """
+
 from __future__ import annotations
 
 import os
@@ -63,8 +64,8 @@ class Workspace:
     def __enter__(self) -> Workspace:
         return self
 
-    def __exit__(self, *exc) -> None:
-        self._stack.__exit__(*exc)
+    def __exit__(self, *_exc: object) -> None:
+        self._stack.close()
 
     def directory(self, share: Share) -> ShareDirectory:
         if share.path not in self._directories:
@@ -93,7 +94,9 @@ class Workspace:
 
 def _require_writable(share: Share) -> None:
     if not os.access(share.path, os.W_OK):
-        raise ShareNotWritable(f"share {share.source}", "this user may not write to it", "check the export, the mount options and the permissions of the share")
+        raise ShareNotWritable(
+            f"share {share.source}", "this user may not write to it", "check the export, the mount options and the permissions of the share"
+        )
 
 
 def settle(work: Workspace, share: Share, name: str, said: str | None = None, dependents: bool = False) -> tuple[Volume | None, list]:
@@ -150,9 +153,17 @@ def _predict_in_use(work: Workspace, directory: ShareDirectory, plan: Plan) -> N
     for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
         share = directory.share
         if not share.locks_visible and not work.options.assume_unused:
-            raise InUse(f"image {file} on {share.label}", "this file system cannot tell whether somebody has it open", "make sure that nobody has and say assume_unused: true")
+            raise InUse(
+                f"image {file} on {share.label}",
+                "this file system cannot tell whether somebody has it open",
+                "make sure that nobody has and say assume_unused: true",
+            )
         if directory.root.status(file) is None:
             continue  # made by an earlier item of this prediction
         with directory.root.opened(file) as fd:
             if in_use.ask(fd, share):
-                raise InUse(f"image {file} on {share.label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again")
+                raise InUse(
+                    f"image {file} on {share.label}",
+                    "a running program (a virtual machine?) has it open",
+                    "stop its user and run the task again",
+                )

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Use cases of volumes: make sure that one exists as wished or is gone, and list them."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -102,7 +103,8 @@ def _writable(share: Share) -> bool:
 
 
 def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share | None) -> Outcome:
-    wish, copy, source_told = request.wish, None, []
+    wish, copy = request.wish, None
+    source_told: list = []
     if request.source and source_share:
         copy, told, source_told = _open_source(work, source_share, request.source)
         wish = replace(wish, source=told)
@@ -122,7 +124,9 @@ def _source_share(request: VolumeRequest, options: Options) -> Share | None:
         return None
     share = _located(request.candidates, check_volume_name(request.source.volume), options)
     if share is None:
-        raise VolumeNotFound(f"source volume {request.source.volume}", "it is on none of the given shares", "check the name, or create it first")
+        raise VolumeNotFound(
+            f"source volume {request.source.volume}", "it is on none of the given shares", "check the name, or create it first"
+        )
     return share
 
 
@@ -170,7 +174,8 @@ def _refuse_foreign(volume: Volume) -> None:
     """:raises Conflict: nothing says that the lone file is a disk; it may be anything that somebody put there."""
     if volume.base.format is None:
         raise Conflict(
-            f"volume {volume.name}", "it is a file of which nothing records that it is a volume, and foreign files are never removed",
+            f"volume {volume.name}",
+            "it is a file of which nothing records that it is a volume, and foreign files are never removed",
             "adopt it first by saying its format with state: present, or remove the file by hand",
         )
 
@@ -179,7 +184,9 @@ def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
     """All volumes of a share whose names match one of ``patterns`` (globs; none: all). One that cannot be read comes with
     its ``error_code`` and ``msg``."""
     with ShareDirectory(share) as directory:
-        names = [name for name in inventory.list_names(directory) if not patterns or any(fnmatch.fnmatchcase(name, glob) for glob in patterns)]
+        names = [
+            name for name in inventory.list_names(directory) if not patterns or any(fnmatch.fnmatchcase(name, glob) for glob in patterns)
+        ]
         backings = inventory.scan_backings(directory) if names else ()
         return [_read(directory, name, backings) for name in names]
 

@@ -7,6 +7,7 @@ Deleting snapshots merges adjacent files into one of them, the pivot. Keeping fi
 ``|union| - |visible(p)|``, where visible(p) are p's clusters that nothing above overwrites; so the pivot with the most
 visible clusters is the cheapest.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

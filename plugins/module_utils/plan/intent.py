@@ -6,6 +6,7 @@
 An intent holds the steps, ``.info`` before and after, the backing file of every image that gets another one, and the
 volume as it will be. :func:`resume` is pure: from an intent and what is found it makes the plan that ends the matter.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from ..errors import NeedsRecovery
 from ..model import Image, Snapshot, Volume
 from . import steps as step_types
 from .plan import Plan, write_info
-from .steps import CreateOverlay, Pull, Repoint, ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
+from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def from_json(volume: str, content: dict) -> Intent:
             group=content.get("group"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", "see docs/worst-day.md") from error
+        raise NeedsRecovery(
+            f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", "see docs/worst-day.md"
+        ) from error
 
 
 def _volume_from_json(content: dict) -> Volume:
@@ -119,7 +122,7 @@ def resume(name: str, present: Volume | None, intent: Intent, found: Found) -> R
     if intent.operation == "create_snapshot":
         return _resume_snapshot(name, present, intent, found)
     if intent.after is None:
-        left = tuple(step for step in intent.steps if isinstance(step, Unlink))
+        left: tuple[Step, ...] = tuple(step for step in intent.steps if isinstance(step, Unlink))
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, None))
     if _matches(found, _recorded_info(intent)):
         left = tuple(step for step in intent.steps if isinstance(step, (WriteInfo, Unlink)))
@@ -173,7 +176,8 @@ def _require_untouched(volume: str, intent: Intent, found: Found) -> None:
 
 def _changed(volume: str, intent: Intent, expected: str, present: str) -> NeedsRecovery:
     return NeedsRecovery(
-        f"volume {volume}", f"its {intent.operation} of {intent.started} was interrupted and somebody changed the share since: expected {expected}, found {present}",
+        f"volume {volume}",
+        f"its {intent.operation} of {intent.started} was interrupted and somebody changed the share since: expected {expected}, found {present}",
         "see docs/worst-day.md for how to decide by hand",
     )
 
@@ -190,4 +194,6 @@ def _put_back(intent: Intent, found: Found) -> list[Step]:
 
 def _not_done(intent: Intent, found: Found) -> tuple[Step, ...]:
     """All steps but an overlay's replacement that has happened: somebody may have written to it since."""
-    return tuple(step for step in intent.steps if not (isinstance(step, ReplaceOverlay) and found.backing.get(step.file) == step.backing_file))
+    return tuple(
+        step for step in intent.steps if not (isinstance(step, ReplaceOverlay) and found.backing.get(step.file) == step.backing_file)
+    )

@@ -14,6 +14,7 @@ points form one group fi…fj that becomes a single file with the content of Pj;
 
 At every instant Pj and all points outside the group show what they showed before.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -76,7 +77,7 @@ def _next_group(volume: Volume, dropped: list[str]) -> _Group:
         last += 1
     below = bottom_up[first - 1] if first else None
     child = bottom_up[last + 1] if last + 1 < len(bottom_up) else None
-    return _Group(bottom_up[first:last + 1], below, child)
+    return _Group(bottom_up[first : last + 1], below, child)
 
 
 def _merge(group: _Group, known: cost.Allocations) -> tuple[list[Step], Image]:
@@ -111,12 +112,12 @@ def _pivot(group: _Group, known: cost.Allocations) -> int:
 
 
 def _visible(files: tuple[Image, ...], index: int, known: cost.Allocations) -> int | None:
-    return cost.moved([files[index].file], [image.file for image in files[index + 1:]], known)
+    return cost.moved([files[index].file], [image.file for image in files[index + 1 :]], known)
 
 
 def _commit_and_pull(group: _Group, index: int, known: cost.Allocations) -> tuple[list[Step], Image]:
     files = group.files
-    pivot, above, under = files[index], files[index + 1:], files[:index]
+    pivot, above, under = files[index], files[index + 1 :], files[:index]
     steps: list[Step] = []
     if not _nothing_to_commit(pivot, above):
         moved = cost.moved([image.file for image in above], [], known)
@@ -125,7 +126,14 @@ def _commit_and_pull(group: _Group, index: int, known: cost.Allocations) -> tupl
     if under:
         staying = [image.file for image in files[index:]]
         below = group.below
-        steps.append(Pull(pivot.file, below.file if below else None, below.format if below else None, cost.moved([image.file for image in under], staying, known)))
+        steps.append(
+            Pull(
+                pivot.file,
+                below.file if below else None,
+                below.format if below else None,
+                cost.moved([image.file for image in under], staying, known),
+            )
+        )
         pivot = replace(pivot, backing_file=below.file if below else None, backing_format=below.format if below else None, empty=False)
     return steps, pivot
 
@@ -173,8 +181,14 @@ def _after_merge(volume: Volume, group: _Group, pivot: Image) -> Volume:
 
 
 def _refuse_dependents(volume: Volume, steps: list[Step], garbage: list[str]) -> None:
-    altered = set(garbage) | {step.into for step in steps if isinstance(step, Commit)} | {step.file for step in steps if isinstance(step, Truncate)}
+    altered = (
+        set(garbage)
+        | {step.into for step in steps if isinstance(step, Commit)}
+        | {step.file for step in steps if isinstance(step, Truncate)}
+    )
     blocked = sorted({(clone, file) for clone, file in volume.dependents if file in altered})
     if blocked:
         names = ", ".join(f"{clone} (on {file})" for clone, file in blocked)
-        raise HasDependents(f"volume {volume.name}", f"linked clones rest on files that would change: {names}", "delete or flatten those clones first")
+        raise HasDependents(
+            f"volume {volume.name}", f"linked clones rest on files that would change: {names}", "delete or flatten those clones first"
+        )

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A plan: what an operation will do to one volume, and what will be there afterwards."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -49,7 +50,9 @@ def require_known_formats(volume: Volume) -> None:
     for image in volume.chain:
         if image.format is None:
             raise UnsafeImage(
-                f"volume {volume.name}", f"the format of {image.file} is recorded nowhere and is never guessed", "adopt it with remotefs_volume, saying its format"
+                f"volume {volume.name}",
+                f"the format of {image.file} is recorded nowhere and is never guessed",
+                "adopt it with remotefs_volume, saying its format",
             )
 
 

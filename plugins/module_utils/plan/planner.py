@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Pure functions from what is there and what is wanted to a plan. Nothing here opens a file or starts a program."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
@@ -61,7 +62,9 @@ def create_volume(wish: VolumeWish) -> Plan:
     if wish.source and size < wish.source.size:
         raise WouldShrink(subject, f"{size} bytes are less than the {wish.source.size} of its source", "ask for at least the source's size")
     if image_format == "raw" and wish.preallocation == "metadata":
-        raise InvalidParameter(subject, "a raw image has no metadata to preallocate", "choose preallocation off, falloc or full, or format qcow2")
+        raise InvalidParameter(
+            subject, "a raw image has no metadata to preallocate", "choose preallocation off, falloc or full, or format qcow2"
+        )
     if wish.source and wish.preallocation != "off":
         raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
     check_qcow2_size(subject, image_format, size)
@@ -82,9 +85,15 @@ def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
     """
     subject = f"volume {volume.name}"
     if volume.base.format is None:
-        raise InvalidParameter(subject, f"the format of {volume.base.file} is recorded nowhere and is never guessed", "say its format: raw or qcow2")
+        raise InvalidParameter(
+            subject, f"the format of {volume.base.file} is recorded nowhere and is never guessed", "say its format: raw or qcow2"
+        )
     if wish.format and wish.format != volume.base.format:
-        raise Conflict(subject, f"its base file is {volume.base.format}, not {wish.format}", "ask for the format it has, or clone it into a new volume of the other format")
+        raise Conflict(
+            subject,
+            f"its base file is {volume.base.format}, not {wish.format}",
+            "ask for the format it has, or clone it into a new volume of the other format",
+        )
     if wish.size is not None and wish.size < volume.size:
         raise WouldShrink(subject, f"it has {volume.size} bytes and is never shrunk to {wish.size}", f"ask for at least {volume.size}")
     heal, after = healing(volume)
@@ -148,7 +157,17 @@ def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
     active = current.active
     check_qcow2_size(f"snapshot of volume {volume.name}", "qcow2", active.size)
     file = overlay_name(volume, wish.name)
-    overlay = Image(file, "qcow2", active.size, backing_file=active.file, backing_format=active.format, empty=True, mode=active.mode, uid=active.uid, gid=active.gid)
+    overlay = Image(
+        file,
+        "qcow2",
+        active.size,
+        backing_file=active.file,
+        backing_format=active.format,
+        empty=True,
+        mode=active.mode,
+        uid=active.uid,
+        gid=active.gid,
+    )
     snapshot = Snapshot(wish.name, file, wish.created, wish.description or "", dict(wish.labels or {}))
     after = replace(current, chain=(overlay,) + current.chain, snapshots=current.snapshots + (snapshot,), info=True, adopted=True)
     steps = heal + (CreateOverlay(file, active.file, str(active.format), active.size), write_info(after))
@@ -192,7 +211,11 @@ def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
     newer = tuple(snapshot for snapshot in volume.snapshots if volume.files.index(snapshot.file) < depth)
     if newer and not discard_newer:
         names = ", ".join(snapshot.name for snapshot in newer)
-        raise HasNewerSnapshots(f"snapshot {name} of volume {volume.name}", f"newer snapshots would be lost: {names}", "delete them first or say discard_newer: true")
+        raise HasNewerSnapshots(
+            f"snapshot {name} of volume {volume.name}",
+            f"newer snapshots would be lost: {names}",
+            "delete them first or say discard_newer: true",
+        )
     if depth == 0 and volume.active.empty:
         return Plan("revert", volume.name, (), volume, volume)
     require_known_formats(volume)
@@ -200,11 +223,15 @@ def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
     heal, current = healing(volume)
     active, below = current.active, current.image(point)
     fresh = replace(active, backing_file=point, backing_format=below.format, empty=True)
-    kept = tuple(replace(snapshot, file=active.file) if snapshot.file == overlay else snapshot for snapshot in volume.snapshots if snapshot not in newer)
+    kept = tuple(
+        replace(snapshot, file=active.file) if snapshot.file == overlay else snapshot
+        for snapshot in volume.snapshots
+        if snapshot not in newer
+    )
     after = replace(current, chain=(fresh,) + current.view(point), snapshots=kept, adopted=True)
     steps: list[Step] = list(heal) + [ReplaceOverlay(active.file, point, str(below.format), active.size)]
     if depth:
-        steps += [write_info(after)] + [Unlink(file) for file in volume.files[1:depth + 1]]
+        steps += [write_info(after)] + [Unlink(file) for file in volume.files[1 : depth + 1]]
     return Plan("revert", volume.name, tuple(steps), volume, after, intent=depth > 0)
 
 
@@ -212,4 +239,8 @@ def _refuse_losing_clones(volume: Volume, depth: int) -> None:
     doomed = set(volume.files[: depth + 1])
     names = sorted({clone for clone, file in volume.dependents if file in doomed})
     if names:
-        raise HasDependents(f"volume {volume.name}", f"linked clones rest on what would be discarded: {', '.join(names)}", "delete or flatten those clones first")
+        raise HasDependents(
+            f"volume {volume.name}",
+            f"linked clones rest on what would be discarded: {', '.join(names)}",
+            "delete or flatten those clones first",
+        )

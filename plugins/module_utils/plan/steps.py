@@ -6,6 +6,7 @@
 ``describe()`` is what users see in ``actions``. Bytes are estimates made before the run. A step that recovery may meet
 half done is written so that doing it again gives the same result.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -246,7 +247,21 @@ class Unlink(Step):
 
 _TYPES = {
     kind.__name__: kind
-    for kind in (CreateImage, CopyImage, CreateOverlay, ReplaceOverlay, Grow, Commit, Truncate, Pull, Repoint, SetAttributes, WriteInfo, WriteRecord, Unlink)
+    for kind in (
+        CreateImage,
+        CopyImage,
+        CreateOverlay,
+        ReplaceOverlay,
+        Grow,
+        Commit,
+        Truncate,
+        Pull,
+        Repoint,
+        SetAttributes,
+        WriteInfo,
+        WriteRecord,
+        Unlink,
+    )
 }
 
 

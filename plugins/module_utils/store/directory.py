@@ -8,12 +8,14 @@ that have a second name. This is the only place where a file on a share is opene
 
 "Durable" means: temporary file, fsync, rename or link, fsync of the directory.
 """
+
 from __future__ import annotations
 
 import errno
 import os
 import stat
 from contextlib import contextmanager
+from typing import Iterator
 
 from ..errors import Conflict, ShareNotWritable, StorageError, UnsafeImage, from_os_error
 from ..model import Share
@@ -28,7 +30,9 @@ _TEMPORARY_MARK = "~"  # not in the alphabet of names: no volume's file can look
 def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if not stat.S_ISREG(status.st_mode):
-        raise UnsafeImage(subject, "it is a link, device or directory where a regular file should be", "find out who put it there and remove it")
+        raise UnsafeImage(
+            subject, "it is a link, device or directory where a regular file should be", "find out who put it there and remove it"
+        )
     return status
 
 
@@ -79,11 +83,15 @@ class Directory:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink > 1):
             os.close(fd)
-            raise UnsafeImage(self.subject(name), "it has another name somewhere (a hard link), so writing it could change a foreign file", "copy the file and remove the link")
+            raise UnsafeImage(
+                self.subject(name),
+                "it has another name somewhere (a hard link), so writing it could change a foreign file",
+                "copy the file and remove the link",
+            )
         return fd
 
     @contextmanager
-    def opened(self, name: str, write: bool = False):
+    def opened(self, name: str, write: bool = False) -> Iterator[int]:
         fd = self.open(name, write)
         try:
             yield fd
@@ -128,7 +136,7 @@ class ShareDirectory:
     def __enter__(self) -> ShareDirectory:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -290,7 +298,9 @@ def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None) -
             os.fchmod(fd, mode)
     except OSError as error:
         raise ShareNotWritable(
-            "file on the share", f"it cannot be given to uid {uid}, gid {gid} ({error.strerror})", "run the task as root or as the owner of the volume"
+            "file on the share",
+            f"it cannot be given to uid {uid}, gid {gid} ({error.strerror})",
+            "run the task as root or as the owner of the volume",
         ) from error
 
 

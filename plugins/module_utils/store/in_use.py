@@ -6,6 +6,7 @@
 QEMU (block/file-posix.c) locks byte 100+n for a permission that it uses and 200+n for one that it does not share, n being
 0 consistent read, 1 write, 2 write unchanged, 3 resize. A writer holds 101, every user that relies on the content 201.
 """
+
 from __future__ import annotations
 
 import errno
@@ -39,7 +40,9 @@ def hold(fd: int, file: str, label: str) -> None:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             release(fd)
-            raise InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again") from error
+            raise InUse(
+                f"image {file} on {label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again"
+            ) from error
 
 
 def release(fd: int) -> None:

@@ -5,6 +5,7 @@
 
 Flat JSON ``{"active": FILE, SNAPSHOT: FILE, ...}`` with basenames only. Values are followed, never rebuilt from keys.
 """
+
 from __future__ import annotations
 
 import json

@@ -5,12 +5,13 @@
 
 Formats are decided here and nowhere else, and never by looking at content: see :func:`_decide_format`.
 """
+
 from __future__ import annotations
 
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
 from ..model import Image, Share, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
@@ -149,23 +150,32 @@ def read_image(directory: ShareDirectory, file: str, image_format: str | None) -
     """One file of a chain, read with the format that it is known to have."""
     with directory.root.opened(file) as fd:
         status = os.fstat(fd)
-        common = {
-            "file": file, "allocated": status.st_blocks * _BLOCK, "mode": stat.S_IMODE(status.st_mode), "uid": status.st_uid, "gid": status.st_gid,
-        }
-        if image_format != "qcow2":
-            return Image(format=image_format, size=round_to_sector(status.st_size), **common)
-        subject = directory.root.subject(file)
-        try:
-            header = qcow2.read_header(fd)
-            empty = qcow2.is_empty(fd, header)
-        except qcow2.Qcow2Error as error:
-            raise UnsafeImage(subject, f"as a qcow2 image it cannot be used: {error}", _WORST_DAY) from error
-        if header.internal_snapshots:
-            raise UnsafeImage(subject, "it holds internal snapshots, which a merge would not carry", "remove them with qemu-img snapshot -d first")
-        backing_file, absolute = _backing_name(directory.share, subject, header.backing_file)
-        return Image(
-            format="qcow2", size=header.size, backing_file=backing_file, backing_format=header.backing_format, empty=empty, absolute=absolute, **common
+        image = Image(
+            file,
+            image_format,
+            round_to_sector(status.st_size),
+            allocated=status.st_blocks * _BLOCK,
+            mode=stat.S_IMODE(status.st_mode),
+            uid=status.st_uid,
+            gid=status.st_gid,
         )
+        return _with_header(directory, image, fd) if image_format == "qcow2" else image
+
+
+def _with_header(directory: ShareDirectory, image: Image, fd: int) -> Image:
+    """What the header of an opened qcow2 image adds. :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry."""
+    subject = directory.root.subject(image.file)
+    try:
+        header = qcow2.read_header(fd)
+        empty = qcow2.is_empty(fd, header)
+    except qcow2.Qcow2Error as error:
+        raise UnsafeImage(subject, f"as a qcow2 image it cannot be used: {error}", _WORST_DAY) from error
+    if header.internal_snapshots:
+        raise UnsafeImage(subject, "it holds internal snapshots, which a merge would not carry", "remove them with qemu-img snapshot -d first")
+    backing_file, absolute = _backing_name(directory.share, subject, header.backing_file)
+    return replace(
+        image, size=header.size, backing_file=backing_file, backing_format=header.backing_format, empty=empty, absolute=absolute
+    )
 
 
 def _backing_name(share: Share, subject: str, name: str | None) -> tuple[str | None, bool]:
@@ -179,7 +189,9 @@ def _backing_name(share: Share, subject: str, name: str | None) -> tuple[str | N
         if parent not in (os.path.normpath(share.path), os.path.realpath(share.path)):
             base = ""
     if not is_safe_file_name(base):
-        raise UnsafeImage(subject, f"its backing file {name!r} is not a file of this share", "find out who made it; qemu-img rebase -u can point it back")
+        raise UnsafeImage(
+            subject, f"its backing file {name!r} is not a file of this share", "find out who made it; qemu-img rebase -u can point it back"
+        )
     return base, absolute
 
 
@@ -294,4 +306,6 @@ def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None
     if not stat.S_ISREG(status.st_mode):
         raise Conflict(subject, "something that is no regular file has this name", remedy)
     owner = owner_of(directory, file, volume)
-    raise Conflict(subject, f"the name belongs to volume {owner}" if owner else "the name is taken by a file that is not this volume's", remedy)
+    raise Conflict(
+        subject, f"the name belongs to volume {owner}" if owner else "the name is taken by a file that is not this volume's", remedy
+    )

@@ -7,6 +7,7 @@ Where the kernel's locks travel (local, NFS, GlusterFS, sshfs on one host), an o
 ``.remotefs/locks/NAME.lock`` decides alone: it ends with its last holder, and programs inherit it. On CIFS with ``nobrl``
 nobody sees it; there a file made with O_EXCL is the lease, which a dead owner leaves behind.
 """
+
 from __future__ import annotations
 
 import errno
@@ -43,8 +44,13 @@ class Owner:
     def of_this_process() -> Owner:
         pid = os.getpid()
         return Owner(
-            socket.gethostname(), _first_line("/etc/machine-id"), _first_line("/proc/sys/kernel/random/boot_id"), _pid_namespace(), pid,
-            _start_time(pid), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            socket.gethostname(),
+            _first_line("/etc/machine-id"),
+            _first_line("/proc/sys/kernel/random/boot_id"),
+            _pid_namespace(),
+            pid,
+            _start_time(pid),
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
 
     def to_bytes(self) -> bytes:
@@ -121,7 +127,7 @@ class VolumeLock:
             pause = min(pause * 2, _LONGEST_PAUSE)
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         if self._fd < 0:
             return
         if self._lease:

@@ -6,6 +6,7 @@
 Follows docs/interop/qcow2 of QEMU ("The qcow2 image format"); section names below are those of that text. All numbers in
 a qcow2 file are big-endian. Reads are bounded, and whatever is unknown or contradictory is refused.
 """
+
 from __future__ import annotations
 
 import os
@@ -98,8 +99,21 @@ def read_header(fd: int) -> Header:
     data = os.pread(fd, 65536, 0)
     if len(data) < _V2.size or data[:4] != MAGIC:
         raise Qcow2Error("it has no qcow2 header")
-    (_magic, version, backing_offset, backing_length, cluster_bits, size, crypt, l1_entries, l1_offset, refcount_offset,
-     _refcount_clusters, internal_snapshots, _snapshots_offset) = _V2.unpack_from(data)
+    (
+        _magic,
+        version,
+        backing_offset,
+        backing_length,
+        cluster_bits,
+        size,
+        crypt,
+        l1_entries,
+        l1_offset,
+        refcount_offset,
+        _refcount_clusters,
+        internal_snapshots,
+        _snapshots_offset,
+    ) = _V2.unpack_from(data)
     if version not in (2, 3):
         raise Qcow2Error(f"its qcow2 version is {version}, not 2 or 3")
     if not 9 <= cluster_bits <= 21:
@@ -111,9 +125,19 @@ def read_header(fd: int) -> Header:
         raise Qcow2Error("its header is longer than a cluster")
     format_offset, backing_format, end = _read_extensions(data[:cluster_size], length)
     header = Header(
-        version, size, cluster_bits, l1_entries, l1_offset, backing_offset,
-        _read_backing_name(data[:cluster_size], backing_offset, backing_length), backing_format, format_offset, end,
-        internal_snapshots, bool(incompatible & _DIRTY), bool(incompatible & _EXTENDED_L2),
+        version,
+        size,
+        cluster_bits,
+        l1_entries,
+        l1_offset,
+        backing_offset,
+        _read_backing_name(data[:cluster_size], backing_offset, backing_length),
+        backing_format,
+        format_offset,
+        end,
+        internal_snapshots,
+        bool(incompatible & _DIRTY),
+        bool(incompatible & _EXTENDED_L2),
     )
     _check_geometry(header, refcount_offset, os.fstat(fd).st_size)
     return header
@@ -148,7 +172,7 @@ def _read_extensions(data: bytes, start: int) -> tuple[int | None, str | None, i
         kind, length = _EXTENSION.unpack_from(data, offset)
         if kind == _EXT_END:
             return found, backing_format, offset + _EXTENSION.size
-        body = data[offset + _EXTENSION.size:offset + _EXTENSION.size + length]
+        body = data[offset + _EXTENSION.size : offset + _EXTENSION.size + length]
         if len(body) < length:
             break
         if kind == _EXT_DATA_FILE:
@@ -168,7 +192,7 @@ def _read_backing_name(data: bytes, offset: int, length: int) -> str | None:
     if not 0 < length <= _MAX_BACKING_NAME or offset + length > len(data):
         raise Qcow2Error("its backing name lies outside the header cluster")
     try:
-        return data[offset:offset + length].decode("utf-8")
+        return data[offset : offset + length].decode("utf-8")
     except UnicodeDecodeError as error:
         raise Qcow2Error("its backing name is no text") from error
 
@@ -214,8 +238,8 @@ def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, by
     result = {}
     for index, offset in tables:
         data = os.pread(fd, header.cluster_size, offset)
-        entries = struct.unpack(f"<{len(data) // 8}Q", data[:len(data) // 8 * 8])
-        result[index] = bytes(1 if entry else 0 for entry in entries[::step // 8])
+        entries = struct.unpack(f"<{len(data) // 8}Q", data[: len(data) // 8 * 8])
+        result[index] = bytes(1 if entry else 0 for entry in entries[:: step // 8])
     return result
 
 
@@ -274,7 +298,7 @@ def _put_format(sector: bytearray, header: Header, backing_format: str) -> int:
     """Put the backing format extension into the first sector; returns where the extensions end afterwards."""
     extension = _backing_format_extension(backing_format)
     if header.format_offset is not None and header.format_offset + len(extension) <= _SECTOR:
-        sector[header.format_offset:header.format_offset + len(extension)] = extension
+        sector[header.format_offset : header.format_offset + len(extension)] = extension
         return header.extensions_end
     if header.format_offset is not None or header.extensions_end > _SECTOR:
         raise Qcow2Error("its header extensions leave no room for the backing format")

@@ -6,6 +6,7 @@
 It is trusted no more than the share itself: names in it are checked, formats must still be possible, and recovery acts
 only on states that the recorded intent can have left.
 """
+
 from __future__ import annotations
 
 import json

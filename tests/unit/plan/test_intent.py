@@ -2,12 +2,14 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Intents survive their record, and recovery acts only on states that their plan can have left."""
+
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 
 import pytest
+
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import intent, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.merge import delete_snapshots
@@ -25,15 +27,38 @@ def found(**changes) -> intent.Found:
     return replace(intent.Found("v.s2", INFO_BEFORE, {"v.s2": "v.s1"}), **changes)
 
 
-@pytest.mark.parametrize("plan", [PLAN, planner.create_snapshot(BEFORE, planner.SnapshotWish("new")), planner.revert(BEFORE, "s1", True), planner.delete_volume(BEFORE, True)])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PLAN,
+        planner.create_snapshot(BEFORE, planner.SnapshotWish("new")),
+        planner.revert(BEFORE, "s1", True),
+        planner.delete_volume(BEFORE, True),
+    ],
+)
 def test_round_through_json(plan) -> None:
     written = intent.of_plan(plan, "2026-01-01T00:00:00Z", "g")
     read = intent.from_json("v", json.loads(json.dumps(written.to_json())))
-    assert (read.operation, read.steps, read.old, read.active_before, read.group) == (written.operation, written.steps, written.old, written.active_before, "g")
+    assert (read.operation, read.steps, read.old, read.active_before, read.group) == (
+        written.operation,
+        written.steps,
+        written.old,
+        written.active_before,
+        "g",
+    )
     assert (read.after is None) == (plan.after is None)
 
 
-@pytest.mark.parametrize("content", [{}, {"operation": "x"}, {**INTENT.to_json(), "steps": [{"type": "Format"}]}, {**INTENT.to_json(), "old": 5}, {**INTENT.to_json(), "steps": [{"type": "Unlink", "file": "../x"}]}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"operation": "x"},
+        {**INTENT.to_json(), "steps": [{"type": "Format"}]},
+        {**INTENT.to_json(), "old": 5},
+        {**INTENT.to_json(), "steps": [{"type": "Unlink", "file": "../x"}]},
+    ],
+)
 def test_what_cannot_be_understood(content: dict) -> None:
     with pytest.raises(NeedsRecovery):
         intent.from_json("v", content)

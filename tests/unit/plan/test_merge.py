@@ -2,9 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which files a deletion merges, in which direction, and in which order."""
+
 from __future__ import annotations
 
 import pytest
+
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import HasDependents, UnsafeImage
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Snapshot, Volume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.cost import Allocation
@@ -21,7 +23,9 @@ def volume(*sizes: int, base: str | None = "raw", empty: tuple[int, ...] = (), *
     for index, (name, size) in enumerate(zip(names, sizes)):
         backing = names[index - 1] if index else None
         backing_format = (base if index == 1 else "qcow2") if index else None
-        images.append(Image(name, base if index == 0 else "qcow2", size, backing_file=backing, backing_format=backing_format, empty=index in empty))
+        images.append(
+            Image(name, base if index == 0 else "qcow2", size, backing_file=backing, backing_format=backing_format, empty=index in empty)
+        )
     snapshots = tuple(Snapshot(f"s{number}", f"v.s{number}") for number in range(1, len(sizes)))
     return Volume("v", tuple(reversed(images)), snapshots, info=True, adopted=True, **changes)
 
@@ -79,9 +83,12 @@ def test_two_groups() -> None:
 def test_the_file_with_most_visible_clusters_stays() -> None:
     known = clusters(s1=[0, 1], s2=[1, 2, 3, 4, 5])
     plan = delete_snapshots(volume(8, 8, 8, 8), ["s2"], known)
-    assert brief(plan.steps) == [("pull", "v.s2", "v"), ("repoint", "v.s3", "v.s2"), ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}), ("unlink", "v.s1")] or brief(
-        plan.steps
-    ) == [("pull", "v.s2", "v"), ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}), ("unlink", "v.s1")]
+    assert brief(plan.steps) == [
+        ("pull", "v.s2", "v"),
+        ("repoint", "v.s3", "v.s2"),
+        ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}),
+        ("unlink", "v.s1"),
+    ] or brief(plan.steps) == [("pull", "v.s2", "v"), ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}), ("unlink", "v.s1")]
     assert [step.bytes for step in plan.steps if isinstance(step, Pull)] == [KIB64]
 
 
@@ -128,7 +135,7 @@ def test_unlinking_comes_after_the_record() -> None:
     for names in (["s1"], ["s2"], ["s1", "s3"], ["s1", "s2", "s3"]):
         kinds = [type(step) for step in delete_snapshots(volume(8, 8, 8, 8), names, {}).steps]
         assert kinds.index(WriteInfo) < kinds.index(Unlink)
-        assert all(kind in (WriteInfo, Unlink) for kind in kinds[kinds.index(WriteInfo):])
+        assert all(kind in (WriteInfo, Unlink) for kind in kinds[kinds.index(WriteInfo) :])
 
 
 def test_clones_are_not_changed_under() -> None:
