@@ -403,3 +403,62 @@ def test_a_foreign_overlay_is_a_dependent(volume: Store) -> None:
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 3 0 64k", volume.info()["path"]], check=True)
     refused(volume, errors.HasDependents, lambda check: volume.delete("s1", check=check))
     assert volume.info()["dependents"] == [{"volume": "by-hand", "snapshot": "s1"}]
+
+
+def test_a_clone_of_a_running_disk_is_refused_and_of_its_snapshot_is_not(volume: Store) -> None:
+    volume.snapshot("s1")
+    user = subprocess.Popen(["qemu-io", "-f", "qcow2", volume.info()["path"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        user.stdin.write("write -P 5 0 64k\n")
+        user.stdin.flush()
+        user.stdout.readline()
+        refused(volume, errors.InUse, lambda check: volume.present("copy", volumes.SourceRequest("vol"), check=check))
+        assert volume.present("copy", volumes.SourceRequest("vol", "s1")).changed
+    finally:
+        user.communicate("quit\n")
+
+
+def test_what_a_killed_creation_left_is_cleared(store: Store) -> None:
+    store.present("other", size=MIB)
+    with ShareDirectory(store.share) as directory:
+        fd, _name = directory.create_temporary("vol")
+        os.close(fd)
+    (store.path / ".remotefs/volumes/vol.json").write_bytes((store.path / ".remotefs/volumes/other.json").read_bytes())
+    predicted, done = store.absent(check=True), store.absent()
+    assert predicted.changed and predicted.recovered == done.recovered
+    assert [one["outcome"] for one in done.recovered] == ["undone", "undone"]
+    assert not list((store.path / ".remotefs/tmp").iterdir()) and not (store.path / ".remotefs/volumes/vol.json").exists()
+    assert not store.absent().changed
+
+
+@pytest.mark.parametrize(
+    "image_format, preallocation",
+    [("raw", "off"), ("raw", "falloc"), ("raw", "full"), ("qcow2", "off"), ("qcow2", "metadata"), ("qcow2", "falloc"), ("qcow2", "full")],
+)
+def test_preallocation(store: Store, image_format: str, preallocation: str) -> None:
+    store.present(size=4 * MIB, format=image_format, preallocation=preallocation)
+    allocated = store.info()["allocated"]
+    assert (allocated >= 4 * MIB) == (preallocation in ("falloc", "full"))
+    subprocess.run(["qemu-io", "-f", image_format, "-c", "write -q -P 1 1M 1M", store.info()["path"]], check=True)
+    store.snapshot()
+    assert store.delete("s1").changed
+
+
+def test_candidates(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
+    both = Store(tmp_path / "a")
+    both.candidates = placement.Candidates((one.share, two.share))
+    two.present(size=MIB)
+    assert both.present(size=2 * MIB).changed and two.info()["size"] == 2 * MIB
+    one.present(size=MIB)
+    for action in (lambda: both.present(size=MIB), both.absent, both.snapshot):
+        with pytest.raises(errors.Conflict):
+            action()
+    lost = errors.ShareNotMounted("share c", "it is not mounted", "mount it")
+    both.candidates = placement.Candidates((one.share,), (lost,))
+    assert not both.present(size=MIB).changed  # found: the share that cannot be read does not matter
+    for action in (lambda: both.present("new", size=MIB), lambda: both.absent("new"), lambda: both.snapshot(volume="new")):
+        with pytest.raises(errors.ShareNotMounted):
+            action()

@@ -219,6 +219,9 @@ def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
         return Interrupted((), leftovers)
     if record.intent is not None:
         return Interrupted((_resumption(directory, name, intents.from_json(name, record.intent)),), leftovers)
+    if not inventory.exists(directory, name):
+        nothing = Plan("create_volume", name, (), None, None)
+        return Interrupted((intents.Resumption("create_volume", "undone", nothing),), leftovers)
     garbage = tuple(item.file for item in record.garbage if _is_garbage(directory, name, item))
     if not garbage:
         return Interrupted((), leftovers)

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable
 
-from ..errors import ChainBroken, InUse, UnsafeImage
+from ..errors import ChainBroken, UnsafeImage
 from ..model import Image
 from ..plan.steps import Commit, CopyImage, CreateImage, CreateOverlay, Grow, Pull, ReplaceOverlay, Repoint, SetAttributes, Step, Truncate
 from ..store import in_use, inventory, qcow2
@@ -50,11 +50,7 @@ class Guard:
             if file in self._fds:
                 continue
             if not share.locks_visible and not self._assume_unused:
-                raise InUse(
-                    f"image {file} on {share.label}",
-                    "this file system cannot tell whether somebody has it open",
-                    "make sure that nobody has and say assume_unused: true",
-                )
+                raise in_use.untold(file, share.label)
             fd = self._directory.root.open(file, write=True)
             self._fds[file] = fd
             if share.locks_visible:

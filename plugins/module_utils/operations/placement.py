@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass
 from typing import Iterable
 
+from ..apply.executor import find_interrupted
 from ..errors import Conflict, NoEligibleShare, ShareNotMounted, StorageError
-from ..model import Share, info_name
+from ..model import Share
 from ..mounts.probe import capacity
 from ..mounts.resolve import find_share
 from ..store import inventory
@@ -76,17 +77,19 @@ def locate(candidates: Candidates, name: str) -> Share | None:
 def _has_volume(share: Share, name: str) -> bool:
     """Whether the base file, ``.info`` or an unfinished deletion of the volume is there. Looks on a freshly opened directory."""
     with ShareDirectory(share) as directory:
-        for file in (name, info_name(name)):
-            try:
-                os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
-                return True
-            except FileNotFoundError:
-                continue
+        if inventory.exists(directory, name):
+            return True
         try:
             record = inventory.read_record(directory, name)
         except StorageError:
             return True
         return record is not None and record.intent is not None
+
+
+def has_unfinished(share: Share, name: str) -> bool:
+    """Whether an interrupted task left a record or temporary files of a volume that is not there."""
+    with ShareDirectory(share) as directory:
+        return bool(find_interrupted(directory, name))
 
 
 def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy) -> Share:

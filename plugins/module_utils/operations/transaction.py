@@ -16,7 +16,7 @@ from typing import Callable, Iterable
 
 from ..apply.executor import Executor, Interrupted, find_interrupted
 from ..apply.offline import CopySource
-from ..errors import InUse, ShareNotWritable
+from ..errors import ShareNotWritable
 from ..model import Share, Volume
 from ..plan.plan import Plan
 from ..store import in_use, inventory
@@ -151,19 +151,23 @@ def _predict_in_use(work: Workspace, directory: ShareDirectory, plan: Plan) -> N
     """Fail where the run would fail because somebody has an image open, by asking only."""
     chain = plan.before.files if plan.before else ()
     for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
-        share = directory.share
-        if not share.locks_visible and not work.options.assume_unused:
-            raise InUse(
-                f"image {file} on {share.label}",
-                "this file system cannot tell whether somebody has it open",
-                "make sure that nobody has and say assume_unused: true",
-            )
-        if directory.root.status(file) is None:
-            continue  # made by an earlier item of this prediction
-        with directory.root.opened(file) as fd:
-            if in_use.ask(fd, share):
-                raise InUse(
-                    f"image {file} on {share.label}",
-                    "a running program (a virtual machine?) has it open",
-                    "stop its user and run the task again",
-                )
+        require_unused(work, directory, file)
+
+
+def require_unused(work: Workspace, directory: ShareDirectory, file: str) -> None:
+    """Check mode asks who has an image open; in earnest its lock bytes are tried, and given back at once.
+
+    :raises InUse: somebody has, or the file system cannot tell and the user does not vouch for it.
+    """
+    share = directory.share
+    if not share.locks_visible and not work.options.assume_unused:
+        raise in_use.untold(file, share.label)
+    if not share.locks_visible or directory.root.status(file) is None:
+        return  # vouched for, or made by an earlier item of a prediction
+    if not work.options.check and os.access(share.path, os.W_OK):
+        with directory.root.opened(file, write=True) as fd:
+            in_use.hold(fd, file, share.label)
+        return
+    with directory.root.opened(file) as fd:
+        if in_use.ask(fd, share):
+            raise in_use.met(file, share.label)

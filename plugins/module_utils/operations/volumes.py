@@ -17,7 +17,7 @@ from ..plan.plan import require_known_formats
 from ..store import inventory
 from ..store.directory import ShareDirectory
 from . import placement, report
-from .transaction import Options, Outcome, Workspace, carry_out, settle
+from .transaction import Options, Outcome, Workspace, carry_out, require_unused, settle
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,21 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     at_once = size if wish.preallocation in ("falloc", "full") else (wish.source.allocated if wish.source else 0)
     plan = planner.create_volume(wish)
     share = placement.choose(request.candidates, size, at_once, request.policy)
-    interrupted_volume, recovered = settle(work, share, wish.name)
-    if interrupted_volume is not None:
-        raise Conflict(f"volume {wish.name}", "an interrupted task left it standing", "run the task again")
+    recovered = source_told + _clear_unfinished(work, request.candidates, wish.name)
     inventory.require_free_name(work.directory(share), wish.name, wish.name)
-    return carry_out(work, share, plan, source_told + recovered, copy)
+    return carry_out(work, share, plan, recovered, copy)
+
+
+def _clear_unfinished(work: Workspace, candidates: placement.Candidates, name: str) -> list:
+    """Take away what an interrupted creation or deletion left on any candidate; returns ``recovered``."""
+    recovered = []
+    for share in candidates.shares:
+        if placement.has_unfinished(share, name):
+            volume, told = settle(work, share, name)
+            if volume is not None:
+                raise Conflict(f"volume {name}", f"an interrupted task left it standing on {share.source}", "run the task again")
+            recovered += told
+    return recovered
 
 
 def _source_share(request: VolumeRequest, options: Options) -> Share | None:
@@ -138,6 +148,8 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     require_known_formats(volume)
     top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
     images = volume.view(top)
+    if source.snapshot is None:
+        require_unused(work, work.directory(share), top)
     told = planner.Source(source.label, images[0].size, sum(image.allocated for image in images))
     return CopySource(work.directory(share), images), told, recovered
 
@@ -153,7 +165,7 @@ def _refuse_member(work: Workspace, share: Share, volume: Volume) -> None:
 
 def ensure_absent(candidates: placement.Candidates, name: str, cascade: bool, options: Options) -> Outcome:
     """Remove a volume; one that does not exist on any candidate is no change."""
-    share = _located(candidates, check_volume_name(name), options)
+    share = _located(candidates, check_volume_name(name), options) or _unfinished_on(candidates, name)
     if share is None:
         return Outcome(name, False, [], [], None, None)
     with Workspace(options) as work:
@@ -168,6 +180,10 @@ def ensure_absent(candidates: placement.Candidates, name: str, cascade: bool, op
         if not options.check:
             work.forget_locks()
         return outcome
+
+
+def _unfinished_on(candidates: placement.Candidates, name: str) -> Share | None:
+    return next((share for share in candidates.shares if placement.has_unfinished(share, name)), None)
 
 
 def _refuse_foreign(volume: Volume) -> None:

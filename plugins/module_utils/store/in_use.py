@@ -40,9 +40,21 @@ def hold(fd: int, file: str, label: str) -> None:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             release(fd)
-            raise InUse(
-                f"image {file} on {label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again"
-            ) from error
+            raise met(file, label) from error
+
+
+def met(file: str, label: str) -> InUse:
+    """The error for an image that somebody has open."""
+    return InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again")
+
+
+def untold(file: str, label: str) -> InUse:
+    """The error for an image of which nobody can tell."""
+    return InUse(
+        f"image {file} on {label}",
+        "this file system cannot tell whether somebody has it open",
+        "make sure that nobody has and say assume_unused: true",
+    )
 
 
 def release(fd: int) -> None:

@@ -58,6 +58,35 @@ def observe(directory: ShareDirectory, name: str, said: str | None = None) -> Ob
     raise AssertionError("unreachable")
 
 
+def exists(directory: ShareDirectory, name: str) -> bool:
+    """Whether the share has the volume's base file or its ``.info``, whatever these are.
+
+    :raises Conflict: the share ignores case, and what is there is spelt otherwise.
+    """
+    for file in (name, info_name(name)):
+        try:
+            found = os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        _require_same_spelling(directory, file, found)
+        return True
+    return False
+
+
+def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_result) -> None:
+    try:
+        other = os.stat(file.swapcase(), dir_fd=directory.root.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if file != file.swapcase() and other.st_ino == found.st_ino and file not in directory.root.names():
+        spelt = next((name for name in directory.root.names() if name.lower() == file.lower()), "another name")
+        raise Conflict(
+            directory.root.subject(file),
+            f"the share ignores case, and the file there is spelt {spelt}",
+            "use that spelling, or another name",
+        )
+
+
 def _marks(directory: ShareDirectory, name: str) -> tuple:
     """What changes when a task works on the volume: identity of its ``.info`` and of its record."""
     private = directory.private("volumes")
@@ -85,7 +114,7 @@ def _observe(directory: ShareDirectory, name: str, said: str | None) -> Observed
     record = read_record(directory, name)
     info = read_info(directory, name)
     active = info.active if info else name
-    if info is None and directory.root.status(name) is None:
+    if info is None and (not exists(directory, name) or directory.root.status(name) is None):
         return None
     chain = walk(directory, name, active, info, record, said)
     snapshots = _snapshots(name, chain, info, record)
@@ -171,11 +200,11 @@ def _with_header(directory: ShareDirectory, image: Image, fd: int) -> Image:
     except qcow2.Qcow2Error as error:
         raise UnsafeImage(subject, f"as a qcow2 image it cannot be used: {error}", _WORST_DAY) from error
     if header.internal_snapshots:
-        raise UnsafeImage(subject, "it holds internal snapshots, which a merge would not carry", "remove them with qemu-img snapshot -d first")
+        raise UnsafeImage(
+            subject, "it holds internal snapshots, which a merge would not carry", "remove them with qemu-img snapshot -d first"
+        )
     backing_file, absolute = _backing_name(directory.share, subject, header.backing_file)
-    return replace(
-        image, size=header.size, backing_file=backing_file, backing_format=header.backing_format, empty=empty, absolute=absolute
-    )
+    return replace(image, size=header.size, backing_file=backing_file, backing_format=header.backing_format, empty=empty, absolute=absolute)
 
 
 def _backing_name(share: Share, subject: str, name: str | None) -> tuple[str | None, bool]:
