@@ -47,7 +47,7 @@ EXAMPLES = r"""
 - name: The newest of them
   ansible.builtin.debug:
     msg: "{{ (found.snapshots | last).name }}"
-  when: found.snapshots
+  when: found.snapshots | length > 0
 """
 
 RETURN = r"""

@@ -1,0 +1,87 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Many objects in one task, and many tasks at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+from pathlib import Path
+
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+
+MIB = 1 << 20
+
+
+def candidates(path: Path) -> placement.Candidates:
+    return placement.Candidates((Share(str(path), str(path), "directory"),))
+
+
+def test_all_are_attempted_in_order_and_each_has_its_own_result(tmp_path: Path) -> None:
+    shares = candidates(tmp_path)
+
+    def create(name: str, size: int) -> bulk.Item:
+        request = volumes.VolumeRequest(shares, VolumeWish(name, size=size))
+        return bulk.Item(name, frozenset([name]), lambda: volumes.ensure_present(request, Options()))
+
+    wanted = [(f"v{number}", MIB) for number in range(60)]
+    wanted[7] = ("bad name", MIB)
+    results = bulk.run_all([create(name, size) for name, size in wanted], 8)
+    assert [index for index, result in enumerate(results) if isinstance(result, StorageError)] == [7]
+    assert [result.name for result in results if not isinstance(result, StorageError)] == [
+        name for name, _size in wanted if name != "bad name"
+    ]
+    again = bulk.run_all([create(name, size) for name, size in wanted if name != "bad name"], 8)
+    assert not any(result.changed for result in again)
+
+
+def test_items_of_one_volume_keep_their_order(tmp_path: Path) -> None:
+    shares = candidates(tmp_path)
+    volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish("v", size=MIB)), Options())
+
+    def take(name: str) -> bulk.Item:
+        request = snapshots.SnapshotRequest(shares, "v", SnapshotWish(name))
+        return bulk.Item("v", frozenset(["v"]), lambda: snapshots.take(request, Options()))
+
+    names = [f"s{number}" for number in range(12)]
+    assert all(result.changed for result in bulk.run_all([take(name) for name in names], 8))
+    (found,) = volumes.list_volumes(shares.shares[0], ["v"])
+    assert [one["name"] for one in found["snapshots"]] == names
+
+
+def _hammer(path: str, worker: int, errors: multiprocessing.Queue) -> None:
+    shares = candidates(Path(path))
+    for turn in range(6):
+        name = f"v{(worker + turn) % 3}"
+        try:
+            snapshots.take(snapshots.SnapshotRequest(shares, name, SnapshotWish(f"w{worker}-{turn}")), Options(lock_timeout=60))
+            snapshots.delete(shares, name, [f"w{worker}-{turn}"], Options(lock_timeout=60))
+        except StorageError as error:
+            errors.put(f"{error.error_code}: {error}")
+
+
+def test_eight_tasks_on_three_volumes(tmp_path: Path) -> None:
+    """Processes that snapshot and merge the same volumes: no error, and the contents that were there stay."""
+    shares = candidates(tmp_path)
+    for number in range(3):
+        volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish(f"v{number}", size=MIB)), Options())
+        subprocess.run(["qemu-io", "-f", "raw", "-c", f"write -q -P {number + 1} 0 1M", str(tmp_path / f"v{number}")], check=True)
+    context = multiprocessing.get_context("fork")
+    errors = context.Queue()
+    workers = [context.Process(target=_hammer, args=(str(tmp_path), number, errors)) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    assert errors.empty(), errors.get()
+    for number in range(3):
+        (found,) = volumes.list_volumes(shares.shares[0], [f"v{number}"])
+        assert found["snapshots"] == [] and found["pending"] is None
+        with open(found["path"], "rb") as stream:
+            assert stream.read() == bytes([number + 1]) * MIB

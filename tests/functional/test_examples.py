@@ -1,0 +1,92 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The EXAMPLES of every module run as they stand in the documentation.
+
+Those about volumes and snapshots work on a directory; those about mounting name servers that are not there, so they run in
+check mode, where every option is read, validated and planned with.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+MODULES = Path(__file__).resolve().parents[2] / "plugins" / "modules"
+MIB = 1 << 20
+PREPARE = [
+    {"remotefs.storage.remotefs_volume": {"share": "SHARE", "size": "64M", "volumes": [{"name": "db01"}, {"name": "db01-log"}]}},
+]
+
+
+def examples(module: str) -> list[dict]:
+    for node in ast.parse((MODULES / f"{module}.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "EXAMPLES":
+            return yaml.safe_load(ast.literal_eval(node.value))
+    raise AssertionError(f"{module} has no EXAMPLES")
+
+
+def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *options: str) -> dict:
+    """Run tasks and return the recap of the host; every mention of the documentation's directory becomes ``share``."""
+    text = json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}])
+    book = tmp_path / "examples.yml"
+    book.write_text(text.replace("/srv/volumes", str(share)).replace('"SHARE"', json.dumps(str(share))))
+    environment = {**environment, "ANSIBLE_STDOUT_CALLBACK": "default"}
+    done = subprocess.run(["ansible-playbook", *options, str(book)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    recap = done.stdout.rsplit("localhost", 1)[1]
+    return {key: int(value) for key, value in (pair.split("=") for pair in recap.replace(":", "").split() if "=" in pair)}
+
+
+@pytest.mark.parametrize("module", ["remotefs_volume", "remotefs_snapshot", "remotefs_volume_info", "remotefs_snapshot_info"])
+def test_examples_of_the_store(module: str, tmp_path: Path, ansible_environment: dict) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    tasks = examples(module)
+    prepared = [] if module == "remotefs_volume" else PREPARE
+    snapshot = [{"remotefs.storage.remotefs_snapshot": {"share": "SHARE", "volume": "db01", "name": "daily-2026-01-01"}}]
+    recap = play(prepared + (snapshot if module == "remotefs_snapshot_info" else []) + tasks, share, tmp_path, ansible_environment)
+    assert recap["ok"] + recap["skipped"] >= len(tasks) and not recap["failed"]
+
+
+MISSING = [
+    helper
+    for helper in ("mount.nfs", "mount.cifs", "mount.glusterfs", "sshfs")
+    if not shutil.which(helper, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(MISSING), reason=f"missing mount helpers: {', '.join(MISSING)}")
+@pytest.mark.parametrize("module", ["remotefs_share", "remotefs_share_info"])
+def test_examples_of_shares(module: str, tmp_path: Path, ansible_environment: dict) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    shares_file = tmp_path / "nfs_shares"
+    shares_file.write_text("# Cinder's\nnas1:/vols -o vers=4.2\nnas2:/vols\n")
+    tasks = json.loads(json.dumps(examples(module)).replace("/etc/cinder/nfs_shares", str(shares_file)))
+    recap = play(tasks, share, tmp_path, ansible_environment, "--check", "--diff", "-e", "vault_nas1_password=secret")
+    assert not recap["failed"]
+
+
+def test_the_playbook_of_the_readme(tmp_path: Path, ansible_environment: dict) -> None:
+    """As it stands, on a directory: the README says that the first task can be left out then."""
+    readme = (MODULES.parents[1] / "README.md").read_text()
+    (book,) = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
+    share = tmp_path / "share"
+    share.mkdir()
+    book.update(hosts="localhost", gather_facts=False, vars={"vols": str(share)})
+    (tmp_path / "readme.yml").write_text(json.dumps([book]))
+    argv = ["ansible-playbook", str(tmp_path / "readme.yml")]
+    done = subprocess.run(argv, env=ansible_environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(readme.split("```yaml\n")[1].split("```")[0].splitlines()) <= 16
+    again = subprocess.run(argv, env=ansible_environment, capture_output=True, text=True)
+    assert "changed=0" in again.stdout, again.stdout
