@@ -113,6 +113,27 @@ def result(outcome: Outcome) -> dict:
     }
 
 
+def run_info(spec: dict, read: Callable[[dict], dict]) -> None:
+    """The whole of a module that reads: ``read`` gets the parameters and returns what the module does."""
+    from ansible.module_utils.basic import AnsibleModule
+
+    module = AnsibleModule(argument_spec={**STORE, "share": {**STORE["share"], "required": True}, **spec}, supports_check_mode=True)
+    try:
+        found = read(module.params)
+    except StorageError as error:
+        module.fail_json(msg=str(error), error_code=error.error_code)
+    module.exit_json(changed=False, **found)
+
+
+def read_volumes(params: dict, globs: Sequence[str] | None) -> list[dict]:
+    """Volumes of all given shares. :raises StorageError: one of the shares cannot be read."""
+    from .operations import placement, volumes
+
+    candidates = placement.find_candidates(params["share"], params["mount_base"])
+    candidates.require_all()
+    return [volume for share in candidates.shares for volume in volumes.list_volumes(share, list(globs or ()))]
+
+
 def failure(error: StorageError) -> dict:
     return {"changed": False, "actions": [], "recovered": [], "msg": str(error), "error_code": error.error_code}
 

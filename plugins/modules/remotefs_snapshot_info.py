@@ -80,20 +80,12 @@ error_code:
 
 import fnmatch
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ..module_utils import arguments
-from ..module_utils.errors import StorageError
 
 
 def _read(params: dict) -> dict:
-    from ..module_utils.operations import placement, volumes
-
-    candidates = placement.find_candidates(params["share"], params["mount_base"])
-    candidates.require_all()
-    found = [volume for share in candidates.shares for volume in volumes.list_volumes(share, params["volumes"] or [])]
+    found = arguments.read_volumes(params, params["volumes"])
     return {
-        "changed": False,
         "snapshots": [snapshot for volume in found if "error_code" not in volume for snapshot in _snapshots(volume, params["names"] or [])],
         "volumes": [volume for volume in found if "error_code" in volume],
     }
@@ -109,18 +101,8 @@ def _snapshots(volume: dict, globs: list) -> list:
 
 
 def main() -> None:
-    spec = {
-        **arguments.STORE,
-        "share": {**arguments.STORE["share"], "required": True},
-        "volumes": {"type": "list", "elements": "str"},
-        "names": {"type": "list", "elements": "str"},
-    }
-    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
-    try:
-        result = _read(module.params)
-    except StorageError as error:
-        module.fail_json(msg=str(error), error_code=error.error_code)
-    module.exit_json(**result)
+    globs = {"type": "list", "elements": "str"}
+    arguments.run_info({"volumes": globs, "names": globs}, _read)
 
 
 if __name__ == "__main__":

@@ -64,29 +64,14 @@ error_code:
   sample: share_not_mounted
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ..module_utils import arguments
-from ..module_utils.errors import StorageError
-
-
-def _read(params: dict) -> dict:
-    from ..module_utils.operations import placement, volumes
-
-    candidates = placement.find_candidates(params["share"], params["mount_base"])
-    candidates.require_all()
-    found = [volume for share in candidates.shares for volume in volumes.list_volumes(share, params["names"] or [])]
-    return {"changed": False, "volumes": found}
 
 
 def main() -> None:
-    spec = {**arguments.STORE, "share": {**arguments.STORE["share"], "required": True}, "names": {"type": "list", "elements": "str"}}
-    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
-    try:
-        result = _read(module.params)
-    except StorageError as error:
-        module.fail_json(msg=str(error), error_code=error.error_code)
-    module.exit_json(**result)
+    arguments.run_info(
+        {"names": {"type": "list", "elements": "str"}},
+        lambda params: {"volumes": arguments.read_volumes(params, params["names"])},
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from typing import Callable
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
@@ -234,3 +236,59 @@ def _has_snapshot(share: Share, name: str) -> bool:
     (found,) = volumes.list_volumes(share, [name])
     assert found["pending"] is None
     return any(snapshot["name"] == "g" for snapshot in found["snapshots"])
+
+
+# -- inside qemu-img -------------------------------------------------------------------------------------------------
+
+_INSIDE = "pwrite64,pwritev,fdatasync,ftruncate,fallocate"
+_WRAPPER = """#!/bin/sh
+case "$1" in --version) exec {program} "$@";; esac
+exec strace -f -qq -o /dev/null -e trace={calls} -e inject={calls}:signal=KILL:when={limit} {program} "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("strace"), reason="missing program: strace")
+@pytest.mark.parametrize("name", ["delete oldest", "delete middle", "delete newest", "delete several", "delete all", "delete with pull"])
+def test_qemu_img_killed_at_its_calls(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """qemu-img alone dies before the n-th call of one of its threads; the task fails, and the next one finishes the work."""
+    program = shutil.which("qemu-img")
+    operation = BARE["delete middle" if name == "delete with pull" else name]
+    killed = 0
+    for limit in range(1, 60):
+        (tmp_path / str(limit) / "scratch").mkdir(parents=True)
+        (tmp_path / str(limit) / "share").mkdir()
+        world = (_chain_that_pulls if name == "delete with pull" else _chain)(tmp_path / str(limit) / "share", tmp_path / str(limit) / "scratch")
+        wrapper = tmp_path / str(limit) / "qemu-img"
+        wrapper.write_text(_WRAPPER.format(program=program, calls=_INSIDE, limit=limit))
+        wrapper.chmod(0o755)
+        with monkeypatch.context() as patched:
+            patched.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+            patched.setattr(qemu_img, "_version_checked", [])
+            try:
+                operation(world)
+            except StorageError as error:
+                assert error.error_code == "tool_failed"
+                killed += 1
+            else:
+                assert killed
+                return
+        monkeypatch.setattr(qemu_img, "_version_checked", [])
+        assert [one["outcome"] for one in operation(world).recovered] == ["finished"]
+        _follow_in_model(world, "delete middle" if name == "delete with pull" else name)
+        world.check(leaks=True)
+    raise AssertionError("the operation never got through")
+
+
+def _chain_that_pulls(share: Path, scratch: Path) -> World:
+    """The overlay of s3 holds more than that of s2, so that deleting s3 pulls s2's into it."""
+    world = World(share, scratch, "qcow2", 4 * MIB)
+    world.snapshot()
+    world.write(0, 128 * 1024, 1)
+    world.snapshot()
+    world.write(64 * 1024, 192 * 1024, 2)
+    world.snapshot()
+    world.write(MIB, 2 * MIB, 3)
+    world.snapshot()
+    world.write(0, 64 * 1024, 4)
+    return world
