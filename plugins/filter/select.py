@@ -49,7 +49,7 @@ EXAMPLES = r"""
 - name: The biggest volume
   ansible.builtin.debug:
     msg: "{{ found.volumes | remotefs.storage.select('max_by(@, &size).name') }}"
-  when: found.volumes
+  when: found.volumes | length > 0
 
 - name: Snapshots that somebody labelled for removal
   ansible.builtin.debug:
