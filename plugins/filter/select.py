@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
         return f"{error.function_name}() wants {wanted} and got {error.actual_type}. What may be missing gets a value with ||, as in (snapshots || `[]`)."
     position = getattr(error, "lex_position", None)
     place = "" if position is None else f" at column {position + 1}"
-    reason = str(error).split("\n")[0].split(": Parse error at")[0].rstrip(":. ")
+    reason = str(error).split("\n", maxsplit=1)[0].split(": Parse error at")[0].rstrip(":. ")
     return reason[reason.find("expression: ") + len("expression: "):] + place + "." if "expression: " in reason else reason + place + "."
 
 

@@ -12,7 +12,7 @@ short_description: Manage snapshots of volumes on a share
 version_added: 1.0.0
 description:
   - Takes snapshots of volumes that nobody has open, deletes them at any position, and reverts volumes to them.
-  - A snapshot is a new qcow2 overlay, which becomes the active image, the file that a virtual machine must open from then on. RV(volume.path) names it.
+  - A snapshot is a new qcow2 overlay, which becomes the active image, the file that a virtual machine must open from then on; C(path) of RV(volume) names it.
   - Deleting a snapshot merges its overlay with the overlay's own backing file, with as few bytes as possible. Nothing is unlinked before what
     replaces it is durable.
   - A name is taken once and then is no change. For repeated runs use dated names, as in the examples.

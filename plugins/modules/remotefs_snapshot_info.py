@@ -12,7 +12,7 @@ short_description: Read the snapshots of volumes on a share
 version_added: 1.0.0
 description:
   - Reads the snapshots of one, some or all volumes of a share, without starting a program and without a lock that blocks others.
-  - A volume that cannot be read comes with its RV(volumes[].error_code) and RV(volumes[].msg); the task does not fail for it.
+  - A volume that cannot be read comes under RV(volumes) with its error_code and msg; the task does not fail for it.
 author:
   - remotefs.storage contributors (@remotefs)
 extends_documentation_fragment:

@@ -172,7 +172,8 @@ class ShareDirectory:
 
     def make_private(self, name: str) -> Directory:
         directory = self.private(name, create=True)
-        assert directory is not None
+        if directory is None:
+            raise from_os_error(FileNotFoundError(errno.ENOENT, "it vanished"), f"directory {PRIVATE}/{name} on {self.share.label}")
         return directory
 
     def _subdirectory(self, parent: int, name: str, create: bool) -> int | None:

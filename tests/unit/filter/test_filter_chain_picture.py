@@ -66,7 +66,7 @@ def test_a_format_that_nobody_recorded() -> None:
 
 def test_what_is_going_on() -> None:
     busy = changed(LONE, in_use=True, pending={"operation": "delete snapshot noon", "started": None})
-    assert chain_picture(busy).split("\n")[0] == "web: 20 GiB, 0 B on disk, in use, interrupted: delete snapshot noon"
+    assert chain_picture(busy).split("\n", maxsplit=1)[0] == "web: 20 GiB, 0 B on disk, in use, interrupted: delete snapshot noon"
 
 
 def test_relatives() -> None:

@@ -68,7 +68,7 @@ def test_expressions(expression: str, found: object) -> None:
 def test_tagged_strings_become_plain_ones() -> None:
     found = select([{Tagged("name"): Tagged("db01")}], Tagged("[?starts_with(name, 'db')].name"))
     assert found == ["db01"]
-    assert type(found[0]) is str
+    assert found[0].__class__ is str
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_the_input_stays_as_it_is() -> None:
     volumes = [{"name": Tagged("db01"), "labels": {}}]
     select(volumes, "[].labels")[0]["new"] = 1
     assert volumes == [{"name": "db01", "labels": {}}]
-    assert type(volumes[0]["name"]) is Tagged
+    assert isinstance(volumes[0]["name"], Tagged)
 
 
 @pytest.mark.parametrize(
