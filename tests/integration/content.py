@@ -6,14 +6,14 @@
 The model is a directory of plain files, one for the present and one for each snapshot, that only this program changes. A
 volume, as a module returned it, comes as JSON on standard input; its images are read with qemu-img, as anybody would.
 
-    content.py MODEL create SIZE             an empty disk
-    content.py MODEL write OFFSET LENGTH N   into the volume and into the model: bytes of value N (0-255)
-    content.py MODEL snapshot NAME           remembers the present
-    content.py MODEL forget NAME             drops a snapshot
-    content.py MODEL revert NAME             makes a snapshot the present; the size stays
-    content.py MODEL grow SIZE               zeros at the end
-    content.py MODEL clone NAME OTHER        a new model from a snapshot, or from the present ("now")
-    content.py MODEL compare                 every snapshot and the present, by SHA-256; fails on any difference
+    python3 content.py MODEL create SIZE             an empty disk
+    python3 content.py MODEL write OFFSET LENGTH N   into the volume and into the model: bytes of value N (0-255)
+    python3 content.py MODEL snapshot NAME           remembers the present
+    python3 content.py MODEL forget NAME             drops a snapshot
+    python3 content.py MODEL revert NAME             makes a snapshot the present; the size stays
+    python3 content.py MODEL grow SIZE               zeros at the end
+    python3 content.py MODEL clone NAME OTHER        a new model from a snapshot, or from the present ("now")
+    python3 content.py MODEL compare                 every snapshot and the present, by SHA-256; fails on any difference
 """
 from __future__ import annotations
 
