@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from ..errors import NeedsRecovery
-from ..model import Image, Snapshot, Volume
+from ..model import Image, Snapshot, Volume, is_safe_file_name
 from . import steps as step_types
 from .plan import Plan, write_info
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord
@@ -62,12 +62,18 @@ def from_json(volume: str, content: dict) -> Intent:
             active_before=str(content["active_before"]),
             old={str(file): tuple(backing) for file, backing in content["old"].items()},
             after=None if after is None else _volume_from_json(after),
-            group=content.get("group"),
+            group=_group(content.get("group")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NeedsRecovery(
             f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", "see docs/worst-day.md"
         ) from error
+
+
+def _group(value: object) -> str | None:
+    if value is not None and not is_safe_file_name(value):
+        raise ValueError(f"no group: {value!r}")
+    return None if value is None else str(value)
 
 
 def _volume_from_json(content: dict) -> Volume:
@@ -145,7 +151,9 @@ def _matches(found: Found, step: WriteInfo) -> bool:
 
 def _resume_snapshot(name: str, present: Volume | None, intent: Intent, found: Found) -> Resumption:
     """An overlay that was published is finished, unless its group never got that far; without one there is nothing."""
-    overlay = next(step for step in intent.steps if isinstance(step, CreateOverlay))
+    overlay = next((step for step in intent.steps if isinstance(step, CreateOverlay)), None)
+    if overlay is None:
+        raise _changed(name, intent, "an overlay in its record", "none")
     info = _recorded_info(intent)
     published = overlay.file in found.backing
     if published and found.backing[overlay.file] != overlay.backing_file:

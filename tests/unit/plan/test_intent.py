@@ -56,6 +56,7 @@ def test_round_through_json(plan) -> None:
         {"operation": "x"},
         {**INTENT.to_json(), "steps": [{"type": "Format"}]},
         {**INTENT.to_json(), "old": 5},
+        {**INTENT.to_json(), "group": "../../x"},
         {**INTENT.to_json(), "steps": [{"type": "Unlink", "file": "../x"}]},
     ],
 )
