@@ -153,7 +153,7 @@ actions:
     - {step: create_overlay, file: db01.nightly, backing_file: db01, size: 10737418240}
     - {step: write_info, file: db01.info, active: db01.nightly, snapshots: {nightly: db01.nightly}}
 recovered:
-  description: 'Interrupted operations that this task finished or undid first: operation, outcome and steps.'
+  description: 'Interrupted operations that this task finished or undid first: operation, outcome (finished, undone or discarded) and steps.'
   returned: with O(volume)
   type: list
   elements: dict

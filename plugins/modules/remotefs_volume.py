@@ -241,7 +241,7 @@ actions:
   elements: dict
   sample: [{step: write_record, volume: db01}, {step: create, file: db01, format: raw, size: 10737418240, preallocation: 'off', mode: '0660'}]
 recovered:
-  description: 'Interrupted operations that this task finished or undid first: operation, outcome and steps.'
+  description: 'Interrupted operations that this task finished or undid first: operation, outcome (finished, undone or discarded) and steps.'
   returned: without O(volumes)
   type: list
   elements: dict

@@ -178,6 +178,11 @@ def test_disk_that_fills_up(tmp_path: Path) -> None:
         assert store.info()["pending"]["operation"] == "delete_snapshot"
         with pytest.raises((errors.NoSpace, errors.NoEligibleShare)):
             store.present("full", size=3 * MIB, preallocation="full")
+        subprocess.run(["cp", "-a", "--sparse=always", str(share), str(tmp_path / "copy")], check=True)
+        copy = Store(tmp_path / "copy")
+        predicted, done = copy.absent(cascade=True, check=True), copy.absent(cascade=True)
+        assert (predicted.actions, predicted.recovered) == (done.actions, done.recovered) and done.recovered[0]["outcome"] == "discarded"
+        assert sorted(path.name for path in copy.path.iterdir()) == [".filler", ".remotefs"]
         assert not (share / "full").exists() and not [name for name in os.listdir(share / ".remotefs/tmp") if name.startswith("full")]
         filler.unlink()
         outcome = store.delete("s1")
@@ -462,3 +467,20 @@ def test_candidates(tmp_path: Path) -> None:
     for action in (lambda: both.present("new", size=MIB), lambda: both.absent("new"), lambda: both.snapshot(volume="new")):
         with pytest.raises(errors.ShareNotMounted):
             action()
+
+
+def test_errors_of_the_system_are_told_as_ours(volume: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EIO and ESTALE wherever they come from: an error code and a sentence, never a traceback."""
+    volume.snapshot("s1")
+    for number, kind in ((5, errors.ToolFailed), (116, errors.ShareNotMounted)):
+        for name in ("fsync", "rename", "listdir", "link"):
+            with monkeypatch.context() as patched:
+
+                def fail(*_args: object, number: int = number, **_more: object) -> None:
+                    raise OSError(number, os.strerror(number))
+
+                patched.setattr(os, name, fail)
+                with pytest.raises(kind):
+                    volume.delete("s1") if name == "listdir" else volume.snapshot("s2")
+    assert volume.snapshot("s3").changed and volume.delete("s1", "s2", "s3").changed
+    assert volume.info()["snapshots"] == [] and volume.info()["pending"] is None

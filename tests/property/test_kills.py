@@ -211,6 +211,16 @@ def test_killed_while_deleting_the_volume(tmp_path: Path) -> None:
         assert not remove(world).changed
 
 
+@pytest.mark.parametrize("name", ["snapshot", "delete several", "revert and discard"])
+def test_a_volume_with_interrupted_work_can_be_removed_whole(tmp_path: Path, name: str) -> None:
+    for limit, world in states(tmp_path, _chain, BARE[name]):
+        predicted = volumes.ensure_absent(world.candidates, "vol", True, world.options(check=True))
+        done = volumes.ensure_absent(world.candidates, "vol", True, world.options())
+        assert (predicted.changed, predicted.actions, predicted.recovered) == (done.changed, done.actions, done.recovered), f"kill {limit}"
+        left = [path.name for path in world.share.rglob("*") if path.is_file()]
+        assert not left, f"after a kill before change {limit}: {left}"
+
+
 def test_killed_while_taking_a_group(tmp_path: Path) -> None:
     """Whatever recovery does, the volumes of a group agree: all of them have the snapshot or none has."""
 

@@ -16,9 +16,10 @@ from typing import Callable, Iterable
 
 from ..apply.executor import Executor, Interrupted, find_interrupted
 from ..apply.offline import CopySource
-from ..errors import ShareNotWritable
+from ..errors import ShareNotWritable, from_os_error
 from ..model import Share, Volume
 from ..plan.plan import Plan
+from ..plan.steps import Unlink
 from ..store import in_use, inventory
 from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
@@ -64,8 +65,11 @@ class Workspace:
     def __enter__(self) -> Workspace:
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         self._stack.close()
+        if isinstance(error, OSError):
+            places = ", ".join(directory.share.label for directory in self._directories.values())
+            raise from_os_error(error, f"share {places}") from error
 
     def directory(self, share: Share) -> ShareDirectory:
         if share.path not in self._directories:
@@ -110,6 +114,26 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     if volume is not None and dependents:
         volume = replace(volume, dependents=inventory.dependents_of(volume, inventory.scan_backings(directory)))
     return volume, recovered
+
+
+def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume | None, list, tuple[str, ...]]:
+    """As :func:`settle`, for a volume that is to go with all its snapshots: what an interrupted task had begun to merge
+    is not merged any more, which a full share might not allow. The third value names its files outside the chain."""
+    directory = work.directory(share)
+    interrupted = find_interrupted(directory, name)
+    begun = [one for one in interrupted.resumptions if one.plan.after is not None]
+    observed = inventory.observe(directory, name) if begun else None
+    if observed is None or (share.path, name) in work.options.world:
+        return (*settle(work, share, name, dependents=True), ())
+    left = Interrupted((), interrupted.leftovers)
+    if not work.options.check:
+        work.executor(share).finish(left)
+    volume, told = observed.volume, [{"operation": one.operation, "outcome": "discarded", "steps": []} for one in begun]
+    made = {file for one in begun if one.plan.after for file in one.plan.after.files}
+    strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)
+    backings = tuple(pair for pair in inventory.scan_backings(directory) if pair[0] not in strays)
+    volume = replace(volume, dependents=inventory.dependents_of(volume, backings))
+    return volume, told + left.describe(), tuple(sorted(file for file in strays if directory.root.status(file) is not None))
 
 
 def _look(work: Workspace, share: Share, name: str, said: str | None, interrupted: Interrupted) -> Volume | None:

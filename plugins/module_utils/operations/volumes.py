@@ -17,7 +17,7 @@ from ..plan.plan import require_known_formats
 from ..store import inventory
 from ..store.directory import ShareDirectory
 from . import placement, report
-from .transaction import Options, Outcome, Workspace, carry_out, require_unused, settle
+from .transaction import Options, Outcome, Workspace, carry_out, require_unused, settle, settle_for_removal
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,17 @@ def ensure_absent(candidates: placement.Candidates, name: str, cascade: bool, op
         return Outcome(name, False, [], [], None, None)
     with Workspace(options) as work:
         work.lock([(share, name)])
-        volume, recovered = settle(work, share, name, dependents=True)
+        if cascade:
+            volume, recovered, strays = settle_for_removal(work, share, name)
+        else:
+            volume, recovered = settle(work, share, name, dependents=True)
+            strays = ()
         if volume is None:
             work.forget_locks()
             return Outcome(name, bool(recovered), [], recovered, None, None)
         _refuse_member(work, share, volume)
         _refuse_foreign(volume)
-        outcome = carry_out(work, share, planner.delete_volume(volume, cascade), recovered)
+        outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays), recovered)
         if not options.check:
             work.forget_locks()
         return outcome

@@ -162,9 +162,9 @@ def _resume_snapshot(name: str, present: Volume | None, intent: Intent, found: F
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, (info,), present, intent.after))
     if present is None or present.active.file != intent.active_before:
         raise _changed(name, intent, f"active file {intent.active_before}", present.active.file if present else "no readable volume")
-    undo = (write_info(present), Unlink(overlay.file)) if published else ()
+    undo: tuple[Step, ...] = (write_info(present), Unlink(overlay.file)) if published else (WriteRecord(name),)
     after = replace(present, pending=None)
-    return Resumption(intent.operation, "undone", Plan(intent.operation, name, (*undo, WriteRecord(name)), present, after))
+    return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present, after))
 
 
 def _require_untouched(volume: str, intent: Intent, found: Found) -> None:

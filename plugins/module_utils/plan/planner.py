@@ -132,8 +132,8 @@ def _attributes(volume: Volume, wish: VolumeWish) -> list[Step]:
     return steps
 
 
-def delete_volume(volume: Volume, cascade: bool) -> Plan:
-    """Remove all files of a volume, the active image first.
+def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = ()) -> Plan:
+    """Remove all files of a volume, the active image first, and ``strays`` that an interrupted merge left.
 
     :raises HasSnapshots: it has snapshots and ``cascade`` is false. :raises HasDependents: linked clones rest on it.
     """
@@ -144,7 +144,7 @@ def delete_volume(volume: Volume, cascade: bool) -> Plan:
     if volume.dependents:
         names = ", ".join(sorted({clone for clone, _file in volume.dependents}))
         raise HasDependents(subject, f"linked clones rest on it: {names}", "delete or flatten those clones first")
-    files = list(volume.files) + ([info_name(volume.name)] if volume.info else [])
+    files = [*volume.files, *strays] + ([info_name(volume.name)] if volume.info else [])
     return Plan("delete_volume", volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1)
 
 

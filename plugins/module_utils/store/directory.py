@@ -136,8 +136,10 @@ class ShareDirectory:
     def __enter__(self) -> ShareDirectory:
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         self.close()
+        if isinstance(error, OSError):
+            raise from_os_error(error, f"share {self.share.label}") from error
 
     def close(self) -> None:
         for directory in list(self._private.values()) + [self.root]:
