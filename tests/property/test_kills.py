@@ -122,7 +122,10 @@ def states(tmp_path: Path, prepare: Callable[[Path, Path], World], operation: Ca
     raise AssertionError("the operation never got through")
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+_IN_FAST_RUNS = ("snapshot", "delete middle")
+
+
+@pytest.mark.parametrize("name", [name if name in _IN_FAST_RUNS else pytest.param(name, marks=pytest.mark.slow) for name in OPERATIONS])
 def test_killed_at_every_change(tmp_path: Path, name: str) -> None:
     count = 0
     for limit, world in states(tmp_path, _chain, BARE[name]):
@@ -180,6 +183,7 @@ def _follow_in_model(world: World, name: str) -> None:
             del world.points[point]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_killed_while_creating_and_cloning(tmp_path: Path, image_format: str) -> None:
     wish = VolumeWish("copy", format=image_format, size=4 * MIB)
@@ -196,6 +200,7 @@ def test_killed_while_creating_and_cloning(tmp_path: Path, image_format: str) ->
         world.check()
 
 
+@pytest.mark.slow
 def test_killed_while_deleting_the_volume(tmp_path: Path) -> None:
     def remove(world: World):
         return volumes.ensure_absent(world.candidates, "vol", True, world.options())
@@ -211,6 +216,7 @@ def test_killed_while_deleting_the_volume(tmp_path: Path) -> None:
         assert not remove(world).changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["snapshot", "delete several", "revert and discard"])
 def test_a_volume_with_interrupted_work_can_be_removed_whole(tmp_path: Path, name: str) -> None:
     for limit, world in states(tmp_path, _chain, BARE[name]):
