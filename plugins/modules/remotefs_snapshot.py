@@ -193,13 +193,13 @@ def _check(params: dict) -> None:
         raise InvalidParameter(subject, "description and labels go with state: present only", "leave them out")
 
 
-def _run(params: dict, options):
+def _run(params: dict, options, finder):
     """Bring one volume's snapshots to what the parameters say."""
-    from ..module_utils.operations import placement, snapshots
+    from ..module_utils.operations import snapshots
 
     _check(params)
     arguments.require(params, "volume", "share", *(() if params["names"] else ("name",)))
-    candidates = placement.find_candidates(params["share"], params["mount_base"])
+    candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return snapshots.delete(candidates, params["volume"], params["names"] or [params["name"]], options)
     if params["state"] == "reverted":
@@ -219,16 +219,16 @@ def _wish(params: dict):
 
 
 def _run_many(module: AnsibleModule) -> None:
-    from ..module_utils.operations import bulk
+    from ..module_utils.operations import bulk, placement
 
-    options = arguments.options(module)
-    items = []
+    options, finder, items = arguments.options(module), placement.Finder(), []
     for given in module.params["snapshots"]:
         params = arguments.merged(given, module.params)
         if given.get("names") and not given.get("name"):
             params["name"] = None
+        finder.prepare(params["share"], params["mount_base"])
         name = str(params["volume"])
-        items.append(bulk.Item(name, frozenset([name]), lambda params=params: _run(params, options)))
+        items.append(bulk.Item(name, frozenset([name]), lambda params=params: _run(params, options, finder)))
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
     arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel), "items")
 
@@ -246,6 +246,12 @@ def _run_group(module: AnsibleModule) -> None:
     arguments.leave_many(module, volumes, outcomes, "volumes")
 
 
+def _run_one(module: AnsibleModule) -> dict:
+    from ..module_utils.operations import placement
+
+    return arguments.result(_run(module.params, arguments.options(module), placement.Finder()))
+
+
 def main() -> None:
     spec = {
         **_SNAPSHOT,
@@ -260,7 +266,7 @@ def main() -> None:
             _run_many(module)
         if module.params["volumes"] is not None:
             _run_group(module)
-        outcome = arguments.result(_run(module.params, arguments.options(module)))
+        outcome = _run_one(module)
     except StorageError as error:
         outcome = arguments.failure(error)
     arguments.leave(module, outcome)

@@ -283,12 +283,12 @@ _VOLUME = {
 }
 
 
-def _run(params: dict, options):
+def _run(params: dict, options, finder):
     """Bring one volume to what its parameters say."""
-    from ..module_utils.operations import placement, volumes
+    from ..module_utils.operations import volumes
 
     arguments.require(params, "name", "share")
-    candidates = placement.find_candidates(params["share"], params["mount_base"])
+    candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)
     return volumes.ensure_present(_request(params, candidates), options)
@@ -321,16 +321,22 @@ def _request(params: dict, candidates):
 
 
 def _run_many(module: AnsibleModule) -> None:
-    from ..module_utils.operations import bulk
+    from ..module_utils.operations import bulk, placement
 
-    options = arguments.options(module)
-    items = []
+    options, finder, items = arguments.options(module), placement.Finder(), []
     for given in module.params["volumes"]:
         params = arguments.merged(given, module.params)
+        finder.prepare(params["share"], params["mount_base"])
         names = {str(params["name"])} | ({params["source"]["volume"]} if params["source"] else set())
-        items.append(bulk.Item(str(params["name"]), frozenset(names), lambda params=params: _run(params, options)))
+        items.append(bulk.Item(str(params["name"]), frozenset(names), lambda params=params: _run(params, options, finder)))
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
     arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel), "volumes")
+
+
+def _run_one(module: AnsibleModule) -> dict:
+    from ..module_utils.operations import placement
+
+    return arguments.result(_run(module.params, arguments.options(module), placement.Finder()))
 
 
 def main() -> None:
@@ -341,7 +347,7 @@ def main() -> None:
     try:
         if module.params["volumes"] is not None:
             _run_many(module)
-        outcome = arguments.result(_run(module.params, arguments.options(module)))
+        outcome = _run_one(module)
     except StorageError as error:
         outcome = arguments.failure(error)
     arguments.leave(module, outcome)

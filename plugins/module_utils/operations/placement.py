@@ -34,6 +34,27 @@ class Candidates:
             raise self.unreadable[0]
 
 
+class Finder:
+    """Looks each set of candidate shares up once in a task, however many items name it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple, Candidates] = {}
+
+    def find(self, names: Iterable[str], mount_base: str) -> Candidates:
+        """:raises StorageError: a name is no share at all."""
+        key = (*names, mount_base)
+        if key not in self._known:
+            self._known[key] = find_candidates(names, mount_base)
+        return self._known[key]
+
+    def prepare(self, names: Iterable[str] | None, mount_base: str) -> None:
+        """Look them up before threads start, because asking a server forks; an error waits for the item that meets it."""
+        try:
+            self.find(names or (), mount_base)
+        except StorageError:
+            pass
+
+
 @dataclass(frozen=True)
 class Policy:
     """How a share for a new volume is chosen. ``reserved_percentage`` of the share stays free; the sum of all virtual
