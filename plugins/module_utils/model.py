@@ -98,6 +98,7 @@ class Share:
     mount_base: str = "/var/lib/remotefs/mnt"
     keeps_modes: bool = True  # False where chmod and chown have no lasting effect
     locks_visible: bool = True  # False where the locks of other processes and hosts cannot be seen at all
+    stale_seconds: float = 0.0  # how long this client may show what another one has replaced, even after opening it anew
     locks_readable: bool = True  # False where a held lock can be met but not asked about (NFSv3 answers GETLK wrongly)
 
     @property

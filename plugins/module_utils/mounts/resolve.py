@@ -167,6 +167,7 @@ def describe(mount: tables.Mount, mounts: tuple[tables.Mount, ...], path: str, s
         keeps_modes=row.keeps_modes,
         locks_visible=row.locks_visible(mount.options),
         locks_readable=row.locks_readable(mount.options),
+        stale_seconds=row.stale_seconds,
     )
 
 

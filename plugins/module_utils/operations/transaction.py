@@ -10,6 +10,7 @@ what it returns is the plan's prediction.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Callable, Iterable
@@ -86,6 +87,19 @@ class Workspace:
             lock = VolumeLock(self.directory(share), name, self.options.lock_timeout, self.options.break_lock)
             self._stack.enter_context(lock)
             self._locks.append(lock)
+        self._outwait_caches({share for share, _name in wanted})
+
+    def _outwait_caches(self, shares: set[Share]) -> None:
+        """Now that nobody else changes anything, wait until this client cannot show what the last one has replaced.
+
+        A lock orders tasks, but on some file systems a client goes on showing old names, sizes and content for a while: a
+        snapshot would be taken of an image that is no longer the active one.
+        """
+        seconds = max((share.stale_seconds for share in shares), default=0.0)
+        if seconds:
+            time.sleep(seconds)
+            for share in shares:
+                self.directory(share).look_afresh()
 
     def executor(self, share: Share, source: CopySource | None = None) -> Executor:
         descriptors = tuple(fd for lock in self._locks for fd in lock.descriptors)

@@ -156,6 +156,13 @@ class ShareDirectory:
             raise from_os_error(error, f"share {self.share.label}") from error
         self.root = Directory(fd, self.share.label)
 
+    def look_afresh(self) -> None:
+        """:meth:`refresh`, and list the names: on GlusterFS only a listing replaces remembered ones at once."""
+        self.refresh()
+        for directory in (self.root, self.private("volumes")):
+            if directory is not None:
+                directory.names()
+
     def private(self, name: str, create: bool = False) -> Directory | None:
         """``.remotefs/NAME``; None where it does not exist and is not to be created."""
         if name in self._private:

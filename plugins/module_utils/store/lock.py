@@ -136,8 +136,11 @@ class VolumeLock:
         self._fd = -1
 
     def forget_file(self) -> None:
-        """Remove the lock file of a volume that is gone; whoever waits on it notices and takes a new one."""
-        if not self._lease:
+        """Remove the lock file of a volume that is gone; whoever waits on it notices and takes a new one.
+
+        Not where clients remember names: another one could lock the file that is gone.
+        """
+        if not self._lease and not self._directory.share.stale_seconds:
             self._directory.make_private("locks").unlink(self._name)
 
     def _try(self) -> bool:
