@@ -59,7 +59,7 @@ class Owner:
     def is_dead(self) -> bool:
         """Whether this host can prove that the owner is gone: same machine, boot and PID namespace, other process."""
         here = Owner.of_this_process()
-        if not self.machine or (self.machine, self.boot, self.pid_namespace) != (here.machine, here.boot, here.pid_namespace):
+        if not self.boot or (self.machine, self.boot, self.pid_namespace) != (here.machine, here.boot, here.pid_namespace):
             return False
         return _start_time(self.pid) != self.started
 
