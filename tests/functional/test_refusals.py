@@ -484,3 +484,20 @@ def test_errors_of_the_system_are_told_as_ours(volume: Store, monkeypatch: pytes
                     volume.delete("s1") if name == "listdir" else volume.snapshot("s2")
     assert volume.snapshot("s3").changed and volume.delete("s1", "s2", "s3").changed
     assert volume.info()["snapshots"] == [] and volume.info()["pending"] is None
+
+
+def test_an_overlay_that_names_no_format_is_healed_before_qemu_img_could_guess(volume: Store) -> None:
+    """The raw base holds a forged header over a host file, and the overlay leaves the format open: nothing leaks."""
+    secret = volume.path.parent / "secret"
+    secret.write_bytes(b"s3cret" * 1000)
+    forged = volume.path.parent / "forged"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(secret), "-F", "raw", str(forged), "4M"], check=True)
+    patch(volume.path / "vol", 0, forged.read_bytes()[:65536])
+    with open(volume.path / "vol.s1", "w+b") as stream:
+        qcow2.write_image(stream.fileno(), 4 * MIB, "vol", None)
+    (volume.path / "vol.info").write_text('{"active": "vol.s1", "s1": "vol.s1"}')
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 3 1M 64k", str(volume.path / "vol.s1")], check=True)
+    predicted, done = volume.delete("s1", check=True), volume.delete("s1")
+    assert predicted.actions == done.actions and done.actions[0]["step"] == "repoint"
+    content = (volume.path / "vol").read_bytes()
+    assert content[:4] == b"QFI\xfb" and b"s3cret" not in content and content[MIB : MIB + 65536] == b"\x03" * 65536

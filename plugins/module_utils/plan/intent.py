@@ -47,7 +47,8 @@ def of_plan(plan: Plan, started: str, group: str | None = None) -> Intent:
     if before is None:
         raise ValueError("a plan without a volume before it needs no intent")
     changing = {step.file for step in plan.steps if isinstance(step, (Repoint, Pull, ReplaceOverlay))}
-    old = {image.file: (image.backing_file, image.backing_format) for image in before.chain if image.file in changing}
+    formats = {image.file: image.format for image in before.chain}
+    old = {image.file: (image.backing_file, formats.get(str(image.backing_file))) for image in before.chain if image.file in changing}
     return Intent(plan.operation, started, plan.steps, before.active.file, old, plan.after, group)
 
 

@@ -57,10 +57,13 @@ def require_known_formats(volume: Volume) -> None:
 
 
 def healing(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
-    """Steps that make absolute backing names relative, and the volume after them."""
+    """Steps that make absolute backing names relative and spell missing backing formats, and the volume after them.
+
+    A header without the format would let qemu-img guess it from content that a guest may have written.
+    """
     steps: list[Step] = []
     for image in volume.chain:
-        if image.absolute and image.backing_file:
+        if image.backing_file and (image.absolute or image.backing_format is None):
             below = volume.image(image.backing_file)
             steps.append(Repoint(image.file, below.file, str(below.format)))
             volume = volume.with_images(**{image.file: replace(image, absolute=False, backing_format=below.format)})
