@@ -140,7 +140,9 @@ volumes:
   type: list
   elements: dict
 results:
-  description: 'One for each item, in its order: name (of the volume), changed, failed, error_code, msg, actions, recovered and volume.'
+  description:
+    - 'One for each item, in its order: name, changed, failed, error_code, msg, actions, recovered and volume.'
+    - The name is the snapshot's for O(snapshots) and the volume's for a group.
   returned: with O(volumes) or O(snapshots)
   type: list
   elements: dict
@@ -227,8 +229,8 @@ def _run_many(module: AnsibleModule) -> None:
         if given.get("names") and not given.get("name"):
             params["name"] = None
         finder.prepare(params["share"], params["mount_base"])
-        name = str(params["volume"])
-        items.append(bulk.Item(name, frozenset([name]), lambda params=params: _run(params, options, finder)))
+        name = ", ".join(params["names"] or [str(params["name"])])
+        items.append(bulk.Item(name, frozenset([str(params["volume"])]), lambda params=params: _run(params, options, finder)))
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
     arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel), "items")
 

@@ -90,3 +90,21 @@ def test_the_playbook_of_the_readme(tmp_path: Path, ansible_environment: dict) -
     assert len(readme.split("```yaml\n")[1].split("```")[0].splitlines()) <= 16
     again = subprocess.run(argv, env=ansible_environment, capture_output=True, text=True, check=False)
     assert "changed=0" in again.stdout, again.stdout
+
+
+def test_results_of_a_bulk_task(tmp_path: Path, ansible_environment: dict) -> None:
+    """In input order, each under its own name and with its own error; the task fails at the end and nothing is left out."""
+    share = tmp_path / "share"
+    share.mkdir()
+    items = [{"volume": "db01", "name": "one"}, {"volume": "none", "name": "two"}, {"volume": "db01-log", "names": ["x", "y"], "state": "absent"}]
+    bulk = {"remotefs.storage.remotefs_snapshot": {"share": "SHARE", "snapshots": items}, "register": "done", "ignore_errors": True}
+    wanted = [
+        "done is failed and done is changed and done.error_code == 'volume_not_found'",
+        "done.results | map(attribute='name') == ['one', 'two', 'x, y']",
+        "done.results | map(attribute='failed') == [false, true, false]",
+        "done.results | map(attribute='changed') == [true, false, false]",
+        "done.results[1].error_code == 'volume_not_found' and 'none' in done.results[1].msg",
+        "done.volumes | map(attribute='name') == ['db01', 'db01-log']",
+        "done.results[0].actions | map(attribute='step') == ['create_overlay', 'write_info']",
+    ]
+    play(PREPARE + [bulk, {"ansible.builtin.assert": {"that": wanted}}], share, tmp_path, ansible_environment)
