@@ -227,6 +227,33 @@ def test_a_volume_with_interrupted_work_can_be_removed_whole(tmp_path: Path, nam
         assert not left, f"after a kill before change {limit}: {left}"
 
 
+@pytest.mark.slow
+def test_a_volume_made_anew_after_a_killed_deletion(tmp_path: Path) -> None:
+    """What the deletion left is ended and told, as check mode foretold it, before the new volume is made."""
+
+    def remove(world: World):
+        return volumes.ensure_absent(world.candidates, "vol", True, world.options())
+
+    def make(world: World, check: bool):
+        request = volumes.VolumeRequest(world.candidates, VolumeWish("vol", size=MIB))
+        return volumes.ensure_present(request, world.options(check))
+
+    ended = 0
+    for limit, world in states(tmp_path, _chain, remove):
+        if _intact(world):
+            continue  # killed before its intent was on record: the old volume is there, and larger than what is asked for
+        predicted, done = make(world, True), make(world, False)
+        assert (predicted.changed, predicted.actions, predicted.recovered) == (done.changed, done.actions, done.recovered), f"kill {limit}"
+        ended += any(one["operation"] == "delete_volume" for one in done.recovered)
+        assert done.after["size"] == MIB and not make(world, False).changed
+    assert ended
+
+
+def _intact(world: World) -> bool:
+    found = volumes.list_volumes(world.candidates.shares[0], ["vol"])
+    return bool(found) and "error_code" not in found[0] and found[0]["pending"] is None
+
+
 def test_killed_while_taking_a_group(tmp_path: Path) -> None:
     """Whatever recovery does, the volumes of a group agree: all of them have the snapshot or none has."""
 

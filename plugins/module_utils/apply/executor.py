@@ -198,14 +198,13 @@ class Executor:
 
     # -- interrupted tasks -------------------------------------------------------------------------------------------
 
-    def finish(self, interrupted: Interrupted) -> list[dict]:
-        """End what an earlier task left; returns ``recovered`` as modules report it."""
+    def finish(self, interrupted: Interrupted) -> None:
+        """End what an earlier task left; ``interrupted.describe()`` is ``recovered`` as modules report it."""
         for name in interrupted.leftovers:
             self._directory.discard_temporary(name)
         for resumption in interrupted.resumptions:
             with self.guarded(resumption.plan) as guard:
                 self._run(resumption.plan, resumption.plan.steps, guard)
-        return interrupted.describe()
 
 
 def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:

@@ -50,7 +50,7 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
     name = check_volume_name(request.wish.name)
     share = _located(request.candidates, name, options)
     if share is None:
-        return _create(request, options)
+        return _create(request, options, [])
     return _update(request, share, options)
 
 
@@ -68,10 +68,17 @@ def _update(request: VolumeRequest, share: Share, options: Options) -> Outcome:
         work.lock([(share, name)])
         volume, recovered = settle(work, share, name, said)
         if volume is not None:
-            _refuse_member(work, share, volume)
-            wish = _only_what_the_share_keeps(request.wish, share, options)
-            return carry_out(work, share, planner.ensure_volume(volume, wish), recovered)
-    return _create(request, options)  # it went away before the lock was ours, or only its unfinished deletion was left
+            return _bring_up(work, share, volume, request, recovered)
+    # It went away before the lock was ours, or only its unfinished deletion was left. Check mode, which ended nothing, meets
+    # that once more; a run has ended it here.
+    return _create(request, options, [] if options.check else recovered)
+
+
+def _bring_up(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
+    """Bring a volume that exists to what is wished, under its lock."""
+    _refuse_member(work, share, volume)
+    wish = _only_what_the_share_keeps(request.wish, share, work.options)
+    return carry_out(work, share, planner.ensure_volume(volume, wish), recovered)
 
 
 def _only_what_the_share_keeps(wish: planner.VolumeWish, share: Share, options: Options) -> planner.VolumeWish:
@@ -82,8 +89,11 @@ def _only_what_the_share_keeps(wish: planner.VolumeWish, share: Share, options: 
     return replace(wish, mode=None, uid=None, gid=None)
 
 
-def _create(request: VolumeRequest, options: Options) -> Outcome:
-    """Create under locks on all candidate shares, so that two tasks never create the name on two of them."""
+def _create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
+    """Create under locks on all candidate shares, so that two tasks never create the name on two of them.
+
+    :param ended: what was recovered on the way here.
+    """
     name, candidates = request.wish.name, request.candidates
     candidates.require_all()
     with Workspace(options) as work:
@@ -94,15 +104,15 @@ def _create(request: VolumeRequest, options: Options) -> Outcome:
         if again is not None and inventory.observe(work.directory(again), name) is not None:
             volume, recovered = settle(work, again, name, request.wish.format)
             if volume is not None:
-                return carry_out(work, again, planner.ensure_volume(volume, request.wish), recovered)
-        return _create_locked(work, request, source_share)
+                return _bring_up(work, again, volume, request, ended + recovered)
+        return _create_locked(work, request, source_share, ended)
 
 
 def _writable(share: Share) -> bool:
     return os.access(share.path, os.W_OK)
 
 
-def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share | None) -> Outcome:
+def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share | None, ended: list) -> Outcome:
     wish, copy = request.wish, None
     source_told: list = []
     if request.source and source_share:
@@ -112,8 +122,10 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     at_once = size if wish.preallocation in ("falloc", "full") else (wish.source.allocated if wish.source else 0)
     plan = planner.create_volume(wish)
     share = placement.choose(request.candidates, size, at_once, request.policy)
-    recovered = source_told + _clear_unfinished(work, request.candidates, wish.name)
-    inventory.require_free_name(work.directory(share), wish.name, wish.name)
+    recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
+    going = {step["file"] for one in recovered for step in one["steps"] if step["step"] == "unlink"} if work.options.check else set()
+    if wish.name not in going:  # a prediction has not removed what the run will have removed by then
+        inventory.require_free_name(work.directory(share), wish.name, wish.name)
     return carry_out(work, share, plan, recovered, copy)
 
 
