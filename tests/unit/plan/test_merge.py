@@ -83,12 +83,7 @@ def test_two_groups() -> None:
 def test_the_file_with_most_visible_clusters_stays() -> None:
     known = clusters(s1=[0, 1], s2=[1, 2, 3, 4, 5])
     plan = delete_snapshots(volume(8, 8, 8, 8), ["s2"], known)
-    assert brief(plan.steps) == [
-        ("pull", "v.s2", "v"),
-        ("repoint", "v.s3", "v.s2"),
-        ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}),
-        ("unlink", "v.s1"),
-    ] or brief(plan.steps) == [("pull", "v.s2", "v"), ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}), ("unlink", "v.s1")]
+    assert brief(plan.steps) == [("pull", "v.s2", "v"), ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}), ("unlink", "v.s1")]
     assert [step.bytes for step in plan.steps if isinstance(step, Pull)] == [KIB64]
 
 
