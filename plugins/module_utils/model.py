@@ -141,11 +141,22 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """What a linked clone rests on: ``file`` is the topmost file of its chain that belongs to ``volume``, and shows the data
+    of ``snapshot`` (None where no snapshot of that volume names it)."""
+
+    volume: str
+    snapshot: str | None
+    file: str
+
+
+@dataclass(frozen=True)
 class Volume:
     """A volume as it stands on a share: its chain (active image first) and its snapshots (oldest first).
 
+    The chain of a linked clone goes on into files of its ``parent``, which only that volume's tasks may change.
     ``info`` tells whether ``NAME.info`` exists, ``adopted`` whether our own record of the formats does; ``pending`` is the
-    intent of an interrupted task; ``leftovers`` are temporary files of one.
+    intent of an interrupted task.
     """
 
     name: str
@@ -154,7 +165,8 @@ class Volume:
     info: bool = False
     adopted: bool = False
     pending: object = None
-    dependents: tuple[tuple[str, str], ...] = ()  # (foreign file, file of this chain that it rests on)
+    dependents: tuple[tuple[str, str], ...] = ()  # (linked clone, own file that it rests on)
+    parent: Parent | None = None
 
     @property
     def active(self) -> Image:
@@ -163,6 +175,25 @@ class Volume:
     @property
     def base(self) -> Image:
         return self.chain[-1]
+
+    @property
+    def own(self) -> tuple[Image, ...]:
+        """The images that are this volume's, active first: those above the parent's."""
+        return self.chain if self.parent is None else self.chain[: self.files.index(self.parent.file)]
+
+    @property
+    def own_base(self) -> Image:
+        """The lowest image of its own: of a linked clone the one that rests on the parent."""
+        return self.own[-1]
+
+    @property
+    def own_files(self) -> tuple[str, ...]:
+        return tuple(image.file for image in self.own)
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that its own files take on disk."""
+        return sum(image.allocated for image in self.own)
 
     @property
     def size(self) -> int:

@@ -116,10 +116,10 @@ class Executor:
     # -- in two halves, for groups that all get their overlays before any is recorded ------------------------------
 
     def record_intent(self, plan: Plan, group: str | None = None) -> None:
-        record = inventory.read_record(self._directory, plan.volume) or records.Record()
+        record = records.read(self._directory, plan.volume) or records.Record()
         if plan.before is not None:
-            formats = {image.file: image.format for image in plan.before.chain if image.format}
-            record = records.Record({**record.formats, **formats}, record.snapshots)
+            formats = {image.file: image.format for image in plan.before.own if image.format}
+            record = records.Record({**record.formats, **formats}, record.snapshots, parent=plan.before.parent)
         self._write_record(plan.volume, record.with_intent(intents.of_plan(plan, now(), group).to_json()))
 
     def run_data_steps(self, plan: Plan, guard: Guard) -> None:
@@ -212,7 +212,7 @@ def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
 
     :raises NeedsRecovery: the share is in no state that the interrupted task can have left.
     """
-    record = inventory.read_record(directory, name)
+    record = records.read(directory, name)
     leftovers = tuple(directory.leftovers(name))
     if record is None:
         return Interrupted((), leftovers)
@@ -249,7 +249,7 @@ def _readable(directory: ShareDirectory, name: str) -> Volume | None:
 
 
 def _resumption(directory: ShareDirectory, name: str, intent: intents.Intent) -> intents.Resumption:
-    info = inventory.read_info(directory, name)
+    info = info_file.read(directory, name)
     backing = {}
     for file in intents.files_to_look_at(intent):
         found = _backing(directory, file)

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterable
 from ..errors import ChainBroken, UnsafeImage
 from ..model import Image
 from ..plan.steps import Commit, CopyImage, CreateImage, CreateOverlay, Grow, Pull, ReplaceOverlay, Repoint, SetAttributes, Step, Truncate
-from ..store import in_use, inventory, qcow2
+from ..store import in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
 from . import allocate, qemu_img
 
@@ -185,8 +185,8 @@ class OfflineEngine:
 
     def _chain(self, volume: str, file: str) -> tuple[Image, ...]:
         """The chain as it is now from ``file`` down, read from the headers."""
-        record = inventory.read_record(self._directory, volume)
-        info = inventory.read_info(self._directory, volume)
+        record = records.read(self._directory, volume)
+        info = info_file.read(self._directory, volume)
         return inventory.walk(self._directory, volume, file, info, record)
 
     def _repoint(self, step: Repoint, _volume: str) -> None:

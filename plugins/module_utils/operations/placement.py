@@ -14,7 +14,7 @@ from ..errors import Conflict, NoEligibleShare, ShareNotMounted, StorageError
 from ..model import Share
 from ..mounts.probe import capacity
 from ..mounts.resolve import find_share
-from ..store import inventory
+from ..store import inventory, records
 from ..store.directory import ShareDirectory
 
 _LOCAL = ("directory", "bind")
@@ -101,7 +101,7 @@ def _has_volume(share: Share, name: str) -> bool:
         if inventory.exists(directory, name):
             return True
         try:
-            record = inventory.read_record(directory, name)
+            record = records.read(directory, name)
         except StorageError:
             return True
         return record is not None and record.intent is not None

@@ -16,7 +16,7 @@ from ..model import Share, Volume, check_snapshot_name, check_volume_name
 from ..plan import merge, planner
 from ..plan.cost import Allocation
 from ..plan.plan import Plan
-from ..store import inventory, qcow2
+from ..store import kinship, qcow2
 from ..store.directory import ShareDirectory
 from . import placement
 from .transaction import Options, Outcome, Workspace, carry_out, settle
@@ -66,7 +66,7 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
 def _plan_taking(work: Workspace, share: Share, volume: Volume, wish: planner.SnapshotWish) -> Plan:
     plan = planner.create_snapshot(volume, replace(wish, created=wish.created or now()))
     if plan.intent and plan.after is not None:
-        inventory.require_free_name(work.directory(share), plan.after.active.file, volume.name)
+        kinship.require_free_name(work.directory(share), plan.after.active.file, volume.name)
     return plan
 
 

@@ -21,7 +21,7 @@ from ..errors import ShareNotWritable, from_os_error
 from ..model import Share, Volume
 from ..plan.plan import Plan
 from ..plan.steps import Unlink
-from ..store import in_use, inventory
+from ..store import in_use, inventory, kinship
 from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
 from . import report
@@ -60,6 +60,7 @@ class Workspace:
     def __init__(self, options: Options) -> None:
         self.options = options
         self._stack = ExitStack()
+        self._held = ExitStack()
         self._directories: dict[str, ShareDirectory] = {}
         self._locks: list[VolumeLock] = []
 
@@ -67,7 +68,10 @@ class Workspace:
         return self
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
-        self._stack.close()
+        try:
+            self.unlock_all()
+        finally:
+            self._stack.close()
         if isinstance(error, OSError):
             places = ", ".join(directory.share.label for directory in self._directories.values())
             raise from_os_error(error, f"share {places}") from error
@@ -77,17 +81,28 @@ class Workspace:
             self._directories[share.path] = self._stack.enter_context(ShareDirectory(share))
         return self._directories[share.path]
 
-    def lock(self, wanted: Iterable[tuple[Share, str]]) -> None:
-        """Take the locks of several names in one fixed order, so that tasks never wait for each other in a circle."""
+    def lock(self, wanted: Iterable[tuple[Share, str]], shared: Iterable[tuple[Share, str]] = ()) -> None:
+        """Take the locks of several names in one fixed order, so that tasks never wait for each other in a circle. Once: who
+        needs other ones after all gives these back with :meth:`unlock_all`, locks again, and looks again.
+
+        :param shared: names whose files are only read: many tasks may hold them so at once, while nobody changes them.
+        """
+        exclusive = {(share.path, name): share for share, name in wanted}
+        every = {**{(share.path, name): share for share, name in shared}, **exclusive}
         if self.options.check:
-            for share, _name in wanted:
+            for share in every.values():
                 _require_writable(share)
             return
-        for share, name in sorted(set(wanted), key=lambda pair: (pair[0].path, pair[1])):
-            lock = VolumeLock(self.directory(share), name, self.options.lock_timeout, self.options.break_lock)
-            self._stack.enter_context(lock)
-            self._locks.append(lock)
-        self._outwait_caches({share for share, _name in wanted})
+        for path, name in sorted(every):
+            directory, reading = self.directory(every[(path, name)]), (path, name) not in exclusive
+            lock = VolumeLock(directory, name, self.options.lock_timeout, self.options.break_lock, reading)
+            self._locks.append(self._held.enter_context(lock))
+        self._outwait_caches(set(every.values()))
+
+    def unlock_all(self) -> None:
+        """Give all locks back. What was read under them is no longer to be relied on."""
+        self._locks = []
+        self._held.close()
 
     def _outwait_caches(self, shares: set[Share]) -> None:
         """Now that nobody else changes anything, wait until this client cannot show what the last one has replaced.
@@ -126,7 +141,7 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
         work.executor(share).finish(interrupted)
     volume = _look(work, share, name, said, interrupted)
     if volume is not None and dependents:
-        volume = replace(volume, dependents=inventory.dependents_of(volume, inventory.scan_backings(directory)))
+        volume = replace(volume, dependents=kinship.dependents_of(directory, volume, kinship.scan_backings(directory)))
     return volume, recovered
 
 
@@ -145,8 +160,8 @@ def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume
     volume, told = observed.volume, [{"operation": one.operation, "outcome": "discarded", "steps": []} for one in begun]
     made = {file for one in begun if one.plan.after for file in one.plan.after.files}
     strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)
-    backings = tuple(pair for pair in inventory.scan_backings(directory) if pair[0] not in strays)
-    volume = replace(volume, dependents=inventory.dependents_of(volume, backings))
+    backings = tuple(pair for pair in kinship.scan_backings(directory) if pair[0] not in strays)
+    volume = replace(volume, dependents=kinship.dependents_of(directory, volume, backings))
     return volume, told + left.describe(), tuple(sorted(file for file in strays if directory.root.status(file) is not None))
 
 

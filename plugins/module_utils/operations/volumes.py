@@ -14,7 +14,7 @@ from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Share, Volume, check_volume_name
 from ..plan import planner
 from ..plan.plan import require_known_formats
-from ..store import inventory
+from ..store import inventory, kinship
 from ..store.directory import ShareDirectory
 from . import placement, report
 from .transaction import Options, Outcome, Workspace, carry_out, require_unused, settle, settle_for_removal
@@ -125,7 +125,7 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
     going = {step["file"] for one in recovered for step in one["steps"] if step["step"] == "unlink"} if work.options.check else set()
     if wish.name not in going:  # a prediction has not removed what the run will have removed by then
-        inventory.require_free_name(work.directory(share), wish.name, wish.name)
+        kinship.require_free_name(work.directory(share), wish.name, wish.name)
     return carry_out(work, share, plan, recovered, copy)
 
 
@@ -170,7 +170,7 @@ def _refuse_member(work: Workspace, share: Share, volume: Volume) -> None:
     """:raises Conflict: the lone file of this name belongs to another volume's chain."""
     if volume.info:
         return
-    owner = inventory.owner_of(work.directory(share), volume.name, volume.name)
+    owner = kinship.owner_of(work.directory(share), volume.name, besides=volume.name)
     if owner is not None:
         raise Conflict(f"volume {volume.name}", f"the file of that name belongs to volume {owner}", "choose another name")
 
@@ -219,7 +219,7 @@ def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
         names = [
             name for name in inventory.list_names(directory) if not patterns or any(fnmatch.fnmatchcase(name, glob) for glob in patterns)
         ]
-        backings = inventory.scan_backings(directory) if names else ()
+        backings = kinship.scan_backings(directory) if names else ()
         return [_read(directory, name, backings) for name in names]
 
 
@@ -228,7 +228,7 @@ def _read(directory: ShareDirectory, name: str, backings: tuple[tuple[str, str],
         observed = inventory.observe(directory, name)
         if observed is None:
             raise VolumeNotFound(f"volume {name}", "it went away while it was read", "read again")
-        volume = replace(observed.volume, dependents=inventory.dependents_of(observed.volume, backings))
+        volume = replace(observed.volume, dependents=kinship.dependents_of(directory, observed.volume, backings))
         return report.read_volume(directory, volume)
     except StorageError as error:
         return {"name": name, "share": directory.share.source, "error_code": error.error_code, "msg": str(error)}

@@ -62,7 +62,7 @@ def healing(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
     A header without the format would let qemu-img guess it from content that a guest may have written.
     """
     steps: list[Step] = []
-    for image in volume.chain:
+    for image in volume.own:
         if image.backing_file and (image.absolute or image.backing_format is None):
             below = volume.image(image.backing_file)
             steps.append(Repoint(image.file, below.file, str(below.format)))

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import ChainBroken, UnsafeImage
 from ..model import info_name, is_safe_file_name
+
+if TYPE_CHECKING:
+    from .directory import ShareDirectory
 
 _ACTIVE = "active"
 
@@ -29,6 +33,12 @@ class Info:
         content = dict(self.snapshots)
         content[_ACTIVE] = self.active
         return json.dumps(content, indent=1, sort_keys=True).encode("utf-8")
+
+
+def read(directory: ShareDirectory, volume: str) -> Info | None:
+    """``.info`` of a volume on a share; None where there is none. Raises as :func:`parse` does."""
+    data = directory.root.read_small(info_name(volume))
+    return None if data is None else parse(volume, data)
 
 
 def parse(volume: str, data: bytes) -> Info:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
 from ..model import Image, Share, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
-from . import info_file, qcow2, records
+from . import info_file, kinship, qcow2, records
 from .directory import ShareDirectory
 from .in_use import ask
 
@@ -100,30 +100,22 @@ def _marks(directory: ShareDirectory, name: str) -> tuple:
     return tuple(found)
 
 
-def read_record(directory: ShareDirectory, name: str) -> records.Record | None:
-    private = directory.private("volumes")
-    return records.parse(name, private.read_small(records.file_name(name))) if private else None
-
-
-def read_info(directory: ShareDirectory, name: str) -> info_file.Info | None:
-    data = directory.root.read_small(info_name(name))
-    return None if data is None else info_file.parse(name, data)
-
-
 def _observe(directory: ShareDirectory, name: str, said: str | None) -> Observed | None:
-    record = read_record(directory, name)
-    info = read_info(directory, name)
+    record = records.read(directory, name)
+    info = info_file.read(directory, name)
     active = info.active if info else name
     if info is None and (not exists(directory, name) or directory.root.status(name) is None):
         return None
     chain = walk(directory, name, active, info, record, said)
     snapshots = _snapshots(name, chain, info, record)
     pending = record.intent if record else None
-    return Observed(Volume(name, chain, snapshots, info is not None, _is_adopted(chain, record), pending), info, record)
+    parent = kinship.parent_of(directory, name, chain, info, record)
+    volume = Volume(name, chain, snapshots, info is not None, pending=pending, parent=parent)
+    return Observed(replace(volume, adopted=_is_adopted(volume, record)), info, record)
 
 
-def _is_adopted(chain: tuple[Image, ...], record: records.Record | None) -> bool:
-    return record is not None and all(image.file in record.formats for image in chain)
+def _is_adopted(volume: Volume, record: records.Record | None) -> bool:
+    return record is not None and record.parent == volume.parent and all(file in record.formats for file in volume.own_files)
 
 
 def walk(
@@ -255,7 +247,7 @@ def list_names(directory: ShareDirectory) -> list[str]:
         except StorageError:
             members.update(name for name in names if name == volume or name.startswith(volume + "."))
             continue
-        members.update(observed.volume.files if observed else ())
+        members.update(observed.volume.own_files if observed else ())
     lone = {name for name in names if not name.endswith(".info") and name not in members and _is_regular(directory, name)}
     return sorted(volumes | lone)
 
@@ -267,74 +259,7 @@ def _is_regular(directory: ShareDirectory, name: str) -> bool:
         return True  # shown with its error, not hidden
 
 
-def owner_of(directory: ShareDirectory, file: str, volume: str) -> str | None:
-    """Another volume whose chain or name ``file`` may belong to: one whose name is a prefix up to a dot, or equal."""
-    parts = file.split(".")
-    for length in range(1, len(parts)):
-        other = ".".join(parts[:length])
-        if other == volume or not is_safe_file_name(other):
-            continue
-        observed = observe(directory, other)
-        if observed is not None and file in observed.volume.files and file != other:
-            return other
-    return None
-
-
-def scan_backings(directory: ShareDirectory) -> tuple[tuple[str, str], ...]:
-    """(file, its backing file) for everything on the share that may be an overlay.
-
-    Headers decide, whatever the records say; files recorded as raw are disks of guests and are not believed.
-    """
-    found = []
-    for file in directory.root.names():
-        if not is_safe_file_name(file) or file.endswith(".info"):
-            continue
-        backing = _backing_of_unknown(directory, file)
-        if backing is not None and not _recorded_raw(directory, file):
-            found.append((file, backing))
-    return tuple(found)
-
-
-def dependents_of(volume: Volume, backings: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """(foreign file, file of ``volume`` that it rests on), from what :func:`scan_backings` found."""
-    own = set(volume.files)
-    return tuple((file, backing) for file, backing in backings if backing in own and file not in own)
-
-
-def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
-    try:
-        with directory.root.opened(file) as fd:
-            name = qcow2.read_backing_name(fd)
-    except (OSError, StorageError):
-        return None
-    return os.path.basename(name) if name else None
-
-
-def _recorded_raw(directory: ShareDirectory, file: str) -> bool:
-    try:
-        record = read_record(directory, file)
-    except StorageError:
-        return False
-    return record is not None and record.formats.get(file) == "raw"
-
-
 def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
     """``in_use`` of a volume: whether its active image is open somewhere. None where the file system cannot tell."""
     with directory.root.opened(volume.active.file) as fd:
         return ask(fd, directory.share)
-
-
-def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None:
-    """:raises Conflict: ``file`` exists, or differs only in case from an existing file where the share ignores case."""
-    subject = directory.root.subject(file)
-    remedy = "remove or rename it, or choose another name"
-    try:
-        status = os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(status.st_mode):
-        raise Conflict(subject, "something that is no regular file has this name", remedy)
-    owner = owner_of(directory, file, volume)
-    raise Conflict(
-        subject, f"the name belongs to volume {owner}" if owner else "the name is taken by a file that is not this volume's", remedy
-    )

@@ -10,10 +10,14 @@ only on states that the recorded intent can have left.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ..errors import ChainBroken, NeedsRecovery
-from ..model import FORMATS, Volume, is_safe_file_name
+from ..model import FORMATS, Parent, Volume, is_safe_file_name
+
+if TYPE_CHECKING:
+    from .directory import ShareDirectory
 
 _VERSION = 1
 
@@ -29,12 +33,14 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Record:
-    """The record of one volume. ``snapshots`` maps a name to created, description, labels and protected."""
+    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to created, description, labels and
+    protected; ``parent`` is what a linked clone rests on."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
     intent: dict | None = None
     garbage: tuple[Garbage, ...] = ()
+    parent: Parent | None = None
 
     def to_bytes(self, volume: str) -> bytes:
         content = {
@@ -44,6 +50,7 @@ class Record:
             "snapshots": self.snapshots,
             "intent": self.intent,
             "garbage": [[item.file, item.inode, item.size] for item in self.garbage],
+            "parent": None if self.parent is None else asdict(self.parent),
         }
         return json.dumps(content, sort_keys=True, indent=1).encode("utf-8")
 
@@ -62,11 +69,17 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = ()) -> Record:
         }
         for snapshot in volume.snapshots
     }
-    return Record({image.file: image.format for image in volume.chain if image.format}, details, None, garbage)
+    return Record({image.file: image.format for image in volume.own if image.format}, details, None, garbage, volume.parent)
 
 
 def file_name(volume: str) -> str:
     return volume + ".json"
+
+
+def read(directory: ShareDirectory, volume: str) -> Record | None:
+    """The record of a volume on a share; None where there is none. Raises as :func:`parse` does."""
+    private = directory.private("volumes")
+    return parse(volume, private.read_small(file_name(volume))) if private else None
 
 
 def parse(volume: str, data: bytes | None) -> Record | None:
@@ -83,12 +96,14 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             snapshots={str(name): _details(value) for name, value in content["snapshots"].items()},
             intent=_intent(content["intent"]),
             garbage=tuple(Garbage(str(name), int(inode), int(size)) for name, inode, size in content["garbage"]),
+            parent=None if content.get("parent") is None else Parent(**content["parent"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
     if version != _VERSION:
         raise NeedsRecovery(subject, f"its version {version!r} is not known here", "use the release of the collection that wrote it")
     names = list(record.formats) + [item.file for item in record.garbage]
+    names += [record.parent.volume, record.parent.file] if record.parent else []
     if not all(is_safe_file_name(name) for name in names) or not set(record.formats.values()) <= set(FORMATS):
         raise ChainBroken(subject, "it names files or formats that cannot be", remedy)
     return record

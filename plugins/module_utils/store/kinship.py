@@ -1,0 +1,155 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whose a file is, and who rests on whom: the relations between the volumes of a share.
+
+A linked clone's chain goes on into files of its parent. The headers say that it does; records and ``.info`` say whose each
+file is. A file that nobody claims is a volume of its own name.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ..errors import Conflict, StorageError
+from ..model import Image, Parent, Volume, is_safe_file_name
+from . import info_file, qcow2, records
+from .directory import ShareDirectory
+
+_MOST_FILES = 256  # followed in a chain that nobody vouches for
+
+
+def owner_of(directory: ShareDirectory, file: str, besides: str | None = None) -> str | None:
+    """The volume that claims ``file``, ``besides`` one that is not asked; None where no record and no ``.info`` does.
+
+    Files of a volume are called ``NAME`` or ``NAME.something``, so only the parts of the file's own name are asked.
+    """
+    parts = file.split(".")
+    for length in range(len(parts), 0, -1):
+        volume = ".".join(parts[:length])
+        if volume != besides and is_safe_file_name(volume) and _claims(directory, volume, file):
+            return volume
+    return None
+
+
+def _claims(directory: ShareDirectory, volume: str, file: str) -> bool:
+    try:
+        record = records.read(directory, volume)
+        if record is not None and file in record.formats:
+            return True
+        info = info_file.read(directory, volume)
+    except (OSError, StorageError):
+        return False
+    return info is not None and (file == volume or file in _names_from(directory, info, record))
+
+
+def _names_from(directory: ShareDirectory, info: info_file.Info, record: records.Record | None) -> set[str]:
+    """The files of ``.info`` and what their headers lead to, down to the first file of another name or format."""
+    found = {info.active, *dict(info.snapshots).values()}
+    recorded = record.formats if record else {}
+    file: str | None = info.active
+    for _ in range(_MOST_FILES):
+        if file is None or recorded.get(file) == "raw":
+            break
+        found.add(file)
+        file = _qcow2_backing_of(directory, file)
+    return found
+
+
+def _qcow2_backing_of(directory: ShareDirectory, file: str) -> str | None:
+    """What is under an overlay; a raw disk's guest has no say, so only overlays that name their backing file's format count."""
+    try:
+        with directory.root.opened(file) as fd:
+            header = qcow2.read_header(fd)
+    except (OSError, StorageError, qcow2.Qcow2Error):
+        return None
+    return os.path.basename(header.backing_file) if header.backing_file and header.backing_format else None
+
+
+def parent_of(
+    directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None
+) -> Parent | None:
+    """What volume ``name`` rests on, if its chain goes on into files of another volume.
+
+    The record says so, as long as the chain agrees. Without one the names decide: below the last file that is surely its
+    own, everything that another volume claims, or that has a foreign name, is the parent's.
+    """
+    files = [image.file for image in chain]
+    if record is not None and record.parent is not None and record.parent.file in files[1:]:
+        return record.parent
+    own = {name} | (set(record.formats) if record else set())
+    if info is not None:
+        own |= {info.active, *dict(info.snapshots).values()}
+    lowest = max((index for index, file in enumerate(files) if file in own), default=0)
+    for file in files[lowest + 1 :]:
+        owner = owner_of(directory, file)
+        if owner != name and not (owner is None and file.startswith(name + ".")):
+            return Parent(owner or file, _snapshot_showing(directory, owner or file, file), file)
+    return None
+
+
+def _snapshot_showing(directory: ShareDirectory, volume: str, file: str) -> str | None:
+    """The snapshot of ``volume`` whose data is what ``file`` shows."""
+    try:
+        info = info_file.read(directory, volume)
+    except (OSError, StorageError):
+        return None
+    for snapshot, overlay in info.snapshots if info else ():
+        if _qcow2_backing_of(directory, overlay) == file:
+            return snapshot
+    return None
+
+
+def scan_backings(directory: ShareDirectory) -> tuple[tuple[str, str], ...]:
+    """(file, its backing file) for everything on the share that may be an overlay.
+
+    Headers decide, whatever the records say; files recorded as raw are disks of guests and are not believed.
+    """
+    found = []
+    for file in directory.root.names():
+        if not is_safe_file_name(file) or file.endswith(".info"):
+            continue
+        backing = _backing_of_unknown(directory, file)
+        if backing is not None and not _recorded_raw(directory, file):
+            found.append((file, backing))
+    return tuple(found)
+
+
+def dependents_of(directory: ShareDirectory, volume: Volume, backings: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """(linked clone, file of ``volume`` that it rests on), from what :func:`scan_backings` found."""
+    own, chain = set(volume.own_files), set(volume.files)
+    found = [(file, backing) for file, backing in backings if backing in own and file not in chain]
+    return tuple((owner_of(directory, file) or file, backing) for file, backing in found)
+
+
+def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
+    try:
+        with directory.root.opened(file) as fd:
+            name = qcow2.read_backing_name(fd)
+    except (OSError, StorageError):
+        return None
+    return os.path.basename(name) if name else None
+
+
+def _recorded_raw(directory: ShareDirectory, file: str) -> bool:
+    try:
+        record = records.read(directory, file)
+    except StorageError:
+        return False
+    return record is not None and record.formats.get(file) == "raw"
+
+
+def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None:
+    """:raises Conflict: something has the name already, whatever it is."""
+    subject = directory.root.subject(file)
+    remedy = "remove or rename it, or choose another name"
+    try:
+        status = os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise Conflict(subject, "something that is no regular file has this name", remedy)
+    owner = owner_of(directory, file)
+    told = f"the name belongs to volume {owner}" if owner not in (None, volume) else "the name is taken by a file that is not this volume's"
+    raise Conflict(subject, told, remedy)
