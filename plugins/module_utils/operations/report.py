@@ -86,6 +86,6 @@ def difference(found: dict | None) -> dict:
         return {}
     kept = ("name", "share", "path", "format", "base_format", "size", "parent")
     shown = {key: found[key] for key in kept}
-    shown["snapshots"] = [{key: item[key] for key in ("name", "file", "description", "labels")} for item in found["snapshots"]]
+    shown["snapshots"] = [{key: item[key] for key in ("name", "file", "description", "labels", "protected")} for item in found["snapshots"]]
     shown["chain"] = [{key: item[key] for key in ("file", "format", "backing_file", "size")} for item in found["chain"]]
     return shown

@@ -13,6 +13,7 @@ from .plan import Plan, healing, require_known_formats, write_info
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord
 
 DEFAULT_MODE = 0o660
+DEFAULT_MAX_CHAIN = 64  # files that a read of something never written has to look through
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,17 @@ class VolumeWish:
 
 @dataclass(frozen=True)
 class SnapshotWish:
-    """What a playbook wants a snapshot to be; description and labels are left alone where they are None."""
+    """What a playbook wants a snapshot to be; description, labels and protected are left alone where they are None.
+
+    ``created`` is for a snapshot that is taken, ``max_chain`` the number of files that its volume's chain may have then.
+    """
 
     name: str
     created: str | None = None
     description: str | None = None
     labels: dict | None = field(default=None)
+    protected: bool | None = None
+    max_chain: int = DEFAULT_MAX_CHAIN
 
 
 def create_volume(wish: VolumeWish) -> Plan:
@@ -149,10 +155,14 @@ def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = ()) -
 
 
 def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
-    """Take a snapshot: a new overlay becomes the active image. Where it exists, only what is said of it is updated."""
+    """Take a snapshot: a new overlay becomes the active image. Where it exists, only what is said of it is updated.
+
+    :raises InvalidParameter: the chain would have more than ``wish.max_chain`` files.
+    """
     if volume.has_snapshot(wish.name):
         return _describe_snapshot(volume, wish)
     require_known_formats(volume)
+    check_chain_length(f"snapshot {wish.name} of volume {volume.name}", len(volume.chain), wish.max_chain)
     heal, current = healing(volume)
     active = current.active
     check_qcow2_size(f"snapshot of volume {volume.name}", "qcow2", active.size)
@@ -168,7 +178,7 @@ def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
         uid=active.uid,
         gid=active.gid,
     )
-    snapshot = Snapshot(wish.name, file, wish.created, wish.description or "", dict(wish.labels or {}))
+    snapshot = Snapshot(wish.name, file, wish.created, wish.description or "", dict(wish.labels or {}), bool(wish.protected))
     after = replace(current, chain=(overlay,) + current.chain, snapshots=current.snapshots + (snapshot,), info=True, adopted=True)
     steps = heal + (CreateOverlay(file, active.file, str(active.format), active.size), write_info(after))
     return Plan("create_snapshot", volume.name, steps, volume, after, intent=True)
@@ -180,11 +190,33 @@ def _describe_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
         present,
         description=present.description if wish.description is None else wish.description,
         labels=present.labels if wish.labels is None else dict(wish.labels),
+        protected=present.protected if wish.protected is None else wish.protected,
     )
     if wanted == present:
         return Plan("create_snapshot", volume.name, (), volume, volume)
     after = replace(volume, snapshots=tuple(wanted if snapshot == present else snapshot for snapshot in volume.snapshots))
     return Plan("create_snapshot", volume.name, (WriteRecord(volume.name),), volume, after)
+
+
+def check_max_chain(max_chain: int) -> int:
+    """:raises InvalidParameter: no limit for a chain that leaves room for a snapshot and can still be read."""
+    if not 2 <= max_chain <= 200:
+        raise InvalidParameter("option max_chain", f"{max_chain} is no limit for the files of a chain", "give a number from 2 to 200")
+    return max_chain
+
+
+def check_chain_length(subject: str, files: int, max_chain: int) -> None:
+    """Before one more overlay is put on a chain.
+
+    :param files: how many files the chain has without the new overlay.
+    :raises InvalidParameter: with it there would be more than ``max_chain``.
+    """
+    if files + 1 > max_chain:
+        raise InvalidParameter(
+            subject,
+            f"the chain has {files} files, and with one more it would be longer than max_chain ({max_chain})",
+            "delete snapshots, flatten it if it is a linked clone, or raise max_chain",
+        )
 
 
 def overlay_name(volume: Volume, snapshot: str) -> str:
