@@ -4,8 +4,13 @@
 """One task at a time on a volume, across hosts: a lock file on the share, or a lease where locks are not seen.
 
 Where the kernel's locks travel (local, NFS, GlusterFS, sshfs on one host), an open-file-description lock on
-``.remotefs/locks/NAME.lock`` decides alone: it ends with its last holder, and programs inherit it. On CIFS with ``nobrl``
-nobody sees it; there a file made with O_EXCL is the lease, which a dead owner leaves behind.
+``.remotefs/locks/NAME.lock`` decides alone: it ends with its last holder, and programs inherit it. Tasks that only read a
+volume's files share it. On CIFS with ``nobrl`` nobody sees it; there a file made with O_EXCL is the lease, which a dead
+owner leaves behind, and which is never shared.
+
+A lock can be lost while its holder works: a server gives it away after a partition, an administrator breaks a lease. So the
+file holds a token: the holder's name with a random generation, or nothing while readers hold it. Before each change a task
+asks with :meth:`VolumeLock.verify` whether lock, file and token are still its own.
 """
 
 from __future__ import annotations
@@ -23,14 +28,16 @@ from ..errors import LockTimeout, StorageError, from_os_error
 from .directory import ShareDirectory
 
 _OFD_SETLK = 37
-_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_WHOLE_FILE = {kind: struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0) for kind in (fcntl.F_WRLCK, fcntl.F_RDLCK)}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25  # seconds
 _LOST = (errno.ENOENT, errno.ESTALE)
+_REFUSED = (errno.EAGAIN, errno.EACCES)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock, as others are told. ``started`` is the process's start time in the kernel's clock ticks."""
+    """Who holds a lock, as others are told. ``started`` is the process's start time in the kernel's clock ticks;
+    ``generation`` is random, so that no two takings look alike."""
 
     host: str
     machine: str
@@ -39,6 +46,7 @@ class Owner:
     pid: int
     started: str
     since: str
+    generation: str = ""
 
     @staticmethod
     def of_this_process() -> Owner:
@@ -51,6 +59,7 @@ class Owner:
             pid,
             _start_time(pid),
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            os.urandom(8).hex(),
         )
 
     def to_bytes(self) -> bytes:
@@ -100,22 +109,32 @@ class VolumeLock:
 
     :param timeout: seconds to wait for it.
     :param break_lease: take a lease away from an owner that cannot be proven dead.
-    :raises LockTimeout: another task held it all the time; the message names its owner.
+    :param shared: only keep others from changing the volume; many tasks can hold it so at once. A lease is never shared.
+    :raises LockTimeout: another task held it all the time; the message names its owner where there is only one.
     """
 
-    def __init__(self, directory: ShareDirectory, volume: str, timeout: float = 90, break_lease: bool = False) -> None:
+    def __init__(
+        self, directory: ShareDirectory, volume: str, timeout: float = 90, break_lease: bool = False, shared: bool = False
+    ) -> None:
+        self.volume = volume
         self._directory = directory
-        self._volume = volume
         self._timeout = timeout
         self._break_lease = break_lease
         self._lease = not directory.share.locks_visible
+        self._kind = fcntl.F_RDLCK if shared and not self._lease else fcntl.F_WRLCK
         self._name = volume + (".lease" if self._lease else ".lock")
         self._fd = -1
+        self._identity = (0, 0)  # device and inode of the file that is locked
+        self._token = b""  # what the file holds for as long as the lock is ours
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What programs inherit, so that the lock lasts as long as their work."""
         return (self._fd,) if self._fd >= 0 else ()
+
+    @property
+    def shared(self) -> bool:
+        return self._kind == fcntl.F_RDLCK
 
     def __enter__(self) -> VolumeLock:
         deadline = time.monotonic() + self._timeout
@@ -130,18 +149,51 @@ class VolumeLock:
     def __exit__(self, *_exc: object) -> None:
         if self._fd < 0:
             return
-        if self._lease:
-            self._directory.make_private("locks").unlink(self._name)
-        os.close(self._fd)
-        self._fd = -1
+        try:
+            if self._lease and self._is_held():  # another one's lease is not ours to remove
+                self._directory.make_private("locks").unlink(self._name)
+        finally:
+            os.close(self._fd)
+            self._fd = -1
 
     def forget_file(self) -> None:
         """Remove the lock file of a volume that is gone; whoever waits on it notices and takes a new one.
 
         Not where clients remember names: another one could lock the file that is gone.
         """
-        if not self._lease and not self._directory.share.stale_seconds:
+        if not self._lease and not self.shared and not self._directory.share.stale_seconds:
+            self.verify()
             self._directory.make_private("locks").unlink(self._name)
+
+    def verify(self) -> None:
+        """Ask whether the lock is still ours; three system calls where the kernel's locks are used, none of them an fsync.
+
+        :raises LockTimeout: somebody else has it or had it in between. Nothing may be changed any more, not even cleaned up.
+        """
+        if not self._is_held():
+            raise LockTimeout(
+                self._subject,
+                f"it was lost to {self._owner() or 'another task'} while this task worked",
+                "run the task again: it finishes or undoes what this one began",
+            )
+
+    def _is_held(self) -> bool:
+        locks = self._directory.private("locks")
+        if locks is None or self._fd < 0:
+            return False
+        try:
+            if self._lease:
+                return locks.read_small(self._name) == self._token
+            # The request first: where locks are a server's, it is what asks the server and drops what is remembered of the file.
+            fcntl.fcntl(self._fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
+            return _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) == self._identity and self._token_stands()
+        except OSError as error:
+            if error.errno in (*_REFUSED, *_LOST, errno.EIO):  # EIO: what NFS says of files whose lock it has lost
+                return False
+            raise from_os_error(error, self._subject) from error
+
+    def _token_stands(self) -> bool:
+        return os.pread(self._fd, len(self._token) + 1, 0) == self._token
 
     def _try(self) -> bool:
         try:
@@ -153,20 +205,19 @@ class VolumeLock:
 
     @property
     def _subject(self) -> str:
-        return f"lock of volume {self._volume} on {self._directory.share.label}"
+        return f"lock of volume {self.volume} on {self._directory.share.label}"
 
     def _try_lock(self) -> bool:
         locks = self._directory.make_private("locks")
         fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=locks.fd)
         try:
-            fcntl.fcntl(fd, _OFD_SETLK, _WHOLE_FILE)
-            current = os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)
-            if (current.st_dev, current.st_ino) != (os.fstat(fd).st_dev, os.fstat(fd).st_ino):
+            fcntl.fcntl(fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
+            if _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) != _identity(os.fstat(fd)):
                 raise FileNotFoundError(errno.ENOENT, "lock file replaced")
             self._take(fd)
         except OSError as error:
             os.close(fd)
-            if error.errno in (errno.EAGAIN, errno.EACCES):
+            if error.errno in _REFUSED:
                 return False
             raise
         return True
@@ -186,10 +237,12 @@ class VolumeLock:
         return True
 
     def _take(self, fd: int) -> None:
-        data = Owner.of_this_process().to_bytes()
-        os.pwrite(fd, data, 0)
-        os.ftruncate(fd, len(data))
-        self._fd = fd
+        """Write the token. Readers write none: they cannot all be named, and what an earlier writer left must not be taken
+        for one of them; an empty file tells each of them that no writer came in between."""
+        token = b"" if self.shared else Owner.of_this_process().to_bytes()
+        os.pwrite(fd, token, 0)
+        os.ftruncate(fd, len(token))
+        self._fd, self._token, self._identity = fd, token, _identity(os.fstat(fd))
         self._directory.refresh()
 
     def _owner(self) -> Owner | None:
@@ -204,3 +257,7 @@ class VolumeLock:
         if self._lease:
             remedy += "; if its host is dead, run the task with break_lock: true"
         return LockTimeout(self._subject, f"it is held by {owner or 'another task'} and was not freed within {self._timeout:g} s", remedy)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
