@@ -227,6 +227,7 @@ class OfflineEngine:
             qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
 
     def _set_attributes(self, step: SetAttributes, _volume: str) -> None:
+        self._directory.verify(step.file)
         with self._directory.root.opened(step.file) as fd:
             set_ownership(fd, step.uid, step.gid, step.mode)
             os.fsync(fd)

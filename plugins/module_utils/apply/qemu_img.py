@@ -77,6 +77,10 @@ class OpenedChain:
                 f"image {image.file}", "its header changed while the task held the volume's lock", "find out who else works on the share"
             )
 
+    def verify(self) -> None:
+        """:raises LockTimeout: the task may not work on these files any more."""
+        self._directory.verify(self._images[0].file)
+
     @property
     def descriptors(self) -> tuple[int, ...]:
         return tuple(self._fds.values())
@@ -101,6 +105,7 @@ class OpenedChain:
 
 def _run(arguments: list[str], chain: OpenedChain, locks: Iterable[int], subject: str, extra: Iterable[int] = ()) -> None:
     argv = [_program()] + arguments
+    chain.verify()
     result = command.run(argv, descriptors=chain.descriptors + tuple(locks) + tuple(extra))
     command.require_success(result, subject)
 

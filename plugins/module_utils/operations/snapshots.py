@@ -137,7 +137,7 @@ def take_group(candidates: placement.Candidates, volumes: list[str], wish: plann
             "group volumes of one share",
         )
     wish = replace(wish, created=wish.created or now())
-    with Workspace(options) as work:
+    with Workspace(options, siblings=True) as work:
         work.lock([(shares[name], name) for name in volumes])
         members = [_plan_member(work, shares[name], name, wish) for name in volumes]
         _require_same_state(members, wish.name)

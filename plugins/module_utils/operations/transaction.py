@@ -55,10 +55,15 @@ class Outcome:
 
 
 class Workspace:
-    """Opened shares and held locks of one change; a context manager."""
+    """Opened shares and held locks of one change; a context manager.
 
-    def __init__(self, options: Options) -> None:
+    :param siblings: the names that it locks are a group, in which each lock protects the files of its own name alone. Otherwise
+        a change rests on all of them.
+    """
+
+    def __init__(self, options: Options, siblings: bool = False) -> None:
         self.options = options
+        self._siblings = siblings
         self._stack = ExitStack()
         self._held = ExitStack()
         self._directories: dict[str, ShareDirectory] = {}
@@ -78,7 +83,7 @@ class Workspace:
 
     def directory(self, share: Share) -> ShareDirectory:
         if share.path not in self._directories:
-            self._directories[share.path] = self._stack.enter_context(ShareDirectory(share))
+            self._directories[share.path] = self._stack.enter_context(ShareDirectory(share, self._verify))
         return self._directories[share.path]
 
     def lock(self, wanted: Iterable[tuple[Share, str]], shared: Iterable[tuple[Share, str]] = ()) -> None:
@@ -98,6 +103,17 @@ class Workspace:
             lock = VolumeLock(directory, name, self.options.lock_timeout, self.options.break_lock, reading)
             self._locks.append(self._held.enter_context(lock))
         self._outwait_caches(set(every.values()))
+
+    def _verify(self, name: str) -> None:
+        """The fence of all directories here: the locks that a change of file or volume ``name`` rests on must still be ours.
+
+        :raises LockTimeout: one was lost.
+        """
+        locks = self._locks
+        if self._siblings and any(lock.protects(name) for lock in locks):
+            locks = [lock for lock in locks if lock.shared or lock.protects(name)]
+        for lock in locks:
+            lock.verify()
 
     def unlock_all(self) -> None:
         """Give all locks back. What was read under them is no longer to be relied on."""

@@ -7,6 +7,9 @@ The share is not trusted. Every open refuses symbolic links, devices, FIFOs and 
 that have a second name. This is the only place where a file on a share is opened, created, renamed or unlinked.
 
 "Durable" means: temporary file, fsync, rename or link, fsync of the directory.
+
+Every change asks first whether the task still may (:meth:`ShareDirectory.verify`): before an open for writing, a new file, a
+name given or taken. Cleaning up is a change too.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import errno
 import os
 import stat
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Callable, Iterator
 
 from ..errors import Conflict, ShareNotWritable, StorageError, UnsafeImage, from_os_error
 from ..model import Share
@@ -36,12 +39,20 @@ def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
     return status
 
 
+Fence = Callable[[str], None]  # takes the name of what is about to change; raises where the task may change it no more
+
+
+def _nothing_to_ask(_name: str) -> None:
+    """The fence of who holds no locks."""
+
+
 class Directory:
     """One opened directory of a share."""
 
-    def __init__(self, fd: int, label: str) -> None:
+    def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask) -> None:
         self.fd = fd
         self.label = label
+        self._fence = fence
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -70,6 +81,8 @@ class Directory:
         :raises UnsafeImage: it is a link or a device, or has several names (hard links) and is to be written.
         :raises FileNotFoundError: nothing has that name.
         """
+        if write:
+            self._fence(name)
         _checked_stat(self.fd, name, self.subject(name))  # before the open: opening a device can already act
         flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
         try:
@@ -114,6 +127,7 @@ class Directory:
 
     def unlink(self, name: str) -> bool:
         """Remove a name; false where it was gone already."""
+        self._fence(name)
         try:
             os.unlink(name, dir_fd=self.fd)
         except FileNotFoundError:
@@ -125,10 +139,14 @@ class Directory:
 
 
 class ShareDirectory:
-    """The directory of a share, with the private ``.remotefs`` beside the volumes."""
+    """The directory of a share, with the private ``.remotefs`` beside the volumes.
 
-    def __init__(self, share: Share) -> None:
+    :param fence: is asked before every change; see :meth:`verify`.
+    """
+
+    def __init__(self, share: Share, fence: Fence = _nothing_to_ask) -> None:
         self.share = share
+        self._fence = fence
         self.root = Directory(-1, share.label)
         self._private: dict[str, Directory] = {}
         self.refresh()
@@ -154,7 +172,14 @@ class ShareDirectory:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise from_os_error(error, f"share {self.share.label}") from error
-        self.root = Directory(fd, self.share.label)
+        self.root = Directory(fd, self.share.label, self.verify)
+
+    def verify(self, name: str) -> None:
+        """Ask whether the task may still change ``name``, a file or a volume.
+
+        :raises LockTimeout: a lock that it needs was lost, and somebody else may be at work.
+        """
+        self._fence(name)
 
     def look_afresh(self) -> None:
         """:meth:`refresh`, and list the names: on GlusterFS only a listing replaces remembered ones at once."""
@@ -176,7 +201,8 @@ class ShareDirectory:
             os.close(top)
         if fd is None:
             return None
-        self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})")
+        fence = _nothing_to_ask if name == "locks" else self.verify  # the lock files are what the answer comes from
+        self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence)
         return self._private[name]
 
     def make_private(self, name: str) -> Directory:
@@ -214,6 +240,7 @@ class ShareDirectory:
 
     def create_temporary(self, volume: str, mode: int = 0o600) -> tuple[int, str]:
         """A new file that no name of a volume leads to yet: (descriptor, temporary name)."""
+        self.verify(volume)
         directory = self.make_private("tmp")
         name = f"{volume}{_TEMPORARY_MARK}{os.urandom(6).hex()}"
         try:
@@ -236,6 +263,7 @@ class ShareDirectory:
         :raises Conflict: the name is taken, by whatever it is.
         """
         source = self.make_private("tmp")
+        self.verify(name)
         try:
             os.link(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd, follow_symlinks=False)
             source.unlink(temporary)
@@ -252,6 +280,7 @@ class ShareDirectory:
         try:
             os.lstat(name, dir_fd=self.root.fd)
         except FileNotFoundError:
+            self.verify(name)
             os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd)
             return
         raise self._taken(name)
@@ -261,7 +290,9 @@ class ShareDirectory:
 
     def replace(self, temporary: str, name: str) -> None:
         """Let a synced temporary file take the place of ``name`` in one atomic, durable step."""
-        os.rename(temporary, name, src_dir_fd=self.make_private("tmp").fd, dst_dir_fd=self.root.fd)
+        source = self.make_private("tmp")
+        self.verify(name)
+        os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd)
         self.root.sync()
 
     def write_record(self, volume: str, directory: Directory, name: str, data: bytes, like: os.stat_result | None = None) -> None:
@@ -275,7 +306,9 @@ class ShareDirectory:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            os.rename(temporary, name, src_dir_fd=self.make_private("tmp").fd, dst_dir_fd=directory.fd)
+            source = self.make_private("tmp")
+            self.verify(volume)
+            os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=directory.fd)
             directory.sync()
         except OSError as error:
             self.discard_temporary(temporary)

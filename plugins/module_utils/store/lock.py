@@ -136,6 +136,10 @@ class VolumeLock:
     def shared(self) -> bool:
         return self._kind == fcntl.F_RDLCK
 
+    def protects(self, file: str) -> bool:
+        """Whether the lock's volume is what a name speaks of: the volume itself, or a file or temporary file named after it."""
+        return file == self.volume or file.startswith((self.volume + ".", self.volume + "~"))
+
     def __enter__(self) -> VolumeLock:
         deadline = time.monotonic() + self._timeout
         pause = _FIRST_PAUSE
@@ -161,8 +165,7 @@ class VolumeLock:
 
         Not where clients remember names: another one could lock the file that is gone.
         """
-        if not self._lease and not self.shared and not self._directory.share.stale_seconds:
-            self.verify()
+        if not self._lease and not self.shared and not self._directory.share.stale_seconds and self._is_held():
             self._directory.make_private("locks").unlink(self._name)
 
     def verify(self) -> None:
