@@ -11,14 +11,14 @@ module: remotefs_volume
 short_description: Manage volumes on a share
 version_added: 1.0.0
 description:
-  - Creates volumes (virtual disks) as files on a share, makes full clones, grows volumes, adopts files that are there and removes volumes.
+  - Creates volumes (virtual disks) as files on a share, makes full and linked clones, grows volumes, adopts files that are there and removes volumes.
   - The files on the share are the only state; they can be used in turns with OpenStack Cinder's remotefs drivers.
   - No format is ever guessed from content, nothing half written stands under a volume's name, and what is reported as done is durable.
   - A task that was killed is finished or undone by the next one that changes the volume, which reports it in RV(recovered).
 author:
   - remotefs.storage contributors (@remotefs)
 requirements:
-  - qemu-img 7.2 or newer (package qemu-utils) for O(source), for O(preallocation) of qcow2 and for growing some qcow2 volumes; nothing else needs it
+  - qemu-img 7.2 or newer (package qemu-utils) for full clones, for O(flatten), for O(preallocation) of qcow2 and for growing some qcow2 volumes; nothing else needs it
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.change
@@ -58,13 +58,27 @@ options:
         type: str
         required: true
       snapshot:
-        description: One of its snapshots; without it the present content is copied.
+        description:
+          - One of its snapshots. Without it the clone is made from the present content.
+          - A linked clone of the present content rests on a snapshot that is taken for it, called V(clone-NAME). It stays when the clone is
+            removed; remove it with M(remotefs.storage.remotefs_snapshot).
         type: str
       method:
-        description: V(full) gives the clone data of its own.
+        description:
+          - V(full) gives the clone data of its own.
+          - V(linked) makes a qcow2 overlay that rests on the source and holds what differs. It takes no time and next to no space, on the
+            source's share. While it rests there, the snapshot under it cannot be deleted.
         type: str
-        choices: [full]
+        choices: [full, linked]
         default: full
+  flatten:
+    description: Give a linked clone data of its own, so that it rests on no other volume. No change where it has.
+    type: bool
+    default: false
+  max_chain:
+    description: The most files that the chain of a new linked clone may have, 2 to 200.
+    type: int
+    default: 64
   mode:
     description:
       - The mode of the files as an octal string. A new volume gets V(0660) unless this says otherwise.
@@ -117,7 +131,9 @@ options:
         suboptions:
           volume: {description: 'See O(source.volume).', type: str, required: true}
           snapshot: {description: 'See O(source.snapshot).', type: str}
-          method: {description: 'See O(source.method).', type: str, choices: [full], default: full}
+          method: {description: 'See O(source.method).', type: str, choices: [full, linked], default: full}
+      flatten: {description: 'See O(flatten).', type: bool}
+      max_chain: {description: 'See O(max_chain).', type: int}
       mode: {description: 'See O(mode).', type: raw}
       owner: {description: 'See O(owner).', type: str}
       group: {description: 'See O(group).', type: str}
@@ -152,6 +168,35 @@ EXAMPLES = r"""
     source:
       volume: db01
 
+- name: A golden state, and two environments that start from it at once
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volume: db02
+    name: golden
+
+- name: Linked clones take no time and hold what differs only
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    source:
+      volume: db02
+      snapshot: golden
+      method: linked
+    volumes:
+      - name: env-1
+      - name: env-2
+
+- name: Cut one of them loose
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: env-1
+    flatten: true
+
+- name: Reset the other one by making it anew
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: env-2
+    state: absent
+
 - name: Three volumes for a test run, in one task
   remotefs.storage.remotefs_volume:
     share: /srv/volumes
@@ -167,6 +212,12 @@ EXAMPLES = r"""
 - name: The paths that virtual machines must open
   ansible.builtin.debug:
     msg: "{{ ci.volumes | map(attribute='path') }}"
+
+- name: Remove the clone that has its own data by now
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: env-1
+    state: absent
 
 - name: Remove a volume with all its snapshots
   remotefs.storage.remotefs_volume:
@@ -189,19 +240,19 @@ volume:
     format: {description: Format of the active image; null where nothing records it., type: str, returned: always}
     base_format: {description: Format of the file at the bottom of the chain., type: str, returned: always}
     size: {description: Virtual size., type: int, returned: always}
-    allocated: {description: What all its files take on disk., type: int, returned: always}
+    allocated: {description: What all its own files take on disk., type: int, returned: always}
     snapshots:
       description: 'Its snapshots, oldest first: name, file, created, description, labels and protected.'
       type: list
       elements: dict
       returned: always
     chain:
-      description: 'Its files, active first: file, format, backing_file, size and allocated.'
+      description: 'Its files, active first: file, format, backing_file, size and allocated. Of a linked clone it ends with files of its parent.'
       type: list
       elements: dict
       returned: always
-    parent: {description: Null; the volume rests on no other., type: dict, returned: always}
-    dependents: {description: 'Other files on the share that rest on it: volume and snapshot.', type: list, elements: dict, returned: always}
+    parent: {description: 'What a linked clone rests on: volume and snapshot. Null for a volume that rests on no other.', type: dict, returned: always}
+    dependents: {description: 'The linked clones that rest on it: volume, and snapshot of this one.', type: list, elements: dict, returned: always}
     in_use: {description: Whether somebody has it open; null where the file system cannot tell., type: bool, returned: always}
     pending: {description: 'What an interrupted task left to be finished: operation and started.', type: dict, returned: always}
     connection: {description: 'What a virtualization host needs to attach it, in the form that OpenStack Cinder uses.', type: dict, returned: always}
@@ -269,9 +320,11 @@ _VOLUME = {
         "options": {
             "volume": {"type": "str", "required": True},
             "snapshot": {"type": "str"},
-            "method": {"type": "str", "choices": ["full"], "default": "full"},
+            "method": {"type": "str", "choices": ["full", "linked"], "default": "full"},
         },
     },
+    "flatten": {"type": "bool", "default": False},
+    "max_chain": {"type": "int", "default": 64},
     "mode": {"type": "raw"},
     "owner": {"type": "str"},
     "group": {"type": "str"},
@@ -297,7 +350,7 @@ def _run(params: dict, options, finder):
 def _request(params: dict, candidates):
     from ..module_utils.model import parse_size
     from ..module_utils.operations import placement, volumes
-    from ..module_utils.plan.planner import VolumeWish
+    from ..module_utils.plan.planner import VolumeWish, check_max_chain
 
     if not 0 <= params["reserved_percentage"] < 100 or params["max_over_subscription_ratio"] <= 0:
         raise InvalidParameter(
@@ -313,11 +366,12 @@ def _request(params: dict, candidates):
         mode=arguments.parse_mode(params["mode"]),
         uid=arguments.parse_owner(params["owner"]),
         gid=arguments.parse_group(params["group"]),
+        flatten=params["flatten"],
     )
-    source = params["source"]
-    copied = volumes.SourceRequest(source["volume"], source["snapshot"]) if source else None
+    longest, given = check_max_chain(params["max_chain"]), params["source"]
+    source = volumes.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
     policy = placement.Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
-    return volumes.VolumeRequest(candidates, wish, copied, policy)
+    return volumes.VolumeRequest(candidates, wish, source, policy)
 
 
 def _run_many(module: AnsibleModule) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Iterable
 
 from ..errors import ChainBroken, UnsafeImage
 from ..model import Image
-from ..plan.steps import Commit, CopyImage, CreateImage, CreateOverlay, Grow, Pull, ReplaceOverlay, Repoint, SetAttributes, Step, Truncate
+from ..plan.steps import Commit, CopyImage, CreateClone, CreateImage, CreateOverlay, Grow, Pull, ReplaceOverlay, Repoint, SetAttributes, Step, Truncate
 from ..store import in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
 from . import allocate, qemu_img
@@ -84,6 +84,7 @@ class OfflineEngine:
         self._verbs: dict[type, Callable] = {
             CreateImage: self._create_image,
             CopyImage: self._copy_image,
+            CreateClone: self._create_clone,
             CreateOverlay: self._create_overlay,
             ReplaceOverlay: self._replace_overlay,
             Grow: self._grow,
@@ -117,7 +118,7 @@ class OfflineEngine:
             self._directory.discard_temporary(temporary)
             raise
 
-    def _own(self, fd: int, step: CreateImage | CopyImage) -> None:
+    def _own(self, fd: int, step: CreateImage | CopyImage | CreateClone) -> None:
         if self._directory.share.keeps_modes:
             set_ownership(fd, step.uid, step.gid, step.mode)
 
@@ -163,6 +164,15 @@ class OfflineEngine:
                 copy_ownership(fd, os.fstat(original))
             copy_label(original, fd)
         qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
+
+    def _create_clone(self, step: CreateClone, volume: str) -> None:
+        def fill(fd: int) -> None:
+            self._own(fd, step)
+            with self._directory.root.opened(step.backing_file) as original:
+                copy_label(original, fd)
+            qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
+
+        self._new_file(volume, step.file, fill)
 
     def _create_overlay(self, step: CreateOverlay, volume: str) -> None:
         self._new_file(volume, step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))

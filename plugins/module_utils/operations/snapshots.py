@@ -1,7 +1,7 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Use cases of snapshots: take one, take one of several volumes at once, delete some, revert to one."""
+"""Use cases of snapshots: take one, take one of several volumes at once, delete some, keep what a policy says, revert to one."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from dataclasses import dataclass, replace
 
 from ..apply.executor import Executor, group_file, now
 from ..apply.offline import Guard
-from ..errors import Conflict, InvalidParameter, StorageError, VolumeNotFound
+from ..errors import Conflict, InvalidParameter, StorageError, VolumeNotFound, from_os_error
 from ..model import Share, Volume, check_snapshot_name, check_volume_name
-from ..plan import merge, planner
-from ..plan.cost import Allocation
+from ..plan import merge, planner, retention
+from ..plan.cost import Allocations
 from ..plan.plan import Plan
-from ..store import kinship, qcow2
+from ..store import inventory, kinship, qcow2
 from ..store.directory import ShareDirectory
-from . import placement
-from .transaction import Options, Outcome, Workspace, carry_out, settle
+from . import layers, placement
+from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 
 
 @dataclass(frozen=True)
 class SnapshotRequest:
-    """A volume on one of ``candidates``, and what is wanted of one of its snapshots."""
+    """A volume on one of ``candidates``, what is wanted of one of its snapshots, and what to ``keep`` beside that one."""
 
     candidates: placement.Candidates
     volume: str
     wish: planner.SnapshotWish
+    keep: retention.Policy | None = None
 
 
 def _find(candidates: placement.Candidates, name: str, options: Options) -> Share:
@@ -53,14 +54,16 @@ def _settled(work: Workspace, share: Share, name: str, dependents: bool = False)
 
 
 def take(request: SnapshotRequest, options: Options) -> Outcome:
-    """Take a snapshot; one that exists is no change but for a description or labels that differ."""
+    """Take a snapshot; one that exists is no change but for a description, labels or protection that differ. Then remove what
+    ``request.keep`` does not keep."""
     check_snapshot_name(request.volume, request.wish.name)
     share = _find(request.candidates, request.volume, options)
     with Workspace(options) as work:
-        work.lock([(share, request.volume)])
-        volume, recovered = _settled(work, share, request.volume)
+        (work.lock_families if request.keep else work.lock)([(share, request.volume)])
+        volume, recovered = _settled(work, share, request.volume, dependents=request.keep is not None)
         plan = _plan_taking(work, share, volume, request.wish)
-        return carry_out(work, share, plan, recovered)
+        taken = carry_out(work, share, plan, recovered)
+        return taken if request.keep is None else _retain_after(work, share, plan, taken, request.keep, request.wish.name)
 
 
 def _plan_taking(work: Workspace, share: Share, volume: Volume, wish: planner.SnapshotWish) -> Plan:
@@ -70,33 +73,56 @@ def _plan_taking(work: Workspace, share: Share, volume: Volume, wish: planner.Sn
     return plan
 
 
+def retain(candidates: placement.Candidates, volume_name: str, policy: retention.Policy, options: Options) -> Outcome:
+    """Remove the snapshots that a policy does not keep, in one pass."""
+    share = _find(candidates, volume_name, options)
+    with Workspace(options) as work:
+        work.lock_families([(share, volume_name)])
+        volume, recovered = _settled(work, share, volume_name, dependents=True)
+        return _retain(work, share, volume, recovered, policy, None)
+
+
+def _retain(work: Workspace, share: Share, volume: Volume, recovered: list, policy: retention.Policy, named: str | None) -> Outcome:
+    verdicts = retention.judge(volume, policy, named)
+    doomed = [verdict.snapshot.name for verdict in verdicts if not verdict.reasons]
+    plan = merge.delete_snapshots(volume, doomed, _allocations(work.directory(share), volume, doomed))
+    done = carry_out(work, share, plan, recovered)
+    return replace(done, retention=[verdict.describe() for verdict in verdicts])
+
+
+def _retain_after(work: Workspace, share: Share, plan: Plan, taken: Outcome, policy: retention.Policy, name: str) -> Outcome:
+    """The retention of a volume on which ``plan`` has taken snapshot ``name``, both as one outcome."""
+    volume = plan.after
+    if volume is None:
+        raise ValueError("a snapshot is of a volume")
+    if not work.options.check:
+        observed = inventory.observe(work.directory(share), volume.name)
+        if observed is None:
+            raise VolumeNotFound(f"volume {volume.name}", "it went away while the task held its lock", "find out who removed its files")
+        volume = replace(observed.volume, dependents=volume.dependents)
+    kept = _retain(work, share, volume, [], policy, name)
+    both = joined(taken, kept)
+    if work.options.check and both.after and taken.after:  # whoever uses a file that is only predicted cannot be asked
+        both = replace(both, after={**both.after, "in_use": taken.after["in_use"]})
+    return replace(both, retention=kept.retention)
+
+
 def delete(candidates: placement.Candidates, volume_name: str, names: list[str], options: Options) -> Outcome:
     """Delete snapshots in one pass; names that do not exist are no change."""
     for name in names:
         check_snapshot_name(volume_name, name)
     share = _find(candidates, volume_name, options)
     with Workspace(options) as work:
-        work.lock([(share, volume_name)])
+        work.lock_families([(share, volume_name)])
         volume, recovered = _settled(work, share, volume_name, dependents=True)
         plan = merge.delete_snapshots(volume, names, _allocations(work.directory(share), volume, names))
         return carry_out(work, share, plan, recovered)
 
 
-def _allocations(directory: ShareDirectory, volume: Volume, names: list[str]) -> dict[str, Allocation]:
+def _allocations(directory: ShareDirectory, volume: Volume, names: list[str]) -> Allocations:
     """Allocated clusters of the files that the deletion may merge: the doomed overlays and what they stand on."""
-    wanted = set()
-    for snapshot in volume.snapshots:
-        if snapshot.name in names:
-            wanted |= {snapshot.file, volume.image(snapshot.file).backing_file}
-    known = {}
-    for image in volume.chain:
-        if image.file in wanted and image.format == "qcow2" and directory.root.status(image.file) is not None:
-            with directory.root.opened(image.file) as fd:
-                header = qcow2.read_header(fd)
-                tables = qcow2.allocation(fd, header)
-            if tables is not None:
-                known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
-    return known
+    overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
+    return layers.allocations(directory, volume, {*overlays, *(str(volume.image(file).backing_file) for file in overlays)})
 
 
 def revert(candidates: placement.Candidates, volume_name: str, name: str, discard_newer: bool, options: Options) -> Outcome:
@@ -121,9 +147,18 @@ class _Member:
     recovered: list
 
 
-def take_group(candidates: placement.Candidates, volumes: list[str], wish: planner.SnapshotWish, options: Options) -> list[Outcome]:
+def take_group(
+    candidates: placement.Candidates,
+    volumes: list[str],
+    wish: planner.SnapshotWish,
+    options: Options,
+    keep: retention.Policy | None = None,
+) -> list[Outcome | StorageError]:
     """Take one snapshot of several volumes, all or nothing, at one point in time: all locks are held and no image is in
     use while the overlays are made.
+
+    :param keep: what stays of each volume's snapshots once all are taken. Where that fails, it is tried for the others all
+        the same, and the error stands in the place of the volume's outcome.
 
     :raises Conflict: some of them have the snapshot already and others have not.
     """
@@ -138,17 +173,30 @@ def take_group(candidates: placement.Candidates, volumes: list[str], wish: plann
         )
     wish = replace(wish, created=wish.created or now())
     with Workspace(options, siblings=True) as work:
-        work.lock([(shares[name], name) for name in volumes])
-        members = [_plan_member(work, shares[name], name, wish) for name in volumes]
+        work.lock_families([(shares[name], name) for name in volumes])
+        members = [_plan_member(work, shares[name], name, wish, keep is not None) for name in volumes]
         _require_same_state(members, wish.name)
         if not options.check and members[0].plan.intent:
             _apply_group(work, members)
-            return [_outcome_of(work, member) for member in members]
-        return [carry_out(work, member.share, member.plan, member.recovered) for member in members]
+            outcomes = [_outcome_of(work, member) for member in members]
+        else:
+            outcomes = [carry_out(work, member.share, member.plan, member.recovered) for member in members]
+        if keep is None:
+            return list(outcomes)
+        return [_retain_member(work, member, outcome, keep, wish.name) for member, outcome in zip(members, outcomes)]
 
 
-def _plan_member(work: Workspace, share: Share, name: str, wish: planner.SnapshotWish) -> _Member:
-    volume, recovered = _settled(work, share, name)
+def _retain_member(work: Workspace, member: _Member, taken: Outcome, keep: retention.Policy, name: str) -> Outcome | StorageError:
+    try:
+        return _retain_after(work, member.share, member.plan, taken, keep, name)
+    except StorageError as error:
+        return error
+    except OSError as error:
+        return from_os_error(error, f"volume {member.plan.volume} on {member.share.label}")
+
+
+def _plan_member(work: Workspace, share: Share, name: str, wish: planner.SnapshotWish, dependents: bool) -> _Member:
+    volume, recovered = _settled(work, share, name, dependents=dependents)
     return _Member(share, _plan_taking(work, share, volume, wish), recovered)
 
 

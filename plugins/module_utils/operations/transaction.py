@@ -44,7 +44,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them."""
+    """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them, ``retention``
+    the verdicts on snapshots where a policy was applied."""
 
     name: str
     changed: bool
@@ -52,6 +53,19 @@ class Outcome:
     recovered: list
     before: dict | None
     after: dict | None
+    retention: list | None = None
+
+
+def joined(first: Outcome, second: Outcome) -> Outcome:
+    """Two changes of one volume that a task made one after the other, as one."""
+    return Outcome(
+        second.name,
+        first.changed or second.changed,
+        first.actions + second.actions,
+        first.recovered + second.recovered,
+        first.before,
+        second.after,
+    )
 
 
 class Workspace:
@@ -68,6 +82,8 @@ class Workspace:
         self._held = ExitStack()
         self._directories: dict[str, ShareDirectory] = {}
         self._locks: list[VolumeLock] = []
+        self._wanted: set[tuple[Share, str]] = set()
+        self._held_names: set[tuple[Share, str]] = set()
 
     def __enter__(self) -> Workspace:
         return self
@@ -92,8 +108,10 @@ class Workspace:
 
         :param shared: names whose files are only read: many tasks may hold them so at once, while nobody changes them.
         """
-        exclusive = {(share.path, name): share for share, name in wanted}
-        every = {**{(share.path, name): share for share, name in shared}, **exclusive}
+        self._wanted = set(wanted)
+        self._held_names = self._wanted | set(shared)
+        exclusive = {(share.path, name): share for share, name in self._wanted}
+        every = {(share.path, name): share for share, name in self._held_names}
         if self.options.check:
             for share in every.values():
                 _require_writable(share)
@@ -103,6 +121,30 @@ class Workspace:
             lock = VolumeLock(directory, name, self.options.lock_timeout, self.options.break_lock, reading)
             self._locks.append(self._held.enter_context(lock))
         self._outwait_caches(set(every.values()))
+
+    def lock_families(self, wanted: Iterable[tuple[Share, str]]) -> None:
+        """Lock volumes whose data is going to be read or moved, and for reading all volumes that they rest on, whose files
+        must not change meanwhile. Who they rest on is only certain under the locks, so it is asked again then."""
+        pairs = list(wanted)
+        family = self._ancestors_of(pairs)
+        while True:
+            self.lock(pairs, family)
+            now = family if self.options.check else self._ancestors_of(pairs)
+            if now <= family:
+                return
+            family = now
+            self.unlock_all()
+
+    def lock_ancestors(self, share: Share, name: str) -> None:
+        """Lock for reading what a volume rests on, unless it is locked. This may give all locks back and take them again, so
+        that nothing that was read under them counts any more."""
+        if not self.options.check and not self._ancestors_of([(share, name)]) <= self._held_names:
+            wanted = list(self._wanted)
+            self.unlock_all()
+            self.lock_families(wanted)
+
+    def _ancestors_of(self, pairs: Iterable[tuple[Share, str]]) -> set[tuple[Share, str]]:
+        return {(share, one) for share, name in pairs for one in kinship.ancestors_of(self.directory(share), name)}
 
     def _verify(self, name: str) -> None:
         """The fence of all directories here: the locks that a change of file or volume ``name`` rests on must still be ours.
@@ -118,6 +160,7 @@ class Workspace:
     def unlock_all(self) -> None:
         """Give all locks back. What was read under them is no longer to be relied on."""
         self._locks = []
+        self._wanted, self._held_names = set(), set()
         self._held.close()
 
     def _outwait_caches(self, shares: set[Share]) -> None:
@@ -152,6 +195,9 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     """The volume after what an interrupted task left has been ended (in check mode: as it would be), and ``recovered``."""
     directory = work.directory(share)
     interrupted = find_interrupted(directory, name)
+    if interrupted.resumptions:
+        work.lock_ancestors(share, name)  # what is to be ended may read their files
+        interrupted = find_interrupted(directory, name)
     recovered = interrupted.describe()
     if interrupted and not work.options.check:
         work.executor(share).finish(interrupted)
@@ -174,7 +220,7 @@ def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume
     if not work.options.check:
         work.executor(share).finish(left)
     volume, told = observed.volume, [{"operation": one.operation, "outcome": "discarded", "steps": []} for one in begun]
-    made = {file for one in begun if one.plan.after for file in one.plan.after.files}
+    made = {file for one in begun if one.plan.after for file in one.plan.after.own_files}
     strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)
     backings = tuple(pair for pair in kinship.scan_backings(directory) if pair[0] not in strays)
     volume = replace(volume, dependents=kinship.dependents_of(directory, volume, backings))

@@ -9,23 +9,26 @@ import fnmatch
 import os
 from dataclasses import dataclass, replace
 
+from ..apply.executor import now
 from ..apply.offline import CopySource
 from ..errors import Conflict, StorageError, VolumeNotFound
-from ..model import Share, Volume, check_volume_name
-from ..plan import planner
-from ..plan.plan import require_known_formats
+from ..model import Share, Volume, check_snapshot_name, check_volume_name
+from ..plan import clones, planner
+from ..plan.plan import Plan, require_healed_parent, require_known_formats
 from ..store import inventory, kinship
 from ..store.directory import ShareDirectory
-from . import placement, report
-from .transaction import Options, Outcome, Workspace, carry_out, require_unused, settle, settle_for_removal
+from . import layers, placement, report
+from .transaction import Options, Outcome, Workspace, carry_out, joined, require_unused, settle, settle_for_removal
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What a full clone is made from: a volume, or one of its snapshots."""
+    """What a clone is made from: a volume, or one of its snapshots; ``linked`` to it, or with data of its own."""
 
     volume: str
     snapshot: str | None = None
+    linked: bool = False
+    max_chain: int = planner.MAX_CHAIN
 
     @property
     def label(self) -> str:
@@ -49,9 +52,23 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
     """
     name = check_volume_name(request.wish.name)
     share = _located(request.candidates, name, options)
+    outcome = _create(request, options, []) if share is None else _update(request, share, options)
+    return _flattened(request, options, outcome) if request.wish.flatten else outcome
+
+
+def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Outcome:
+    """Cut a linked clone loose, now that it is there and its headers are in order."""
+    name = request.wish.name
+    share = _located(request.candidates, name, options)
     if share is None:
-        return _create(request, options, [])
-    return _update(request, share, options)
+        raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
+    with Workspace(options) as work:
+        work.lock_families([(share, name)])
+        volume, recovered = settle(work, share, name)
+        if volume is None:
+            raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
+        known = layers.allocations(work.directory(share), volume, volume.files[len(volume.own) - 1 :]) if volume.parent else {}
+        return joined(present, carry_out(work, share, clones.flatten(volume, known), recovered))
 
 
 def _located(candidates: placement.Candidates, name: str, options: Options) -> Share | None:
@@ -99,7 +116,7 @@ def _create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
     with Workspace(options) as work:
         source_share = _source_share(request, options)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
-        work.lock(wanted + ([(source_share, request.source.volume)] if request.source and source_share else []))
+        work.lock_families(wanted + ([(source_share, request.source.volume)] if request.source and source_share else []))
         again = None if options.check else placement.locate(candidates, name)
         if again is not None and inventory.observe(work.directory(again), name) is not None:
             volume, recovered = settle(work, again, name, request.wish.format)
@@ -113,6 +130,8 @@ def _writable(share: Share) -> bool:
 
 
 def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share | None, ended: list) -> Outcome:
+    if request.source and request.source.linked and source_share:
+        return _create_linked(work, request, source_share, ended)
     wish, copy = request.wish, None
     source_told: list = []
     if request.source and source_share:
@@ -123,10 +142,50 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     plan = planner.create_volume(wish)
     share = placement.choose(request.candidates, size, at_once, request.policy)
     recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
-    going = {step["file"] for one in recovered for step in one["steps"] if step["step"] == "unlink"} if work.options.check else set()
-    if wish.name not in going:  # a prediction has not removed what the run will have removed by then
-        kinship.require_free_name(work.directory(share), wish.name, wish.name)
+    _require_free(work, share, wish.name, recovered)
     return carry_out(work, share, plan, recovered, copy)
+
+
+def _require_free(work: Workspace, share: Share, name: str, recovered: list) -> None:
+    going = {step["file"] for one in recovered for step in one["steps"] if step["step"] == "unlink"} if work.options.check else set()
+    if name not in going:  # a prediction has not removed what the run will have removed by then
+        kinship.require_free_name(work.directory(share), name, name)
+
+
+def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended: list) -> Outcome:
+    """A linked clone, after a snapshot was taken for it where a volume is its source.
+
+    Everything that can be refused is, before the source is touched.
+    """
+    wish, source = request.wish, request.source
+    if source is None:
+        raise VolumeNotFound(f"source of volume {wish.name}", "it is not given", "say source.volume")
+    parent, told = settle(work, share, source.volume)
+    if parent is None:
+        raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
+    snapshot = source.snapshot or clones.snapshot_for(wish.name)
+    check_snapshot_name(source.volume, snapshot)
+    prepared = _prepare_parent(parent, source, snapshot)
+    planned = prepared.after or parent
+    plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
+    placement.choose(replace(request.candidates, shares=(share,)), planned.size, 0, request.policy)
+    recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
+    _require_free(work, share, wish.name, recovered)
+    if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:
+        kinship.require_free_name(work.directory(share), planned.active.file, parent.name)
+    first = carry_out(work, share, prepared, recovered)
+    return replace(joined(first, carry_out(work, share, plan, [])), before=None)
+
+
+def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Plan:
+    """Heal the parent's headers, and take the snapshot that the clone is to rest on if none is named."""
+    if source.snapshot is None and not parent.has_snapshot(snapshot):
+        return planner.create_snapshot(
+            parent, planner.SnapshotWish(snapshot, created=now(), description="taken for a linked clone", max_chain=source.max_chain)
+        )
+    if source.snapshot is None:
+        clones.require_current(parent, snapshot)
+    return planner.ensure_volume(parent, planner.VolumeWish(parent.name))
 
 
 def _clear_unfinished(work: Workspace, candidates: placement.Candidates, name: str) -> list:
@@ -158,6 +217,7 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     if volume is None:
         raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
     require_known_formats(volume)
+    require_healed_parent(volume)
     top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
     images = volume.view(top)
     if source.snapshot is None:

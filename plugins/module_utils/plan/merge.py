@@ -23,35 +23,42 @@ from typing import Iterable
 from ..errors import HasDependents
 from ..model import Image, Snapshot, Volume
 from . import cost
-from .plan import Plan, healing, require_known_formats, write_info
+from .plan import Plan, healing, require_healed_parent, require_known_formats, write_info
 from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Files that become one, bottom first; ``below`` and ``child`` are what stands under and on them."""
+    """Files that become one, bottom first; ``below`` and ``child`` are what stands under and on them.
+
+    ``held`` says that linked clones rest on the topmost: it must stay, and only pulls.
+    """
 
     files: tuple[Image, ...]
     below: Image | None
     child: Image | None
+    held: bool = False
 
 
 def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocations) -> Plan:
     """Drop the points of the snapshots ``names`` in one plan; names that do not exist are no change.
 
     :param known: allocated clusters by file, for choosing pivots and estimating bytes; files may be missing.
-    :raises HasDependents: a linked clone rests on a file that would change or go.
+    :raises HasDependents: a linked clone rests on the data of one of them.
     """
     doomed = [snapshot for snapshot in volume.snapshots if snapshot.name in set(names)]
     if not doomed:
         return Plan("delete_snapshot", volume.name, (), volume, volume)
     require_known_formats(volume)
+    require_healed_parent(volume)
     steps, current = healing(volume)
     all_steps = list(steps)
     garbage: list[str] = []
     remaining = tuple(snapshot for snapshot in volume.snapshots if snapshot not in doomed)
     kept_overlays = {snapshot.file for snapshot in remaining}
-    dropped = [snapshot.file for snapshot in doomed if snapshot.file not in kept_overlays]
+    going = [snapshot for snapshot in doomed if snapshot.file not in kept_overlays and not _rests_on_parent(volume, snapshot)]
+    _refuse_dependents(volume, going)
+    dropped = [snapshot.file for snapshot in going]
     while dropped:
         group = _next_group(current, dropped)
         merged, pivot = _merge(group, known)
@@ -61,7 +68,6 @@ def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocatio
         dropped = [file for file in dropped if file not in [image.file for image in group.files]]
         remaining = _follow(remaining, group, pivot)
         current = _after_merge(current, group, pivot)
-    _refuse_dependents(volume, all_steps, garbage)
     after = replace(current, snapshots=remaining, info=True, adopted=True, pending=None)
     all_steps.append(write_info(after))
     all_steps += [Unlink(file) for file in garbage]
@@ -77,13 +83,19 @@ def _next_group(volume: Volume, dropped: list[str]) -> _Group:
         last += 1
     below = bottom_up[first - 1] if first else None
     child = bottom_up[last + 1] if last + 1 < len(bottom_up) else None
-    return _Group(bottom_up[first : last + 1], below, child)
+    held = any(file == bottom_up[last].file for _clone, file in volume.dependents)
+    return _Group(bottom_up[first : last + 1], below, child, held)
+
+
+def _rests_on_parent(volume: Volume, snapshot: Snapshot) -> bool:
+    """Whether the snapshot's point is a file of the parent, into which nothing may be merged: only the name goes."""
+    return volume.parent is not None and snapshot.file == volume.own_base.file
 
 
 def _merge(group: _Group, known: cost.Allocations) -> tuple[list[Step], Image]:
     """Steps that leave the group's top point in the pivot, and the pivot as it is then."""
     files = group.files
-    if group.below is None and files[0].format == "raw":
+    if group.below is None and files[0].format == "raw" and not group.held:
         steps, pivot = _commit_into_raw(files, known)
     else:
         steps, pivot = _commit_and_pull(group, _pivot(group, known), known)
@@ -101,6 +113,8 @@ def _pivot(group: _Group, known: cost.Allocations) -> int:
     """
     sizes = [image.size for image in group.files]
     top = len(sizes) - 1
+    if group.held:
+        return top
     possible = [index for index in range(top + 1) if all(sizes[k] <= sizes[k + 1] for k in range(index, top))]
     if group.below is None:
         return possible[0] if possible[0] == 0 else top
@@ -180,15 +194,11 @@ def _after_merge(volume: Volume, group: _Group, pivot: Image) -> Volume:
     return volume.with_images(**changes)
 
 
-def _refuse_dependents(volume: Volume, steps: list[Step], garbage: list[str]) -> None:
-    altered = (
-        set(garbage)
-        | {step.into for step in steps if isinstance(step, Commit)}
-        | {step.file for step in steps if isinstance(step, Truncate)}
-    )
-    blocked = sorted({(clone, file) for clone, file in volume.dependents if file in altered})
+def _refuse_dependents(volume: Volume, going: list[Snapshot]) -> None:
+    blocked = [
+        f"{clone} on {snapshot.name}" for snapshot in going for clone, file in volume.dependents if file == volume.point_file(snapshot.name)
+    ]
     if blocked:
-        names = ", ".join(f"{clone} (on {file})" for clone, file in blocked)
         raise HasDependents(
-            f"volume {volume.name}", f"linked clones rest on files that would change: {names}", "delete or flatten those clones first"
+            f"volume {volume.name}", f"linked clones rest on what would go: {', '.join(blocked)}", "delete or flatten those clones first"
         )

@@ -68,3 +68,17 @@ def healing(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
             steps.append(Repoint(image.file, below.file, str(below.format)))
             volume = volume.with_images(**{image.file: replace(image, absolute=False, backing_format=below.format)})
     return tuple(steps), volume
+
+
+def require_healed_parent(volume: Volume) -> None:
+    """qemu-img must be told every layer's name and format, and a clone's task does not write its parent's headers.
+
+    :raises UnsafeImage: a header of the parent spells its backing file as a path, or does not say its format.
+    """
+    for image in volume.chain[len(volume.own) :]:
+        if volume.parent and image.backing_file and (image.absolute or image.backing_format is None):
+            raise UnsafeImage(
+                f"volume {volume.name}",
+                f"the header of {image.file}, which it rests on, does not spell its backing file as it should",
+                f"run remotefs_volume for {volume.parent.volume}, which mends it, and then this task again",
+            )

@@ -13,7 +13,7 @@ from .plan import Plan, healing, require_known_formats, write_info
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord
 
 DEFAULT_MODE = 0o660
-DEFAULT_MAX_CHAIN = 64  # files that a read of something never written has to look through
+MAX_CHAIN = 64  # files, where the user says nothing: a read of something never written looks through all of them
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class VolumeWish:
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
+    flatten: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class SnapshotWish:
     description: str | None = None
     labels: dict | None = field(default=None)
     protected: bool | None = None
-    max_chain: int = DEFAULT_MAX_CHAIN
+    max_chain: int = MAX_CHAIN
 
 
 def create_volume(wish: VolumeWish) -> Plan:
@@ -90,14 +91,15 @@ def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
     :raises Conflict: another format than asked. :raises WouldShrink: it is larger than asked.
     """
     subject = f"volume {volume.name}"
-    if volume.base.format is None:
+    base = volume.own_base
+    if base.format is None:
         raise InvalidParameter(
-            subject, f"the format of {volume.base.file} is recorded nowhere and is never guessed", "say its format: raw or qcow2"
+            subject, f"the format of {base.file} is recorded nowhere and is never guessed", "say its format: raw or qcow2"
         )
-    if wish.format and wish.format != volume.base.format:
+    if wish.format and wish.format != base.format:
         raise Conflict(
             subject,
-            f"its base file is {volume.base.format}, not {wish.format}",
+            f"its base file is {base.format}, not {wish.format}",
             "ask for the format it has, or clone it into a new volume of the other format",
         )
     if wish.size is not None and wish.size < volume.size:
@@ -127,9 +129,9 @@ def check_qcow2_size(subject: str, image_format: str | None, size: int) -> None:
 
 
 def _attributes(volume: Volume, wish: VolumeWish) -> list[Step]:
-    """One step for each file of the chain that has not the asked owner, group or mode."""
+    """One step for each of its files that has not the asked owner, group or mode."""
     steps: list[Step] = []
-    for image in volume.chain:
+    for image in volume.own:
         uid = wish.uid if wish.uid is not None and wish.uid != image.uid else None
         gid = wish.gid if wish.gid is not None and wish.gid != image.gid else None
         mode = wish.mode if wish.mode is not None and wish.mode != image.mode else None
@@ -150,7 +152,7 @@ def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = ()) -
     if volume.dependents:
         names = ", ".join(sorted({clone for clone, _file in volume.dependents}))
         raise HasDependents(subject, f"linked clones rest on it: {names}", "delete or flatten those clones first")
-    files = [*volume.files, *strays] + ([info_name(volume.name)] if volume.info else [])
+    files = [*volume.own_files, *strays] + ([info_name(volume.name)] if volume.info else [])
     return Plan("delete_volume", volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1)
 
 

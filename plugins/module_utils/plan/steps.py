@@ -73,6 +73,27 @@ class CopyImage(Step):
 
 
 @dataclass(frozen=True)
+class CreateClone(Step):
+    """Make the base file of a linked clone: an empty qcow2 overlay over a file of its parent, which is only read."""
+
+    file: str
+    backing_file: str
+    backing_format: str
+    size: int
+    mode: int = 0o660
+    uid: int | None = None
+    gid: int | None = None
+
+    name = "create_clone"
+
+    def hidden(self) -> tuple[str, ...]:
+        return ("backing_format",)
+
+    def describe(self) -> dict:
+        return {**super().describe(), "mode": f"{self.mode:04o}"}
+
+
+@dataclass(frozen=True)
 class CreateOverlay(Step):
     """Make an empty qcow2 overlay over ``backing_file``, with the ownership of that file."""
 
@@ -250,6 +271,7 @@ _TYPES = {
     for kind in (
         CreateImage,
         CopyImage,
+        CreateClone,
         CreateOverlay,
         ReplaceOverlay,
         Grow,

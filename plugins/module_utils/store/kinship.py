@@ -64,7 +64,8 @@ def _qcow2_backing_of(directory: ShareDirectory, file: str) -> str | None:
             header = qcow2.read_header(fd)
     except (OSError, StorageError, qcow2.Qcow2Error):
         return None
-    return os.path.basename(header.backing_file) if header.backing_file and header.backing_format else None
+    name = os.path.basename(header.backing_file or "")
+    return name if is_safe_file_name(name) and header.backing_format else None
 
 
 def parent_of(
@@ -87,6 +88,36 @@ def parent_of(
         if owner != name and not (owner is None and file.startswith(name + ".")):
             return Parent(owner or file, _snapshot_showing(directory, owner or file, file), file)
     return None
+
+
+def ancestors_of(directory: ShareDirectory, name: str) -> set[str]:
+    """The volumes in whose files the chain of volume ``name`` goes on: their tasks and this one's must not meet."""
+    found: set[str] = set()
+    here: str | None = name
+    while here is not None and len(found) < _MOST_FILES:
+        here = _parent_volume(directory, here)
+        if here == name or here in found:
+            break
+        found |= {here} if here is not None else set()
+    return found
+
+
+def _parent_volume(directory: ShareDirectory, name: str) -> str | None:
+    """The volume on which ``name`` rests directly, from headers alone, so that nothing has to be readable beyond them."""
+    try:
+        record, info = records.read(directory, name), info_file.read(directory, name)
+    except (OSError, StorageError):
+        record = info = None
+    file: str | None = info.active if info else name
+    for _ in range(_MOST_FILES):
+        if file is None or (record is not None and record.formats.get(file) == "raw"):
+            break
+        if record is None or file not in record.formats:
+            owner = owner_of(directory, file)
+            if owner not in (None, name) or (owner is None and file != name and not file.startswith(name + ".")):
+                return owner or file
+        file = _qcow2_backing_of(directory, file)
+    return record.parent.volume if record is not None and record.parent is not None else None
 
 
 def _snapshot_showing(directory: ShareDirectory, volume: str, file: str) -> str | None:

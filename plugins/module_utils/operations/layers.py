@@ -1,0 +1,26 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What planners want to know of images beyond their headers: which clusters are allocated."""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+from ..model import Volume
+from ..plan.cost import Allocation, Allocations
+from ..store import qcow2
+from ..store.directory import ShareDirectory
+
+
+def allocations(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> Allocations:
+    """Allocated clusters of those ``wanted`` files of the chain that are qcow2 images and exist (a prediction may name others)."""
+    known = {}
+    for image in volume.chain:
+        if image.file in wanted and image.format == "qcow2" and directory.root.status(image.file) is not None:
+            with directory.root.opened(image.file) as fd:
+                header = qcow2.read_header(fd)
+                tables = qcow2.allocation(fd, header)
+            if tables is not None:
+                known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
+    return known

@@ -1,0 +1,89 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Linked clones: a volume whose base file is an overlay over a snapshot's point of another volume, and how it is cut loose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import Conflict, InvalidParameter, WouldShrink
+from ..model import Image, Parent, Volume
+from . import cost
+from .plan import Plan, require_healed_parent, require_known_formats
+from .planner import DEFAULT_MODE, VolumeWish, check_chain_length, check_qcow2_size
+from .steps import CreateClone, Pull, WriteRecord
+
+
+def snapshot_for(clone: str) -> str:
+    """The snapshot that is taken of a volume from which ``clone`` is made."""
+    return f"clone-{clone}"
+
+
+def require_current(parent: Volume, snapshot: str) -> None:
+    """A snapshot of that name may be there from an earlier, interrupted run: good as long as it shows what the volume holds.
+
+    :raises Conflict: the volume was written since, so that the clone would not be one of the volume as it is.
+    """
+    overlay = parent.image(parent.snapshot(snapshot).file)
+    if overlay != parent.active or not overlay.empty or overlay.size != parent.image(str(overlay.backing_file)).size:
+        raise Conflict(
+            f"snapshot {snapshot} of volume {parent.name}",
+            "it exists already and does not show what the volume holds now",
+            "delete it, or name a snapshot to clone from as source.snapshot",
+        )
+
+
+def create_clone(wish: VolumeWish, parent: Volume, snapshot: str, max_chain: int) -> Plan:
+    """A linked clone that does not exist yet, on the point of ``snapshot``.
+
+    :raises InvalidParameter: what is wished does not go with a linked clone. :raises WouldShrink: it would be smaller than its
+        source.
+    """
+    subject = f"volume {wish.name}"
+    point = parent.point_file(snapshot)
+    below = parent.view(point)
+    size = wish.size or below[0].size
+    if wish.format == "raw":
+        raise InvalidParameter(subject, "a linked clone is a qcow2 overlay and cannot be raw", "leave format out, or say method: full")
+    if wish.preallocation != "off":
+        raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
+    if size < below[0].size:
+        raise WouldShrink(subject, f"{size} bytes are less than the {below[0].size} of its source", "ask for at least the source's size")
+    require_known_formats(parent)
+    check_qcow2_size(subject, "qcow2", size)
+    check_chain_length(subject, len(below), max_chain)
+    mode = DEFAULT_MODE if wish.mode is None else wish.mode
+    step = CreateClone(wish.name, point, str(below[0].format), size, mode, wish.uid, wish.gid)
+    image = Image(
+        wish.name,
+        "qcow2",
+        size,
+        backing_file=point,
+        backing_format=below[0].format,
+        empty=True,
+        mode=mode,
+        uid=wish.uid or 0,
+        gid=wish.gid or 0,
+    )
+    after = Volume(wish.name, (image, *below), adopted=True, parent=Parent(parent.name, snapshot, point))
+    return Plan("create_volume", wish.name, (WriteRecord(wish.name), step), None, after)
+
+
+def flatten(volume: Volume, known: cost.Allocations) -> Plan:
+    """Give a linked clone its own data; no change where it rests on no other volume."""
+    if volume.parent is None:
+        return Plan("flatten", volume.name, (), volume, volume)
+    require_known_formats(volume)
+    require_healed_parent(volume)
+    base = volume.own_base
+    alone = replace(base, backing_file=None, backing_format=None, empty=False)
+    after = replace(volume, chain=(*volume.own[:-1], alone), parent=None, adopted=True)
+    step = Pull(base.file, None, None, _bytes_of_parent(volume, known))
+    return Plan("flatten", volume.name, (step, WriteRecord(volume.name)), volume, after, intent=True)
+
+
+def _bytes_of_parent(volume: Volume, known: cost.Allocations) -> int:
+    below = volume.chain[len(volume.own) :]
+    moved = cost.moved([image.file for image in below], [volume.own_base.file], known)
+    return sum(image.allocated for image in below) if moved is None else moved
