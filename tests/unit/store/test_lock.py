@@ -1,0 +1,288 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lock of a volume: who keeps whom out, who is named, and how its holder notices that it is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, ShareNotWritable
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.store import lock as locking
+from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import Owner, VolumeLock
+
+OFD_SETLK = 37
+
+
+def share(path: Path, **changes) -> Share:
+    return Share(str(path), str(path), "directory", **changes)
+
+
+def a_lock(path: Path, timeout: float = 0.05, visible: bool = True, **options) -> VolumeLock:
+    """A lock through an opened directory of its own, as another task has it."""
+    return VolumeLock(ShareDirectory(share(path, locks_visible=visible)), "vol", timeout, **options)
+
+
+def lock_file(path: Path) -> Path:
+    return path / ".remotefs" / "locks" / "vol.lock"
+
+
+def lease_file(path: Path) -> Path:
+    return path / ".remotefs" / "locks" / "vol.lease"
+
+
+def refused(lock: VolumeLock) -> str:
+    with pytest.raises(LockTimeout) as told:
+        lock.__enter__()
+    return str(told.value)
+
+
+def lost(lock: VolumeLock) -> str:
+    with pytest.raises(LockTimeout) as told:
+        lock.verify()
+    assert str(told.value).endswith("run the task again: it finishes or undoes what this one began.")
+    return str(told.value)
+
+
+# -- who keeps whom out ----------------------------------------------------------------------------------------------
+
+
+def test_readers_share_and_a_writer_waits_for_all_of_them(tmp_path: Path) -> None:
+    with a_lock(tmp_path, shared=True) as one:
+        with a_lock(tmp_path, shared=True) as two:
+            assert one.shared and two.shared
+            refused(a_lock(tmp_path))
+        refused(a_lock(tmp_path))
+        one.verify()
+    with a_lock(tmp_path) as writer:
+        refused(a_lock(tmp_path, shared=True))
+        refused(a_lock(tmp_path))
+        writer.verify()
+
+
+def test_a_lease_is_never_shared(tmp_path: Path) -> None:
+    with a_lock(tmp_path, visible=False, shared=True) as reader:
+        assert not reader.shared
+        refused(a_lock(tmp_path, visible=False, shared=True))
+        reader.verify()
+    assert not lease_file(tmp_path).exists()
+
+
+def test_the_owner_is_named_where_there_is_one(tmp_path: Path) -> None:
+    me = f"process {os.getpid()} on "
+    with a_lock(tmp_path) as writer:
+        for shared in (False, True, True):  # readers that wait leave the writer's name alone
+            assert me in refused(a_lock(tmp_path, shared=shared))
+        assert json.loads(lock_file(tmp_path).read_text())["pid"] == os.getpid()
+        writer.verify()
+    with a_lock(tmp_path, shared=True), a_lock(tmp_path, shared=True):
+        told = refused(a_lock(tmp_path))  # the name of a writer that is done is not told of its readers
+        assert "held by another task" in told and me not in told
+
+
+def test_a_writer_takes_over_from_readers_that_left_nothing(tmp_path: Path) -> None:
+    with a_lock(tmp_path, shared=True):
+        pass
+    with a_lock(tmp_path) as writer:
+        writer.verify()
+    with a_lock(tmp_path, shared=True) as reader:
+        reader.verify()
+
+
+def test_an_owner_written_by_an_earlier_release_is_understood(tmp_path: Path) -> None:
+    described = json.loads(Owner.of_this_process().to_bytes())
+    del described["generation"]
+    (tmp_path / ".remotefs" / "locks").mkdir(parents=True, mode=0o700)
+    lease_file(tmp_path).write_text(json.dumps(described))
+    assert f"process {os.getpid()} on " in refused(a_lock(tmp_path, visible=False))
+
+
+# -- several names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list:
+    """What is locked, in order: (directory, name, shared)."""
+    taken = []
+    real = VolumeLock.__enter__
+
+    def noted(lock: VolumeLock) -> VolumeLock:
+        entered = real(lock)
+        taken.append((Path(lock._directory.share.path).name, lock.volume, lock.shared))
+        return entered
+
+    monkeypatch.setattr(VolumeLock, "__enter__", noted)
+    return taken
+
+
+def test_all_locks_are_taken_in_one_order(tmp_path: Path, order: list) -> None:
+    one, two = tmp_path / "1", tmp_path / "2"
+    one.mkdir()
+    two.mkdir()
+    with Workspace(Options(lock_timeout=0.05)) as work:
+        work.lock([(share(two), "a"), (share(one), "c")], shared=[(share(two), "b"), (share(one), "a"), (share(one), "c")])
+    assert order == [("1", "a", True), ("1", "c", False), ("2", "a", False), ("2", "b", True)]
+
+
+def test_given_back_and_taken_anew(tmp_path: Path) -> None:
+    with Workspace(Options(lock_timeout=0.05)) as work:
+        work.lock([(share(tmp_path), "vol")])
+        refused(a_lock(tmp_path))
+        work.unlock_all()
+        with a_lock(tmp_path):
+            pass
+        work.lock([(share(tmp_path), "other")], shared=[(share(tmp_path), "vol")])
+        with a_lock(tmp_path, shared=True):
+            pass
+        refused(a_lock(tmp_path))
+        work.directory(share(tmp_path)).verify("other")
+        assert len(work.executor(share(tmp_path))._locks) == 2  # programs inherit the locks that are held now
+    with a_lock(tmp_path):
+        pass
+
+
+def test_check_mode_takes_none_and_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Workspace(Options(check=True)) as work:
+        work.lock([(share(tmp_path), "vol")], shared=[(share(tmp_path), "other")])
+        work.directory(share(tmp_path)).verify("vol")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path / "ro"))
+    with Workspace(Options(check=True)) as work, pytest.raises(ShareNotWritable):
+        work.lock([(share(tmp_path), "vol")], shared=[(share(tmp_path / "ro"), "other")])
+
+
+# -- losing it -------------------------------------------------------------------------------------------------------
+
+
+def take_away(lock: VolumeLock) -> None:
+    """What a server does to the lock of a client that it believes to be dead."""
+    fcntl.fcntl(lock.descriptors[0], OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+
+
+def by_removal(path: Path, _lock: VolumeLock) -> None:
+    lock_file(path).unlink()
+
+
+def by_replacement(path: Path, _lock: VolumeLock) -> None:
+    other = lock_file(path).with_name("new")
+    other.write_bytes(lock_file(path).read_bytes())
+    other.rename(lock_file(path))
+
+
+def by_removal_of_everything(path: Path, _lock: VolumeLock) -> None:
+    lock_file(path).unlink()
+    lock_file(path).parent.rmdir()
+
+
+def by_a_writer_that_holds_it(path: Path, lock: VolumeLock) -> None:
+    take_away(lock)
+    a_lock(path).__enter__()
+
+
+def by_a_writer_that_is_done(path: Path, lock: VolumeLock) -> None:
+    take_away(lock)
+    with a_lock(path):
+        pass
+
+
+LOSSES: list[Callable[[Path, VolumeLock], None]] = [
+    by_removal,
+    by_replacement,
+    by_removal_of_everything,
+    by_a_writer_that_holds_it,
+    by_a_writer_that_is_done,
+]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_lost_lock_is_noticed(tmp_path: Path, loss: Callable, shared: bool) -> None:
+    holder = a_lock(tmp_path, shared=shared)
+    with holder:
+        holder.verify()
+        loss(tmp_path, holder)
+        assert "it was lost to " in lost(holder)
+        before = sorted(path.name for path in (tmp_path / ".remotefs").rglob("*"))
+        holder.forget_file()
+        lost(holder)  # asking did not make it ours
+    assert sorted(path.name for path in (tmp_path / ".remotefs").rglob("*")) == before
+
+
+def test_a_reader_notices_and_is_noticed(tmp_path: Path) -> None:
+    with a_lock(tmp_path) as writer:
+        take_away(writer)
+        with a_lock(tmp_path, shared=True) as reader:
+            assert "it was lost to another task" in lost(writer)
+            reader.verify()
+        lost(writer)  # a reader in between may have read what was half done
+
+
+def test_a_lock_that_the_server_gave_back_untouched_is_ours(tmp_path: Path) -> None:
+    with a_lock(tmp_path) as writer:
+        take_away(writer)
+        writer.verify()
+        refused(a_lock(tmp_path))  # asking took it again
+
+
+def test_who_took_it_is_named(tmp_path: Path) -> None:
+    with a_lock(tmp_path) as writer:
+        take_away(writer)
+        other = replace(Owner.of_this_process(), host="elsewhere", pid=77)
+        lock_file(tmp_path).write_bytes(other.to_bytes())
+        assert "it was lost to process 77 on elsewhere since " in lost(writer)
+
+
+def test_a_broken_lease_is_noticed_and_left_alone(tmp_path: Path) -> None:
+    holder = a_lock(tmp_path, visible=False)
+    with holder:
+        holder.verify()
+        with a_lock(tmp_path, visible=False, break_lease=True) as breaker:
+            breaker.verify()
+            lost(holder)
+            holder.__exit__()
+            assert lease_file(tmp_path).exists(), "another one's lease was removed"
+            breaker.verify()
+    assert not lease_file(tmp_path).exists()
+
+
+def test_a_lease_is_broken_once(tmp_path: Path) -> None:
+    a_lock(tmp_path, visible=False).__enter__()
+    breaker = a_lock(tmp_path, visible=False, break_lease=True)
+    assert not breaker._try() and not lease_file(tmp_path).exists()
+    with a_lock(tmp_path, visible=False) as quicker:
+        assert not breaker._try()
+        quicker.verify()  # what stands there now belongs to a living task
+
+
+def test_closed_locks_are_nobodys(tmp_path: Path) -> None:
+    lock = a_lock(tmp_path)
+    with lock:
+        pass
+    lost(lock)
+
+
+def test_what_asking_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(module: object, name: str) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: (calls.append(name), real(*args, **kwargs))[1])
+
+    with a_lock(tmp_path) as lock:
+        lock.verify()
+        counted(locking.fcntl, "fcntl")
+        for name in ("stat", "fstat", "open", "pread", "read", "pwrite", "fsync", "close", "ftruncate"):
+            counted(os, name)
+        lock.verify()
+        assert calls == ["fcntl", "stat", "pread"]
