@@ -104,10 +104,12 @@ def result(outcome: Outcome) -> dict:
     """What a single change returns."""
     from .operations import report
 
+    judged = {} if outcome.retention is None else {"retention": outcome.retention}
     return {
         "changed": outcome.changed,
         "actions": outcome.actions,
         "recovered": outcome.recovered,
+        **judged,
         "volume": outcome.after,
         "diff": {"before": report.difference(outcome.before), "after": report.difference(outcome.after)},
     }

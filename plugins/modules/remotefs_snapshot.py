@@ -2,7 +2,7 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Take, delete and revert to snapshots."""
+"""Take, keep, delete and revert to snapshots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ description:
   - A snapshot is a new qcow2 overlay, which becomes the active image, the file that a virtual machine must open from then on; C(path) of RV(volume) names it.
   - Deleting a snapshot merges its overlay with the overlay's own backing file, with as few bytes as possible. Nothing is unlinked before what
     replaces it is durable.
-  - A name is taken once and then is no change. For repeated runs use dated names, as in the examples.
+  - A name is taken once and then is no change. For repeated runs use dated names and O(keep), as in the examples.
 author:
   - remotefs.storage contributors (@remotefs)
 requirements:
@@ -32,7 +32,8 @@ options:
     type: str
   volumes:
     description:
-      - Several volumes of one share that get O(name) as one consistent group, all or none of them.
+      - Several volumes of one share that get O(name) as one consistent group, all or none of them. O(keep) then removes snapshots of each.
+      - With O(keep) and no O(name), several independent volumes.
       - Only for O(state=present).
     type: list
     elements: str
@@ -60,8 +61,35 @@ options:
     description: A text that is kept with the snapshot.
     type: str
   labels:
-    description: Names and values that are kept with the snapshot.
+    description: Names and values that are kept with the snapshot. Both are texts; a value that is given otherwise is made one.
     type: dict
+  protected:
+    description:
+      - Protect the snapshot from O(keep), or protect it no longer. Where this is not said, it stays as it is; a new snapshot is not protected.
+      - This is no protection from being named. O(state=absent) deletes a protected snapshot, O(discard_newer) discards it, and so does the
+        removal of its volume with O(remotefs.storage.remotefs_volume#module:cascade).
+    type: bool
+  keep:
+    description:
+      - Retention. Of the snapshots that V(match), those stay that at least one rule keeps; the others are deleted in one pass.
+      - A dictionary of V(match), which is required, and at least one of the rules V(last), V(hourly), V(daily), V(weekly) and V(monthly) above 0.
+      - V(match) is a glob of names such as V(daily-*), or a dictionary of labels that a snapshot must have, all of them and with equal values.
+        What does not match is neither counted nor touched.
+      - V(last) keeps that many of the newest snapshots. The other rules keep the newest snapshot of each hour, day, week or month, for as many of
+        these periods as the rule says. Periods are of UTC, and weeks those of ISO 8601, from Monday on. A period without a snapshot does not count.
+      - Which snapshot is newer is told by the chain and never by a clock. The time of the task does not matter either, so that a
+        volume whose snapshots stopped keeps the last ones.
+      - Whatever the rules say, a snapshot stays that is protected, whose time of creation is not known, on which a linked clone rests, or that
+        is O(name) itself. A protected one takes a rule's place like any other, one without a time only that of V(last).
+      - Beside O(name), that snapshot is taken first and counts. Without it, nothing is taken.
+      - Only for O(state=present). See docs/retention.md.
+    type: raw
+  max_chain:
+    description:
+      - How many files the chain of the volume may have. A snapshot that would make it longer is refused with V(invalid_parameter).
+      - Each snapshot is a file more, and a linked clone has the files of its parent beneath its own. From 2 to 200.
+    type: int
+    default: 64
   snapshots:
     description:
       - Many independent snapshots in one task. Each item takes the options above, with the task's own as defaults.
@@ -78,6 +106,9 @@ options:
       discard_newer: {description: 'See O(discard_newer).', type: bool}
       description: {description: 'See O(description).', type: str}
       labels: {description: 'See O(labels).', type: dict}
+      protected: {description: 'See O(protected).', type: bool}
+      keep: {description: 'See O(keep).', type: raw}
+      max_chain: {description: 'See O(max_chain).', type: int}
 seealso:
   - module: remotefs.storage.remotefs_volume
   - module: remotefs.storage.remotefs_snapshot_info
@@ -93,11 +124,37 @@ EXAMPLES = r"""
     labels:
       keep: manual
 
-- name: Take one each day
+- name: Take one each day, and keep those of 7 days, 4 weeks and 12 months
   remotefs.storage.remotefs_snapshot:
     share: /srv/volumes
     volume: db01
     name: "daily-{{ now(utc=true, fmt='%Y-%m-%d') }}"
+    keep:
+      match: daily-*
+      daily: 7
+      weekly: 4
+      monthly: 12
+  register: nightly
+
+- name: Tell what went
+  ansible.builtin.debug:
+    msg: "{{ nightly.retention | rejectattr('keep') | map(attribute='name') | join(', ') | default('nothing', true) }}"
+
+- name: Keep one whatever the rules say
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volume: db01
+    name: before-upgrade
+    protected: true
+
+- name: Thin out what has a label, on two volumes, without taking a snapshot
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volumes: [db01, db01-log]
+    keep:
+      match:
+        made-by: nightly
+      last: 14
 
 - name: Two volumes at one point in time
   remotefs.storage.remotefs_snapshot:
@@ -141,8 +198,8 @@ volumes:
   elements: dict
 results:
   description:
-    - 'One for each item, in its order: name, changed, failed, error_code, msg, actions, recovered and volume.'
-    - The name is the snapshot's for O(snapshots) and the volume's for a group.
+    - 'One for each item, in its order: name, changed, failed, error_code, msg, actions, recovered, volume and with O(keep) retention.'
+    - The name is the snapshot's for O(snapshots) and the volume's for O(volumes), or where an item only keeps.
   returned: with O(volumes) or O(snapshots)
   type: list
   elements: dict
@@ -154,6 +211,26 @@ actions:
   sample:
     - {step: create_overlay, file: db01.nightly, backing_file: db01, size: 10737418240}
     - {step: write_info, file: db01.info, active: db01.nightly, snapshots: {nightly: db01.nightly}}
+retention:
+  description:
+    - The verdicts of O(keep) on all snapshots that match, oldest first; in check mode those that the run would come to.
+    - One whose C(keep) is false is deleted by this task and has no reasons.
+  returned: success, with O(volume) and O(keep)
+  type: list
+  elements: dict
+  contains:
+    name: {description: The snapshot., type: str, returned: always}
+    created: {description: 'When it was taken (UTC); null where that is not recorded.', type: str, returned: always}
+    keep: {description: Whether it stays., type: bool, returned: always}
+    reasons:
+      description: 'Why it stays: each rule that keeps it, and what keeps it whatever the rules say.'
+      type: list
+      elements: str
+      returned: always
+  sample:
+    - {name: daily-2026-11-20, created: '2026-11-20T01:00:04Z', keep: false, reasons: []}
+    - {name: before-upgrade, created: '2026-11-20T14:12:40Z', keep: true, reasons: [protected]}
+    - {name: daily-2026-11-21, created: '2026-11-21T01:00:03Z', keep: true, reasons: [last 1 of 3, daily 2026-11-21, weekly 2026-W47]}
 recovered:
   description: 'Interrupted operations that this task finished or undid first: operation, outcome (finished, undone or discarded) and steps.'
   returned: with O(volume)
@@ -181,18 +258,29 @@ _SNAPSHOT = {
     "discard_newer": {"type": "bool", "default": False},
     "description": {"type": "str"},
     "labels": {"type": "dict"},
+    "protected": {"type": "bool"},
+    "keep": {"type": "raw"},
+    "max_chain": {"type": "int", "default": 64},
 }
+_DETAILS = ("description", "labels", "protected")
 
 
 def _check(params: dict) -> None:
-    """:raises InvalidParameter: options that do not go together."""
-    subject = f"snapshot task on volume {params['volume']}"
+    """:raises InvalidParameter: options that do not go together, or a length that no chain may have."""
+    from ..module_utils.plan.planner import check_max_chain
+
+    subject = f"snapshot task on volume {params['volume']}" if params["volume"] else "snapshot task"
     if params["names"] and params["state"] != "absent":
         raise InvalidParameter(subject, "names goes with state: absent only", "use name, or a list of snapshots")
     if params["names"] and params["name"]:
         raise InvalidParameter(subject, "name and names do not go together", "give one of them")
-    if params["state"] != "present" and (params["description"] is not None or params["labels"] is not None):
-        raise InvalidParameter(subject, "description and labels go with state: present only", "leave them out")
+    for option in (*_DETAILS, "keep"):
+        if params["state"] != "present" and params[option] is not None:
+            raise InvalidParameter(subject, f"{option} goes with state: present only", "leave it out")
+    for option in _DETAILS:
+        if params[option] is not None and not params["name"] and params["keep"] is not None:
+            raise InvalidParameter(subject, f"{option} is of a snapshot, and none is named", "leave it out, or give a name")
+    check_max_chain(params["max_chain"])
 
 
 def _run(params: dict, options, finder):
@@ -200,39 +288,54 @@ def _run(params: dict, options, finder):
     from ..module_utils.operations import snapshots
 
     _check(params)
-    arguments.require(params, "volume", "share", *(() if params["names"] else ("name",)))
+    keep = _policy(params)
+    arguments.require(params, "volume", "share", *(() if params["names"] or keep else ("name",)))
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return snapshots.delete(candidates, params["volume"], params["names"] or [params["name"]], options)
     if params["state"] == "reverted":
         return snapshots.revert(candidates, params["volume"], params["name"], params["discard_newer"], options)
-    return snapshots.take(snapshots.SnapshotRequest(candidates, params["volume"], _wish(params)), options)
+    if keep and not params["name"]:
+        return snapshots.retain(candidates, params["volume"], keep, options)
+    return snapshots.take(snapshots.SnapshotRequest(candidates, params["volume"], _wish(params), keep), options)
+
+
+def _policy(params: dict):
+    from ..module_utils.plan import retention
+
+    return None if params["keep"] is None else retention.parse(params["keep"])
 
 
 def _wish(params: dict):
     from ..module_utils.plan.planner import SnapshotWish
+    from ..module_utils.plan.retention import label_texts
 
-    labels = params["labels"]
     return SnapshotWish(
         name=params["name"],
         description=params["description"],
-        labels=None if labels is None else {str(key): "" if value is None else str(value) for key, value in labels.items()},
+        labels=None if params["labels"] is None else label_texts(params["labels"]),
+        protected=params["protected"],
+        max_chain=params["max_chain"],
     )
 
 
-def _run_many(module: AnsibleModule) -> None:
+def _item_name(params: dict) -> str:
+    """What a result is called: by its snapshots, or by its volume where it names none."""
+    return ", ".join(params["names"] or []) or str(params["name"] or params["volume"])
+
+
+def _run_many(module: AnsibleModule, wanted: list, kind: str) -> None:
     from ..module_utils.operations import bulk, placement
 
     options, finder, items = arguments.options(module), placement.Finder(), []
-    for given in module.params["snapshots"]:
+    for given in wanted:
         params = arguments.merged(given, module.params)
         if given.get("names") and not given.get("name"):
             params["name"] = None
         finder.prepare(params["share"], params["mount_base"])
-        name = ", ".join(params["names"] or [str(params["name"])])
-        items.append(bulk.Item(name, frozenset([str(params["volume"])]), lambda params=params: _run(params, options, finder)))
+        items.append(bulk.Item(_item_name(params), frozenset([str(params["volume"])]), lambda params=params: _run(params, options, finder)))
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
-    arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel), "items")
+    arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel), kind)
 
 
 def _run_group(module: AnsibleModule) -> None:
@@ -241,10 +344,14 @@ def _run_group(module: AnsibleModule) -> None:
     params = module.params
     if params["state"] != "present":
         raise InvalidParameter("group of volumes", "a group is for taking snapshots only", "delete and revert with a list of snapshots")
-    arguments.require(params, "name", "share", "volumes")
+    _check(params)
+    keep = _policy(params)
+    arguments.require(params, "share", "volumes", *(() if keep else ("name",)))
     volumes = list(dict.fromkeys(params["volumes"]))
+    if keep and not params["name"]:
+        _run_many(module, [{"volume": volume} for volume in volumes], "volumes")
     candidates = placement.find_candidates(params["share"], params["mount_base"])
-    outcomes = snapshots.take_group(candidates, volumes, _wish(params), arguments.options(module))
+    outcomes = snapshots.take_group(candidates, volumes, _wish(params), arguments.options(module), keep)
     arguments.leave_many(module, volumes, outcomes, "volumes")
 
 
@@ -265,7 +372,7 @@ def main() -> None:
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True, required_one_of=[alternatives], mutually_exclusive=[alternatives])
     try:
         if module.params["snapshots"] is not None:
-            _run_many(module)
+            _run_many(module, module.params["snapshots"], "items")
         if module.params["volumes"] is not None:
             _run_group(module)
         outcome = _run_one(module)

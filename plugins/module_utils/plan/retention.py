@@ -102,7 +102,7 @@ def _match(value: object) -> str | dict:
 def _count(rule: str, value: object) -> int:
     """A count from a number or its text, which templates may make; None, as for a rule that is not given, is 0."""
     text = "0" if value is None else str(value).strip()
-    if isinstance(value, (bool, float)) or not re.match(r"-?[0-9]+\Z", text):
+    if not re.match(r"-?[0-9]+\Z", text):
         raise InvalidParameter(_SUBJECT, f"{rule} is no whole number: {value!r}", "give the number of snapshots to keep")
     if int(text) < 0:
         raise InvalidParameter(_SUBJECT, f"{rule} is negative: {text}", "give the number of snapshots to keep, 0 for none by this rule")
