@@ -50,6 +50,8 @@ def _settled(work: Workspace, share: Share, name: str, dependents: bool = False)
     volume, recovered = settle(work, share, name, dependents=dependents)
     if volume is None:
         raise VolumeNotFound(f"volume {name}", f"it is not on {share.source}", "check the name, or create it first with remotefs_volume")
+    if work.options.check:  # files that are only predicted to be gone still stand on this volume's own
+        volume = replace(volume, dependents=tuple(pair for pair in volume.dependents if pair[0] != name))
     return volume, recovered
 
 
