@@ -99,6 +99,7 @@ class Share:
     keeps_modes: bool = True  # False where chmod and chown have no lasting effect
     locks_visible: bool = True  # False where the locks of other processes and hosts cannot be seen at all
     stale_seconds: float = 0.0  # how long this client may show what another one has replaced, even after opening it anew
+    keeps_inodes: bool = True  # False where a file's inode number is another one after the next mount
     locks_readable: bool = True  # False where a held lock can be met but not asked about (NFSv3 answers GETLK wrongly)
 
     @property

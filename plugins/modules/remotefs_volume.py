@@ -18,7 +18,7 @@ description:
 author:
   - remotefs.storage contributors (@remotefs)
 requirements:
-  - qemu-img 7.2 or newer (package qemu-utils) for full clones, for O(flatten), for O(preallocation) of qcow2 and for growing some qcow2 volumes; nothing else needs it
+  - qemu-img 7.2 or newer (package qemu-utils) for full clones, O(flatten), O(preallocation) of qcow2 and growing some qcow2 volumes
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.change
@@ -75,6 +75,17 @@ options:
     description: Give a linked clone data of its own, so that it rests on no other volume. No change where it has.
     type: bool
     default: false
+  recover:
+    description:
+      - What to do about a task that was interrupted on this volume. V(finish) finishes or undoes it.
+      - Where somebody else changed the volume's files since, that could do harm, and the task fails with C(needs_recovery). Then V(discard)
+        gives the interrupted task's record up and takes the volume as it stands, without the snapshots that were being deleted, because
+        their data may be damaged. Check mode shows what it would leave. Files that nothing refers to any more are not removed but named in
+        RV(recovered).
+      - A record that can be honoured is honoured, whatever this says.
+    type: str
+    choices: [finish, discard]
+    default: finish
   max_chain:
     description: The most files that the chain of a new linked clone may have, 2 to 200.
     type: int
@@ -133,6 +144,7 @@ options:
           snapshot: {description: 'See O(source.snapshot).', type: str}
           method: {description: 'See O(source.method).', type: str, choices: [full, linked], default: full}
       flatten: {description: 'See O(flatten).', type: bool}
+      recover: {description: 'See O(recover).', type: str, choices: [finish, discard]}
       max_chain: {description: 'See O(max_chain).', type: int}
       mode: {description: 'See O(mode).', type: raw}
       owner: {description: 'See O(owner).', type: str}
@@ -254,7 +266,10 @@ volume:
     parent: {description: 'What a linked clone rests on: volume and snapshot. Null for a volume that rests on no other.', type: dict, returned: always}
     dependents: {description: 'The linked clones that rest on it: volume, and snapshot of this one.', type: list, elements: dict, returned: always}
     in_use: {description: Whether somebody has it open; null where the file system cannot tell., type: bool, returned: always}
-    pending: {description: 'What an interrupted task left to be finished: operation and started.', type: dict, returned: always}
+    pending:
+      description: 'What an interrupted task left to be finished: operation, started, and the snapshots whose data may be damaged until then.'
+      type: dict
+      returned: always
     connection: {description: 'What a virtualization host needs to attach it, in the form that OpenStack Cinder uses.', type: dict, returned: always}
   sample:
     name: db01
@@ -292,7 +307,9 @@ actions:
   elements: dict
   sample: [{step: write_record, volume: db01}, {step: create, file: db01, format: raw, size: 10737418240, preallocation: 'off', mode: '0660'}]
 recovered:
-  description: 'Interrupted operations that this task finished or undid first: operation, outcome (finished, undone or discarded) and steps.'
+  description:
+    - 'Interrupted operations that this task ended first: operation, outcome (finished, undone or discarded) and steps; where one was
+      discarded also left, the files that it leaves.'
   returned: without O(volumes)
   type: list
   elements: dict
@@ -302,6 +319,8 @@ error_code:
   type: str
   sample: would_shrink
 """
+
+from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -324,6 +343,7 @@ _VOLUME = {
         },
     },
     "flatten": {"type": "bool", "default": False},
+    "recover": {"type": "str", "choices": ["finish", "discard"], "default": "finish"},
     "max_chain": {"type": "int", "default": 64},
     "mode": {"type": "raw"},
     "owner": {"type": "str"},
@@ -341,6 +361,7 @@ def _run(params: dict, options, finder):
     from ..module_utils.operations import volumes
 
     arguments.require(params, "name", "share")
+    options = replace(options, discard=params["recover"] == "discard")
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)

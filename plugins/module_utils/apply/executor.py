@@ -3,51 +3,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Carries plans out: durable intent, the steps in order, durable final record, and only then unlinking.
 
-Also what an interrupted task left: :func:`find_interrupted` sees it, :meth:`Executor.finish` ends it.
+Also what an interrupted task left: :mod:`recovery` sees it, :meth:`Executor.finish` ends it.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Callable, Iterable
 
-from ..errors import NeedsRecovery, StorageError, from_os_error
-from ..model import Volume, info_name
+from ..errors import StorageError, from_os_error
 from ..plan import intent as intents
 from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteInfo, WriteRecord
-from ..store import info_file, inventory, qcow2, records
+from ..store import info_file, records
 from ..store.directory import ShareDirectory
 from .offline import CopySource, Guard, OfflineEngine
+from .recovery import Interrupted, find_interrupted
 
 
 def now() -> str:
     """The time as records spell it: UTC, whole seconds, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-class Interrupted:
-    """What a killed task left of a volume: resumptions to run, temporary files to remove."""
-
-    def __init__(self, resumptions: tuple[intents.Resumption, ...] = (), leftovers: tuple[str, ...] = ()) -> None:
-        self.resumptions = resumptions
-        self.leftovers = leftovers
-
-    def __bool__(self) -> bool:
-        return bool(self.resumptions or self.leftovers)
-
-    @property
-    def after(self) -> Volume | None:
-        return self.resumptions[-1].plan.after
-
-    def describe(self) -> list[dict]:
-        told = [item.describe() for item in self.resumptions]
-        if self.leftovers:
-            told.append(
-                {"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]}
-            )
-        return told
 
 
 class Executor:
@@ -120,7 +96,17 @@ class Executor:
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = records.Record({**record.formats, **formats}, record.snapshots, parent=plan.before.parent)
-        self._write_record(plan.volume, record.with_intent(intents.of_plan(plan, now(), group).to_json()))
+        intent = intents.of_plan(plan, now(), self._proofs(plan), group)
+        self._write_record(plan.volume, record.with_intent(intent.to_json()))
+
+    def _proofs(self, plan: Plan) -> dict[str, intents.Proof]:
+        """What proves each own file of the volume to be the same one later on."""
+        keeps_inodes, proofs = self._directory.share.keeps_inodes, {}
+        for file in plan.before.own_files if plan.before else ():
+            status = self._directory.root.status(file)
+            if status is not None:
+                proofs[file] = intents.Proof(status.st_ino if keeps_inodes else 0, status.st_size)
+        return proofs
 
     def run_data_steps(self, plan: Plan, guard: Guard) -> None:
         engine = self._engine(guard)
@@ -172,7 +158,8 @@ class Executor:
 
     def _garbage(self, file: str) -> records.Garbage | None:
         status = self._directory.root.status(file)
-        return records.Garbage(file, status.st_ino, status.st_size) if status else None
+        inode = status.st_ino if status and self._directory.share.keeps_inodes else 0
+        return records.Garbage(file, inode, status.st_size) if status else None
 
     def _write_record(self, volume: str, record: records.Record) -> None:
         self._directory.write_record(volume, self._directory.make_private("volumes"), records.file_name(volume), record.to_bytes(volume))
@@ -205,74 +192,3 @@ class Executor:
         for resumption in interrupted.resumptions:
             with self.guarded(resumption.plan) as guard:
                 self._run(resumption.plan, resumption.plan.steps, guard)
-
-
-def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
-    """What is to be resumed of volume ``name``. Only meaningful under its lock; without it a prediction.
-
-    :raises NeedsRecovery: the share is in no state that the interrupted task can have left.
-    """
-    record = records.read(directory, name)
-    leftovers = tuple(directory.leftovers(name))
-    if record is None:
-        return Interrupted((), leftovers)
-    if record.intent is not None:
-        return Interrupted((_resumption(directory, name, intents.from_json(name, record.intent)),), leftovers)
-    if not inventory.exists(directory, name):
-        nothing = Plan("create_volume", name, (), None, None)
-        return Interrupted((intents.Resumption("create_volume", "undone", nothing),), leftovers)
-    garbage = tuple(item.file for item in record.garbage if _is_garbage(directory, name, item))
-    if not garbage:
-        return Interrupted((), leftovers)
-    present = _readable(directory, name)
-    if present is None or set(garbage) & set(present.files):
-        raise NeedsRecovery(
-            f"volume {name}", f"files that were to be removed are in use again ({', '.join(garbage)})", "see docs/worst-day.md"
-        )
-    steps = (intents.write_info(present), *(Unlink(file) for file in garbage))
-    plan = Plan("unlink", name, steps, present, present)
-    return Interrupted((intents.Resumption("unlink", "finished", plan),), leftovers)
-
-
-def _is_garbage(directory: ShareDirectory, name: str, item: records.Garbage) -> bool:
-    """Whether the file still is the one that the final record meant: same inode, same length."""
-    status = directory.root.status(item.file)
-    return status is not None and (status.st_ino, status.st_size) == (item.inode, item.size) and item.file != info_name(name)
-
-
-def _readable(directory: ShareDirectory, name: str) -> Volume | None:
-    try:
-        observed = inventory.observe(directory, name)
-    except StorageError:
-        return None
-    return observed.volume if observed else None
-
-
-def _resumption(directory: ShareDirectory, name: str, intent: intents.Intent) -> intents.Resumption:
-    info = info_file.read(directory, name)
-    backing = {}
-    for file in intents.files_to_look_at(intent):
-        found = _backing(directory, file)
-        if found is not None:
-            backing[file] = found[0]
-    decided = intent.group is None or _group_decided(directory, intent.group)
-    found_state = intents.Found(info.active if info else None, info.snapshots if info else (), backing, decided)
-    return intents.resume(name, _readable(directory, name), intent, found_state)
-
-
-def _backing(directory: ShareDirectory, file: str) -> tuple[str | None] | None:
-    try:
-        with directory.root.opened(file) as fd:
-            name = qcow2.read_backing_name(fd)
-    except FileNotFoundError:
-        return None
-    return (os.path.basename(name) if name else None,)
-
-
-def group_file(group: str) -> str:
-    return group + ".json"
-
-
-def _group_decided(directory: ShareDirectory, group: str) -> bool:
-    private = directory.private("groups")
-    return private is not None and private.status(group_file(group)) is not None

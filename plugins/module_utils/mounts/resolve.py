@@ -168,6 +168,7 @@ def describe(mount: tables.Mount, mounts: tuple[tables.Mount, ...], path: str, s
         locks_visible=row.locks_visible(mount.options),
         locks_readable=row.locks_readable(mount.options),
         stale_seconds=row.stale_seconds,
+        keeps_inodes=row.keeps_inodes(mount.options),
     )
 
 

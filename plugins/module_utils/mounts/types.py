@@ -53,7 +53,11 @@ class FileSystem:
     keeps_modes: bool = True
     blind_with: tuple[str, ...] = ()  # options with which the locks of other hosts cannot be seen at all
     unreadable_with: tuple[str, ...] = ()  # options with which a held lock can be met but not asked about
+    renumbered_with: tuple[str, ...] = ()  # options with which inode numbers are the client's own
     stale_seconds: float = 0.0  # how long a client may show what another one has replaced, even after opening it anew
+
+    def keeps_inodes(self, options: tuple[str, ...]) -> bool:
+        return not _any_of(self.renumbered_with, options)
 
     def locks_visible(self, options: tuple[str, ...]) -> bool:
         return not _any_of(self.blind_with, options)
@@ -139,6 +143,7 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         local_options=("addr", "srcaddr"),
         keeps_modes=False,
         blind_with=("nobrl",),
+        renumbered_with=("noserverino",),
         unreadable_with=ALWAYS,
     ),
     FileSystem(
@@ -166,8 +171,9 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         stdin_options=("password_stdin",),
         shown=_FUSE_SHOWN,
         local_options=_FUSE_LOCAL,
-        # The protocol has no locks: the kernel keeps them among the processes of one host.
+        # The protocol has no locks: the kernel keeps them among the processes of one host. Nor has it inode numbers.
         blind_with=ALWAYS,
+        renumbered_with=ALWAYS,
     ),
 )
 

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Iterable
 
-from ..apply.executor import find_interrupted
+from ..apply.recovery import find_interrupted
 from ..errors import Conflict, NoEligibleShare, ShareNotMounted, StorageError
 from ..model import Share
 from ..mounts.probe import capacity

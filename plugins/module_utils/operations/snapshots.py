@@ -9,14 +9,15 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from ..apply.executor import Executor, group_file, now
+from ..apply.executor import Executor, now
 from ..apply.offline import Guard
+from ..apply.recovery import group_file
 from ..errors import Conflict, InvalidParameter, StorageError, VolumeNotFound, from_os_error
 from ..model import Share, Volume, check_snapshot_name, check_volume_name
 from ..plan import merge, planner, retention
 from ..plan.cost import Allocations
 from ..plan.plan import Plan
-from ..store import inventory, kinship, qcow2
+from ..store import inventory, kinship
 from ..store.directory import ShareDirectory
 from . import layers, placement
 from .transaction import Options, Outcome, Workspace, carry_out, joined, settle

@@ -15,9 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Callable, Iterable
 
-from ..apply.executor import Executor, Interrupted, find_interrupted
+from ..apply.executor import Executor
 from ..apply.offline import CopySource
-from ..errors import ShareNotWritable, from_os_error
+from ..apply.recovery import Interrupted, find_interrupted, give_up
+from ..errors import NeedsRecovery, ShareNotWritable, from_os_error
 from ..model import Share, Volume
 from ..plan.plan import Plan
 from ..plan.steps import Unlink
@@ -29,7 +30,7 @@ from . import report
 
 @dataclass(frozen=True)
 class Options:
-    """How a task works, whatever it does. ``lock_timeout`` in seconds.
+    """How a task works, whatever it does. ``lock_timeout`` in seconds; ``discard`` gives up a record that cannot be honoured.
 
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name).
     """
@@ -38,6 +39,7 @@ class Options:
     lock_timeout: float = 90
     break_lock: bool = False
     assume_unused: bool = False
+    discard: bool = False
     warn: Callable[[str], None] = lambda _text: None
     world: dict = field(default_factory=dict)
 
@@ -194,10 +196,10 @@ def _require_writable(share: Share) -> None:
 def settle(work: Workspace, share: Share, name: str, said: str | None = None, dependents: bool = False) -> tuple[Volume | None, list]:
     """The volume after what an interrupted task left has been ended (in check mode: as it would be), and ``recovered``."""
     directory = work.directory(share)
-    interrupted = find_interrupted(directory, name)
+    interrupted = _interrupted(work, directory, name)
     if interrupted.resumptions:
         work.lock_ancestors(share, name)  # what is to be ended may read their files
-        interrupted = find_interrupted(directory, name)
+        interrupted = _interrupted(work, directory, name)
     recovered = interrupted.describe()
     if interrupted and not work.options.check:
         work.executor(share).finish(interrupted)
@@ -207,11 +209,23 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     return volume, recovered
 
 
+def _interrupted(work: Workspace, directory: ShareDirectory, name: str, discard: bool = False) -> Interrupted:
+    """:raises NeedsRecovery: the share is in no state that the interrupted task can have left, and its record is not to be
+    given up."""
+    try:
+        return find_interrupted(directory, name)
+    except NeedsRecovery:
+        if not (discard or work.options.discard):
+            raise
+        return give_up(directory, name)
+
+
 def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume | None, list, tuple[str, ...]]:
     """As :func:`settle`, for a volume that is to go with all its snapshots: what an interrupted task had begun to merge
-    is not merged any more, which a full share might not allow. The third value names its files outside the chain."""
+    is not merged any more, which a full share might not allow. The third value names its files outside the chain; where
+    somebody changed the share since, those are left alone and told."""
     directory = work.directory(share)
-    interrupted = find_interrupted(directory, name)
+    interrupted = _interrupted(work, directory, name, discard=True)
     begun = [one for one in interrupted.resumptions if one.plan.after is not None]
     observed = inventory.observe(directory, name) if begun else None
     if observed is None or (share.path, name) in work.options.world:
@@ -219,7 +233,7 @@ def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume
     left = Interrupted((), interrupted.leftovers)
     if not work.options.check:
         work.executor(share).finish(left)
-    volume, told = observed.volume, [{"operation": one.operation, "outcome": "discarded", "steps": []} for one in begun]
+    volume, told = observed.volume, [replace(one, outcome="discarded", plan=replace(one.plan, steps=())).describe() for one in begun]
     made = {file for one in begun if one.plan.after for file in one.plan.after.own_files}
     strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)
     backings = tuple(pair for pair in kinship.scan_backings(directory) if pair[0] not in strays)

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is recorded durably before a plan begins, and what to do with it after a crash.
 
-An intent holds the steps, ``.info`` before and after, the backing file of every image that gets another one, and the
-volume as it will be. :func:`resume` is pure: from an intent and what is found it makes the plan that ends the matter.
+An intent holds the steps, the volume before and after them, and what proves each file to be the one that was meant.
+:func:`resume` is pure: from an intent and what is found it makes the plan that ends the matter. It acts on nothing but
+states that the recorded plan itself can have left.
 """
 
 from __future__ import annotations
@@ -12,22 +13,32 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from ..errors import NeedsRecovery
-from ..model import Image, Snapshot, Volume, is_safe_file_name
+from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
 from . import steps as step_types
 from .plan import Plan, write_info
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord
 
+_BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A file as it was when the intent was recorded: its inode (0 where the file system keeps none), its length in bytes."""
+
+    inode: int
+    length: int
+
 
 @dataclass(frozen=True)
 class Intent:
-    """A plan on record. ``old`` maps files that get another backing file to (old backing file, its format)."""
+    """A plan on record. ``proofs`` has the volume's own files as they were before."""
 
     operation: str
     started: str
     steps: tuple[Step, ...]
-    active_before: str
-    old: dict
+    before: Volume
     after: Volume | None
+    proofs: dict[str, Proof]
     group: str | None = None
 
     def to_json(self) -> dict:
@@ -35,21 +46,35 @@ class Intent:
             "operation": self.operation,
             "started": self.started,
             "steps": [step.to_json() for step in self.steps],
-            "active_before": self.active_before,
-            "old": {file: list(backing) for file, backing in self.old.items()},
-            "after": None if self.after is None else {**asdict(self.after), "pending": None},
+            "before": _volume_to_json(self.before),
+            "after": None if self.after is None else _volume_to_json(self.after),
+            "proofs": {file: [proof.inode, proof.length] for file, proof in self.proofs.items()},
             "group": self.group,
         }
 
+    @property
+    def doomed(self) -> tuple[str, ...]:
+        """Snapshots whose points the steps may have begun to destroy."""
+        kept = {snapshot.name for snapshot in self.after.snapshots} if self.after else set()
+        return tuple(snapshot.name for snapshot in self.before.snapshots if snapshot.name not in kept)
 
-def of_plan(plan: Plan, started: str, group: str | None = None) -> Intent:
-    before = plan.before
-    if before is None:
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the volume's own before and after, each of which :class:`Found` must show if it exists."""
+        named = dict.fromkeys(self.before.own_files)
+        named.update(dict.fromkeys(self.after.own_files if self.after else ()))
+        named.update(dict.fromkeys(step.file for step in self.steps if isinstance(step, CreateOverlay)))
+        return tuple(named)
+
+
+def of_plan(plan: Plan, started: str, proofs: dict[str, Proof], group: str | None = None) -> Intent:
+    if plan.before is None:
         raise ValueError("a plan without a volume before it needs no intent")
-    changing = {step.file for step in plan.steps if isinstance(step, (Repoint, Pull, ReplaceOverlay))}
-    formats = {image.file: image.format for image in before.chain}
-    old = {image.file: (image.backing_file, formats.get(str(image.backing_file))) for image in before.chain if image.file in changing}
-    return Intent(plan.operation, started, plan.steps, before.active.file, old, plan.after, group)
+    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group)
+
+
+def _volume_to_json(volume: Volume) -> dict:
+    return {**asdict(volume), "pending": None}
 
 
 def from_json(volume: str, content: dict) -> Intent:
@@ -60,15 +85,13 @@ def from_json(volume: str, content: dict) -> Intent:
             operation=str(content["operation"]),
             started=str(content["started"]),
             steps=tuple(step_types.from_json(step) for step in content["steps"]),
-            active_before=str(content["active_before"]),
-            old={str(file): tuple(backing) for file, backing in content["old"].items()},
+            before=_volume_from_json(content["before"]),
             after=None if after is None else _volume_from_json(after),
+            proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},
             group=_group(content.get("group")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise NeedsRecovery(
-            f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", "see docs/worst-day.md"
-        ) from error
+        raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
 
 
 def _group(value: object) -> str | None:
@@ -80,44 +103,65 @@ def _group(value: object) -> str | None:
 def _volume_from_json(content: dict) -> Volume:
     chain = tuple(Image(**image) for image in content["chain"])
     snapshots = tuple(Snapshot(**snapshot) for snapshot in content["snapshots"])
-    return Volume(content["name"], chain, snapshots, info=True, adopted=True)
+    parent = None if content["parent"] is None else Parent(**content["parent"])
+    volume = Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent)
+    names = [*volume.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
+    if not chain or not all(is_safe_file_name(name) for name in names) or (parent and parent.file not in volume.files):
+        raise ValueError("a chain that cannot be")
+    return volume
 
 
 def summary(content: dict) -> dict:
-    """``pending`` as info modules show it."""
-    return {"operation": content.get("operation"), "started": content.get("started")}
+    """``pending`` as info modules show it; ``snapshots`` are those whose data may be damaged until the work is finished."""
+    shown = {"operation": content.get("operation"), "started": content.get("started"), "snapshots": []}
+    try:
+        shown["snapshots"] = list(from_json("", content).doomed)
+    except NeedsRecovery:
+        pass
+    return shown
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file that exists: inode, length in bytes, and what its header says where it has a qcow2 header (``size`` is None
+    where it has none)."""
+
+    inode: int
+    length: int
+    size: int | None = None
+    backing_file: str | None = None
 
 
 @dataclass(frozen=True)
 class Found:
     """What stands on the share when a task is to be resumed.
 
-    ``active`` and ``snapshots`` are those of ``.info`` (None: there is no ``.info``); ``backing`` maps each file of the intent
-    that exists to the backing file in its header.
+    ``active`` and ``snapshots`` are those of ``.info`` (None: there is no ``.info``); ``files`` has each file of the intent
+    that exists.
     """
 
     active: str | None
     snapshots: tuple[tuple[str, str], ...]
-    backing: dict
+    files: dict[str, FoundFile]
     decided: bool = True  # the record of its group exists, or it has no group
+
+    def backing(self, file: str) -> str | None:
+        return self.files[file].backing_file
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """How an interrupted operation ends: ``plan.steps`` still to do, and finished or undone."""
+    """How an interrupted operation ends: ``plan.steps`` still to do, and finished, undone or discarded. ``left`` are files
+    that it leaves for somebody to look at."""
 
     operation: str
     outcome: str
     plan: Plan
+    left: tuple[str, ...] = ()
 
     def describe(self) -> dict:
-        return {"operation": self.operation, "outcome": self.outcome, "steps": self.plan.actions}
-
-
-def files_to_look_at(intent: Intent) -> tuple[str, ...]:
-    """Files whose headers :class:`Found` must show."""
-    made = [step.file for step in intent.steps if isinstance(step, CreateOverlay)]
-    return tuple(intent.old) + tuple(made)
+        told = {"operation": self.operation, "outcome": self.outcome, "steps": self.plan.actions}
+        return {**told, "left": list(self.left)} if self.outcome == "discarded" else told
 
 
 def resume(name: str, present: Volume | None, intent: Intent, found: Found) -> Resumption:
@@ -126,83 +170,146 @@ def resume(name: str, present: Volume | None, intent: Intent, found: Found) -> R
     :param present: the volume as it can be read now; None where it cannot (some of its files are gone already).
     :raises NeedsRecovery: the share is in no state that the task can have left.
     """
-    if intent.operation == "create_snapshot":
-        return _resume_snapshot(name, present, intent, found)
+    check = _Check(name, intent, found)
+    check.same_files()
     if intent.after is None:
         left: tuple[Step, ...] = tuple(step for step in intent.steps if isinstance(step, Unlink))
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, None))
-    if _matches(found, _recorded_info(intent)):
+    if intent.operation == "create_snapshot":
+        return _resume_snapshot(check, present)
+    if intent.operation == "flatten":
+        return _resume_flatten(check, present)
+    recorded = next((step for step in intent.steps if isinstance(step, WriteInfo)), None)
+    if recorded is None:
+        raise check.differs("a final state in its record", "none")
+    if check.info_is(recorded):
+        check.as_after()
         left = tuple(step for step in intent.steps if isinstance(step, (WriteInfo, Unlink)))
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, intent.after))
-    _require_untouched(name, intent, found)
+    check.info_as_before()
+    check.chain_between()
     redo = tuple(_put_back(intent, found)) + _not_done(intent, found)
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, redo, present, intent.after))
 
 
-def _recorded_info(intent: Intent) -> WriteInfo:
-    for step in intent.steps:
-        if isinstance(step, WriteInfo):
-            return step
-    raise NeedsRecovery(f"task {intent.operation}", "its record has no final state", "see docs/worst-day.md")
+class _Check:
+    """What must be true of a share for the intent to be resumed. Each method raises NeedsRecovery where it is not, with what
+    was expected and what was found."""
+
+    def __init__(self, volume: str, intent: Intent, found: Found) -> None:
+        self.volume, self.intent, self.found = volume, intent, found
+
+    def differs(self, expected: str, present: str) -> NeedsRecovery:
+        told = f"its {self.intent.operation} of {self.intent.started} was interrupted and somebody changed the share since"
+        return NeedsRecovery(f"volume {self.volume}", f"{told}: expected {expected}, found {present}", _BY_HAND)
+
+    def same_files(self) -> None:
+        """Every file that is there is the one that was there, but for an active image that the plan itself replaced."""
+        replaced = {step.file: step.backing_file for step in self.intent.steps if isinstance(step, ReplaceOverlay)}
+        for file, proof in self.intent.proofs.items():
+            now = self.found.files.get(file)
+            if now is None or (file in replaced and now.backing_file == replaced[file]):
+                continue
+            if proof.inode and now.inode != proof.inode:
+                raise self.differs(f"{file} to be the file with inode {proof.inode}", f"another one with inode {now.inode}")
+            if self.intent.before.image(file).format == "qcow2" and now.size is None:
+                raise self.differs(f"{file} to be a qcow2 image", "no valid header in it")
+
+    def info_is(self, step: WriteInfo) -> bool:
+        return self.found.active == step.active and sorted(self.found.snapshots) == sorted(step.snapshots)
+
+    def info_as_before(self) -> None:
+        before = self.intent.before
+        if self.found.active is None and not before.info:
+            return
+        if self.found.active != before.active.file:
+            raise self.differs(f"active file {before.active.file}", str(self.found.active))
+        pairs = sorted((snapshot.name, snapshot.file) for snapshot in before.snapshots)
+        if sorted(self.found.snapshots) != pairs:
+            raise self.differs(f"snapshots {dict(pairs)} in .info", str(dict(sorted(self.found.snapshots))))
+
+    def chain_between(self) -> None:
+        """Every file is there and has its old backing file and size, or those that the plan gives it."""
+        given: dict[str, set] = {}
+        for step in self.intent.steps:
+            if isinstance(step, (Repoint, Pull, ReplaceOverlay)):
+                given.setdefault(step.file, set()).add(step.backing_file)
+        for image in self.intent.before.own:
+            self._exists(image.file)
+            self._has(image, given.get(image.file, set()) | {image.backing_file})
+
+    def as_after(self) -> None:
+        """The final state is on record: its files are as they were left, and what is to go was not written since."""
+        after = self.intent.after
+        for image in after.own if after else ():
+            self._exists(image.file)
+            self._has(image, {image.backing_file})
+        for step in self.intent.steps:
+            now, proof = (self.found.files.get(step.file), self.intent.proofs.get(step.file)) if isinstance(step, Unlink) else (None, None)
+            if now is not None and proof is not None and now.length != proof.length:
+                raise self.differs(f"{step.file}, which is to go, to have {proof.length} bytes", f"{now.length}")
+
+    def _exists(self, file: str) -> None:
+        if file not in self.found.files:
+            raise self.differs(f"file {file}", "no such file")
+
+    def _has(self, image: Image, backings: set) -> None:
+        if image.format != "qcow2":
+            return
+        now = self.found.files[image.file]
+        if now.backing_file not in backings:
+            raise self.differs(f"{image.file} on {' or '.join(sorted(map(str, backings)))}", f"it on {now.backing_file}")
+        sizes = {volume.image(image.file).size for volume in (self.intent.before, self.intent.after) if volume and image.file in volume.files}
+        if now.size not in sizes:
+            raise self.differs(f"{image.file} with {' or '.join(str(size) for size in sorted(sizes))} bytes", f"{now.size}")
 
 
-def _matches(found: Found, step: WriteInfo) -> bool:
-    return found.active == step.active and sorted(found.snapshots) == sorted(step.snapshots)
-
-
-def _resume_snapshot(name: str, present: Volume | None, intent: Intent, found: Found) -> Resumption:
+def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:
     """An overlay that was published is finished, unless its group never got that far; without one there is nothing."""
+    intent, found, name = check.intent, check.found, check.volume
     overlay = next((step for step in intent.steps if isinstance(step, CreateOverlay)), None)
-    if overlay is None:
-        raise _changed(name, intent, "an overlay in its record", "none")
-    info = _recorded_info(intent)
-    published = overlay.file in found.backing
-    if published and found.backing[overlay.file] != overlay.backing_file:
-        raise _changed(name, intent, f"{overlay.file} on {overlay.backing_file}", f"it on {found.backing[overlay.file]}")
-    if published and (found.decided or _matches(found, info)):
+    info = next((step for step in intent.steps if isinstance(step, WriteInfo)), None)
+    if overlay is None or info is None:
+        raise check.differs("an overlay in its record", "none")
+    published = overlay.file in found.files
+    if published and found.backing(overlay.file) != overlay.backing_file:
+        raise check.differs(f"{overlay.file} on {overlay.backing_file}", f"it on {found.backing(overlay.file)}")
+    if published and (found.decided or check.info_is(info)):
+        if not check.info_is(info):
+            check.info_as_before()
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, (info,), present, intent.after))
-    if present is None or present.active.file != intent.active_before:
-        raise _changed(name, intent, f"active file {intent.active_before}", present.active.file if present else "no readable volume")
+    check.info_as_before()
+    if present is None or present.active.file != intent.before.active.file:
+        raise check.differs(f"active file {intent.before.active.file}", present.active.file if present else "no readable volume")
     undo: tuple[Step, ...] = (write_info(present), Unlink(overlay.file)) if published else (WriteRecord(name),)
     after = replace(present, pending=None)
     return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present, after))
 
 
-def _require_untouched(volume: str, intent: Intent, found: Found) -> None:
-    """``.info`` must be as it was, and every file that gets another backing file must have its old one or its new one."""
-    if (found.active or volume) != intent.active_before:
-        raise _changed(volume, intent, f"active file {intent.active_before}", str(found.active))
-    new: dict[str, set] = {}
-    for step in intent.steps:
-        if isinstance(step, (Repoint, Pull, ReplaceOverlay)):
-            new.setdefault(step.file, set()).add(step.backing_file)
-    for file, (backing, _format) in intent.old.items():
-        if file not in found.backing:
-            raise _changed(volume, intent, f"file {file}", "no such file")
-        if found.backing[file] != backing and found.backing[file] not in new.get(file, set()):
-            raise _changed(volume, intent, f"{file} on {backing} or {sorted(map(str, new.get(file, ())))}", f"it on {found.backing[file]}")
-
-
-def _changed(volume: str, intent: Intent, expected: str, present: str) -> NeedsRecovery:
-    return NeedsRecovery(
-        f"volume {volume}",
-        f"its {intent.operation} of {intent.started} was interrupted and somebody changed the share since: expected {expected}, found {present}",
-        "see docs/worst-day.md for how to decide by hand",
-    )
+def _resume_flatten(check: _Check, present: Volume | None) -> Resumption:
+    """Its one pull is complete when the header names no backing file any more: then the parent may be gone, and nothing is
+    put back."""
+    intent, name = check.intent, check.volume
+    check.info_as_before()
+    check.chain_between()
+    base = intent.before.own_base.file
+    done = check.found.backing(base) is None
+    steps: tuple[Step, ...] = (WriteRecord(name),) if done else intent.steps
+    return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
 
 
 def _put_back(intent: Intent, found: Found) -> list[Step]:
     """Repoints to the old backing files: doing the data steps again is only right on what they started from."""
     replaced = {step.file for step in intent.steps if isinstance(step, ReplaceOverlay)}
     steps: list[Step] = []
-    for file, (backing, backing_format) in intent.old.items():
-        if file not in replaced and backing is not None and found.backing[file] != backing:
-            steps.append(Repoint(file, backing, str(backing_format)))
+    for image in intent.before.own:
+        if image.file not in replaced and image.backing_file is not None and found.backing(image.file) != image.backing_file:
+            steps.append(Repoint(image.file, image.backing_file, str(intent.before.image(image.backing_file).format)))
     return steps
 
 
 def _not_done(intent: Intent, found: Found) -> tuple[Step, ...]:
     """All steps but an overlay's replacement that has happened: somebody may have written to it since."""
     return tuple(
-        step for step in intent.steps if not (isinstance(step, ReplaceOverlay) and found.backing.get(step.file) == step.backing_file)
+        step for step in intent.steps if not (isinstance(step, ReplaceOverlay) and found.files[step.file].backing_file == step.backing_file)
     )

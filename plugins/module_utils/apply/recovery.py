@@ -1,0 +1,140 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an interrupted task left, and how it will end. Looks only; the executor does it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from ..errors import NeedsRecovery, StorageError
+from ..model import Volume, info_name
+from ..plan import intent as intents
+from ..plan.plan import Plan
+from ..plan.steps import Step, Unlink, WriteRecord
+from ..store import info_file, inventory, qcow2, records
+from ..store.directory import ShareDirectory
+
+
+class Interrupted:
+    """What a killed task left of a volume: resumptions to run, temporary files to remove."""
+
+    def __init__(self, resumptions: tuple[intents.Resumption, ...] = (), leftovers: tuple[str, ...] = ()) -> None:
+        self.resumptions = resumptions
+        self.leftovers = leftovers
+
+    def __bool__(self) -> bool:
+        return bool(self.resumptions or self.leftovers)
+
+    @property
+    def after(self) -> Volume | None:
+        return self.resumptions[-1].plan.after
+
+    def describe(self) -> list[dict]:
+        told = [item.describe() for item in self.resumptions]
+        if self.leftovers:
+            told.append(
+                {"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]}
+            )
+        return told
+
+
+def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
+    """What is to be resumed of volume ``name``. Only meaningful under its lock; without it a prediction.
+
+    :raises NeedsRecovery: the share is in no state that the interrupted task can have left.
+    """
+    record = records.read(directory, name)
+    leftovers = tuple(directory.leftovers(name))
+    if record is None:
+        return Interrupted((), leftovers)
+    if record.intent is not None:
+        return Interrupted((_resumption(directory, name, intents.from_json(name, record.intent)),), leftovers)
+    if not inventory.exists(directory, name):
+        nothing = Plan("create_volume", name, (), None, None)
+        return Interrupted((intents.Resumption("create_volume", "undone", nothing),), leftovers)
+    garbage = tuple(item.file for item in record.garbage if _is_garbage(directory, name, item))
+    if not garbage:
+        return Interrupted((), leftovers)
+    present = _readable(directory, name)
+    if present is None or set(garbage) & set(present.files):
+        raise NeedsRecovery(
+            f"volume {name}", f"files that were to be removed are in use again ({', '.join(garbage)})", "see docs/worst-day.md"
+        )
+    steps = (intents.write_info(present), *(Unlink(file) for file in garbage))
+    plan = Plan("unlink", name, steps, present, present)
+    return Interrupted((intents.Resumption("unlink", "finished", plan),), leftovers)
+
+
+def _is_garbage(directory: ShareDirectory, name: str, item: records.Garbage) -> bool:
+    """Whether the file still is the one that the final record meant: same inode, same length."""
+    status = directory.root.status(item.file)
+    same = status is not None and status.st_size == item.size and item.inode in (0, status.st_ino)
+    return same and item.file != info_name(name)
+
+
+def _readable(directory: ShareDirectory, name: str) -> Volume | None:
+    try:
+        observed = inventory.observe(directory, name)
+    except StorageError:
+        return None
+    return observed.volume if observed else None
+
+
+def _resumption(directory: ShareDirectory, name: str, intent: intents.Intent) -> intents.Resumption:
+    info = info_file.read(directory, name)
+    files = {file: found for file in intent.files for found in [_found(directory, file)] if found is not None}
+    decided = intent.group is None or _group_decided(directory, intent.group)
+    found_state = intents.Found(info.active if info else None, info.snapshots if info else (), files, decided)
+    return intents.resume(name, _readable(directory, name), intent, found_state)
+
+
+def _found(directory: ShareDirectory, file: str) -> intents.FoundFile | None:
+    try:
+        with directory.root.opened(file) as fd:
+            status = os.fstat(fd)
+            header = qcow2.read_header(fd)
+    except FileNotFoundError:
+        return None
+    except qcow2.Qcow2Error:
+        return intents.FoundFile(status.st_ino, status.st_size)
+    backing = os.path.basename(header.backing_file) if header.backing_file else None
+    return intents.FoundFile(status.st_ino, status.st_size, header.size, backing)
+
+
+def give_up(directory: ShareDirectory, name: str) -> Interrupted:
+    """The end of a record that cannot be honoured: what stands on the share counts from now on.
+
+    Snapshots that the interrupted task had begun to delete lose their names, because their data may be damaged; files that
+    it was about to remove are left, and told.
+
+    :raises StorageError: the volume cannot be read as it stands.
+    """
+    record = records.read(directory, name)
+    observed = inventory.observe(directory, name)
+    try:
+        intent = intents.from_json(name, record.intent) if record and record.intent else None
+    except NeedsRecovery:
+        intent = None
+    operation = intent.operation if intent else "unknown"
+    leftovers = tuple(directory.leftovers(name))
+    if observed is None:
+        gone = Plan("discard", name, (), None, None)
+        return Interrupted((intents.Resumption(operation, "discarded", gone),), leftovers)
+    volume = observed.volume
+    doomed = intent.doomed if intent else ()
+    after = replace(volume, snapshots=tuple(one for one in volume.snapshots if one.name not in doomed), pending=None)
+    named = [*(intent.files if intent else ()), *(item.file for item in record.garbage if record)] if record else []
+    left = tuple(sorted({file for file in named if file not in volume.files and directory.root.status(file) is not None}))
+    steps: tuple[Step, ...] = (intents.write_info(after),) if volume.info else (WriteRecord(name),)
+    return Interrupted((intents.Resumption(operation, "discarded", Plan("discard", name, steps, volume, after), left),), leftovers)
+
+
+def group_file(group: str) -> str:
+    return group + ".json"
+
+
+def _group_decided(directory: ShareDirectory, group: str) -> bool:
+    private = directory.private("groups")
+    return private is not None and private.status(group_file(group)) is not None
