@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Iterable
 
 from ..errors import ChainBroken, UnsafeImage
@@ -130,7 +131,8 @@ class OfflineEngine:
             elif step.preallocation == "off":
                 qcow2.write_image(fd, step.size)
             else:
-                qemu_img.create_preallocated(fd, step.size, step.preallocation, self._locks)
+                verify = partial(self._directory.verify, step.file)
+                qemu_img.create_preallocated(fd, step.size, step.preallocation, self._locks, verify)
 
         self._new_file(volume, step.file, fill)
 

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from typing import Iterable
+from typing import Callable, Iterable
 
 from .. import command
 from ..errors import ChainBroken, ToolMissing
@@ -140,8 +140,12 @@ def convert(chain: OpenedChain, target: int, target_format: str, locks: Iterable
     os.fsync(target)
 
 
-def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iterable[int]) -> None:
-    """Make a qcow2 image of ``size`` bytes in the empty file behind ``path_fd``, with its metadata or data allocated."""
+def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iterable[int], verify: Callable[[], None]) -> None:
+    """Make a qcow2 image of ``size`` bytes in the empty file behind ``path_fd``, with its metadata or data allocated.
+
+    :param verify: asked last: raises where the task may not go on.
+    """
     argv = [_program(), "create", "-q", "-f", "qcow2", "-o", f"preallocation={preallocation}", f"/proc/self/fd/{path_fd}", str(size)]
+    verify()
     command.require_success(command.run(argv, descriptors=[path_fd, *locks]), "new qcow2 image")
     os.fsync(path_fd)
