@@ -1,0 +1,220 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The operations that are interrupted: what stands before, the task, and what must stand after it.
+
+To add one: a line in :data:`OPERATIONS`. ``prepare`` makes the share and says what it holds, ``run`` is the task as a module
+calls it, ``follow`` does the same to the model. All three are deterministic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable
+
+from property.world import World, candidates, write_pattern
+
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.placement import Candidates
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+
+from .judge import Model, Wanted
+
+KIB, MIB = 1 << 10, 1 << 20
+
+Task = Callable[[Candidates, Options], "list[Outcome]"]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One kind of task.
+
+    :param tool: whether it starts qemu-img; where not, nothing can be killed there, which the sweep checks.
+    :param together: volumes of which all or none get what the task does, whichever is recovered first.
+    :param removes: whether a volume that goes may be unreadable meanwhile.
+    """
+
+    prepare: Callable[[Path, Path], Model]
+    run: Task
+    follow: Callable[[Model], Model]
+    tool: bool
+    together: tuple[str, ...] = ()
+    removes: bool = False
+
+
+# -- what stands before ----------------------------------------------------------------------------------------------
+
+
+def _nothing(_share: Path, _scratch: Path) -> Model:
+    return {}
+
+
+def _model(world: World) -> Model:
+    return {"vol": Wanted(bytes(world.active), dict(world.points))}
+
+
+def _lone(image_format: str) -> Callable[[Path, Path], Model]:
+    def prepare(share: Path, scratch: Path) -> Model:
+        world = World(share, scratch, image_format, 2 * MIB)
+        world.write(64 * KIB, 300 * KIB, 7)
+        return _model(world)
+
+    return prepare
+
+
+def _chain(image_format: str) -> Callable[[Path, Path], Model]:
+    """Base and four snapshots with content in each layer, the volume grown on the way."""
+
+    def prepare(share: Path, scratch: Path) -> Model:
+        world = World(share, scratch, image_format, 2 * MIB)
+        for number in range(1, 5):
+            world.write(number * 128 * KIB, 256 * KIB, number)
+            world.snapshot()
+            if number == 2:
+                world.grow(3 * MIB)
+        world.write(MIB, 64 * KIB, 99)
+        return _model(world)
+
+    return prepare
+
+
+def _chain_that_pulls(share: Path, scratch: Path) -> Model:
+    """The overlay of s3 holds more than that of s2, so that deleting s3 pulls s2's into it."""
+    world = World(share, scratch, "qcow2", 4 * MIB)
+    world.snapshot()
+    world.write(0, 128 * KIB, 1)
+    world.snapshot()
+    world.write(64 * KIB, 192 * KIB, 2)
+    world.snapshot()
+    world.write(MIB, 2 * MIB, 3)
+    world.snapshot()
+    world.write(0, 64 * KIB, 4)
+    return _model(world)
+
+
+def _three(share: Path, scratch: Path) -> Model:
+    """A chain, and two volumes more: one without snapshots, raw, and one with one, qcow2."""
+    model = _chain("raw")(share, scratch)
+    everywhere = candidates(share)
+    quiet = Options(lock_timeout=5)
+    for name, image_format in (("a", "raw"), ("b", "qcow2")):
+        wish = VolumeWish(name, size=MIB, format=image_format)
+        volumes.ensure_present(volumes.VolumeRequest(everywhere, wish), quiet)
+        write_pattern(str(share / name), image_format, 0, 192 * KIB, ord(name))
+        model[name] = Wanted((bytes([ord(name)]) * 192 * KIB).ljust(MIB, b"\0"))
+    snapshots.take(snapshots.SnapshotRequest(everywhere, "b", SnapshotWish("before")), quiet)
+    model["b"] = model["b"].with_point("before")
+    return model
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def _ensure(wish: VolumeWish, source: volumes.SourceRequest | None = None) -> Task:
+    return lambda where, options: [volumes.ensure_present(volumes.VolumeRequest(where, wish, source), options)]
+
+
+def _take(name: str) -> Task:
+    return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, "vol", SnapshotWish(name)), options)]
+
+
+def _take_group(where: Candidates, options: Options) -> list[Outcome]:
+    return snapshots.take_group(where, ["vol", "a", "b"], SnapshotWish("g"), options)
+
+
+def _delete(*names: str) -> Task:
+    return lambda where, options: [snapshots.delete(where, "vol", list(names), options)]
+
+
+def _revert(name: str) -> Task:
+    return lambda where, options: [snapshots.revert(where, "vol", name, True, options)]
+
+
+def _remove(where: Candidates, options: Options) -> list[Outcome]:
+    return [volumes.ensure_absent(where, "vol", True, options)]
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def _adds(name: str, wanted: Callable[[Model], bytes]) -> Callable[[Model], Model]:
+    return lambda model: {**model, name: Wanted(wanted(model))}
+
+
+def _empty(size: int) -> Callable[[Model], bytes]:
+    return lambda _model: bytes(size)
+
+
+def _point(name: str, size: int) -> Callable[[Model], bytes]:
+    return lambda model: model["vol"].points[name].ljust(size, b"\0")
+
+
+def _active(size: int) -> Callable[[Model], bytes]:
+    return lambda model: model["vol"].active.ljust(size, b"\0")
+
+
+def _changes(change: Callable[[Wanted], Wanted]) -> Callable[[Model], Model]:
+    return lambda model: {**model, "vol": change(model["vol"])}
+
+
+def _loses(*names: str) -> Callable[[Model], Model]:
+    return _changes(lambda wanted: wanted.without(*names))
+
+
+def _reverted(name: str) -> Callable[[Model], Model]:
+    def change(wanted: Wanted) -> Wanted:
+        order = list(wanted.points)
+        size = len(wanted.active)
+        older = wanted.without(*order[order.index(name) + 1 :])
+        return replace(older, active=wanted.points[name][:size].ljust(size, b"\0"))
+
+    return _changes(change)
+
+
+def _grown(size: int) -> Callable[[Model], Model]:
+    return _changes(lambda wanted: replace(wanted, active=wanted.active.ljust(size, b"\0")))
+
+
+OPERATIONS: dict[str, Operation] = {
+    "create raw": Operation(_nothing, _ensure(VolumeWish("new", size=MIB)), _adds("new", _empty(MIB)), tool=False),
+    "create qcow2": Operation(_lone("raw"), _ensure(VolumeWish("new", size=MIB, format="qcow2")), _adds("new", _empty(MIB)), tool=False),
+    "create qcow2, preallocated": Operation(
+        _nothing, _ensure(VolumeWish("new", size=MIB, format="qcow2", preallocation="metadata")), _adds("new", _empty(MIB)), tool=True
+    ),
+    "first snapshot": Operation(_lone("raw"), _take("new"), _changes(lambda wanted: wanted.with_point("new")), tool=False),
+    "snapshot": Operation(_chain("raw"), _take("new"), _changes(lambda wanted: wanted.with_point("new")), tool=False),
+    "group snapshot": Operation(
+        _three,
+        _take_group,
+        lambda model: {name: one.with_point("g") for name, one in model.items()},
+        tool=False,
+        together=("b", "a", "vol"),
+    ),
+    "delete oldest": Operation(_chain("raw"), _delete("s1"), _loses("s1"), tool=True),
+    "delete middle": Operation(_chain("raw"), _delete("s3"), _loses("s3"), tool=True),
+    "delete newest": Operation(_chain("raw"), _delete("s4"), _loses("s4"), tool=True),
+    "delete several": Operation(_chain("raw"), _delete("s1", "s3", "s4"), _loses("s1", "s3", "s4"), tool=True),
+    "delete several, qcow2": Operation(_chain("qcow2"), _delete("s1", "s2", "s4"), _loses("s1", "s2", "s4"), tool=True),
+    "delete all": Operation(_chain("raw"), _delete("s1", "s2", "s3", "s4"), _loses("s1", "s2", "s3", "s4"), tool=True),
+    "delete with pull": Operation(_chain_that_pulls, _delete("s3"), _loses("s3"), tool=True),
+    "revert": Operation(_chain("raw"), _revert("s4"), _reverted("s4"), tool=False),
+    "revert and discard": Operation(_chain("raw"), _revert("s2"), _reverted("s2"), tool=False),
+    "grow raw": Operation(_lone("raw"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
+    "grow qcow2": Operation(_lone("qcow2"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
+    "grow overlay": Operation(_chain("raw"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
+    "clone raw": Operation(
+        _chain("raw"),
+        _ensure(VolumeWish("copy", size=4 * MIB), volumes.SourceRequest("vol", "s2")),
+        _adds("copy", _point("s2", 4 * MIB)),
+        tool=True,
+    ),
+    "clone qcow2": Operation(
+        _chain("raw"),
+        _ensure(VolumeWish("copy", format="qcow2", size=4 * MIB), volumes.SourceRequest("vol")),
+        _adds("copy", _active(4 * MIB)),
+        tool=True,
+    ),
+    "delete volume": Operation(_chain("raw"), _remove, lambda _model: {}, tool=False, removes=True),
+}

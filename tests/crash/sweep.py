@@ -1,0 +1,369 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Takes one operation through all its interruptions; ``python -m crash.sweep`` with the library in ``LD_PRELOAD``.
+
+Three families of states, each made anew from a copy of the prepared share:
+
+- **kill**: SIGKILL before a call, to everybody (group), to Python alone, to qemu-img alone, or to Python while qemu-img
+  works (orphan); and the same once more during the recovery from it;
+- **power**: everything stops before a call, and the disk holds one of the states of :mod:`powerloss`;
+- **error**: a call fails with ENOSPC, EIO, ESTALE or EROFS, once or from then on.
+
+After each the same task runs again: first in check mode, which must foretell it; then in earnest; and a third time, to no
+change. Contents, names and files are compared with the model. What differs is a bad state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, TypeVar
+
+from property.world import candidates
+
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import VolumeWish
+
+from . import interposer, powerloss
+from .interposer import PYTHON, TOOL, Ended, Event, Fault
+from .judge import Judge, Model, listed
+from .operations import OPERATIONS, Operation
+
+_T = TypeVar("_T")
+FAMILIES = ("kill", "power", "error")
+_DETAILS = 5  # bad states of a row that are told in full
+_BOUNDARIES = ("fsync", "rename", "link", "unlink")
+# Code that fits an error of one of Python's own calls; qemu-img may say no more than that it failed.
+_CODES = {"ENOSPC": "no_space", "EIO": "tool_failed", "ESTALE": "share_not_mounted", "EROFS": "share_not_writable"}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many points of each kind a sweep takes: all of them, or a sample."""
+
+    full: bool
+    group: int = 24
+    python: int = 6
+    tool: int = 12
+    orphan: int = 4
+    interrupted: int = 3  # kills whose recovery is killed
+    recovery: int = 4  # kills of each recovery
+    power: int = 14
+    dice: int = 1  # random states at each point of a power loss
+    errors: int = 28
+
+
+FULL = Extent(True, interrupted=12, recovery=25, dice=4)
+SAMPLE = Extent(False)
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    operation: str
+    mode: str
+    states: int = 0
+    bad: int = 0
+    details: list[str] = field(default_factory=list)
+
+    def add(self, label: str, problem: str | None) -> None:
+        self.states += 1
+        if problem is not None:
+            self.bad += 1
+            if len(self.details) < _DETAILS:
+                self.details.append(f"{label}: {problem}")
+
+
+def spread(wanted: Iterable[int], most: int) -> list[int]:
+    """At most ``most`` of the numbers, evenly, the first and the last among them."""
+    numbers = sorted(set(wanted))
+    if len(numbers) <= most:
+        return numbers
+    return sorted({numbers[round(position * (len(numbers) - 1) / (most - 1))] for position in range(most)})
+
+
+def choose_points(calls: list[Event], extent: Extent, most: int) -> list[int]:
+    """Numbers of calls (from 1) to act at: all, or first, last, both sides of each fsync, rename, link and unlink, and others.
+
+    :param most: how many in a sample, where the boundaries alone are not more.
+    """
+    every = range(1, len(calls) + 1)
+    if extent.full:
+        return list(every)
+    boundaries = {at + side for at in every if calls[at - 1].kind in _BOUNDARIES for side in (0, 1)} | {1, len(calls)}
+    boundaries &= set(every)
+    if len(boundaries) >= most:
+        return sorted(boundaries) if most >= extent.group else spread(boundaries, most)
+    others = [at for at in every if at not in boundaries]
+    return sorted(boundaries | set(spread(others, most - len(boundaries)) if others and most - len(boundaries) > 1 else ()))
+
+
+class Sweep:
+    """All states of one operation.
+
+    :param base: an empty directory for this sweep alone.
+    """
+
+    def __init__(self, name: str, operation: Operation, base: Path, extent: Extent) -> None:
+        self.name, self.operation, self.base, self.extent = name, operation, base, extent
+        self.share, self.runs = base / "share", base / "run"
+        for directory in (base / "prepared", base / "scratch", self.runs):
+            directory.mkdir()
+        self.judge = Judge(base / "scratch")
+        qemu_img._program()  # asks for the version once, so that no run under the library does
+        self.before: Model = operation.prepare(base / "prepared", base / "scratch")
+        self.after: Model = operation.follow(self.before)
+        self.rows: list[Row] = []
+        self._state = 0
+
+    # -- one state ---------------------------------------------------------------------------------------------------
+
+    def _fresh(self) -> None:
+        shutil.rmtree(self.share, ignore_errors=True)
+        shutil.rmtree(self.runs)
+        self.runs.mkdir()
+        subprocess.run(["cp", "-a", "--sparse=always", str(self.base / "prepared"), str(self.share)], check=True)
+
+    def _task(self, check: bool = False) -> list[Outcome]:
+        return self.operation.run(candidates(self.share), Options(check=check, lock_timeout=2))
+
+    def _run(self, fault: Fault) -> Ended:
+        return interposer.run(self.runs, self.share, fault, lambda: [one.changed for one in self._task()])
+
+    def calls(self) -> list[Event]:
+        """What an undisturbed run does, from the state that the share is in."""
+        ended = self._run(Fault(record=True))
+        assert ended.how == "done", f"the undisturbed run failed: {ended.error}"
+        return list(interposer.read_calls(self.runs / "log"))
+
+    def _state_is_good(self, make: Callable[[], Ended | None]) -> tuple[str, str | None]:
+        """Make a state and judge it: (what happened there, what is wrong or None)."""
+        self._state += 1
+        happened = ""
+        try:
+            self._fresh()
+            ended = make()
+            happened = ended.fired if ended else ""
+            self._verify(finished=ended is not None and ended.how == "done")
+        except Exception as error:  # whatever it is, it is a finding, and the next state does not depend on it
+            return happened, f"{type(error).__name__}: {error}"
+        return happened, None
+
+    def _verify(self, finished: bool) -> None:
+        """The task again: foretold, done, and then nothing more to do.
+
+        :param finished: the interrupted run had reported success, so nothing of it may be undone.
+        """
+        self._readable()
+        if self.operation.together and self._state % 2:
+            _phase("one volume of the group after the other", self._all_or_none)
+        predicted = _phase("check mode", self._predict)
+        done = _phase("the next run", self._task)
+        for foretold, one in zip(predicted, done):
+            assert _told(foretold) == _told(one), f"check mode said {_told(foretold)}, the run did {_told(one)}"
+        if finished:
+            undone = [step for one in done for step in one.actions]
+            undone += [one for outcome in done for one in outcome.recovered if one["operation"] != "temporary_files"]
+            assert not undone, f"what was reported as done was to be done again: {undone}"
+        self.judge.check(self.share, self.after)
+        again = _phase("the third run", self._task)
+        assert not any(one.changed or one.actions or one.recovered for one in again), f"the third run said {[_told(one) for one in again]}"
+
+    def _predict(self) -> list[Outcome]:
+        before = _marks(self.share)
+        predicted = self._task(check=True)
+        assert before == _marks(self.share), "check mode touched the share"
+        return predicted
+
+    def _readable(self) -> None:
+        found = {volume["name"]: volume for volume in listed(self.share)}
+        if self.operation.removes:
+            return
+        for name in self.before:
+            assert name in found, f"before recovery volume {name} is not there"
+            assert "error_code" not in found[name], f"before recovery volume {name} cannot be read: {found[name]}"
+
+    def _all_or_none(self) -> None:
+        """Each volume of a group is recovered by a task of its own, and they agree."""
+        for name in self.operation.together:
+            wish = VolumeWish(name, size=len(self.before[name].active))
+            volumes.ensure_present(volumes.VolumeRequest(candidates(self.share), wish), Options(lock_timeout=2))
+        having = {volume["name"] for volume in listed(self.share) if any(one["name"] == "g" for one in volume["snapshots"])}
+        self.judge.check(self.share, self.after if having else self.before)
+
+    # -- kills -------------------------------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        self._fresh()
+        calls = self.calls()
+        for mode, counted, victims, most in (
+            ("group", PYTHON | TOOL, PYTHON | TOOL, self.extent.group),
+            ("python", PYTHON, PYTHON, self.extent.python),
+            ("qemu-img", TOOL, TOOL, self.extent.tool),
+            ("orphan", TOOL, PYTHON, self.extent.orphan),
+        ):
+            mine = _counted(calls, counted)
+            if counted == TOOL:
+                assert bool(mine) == self.operation.tool, f"{self.name} says tool={self.operation.tool}, qemu-img made {len(mine)} calls"
+                if not mine:
+                    continue
+            row = self._row(mode)
+            for at in choose_points(mine, self.extent, most):
+                fault = Fault(at, counted, victims)
+                row.add(*self._labelled(f"kill {mode} before call {at} of {len(mine)}", lambda fault=fault: self._killed(fault)))
+        self._kill_recoveries(calls)
+
+    def _killed(self, fault: Fault) -> Ended:
+        ended = self._run(fault)
+        if ended.how == "failed":
+            code = (ended.error or {}).get("error_code")
+            assert fault.victims == TOOL and code == "tool_failed", f"the task ended with {ended.error}"
+        return ended
+
+    def _kill_recoveries(self, calls: list[Event]) -> None:
+        row = self._row("during recovery")
+        for first in spread(range(2, len(calls) + 1), self.extent.interrupted):
+            self._fresh()
+            self._run(Fault(first))
+            recovery = _counted(self.calls(), PYTHON | TOOL)
+            for second in spread(range(1, len(recovery) + 1), self.extent.recovery):
+                label = f"kill before call {first} of {len(calls)}, then before call {second} of {len(recovery)} of the next run"
+                row.add(*self._labelled(label, lambda first=first, second=second: self._killed_twice(first, second)))
+
+    def _killed_twice(self, first: int, second: int) -> Ended:
+        self._run(Fault(first))
+        return self._killed(Fault(second))
+
+    # -- power losses ------------------------------------------------------------------------------------------------
+
+    def power(self) -> None:
+        self._fresh()
+        calls = _counted(self.calls(), PYTHON | TOOL)
+        row = self._row("power loss")
+        points = choose_points(calls, self.extent, self.extent.power)
+        dice = [(random.Random(f"{self.name} {number}").choice((0.2, 0.5, 0.8)), number) for number in range(self.extent.dice)]
+        for at in [*points, len(calls) + 1]:
+            for data, names, seed in [(0, 0, 0), (0, 1, 0), (1, 0, 0), *((chance, chance, number) for chance, number in dice)]:
+                label = f"power loss before call {at} of {len(calls)}, keeping {data:.0%} of data and {names:.0%} of names, dice {seed}"
+                row.add(*self._labelled(label, lambda at=at, data=data, names=names, seed=seed: self._power_lost(at, data, names, seed)))
+
+    def _power_lost(self, at: int, data: float, names: float, seed: int) -> Ended:
+        start = powerloss.scan(self.share)
+        ended = self._run(Fault(at, record=True))
+        assert ended.how != "failed", f"the task ended with {ended.error}"
+        disk = powerloss.Disk(start).feed(interposer.read_log(self.runs / "log"))
+        shown = powerloss.scan(self.share)
+        kept = disk.kept()
+        if (kept.files(), kept.directories, kept.names) != (shown.files(), shown.directories, shown.names):
+            raise AssertionError(f"the record does not explain the share: {_first_difference(kept, shown)}")
+        image = disk.lose(data, names, random.Random(f"{at} {seed}"))
+        powerloss.materialise(self.share, self.runs / "keep", image)
+        return ended
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+
+    def error(self) -> None:
+        self._fresh()
+        calls = self.calls()
+        for who, role in (("Python", PYTHON), ("qemu-img", TOOL)):
+            if role == TOOL and not self.operation.tool:
+                continue
+            rows = {name: self._row(f"{name} in {who}") for name in interposer.ERRORS}
+            for name, lasting, at, total in self._error_points(calls, role):
+                label = f"{name} at call {at} of {total} of {who}{', lasting' if lasting else ''}"
+                rows[name].add(
+                    *self._labelled(label, lambda name=name, role=role, at=at, lasting=lasting: self._failed(name, role, at, lasting))
+                )
+
+    def _error_points(self, calls: list[Event], role: int) -> Iterator[tuple[str, bool, int, int]]:
+        """A sample takes its turns through errors and durations; in full each call meets each of them."""
+        for place, name in enumerate(interposer.ERRORS):
+            mine = [call for call in _counted(calls, role, interposer.ALL_KINDS) if interposer.can_fail(name, call.kind)]
+            every = range(1, len(mine) + 1)
+            points = list(every) if self.extent.full else spread(every[place % 2 :] or every, max(2, self.extent.errors // 4))
+            for at in points:
+                for lasting in (False, True):
+                    if self.extent.full or lasting == bool((at + place) % 2):
+                        yield name, lasting, at, len(mine)
+
+    def _failed(self, name: str, role: int, at: int, lasting: bool) -> Ended:
+        ended = self._run(Fault(at, role, 0, interposer.ERRORS[name], lasting, interposer.ALL_KINDS))
+        if ended.how == "failed":
+            error = ended.error or {}
+            fitting = {_CODES[name]} | ({"tool_failed"} if role == TOOL else set())
+            assert error["error_code"] in fitting, f"after {ended.fired} failed the task ended with {error}"
+        else:
+            # What qemu-img overlooks when it closes an image, the fsync of our own descriptor meets.
+            overlooked = role == TOOL and not lasting
+            assert overlooked or "fsync" not in ended.fired, f"a failed fsync was taken for success: {ended}"
+        return ended
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def _row(self, mode: str) -> Row:
+        self.rows.append(Row(self.name, mode))
+        return self.rows[-1]
+
+    def _labelled(self, label: str, make: Callable[[], Ended]) -> tuple[str, str | None]:
+        happened, problem = self._state_is_good(make)
+        return f"{label} ({happened})" if happened else label, problem
+
+
+def _counted(calls: list[Event], roles: int, kinds: int = interposer.CHANGES) -> list[Event]:
+    return [call for call in calls if call.role & roles and kinds & (1 << interposer.KINDS.index(call.kind))]
+
+
+def _phase(name: str, work: Callable[[], _T]) -> _T:
+    """Do it; what it raises tells in which phase of the judgement that was."""
+    try:
+        return work()
+    except AssertionError:
+        raise
+    except Exception as error:
+        raise AssertionError(f"{name} ended with {type(error).__name__}: {error}") from error
+
+
+def _told(outcome: Outcome) -> dict:
+    return {"changed": outcome.changed, "actions": outcome.actions, "recovered": outcome.recovered}
+
+
+def _marks(share: Path) -> list[tuple]:
+    return sorted((str(path), path.stat().st_ino, path.stat().st_mtime_ns) for path in share.rglob("*"))
+
+
+def _first_difference(one: powerloss.Image, other: powerloss.Image) -> str:
+    if one.names != other.names or one.directories != other.directories:
+        return f"names {sorted(one.names.items())} and {sorted(other.names.items())}"
+    name = next(name for name, data in one.files().items() if data != other.files()[name])
+    left, right = one.files()[name], other.files()[name]
+    first = next((at for at, (a, b) in enumerate(zip(left, right)) if a != b), min(len(left), len(right)))
+    return f"{name} differs at byte {first}, sizes {len(left)} and {len(right)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("operation", choices=OPERATIONS)
+    parser.add_argument("families", nargs="+", choices=FAMILIES)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args()
+    assert interposer.is_loaded(), "start it with the library in LD_PRELOAD"
+    interposer.become_reaper()
+    sweep = Sweep(options.operation, OPERATIONS[options.operation], options.base, FULL if options.full else SAMPLE)
+    for family in options.families:
+        getattr(sweep, family)()
+    json.dump([asdict(row) for row in sweep.rows], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
