@@ -32,10 +32,8 @@ def tell_rows(record_property):
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    told = (
-        report.user_properties for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "user_properties")
-    )
-    rows = [row for properties in told for name, value in properties if name == _ROWS for row in value]
+    reports = [report for some in terminalreporter.stats.values() for report in some if getattr(report, "when", "") == "call"]
+    rows = [row for report in reports for name, value in report.user_properties if name == _ROWS for row in value]
     if not rows:
         return
     terminalreporter.section("interrupted operations: states, and how many of them were bad")

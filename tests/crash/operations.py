@@ -18,6 +18,7 @@ from property.world import World, candidates, write_pattern
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.placement import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
 from .judge import Model, Wanted
@@ -94,6 +95,22 @@ def _chain_that_pulls(share: Path, scratch: Path) -> Model:
     return _model(world)
 
 
+def _with_clone(share: Path, scratch: Path) -> Model:
+    """The chain, and a linked clone of its s2 with content of its own and a snapshot."""
+    model = _chain("raw")(share, scratch)
+    everywhere, quiet = candidates(share), Options(lock_timeout=5)
+    source = volumes.SourceRequest("vol", "s2", linked=True)
+    volumes.ensure_present(volumes.VolumeRequest(everywhere, VolumeWish("copy"), source), quiet)
+    write_pattern(str(share / "copy"), "qcow2", 512 * KIB, 256 * KIB, 17)
+    point = bytearray(model["vol"].points["s2"])
+    point[512 * KIB : 768 * KIB] = bytes([17]) * 256 * KIB
+    snapshots.take(snapshots.SnapshotRequest(everywhere, "copy", SnapshotWish("c1")), quiet)
+    write_pattern(str(share / "copy.c1"), "qcow2", 640 * KIB, 256 * KIB, 18)
+    active = bytearray(point)
+    active[640 * KIB : 896 * KIB] = bytes([18]) * 256 * KIB
+    return {**model, "copy": Wanted(bytes(active), {"c1": bytes(point)})}
+
+
 def _three(share: Path, scratch: Path) -> Model:
     """A chain, and two volumes more: one without snapshots, raw, and one with one, qcow2."""
     model = _chain("raw")(share, scratch)
@@ -132,8 +149,20 @@ def _revert(name: str) -> Task:
     return lambda where, options: [snapshots.revert(where, "vol", name, True, options)]
 
 
-def _remove(where: Candidates, options: Options) -> list[Outcome]:
-    return [volumes.ensure_absent(where, "vol", True, options)]
+def _keep(last: int) -> retention.Policy:
+    return retention.parse({"match": "*", "last": last})
+
+
+def _take_and_retain(where: Candidates, options: Options) -> list[Outcome]:
+    return [snapshots.take(snapshots.SnapshotRequest(where, "vol", SnapshotWish("new"), _keep(2)), options)]
+
+
+def _retain(where: Candidates, options: Options) -> list[Outcome]:
+    return [snapshots.retain(where, "vol", _keep(2), options)]
+
+
+def _remove(name: str) -> Task:
+    return lambda where, options: [volumes.ensure_absent(where, name, True, options)]
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -216,5 +245,24 @@ OPERATIONS: dict[str, Operation] = {
         _adds("copy", _active(4 * MIB)),
         tool=True,
     ),
-    "delete volume": Operation(_chain("raw"), _remove, lambda _model: {}, tool=False, removes=True),
+    "delete volume": Operation(_chain("raw"), _remove("vol"), lambda _model: {}, tool=False, removes=True),
+    "linked clone of a snapshot": Operation(
+        _chain("raw"),
+        _ensure(VolumeWish("copy"), volumes.SourceRequest("vol", "s2", linked=True)),
+        _adds("copy", _point("s2", 2 * MIB)),
+        tool=False,
+    ),
+    "linked clone of a volume": Operation(
+        _chain("raw"),
+        _ensure(VolumeWish("copy"), volumes.SourceRequest("vol", linked=True)),
+        lambda model: {"vol": model["vol"].with_point("clone-copy"), "copy": Wanted(model["vol"].active)},
+        tool=False,
+    ),
+    "flatten": Operation(_with_clone, _ensure(VolumeWish("copy", flatten=True)), lambda model: model, tool=True),
+    "delete beneath a clone": Operation(_with_clone, _delete("s1", "s3"), _loses("s1", "s3"), tool=True),
+    "delete a clone": Operation(_with_clone, _remove("copy"), lambda model: {"vol": model["vol"]}, tool=False, removes=True),
+    "retention": Operation(_chain("raw"), _retain, _loses("s1", "s2"), tool=True),
+    "snapshot and retention": Operation(
+        _chain("raw"), _take_and_retain, _changes(lambda wanted: wanted.with_point("new").without("s1", "s2", "s3")), tool=True
+    ),
 }

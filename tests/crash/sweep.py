@@ -235,7 +235,10 @@ class Sweep:
         for first in spread(range(2, len(calls) + 1), self.extent.interrupted):
             self._fresh()
             self._run(Fault(first))
-            recovery = _counted(self.calls(), PYTHON | TOOL)
+            if self._run(Fault(record=True)).how != "done":
+                row.add(*self._labelled(f"kill before call {first} of {len(calls)}", lambda first=first: self._killed(Fault(first))))
+                continue
+            recovery = _counted(list(interposer.read_calls(self.runs / "log")), PYTHON | TOOL)
             for second in spread(range(1, len(recovery) + 1), self.extent.recovery):
                 label = f"kill before call {first} of {len(calls)}, then before call {second} of {len(recovery)} of the next run"
                 row.add(*self._labelled(label, lambda first=first, second=second: self._killed_twice(first, second)))
