@@ -68,7 +68,8 @@ def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Ou
         if volume is None:
             raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
         known = layers.allocations(work.directory(share), volume, volume.files[len(volume.own) - 1 :]) if volume.parent else {}
-        return joined(present, carry_out(work, share, clones.flatten(volume, known), recovered))
+        told = [] if options.check else recovered  # check mode has ended nothing, and has told of it already
+        return joined(present, carry_out(work, share, clones.flatten(volume, known), told))
 
 
 def _located(candidates: placement.Candidates, name: str, options: Options) -> Share | None:

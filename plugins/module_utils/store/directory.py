@@ -340,6 +340,8 @@ def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None) -
         if mode is not None and stat.S_IMODE(mine.st_mode) != mode:
             os.fchmod(fd, mode)
     except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):  # the share is ill, which is not about this owner
+            raise from_os_error(error, "file on the share") from error
         raise ShareNotWritable(
             "file on the share",
             f"it cannot be given to uid {uid}, gid {gid} ({error.strerror})",
