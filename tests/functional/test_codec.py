@@ -51,6 +51,19 @@ def test_images_that_we_write(tmp_path: Path, size: int) -> None:
     run("qemu-io", "-f", "qcow2", "-c", f"read -P 7 {size - 512} 512", str(base))
 
 
+@pytest.mark.parametrize("extended", ["off", "on"])
+def test_data_and_zeros_are_told_apart(tmp_path: Path, extended: str) -> None:
+    """Per cluster: data, zeros, compressed data, nothing."""
+    image = tmp_path / "image"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"extended_l2={extended}", str(image), "1M")
+    commands = [f"write -q -P 1 0 {64 << 10}", f"write -q -z {64 << 10} {64 << 10}", f"write -q -c -P 2 {128 << 10} {64 << 10}"]
+    for command in commands:
+        run("qemu-io", "-f", "qcow2", "-c", command, str(image))
+    with open(image, "rb") as stream:
+        tables = qcow2.allocation(stream.fileno(), qcow2.read_header(stream.fileno()))
+    assert tables is not None and tables[0][:16] == bytes([1, 2, 1] + [0] * 13)
+
+
 @pytest.mark.parametrize("cluster", CLUSTERS)
 @pytest.mark.parametrize("compat", ["0.10", "1.1"])
 def test_reading_and_repointing_what_qemu_img_writes(tmp_path: Path, cluster: int, compat: str) -> None:

@@ -85,5 +85,5 @@ def flatten(volume: Volume, known: cost.Allocations) -> Plan:
 
 def _bytes_of_parent(volume: Volume, known: cost.Allocations) -> int:
     below = volume.chain[len(volume.own) :]
-    moved = cost.moved([image.file for image in below], [volume.own_base.file], known)
+    moved = cost.pulled([image.file for image in reversed(below)], [volume.own_base.file], False, known)
     return sum(image.allocated for image in below) if moved is None else moved

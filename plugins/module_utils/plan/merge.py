@@ -98,57 +98,44 @@ def _merge(group: _Group, known: cost.Allocations) -> tuple[list[Step], Image]:
     if group.below is None and files[0].format == "raw" and not group.held:
         steps, pivot = _commit_into_raw(files, known)
     else:
-        steps, pivot = _commit_and_pull(group, _pivot(group, known), known)
+        costs = cost.estimates([image.file for image in files], group.below is not None, known)
+        steps, pivot = _commit_and_pull(group, _pivot(group, costs), costs)
     if group.child is not None and group.child.backing_file != pivot.file:
         steps.append(Repoint(group.child.file, pivot.file, str(pivot.format)))
     return steps, pivot
 
 
-def _pivot(group: _Group, known: cost.Allocations) -> int:
-    """Index of the file that stays: most visible clusters wins, the lowest one where that is unknown or equal.
+def _pivot(group: _Group, costs: list[cost.Estimate] | None) -> int:
+    """Index of the file that stays: the one that costs least, the lowest one where that is unknown or equal.
 
     A commit into p is only right where no file from p to the top is shorter than one beneath it: what a longer file holds
     beyond the end of a shorter one would come back to light. The top itself, which only pulls, is always possible.
-    A base stays where it can, so that the volume keeps its base file.
     """
     sizes = [image.size for image in group.files]
     top = len(sizes) - 1
     if group.held:
         return top
     possible = [index for index in range(top + 1) if all(sizes[k] <= sizes[k + 1] for k in range(index, top))]
-    if group.below is None:
-        return possible[0] if possible[0] == 0 else top
-    visible = [_visible(group.files, index, known) for index in possible]
-    if any(value is None for value in visible):
+    if costs is None:
         return possible[0]
-    best = max(value or 0 for value in visible)
-    return next(index for index, value in zip(possible, visible) if value == best)
+    return min(possible, key=lambda index: (_commit_bytes(group.files, index, costs) + costs[index].pull, index))
 
 
-def _visible(files: tuple[Image, ...], index: int, known: cost.Allocations) -> int | None:
-    return cost.moved([files[index].file], [image.file for image in files[index + 1 :]], known)
+def _commit_bytes(files: tuple[Image, ...], index: int, costs: list[cost.Estimate]) -> int:
+    return 0 if _nothing_to_commit(files[index], files[index + 1 :]) else costs[index].commit
 
 
-def _commit_and_pull(group: _Group, index: int, known: cost.Allocations) -> tuple[list[Step], Image]:
+def _commit_and_pull(group: _Group, index: int, costs: list[cost.Estimate] | None) -> tuple[list[Step], Image]:
     files = group.files
     pivot, above, under = files[index], files[index + 1 :], files[:index]
     steps: list[Step] = []
     if not _nothing_to_commit(pivot, above):
-        moved = cost.moved([image.file for image in above], [], known)
-        steps.append(Commit(files[-1].file, pivot.file, str(pivot.format), moved))
+        steps.append(Commit(files[-1].file, pivot.file, str(pivot.format), costs[index].commit if costs else None))
         pivot = replace(pivot, size=max(pivot.size, files[-1].size), empty=False)
     if under:
-        staying = [image.file for image in files[index:]]
-        below = group.below
-        steps.append(
-            Pull(
-                pivot.file,
-                below.file if below else None,
-                below.format if below else None,
-                cost.moved([image.file for image in under], staying, known),
-            )
-        )
-        pivot = replace(pivot, backing_file=below.file if below else None, backing_format=below.format if below else None, empty=False)
+        below, below_format = (group.below.file, group.below.format) if group.below else (None, None)
+        steps.append(Pull(pivot.file, below, below_format, costs[index].pull if costs else None))
+        pivot = replace(pivot, backing_file=below, backing_format=below_format, empty=False)
     return steps, pivot
 
 
@@ -171,7 +158,7 @@ def _commit_into_raw(files: tuple[Image, ...], known: cost.Allocations) -> tuple
 def _commit_waiting(base: Image, waiting: list[Image], steps: list[Step], known: cost.Allocations) -> Image:
     if not waiting or _nothing_to_commit(base, tuple(waiting)):
         return base
-    steps.append(Commit(waiting[-1].file, base.file, str(base.format), cost.moved([image.file for image in waiting], [], known)))
+    steps.append(Commit(waiting[-1].file, base.file, str(base.format), cost.committed_into_raw([image.file for image in waiting], known)))
     return replace(base, size=max(base.size, waiting[-1].size), empty=False)
 
 

@@ -225,7 +225,7 @@ def _is_zero(fd: int, offset: int, length: int) -> bool:
 
 
 def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, bytes] | None:
-    """Which clusters are allocated: L1 index → one byte (0 or 1) per L2 entry.
+    """Which clusters are allocated: L1 index → one byte per L2 entry, 0 for nothing, 1 for data, 2 for zeros.
 
     None where the image has more than ``most_tables`` L2 tables: an estimate is not worth reading them all.
     """
@@ -233,13 +233,22 @@ def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, by
     tables = [(index, entry & 0x00FFFFFFFFFFFE00) for index, entry in enumerate(l1) if entry & 0x00FFFFFFFFFFFE00]
     if len(tables) > most_tables:
         return None
-    step = 16 if header.extended_l2 else 8
     result = {}
     for index, offset in tables:
         data = os.pread(fd, header.cluster_size, offset)
-        entries = struct.unpack(f"<{len(data) // 8}Q", data[: len(data) // 8 * 8])
-        result[index] = bytes(1 if entry else 0 for entry in entries[:: step // 8])
+        words = struct.unpack(f">{len(data) // 8}Q", data[: len(data) // 8 * 8])
+        result[index] = bytes(map(_kind_of_extended, words[::2], words[1::2])) if header.extended_l2 else bytes(map(_kind, words))
     return result
+
+
+def _kind(entry: int) -> int:
+    """Section "Standard Cluster Descriptor": bit 0 means zeros, but not in a compressed cluster's entry (bit 62)."""
+    return 0 if not entry else 2 if entry & 1 and not entry >> 62 & 1 else 1
+
+
+def _kind_of_extended(entry: int, bitmap: int) -> int:
+    """Section "Extended L2 Entries": the lower half of the bitmap means data, the upper half zeros."""
+    return 1 if bitmap & 0xFFFFFFFF or entry >> 62 & 1 else 2 if bitmap else 0
 
 
 def write_image(fd: int, size: int, backing_file: str | None = None, backing_format: str | None = None) -> None:

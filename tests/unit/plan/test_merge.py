@@ -84,13 +84,27 @@ def test_the_file_with_most_visible_clusters_stays() -> None:
     known = clusters(s1=[0, 1], s2=[1, 2, 3, 4, 5])
     plan = delete_snapshots(volume(8, 8, 8, 8), ["s2"], known)
     assert brief(plan.steps) == [("pull", "v.s2", "v"), ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}), ("unlink", "v.s1")]
-    assert [step.bytes for step in plan.steps if isinstance(step, Pull)] == [KIB64]
+    data, tables_and_header = KIB64, 3 * KIB64
+    assert [step.bytes for step in plan.steps if isinstance(step, Pull)] == [data + tables_and_header]
 
 
 def test_a_pivot_between_two_others_commits_first_and_pulls_then() -> None:
     known = clusters(s1=[0], s2=[1, 2, 3, 4, 5, 6], s3=[1])
     plan = delete_snapshots(volume(8, 8, 8, 8, 8), ["s2", "s3"], known)
     assert brief(plan.steps)[:3] == [("commit", "v.s3", "v.s2"), ("pull", "v.s2", "v"), ("repoint", "v.s4", "v.s2")]
+
+
+def test_a_qcow2_base_goes_where_that_is_cheaper() -> None:
+    known = clusters(base=[0], s1=[1, 2, 3, 4, 5, 6])
+    plan = delete_snapshots(volume(8, 8, 8, base="qcow2"), ["s1"], known)
+    assert brief(plan.steps) == [("pull", "v.s1", None), ("info", "v.s2", {"s2": "v.s2"}), ("unlink", "v")]
+    assert plan.after is not None and plan.after.base.backing_file is None
+
+
+def test_a_base_stays_where_it_holds_more_or_is_raw() -> None:
+    for base, known in (("qcow2", clusters(base=[0, 1, 2, 3, 4], s1=[5])), ("raw", clusters(s1=[1, 2, 3, 4, 5, 6]))):
+        plan = delete_snapshots(volume(8, 8, 8, base=base), ["s1"], known)
+        assert brief(plan.steps)[0] == ("commit", "v.s1", "v")
 
 
 def test_empty_overlays_move_nothing() -> None:
