@@ -505,19 +505,23 @@ int posix_fallocate(int fd, off_t offset, off_t length)
   return posix_fallocate64(fd, offset, length);
 }
 
-/* What was copied is read back: the record must not depend on its source. */
+/* What was copied is read back, because the record must not depend on its source; by a descriptor that can read. */
 static void read_back(struct call *c, int fd, int64_t offset, int64_t length)
 {
   if (!c->ours || !(control->flags & RECORD) || length <= 0)
     return;
+  char again[64];
+  snprintf(again, sizeof again, "/proc/self/fd/%d", fd);
+  int reader = (int)syscall(SYS_openat, AT_FDCWD, again, O_RDONLY | O_CLOEXEC);
   c->to_free = malloc((size_t)length);
   int64_t at = 0;
   while (c->to_free && at < length) {
-    long done = syscall(SYS_pread64, fd, (char *)c->to_free + at, length - at, offset + at);
+    long done = syscall(SYS_pread64, reader, (char *)c->to_free + at, length - at, offset + at);
     if (done <= 0)
       break;
     at += done;
   }
+  syscall(SYS_close, reader);
   c->data = c->to_free;
   c->entry.data = (uint32_t)at;
   c->entry.offset = offset;
