@@ -230,7 +230,7 @@ retention:
   sample:
     - {name: daily-2026-11-20, created: '2026-11-20T01:00:04Z', keep: false, reasons: []}
     - {name: before-upgrade, created: '2026-11-20T14:12:40Z', keep: true, reasons: [protected]}
-    - {name: daily-2026-11-21, created: '2026-11-21T01:00:03Z', keep: true, reasons: [last 1 of 3, daily 2026-11-21, weekly 2026-W47]}
+    - {name: daily-2026-11-21, created: '2026-11-21T01:00:03Z', keep: true, reasons: [last 1 of 1, daily 2026-11-21, weekly 2026-W47]}
 recovered:
   description: 'Interrupted operations that this task finished or undid first: operation, outcome (finished, undone or discarded) and steps.'
   returned: with O(volume)
