@@ -35,7 +35,8 @@ MIB = 1 << 20
 class Shape:
     """A chain: for each file, base first, the qemu-io commands that fill it; between two files a snapshot is taken.
 
-    ``doomed`` are numbers of snapshots; the point of snapshot n is what file n - 1 shows.
+    ``doomed`` are numbers of snapshots; the point of snapshot n is what file n - 1 shows. ``saves`` is how many times as much
+    one by one must write at least, so that a worse choice of what merges where is noticed.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Shape:
     doomed: tuple[int, ...]
     size: int = 256 * MIB
     format: str = "qcow2"
+    saves: float = 1.0
 
 
 def data(start: str, length: str, value: int) -> str:
@@ -62,6 +64,7 @@ SHAPES = (
         "adjacent layers that overlap",
         ((data("0", "16M", 1),), *((data(f"{4 * number}M", "8M", number + 2),) for number in range(4)), (data("0", "1M", 9),)),
         (2, 3, 4),
+        saves=1.8,
     ),
     Shape(
         "disjoint layers",
@@ -72,17 +75,20 @@ SHAPES = (
         "one big layer above small ones",
         ((data("0", "4M", 1),), (data("0", "2M", 2),), (data("8M", "2M", 3),), (data("16M", "64M", 4),), ()),
         (2, 3),
+        saves=10,
     ),
     Shape(
         "zeros over data",
         ((data("0", "32M", 1),), (data("0", "8M", 2),), (zeros("0", "16M"), data("40M", "4M", 3)), (data("80M", "4M", 6),), ()),
         (1, 2, 3),
         format="raw",
+        saves=1.8,
     ),
     Shape(
         "a commit and a pull into the middle layer",
         ((data("0", "32M", 1),), (data("0", "4M", 2),), (data("8M", "20M", 3),), (data("10M", "2M", 4),), ()),
         (2, 3),
+        saves=3,
     ),
     Shape(
         "deep chain, four groups",
@@ -90,10 +96,10 @@ SHAPES = (
         (2, 3, 4, 7, 8, 11, 12, 13, 14, 18),
         format="raw",
     ),
-    Shape("single clusters, scattered, pulled", ((), scattered(300, 256 << 10, 1), (data("80M", "100M", 2),), ()), (2,)),
+    Shape("single clusters, scattered, pulled", ((), scattered(300, 256 << 10, 1), (data("80M", "100M", 2),), ()), (2,), saves=1.5),
     Shape("single clusters in 8 GiB", ((), scattered(300, 24 * MIB, 1), scattered(200, 40 * MIB, 2), ()), (1, 2), 8 << 30, "raw"),
     Shape("4 KiB writes, scattered", ((), scattered(400, 128 << 10, 1, "4k"), scattered(200, 192 << 10, 2, "4k"), ()), (2,)),
-    Shape("little in a qcow2 base, much above it", ((data("0", "4M", 1),), (data("2M", "60M", 2),), ()), (1,)),
+    Shape("little in a qcow2 base, much above it", ((data("0", "4M", 1),), (data("2M", "60M", 2),), ()), (1,), saves=20),
     Shape("little in a raw base, much above it", ((data("0", "4M", 1),), (data("2M", "60M", 2),), ()), (1,), format="raw"),
 )
 
