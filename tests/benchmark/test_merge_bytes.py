@@ -16,6 +16,7 @@ WITHIN = 0.10
 RECORDS = 32 << 10  # bytes at most of .info, intent and records, which no estimate counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_prediction(tmp_path: Path, shape: Shape) -> None:
     scratch = tmp_path / "scratch"

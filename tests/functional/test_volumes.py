@@ -251,7 +251,7 @@ def test_reusing_a_name_that_a_file_still_has(store: Store) -> None:
         "name": "s1", "file": "vol.s2", "created": None, "description": "", "labels": {}, "protected": False,
     }  # fmt: skip
     store.snapshot("s2")
-    assert store.info()["path"].endswith("/vol.s2.1")
+    assert store.info()["path"].endswith("/vol.s2-1")
     assert [one["name"] for one in store.info()["snapshots"]] == ["s1", "s3", "s2"]
     store.delete("s1", "s2", "s3")
     assert store.info()["snapshots"] == []

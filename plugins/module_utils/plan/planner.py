@@ -222,12 +222,15 @@ def check_chain_length(subject: str, files: int, max_chain: int) -> None:
 
 
 def overlay_name(volume: Volume, snapshot: str) -> str:
-    """``NAME.SNAPSHOT``; numbered where a file of the volume's own chain has that name since an earlier merge."""
+    """``NAME.SNAPSHOT``; numbered where a file of the volume's own chain has that name since an earlier merge.
+
+    With a dash, because OpenStack Cinder accepts one dot only in the name of a backing file.
+    """
     plain = f"{volume.name}.{snapshot}"
     taken = {file.lower() for file in volume.files}
     if plain.lower() not in taken:
         return plain
-    return next(f"{plain}.{number}" for number in range(1, len(taken) + 2) if f"{plain}.{number}".lower() not in taken)
+    return next(f"{plain}-{number}" for number in range(1, len(taken) + 2) if f"{plain}-{number}".lower() not in taken)
 
 
 def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
