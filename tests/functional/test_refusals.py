@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 import subprocess
@@ -317,10 +318,61 @@ def test_loop_and_missing_file(volume: Store) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"s1": "vol.s1"}', b'{"active": 5}'])
 def test_torn_info(volume: Store, data: bytes) -> None:
+    """What it said is on our own record; without that, or where somebody went on from there, nothing is guessed."""
     volume.snapshot("s1")
+    right, record = (volume.path / "vol.info").read_bytes(), volume.path / ".remotefs/volumes/vol.json"
     (volume.path / "vol.info").write_bytes(data)
+    _rebuilds_info(volume, right)
+    (volume.path / "vol.info").write_bytes(data)
+    known = record.read_bytes()
+    record.unlink()
     refused(volume, errors.ChainBroken, lambda check: volume.snapshot("s2", check=check))
     assert volume.info()["error_code"] == "chain_broken"
+    record.write_bytes(known)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "vol.s1", volume.path / "vol.theirs"], check=True)
+    refused(volume, errors.ChainBroken, lambda check: volume.snapshot("s2", check=check))
+
+
+def test_lost_info(volume: Store) -> None:
+    """A volume whose .info is gone is not taken for one without snapshots: that would hide all that was written since."""
+    volume.snapshot("s1")
+    info, record = volume.path / "vol.info", volume.path / ".remotefs/volumes/vol.json"
+    right, known = info.read_bytes(), record.read_bytes()
+    info.unlink()
+    _rebuilds_info(volume, right)
+    info.unlink()
+    record.unlink()
+    for action in (lambda check: volume.snapshot("s2", check=check), lambda check: volume.present(size=8 * MIB, format="raw", check=check)):
+        found = refused(volume, errors.ChainBroken, action)
+        assert "vol.info is missing" in str(found) and "vol.s1" in str(found)
+    assert volume.info()["error_code"] == "chain_broken"
+    record.write_bytes(known)
+    subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "other", volume.path / "vol.s1"], check=True)
+    refused(volume, errors.ChainBroken, lambda check: volume.snapshot("s2", check=check))
+
+
+def test_lost_info_of_a_volume_whose_base_is_gone(store: Store) -> None:
+    store.present(size=MIB, format="qcow2")
+    store.snapshot("s1")
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 3 0 512k", store.info()["path"]], check=True)
+    store.snapshot("s2")
+    store.delete("s1")
+    assert not (store.path / "vol").exists()
+    right = (store.path / "vol.info").read_bytes()
+    (store.path / "vol.info").unlink()
+    assert [one["name"] for one in volumes.list_volumes(store.share, [])] == ["vol"]
+    _rebuilds_info(store, right)
+    (store.path / "vol.info").unlink()
+    assert store.absent(cascade=True).changed and not store.absent().changed
+    assert sorted(path.name for path in store.path.iterdir()) == [".remotefs"]
+
+
+def _rebuilds_info(volume: Store, right: bytes) -> None:
+    assert [one["name"] for one in volume.info()["snapshots"]] == list(json.loads(right))[1:]
+    predicted, done = volume.present(check=True), volume.present()
+    assert (predicted.changed, predicted.actions, predicted.recovered) == (done.changed, done.actions, done.recovered)
+    assert [one["operation"] for one in done.recovered] == ["rebuild_info"] and (volume.path / "vol.info").read_bytes() == right
+    assert not volume.present().changed
 
 
 @pytest.mark.parametrize("value", ["/etc/passwd", "../x", "a/b", "-U", "json:{}"])

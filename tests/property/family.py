@@ -19,6 +19,10 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner impo
 from .world import candidates, read_content, run, write_pattern
 
 
+def _shape(volume: dict) -> list:
+    return [(image["file"], image["format"], image["backing_file"], image["size"]) for image in volume["chain"]]
+
+
 @dataclass
 class Model:
     """What a volume must hold. ``points``: snapshot name → data, oldest first."""
@@ -112,8 +116,7 @@ class Family:
         if done.after:
             for key in ("parent", "base_format", "size", "path", "dependents"):
                 assert predicted.after[key] == done.after[key], key
-            shape = [[(image["file"], image["format"], image["backing_file"], image["size"]) for image in one["chain"]] for one in (predicted.after, done.after)]
-            assert shape[0] == shape[1]
+            assert _shape(predicted.after) == _shape(done.after)
         again = operation(Options(lock_timeout=5))
         assert not again.changed and not again.actions
         return done

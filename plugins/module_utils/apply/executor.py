@@ -9,6 +9,7 @@ Also what an interrupted task left: :mod:`recovery` sees it, :meth:`Executor.fin
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Callable, Iterable
 
 from ..errors import StorageError, from_os_error
@@ -95,7 +96,7 @@ class Executor:
         record = records.read(self._directory, plan.volume) or records.Record()
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
-            record = records.Record({**record.formats, **formats}, record.snapshots, parent=plan.before.parent)
+            record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
         intent = intents.of_plan(plan, now(), self._proofs(plan), group)
         self._write_record(plan.volume, record.with_intent(intent.to_json()))
 

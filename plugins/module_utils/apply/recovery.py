@@ -55,9 +55,9 @@ def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
         nothing = Plan("create_volume", name, (), None, None)
         return Interrupted((intents.Resumption("create_volume", "undone", nothing),), leftovers)
     garbage = tuple(item.file for item in record.garbage if _is_garbage(directory, name, item))
+    present = _readable(directory, name) if garbage else None
     if not garbage:
-        return Interrupted((), leftovers)
-    present = _readable(directory, name)
+        return Interrupted(_lost_info(directory, name, record), leftovers)
     if present is None or set(garbage) & set(present.files):
         raise NeedsRecovery(
             f"volume {name}", f"files that were to be removed are in use again ({', '.join(garbage)})", "see docs/worst-day.md"
@@ -65,6 +65,20 @@ def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
     steps = (intents.write_info(present), *(Unlink(file) for file in garbage))
     plan = Plan("unlink", name, steps, present, present)
     return Interrupted((intents.Resumption("unlink", "finished", plan),), leftovers)
+
+
+def _lost_info(directory: ShareDirectory, name: str, record: records.Record) -> tuple[intents.Resumption, ...]:
+    """``.info`` that is torn or gone and can be told for certain is written anew."""
+    try:
+        if not inventory.read_info(directory, name, record)[1]:
+            return ()
+    except StorageError:
+        return ()  # whoever needs the volume will say so
+    present = _readable(directory, name)
+    if present is None:
+        return ()
+    plan = Plan("rebuild_info", name, (intents.write_info(present),), present, present)
+    return (intents.Resumption("rebuild_info", "finished", plan),)
 
 
 def _is_garbage(directory: ShareDirectory, name: str, item: records.Garbage) -> bool:

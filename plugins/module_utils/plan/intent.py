@@ -113,7 +113,7 @@ def _volume_from_json(content: dict) -> Volume:
 
 def summary(content: dict) -> dict:
     """``pending`` as info modules show it; ``snapshots`` are those whose data may be damaged until the work is finished."""
-    shown = {"operation": content.get("operation"), "started": content.get("started"), "snapshots": []}
+    shown: dict = {"operation": content.get("operation"), "started": content.get("started"), "snapshots": []}
     try:
         shown["snapshots"] = list(from_json("", content).doomed)
     except NeedsRecovery:
@@ -244,10 +244,10 @@ class _Check:
         for image in after.own if after else ():
             self._exists(image.file)
             self._has(image, {image.backing_file})
-        for step in self.intent.steps:
-            now, proof = (self.found.files.get(step.file), self.intent.proofs.get(step.file)) if isinstance(step, Unlink) else (None, None)
+        for file in [step.file for step in self.intent.steps if isinstance(step, Unlink)]:
+            now, proof = self.found.files.get(file), self.intent.proofs.get(file)
             if now is not None and proof is not None and now.length != proof.length:
-                raise self.differs(f"{step.file}, which is to go, to have {proof.length} bytes", f"{now.length}")
+                raise self.differs(f"{file}, which is to go, to have {proof.length} bytes", f"{now.length}")
 
     def _exists(self, file: str) -> None:
         if file not in self.found.files:

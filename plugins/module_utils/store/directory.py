@@ -14,7 +14,9 @@ name given or taken. Cleaning up is a change too.
 
 from __future__ import annotations
 
+import bisect
 import errno
+import itertools
 import os
 import stat
 from contextlib import contextmanager
@@ -53,6 +55,7 @@ class Directory:
         self.fd = fd
         self.label = label
         self._fence = fence
+        self._listing: list[str] | None = None
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -64,6 +67,13 @@ class Directory:
 
     def names(self) -> list[str]:
         return sorted(os.listdir(self.fd))
+
+    def names_from(self, prefix: str) -> list[str]:
+        """Names that begin with ``prefix``, from one listing that is kept until the directory is opened anew."""
+        if self._listing is None:
+            self._listing = self.names()
+        first = bisect.bisect_left(self._listing, prefix)
+        return list(itertools.takewhile(lambda name: name.startswith(prefix), itertools.islice(self._listing, first, None)))
 
     def status(self, name: str) -> os.stat_result | None:
         """lstat of a regular file; None where nothing has that name.

@@ -59,7 +59,8 @@ def observe(directory: ShareDirectory, name: str, said: str | None = None) -> Ob
 
 
 def exists(directory: ShareDirectory, name: str) -> bool:
-    """Whether the share has the volume's base file or its ``.info``, whatever these are.
+    """Whether the share has the volume's base file or its ``.info``, whatever these are, or a file that only its record
+    tells to be its own.
 
     :raises Conflict: the share ignores case, and what is there is spelt otherwise.
     """
@@ -70,7 +71,12 @@ def exists(directory: ShareDirectory, name: str) -> bool:
             continue
         _require_same_spelling(directory, file, found)
         return True
-    return False
+    try:
+        record = records.read(directory, name)
+    except StorageError:
+        return True  # whoever reads the volume will say what is wrong
+    own = [file for file in record.formats if file.startswith(name + ".")] if record else []
+    return any(_is_regular(directory, file) for file in own)
 
 
 def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_result) -> None:
@@ -102,9 +108,11 @@ def _marks(directory: ShareDirectory, name: str) -> tuple:
 
 def _observe(directory: ShareDirectory, name: str, said: str | None) -> Observed | None:
     record = records.read(directory, name)
-    info = info_file.read(directory, name)
+    if not exists(directory, name):
+        return None
+    info, _rebuilt = read_info(directory, name, record)
     active = info.active if info else name
-    if info is None and (not exists(directory, name) or directory.root.status(name) is None):
+    if info is None and directory.root.status(name) is None:
         return None
     chain = walk(directory, name, active, info, record, said)
     snapshots = _snapshots(name, chain, info, record)
@@ -112,6 +120,54 @@ def _observe(directory: ShareDirectory, name: str, said: str | None) -> Observed
     parent = kinship.parent_of(directory, name, chain, info, record)
     volume = Volume(name, chain, snapshots, info is not None, pending=pending, parent=parent)
     return Observed(replace(volume, adopted=_is_adopted(volume, record)), info, record)
+
+
+def read_info(directory: ShareDirectory, name: str, record: records.Record | None) -> tuple[info_file.Info | None, bool]:
+    """``.info`` as it is, or as it must have been where it is missing or torn: (content, whether it had to be rebuilt).
+
+    It is rebuilt from our own record, and only where the chain agrees with that in every point, so that nobody can have
+    changed the volume since. While a task's intent is on record, that decides.
+
+    :raises ChainBroken: it is torn, or missing although there are overlays, and what it said is not certain.
+    """
+    torn = None
+    try:
+        info = info_file.read(directory, name)
+        if info is not None or (record is not None and record.intent is not None):
+            return info, False
+    except ChainBroken as error:
+        torn = error
+    if torn is None and not _must_have_had_info(directory, name, record):
+        return None, False
+    rebuilt = _rebuild_info(directory, name, record)
+    if rebuilt is not None:
+        return rebuilt, True
+    raise torn or ChainBroken(
+        f"volume {name} on {directory.share.label}",
+        f"{info_name(name)} is missing although there are overlays: {', '.join(kinship.overlays_named_after(directory, name)) or 'none left'}",
+        "restore it from a backup or write it anew by hand as docs/worst-day.md shows",
+    )
+
+
+def _must_have_had_info(directory: ShareDirectory, name: str, record: records.Record | None) -> bool:
+    if record is not None and (record.snapshots or record.active not in (None, name)):
+        return True
+    known_as_lone = record is not None and set(record.formats) == {name}
+    return not known_as_lone and bool(kinship.overlays_named_after(directory, name))
+
+
+def _rebuild_info(directory: ShareDirectory, name: str, record: records.Record | None) -> info_file.Info | None:
+    if record is None or record.intent is not None or record.active is None:
+        return None
+    info = info_file.Info(record.active, tuple(sorted((snapshot, str(one["file"])) for snapshot, one in record.snapshots.items())))
+    try:
+        chain = walk(directory, name, record.active, info, record)
+    except (OSError, StorageError):
+        return None
+    own = {image.file for image in chain} & set(record.formats)
+    overlays = {image.file for image in chain if image.backing_file}
+    agrees = own == set(record.formats) and all(file in overlays & own for _snapshot, file in info.snapshots)
+    return info if agrees and not kinship.overlays_named_after(directory, name, over=record.active) else None
 
 
 def _is_adopted(volume: Volume, record: records.Record | None) -> bool:
@@ -232,7 +288,7 @@ def _snapshots(name: str, chain: tuple[Image, ...], info: info_file.Info | None,
         if file not in depth:
             raise ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain", _WORST_DAY)
         details = record.snapshots.get(snapshot, {}) if record else {}
-        found.append(Snapshot(name=snapshot, file=file, **details))
+        found.append(Snapshot(**{**details, "name": snapshot, "file": file}))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name)))
 
 
@@ -249,7 +305,8 @@ def list_names(directory: ShareDirectory) -> list[str]:
             continue
         members.update(observed.volume.own_files if observed else ())
     lone = {name for name in names if not name.endswith(".info") and name not in members and _is_regular(directory, name)}
-    return sorted(volumes | lone)
+    owners = {kinship.owner_of(directory, name, besides=name) or name for name in lone}  # a volume can have lost its .info
+    return sorted(volumes | owners)
 
 
 def _is_regular(directory: ShareDirectory, name: str) -> bool:

@@ -33,14 +33,15 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Record:
-    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to created, description, labels and
-    protected; ``parent`` is what a linked clone rests on."""
+    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels
+    and protected; ``parent`` is what a linked clone rests on; ``active`` is the file that ``.info`` had last named."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
     intent: dict | None = None
     garbage: tuple[Garbage, ...] = ()
     parent: Parent | None = None
+    active: str | None = None
 
     def to_bytes(self, volume: str) -> bytes:
         content = {
@@ -51,6 +52,7 @@ class Record:
             "intent": self.intent,
             "garbage": [[item.file, item.inode, item.size] for item in self.garbage],
             "parent": None if self.parent is None else asdict(self.parent),
+            "active": self.active,
         }
         return json.dumps(content, sort_keys=True, indent=1).encode("utf-8")
 
@@ -62,6 +64,7 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = ()) -> Record:
     """The record that a volume has once a task is done: formats of its files, details of its snapshots, no intent."""
     details = {
         snapshot.name: {
+            "file": snapshot.file,
             "created": snapshot.created,
             "description": snapshot.description,
             "labels": dict(snapshot.labels),
@@ -69,7 +72,7 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = ()) -> Record:
         }
         for snapshot in volume.snapshots
     }
-    return Record({image.file: image.format for image in volume.own if image.format}, details, None, garbage, volume.parent)
+    return Record({image.file: image.format for image in volume.own if image.format}, details, None, garbage, volume.parent, volume.active.file)
 
 
 def file_name(volume: str) -> str:
@@ -97,6 +100,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             intent=_intent(content["intent"]),
             garbage=tuple(Garbage(str(name), int(inode), int(size)) for name, inode, size in content["garbage"]),
             parent=None if content.get("parent") is None else Parent(**content["parent"]),
+            active=content.get("active"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
@@ -104,6 +108,8 @@ def parse(volume: str, data: bytes | None) -> Record | None:
         raise NeedsRecovery(subject, f"its version {version!r} is not known here", "use the release of the collection that wrote it")
     names = list(record.formats) + [item.file for item in record.garbage]
     names += [record.parent.volume, record.parent.file] if record.parent else []
+    names += [record.active] if record.active is not None else []
+    names += [details["file"] for details in record.snapshots.values() if details["file"] is not None]
     if not all(is_safe_file_name(name) for name in names) or not set(record.formats.values()) <= set(FORMATS):
         raise ChainBroken(subject, "it names files or formats that cannot be", remedy)
     return record
@@ -111,6 +117,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
 
 def _details(value: dict) -> dict:
     return {
+        "file": value.get("file"),
         "created": None if value.get("created") is None else str(value["created"]),
         "description": str(value.get("description", "")),
         "labels": {str(key): str(item) for key, item in dict(value.get("labels", {})).items()},
