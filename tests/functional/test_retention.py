@@ -479,3 +479,43 @@ def test_what_the_module_returns(tmp_path: Path, ansible_environment: dict) -> N
     ]
     play(PREPARE + tasks, share, tmp_path, ansible_environment)
     assert json.loads((share / "db01.info").read_text()).keys() == {"active", "n3", "n5"}
+
+
+def test_the_role_keeps_what_it_should(tmp_path: Path, ansible_environment: dict) -> None:
+    """It passes the options on, with and without a name, as a group and not, and looks at the share afterwards."""
+    share = tmp_path / "share"
+    share.mkdir()
+
+    def role(**options: object) -> dict:
+        own = {f"snapshots_{name}": value for name, value in options.items()}
+        keep = {"match": "n*", "last": 1}
+        return {
+            "ansible.builtin.include_role": {"name": "remotefs.storage.snapshots"},
+            "vars": {"snapshots_share": "SHARE", "snapshots_select": "[].name", "snapshots_keep": keep, **own},
+        }
+
+    def found(*names: str) -> list[dict]:
+        return [
+            {"remotefs.storage.remotefs_snapshot_info": {"share": "SHARE", "volumes": ["db01"]}, "register": "there"},
+            {"ansible.builtin.assert": {"that": [f"there.snapshots | map(attribute='name') == {list(names)}"]}},
+        ]
+
+    tasks = [
+        role(name="n1", protected=True),
+        *found("n1"),
+        role(name="n2", group=True),
+        *found("n1", "n2"),
+        role(name="n3"),
+        *found("n1", "n3"),
+    ]
+    tasks += [{"remotefs.storage.remotefs_snapshot": {"share": "SHARE", "volume": "db01", "name": "n4"}}, role(), *found("n1", "n4")]
+    tasks += [
+        {
+            "block": [role(name="n5", max_chain=2), {"ansible.builtin.fail": {"msg": "the chain got too long"}}],
+            "rescue": [{"ansible.builtin.assert": {"that": ["'max_chain (2)' in ansible_failed_result.msg"]}}],
+        },
+        role(name="n1", protected=False),
+        role(),
+        *found("n4"),
+    ]
+    play(PREPARE + tasks, share, tmp_path, ansible_environment)
