@@ -63,6 +63,10 @@ class Share1:
             self.snapshot(f"s{number}")
         self.write(9)
 
+    def cloned(self) -> None:
+        self.chain()
+        self.present("copy", volumes.SourceRequest("vol", "s2", True))
+
     def chain_to_pull(self) -> None:
         """A chain in which the middle overlay holds more than the one beneath it, so that the cheapest merge pulls."""
         self.present("vol", size=8 * MIB)
@@ -88,6 +92,11 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
     "extend raw": (lambda s: s.present("vol", size=8 * MIB), lambda s: s.present("vol", size=16 * MIB)),
     "extend qcow2": (lambda s: s.chain(), lambda s: s.present("vol", size=16 * MIB)),
     "full clone": (lambda s: s.chain(), lambda s: s.present("copy", volumes.SourceRequest("vol", "s2"), size=16 * MIB, format="qcow2")),
+    "linked clone": (lambda s: s.chain(), lambda s: s.present("copy", volumes.SourceRequest("vol", "s2", True))),
+    "linked clone of the present content": (lambda s: s.chain(), lambda s: s.present("copy", volumes.SourceRequest("vol", None, True))),
+    "flatten a linked clone": (lambda s: s.cloned(), lambda s: s.present("copy", flatten=True)),
+    "delete a linked clone": (lambda s: s.cloned(), lambda s: volumes.ensure_absent(s.candidates, "copy", False, Options())),
+    "delete a snapshot under one that a clone rests on": (lambda s: s.cloned(), lambda s: s.delete("s1")),
     "revert": (lambda s: s.chain(), lambda s: s.revert("s4")),
     "revert and discard newer": (lambda s: s.chain(), lambda s: s.revert("s2")),
     "delete a volume": (lambda s: s.present("vol", size=8 * MIB), lambda s: volumes.ensure_absent(s.candidates, "vol", False, Options())),
