@@ -48,6 +48,10 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ (found.snapshots | last).name }}"
   when: found.snapshots | length > 0
+
+- name: Those that retention leaves alone
+  ansible.builtin.debug:
+    msg: "{{ found.snapshots | selectattr('protected') | map(attribute='name') }}"
 """
 
 RETURN = r"""
@@ -65,7 +69,7 @@ snapshots:
     created: {description: 'When it was taken (UTC); null where that is not recorded.', type: str, returned: always}
     description: {description: The text kept with it., type: str, returned: always}
     labels: {description: The names and values kept with it., type: dict, returned: always}
-    protected: {description: Whether it is protected from retention., type: bool, returned: always}
+    protected: {description: 'Whether it is protected from retention (O(remotefs.storage.remotefs_snapshot#module:keep)).', type: bool, returned: always}
 volumes:
   description: Volumes that cannot be read, with error_code and msg.
   returned: success
