@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator
@@ -326,10 +327,10 @@ def hammer_volumes(mounts: list[str], scratch: Path, arguments: argparse.Namespa
     figures = hammer(Worker, mounts, names, scratch, arguments)
     if not figures.errors:
         judge = Worker(0, mounts, names, scratch, 0)
-        points = sum(compare_all(judge, client, name) for client in judge.clients for name in names)
+        with ThreadPoolExecutor(len(names)) as pool:
+            points = sum(pool.map(lambda name: sum(compare_all(judge, client, name) for client in judge.clients), names))
+            list(pool.map(lambda name: volumes.ensure_absent(candidates, name, True, options), names))
         print(f"at the end: {points} contents of {len(names)} volumes right, images sound, nothing left over")
-        for name in names:
-            volumes.ensure_absent(candidates, name, True, options)
     return figures
 
 
@@ -346,7 +347,8 @@ def compare_all(judge: Worker, candidates: placement.Candidates, name: str) -> i
         root = Path(volume["mountpoint"])
         files = {path.name for path in root.iterdir() if path.name.split(".")[0] == name} - {f"{name}.info"}
         assert files == {image["file"] for image in volume["chain"]}, f"files are left over of {name}: {files}"
-        assert not list((root / ".remotefs" / "tmp").iterdir()), "temporary files are left over"
+        left = [path.name for path in (root / ".remotefs" / "tmp").iterdir() if path.name.startswith(f"{name}~")]
+        assert not left, f"temporary files are left over: {left}"
     return len(model.names) + 1
 
 
