@@ -17,10 +17,10 @@ from ..model import Share, Volume, check_snapshot_name, check_volume_name
 from ..plan import merge, planner, retention
 from ..plan.cost import Allocations
 from ..plan.plan import Plan
-from ..store import inventory, kinship
+from ..store import inventory
 from ..store.directory import ShareDirectory
 from . import layers, placement
-from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
+from .transaction import Options, Outcome, Workspace, carry_out, joined, require_free_name, settle
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
     with Workspace(options) as work:
         (work.lock_families if request.keep else work.lock)([(share, request.volume)])
         volume, recovered = _settled(work, share, request.volume, dependents=request.keep is not None)
-        plan = _plan_taking(work, share, volume, request.wish)
+        plan = _plan_taking(work, share, volume, request.wish, recovered)
         taken = carry_out(work, share, plan, recovered)
         return taken if request.keep is None else _retain_after(work, share, plan, taken, request.keep, request.wish.name)
 
 
-def _plan_taking(work: Workspace, share: Share, volume: Volume, wish: planner.SnapshotWish) -> Plan:
+def _plan_taking(work: Workspace, share: Share, volume: Volume, wish: planner.SnapshotWish, recovered: list) -> Plan:
     plan = planner.create_snapshot(volume, replace(wish, created=wish.created or now()))
     if plan.intent and plan.after is not None:
-        kinship.require_free_name(work.directory(share), plan.after.active.file, volume.name)
+        require_free_name(work, share, plan.after.active.file, volume.name, recovered)
     return plan
 
 
@@ -200,7 +200,7 @@ def _retain_member(work: Workspace, member: _Member, taken: Outcome, keep: reten
 
 def _plan_member(work: Workspace, share: Share, name: str, wish: planner.SnapshotWish, dependents: bool) -> _Member:
     volume, recovered = _settled(work, share, name, dependents=dependents)
-    return _Member(share, _plan_taking(work, share, volume, wish), recovered)
+    return _Member(share, _plan_taking(work, share, volume, wish, recovered), recovered)
 
 
 def _require_same_state(members: list[_Member], snapshot: str) -> None:

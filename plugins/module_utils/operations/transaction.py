@@ -134,7 +134,7 @@ class Workspace:
             now = family if self.options.check else self._ancestors_of(pairs)
             if now <= family:
                 return
-            family = now
+            family = family | now
             self.unlock_all()
 
     def lock_ancestors(self, share: Share, name: str) -> None:
@@ -249,6 +249,13 @@ def _look(work: Workspace, share: Share, name: str, said: str | None, interrupte
             return interrupted.after
     observed = inventory.observe(work.directory(share), name, said)
     return observed.volume if observed else None
+
+
+def require_free_name(work: Workspace, share: Share, file: str, volume: str, recovered: list) -> None:
+    """:raises Conflict: as of :func:`kinship.require_free_name`."""
+    going = {step["file"] for one in recovered for step in one["steps"] if step["step"] == "unlink"} if work.options.check else set()
+    if file not in going:  # a prediction has not removed what the run will have removed by then
+        kinship.require_free_name(work.directory(share), file, volume)
 
 
 def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source: CopySource | None = None) -> Outcome:

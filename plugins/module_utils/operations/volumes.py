@@ -18,7 +18,7 @@ from ..plan.plan import Plan, require_healed_parent, require_known_formats
 from ..store import inventory, kinship
 from ..store.directory import ShareDirectory
 from . import layers, placement, report
-from .transaction import Options, Outcome, Workspace, carry_out, joined, require_unused, settle, settle_for_removal
+from .transaction import Options, Outcome, Workspace, carry_out, joined, require_free_name, require_unused, settle, settle_for_removal
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,8 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     plan = planner.create_volume(wish)
     share = placement.choose(request.candidates, size, at_once, request.policy)
     recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
-    _require_free(work, share, wish.name, recovered)
+    require_free_name(work, share, wish.name, wish.name, recovered)
     return carry_out(work, share, plan, recovered, copy)
-
-
-def _require_free(work: Workspace, share: Share, name: str, recovered: list) -> None:
-    going = {step["file"] for one in recovered for step in one["steps"] if step["step"] == "unlink"} if work.options.check else set()
-    if name not in going:  # a prediction has not removed what the run will have removed by then
-        kinship.require_free_name(work.directory(share), name, name)
 
 
 def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended: list) -> Outcome:
@@ -171,7 +165,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
     placement.choose(replace(request.candidates, shares=(share,)), planned.size, 0, request.policy)
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
-    _require_free(work, share, wish.name, recovered)
+    require_free_name(work, share, wish.name, wish.name, recovered)
     if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:
         kinship.require_free_name(work.directory(share), planned.active.file, parent.name)
     first = carry_out(work, share, prepared, recovered)

@@ -126,6 +126,7 @@ class VolumeLock:
         self._fd = -1
         self._identity = (0, 0)  # device and inode of the file that is locked
         self._token = b""  # what the file holds for as long as the lock is ours
+        self._stale: OSError | None = None  # what the last attempt met, where that was a file that the server knows no more
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -145,7 +146,7 @@ class VolumeLock:
         pause = _FIRST_PAUSE
         while not self._try():
             if time.monotonic() >= deadline:
-                raise self._timed_out()
+                raise from_os_error(self._stale, self._subject) if self._stale else self._timed_out()
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         return self
@@ -202,9 +203,12 @@ class VolumeLock:
         try:
             return self._try_lease() if self._lease else self._try_lock()
         except OSError as error:
-            if error.errno in _LOST:
-                return False  # the file went away under us: a deletion finished, start over
-            raise from_os_error(error, self._subject) from error
+            if error.errno not in _LOST:
+                raise from_os_error(error, self._subject) from error
+            # The file went away under us: a deletion finished. Or the server's directory is another one by now. Start over.
+            self._stale = error if error.errno == errno.ESTALE else None
+            self._directory.refresh()
+            return False
 
     @property
     def _subject(self) -> str:
