@@ -70,6 +70,7 @@ class Fault:
 
     :param counted: whose calls are counted (:data:`PYTHON`, :data:`TOOL` or both).
     :param victims: whom SIGKILL hits; 0 where ``error`` (an errno) is what the call is to end with.
+    :param leave: return as soon as Python is gone, whatever it started: its locks and its death have to protect what comes next.
     :param lasting: every later call fails as well, in all processes, as it is with a share that is full or gone.
     """
 
@@ -80,6 +81,7 @@ class Fault:
     lasting: bool = False
     kinds: int = CHANGES
     record: bool = False
+    leave: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def is_loaded() -> bool:
 
 
 def run(base: Path, share: Path, fault: Fault, task: Callable[[], object]) -> Ended:
-    """Run ``task`` in a forked child under the library with ``fault``; returns when no process of it is left.
+    """Run ``task`` in a forked child under the library with ``fault``; returns when no process of it is left (but see ``leave``).
 
     :param base: a directory for this run alone, not below the share: control file, log, kept inodes, temporary files.
     :param task: what it returns must survive JSON.
@@ -140,7 +142,7 @@ def run(base: Path, share: Path, fault: Fault, task: Callable[[], object]) -> En
     child = os.fork()
     if child == 0:
         _be_the_child(base, task)
-    _wait_for_all(child, control)
+    _wait_for_all(child, control, fault.leave)
     return _how_it_ended(base, control, child)
 
 
@@ -192,12 +194,21 @@ def become_reaper() -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
-def _wait_for_all(child: int, control: Control) -> None:
+def wait_for_stragglers() -> None:
+    """Wait for what a run that was left has left."""
+    try:
+        while True:
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        pass
+
+
+def _wait_for_all(child: int, control: Control, leave: bool) -> None:
     """Wait until the child and all that it left are gone: a program that is still dying could still hold a lock."""
     deadline = time.monotonic() + _LONGEST_RUN
     while True:
         try:
-            pid, _status = os.waitpid(-1, os.WNOHANG)
+            pid, _status = os.waitpid(child if leave else -1, os.WNOHANG)
         except ChildProcessError:
             return
         if pid == 0:

@@ -27,6 +27,7 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum kind { WRITE, TRUNCATE, FALLOCATE, COPY, FSYNC, CREATE, LINK, RENAME, UNLINK, MKDIR, ATTRIBUTE, OPEN_TO_WRITE };
@@ -213,6 +214,8 @@ static void kill_victims(void)
   if (control->victims & my_role)
     syscall(SYS_kill, me, SIGKILL);
   stop_if_dead();
+  struct timespec pause = {0, 100 * 1000 * 1000}; /* a survivor is slow, so that what comes next meets it */
+  syscall(SYS_ppoll, NULL, 0, &pause, NULL, 0);
 }
 
 static int act(const struct call *c)

@@ -6,7 +6,7 @@
 Three families of states, each made anew from a copy of the prepared share:
 
 - **kill**: SIGKILL before a call, to everybody (group), to Python alone, to qemu-img alone, or to Python while qemu-img
-  works (orphan); and the same once more during the recovery from it;
+  works (orphan: the next task starts at once); and the same once more during the recovery from it;
 - **power**: everything stops before a call, and the disk holds one of the states of :mod:`powerloss`;
 - **error**: a call fails with ENOSPC, EIO, ESTALE or EROFS, once or from then on.
 
@@ -129,6 +129,7 @@ class Sweep:
     # -- one state ---------------------------------------------------------------------------------------------------
 
     def _fresh(self) -> None:
+        interposer.wait_for_stragglers()
         shutil.rmtree(self.share, ignore_errors=True)
         shutil.rmtree(self.runs)
         self.runs.mkdir()
@@ -219,7 +220,7 @@ class Sweep:
                     continue
             row = self._row(mode)
             for at in choose_points(mine, self.extent, most):
-                fault = Fault(at, counted, victims)
+                fault = Fault(at, counted, victims, leave=mode == "orphan")
                 row.add(*self._labelled(f"kill {mode} before call {at} of {len(mine)}", lambda fault=fault: self._killed(fault)))
         self._kill_recoveries(calls)
 

@@ -149,6 +149,26 @@ def group_file(group: str) -> str:
     return group + ".json"
 
 
+def forget_groups(directory: ShareDirectory) -> None:
+    """Remove the decisions on groups that no volume's record waits for any more.
+
+    They are listed before the records are read: a group that is decided meanwhile is not among them.
+    """
+    private = directory.private("groups")
+    decided = private.names() if private else []
+    volumes = directory.private("volumes")
+    if not private or not decided or not volumes:
+        return
+    suffix = len(records.file_name(""))
+    try:
+        found = [records.read(directory, name[:-suffix]) for name in volumes.names()]
+    except StorageError:
+        return  # a record that nobody can read may wait for any of them
+    waiting = {group_file(str(record.intent.get("group"))) for record in found if record and record.intent}
+    for name in sorted(set(decided) - waiting):
+        private.unlink(name)
+
+
 def _group_decided(directory: ShareDirectory, group: str) -> bool:
     private = directory.private("groups")
     return private is not None and private.status(group_file(group)) is not None

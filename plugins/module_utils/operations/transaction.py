@@ -17,7 +17,7 @@ from typing import Callable, Iterable
 
 from ..apply.executor import Executor
 from ..apply.offline import CopySource
-from ..apply.recovery import Interrupted, find_interrupted, give_up
+from ..apply.recovery import Interrupted, find_interrupted, forget_groups, give_up
 from ..errors import NeedsRecovery, ShareNotWritable, from_os_error
 from ..model import Share, Volume
 from ..plan.plan import Plan
@@ -203,6 +203,8 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     recovered = interrupted.describe()
     if interrupted and not work.options.check:
         work.executor(share).finish(interrupted)
+    if not work.options.check:
+        forget_groups(directory)
     volume = _look(work, share, name, said, interrupted)
     if volume is not None and dependents:
         volume = replace(volume, dependents=kinship.dependents_of(directory, volume, kinship.scan_backings(directory)))
