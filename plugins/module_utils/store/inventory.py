@@ -142,11 +142,13 @@ def read_info(directory: ShareDirectory, name: str, record: records.Record | Non
     rebuilt = _rebuild_info(directory, name, record)
     if rebuilt is not None:
         return rebuilt, True
-    raise torn or ChainBroken(
-        f"volume {name} on {directory.share.label}",
-        f"{info_name(name)} is missing although there are overlays: {', '.join(kinship.overlays_named_after(directory, name)) or 'none left'}",
+    seen = ", ".join(f"{file} on {below}" for file, below in kinship.overlays_named_after(directory, name).items()) or "none"
+    wrong = torn.problem if torn else "it is missing although snapshots were taken"
+    raise ChainBroken(
+        f"snapshot record {info_name(name)} on {directory.share.label}",
+        f"{wrong}, and nothing tells for certain what it said (overlays seen: {seen})",
         "restore it from a backup or write it anew by hand as docs/worst-day.md shows",
-    )
+    ) from torn
 
 
 def _must_have_had_info(directory: ShareDirectory, name: str, record: records.Record | None) -> bool:
@@ -167,7 +169,8 @@ def _rebuild_info(directory: ShareDirectory, name: str, record: records.Record |
     own = {image.file for image in chain} & set(record.formats)
     overlays = {image.file for image in chain if image.backing_file}
     agrees = own == set(record.formats) and all(file in overlays & own for _snapshot, file in info.snapshots)
-    return info if agrees and not kinship.overlays_named_after(directory, name, over=record.active) else None
+    went_on = record.active in kinship.overlays_named_after(directory, name).values()
+    return info if agrees and not went_on else None
 
 
 def _is_adopted(volume: Volume, record: records.Record | None) -> bool:

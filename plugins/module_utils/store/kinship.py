@@ -132,17 +132,17 @@ def _snapshot_showing(directory: ShareDirectory, volume: str, file: str) -> str 
     return None
 
 
-def overlays_named_after(directory: ShareDirectory, name: str, over: str | None = None) -> tuple[str, ...]:
-    """Overlays called ``NAME.something`` that no other volume claims: what taking snapshots leaves. Where ``over`` is given,
-    those only that rest on this file."""
-    found = []
+def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]:
+    """Overlays called ``NAME.something`` that no other volume claims, which is what taking snapshots leaves, and what each
+    rests on."""
+    found = {}
     for file in directory.root.names_from(name + "."):
         if not is_safe_file_name(file) or file.endswith(".info") or owner_of(directory, file, besides=name):
             continue
         backing = _backing_of_unknown(directory, file)
-        if backing is not None and over in (None, backing):
-            found.append(file)
-    return tuple(found)
+        if backing is not None:
+            found[file] = backing
+    return found
 
 
 def scan_backings(directory: ShareDirectory) -> tuple[tuple[str, str], ...]:
