@@ -21,6 +21,7 @@ _EXTENSION = struct.Struct(">II")
 _EXT_END = 0x00000000
 _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_DATA_FILE = 0x44415441
+_EXT_FEATURE_NAMES = 0x6803F857
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
 _KNOWN_INCOMPATIBLE = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
@@ -308,13 +309,26 @@ def _put_format(sector: bytearray, header: Header, backing_format: str) -> int:
     if header.format_offset is not None and header.format_offset + len(extension) <= _SECTOR:
         sector[header.format_offset : header.format_offset + len(extension)] = extension
         return header.extensions_end
-    if header.format_offset is not None or header.extensions_end > _SECTOR:
+    end = header.extensions_end
+    if header.format_offset is None and end <= _SECTOR < end + len(extension):
+        end = _drop_feature_names(sector, header)  # qemu-img fills the sector to its end where there is no backing file
+    if header.format_offset is not None or end + len(extension) > _SECTOR:
         raise Qcow2Error("its header extensions leave no room for the backing format")
-    end = header.extensions_end + len(extension)
-    if end > _SECTOR:
-        raise Qcow2Error("its header extensions leave no room for the backing format")
-    marker = header.extensions_end - _EXTENSION.size
-    sector[marker:end] = extension + _EXTENSION.pack(_EXT_END, 0)
+    sector[end - _EXTENSION.size : end + len(extension)] = extension + _EXTENSION.pack(_EXT_END, 0)
+    return end + len(extension)
+
+
+def _drop_feature_names(sector: bytearray, header: Header) -> int:
+    """Take out section "Feature name table", which only serves messages; returns where the extensions end afterwards."""
+    offset = _V2.size if header.version == 2 else struct.unpack_from(">I", sector, _V2.size + _V3.size - 4)[0]
+    end = header.extensions_end
+    while offset < end - _EXTENSION.size:
+        kind, length = _EXTENSION.unpack_from(sector, offset)
+        size = _EXTENSION.size + (length + 7) // 8 * 8
+        if kind == _EXT_FEATURE_NAMES:
+            sector[offset:end] = sector[offset + size : end] + bytes(size)
+            return end - size
+        offset += size
     return end
 
 
