@@ -119,7 +119,9 @@ class Cinder:
         execute = utils.execute
 
         def as_this_user(*command: str, **options: object) -> tuple:
-            return ("", "") if command[0] == "mount.nfs" else execute(*command, **{**options, "run_as_root": False})
+            """Without the Python that Cinder starts around every qemu-img to limit its memory."""
+            options.update(run_as_root=False, prlimit=None)
+            return ("", "") if command[0] == "mount.nfs" else execute(*command, **options)
 
         def snapshot(context: Context, volume_id: str, display_name: str, **_rest: object) -> CinderSnapshot:
             return CinderSnapshot(self.volumes[volume_id], display_name=display_name)

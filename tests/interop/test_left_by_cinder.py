@@ -183,6 +183,46 @@ def test_a_torn_first_info(turns: Turns, letters: int) -> None:
     refused_or_right(turns)
 
 
+def test_an_info_that_is_gone(turns: Turns) -> None:
+    """Cinder never removes it while there are snapshots; a restored share or a person may."""
+    three_snapshots(turns)
+    (turns.share / f"{turns.name}.info").unlink()
+    refused_or_right(turns)
+
+
+@pytest.mark.parametrize("left", [None, 0, 77])
+def test_an_info_that_is_lost_after_cinders_turn(turns: Turns, left: int | None) -> None:
+    """Our record knows the chain as it was before Cinder's turn: nothing is rebuilt from that."""
+    _first, second, _third = three_snapshots(turns)
+    turns.adopt()
+    turns.cinder_delete(second)
+    turns.cinder_snapshot()
+    turns.write(0, BLOCK, 44)
+    info = turns.share / f"{turns.name}.info"
+    if left is None:
+        info.unlink()
+    else:
+        info.write_bytes(info.read_bytes()[:left])
+    refused_or_right(turns)
+
+
+@pytest.mark.parametrize("left", [None, 0, 77])
+def test_an_info_that_is_lost_after_our_turn(turns: Turns, left: int | None) -> None:
+    first, _second, _third = three_snapshots(turns)
+    turns.our_delete([first])
+    turns.write(0, BLOCK, 44)
+    info = turns.share / f"{turns.name}.info"
+    whole = info.read_bytes()
+    if left is None:
+        info.unlink()
+    else:
+        info.write_bytes(whole[:left])
+    assert "error_code" not in [one for one in volumes.list_volumes(turns.candidates.shares[0], []) if one["name"] == turns.name][0]
+    turns.our_snapshot()
+    turns.check()
+    work_in_turns(turns)
+
+
 def test_an_info_that_was_repaired_by_hand(turns: Turns) -> None:
     """docs/worst-day.md: the chain tells what ``.info`` must say."""
     three_snapshots(turns)
