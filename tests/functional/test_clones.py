@@ -108,6 +108,22 @@ def test_what_it_rests_on_cannot_go(golden: Store) -> None:
     assert golden.delete("golden").changed and content(golden, "env")[:65536] == bytes([1]) * 65536
 
 
+def test_a_raw_base_stays_where_it_is(golden: Store) -> None:
+    """A clone rests on the file above the base, so neither can go: the base lies there without a name, and is taken in later."""
+    golden.snapshot("v2")
+    golden.present("env", volumes.SourceRequest("vol", "v2", True))
+    write(golden, "vol", 7)
+    golden.snapshot("v3")
+    shown = content(golden, "env")
+    assert [one["step"] for one in golden.delete("golden").actions] == ["write_info"]
+    assert golden.info()["base_format"] == "raw" and not golden.present(format="raw").changed
+    assert content(golden, "env") == shown and not golden.delete("golden").changed
+    golden.absent("env")
+    assert [one["step"] for one in golden.delete("v2").actions] == ["commit", "repoint", "write_info", "unlink", "unlink"]
+    assert [image["file"] for image in golden.info()["chain"]] == ["vol.v3", "vol"]
+    assert content(golden, "vol")[:65536] == bytes([7]) * 65536
+
+
 def test_of_a_volume_as_it_is(golden: Store) -> None:
     now = volumes.SourceRequest("vol", None, linked=True)
     done = golden.present("env", now)

@@ -75,16 +75,30 @@ def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocatio
 
 
 def _next_group(volume: Volume, dropped: list[str]) -> _Group:
-    """The lowest run of files whose points go: overlays of doomed snapshots, and the file under the lowest of them."""
+    """The lowest run of files whose points go: overlays of doomed snapshots, and the file under the lowest of them.
+
+    A raw base stays raw and in its place. So where the topmost of them must stay too, the base is left out and lies there
+    without a name, until a later deletion above it can take it in.
+    """
     bottom_up = tuple(reversed(volume.chain))
+    resting = {file for _clone, file in volume.dependents}
     first = min(index for index, image in enumerate(bottom_up) if image.file in dropped) - 1
     last = first
     while last + 1 < len(bottom_up) and bottom_up[last + 1].file in dropped:
         last += 1
+    held = bottom_up[last].file in resting
+    if bottom_up[0].format == "raw" and volume.parent is None:
+        if first == 0 and held:
+            first = 1
+        elif first == 1 and not held and bottom_up[0].file not in resting and not _is_named(volume, bottom_up[1]):
+            first = 0
     below = bottom_up[first - 1] if first else None
     child = bottom_up[last + 1] if last + 1 < len(bottom_up) else None
-    held = any(file == bottom_up[last].file for _clone, file in volume.dependents)
     return _Group(bottom_up[first : last + 1], below, child, held)
+
+
+def _is_named(volume: Volume, overlay: Image) -> bool:
+    return any(snapshot.file == overlay.file for snapshot in volume.snapshots)
 
 
 def _rests_on_parent(volume: Volume, snapshot: Snapshot) -> bool:
@@ -95,7 +109,7 @@ def _rests_on_parent(volume: Volume, snapshot: Snapshot) -> bool:
 def _merge(group: _Group, known: cost.Allocations) -> tuple[list[Step], Image]:
     """Steps that leave the group's top point in the pivot, and the pivot as it is then."""
     files = group.files
-    if group.below is None and files[0].format == "raw" and not group.held:
+    if group.below is None and files[0].format == "raw":
         steps, pivot = _commit_into_raw(files, known)
     else:
         costs = cost.estimates([image.file for image in files], group.below is not None, known)
