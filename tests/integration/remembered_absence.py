@@ -30,7 +30,7 @@ WAITING_TURN = (
 import os, sys
 from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
 
-attempt, take = VolumeLock._try, VolumeLock._take
+attempt, write = VolumeLock._try, VolumeLock._write_token
 info = sys.argv[1] + "/turns.info"
 assert not os.path.exists(info)
 
@@ -40,11 +40,11 @@ def tried(lock):
         print("waiting", file=sys.stderr, flush=True)
     return had
 
-def taken(lock, fd):
+def written(lock, fd, token):
     print("seen" if os.path.exists(info) else "remembered", file=sys.stderr, flush=True)
-    take(lock, fd)
+    write(lock, fd, token)
 
-VolumeLock._try, VolumeLock._take = tried, taken
+VolumeLock._try, VolumeLock._write_token = tried, written
 """
     + ONE_TURN
 )

@@ -123,7 +123,8 @@ class VolumeLock:
         self._lease = not directory.share.locks_visible
         self._kind = fcntl.F_RDLCK if shared and not self._lease else fcntl.F_WRLCK
         self._name = volume + (".lease" if self._lease else ".lock")
-        self._fd = -1
+        self._taken = False
+        self._fd = -1  # of a lock; a lease is not kept open, because SMB would not let anybody break it then
         self._identity = (0, 0)  # device and inode of the file that is locked
         self._token = b""  # what the file holds for as long as the lock is ours
         self._stale: OSError | None = None  # what the last attempt met, where that was a file that the server knows no more
@@ -152,12 +153,15 @@ class VolumeLock:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        if self._fd < 0:
-            return
         try:
             if self._lease and self._is_held():  # another one's lease is not ours to remove
                 self._directory.make_private("locks").unlink(self._name)
         finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._taken = False
+        if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
@@ -183,7 +187,7 @@ class VolumeLock:
 
     def _is_held(self) -> bool:
         locks = self._directory.private("locks")
-        if locks is None or self._fd < 0:
+        if locks is None or not self._taken:
             return False
         try:
             if self._lease:
@@ -200,6 +204,7 @@ class VolumeLock:
         return os.pread(self._fd, len(self._token) + 1, 0) == self._token
 
     def _try(self) -> bool:
+        self._stale = None
         try:
             return self._try_lease() if self._lease else self._try_lock()
         except OSError as error:
@@ -216,17 +221,22 @@ class VolumeLock:
 
     def _try_lock(self) -> bool:
         locks = self._directory.make_private("locks")
-        fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=locks.fd)
+        self._fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=locks.fd)
         try:
-            fcntl.fcntl(fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
-            if _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) != _identity(os.fstat(fd)):
+            fcntl.fcntl(self._fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
+            self._identity = _identity(os.fstat(self._fd))
+            if _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) != self._identity:
                 raise FileNotFoundError(errno.ENOENT, "lock file replaced")
-            self._take(fd)
-        except OSError as error:
-            os.close(fd)
-            if error.errno in _REFUSED:
+            # Readers write no name: they cannot all be told, and what an earlier writer left must not be taken for one of them.
+            # The empty file tells each of them that no writer came in between.
+            self._write_token(self._fd, b"" if self.shared else Owner.of_this_process().to_bytes())
+            self._directory.refresh()
+        except BaseException as error:
+            self._let_go()
+            if isinstance(error, OSError) and error.errno in _REFUSED:
                 return False
             raise
+        self._taken = True
         return True
 
     def _try_lease(self) -> bool:
@@ -239,18 +249,23 @@ class VolumeLock:
                 self._break_lease = False  # once: a lease that appears afterwards belongs to a living task
                 locks.unlink(self._name)
             return False
-        self._take(fd)
-        os.fsync(fd)
+        try:
+            try:
+                self._write_token(fd, Owner.of_this_process().to_bytes())
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            locks.unlink(self._name)  # nobody could tell whose it is
+            raise
+        self._taken = True
+        self._directory.refresh()
         return True
 
-    def _take(self, fd: int) -> None:
-        """Write the token. Readers write none: they cannot all be named, and what an earlier writer left must not be taken
-        for one of them; an empty file tells each of them that no writer came in between."""
-        token = b"" if self.shared else Owner.of_this_process().to_bytes()
+    def _write_token(self, fd: int, token: bytes) -> None:
         os.pwrite(fd, token, 0)
         os.ftruncate(fd, len(token))
-        self._fd, self._token, self._identity = fd, token, _identity(os.fstat(fd))
-        self._directory.refresh()
+        self._token = token
 
     def _owner(self) -> Owner | None:
         try:

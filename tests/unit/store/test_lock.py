@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,12 @@ from typing import Callable
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, ShareNotWritable
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import (
+    LockTimeout,
+    NoSpace,
+    ShareNotMounted,
+    ShareNotWritable,
+)
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.store import lock as locking
@@ -263,6 +269,48 @@ def test_a_lease_is_broken_once(tmp_path: Path) -> None:
     with a_lock(tmp_path, visible=False) as quicker:
         assert not breaker._try()
         quicker.verify()  # what stands there now belongs to a living task
+
+
+def opened_in(path: Path) -> list[str]:
+    found = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")]
+    return [file for file in found if file.startswith(str(path)) and file.rsplit("/", 1)[1].startswith("vol.")]
+
+
+def test_a_lease_is_not_kept_open(tmp_path: Path) -> None:
+    """An SMB server keeps the name of a file that somebody has open, removed or not: nobody could break the lease."""
+    with a_lock(tmp_path, visible=False) as lock:
+        assert lock.descriptors == () and not opened_in(tmp_path)
+        lock.verify()
+    with a_lock(tmp_path):
+        assert opened_in(tmp_path)
+    assert not opened_in(tmp_path)
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_what_cannot_be_written_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: bool) -> None:
+    def full(_fd: int, _data: bytes, _offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(NoSpace):
+            a_lock(tmp_path, visible=visible).__enter__()
+    assert not opened_in(tmp_path) and not lease_file(tmp_path).exists()
+    with a_lock(tmp_path, visible=visible) as lock:
+        lock.verify()
+
+
+def test_one_that_was_taken_in_vain_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_directory: ShareDirectory) -> None:
+        raise ShareNotMounted("share", "it is gone", "mount it")
+
+    lock = a_lock(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(ShareDirectory, "refresh", gone)
+        with pytest.raises(ShareNotMounted):
+            lock.__enter__()
+    with a_lock(tmp_path):
+        pass
 
 
 def test_closed_locks_are_nobodys(tmp_path: Path) -> None:
