@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import uuid
 from pathlib import Path
 from typing import Iterator
@@ -14,7 +13,12 @@ import pytest
 from cinder import exception
 from oslo_concurrency import processutils
 
-from .turns import GIB, PAGE, Turns
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import HasDependents
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import VolumeWish
+
+from .turns import PAGE, Turns, digest_of
 
 BLOCK = 16 * PAGE
 
@@ -99,6 +103,12 @@ def test_all_in_between_needs_no_telling(untold: Turns) -> None:
     assert untold.cinder.attached(untold.volume)[1] == "raw"
 
 
+def test_cinder_does_not_delete_what_it_does_not_know(untold: Turns) -> None:
+    untold.our_snapshot()
+    untold.cinder.delete_volume(untold.volume)
+    assert untold.files() == [untold.name], "what the snapshot stood on is left behind"
+
+
 def test_the_size_must_be_told(untold: Turns) -> None:
     untold.our_extend()
     with pytest.raises(exception.InvalidVolume, match="virtual_size does not match"):
@@ -107,16 +117,40 @@ def test_the_size_must_be_told(untold: Turns) -> None:
     untold.check()
 
 
-def test_a_linked_clone_is_nothing_for_cinder(turns: Turns) -> None:
-    """An overlay over another volume's file, as any linked clone is."""
+def linked_clone(world: Turns, snapshot: str, flatten: bool = False) -> str:
+    source = volumes.SourceRequest(world.name, snapshot, linked=True)
+    wish = VolumeWish("clone", flatten=flatten)
+    volumes.ensure_present(volumes.VolumeRequest(world.candidates, wish, source), Options())
+    return digest_of(str(world.share / "clone"), "qcow2")
+
+
+def test_linked_clones_are_flattened_before_cinder_deletes_what_they_rest_on(turns: Turns) -> None:
+    """Cinder merges into the file below without asking who else rests on it; the collection refuses."""
+    turns.write(0, BLOCK, 1)
+    name = turns.cinder_snapshot()
+    turns.write(PAGE, BLOCK, 2)
+    before = linked_clone(turns, name)
+    with pytest.raises(HasDependents):
+        snapshots.delete(turns.candidates, turns.name, [name], Options())
+    turns.cinder_delete(name)
+    assert digest_of(str(turns.share / "clone"), "qcow2") != before, "the clone shows what the volume has written since"
+
+
+def test_a_flattened_clone_is_safe(turns: Turns) -> None:
+    turns.write(0, BLOCK, 1)
+    name = turns.cinder_snapshot()
+    turns.write(PAGE, BLOCK, 2)
+    before = linked_clone(turns, name)
+    assert linked_clone(turns, name, flatten=True) == before
+    turns.cinder_delete(name)
+    assert digest_of(str(turns.share / "clone"), "qcow2") == before
+
+
+def test_a_linked_clone_cannot_be_a_volume_of_cinders(turns: Turns) -> None:
+    turns.write(0, BLOCK, 1)
+    linked_clone(turns, turns.cinder_snapshot())
     other = turns.cinder.create_volume(1)
-    path = turns.share / other.name
-    path.unlink()
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", turns.name, "-F", turns.base_format, path.name, str(GIB)],
-        check=True,
-        cwd=turns.share,
-    )
+    (turns.share / "clone").replace(turns.share / other.name)
     other.admin_metadata["format"] = "qcow2"
     with pytest.raises(exception.RemoteFSInvalidBackingFile):
         turns.cinder.attached(other)
