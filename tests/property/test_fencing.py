@@ -60,7 +60,18 @@ CREATIONS: dict[str, Callable[[World], object]] = {
     "full clone": lambda w: volumes.ensure_present(
         volumes.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB), volumes.SourceRequest("vol", "s2")), w.options()
     ),
+    "linked clone": lambda w: volumes.ensure_present(
+        volumes.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB), volumes.SourceRequest("vol", "s2", True)), w.options()
+    ),
+    "flatten": lambda w: volumes.ensure_present(volumes.VolumeRequest(w.candidates, VolumeWish("copy", flatten=True)), w.options()),
 }
+
+
+def _prepared(share: Path, scratch: Path, name: str) -> World:
+    world = _chain(share, scratch)
+    if name == "flatten":
+        CREATIONS["linked clone"](world)
+    return world
 
 
 class Fenced(World):
@@ -91,9 +102,9 @@ def fingerprint(share: Path) -> dict:
 
 
 def taken_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: Callable, other: Callable, loss: Callable, most: int = 200
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: Callable, other: Callable, loss: Callable, name: str = ""
 ) -> Iterator[World]:
-    """Yield a world for each point at which ``operation`` lost its lock to ``other``."""
+    """Yield a world for each point at which ``operation`` (``name`` says which) lost its lock to ``other``."""
     points: list[Point] = []
     real = Workspace._verify
 
@@ -110,8 +121,8 @@ def taken_over(
     monkeypatch.setattr(in_use, "hold", lambda fd, file, label: None)
     (tmp_path / "prepared").mkdir()
     (tmp_path / "scratch").mkdir()
-    prepared = _chain(tmp_path / "prepared", tmp_path / "scratch")
-    for number in range(1, most):
+    prepared = _prepared(tmp_path / "prepared", tmp_path / "scratch", name)
+    for number in range(1, 200):
         world = fresh(prepared, tmp_path / "share", leases=loss is by_breaking)
 
         def strike(work: Workspace, here: World = world) -> None:
@@ -204,9 +215,9 @@ def test_lost_while_creating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
         assert CREATIONS[name](world).changed
         world.options = plain  # type: ignore[method-assign]
 
-    expected = "s2" if name == "full clone" else None
+    expected = None if name.startswith("create") else "s2"
     count = 0
-    for count, world in enumerate(taken_over(tmp_path, monkeypatch, CREATIONS[name], same, LOSSES[loss]), 1):
+    for count, world in enumerate(taken_over(tmp_path, monkeypatch, CREATIONS[name], same, LOSSES[loss], name), 1):
         done = CREATIONS[name](world)
         assert not done.changed and not done.recovered, f"lock lost at point {count}"
         content = read_content(str(world.share / "copy"), done.after["format"], world.scratch)
@@ -306,7 +317,7 @@ OTHERS: dict[str, Callable[[World], object]] = {
 def test_asked_before_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "share").mkdir()
     (tmp_path / "scratch").mkdir()
-    world = _chain(tmp_path / "share", tmp_path / "scratch")
+    world = _prepared(tmp_path / "share", tmp_path / "scratch", name)
     volumes.ensure_present(volumes.VolumeRequest(world.candidates, VolumeWish("vol2", size=MIB)), world.options())
     qemu_img._program()  # from now on it starts no program to ask for its version
     watch = Watch(world.share, monkeypatch)
