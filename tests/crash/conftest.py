@@ -14,7 +14,18 @@ import pytest
 
 FULL = os.environ.get("CRASH_SWEEP") == "full"
 _ROWS = "crash rows"
-_COLUMNS = ("group", "python", "qemu-img", "orphan", "during recovery", "power loss", "Python errors", "qemu-img errors", "all")
+_COLUMNS = (
+    "group",
+    "python",
+    "qemu-img",
+    "orphan",
+    "during recovery",
+    "other task",
+    "power loss",
+    "Python errors",
+    "qemu-img errors",
+    "all",
+)
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +73,8 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def _column(mode: str) -> str:
+    if mode.startswith("then "):
+        return "other task"
     return mode.split(" in ")[-1] + " errors" if " in " in mode else mode
 
 

@@ -34,6 +34,7 @@ class Operation:
 
     :param tool: whether it starts qemu-img; where not, nothing can be killed there, which the sweep checks.
     :param together: volumes of which all or none get what the task does, whichever is recovered first.
+    :param halfway: the model between two steps of a task, each of which may be left undone by itself.
     :param removes: whether a volume that goes may be unreadable meanwhile.
     """
 
@@ -43,6 +44,7 @@ class Operation:
     tool: bool
     together: tuple[str, ...] = ()
     removes: bool = False
+    halfway: Callable[[Model], Model] | None = None
 
 
 # -- what stands before ----------------------------------------------------------------------------------------------
@@ -263,6 +265,10 @@ OPERATIONS: dict[str, Operation] = {
     "delete a clone": Operation(_with_clone, _remove("copy"), lambda model: {"vol": model["vol"]}, tool=False, removes=True),
     "retention": Operation(_chain("raw"), _retain, _loses("s1", "s2"), tool=True),
     "snapshot and retention": Operation(
-        _chain("raw"), _take_and_retain, _changes(lambda wanted: wanted.with_point("new").without("s1", "s2", "s3")), tool=True
+        _chain("raw"),
+        _take_and_retain,
+        _changes(lambda wanted: wanted.with_point("new").without("s1", "s2", "s3")),
+        tool=True,
+        halfway=_changes(lambda wanted: wanted.with_point("new")),
     ),
 }

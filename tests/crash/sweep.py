@@ -10,7 +10,7 @@ Three families of states, each made anew from a copy of the prepared share:
 - **power**: everything stops before a call, and the disk holds one of the states of :mod:`powerloss`;
 - **error**: a call fails with ENOSPC, EIO, ESTALE or EROFS, once or from then on.
 
-After each the same task runs again: first in check mode, which must foretell it; then in earnest; and a third time, to no
+After each the same task (or, in some of them, another one) runs again: first in check mode, which must foretell it; then in earnest; and a third time, to no
 change. Contents, names and files are compared with the model. What differs is a bad state.
 """
 
@@ -29,14 +29,14 @@ from typing import Callable, Iterable, Iterator, TypeVar
 from property.world import candidates
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
 from . import interposer, powerloss
 from .interposer import PYTHON, TOOL, Ended, Event, Fault
-from .judge import Judge, Model, listed
-from .operations import OPERATIONS, Operation
+from .judge import Judge, Model, Wanted, listed
+from .operations import OPERATIONS, Operation, Task
 
 _T = TypeVar("_T")
 FAMILIES = ("kill", "power", "error")
@@ -57,6 +57,7 @@ class Extent:
     orphan: int = 4
     interrupted: int = 3  # kills whose recovery is killed
     recovery: int = 4  # kills of each recovery
+    other: int = 6  # kills after which another task comes
     power: int = 14
     dice: int = 1  # random states at each point of a power loss
     errors: int = 28
@@ -147,31 +148,32 @@ class Sweep:
         assert ended.how == "done", f"the undisturbed run failed: {ended.error}"
         return list(interposer.read_calls(self.runs / "log"))
 
-    def _state_is_good(self, make: Callable[[], Ended | None]) -> tuple[str, str | None]:
+    def _state_is_good(self, make: Callable[[], Ended], verify: Callable[[], None] | None) -> tuple[str, str | None]:
         """Make a state and judge it: (what happened there, what is wrong or None)."""
         self._state += 1
         happened = ""
         try:
             self._fresh()
             ended = make()
-            happened = ended.fired if ended else ""
-            self._verify(finished=ended is not None and ended.how == "done")
+            happened = ended.fired
+            if verify is None:
+                self._verify(finished=ended.how == "done")
+            else:
+                verify()
         except Exception as error:  # whatever it is, it is a finding, and the next state does not depend on it
             return happened, f"{type(error).__name__}: {error}"
         return happened, None
 
-    def _verify(self, finished: bool) -> None:
+    def _verify(self, finished: bool, foretold: bool = True) -> None:
         """The task again: foretold, done, and then nothing more to do.
 
+        :param foretold: not where a program may still be dying: check mode waits for no lock, and may rightly meet it.
         :param finished: the interrupted run had reported success, so nothing of it may be undone.
         """
         self._readable()
         if self.operation.together and self._state % 2:
             _phase("one volume of the group after the other", self._all_or_none)
-        predicted = _phase("check mode", self._predict)
-        done = _phase("the next run", self._task)
-        for foretold, one in zip(predicted, done):
-            assert _told(foretold) == _told(one), f"check mode said {_told(foretold)}, the run did {_told(one)}"
+        done = self._foretold_and_done(self._task) if foretold else _phase("the next run", self._task)
         if finished:
             undone = [step for one in done for step in one.actions]
             undone += [one for outcome in done for one in outcome.recovered if one["operation"] != "temporary_files"]
@@ -180,11 +182,15 @@ class Sweep:
         again = _phase("the third run", self._task)
         assert not any(one.changed or one.actions or one.recovered for one in again), f"the third run said {[_told(one) for one in again]}"
 
-    def _predict(self) -> list[Outcome]:
+    def _foretold_and_done(self, task: Callable[[bool], list[Outcome]]) -> list[Outcome]:
+        """Do a task in check mode and in earnest; both must tell the same, and check mode touch nothing."""
         before = _marks(self.share)
-        predicted = self._task(check=True)
+        predicted = _phase("check mode", lambda: task(True))
         assert before == _marks(self.share), "check mode touched the share"
-        return predicted
+        done = _phase("the next run", lambda: task(False))
+        for foretold, one in zip(predicted, done):
+            assert _told(foretold) == _told(one), f"check mode said {_told(foretold)}, the run did {_told(one)}"
+        return done
 
     def _readable(self) -> None:
         found = {volume["name"]: volume for volume in listed(self.share)}
@@ -221,8 +227,10 @@ class Sweep:
             row = self._row(mode)
             for at in choose_points(mine, self.extent, most):
                 fault = Fault(at, counted, victims, leave=mode == "orphan")
-                row.add(*self._labelled(f"kill {mode} before call {at} of {len(mine)}", lambda fault=fault: self._killed(fault)))
+                verify = (lambda: self._verify(False, foretold=False)) if fault.leave else None
+                row.add(*self._labelled(f"kill {mode} before call {at} of {len(mine)}", lambda fault=fault: self._killed(fault), verify))
         self._kill_recoveries(calls)
+        self._continue_otherwise(_counted(calls, PYTHON | TOOL))
 
     def _killed(self, fault: Fault) -> Ended:
         ended = self._run(fault)
@@ -243,6 +251,43 @@ class Sweep:
             for second in spread(range(1, len(recovery) + 1), self.extent.recovery):
                 label = f"kill before call {first} of {len(calls)}, then before call {second} of {len(recovery)} of the next run"
                 row.add(*self._labelled(label, lambda first=first, second=second: self._killed_twice(first, second)))
+
+    def _continue_otherwise(self, calls: list[Event]) -> None:
+        """Another task comes next: it ends what was interrupted, as check mode foretold it, before it does its own work."""
+        names = sorted({*self.before, *self.after}, key=lambda name: (name in self.before, name == "vol"))  # clones first
+        halfway = [self.operation.halfway(self.before)] if self.operation.halfway else []
+        if self.before.keys() == self.after.keys():
+            self._next_tasks(
+                "then snapshots", calls, [_take_later(name) for name in names], *map(_with_later, [self.before, *halfway, self.after])
+            )
+        if self.operation.removes:
+            sizes = {name: len(wanted.active) for name, wanted in self.before.items()}
+            emptied = {name: Wanted(bytes(size)) for name, size in sizes.items() if name not in self.after}
+            made = [_made_again(name, size) for name, size in sizes.items()]
+            self._next_tasks("then made anew", calls, made, self.before, {**self.before, **emptied})
+        self._next_tasks("then removed", calls, [_removed(name) for name in names], {})
+
+    def _next_tasks(self, mode: str, calls: list[Event], tasks: list[Task], *allowed: Model) -> None:
+        row = self._row(mode)
+        points = choose_points(calls, self.extent, self.extent.other) if not self.extent.full else spread(range(1, len(calls) + 1), 40)
+        for at in points:
+            label = f"kill before call {at} of {len(calls)}, {mode}"
+            row.add(*self._labelled(label, lambda at=at: self._run(Fault(at)), lambda: self._verify_next(tasks, allowed)))
+
+    def _verify_next(self, tasks: list[Task], allowed: tuple[Model, ...]) -> None:
+        for task in tasks:
+            self._foretold_and_done(lambda check, task=task: task(candidates(self.share), Options(check=check, lock_timeout=2)))
+        problems = []
+        for model in allowed:
+            try:
+                self.judge.check(self.share, model)
+                break
+            except AssertionError as error:
+                problems.append(str(error))
+        else:
+            raise AssertionError(" and ".join(problems))
+        again = [one for task in tasks for one in task(candidates(self.share), Options(lock_timeout=2))]
+        assert not any(one.changed for one in again), f"once more it said {[_told(one) for one in again]}"
 
     def _killed_twice(self, first: int, second: int) -> Ended:
         self._run(Fault(first))
@@ -318,9 +363,25 @@ class Sweep:
         self.rows.append(Row(self.name, mode))
         return self.rows[-1]
 
-    def _labelled(self, label: str, make: Callable[[], Ended]) -> tuple[str, str | None]:
-        happened, problem = self._state_is_good(make)
+    def _labelled(self, label: str, make: Callable[[], Ended], verify: Callable[[], None] | None = None) -> tuple[str, str | None]:
+        happened, problem = self._state_is_good(make, verify)
         return f"{label} ({happened})" if happened else label, problem
+
+
+def _with_later(model: Model) -> Model:
+    return {name: wanted.with_point("later") for name, wanted in model.items()}
+
+
+def _take_later(name: str) -> Task:
+    return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, name, SnapshotWish("later")), options)]
+
+
+def _made_again(name: str, size: int) -> Task:
+    return lambda where, options: [volumes.ensure_present(volumes.VolumeRequest(where, VolumeWish(name, size=size)), options)]
+
+
+def _removed(name: str) -> Task:
+    return lambda where, options: [volumes.ensure_absent(where, name, True, options)]
 
 
 def _counted(calls: list[Event], roles: int, kinds: int = interposer.CHANGES) -> list[Event]:

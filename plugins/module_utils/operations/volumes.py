@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..apply.executor import now
 from ..apply.offline import CopySource
+from ..apply.recovery import forget_groups
 from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name
 from ..plan import clones, planner
@@ -249,6 +250,7 @@ def ensure_absent(candidates: placement.Candidates, name: str, cascade: bool, op
         _refuse_foreign(volume)
         outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays), recovered)
         if not options.check:
+            forget_groups(work.directory(share))
             work.forget_locks()
         return outcome
 
