@@ -6,13 +6,14 @@
     python hammer.py [--seconds N] [--workers N] [--volumes N] [--seed N] DIRECTORY [SECOND MOUNT OF IT]
     python hammer.py --names [--seconds N] [--workers N] [--seed N] SHARE OTHER_SHARE
 
-The first takes, deletes and reverts snapshots, grows and writes volumes and reads snapshots. What each task finds under its
-lock is compared with a model, whole contents by SHA-256, which is kept in files that only the holder of that lock changes. The
-second creates and deletes the same few names on two candidate shares: a name must never be on both.
+The first takes, deletes and reverts snapshots, grows and writes volumes, reads snapshots, and makes, writes, flattens and removes
+linked clones. What each task finds under its lock is compared with a model, whole contents by SHA-256, which is kept in files
+that only the holder of that lock changes. The second creates and deletes the same few names on two candidate shares: a name must
+never be on both.
 
 Whether locks keep others out is judged by the kernel of this machine: whoever enters one also locks a local file, at once or
-never. A task that meets what another one did just before it (a snapshot that is gone, newer ones, a volume that has grown) may
-say so, and only so; such answers are counted as "overtaken" once the model confirms them.
+never. A task that meets what another one did just before it (a snapshot that is gone, newer ones, a clone that rests on it, a
+volume that has grown) may say so, and only so; such answers are counted as "overtaken" once the model confirms them.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ class Worker:
         self.witness = Witness(scratch, self.figures, self.one_share)
         self.options = Options(lock_timeout=LOCK_TIMEOUT, assume_unused=True)
         self.count = 0
+        self.clone: tuple[str, dict] | None = None  # the linked clone that this worker alone uses, and what it must hold
 
     def work(self, until: float) -> None:
         self.witness.install()
@@ -132,10 +134,14 @@ class Worker:
             except Exception:  # the report of the hammer is what fails
                 self.figures.errors.append(f"worker {self.number}, {operation.__name__} of {name}:\n{traceback.format_exc()}")
                 return
+        if self.clone:
+            self.use_clone(self.clients[0])
+            self.remove_clone(self.clients[0])
 
     def choose(self, name: str) -> Callable:
         full = len(self.peek(name).names) >= MANY_SNAPSHOTS
         chances = {self.take: 0 if full else 6, self.delete: 6 if full else 3, self.revert: 1, self.grow: 1, self.write: 5, self.read: 4}
+        chances.update({self.make_clone: 2} if self.clone is None else {self.use_clone: 2, self.flatten_clone: 0.5, self.remove_clone: 0.5})
         return self.random.choices(list(chances), list(chances.values()))[0]
 
     def peek(self, name: str) -> Model:
@@ -161,7 +167,8 @@ class Worker:
         def gone(model: Model) -> None:
             model.state["points"] = [point for point in model.state["points"] if point[0] not in doomed]
 
-        self.change(candidates, name, gone, lambda: snapshots.delete(candidates, name, doomed, self.options))
+        with self.perhaps_overtaken(candidates, name, (errors.HasDependents,), lambda _model: self.are_cloned(doomed)):
+            self.change(candidates, name, gone, lambda: snapshots.delete(candidates, name, doomed, self.options))
 
     def revert(self, candidates: placement.Candidates, name: str) -> None:
         peeked = self.peek(name)
@@ -205,6 +212,50 @@ class Worker:
             if model.names:
                 self.compare(volume, model, self.random.choice(model.names))
 
+    # -- linked clones -----------------------------------------------------------------------------------------------
+
+    def make_clone(self, candidates: placement.Candidates, name: str) -> None:
+        known = self.peek(name).names
+        if not known:
+            return
+        snapshot, clone = self.random.choice(known), f"clone{self.number}-{self.count}"
+        with open(self.scratch / f"{self.number}.cloned", "a") as stream:
+            stream.write(f"{snapshot} ")
+
+        def made() -> None:
+            size, regions = self.peek(name).point(snapshot)
+            self.clone = (clone, {"size": size, "regions": regions})
+
+        source = volumes.SourceRequest(name, snapshot, linked=True)
+        with self.perhaps_overtaken(candidates, name, (errors.SnapshotNotFound,), lambda model: snapshot not in model.names):
+            self.ending(made, lambda: volumes.ensure_present(volumes.VolumeRequest(candidates, VolumeWish(clone), source), self.options))
+
+    def are_cloned(self, names: list[str]) -> bool:
+        """Whether one of these snapshots was ever cloned; by now its clone may be gone."""
+        return bool(set(names) & {name for file in self.scratch.glob("*.cloned") for name in file.read_text().split()})
+
+    def use_clone(self, candidates: placement.Candidates, _name: str = "") -> None:
+        """Compare all of it, then write. Its parents' files are open meanwhile, so that their locks are needed for reading."""
+        clone, holds = self.clone
+        value, mine = self.random.randint(1, 255), f"{self.number * REGION} {REGION}"
+        with Workspace(self.options) as work:
+            work.lock_families([(candidates.shares[0], clone)])
+            (volume,) = volumes.list_volumes(candidates.shares[0], [clone])
+            assert "error_code" not in volume and volume["pending"] is None, volume
+            found = read_digest(volume["path"], volume["format"])
+            assert found == digest(**holds), f"{clone} does not hold what it should"
+            run("qemu-io", "-f", volume["format"], "-c", f"write -P {value} {mine}", "-c", "flush", volume["path"])
+            holds["regions"][str(self.number)] = value
+
+    def flatten_clone(self, candidates: placement.Candidates, _name: str = "") -> None:
+        request = volumes.VolumeRequest(candidates, VolumeWish(self.clone[0], flatten=True))
+        assert volumes.ensure_present(request, self.options).after["parent"] is None
+        self.use_clone(candidates)
+
+    def remove_clone(self, candidates: placement.Candidates, _name: str = "") -> None:
+        assert volumes.ensure_absent(candidates, self.clone[0], True, self.options).changed
+        self.clone = None
+
     # -- around them -------------------------------------------------------------------------------------------------
 
     def change(self, candidates: placement.Candidates, name: str, follow: Callable, operation: Callable, look_at: str = "") -> None:
@@ -218,7 +269,11 @@ class Worker:
                 self.compare(volume, model, look_at)
             model.save()
 
-        self.witness.before_unlocking = compare
+        self.ending(compare, operation)
+
+    def ending(self, callback: Callable, operation: Callable) -> None:
+        """Do it, and call back while its locks are still held."""
+        self.witness.before_unlocking = callback
         try:
             assert operation().recovered == [], "something was recovered that nobody interrupted"
         finally:
