@@ -158,6 +158,26 @@ def test_given_back_and_taken_anew(tmp_path: Path) -> None:
         pass
 
 
+def test_which_locks_a_change_rests_on(tmp_path: Path) -> None:
+    """All of the task; in a group those of its own volume, and what all of it reads."""
+    wanted, read = [(share(tmp_path), name) for name in ("a", "b")], [(share(tmp_path), "parent")]
+    for siblings, lost_name, stopped in (
+        (False, "b", ("a", "b.info", "0123.json")),
+        (True, "b", ("b", "b.info", "b~0123", "0123.json")),
+        (True, "parent", ("a", "b.info", "0123.json")),
+    ):
+        with Workspace(Options(lock_timeout=0.05), siblings) as work:
+            work.lock(wanted, read)
+            directory = work.directory(share(tmp_path))
+            (tmp_path / ".remotefs" / "locks" / f"{lost_name}.lock").unlink()
+            for name in stopped:
+                with pytest.raises(LockTimeout):
+                    directory.verify(name)
+            if siblings and lost_name == "b":
+                for name in ("a", "a.info", "a~0123", "a.b"):
+                    directory.verify(name)
+
+
 def test_check_mode_takes_none_and_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Workspace(Options(check=True)) as work:
         work.lock([(share(tmp_path), "vol")], shared=[(share(tmp_path), "other")])
