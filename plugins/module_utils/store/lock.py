@@ -21,6 +21,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import time
 from dataclasses import asdict, dataclass
 
@@ -37,7 +38,7 @@ _REFUSED = (errno.EAGAIN, errno.EACCES)
 @dataclass(frozen=True)
 class Owner:
     """Who holds a lock, as others are told. ``started`` is the process's start time in the kernel's clock ticks;
-    ``generation`` is random, so that no two takings look alike."""
+    ``generation`` is random, so that no two takings look alike; ``task`` is the module's name."""
 
     host: str
     machine: str
@@ -47,6 +48,7 @@ class Owner:
     started: str
     since: str
     generation: str = ""
+    task: str = ""
 
     @staticmethod
     def of_this_process() -> Owner:
@@ -60,6 +62,7 @@ class Owner:
             _start_time(pid),
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             os.urandom(8).hex(),
+            os.path.splitext(os.path.basename(sys.argv[0]))[0],
         )
 
     def to_bytes(self) -> bytes:
@@ -73,7 +76,8 @@ class Owner:
         return _start_time(self.pid) != self.started
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}"
+        task = f" ({self.task})" if self.task else ""
+        return f"process {self.pid} on {self.host}{task} since {self.since}"
 
 
 def _first_line(path: str) -> str:

@@ -108,7 +108,7 @@ def test_a_writer_takes_over_from_readers_that_left_nothing(tmp_path: Path) -> N
 
 def test_an_owner_written_by_an_earlier_release_is_understood(tmp_path: Path) -> None:
     described = json.loads(Owner.of_this_process().to_bytes())
-    del described["generation"]
+    del described["generation"], described["task"]
     (tmp_path / ".remotefs" / "locks").mkdir(parents=True, mode=0o700)
     lease_file(tmp_path).write_text(json.dumps(described))
     assert f"process {os.getpid()} on " in refused(a_lock(tmp_path, visible=False))
@@ -264,9 +264,9 @@ def test_a_lock_that_the_server_gave_back_untouched_is_ours(tmp_path: Path) -> N
 def test_who_took_it_is_named(tmp_path: Path) -> None:
     with a_lock(tmp_path) as writer:
         take_away(writer)
-        other = replace(Owner.of_this_process(), host="elsewhere", pid=77)
+        other = replace(Owner.of_this_process(), host="elsewhere", pid=77, task="remotefs_volume")
         lock_file(tmp_path).write_bytes(other.to_bytes())
-        assert "it was lost to process 77 on elsewhere since " in lost(writer)
+        assert "it was lost to process 77 on elsewhere (remotefs_volume) since " in lost(writer)
 
 
 def test_a_broken_lease_is_noticed_and_left_alone(tmp_path: Path) -> None:
