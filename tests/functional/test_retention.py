@@ -325,7 +325,10 @@ def test_a_chain_has_a_longest_length(tmp_path: Path) -> None:
     assert "delete snapshots, flatten it if it is a linked clone, or raise max_chain" in str(error)
     assert not take("s2", max_chain=2).changed
     assert take("s3", max_chain=4).changed
-    group = lambda check: snapshots.take_group(store.candidates, ["vol"], SnapshotWish("g", max_chain=4), store.options(check=check))  # noqa: E731
+
+    def group(check: bool) -> None:
+        snapshots.take_group(store.candidates, ["vol"], SnapshotWish("g", max_chain=4), store.options(check=check))
+
     refused(store, errors.InvalidParameter, group)
     for number in range(4, 64):
         take(f"s{number}")

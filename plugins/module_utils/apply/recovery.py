@@ -105,12 +105,12 @@ def _resumption(directory: ShareDirectory, name: str, intent: intents.Intent) ->
 
 
 def _found(directory: ShareDirectory, file: str) -> intents.FoundFile | None:
+    status = directory.root.status(file)
+    if status is None:
+        return None
     try:
         with directory.root.opened(file) as fd:
-            status = os.fstat(fd)
             header = qcow2.read_header(fd)
-    except FileNotFoundError:
-        return None
     except qcow2.Qcow2Error:
         return intents.FoundFile(status.st_ino, status.st_size)
     backing = os.path.basename(header.backing_file) if header.backing_file else None

@@ -49,7 +49,7 @@ def _names_from(directory: ShareDirectory, info: info_file.Info, record: records
     found = {info.active, *dict(info.snapshots).values()}
     recorded = record.formats if record else {}
     file: str | None = info.active
-    for _ in range(_MOST_FILES):
+    for _step in range(_MOST_FILES):
         if file is None or recorded.get(file) == "raw":
             break
         found.add(file)
@@ -109,7 +109,7 @@ def _parent_volume(directory: ShareDirectory, name: str) -> str | None:
     except (OSError, StorageError):
         record = info = None
     file: str | None = info.active if info else name
-    for _ in range(_MOST_FILES):
+    for _step in range(_MOST_FILES):
         if file is None or (record is not None and record.formats.get(file) == "raw"):
             break
         if record is None or file not in record.formats:
