@@ -75,7 +75,7 @@ def table(rows: list[dict]) -> list[str]:
 def _column(mode: str) -> str:
     if mode.startswith("then "):
         return "other task"
-    return mode.split(" in ")[-1] + " errors" if " in " in mode else mode
+    return mode.split(" in ")[-1].split()[0] + " errors" if " in " in mode else mode
 
 
 def _cell(counts: list[int] | None) -> str:

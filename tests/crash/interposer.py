@@ -26,8 +26,10 @@ from typing import Callable, Iterator
 SOURCE = Path(__file__).with_name("preload.c")
 
 KINDS = ("write", "truncate", "fallocate", "copy", "fsync", "create", "link", "rename", "unlink", "mkdir", "attribute", "open to write")
-CHANGES = (1 << KINDS.index("open to write")) - 1  # all kinds but that one
-ALL_KINDS = (1 << len(KINDS)) - 1
+KINDS += ("open to read", "read", "status")
+CHANGES = (1 << KINDS.index("open to write")) - 1  # what comes before it
+WRITING = CHANGES | 1 << KINDS.index("open to write")
+READING = (1 << len(KINDS)) - 1 & ~WRITING
 PYTHON, TOOL = 1, 2
 _SERIAL, _RECORD, _STICKY = 1, 2, 4
 _MAGIC = 0x43524153
@@ -71,7 +73,7 @@ class Fault:
     :param counted: whose calls are counted (:data:`PYTHON`, :data:`TOOL` or both).
     :param victims: whom SIGKILL hits; 0 where ``error`` (an errno) is what the call is to end with.
     :param leave: return as soon as Python is gone, whatever it started: its locks and its death have to protect what comes next.
-    :param lasting: every later call fails as well, in all processes, as it is with a share that is full or gone.
+    :param lasting: every later call of these kinds fails as well, in all processes, as it is with a share that is full or gone.
     """
 
     at: int = 0
@@ -247,7 +249,7 @@ _ENTRY = struct.Struct("=IIIIQQqqqIIII")
 
 def read_log(path: Path) -> list[Event]:
     """What a recording run did on the share, in order; calls that failed are left out."""
-    return [event for event in read_calls(path) if event.result >= 0 and event.kind != "open to write"]
+    return [event for event in read_calls(path) if event.result >= 0 and CHANGES & 1 << KINDS.index(event.kind)]
 
 
 def read_calls(path: Path) -> Iterator[Event]:
@@ -268,7 +270,9 @@ def read_calls(path: Path) -> Iterator[Event]:
 
 
 def can_fail(error: str, kind: str) -> bool:
-    """As in preload.c: a full file system still lets names go."""
+    """As in preload.c: a full file system still lets names go, and one that is full or read-only can be read."""
+    if READING & 1 << KINDS.index(kind):
+        return error not in ("ENOSPC", "EROFS")
     return error != "ENOSPC" or kind not in ("unlink", "attribute", "open to write")
 
 

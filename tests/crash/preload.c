@@ -30,7 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum kind { WRITE, TRUNCATE, FALLOCATE, COPY, FSYNC, CREATE, LINK, RENAME, UNLINK, MKDIR, ATTRIBUTE, OPEN_TO_WRITE };
+enum kind { WRITE, TRUNCATE, FALLOCATE, COPY, FSYNC, CREATE, LINK, RENAME, UNLINK, MKDIR, ATTRIBUTE, OPEN_TO_WRITE, OPEN_TO_READ, READ, STATUS };
 enum role { PYTHON = 1, TOOL = 2 };
 enum flag { SERIAL = 1, RECORD = 2, STICKY = 4 };
 
@@ -233,10 +233,12 @@ static int act(const struct call *c)
   return control->error;
 }
 
-/* A full file system still lets names go. */
+/* A full file system still lets names go, and one that is full or read-only can be read. */
 static int can_fail(int kind)
 {
-  return !((control->error == ENOSPC || control->error == EDQUOT) && (kind == UNLINK || kind == ATTRIBUTE || kind == OPEN_TO_WRITE));
+  if (kind > OPEN_TO_WRITE)
+    return control->error != ENOSPC && control->error != EROFS;
+  return control->error != ENOSPC || (kind != UNLINK && kind != ATTRIBUTE && kind != OPEN_TO_WRITE);
 }
 
 /* Before a call on the share: counts it and acts. Returns the error that it is to end with, or 0 to do it. */
@@ -246,14 +248,15 @@ static int begin(struct call *c)
   stop_if_dead();
   lock();
   stop_if_dead();
-  int counted = (control->counted_roles & my_role) && (control->kinds & (1u << c->kind)) && (!control->error || can_fail(c->kind));
+  int meant = (control->kinds & (1u << c->kind)) && (!control->error || can_fail(c->kind));
+  int counted = meant && (control->counted_roles & my_role);
   int error = 0;
   if (counted) {
     uint64_t number = atomic_fetch_add(&control->counter, 1) + 1;
     if (control->limit && number == control->limit)
       error = act(c);
   }
-  if (!error && atomic_load(&control->failing) && can_fail(c->kind))
+  if (!error && meant && atomic_load(&control->failing))
     error = control->error;
   if (error) {
     unlock();
@@ -595,8 +598,8 @@ int fdatasync(int fd)
 static int open_path(int directory, const char *path, int flags, mode_t mode)
 {
   struct call c;
-  int kind = flags & O_CREAT ? CREATE : OPEN_TO_WRITE;
-  if (!control || (!(flags & O_CREAT) && (flags & O_ACCMODE) == O_RDONLY))
+  int kind = flags & O_CREAT ? CREATE : (flags & O_ACCMODE) == O_RDONLY ? OPEN_TO_READ : OPEN_TO_WRITE;
+  if (!control)
     return (int)syscall(SYS_openat, directory, path, flags, mode);
   int ours = on_name(&c, kind, directory, path);
   int fd;
@@ -619,6 +622,86 @@ static int open_path(int directory, const char *path, int flags, mode_t mode)
     c.entry.mode = (uint32_t)(flags & O_TRUNC);
   }
   return (int)end(&c, fd);
+}
+
+ssize_t read(int fd, void *data, size_t length)
+{
+  struct call c;
+  if (on_descriptor(&c, READ, fd) && begin(&c))
+    return -1;
+  return end(&c, syscall(SYS_read, fd, data, length));
+}
+
+ssize_t pread64(int fd, void *data, size_t length, off64_t offset)
+{
+  struct call c;
+  if (on_descriptor(&c, READ, fd) && begin(&c))
+    return -1;
+  return end(&c, syscall(SYS_pread64, fd, data, length, offset));
+}
+
+ssize_t pread(int fd, void *data, size_t length, off_t offset)
+{
+  return pread64(fd, data, length, offset);
+}
+
+ssize_t preadv64(int fd, const struct iovec *parts, int count, off64_t offset)
+{
+  struct call c;
+  if (on_descriptor(&c, READ, fd) && begin(&c))
+    return -1;
+  return end(&c, syscall(SYS_preadv, fd, parts, count, offset, 0));
+}
+
+ssize_t preadv(int fd, const struct iovec *parts, int count, off_t offset)
+{
+  return preadv64(fd, parts, count, offset);
+}
+
+int fstatat64(int directory, const char *path, struct stat64 *status, int flags)
+{
+  struct call c;
+  if (on_name(&c, STATUS, directory, path) && begin(&c))
+    return -1;
+  return (int)end(&c, syscall(SYS_newfstatat, directory, path, status, flags));
+}
+
+int fstatat(int directory, const char *path, struct stat *status, int flags)
+{
+  return fstatat64(directory, path, (struct stat64 *)status, flags);
+}
+
+int stat(const char *path, struct stat *status)
+{
+  return fstatat(AT_FDCWD, path, status, 0);
+}
+
+int stat64(const char *path, struct stat64 *status)
+{
+  return fstatat64(AT_FDCWD, path, status, 0);
+}
+
+int lstat(const char *path, struct stat *status)
+{
+  return fstatat(AT_FDCWD, path, status, AT_SYMLINK_NOFOLLOW);
+}
+
+int lstat64(const char *path, struct stat64 *status)
+{
+  return fstatat64(AT_FDCWD, path, status, AT_SYMLINK_NOFOLLOW);
+}
+
+int fstat64(int fd, struct stat64 *status)
+{
+  struct call c;
+  if (on_descriptor(&c, STATUS, fd) && begin(&c))
+    return -1;
+  return (int)end(&c, syscall(SYS_fstat, fd, status));
+}
+
+int fstat(int fd, struct stat *status)
+{
+  return fstat64(fd, (struct stat64 *)status);
 }
 
 #define MODE_ARGUMENT(last)                  \

@@ -327,17 +327,21 @@ class Sweep:
         for who, role in (("Python", PYTHON), ("qemu-img", TOOL)):
             if role == TOOL and not self.operation.tool:
                 continue
-            rows = {name: self._row(f"{name} in {who}") for name in interposer.ERRORS}
-            for name, lasting, at, total in self._error_points(calls, role):
-                label = f"{name} at call {at} of {total} of {who}{', lasting' if lasting else ''}"
-                rows[name].add(
-                    *self._labelled(label, lambda name=name, role=role, at=at, lasting=lasting: self._failed(name, role, at, lasting))
-                )
+            self._errors(calls, who, role, interposer.WRITING, tuple(interposer.ERRORS))
+            self._errors(calls, f"{who} reading", role, interposer.READING, ("EIO", "ESTALE"))
 
-    def _error_points(self, calls: list[Event], role: int) -> Iterator[tuple[str, bool, int, int]]:
+    def _errors(self, calls: list[Event], who: str, role: int, kinds: int, names: tuple[str, ...]) -> None:
+        rows = {name: self._row(f"{name} in {who}") for name in names}
+        for name, lasting, at, total in self._error_points(calls, role, kinds, names):
+            label = f"{name} at call {at} of {total} of {who}{', lasting' if lasting else ''}"
+            fault = Fault(at, role, 0, interposer.ERRORS[name], lasting, kinds)
+            row = rows[name]
+            row.add(*self._labelled(label, lambda name=name, fault=fault: self._failed(name, fault)))
+
+    def _error_points(self, calls: list[Event], role: int, kinds: int, names: tuple[str, ...]) -> Iterator[tuple[str, bool, int, int]]:
         """A sample takes its turns through errors and durations; in full each call meets each of them."""
-        for place, name in enumerate(interposer.ERRORS):
-            mine = [call for call in _counted(calls, role, interposer.ALL_KINDS) if interposer.can_fail(name, call.kind)]
+        for place, name in enumerate(names):
+            mine = [call for call in _counted(calls, role, kinds) if interposer.can_fail(name, call.kind)]
             every = range(1, len(mine) + 1)
             points = list(every) if self.extent.full else spread(every[place % 2 :] or every, max(2, self.extent.errors // 4))
             for at in points:
@@ -345,15 +349,17 @@ class Sweep:
                     if self.extent.full or lasting == bool((at + place) % 2):
                         yield name, lasting, at, len(mine)
 
-    def _failed(self, name: str, role: int, at: int, lasting: bool) -> Ended:
-        ended = self._run(Fault(at, role, 0, interposer.ERRORS[name], lasting, interposer.ALL_KINDS))
+    def _failed(self, name: str, fault: Fault) -> Ended:
+        ended = self._run(fault)
         if ended.how == "failed":
             error = ended.error or {}
-            fitting = {_CODES[name]} | ({"tool_failed"} if role == TOOL else set())
+            fitting = {_CODES[name]} | ({"tool_failed"} if fault.counted == TOOL else set())
+            if fault.kinds == interposer.READING:
+                fitting.add("lock_timeout")  # a task that cannot ask for its lock takes it for lost, and stops
             assert error["error_code"] in fitting, f"after {ended.fired} failed the task ended with {error}"
         else:
             # What qemu-img overlooks when it closes an image, the fsync of our own descriptor meets.
-            overlooked = role == TOOL and not lasting
+            overlooked = fault.counted == TOOL and not fault.lasting
             assert overlooked or "fsync" not in ended.fired, f"a failed fsync was taken for success: {ended}"
         return ended
 

@@ -276,7 +276,7 @@ def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
         names = [
             name for name in inventory.list_names(directory) if not patterns or any(fnmatch.fnmatchcase(name, glob) for glob in patterns)
         ]
-        backings = kinship.scan_backings(directory) if names else ()
+        backings = kinship.scan_backings(directory, tolerant=True) if names else ()
         return [_read(directory, name, backings) for name in names]
 
 

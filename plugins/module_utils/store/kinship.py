@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 
-from ..errors import Conflict, StorageError
+from ..errors import Conflict, StorageError, UnsafeImage
 from ..model import Image, Parent, Volume, is_safe_file_name
 from . import info_file, qcow2, records
 from .directory import ShareDirectory
@@ -145,16 +145,25 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
     return found
 
 
-def scan_backings(directory: ShareDirectory) -> tuple[tuple[str, str], ...]:
+def scan_backings(directory: ShareDirectory, tolerant: bool = False) -> tuple[tuple[str, str], ...]:
     """(file, its backing file) for everything on the share that may be an overlay.
 
     Headers decide, whatever the records say; files recorded as raw are disks of guests and are not believed.
+
+    :param tolerant: pass over files that cannot be read. Only for who looks: such a file can be a linked clone, and what it
+        rests on would be merged or removed under it.
+    :raises StorageError, OSError: a file cannot be read.
     """
     found = []
     for file in directory.root.names():
         if not is_safe_file_name(file) or file.endswith(".info"):
             continue
-        backing = _backing_of_unknown(directory, file)
+        try:
+            backing = _backing_of_unknown(directory, file)
+        except (OSError, StorageError):
+            if not tolerant:
+                raise
+            continue
         if backing is not None and not _recorded_raw(directory, file):
             found.append((file, backing))
     return tuple(found)
@@ -171,8 +180,8 @@ def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
     try:
         with directory.root.opened(file) as fd:
             name = qcow2.read_backing_name(fd)
-    except (OSError, StorageError):
-        return None
+    except (FileNotFoundError, UnsafeImage):
+        return None  # it went away, or is no file that could be an overlay
     return os.path.basename(name) if name else None
 
 
