@@ -58,7 +58,7 @@ for number in range(4):
 
 
 def test_killed_before_the_nth_call(under, tmp_path: Path) -> None:
-    how, counted, fired, *_ = under(_FOUR_WRITES, "Fault(4)")
+    how, counted, fired, *_rest = under(_FOUR_WRITES, "Fault(4)")
     assert (how, counted, fired) == ("killed", 4, "Python's write of file")
     assert (tmp_path / "share" / "file").read_bytes() == b"xx"
 
@@ -186,5 +186,5 @@ missed = set(interposer.KINDS) - {event.kind for event in events} - {"open to wr
 assert not missed, missed
 assert {event.role for event in events} == {PYTHON, TOOL}, "nobody but Python"
 """
-    how, *_, error = under(_EVERYTHING, "Fault(record=True)", after)
+    how, *_rest, error = under(_EVERYTHING, "Fault(record=True)", after)
     assert (how, error) == ("done", None)

@@ -61,6 +61,7 @@ def lose_at(point: int, one: str, two: str, cut: str, mend: str) -> None:
     shares = placement.find_candidates([one], "/var/lib/remotefs/mnt")
     request = snapshots.SnapshotRequest(shares, "turns", SnapshotWish(f"cut{point}"))
     Workspace._verify = asked  # type: ignore[method-assign]
+    told = ""
     try:
         snapshots.take(request, Options())
     except errors.LockTimeout as error:
