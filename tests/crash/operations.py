@@ -97,6 +97,28 @@ def _chain_that_pulls(share: Path, scratch: Path) -> Model:
     return _model(world)
 
 
+def _chain_with_a_short_file(share: Path, scratch: Path) -> Model:
+    """As adopted chains can be: an overlay that is shorter than what it rests on and than the one above it."""
+    world = World(share, scratch, "raw", 4 * MIB)
+    world.write(0, 4 * MIB, 1)
+    world.snapshot()
+    world.shrink_by_hand(2 * MIB)
+    world.write(MIB, 256 * KIB, 2)
+    world.snapshot()
+    world.grow(4 * MIB)
+    world.write(3 * MIB, 256 * KIB, 3)
+    return _model(world)
+
+
+def _short_over_long(share: Path, scratch: Path) -> Model:
+    world = World(share, scratch, "raw", 4 * MIB)
+    world.write(0, 4 * MIB, 1)
+    world.snapshot()
+    world.shrink_by_hand(2 * MIB)
+    world.write(MIB, 256 * KIB, 2)
+    return _model(world)
+
+
 def _with_clone(share: Path, scratch: Path) -> Model:
     """The chain, and a linked clone of its s2 with content of its own and a snapshot."""
     model = _chain("raw")(share, scratch)
@@ -230,11 +252,13 @@ OPERATIONS: dict[str, Operation] = {
     "delete several, qcow2": Operation(_chain("qcow2"), _delete("s1", "s2", "s4"), _loses("s1", "s2", "s4"), tool=True),
     "delete all": Operation(_chain("raw"), _delete("s1", "s2", "s3", "s4"), _loses("s1", "s2", "s3", "s4"), tool=True),
     "delete with pull": Operation(_chain_that_pulls, _delete("s3"), _loses("s3"), tool=True),
+    "delete over a short file": Operation(_chain_with_a_short_file, _delete("s2"), _loses("s2"), tool=True),
     "revert": Operation(_chain("raw"), _revert("s4"), _reverted("s4"), tool=False),
     "revert and discard": Operation(_chain("raw"), _revert("s2"), _reverted("s2"), tool=False),
     "grow raw": Operation(_lone("raw"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
     "grow qcow2": Operation(_lone("qcow2"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
     "grow overlay": Operation(_chain("raw"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
+    "grow a short file": Operation(_short_over_long, _ensure(VolumeWish("vol", size=4 * MIB)), _grown(4 * MIB), tool=True),
     "clone raw": Operation(
         _chain("raw"),
         _ensure(VolumeWish("copy", size=4 * MIB), volumes.SourceRequest("vol", "s2")),

@@ -329,6 +329,24 @@ class Sweep:
                 continue
             self._errors(calls, who, role, interposer.WRITING, tuple(interposer.ERRORS))
             self._errors(calls, f"{who} reading", role, interposer.READING, ("EIO", "ESTALE"))
+        self._errors_of_recoveries(_counted(calls, PYTHON | TOOL))
+
+    def _errors_of_recoveries(self, calls: list[Event]) -> None:
+        """A recovery that cannot read something must not conclude anything from that."""
+        row = self._row("EIO in Python reading, during recovery")
+        for first in spread(range(2, len(calls) + 1), self.extent.interrupted):
+            self._fresh()
+            self._run(Fault(first))
+            self._run(Fault(record=True))
+            reads = _counted(list(interposer.read_calls(self.runs / "log")), PYTHON, interposer.READING)
+            for second in spread(range(1, len(reads) + 1), self.extent.recovery):
+                fault = Fault(second, PYTHON, 0, interposer.ERRORS["EIO"], False, interposer.READING)
+                label = f"kill before call {first} of {len(calls)}, then EIO at read {second} of {len(reads)} of the next run"
+                row.add(*self._labelled(label, lambda first=first, fault=fault: self._killed_then_failed(first, fault)))
+
+    def _killed_then_failed(self, first: int, fault: Fault) -> Ended:
+        self._run(Fault(first))
+        return self._failed("EIO", fault)
 
     def _errors(self, calls: list[Event], who: str, role: int, kinds: int, names: tuple[str, ...]) -> None:
         rows = {name: self._row(f"{name} in {who}") for name in names}
