@@ -76,6 +76,6 @@ def test_random_lives(image_format: str, size: int, operations: list) -> None:
 
 @pytest.mark.slow
 @given(st.sampled_from(["raw", "qcow2"]), SIZES, OPERATIONS)
-@property_settings(150)
+@property_settings(100)
 def test_many_random_lives(image_format: str, size: int, operations: list) -> None:
     live(image_format, size, operations)

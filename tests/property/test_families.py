@@ -88,6 +88,6 @@ def test_families(image_format: str, clone_of: int, operations: list) -> None:
 
 @pytest.mark.slow
 @given(st.sampled_from(["raw", "qcow2"]), st.integers(0, 3), st.lists(OPERATION, min_size=4, max_size=14))
-@property_settings(60)
+@property_settings(40)
 def test_many_families(image_format: str, clone_of: int, operations: list) -> None:
     live(image_format, clone_of, operations)
