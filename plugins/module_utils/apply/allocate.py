@@ -30,3 +30,30 @@ def write_zeros(fd: int, size: int) -> None:
     offset = 0
     while offset < size:
         offset += os.pwrite(fd, zeros[: min(_CHUNK, size - offset)], offset)
+
+
+def copy_data(source: int, target: int) -> None:
+    """Copy a file into an empty one; what is a hole in it stays one, where the file system can tell."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    offset = 0
+    while offset < size:
+        offset, end = _next_data(source, offset, size)
+        while offset < end:
+            block = os.pread(source, min(_CHUNK, end - offset), offset)
+            if not block:
+                return
+            offset += os.pwrite(target, block, offset)
+
+
+def _next_data(fd: int, offset: int, size: int) -> tuple[int, int]:
+    """Where the next data begins and ends; (``size``, ``size``) where there is none."""
+    try:
+        start = os.lseek(fd, offset, os.SEEK_DATA)
+        return start, os.lseek(fd, start, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size, size
+        if error.errno not in _MISSING:
+            raise
+        return offset, size

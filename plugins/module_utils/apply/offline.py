@@ -180,15 +180,19 @@ class OfflineEngine:
         self._new_file(volume, step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
 
     def _replace_overlay(self, step: ReplaceOverlay, volume: str) -> None:
+        self._replace(volume, step.file, lambda fd: self._fill_overlay(fd, step.file, step))
+
+    def _replace(self, volume: str, file: str, fill: Callable[[int], None]) -> None:
+        """Fill a temporary file, sync it, let it take the place of ``file``. A failure leaves nothing behind."""
         fd, temporary = self._directory.create_temporary(volume)
         try:
             try:
-                self._fill_overlay(fd, step.file, step)
+                fill(fd)
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            self._guard.drop([step.file])
-            self._directory.replace(temporary, step.file)
+            self._guard.drop([file])
+            self._directory.replace(temporary, file)
         except BaseException:
             self._directory.discard_temporary(temporary)
             raise
@@ -217,15 +221,34 @@ class OfflineEngine:
             os.fsync(fd)
 
     def _grow(self, step: Grow, volume: str) -> None:
+        if step.zero:
+            self._replace(volume, step.file, lambda fd: self._fill_grown(fd, step, volume))
+            return
         with self._directory.root.opened(step.file, write=True) as fd:
             if step.format == "raw":
                 os.ftruncate(fd, step.size)
                 os.fsync(fd)
                 return
-            if not step.zero and self._codec(step.file, lambda: qcow2.grow(fd, step.size)):
+            if self._codec(step.file, lambda: qcow2.grow(fd, step.size)):
                 return
         images = self._chain(volume, step.file)
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
+            qemu_img.resize(chain, step.file, step.size, self._locks)
+
+    def _fill_grown(self, fd: int, step: Grow, volume: str) -> None:
+        """A larger copy of an overlay that is shorter than what lies beneath it.
+
+        qemu-img records the new size before the zeros that belong to it, and a crash in between would bring old data of the
+        longer file to light. So it works on a copy, which takes the overlay's place when it is complete.
+        """
+        images = self._chain(volume, step.file)
+        with self._directory.root.opened(step.file) as original:
+            if self._directory.share.keeps_modes:
+                copy_ownership(fd, os.fstat(original))
+            copy_label(original, fd)
+            allocate.copy_data(original, fd)
+        lower = _Lent(self._guard, images[1:])
+        with lower, qemu_img.OpenedChain(self._directory, images, instead={step.file: fd}) as chain:
             qemu_img.resize(chain, step.file, step.size, self._locks)
 
     def _commit(self, step: Commit, volume: str) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Mapping
 
 from .. import command
 from ..errors import ChainBroken, ToolMissing
@@ -44,10 +44,16 @@ def _program() -> str:
 
 
 class OpenedChain:
-    """Opened files of a chain under their own names in a private directory; a context manager."""
+    """Opened files of a chain under their own names in a private directory; a context manager.
 
-    def __init__(self, directory: ShareDirectory, images: Iterable[Image], writable: Iterable[str] = ()) -> None:
+    :param instead: descriptors of files that stand in for those of the chain.
+    """
+
+    def __init__(
+        self, directory: ShareDirectory, images: Iterable[Image], writable: Iterable[str] = (), instead: Mapping[str, int] | None = None
+    ) -> None:
         self._directory = directory
+        self._instead = instead or {}
         self._images = tuple(images)
         self._writable = frozenset(writable)
         self._path = ""
@@ -69,7 +75,10 @@ class OpenedChain:
         shutil.rmtree(self._path, ignore_errors=True)
 
     def _open(self, image: Image) -> None:
-        fd = self._directory.root.open(image.file, write=image.file in self._writable)
+        if image.file in self._instead:
+            fd = os.dup(self._instead[image.file])
+        else:
+            fd = self._directory.root.open(image.file, write=image.file in self._writable)
         self._fds[image.file] = fd
         os.symlink(f"/proc/self/fd/{fd}", os.path.join(self._path, image.file))
         if image.format == "qcow2" and qcow2.read_header(fd).backing_file != image.backing_file:

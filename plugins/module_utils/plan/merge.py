@@ -31,13 +31,15 @@ from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink
 class _Group:
     """Files that become one, bottom first; ``below`` and ``child`` are what stands under and on them.
 
-    ``held`` says that linked clones rest on the topmost: it must stay, and only pulls.
+    ``held`` says that linked clones rest on the topmost: it must stay, and only pulls. ``longest_below`` is the size in bytes
+    of the longest file under the group.
     """
 
     files: tuple[Image, ...]
     below: Image | None
     child: Image | None
     held: bool = False
+    longest_below: int = 0
 
 
 def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocations) -> Plan:
@@ -94,7 +96,8 @@ def _next_group(volume: Volume, dropped: list[str]) -> _Group:
             first = 0
     below = bottom_up[first - 1] if first else None
     child = bottom_up[last + 1] if last + 1 < len(bottom_up) else None
-    return _Group(bottom_up[first : last + 1], below, child, held)
+    longest_below = max((image.size for image in bottom_up[:first]), default=0)
+    return _Group(bottom_up[first : last + 1], below, child, held, longest_below)
 
 
 def _is_named(volume: Volume, overlay: Image) -> bool:
@@ -123,13 +126,20 @@ def _pivot(group: _Group, costs: list[cost.Estimate] | None) -> int:
     """Index of the file that stays: the one that costs least, the lowest one where that is unknown or equal.
 
     A commit into p is only right where no file from p to the top is shorter than one beneath it: what a longer file holds
-    beyond the end of a shorter one would come back to light. The top itself, which only pulls, is always possible.
+    beyond the end of a shorter one would come back to light. Nor into a file that would grow beyond its own end over longer
+    ones: qemu-img records the size before the zeros, and a crash in between brings to light what lies there. The top itself,
+    which only pulls, is always possible.
     """
     sizes = [image.size for image in group.files]
     top = len(sizes) - 1
     if group.held:
         return top
-    possible = [index for index in range(top + 1) if all(sizes[k] <= sizes[k + 1] for k in range(index, top))]
+    beneath = [max([group.longest_below, *sizes[:index]]) for index in range(top + 1)]
+    possible = [
+        index
+        for index in range(top + 1)
+        if all(sizes[k] <= sizes[k + 1] for k in range(index, top)) and (sizes[index] == sizes[top] or sizes[index] >= beneath[index])
+    ]
     if costs is None:
         return possible[0]
     return min(possible, key=lambda index: (_commit_bytes(group.files, index, costs) + costs[index].pull, index))
