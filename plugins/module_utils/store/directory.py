@@ -244,8 +244,10 @@ class ShareDirectory:
         if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
             os.close(fd)
             raise UnsafeImage(subject, "everybody may write to it", f"check its content and set its mode to 0700; {remedy}")
-        if create and name == "volumes" and next(os.scandir(fd), None) is None:
-            os.fsync(parent)  # whoever made it may have been killed before this, and it is about to hold the first record
+        if create and name == "volumes":
+            with os.scandir(fd) as entries:
+                if next(entries, None) is None:
+                    os.fsync(parent)  # whoever made it may have been killed before this; now it gets its first record
         return fd
 
     # -- temporary files and how they get their names ------------------------------------------------------------
