@@ -1,0 +1,28 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The qcow2 header codec: reads headers of files that nobody vouches for, and writes what needs no qemu-img.
+
+Follows docs/interop/qcow2 of QEMU ("The qcow2 image format"); section names below are those of that text. All numbers in
+a qcow2 file are big-endian. Reads are bounded, and whatever is unknown or contradictory is refused.
+"""
+
+from __future__ import annotations
+
+from .layout import MAGIC, Qcow2Error
+from .reading import Header, allocation, has_magic, is_empty, read_backing_name, read_header
+from .writing import grow, repoint, write_image
+
+__all__ = [
+    "MAGIC",
+    "Header",
+    "Qcow2Error",
+    "allocation",
+    "grow",
+    "has_magic",
+    "is_empty",
+    "read_backing_name",
+    "read_header",
+    "repoint",
+    "write_image",
+]

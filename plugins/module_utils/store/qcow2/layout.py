@@ -1,0 +1,30 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where things are in a qcow2 file, and :class:`Qcow2Error`."""
+
+from __future__ import annotations
+
+import struct
+
+MAGIC = b"QFI\xfb"
+FIELDS = struct.Struct(">4sIQIIQIIQQIIQ")  # section "Header", bytes 0 to 71
+FIELDS_OF_3 = struct.Struct(">QQQII")  # section "Header", bytes 72 to 103
+AUTOCLEAR_AT = 88
+EXTENSION = struct.Struct(">II")
+
+EXT_END = 0x00000000
+EXT_BACKING_FORMAT = 0xE2792ACA
+EXT_DATA_FILE = 0x44415441
+EXT_FEATURE_NAMES = 0x6803F857
+EXT_BITMAPS = 0x23852875
+EXT_ENCRYPTION = 0x0537BE77
+
+SECTOR = 512
+MOST_HEADER = 64 << 10  # bytes of a header cluster that are looked at
+MAX_BACKING_NAME = 1023
+MAX_L1_BYTES = 32 << 20  # QEMU opens no larger L1 table
+
+
+class Qcow2Error(ValueError):
+    """The bytes are no qcow2 image that may be used; says why."""

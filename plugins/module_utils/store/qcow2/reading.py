@@ -1,0 +1,323 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reads headers and tables of files that nobody vouches for. Reads are bounded; whatever is unknown or contradictory is refused."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from .layout import (
+    EXT_BACKING_FORMAT,
+    EXT_BITMAPS,
+    EXT_DATA_FILE,
+    EXT_ENCRYPTION,
+    EXT_END,
+    EXTENSION,
+    FIELDS,
+    FIELDS_OF_3,
+    MAGIC,
+    MAX_BACKING_NAME,
+    MAX_L1_BYTES,
+    MOST_HEADER,
+    SECTOR,
+    Qcow2Error,
+)
+
+_DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
+_KNOWN_INCOMPATIBLE = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
+_OFFSET = 0x00FFFFFFFFFFFE00  # of an L2 table in its L1 entry, of a cluster in its L2 entry
+_COMPRESSED = 1 << 62
+_PAGE = 4096  # holds all that headers have to say, but for foreign ones
+_MOST_L2_BYTES = 256 << 20  # what :func:`allocation` reads; its answer is an eighth of it or less
+_CHUNK = 1 << 20
+
+
+class _Beyond(Qcow2Error):
+    """Something lies outside of the part of the header cluster that was read."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a qcow2 header says. ``size`` is the virtual size in bytes."""
+
+    version: int
+    size: int
+    cluster_bits: int
+    l1_entries: int
+    l1_offset: int
+    backing_offset: int
+    backing_file: str | None
+    backing_format: str | None
+    format_offset: int | None  # where the backing format extension starts
+    extensions_end: int  # where the list's end marker stands, or would stand
+    end_marked: bool  # the marker is there; otherwise the backing name or the cluster's end bounds the list
+    internal_snapshots: int
+    bitmaps: bool
+    dirty: bool
+    extended_l2: bool
+
+    @property
+    def cluster_size(self) -> int:
+        return 1 << self.cluster_bits
+
+    @property
+    def l2_entries(self) -> int:
+        """Entries of one L2 table (section "L1 and L2 tables")."""
+        return self.cluster_size // (16 if self.extended_l2 else 8)
+
+    def l1_needed(self, size: int) -> int:
+        """L1 entries that a virtual size of ``size`` bytes needs."""
+        covered = self.cluster_size * self.l2_entries
+        return (size + covered - 1) // covered
+
+
+def has_magic(fd: int) -> bool:
+    """Whether a file can be a qcow2 image at all. Tells when a stated format is wrong; it never decides one."""
+    return os.pread(fd, 4, 0) == MAGIC
+
+
+def read_backing_name(fd: int) -> str | None:
+    """The backing name of whatever may be a qcow2 image, as spelt; None where there is none.
+
+    More forgiving than :func:`read_header`, for finding out who *might* rest on a file: an image that we would refuse to
+    touch can still be somebody's. As for QEMU, a NUL ends the name. Never a way to decide a format.
+    """
+    data = os.pread(fd, FIELDS.size, 0)
+    if len(data) < 20 or data[:4] != MAGIC:
+        return None
+    offset, length = struct.unpack_from(">QI", data, 8)
+    if not offset or not 0 < length <= MAX_BACKING_NAME or offset >= os.fstat(fd).st_size:
+        return None
+    return os.pread(fd, length, offset).split(b"\0")[0].decode("utf-8", "replace") or None
+
+
+def read_header(fd: int) -> Header:
+    """Read and check the header of an opened regular file: sections "Header" and "Header extensions".
+
+    What the header names is followed as QEMU does it, so that both see the same image: the list of extensions ends at its
+    marker, at the backing name or with the cluster. Reads a page, and 64 KiB where that does not hold it all.
+
+    :raises Qcow2Error: it is damaged, hostile, encrypted, marked corrupt, or uses what merging could not carry.
+    """
+    file_size = os.fstat(fd).st_size
+    try:
+        return _parse(os.pread(fd, _PAGE, 0), file_size)
+    except _Beyond:
+        return _parse(os.pread(fd, MOST_HEADER, 0), file_size)
+
+
+def _parse(data: bytes, file_size: int) -> Header:
+    if len(data) < FIELDS.size or data[:4] != MAGIC:
+        raise Qcow2Error("it has no qcow2 header")
+    (
+        _magic,
+        version,
+        backing_offset,
+        backing_length,
+        cluster_bits,
+        size,
+        crypt,
+        l1_entries,
+        l1_offset,
+        refcount_offset,
+        refcount_clusters,
+        internal_snapshots,
+        _snapshots_offset,
+    ) = FIELDS.unpack_from(data)
+    if version not in (2, 3):
+        raise Qcow2Error(f"its qcow2 version is {version}, not 2 or 3")
+    if not 9 <= cluster_bits <= 21:
+        raise Qcow2Error(f"its cluster size of 2^{cluster_bits} bytes is outside the format's range")
+    incompatible, length = _version_3_fields(data, version)
+    _check_features(incompatible, crypt)
+    cluster_size = 1 << cluster_bits
+    if length > cluster_size:
+        raise Qcow2Error("its header is longer than a cluster")
+    if incompatible & _EXTENDED_L2 and cluster_bits < 14:
+        raise Qcow2Error("its clusters are too small for extended L2 entries")
+    name = _read_name(data[:cluster_size], backing_offset, backing_length, length)
+    extensions = _read_extensions(data, length, backing_offset or cluster_size)
+    header = Header(
+        version,
+        size,
+        cluster_bits,
+        l1_entries,
+        l1_offset,
+        backing_offset,
+        name,
+        extensions.backing_format,
+        extensions.format_offset,
+        extensions.end,
+        extensions.end_marked,
+        internal_snapshots,
+        extensions.bitmaps,
+        bool(incompatible & _DIRTY),
+        bool(incompatible & _EXTENDED_L2),
+    )
+    _check_geometry(header, refcount_offset, refcount_clusters, file_size)
+    return header
+
+
+def _version_3_fields(data: bytes, version: int) -> tuple[int, int]:
+    """Section "Header" from byte 72 on, and "Additional fields": (incompatible features, header length)."""
+    if version == 2:
+        return 0, FIELDS.size
+    least = FIELDS.size + FIELDS_OF_3.size
+    if len(data) < least:
+        raise Qcow2Error("its header is cut short")
+    incompatible, _compatible, _autoclear, refcount_order, length = FIELDS_OF_3.unpack_from(data, FIELDS.size)
+    if length < least or length % 8 or refcount_order > 6:
+        raise Qcow2Error("its header fields contradict the format")
+    compression_type = data[least] if least < min(length, len(data)) else 0
+    if bool(compression_type) != bool(incompatible & _COMPRESSION):
+        raise Qcow2Error("its type of compression contradicts its features")
+    return incompatible, length
+
+
+def _check_features(incompatible: int, crypt: int) -> None:
+    if incompatible & ~_KNOWN_INCOMPATIBLE:
+        raise Qcow2Error(f"it uses unknown incompatible features ({incompatible & ~_KNOWN_INCOMPATIBLE:#x})")
+    if incompatible & _CORRUPT:
+        raise Qcow2Error("it is marked corrupt")
+    if incompatible & _DATA_FILE:
+        raise Qcow2Error("it keeps its data in an external data file")
+    if crypt:
+        raise Qcow2Error("it is encrypted, which this collection does not support")
+
+
+@dataclass(frozen=True)
+class _Extensions:
+    end: int
+    end_marked: bool
+    format_offset: int | None
+    backing_format: str | None
+    bitmaps: bool
+
+
+def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
+    """Walk section "Header extensions" from ``start`` to its marker, or to ``limit``."""
+    offset, found = start, {}
+    while offset < limit:
+        if offset + EXTENSION.size > min(limit, len(data)):
+            raise _Beyond("its header extensions run out of the header cluster")
+        kind, length = EXTENSION.unpack_from(data, offset)
+        body = offset + EXTENSION.size
+        if body + length > min(limit, len(data)):
+            raise _Beyond("its header extensions run out of the header cluster")
+        if kind == EXT_END:
+            break
+        if kind in found:
+            raise Qcow2Error(f"its header extension {kind:#x} is there twice")
+        found[kind] = (offset, data[body : body + length])
+        offset = body + (length + 7) // 8 * 8
+    if EXT_DATA_FILE in found:
+        raise Qcow2Error("it names an external data file")
+    if EXT_ENCRYPTION in found:
+        raise Qcow2Error("it has an encryption header, which this collection does not support")
+    format_offset, name = found.get(EXT_BACKING_FORMAT, (None, b""))
+    if format_offset is not None and name not in (b"raw", b"qcow2"):
+        raise Qcow2Error(f"its backing format {name[:16]!r} is neither raw nor qcow2")
+    return _Extensions(min(offset, limit), offset < limit, format_offset, name.decode("ascii") or None, EXT_BITMAPS in found)
+
+
+def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str | None:
+    """The backing name, which stands behind the header in the header cluster (section "Header extensions")."""
+    if not offset:
+        return None
+    if not 0 < length <= MAX_BACKING_NAME or offset < header_length:
+        raise Qcow2Error("its backing name lies where the format wants none")
+    if offset + length > len(data):
+        raise _Beyond("its backing name lies outside the header cluster")
+    try:
+        name = data[offset : offset + length].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Qcow2Error("its backing name is no text") from error
+    if "\0" in name:
+        raise Qcow2Error("its backing name holds a NUL, which programs read in different ways")
+    return name
+
+
+def _check_geometry(header: Header, refcount_offset: int, refcount_clusters: int, file_size: int) -> None:
+    if header.size % SECTOR or header.size >= 2**63:
+        raise Qcow2Error(f"its virtual size of {header.size} bytes is invalid")
+    if header.l1_entries * 8 > MAX_L1_BYTES or header.l1_needed(header.size) > header.l1_entries:
+        raise Qcow2Error("its L1 table does not fit its size")
+    if not refcount_offset or not refcount_clusters or (header.l1_entries and not header.l1_offset):
+        raise Qcow2Error("it has no reference counts or no L1 table")
+    if refcount_offset % header.cluster_size or header.l1_offset % header.cluster_size:
+        raise Qcow2Error("its tables are not where the format wants them")
+    if header.l1_offset + header.l1_entries * 8 > file_size or refcount_offset >= file_size:
+        raise Qcow2Error("its tables lie behind the end of the file (the file was cut short)")
+
+
+def is_empty(fd: int, header: Header) -> bool:
+    """Whether no cluster is allocated: every L1 entry is zero, so that the image shows its backing file alone."""
+    return is_zero(fd, header.l1_offset, header.l1_entries * 8)
+
+
+def is_zero(fd: int, offset: int, length: int) -> bool:
+    while length > 0:
+        data = os.pread(fd, min(length, _CHUNK), offset)
+        if not data:
+            return True  # behind the end of a file there are zeros
+        if data.count(0) != len(data):
+            return False
+        offset, length = offset + len(data), length - len(data)
+    return True
+
+
+def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, bytes] | None:
+    """Which clusters are allocated: L1 index → one byte per L2 entry, 0 for nothing, 1 for data, 2 for zeros.
+
+    None where the image has more than ``most_tables`` L2 tables, or more than 256 MiB of them: an estimate is not worth
+    reading them all.
+
+    :raises Qcow2Error: L2 tables lie behind the end of the file, at impossible places, or several times in the L1 table.
+    """
+    tables = _l2_tables(fd, header, min(most_tables, _MOST_L2_BYTES // header.cluster_size))
+    if tables is None:
+        return None
+    return {index: _kinds(os.pread(fd, header.cluster_size, offset), header) for index, offset in tables.items()}
+
+
+def _l2_tables(fd: int, header: Header, most: int) -> dict[int, int] | None:
+    """Section "L1 and L2 tables": L1 index → offset of the L2 table; None where there are more than ``most``."""
+    found = {}
+    last = os.fstat(fd).st_size - header.cluster_size
+    for first in range(0, header.l1_entries, _CHUNK // 8):
+        count = min(_CHUNK // 8, header.l1_entries - first)
+        data = os.pread(fd, count * 8, header.l1_offset + first * 8)
+        if len(data) < count * 8:
+            raise Qcow2Error("its L1 table lies behind the end of the file (the file was cut short)")
+        entries = () if data.count(0) == len(data) else struct.unpack(f">{count}Q", data)
+        for index, entry in enumerate(entries, first):
+            offset = entry & _OFFSET
+            if offset % header.cluster_size or offset > last:
+                raise Qcow2Error("an L2 table is not where the format wants it, or behind the end of the file")
+            if offset:
+                found[index] = offset
+            if len(found) > most:
+                return None
+    if len(set(found.values())) < len(found):
+        raise Qcow2Error("two entries of its L1 table share an L2 table")
+    return found
+
+
+def _kinds(table: bytes, header: Header) -> bytes:
+    if table.count(0) == len(table):
+        return bytes(header.l2_entries)
+    words = struct.unpack(f">{header.cluster_size // 8}Q", table.ljust(header.cluster_size, b"\0"))
+    return bytes(map(_kind_of_extended, words[::2], words[1::2]) if header.extended_l2 else map(_kind, words))
+
+
+def _kind(entry: int) -> int:
+    """Section "Standard Cluster Descriptor": bit 0 means zeros, but not in a compressed cluster's entry (bit 62)."""
+    return 1 if entry & _COMPRESSED else 2 if entry & 1 else 1 if entry & _OFFSET else 0
+
+
+def _kind_of_extended(entry: int, bitmap: int) -> int:
+    """Section "Extended L2 Entries": the lower half of the bitmap means data, the upper half zeros."""
+    return 1 if bitmap & 0xFFFFFFFF or entry & _COMPRESSED else 2 if bitmap else 0

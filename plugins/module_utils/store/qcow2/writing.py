@@ -1,0 +1,178 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writes what needs no qemu-img: empty images, other backing names, larger sizes. A refusal changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+
+from .layout import (
+    AUTOCLEAR_AT,
+    EXT_BACKING_FORMAT,
+    EXT_END,
+    EXT_FEATURE_NAMES,
+    EXTENSION,
+    FIELDS,
+    FIELDS_OF_3,
+    MAGIC,
+    MAX_BACKING_NAME,
+    MAX_L1_BYTES,
+    MOST_HEADER,
+    SECTOR,
+    Qcow2Error,
+)
+from .reading import Header, is_zero, read_header
+
+_KNOWN_AUTOCLEAR = 1  # bitmaps are consistent: true after whatever we write here
+_CLUSTER_BITS = 16  # of the images that we write: 64 KiB, QEMU's default
+_CLUSTER = 1 << _CLUSTER_BITS
+
+
+def write_image(fd: int, size: int, backing_file: str | None = None, backing_format: str | None = None) -> None:
+    """Write an empty version 3 image into an empty file: header, refcount table, one refcount block, a zero L1 table.
+
+    Everything that names the backing file lies in the first 512 bytes, so that :func:`repoint` is one sector's write.
+    The caller makes it durable.
+
+    :raises Qcow2Error: no image of 64 KiB clusters has that size, or the name is too long. Nothing was written.
+    """
+    covered = _CLUSTER * (_CLUSTER // 8)
+    l1_entries = max(1, (size + covered - 1) // covered)
+    l1_clusters = (l1_entries * 8 + _CLUSTER - 1) // _CLUSTER
+    used = 3 + l1_clusters  # header, refcount table, refcount block, L1: one block of 32768 entries covers them all
+    name = (backing_file or "").encode("utf-8")
+    if not 0 <= size <= MAX_L1_BYTES // 8 * covered or size % SECTOR or len(name) > MAX_BACKING_NAME:
+        raise Qcow2Error(f"a size of {size} bytes or a backing name of {len(name)} bytes is not possible")
+    extensions = _backing_format_extension(backing_format) + EXTENSION.pack(EXT_END, 0)
+    name_offset = FIELDS.size + FIELDS_OF_3.size + len(extensions) if name else 0
+    header = FIELDS.pack(MAGIC, 3, name_offset, len(name), _CLUSTER_BITS, size, 0, l1_entries, 3 * _CLUSTER, _CLUSTER, 1, 0, 0)
+    os.ftruncate(fd, used * _CLUSTER)
+    _write(fd, struct.pack(f">{used}H", *([1] * used)), 2 * _CLUSTER)
+    _write(fd, struct.pack(">Q", 2 * _CLUSTER), 1 * _CLUSTER)
+    _write(fd, header + FIELDS_OF_3.pack(0, 0, 0, 4, FIELDS.size + FIELDS_OF_3.size) + extensions + name, 0)
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    if os.pwrite(fd, data, offset) != len(data):
+        raise OSError(errno.ENOSPC, "a few bytes could not be written whole")
+
+
+def _backing_format_extension(backing_format: str | None) -> bytes:
+    if backing_format is None:
+        return b""
+    body = backing_format.encode("ascii")
+    return EXTENSION.pack(EXT_BACKING_FORMAT, len(body)) + body.ljust(8, b"\0")
+
+
+def repoint(fd: int, backing_file: str, backing_format: str) -> None:
+    """Make an image name another backing file, so that a crash leaves the old name or the new one, never a mixture.
+
+    Where name and extensions fit the first sector it is rewritten at once. In other headers (qemu-img's own) the new name
+    goes to free space in the header cluster first and is synced; then offset, length and format switch in one sector.
+
+    :raises Qcow2Error: the header is not valid, or has no room for the new name. Nothing was written.
+    """
+    header = read_header(fd)
+    name = backing_file.encode("utf-8")
+    if not 0 < len(name) <= MAX_BACKING_NAME:
+        raise Qcow2Error("a backing name has 1 to 1023 bytes")
+    sector = _first_sector(fd, header)
+    end = _put_format(sector, header, backing_format)
+    if end + EXTENSION.size <= SECTOR:
+        sector[end : end + EXTENSION.size] = EXTENSION.pack(EXT_END, 0)
+    elif not header.end_marked:
+        raise Qcow2Error("its header extensions have no end that would hold behind another backing name")
+    end += EXTENSION.size
+    if end + len(name) <= SECTOR:
+        offset = end
+        sector[offset:] = name.ljust(SECTOR - offset, b"\0")
+    else:
+        offset = _free_space(header, end, len(name))
+        _write(fd, name, offset)
+        os.fsync(fd)
+    struct.pack_into(">QI", sector, 8, offset, len(name))
+    _write(fd, bytes(sector), 0)
+    os.fsync(fd)
+
+
+def _first_sector(fd: int, header: Header) -> bytearray:
+    """The sector to be rewritten, without unknown auto-clear features, as section "Header" demands of every writer."""
+    sector = bytearray(os.pread(fd, SECTOR, 0))
+    if len(sector) < SECTOR:
+        raise Qcow2Error("it was cut short while it was looked at")
+    if header.version == 3:
+        autoclear = struct.unpack_from(">Q", sector, AUTOCLEAR_AT)[0]
+        struct.pack_into(">Q", sector, AUTOCLEAR_AT, autoclear & _KNOWN_AUTOCLEAR)
+    return sector
+
+
+def _put_format(sector: bytearray, header: Header, backing_format: str) -> int:
+    """Put the backing format extension into the first sector; returns where the list's end marker goes afterwards."""
+    extension = _backing_format_extension(backing_format)
+    if header.format_offset is not None and header.format_offset + len(extension) <= SECTOR:
+        sector[header.format_offset : header.format_offset + len(extension)] = extension
+        return header.extensions_end
+    end, needed = header.extensions_end, len(extension) + EXTENSION.size
+    if header.format_offset is None and end <= SECTOR < end + needed:
+        end = _drop_feature_names(sector, header)  # qemu-img fills the sector to its end where there is no backing file
+    if header.format_offset is not None or end + needed > SECTOR:
+        raise Qcow2Error("its header extensions leave no room for the backing format")
+    sector[end : end + len(extension)] = extension
+    return end + len(extension)
+
+
+def _drop_feature_names(sector: bytearray, header: Header) -> int:
+    """Take out section "Feature name table", which only serves messages; returns where the list's end marker goes then."""
+    offset = FIELDS.size if header.version == 2 else struct.unpack_from(">I", sector, FIELDS.size + FIELDS_OF_3.size - 4)[0]
+    end = header.extensions_end
+    while offset < end:
+        kind, length = EXTENSION.unpack_from(sector, offset)
+        size = EXTENSION.size + (length + 7) // 8 * 8
+        if kind == EXT_FEATURE_NAMES:
+            sector[offset:end] = sector[offset + size : end] + bytes(min(size, end - offset))
+            return end - min(size, end - offset)
+        offset += size
+    return end
+
+
+def _free_space(header: Header, end: int, length: int) -> int:
+    """An offset in the header cluster, behind the extensions and clear of the present backing name and the first sector."""
+    present = len((header.backing_file or "").encode("utf-8"))
+    start = max(end, SECTOR)
+    for offset in (start, max(start, header.backing_offset + present)):
+        apart = offset + length <= header.backing_offset or offset >= header.backing_offset + present
+        if apart and offset + length <= min(header.cluster_size, MOST_HEADER):
+            return offset
+    raise Qcow2Error("its header cluster has no room for the backing name")
+
+
+def grow(fd: int, size: int) -> bool:
+    """Raise the virtual size to ``size`` bytes in one sector's write; false, and nothing written, where qemu-img has to do it.
+
+    That is where the L1 table has no room, or the image has internal snapshots, bitmaps or reference counts to be repaired.
+    The table may use its last cluster to the end (section "L1 and L2 tables"), provided that the rest of it is zero.
+    The new part shows whatever the backing file has there: for overlays over longer files use qemu-img instead.
+
+    :raises Qcow2Error: the header is not valid, or the size is not larger or no multiple of 512. Nothing was written.
+    """
+    header = read_header(fd)
+    if size < header.size or size % SECTOR:
+        raise Qcow2Error(f"its size cannot be raised from {header.size} to {size} bytes")
+    needed = header.l1_needed(size)
+    table = header.l1_entries * 8
+    room = min((table + header.cluster_size - 1) // header.cluster_size * header.cluster_size, MAX_L1_BYTES)
+    if needed * 8 > room or header.internal_snapshots or header.dirty or header.bitmaps:
+        return False
+    if needed > header.l1_entries and not is_zero(fd, header.l1_offset + table, needed * 8 - table):
+        return False
+    if os.fstat(fd).st_size < header.l1_offset + room:
+        os.ftruncate(fd, header.l1_offset + room)
+    sector = _first_sector(fd, header)
+    struct.pack_into(">Q", sector, 24, size)
+    struct.pack_into(">I", sector, 36, max(needed, header.l1_entries))
+    _write(fd, bytes(sector), 0)
+    os.fsync(fd)
+    return True
