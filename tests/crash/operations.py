@@ -271,6 +271,18 @@ OPERATIONS: dict[str, Operation] = {
         _adds("copy", _active(4 * MIB)),
         tool=True,
     ),
+    "clone lone raw": Operation(
+        _lone("raw"),
+        _ensure(VolumeWish("copy", size=3 * MIB), volumes.SourceRequest("vol", None)),
+        _adds("copy", _active(3 * MIB)),
+        tool=False,
+    ),
+    "clone lone qcow2": Operation(
+        _lone("qcow2"),
+        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), volumes.SourceRequest("vol", None)),
+        _adds("copy", _active(3 * MIB)),
+        tool=False,
+    ),
     "delete volume": Operation(_chain("raw"), _remove("vol"), lambda _model: {}, tool=False, removes=True),
     "linked clone of a snapshot": Operation(
         _chain("raw"),

@@ -132,17 +132,27 @@ class OfflineEngine:
                 qcow2.write_image(fd, step.size)
             else:
                 verify = partial(self._directory.verify, step.file)
-                qemu_img.create_preallocated(fd, step.size, step.preallocation, self._locks, verify)
+                qemu_img.create_preallocated(fd, step.size, self._way_to_reserve(fd, step), self._locks, verify)
 
         self._new_file(volume, step.file, fill)
 
+    def _way_to_reserve(self, fd: int, step: CreateImage) -> str:
+        """What to ask qemu-img for. Its ``falloc`` writes into every block, slowly and silently, where there is no fallocate."""
+        if step.preallocation != "falloc" or allocate.can_fallocate(fd):
+            return step.preallocation
+        self._warn_of_zeros(step)
+        return "full"
+
     def _fill_raw(self, fd: int, step: CreateImage) -> None:
         os.ftruncate(fd, step.size)
-        reserved = step.preallocation == "off" or (step.preallocation == "falloc" and allocate.fallocate(fd, step.size))
-        if not reserved:
-            if step.preallocation == "falloc":
-                self._warn(f"{self._directory.share.label} has no fallocate: the space of {step.file} was reserved by writing zeros")
-            allocate.write_zeros(fd, step.size)
+        if step.preallocation == "off" or (step.preallocation == "falloc" and allocate.fallocate(fd, step.size)):
+            return
+        if step.preallocation == "falloc":
+            self._warn_of_zeros(step)
+        allocate.write_zeros(fd, step.size)
+
+    def _warn_of_zeros(self, step: CreateImage) -> None:
+        self._warn(f"{self._directory.share.label} has no fallocate: the space of {step.file} was reserved by writing zeros")
 
     def _copy_image(self, step: CopyImage, volume: str) -> None:
         source = self._source
@@ -151,6 +161,8 @@ class OfflineEngine:
 
         def fill(fd: int) -> None:
             self._own(fd, step)
+            if self._copy_as_it_is(fd, step, source):
+                return
             if step.format == "raw":
                 os.ftruncate(fd, step.size)
             else:
@@ -159,6 +171,25 @@ class OfflineEngine:
                 qemu_img.convert(chain, fd, step.format, self._locks)
 
         self._new_file(volume, step.file, fill)
+
+    def _copy_as_it_is(self, fd: int, step: CopyImage, source: CopySource) -> bool:
+        """Copy a source that is one file of the same format as the clone, without looking at what it holds. False where it is
+        not, or where that leaves the clone too small; the file is empty then."""
+        if len(source.images) != 1 or source.images[0].format != step.format:
+            return False
+        (image,) = source.images
+        with source.directory.root.opened(image.file) as original:
+            if step.format == "qcow2" and not self._codec(image.file, lambda: _is_whole(original)):
+                return False
+            source.directory.verify(image.file)
+            allocate.copy_data(original, fd)
+        if step.format == "raw":
+            os.ftruncate(fd, step.size)
+            return True
+        if image.size == step.size or qcow2.grow(fd, step.size):
+            return True
+        os.ftruncate(fd, 0)
+        return False
 
     def _fill_overlay(self, fd: int, like: str, step: CreateOverlay | ReplaceOverlay) -> None:
         with self._directory.root.opened(like) as original:
@@ -266,6 +297,12 @@ class OfflineEngine:
         with self._directory.root.opened(step.file) as fd:
             set_ownership(fd, step.uid, step.gid, step.mode)
             os.fsync(fd)
+
+
+def _is_whole(fd: int) -> bool:
+    """Whether a qcow2 image is complete by itself, and in order as it lies on the disk."""
+    header = qcow2.read_header(fd)
+    return header.backing_file is None and not header.internal_snapshots and not header.dirty
 
 
 class _Lent:
