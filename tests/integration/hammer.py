@@ -19,6 +19,7 @@ volume that has grown) may say so, and only so; such answers are counted as "ove
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -47,6 +48,7 @@ SMALLEST, LARGEST = 4 * MIB, 12 * MIB
 MANY_SNAPSHOTS = 10
 LOCK_TIMEOUT = 90
 NAMES = ("one", "two", "three")
+PATIENCE = 300  # seconds for what was begun in time to end; a client that hangs must not take a whole test run with it
 
 
 # -- the model of a volume -------------------------------------------------------------------------------------------
@@ -351,11 +353,17 @@ class NameWorker(Worker):
 # -- the hammer ------------------------------------------------------------------------------------------------------
 
 
+def limit(seconds: float) -> None:
+    """End this process, and say where all its threads were, if it is still at work long after its time."""
+    faulthandler.dump_traceback_later(seconds + PATIENCE, exit=True)
+
+
 def hammer(kind: type, mounts: list[str], volume_names: list[str], scratch: Path, arguments: argparse.Namespace) -> Figures:
     fork = multiprocessing.get_context("fork")
     until = time.monotonic() + arguments.seconds
 
     def main(number: int) -> None:
+        limit(arguments.seconds)
         worker = kind(number, mounts, volume_names, scratch, arguments.seed)
         worker.work(until)
         (scratch / f"worker{number}.figures").write_text(json.dumps(vars(worker.figures)))
@@ -428,6 +436,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"))
     parser.add_argument("mounts", nargs="+")
     arguments = parser.parse_args()
+    limit(arguments.seconds)
     print(f"{arguments.workers} workers, {arguments.seconds:g} s, {' and '.join(arguments.mounts)}, seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory, "names" if arguments.names else "volumes")
