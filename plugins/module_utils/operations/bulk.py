@@ -16,7 +16,7 @@ from .transaction import Outcome
 
 @dataclass(frozen=True)
 class Item:
-    """One object of a bulk task. Items that share a name in ``touches`` run one after the other, in order."""
+    """One object of a bulk task. Items that share a name in ``touches``, their own among them, run one after the other, in order."""
 
     name: str
     touches: frozenset
@@ -50,12 +50,17 @@ def run_all(items: Sequence[Item], parallel: int) -> list[Outcome | StorageError
 
 def _rows(items: Sequence[Item]) -> list[list[int]]:
     """Indexes of items that must keep their order, because they share a name directly or through others."""
-    rows: list[tuple[set, list[int]]] = []
+    leaders: dict[str, str] = {}
+
+    def leader(name: str) -> str:
+        while leaders.setdefault(name, name) != name:
+            leaders[name] = name = leaders[leaders[name]]  # shortens the way for the next one
+        return name
+
+    for item in items:
+        for name in item.touches:
+            leaders[leader(name)] = leader(item.name)
+    rows: dict[str, list[int]] = {}
     for index, item in enumerate(items):
-        names, indexes = set(item.touches), [index]
-        for row in [row for row in rows if row[0] & names]:
-            names |= row[0]
-            indexes = row[1] + indexes
-            rows.remove(row)
-        rows.append((names, sorted(indexes)))
-    return [indexes for _names, indexes in rows]
+        rows.setdefault(leader(item.name), []).append(index)
+    return list(rows.values())

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from typing import Iterable
 
 from ..apply.recovery import find_interrupted
 from ..errors import Conflict, NoEligibleShare, ShareNotMounted, StorageError
-from ..model import Share
+from ..model import Share, Volume
 from ..mounts.probe import capacity
 from ..mounts.resolve import find_share
 from ..store import inventory, records
@@ -113,7 +114,29 @@ def has_unfinished(share: Share, name: str) -> bool:
         return bool(find_interrupted(directory, name))
 
 
-def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy) -> Share:
+class Ledger:
+    """The virtual sizes of all volumes of a share together, in bytes: read once in a task, which then follows what it changes
+    itself. What other tasks create meanwhile is not in it, nor could it be: placement takes no lock on a share."""
+
+    def __init__(self) -> None:
+        self._provisioned: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def provisioned(self, share: Share) -> int:
+        with self._lock:
+            if share.path not in self._provisioned:
+                self._provisioned[share.path] = _provisioned(share)
+            return self._provisioned[share.path]
+
+    def follow(self, share: Share, before: Volume | None, after: Volume | None) -> None:
+        """A volume of the share was ``before`` and is ``after``."""
+        change = (after.size if after else 0) - (before.size if before else 0)
+        with self._lock:
+            if share.path in self._provisioned:
+                self._provisioned[share.path] += change
+
+
+def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, ledger: Ledger) -> Share:
     """The eligible share with the most free space for a new volume of ``needed`` bytes virtual size.
 
     :param allocated_now: bytes that its creation writes at once (preallocation, a clone's data).
@@ -122,7 +145,7 @@ def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Poli
     candidates.require_all()
     reasons, eligible = [], []
     for share in candidates.shares:
-        free, reason = _room(share, needed, allocated_now, policy)
+        free, reason = _room(share, needed, allocated_now, policy, ledger)
         if reason:
             reasons.append(f"{share.source} {reason}")
         else:
@@ -136,7 +159,7 @@ def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Poli
     return max(eligible, key=lambda pair: pair[0])[1]
 
 
-def _room(share: Share, needed: int, allocated_now: int, policy: Policy) -> tuple[int, str]:
+def _room(share: Share, needed: int, allocated_now: int, policy: Policy, ledger: Ledger) -> tuple[int, str]:
     if not os.access(share.path, os.W_OK):
         return 0, "is not writable"
     figures = os.statvfs(share.path)
@@ -146,19 +169,13 @@ def _room(share: Share, needed: int, allocated_now: int, policy: Policy) -> tupl
         return 0, f"has {max(usable, 0)} bytes free for use"
     if usable <= 0:
         return 0, "is full"
-    if total and _provisioned(share) + needed > total * policy.max_over_subscription_ratio:
+    if total and ledger.provisioned(share) + needed > total * policy.max_over_subscription_ratio:
         return 0, f"would hold more than {policy.max_over_subscription_ratio:g} times its size in virtual disks"
     return free, ""
 
 
 def _provisioned(share: Share) -> int:
     """Sum of the virtual sizes of all volumes that can be read, in bytes."""
-    total = 0
     with ShareDirectory(share) as directory:
-        for name in inventory.list_names(directory):
-            try:
-                observed = inventory.observe(directory, name)
-            except StorageError:
-                continue
-            total += observed.volume.size if observed else 0
-    return total
+        found = inventory.survey(directory).values()
+    return sum(observed.volume.size for observed in found if isinstance(observed, inventory.Observed))

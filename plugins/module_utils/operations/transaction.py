@@ -26,13 +26,15 @@ from ..store import in_use, inventory, kinship
 from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
 from . import report
+from .placement import Ledger
 
 
 @dataclass(frozen=True)
 class Options:
     """How a task works, whatever it does. ``lock_timeout`` in seconds; ``discard`` gives up a record that cannot be honoured.
 
-    ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name).
+    ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
+    ``ledger`` is what all volumes of a share together take.
     """
 
     check: bool = False
@@ -42,6 +44,7 @@ class Options:
     discard: bool = False
     warn: Callable[[str], None] = lambda _text: None
     world: dict = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,9 @@ def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume
     volume, told = observed.volume, [replace(one, outcome="discarded", plan=replace(one.plan, steps=())).describe() for one in begun]
     made = {file for one in begun if one.plan.after for file in one.plan.after.own_files}
     strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)
-    backings = tuple(pair for pair in kinship.scan_backings(directory) if pair[0] not in strays)
+    backings = {
+        backing: [file for file in files if file not in strays] for backing, files in kinship.scan_backings(directory).items()
+    }
     volume = replace(volume, dependents=kinship.dependents_of(directory, volume, backings))
     return volume, told + left.describe(), tuple(sorted(file for file in strays if directory.root.status(file) is not None))
 
@@ -272,6 +277,7 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
         if plan.changed:
             work.executor(share, source).apply(plan)
         after = _observed_after(directory, plan)
+    work.options.ledger.follow(share, plan.before, plan.after)
     return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after)
 
 

@@ -142,7 +142,7 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     size = wish.size or (wish.source.size if wish.source else 0)
     at_once = size if wish.preallocation in ("falloc", "full") else (wish.source.allocated if wish.source else 0)
     plan = planner.create_volume(wish)
-    share = placement.choose(request.candidates, size, at_once, request.policy)
+    share = placement.choose(request.candidates, size, at_once, request.policy, work.options.ledger)
     recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
     require_free_name(work, share, wish.name, wish.name, recovered)
     return carry_out(work, share, plan, recovered, copy)
@@ -164,7 +164,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     prepared = _prepare_parent(parent, source, snapshot)
     planned = prepared.after or parent
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
-    placement.choose(replace(request.candidates, shares=(share,)), planned.size, 0, request.policy)
+    placement.choose(replace(request.candidates, shares=(share,)), planned.size, 0, request.policy, work.options.ledger)
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
     require_free_name(work, share, wish.name, wish.name, recovered)
     if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:
@@ -273,19 +273,20 @@ def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
     """All volumes of a share whose names match one of ``patterns`` (globs; none: all). One that cannot be read comes with
     its ``error_code`` and ``msg``."""
     with ShareDirectory(share) as directory:
-        names = [
-            name for name in inventory.list_names(directory) if not patterns or any(fnmatch.fnmatchcase(name, glob) for glob in patterns)
-        ]
-        backings = kinship.scan_backings(directory, tolerant=True) if names else ()
-        return [_read(directory, name, backings) for name in names]
+        found = inventory.survey(directory)
+        wanted = [name for name in found if not patterns or any(fnmatch.fnmatchcase(name, glob) for glob in patterns)]
+        backings = kinship.scan_backings(directory, tolerant=True, known=_headers_in(found)) if wanted else {}
+        return [_told(directory, name, found[name], backings) for name in wanted]
 
 
-def _read(directory: ShareDirectory, name: str, backings: tuple[tuple[str, str], ...]) -> dict:
-    try:
-        observed = inventory.observe(directory, name)
-        if observed is None:
-            raise VolumeNotFound(f"volume {name}", "it went away while it was read", "read again")
-        volume = replace(observed.volume, dependents=kinship.dependents_of(directory, observed.volume, backings))
-        return report.read_volume(directory, volume)
-    except StorageError as error:
-        return {"name": name, "share": directory.share.source, "error_code": error.error_code, "msg": str(error)}
+def _headers_in(found: dict[str, inventory.Observed | StorageError]) -> dict[str, str | None]:
+    """File → backing file, of all files that were read with a known format."""
+    chains = [observed.volume.chain for observed in found.values() if isinstance(observed, inventory.Observed)]
+    return {image.file: image.backing_file for chain in chains for image in chain if image.format is not None}
+
+
+def _told(directory: ShareDirectory, name: str, found: inventory.Observed | StorageError, backings: kinship.Backings) -> dict:
+    if isinstance(found, StorageError):
+        return {"name": name, "share": directory.share.source, "error_code": found.error_code, "msg": str(found)}
+    volume = replace(found.volume, dependents=kinship.dependents_of(directory, found.volume, backings))
+    return report.read_volume(directory, volume)

@@ -295,21 +295,38 @@ def _snapshots(name: str, chain: tuple[Image, ...], info: info_file.Info | None,
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name)))
 
 
-def list_names(directory: ShareDirectory) -> list[str]:
-    """Names of all volumes: those with an ``.info``, and every other file that belongs to no chain of theirs."""
+def survey(directory: ShareDirectory) -> dict[str, Observed | StorageError]:
+    """All volumes by name, each read once: those with an ``.info``, and every other file that belongs to no chain of theirs.
+
+    One that cannot be read has its error in its place.
+    """
     names = [name for name in directory.root.names() if is_safe_file_name(name)]
-    volumes = {name[: -len(".info")] for name in names if name.endswith(".info")} - {""}
+    found: dict[str, Observed | StorageError] = {}
     members: set[str] = set()
-    for volume in volumes:
-        try:
-            observed = observe(directory, volume)
-        except StorageError:
+    for volume in sorted(name[: -len(".info")] for name in names if name.endswith(".info") and name != ".info"):
+        observed = _observe_or_error(directory, volume, found)
+        if isinstance(observed, StorageError):
             members.update(name for name in names if name == volume or name.startswith(volume + "."))
-            continue
-        members.update(observed.volume.own_files if observed else ())
+        else:
+            members.update(observed.volume.own_files if observed else ())
     lone = {name for name in names if not name.endswith(".info") and name not in members and _is_regular(directory, name)}
     owners = {kinship.owner_of(directory, name, besides=name) or name for name in lone}  # a volume can have lost its .info
-    return sorted(volumes | owners)
+    for volume in owners - set(found):
+        _observe_or_error(directory, volume, found)
+    return dict(sorted(found.items()))
+
+
+def _observe_or_error(
+    directory: ShareDirectory, name: str, found: dict[str, Observed | StorageError]
+) -> Observed | StorageError | None:
+    """The volume, entered into ``found``; None where it went away meanwhile."""
+    try:
+        observed: Observed | StorageError | None = observe(directory, name)
+    except StorageError as error:
+        observed = error
+    if observed is not None:
+        found[name] = observed
+    return observed
 
 
 def _is_regular(directory: ShareDirectory, name: str) -> bool:

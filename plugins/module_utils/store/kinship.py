@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Dict, List, Mapping
 
 from ..errors import Conflict, StorageError, UnsafeImage
 from ..model import Image, Parent, Volume, is_safe_file_name
@@ -145,18 +146,25 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
     return found
 
 
-def scan_backings(directory: ShareDirectory, tolerant: bool = False) -> tuple[tuple[str, str], ...]:
-    """(file, its backing file) for everything on the share that may be an overlay.
+Backings = Dict[str, List[str]]  # backing file → the files whose headers name it
+
+
+def scan_backings(directory: ShareDirectory, tolerant: bool = False, known: Mapping[str, str | None] | None = None) -> Backings:
+    """Who rests on whom, for everything on the share that may be an overlay.
 
     Headers decide, whatever the records say; files recorded as raw are disks of guests and are not believed.
 
     :param tolerant: pass over files that cannot be read. Only for who looks: such a file can be a linked clone, and what it
         rests on would be merged or removed under it.
+    :param known: file → backing file of files that the caller has just read; their headers are not read once more.
     :raises StorageError, OSError: a file cannot be read.
     """
-    found = []
+    found: Backings = {}
+    for file, backing in (known or {}).items():
+        if backing is not None:
+            found.setdefault(backing, []).append(file)
     for file in directory.root.names():
-        if not is_safe_file_name(file) or file.endswith(".info"):
+        if not is_safe_file_name(file) or file.endswith(".info") or (known is not None and file in known):
             continue
         try:
             backing = _backing_of_unknown(directory, file)
@@ -165,15 +173,15 @@ def scan_backings(directory: ShareDirectory, tolerant: bool = False) -> tuple[tu
                 raise
             continue
         if backing is not None and not _recorded_raw(directory, file):
-            found.append((file, backing))
-    return tuple(found)
+            found.setdefault(backing, []).append(file)
+    return found
 
 
-def dependents_of(directory: ShareDirectory, volume: Volume, backings: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+def dependents_of(directory: ShareDirectory, volume: Volume, backings: Backings) -> tuple[tuple[str, str], ...]:
     """(linked clone, file of ``volume`` that it rests on), from what :func:`scan_backings` found."""
-    own, chain = set(volume.own_files), set(volume.files)
-    found = [(file, backing) for file, backing in backings if backing in own and file not in chain]
-    return tuple((owner_of(directory, file) or file, backing) for file, backing in found)
+    chain = set(volume.files)
+    found = [(file, backing) for backing in volume.own_files for file in backings.get(backing, ()) if file not in chain]
+    return tuple((owner_of(directory, file) or file, backing) for file, backing in sorted(found))
 
 
 def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
