@@ -332,10 +332,18 @@ def _run_many(module: AnsibleModule, wanted: list, kind: str) -> None:
         params = arguments.merged(given, module.params)
         if given.get("names") and not given.get("name"):
             params["name"] = None
-        finder.prepare(params["share"], params["mount_base"])
-        items.append(bulk.Item(_item_name(params), frozenset([str(params["volume"])]), lambda params=params: _run(params, options, finder)))
+        items.append(_item(params, finder))
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
-    arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel), kind)
+    arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, options), kind)
+
+
+def _item(params: dict, finder):
+    from ..module_utils.operations import bulk
+
+    candidates, volume = finder.prepare(params["share"], params["mount_base"]), str(params["volume"])
+    deletes = candidates and (params["state"] != "present" or params["keep"])
+    deletion = bulk.Deletion(candidates, volume, moves_data=True) if deletes else None
+    return bulk.Item(_item_name(params), frozenset([volume]), lambda options: _run(params, options, finder), deletion)
 
 
 def _run_group(module: AnsibleModule) -> None:

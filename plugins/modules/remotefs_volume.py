@@ -401,11 +401,18 @@ def _run_many(module: AnsibleModule) -> None:
     options, finder, items = arguments.options(module), placement.Finder(), []
     for given in module.params["volumes"]:
         params = arguments.merged(given, module.params)
-        finder.prepare(params["share"], params["mount_base"])
-        names = {str(params["name"])} | ({params["source"]["volume"]} if params["source"] else set())
-        items.append(bulk.Item(str(params["name"]), frozenset(names), lambda params=params: _run(params, options, finder)))
+        items.append(_item(params, finder))
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
-    arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel), "volumes")
+    arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, options), "volumes")
+
+
+def _item(params: dict, finder):
+    from ..module_utils.operations import bulk
+
+    candidates, name = finder.prepare(params["share"], params["mount_base"]), str(params["name"])
+    names = {name} | ({params["source"]["volume"]} if params["source"] else set())
+    deletion = bulk.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
+    return bulk.Item(name, frozenset(names), lambda options: _run(params, options, finder), deletion)
 
 
 def _run_one(module: AnsibleModule) -> dict:

@@ -27,16 +27,16 @@ def test_all_are_attempted_in_order_and_each_has_its_own_result(tmp_path: Path) 
 
     def create(name: str, size: int) -> bulk.Item:
         request = volumes.VolumeRequest(shares, VolumeWish(name, size=size))
-        return bulk.Item(name, frozenset([name]), lambda: volumes.ensure_present(request, Options()))
+        return bulk.Item(name, frozenset([name]), lambda options: volumes.ensure_present(request, options))
 
     wanted = [(f"v{number}", MIB) for number in range(60)]
     wanted[7] = ("bad name", MIB)
-    results = bulk.run_all([create(name, size) for name, size in wanted], 8)
+    results = bulk.run_all([create(name, size) for name, size in wanted], 8, Options())
     assert [index for index, result in enumerate(results) if isinstance(result, StorageError)] == [7]
     assert [result.name for result in results if not isinstance(result, StorageError)] == [
         name for name, _size in wanted if name != "bad name"
     ]
-    again = bulk.run_all([create(name, size) for name, size in wanted if name != "bad name"], 8)
+    again = bulk.run_all([create(name, size) for name, size in wanted if name != "bad name"], 8, Options())
     assert not any(result.changed for result in again)
 
 
@@ -46,10 +46,10 @@ def test_items_of_one_volume_keep_their_order(tmp_path: Path) -> None:
 
     def take(name: str) -> bulk.Item:
         request = snapshots.SnapshotRequest(shares, "v", SnapshotWish(name))
-        return bulk.Item("v", frozenset(["v"]), lambda: snapshots.take(request, Options()))
+        return bulk.Item("v", frozenset(["v"]), lambda options: snapshots.take(request, options))
 
     names = [f"s{number}" for number in range(12)]
-    assert all(result.changed for result in bulk.run_all([take(name) for name in names], 8))
+    assert all(result.changed for result in bulk.run_all([take(name) for name in names], 8, Options()))
     (found,) = volumes.list_volumes(shares.shares[0], ["v"])
     assert [one["name"] for one in found["snapshots"]] == names
 

@@ -157,7 +157,7 @@ def test_the_share_with_most_room_within_the_policy(tmp_path: Path, monkeypatch:
 
     def chosen(needed: int, at_once: int = 0, names: tuple = tuple(figures), **policy: float) -> str:
         candidates = placement.Candidates(tuple(shares[name] for name in names))
-        return Path(placement.choose(candidates, needed * MIB, at_once * MIB, placement.Policy(**policy)).path).name
+        return Path(placement.choose(candidates, needed * MIB, at_once * MIB, placement.Policy(**policy), placement.Ledger()).path).name
 
     assert chosen(10) == "large"
     assert chosen(10, names=("small", "full")) == "small"

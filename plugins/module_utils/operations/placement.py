@@ -48,12 +48,12 @@ class Finder:
             self._known[key] = find_candidates(names, mount_base)
         return self._known[key]
 
-    def prepare(self, names: Iterable[str] | None, mount_base: str) -> None:
+    def prepare(self, names: Iterable[str] | None, mount_base: str) -> Candidates | None:
         """Look them up before threads start, because asking a server forks; an error waits for the item that meets it."""
         try:
-            self.find(names or (), mount_base)
+            return self.find(names or (), mount_base)
         except StorageError:
-            pass
+            return None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ..store import in_use, inventory, kinship
 from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
 from . import report
+from .holding import Holding
 from .placement import Ledger
 
 
@@ -34,7 +35,7 @@ class Options:
     """How a task works, whatever it does. ``lock_timeout`` in seconds; ``discard`` gives up a record that cannot be honoured.
 
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
-    ``ledger`` is what all volumes of a share together take.
+    ``ledger`` is what all volumes of a share together take; ``holding`` the locks under which a part of a bulk task works.
     """
 
     check: bool = False
@@ -45,6 +46,7 @@ class Options:
     warn: Callable[[str], None] = lambda _text: None
     world: dict = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    holding: Holding | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,10 @@ class Workspace:
             for share in every.values():
                 _require_writable(share)
             return
+        holding = self.options.holding
+        if holding is not None:
+            self._locks = [holding.lock_of(every[pair], pair[1], pair not in exclusive) for pair in sorted(every)]
+            return
         for path, name in sorted(every):
             directory, reading = self.directory(every[(path, name)]), (path, name) not in exclusive
             lock = VolumeLock(directory, name, self.options.lock_timeout, self.options.break_lock, reading)
@@ -180,9 +186,33 @@ class Workspace:
             for share in shares:
                 self.directory(share).look_afresh()
 
+    def backings(self, share: Share) -> kinship.Backings:
+        """Who rests on whom, read under the locks that are held. :raises StorageError, OSError: a file cannot be read."""
+        holding = self.options.holding
+        return holding.backings() if holding is not None else kinship.scan_backings(self.directory(share))
+
     def executor(self, share: Share, source: CopySource | None = None) -> Executor:
         descriptors = tuple(fd for lock in self._locks for fd in lock.descriptors)
         return Executor(self.directory(share), descriptors, self.options.warn, self.options.assume_unused, source)
+
+    def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
+        """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does."""
+        try:
+            self.executor(share, source).apply(plan)
+        finally:
+            self._follow([plan])
+
+    def finish(self, share: Share, interrupted: Interrupted) -> None:
+        """End what an interrupted task left."""
+        try:
+            self.executor(share).finish(interrupted)
+        finally:
+            self._follow([one.plan for one in interrupted.resumptions])
+
+    def _follow(self, plans: Iterable[Plan]) -> None:
+        if self.options.holding is not None:
+            for plan in plans:
+                self.options.holding.follow(plan)
 
     def forget_locks(self) -> None:
         for lock in self._locks:
@@ -205,12 +235,12 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
         interrupted = _interrupted(work, directory, name)
     recovered = interrupted.describe()
     if interrupted and not work.options.check:
-        work.executor(share).finish(interrupted)
+        work.finish(share, interrupted)
     if not work.options.check:
         forget_groups(directory)
     volume = _look(work, share, name, said, interrupted)
     if volume is not None and dependents:
-        volume = replace(volume, dependents=kinship.dependents_of(directory, volume, kinship.scan_backings(directory)))
+        volume = replace(volume, dependents=kinship.dependents_of(directory, volume, work.backings(share)))
     return volume, recovered
 
 
@@ -237,14 +267,12 @@ def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume
         return (*settle(work, share, name, dependents=True), ())
     left = Interrupted((), interrupted.leftovers)
     if not work.options.check:
-        work.executor(share).finish(left)
+        work.finish(share, left)
     volume, told = observed.volume, [replace(one, outcome="discarded", plan=replace(one.plan, steps=())).describe() for one in begun]
     made = {file for one in begun if one.plan.after for file in one.plan.after.own_files}
     strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)
-    backings = {
-        backing: [file for file in files if file not in strays] for backing, files in kinship.scan_backings(directory).items()
-    }
-    volume = replace(volume, dependents=kinship.dependents_of(directory, volume, backings))
+    dependents = kinship.dependents_of(directory, volume, work.backings(share), strays)
+    volume = replace(volume, dependents=dependents)
     return volume, told + left.describe(), tuple(sorted(file for file in strays if directory.root.status(file) is not None))
 
 
@@ -275,7 +303,7 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
         after = report.volume(plan.after, share, before["in_use"] if before else False) if plan.after else None
     else:
         if plan.changed:
-            work.executor(share, source).apply(plan)
+            work.apply(share, plan, source)
         after = _observed_after(directory, plan)
     work.options.ledger.follow(share, plan.before, plan.after)
     return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after)

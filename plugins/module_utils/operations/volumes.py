@@ -275,7 +275,7 @@ def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
     with ShareDirectory(share) as directory:
         found = inventory.survey(directory)
         wanted = [name for name in found if not patterns or any(fnmatch.fnmatchcase(name, glob) for glob in patterns)]
-        backings = kinship.scan_backings(directory, tolerant=True, known=_headers_in(found)) if wanted else {}
+        backings = kinship.scan_backings(directory, tolerant=True, known=_headers_in(found)) if wanted else kinship.Backings()
         return [_told(directory, name, found[name], backings) for name in wanted]
 
 

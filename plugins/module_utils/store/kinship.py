@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Dict, List, Mapping
+from typing import Collection, Mapping
 
 from ..errors import Conflict, StorageError, UnsafeImage
 from ..model import Image, Parent, Volume, is_safe_file_name
@@ -146,7 +146,25 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
     return found
 
 
-Backings = Dict[str, List[str]]  # backing file → the files whose headers name it
+class Backings:
+    """Which file rests on which, as their headers say."""
+
+    def __init__(self) -> None:
+        self._below: dict[str, str] = {}
+        self._above: dict[str, frozenset[str]] = {}
+
+    def above(self, file: str) -> list[str]:
+        """The files that rest on ``file`` directly."""
+        return sorted(self._above.get(file, ()))
+
+    def put(self, file: str, backing: str | None) -> None:
+        """``file`` rests on ``backing``, or on nothing, whatever was known of it before."""
+        before = self._below.pop(file, None)
+        if before is not None:
+            self._above[before] -= {file}
+        if backing is not None:
+            self._below[file] = backing
+            self._above[backing] = self._above.get(backing, frozenset()) | {file}
 
 
 def scan_backings(directory: ShareDirectory, tolerant: bool = False, known: Mapping[str, str | None] | None = None) -> Backings:
@@ -159,28 +177,32 @@ def scan_backings(directory: ShareDirectory, tolerant: bool = False, known: Mapp
     :param known: file → backing file of files that the caller has just read; their headers are not read once more.
     :raises StorageError, OSError: a file cannot be read.
     """
-    found: Backings = {}
+    found = Backings()
     for file, backing in (known or {}).items():
-        if backing is not None:
-            found.setdefault(backing, []).append(file)
+        found.put(file, backing)
     for file in directory.root.names():
         if not is_safe_file_name(file) or file.endswith(".info") or (known is not None and file in known):
             continue
         try:
-            backing = _backing_of_unknown(directory, file)
+            found.put(file, backing_of(directory, file))
         except (OSError, StorageError):
             if not tolerant:
                 raise
-            continue
-        if backing is not None and not _recorded_raw(directory, file):
-            found.setdefault(backing, []).append(file)
     return found
 
 
-def dependents_of(directory: ShareDirectory, volume: Volume, backings: Backings) -> tuple[tuple[str, str], ...]:
-    """(linked clone, file of ``volume`` that it rests on), from what :func:`scan_backings` found."""
-    chain = set(volume.files)
-    found = [(file, backing) for backing in volume.own_files for file in backings.get(backing, ()) if file not in chain]
+def backing_of(directory: ShareDirectory, file: str) -> str | None:
+    """What a file that may be an overlay rests on; None for everything else, and where nothing has that name."""
+    backing = _backing_of_unknown(directory, file)
+    return None if backing is None or _recorded_raw(directory, file) else backing
+
+
+def dependents_of(
+    directory: ShareDirectory, volume: Volume, backings: Backings, besides: Collection[str] = ()
+) -> tuple[tuple[str, str], ...]:
+    """(linked clone, file of ``volume`` that it rests on), ``besides`` files that do not count."""
+    chain = {*volume.files, *besides}
+    found = [(file, backing) for backing in volume.own_files for file in backings.above(backing) if file not in chain]
     return tuple((owner_of(directory, file) or file, backing) for file, backing in sorted(found))
 
 

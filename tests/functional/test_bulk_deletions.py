@@ -1,0 +1,231 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Deletions in bulk: one look at the share for many volumes, and still nothing is removed on which something rests."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils import errors
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, holding, placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store import kinship
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def shares(tmp_path: Path) -> placement.Candidates:
+    return placement.Candidates((Share(str(tmp_path), str(tmp_path), "directory"),))
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list:
+    """How often all headers of a share were read."""
+    counted: list = []
+    scan = kinship.scan_backings
+    monkeypatch.setattr(kinship, "scan_backings", lambda *args, **named: (counted.append(1), scan(*args, **named))[1])
+    return counted
+
+
+def make(shares: placement.Candidates, name: str, source: volumes.SourceRequest | None = None) -> None:
+    size = None if source else 4 * MIB
+    volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish(name, size=size), source), Options())
+
+
+def take(shares: placement.Candidates, volume: str, name: str) -> None:
+    snapshots.take(snapshots.SnapshotRequest(shares, volume, SnapshotWish(name)), Options())
+
+
+def write(shares: placement.Candidates, name: str, value: int, offset: int = 0) -> None:
+    (volume,) = volumes.list_volumes(shares.shares[0], [name])
+    subprocess.run(
+        ["qemu-io", "-f", volume["format"], "-c", f"write -P {value} {offset} 64k", volume["path"]], check=True, capture_output=True
+    )
+
+
+def content(shares: placement.Candidates, name: str, into: Path) -> str:
+    (volume,) = volumes.list_volumes(shares.shares[0], [name])
+    raw = into / "read"
+    subprocess.run(["qemu-img", "convert", "-f", volume["format"], "-O", "raw", volume["path"], raw], check=True)
+    return hashlib.sha256(raw.read_bytes()).hexdigest()
+
+
+def removal(shares: placement.Candidates, name: str) -> bulk.Item:
+    run = lambda options: volumes.ensure_absent(shares, name, True, options)  # noqa: E731
+    return bulk.Item(name, frozenset([name]), run, bulk.Deletion(shares, name))
+
+
+def deletion(shares: placement.Candidates, volume: str, *names: str) -> bulk.Item:
+    run = lambda options: snapshots.delete(shares, volume, list(names), options)  # noqa: E731
+    return bulk.Item(volume, frozenset([volume]), run, bulk.Deletion(shares, volume, moves_data=True))
+
+
+def names_on(shares: placement.Candidates) -> list[str]:
+    return [volume["name"] for volume in volumes.list_volumes(shares.shares[0], [])]
+
+
+def codes(results: list[Outcome | errors.StorageError]) -> list[str]:
+    return [result.error_code if isinstance(result, errors.StorageError) else "" for result in results]
+
+
+def test_many_volumes_are_removed_with_one_look_at_the_share(shares: placement.Candidates, scans: list) -> None:
+    wanted = [f"v{number}" for number in range(40)]
+    for name in [*wanted, "stays"]:
+        make(shares, name)
+    results = bulk.run_all([removal(shares, name) for name in wanted], 4, Options())
+    assert [result.name for result in results] == wanted and all(result.changed for result in results)
+    assert names_on(shares) == ["stays"]
+    assert len(scans) == 2, "one for the removals, one for the list"
+    assert not any(path.name.split(".")[0] in wanted for path in (Path(shares.shares[0].path) / ".remotefs").rglob("*"))
+
+
+def test_what_a_clone_rests_on_stays_and_goes_after_it(shares: placement.Candidates) -> None:
+    make(shares, "golden")
+    take(shares, "golden", "v1")
+    make(shares, "clone", volumes.SourceRequest("golden", "v1", linked=True))
+    make(shares, "other")
+    items = [removal(shares, name) for name in ("golden", "other", "clone")]
+    assert codes(bulk.run_all(items, 4, Options())) == ["has_dependents", "", ""]
+    make(shares, "clone", volumes.SourceRequest("golden", "v1", linked=True))
+    make(shares, "other")
+    assert codes(bulk.run_all([removal(shares, name) for name in ("clone", "other", "golden")], 4, Options())) == ["", "", ""]
+    assert names_on(shares) == []
+
+
+def test_a_clone_that_comes_to_rest_on_another_file_is_noticed(
+    shares: placement.Candidates, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The clone's own lowest file goes: the one above it then rests on the parent, which no header said when the batch began."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    make(shares, "golden")
+    write(shares, "golden", 7)
+    take(shares, "golden", "v1")
+    make(shares, "clone", volumes.SourceRequest("golden", "v1", linked=True))
+    for value, snapshot in ((1, "a"), (2, "b"), (3, "c")):
+        write(shares, "clone", value, value * 65536)
+        take(shares, "clone", snapshot)
+    before = content(shares, "clone", scratch)
+    items = [deletion(shares, "clone", "a", "b", "c"), deletion(shares, "golden", "v1"), removal(shares, "golden")]
+    results = bulk.run_all(items, 4, Options())
+    assert codes(results)[0] == "" and codes(results)[2] == "has_dependents", results
+    assert content(shares, "clone", scratch) == before
+
+
+def test_a_file_that_the_batch_itself_repoints_counts(shares: placement.Candidates) -> None:
+    """As above, on what the batch knows: the header is read again after each change."""
+    make(shares, "golden")
+    take(shares, "golden", "v1")
+    make(shares, "clone", volumes.SourceRequest("golden", "v1", linked=True))
+    take(shares, "clone", "a")
+    with holding.Holding(shares.shares[0]) as held:
+        held.take(["clone", "golden"])
+        assert held.backings().above("golden") == ["clone", "golden.v1"]
+        outcome = snapshots.delete(shares, "clone", ["a"], Options(holding=held))
+        (left,) = {"clone", "clone.a"} & {path.name for path in Path(shares.shares[0].path).iterdir()}
+        assert outcome.changed and held.backings().above("golden") == [left, "golden.v1"]
+        assert held.backings().above("clone") == []
+
+
+def test_a_volume_that_somebody_holds_is_waited_for_and_the_others_are_not(shares: placement.Candidates) -> None:
+    for number in range(4):
+        make(shares, f"v{number}")
+    order: list[str] = []
+    entered, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Workspace(Options()) as work:
+            work.lock([(shares.shares[0], "v1")])
+            entered.set()
+            done.wait(30)
+
+    def noted(name: str) -> bulk.Item:
+        def run(options: Options) -> Outcome:
+            outcome = volumes.ensure_absent(shares, name, True, options)
+            order.append(name)
+            if len(order) == 3:
+                done.set()
+            return outcome
+
+        return bulk.Item(name, frozenset([name]), run, bulk.Deletion(shares, name))
+
+    other = threading.Thread(target=hold)
+    other.start()
+    entered.wait()
+    results = bulk.run_all([noted(f"v{number}") for number in range(4)], 2, Options())
+    other.join()
+    assert order[-1] == "v1" and sorted(order) == ["v0", "v1", "v2", "v3"]
+    assert codes(results) == [""] * 4 and names_on(shares) == []
+
+
+def test_one_that_stays_locked_fails_alone(shares: placement.Candidates) -> None:
+    for number in range(3):
+        make(shares, f"v{number}")
+    with Workspace(Options()) as work:
+        work.lock([(shares.shares[0], "v1")])
+        results = bulk.run_all([removal(shares, f"v{number}") for number in range(3)], 2, Options(lock_timeout=0.2))
+    assert codes(results) == ["", "lock_timeout", ""] and names_on(shares) == ["v1"]
+
+
+def test_items_in_between_keep_their_place(shares: placement.Candidates) -> None:
+    """Deletions are batched with their neighbours only: what stands before and after them comes before and after."""
+    make(shares, "v")
+
+    def create(options: Options) -> Outcome:
+        return volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish("v", size=8 * MIB)), options)
+
+    items = [removal(shares, "v"), bulk.Item("v", frozenset(["v"]), create), removal(shares, "w"), removal(shares, "x")]
+    results = bulk.run_all(items, 4, Options())
+    assert [result.changed for result in results] == [True, True, False, False]
+    assert volumes.list_volumes(shares.shares[0], ["v"])[0]["size"] == 8 * MIB
+
+
+def test_check_mode_takes_no_lock_and_looks_once(shares: placement.Candidates, scans: list) -> None:
+    for number in range(10):
+        make(shares, f"v{number}")
+    with Workspace(Options()) as work:
+        work.lock([(shares.shares[0], "v1")])
+        results = bulk.run_all([removal(shares, f"v{number}") for number in range(10)], 1, Options(check=True))
+    assert all(result.changed for result in results) and len(scans) == 1
+    assert len(names_on(shares)) == 10
+
+
+def test_the_lock_is_free_once_a_volume_is_done(shares: placement.Candidates) -> None:
+    """Nobody waits for the rest of a batch."""
+    for name in ("v0", "v1"):
+        make(shares, name)
+        take(shares, name, "a")
+    free: list[bool] = []
+
+    def then_look(options: Options) -> Outcome:
+        outcome = snapshots.delete(shares, "v1", ["a"], options)
+        with Workspace(Options(lock_timeout=0)) as work:
+            work.lock([(shares.shares[0], "v0")])
+            free.append(True)
+        return outcome
+
+    items = [deletion(shares, "v0", "a"), bulk.Item("v1", frozenset(["v1"]), then_look, bulk.Deletion(shares, "v1"))]
+    assert codes(bulk.run_all(items, 1, Options())) == ["", ""] and free == [True]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_share_that_is_ill_is_told_by_each(shares: placement.Candidates, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    for number in range(3):
+        make(shares, f"v{number}")
+
+    def ill(*_args: object, **_named: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(kinship, "scan_backings", ill)
+    results = bulk.run_all([removal(shares, f"v{number}") for number in range(count, 3)], 2, Options())
+    assert all(isinstance(result, errors.StorageError) for result in results)
+    monkeypatch.undo()
+    assert len(names_on(shares)) == 3
