@@ -28,10 +28,11 @@ from .layout import (
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
 _KNOWN_INCOMPATIBLE = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
-_OFFSET = 0x00FFFFFFFFFFFE00  # of an L2 table in its L1 entry, of a cluster in its L2 entry
-_COMPRESSED = 1 << 62
+_OFFSET = 0x00FFFFFFFFFFFE00  # of an L2 table in its L1 entry
+_MASKED = {mask: bytes(1 if value & mask else 0 for value in range(256)) for mask in (0x01, 0x40, 0xFE, 0xFF)}
 _PAGE = 4096  # holds all that headers have to say, but for foreign ones
 _MOST_L2_BYTES = 256 << 20  # what :func:`allocation` reads; its answer is an eighth of it or less
+_MAX_REFCOUNT_TABLE = 8 << 20  # bytes
 _CHUNK = 1 << 20
 
 
@@ -207,6 +208,8 @@ def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
         body = offset + EXTENSION.size
         if body + length > min(limit, len(data)):
             raise _Beyond("its header extensions run out of the header cluster")
+        if kind == EXT_END and length:
+            raise Qcow2Error("its header extensions' end marker has a length")
         if kind == EXT_END:
             break
         if kind in found:
@@ -230,7 +233,7 @@ def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str
     if not 0 < length <= MAX_BACKING_NAME or offset < header_length:
         raise Qcow2Error("its backing name lies where the format wants none")
     if offset + length > len(data):
-        raise _Beyond("its backing name lies outside the header cluster")
+        raise _Beyond("its backing name lies outside the header cluster, or behind its first 64 KiB")
     try:
         name = data[offset : offset + length].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -245,8 +248,10 @@ def _check_geometry(header: Header, refcount_offset: int, refcount_clusters: int
         raise Qcow2Error(f"its virtual size of {header.size} bytes is invalid")
     if header.l1_entries * 8 > MAX_L1_BYTES or header.l1_needed(header.size) > header.l1_entries:
         raise Qcow2Error("its L1 table does not fit its size")
-    if not refcount_offset or not refcount_clusters or (header.l1_entries and not header.l1_offset):
-        raise Qcow2Error("it has no reference counts or no L1 table")
+    if not refcount_offset or not 0 < refcount_clusters * header.cluster_size <= _MAX_REFCOUNT_TABLE:
+        raise Qcow2Error("it has no table of reference counts, or one larger than QEMU takes")
+    if header.l1_entries and not header.l1_offset:
+        raise Qcow2Error("it has no L1 table")
     if refcount_offset % header.cluster_size or header.l1_offset % header.cluster_size:
         raise Qcow2Error("its tables are not where the format wants them")
     if header.l1_offset + header.l1_entries * 8 > file_size or refcount_offset >= file_size:
@@ -307,17 +312,31 @@ def _l2_tables(fd: int, header: Header, most: int) -> dict[int, int] | None:
 
 
 def _kinds(table: bytes, header: Header) -> bytes:
+    """One byte per entry of an L2 table, by a few operations on all entries at once.
+
+    Section "Standard Cluster Descriptor": bit 0 means zeros, but not in a compressed cluster's entry (bit 62). Section
+    "Extended L2 Entries": the lower half of the bitmap means data, the upper half zeros.
+    """
+    table = table.ljust(header.cluster_size, b"\0")
     if table.count(0) == len(table):
         return bytes(header.l2_entries)
-    words = struct.unpack(f">{header.cluster_size // 8}Q", table.ljust(header.cluster_size, b"\0"))
-    return bytes(map(_kind_of_extended, words[::2], words[1::2]) if header.extended_l2 else map(_kind, words))
+    if header.extended_l2:
+        data = _where(table[0::16], 0x40) | _any_of(table, range(12, 16), 16)
+        zeros = _any_of(table, range(8, 12), 16) & ~data
+    else:
+        compressed, zeros = _where(table[0::8], 0x40), _where(table[7::8], 0x01)
+        zeros &= ~compressed
+        data = compressed | (_any_of(table, range(1, 6), 8) | _where(table[6::8], 0xFE)) & ~zeros
+    return (data | zeros << 1).to_bytes(header.l2_entries, "big")
 
 
-def _kind(entry: int) -> int:
-    """Section "Standard Cluster Descriptor": bit 0 means zeros, but not in a compressed cluster's entry (bit 62)."""
-    return 1 if entry & _COMPRESSED else 2 if entry & 1 else 1 if entry & _OFFSET else 0
+def _any_of(table: bytes, places: range, step: int) -> int:
+    found = 0
+    for place in places:
+        found |= _where(table[place::step], 0xFF)
+    return found
 
 
-def _kind_of_extended(entry: int, bitmap: int) -> int:
-    """Section "Extended L2 Entries": the lower half of the bitmap means data, the upper half zeros."""
-    return 1 if bitmap & 0xFFFFFFFF or entry & _COMPRESSED else 2 if bitmap else 0
+def _where(column: bytes, mask: int) -> int:
+    """A number with a byte 1 for each byte of ``column`` that has a bit of ``mask``, and a byte 0 for the others."""
+    return int.from_bytes(column.translate(_MASKED[mask]), "big")
