@@ -342,7 +342,7 @@ def _item(params: dict, finder):
 
     candidates, volume = finder.prepare(params["share"], params["mount_base"]), str(params["volume"])
     deletes = candidates and (params["state"] != "present" or params["keep"])
-    deletion = bulk.Deletion(candidates, volume, moves_data=True) if deletes else None
+    deletion = bulk.Deletion(candidates, volume) if deletes else None
     return bulk.Item(_item_name(params), frozenset([volume]), lambda options: _run(params, options, finder), deletion)
 
 

@@ -66,7 +66,7 @@ def removal(shares: placement.Candidates, name: str) -> bulk.Item:
 
 def deletion(shares: placement.Candidates, volume: str, *names: str) -> bulk.Item:
     run = lambda options: snapshots.delete(shares, volume, list(names), options)  # noqa: E731
-    return bulk.Item(volume, frozenset([volume]), run, bulk.Deletion(shares, volume, moves_data=True))
+    return bulk.Item(volume, frozenset([volume]), run, bulk.Deletion(shares, volume))
 
 
 def names_on(shares: placement.Candidates) -> list[str]:
@@ -214,6 +214,25 @@ def test_the_lock_is_free_once_a_volume_is_done(shares: placement.Candidates) ->
 
     items = [deletion(shares, "v0", "a"), bulk.Item("v1", frozenset(["v1"]), then_look, bulk.Deletion(shares, "v1"))]
     assert codes(bulk.run_all(items, 1, Options())) == ["", ""] and free == [True]
+
+
+def test_volumes_whose_turn_does_not_come_are_given_back(shares: placement.Candidates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one deletion of the batch takes long, others get the volumes behind it; they are deleted all the same, later."""
+    monkeypatch.setattr(bulk, "_PATIENCE", 0.1)
+    for name in ("slow", "v1", "v2"):
+        make(shares, name)
+    seen: list[bool] = []
+
+    def takes_long(options: Options) -> Outcome:
+        for name in ("v1", "v2"):
+            with Workspace(Options(lock_timeout=20)) as work:
+                work.lock([(shares.shares[0], name)])
+                seen.append(name in names_on(shares))
+        return volumes.ensure_absent(shares, "slow", True, options)
+
+    slow = bulk.Item("slow", frozenset(["slow"]), takes_long, bulk.Deletion(shares, "slow"))
+    results = bulk.run_all([slow, removal(shares, "v1"), removal(shares, "v2")], 1, Options())
+    assert seen == [True, True] and codes(results) == [""] * 3 and names_on(shares) == []
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -20,19 +20,16 @@ from . import placement
 from .holding import Holding, NotHeld
 from .transaction import Options, Outcome
 
-_MOST_HELD = 200  # locks at once: each is an open file, and others wait for all of them
+_MOST_HELD = 200  # locks at once, each of them an open file
+_PATIENCE = 10  # seconds after which volumes of a batch whose turn has not come are given back, because others may wait for them
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """An item's volume, of which something is going to be deleted, and where that may be.
-
-    ``moves_data``: it can take long, while others wait for the locks of its whole batch.
-    """
+    """An item's volume, of which something is going to be deleted, and where that may be."""
 
     candidates: placement.Candidates
     volume: str
-    moves_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def _joined(names_of: dict[int, frozenset]) -> list[list[int]]:
 def _delete_in_batches(items: Sequence[Item], indexes: list[int], parallel: int, options: Options, results: Results) -> list[int]:
     """Run these deletions as far as their locks are free. Returns the indexes of those that are still to be run alone, in order."""
     left: list[int] = []
-    for share, batch in _batches(items, indexes, parallel, left):
+    for share, batch in _batches(items, indexes, left):
         try:
             with Holding(share, options.break_lock) as holding:
                 left += _delete_batch(items, batch, holding, parallel, options, results)
@@ -123,8 +120,8 @@ def _delete_in_batches(items: Sequence[Item], indexes: list[int], parallel: int,
     return sorted(set(left))
 
 
-def _batches(items: Sequence[Item], indexes: list[int], parallel: int, left: list[int]) -> Iterator[tuple[Share, list[int]]]:
-    """Deletions on one share, as many as should wait for each other's locks; those that cannot be located go to ``left``."""
+def _batches(items: Sequence[Item], indexes: list[int], left: list[int]) -> Iterator[tuple[Share, list[int]]]:
+    """Deletions on one share, as many as may be locked at once; those that cannot be located go to ``left``."""
     by_share: dict[str, tuple[Share, list[int]]] = {}
     for index in indexes:
         share = _share_of(items[index].deletion)
@@ -133,10 +130,8 @@ def _batches(items: Sequence[Item], indexes: list[int], parallel: int, left: lis
         else:
             by_share.setdefault(share.path, (share, []))[1].append(index)
     for share, found in by_share.values():
-        slow = any(deletion.moves_data for deletion in (items[index].deletion for index in found) if deletion)
-        size = min(_MOST_HELD, 4 * parallel) if slow else _MOST_HELD
-        for start in range(0, len(found), size):
-            yield share, found[start : start + size]
+        for start in range(0, len(found), _MOST_HELD):
+            yield share, found[start : start + _MOST_HELD]
 
 
 def _share_of(deletion: Deletion | None) -> Share | None:
@@ -151,7 +146,7 @@ def _share_of(deletion: Deletion | None) -> Share | None:
 def _delete_batch(
     items: Sequence[Item], batch: list[int], holding: Holding, parallel: int, options: Options, results: Results
 ) -> list[int]:
-    """Returns the indexes of items that need locks which the holding has not."""
+    """Returns the indexes of items that need locks which the holding has not, or whose turn did not come in time."""
     volumes = {index: items[index].deletion.volume for index in batch}  # type: ignore[union-attr]
     if not options.check:
         holding.take(volumes.values())
@@ -168,8 +163,26 @@ def _delete_batch(
             except NotHeld:  # and the rest of the row keeps its place behind this one
                 left.extend(row[position:])
                 break
+        release(row)
+
+    def release(row: list[int]) -> None:
         for name in {name for index in row for name in families[index]}:
             holding.release(name)
 
-    _spread(run_row, _joined(families), parallel)
+    for row in _spread_for_a_while(run_row, _joined(families), parallel):
+        left += row
+        release(row)
     return left
+
+
+def _spread_for_a_while(run_row: Callable[[list[int]], None], rows: list[list[int]], parallel: int) -> Iterator[list[int]]:
+    """Run rows side by side; yields those that were not begun in time, while the others are still at work."""
+    from concurrent.futures import ThreadPoolExecutor, wait
+
+    with ThreadPoolExecutor(max_workers=parallel) as pool:
+        futures = {pool.submit(run_row, row): row for row in rows}
+        late = wait(futures, timeout=_PATIENCE).not_done
+        yield from [row for future, row in futures.items() if future in late and future.cancel()]
+    for future in set(futures):
+        if not future.cancelled():
+            future.result()
