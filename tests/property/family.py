@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
@@ -100,6 +100,36 @@ class Family:
         self._or_refused("has_dependents" if refused else None, lambda options: volumes.ensure_absent(self.candidates, name, True, options))
         if not refused:
             del self.models[name]
+
+    def delete_many(self, wanted: list[tuple[str, list[str] | None]], parallel: int) -> None:
+        """One bulk task: of each volume delete these snapshots, or (None) the volume. It must end as one after the other."""
+        items, expected = [], []
+        for name, names in wanted:
+            items.append(self._deletion(name, names))
+            expected.append(self._expect_deletion(name, names))
+        results = bulk.run_all(items, parallel, Options(lock_timeout=5))
+        assert [getattr(result, "error_code", None) for result in results] == expected, results
+
+    def _deletion(self, name: str, names: list[str] | None) -> bulk.Item:
+        def run(options: Options) -> Outcome:
+            if names is None:
+                return volumes.ensure_absent(self.candidates, name, True, options)
+            return snapshots.delete(self.candidates, name, names, options)
+
+        return bulk.Item(name, frozenset([name]), run, bulk.Deletion(self.candidates, name))
+
+    def _expect_deletion(self, name: str, names: list[str] | None) -> str | None:
+        """Let the model follow; returns the code of the error that it must end with."""
+        model = self.models.get(name)
+        if model is None:
+            return None if names is None else "volume_not_found"
+        if any(self.resting_on(name, one) for one in (model.points if names is None else names)):
+            return "has_dependents"
+        if names is None:
+            del self.models[name]
+        for one in names or ():
+            model.points.pop(one, None)
+        return None
 
     def resting_on(self, name: str, snapshot: str) -> list[str]:
         return [clone for clone, model in self.models.items() if model.parent == (name, snapshot)]

@@ -26,6 +26,7 @@ OPERATION = st.one_of(
     st.tuples(st.just("clone"), PICK, PICK, st.just(True), st.integers(0, 3)),
     st.tuples(st.just("delete"), PICK, st.sets(PICK, min_size=1, max_size=3)),
     st.tuples(st.just("delete"), PICK, st.sets(PICK, min_size=1, max_size=3)),
+    st.tuples(st.just("many"), st.integers(1, 3), st.lists(st.tuples(PICK, st.sets(PICK, max_size=3)), min_size=2, max_size=5)),
     st.tuples(st.just("revert"), PICK, PICK),
     st.tuples(st.just("grow"), PICK, st.integers(1, 600)),
     st.tuples(st.just("flatten"), PICK),
@@ -52,6 +53,8 @@ def apply(family: Family, operation: tuple, number: int) -> None:
             family.clone(free[0], name, snapshot, linked, more * 4 * KIB)
     elif kind == "delete" and points:
         family.delete(name, sorted({points[index % len(points)] for index in arguments[0]}))
+    elif kind == "many":
+        family.delete_many([_one_of_many(family, names, *one) for one in arguments[0]], pick)
     elif kind == "revert" and points:
         family.revert(name, points[arguments[0] % len(points)])
     elif kind == "grow":
@@ -60,6 +63,13 @@ def apply(family: Family, operation: tuple, number: int) -> None:
         family.flatten(name)
     elif kind == "remove":
         family.remove(name)
+
+
+def _one_of_many(family: Family, names: list[str], pick: int, indexes: set[int]) -> tuple[str, list[str] | None]:
+    """A volume, and which of its snapshots are to go: none of them means all of the volume."""
+    name = names[pick % len(names)]
+    points = list(family.models[name].points)
+    return name, sorted({points[index % len(points)] for index in indexes}) if indexes and points else None
 
 
 def live(image_format: str, clone_of: int, operations: list) -> None:
