@@ -204,6 +204,7 @@ def _check_repoint(fd: int, header: qcow2.Header | None, before: dict, name: str
     now = qcow2.read_header(fd)
     _require((now.backing_file, now.backing_format) == (name, image_format), "repointed to something else")
     _require(_fixed(now) == _fixed(header), "repointing changed other fields")
+    _require_cleared(fd, now)
     data = os.pread(fd, 1 << 16, 0)
     _require(_others(extensions(data, now)) == _others(found), "repointing lost an extension")
     end = now.backing_offset + len(name)
@@ -225,6 +226,11 @@ def _fixed(header: qcow2.Header) -> tuple:
     )
 
 
+def _require_cleared(fd: int, header: qcow2.Header) -> None:
+    unknown = struct.unpack(">Q", os.pread(fd, 8, 88))[0] & ~1 if header.version == 3 else 0
+    _require(not unknown, "a written image keeps auto-clear features that nobody knows")
+
+
 def _others(found: list) -> list:
     return [(kind, body) for kind, body in found if kind not in (BACKING_FORMAT, FEATURE_NAMES)]
 
@@ -240,6 +246,7 @@ def _check_grow(fd: int, header: qcow2.Header | None, before: dict, by: int) -> 
     _require(header is not None and now.size == size and now.l1_entries >= header.l1_entries and by >= 0, "grown to something else")
     more = os.pread(fd, (now.l1_entries - header.l1_entries) * 8, header.l1_offset + header.l1_entries * 8)
     _require(not more.strip(b"\0"), "growing took entries into the L1 table that are not zero")
+    _require_cleared(fd, now)
     require_same_but(before, after, (24, 32), (36, 40), (88, 96))
     _require(0 <= after["size"] - before["size"] < now.cluster_size, "growing changed the file's length by more than a cluster")
     return ["grown"]
