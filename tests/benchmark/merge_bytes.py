@@ -13,22 +13,18 @@ above.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
-import re
 import shutil
 import subprocess
-import sys
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Sequence
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-PAGE = CHECKOUT / "docs" / "performance.md"
-MARKS = ("<!-- scripts/bench writes from here -->", "<!-- to here -->")
-MIB = 1 << 20
+from . import measuring
+from .measuring import MIB
+
+TITLE = "bytes of merges"
 
 
 @dataclass(frozen=True)
@@ -228,7 +224,7 @@ class Chain:
         return total.hexdigest()
 
 
-def measure(shape: Shape, scratch: Path) -> Result:
+def measure_shape(shape: Shape, scratch: Path) -> Result:
     """Everything of one shape. :raises AssertionError: a snapshot or the active data is not what it was."""
     chain = Chain(scratch / "share", shape).build()
     copies = [chain.copy(scratch / name) for name in ("top-down", "bottom-up")]
@@ -247,42 +243,24 @@ def measure(shape: Shape, scratch: Path) -> Result:
     return Result(shape.name, predicted, written, *one_by_one)
 
 
-def table(results: list[Result]) -> str:
-    lines = ["| chain | predicted | written | predicted / written | top-down | bottom-up |", "| --- | --- | --- | --- | --- | --- |"]
-    for one in results:
-        ratios = " | ".join(f"{value / one.written:.2f}" for value in (one.predicted, one.top_down, one.bottom_up))
-        lines.append(f"| {one.shape} | {one.predicted / MIB:.1f} MiB | {one.written / MIB:.1f} MiB | {ratios} |")
-    return "\n".join(lines)
-
-
-def write_page(text: str) -> None:
-    begin, end = MARKS
-    page = re.sub(f"{begin}.*{end}", lambda _found: f"{begin}\n\n{text}\n\n{end}", PAGE.read_text(), flags=re.DOTALL)
-    PAGE.write_text(page)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures what merges write, and prints a table.")
-    parser.add_argument("--write-docs", action="store_true", help="put the table into docs/performance.md")
-    parser.add_argument("--directory", help="where to work (default: the directory for temporary files)")
-    arguments = parser.parse_args()
+def measure(scratch: Path, full: bool) -> list[Result]:
     results = []
-    with tempfile.TemporaryDirectory(prefix="remotefs-bench-", dir=arguments.directory) as directory:
-        namespace = Path(directory, "tree", "ansible_collections", "remotefs")
-        namespace.mkdir(parents=True)
-        (namespace / "storage").symlink_to(CHECKOUT)
-        sys.path.insert(0, str(namespace.parents[1]))
-        for number, shape in enumerate(SHAPES):
-            scratch = Path(directory, str(number))
-            scratch.mkdir()
-            results.append(measure(shape, scratch))
-            print(f"{shape.name}: done", file=sys.stderr)
-    (CHECKOUT / "build").mkdir(exist_ok=True)
-    (CHECKOUT / "build" / "benchmark.json").write_text(json.dumps([asdict(one) for one in results], indent=1) + "\n")
-    print(table(results))
-    if arguments.write_docs:
-        write_page(table(results))
+    for number, shape in enumerate(SHAPES):
+        (scratch / str(number)).mkdir()
+        results.append(measure_shape(shape, scratch / str(number)))
+    return results
 
 
-if __name__ == "__main__":
-    main()
+def tables(results: Sequence[Result]) -> str:
+    return measuring.table(
+        ["chain", "predicted", "written", "predicted / written", "top-down", "bottom-up"],
+        [
+            [
+                one.shape,
+                f"{one.predicted / MIB:.1f} MiB",
+                f"{one.written / MIB:.1f} MiB",
+                *(f"{value / one.written:.2f}" for value in (one.predicted, one.top_down, one.bottom_up)),
+            ]
+            for one in results
+        ],
+    )

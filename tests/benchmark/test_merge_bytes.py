@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .merge_bytes import PAGE, SHAPES, Shape, measure
+from .measuring import PAGE
+from .merge_bytes import SHAPES, Shape, measure_shape
 
 WITHIN = 0.10
 RECORDS = 32 << 10  # bytes at most of .info, intent and records, which no estimate counts
@@ -21,7 +22,7 @@ RECORDS = 32 << 10  # bytes at most of .info, intent and records, which no estim
 def test_prediction(tmp_path: Path, shape: Shape) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    result = measure(shape, scratch)
+    result = measure_shape(shape, scratch)
     assert abs(result.predicted - result.written) <= WITHIN * result.written, result
     assert (result.written - RECORDS) * shape.saves <= min(result.top_down, result.bottom_up), result
 

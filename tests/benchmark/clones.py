@@ -1,0 +1,154 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Full clones of a volume of 1 GiB with 300 MiB of data, beside ``cp --reflink=auto --sparse=always`` of its file.
+
+A clone is durable when it is reported, and cp syncs nothing: both comparisons are shown, with the copy synced and with cp alone.
+Only the work is compared, as in merges.py. On XFS (from a file, where this user can mount one) blocks are shared; a volume with a
+snapshot is a chain, which is qemu-img's to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Sequence
+
+from . import measuring
+from .measuring import MIB
+
+TITLE = "full clones"
+GOALS = {"copy": 1.2}
+_SIZE, _DATA = 1024, 300  # MiB
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of a clone, of cp with fsync, and of cp alone; ``taken`` are the bytes that the clone has on disk."""
+
+    source: str
+    place: str
+    ours: float
+    synced: float
+    plain: float
+    taken: int
+
+
+def prepare(share: Path, image_format: str, snapshot: bool, size: int = _SIZE, filled: int = _DATA):
+    """A volume with its data in three pieces. Returns the candidates."""
+    from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+    from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+
+    share.mkdir()
+    candidates = placement.Candidates((Share(str(share), str(share), "directory"),))
+    wish = VolumeWish("vol", size=size * MIB, format=image_format)
+    volumes.ensure_present(volumes.VolumeRequest(candidates, wish), Options())
+    for number in range(3):
+        if snapshot and number == 2:
+            snapshots.take(snapshots.SnapshotRequest(candidates, "vol", SnapshotWish("s")), Options())
+        name, known = ("vol.s", "qcow2") if snapshot and number == 2 else ("vol", image_format)
+        command = f"write -q -P {number + 1} {number * size // 3}M {filled // 3}M"
+        subprocess.run(["qemu-io", "-f", known, "-c", command, name], check=True, cwd=share)
+    os.sync()
+    return candidates
+
+
+def measure_clones(name: str, place: str, share: Path, image_format: str, snapshot: bool, repeats: int, **sizes: int) -> Row:
+    from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+    from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import VolumeWish
+
+    candidates = prepare(share, image_format, snapshot, **sizes)
+    request = volumes.VolumeRequest(candidates, VolumeWish("copy", format=image_format), volumes.SourceRequest("vol", None))
+    taken = []
+
+    def clone() -> float:
+        qemu_img._version_checked.clear()
+        seconds = measuring.timed(lambda: volumes.ensure_present(request, Options()))
+        taken.append((share / "copy").stat().st_blocks * 512)
+        volumes.ensure_absent(candidates, "copy", False, Options())
+        os.sync()
+        return seconds
+
+    files = ["vol", "vol.s"] if snapshot else ["vol"]
+
+    def copy(sync: bool) -> float:
+        target = share.with_suffix(".copies")
+        target.mkdir()
+
+        def work() -> None:
+            subprocess.run(["cp", "--reflink=auto", "--sparse=always", *files, str(target)], check=True, cwd=share)
+            if sync:
+                for path in (*(target / file for file in files), target):
+                    fd = os.open(path, os.O_RDONLY)
+                    os.fsync(fd)
+                    os.close(fd)
+
+        seconds = measuring.timed(work)
+        shutil.rmtree(target)
+        os.sync()
+        return seconds
+
+    found = measuring.in_turns(repeats, {"ours": clone, "synced": lambda: copy(True), "plain": lambda: copy(False)})
+    shutil.rmtree(share)
+    return Row(name, place, found["ours"], found["synced"], found["plain"], max(taken))
+
+
+@contextlib.contextmanager
+def reflinking(scratch: Path) -> Iterator[Path | None]:
+    """A file system that can share blocks; None where this machine has no means to make one."""
+    if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None:
+        yield None
+        return
+    image, directory = scratch / "xfs", scratch / "mounted"
+    image.touch()
+    os.truncate(image, 3072 * MIB)
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", str(image)], check=True)
+    directory.mkdir()
+    if subprocess.run(["mount", "-o", "loop", str(image), str(directory)], stderr=subprocess.DEVNULL).returncode:
+        yield None
+        return
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+        image.unlink()
+
+
+def measure(scratch: Path, full: bool) -> list[Row]:
+    rows, repeats = [], 9 if full else 3
+    with reflinking(scratch) as shared:
+        for place, where in (("the directory", scratch), ("XFS with reflinks", shared)):
+            for name, image_format, snapshot in (
+                ("raw", "raw", False),
+                ("qcow2", "qcow2", False),
+                ("qcow2 with a snapshot", "qcow2", True),
+            ):
+                if where is not None:
+                    rows.append(measure_clones(name, place, where / "share", image_format, snapshot, repeats))
+    return rows
+
+
+def tables(rows: Sequence[Row]) -> str:
+    return measuring.table(
+        ["volume", "on", "clone", "cp and fsync", "clone / synced cp", "clone / cp alone", "on disk"],
+        [
+            [
+                row.source,
+                row.place,
+                measuring.seconds(row.ours),
+                measuring.seconds(row.synced),
+                measuring.ratio(row.ours, row.synced),
+                measuring.ratio(row.ours, row.plain),
+                f"{row.taken / MIB:.0f} MiB",
+            ]
+            for row in rows
+        ],
+    )
