@@ -44,4 +44,12 @@ options:
       - How many volumes a bulk task works on at a time.
       - The default is the number of processors, at most 8.
     type: int
+  return_detail:
+    description:
+      - What a task about many objects returns of each. A volume with ten snapshots takes about four kilobytes, twice.
+      - With V(false) RV(results) come without C(actions), C(retention) and C(volume), and each of RV(volumes) holds C(name), C(share),
+        C(path), C(format), C(size) and C(allocated) only. Errors and what was recovered are always there.
+      - A task about one object returns everything.
+    type: bool
+    default: true
 """

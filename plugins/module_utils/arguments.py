@@ -26,7 +26,9 @@ CHANGE = {
     "break_lock": {"type": "bool", "default": False},
     "assume_unused": {"type": "bool", "default": False},
     "parallel": {"type": "int"},
+    "return_detail": {"type": "bool", "default": True},
 }
+_LARGE = 100  # objects in a result
 
 
 def without_defaults(spec: dict) -> dict:
@@ -124,7 +126,25 @@ def run_info(spec: dict, read: Callable[[dict], dict]) -> None:
         found = read(module.params)
     except StorageError as error:
         module.fail_json(msg=str(error), error_code=error.error_code)
-    module.exit_json(changed=False, **found)
+    _leave_reading(module, found)
+
+
+def _leave_reading(module: AnsibleModule, found: dict) -> None:
+    """End a task that reads.
+
+    Ansible copies a result value by value to look for secrets in it, which for thousands of volumes takes as long as reading
+    them and doubles the memory. A large result is written as it is, where there are no secrets to look for and no warnings.
+    """
+    from ansible.module_utils.common.warnings import get_deprecation_messages, get_warning_messages
+
+    large = sum(len(objects) for objects in found.values()) > _LARGE
+    if not large or module.no_log_values or get_warning_messages() or get_deprecation_messages():
+        module.exit_json(changed=False, **found)
+    import json
+    import sys
+
+    sys.stdout.write("\n" + json.dumps({"changed": False, **found}) + "\n")
+    raise SystemExit(0)
 
 
 def read_volumes(params: dict, globs: Sequence[str] | None) -> list[dict]:
@@ -149,6 +169,15 @@ def leave(module: AnsibleModule, single: dict) -> None:
     module.exit_json(**single)
 
 
+def _in_short(results: Sequence[dict]) -> dict:
+    """``results`` and ``volumes`` for tasks about so many objects that nobody looks at each."""
+    kept = ("name", "share", "path", "format", "size", "allocated")
+    return {
+        "results": [{key: value for key, value in one.items() if key not in ("actions", "retention", "volume")} for one in results],
+        "volumes": [{key: one["volume"][key] for key in kept} for one in results if one.get("volume")],
+    }
+
+
 def leave_many(module: AnsibleModule, names: Sequence[str], outcomes: Sequence, what: str) -> None:
     """End a bulk task: ``results`` in input order; it fails if any of them did."""
     results, diffs = [], []
@@ -161,6 +190,8 @@ def leave_many(module: AnsibleModule, names: Sequence[str], outcomes: Sequence, 
         "results": results,
         "volumes": [one["volume"] for one in results if one.get("volume")],
     }
+    if not module.params["return_detail"]:
+        everything = {**everything, **_in_short(results)}
     if module._diff:
         everything["diff"] = [diff for diff in diffs if diff.get("before") != diff.get("after")]
     failed = [one for one in results if one["failed"]]
