@@ -10,10 +10,8 @@ import threading
 from dataclasses import dataclass
 from typing import Iterable
 
-from ..apply.recovery import find_interrupted
 from ..errors import Conflict, NoEligibleShare, ShareNotMounted, StorageError
 from ..model import Share, Volume
-from ..mounts.probe import capacity
 from ..mounts.resolve import find_share
 from ..store import inventory, records
 from ..store.directory import ShareDirectory
@@ -73,6 +71,8 @@ def find_candidates(names: Iterable[str], mount_base: str, fstab: str = "/etc/fs
         try:
             share = find_share(name, mount_base, fstab)
             if share.fstype not in _LOCAL:
+                from ..mounts.probe import capacity  # late: a task that only reads a directory starts faster without
+
                 capacity(share.path, _PATIENCE, f"share {share.label}")
         except ShareNotMounted as error:
             unreadable.append(error)
@@ -110,6 +110,8 @@ def _has_volume(share: Share, name: str) -> bool:
 
 def has_unfinished(share: Share, name: str) -> bool:
     """Whether an interrupted task left a record or temporary files of a volume that is not there."""
+    from ..apply.recovery import find_interrupted  # late: a task that only reads starts faster without
+
     with ShareDirectory(share) as directory:
         return bool(find_interrupted(directory, name))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from ..errors import StorageError
 from ..model import Image, Share, Snapshot, Volume
-from ..plan.intent import summary
 from ..store import inventory
 from ..store.directory import ShareDirectory
 
@@ -30,9 +29,17 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
         "parent": {"volume": found.parent.volume, "snapshot": found.parent.snapshot} if found.parent else None,
         "dependents": [{"volume": clone, "snapshot": _point(found, file)} for clone, file in found.dependents],
         "in_use": in_use,
-        "pending": summary(found.pending) if isinstance(found.pending, dict) else None,
+        "pending": _pending(found.pending),
         "connection": _connection(found, share),
     }
+
+
+def _pending(intent: object) -> dict | None:
+    if not isinstance(intent, dict):
+        return None
+    from ..plan.intent import summary  # late: rarely needed
+
+    return summary(intent)
 
 
 def _point(found: Volume, file: str) -> str | None:

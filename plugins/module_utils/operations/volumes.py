@@ -5,21 +5,24 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ..apply.executor import now
-from ..apply.offline import CopySource
 from ..apply.recovery import forget_groups
-from ..errors import Conflict, StorageError, VolumeNotFound
+from ..errors import Conflict, VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name
-from ..plan import clones, planner
+from ..plan import planner
 from ..plan.plan import Plan, require_healed_parent, require_known_formats
 from ..store import inventory, kinship
-from ..store.directory import ShareDirectory
-from . import layers, placement, report
+from . import placement
+from .reading import list_volumes as list_volumes
 from .transaction import Options, Outcome, Workspace, carry_out, joined, require_free_name, require_unused, settle, settle_for_removal
+
+if TYPE_CHECKING:
+    from ..apply.offline import CopySource
+
+# What only clones need is imported where it is used: importing is most of what a task costs that changes nothing.
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
 
 def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Outcome:
     """Cut a linked clone loose, now that it is there and its headers are in order."""
+    from ..plan import clones
+    from . import layers
+
     name = request.wish.name
     share = _located(request.candidates, name, options)
     if share is None:
@@ -153,6 +159,8 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
 
     Everything that can be refused is, before the source is touched.
     """
+    from ..plan import clones
+
     wish, source = request.wish, request.source
     if source is None:
         raise VolumeNotFound(f"source of volume {wish.name}", "it is not given", "say source.volume")
@@ -175,6 +183,9 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
 
 def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Plan:
     """Heal the parent's headers, and take the snapshot that the clone is to rest on if none is named."""
+    from ..apply.executor import now
+    from ..plan import clones
+
     if source.snapshot is None and not parent.has_snapshot(snapshot):
         return planner.create_snapshot(
             parent, planner.SnapshotWish(snapshot, created=now(), description="taken for a linked clone", max_chain=source.max_chain)
@@ -209,6 +220,8 @@ def _source_share(request: VolumeRequest, options: Options) -> Share | None:
 
 def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, planner.Source, list]:
     """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
+    from ..apply.offline import CopySource
+
     volume, recovered = settle(work, share, source.volume)
     if volume is None:
         raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
@@ -267,26 +280,3 @@ def _refuse_foreign(volume: Volume) -> None:
             "it is a file of which nothing records that it is a volume, and foreign files are never removed",
             "adopt it first by saying its format with state: present, or remove the file by hand",
         )
-
-
-def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
-    """All volumes of a share whose names match one of ``patterns`` (globs; none: all). One that cannot be read comes with
-    its ``error_code`` and ``msg``."""
-    with ShareDirectory(share) as directory:
-        found = inventory.survey(directory)
-        wanted = [name for name in found if not patterns or any(fnmatch.fnmatchcase(name, glob) for glob in patterns)]
-        backings = kinship.scan_backings(directory, tolerant=True, known=_headers_in(found)) if wanted else kinship.Backings()
-        return [_told(directory, name, found[name], backings) for name in wanted]
-
-
-def _headers_in(found: dict[str, inventory.Observed | StorageError]) -> dict[str, str | None]:
-    """File → backing file, of all files that were read with a known format."""
-    chains = [observed.volume.chain for observed in found.values() if isinstance(observed, inventory.Observed)]
-    return {image.file: image.backing_file for chain in chains for image in chain if image.format is not None}
-
-
-def _told(directory: ShareDirectory, name: str, found: inventory.Observed | StorageError, backings: kinship.Backings) -> dict:
-    if isinstance(found, StorageError):
-        return {"name": name, "share": directory.share.source, "error_code": found.error_code, "msg": str(found)}
-    volume = replace(found.volume, dependents=kinship.dependents_of(directory, found.volume, backings))
-    return report.read_volume(directory, volume)
