@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import conftest  # noqa: E402, F401  # makes the checkout importable as a collection
@@ -57,14 +58,23 @@ def run(inputs: int, seed: int, findings: Path, compared: float = 0.0, most_seco
             try:
                 outcomes[harness.check(fd, image, rng, measure=number % MEASURED == 0)] += 1
                 if compared and rng.random() < compared:
-                    harness.put(copy.fileno(), image)
-                    qemu[harness.compare_with_qemu(copy.name, copy.fileno())] += 1
+                    qemu[_before_and_after(copy, image, rng)] += 1
             except Exception as error:
                 found.append((number, error))
                 _keep(findings, f"seed-{seed}-{number}.qcow2", image)
             done += 1
     os.close(fd)
     return {"inputs": done, "seconds": time.monotonic() - started, "outcomes": outcomes, "qemu": qemu, "findings": found}
+
+
+def _before_and_after(copy: Any, image: Image, rng: random.Random) -> str:
+    """Whether QEMU sees what the codec sees, in the image and in what repointing and growing make of it."""
+    harness.put(copy.fileno(), image)
+    before = harness.compare_with_qemu(copy.name, copy.fileno())
+    outcome = harness.check(copy.fileno(), image, rng)
+    if before == "both" and "cut" not in outcome and harness.compare_with_qemu(copy.name, copy.fileno()) != "both":
+        raise harness.Finding("QEMU took the image, but not what repointing or growing made of it")
+    return before
 
 
 def _keep(findings: Path, name: str, image: Image) -> None:

@@ -39,10 +39,10 @@ def test_a_sample(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 def test_qemu_sees_what_the_codec_accepts(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1 << 31)
-    result = fuzz_qcow2.run(150, seed, tmp_path, compared=1)
+    result = fuzz_qcow2.run(80, seed, tmp_path, compared=1)
     print(f"seed {seed}: {result['qemu'].most_common(3)}")
     assert not result["findings"], f"tests/fuzz/fuzz_qcow2.py --qemu 1 --seed {seed} --inputs {result['inputs']} finds them again"
-    assert result["qemu"]["both"] > 20
+    assert result["qemu"]["both"] > 10
 
 
 def endless(*_arguments: Any) -> Any:

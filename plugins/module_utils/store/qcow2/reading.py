@@ -126,7 +126,7 @@ def _parse(data: bytes, file_size: int) -> Header:
         refcount_offset,
         refcount_clusters,
         internal_snapshots,
-        _snapshots_offset,
+        snapshots_offset,
     ) = FIELDS.unpack_from(data)
     if version not in (2, 3):
         raise Qcow2Error(f"its qcow2 version is {version}, not 2 or 3")
@@ -159,6 +159,8 @@ def _parse(data: bytes, file_size: int) -> Header:
         bool(incompatible & _EXTENDED_L2),
     )
     _check_geometry(header, refcount_offset, refcount_clusters, file_size)
+    if snapshots_offset % cluster_size:
+        raise Qcow2Error("its table of snapshots is not where the format wants it")
     return header
 
 
@@ -223,7 +225,7 @@ def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
     format_offset, name = found.get(EXT_BACKING_FORMAT, (None, b""))
     if format_offset is not None and name not in (b"raw", b"qcow2"):
         raise Qcow2Error(f"its backing format {name[:16]!r} is neither raw nor qcow2")
-    return _Extensions(min(offset, limit), offset < limit, format_offset, name.decode("ascii") or None, EXT_BITMAPS in found)
+    return _Extensions(offset, offset < limit, format_offset, name.decode("ascii") or None, EXT_BITMAPS in found)
 
 
 def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str | None:
