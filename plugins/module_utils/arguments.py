@@ -99,7 +99,7 @@ def options(module: AnsibleModule) -> Options:
 
     params = module.params
     check_numbers(params)
-    return Options(module.check_mode, params["lock_timeout"], params["break_lock"], params["assume_unused"], module.warn)
+    return Options(module.check_mode, params["lock_timeout"], params["break_lock"], params["assume_unused"], warn=module.warn)
 
 
 def result(outcome: Outcome) -> dict:

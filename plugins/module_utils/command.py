@@ -22,16 +22,19 @@ from dataclasses import dataclass
 from .errors import NoSpace, ToolFailed, ToolMissing
 
 _PR_SET_PDEATHSIG = 1
+_OUT_OF_MEMORY = ("Cannot allocate memory", "failed to allocate", "Could not allocate", "Out of memory")
+_GRACE = 5  # seconds between the signal of a met processor limit and the kill
 _OUTPUT_KEPT = 64 * 1024  # bytes of each stream that are read back
 _STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits of a program that reads content which we did not create."""
+    """Resource limits of a program that reads content which we did not create. A stricter limit of this process stays."""
 
     cpu_seconds: int | None = None
     memory: int | None = None  # bytes of address space
+    file_size: int | None = None  # bytes that a file which it writes may reach
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Result:
     rc: int
     out: str
     err: str
+    limits: Limits = Limits()
 
     @property
     def reason(self) -> str:
@@ -117,7 +121,7 @@ def run(
         except BaseException:
             _kill(process)
             raise
-        return Result(process.returncode, _read_back(out), _read_back(err))
+        return Result(process.returncode, _read_back(out), _read_back(err), limits)
 
 
 def require_success(result: Result, subject: str) -> Result:
@@ -126,7 +130,24 @@ def require_success(result: Result, subject: str) -> Result:
         return result
     if "No space left on device" in result.err or "Disk quota exceeded" in result.err:
         raise NoSpace(subject, "the share is full", "free some space and run the task again, nothing was lost")
+    limit = _limit_met(result)
+    if limit:
+        raise ToolFailed(
+            subject, f"it was stopped because it {limit}", "the image is damaged or hostile (docs/hostile-content.md says how limits are set)"
+        )
     raise ToolFailed(subject, f"the program said: {result.reason}", "mend what it names and run the task again, nothing was lost")
+
+
+def _limit_met(result: Result) -> str:
+    """Which resource limit ended a program, in words; empty where none did."""
+    limits = result.limits
+    if limits.cpu_seconds is not None and result.rc == -signal.SIGXCPU:
+        return f"took more than {limits.cpu_seconds} s of processor time, far more than images of this size need"
+    if limits.file_size is not None and (result.rc == -signal.SIGXFSZ or "File too large" in result.err):
+        return f"wrote a file of more than {limits.file_size} bytes, which these images cannot need"
+    if limits.memory is not None and any(words in result.err for words in _OUT_OF_MEMORY):
+        return f"wanted more than {limits.memory} bytes of memory"
+    return ""
 
 
 def _environment() -> dict[str, str]:
@@ -147,11 +168,21 @@ def _child_setup(limits: Limits):
             os._exit(125)  # the parent died before the request took effect
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if limits.cpu_seconds is not None:
-            resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds))
+            _limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + _GRACE)
         if limits.memory is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+            _limit(resource.RLIMIT_AS, limits.memory, limits.memory)
+        if limits.file_size is not None:
+            _limit(resource.RLIMIT_FSIZE, limits.file_size, limits.file_size)
 
     return setup
+
+
+def _limit(which: int, soft: int, hard: int) -> None:
+    """Set a limit of this process, but never above the one that it has: only root could."""
+    _soft, highest = resource.getrlimit(which)
+    if highest != resource.RLIM_INFINITY:
+        soft, hard = min(soft, highest), min(hard, highest)
+    resource.setrlimit(which, (soft, hard))
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -26,6 +26,17 @@ MINIMUM_VERSION = (7, 2)  # the oldest release that this collection's merges wer
 _PACKAGE = "qemu-utils"
 _version_checked: list[str] = []
 
+# Limits of a qemu-img that reads images which somebody else has written; docs/hostile-content.md has what they rest on.
+_MIB = 1 << 20
+_CPU_SECONDS = 300  # for any image, however empty
+_CPU_SECONDS_PER_MIB = 4  # and for each MiB that the images take on disk
+_MEMORY = 10240 * _MIB  # of address space, for qemu-img itself: each of its 64 threads reserves a stack and a heap
+_MEMORY_PER_LAYER = 128 * _MIB  # for the tables and caches of each image
+_METADATA = 16  # one part in so many of an image is more than its tables need, with the smallest clusters that there are
+_SLACK = 64 * _MIB
+_LONGEST = 2**63 - 1
+_BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
+
 
 def _program() -> str:
     """Path of qemu-img. :raises ToolMissing: absent, or older than :data:`MINIMUM_VERSION`."""
@@ -97,6 +108,18 @@ class OpenedChain:
     def fd(self, file: str) -> int:
         return self._fds[file]
 
+    def limits(self, size: int = 0) -> command.Limits:
+        """What a program may take to work on these images, or to make one of ``size`` bytes: far more than honest ones need."""
+        found = [os.fstat(fd) for fd in self._fds.values()]
+        allocated = sum(status.st_blocks for status in found) * _BLOCK
+        virtual = max([size, *(image.size for image in self._images)])
+        longest = max(status.st_size for status in found) + virtual + virtual // _METADATA + _SLACK
+        return command.Limits(
+            cpu_seconds=_CPU_SECONDS + allocated // _MIB * _CPU_SECONDS_PER_MIB,
+            memory=_MEMORY + len(found) * _MEMORY_PER_LAYER,
+            file_size=longest if longest <= _LONGEST else None,
+        )
+
     def path(self, file: str) -> str:
         return os.path.join(self._path, file)
 
@@ -112,10 +135,12 @@ class OpenedChain:
         return "json:" + json.dumps(node)
 
 
-def _run(arguments: list[str], chain: OpenedChain, locks: Iterable[int], subject: str, extra: Iterable[int] = ()) -> None:
+def _run(
+    arguments: list[str], chain: OpenedChain, locks: Iterable[int], subject: str, extra: Iterable[int] = (), size: int = 0
+) -> None:
     argv = [_program()] + arguments
     chain.verify()
-    result = command.run(argv, descriptors=chain.descriptors + tuple(locks) + tuple(extra))
+    result = command.run(argv, descriptors=chain.descriptors + tuple(locks) + tuple(extra), limits=chain.limits(size))
     command.require_success(result, subject)
 
 
@@ -138,7 +163,7 @@ def rebase(chain: OpenedChain, file: str, backing_file: str | None, backing_form
 
 
 def resize(chain: OpenedChain, file: str, size: int, locks: Iterable[int]) -> None:
-    _run(["resize", "-q", "-f", "qcow2", chain.path(file), str(size)], chain, locks, f"growing {file}")
+    _run(["resize", "-q", "-f", "qcow2", chain.path(file), str(size)], chain, locks, f"growing {file}", size=size)
     os.fsync(chain.fd(file))
 
 

@@ -13,7 +13,7 @@ from ..model import Volume, info_name
 from ..plan import intent as intents
 from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteRecord
-from ..store import info_file, inventory, qcow2, records
+from ..store import info_file, inventory, kinship, qcow2, records
 from ..store.directory import ShareDirectory
 
 
@@ -82,10 +82,10 @@ def _lost_info(directory: ShareDirectory, name: str, record: records.Record) -> 
 
 
 def _is_garbage(directory: ShareDirectory, name: str, item: records.Garbage) -> bool:
-    """Whether the file still is the one that the final record meant: same inode, same length."""
+    """Whether the file still is the one that the final record meant: same inode, same length, and nobody else's."""
     status = directory.root.status(item.file)
     same = status is not None and status.st_size == item.size and item.inode in (0, status.st_ino)
-    return same and item.file != info_name(name)
+    return same and item.file != info_name(name) and kinship.owner_of(directory, item.file, besides=name) is None
 
 
 def _readable(directory: ShareDirectory, name: str) -> Volume | None:
@@ -97,11 +97,24 @@ def _readable(directory: ShareDirectory, name: str) -> Volume | None:
 
 
 def _resumption(directory: ShareDirectory, name: str, intent: intents.Intent) -> intents.Resumption:
+    _refuse_foreign(directory, name, intent)
     info = info_file.read(directory, name)
     files = {file: found for file in intent.files for found in [_found(directory, file)] if found is not None}
     decided = intent.group is None or _group_decided(directory, intent.group)
     found_state = intents.Found(info.active if info else None, info.snapshots if info else (), files, decided)
     return intents.resume(name, _readable(directory, name), intent, found_state)
+
+
+def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:
+    """:raises NeedsRecovery: the record would change or remove a file that another volume claims."""
+    for file in sorted({file for step in intent.steps for file in step.touches() if file != info_name(name)}):
+        owner = kinship.owner_of(directory, file, besides=name)
+        if owner is not None:
+            raise NeedsRecovery(
+                f"volume {name}",
+                f"the record of an interrupted task names {file}, which belongs to volume {owner}",
+                "find out who wrote it; recover: discard gives the record up",
+            )
 
 
 def _found(directory: ShareDirectory, file: str) -> intents.FoundFile | None:

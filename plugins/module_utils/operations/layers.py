@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Iterable
 
+from ..errors import UnsafeImage
 from ..model import Volume
 from ..plan.cost import Allocation, Allocations
 from ..store import qcow2
@@ -14,13 +15,21 @@ from ..store.directory import ShareDirectory
 
 
 def allocations(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> Allocations:
-    """Allocated clusters of those ``wanted`` files of the chain that are qcow2 images and exist (a prediction may name others)."""
+    """Allocated clusters of those ``wanted`` files of the chain that are qcow2 images and exist (a prediction may name others).
+
+    :raises UnsafeImage: the tables of one are damaged or hostile.
+    """
     known = {}
     for image in volume.chain:
         if image.file in wanted and image.format == "qcow2" and directory.root.status(image.file) is not None:
             with directory.root.opened(image.file) as fd:
-                header = qcow2.read_header(fd)
-                tables = qcow2.allocation(fd, header)
+                try:
+                    header = qcow2.read_header(fd)
+                    tables = qcow2.allocation(fd, header)
+                except qcow2.Qcow2Error as error:
+                    raise UnsafeImage(
+                        directory.root.subject(image.file), f"as a qcow2 image it cannot be used: {error}", "see docs/worst-day.md for a repair by hand"
+                    ) from error
             if tables is not None:
                 known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
     return known

@@ -131,6 +131,10 @@ class Directory:
                 data = os.read(fd, _SMALL_FILE + 1)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None  # a stray file's name may leave no room for that of its record
+            raise
         if len(data) > _SMALL_FILE:
             raise UnsafeImage(self.subject(name), "it is too large for a record", "see docs/worst-day.md for how to rebuild it")
         return data
@@ -142,6 +146,8 @@ class Directory:
             os.unlink(name, dir_fd=self.fd)
         except FileNotFoundError:
             return False
+        except IsADirectoryError as error:
+            raise UnsafeImage(self.subject(name), "it is a directory where a file should be", "find out who made it and remove it") from error
         return True
 
     def sync(self) -> None:
@@ -310,7 +316,12 @@ class ShareDirectory:
         self.root.sync()
 
     def write_record(self, volume: str, directory: Directory, name: str, data: bytes, like: os.stat_result | None = None) -> None:
-        """Write a small file whole and durable, with owner and mode of ``like`` (0600 of ours where it is None)."""
+        """Write a small file whole and durable, with owner and mode of ``like`` (0600 of ours where it is None).
+
+        :raises UnsafeImage: it would be too large to be read again.
+        """
+        if len(data) > _SMALL_FILE:
+            raise UnsafeImage(directory.subject(name), "it would grow beyond what a record can be", "look at the volume's .info for what makes it so large")
         fd, temporary = self.create_temporary(volume)
         try:
             try:

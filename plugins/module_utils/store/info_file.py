@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .directory import ShareDirectory
 
 _ACTIVE = "active"
+_MOST_ENTRIES = 512  # twice the files that a chain may have; more would not fit a record of ours
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,12 @@ def parse(volume: str, data: bytes) -> Info:
     remedy = "restore it from a backup or write it anew by hand as docs/worst-day.md shows"
     try:
         content = json.loads(data.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error})", remedy) from error
     if not isinstance(content, dict) or not isinstance(content.get(_ACTIVE), str):
         raise ChainBroken(subject, "it does not name the active file", remedy)
+    if len(content) > _MOST_ENTRIES:
+        raise UnsafeImage(subject, f"it has {len(content)} entries, more than any chain has files", remedy)
     for key, value in content.items():
         if not isinstance(value, str) or not is_safe_file_name(value):
             raise UnsafeImage(subject, f"the value of {key!r} is no plain file name", remedy)

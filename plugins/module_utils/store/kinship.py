@@ -21,20 +21,26 @@ from .directory import ShareDirectory
 _MOST_FILES = 256  # followed in a chain that nobody vouches for
 
 
-def owner_of(directory: ShareDirectory, file: str, besides: str | None = None) -> str | None:
+def owner_of(directory: ShareDirectory, file: str, besides: str | None = None, known: dict[str, set[str]] | None = None) -> str | None:
     """The volume that claims ``file``, ``besides`` one that is not asked; None where no record and no ``.info`` does.
 
     Files of a volume are called ``NAME`` or ``NAME.something``, so only the parts of the file's own name are asked.
+
+    :param known: what volumes claim, remembered from call to call: without it a long chain is read once for each of its files.
     """
     parts = file.split(".")
     for length in range(len(parts), 0, -1):
         volume = ".".join(parts[:length])
-        if volume != besides and is_safe_file_name(volume) and _claims(directory, volume, file):
+        if volume != besides and is_safe_file_name(volume) and _claims(directory, volume, file, known):
             return volume
     return None
 
 
-def _claims(directory: ShareDirectory, volume: str, file: str) -> bool:
+def _claims(directory: ShareDirectory, volume: str, file: str, known: dict[str, set[str]] | None) -> bool:
+    if known is not None:
+        if volume not in known:
+            known[volume] = _claimed(directory, volume)
+        return file in known[volume]
     try:
         record = records.read(directory, volume)
         if record is not None and file in record.formats:
@@ -45,17 +51,28 @@ def _claims(directory: ShareDirectory, volume: str, file: str) -> bool:
     return info is not None and (file == volume or file in _names_from(directory, info, record))
 
 
+def _claimed(directory: ShareDirectory, volume: str) -> set[str]:
+    """All files that a volume claims."""
+    own: set[str] = set()
+    try:
+        record = records.read(directory, volume)
+        own = set(record.formats) if record is not None else own
+        info = info_file.read(directory, volume)
+    except (OSError, StorageError):
+        return own
+    return own if info is None else own | {volume} | _names_from(directory, info, record)
+
+
 def _names_from(directory: ShareDirectory, info: info_file.Info, record: records.Record | None) -> set[str]:
     """The files of ``.info`` and what their headers lead to, down to the first file of another name or format."""
     found = {info.active, *dict(info.snapshots).values()}
     recorded = record.formats if record else {}
     file: str | None = info.active
-    for _step in range(_MOST_FILES):
-        if file is None or recorded.get(file) == "raw":
-            break
-        found.add(file)
+    seen: set[str] = set()
+    while file is not None and file not in seen and len(seen) < _MOST_FILES and recorded.get(file) != "raw":
+        seen.add(file)
         file = _qcow2_backing_of(directory, file)
-    return found
+    return found | seen
 
 
 def _qcow2_backing_of(directory: ShareDirectory, file: str) -> str | None:
@@ -94,27 +111,30 @@ def parent_of(
 def ancestors_of(directory: ShareDirectory, name: str) -> set[str]:
     """The volumes in whose files the chain of volume ``name`` goes on: their tasks and this one's must not meet."""
     found: set[str] = set()
+    known: dict[str, set[str]] = {}
     here: str | None = name
     while here is not None and len(found) < _MOST_FILES:
-        here = _parent_volume(directory, here)
+        here = _parent_volume(directory, here, known)
         if here == name or here in found:
             break
         found |= {here} if here is not None else set()
     return found
 
 
-def _parent_volume(directory: ShareDirectory, name: str) -> str | None:
+def _parent_volume(directory: ShareDirectory, name: str, known: dict[str, set[str]]) -> str | None:
     """The volume on which ``name`` rests directly, from headers alone, so that nothing has to be readable beyond them."""
     try:
         record, info = records.read(directory, name), info_file.read(directory, name)
     except (OSError, StorageError):
         record = info = None
     file: str | None = info.active if info else name
-    for _step in range(_MOST_FILES):
-        if file is None or (record is not None and record.formats.get(file) == "raw"):
+    seen: set[str] = set()
+    while file is not None and file not in seen and len(seen) < _MOST_FILES:
+        seen.add(file)
+        if record is not None and record.formats.get(file) == "raw":
             break
         if record is None or file not in record.formats:
-            owner = owner_of(directory, file)
+            owner = owner_of(directory, file, known=known)
             if owner not in (None, name) or (owner is None and file != name and not file.startswith(name + ".")):
                 return owner or file
         file = _qcow2_backing_of(directory, file)
@@ -221,6 +241,16 @@ def _recorded_raw(directory: ShareDirectory, file: str) -> bool:
     except StorageError:
         return False
     return record is not None and record.formats.get(file) == "raw"
+
+
+def require_own_files(directory: ShareDirectory, volume: Volume) -> None:
+    """:raises Conflict: ``.info`` gives the volume a file that another volume claims as its own."""
+    for file in volume.own_files:
+        owner = None if file == volume.name else owner_of(directory, file, besides=volume.name)
+        if owner is not None:
+            raise Conflict(
+                directory.root.subject(file), f"volume {volume.name} and volume {owner} both claim it", "see which .info is wrong and mend it"
+            )
 
 
 def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None:

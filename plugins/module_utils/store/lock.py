@@ -25,8 +25,8 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
-from ..errors import LockTimeout, StorageError, from_os_error
-from .directory import ShareDirectory
+from ..errors import LockTimeout, StorageError, UnsafeImage, from_os_error
+from .directory import Directory, ShareDirectory
 
 _OFD_SETLK = 37
 _WHOLE_FILE = {kind: struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0) for kind in (fcntl.F_WRLCK, fcntl.F_RDLCK)}
@@ -102,10 +102,14 @@ def _start_time(pid: int) -> str:
 
 
 def _parse_owner(data: bytes) -> Owner | None:
+    """What a lock's file says of its holder; None where that is not what one of ours has written."""
     try:
-        return Owner(**json.loads(data.decode("utf-8")))
-    except (ValueError, TypeError):
+        owner = Owner(**json.loads(data.decode("utf-8")))
+    except (ValueError, TypeError, RecursionError):
         return None
+    texts = [value for name, value in asdict(owner).items() if name != "pid"]
+    honest = type(owner.pid) is int and all(isinstance(text, str) and text.isprintable() for text in texts)
+    return owner if honest else None  # a process id becomes part of a path, and the rest is shown to users
 
 
 class VolumeLock:
@@ -225,8 +229,11 @@ class VolumeLock:
 
     def _try_lock(self) -> bool:
         locks = self._directory.make_private("locks")
+        self._refuse_foreign(locks)
         self._fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=locks.fd)
         try:
+            if os.fstat(self._fd).st_nlink > 1:
+                raise self._foreign("it has another name somewhere (a hard link), so writing it could change a foreign file")
             fcntl.fcntl(self._fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
             self._identity = _identity(os.fstat(self._fd))
             if _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) != self._identity:
@@ -242,6 +249,16 @@ class VolumeLock:
             raise
         self._taken = True
         return True
+
+    def _refuse_foreign(self, locks: Directory) -> None:
+        """Before the open, because opening a device can already act. :raises UnsafeImage: what stands there is no regular file."""
+        try:
+            locks.status(self._name)
+        except UnsafeImage as error:
+            raise self._foreign(error.problem) from error
+
+    def _foreign(self, problem: str) -> UnsafeImage:
+        return UnsafeImage(self._subject, problem, f"find out who put .remotefs/locks/{self._name} there and remove it")
 
     def _try_lease(self) -> bool:
         locks = self._directory.make_private("locks")

@@ -102,7 +102,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             parent=None if content.get("parent") is None else Parent(**content["parent"]),
             active=content.get("active"),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
     if version != _VERSION:
         raise NeedsRecovery(subject, f"its version {version!r} is not known here", "use the release of the collection that wrote it")

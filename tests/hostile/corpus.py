@@ -1,0 +1,270 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The corpus: every hostile thing in every place where it can stand, and how each task ends on it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Callable, Iterator
+
+from . import places, text
+from .files import CLAIMING_QCOW2, FACTS, OURS, RAW_CONTENT, HostileFile
+from .scene import CHAIN, LONE, OK, Attack, Scene, outcomes
+
+UNSAFE, BROKEN, CONFLICT, RECOVERY = "unsafe_image", "chain_broken", "conflict", "needs_recovery"
+# Tasks that move data over hostile tables: QEMU finds them out, or takes them for data, which differs from release to release.
+MOVED = "ok|tool_failed|unsafe_image"
+
+# -- images ----------------------------------------------------------------------------------------------------------
+
+# Each file meets each task in one place or another; an image that is refused by its header is refused the same way everywhere.
+_REFUSED: dict[str, tuple[Callable, tuple[str, ...]]] = {
+    "NAME": (places.as_base, ("info", "snapshot", "clone", "extend", "remove")),
+    "NAME.SNAP, active": (places.as_active, ("info", "delete", "revert")),
+    "NAME.SNAP, in the middle": (places.as_middle, ("clone_of_snapshot", "snapshot_info")),
+    "backing file": (places.as_backing, ("flatten", "linked")),
+}
+_TABLES: dict[str, tuple[Callable, dict[str, str]]] = {
+    "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, extend=MOVED)),
+    "NAME.SNAP, active": (places.as_active, outcomes(("info", "revert"), OK, clone=MOVED, delete=MOVED)),
+    "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, delete=MOVED)),
+    "backing file": (places.as_backing, outcomes(("info", "flatten"), OK, clone_of_snapshot=MOVED, delete=MOVED)),
+}
+_UNKNOWN = {"info": OK, "snapshot": UNSAFE, "extend": "invalid_parameter", "remove": CONFLICT}
+# Strays whose backing name leads to the volume's base are taken for linked clones of it, whatever else is wrong with them.
+_STRAYS_ON_THE_BASE = (
+    "backing name zero-byte",
+    "backing name subdirectory",
+    "backing format vmdk",
+    "backing format host device",
+    "backing format of 30 KiB",
+)
+
+
+def _images() -> Iterator[Attack]:
+    for file in CLAIMING_QCOW2:
+        if file.code is None:
+            for where, (plant, found) in _TABLES.items():
+                yield _image(file, where, plant, found)
+            continue
+        for where, (plant, tasks) in _REFUSED.items():
+            yield _image(file, where, plant, outcomes(tasks, file.code))
+        yield _image(file, "NAME, format unknown", places.as_unknown, _UNKNOWN)
+        removed = "has_dependents" if file.name in _STRAYS_ON_THE_BASE else OK
+        yield _image(file, "beside a volume", places.as_neighbour, {"info": OK, "delete": removed})
+
+
+def _image(file: HostileFile, where: str, plant: Callable, found: dict[str, str]) -> Attack:
+    slow = file.slow or where not in ("NAME", "NAME.SNAP, active")
+    return Attack(file.name, where, file.what, file.origin, partial(plant, write=file.write), found, slow=slow)
+
+
+def _raw() -> Iterator[Attack]:
+    for name, (what, origin, content) in RAW_CONTENT.items():
+        for where, plant, tasks, layered in (
+            ("raw NAME", places.raw_recorded, ("info", "snapshot", "extend", "clone", "remove"), False),
+            ("raw base of a chain", places.raw_below, ("info", "delete", "revert", "clone", "clone_of_snapshot", "linked"), True),
+        ):
+            checks = places.raw_checks(content, layered)
+            yield Attack(name, where, what, origin, partial(plant, content=content), outcomes(tasks, OK), checks, slow=layered)
+
+
+# -- something else than a file --------------------------------------------------------------------------------------
+
+Make = Callable[[Path, Scene], None]
+
+
+def _thing_as_base(scene: Scene, make: Make) -> None:
+    make(scene.share / "vol", scene)
+    scene.record(formats={"vol": "raw"})
+
+
+def _thing_as_overlay(scene: Scene, make: Make) -> None:
+    scene.raw()
+    make(scene.share / "vol.s1", scene)
+    scene.info("vol.s1", s1="vol.s1")
+
+
+def _thing_as_backing(scene: Scene, make: Make) -> None:
+    make(scene.share / "vol", scene)
+    scene.overlay("vol.s1", "vol", "raw")
+    scene.info("vol.s1", s1="vol.s1")
+
+
+def _thing_as_info(scene: Scene, make: Make) -> None:
+    scene.raw()
+    scene.overlay("vol.s1", "vol", "raw")
+    make(scene.share / "vol.info", scene)
+
+
+def _thing_as_record(scene: Scene, make: Make) -> None:
+    scene.honest(recorded=False)
+    make(scene.private() / "vol.json", scene)
+
+
+def _thing_at(kind: str, suffix: str) -> Callable[[Scene, Make], None]:
+    def plant(scene: Scene, make: Make) -> None:
+        scene.honest()
+        for name in ("vol", "new"):
+            make(scene.private(kind) / (name + suffix), scene)
+
+    return plant
+
+
+def _thing_as_target(scene: Scene, make: Make) -> None:
+    scene.honest()
+    for name in ("copy", "link", "new", "vol.s9"):
+        make(scene.share / name, scene)
+
+
+def _thing_as_private(name: str) -> Callable[[Scene, Make], None]:
+    def plant(scene: Scene, make: Make) -> None:
+        scene.honest(recorded=False)
+        if name:
+            os.rmdir(scene.private())
+        make(scene.share / ".remotefs" / name if name else scene.share / ".remotefs", scene)
+
+    return plant
+
+
+_FILES = tuple(places.THINGS)
+_OPENED = ("symlink outside", "dangling symlink", "symlink inside", "hard link", "FIFO", "socket", "directory", "zero device")
+_DIRECTORIES = ("symlink outside", "dangling symlink", "symlink to a directory", "FIFO", "hard link")
+_THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[str, str]]] = {
+    "NAME": (_thing_as_base, _FILES, outcomes(("info", "snapshot", "extend", "clone", "remove", "present"), UNSAFE)),
+    "NAME.SNAP": (_thing_as_overlay, _FILES, outcomes(("info", "snapshot", "delete", "remove"), UNSAFE)),
+    "backing file": (_thing_as_backing, _FILES, outcomes(("info", "delete", "remove"), UNSAFE)),
+    "NAME.info": (_thing_as_info, _OPENED, outcomes(("info", "snapshot", "remove"), UNSAFE)),
+    "record": (_thing_as_record, _OPENED, outcomes(("info", "snapshot", "clone"), UNSAFE)),
+    "lock file": (_thing_at("locks", ".lock"), _OPENED, outcomes(("snapshot", "create", "delete"), UNSAFE, info=OK)),
+    "temporary file": (_thing_at("tmp", "~0123456789ab"), _OPENED, outcomes(("info", "snapshot", "create"), OK)),
+    "target of a creation": (_thing_as_target, _FILES, outcomes(("create", "create_qcow2", "clone", "linked"), UNSAFE, snapshot=CONFLICT)),
+    ".remotefs": (_thing_as_private(""), _DIRECTORIES, outcomes(("info", "snapshot", "create"), UNSAFE)),
+    ".remotefs/volumes": (_thing_as_private("volumes"), _DIRECTORIES, outcomes(("info", "snapshot", "create"), UNSAFE)),
+    ".remotefs/locks": (_thing_as_private("locks"), _DIRECTORIES, outcomes(("snapshot", "create"), UNSAFE, info=OK)),
+    ".remotefs/tmp": (_thing_as_private("tmp"), _DIRECTORIES, outcomes(("snapshot", "create"), UNSAFE, info=OK)),
+    ".remotefs/groups": (_thing_as_private("groups"), _DIRECTORIES, outcomes(("snapshot", "remove"), UNSAFE, info=OK)),
+}
+_SPECIAL: dict[tuple[str, str], dict[str, str]] = {
+    # A second name is no harm to who reads: what is refused is writing and removing.
+    ("hard link", "NAME"): {"info": OK},
+    ("hard link", "backing file"): {"info": OK},
+    # What it holds is text.
+    ("hard link", "NAME.info"): outcomes(("info", "snapshot", "remove"), BROKEN),
+    ("hard link", "record"): outcomes(("info", "snapshot", "clone"), BROKEN),
+    ("symlink inside", "record"): {},
+    # It is a file that no task has made: an existing volume of unknown format, or one that is not as wished.
+    ("hard link", "target of a creation"): {"create_qcow2": CONFLICT, "clone": "invalid_parameter", "linked": "invalid_parameter"},
+    # Nothing may be removed that has something in it.
+    ("directory", "temporary file"): outcomes(("snapshot", "create"), UNSAFE),
+}
+
+
+def _things() -> Iterator[Attack]:
+    for where, (plant, names, found) in _THINGS.items():
+        for name in names:
+            what, make = places.THINGS[name]
+            told = {**found, **_SPECIAL.get((name, where), {})}
+            origin = FACTS if name in ("FIFO", "hard link", "symlink outside") else OURS
+            loses_name = name == "hard link" and where == "temporary file"
+            slow = where.startswith(".remotefs/")
+            root = name in places.DEVICES
+            yield Attack(name, where, what, origin, partial(plant, make=make), told, slow=slow, root=root, loses_name=loses_name)
+
+
+# -- text and structure ----------------------------------------------------------------------------------------------
+
+_INFO_TASKS, _RECORD_TASKS = ("info", "snapshot", "delete", "remove"), ("info", "snapshot", "extend", "clone", "present")
+_BROKEN_INFO = (
+    "number", "null", "list", "string", "empty", "torn", "no text", "NaN", "long number", "deep lists", "deep objects", "base as snapshot",
+    "missing file",
+)  # fmt: skip
+_NEEDING_RECOVERY = ("NaN", "newer")
+
+
+def _texts() -> Iterator[Attack]:
+    for name, (what, data) in text.INFO.items():
+        code = BROKEN if name in _BROKEN_INFO else UNSAFE
+        origin = FACTS if name in ("absolute", "upwards", "slash") else OURS
+        yield Attack(f"info: {name}", "NAME.info", what, origin, text.plant_info(data), outcomes(_INFO_TASKS, code))
+    for name, (what, data) in text.RECORDS.items():
+        if name.startswith("intent ") and name != "intent of another kind":
+            # Looking takes nothing from it; who changes the volume must decide first.
+            found = outcomes(("snapshot", "extend", "clone", "present"), RECOVERY, info=OK)
+        else:
+            found = outcomes(_RECORD_TASKS, RECOVERY if name in _NEEDING_RECOVERY else BROKEN)
+        yield Attack(f"record: {name}", "record", what, OURS, text.plant_record(data), found)
+
+
+def _kept(file: str) -> Callable[[Scene], None]:
+    def check(scene: Scene) -> None:
+        assert (scene.share / file).exists(), f"{file} of another volume was removed"
+
+    return check
+
+
+_CHANGING = ("snapshot", "extend", "delete", "revert", "clone", "linked", "flatten", "remove")
+_READING = {"info": OK, "snapshot_info": OK}
+
+
+def _structures() -> Iterator[Attack]:
+    def one(
+        name: str, where: str, what: str, plant: Callable, found: dict[str, str], origin: str = OURS, slow: bool = False, **more: object
+    ):
+        return Attack(name, where, what, origin, plant, found, slow=slow, **more)  # type: ignore[arg-type]
+
+    unsafe, broken = outcomes(CHAIN, UNSAFE), outcomes(CHAIN, BROKEN)
+    yield one("info of 100 MiB", "NAME.info", "as long as that", text.info_of_100_mib, unsafe)
+    yield one("info of exbibytes", "NAME.info", "as long as the file system lets it be", text.info_of_8_eib, unsafe)
+    yield one("info with 40,000 snapshots", "NAME.info", "all of one overlay", text.info_with_many, unsafe)
+    yield one(
+        "info with strange keys",
+        "NAME.info",
+        "snapshots called ../x, -U, control characters",
+        text.info_with_strange_keys,
+        outcomes(CHAIN, OK),
+    )
+    yield one("info of a raw neighbour", "NAME.info", "it claims another volume's disk", text.info_of_another_volume, unsafe)
+    yield one(
+        "info of a neighbour",
+        "NAME.info",
+        "it claims another volume's overlay",
+        text.info_claims_overlay_of_another,
+        {**outcomes(_CHANGING, CONFLICT), **_READING},
+    )
+    yield one("record against header", "record", "they give the base different formats", text.record_contradicts_header, broken)
+    yield one(
+        "garbage of a neighbour", "record", "another volume's disk is to be removed", text.garbage_of_another,
+        outcomes(LONE, OK), checks=dict.fromkeys(LONE, _kept("other")),
+    )  # fmt: skip
+    yield one("open to all", ".remotefs", "everybody may write to it", text.open_to_all, unsafe)
+    yield one("chain on itself", "chain", "an overlay is its own backing file", text.self_loop, broken, FACTS)
+    yield one("chain in a circle", "chain", "two overlays rest on each other", text.two_cycle, broken, FACTS)
+    yield one("clones in a circle", "chain", "two volumes rest on each other", text.clones_in_a_circle, outcomes(LONE, BROKEN), FACTS)
+    yield one("chain of 500", "chain", "longer than any chain that is followed", text.chain_of(500), broken, slow=True)
+    long = outcomes(("info", "snapshot", "delete", "clone"), OK, linked="invalid_parameter")
+    yield one("chain of 200", "chain", "long, but honest", text.chain_of(200), long, slow=True)
+    yield one("no base", "chain", "the backing file does not exist", text.missing_base, broken)
+    yield one("raw disk called qcow2", "chain", "the header above calls a guest's forged disk qcow2", text.formats_disagree, broken)
+    healed = outcomes(("info", "snapshot", "delete", "revert", "clone", "extend"), OK)
+    yield one(
+        "raw disk without a format",
+        "chain",
+        "the header above leaves the format of a guest's forged disk open",
+        text.no_format_over_forged,
+        healed,
+    )
+    yield one(
+        "strange names",
+        "share",
+        "files called -U, a:b, a,b, json:{}, with newlines and control characters",
+        text.strange_names,
+        outcomes((*CHAIN, "share_info"), OK),
+        FACTS,
+    )
+
+
+ATTACKS: tuple[Attack, ...] = (*_images(), *_raw(), *_things(), *_texts(), *_structures())

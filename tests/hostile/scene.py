@@ -1,0 +1,186 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A share with something hostile on it, victims beside it, and the tasks that meet both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+
+from . import images
+
+BASE = bytes(range(256)) * 256  # the first 64 KiB of honest base files
+LAYER = b"layer-->" * 8192  # what honest overlays hold at 1 MiB
+LAYER_AT = images.MIB
+_HASHED = 32 << 20  # bytes: longer files are compared by what lstat tells
+
+
+class Scene:
+    """A share (``share``), and beside it ``victim`` and ``outside/victim``, which no task may open or change."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.share, self.outside = root, root / "share", root / "outside"
+        self.victims = (root / "victim", self.outside / "victim")
+        self.share.mkdir()
+        self.outside.mkdir()
+        for victim in self.victims:
+            victim.write_bytes(b"secret of the host\n" * 8192)
+
+    @property
+    def victim(self) -> Path:
+        """The absolute path of a file outside the share."""
+        return self.victims[1]
+
+    # -- honest content ------------------------------------------------------------------------------------------
+
+    def raw(self, name: str = "vol", content: bytes = BASE) -> None:
+        with open(self.share / name, "wb") as stream:
+            stream.write(content)
+            stream.truncate(images.SIZE)
+
+    def overlay(self, name: str, backing: str, image_format: str | None) -> None:
+        """An honest overlay with one cluster of data."""
+        images.qcow2(
+            self.share / name,
+            (backing, image_format),
+            l1=(images.USED | 4 * images.CLUSTER,),
+            clusters={4: images.l2(*[0] * 16, images.USED | 5 * images.CLUSTER), 5: LAYER},
+        )
+
+    def info(self, active: str, volume: str = "vol", **snapshots: str) -> None:
+        (self.share / f"{volume}.info").write_text(json.dumps({"active": active, **snapshots}, indent=1, sort_keys=True))
+
+    def private(self, name: str = "volumes") -> Path:
+        path = self.share / ".remotefs" / name
+        for directory in (path.parent, path):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    def record(self, volume: str = "vol", **content: object) -> None:
+        known = {
+            "version": 1,
+            "volume": volume,
+            "formats": {},
+            "snapshots": {},
+            "intent": None,
+            "garbage": [],
+            "parent": None,
+            "active": volume,
+        }
+        (self.private() / f"{volume}.json").write_text(json.dumps({**known, **content}))
+
+    def honest(self, recorded: bool = True) -> None:
+        """Volume ``vol``: a raw base, and snapshot s1 with the overlay ``vol.s1``."""
+        self.raw()
+        self.overlay("vol.s1", "vol", "raw")
+        self.info("vol.s1", s1="vol.s1")
+        if recorded:
+            details = {"file": "vol.s1", "created": None, "description": "", "labels": {}, "protected": False}
+            self.record(formats={"vol": "raw", "vol.s1": "qcow2"}, snapshots={"s1": details}, active="vol.s1")
+
+    # -- what is compared ----------------------------------------------------------------------------------------
+
+    def state(self) -> dict:
+        """Names, kinds and content of the share; locks and empty private directories are no content."""
+        found = {}
+        for directory, names, files in os.walk(self.share):
+            for name in [*names, *files]:
+                path = Path(directory) / name
+                status = path.lstat()
+                place = os.fsdecode(path.relative_to(self.share))
+                if place.startswith(".remotefs") and (stat.S_ISDIR(status.st_mode) or place.startswith(".remotefs/locks/")):
+                    continue
+                found[place] = _content(path, status)
+        return found
+
+    def harm(self, names: bool = True) -> dict:
+        """All of the victims but the time of the last reading; without ``names`` also without how many names they have."""
+        found = {}
+        for victim in self.victims:
+            status = victim.lstat()
+            data = hashlib.sha256(victim.read_bytes()).hexdigest() if stat.S_ISREG(status.st_mode) else ""
+            found[str(victim)] = [data, status.st_ino, status.st_mode, status.st_uid, status.st_mtime_ns]
+            found[str(victim)] += [status.st_nlink, status.st_ctime_ns] if names else []
+        found[str(self.outside)] = tuple(sorted(os.listdir(self.outside)))
+        return found
+
+
+def _content(path: Path, status: os.stat_result) -> tuple:
+    if stat.S_ISLNK(status.st_mode):
+        return ("link", os.readlink(path))
+    if not stat.S_ISREG(status.st_mode):
+        return (stat.S_IFMT(status.st_mode), status.st_mode)
+    if status.st_size > _HASHED:
+        return (status.st_size, status.st_ino, status.st_mtime_ns)
+    return (status.st_size, status.st_mode, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def _volume(**args: object) -> tuple[str, dict]:
+    return "remotefs_volume", {"lock_timeout": 0.3, **args}
+
+
+def _snapshot(**args: object) -> tuple[str, dict]:
+    return "remotefs_snapshot", {"lock_timeout": 0.3, "volume": "vol", **args}
+
+
+TASKS: dict[str, tuple[str, dict]] = {
+    "info": ("remotefs_volume_info", {}),
+    "snapshot_info": ("remotefs_snapshot_info", {"volumes": ["vol"]}),
+    "share_info": ("remotefs_share_info", {}),
+    "snapshot": _snapshot(name="s9"),
+    "delete": _snapshot(name="s1", state="absent"),
+    "revert": _snapshot(name="s1", state="reverted", discard_newer=True),
+    "extend": _volume(name="vol", size="8M"),
+    "clone": _volume(name="copy", source={"volume": "vol"}),
+    "clone_of_snapshot": _volume(name="copy", source={"volume": "vol", "snapshot": "s1"}),
+    "linked": _volume(name="link", source={"volume": "vol", "method": "linked"}),
+    "flatten": _volume(name="vol", flatten=True),
+    "remove": _volume(name="vol", state="absent", cascade=True),
+    "present": _volume(name="vol", size="4M", format="raw"),
+    "create": _volume(name="new", size="4M", format="raw"),
+    "create_qcow2": _volume(name="new", size="4M", format="qcow2", preallocation="metadata"),
+}
+LONE = ("info", "snapshot", "extend", "clone", "linked", "flatten", "remove")  # what concerns a volume without snapshots
+CHAIN = (*LONE, "snapshot_info", "delete", "revert", "clone_of_snapshot")
+CREATING = ("create", "create_qcow2", "clone", "linked", "snapshot")
+
+OK = "ok"
+Check = Callable[[Scene], None]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Something hostile in one place.
+
+    ``outcome`` maps each task to the error code that it ends with, or "ok" where it is handled safely ("a|b": either); of info
+    modules the code is that of the volume ``vol``. ``checks`` compare content after a task that went through.
+    """
+
+    name: str
+    where: str
+    what: str
+    origin: str
+    plant: Callable[[Scene], None]
+    outcome: dict[str, str]
+    checks: dict[str, Check] = field(default_factory=dict)
+    slow: bool = False
+    root: bool = False
+    loses_name: bool = False  # a second name of a victim is removed, as it should be
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.where}".replace(" ", "-")
+
+
+def outcomes(tasks: tuple[str, ...], code: str, **others: str) -> dict[str, str]:
+    """``code`` for all ``tasks`` but those in ``others``."""
+    return {task: others.get(task, code) for task in dict.fromkeys((*tasks, *others))}

@@ -1,0 +1,115 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs modules for the hostile corpus: a process that imports everything once and forks for each task.
+
+It is started under strace. Tasks come one at a time as JSON lines on standard input, so that all system calls between the
+two markers of a task belong to that task and to the programs that it started.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import resource
+import select
+import signal
+import sys
+import time
+
+COLLECTION = "ansible_collections.remotefs.storage.plugins"
+MARKER = "/marker-of-hostile-tests"  # exists nowhere: failing to open it leaves a line in the trace
+ADDRESS_SPACE = 16 << 30  # bytes: protects the machine that runs the tests; far above what any task may need
+
+
+def _import_everything() -> None:
+    from ansible.module_utils import basic, testing  # noqa: F401
+
+    package = importlib.import_module(f"{COLLECTION}.module_utils")
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(found.name)
+    for name in ("remotefs_volume", "remotefs_volume_info", "remotefs_snapshot", "remotefs_snapshot_info", "remotefs_share_info"):
+        importlib.import_module(f"{COLLECTION}.modules.{name}")
+
+
+def mark(text: str) -> None:
+    try:
+        os.open(f"{MARKER}/{text}", os.O_RDONLY)
+    except FileNotFoundError:
+        pass
+
+
+def _work(task: dict, output: int) -> None:
+    """In the forked child: be an Ansible module."""
+    from ansible.module_utils import testing
+
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    module = importlib.import_module(f"{COLLECTION}.modules.{task['module']}")
+    with testing.patch_module_args(task["args"]):
+        module.main()
+
+
+def _run(task: dict) -> dict:
+    """Fork, wait for at most ``task["timeout"]`` seconds, tell what was said and what it took."""
+    reading, writing = os.pipe()
+    started = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(reading)
+            _work(task, writing)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    os.close(writing)
+    said, hung = _read(reading, started + task["timeout"])
+    os.close(reading)
+    if hung:
+        os.kill(pid, signal.SIGKILL)
+    _pid, status, usage = os.wait4(pid, 0)
+    return {
+        "said": said.decode("utf-8", "replace"),
+        "hung": hung,
+        "status": status,
+        "peak": usage.ru_maxrss * 1024,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _read(fd: int, deadline: float) -> tuple[bytes, bool]:
+    said = b""
+    while True:
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return said, True
+        data = os.read(fd, 1 << 16)
+        if not data:
+            return said, False
+        said += data
+
+
+def main() -> None:
+    _import_everything()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        task = json.loads(line)
+        mark(f"begin/{task['number']}")
+        answer = _run(task)
+        mark(f"end/{task['number']}")
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hostile words where modules on a plain directory do not come: leases, and records of interrupted tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils import arguments, errors
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import recovery
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.store import lock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+
+from . import images, text
+from .scene import Scene
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    found = Scene(tmp_path)
+    found.honest()
+    return found
+
+
+def opened(scene: Scene, **share: bool) -> ShareDirectory:
+    return ShareDirectory(Share(str(scene.share), str(scene.share), "cifs", **share))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pid": "../../{share}/trap"},  # becomes a path: /proc/PID/stat
+        {"pid": True},
+        {"pid": 1.5},
+        {"host": ["x"]},
+        {"host": "\x1b]0;owned\x07"},
+        {"since": None},
+        {"more": "than there is"},
+        None,
+    ],
+)
+def test_the_owner_of_a_lease_is_not_believed_whatever_it_says(scene: Scene, changes: dict | None) -> None:
+    """A lease in the name of this very host sends nobody to a pipe and shows nobody control characters."""
+    (scene.share / "trap").mkdir()
+    os.mkfifo(scene.share / "trap" / "stat")
+    owner = {**asdict(lock.Owner.of_this_process()), **(changes or {})}
+    owner["pid"] = str(owner["pid"]).replace("{share}", str(scene.share)) if "{share}" in str(owner["pid"]) else owner["pid"]
+    data = text.DEEP if changes is None else json.dumps(owner).encode()
+    (scene.private("locks") / "vol.lease").write_bytes(data)
+    with opened(scene, locks_visible=False) as directory, pytest.raises(errors.LockTimeout) as caught:
+        lock.VolumeLock(directory, "vol", timeout=0.1).__enter__()
+    assert "another task" in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("thing", ["symlink", "hard link", "FIFO"])
+def test_a_lease_is_written_to_nothing_that_stands_there(scene: Scene, thing: str) -> None:
+    path = scene.private("locks") / "vol.lease"
+    make = {
+        "symlink": lambda: path.symlink_to(scene.victim),
+        "hard link": lambda: os.link(scene.victim, path),
+        "FIFO": lambda: os.mkfifo(path),
+    }
+    make[thing]()
+    before = scene.harm()
+    with opened(scene, locks_visible=False) as directory, pytest.raises(errors.LockTimeout):
+        lock.VolumeLock(directory, "vol", timeout=0.1).__enter__()
+    assert scene.harm() == before
+
+
+@pytest.mark.parametrize("step", [{"type": "Unlink", "file": "other"}, {"type": "Truncate", "file": "other", "size": 0}])
+def test_the_record_of_an_interrupted_task_reaches_no_other_volume(scene: Scene, step: dict) -> None:
+    scene.raw("other")
+    scene.record("other", formats={"other": "raw"})
+    image = {"file": "vol", "format": "raw", "size": images.SIZE}
+    volume = {"name": "vol", "chain": [image], "snapshots": [], "info": False, "parent": None}
+    intent = {"operation": "delete_volume", "started": "now", "steps": [step], "before": volume, "after": None, "proofs": {}, "group": None}
+    scene.record(formats={"vol": "raw"}, intent=intent)
+    with opened(scene) as directory, pytest.raises(errors.NeedsRecovery, match="belongs to volume other"):
+        recovery.find_interrupted(directory, "vol")
+
+
+def test_records_are_given_up_only_where_the_user_says_so() -> None:
+    """And warnings reach the user: both were once one argument of a call in the wrong place."""
+    module = mock.Mock(check_mode=False, params={"lock_timeout": 1.0, "break_lock": False, "assume_unused": False, "parallel": None})
+    options = arguments.options(module)
+    assert options.discard is False
+    options.warn("a word")
+    module.warn.assert_called_once_with("a word")

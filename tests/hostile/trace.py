@@ -1,0 +1,169 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a traced task did to files, sockets and programs: lines of strace, understood and judged."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import sysconfig
+from dataclasses import dataclass
+from typing import Iterable, Iterator
+
+SYSTEM_CALLS = (
+    "open,openat,openat2,creat,connect,bind,execve,execveat,link,linkat,unlink,unlinkat,rename,renameat,renameat2,symlink,symlinkat,"
+    "mknod,mknodat,mkdir,mkdirat,rmdir,truncate,chmod,fchmodat,chown,lchown,fchownat,utimensat,mount,setxattr,lsetxattr,removexattr"
+)
+_LINE = re.compile(r"(?P<pid>\d+) +(?P<rest>.*)")
+_CALL = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>.*)", re.DOTALL)
+# A directory's descriptor with its path, or nothing, and the path given beside it.
+_PATH = re.compile(r'(?:(?:AT_FDCWD|\d+)<(?P<at>(?:[^<>\\]|\\.)*)>(?:\(deleted\))?, )?"(?P<name>(?:[^"\\]|\\.)*)"')
+_RETURNED = re.compile(r"\d+<(?P<path>(?:[^<>\\]|\\.)*)>")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call. ``paths`` are absolute, as they were asked for; ``opened`` is what the kernel says it led to."""
+
+    name: str
+    arguments: str
+    paths: tuple[str, ...]
+    opened: str | None
+
+    @property
+    def writes(self) -> bool:
+        opens = self.name in ("open", "openat", "openat2")
+        return self.name == "creat" or (opens and re.search(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC", self.arguments) is not None)
+
+
+def _unescaped(text: str) -> str:
+    return text.encode("latin-1", "backslashreplace").decode("unicode_escape", "replace")
+
+
+def _joined(lines: Iterable[str]) -> Iterator[str]:
+    """Calls that other threads interrupted in the trace, put together again."""
+    begun: dict[str, str] = {}
+    for line in lines:
+        match = _LINE.match(line)
+        if not match:
+            continue
+        pid, rest = match.group("pid"), match.group("rest")
+        if rest.endswith("<unfinished ...>"):
+            begun[pid] = rest[: -len("<unfinished ...>")]
+        elif rest.startswith("<... "):
+            yield begun.pop(pid, "") + rest.partition(" resumed>")[2]
+        else:
+            yield rest
+    yield from (call + ") = ?" for call in begun.values())  # it was killed in the middle
+
+
+def calls(lines: Iterable[str]) -> list[Call]:
+    found = []
+    for text in _joined(lines):
+        match = _CALL.match(text)
+        if not match:
+            continue
+        arguments, result = match.group("arguments"), match.group("result")
+        asked = arguments if match.group("name") != "execve" else arguments.partition(", [")[0]
+        paths = tuple(
+            os.path.normpath(os.path.join(_unescaped(one.group("at") or "/"), _unescaped(one.group("name"))))
+            for one in _PATH.finditer(asked)
+        )
+        returned = _RETURNED.match(result)
+        opened = _unescaped(returned.group("path")) if returned and match.group("name").startswith(("open", "creat")) else None
+        found.append(Call(match.group("name"), arguments, paths, opened))
+    return found
+
+
+@functools.lru_cache(maxsize=None)
+def _program_files(checkout: str) -> tuple[str, ...]:
+    """Where the interpreter, Ansible, the collection and qemu-img keep what they are made of."""
+    python = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *(path for path in sys.path if path)]
+    return tuple(
+        dict.fromkeys(
+            [
+                *map(os.path.realpath, python),
+                *python,
+                checkout,
+                "/usr/lib",
+                "/lib",
+                "/lib64",
+                "/usr/lib64",
+                "/usr/share/zoneinfo",
+                "/usr/local/lib",
+            ]
+        )
+    )
+
+
+READABLE = (  # single files that a task or a program of its may read
+    "/dev/null",
+    "/dev/urandom",
+    "/etc/fstab",
+    "/etc/group",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.preload",
+    "/etc/localtime",
+    "/etc/machine-id",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/ssl/openssl.cnf",
+    "/usr/lib/ssl/openssl.cnf",
+    "/sys/fs/cgroup/cpu.max",
+)
+SOCKETS = ("/dev/log", "/var/run/nscd/socket")  # Ansible tells the system log what runs; the C library looks names up
+READABLE_UNDER = (
+    "/proc/",
+    "/sys/devices/system/",
+    "/sys/kernel/mm/",
+    "/etc/gnutls/",
+    "/etc/crypto-policies/",
+    "/etc/qemu/",
+    "/usr/share/locale/",
+)
+
+
+def _under(path: str, directories: Iterable[str]) -> bool:
+    return any(path == directory or path.startswith(directory.rstrip("/") + "/") for directory in directories)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Says what a task may do outside the share: ``share`` and ``scratch`` are its own directories."""
+
+    share: str
+    scratch: str
+    checkout: str
+
+    def offences(self, found: Iterable[Call]) -> list[str]:
+        return [f"{call.name}({call.arguments})" for call in found if self._offends(call)]
+
+    def _offends(self, call: Call) -> bool:
+        if call.name in ("connect", "bind"):
+            return not any(f'sun_path="{path}"' in call.arguments for path in SOCKETS)
+        if call.name in ("execve", "execveat"):
+            return any(os.path.basename(path) != "qemu-img" for path in call.paths)
+        if call.name in ("mount",):
+            return True
+        if call.name in ("symlink", "symlinkat"):
+            return not _under(call.paths[-1], (self.scratch,))
+        changes = call.writes or not call.name.startswith("open")
+        places = [*call.paths, *([call.opened] if call.opened else [])]
+        return not all(self._allowed(path.replace(" (deleted)", ""), changes) for path in places)
+
+    def _allowed(self, path: str, changes: bool) -> bool:
+        if _under(path, (self.share, self.scratch)):
+            return True
+        if changes:
+            # qemu-img opens what it was handed through /proc; where that led to is judged as well.
+            return path == "/dev/null" or re.match(r"/proc/(self|\d+)/fd/\d+\Z", path) is not None
+        # The way to the share may be looked at, and what belongs to the programs.
+        return (
+            self.share.startswith(path.rstrip("/") + "/")
+            or path in READABLE
+            or _under(path, READABLE_UNDER)
+            or _under(path, _program_files(self.checkout))
+        )
