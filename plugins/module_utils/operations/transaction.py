@@ -239,6 +239,8 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     if not work.options.check:
         forget_groups(directory)
     volume = _look(work, share, name, said, interrupted)
+    if volume is not None and volume.info and not volume.adopted:
+        kinship.require_own_files(directory, volume)
     if volume is not None and dependents:
         volume = replace(volume, dependents=kinship.dependents_of(directory, volume, work.backings(share)))
     return volume, recovered
