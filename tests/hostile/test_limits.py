@@ -92,6 +92,9 @@ def test_limits_grow_with_what_there_is_to_do(scene: Scene) -> None:
     (scene.share / "vol").write_bytes(os.urandom(8 * MIB))
     with opened(scene) as chain:
         assert chain.limits().cpu_seconds >= 300 + 8 * 4
+    os.truncate(scene.share / "vol", 1024 * GIB)
+    with opened(scene) as chain:
+        assert chain.limits().cpu_seconds >= 300 + 1024 * 16, "flattening onto holes reads all of them"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def test_the_page_has_the_figures_of_the_code() -> None:
     mib = 1 << 20
     for words in (
         f"{qemu_img._CPU_SECONDS} s and {qemu_img._CPU_SECONDS_PER_MIB} s more for each MiB",
+        f"{qemu_img._CPU_SECONDS_PER_RAW_GIB} s for each GiB of a raw image",
         f"{qemu_img._MEMORY // mib // 1024} GiB and {qemu_img._MEMORY_PER_LAYER // mib} MiB more for each image",
         f"{runner.TIMEOUT} s",
         f"{runner.PEAK // mib} MiB",

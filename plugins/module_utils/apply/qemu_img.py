@@ -30,6 +30,7 @@ _version_checked: list[str] = []
 _MIB = 1 << 20
 _CPU_SECONDS = 300  # for any image, however empty
 _CPU_SECONDS_PER_MIB = 4  # and for each MiB that the images take on disk
+_CPU_SECONDS_PER_RAW_GIB = 16  # and for each GiB of a raw image, holes too: a rebase reads them
 _MEMORY = 10240 * _MIB  # of address space, for qemu-img itself: each of its 64 threads reserves a stack and a heap
 _MEMORY_PER_LAYER = 128 * _MIB  # for the tables and caches of each image
 _METADATA = 16  # one part in so many of an image is more than its tables need, with the smallest clusters that there are
@@ -112,10 +113,11 @@ class OpenedChain:
         """What a program may take to work on these images, or to make one of ``size`` bytes: far more than honest ones need."""
         found = [os.fstat(fd) for fd in self._fds.values()]
         allocated = sum(status.st_blocks for status in found) * _BLOCK
+        raw = sum(image.size for image in self._images if image.format == "raw")
         virtual = max([size, *(image.size for image in self._images)])
         longest = max(status.st_size for status in found) + virtual + virtual // _METADATA + _SLACK
         return command.Limits(
-            cpu_seconds=_CPU_SECONDS + allocated // _MIB * _CPU_SECONDS_PER_MIB,
+            cpu_seconds=_CPU_SECONDS + allocated // _MIB * _CPU_SECONDS_PER_MIB + raw // (1024 * _MIB) * _CPU_SECONDS_PER_RAW_GIB,
             memory=_MEMORY + len(found) * _MEMORY_PER_LAYER,
             file_size=longest if longest <= _LONGEST else None,
         )
