@@ -113,7 +113,7 @@ class OpenedChain:
         """What a program may take to work on these images, or to make one of ``size`` bytes: far more than honest ones need."""
         found = [os.fstat(fd) for fd in self._fds.values()]
         allocated = sum(status.st_blocks for status in found) * _BLOCK
-        raw = sum(image.size for image in self._images if image.format == "raw")
+        raw = sum(status.st_size for image, status in zip(self._images, found) if image.format == "raw")
         virtual = max([size, *(image.size for image in self._images)])
         longest = max(status.st_size for status in found) + virtual + virtual // _METADATA + _SLACK
         return command.Limits(
