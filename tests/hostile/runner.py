@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -97,7 +98,13 @@ class Runner:
         return Answer(_result(told["said"]), told["said"], told["hung"], told["peak"], told["seconds"], found)
 
     def offences(self, scene: Scene, answer: Answer) -> list[str]:
-        return trace.Judge(str(scene.share), str(self.scratch / "tmp"), str(self._checkout)).offences(answer.calls)
+        """What the task did that it may not: outside of the share, and to what is no file on it, of which the opening alone can act."""
+        found = trace.Judge(str(scene.share), str(self.scratch / "tmp"), str(self._checkout)).offences(answer.calls)
+        for path in {call.opened for call in answer.calls if call.opened and call.opened.startswith(str(scene.share))}:
+            mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                found.append(f"open of {path}, which is no file")
+        return found
 
     def _lines(self) -> list[str]:
         """The trace between the markers of the task that ran last."""

@@ -1,12 +1,14 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hostile words where modules on a plain directory do not come: leases, and records of interrupted tasks."""
+"""Attacks where modules on a plain directory do not come: leases, records of interrupted tasks, names taken at the last moment."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
@@ -19,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.store import lock
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 
-from . import images, text
+from . import images, places, text
 from .scene import Scene
 
 
@@ -94,3 +96,28 @@ def test_records_are_given_up_only_where_the_user_says_so() -> None:
     assert options.discard is False
     options.warn("a word")
     module.warn.assert_called_once_with("a word")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["link", "rename"])
+@pytest.mark.parametrize("name", [name for name in places.THINGS if name not in places.DEVICES])
+def test_a_new_file_takes_no_name_that_somebody_took_meanwhile(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, name: str, links: bool
+) -> None:
+    """Between the look whether the name is free and the moment when it is given; also where the file system has no hard links."""
+
+    def refused(*_args: object, **_more: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no hard links")
+
+    with opened(scene) as directory:
+        fd, temporary = directory.create_temporary("new")
+        os.close(fd)
+        target = scene.share / "new"
+        places.THINGS[name][1](target, scene)
+        before, thing = scene.harm(), target.lstat()
+        if not links:
+            monkeypatch.setattr(os, "link", refused)
+        with pytest.raises(errors.Conflict):
+            directory.publish(temporary, "new")
+        after = target.lstat()
+        assert (after.st_ino, stat.S_IFMT(after.st_mode)) == (thing.st_ino, stat.S_IFMT(thing.st_mode))
+        assert scene.harm() == before
