@@ -9,6 +9,7 @@ All sizes are bytes. Nothing here opens a file or starts a program.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, field, replace
 
 from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
@@ -85,6 +86,11 @@ def _check_name(kind: str, name: str, composed: str) -> None:
         raise InvalidName(
             f"{kind} name {name!r}", f"the file name {composed!r} would be longer than {limit} bytes", "choose a shorter name"
         )
+
+
+def now() -> str:
+    """The time as records spell it: UTC, whole seconds, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @dataclass(frozen=True)

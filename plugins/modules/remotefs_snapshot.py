@@ -301,22 +301,31 @@ def _run(params: dict, options, finder):
 
 
 def _policy(params: dict):
+    if params["keep"] is None:
+        return None
     from ..module_utils.plan import retention
 
-    return None if params["keep"] is None else retention.parse(params["keep"])
+    return retention.parse(params["keep"])
 
 
 def _wish(params: dict):
     from ..module_utils.plan.planner import SnapshotWish
-    from ..module_utils.plan.retention import label_texts
 
     return SnapshotWish(
         name=params["name"],
         description=params["description"],
-        labels=None if params["labels"] is None else label_texts(params["labels"]),
+        labels=_labels(params["labels"]),
         protected=params["protected"],
         max_chain=params["max_chain"],
     )
+
+
+def _labels(given: dict | None):
+    if given is None:
+        return None
+    from ..module_utils.plan.retention import label_texts
+
+    return label_texts(given)
 
 
 def _item_name(params: dict) -> str:

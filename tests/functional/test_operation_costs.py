@@ -92,6 +92,10 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
     "extend raw": (lambda s: s.present("vol", size=8 * MIB), lambda s: s.present("vol", size=16 * MIB)),
     "extend qcow2": (lambda s: s.chain(), lambda s: s.present("vol", size=16 * MIB)),
     "full clone": (lambda s: s.chain(), lambda s: s.present("copy", volumes.SourceRequest("vol", "s2"), size=16 * MIB, format="qcow2")),
+    "full clone of a volume without snapshots": (
+        lambda s: s.present("vol", size=8 * MIB),
+        lambda s: s.present("copy", volumes.SourceRequest("vol"), size=16 * MIB),
+    ),
     "linked clone": (lambda s: s.chain(), lambda s: s.present("copy", volumes.SourceRequest("vol", "s2", True))),
     "linked clone of the present content": (lambda s: s.chain(), lambda s: s.present("copy", volumes.SourceRequest("vol", None, True))),
     "flatten a linked clone": (lambda s: s.cloned(), lambda s: s.present("copy", flatten=True)),

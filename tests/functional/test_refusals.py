@@ -218,7 +218,9 @@ def test_missing_or_old_qemu_img(volume: Store, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setattr(qemu_img.command, "_STANDARD_PATH", str(tools))
     monkeypatch.setattr(qemu_img, "_version_checked", [])
-    refused(volume, errors.ToolMissing, lambda check: volume.present("copy", volumes.SourceRequest("vol"), check=check), both=False)
+    converted = {"source": volumes.SourceRequest("vol"), "format": "qcow2"}  # from raw
+    refused(volume, errors.ToolMissing, lambda check: volume.present("copy", check=check, **converted), both=False)
+    volume.present("copy", volumes.SourceRequest("vol"))  # needs no qemu-img
     volume.present("empty", size=MIB, format="qcow2")  # needs no qemu-img
 
 

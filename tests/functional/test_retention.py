@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ansible_collections.remotefs.storage.plugins.module_utils import command, errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import report, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.tests.property.world import World, read_content, run
 
@@ -271,7 +271,7 @@ def test_a_group_in_which_one_cannot_keep(tmp_path: Path, monkeypatch: pytest.Mo
     store = Store(tmp_path)
     for name in ("a", "b", "c"):
         store.present(name, size=MIB)
-    real = snapshots.merge.delete_snapshots
+    real = merge.delete_snapshots
 
     def full(volume, names, known):
         if volume.name == "b" and names:
@@ -283,12 +283,12 @@ def test_a_group_in_which_one_cannot_keep(tmp_path: Path, monkeypatch: pytest.Mo
         return snapshots.take_group(store.candidates, ["a", "b", "c"], wish, store.options(), policy("g*", last=1))
 
     take(0)
-    monkeypatch.setattr(snapshots.merge, "delete_snapshots", full)
+    monkeypatch.setattr(merge, "delete_snapshots", full)
     first, second, third = take(1)
     assert isinstance(second, errors.NoSpace) and "volume b" in str(second)
     assert verdicts(first) == verdicts(third) == {"g0": [], "g1": ["last 1 of 1"]}
     assert [one["name"] for one in store.info("b")["snapshots"]] == ["g0", "g1"]
-    monkeypatch.setattr(snapshots.merge, "delete_snapshots", real)
+    monkeypatch.setattr(merge, "delete_snapshots", real)
     assert [one.changed for one in take(1)] == [False, True, False]
     assert [[one["name"] for one in store.info(name)["snapshots"]] for name in "abc"] == [["g1"]] * 3
 

@@ -8,11 +8,11 @@ Also what an interrupted task left: :mod:`recovery` sees it, :meth:`Executor.fin
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Callable, Iterable
 
 from ..errors import StorageError, from_os_error
+from ..model import now
 from ..plan import intent as intents
 from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteInfo, WriteRecord
@@ -20,11 +20,6 @@ from ..store import info_file, records
 from ..store.directory import ShareDirectory
 from .offline import CopySource, Guard, OfflineEngine
 from .recovery import Interrupted, find_interrupted
-
-
-def now() -> str:
-    """The time as records spell it: UTC, whole seconds, ISO 8601."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 class Executor:

@@ -12,7 +12,6 @@ import os
 from .. import model
 from ..errors import InvalidParameter, ShareNotMounted
 from . import tables, types
-from .options import SECRETS
 
 MOUNT_BASE = "/var/lib/remotefs/mnt"
 _MAX_LINKS = 40
@@ -179,5 +178,7 @@ def is_bind(mount: tables.Mount) -> bool:
 
 def public_options(mount: tables.Mount, row: types.FileSystem) -> str:
     """The effective options, without secrets and without what is true of this host or this mount alone."""
+    from .options import SECRETS  # late: a plain directory has no options
+
     options = mount.mount_options if row.name == "bind" else mount.options
     return ",".join(option for option in options if option.split("=", 1)[0] not in SECRETS + row.local_options)

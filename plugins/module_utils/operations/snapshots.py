@@ -8,19 +8,24 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ..apply.executor import Executor, now
-from ..apply.offline import Guard
 from ..apply.recovery import group_file
 from ..errors import Conflict, InvalidParameter, StorageError, VolumeNotFound, from_os_error
-from ..model import Share, Volume, check_snapshot_name, check_volume_name
-from ..plan import merge, planner, retention
-from ..plan.cost import Allocations
+from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
+from ..plan import planner
 from ..plan.plan import Plan
 from ..store import inventory
 from ..store.directory import ShareDirectory
-from . import layers, placement
+from . import placement
 from .transaction import Options, Outcome, Workspace, carry_out, joined, require_free_name, settle
+
+if TYPE_CHECKING:
+    from ..apply.executor import Executor
+    from ..apply.offline import Guard
+    from ..plan import retention
+
+# What deletions and changes need is imported where it is used: importing is most of what a task costs that changes nothing.
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,11 @@ def retain(candidates: placement.Candidates, volume_name: str, policy: retention
 
 
 def _retain(work: Workspace, share: Share, volume: Volume, recovered: list, policy: retention.Policy, named: str | None) -> Outcome:
+    from ..plan import retention
+
     verdicts = retention.judge(volume, policy, named)
     doomed = [verdict.snapshot.name for verdict in verdicts if not verdict.reasons]
-    plan = merge.delete_snapshots(volume, doomed, _allocations(work.directory(share), volume, doomed))
+    plan = _deletion(work.directory(share), volume, doomed)
     done = carry_out(work, share, plan, recovered)
     return replace(done, retention=[verdict.describe() for verdict in verdicts])
 
@@ -118,14 +125,18 @@ def delete(candidates: placement.Candidates, volume_name: str, names: list[str],
     with Workspace(options) as work:
         work.lock_families([(share, volume_name)])
         volume, recovered = _settled(work, share, volume_name, dependents=True)
-        plan = merge.delete_snapshots(volume, names, _allocations(work.directory(share), volume, names))
+        plan = _deletion(work.directory(share), volume, names)
         return carry_out(work, share, plan, recovered)
 
 
-def _allocations(directory: ShareDirectory, volume: Volume, names: list[str]) -> Allocations:
-    """Allocated clusters of the files that the deletion may merge: the doomed overlays and what they stand on."""
+def _deletion(directory: ShareDirectory, volume: Volume, names: list[str]) -> Plan:
+    """The plan, which weighs the clusters that are allocated in the files it may merge: the doomed overlays and what they stand on."""
+    from ..plan import merge
+    from . import layers
+
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
-    return layers.allocations(directory, volume, {*overlays, *(str(volume.image(file).backing_file) for file in overlays)})
+    backings = {str(volume.image(file).backing_file) for file in overlays}
+    return merge.delete_snapshots(volume, names, layers.allocations(directory, volume, {*overlays, *backings}))
 
 
 def revert(candidates: placement.Candidates, volume_name: str, name: str, discard_newer: bool, options: Options) -> Outcome:

@@ -13,10 +13,8 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Callable, Iterable
+from typing import TYPE_CHECKING, Callable, Iterable
 
-from ..apply.executor import Executor
-from ..apply.offline import CopySource
 from ..apply.recovery import Interrupted, find_interrupted, forget_groups, give_up
 from ..errors import NeedsRecovery, ShareNotWritable, from_os_error
 from ..model import Share, Volume
@@ -28,6 +26,10 @@ from ..store.lock import VolumeLock
 from . import report
 from .holding import Holding
 from .placement import Ledger
+
+if TYPE_CHECKING:
+    from ..apply.executor import Executor
+    from ..apply.offline import CopySource
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ class Workspace:
         return holding.backings() if holding is not None else kinship.scan_backings(self.directory(share))
 
     def executor(self, share: Share, source: CopySource | None = None) -> Executor:
+        from ..apply.executor import Executor  # late: a task that changes nothing starts faster without
+
         descriptors = tuple(fd for lock in self._locks for fd in lock.descriptors)
         return Executor(self.directory(share), descriptors, self.options.warn, self.options.assume_unused, source)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..apply.recovery import forget_groups
 from ..errors import Conflict, VolumeNotFound
-from ..model import Share, Volume, check_snapshot_name, check_volume_name
+from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.plan import Plan, require_healed_parent, require_known_formats
 from ..store import inventory, kinship
@@ -183,7 +183,6 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
 
 def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Plan:
     """Heal the parent's headers, and take the snapshot that the clone is to rest on if none is named."""
-    from ..apply.executor import now
     from ..plan import clones
 
     if source.snapshot is None and not parent.has_snapshot(snapshot):
