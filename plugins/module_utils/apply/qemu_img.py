@@ -55,6 +55,13 @@ def _program() -> str:
     return path
 
 
+def _still_names(fd: int, backing_file: str | None) -> bool:
+    try:
+        return qcow2.read_header(fd).backing_file == backing_file
+    except qcow2.Qcow2Error:
+        return False
+
+
 class OpenedChain:
     """Opened files of a chain under their own names in a private directory; a context manager.
 
@@ -93,7 +100,7 @@ class OpenedChain:
             fd = self._directory.root.open(image.file, write=image.file in self._writable)
         self._fds[image.file] = fd
         os.symlink(f"/proc/self/fd/{fd}", os.path.join(self._path, image.file))
-        if image.format == "qcow2" and qcow2.read_header(fd).backing_file != image.backing_file:
+        if image.format == "qcow2" and not _still_names(fd, image.backing_file):
             raise ChainBroken(
                 f"image {image.file}", "its header changed while the task held the volume's lock", "find out who else works on the share"
             )
