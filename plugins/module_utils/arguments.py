@@ -143,7 +143,8 @@ def _leave_reading(module: AnsibleModule, found: dict) -> None:
     import json
     import sys
 
-    sys.stdout.write("\n" + json.dumps({"changed": False, **found}) + "\n")
+    sys.stdout.write("\n")
+    sys.stdout.write(json.dumps({"changed": False, **found}))
     raise SystemExit(0)
 
 

@@ -50,10 +50,9 @@ def environment(**more: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Ran:
-    """A process that ended well. ``seconds`` from before its start to after its end, ``memory`` its peak in bytes."""
+    """A process that ended well; ``seconds`` from before its start to after its end."""
 
     seconds: float
-    memory: int
     out: bytes
 
 
@@ -64,14 +63,13 @@ def run(argv: Sequence[str], given: bytes = b"", where: Path = Path("/")) -> Ran
         stdin.seek(0)
         started = time.perf_counter()
         process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, cwd=where, env=environment())
-        _pid, status, usage = os.wait4(process.pid, 0)
+        process.wait()
         seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
         stdout.seek(0)
         out = stdout.read()
     if process.returncode:
         raise RuntimeError(f"{argv[0]} ended with {process.returncode}: {out[:2000].decode(errors='replace')}")
-    return Ran(seconds, usage.ru_maxrss * 1024, out)
+    return Ran(seconds, out)
 
 
 def module_call(name: str, parameters: Mapping) -> tuple[list[str], bytes]:
@@ -82,6 +80,17 @@ def module_call(name: str, parameters: Mapping) -> tuple[list[str], bytes]:
 
 def run_module(name: str, parameters: Mapping) -> Ran:
     return run(*module_call(name, parameters))
+
+
+def peak_memory(name: str, parameters: Mapping) -> int:
+    """Bytes that a module's process has in memory at most.
+
+    A process inherits the peak of the one that starts it, so a small one starts it here.
+    """
+    argv, given = module_call(name, parameters)
+    program = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True); "
+    program += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    return int(run([sys.executable, "-I", "-S", "-c", program, *argv], given).out) * 1024
 
 
 def count_calls(argv: Sequence[str], given: bytes = b"", where: Path = Path("/")) -> dict[str, int]:

@@ -81,13 +81,13 @@ class Share:
         return f"vol{number:05d}" + (f".s{self.files - 1}" if self.files > 1 else "")
 
 
-def ours(share: Share) -> measuring.Ran:
+def ours(share: Share) -> float:
     """:raises AssertionError: it did not read all of it."""
     ran = measuring.run_module("remotefs_volume_info", {"share": [str(share.path)]})
     found = json.loads(ran.out)["volumes"]
     assert len(found) == share.volumes and all(len(one["chain"]) == share.files for one in found)
     assert all(len(one["snapshots"]) == share.files - 1 for one in found)
-    return ran
+    return ran.seconds
 
 
 def qemu_img(share: Share, volumes: int) -> float:
@@ -101,15 +101,9 @@ def qemu_img(share: Share, volumes: int) -> float:
 
 
 def measure_share(share: Share, repeats: int, sample: int = _SAMPLE) -> Row:
-    memory: list[int] = []
-
-    def read() -> float:
-        ran = ours(share)
-        memory.append(ran.memory)
-        return ran.seconds
-
-    found = measuring.in_turns(repeats, {"ours": read, "qemu-img": lambda: qemu_img(share, min(sample, share.volumes))})
-    return Row(share.volumes, share.files, found["ours"], found["qemu-img"], max(memory))
+    found = measuring.in_turns(repeats, {"ours": lambda: ours(share), "qemu-img": lambda: qemu_img(share, min(sample, share.volumes))})
+    memory = measuring.peak_memory("remotefs_volume_info", {"share": [str(share.path)]})
+    return Row(share.volumes, share.files, found["ours"], found["qemu-img"], memory)
 
 
 def measure(scratch: Path, full: bool) -> list[Row]:

@@ -23,7 +23,9 @@ needs_strace = pytest.mark.skipif(not measuring.can_count(), reason="needs strac
 def test_lives_sync_what_the_protocol_needs_and_start_nothing(tmp_path: Path) -> None:
     counts = {one.way: one for one in lives.count(tmp_path, 20)}
     assert counts["ours"].programs == 0
-    assert counts["floor"].fsyncs <= counts["ours"].fsyncs <= 1.5 * counts["floor"].fsyncs + 40, counts
+    assert counts["floor"].fsyncs <= counts["ours"].fsyncs <= 2.5 * counts["floor"].fsyncs, (
+        counts
+    )  # each volume syncs its directories by itself
     assert counts["qemu-img"].programs >= 3 * 20
 
 
@@ -69,7 +71,7 @@ def test_tasks(tmp_path: Path) -> None:
 def test_merges(tmp_path: Path) -> None:
     shape = Shape("small", ((data("0", "8M", 1),), (data("4M", "48M", 2),), ()), (1,), 128 * measuring.MIB, "raw")
     (tmp_path / "scratch").mkdir()
-    row = merges.measure_shape(shape, tmp_path / "scratch", 3)
+    row = merges.measure_shape(shape, tmp_path / "scratch", 1)
     assert row.ours < 8 * row.copy, row
 
 

@@ -23,7 +23,7 @@ def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
         found = inventory.survey(directory)
         wanted = [name for name in found if not patterns or any(fnmatchcase(name, glob) for glob in patterns)]
         backings = kinship.scan_backings(directory, tolerant=True, known=_headers_in(found)) if wanted else kinship.Backings()
-        return [_told(directory, name, found[name], backings) for name in wanted]
+        return [_told(directory, name, found.pop(name), backings) for name in wanted]  # pop: a share can hold very many
 
 
 def _headers_in(found: dict[str, inventory.Observed | StorageError]) -> dict[str, str | None]:
