@@ -21,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 impor
 from fuzz import fuzz_qcow2, harness
 from fuzz.generator import Image
 
-SECONDS = 10
+SECONDS = 3 if os.environ.get("HYPOTHESIS_PROFILE") == "fast" else 12
 
 
 def test_a_sample(tmp_path: Path) -> None:
