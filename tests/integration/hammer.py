@@ -371,6 +371,7 @@ def hammer(kind: type, mounts: list[str], volume_names: list[str], scratch: Path
     workers = [fork.Process(target=main, args=(number,)) for number in range(arguments.workers)]
     for worker in workers:
         worker.start()
+    limit(arguments.seconds)  # after the forks: a child would wait for ever for the watchdog that it has not inherited
     figures = Figures()
     for number, worker in enumerate(workers):
         worker.join()
@@ -436,7 +437,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"))
     parser.add_argument("mounts", nargs="+")
     arguments = parser.parse_args()
-    limit(arguments.seconds)
     print(f"{arguments.workers} workers, {arguments.seconds:g} s, {' and '.join(arguments.mounts)}, seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory, "names" if arguments.names else "volumes")
