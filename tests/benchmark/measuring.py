@@ -113,7 +113,7 @@ def can_count() -> bool:
 def in_turns(repeats: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, float]:
     """The median of what each way measures. They take turns, so that whatever else the machine does meets all of them."""
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
+    for _turn in range(repeats):
         for name, way in ways.items():
             found[name].append(way())
     return {name: statistics.median(figures) for name, figures in found.items()}

@@ -91,7 +91,7 @@ def measure_shape(shape: Shape, scratch: Path, repeats: int) -> Row:
 
     def plain() -> float:
         with open(source, "wb") as file:
-            for _ in range(moved // MIB + 1):
+            for _part in range(moved // MIB + 1):
                 file.write(b"\5" * MIB)
         os.sync()
         return copy(scratch, moved, source)

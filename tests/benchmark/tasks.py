@@ -98,7 +98,7 @@ def playbook(share: Path, rounds: int, items: int) -> list[dict]:
         "info": {"remotefs.storage.remotefs_volume_info": {"share": str(share), "names": ["vol"]}},
         "present": {"remotefs.storage.remotefs_volume": {**given, "size": "64M"}},
     }
-    loop = [{"name": kind, **tasks[kind], "loop": list(range(items))} for _ in range(rounds) for kind in _KINDS]
+    loop = [{"name": kind, **tasks[kind], "loop": list(range(items))} for _round in range(rounds) for kind in _KINDS]
     return [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": loop}]
 
 
@@ -124,7 +124,7 @@ def play(scratch: Path, tree: Path, rounds: int, items: int, pipelining: bool) -
     )
     del environment["PYTHONPATH"]
     argv = [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", str(scratch / "play.json")]
-    ran = subprocess.run(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ran = subprocess.run(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(ran.stdout[-3000:])
     found = intervals([json.loads(line) for line in clock.read_text().splitlines()])

@@ -60,12 +60,16 @@ def content(shares: placement.Candidates, name: str, into: Path) -> str:
 
 
 def removal(shares: placement.Candidates, name: str) -> bulk.Item:
-    run = lambda options: volumes.ensure_absent(shares, name, True, options)  # noqa: E731
+    def run(options: Options) -> Outcome:
+        return volumes.ensure_absent(shares, name, True, options)
+
     return bulk.Item(name, frozenset([name]), run, bulk.Deletion(shares, name))
 
 
 def deletion(shares: placement.Candidates, volume: str, *names: str) -> bulk.Item:
-    run = lambda options: snapshots.delete(shares, volume, list(names), options)  # noqa: E731
+    def run(options: Options) -> Outcome:
+        return snapshots.delete(shares, volume, list(names), options)
+
     return bulk.Item(volume, frozenset([volume]), run, bulk.Deletion(shares, volume))
 
 

@@ -509,5 +509,5 @@ def test_a_file_that_is_cut_short_is_no_image_any_more(tmp_path: Path) -> None:
                 assert qcow2.allocation(fd, qcow2.read_header(fd)) == whole
                 verdicts.add("whole")
             except qcow2.Qcow2Error as error:
-                verdicts.add(str(error).split(" (")[0])
+                verdicts.add(str(error).split(" (", maxsplit=1)[0])
     assert {"its tables lie behind the end of the file", "its header is cut short", "it has no qcow2 header"} < verdicts

@@ -13,6 +13,7 @@ Findings are written as files; a small one belongs into tests/fuzz/corpus, with 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
 import resource
@@ -25,13 +26,13 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import conftest  # noqa: F401  # makes the checkout importable as a collection
+    importlib.import_module("conftest")  # makes the checkout importable as a collection
 
 if "--atheris" in sys.argv:
     import atheris
 
     with atheris.instrument_imports(include=["ansible_collections"]):
-        from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2  # noqa: F401
+        importlib.import_module("ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2")
 
 from fuzz import harness  # noqa: E402
 from fuzz.generator import Image, generate  # noqa: E402

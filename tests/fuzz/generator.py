@@ -87,7 +87,7 @@ def _valid(rng: random.Random) -> Image:
 def _indexes(rng: random.Random, l1_entries: int) -> set:
     if l1_entries > 4000 and rng.random() < 0.3:
         return set(range(min(l1_entries, rng.choice((4096, 4097)))))
-    return {rng.randrange(l1_entries) for _ in range(rng.choice((0, 0, 1, 1, 3, 9)))} if 0 < l1_entries <= 8192 else set()
+    return {rng.randrange(l1_entries) for _entry in range(rng.choice((0, 0, 1, 1, 3, 9)))} if 0 < l1_entries <= 8192 else set()
 
 
 def _l2_table(rng: random.Random, words: int) -> bytearray:
@@ -123,7 +123,7 @@ def _extensions(rng: random.Random) -> list:
         found.append((FEATURE_NAMES, b"\0\0dirty bit".ljust(48, b"\0") * rng.choice((1, 5, 8, 9))))
     if rng.random() < 0.15:
         found.append((BITMAPS, bytes(24)))
-    for _ in range(rng.choice((0, 0, 0, 1, 2, 20))):
+    for _extension in range(rng.choice((0, 0, 0, 1, 2, 20))):
         found.append((rng.randrange(1, 1 << 32), rng.randbytes(rng.choice((0, 1, 8, 13, 100)))))
     if rng.random() < 0.2:
         rng.shuffle(found)

@@ -91,7 +91,7 @@ def _run(task: dict) -> dict:
 def _read(fd: int, deadline: float) -> tuple[bytes, bool]:
     said = b""
     while True:
-        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        ready, _writable, _broken = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             return said, True
         data = os.read(fd, 1 << 16)

@@ -15,12 +15,13 @@ from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.plan import Plan, require_healed_parent, require_known_formats
 from ..store import inventory, kinship
-from . import placement
-from .reading import list_volumes as list_volumes
+from . import placement, reading
 from .transaction import Options, Outcome, Workspace, carry_out, joined, require_free_name, require_unused, settle, settle_for_removal
 
 if TYPE_CHECKING:
     from ..apply.offline import CopySource
+
+list_volumes = reading.list_volumes
 
 # What only clones need is imported where it is used: importing is most of what a task costs that changes nothing.
 

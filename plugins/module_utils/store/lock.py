@@ -108,7 +108,7 @@ def _parse_owner(data: bytes) -> Owner | None:
     except (ValueError, TypeError, RecursionError):
         return None
     texts = [value for name, value in asdict(owner).items() if name != "pid"]
-    honest = type(owner.pid) is int and all(isinstance(text, str) and text.isprintable() for text in texts)
+    honest = isinstance(owner.pid, int) and not isinstance(owner.pid, bool) and all(isinstance(text, str) and text.isprintable() for text in texts)
     return owner if honest else None  # a process id becomes part of a path, and the rest is shown to users
 
 
