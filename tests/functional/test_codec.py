@@ -450,10 +450,10 @@ def test_internal_snapshots_are_reported_and_growing_is_left_to_qemu_img(tmp_pat
     [
         ("data_file=data,data_file_raw=on", "external data file"),
         ("encrypt.format=aes,encrypt.key-secret=key", "encrypted"),
-        pytest.param("encrypt.format=luks,encrypt.key-secret=key", "encrypted", marks=pytest.mark.slow),
     ],
 )
 def test_what_qemu_img_makes_and_we_refuse(tmp_path: Path, options: str, told: str) -> None:
+    """LUKS, which qemu-img cannot make where the processor's clock is coarse, is a file of tests/fuzz/corpus."""
     image = tmp_path / "image"
     options = options.replace("data_file=data", f"data_file={tmp_path / 'data'}")
     run("qemu-img", "create", "-q", "--object", "secret,id=key,data=x", "-f", "qcow2", "-o", options, str(image), "1M")

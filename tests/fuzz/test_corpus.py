@@ -87,6 +87,7 @@ EXPECTED: dict[str, Accepted | Refused] = {
     "data-file-extension": Refused("external data file"),
     "encrypted-aes": Refused("encrypted"),
     "encrypted-luks": Refused("encrypted"),
+    "encrypted-luks-of-qemu-img": Refused("encrypted", None),  # its first clusters
     "encryption-header-alone": Refused("encryption header"),
     "extension-of-4-gib": Refused("run out of the header cluster"),
     "extension-over-the-cluster": Refused("run out of the header cluster"),
