@@ -21,12 +21,10 @@ needs_strace = pytest.mark.skipif(not measuring.can_count(), reason="needs strac
 @pytest.mark.slow
 @needs_strace
 def test_lives_sync_what_the_protocol_needs_and_start_nothing(tmp_path: Path) -> None:
-    counts = {one.way: one for one in lives.count(tmp_path, 20)}
+    counts = {one.way: one for one in lives.count(tmp_path, 32)}
     assert counts["ours"].programs == 0
-    assert counts["floor"].fsyncs <= counts["ours"].fsyncs <= 2.5 * counts["floor"].fsyncs, (
-        counts
-    )  # each volume syncs its directories by itself
-    assert counts["qemu-img"].programs >= 3 * 20
+    assert counts["floor"].fsyncs <= counts["ours"].fsyncs <= 1.5 * counts["floor"].fsyncs, counts  # most volumes share the syncs of directories
+    assert counts["qemu-img"].programs >= 3 * 32
 
 
 @pytest.mark.slow

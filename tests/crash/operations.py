@@ -15,7 +15,8 @@ from typing import Callable
 
 from property.world import World, candidates, write_pattern
 
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.placement import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
@@ -35,6 +36,7 @@ class Operation:
     :param tool: whether it starts qemu-img; where not, nothing can be killed there, which the sweep checks.
     :param together: volumes of which all or none get what the task does, whichever is recovered first.
     :param halfway: the model between two steps of a task, each of which may be left undone by itself.
+    :param apart: whether each volume can be left undone by itself, because the task is about many.
     :param removes: whether a volume that goes may be unreadable meanwhile.
     """
 
@@ -45,6 +47,7 @@ class Operation:
     together: tuple[str, ...] = ()
     removes: bool = False
     halfway: Callable[[Model], Model] | None = None
+    apart: bool = False
 
 
 # -- what stands before ----------------------------------------------------------------------------------------------
@@ -157,16 +160,16 @@ def _ensure(wish: VolumeWish, source: volumes.SourceRequest | None = None) -> Ta
     return lambda where, options: [volumes.ensure_present(volumes.VolumeRequest(where, wish, source), options)]
 
 
-def _take(name: str) -> Task:
-    return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, "vol", SnapshotWish(name)), options)]
+def _take(name: str, volume: str = "vol") -> Task:
+    return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, volume, SnapshotWish(name)), options)]
 
 
 def _take_group(where: Candidates, options: Options) -> list[Outcome]:
     return snapshots.take_group(where, ["vol", "a", "b"], SnapshotWish("g"), options)
 
 
-def _delete(*names: str) -> Task:
-    return lambda where, options: [snapshots.delete(where, "vol", list(names), options)]
+def _delete(*names: str, volume: str = "vol") -> Task:
+    return lambda where, options: [snapshots.delete(where, volume, list(names), options)]
 
 
 def _revert(name: str) -> Task:
@@ -187,6 +190,23 @@ def _retain(where: Candidates, options: Options) -> list[Outcome]:
 
 def _remove(name: str) -> Task:
     return lambda where, options: [volumes.ensure_absent(where, name, True, options)]
+
+
+def _bulk(*tasks: tuple[str, Task], deletes: bool = False) -> Task:
+    """Tasks on volumes, each named with its own, as one that keeps several under way."""
+
+    def run(where: Candidates, options: Options) -> list[Outcome]:
+        def item(name: str, task: Task) -> bulk.Item:
+            deletion = bulk.Deletion(where, name) if deletes else None
+            return bulk.Item(name, frozenset([name]), lambda given: task(where, given)[0], deletion)
+
+        done = bulk.run_all([item(name, task) for name, task in tasks], 1 if options.check else 2, options)
+        for one in done:
+            if isinstance(one, StorageError):
+                raise one
+        return [one for one in done if isinstance(one, Outcome)]
+
+    return run
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -306,5 +326,26 @@ OPERATIONS: dict[str, Operation] = {
         _changes(lambda wanted: wanted.with_point("new").without("s1", "s2", "s3")),
         tool=True,
         halfway=_changes(lambda wanted: wanted.with_point("new")),
+    ),
+    "create many": Operation(
+        _nothing,
+        _bulk(*((name, _ensure(VolumeWish(name, size=MIB, format=kind))) for name, kind in (("n1", "raw"), ("n2", "qcow2"), ("n3", "raw")))),
+        lambda _model: {name: Wanted(bytes(MIB)) for name in ("n1", "n2", "n3")},
+        tool=False,
+        apart=True,
+    ),
+    "snapshots of many": Operation(
+        _three,
+        _bulk(*((name, _take("new", name)) for name in ("vol", "a", "b"))),
+        lambda model: {name: one.with_point("new") for name, one in model.items()},
+        tool=False,
+        apart=True,
+    ),
+    "delete from many": Operation(
+        _three,
+        _bulk(("vol", _delete("s1", "s4")), ("b", _delete("before", volume="b")), deletes=True),
+        lambda model: {**model, "vol": model["vol"].without("s1", "s4"), "b": model["b"].without("before")},
+        tool=True,
+        apart=True,
     ),
 }

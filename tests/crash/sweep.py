@@ -17,6 +17,7 @@ change. Contents, names and files are compared with the model. What differs is a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -255,17 +256,22 @@ class Sweep:
     def _continue_otherwise(self, calls: list[Event]) -> None:
         """Another task comes next: it ends what was interrupted, as check mode foretold it, before it does its own work."""
         names = sorted({*self.before, *self.after}, key=lambda name: (name in self.before, name == "vol"))  # clones first
-        halfway = [self.operation.halfway(self.before)] if self.operation.halfway else []
         if self.before.keys() == self.after.keys():
-            self._next_tasks(
-                "then snapshots", calls, [_take_later(name) for name in names], *map(_with_later, [self.before, *halfway, self.after])
-            )
+            self._next_tasks("then snapshots", calls, [_take_later(name) for name in names], *map(_with_later, self._possible()))
         if self.operation.removes:
             sizes = {name: len(wanted.active) for name, wanted in self.before.items()}
             emptied = {name: Wanted(bytes(size)) for name, size in sizes.items() if name not in self.after}
             made = [_made_again(name, size) for name, size in sizes.items()]
             self._next_tasks("then made anew", calls, made, self.before, {**self.before, **emptied})
         self._next_tasks("then removed", calls, [_removed(name) for name in names], {})
+
+    def _possible(self) -> list[Model]:
+        """What the share can hold after the interrupted task was ended by another one."""
+        if self.operation.apart:
+            choices = itertools.product(*([self.before[name], self.after[name]] for name in self.before))
+            return [dict(zip(self.before, choice)) for choice in choices]
+        halfway = [self.operation.halfway(self.before)] if self.operation.halfway else []
+        return [self.before, *halfway, self.after]
 
     def _next_tasks(self, mode: str, calls: list[Event], tasks: list[Task], *allowed: Model) -> None:
         row = self._row(mode)

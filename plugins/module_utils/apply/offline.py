@@ -111,7 +111,7 @@ class OfflineEngine:
         try:
             try:
                 fill(fd)
-                os.fsync(fd)
+                self._directory.pace.sync_file(fd)
             finally:
                 os.close(fd)
             self._directory.publish(temporary, name)
@@ -219,7 +219,7 @@ class OfflineEngine:
         try:
             try:
                 fill(fd)
-                os.fsync(fd)
+                self._directory.pace.sync_file(fd)
             finally:
                 os.close(fd)
             self._guard.drop([file])
@@ -249,7 +249,7 @@ class OfflineEngine:
     def _truncate(self, step: Truncate, _volume: str) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
             os.ftruncate(fd, step.size)
-            os.fsync(fd)
+            self._directory.pace.sync_file(fd)
 
     def _grow(self, step: Grow, volume: str) -> None:
         if step.zero:
@@ -258,7 +258,7 @@ class OfflineEngine:
         with self._directory.root.opened(step.file, write=True) as fd:
             if step.format == "raw":
                 os.ftruncate(fd, step.size)
-                os.fsync(fd)
+                self._directory.pace.sync_file(fd)
                 return
             if self._codec(step.file, lambda: qcow2.grow(fd, step.size)):
                 return
@@ -296,7 +296,7 @@ class OfflineEngine:
         self._directory.verify(step.file)
         with self._directory.root.opened(step.file) as fd:
             set_ownership(fd, step.uid, step.gid, step.mode)
-            os.fsync(fd)
+            self._directory.pace.sync_file(fd)
 
 
 def _is_whole(fd: int) -> bool:

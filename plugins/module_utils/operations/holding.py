@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
-from typing import Iterable
+from typing import Any, Iterable
 
 from ..errors import StorageError
 from ..model import Share
@@ -28,7 +28,7 @@ class NotHeld(Exception):
 
 class Holding:
     """Locks of volumes of one share; a context manager. What works under it is safe to run in several threads, as long as
-    volumes that rest on each other are not changed at the same time (see :meth:`ancestors`)."""
+    volumes that rest on each other are not changed at the same time (see :meth:`look`)."""
 
     def __init__(self, share: Share, break_lock: bool = False) -> None:
         self.share = share
@@ -42,24 +42,30 @@ class Holding:
     def __enter__(self) -> Holding:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)  # type: ignore[arg-type]
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
-    def take(self, names: Iterable[str]) -> None:
-        """Lock these volumes, and for reading those that they rest on, as far as nobody else holds them just now.
+    def take(self, names: Iterable[str]) -> dict[str, frozenset]:
+        """Lock these volumes, and for reading those that they rest on, as far as nobody else holds them just now. Returns those
+        that are locked, as :meth:`look` does.
 
         Nobody is waited for while locks are held, so that no two tasks can wait for each other.
         """
         wanted = set(names)
         for name in sorted(wanted):
             self._try(name, shared=False)
-        beneath = {one for name in wanted if self.has(name) for one in self.ancestors(name)}
-        for name in sorted(beneath - wanted):
+        families = self.look(name for name in wanted if self.has(name))
+        for name in sorted(frozenset().union(*families.values()) - wanted):
             self._try(name, shared=True)
         if self.share.stale_seconds:
             time.sleep(self.share.stale_seconds)  # as Workspace does for one change
             self._directory.look_afresh()
         self._directory.private("locks")  # opened now, before threads ask for it
+        return families
+
+    def look(self, names: Iterable[str]) -> dict[str, frozenset]:
+        """Each of these volumes with all that it rests on."""
+        return {name: frozenset({name} | kinship.ancestors_of(self._directory, name)) for name in names}
 
     def _try(self, name: str, shared: bool) -> None:
         lock = VolumeLock(self._directory, name, 0, self._break_lock, shared)
@@ -67,10 +73,6 @@ class Holding:
             self._locks[name] = self._stack.enter_context(lock)
         except StorageError:
             pass  # somebody has it, or the share is ill; the change on its own will wait, or tell
-
-    def ancestors(self, name: str) -> set[str]:
-        """The volumes that ``name`` rests on."""
-        return kinship.ancestors_of(self._directory, name)
 
     def has(self, name: str) -> bool:
         return name in self._locks

@@ -10,7 +10,6 @@ what it returns is the plan's prediction.
 from __future__ import annotations
 
 import os
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Callable, Iterable
@@ -23,6 +22,7 @@ from ..plan.steps import Unlink
 from ..store import in_use, inventory, kinship
 from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
+from ..store.pace import Pace
 from . import report
 from .holding import Holding
 from .placement import Ledger
@@ -37,7 +37,7 @@ class Options:
     """How a task works, whatever it does. ``lock_timeout`` in seconds; ``discard`` gives up a record that cannot be honoured.
 
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
-    ``ledger`` is what all volumes of a share together take; ``holding`` the locks under which a part of a bulk task works.
+    ``ledger`` is what all volumes of a share together take; ``holding`` the locks under which a part of a bulk task works; ``pace`` how its parts wait.
     """
 
     check: bool = False
@@ -49,6 +49,7 @@ class Options:
     world: dict = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     holding: Holding | None = None
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Workspace:
 
     def directory(self, share: Share) -> ShareDirectory:
         if share.path not in self._directories:
-            self._directories[share.path] = self._stack.enter_context(ShareDirectory(share, self._verify))
+            self._directories[share.path] = self._stack.enter_context(ShareDirectory(share, self._verify, self.options.pace))
         return self._directories[share.path]
 
     def lock(self, wanted: Iterable[tuple[Share, str]], shared: Iterable[tuple[Share, str]] = ()) -> None:
@@ -184,7 +185,7 @@ class Workspace:
         """
         seconds = max((share.stale_seconds for share in shares), default=0.0)
         if seconds:
-            time.sleep(seconds)
+            self.options.pace.sleep(seconds)
             for share in shares:
                 self.directory(share).look_afresh()
 

@@ -24,11 +24,13 @@ from typing import Callable, Iterator
 
 from ..errors import Conflict, ShareNotWritable, StorageError, UnsafeImage, from_os_error
 from ..model import Share
+from .pace import Pace
 
 PRIVATE = ".remotefs"
 _SUBDIRECTORIES = ("volumes", "locks", "tmp", "groups")
 _SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_ALONE = Pace()
 _TEMPORARY_MARK = "~"  # not in the alphabet of names: no volume's file can look like a temporary one
 
 
@@ -51,10 +53,11 @@ def _nothing_to_ask(_name: str) -> None:
 class Directory:
     """One opened directory of a share."""
 
-    def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask) -> None:
+    def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask, pace: Pace = _ALONE) -> None:
         self.fd = fd
         self.label = label
         self._fence = fence
+        self._pace = pace
         self._listing: list[str] | None = None
 
     def close(self) -> None:
@@ -151,17 +154,20 @@ class Directory:
         return True
 
     def sync(self) -> None:
-        os.fsync(self.fd)
+        """Return when the names that were given and taken here are durable."""
+        self._pace.sync_directory(self.fd)
 
 
 class ShareDirectory:
     """The directory of a share, with the private ``.remotefs`` beside the volumes.
 
     :param fence: is asked before every change; see :meth:`verify`.
+    :param pace: how a change waits for the disk and for others.
     """
 
-    def __init__(self, share: Share, fence: Fence = _nothing_to_ask) -> None:
+    def __init__(self, share: Share, fence: Fence = _nothing_to_ask, pace: Pace = _ALONE) -> None:
         self.share = share
+        self.pace = pace
         self._fence = fence
         self.root = Directory(-1, share.label)
         self._private: dict[str, Directory] = {}
@@ -188,7 +194,7 @@ class ShareDirectory:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise from_os_error(error, f"share {self.share.label}") from error
-        self.root = Directory(fd, self.share.label, self.verify)
+        self.root = Directory(fd, self.share.label, self.verify, self.pace)
 
     def verify(self, name: str) -> None:
         """Ask whether the task may still change ``name``, a file or a volume.
@@ -218,7 +224,7 @@ class ShareDirectory:
         if fd is None:
             return None
         fence = _nothing_to_ask if name == "locks" else self.verify  # the lock files are what the answer comes from
-        self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence)
+        self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence, self.pace)
         return self._private[name]
 
     def make_private(self, name: str) -> Directory:
@@ -328,7 +334,7 @@ class ShareDirectory:
                 _write_all(fd, data)
                 if like is not None:
                     copy_ownership(fd, like)
-                os.fsync(fd)
+                self.pace.sync_file(fd)
             finally:
                 os.close(fd)
             source = self.make_private("tmp")
