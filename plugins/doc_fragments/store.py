@@ -41,7 +41,9 @@ options:
     default: false
   parallel:
     description:
-      - How many volumes a bulk task works on at a time.
+      - How many volumes a bulk task works on at a time. Those that wait for the disk or for a lock do not count; up to 16 are under way,
+        or as many as this says.
+      - With V(1) they are done strictly one after the other, and each waits for the disk by itself.
       - The default is the number of processors, at most 8.
     type: int
   return_detail:
