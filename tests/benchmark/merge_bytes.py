@@ -197,9 +197,9 @@ class Chain:
 
     def contents(self) -> dict[str, str]:
         """Hashes of the active data and of every snapshot that stays, as the collection finds them."""
-        from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
+        from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading
 
-        (found,) = volumes.list_volumes(self.candidates.shares[0], ["vol"])
+        (found,) = reading.list_volumes(self.candidates.shares[0], ["vol"])
         backing = {image["file"]: image["backing_file"] for image in found["chain"]}
         formats = {image["file"]: image["format"] for image in found["chain"]}
         files = {"active": found["chain"][0]["file"], **{one["name"]: backing[one["file"]] for one in found["snapshots"]}}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading
 
 _MODE = 0o660
 
@@ -102,7 +102,7 @@ class Judge:
 
 
 def listed(share: Path) -> list[dict]:
-    return volumes.list_volumes(Share(str(share), str(share), "directory"), [])
+    return reading.list_volumes(Share(str(share), str(share), "directory"), [])
 
 
 def _hash_file(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
@@ -50,7 +50,7 @@ def test_items_of_one_volume_keep_their_order(tmp_path: Path) -> None:
 
     names = [f"s{number}" for number in range(12)]
     assert all(result.changed for result in bulk.run_all([take(name) for name in names], 8, Options()))
-    (found,) = volumes.list_volumes(shares.shares[0], ["v"])
+    (found,) = reading.list_volumes(shares.shares[0], ["v"])
     assert [one["name"] for one in found["snapshots"]] == names
 
 
@@ -81,7 +81,7 @@ def test_eight_tasks_on_three_volumes(tmp_path: Path) -> None:
         assert worker.exitcode == 0
     assert errors.empty(), errors.get()
     for number in range(3):
-        (found,) = volumes.list_volumes(shares.shares[0], [f"v{number}"])
+        (found,) = reading.list_volumes(shares.shares[0], [f"v{number}"])
         assert found["snapshots"] == [] and found["pending"] is None
         with open(found["path"], "rb") as stream:
             assert stream.read() == bytes([number + 1]) * MIB

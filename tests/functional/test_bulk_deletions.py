@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, holding, placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, holding, placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import kinship
@@ -46,14 +46,14 @@ def take(shares: placement.Candidates, volume: str, name: str) -> None:
 
 
 def write(shares: placement.Candidates, name: str, value: int, offset: int = 0) -> None:
-    (volume,) = volumes.list_volumes(shares.shares[0], [name])
+    (volume,) = reading.list_volumes(shares.shares[0], [name])
     subprocess.run(
         ["qemu-io", "-f", volume["format"], "-c", f"write -P {value} {offset} 64k", volume["path"]], check=True, capture_output=True
     )
 
 
 def content(shares: placement.Candidates, name: str, into: Path) -> str:
-    (volume,) = volumes.list_volumes(shares.shares[0], [name])
+    (volume,) = reading.list_volumes(shares.shares[0], [name])
     raw = into / "read"
     subprocess.run(["qemu-img", "convert", "-f", volume["format"], "-O", "raw", volume["path"], raw], check=True)
     return hashlib.sha256(raw.read_bytes()).hexdigest()
@@ -74,7 +74,7 @@ def deletion(shares: placement.Candidates, volume: str, *names: str) -> bulk.Ite
 
 
 def names_on(shares: placement.Candidates) -> list[str]:
-    return [volume["name"] for volume in volumes.list_volumes(shares.shares[0], [])]
+    return [volume["name"] for volume in reading.list_volumes(shares.shares[0], [])]
 
 
 def codes(results: list[Outcome | errors.StorageError]) -> list[str]:
@@ -189,7 +189,7 @@ def test_items_in_between_keep_their_place(shares: placement.Candidates) -> None
     items = [removal(shares, "v"), bulk.Item("v", frozenset(["v"]), create), removal(shares, "w"), removal(shares, "x")]
     results = bulk.run_all(items, 4, Options())
     assert [result.changed for result in results] == [True, True, False, False]
-    assert volumes.list_volumes(shares.shares[0], ["v"])[0]["size"] == 8 * MIB
+    assert reading.list_volumes(shares.shares[0], ["v"])[0]["size"] == 8 * MIB
 
 
 def test_check_mode_takes_no_lock_and_looks_once(shares: placement.Candidates, scans: list) -> None:

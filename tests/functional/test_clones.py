@@ -14,7 +14,7 @@ from typing import Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
@@ -182,7 +182,7 @@ def test_names_that_could_be_overlays_of_each_other(golden: Store) -> None:
     golden.present("vol.env", GOLDEN)
     golden.snapshot("s", "vol.env")
     golden.present("vo", volumes.SourceRequest("vol.env", "s", True))
-    found = {one["name"]: one for one in volumes.list_volumes(golden.share, [])}
+    found = {one["name"]: one for one in reading.list_volumes(golden.share, [])}
     assert sorted(found) == ["vo", "vol", "vol.env"]
     assert [found[name]["parent"] for name in ("vo", "vol.env", "vol")] == [
         {"volume": "vol.env", "snapshot": "s"},

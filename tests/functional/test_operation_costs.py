@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
@@ -53,7 +53,7 @@ class Share1:
 
     def write(self, value: int, offset: int = 0, length: int = MIB) -> None:
         """Content in the active image, so that merges have something to move."""
-        (found,) = volumes.list_volumes(self.candidates.shares[0], ["vol"])
+        (found,) = reading.list_volumes(self.candidates.shares[0], ["vol"])
         subprocess.run(["qemu-io", "-f", found["format"], "-c", f"write -q -P {value} {offset} {length}", found["path"]], check=True)
 
     def chain(self) -> None:
@@ -105,7 +105,7 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
     "revert and discard newer": (lambda s: s.chain(), lambda s: s.revert("s2")),
     "delete a volume": (lambda s: s.present("vol", size=8 * MIB), lambda s: volumes.ensure_absent(s.candidates, "vol", False, Options())),
     "delete a volume with four snapshots": (lambda s: s.chain(), lambda s: volumes.ensure_absent(s.candidates, "vol", True, Options())),
-    "info": (lambda s: s.chain(), lambda s: volumes.list_volumes(s.candidates.shares[0], [])),
+    "info": (lambda s: s.chain(), lambda s: reading.list_volumes(s.candidates.shares[0], [])),
 }
 
 

@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
@@ -55,7 +55,7 @@ class Store:
         return snapshots.revert(self.candidates, "vol", name, discard, self.options(check=check))
 
     def info(self, name: str = "vol") -> dict:
-        (found,) = volumes.list_volumes(self.share, [name])
+        (found,) = reading.list_volumes(self.share, [name])
         return found
 
     def state(self) -> dict:
@@ -362,7 +362,7 @@ def test_lost_info_of_a_volume_whose_base_is_gone(store: Store) -> None:
     assert not (store.path / "vol").exists()
     right = (store.path / "vol.info").read_bytes()
     (store.path / "vol.info").unlink()
-    assert [one["name"] for one in volumes.list_volumes(store.share, [])] == ["vol"]
+    assert [one["name"] for one in reading.list_volumes(store.share, [])] == ["vol"]
     _rebuilds_info(store, right)
     (store.path / "vol.info").unlink()
     assert store.absent(cascade=True).changed and not store.absent().changed

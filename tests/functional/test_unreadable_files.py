@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
@@ -58,6 +58,6 @@ def test_what_it_may_rest_on_stays(where: placement.Candidates, task: Callable, 
         with pytest.raises(StorageError) as refused:
             task(where, Options(check=check, lock_timeout=5))
         assert refused.value.error_code == "tool_failed"
-        assert {one["name"] for one in volumes.list_volumes(share, [])} == {"vol", "copy"}
+        assert {one["name"] for one in reading.list_volumes(share, [])} == {"vol", "copy"}
     assert sorted(os.listdir(share.path)) == before
-    assert not [one for one in volumes.list_volumes(share, []) if "error_code" in one or one["pending"]]
+    assert not [one for one in reading.list_volumes(share, []) if "error_code" in one or one["pending"]]

@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from fuzz import fuzz_qcow2, harness
 from fuzz.generator import Image
@@ -222,7 +222,7 @@ def test_a_volume_with_such_an_overlay(name: str, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     share = Share(str(tmp_path), str(tmp_path), "directory")
     try:
-        code = next(one for one in volumes.list_volumes(share, []) if one["name"] == "vol").get("error_code")
+        code = next(one for one in reading.list_volumes(share, []) if one["name"] == "vol").get("error_code")
     except StorageError as error:
         code = error.error_code
     assert code == ("unsafe_image" if isinstance(expected, Refused) else expected.share)

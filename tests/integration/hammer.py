@@ -38,7 +38,7 @@ from typing import Callable, Iterator
 from witness import Figures, Witness
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
@@ -242,7 +242,7 @@ class Worker:
         value, mine = self.random.randint(1, 255), f"{self.number * REGION} {REGION}"
         with Workspace(self.options) as work:
             work.lock_families([(candidates.shares[0], clone)])
-            (volume,) = volumes.list_volumes(candidates.shares[0], [clone])
+            (volume,) = reading.list_volumes(candidates.shares[0], [clone])
             assert "error_code" not in volume and volume["pending"] is None, volume
             found = read_digest(volume["path"], volume["format"])
             assert found == digest(**holds), f"{clone} does not hold what it should"
@@ -300,7 +300,7 @@ class Worker:
             yield model, self.look(candidates, name, model)
 
     def look(self, candidates: placement.Candidates, name: str, model: Model) -> dict:
-        (volume,) = volumes.list_volumes(candidates.shares[0], [name])
+        (volume,) = reading.list_volumes(candidates.shares[0], [name])
         assert "error_code" not in volume, volume
         found = [snapshot["name"] for snapshot in volume["snapshots"]]
         assert (found, volume["size"], volume["pending"]) == (model.names, model.size, None), f"{name}: {volume}, the model: {model.state}"

@@ -14,7 +14,7 @@ import pytest
 from cinder.volume.drivers import remotefs
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ChainBroken
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading
 
 from .cinder_driver import CinderSnapshot
 from .turns import PAGE, Turns
@@ -183,7 +183,7 @@ def killed_while_writing_info(world: Turns, letters: int) -> None:
 
 def refused_or_right(world: Turns) -> None:
     """Either the volume says what is wrong with it and every task refuses to touch it, or all that is shown is right."""
-    (found,) = [one for one in volumes.list_volumes(world.candidates.shares[0], []) if one["name"] == world.name]
+    (found,) = [one for one in reading.list_volumes(world.candidates.shares[0], []) if one["name"] == world.name]
     if "error_code" not in found:
         world.check()
         return
@@ -243,7 +243,7 @@ def test_an_info_that_is_lost_after_our_turn(turns: Turns, left: int | None) -> 
         info.unlink()
     else:
         info.write_bytes(whole[:left])
-    assert "error_code" not in [one for one in volumes.list_volumes(turns.candidates.shares[0], []) if one["name"] == turns.name][0]
+    assert "error_code" not in [one for one in reading.list_volumes(turns.candidates.shares[0], []) if one["name"] == turns.name][0]
     turns.our_snapshot()
     turns.check()
     work_in_turns(turns)
@@ -288,6 +288,6 @@ def test_a_file_that_cinder_removed_before_it_was_killed(turns: Turns) -> None:
     _first, second, _third = three_snapshots(turns)
     with mock.patch.object(turns.cinder.driver, "_rebase_img", side_effect=Killed), pytest.raises(Killed):
         turns.cinder_delete(second)
-    (found,) = [one for one in volumes.list_volumes(turns.candidates.shares[0], []) if one["name"] == turns.name]
+    (found,) = [one for one in reading.list_volumes(turns.candidates.shares[0], []) if one["name"] == turns.name]
     assert found["error_code"] == "chain_broken" and f"{turns.name}.{second} is missing" in found["msg"]
     refused_or_right(turns)

@@ -18,7 +18,7 @@ import uuid
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
@@ -187,7 +187,7 @@ class Turns:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def look(self) -> dict:
-        (found,) = volumes.list_volumes(self.candidates.shares[0], [self.name])
+        (found,) = reading.list_volumes(self.candidates.shares[0], [self.name])
         assert "error_code" not in found, found
         return found
 

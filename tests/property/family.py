@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
@@ -166,7 +166,7 @@ class Family:
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def volumes(self) -> dict[str, dict]:
-        return {one["name"]: one for one in volumes.list_volumes(self.candidates.shares[0], [])}
+        return {one["name"]: one for one in reading.list_volumes(self.candidates.shares[0], [])}
 
     def check(self) -> None:
         found = self.volumes()

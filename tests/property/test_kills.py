@@ -22,7 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
 from .world import World, candidates
@@ -139,7 +139,7 @@ def test_killed_at_every_change(tmp_path: Path, name: str) -> None:
 
 def _nothing_lost(world: World, name: str) -> None:
     """Before anything is recovered the volume can be read; after the task ran again everything is as the model has it."""
-    found = volumes.list_volumes(world.candidates.shares[0], ["vol"])
+    found = reading.list_volumes(world.candidates.shares[0], ["vol"])
     assert found and "error_code" not in found[0], found
     _run_again(world, name)
     world.check()
@@ -250,7 +250,7 @@ def test_a_volume_made_anew_after_a_killed_deletion(tmp_path: Path) -> None:
 
 
 def _intact(world: World) -> bool:
-    found = volumes.list_volumes(world.candidates.shares[0], ["vol"])
+    found = reading.list_volumes(world.candidates.shares[0], ["vol"])
     return bool(found) and "error_code" not in found[0] and found[0]["pending"] is None
 
 
@@ -276,7 +276,7 @@ def test_killed_while_taking_a_group(tmp_path: Path) -> None:
 
 
 def _has_snapshot(share: Share, name: str) -> bool:
-    (found,) = volumes.list_volumes(share, [name])
+    (found,) = reading.list_volumes(share, [name])
     assert found["pending"] is None
     return any(snapshot["name"] == "g" for snapshot in found["snapshots"])
 

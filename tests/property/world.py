@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
@@ -114,7 +114,7 @@ class World:
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def volume(self) -> dict:
-        (found,) = volumes.list_volumes(self.candidates.shares[0], ["vol"])
+        (found,) = reading.list_volumes(self.candidates.shares[0], ["vol"])
         assert "error_code" not in found, found
         return found
 

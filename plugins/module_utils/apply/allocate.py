@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import os
 
+from ..store.directory import write_all
+
 _CHUNK = 4 << 20  # bytes that pass through this process at a time
 _SERVER_CHUNK = 64 << 20  # bytes that the kernel or the server is asked to copy at a time
 _GRAIN = 64 << 10  # bytes: runs of zeros this long are left out of what is written
@@ -46,9 +48,8 @@ def can_fallocate(fd: int) -> bool:
 
 def write_zeros(fd: int, size: int) -> None:
     zeros = memoryview(bytes(_CHUNK))
-    offset = 0
-    while offset < size:
-        offset += os.pwrite(fd, zeros[: min(_CHUNK, size - offset)], offset)
+    for offset in range(0, size, _CHUNK):
+        write_all(fd, zeros[: size - offset], offset)
 
 
 def copy_data(source: int, target: int) -> None:
@@ -110,15 +111,9 @@ def _copy_by_hand(source: int, target: int, offset: int, end: int) -> bool:
         if not block:
             return False
         for first, last in _written_runs(block):
-            _write_all(target, memoryview(block)[first:last], offset + first)
+            write_all(target, memoryview(block)[first:last], offset + first)
         offset += len(block)
     return True
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        done = os.pwrite(fd, data, offset)
-        data, offset = data[done:], offset + done
 
 
 def _written_runs(block: bytes) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Use cases of volumes: make sure that one exists as wished or is gone, and list them."""
+"""Use cases of volumes: make sure that one exists as wished or is gone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.plan import Plan, require_healed_parent, require_known_formats
 from ..store import inventory, kinship
-from . import placement, reading
+from . import placement
 from .transaction import Options, Outcome, Workspace, carry_out, joined, require_free_name, require_unused, settle, settle_for_removal
 
 if TYPE_CHECKING:
     from ..apply.offline import CopySource
-
-list_volumes = reading.list_volumes
 
 # What only clones need is imported where it is used: importing is most of what a task costs that changes nothing.
 

@@ -331,7 +331,7 @@ class ShareDirectory:
         fd, temporary = self.create_temporary(volume)
         try:
             try:
-                _write_all(fd, data)
+                write_all(fd, data)
                 if like is not None:
                     copy_ownership(fd, like)
                 self.pace.sync_file(fd)
@@ -346,10 +346,12 @@ class ShareDirectory:
             raise from_os_error(error, directory.subject(name)) from error
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    offset = 0
-    while offset < len(data):
-        offset += os.pwrite(fd, data[offset:], offset)
+def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
+    """Write all of ``data`` at ``offset``, however little the file system takes at a time."""
+    left = memoryview(data)
+    while left:
+        done = os.pwrite(fd, left, offset)
+        left, offset = left[done:], offset + done
 
 
 def copy_ownership(fd: int, like: os.stat_result) -> None:
