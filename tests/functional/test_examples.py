@@ -47,6 +47,7 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
     return {key: int(value) for key, value in (pair.split("=") for pair in recap.replace(":", "").split() if "=" in pair)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["remotefs_volume", "remotefs_snapshot", "remotefs_volume_info", "remotefs_snapshot_info"])
 def test_examples_of_the_store(module: str, tmp_path: Path, ansible_environment: dict) -> None:
     share = tmp_path / "share"
@@ -67,6 +68,7 @@ MISSING = [
 
 @pytest.mark.root
 @pytest.mark.skipif(bool(MISSING), reason=f"missing mount helpers: {', '.join(MISSING)}")
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["remotefs_share", "remotefs_share_info"])
 def test_examples_of_shares(module: str, tmp_path: Path, ansible_environment: dict) -> None:
     share = tmp_path / "share"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from .test_examples import play
 
 COUNT = 120
@@ -27,6 +29,7 @@ def check(*that: str) -> dict:
     return {"ansible.builtin.assert": {"that": list(that)}}
 
 
+@pytest.mark.slow
 def test_results_stay_short(tmp_path: Path, ansible_environment: dict) -> None:
     share = tmp_path / "share"
     share.mkdir()

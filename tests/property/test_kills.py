@@ -254,6 +254,7 @@ def _intact(world: World) -> bool:
     return bool(found) and "error_code" not in found[0] and found[0]["pending"] is None
 
 
+@pytest.mark.slow
 def test_killed_while_taking_a_group(tmp_path: Path) -> None:
     """Whatever recovery does, the volumes of a group agree: all of them have the snapshot or none has."""
 
