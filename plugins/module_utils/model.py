@@ -20,6 +20,7 @@ MAX_QCOW2_SIZE = 2**51  # what QEMU's largest L1 table (32 MiB) addresses with c
 FORMATS = ("raw", "qcow2")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
 _SIZE = re.compile(r"([0-9]+)\s*([KMGTP])?(?:i?B)?\Z", re.IGNORECASE)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _RESERVED_SNAPSHOTS = ("active", "info")
@@ -50,7 +51,7 @@ def round_to_sector(size: int) -> int:
 
 def is_safe_file_name(name: object) -> bool:
     """Whether a file name from a share may be handed on at all (no path, option, protocol or list syntax)."""
-    return isinstance(name, str) and bool(_NAME.match(name)) and len(name) <= _NAME_MAX
+    return isinstance(name, str) and _FILE_NAME.match(name) is not None
 
 
 def check_volume_name(name: str) -> str:

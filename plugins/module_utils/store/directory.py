@@ -59,6 +59,7 @@ class Directory:
         self._fence = fence
         self._pace = pace
         self._listing: list[str] | None = None
+        self._stock: frozenset[str] = frozenset()
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -70,6 +71,22 @@ class Directory:
 
     def names(self) -> list[str]:
         return sorted(os.listdir(self.fd))
+
+    def take_stock(self) -> list[str]:
+        """All names, sorted, for who reads most of them and changes nothing.
+
+        What the listing calls a regular file is from now on opened without a look at it first, and known to be there with that
+        spelling, until the directory is opened anew.
+        """
+        with os.scandir(self.fd) as entries:
+            kinds = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+        self._stock = frozenset(name for name, regular in kinds.items() if regular)
+        self._listing = sorted(kinds)
+        return self._listing
+
+    def in_stock(self, name: str) -> bool:
+        """Whether :meth:`take_stock` met a regular file of this very name. False tells nothing."""
+        return name in self._stock
 
     def names_from(self, prefix: str) -> list[str]:
         """Names that begin with ``prefix``, from one listing that is kept until the directory is opened anew."""
@@ -89,14 +106,19 @@ class Directory:
             return None
 
     def open(self, name: str, write: bool = False) -> int:
-        """Open an existing regular file.
+        """The descriptor that :meth:`examine` has."""
+        return self.examine(name, write)[0]
+
+    def examine(self, name: str, write: bool = False) -> tuple[int, os.stat_result]:
+        """Open an existing regular file: (descriptor, its fstat).
 
         :raises UnsafeImage: it is a link or a device, or has several names (hard links) and is to be written.
         :raises FileNotFoundError: nothing has that name.
         """
         if write:
             self._fence(name)
-        _checked_stat(self.fd, name, self.subject(name))  # before the open: opening a device can already act
+        if write or name not in self._stock:
+            _checked_stat(self.fd, name, self.subject(name))  # before the open: opening a device can already act
         flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
         try:
             fd = os.open(name, flags, dir_fd=self.fd)
@@ -114,7 +136,7 @@ class Directory:
                 "it has another name somewhere (a hard link), so writing it could change a foreign file",
                 "copy the file and remove the link",
             )
-        return fd
+        return fd, status
 
     @contextmanager
     def opened(self, name: str, write: bool = False) -> Iterator[int]:
@@ -130,8 +152,11 @@ class Directory:
         :raises UnsafeImage: it is larger than any record can be.
         """
         try:
-            with self.opened(name) as fd:
-                data = os.read(fd, _SMALL_FILE + 1)
+            fd, status = self.examine(name)
+            try:
+                data = os.read(fd, min(status.st_size, _SMALL_FILE) + 1)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass, replace
+from typing import Callable, NamedTuple
 
 from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
 from ..model import Image, Share, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
@@ -27,26 +28,48 @@ _WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
 
 @dataclass(frozen=True)
 class Observed:
-    """A volume, and what it was read from."""
+    """A volume, and what it was read from; ``in_use`` of its active image where a :class:`Glance` was to ask for that."""
 
     volume: Volume
     info: info_file.Info | None
     record: records.Record | None
+    in_use: bool | None = None
 
 
-def observe(directory: ShareDirectory, name: str, said: str | None = None) -> Observed | None:
+@dataclass
+class Glance:
+    """A look at one volume for who changes nothing: asks for the use of the first image that is read, which is the active
+    one, while that is open, and does not find out which images are empty."""
+
+    asked: bool = False
+    in_use: bool | None = None
+
+    def meet(self, fd: int, share: Share) -> None:
+        if not self.asked:
+            self.asked, self.in_use = True, ask(fd, share)
+
+
+def _nothing_less() -> None:
+    """For who may change what is read."""
+
+
+def observe(
+    directory: ShareDirectory, name: str, said: str | None = None, look: Callable[[], Glance | None] = _nothing_less
+) -> Observed | None:
     """The volume ``name`` as it stands; None where the share has no such volume.
 
     :param said: the format that the user says the base file has, for where nothing on the share records it.
+    :param look: makes the :class:`Glance` of who only looks.
 
     Takes no lock. A read that fails while somebody changes the volume is repeated before it counts.
 
     :raises StorageError: the volume cannot be read (chain_broken, unsafe_image, needs_recovery).
     """
+    before: tuple = ()
     for attempt in range(_READ_AGAIN + 1):
-        before = _marks(directory, name)
+        before = _marks(directory, name) if attempt else before
         try:
-            return _observe(directory, name, said)
+            return _observe(directory, name, said, look)
         except OSError as error:
             failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}")
         except StorageError as error:
@@ -65,6 +88,8 @@ def exists(directory: ShareDirectory, name: str) -> bool:
     :raises Conflict: the share ignores case, and what is there is spelt otherwise.
     """
     for file in (name, info_name(name)):
+        if directory.root.in_stock(file):
+            return True
         try:
             found = os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -106,7 +131,7 @@ def _marks(directory: ShareDirectory, name: str) -> tuple:
     return tuple(found)
 
 
-def _observe(directory: ShareDirectory, name: str, said: str | None) -> Observed | None:
+def _observe(directory: ShareDirectory, name: str, said: str | None, look: Callable[[], Glance | None]) -> Observed | None:
     record = records.read(directory, name)
     if not exists(directory, name):
         return None
@@ -114,12 +139,14 @@ def _observe(directory: ShareDirectory, name: str, said: str | None) -> Observed
     active = info.active if info else name
     if info is None and directory.root.status(name) is None:
         return None
-    chain = walk(directory, name, active, info, record, said)
+    glance = look()
+    chain = walk(directory, name, active, info, record, said, glance)
     snapshots = _snapshots(name, chain, info, record)
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
     volume = Volume(name, chain, snapshots, info is not None, pending=pending, parent=parent)
-    return Observed(replace(volume, adopted=_is_adopted(volume, record)), info, record)
+    in_use = glance.in_use if glance else None
+    return Observed(replace(volume, adopted=_is_adopted(volume, record)), info, record, in_use)
 
 
 def read_info(directory: ShareDirectory, name: str, record: records.Record | None) -> tuple[info_file.Info | None, bool]:
@@ -178,7 +205,13 @@ def _is_adopted(volume: Volume, record: records.Record | None) -> bool:
 
 
 def walk(
-    directory: ShareDirectory, name: str, active: str, info: info_file.Info | None, record: records.Record | None, said: str | None = None
+    directory: ShareDirectory,
+    name: str,
+    active: str,
+    info: info_file.Info | None,
+    record: records.Record | None,
+    said: str | None = None,
+    glance: Glance | None = None,
 ) -> tuple[Image, ...]:
     """The chain from ``active`` down.
 
@@ -186,19 +219,21 @@ def walk(
     :raises UnsafeImage: a header is damaged or hostile, a backing name leads out of the share.
     """
     chain: list[Image] = []
+    seen: set[str] = set()
     file: str | None = active
     said_above: str | None = None
     while file is not None:
-        if any(image.file == file for image in chain) or len(chain) >= MAX_CHAIN:
+        if file in seen or len(chain) >= MAX_CHAIN:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", _WORST_DAY)
         image_format = _decide_format(name, file, said_above, info, record)
         if image_format is None and said is not None:
             image_format = _believe(directory, file, said)
         try:
-            image = read_image(directory, file, image_format)
+            image = read_image(directory, file, image_format, glance)
         except FileNotFoundError as error:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", _WORST_DAY) from error
         chain.append(image)
+        seen.add(file)
         file, said_above = image.backing_file, image.backing_format
     return tuple(chain)
 
@@ -226,39 +261,64 @@ def _believe(directory: ShareDirectory, file: str, said: str) -> str:
     return said
 
 
-def read_image(directory: ShareDirectory, file: str, image_format: str | None) -> Image:
+def read_image(directory: ShareDirectory, file: str, image_format: str | None, glance: Glance | None = None) -> Image:
     """One file of a chain, read with the format that it is known to have."""
-    with directory.root.opened(file) as fd:
-        status = os.fstat(fd)
-        image = Image(
-            file,
-            image_format,
-            round_to_sector(status.st_size),
-            allocated=status.st_blocks * _BLOCK,
-            mode=stat.S_IMODE(status.st_mode),
-            uid=status.st_uid,
-            gid=status.st_gid,
-        )
-        return _with_header(directory, image, fd) if image_format == "qcow2" else image
-
-
-def _with_header(directory: ShareDirectory, image: Image, fd: int) -> Image:
-    """What the header of an opened qcow2 image adds. :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry."""
-    subject = directory.root.subject(image.file)
+    fd, status = directory.root.examine(file)
     try:
-        header = qcow2.read_header(fd)
-        empty = qcow2.is_empty(fd, header)
+        if glance is not None:
+            glance.meet(fd, directory.share)
+        says = _NO_HEADER if image_format != "qcow2" else _read_header(directory, file, fd, None if glance is None else status.st_size)
+    finally:
+        os.close(fd)
+    return Image(
+        file,
+        image_format,
+        round_to_sector(status.st_size) if says.size is None else says.size,
+        status.st_blocks * _BLOCK,
+        says.backing_file,
+        says.backing_format,
+        says.empty,
+        says.absolute,
+        stat.S_IMODE(status.st_mode),
+        status.st_uid,
+        status.st_gid,
+    )
+
+
+class _Says(NamedTuple):
+    """What a header adds to an :class:`Image`."""
+
+    size: int | None = None
+    backing_file: str | None = None
+    backing_format: str | None = None
+    empty: bool = False
+    absolute: bool = False
+
+
+_NO_HEADER = _Says()
+
+
+def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | None) -> _Says:
+    """:param glimpsed: the size of the file, where nobody asks whether the image is empty.
+
+    :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry.
+    """
+    try:
+        header = qcow2.read_header(fd) if glimpsed is None else qcow2.glimpse(fd, glimpsed)
+        empty = isinstance(header, qcow2.Header) and qcow2.is_empty(fd, header)
     except qcow2.Qcow2Error as error:
-        raise UnsafeImage(subject, f"as a qcow2 image it cannot be used: {error}", _WORST_DAY) from error
+        raise UnsafeImage(directory.root.subject(file), f"as a qcow2 image it cannot be used: {error}", _WORST_DAY) from error
     if header.internal_snapshots:
         raise UnsafeImage(
-            subject, "it holds internal snapshots, which a merge would not carry", "remove them with qemu-img snapshot -d first"
+            directory.root.subject(file),
+            "it holds internal snapshots, which a merge would not carry",
+            "remove them with qemu-img snapshot -d first",
         )
-    backing_file, absolute = _backing_name(directory.share, subject, header.backing_file)
-    return replace(image, size=header.size, backing_file=backing_file, backing_format=header.backing_format, empty=empty, absolute=absolute)
+    backing_file, absolute = _backing_name(directory, file, header.backing_file)
+    return _Says(header.size, backing_file, header.backing_format, empty, absolute)
 
 
-def _backing_name(share: Share, subject: str, name: str | None) -> tuple[str | None, bool]:
+def _backing_name(directory: ShareDirectory, file: str, name: str | None) -> tuple[str | None, bool]:
     """A backing name as a basename, and whether the header spells it absolute."""
     if name is None:
         return None, False
@@ -266,11 +326,13 @@ def _backing_name(share: Share, subject: str, name: str | None) -> tuple[str | N
     base = name
     if absolute:
         parent, base = os.path.split(name)
-        if parent not in (os.path.normpath(share.path), os.path.realpath(share.path)):
+        if parent not in (os.path.normpath(directory.share.path), os.path.realpath(directory.share.path)):
             base = ""
     if not is_safe_file_name(base):
         raise UnsafeImage(
-            subject, f"its backing file {name!r} is not a file of this share", "find out who made it; qemu-img rebase -u can point it back"
+            directory.root.subject(file),
+            f"its backing file {name!r} is not a file of this share",
+            "find out who made it; qemu-img rebase -u can point it back",
         )
     return base, absolute
 

@@ -10,14 +10,16 @@ a qcow2 file are big-endian. Reads are bounded, and whatever is unknown or contr
 from __future__ import annotations
 
 from .layout import MAGIC, Qcow2Error
-from .reading import Header, allocation, has_magic, is_empty, read_backing_name, read_header
+from .reading import Glimpse, Header, allocation, glimpse, has_magic, is_empty, read_backing_name, read_header
 from .writing import grow, repoint, write_image
 
 __all__ = [
     "MAGIC",
+    "Glimpse",
     "Header",
     "Qcow2Error",
     "allocation",
+    "glimpse",
     "grow",
     "has_magic",
     "is_empty",

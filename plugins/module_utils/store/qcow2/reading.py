@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .layout import (
     EXT_BACKING_FORMAT,
@@ -28,12 +29,14 @@ from .layout import (
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
 _KNOWN_INCOMPATIBLE = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
+_BACKING = struct.Struct(">QI")  # offset and length of the backing name, at byte 8
 _OFFSET = 0x00FFFFFFFFFFFE00  # of an L2 table in its L1 entry
 _MASKED = {mask: bytes(1 if value & mask else 0 for value in range(256)) for mask in (0x01, 0x40, 0xFE, 0xFF)}
 _PAGE = 4096  # holds all that headers have to say, but for foreign ones
 _MOST_L2_BYTES = 256 << 20  # what :func:`allocation` reads; its answer is an eighth of it or less
 _MAX_REFCOUNT_TABLE = 8 << 20  # bytes
 _CHUNK = 1 << 20
+_MOST_ALIKE = 1024
 
 
 class _Beyond(Qcow2Error):
@@ -89,7 +92,7 @@ def read_backing_name(fd: int) -> str | None:
     data = os.pread(fd, FIELDS.size, 0)
     if len(data) < 20 or data[:4] != MAGIC:
         return None
-    offset, length = struct.unpack_from(">QI", data, 8)
+    offset, length = _BACKING.unpack_from(data, 8)
     if not offset or not 0 < length <= MAX_BACKING_NAME or offset >= os.fstat(fd).st_size:
         return None
     return os.pread(fd, length, offset).split(b"\0")[0].decode("utf-8", "replace") or None
@@ -104,10 +107,51 @@ def read_header(fd: int) -> Header:
     :raises Qcow2Error: it is damaged, hostile, encrypted, marked corrupt, or uses what merging could not carry.
     """
     file_size = os.fstat(fd).st_size
+    return _parse_or_read_on(os.pread(fd, _PAGE, 0), fd, file_size)
+
+
+def _parse_or_read_on(data: bytes, fd: int, file_size: int) -> Header:
     try:
-        return _parse(os.pread(fd, _PAGE, 0), file_size)
+        return _parse(data, file_size)
     except _Beyond:
         return _parse(os.pread(fd, MOST_HEADER, 0), file_size)
+
+
+class Glimpse(NamedTuple):
+    """What of a :class:`Header` those want to know who only look."""
+
+    size: int
+    backing_file: str | None
+    backing_format: str | None
+    internal_snapshots: int
+
+
+# What stands before a backing name → what follows from it, and the least size of a file that holds the tables it names.
+_alike: dict[bytes, tuple[int, str | None, int, int]] = {}
+
+
+def glimpse(fd: int, file_size: int) -> Glimpse:
+    """A part of what :func:`read_header` says of a file of ``file_size`` bytes, refusing the same.
+
+    Most headers on a share are alike but for the backing name. What is said and refused follows from the bytes before that
+    name, from the name and from the file's size alone, as long as the name ends in the first sector: so the same bytes are
+    not taken apart twice.
+    """
+    data = os.pread(fd, _PAGE, 0)
+    offset, length = _BACKING.unpack_from(data, 8) if len(data) >= FIELDS.size else (0, 0)
+    end = offset + length
+    if not 0 < offset < end <= min(SECTOR, len(data)):
+        header = _parse_or_read_on(data, fd, file_size)
+        return Glimpse(header.size, header.backing_file, header.backing_format, header.internal_snapshots)
+    before = data[:offset]
+    found = _alike.get(before)
+    if found is None or file_size < found[3]:
+        header = _parse_or_read_on(data, fd, file_size)
+        least = max(header.l1_offset + header.l1_entries * 8, int.from_bytes(data[48:56], "big") + 1)
+        if len(_alike) >= _MOST_ALIKE:
+            _alike.clear()
+        found = _alike[before] = (header.size, header.backing_format, header.internal_snapshots, least)
+    return Glimpse(found[0], _decoded(data[offset:end]), found[1], found[2])
 
 
 def _parse(data: bytes, file_size: int) -> Header:
@@ -236,8 +280,12 @@ def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str
         raise Qcow2Error("its backing name lies where the format wants none")
     if offset + length > len(data):
         raise _Beyond("its backing name lies outside the header cluster, or behind its first 64 KiB")
+    return _decoded(data[offset : offset + length])
+
+
+def _decoded(spelt: bytes) -> str:
     try:
-        name = data[offset : offset + length].decode("utf-8")
+        name = spelt.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Qcow2Error("its backing name is no text") from error
     if "\0" in name:
