@@ -150,11 +150,11 @@ def _leave_reading(module: AnsibleModule, found: dict) -> None:
 
 def read_volumes(params: dict, globs: Sequence[str] | None) -> list[dict]:
     """Volumes of all given shares. :raises StorageError: one of the shares cannot be read."""
-    from .operations import placement, reading
+    from .operations import candidates, reading
 
-    candidates = placement.find_candidates(params["share"], params["mount_base"])
-    candidates.require_all()
-    return [volume for share in candidates.shares for volume in reading.list_volumes(share, list(globs or ()))]
+    found = candidates.find_candidates(params["share"], params["mount_base"])
+    found.require_all()
+    return [volume for share in found.shares for volume in reading.list_volumes(share, list(globs or ()))]
 
 
 def failure(error: StorageError) -> dict:

@@ -267,7 +267,7 @@ _DETAILS = ("description", "labels", "protected")
 
 def _check(params: dict) -> None:
     """:raises InvalidParameter: options that do not go together, or a length that no chain may have."""
-    from ..module_utils.plan.planner import check_max_chain
+    from ..module_utils.plan.wishes import check_max_chain
 
     subject = f"snapshot task on volume {params['volume']}" if params["volume"] else "snapshot task"
     if params["names"] and params["state"] != "absent":
@@ -309,7 +309,7 @@ def _policy(params: dict):
 
 
 def _wish(params: dict):
-    from ..module_utils.plan.planner import SnapshotWish
+    from ..module_utils.plan.wishes import SnapshotWish
 
     return SnapshotWish(
         name=params["name"],
@@ -334,9 +334,9 @@ def _item_name(params: dict) -> str:
 
 
 def _run_many(module: AnsibleModule, wanted: list, kind: str) -> None:
-    from ..module_utils.operations import bulk, placement
+    from ..module_utils.operations import bulk, candidates
 
-    options, finder, items = arguments.options(module), placement.Finder(), []
+    options, finder, items = arguments.options(module), candidates.Finder(), []
     for given in wanted:
         params = arguments.merged(given, module.params)
         if given.get("names") and not given.get("name"):
@@ -356,7 +356,7 @@ def _item(params: dict, finder):
 
 
 def _run_group(module: AnsibleModule) -> None:
-    from ..module_utils.operations import placement, snapshots
+    from ..module_utils.operations import candidates, groups
 
     params = module.params
     if params["state"] != "present":
@@ -367,15 +367,15 @@ def _run_group(module: AnsibleModule) -> None:
     volumes = list(dict.fromkeys(params["volumes"]))
     if keep and not params["name"]:
         _run_many(module, [{"volume": volume} for volume in volumes], "volumes")
-    candidates = placement.find_candidates(params["share"], params["mount_base"])
-    outcomes = snapshots.take_group(candidates, volumes, _wish(params), arguments.options(module), keep)
+    found = candidates.find_candidates(params["share"], params["mount_base"])
+    outcomes = groups.take_group(found, volumes, _wish(params), arguments.options(module), keep)
     arguments.leave_many(module, volumes, outcomes, "volumes")
 
 
 def _run_one(module: AnsibleModule) -> dict:
-    from ..module_utils.operations import placement
+    from ..module_utils.operations.candidates import Finder
 
-    return arguments.result(_run(module.params, arguments.options(module), placement.Finder()))
+    return arguments.result(_run(module.params, arguments.options(module), Finder()))
 
 
 def main() -> None:

@@ -370,8 +370,9 @@ def _run(params: dict, options, finder):
 
 def _request(params: dict, candidates):
     from ..module_utils.model import parse_size
-    from ..module_utils.operations import placement, volumes
-    from ..module_utils.plan.planner import VolumeWish, check_max_chain
+    from ..module_utils.operations import volumes
+    from ..module_utils.operations.candidates import Policy
+    from ..module_utils.plan.wishes import VolumeWish, check_max_chain
 
     if not 0 <= params["reserved_percentage"] < 100 or params["max_over_subscription_ratio"] <= 0:
         raise InvalidParameter(
@@ -391,14 +392,14 @@ def _request(params: dict, candidates):
     )
     longest, given = check_max_chain(params["max_chain"]), params["source"]
     source = volumes.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
-    policy = placement.Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
+    policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
     return volumes.VolumeRequest(candidates, wish, source, policy)
 
 
 def _run_many(module: AnsibleModule) -> None:
-    from ..module_utils.operations import bulk, placement
+    from ..module_utils.operations import bulk, candidates
 
-    options, finder, items = arguments.options(module), placement.Finder(), []
+    options, finder, items = arguments.options(module), candidates.Finder(), []
     for given in module.params["volumes"]:
         params = arguments.merged(given, module.params)
         items.append(_item(params, finder))
@@ -416,9 +417,9 @@ def _item(params: dict, finder):
 
 
 def _run_one(module: AnsibleModule) -> dict:
-    from ..module_utils.operations import placement
+    from ..module_utils.operations.candidates import Finder
 
-    return arguments.result(_run(module.params, arguments.options(module), placement.Finder()))
+    return arguments.result(_run(module.params, arguments.options(module), Finder()))
 
 
 def main() -> None:

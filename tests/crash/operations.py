@@ -16,7 +16,7 @@ from typing import Callable
 from property.world import World, candidates, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, groups, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.placement import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
@@ -165,7 +165,7 @@ def _take(name: str, volume: str = "vol") -> Task:
 
 
 def _take_group(where: Candidates, options: Options) -> list[Outcome]:
-    return snapshots.take_group(where, ["vol", "a", "b"], SnapshotWish("g"), options)
+    return groups.take_group(where, ["vol", "a", "b"], SnapshotWish("g"), options)
 
 
 def _delete(*names: str, volume: str = "vol") -> Task:

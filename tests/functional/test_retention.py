@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command, errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import report, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, report, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
@@ -254,7 +254,7 @@ def test_groups_keep_after_all_are_taken(tmp_path: Path) -> None:
 
     def take(night: int, check: bool = False) -> list[Outcome]:
         wish = SnapshotWish(f"g{night}", created=f"{date_of(night)}T01:00:00Z", protected=night == 0)
-        return snapshots.take_group(store.candidates, ["a", "b"], wish, store.options(check=check), keep)
+        return groups.take_group(store.candidates, ["a", "b"], wish, store.options(check=check), keep)
 
     for night in range(5):
         predicted, done = take(night, check=True), take(night)
@@ -280,7 +280,7 @@ def test_a_group_in_which_one_cannot_keep(tmp_path: Path, monkeypatch: pytest.Mo
 
     def take(night: int) -> list:
         wish = SnapshotWish(f"g{night}", created=f"{date_of(night)}T01:00:00Z")
-        return snapshots.take_group(store.candidates, ["a", "b", "c"], wish, store.options(), policy("g*", last=1))
+        return groups.take_group(store.candidates, ["a", "b", "c"], wish, store.options(), policy("g*", last=1))
 
     take(0)
     monkeypatch.setattr(merge, "delete_snapshots", full)
@@ -327,7 +327,7 @@ def test_a_chain_has_a_longest_length(tmp_path: Path) -> None:
     assert take("s3", max_chain=4).changed
 
     def group(check: bool) -> None:
-        snapshots.take_group(store.candidates, ["vol"], SnapshotWish("g", max_chain=4), store.options(check=check))
+        groups.take_group(store.candidates, ["vol"], SnapshotWish("g", max_chain=4), store.options(check=check))
 
     refused(store, errors.InvalidParameter, group)
     for number in range(4, 64):

@@ -15,7 +15,7 @@ from typing import Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, report, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, placement, report, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
 from .test_refusals import MIB, Store, refused
@@ -100,7 +100,7 @@ def test_groups_are_all_or_nothing(store: Store) -> None:
         store.present(name, size=MIB)
 
     def take(names: list[str], snapshot: str, check: bool = False):
-        return snapshots.take_group(store.candidates, names, SnapshotWish(snapshot), store.options(check=check))
+        return groups.take_group(store.candidates, names, SnapshotWish(snapshot), store.options(check=check))
 
     assert [outcome.changed for outcome in take(["a", "b", "c"], "g", check=True)] == [True] * 3
     assert [outcome.changed for outcome in take(["a", "b", "c"], "g")] == [True] * 3
@@ -137,7 +137,7 @@ def test_a_group_that_fails_in_the_middle_leaves_no_snapshot(store: Store, monke
 
     monkeypatch.setattr(offline.qcow2, "write_image", full)
     with pytest.raises(errors.NoSpace):
-        snapshots.take_group(store.candidates, ["a", "b", "c"], SnapshotWish("g"), store.options())
+        groups.take_group(store.candidates, ["a", "b", "c"], SnapshotWish("g"), store.options())
     for name, path in before.items():
         assert (store.info(name)["path"], store.info(name)["snapshots"], store.info(name)["pending"]) == (path, [], None)
     assert not [name for name in os.listdir(store.path) if name.endswith(".g")]

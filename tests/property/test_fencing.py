@@ -23,7 +23,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, placement, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use
@@ -308,7 +308,7 @@ class Watch:
 OTHERS: dict[str, Callable[[World], object]] = {
     **CREATIONS,
     "attributes": lambda w: volumes.ensure_present(volumes.VolumeRequest(w.candidates, VolumeWish("vol", mode=0o600)), w.options()),
-    "group": lambda w: snapshots.take_group(w.candidates, ["vol", "vol2"], SnapshotWish("both"), w.options()),
+    "group": lambda w: groups.take_group(w.candidates, ["vol", "vol2"], SnapshotWish("both"), w.options()),
     "remove": lambda w: volumes.ensure_absent(w.candidates, "vol", True, w.options()),
 }
 

@@ -22,7 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 
 from .world import World, candidates
@@ -265,7 +265,7 @@ def test_killed_while_taking_a_group(tmp_path: Path) -> None:
         return world
 
     def take(world: World):
-        return snapshots.take_group(world.candidates, ["a", "b", "c"], SnapshotWish("g"), world.options())
+        return groups.take_group(world.candidates, ["a", "b", "c"], SnapshotWish("g"), world.options())
 
     for limit, world in states(tmp_path, prepare, take):
         for name in ("c", "a", "b"):  # each volume is recovered by a task of its own

@@ -15,29 +15,7 @@ from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteRecord
 from ..store import info_file, inventory, kinship, qcow2, records
 from ..store.directory import ShareDirectory
-
-
-class Interrupted:
-    """What a killed task left of a volume: resumptions to run, temporary files to remove."""
-
-    def __init__(self, resumptions: tuple[intents.Resumption, ...] = (), leftovers: tuple[str, ...] = ()) -> None:
-        self.resumptions = resumptions
-        self.leftovers = leftovers
-
-    def __bool__(self) -> bool:
-        return bool(self.resumptions or self.leftovers)
-
-    @property
-    def after(self) -> Volume | None:
-        return self.resumptions[-1].plan.after
-
-    def describe(self) -> list[dict]:
-        told = [item.describe() for item in self.resumptions]
-        if self.leftovers:
-            told.append(
-                {"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]}
-            )
-        return told
+from .traces import Interrupted, group_file
 
 
 def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
@@ -156,30 +134,6 @@ def give_up(directory: ShareDirectory, name: str) -> Interrupted:
     left = tuple(sorted({file for file in named if file not in volume.files and directory.root.status(file) is not None}))
     steps: tuple[Step, ...] = (intents.write_info(after),) if volume.info else (WriteRecord(name),)
     return Interrupted((intents.Resumption(operation, "discarded", Plan("discard", name, steps, volume, after), left),), leftovers)
-
-
-def group_file(group: str) -> str:
-    return group + ".json"
-
-
-def forget_groups(directory: ShareDirectory) -> None:
-    """Remove the decisions on groups that no volume's record waits for any more.
-
-    They are listed before the records are read: a group that is decided meanwhile is not among them.
-    """
-    private = directory.private("groups")
-    decided = private.names() if private else []
-    volumes = directory.private("volumes")
-    if not private or not decided or not volumes:
-        return
-    suffix = len(records.file_name(""))
-    try:
-        found = [records.read(directory, name[:-suffix]) for name in volumes.names()]
-    except StorageError:
-        return  # a record that nobody can read may wait for any of them
-    waiting = {group_file(str(record.intent.get("group"))) for record in found if record and record.intent}
-    for name in sorted(set(decided) - waiting):
-        private.unlink(name)
 
 
 def _group_decided(directory: ShareDirectory, group: str) -> bool:

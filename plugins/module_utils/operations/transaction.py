@@ -14,22 +14,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Callable, Iterable
 
-from ..apply.recovery import Interrupted, find_interrupted, forget_groups, give_up
+from ..apply.traces import Interrupted, find_interrupted, forget_groups
 from ..errors import NeedsRecovery, ShareNotWritable, from_os_error
 from ..model import Share, Volume
 from ..plan.plan import Plan
-from ..plan.steps import Unlink
 from ..store import in_use, inventory, kinship
 from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
 from ..store.pace import Pace
 from . import report
-from .holding import Holding
-from .placement import Ledger
+from .ledger import Ledger
 
 if TYPE_CHECKING:
     from ..apply.executor import Executor
     from ..apply.offline import CopySource
+    from .holding import Holding
 
 
 @dataclass(frozen=True)
@@ -259,6 +258,8 @@ def _interrupted(work: Workspace, directory: ShareDirectory, name: str, discard:
     except NeedsRecovery:
         if not (discard or work.options.discard):
             raise
+        from ..apply.recovery import give_up
+
         return give_up(directory, name)
 
 
@@ -275,6 +276,8 @@ def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume
     left = Interrupted((), interrupted.leftovers)
     if not work.options.check:
         work.finish(share, left)
+    from ..plan.steps import Unlink
+
     volume, told = observed.volume, [replace(one, outcome="discarded", plan=replace(one.plan, steps=())).describe() for one in begun]
     made = {file for one in begun if one.plan.after for file in one.plan.after.own_files}
     strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)

@@ -11,8 +11,9 @@ from ..errors import Conflict, InvalidParameter, WouldShrink
 from ..model import Image, Parent, Volume
 from . import cost
 from .plan import Plan, require_healed_parent, require_known_formats
-from .planner import DEFAULT_MODE, VolumeWish, check_chain_length, check_qcow2_size
+from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size
 from .steps import CreateClone, Pull, WriteRecord
+from .wishes import VolumeWish
 
 
 def snapshot_for(clone: str) -> str:

@@ -6,10 +6,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..errors import UnsafeImage
 from ..model import Volume, info_name
-from .steps import Repoint, Step, Unlink, WriteInfo
+from .wishes import is_spelled_out
+
+if TYPE_CHECKING:
+    from .steps import Step, WriteInfo
+
+# The steps themselves are imported by what makes some: a plan that changes nothing has none.
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Nothing is unlinked before what replaces it is recorded."""
-        kinds = [type(step) for step in self.steps]
-        if self.after is not None and Unlink in kinds and WriteInfo not in kinds[: kinds.index(Unlink)]:
+        kinds = [step.name for step in self.steps]
+        if self.after is not None and "unlink" in kinds and "write_info" not in kinds[: kinds.index("unlink")]:
             raise ValueError("a plan that unlinks must write .info first")
 
     @property
@@ -42,6 +48,8 @@ class Plan:
 
 
 def write_info(volume: Volume) -> WriteInfo:
+    from .steps import WriteInfo
+
     return WriteInfo(info_name(volume.name), volume.active.file, tuple((snapshot.name, snapshot.file) for snapshot in volume.snapshots))
 
 
@@ -57,13 +65,12 @@ def require_known_formats(volume: Volume) -> None:
 
 
 def healing(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
-    """Steps that make absolute backing names relative and spell missing backing formats, and the volume after them.
+    """Steps that make absolute backing names relative and spell missing backing formats, and the volume after them."""
+    from .steps import Repoint
 
-    A header without the format would let qemu-img guess it from content that a guest may have written.
-    """
     steps: list[Step] = []
     for image in volume.own:
-        if image.backing_file and (image.absolute or image.backing_format is None):
+        if image.backing_file and not is_spelled_out(image):
             below = volume.image(image.backing_file)
             steps.append(Repoint(image.file, below.file, str(below.format)))
             volume = volume.with_images(**{image.file: replace(image, absolute=False, backing_format=below.format)})
@@ -76,7 +83,7 @@ def require_healed_parent(volume: Volume) -> None:
     :raises UnsafeImage: a header of the parent spells its backing file as a path, or does not say its format.
     """
     for image in volume.chain[len(volume.own) :]:
-        if volume.parent and image.backing_file and (image.absolute or image.backing_format is None):
+        if volume.parent and not is_spelled_out(image):
             raise UnsafeImage(
                 f"volume {volume.name}",
                 f"the header of {image.file}, which it rests on, does not spell its backing file as it should",

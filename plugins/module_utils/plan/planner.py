@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name
 from .plan import Plan, healing, require_known_formats, write_info
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord
+from .wishes import SnapshotWish, VolumeWish
 
 DEFAULT_MODE = 0o660
-MAX_CHAIN = 64  # files, where the user says nothing: a read of something never written looks through all of them
 
 
 @dataclass(frozen=True)
@@ -23,36 +23,6 @@ class Source:
     label: str
     size: int
     allocated: int
-
-
-@dataclass(frozen=True)
-class VolumeWish:
-    """What a playbook wants a volume to be. None means that the playbook says nothing of it; ``size`` is in bytes."""
-
-    name: str
-    size: int | None = None
-    format: str | None = None
-    preallocation: str = "off"
-    source: Source | None = None
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    flatten: bool = False
-
-
-@dataclass(frozen=True)
-class SnapshotWish:
-    """What a playbook wants a snapshot to be; description, labels and protected are left alone where they are None.
-
-    ``created`` is for a snapshot that is taken, ``max_chain`` the number of files that its volume's chain may have then.
-    """
-
-    name: str
-    created: str | None = None
-    description: str | None = None
-    labels: dict | None = field(default=None)
-    protected: bool | None = None
-    max_chain: int = MAX_CHAIN
 
 
 def create_volume(wish: VolumeWish) -> Plan:
@@ -198,13 +168,6 @@ def _describe_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
         return Plan("create_snapshot", volume.name, (), volume, volume)
     after = replace(volume, snapshots=tuple(wanted if snapshot == present else snapshot for snapshot in volume.snapshots))
     return Plan("create_snapshot", volume.name, (WriteRecord(volume.name),), volume, after)
-
-
-def check_max_chain(max_chain: int) -> int:
-    """:raises InvalidParameter: no limit for a chain that leaves room for a snapshot and can still be read."""
-    if not 2 <= max_chain <= 200:
-        raise InvalidParameter("option max_chain", f"{max_chain} is no limit for the files of a chain", "give a number from 2 to 200")
-    return max_chain
 
 
 def check_chain_length(subject: str, files: int, max_chain: int) -> None:

@@ -1,0 +1,114 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The shares that a task names, and on which of them a volume is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterable
+
+from ..errors import Conflict, ShareNotMounted, StorageError
+from ..model import Share
+from ..mounts.resolve import find_share
+from ..store import inventory, records
+from ..store.directory import ShareDirectory
+
+_LOCAL = ("directory", "bind")
+_PATIENCE = 30  # seconds for a server to answer, before a system call that nobody could interrupt is made
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The candidate shares of a task: those that can be read, and for each other one why it cannot."""
+
+    shares: tuple[Share, ...]
+    unreadable: tuple[StorageError, ...] = ()
+
+    def require_all(self) -> None:
+        """:raises ShareNotMounted: one cannot be read, so that what was not found may still be there."""
+        if self.unreadable:
+            raise self.unreadable[0]
+
+
+class Finder:
+    """Looks each set of candidate shares up once in a task, however many items name it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple, Candidates] = {}
+
+    def find(self, names: Iterable[str], mount_base: str) -> Candidates:
+        """:raises StorageError: a name is no share at all."""
+        key = (*names, mount_base)
+        if key not in self._known:
+            self._known[key] = find_candidates(names, mount_base)
+        return self._known[key]
+
+    def prepare(self, names: Iterable[str] | None, mount_base: str) -> Candidates | None:
+        """Look them up before threads start, because asking a server forks; an error waits for the item that meets it."""
+        try:
+            return self.find(names or (), mount_base)
+        except StorageError:
+            return None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a share for a new volume is chosen. ``reserved_percentage`` of the share stays free; the sum of all virtual
+    sizes stays below ``max_over_subscription_ratio`` times its total size."""
+
+    reserved_percentage: int = 0
+    max_over_subscription_ratio: float = 20.0
+
+
+def find_candidates(names: Iterable[str], mount_base: str, fstab: str = "/etc/fstab") -> Candidates:
+    """Look the shares up; one that is not mounted or whose server does not answer is kept as unreadable."""
+    shares: list[Share] = []
+    unreadable: list[StorageError] = []
+    for name in names:
+        try:
+            share = find_share(name, mount_base, fstab)
+            if share.fstype not in _LOCAL:
+                from ..mounts.probe import capacity  # late: a task that only reads a directory starts faster without
+
+                capacity(share.path, _PATIENCE, f"share {share.label}")
+        except ShareNotMounted as error:
+            unreadable.append(error)
+            continue
+        if share.path not in [known.path for known in shares]:
+            shares.append(share)
+    return Candidates(tuple(shares), tuple(unreadable))
+
+
+def locate(candidates: Candidates, name: str) -> Share | None:
+    """The candidate on which volume ``name`` is; None where it is on none.
+
+    :raises Conflict: two of them have it. :raises ShareNotMounted: it was not found, and one could not be read.
+    """
+    found = [share for share in candidates.shares if _has_volume(share, name)]
+    if len(found) > 1:
+        places = " and ".join(share.source for share in found)
+        raise Conflict(f"volume {name}", f"it exists on {places}", "name one share, or remove the copy that is not wanted")
+    if not found:
+        candidates.require_all()
+    return found[0] if found else None
+
+
+def _has_volume(share: Share, name: str) -> bool:
+    """Whether the base file, ``.info`` or an unfinished deletion of the volume is there. Looks on a freshly opened directory."""
+    with ShareDirectory(share) as directory:
+        if inventory.exists(directory, name):
+            return True
+        try:
+            record = records.read(directory, name)
+        except StorageError:
+            return True
+        return record is not None and record.intent is not None
+
+
+def has_unfinished(share: Share, name: str) -> bool:
+    """Whether an interrupted task left a record or temporary files of a volume that is not there."""
+    from ..apply.traces import find_interrupted  # late: a task that only reads starts faster without
+
+    with ShareDirectory(share) as directory:
+        return bool(find_interrupted(directory, name))

@@ -1,0 +1,143 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Volumes that do not exist yet: where they go, and how they are made, empty or as clones."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..errors import Conflict, VolumeNotFound
+from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
+from ..plan import planner
+from ..plan.plan import Plan, require_healed_parent, require_known_formats
+from ..plan.wishes import SnapshotWish, VolumeWish
+from ..store import inventory, kinship
+from . import placement
+from .transaction import Options, Outcome, Workspace, carry_out, joined, require_free_name, require_unused, settle
+from .volumes import SourceRequest, VolumeRequest, bring_up, located
+
+if TYPE_CHECKING:
+    from ..apply.offline import CopySource
+
+
+def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
+    """Create under locks on all candidate shares, so that two tasks never create the name on two of them.
+
+    :param ended: what was recovered on the way here.
+    """
+    name, candidates = request.wish.name, request.candidates
+    candidates.require_all()
+    with Workspace(options) as work:
+        source_share = _source_share(request, options)
+        wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
+        work.lock_families(wanted + ([(source_share, request.source.volume)] if request.source and source_share else []))
+        again = None if options.check else placement.locate(candidates, name)
+        if again is not None and inventory.observe(work.directory(again), name) is not None:
+            volume, recovered = settle(work, again, name, request.wish.format)
+            if volume is not None:
+                return bring_up(work, again, volume, request, ended + recovered)
+        return _create_locked(work, request, source_share, ended)
+
+
+def _writable(share: Share) -> bool:
+    return os.access(share.path, os.W_OK)
+
+
+def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share | None, ended: list) -> Outcome:
+    if request.source and request.source.linked and source_share:
+        return _create_linked(work, request, source_share, ended)
+    wish, copy = request.wish, None
+    source_told: list = []
+    if request.source and source_share:
+        copy, told, source_told = _open_source(work, source_share, request.source)
+        wish = replace(wish, source=told)
+    size = wish.size or (wish.source.size if wish.source else 0)
+    at_once = size if wish.preallocation in ("falloc", "full") else (wish.source.allocated if wish.source else 0)
+    plan = planner.create_volume(wish)
+    share = placement.choose(request.candidates, size, at_once, request.policy, work.options.ledger)
+    recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
+    require_free_name(work, share, wish.name, wish.name, recovered)
+    return carry_out(work, share, plan, recovered, copy)
+
+
+def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended: list) -> Outcome:
+    """A linked clone, after a snapshot was taken for it where a volume is its source.
+
+    Everything that can be refused is, before the source is touched.
+    """
+    from ..plan import clones
+
+    wish, source = request.wish, request.source
+    if source is None:
+        raise VolumeNotFound(f"source of volume {wish.name}", "it is not given", "say source.volume")
+    parent, told = settle(work, share, source.volume)
+    if parent is None:
+        raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
+    snapshot = source.snapshot or clones.snapshot_for(wish.name)
+    check_snapshot_name(source.volume, snapshot)
+    prepared = _prepare_parent(parent, source, snapshot)
+    planned = prepared.after or parent
+    plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
+    placement.choose(replace(request.candidates, shares=(share,)), planned.size, 0, request.policy, work.options.ledger)
+    recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
+    require_free_name(work, share, wish.name, wish.name, recovered)
+    if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:
+        kinship.require_free_name(work.directory(share), planned.active.file, parent.name)
+    first = carry_out(work, share, prepared, recovered)
+    return replace(joined(first, carry_out(work, share, plan, [])), before=None)
+
+
+def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Plan:
+    """Heal the parent's headers, and take the snapshot that the clone is to rest on if none is named."""
+    from ..plan import clones
+
+    if source.snapshot is None and not parent.has_snapshot(snapshot):
+        return planner.create_snapshot(
+            parent, SnapshotWish(snapshot, created=now(), description="taken for a linked clone", max_chain=source.max_chain)
+        )
+    if source.snapshot is None:
+        clones.require_current(parent, snapshot)
+    return planner.ensure_volume(parent, VolumeWish(parent.name))
+
+
+def _clear_unfinished(work: Workspace, candidates: placement.Candidates, name: str) -> list:
+    """Take away what an interrupted creation or deletion left on any candidate; returns ``recovered``."""
+    recovered = []
+    for share in candidates.shares:
+        if placement.has_unfinished(share, name):
+            volume, told = settle(work, share, name)
+            if volume is not None:
+                raise Conflict(f"volume {name}", f"an interrupted task left it standing on {share.source}", "run the task again")
+            recovered += told
+    return recovered
+
+
+def _source_share(request: VolumeRequest, options: Options) -> Share | None:
+    if request.source is None:
+        return None
+    share = located(request.candidates, check_volume_name(request.source.volume), options)
+    if share is None:
+        raise VolumeNotFound(
+            f"source volume {request.source.volume}", "it is on none of the given shares", "check the name, or create it first"
+        )
+    return share
+
+
+def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, planner.Source, list]:
+    """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
+    from ..apply.offline import CopySource
+
+    volume, recovered = settle(work, share, source.volume)
+    if volume is None:
+        raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
+    require_known_formats(volume)
+    require_healed_parent(volume)
+    top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
+    images = volume.view(top)
+    if source.snapshot is None:
+        require_unused(work, work.directory(share), top)
+    told = planner.Source(source.label, images[0].size, sum(image.allocated for image in images))
+    return CopySource(work.directory(share), images), told, recovered

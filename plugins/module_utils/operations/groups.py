@@ -1,0 +1,135 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One snapshot of several volumes at one point in time: all have it, or none has."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..apply.traces import group_file
+from ..errors import Conflict, InvalidParameter, StorageError, from_os_error
+from ..model import Share, check_snapshot_name, check_volume_name, now
+from ..plan.plan import Plan
+from ..plan.wishes import SnapshotWish
+from .candidates import Candidates
+from .snapshots import find, plan_taking, retain_after, settled
+from .transaction import Options, Outcome, Workspace, carry_out
+
+if TYPE_CHECKING:
+    from ..apply.executor import Executor
+    from ..apply.offline import Guard
+    from ..plan import retention
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One volume of a group: where it is, what is planned for it, what its recovery did."""
+
+    share: Share
+    plan: Plan
+    recovered: list
+
+
+def take_group(
+    candidates: Candidates,
+    volumes: list[str],
+    wish: SnapshotWish,
+    options: Options,
+    keep: retention.Policy | None = None,
+) -> list[Outcome | StorageError]:
+    """Take one snapshot of several volumes, all or nothing, at one point in time: all locks are held and no image is in
+    use while the overlays are made.
+
+    :param keep: what stays of each volume's snapshots once all are taken. Where that fails, it is tried for the others all
+        the same, and the error stands in the place of the volume's outcome.
+
+    :raises Conflict: some of them have the snapshot already and others have not.
+    """
+    for name in volumes:
+        check_snapshot_name(check_volume_name(name), wish.name)
+    shares = {name: find(candidates, name, options) for name in volumes}
+    if len({share.path for share in shares.values()}) > 1:
+        raise InvalidParameter(
+            f"group of {len(volumes)} volumes",
+            "they are on different shares, where no single record can decide for all",
+            "group volumes of one share",
+        )
+    wish = replace(wish, created=wish.created or now())
+    with Workspace(options, siblings=True) as work:
+        work.lock_families([(shares[name], name) for name in volumes])
+        members = [_plan_member(work, shares[name], name, wish, keep is not None) for name in volumes]
+        _require_same_state(members, wish.name)
+        if not options.check and members[0].plan.intent:
+            _apply_group(work, members)
+            outcomes = [_outcome_of(work, member) for member in members]
+        else:
+            outcomes = [carry_out(work, member.share, member.plan, member.recovered) for member in members]
+        if keep is None:
+            return list(outcomes)
+        return [_retain_member(work, member, outcome, keep, wish.name) for member, outcome in zip(members, outcomes)]
+
+
+def _retain_member(work: Workspace, member: _Member, taken: Outcome, keep: retention.Policy, name: str) -> Outcome | StorageError:
+    try:
+        return retain_after(work, member.share, member.plan, taken, keep, name)
+    except StorageError as error:
+        return error
+    except OSError as error:
+        return from_os_error(error, f"volume {member.plan.volume} on {member.share.label}")
+
+
+def _plan_member(work: Workspace, share: Share, name: str, wish: SnapshotWish, dependents: bool) -> _Member:
+    volume, recovered = settled(work, share, name, dependents=dependents)
+    return _Member(share, plan_taking(work, share, volume, wish, recovered), recovered)
+
+
+def _require_same_state(members: list[_Member], snapshot: str) -> None:
+    having = [member.plan.volume for member in members if member.plan.before and member.plan.before.has_snapshot(snapshot)]
+    if having and len(having) < len(members):
+        raise Conflict(f"snapshot {snapshot}", f"of this group only {', '.join(having)} have it", "choose another name, or delete it there")
+
+
+def _apply_group(work: Workspace, members: list[_Member]) -> None:
+    """All overlays are published before the group is decided, and it is decided before any ``.info`` names one.
+
+    A crash before the decision undoes them all, one after it finishes them all: each volume's own recovery can tell from
+    the group's record on its share.
+    """
+    group = os.urandom(8).hex()
+    executors = {member.plan.volume: work.executor(member.share) for member in members}
+    with ExitStack() as stack:
+        guards: dict[str, Guard] = {}
+        for member in members:
+            guards[member.plan.volume] = stack.enter_context(executors[member.plan.volume].guarded(member.plan))
+        try:
+            for member in members:
+                executors[member.plan.volume].record_intent(member.plan, group)
+            for member in members:
+                executors[member.plan.volume].run_data_steps(member.plan, guards[member.plan.volume])
+            _decide(work, members, group)
+        except (StorageError, OSError):
+            _undo(members, executors, guards)
+            raise
+        for member in members:
+            executors[member.plan.volume].run_final_steps(member.plan, guards[member.plan.volume])
+    work.directory(members[0].share).make_private("groups").unlink(group_file(group))
+
+
+def _decide(work: Workspace, members: list[_Member], group: str) -> None:
+    directory = work.directory(members[0].share)
+    directory.write_record(members[0].plan.volume, directory.make_private("groups"), group_file(group), b"{}")
+
+
+def _undo(members: list[_Member], executors: dict[str, Executor], guards: dict[str, Guard]) -> None:
+    for member in members:
+        executors[member.plan.volume].undo_snapshot(member.plan, guards[member.plan.volume])
+
+
+def _outcome_of(work: Workspace, member: _Member) -> Outcome:
+    unchanged = replace(member.plan, steps=())
+    looked = carry_out(work, member.share, unchanged, member.recovered)
+    return replace(looked, changed=True, actions=member.plan.actions)
