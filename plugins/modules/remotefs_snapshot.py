@@ -245,7 +245,7 @@ error_code:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import arguments
+from ..module_utils import arguments, changes
 from ..module_utils.errors import InvalidParameter, StorageError
 
 _SNAPSHOT = {
@@ -289,7 +289,7 @@ def _run(params: dict, options, finder):
 
     _check(params)
     keep = _policy(params)
-    arguments.require(params, "volume", "share", *(() if params["names"] or keep else ("name",)))
+    changes.require(params, "volume", "share", *(() if params["names"] or keep else ("name",)))
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return snapshots.delete(candidates, params["volume"], params["names"] or [params["name"]], options)
@@ -334,16 +334,17 @@ def _item_name(params: dict) -> str:
 
 
 def _run_many(module: AnsibleModule, wanted: list, kind: str) -> None:
+    from ..module_utils import results
     from ..module_utils.operations import bulk, candidates
 
-    options, finder, items = arguments.options(module), candidates.Finder(), []
+    options, finder, items = changes.options(module), candidates.Finder(), []
     for given in wanted:
-        params = arguments.merged(given, module.params)
+        params = changes.merged(given, module.params)
         if given.get("names") and not given.get("name"):
             params["name"] = None
         items.append(_item(params, finder))
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
-    arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, options), kind)
+    results.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, options), kind)
 
 
 def _item(params: dict, finder):
@@ -356,6 +357,7 @@ def _item(params: dict, finder):
 
 
 def _run_group(module: AnsibleModule) -> None:
+    from ..module_utils import results
     from ..module_utils.operations import candidates, groups
 
     params = module.params
@@ -363,25 +365,25 @@ def _run_group(module: AnsibleModule) -> None:
         raise InvalidParameter("group of volumes", "a group is for taking snapshots only", "delete and revert with a list of snapshots")
     _check(params)
     keep = _policy(params)
-    arguments.require(params, "share", "volumes", *(() if keep else ("name",)))
+    changes.require(params, "share", "volumes", *(() if keep else ("name",)))
     volumes = list(dict.fromkeys(params["volumes"]))
     if keep and not params["name"]:
         _run_many(module, [{"volume": volume} for volume in volumes], "volumes")
     found = candidates.find_candidates(params["share"], params["mount_base"])
-    outcomes = groups.take_group(found, volumes, _wish(params), arguments.options(module), keep)
-    arguments.leave_many(module, volumes, outcomes, "volumes")
+    outcomes = groups.take_group(found, volumes, _wish(params), changes.options(module), keep)
+    results.leave_many(module, volumes, outcomes, "volumes")
 
 
 def _run_one(module: AnsibleModule) -> dict:
     from ..module_utils.operations.candidates import Finder
 
-    return arguments.result(_run(module.params, arguments.options(module), Finder()))
+    return changes.result(_run(module.params, changes.options(module), Finder()))
 
 
 def main() -> None:
     spec = {
         **_SNAPSHOT,
-        **arguments.CHANGE,
+        **changes.CHANGE,
         "volumes": {"type": "list", "elements": "str"},
         "snapshots": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_SNAPSHOT)},
     }
@@ -394,8 +396,8 @@ def main() -> None:
             _run_group(module)
         outcome = _run_one(module)
     except StorageError as error:
-        outcome = arguments.failure(error)
-    arguments.leave(module, outcome)
+        outcome = changes.failure(error)
+    changes.leave(module, outcome)
 
 
 if __name__ == "__main__":

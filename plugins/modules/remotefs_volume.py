@@ -324,7 +324,7 @@ from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import arguments
+from ..module_utils import arguments, changes
 from ..module_utils.errors import InvalidParameter, StorageError
 
 _VOLUME = {
@@ -360,7 +360,7 @@ def _run(params: dict, options, finder):
     """Bring one volume to what its parameters say."""
     from ..module_utils.operations import volumes
 
-    arguments.require(params, "name", "share")
+    changes.require(params, "name", "share")
     options = replace(options, discard=params["recover"] == "discard")
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
@@ -385,9 +385,9 @@ def _request(params: dict, candidates):
         size=None if params["size"] is None else parse_size(params["size"]),
         format=params["format"],
         preallocation=params["preallocation"],
-        mode=arguments.parse_mode(params["mode"]),
-        uid=arguments.parse_owner(params["owner"]),
-        gid=arguments.parse_group(params["group"]),
+        mode=changes.parse_mode(params["mode"]),
+        uid=changes.parse_owner(params["owner"]),
+        gid=changes.parse_group(params["group"]),
         flatten=params["flatten"],
     )
     longest, given = check_max_chain(params["max_chain"]), params["source"]
@@ -397,14 +397,15 @@ def _request(params: dict, candidates):
 
 
 def _run_many(module: AnsibleModule) -> None:
+    from ..module_utils import results
     from ..module_utils.operations import bulk, candidates
 
-    options, finder, items = arguments.options(module), candidates.Finder(), []
+    options, finder, items = changes.options(module), candidates.Finder(), []
     for given in module.params["volumes"]:
-        params = arguments.merged(given, module.params)
+        params = changes.merged(given, module.params)
         items.append(_item(params, finder))
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
-    arguments.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, options), "volumes")
+    results.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, options), "volumes")
 
 
 def _item(params: dict, finder):
@@ -419,11 +420,11 @@ def _item(params: dict, finder):
 def _run_one(module: AnsibleModule) -> dict:
     from ..module_utils.operations.candidates import Finder
 
-    return arguments.result(_run(module.params, arguments.options(module), Finder()))
+    return changes.result(_run(module.params, changes.options(module), Finder()))
 
 
 def main() -> None:
-    spec = {**_VOLUME, **arguments.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
+    spec = {**_VOLUME, **changes.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
     module = AnsibleModule(
         argument_spec=spec, supports_check_mode=True, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")]
     )
@@ -432,8 +433,8 @@ def main() -> None:
             _run_many(module)
         outcome = _run_one(module)
     except StorageError as error:
-        outcome = arguments.failure(error)
-    arguments.leave(module, outcome)
+        outcome = changes.failure(error)
+    changes.leave(module, outcome)
 
 
 if __name__ == "__main__":

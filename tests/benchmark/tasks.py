@@ -79,7 +79,7 @@ class Row:
 
 def collection_with_idle_module(scratch: Path) -> Path:
     """A tree for ANSIBLE_COLLECTIONS_PATH with a copy of this collection and the idle module in it."""
-    from ansible_collections.remotefs.storage.plugins.module_utils import arguments
+    from ansible_collections.remotefs.storage.plugins.module_utils import arguments, changes
     from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume as volume
 
     copy = scratch / "copy" / "ansible_collections" / "remotefs" / "storage"
@@ -87,7 +87,7 @@ def collection_with_idle_module(scratch: Path) -> Path:
         shutil.copytree(CHECKOUT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(CHECKOUT / "galaxy.yml", copy)
     items = {"type": "list", "elements": "dict", "options": arguments.without_defaults(volume._VOLUME)}
-    (copy / "plugins/modules/idle.py").write_text(_IDLE.replace("{spec!r}", repr({**volume._VOLUME, **arguments.CHANGE, "volumes": items})))
+    (copy / "plugins/modules/idle.py").write_text(_IDLE.replace("{spec!r}", repr({**volume._VOLUME, **changes.CHANGE, "volumes": items})))
     return scratch / "copy"
 
 

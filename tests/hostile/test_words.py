@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils import arguments, errors
+from ansible_collections.remotefs.storage.plugins.module_utils import changes, errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import recovery
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.store import lock
@@ -92,7 +92,7 @@ def test_the_record_of_an_interrupted_task_reaches_no_other_volume(scene: Scene,
 def test_records_are_given_up_only_where_the_user_says_so() -> None:
     """And warnings reach the user: both were once one argument of a call in the wrong place."""
     module = mock.Mock(check_mode=False, params={"lock_timeout": 1.0, "break_lock": False, "assume_unused": False, "parallel": None})
-    options = arguments.options(module)
+    options = changes.options(module)
     assert options.discard is False
     options.warn("a word")
     module.warn.assert_called_once_with("a word")

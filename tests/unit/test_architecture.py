@@ -12,9 +12,11 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "arguments", "operations", "apply", "plan", "store", "mounts", "model", "command", "errors"]
+LAYERS = ["modules", "results", "changes", "arguments", "operations", "apply", "plan", "store", "mounts", "model", "command", "errors"]
 MAY_IMPORT = {
-    "modules": {"arguments", "operations", "mounts", "plan", "model", "errors"},
+    "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
+    "results": {"changes", "errors"},
+    "changes": {"operations", "errors"},
     "arguments": {"operations", "errors"},
     "operations": {"apply", "plan", "store", "mounts", "model", "errors"},
     "apply": {"plan", "store", "model", "command", "errors"},

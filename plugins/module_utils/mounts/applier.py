@@ -9,7 +9,7 @@ import time
 
 from .. import command
 from ..errors import InUse, MountFailed, StorageError, ToolFailed, from_os_error
-from . import planner, probe, resolve, tables
+from . import fstab, planner, probe, resolve, tables
 
 _PAUSE = 1.0  # seconds before the second attempt of a mount; each further one waits as much longer
 _ENDING = 5.0  # seconds that ending a program which is stuck in the kernel may take
@@ -40,7 +40,7 @@ def check_possible(steps: tuple[planner.Step, ...], subject: str) -> None:
         if isinstance(step, (planner.MountShare, planner.Remount)):
             _programs(step)
         elif isinstance(step, (planner.WriteFstab, planner.RemoveFstab)):
-            tables.check_fstab(step.fstab)
+            fstab.check_fstab(step.fstab)
         elif isinstance(step, planner.Unmount):
             _check_idle(step.path, subject)
 
@@ -83,7 +83,7 @@ def undo(done: list, restore: planner.MountShare | None, credentials: bytes | No
             elif isinstance(step, planner.WriteCredentials) and credentials is None:
                 os.unlink(step.path)
             elif isinstance(step, planner.WriteCredentials) and credentials is not None:
-                tables.replace_file(step.path, credentials, mode=0o600, keep=False)
+                fstab.replace_file(step.path, credentials, mode=0o600, keep=False)
             elif isinstance(step, planner.Unmount) and restore is not None:
                 _mount(restore, deadline, 1, subject)
             else:
@@ -160,7 +160,7 @@ def _reason(result: command.Result) -> str:
 def _create_directory(step: planner.CreateDirectory, deadline: Deadline, attempts: int, subject: str) -> None:
     try:
         os.makedirs(step.path, mode=0o755, exist_ok=True)
-        tables.sync_directory(os.path.dirname(step.path) or "/")
+        fstab.sync_directory(os.path.dirname(step.path) or "/")
     except OSError as error:
         raise from_os_error(error, f"directory {step.path}") from error
 
@@ -168,7 +168,7 @@ def _create_directory(step: planner.CreateDirectory, deadline: Deadline, attempt
 def _remove_directory(step: planner.RemoveDirectory, deadline: Deadline, attempts: int, subject: str) -> bool:
     try:
         os.rmdir(step.path)
-        tables.sync_directory(os.path.dirname(step.path))
+        fstab.sync_directory(os.path.dirname(step.path))
     except OSError:
         return False  # files lay hidden beneath the mount: they are somebody's, and the directory stays with them
     return True
@@ -179,13 +179,13 @@ def _write_credentials(step: planner.WriteCredentials, deadline: Deadline, attem
         os.makedirs(os.path.dirname(step.path), mode=0o700, exist_ok=True)
     except OSError as error:
         raise from_os_error(error, f"credentials of {subject}") from error
-    tables.replace_file(step.path, step.credentials.content(), mode=0o600, keep=False)
+    fstab.replace_file(step.path, step.credentials.content(), mode=0o600, keep=False)
 
 
 def _remove_credentials(step: planner.RemoveCredentials, deadline: Deadline, attempts: int, subject: str) -> None:
     try:
         os.unlink(step.path)
-        tables.sync_directory(os.path.dirname(step.path))
+        fstab.sync_directory(os.path.dirname(step.path))
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -193,11 +193,11 @@ def _remove_credentials(step: planner.RemoveCredentials, deadline: Deadline, att
 
 
 def _write_fstab(step: planner.WriteFstab, deadline: Deadline, attempts: int, subject: str) -> None:
-    tables.change_fstab(step.fstab, step.path, step.entry)
+    fstab.change_fstab(step.fstab, step.path, step.entry)
 
 
 def _remove_fstab(step: planner.RemoveFstab, deadline: Deadline, attempts: int, subject: str) -> None:
-    tables.change_fstab(step.fstab, step.path, None)
+    fstab.change_fstab(step.fstab, step.path, None)
 
 
 _ACTIONS: dict = {

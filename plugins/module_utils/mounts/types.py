@@ -9,7 +9,7 @@ a file system by name.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import InvalidParameter
 
@@ -24,8 +24,7 @@ GENERAL = ("ro", "rw", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "re
 _HOST = r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9][^/:@,\s]*)"
 
 
-@dataclass(frozen=True)
-class FileSystem:
+class FileSystem(NamedTuple):
     """What the rest of the collection needs to know of one file system."""
 
     name: str

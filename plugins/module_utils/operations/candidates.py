@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Iterable
+from typing import Iterable, NamedTuple
 
 from ..errors import Conflict, ShareNotMounted, StorageError
 from ..model import Share
@@ -18,8 +17,7 @@ _LOCAL = ("directory", "bind")
 _PATIENCE = 30  # seconds for a server to answer, before a system call that nobody could interrupt is made
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """The candidate shares of a task: those that can be read, and for each other one why it cannot."""
 
     shares: tuple[Share, ...]
@@ -52,8 +50,7 @@ class Finder:
             return None
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """How a share for a new volume is chosen. ``reserved_percentage`` of the share stays free; the sum of all virtual
     sizes stays below ``max_over_subscription_ratio`` times its total size."""
 

@@ -16,7 +16,8 @@ from ..plan.plan import Plan, require_healed_parent, require_known_formats
 from ..plan.wishes import SnapshotWish, VolumeWish
 from ..store import inventory, kinship
 from . import placement
-from .transaction import Options, Outcome, Workspace, carry_out, joined, require_free_name, require_unused, settle
+from .refusals import require_free_name, require_unused
+from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 from .volumes import SourceRequest, VolumeRequest, bring_up, located
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     prepared = _prepare_parent(parent, source, snapshot)
     planned = prepared.after or parent
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
-    placement.choose(replace(request.candidates, shares=(share,)), planned.size, 0, request.policy, work.options.ledger)
+    placement.choose(request.candidates._replace(shares=(share,)), planned.size, 0, request.policy, work.options.ledger)
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
     require_free_name(work, share, wish.name, wish.name, recovered)
     if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:

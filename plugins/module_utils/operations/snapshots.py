@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
@@ -15,7 +15,7 @@ from ..plan.wishes import SnapshotWish
 from ..store import inventory
 from ..store.directory import ShareDirectory
 from .candidates import Candidates, locate
-from .transaction import Options, Outcome, Workspace, carry_out, joined, require_free_name, settle
+from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 
 if TYPE_CHECKING:
     from ..plan import retention
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 # What deletions and changes need is imported where it is used: importing is most of what a task costs that changes nothing.
 
 
-@dataclass(frozen=True)
-class SnapshotRequest:
+class SnapshotRequest(NamedTuple):
     """A volume on one of ``candidates``, what is wanted of one of its snapshots, and what to ``keep`` beside that one."""
 
     candidates: Candidates
@@ -73,6 +72,7 @@ def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWis
     if wish.is_met_by(volume):
         return Plan("create_snapshot", volume.name, (), volume, volume)
     from ..plan import planner
+    from .refusals import require_free_name
 
     plan = planner.create_snapshot(volume, replace(wish, created=wish.created or now()))
     if plan.intent and plan.after is not None:

@@ -18,7 +18,7 @@ from ..apply.traces import Interrupted, find_interrupted, forget_groups
 from ..errors import NeedsRecovery, ShareNotWritable, from_os_error
 from ..model import Share, Volume
 from ..plan.plan import Plan
-from ..store import in_use, inventory, kinship
+from ..store import inventory, kinship
 from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
 from ..store.pace import Pace
@@ -233,10 +233,10 @@ def _require_writable(share: Share) -> None:
 def settle(work: Workspace, share: Share, name: str, said: str | None = None, dependents: bool = False) -> tuple[Volume | None, list]:
     """The volume after what an interrupted task left has been ended (in check mode: as it would be), and ``recovered``."""
     directory = work.directory(share)
-    interrupted = _interrupted(work, directory, name)
+    interrupted = find_left(work, directory, name)
     if interrupted.resumptions:
         work.lock_ancestors(share, name)  # what is to be ended may read their files
-        interrupted = _interrupted(work, directory, name)
+        interrupted = find_left(work, directory, name)
     recovered = interrupted.describe()
     if interrupted and not work.options.check:
         work.finish(share, interrupted)
@@ -250,7 +250,7 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     return volume, recovered
 
 
-def _interrupted(work: Workspace, directory: ShareDirectory, name: str, discard: bool = False) -> Interrupted:
+def find_left(work: Workspace, directory: ShareDirectory, name: str, discard: bool = False) -> Interrupted:
     """:raises NeedsRecovery: the share is in no state that the interrupted task can have left, and its record is not to be
     given up."""
     try:
@@ -263,29 +263,6 @@ def _interrupted(work: Workspace, directory: ShareDirectory, name: str, discard:
         return give_up(directory, name)
 
 
-def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume | None, list, tuple[str, ...]]:
-    """As :func:`settle`, for a volume that is to go with all its snapshots: what an interrupted task had begun to merge
-    is not merged any more, which a full share might not allow. The third value names its files outside the chain; where
-    somebody changed the share since, those are left alone and told."""
-    directory = work.directory(share)
-    interrupted = _interrupted(work, directory, name, discard=True)
-    begun = [one for one in interrupted.resumptions if one.plan.after is not None]
-    observed = inventory.observe(directory, name) if begun else None
-    if observed is None or (share.path, name) in work.options.world:
-        return (*settle(work, share, name, dependents=True), ())
-    left = Interrupted((), interrupted.leftovers)
-    if not work.options.check:
-        work.finish(share, left)
-    from ..plan.steps import Unlink
-
-    volume, told = observed.volume, [replace(one, outcome="discarded", plan=replace(one.plan, steps=())).describe() for one in begun]
-    made = {file for one in begun if one.plan.after for file in one.plan.after.own_files}
-    strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)
-    dependents = kinship.dependents_of(directory, volume, work.backings(share), strays)
-    volume = replace(volume, dependents=dependents)
-    return volume, told + left.describe(), tuple(sorted(file for file in strays if directory.root.status(file) is not None))
-
-
 def _look(work: Workspace, share: Share, name: str, said: str | None, interrupted: Interrupted) -> Volume | None:
     if work.options.check:
         if (share.path, name) in work.options.world:
@@ -296,25 +273,22 @@ def _look(work: Workspace, share: Share, name: str, said: str | None, interrupte
     return observed.volume if observed else None
 
 
-def require_free_name(work: Workspace, share: Share, file: str, volume: str, recovered: list) -> None:
-    """:raises Conflict: as of :func:`kinship.require_free_name`."""
-    going = {step["file"] for one in recovered for step in one["steps"] if step["step"] == "unlink"} if work.options.check else set()
-    if file not in going:  # a prediction has not removed what the run will have removed by then
-        kinship.require_free_name(work.directory(share), file, volume)
-
-
 def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source: CopySource | None = None) -> Outcome:
     """Apply a plan, or in check mode say what it would do, and look at the result."""
     directory = work.directory(share)
     before = report.read_volume(directory, plan.before) if plan.before else None
     if work.options.check:
-        _predict_in_use(work, directory, plan)
+        if plan.changed:
+            from .refusals import predict_in_use
+
+            predict_in_use(work, directory, plan)
         work.options.world[(share.path, plan.volume)] = plan.after
         after = report.volume(plan.after, share, before["in_use"] if before else False) if plan.after else None
     else:
         if plan.changed:
             work.apply(share, plan, source)
-        after = _observed_after(directory, plan)
+        looked = not plan.changed and plan.before is plan.after  # at this very volume, under the lock
+        after = before if looked else _observed_after(directory, plan)
     work.options.ledger.follow(share, plan.before, plan.after)
     return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after)
 
@@ -327,29 +301,3 @@ def _observed_after(directory: ShareDirectory, plan: Plan) -> dict | None:
         return None
     dependents = plan.after.dependents
     return report.read_volume(directory, replace(observed.volume, dependents=dependents))
-
-
-def _predict_in_use(work: Workspace, directory: ShareDirectory, plan: Plan) -> None:
-    """Fail where the run would fail because somebody has an image open, by asking only."""
-    chain = plan.before.files if plan.before else ()
-    for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
-        require_unused(work, directory, file)
-
-
-def require_unused(work: Workspace, directory: ShareDirectory, file: str) -> None:
-    """Check mode asks who has an image open; in earnest its lock bytes are tried, and given back at once.
-
-    :raises InUse: somebody has, or the file system cannot tell and the user does not vouch for it.
-    """
-    share = directory.share
-    if not share.locks_visible and not work.options.assume_unused:
-        raise in_use.untold(file, share.label)
-    if not share.locks_visible or directory.root.status(file) is None:
-        return  # vouched for, or made by an earlier item of a prediction
-    if not work.options.check and os.access(share.path, os.W_OK):
-        with directory.root.opened(file, write=True) as fd:
-            in_use.hold(fd, file, share.label)
-        return
-    with directory.root.opened(file) as fd:
-        if in_use.ask(fd, share):
-            raise in_use.met(file, share.label)

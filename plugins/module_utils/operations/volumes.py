@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from ..apply.traces import forget_groups
 from ..errors import Conflict, VolumeNotFound
@@ -14,13 +15,12 @@ from ..plan.plan import Plan
 from ..plan.wishes import MAX_CHAIN, VolumeWish
 from ..store import kinship
 from .candidates import Candidates, Policy, has_unfinished, locate
-from .transaction import Options, Outcome, Workspace, carry_out, joined, settle, settle_for_removal
+from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 
 # What only changes need is imported where it is used: importing is most of what a task costs that changes nothing.
 
 
-@dataclass(frozen=True)
-class SourceRequest:
+class SourceRequest(NamedTuple):
     """What a clone is made from: a volume, or one of its snapshots; ``linked`` to it, or with data of its own."""
 
     volume: str
@@ -33,8 +33,7 @@ class SourceRequest:
         return f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
 
 
-@dataclass(frozen=True)
-class VolumeRequest:
+class VolumeRequest(NamedTuple):
     """A volume as a task asks for it, on one of ``candidates``."""
 
     candidates: Candidates
@@ -137,6 +136,7 @@ def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Opt
     if share is None:
         return Outcome(name, False, [], [], None, None)
     from ..plan import planner
+    from .removal import settle_for_removal
 
     with Workspace(options) as work:
         work.lock([(share, name)])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InvalidParameter
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import fstab as fstab_file
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import tables
 
 MOUNTINFO = """\
@@ -86,25 +87,25 @@ def test_fstab_is_read():
 
 def test_an_edit_touches_one_line_only():
     entry = tables.Entry("nas1:/a b#c", "/mnt/vols", "nfs", ("ro",))
-    lines, edited = FSTAB.split("\n"), tables.edit_fstab(FSTAB, "/mnt/vols", entry).split("\n")
+    lines, edited = FSTAB.split("\n"), fstab_file.edit_fstab(FSTAB, "/mnt/vols", entry).split("\n")
     assert edited[3] == "nas1:/a\\040b\\043c /mnt/vols nfs ro 0 0"
     assert [line for number, line in enumerate(edited) if number != 3] == [line for number, line in enumerate(lines) if number != 3]
 
 
 def test_an_equal_line_keeps_its_spacing():
-    assert tables.edit_fstab(FSTAB, "/mnt/vols", tables.parse_fstab(FSTAB)[1]) == FSTAB
+    assert fstab_file.edit_fstab(FSTAB, "/mnt/vols", tables.parse_fstab(FSTAB)[1]) == FSTAB
 
 
 def test_a_new_line_goes_to_the_end_and_ends_the_last_one():
-    edited = tables.edit_fstab(FSTAB, "/new", tables.Entry("s:/x", "/new", "nfs"))
+    edited = fstab_file.edit_fstab(FSTAB, "/new", tables.Entry("s:/x", "/new", "nfs"))
     assert edited == FSTAB + "\ns:/x /new nfs defaults 0 0\n"
-    assert tables.edit_fstab("", "/new", tables.Entry("s:/x", "/new", "nfs")) == "s:/x /new nfs defaults 0 0\n"
+    assert fstab_file.edit_fstab("", "/new", tables.Entry("s:/x", "/new", "nfs")) == "s:/x /new nfs defaults 0 0\n"
 
 
 def test_duplicates_become_one():
     text = "a:/1 /x nfs a 0 0\n# between\na:/1 /x nfs b 0 0\n"
-    assert tables.edit_fstab(text, "/x", tables.Entry("a:/1", "/x", "nfs", ("c",))) == "a:/1 /x nfs c 0 0\n# between\n"
-    assert tables.edit_fstab(text, "/x", None) == "# between\n"
+    assert fstab_file.edit_fstab(text, "/x", tables.Entry("a:/1", "/x", "nfs", ("c",))) == "a:/1 /x nfs c 0 0\n# between\n"
+    assert fstab_file.edit_fstab(text, "/x", None) == "# between\n"
 
 
 LINE = st.text(st.characters(blacklist_characters="\n", blacklist_categories=("Cs",)), max_size=30)
@@ -113,15 +114,15 @@ LINE = st.text(st.characters(blacklist_characters="\n", blacklist_categories=("C
 @given(st.lists(LINE, max_size=6))
 def test_adding_and_removing_gives_back_what_was_there(lines):
     text = "".join(line + "\n" for line in lines if not (tables.parse_entry(line) and tables.parse_entry(line).path == "/mnt/new"))
-    added = tables.edit_fstab(text, "/mnt/new", tables.Entry("nas:/x", "/mnt/new", "nfs", ("ro",)))
+    added = fstab_file.edit_fstab(text, "/mnt/new", tables.Entry("nas:/x", "/mnt/new", "nfs", ("ro",)))
     assert added.startswith(text)
-    assert tables.edit_fstab(added, "/mnt/new", None) == text
+    assert fstab_file.edit_fstab(added, "/mnt/new", None) == text
 
 
 @given(st.text(st.sampled_from("ab/ \t\\#:"), min_size=1, max_size=10), st.text(st.sampled_from("ab \t\\#"), min_size=1, max_size=10))
 def test_every_source_and_path_survives_a_line(source, path):
     entry = tables.Entry("n" + source, "/" + path, "nfs", ("a=b c",))
-    assert tables.parse_entry(tables.render_entry(entry)) == entry
+    assert tables.parse_entry(fstab_file.render_entry(entry)) == entry
 
 
 def test_options_in_quotes_stay_whole():
@@ -133,7 +134,7 @@ def test_the_file_is_replaced_whole_and_keeps_its_mode(tmp_path):
     fstab.write_text(FSTAB)
     fstab.chmod(0o640)
     before = fstab.stat().st_ino
-    tables.change_fstab(str(fstab), "/mnt/vols", None)
+    fstab_file.change_fstab(str(fstab), "/mnt/vols", None)
     assert "nas1:/vols" not in fstab.read_text() and stat.S_IMODE(fstab.stat().st_mode) == 0o640
     assert fstab.stat().st_ino != before and os.listdir(tmp_path) == ["fstab"]
 
@@ -142,14 +143,14 @@ def test_an_unchanged_table_is_not_written(tmp_path):
     fstab = tmp_path / "fstab"
     fstab.write_text(FSTAB)
     before = fstab.stat().st_ino
-    tables.change_fstab(str(fstab), "/not/there", None)
+    fstab_file.change_fstab(str(fstab), "/not/there", None)
     assert fstab.stat().st_ino == before
 
 
 def test_a_missing_table_is_empty_and_gets_made(tmp_path):
     fstab = str(tmp_path / "fstab")
     assert tables.read_fstab(fstab) == ""
-    tables.change_fstab(fstab, "/x", tables.Entry("a:/b", "/x", "nfs"))
+    fstab_file.change_fstab(fstab, "/x", tables.Entry("a:/b", "/x", "nfs"))
     assert tables.read_fstab(fstab) == "a:/b /x nfs defaults 0 0\n"
     assert stat.S_IMODE(os.stat(fstab).st_mode) == 0o644
 
@@ -158,12 +159,12 @@ def test_a_link_is_not_written_through(tmp_path):
     (tmp_path / "real").write_text(FSTAB)
     (tmp_path / "fstab").symlink_to("real")
     with pytest.raises(InvalidParameter, match="symbolic link"):
-        tables.change_fstab(str(tmp_path / "fstab"), "/x", tables.Entry("a:/b", "/x", "nfs"))
+        fstab_file.change_fstab(str(tmp_path / "fstab"), "/x", tables.Entry("a:/b", "/x", "nfs"))
     assert (tmp_path / "real").read_text() == FSTAB
 
 
 def test_bytes_that_are_no_text_survive(tmp_path):
     fstab = tmp_path / "fstab"
     fstab.write_bytes(b"# caf\xe9\r\n\x0b\x85\n")
-    tables.change_fstab(str(fstab), "/x", tables.Entry("a:/b", "/x", "nfs"))
+    fstab_file.change_fstab(str(fstab), "/x", tables.Entry("a:/b", "/x", "nfs"))
     assert fstab.read_bytes() == b"# caf\xe9\r\n\x0b\x85\na:/b /x nfs defaults 0 0\n"

@@ -9,9 +9,13 @@ a qcow2 file are big-endian. Reads are bounded, and whatever is unknown or contr
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .layout import MAGIC, Qcow2Error
 from .reading import Glimpse, Header, allocation, glimpse, has_magic, is_empty, read_backing_name, read_header
-from .writing import grow, repoint, write_image
+
+if TYPE_CHECKING:
+    from .writing import grow, repoint, write_image
 
 __all__ = [
     "MAGIC",
@@ -28,3 +32,14 @@ __all__ = [
     "repoint",
     "write_image",
 ]
+
+_OF_WRITING = ("grow", "repoint", "write_image")
+
+
+def __getattr__(name: str) -> Any:
+    """What writes is imported when it is first asked for: most tasks only read."""
+    if name not in _OF_WRITING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import writing
+
+    return getattr(writing, name)

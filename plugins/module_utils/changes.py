@@ -1,0 +1,120 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules that change volumes and snapshots share: the options that say how, checks of values, and the result.
+
+The documentation of these options is in doc_fragments/store.py; a test compares both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable
+
+from .errors import InvalidParameter, StorageError
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+    from .operations.transaction import Options, Outcome
+
+CHANGE = {
+    "lock_timeout": {"type": "float", "default": 90},
+    "break_lock": {"type": "bool", "default": False},
+    "assume_unused": {"type": "bool", "default": False},
+    "parallel": {"type": "int"},
+    "return_detail": {"type": "bool", "default": True},
+}
+
+
+def merged(item: dict, params: dict) -> dict:
+    """An item of a bulk list, completed with the task's values."""
+    own = {key: value for key, value in item.items() if value is not None}
+    return {**params, **own}
+
+
+def require(params: dict, *names: str) -> None:
+    """:raises InvalidParameter: one of the options is not given."""
+    for name in names:
+        if params.get(name) in (None, "", []):
+            raise InvalidParameter(f"option {name}", "it is missing", "give it in the item or for the whole task")
+
+
+def check_numbers(params: dict) -> None:
+    """:raises InvalidParameter: a number is out of its range."""
+    if params["lock_timeout"] < 0:
+        raise InvalidParameter("option lock_timeout", f"{params['lock_timeout']:g} is negative", "give seconds, 0 for not waiting at all")
+    if params["parallel"] is not None and params["parallel"] < 1:
+        raise InvalidParameter("option parallel", f"{params['parallel']} is less than 1", "give the number of volumes to work on at a time")
+
+
+def parse_mode(value: object) -> int | None:
+    """A file mode from an octal string or a number. :raises InvalidParameter: it is neither."""
+    if value is None:
+        return None
+    try:
+        mode = value if isinstance(value, int) and not isinstance(value, bool) else int(str(value), 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise InvalidParameter(f"mode {value!r}", "it is no octal file mode", "give a quoted octal string such as '0660'")
+    return mode
+
+
+def parse_owner(value: str | None) -> int | None:
+    """The numeric id of a user name or number. :raises InvalidParameter: this host does not know it."""
+    import pwd
+
+    return _number_or(value, "owner", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def parse_group(value: str | None) -> int | None:
+    """The numeric id of a group name or number. :raises InvalidParameter: this host does not know it."""
+    import grp
+
+    return _number_or(value, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _number_or(value: str | None, option: str, look_up: Callable[[str], int]) -> int | None:
+    if value is None or value.isdigit():
+        return None if value is None else int(value)
+    try:
+        return look_up(value)
+    except KeyError as error:
+        raise InvalidParameter(f"{option} {value!r}", "this host knows no such name", "create it or give a number") from error
+
+
+def options(module: AnsibleModule) -> Options:
+    """How the task works, from the common options of a changing module."""
+    from .operations.transaction import Options
+
+    params = module.params
+    check_numbers(params)
+    return Options(module.check_mode, params["lock_timeout"], params["break_lock"], params["assume_unused"], warn=module.warn)
+
+
+def result(outcome: Outcome) -> dict:
+    """What a single change returns."""
+    from .operations import report
+
+    judged = {} if outcome.retention is None else {"retention": outcome.retention}
+    return {
+        "changed": outcome.changed,
+        "actions": outcome.actions,
+        "recovered": outcome.recovered,
+        **judged,
+        "volume": outcome.after,
+        "diff": {"before": report.difference(outcome.before), "after": report.difference(outcome.after)},
+    }
+
+
+def failure(error: StorageError) -> dict:
+    return {"changed": False, "actions": [], "recovered": [], "msg": str(error), "error_code": error.error_code}
+
+
+def leave(module: AnsibleModule, single: dict) -> None:
+    """End a task about one object."""
+    if not module._diff:
+        single.pop("diff", None)
+    if "error_code" in single:
+        module.fail_json(**single)
+    module.exit_json(**single)

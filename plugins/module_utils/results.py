@@ -1,0 +1,49 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The result of a task on many objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Sequence
+
+from .changes import failure, result
+from .errors import StorageError
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+
+def _in_short(results: Sequence[dict]) -> dict:
+    """``results`` and ``volumes`` for tasks about so many objects that nobody looks at each."""
+    kept = ("name", "share", "path", "format", "size", "allocated")
+    return {
+        "results": [{key: value for key, value in one.items() if key not in ("actions", "retention", "volume")} for one in results],
+        "volumes": [{key: one["volume"][key] for key in kept} for one in results if one.get("volume")],
+    }
+
+
+def leave_many(module: AnsibleModule, names: Sequence[str], outcomes: Sequence, what: str) -> None:
+    """End a bulk task: ``results`` in input order; it fails if any of them did."""
+    results, diffs = [], []
+    for name, outcome in zip(names, outcomes):
+        one = failure(outcome) if isinstance(outcome, StorageError) else result(outcome)
+        diffs.append({"before_header": name, "after_header": name, **one.pop("diff", {})})
+        results.append({"name": name, "failed": isinstance(outcome, StorageError), **one})
+    everything = {
+        "changed": any(one["changed"] for one in results),
+        "results": results,
+        "volumes": [one["volume"] for one in results if one.get("volume")],
+    }
+    if not module.params["return_detail"]:
+        everything = {**everything, **_in_short(results)}
+    if module._diff:
+        everything["diff"] = [diff for diff in diffs if diff.get("before") != diff.get("after")]
+    failed = [one for one in results if one["failed"]]
+    if failed:
+        told = " ".join(f"{one['name']}: {one['msg']}" for one in failed[:20])
+        more = f" (and {len(failed) - 20} more, see results)" if len(failed) > 20 else ""
+        module.fail_json(
+            msg=f"{len(failed)} of {len(results)} {what} failed. {told}{more}", error_code=failed[0]["error_code"], **everything
+        )
+    module.exit_json(**everything)
