@@ -88,11 +88,10 @@ from ..module_utils import arguments
 
 
 def _read(params: dict) -> dict:
-    found = arguments.read_volumes(params, params["volumes"])
-    return {
-        "snapshots": [snapshot for volume in found if "error_code" not in volume for snapshot in _snapshots(volume, params["names"] or [])],
-        "volumes": [volume for volume in found if "error_code" in volume],
-    }
+    def shape(volume: dict) -> dict:
+        return {"volumes": [volume]} if "error_code" in volume else {"snapshots": _snapshots(volume, params["names"] or [])}
+
+    return arguments.read_volumes(params, params["volumes"], shape, ["snapshots", "volumes"])
 
 
 def _snapshots(volume: dict, globs: list) -> list:

@@ -70,7 +70,7 @@ from ..module_utils import arguments
 def main() -> None:
     arguments.run_info(
         {"names": {"type": "list", "elements": "str"}},
-        lambda params: {"volumes": arguments.read_volumes(params, params["names"])},
+        lambda params: arguments.read_volumes(params, params["names"], lambda volume: {"volumes": [volume]}, ["volumes"]),
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 
 from ..model import Share, Volume
-from ..store import inventory
 from ..store.directory import ShareDirectory
+from ..store.inventory import Observed
+from ..store.survey import survey
 
 
 class Ledger:
@@ -37,5 +38,5 @@ class Ledger:
 def _provisioned(share: Share) -> int:
     """Sum of the virtual sizes of all volumes that can be read, in bytes."""
     with ShareDirectory(share) as directory:
-        found = inventory.survey(directory).values()
-    return sum(observed.volume.size for observed in found if isinstance(observed, inventory.Observed))
+        sizes = survey(directory, lambda _name, found: found.volume.size if isinstance(found, Observed) else 0)
+    return sum(sizes.told.values())

@@ -1,39 +1,67 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The use case of reading: all volumes of a share. Needs nothing of what plans and applies, and so starts fast."""
+"""The use case of reading: all volumes of a share. Needs nothing of what plans and applies, and so starts fast.
+
+A share can hold very many volumes, so each is turned into the text of the result as soon as it is read: dictionaries of all of
+them would take ten times the memory.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from fnmatch import fnmatchcase
+from typing import Callable
 
 from ..errors import StorageError
 from ..model import Share
-from ..store import inventory, kinship
+from ..store import kinship
 from ..store.directory import ShareDirectory
+from ..store.inventory import Observed
+from ..store.survey import Survey, processors, survey
 from . import report
+
+Shape = Callable[[dict], "dict[str, list]"]  # a volume → what a result has of it, by the result's keys
 
 
 def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
     """All volumes of a share whose names match one of ``patterns`` (globs; none: all). One that cannot be read comes with
     its ``error_code`` and ``msg``."""
-    from fnmatch import fnmatchcase
+    texts = told_volumes(share, patterns, lambda volume: {"": [volume]})
+    return [json.loads(text[""]) for text in texts]
+
+
+def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[str, str]]:
+    """What ``shape`` makes of each of these volumes, as lists in JSON without their brackets; empty lists are left out."""
+
+    def tell(name: str, found: Observed | StorageError) -> dict[str, str]:
+        wanted = not patterns or any(fnmatchcase(name, glob) for glob in patterns)
+        shaped = shape(_told(directory.share, name, found)) if wanted else {}
+        return {key: json.dumps(objects)[1:-1] for key, objects in shaped.items() if objects}
 
     with ShareDirectory(share) as directory:
-        found = inventory.survey(directory)
-        wanted = [name for name in found if not patterns or any(fnmatchcase(name, glob) for glob in patterns)]
-        backings = kinship.scan_backings(directory, tolerant=True, known=_headers_in(found)) if wanted else kinship.Backings()
-        return [_told(directory, name, found.pop(name), backings) for name in wanted]  # pop: a share can hold very many
+        found: Survey[dict[str, str]] = survey(directory, tell, processors())
+        if any(found.told.values()):
+            for name, dependents in _dependents(directory, found).items():
+                found.told[name] = {key: _completed(text, dependents) for key, text in found.told[name].items()}
+    return [found.told[name] for name in sorted(found.told) if found.told[name]]
 
 
-def _headers_in(found: dict[str, inventory.Observed | StorageError]) -> dict[str, str | None]:
-    """File → backing file, of all files that were read with a known format."""
-    chains = [observed.volume.chain for observed in found.values() if isinstance(observed, inventory.Observed)]
-    return {image.file: image.backing_file for chain in chains for image in chain if image.format is not None}
-
-
-def _told(directory: ShareDirectory, name: str, found: inventory.Observed | StorageError, backings: kinship.Backings) -> dict:
+def _told(share: Share, name: str, found: Observed | StorageError) -> dict:
     if isinstance(found, StorageError):
-        return {"name": name, "share": directory.share.source, "error_code": found.error_code, "msg": str(found)}
-    volume = replace(found.volume, dependents=kinship.dependents_of(directory, found.volume, backings))
-    return report.read_volume(directory, volume)
+        return {"name": name, "share": share.source, "error_code": found.error_code, "msg": str(found)}
+    return report.volume(found.volume, share, found.in_use)
+
+
+def _dependents(directory: ShareDirectory, found: Survey) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Who rests on which of the volumes that are told: known only once all files of the share were looked at."""
+    backings = kinship.scan_backings(directory, True, found.known_backings(), found.names)
+    told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.told[name])
+    pairs = ((name, kinship.dependents_on(directory, files[:own], files, backings)) for name, files, own in told)
+    return {name: dependents for name, dependents in pairs if dependents}
+
+
+def _completed(text: str, dependents: tuple[tuple[str, str], ...]) -> str:
+    """A volume's text with its dependents, where what was made of it shows them."""
+    objects = json.loads(f"[{text}]")
+    return json.dumps([report.with_dependents(one, dependents) if "dependents" in one else one for one in objects])[1:-1]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 from ..errors import StorageError
 from ..model import Image, Share, Snapshot, Volume
 from ..store import inventory
@@ -15,7 +17,7 @@ _DRIVER_TYPES = {"cifs": "smbfs", "directory": "local", "bind": "local", "sshfs"
 
 def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
     """A volume for users; sizes are bytes."""
-    return {
+    told = {
         "name": found.name,
         "share": share.source,
         "mountpoint": share.path,
@@ -27,11 +29,17 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
         "snapshots": [snapshot(item) for item in found.snapshots],
         "chain": [image(item) for item in found.chain],
         "parent": {"volume": found.parent.volume, "snapshot": found.parent.snapshot} if found.parent else None,
-        "dependents": [{"volume": clone, "snapshot": _point(found, file)} for clone, file in found.dependents],
+        "dependents": [],
         "in_use": in_use,
         "pending": _pending(found.pending),
         "connection": _connection(found, share),
     }
+    return with_dependents(told, found.dependents) if found.dependents else told
+
+
+def with_dependents(told: dict, dependents: Sequence[tuple[str, str]]) -> dict:
+    """A volume for users, with who rests on it: (linked clone, file of the volume)."""
+    return {**told, "dependents": [{"volume": clone, "snapshot": _point(told, file)} for clone, file in dependents]}
 
 
 def _pending(intent: object) -> dict | None:
@@ -42,11 +50,10 @@ def _pending(intent: object) -> dict | None:
     return summary(intent)
 
 
-def _point(found: Volume, file: str) -> str | None:
+def _point(told: dict, file: str) -> str | None:
     """The snapshot whose data is what ``file`` shows."""
-    above = found.overlay_above(file)
-    names = [item.name for item in found.snapshots if above is not None and item.file == above.file]
-    return names[0] if names else None
+    above = [image["file"] for image in told["chain"] if image["backing_file"] == file]
+    return next((item["name"] for item in told["snapshots"] if item["file"] in above), None)
 
 
 def _connection(found: Volume, share: Share) -> dict:

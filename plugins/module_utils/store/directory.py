@@ -70,13 +70,16 @@ class Directory:
         return f"file {name} on {self.label}"
 
     def names(self) -> list[str]:
-        return sorted(os.listdir(self.fd))
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)  # others may share the place in a listing
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
 
     def take_stock(self) -> list[str]:
         """All names, sorted, for who reads most of them and changes nothing.
 
-        What the listing calls a regular file is from now on opened without a look at it first, and known to be there with that
-        spelling, until the directory is opened anew.
+        What it calls a regular file is opened without a look at it first from now on, until the directory is opened anew.
         """
         with os.scandir(self.fd) as entries:
             kinds = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}

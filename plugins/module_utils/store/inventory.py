@@ -101,7 +101,15 @@ def exists(directory: ShareDirectory, name: str) -> bool:
     except StorageError:
         return True  # whoever reads the volume will say what is wrong
     own = [file for file in record.formats if file.startswith(name + ".")] if record else []
-    return any(_is_regular(directory, file) for file in own)
+    return any(is_there(directory, file) for file in own)
+
+
+def is_there(directory: ShareDirectory, name: str) -> bool:
+    """Whether a file has that name, or something else, which whoever reads it will say."""
+    try:
+        return directory.root.in_stock(name) or directory.root.status(name) is not None
+    except StorageError:
+        return True
 
 
 def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_result) -> None:
@@ -355,47 +363,6 @@ def _snapshots(name: str, chain: tuple[Image, ...], info: info_file.Info | None,
         details = record.snapshots.get(snapshot, {}) if record else {}
         found.append(Snapshot(**{**details, "name": snapshot, "file": file}))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name)))
-
-
-def survey(directory: ShareDirectory) -> dict[str, Observed | StorageError]:
-    """All volumes by name, each read once: those with an ``.info``, and every other file that belongs to no chain of theirs.
-
-    One that cannot be read has its error in its place.
-    """
-    names = [name for name in directory.root.names() if is_safe_file_name(name)]
-    found: dict[str, Observed | StorageError] = {}
-    members: set[str] = set()
-    for volume in sorted(name[: -len(".info")] for name in names if name.endswith(".info") and name != ".info"):
-        observed = _observe_or_error(directory, volume, found)
-        if isinstance(observed, StorageError):
-            members.update(name for name in names if name == volume or name.startswith(volume + "."))
-        else:
-            members.update(observed.volume.own_files if observed else ())
-    lone = {name for name in names if not name.endswith(".info") and name not in members and _is_regular(directory, name)}
-    owners = {kinship.owner_of(directory, name, besides=name) or name for name in lone}  # a volume can have lost its .info
-    for volume in owners - set(found):
-        _observe_or_error(directory, volume, found)
-    return dict(sorted(found.items()))
-
-
-def _observe_or_error(
-    directory: ShareDirectory, name: str, found: dict[str, Observed | StorageError]
-) -> Observed | StorageError | None:
-    """The volume, entered into ``found``; None where it went away meanwhile."""
-    try:
-        observed: Observed | StorageError | None = observe(directory, name)
-    except StorageError as error:
-        observed = error
-    if observed is not None:
-        found[name] = observed
-    return observed
-
-
-def _is_regular(directory: ShareDirectory, name: str) -> bool:
-    try:
-        return directory.root.status(name) is not None
-    except StorageError:
-        return True  # shown with its error, not hidden
 
 
 def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:

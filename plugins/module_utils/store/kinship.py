@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Collection, Mapping
+from typing import Collection, Mapping, Sequence
 
 from ..errors import Conflict, StorageError, UnsafeImage
 from ..model import Image, Parent, Volume, is_safe_file_name
@@ -171,23 +171,29 @@ class Backings:
 
     def __init__(self) -> None:
         self._below: dict[str, str] = {}
-        self._above: dict[str, frozenset[str]] = {}
+        self._above: dict[str, str | frozenset[str]] = {}  # nearly always only one rests on a file, and there can be very many files
 
     def above(self, file: str) -> list[str]:
         """The files that rest on ``file`` directly."""
-        return sorted(self._above.get(file, ()))
+        found = self._above.get(file, frozenset())
+        return [found] if isinstance(found, str) else sorted(found)
 
     def put(self, file: str, backing: str | None) -> None:
         """``file`` rests on ``backing``, or on nothing, whatever was known of it before."""
         before = self._below.pop(file, None)
         if before is not None:
-            self._above[before] -= {file}
+            self._above[before] = frozenset(self.above(before)) - {file}
         if backing is not None:
             self._below[file] = backing
-            self._above[backing] = self._above.get(backing, frozenset()) | {file}
+            self._above[backing] = frozenset((*self.above(backing), file)) if backing in self._above else file
 
 
-def scan_backings(directory: ShareDirectory, tolerant: bool = False, known: Mapping[str, str | None] | None = None) -> Backings:
+def scan_backings(
+    directory: ShareDirectory,
+    tolerant: bool = False,
+    known: Mapping[str, str | None] | None = None,
+    names: Sequence[str] | None = None,
+) -> Backings:
     """Who rests on whom, for everything on the share that may be an overlay.
 
     Headers decide, whatever the records say; files recorded as raw are disks of guests and are not believed.
@@ -195,13 +201,14 @@ def scan_backings(directory: ShareDirectory, tolerant: bool = False, known: Mapp
     :param tolerant: pass over files that cannot be read. Only for who looks: such a file can be a linked clone, and what it
         rests on would be merged or removed under it.
     :param known: file → backing file of files that the caller has just read; their headers are not read once more.
+    :param names: all names of the share, where the caller has just listed them.
     :raises StorageError, OSError: a file cannot be read.
     """
     found = Backings()
     for file, backing in (known or {}).items():
         found.put(file, backing)
-    for file in directory.root.names():
-        if not is_safe_file_name(file) or file.endswith(".info") or (known is not None and file in known):
+    for file in directory.root.names() if names is None else names:
+        if (known is not None and file in known) or not is_safe_file_name(file) or file.endswith(".info"):
             continue
         try:
             found.put(file, backing_of(directory, file))
@@ -221,8 +228,14 @@ def dependents_of(
     directory: ShareDirectory, volume: Volume, backings: Backings, besides: Collection[str] = ()
 ) -> tuple[tuple[str, str], ...]:
     """(linked clone, file of ``volume`` that it rests on), ``besides`` files that do not count."""
-    chain = {*volume.files, *besides}
-    found = [(file, backing) for backing in volume.own_files for file in backings.above(backing) if file not in chain]
+    return dependents_on(directory, volume.own_files, {*volume.files, *besides}, backings)
+
+
+def dependents_on(
+    directory: ShareDirectory, files: Sequence[str], besides: Collection[str], backings: Backings
+) -> tuple[tuple[str, str], ...]:
+    """(linked clone, file out of ``files`` that it rests on), ``besides`` files that do not count."""
+    found = [(file, backing) for backing in files for file in backings.above(backing) if file not in besides]
     return tuple((owner_of(directory, file) or file, backing) for file, backing in sorted(found))
 
 

@@ -1,0 +1,132 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All volumes of a share, each read once and told at once: a share can hold very many, and what was read of one is let go
+before the next one is read. What stays is small: which files each chain has.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
+
+from ..errors import StorageError
+from ..model import Volume, is_safe_file_name
+from . import inventory, kinship
+from .directory import ShareDirectory
+from .inventory import Observed
+
+Told = TypeVar("Told")
+Tell = Callable[[str, "Observed | StorageError"], Told]
+_INFO = ".info"
+_SHARED_OUT_FROM = 4000  # names on a share, from which on it pays to start processes
+_MOST_PROCESSES = 8
+_PART = 64  # volumes that a process reads before it hands over what it has
+
+
+class Chain(NamedTuple):
+    """The files of a volume, active first, joined to one string; the first ``own`` of them are its own. Only the last one can
+    have a format that nobody knows."""
+
+    joined: str
+    own: int
+    base_known: bool
+
+    @property
+    def files(self) -> list[str]:
+        return self.joined.split("/")
+
+    @classmethod
+    def of(cls, volume: Volume) -> Chain:
+        return cls("/".join(volume.files), len(volume.own_files), volume.base.format is not None)
+
+
+class Survey(Generic[Told]):
+    """What was told of each volume, by name, the chains of those that can be read, and the names of all files."""
+
+    def __init__(self, directory: ShareDirectory, tell: Tell, processes: int) -> None:
+        self._directory = directory
+        self._tell = tell
+        self.told: dict[str, Told] = {}
+        self.chains: dict[str, Chain] = {}
+        self.names = [name for name in directory.root.take_stock() if is_safe_file_name(name)]
+        self._processes = processes if len(self.names) >= _SHARED_OUT_FROM else 1
+        try:
+            private = directory.private("volumes")
+            if private is not None:
+                private.take_stock()
+        except (OSError, StorageError):
+            pass  # each volume will say so
+
+    def read(self, volumes: list[str]) -> None:
+        parts = [volumes[start : start + _PART] for start in range(0, len(volumes), _PART)]
+        for found in self._read_parts(parts):
+            for name, told, chain in found:
+                self.told[name] = told
+                if chain is not None:
+                    self.chains[name] = Chain(*chain)
+
+    def _read_parts(self, parts: list[list[str]]) -> Iterable[list]:
+        processes = min(self._processes, len(parts))
+        if processes < 2:
+            return map(self._read_part, parts)
+        from . import crew  # late: few shares are that large
+
+        return crew.share_out(parts, self._read_part, processes)
+
+    def _read_part(self, volumes: list[str]) -> list[tuple[str, Told, tuple | None]]:
+        return list(self._observed(volumes))
+
+    def _observed(self, volumes: list[str]) -> Iterator[tuple[str, Told, tuple | None]]:
+        """A volume that cannot be read has its error told; one that went away meanwhile is left out."""
+        for name in volumes:
+            try:
+                observed: Observed | StorageError | None = inventory.observe(self._directory, name, look=inventory.Glance)
+            except StorageError as error:
+                observed = error
+            if observed is not None:
+                chain = tuple(Chain.of(observed.volume)) if isinstance(observed, Observed) else None
+                yield name, self._tell(name, observed), chain
+
+    def members(self, volumes: Iterable[str]) -> set[str]:
+        """The files that belong to volumes that were read. Those of one that cannot be read go by their names."""
+        found: set[str] = set()
+        for name in volumes:
+            chain = self.chains.get(name)
+            if chain is not None:
+                found.update(chain.files[: chain.own])
+            elif name in self.told:
+                found.update((name, *self._directory.root.names_from(name + ".")))
+        return found
+
+    def known_backings(self) -> dict[str, str | None]:
+        """File → backing file, of all files that were read with a known format."""
+        known: dict[str, str | None] = {}
+        for chain in self.chains.values():
+            files = chain.files
+            known.update(zip(files, files[1:]))
+            if chain.base_known:
+                known[files[-1]] = None
+        return known
+
+
+def survey(directory: ShareDirectory, tell: Tell, processes: int = 1) -> Survey:
+    """All volumes of a share: those with an ``.info``, and every other file that belongs to no chain of theirs.
+
+    :param tell: makes what is to be known of a volume from how it was observed, or from why it cannot be read. For a large
+        share that happens in other processes, so it has to be plain values only.
+    :param processes: how many may read a large share. More than one only where this process has no other threads.
+    """
+    found: Survey = Survey(directory, tell, processes)
+    with_info = [name[: -len(_INFO)] for name in found.names if name.endswith(_INFO)]
+    found.read(with_info)
+    members = found.members(with_info)
+    lone = [name for name in found.names if not name.endswith(_INFO) and name not in members and inventory.is_there(directory, name)]
+    owners = {kinship.owner_of(directory, name, besides=name) or name for name in lone}  # a volume can have lost its .info
+    found.read(sorted(owners - set(found.told)))
+    return found
+
+
+def processors() -> int:
+    """How many processes can read at the same time."""
+    return min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
