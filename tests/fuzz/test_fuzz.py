@@ -17,7 +17,7 @@ from typing import Any, Callable
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
-from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import reading, writing
+from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import reading, tables, writing
 from fuzz import fuzz_qcow2, harness
 from fuzz.generator import Image
 
@@ -55,7 +55,7 @@ def meddling(fd: int, header: qcow2.Header) -> bytearray:
     return first_sector(fd, header)
 
 
-first_sector, read_extensions, kinds = writing._first_sector, reading._read_extensions, reading._kinds
+first_sector, read_extensions, kinds = writing._first_sector, reading._read_extensions, tables._kinds
 
 BUGS: dict[str, tuple] = {
     "it takes any features": (reading, "_check_features", lambda *_arguments: None),
@@ -65,8 +65,8 @@ BUGS: dict[str, tuple] = {
     "it never ends": (reading, "_read_extensions", endless),
     "it takes much memory": (qcow2, "has_magic", lambda _fd: bytes(512 << 20)),
     "it takes more memory than it may": (qcow2, "has_magic", lambda _fd: bytes(100 << 20)),
-    "it loses entries": (reading, "_kinds", lambda table, header: kinds(table, header)[1:]),
-    "its error is not its own": (reading, "_l2_tables", lambda fd, header, _most: struct.unpack(">Q", b"") and {}),
+    "it loses entries": (tables, "_kinds", lambda table, header: kinds(table, header)[1:]),
+    "its error is not its own": (tables, "_l2_tables", lambda fd, header, _most: struct.unpack(">Q", b"") and {}),
     "it writes while it refuses": (writing, "_first_sector", meddling),
     "it writes outside the header cluster": (writing, "_free_space", lambda header, _end, _length: header.cluster_size),
     "it leaves unknown features": (writing, "_KNOWN_AUTOCLEAR", (1 << 64) - 1),

@@ -9,12 +9,14 @@ a qcow2 file are big-endian. Reads are bounded, and whatever is unknown or contr
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .layout import MAGIC, Qcow2Error
-from .reading import Glimpse, Header, allocation, glimpse, has_magic, is_empty, read_backing_name, read_header
 
 if TYPE_CHECKING:
+    from .reading import Glimpse, Header, glimpse, has_magic, is_empty, read_backing_name, read_header
+    from .tables import allocation
     from .writing import grow, repoint, write_image
 
 __all__ = [
@@ -33,13 +35,16 @@ __all__ = [
     "write_image",
 ]
 
-_OF_WRITING = ("grow", "repoint", "write_image")
+_HOMES = {
+    **dict.fromkeys(("Glimpse", "Header", "glimpse", "has_magic", "is_empty", "read_backing_name", "read_header"), "reading"),
+    "allocation": "tables",
+    **dict.fromkeys(("grow", "repoint", "write_image"), "writing"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What writes is imported when it is first asked for: most tasks only read."""
-    if name not in _OF_WRITING:
+    """Each part of the codec is imported when it is first asked for: raw volumes have no header, and most tasks write none."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import writing
-
-    return getattr(writing, name)
+    found = globals()[name] = getattr(import_module("." + _HOMES[name], __name__), name)
+    return found
