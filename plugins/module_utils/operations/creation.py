@@ -54,7 +54,7 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     source_told: list = []
     if request.source and source_share:
         copy, told, source_told = _open_source(work, source_share, request.source)
-        wish = replace(wish, source=told)
+        wish = wish._replace(source=told)
     size = wish.size or (wish.source.size if wish.source else 0)
     at_once = size if wish.preallocation in ("falloc", "full") else (wish.source.allocated if wish.source else 0)
     plan = planner.create_volume(wish)

@@ -58,7 +58,7 @@ def take_group(
             "they are on different shares, where no single record can decide for all",
             "group volumes of one share",
         )
-    wish = replace(wish, created=wish.created or now())
+    wish = wish._replace(created=wish.created or now())
     with Workspace(options, siblings=True) as work:
         work.lock_families([(shares[name], name) for name in volumes])
         members = [_plan_member(work, shares[name], name, wish, keep is not None) for name in volumes]

@@ -10,7 +10,6 @@ import threading
 from ..model import Share, Volume
 from ..store.directory import ShareDirectory
 from ..store.inventory import Observed
-from ..store.survey import survey
 
 
 class Ledger:
@@ -37,6 +36,8 @@ class Ledger:
 
 def _provisioned(share: Share) -> int:
     """Sum of the virtual sizes of all volumes that can be read, in bytes."""
+    from ..store.survey import survey  # late: only creation asks
+
     with ShareDirectory(share) as directory:
         sizes = survey(directory, lambda _name, found: found.volume.size if isinstance(found, Observed) else 0)
     return sum(sizes.told.values())

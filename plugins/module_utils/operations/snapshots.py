@@ -74,7 +74,7 @@ def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWis
     from ..plan import planner
     from .refusals import require_free_name
 
-    plan = planner.create_snapshot(volume, replace(wish, created=wish.created or now()))
+    plan = planner.create_snapshot(volume, wish._replace(created=wish.created or now()))
     if plan.intent and plan.after is not None:
         require_free_name(work, share, plan.after.active.file, volume.name, recovered)
     return plan

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from ..apply.traces import forget_groups
@@ -118,7 +117,7 @@ def _only_what_the_share_keeps(wish: VolumeWish, share: Share, options: Options)
     if share.keeps_modes or (wish.mode, wish.uid, wish.gid) == (None, None, None):
         return wish
     options.warn(f"{share.source} ({share.fstype}) keeps no owner and mode of single files: the mount options decide them")
-    return replace(wish, mode=None, uid=None, gid=None)
+    return wish._replace(mode=None, uid=None, gid=None)
 
 
 def _refuse_member(work: Workspace, share: Share, volume: Volume) -> None:

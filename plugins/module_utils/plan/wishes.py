@@ -8,8 +8,7 @@ Most tasks find what they want. Then nothing has to be planned, and the planner 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import InvalidParameter
 from ..model import Image, Volume
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 MAX_CHAIN = 64  # files, where the user says nothing: a read of something never written looks through all of them
 
 
-@dataclass(frozen=True)
-class VolumeWish:
+class VolumeWish(NamedTuple):
     """What a playbook wants a volume to be. None means that the playbook says nothing of it; ``size`` is in bytes."""
 
     name: str
@@ -49,8 +47,7 @@ class VolumeWish:
         return self.uid in (None, image.uid) and self.gid in (None, image.gid) and self.mode in (None, image.mode)
 
 
-@dataclass(frozen=True)
-class SnapshotWish:
+class SnapshotWish(NamedTuple):
     """What a playbook wants a snapshot to be; description, labels and protected are left alone where they are None.
 
     ``created`` is for a snapshot that is taken, ``max_chain`` the number of files that its volume's chain may have then.

@@ -9,8 +9,7 @@ Flat JSON ``{"active": FILE, SNAPSHOT: FILE, ...}`` with basenames only. Values 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ChainBroken, UnsafeImage
 from ..model import info_name, is_safe_file_name
@@ -22,8 +21,7 @@ _ACTIVE = "active"
 _MOST_ENTRIES = 512  # twice the files that a chain may have; more would not fit a record of ours
 
 
-@dataclass(frozen=True)
-class Info:
+class Info(NamedTuple):
     """Content of an ``.info`` file: the active file, and (snapshot, file) pairs."""
 
     active: str

@@ -23,7 +23,7 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from ..errors import LockTimeout, StorageError, UnsafeImage, from_os_error
 from .directory import Directory, ShareDirectory
@@ -35,8 +35,7 @@ _LOST = (errno.ENOENT, errno.ESTALE)
 _REFUSED = (errno.EAGAIN, errno.EACCES)
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(NamedTuple):
     """Who holds a lock, as others are told. ``started`` is the process's start time in the kernel's clock ticks;
     ``generation`` is random, so that no two takings look alike; ``task`` is the module's name."""
 
@@ -66,7 +65,7 @@ class Owner:
         )
 
     def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode("utf-8")
+        return json.dumps(self._asdict()).encode("utf-8")
 
     def is_dead(self) -> bool:
         """Whether this host can prove that the owner is gone: same machine, boot and PID namespace, other process."""
@@ -107,7 +106,7 @@ def _parse_owner(data: bytes) -> Owner | None:
         owner = Owner(**json.loads(data.decode("utf-8")))
     except (ValueError, TypeError, RecursionError):
         return None
-    texts = [value for name, value in asdict(owner).items() if name != "pid"]
+    texts = [value for name, value in owner._asdict().items() if name != "pid"]
     honest = isinstance(owner.pid, int) and not isinstance(owner.pid, bool) and all(isinstance(text, str) and text.isprintable() for text in texts)
     return owner if honest else None  # a process id becomes part of a path, and the rest is shown to users
 

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -264,7 +263,7 @@ def test_a_lock_that_the_server_gave_back_untouched_is_ours(tmp_path: Path) -> N
 def test_who_took_it_is_named(tmp_path: Path) -> None:
     with a_lock(tmp_path) as writer:
         take_away(writer)
-        other = replace(Owner.of_this_process(), host="elsewhere", pid=77, task="remotefs_volume")
+        other = Owner.of_this_process()._replace(host="elsewhere", pid=77, task="remotefs_volume")
         lock_file(tmp_path).write_bytes(other.to_bytes())
         assert "it was lost to process 77 on elsewhere (remotefs_volume) since " in lost(writer)
 
