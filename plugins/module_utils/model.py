@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
 
@@ -94,8 +95,7 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """A mounted share, or a plain directory that serves as one."""
 
     source: str  # as the user gave it or the mount table shows it

@@ -148,7 +148,7 @@ def fresh(prepared: World, share: Path, leases: bool) -> World:
     shutil.copytree(prepared.share, share)
     world = Fenced.__new__(Fenced)
     (known,) = prepared.candidates.shares
-    known = replace(known, source=str(share), path=str(share), locks_visible=not leases)
+    known = known._replace(source=str(share), path=str(share), locks_visible=not leases)
     world.__dict__.update(
         vars(prepared),
         share=share,

@@ -26,8 +26,7 @@ _BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
 _WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(NamedTuple):
     """A volume, and what it was read from; ``in_use`` of its active image where a :class:`Glance` was to ask for that."""
 
     volume: Volume

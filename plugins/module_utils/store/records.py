@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ChainBroken, NeedsRecovery
 from ..model import FORMATS, Parent, Volume, is_safe_file_name
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 _VERSION = 1
 
 
-@dataclass(frozen=True)
-class Garbage:
+class Garbage(NamedTuple):
     """A file that the final record allows to unlink, with what proves it to be unchanged since."""
 
     file: str
