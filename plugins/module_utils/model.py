@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Collection, NamedTuple
 
 from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
 
@@ -53,6 +53,14 @@ def round_to_sector(size: int) -> int:
 def is_safe_file_name(name: object) -> bool:
     """Whether a file name from a share may be handed on at all (no path, option, protocol or list syntax)."""
     return isinstance(name, str) and _FILE_NAME.match(name) is not None
+
+
+def are_safe_file_names(names: Collection[object]) -> bool:
+    """Whether all of them may be handed on. Each is looked at once, however often it is there."""
+    try:
+        return all(map(is_safe_file_name, set(names)))
+    except TypeError:
+        return False  # what cannot be in a set is no text
 
 
 def check_volume_name(name: str) -> str:

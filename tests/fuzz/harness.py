@@ -120,6 +120,7 @@ def _check(fd: int, rng: random.Random) -> tuple:
     qcow2.has_magic(fd)
     name = qcow2.read_backing_name(fd)
     header, refusal = _attempt(lambda: qcow2.read_header(fd))
+    _check_glimpse(fd, header, refusal)
     outcome = [name is None, refusal]
     if header is not None:
         _check_header(fd, header, name)
@@ -132,6 +133,14 @@ def _check(fd: int, rng: random.Random) -> tuple:
     if header is not None and rng.random() < 0.1:
         outcome += _check_shrinking(fd, header, rng)
     return tuple(outcome)
+
+
+def _check_glimpse(fd: int, header: qcow2.Header | None, refusal: str | None) -> None:
+    """A glimpse remembers headers of images that were here before; it must never show."""
+    for _again in range(2):
+        glimpse, refused = _attempt(lambda: qcow2.glimpse(fd, os.fstat(fd).st_size))
+        _require(refused == refusal, "a glimpse refuses other images than read_header")
+        _require(header is None or glimpse == tuple(getattr(header, field) for field in glimpse._fields), "a glimpse sees something else")
 
 
 def _attempt(action: Callable[[], Any]) -> tuple:

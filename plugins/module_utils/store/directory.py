@@ -81,10 +81,10 @@ class Directory:
 
         What it calls a regular file is opened without a look at it first from now on, until the directory is opened anew.
         """
-        with os.scandir(self.fd) as entries:
-            kinds = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
-        self._stock = frozenset(name for name, regular in kinds.items() if regular)
-        self._listing = sorted(kinds)
+        with os.scandir(self.fd) as found:
+            entries = list(found)
+        self._stock = frozenset([entry.name for entry in entries if entry.is_file(follow_symlinks=False)])
+        self._listing = sorted([entry.name for entry in entries])
         return self._listing
 
     def in_stock(self, name: str) -> bool:

@@ -359,8 +359,9 @@ def _snapshots(name: str, chain: tuple[Image, ...], info: info_file.Info | None,
             continue
         if file not in depth:
             raise ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain", _WORST_DAY)
-        details = record.snapshots.get(snapshot, {}) if record else {}
-        found.append(Snapshot(**{**details, "name": snapshot, "file": file}))
+        details = record.snapshots.get(snapshot) if record else None
+        told = (details["created"], details["description"], details["labels"], details["protected"]) if details else ()
+        found.append(Snapshot(snapshot, file, *told))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name)))
 
 

@@ -169,9 +169,15 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
 class Backings:
     """Which file rests on which, as their headers say."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[str, str | None] | None = None) -> None:
+        below = {file: backing for file, backing in (known or {}).items() if backing is not None}
         self._below: dict[str, str] = {}
         self._above: dict[str, str | frozenset[str]] = {}  # nearly always only one rests on a file, and there can be very many files
+        if len(set(below.values())) == len(below):
+            self._below, self._above = below, {backing: file for file, backing in below.items()}
+        else:
+            for file, backing in below.items():
+                self.put(file, backing)
 
     def above(self, file: str) -> list[str]:
         """The files that rest on ``file`` directly."""
@@ -204,9 +210,7 @@ def scan_backings(
     :param names: all names of the share, where the caller has just listed them.
     :raises StorageError, OSError: a file cannot be read.
     """
-    found = Backings()
-    for file, backing in (known or {}).items():
-        found.put(file, backing)
+    found = Backings(known)
     for file in directory.root.names() if names is None else names:
         if (known is not None and file in known) or not is_safe_file_name(file) or file.endswith(".info"):
             continue
@@ -236,6 +240,8 @@ def dependents_on(
 ) -> tuple[tuple[str, str], ...]:
     """(linked clone, file out of ``files`` that it rests on), ``besides`` files that do not count."""
     found = [(file, backing) for backing in files for file in backings.above(backing) if file not in besides]
+    if not found:
+        return ()
     return tuple((owner_of(directory, file) or file, backing) for file, backing in sorted(found))
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ChainBroken, NeedsRecovery
-from ..model import FORMATS, Parent, Volume, is_safe_file_name
+from ..model import FORMATS, Parent, Volume, are_safe_file_names
 
 if TYPE_CHECKING:
     from .directory import ShareDirectory
@@ -109,17 +109,18 @@ def parse(volume: str, data: bytes | None) -> Record | None:
     names += [record.parent.volume, record.parent.file] if record.parent else []
     names += [record.active] if record.active is not None else []
     names += [details["file"] for details in record.snapshots.values() if details["file"] is not None]
-    if not all(is_safe_file_name(name) for name in names) or not set(record.formats.values()) <= set(FORMATS):
+    if not are_safe_file_names(names) or not set(record.formats.values()) <= set(FORMATS):
         raise ChainBroken(subject, "it names files or formats that cannot be", remedy)
     return record
 
 
 def _details(value: dict) -> dict:
+    created, labels = value.get("created"), dict(value.get("labels", {}))
     return {
         "file": value.get("file"),
-        "created": None if value.get("created") is None else str(value["created"]),
+        "created": None if created is None else str(created),
         "description": str(value.get("description", "")),
-        "labels": {str(key): str(item) for key, item in dict(value.get("labels", {})).items()},
+        "labels": {str(key): str(item) for key, item in labels.items()} if labels else labels,
         "protected": value.get("protected") is True,
     }
 

@@ -34,6 +34,7 @@ _PAGE = 4096  # holds all that headers have to say, but for foreign ones
 _MAX_REFCOUNT_TABLE = 8 << 20  # bytes
 _CHUNK = 1 << 20
 _MOST_ALIKE = 1024
+_FAR = 1024  # bytes before the backing name, in headers of QEMU and of our own
 
 
 class _Beyond(Qcow2Error):
@@ -131,13 +132,13 @@ def glimpse(fd: int, file_size: int) -> Glimpse:
     """A part of what :func:`read_header` says of a file of ``file_size`` bytes, refusing the same.
 
     Most headers on a share are alike but for the backing name. What is said and refused follows from the bytes before that
-    name, from the name and from the file's size alone, as long as the name ends in the first sector: so the same bytes are
+    name, from the name and from the file's size alone, as long as the page that is read holds it all: so the same bytes are
     not taken apart twice.
     """
     data = os.pread(fd, _PAGE, 0)
     offset, length = _BACKING.unpack_from(data, 8) if len(data) >= FIELDS.size else (0, 0)
     end = offset + length
-    if not 0 < offset < end <= min(SECTOR, len(data)):
+    if not 0 < offset <= _FAR or not offset < end <= len(data):
         header = _parse_or_read_on(data, fd, file_size)
         return Glimpse(header.size, header.backing_file, header.backing_format, header.internal_snapshots)
     before = data[:offset]

@@ -1,0 +1,185 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A large share is read by several processes, and says what one process says of it: whatever else is on it, whoever dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from benchmark import measuring
+from benchmark import reading as bench
+
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading
+from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use, inventory, qcow2, survey
+
+SIZE = 64 << 20
+HERE = os.getpid()
+
+
+def overlay(path: Path, below: str, below_format: str | None) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o660)
+    qcow2.write_image(fd, SIZE, below, below_format)
+    os.close(fd)
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Share:
+    """Volumes with chains of three; among them one of every kind of trouble, and linked clones of the first two."""
+    path = tmp_path / "share"
+    bench.Share(path, 3).grow(60)
+    os.mkfifo(path / "fifo")
+    os.symlink("/etc/passwd", path / "link")
+    (path / "link.info").write_text(json.dumps({"active": "link"}))
+    (path / "vol00007").unlink()  # its chain ends in nothing
+    (path / "vol00011.info").write_text('{"active": "vol000')
+    (path / ".remotefs" / "volumes" / "vol00012.json").write_text("{")
+    with open(path / "vol00020.s2", "r+b") as stream:
+        stream.write(b"QFI\xfb\xff")
+    with open(path / "vol00030.s1", "r+b") as stream:
+        qcow2.repoint(stream.fileno(), "vol00030.s2", "qcow2")  # a loop
+    os.unlink(path / "vol00040.s1")
+    os.mkfifo(path / "vol00040.s1")
+    overlay(path / "clone", "vol00001.s1", "qcow2")
+    overlay(path / "clone.s1", "clone", "qcow2")
+    (path / "clone.info").write_text(json.dumps({"active": "clone.s1", "s1": "clone.s1"}))
+    overlay(path / "other", "vol00001.s1", "qcow2")
+    overlay(path / "third", "vol00002", "raw")
+    (path / "lone").write_bytes(b"QFI\xfb" + b"x" * 508)
+    return Share(str(path), str(path), "directory")
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any share is large."""
+    monkeypatch.setattr(survey, "_SHARED_OUT_FROM", 1)
+    monkeypatch.setattr(survey, "_PART", 4)
+    monkeypatch.setattr(reading, "processors", lambda: 3)
+
+
+def alone(share: Share, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "processors", lambda: 1)
+        return reading.list_volumes(share, [])
+
+
+def test_trouble_stays_with_its_volume(share: Share, several: None) -> None:
+    found = {one["name"]: one for one in reading.list_volumes(share, [])}
+    assert sorted(found) == list(found) and {f"vol{number:05d}" for number in range(60)} <= set(found)
+    trouble = {name: one["error_code"] for name, one in found.items() if "error_code" in one}
+    assert trouble == {
+        "fifo": "unsafe_image",
+        "link": "unsafe_image",
+        "vol00007": "chain_broken",
+        "vol00012": "chain_broken",
+        "vol00020": "unsafe_image",
+        "vol00030": "chain_broken",
+        "vol00040": "unsafe_image",
+    }
+    whole = [one for name, one in found.items() if name.startswith("vol") and name not in trouble]
+    assert all([image["file"] for image in one["chain"]] == [f"{one['name']}{end}" for end in (".s2", ".s1", "")] for one in whole)
+    assert all(
+        [(item["name"], item["file"]) for item in one["snapshots"]] == [(s, f"{one['name']}.{s}") for s in ("s1", "s2")] for one in whole
+    )
+    assert found["lone"]["format"] is None and found["lone"]["size"] == 512
+    assert {image["size"] for one in whole for image in one["chain"]} == {SIZE}
+
+
+def test_who_rests_on_whom_is_known_across_processes(share: Share, several: None) -> None:
+    found = {one["name"]: one for one in reading.list_volumes(share, [])}
+    assert found["vol00001"]["dependents"] == [{"volume": "clone", "snapshot": "s2"}, {"volume": "other", "snapshot": "s2"}]
+    assert found["vol00002"]["dependents"] == [{"volume": "third", "snapshot": "s1"}]
+    assert found["clone"]["parent"] == {"volume": "vol00001", "snapshot": "s2"}
+    others = set(found) - {"vol00001", "vol00002"}
+    assert not any(found[name].get("dependents") for name in others)
+
+
+def test_several_processes_say_what_one_says(share: Share, several: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reading.list_volumes(share, []) == alone(share, monkeypatch)
+    for patterns in (["vol0001*"], ["*lo*", "fifo"], ["nothing"]):
+        wanted = reading.list_volumes(share, patterns)
+        with monkeypatch.context() as patched:
+            patched.setattr(reading, "processors", lambda: 1)
+            assert wanted == reading.list_volumes(share, patterns)
+
+
+def test_one_process_reads_as_a_single_volume_is_read(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing trusts a listing's kinds and glimpses at headers; a task on one volume does neither."""
+    for one in alone(share, monkeypatch):
+        with survey.ShareDirectory(share) as directory:
+            try:
+                found = inventory.observe(directory, one["name"])
+            except inventory.StorageError as error:
+                assert (one["error_code"], one["msg"]) == (error.error_code, str(error))
+                continue
+        assert found is not None
+        told = reading.report.volume(found.volume, share, False)
+        assert told == {**one, "dependents": []}
+
+
+def test_a_killed_process_takes_no_volume_with_it(share: Share, several: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = alone(share, monkeypatch)
+    observe = inventory.observe
+
+    def deadly(directory: survey.ShareDirectory, name: str, **named: object) -> object:
+        if name == "vol00025" and os.getpid() != HERE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return observe(directory, name, **named)
+
+    monkeypatch.setattr(inventory, "observe", deadly)
+    assert reading.list_volumes(share, []) == expected
+
+
+def test_an_unforeseen_error_is_no_shorter_result(share: Share, several: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    observe = inventory.observe
+
+    def broken(directory: survey.ShareDirectory, name: str, **named: object) -> object:
+        if name == "vol00025":
+            raise ZeroDivisionError("unforeseen")
+        return observe(directory, name, **named)
+
+    monkeypatch.setattr(inventory, "observe", broken)
+    with pytest.raises(ZeroDivisionError, match="unforeseen"):
+        reading.list_volumes(share, [])
+
+
+def test_use_is_seen_in_every_process(share: Share, several: None) -> None:
+    with open(Path(share.path, "vol00033.s2"), "r+b") as user, open(Path(share.path, "vol00034.s2"), "r+b") as elsewhere:
+        in_use.hold(user.fileno(), "vol00033.s2", share.label)
+        fcntl.fcntl(elsewhere.fileno(), 37, in_use._FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 150, 1, 0))  # between the bytes that count
+        found = {one["name"]: one["in_use"] for one in reading.list_volumes(share, []) if "error_code" not in one}
+    assert [name for name, used in found.items() if used is not False] == ["vol00033"]
+
+
+def test_a_file_exchanged_behind_the_listing_is_refused(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the listing called a regular file is not looked at again before it is opened, and no less safe for that."""
+    take = survey.Survey.read
+
+    def exchanged(self: survey.Survey, volumes: list) -> None:
+        for name, make in (("vol00003.s1", lambda at: os.symlink("/etc/passwd", at)), ("vol00004.s1", os.mkfifo)):
+            at = Path(share.path, name)
+            if at.is_file() and not at.is_symlink():
+                at.unlink()
+                make(at)
+        take(self, volumes)
+
+    monkeypatch.setattr(survey.Survey, "read", exchanged)
+    found = {one["name"]: one.get("error_code") for one in reading.list_volumes(share, [])}
+    assert found["vol00003"] == found["vol00004"] == "unsafe_image" and found["vol00005"] is None
+
+
+def test_the_tasks_take_the_same_way(tmp_path: Path) -> None:
+    """Both modules as Ansible starts them, on a share that is large without help, beside the same with one processor."""
+    path = tmp_path / "share"
+    bench.Share(path, 10).grow(survey._SHARED_OUT_FROM // 11 + 1)
+    for module, key, count in (("remotefs_volume_info", "volumes", 1), ("remotefs_snapshot_info", "snapshots", 9)):
+        argv, given = measuring.module_call(module, {"share": [str(path)]})
+        both = [json.loads(measuring.run([*way, *argv], given).out) for way in ([], ["taskset", "-c", "0"])]
+        assert both[0] == both[1] and both[0]["changed"] is False
+        assert len(both[0][key]) == count * (survey._SHARED_OUT_FROM // 11 + 1)
