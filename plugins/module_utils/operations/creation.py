@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from ..errors import Conflict, VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
-from ..plan.plan import Plan, require_healed_parent, require_known_formats
+from ..plan.headers import require_healed_parent, require_known_formats
+from ..plan.plan import Plan
 from ..plan.wishes import SnapshotWish, VolumeWish
 from ..store import inventory, kinship
 from . import placement

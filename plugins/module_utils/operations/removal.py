@@ -1,20 +1,54 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an interrupted task left of a volume that is to go."""
+"""Volumes that are to go, with whatever an interrupted task left of them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from ..apply.traces import Interrupted
+from ..apply.traces import Interrupted, forget_groups
+from ..errors import Conflict
 from ..model import Share, Volume
+from ..plan import planner
 from ..plan.steps import Unlink
 from ..store import inventory, kinship
-from .transaction import Workspace, find_left, settle
+from .transaction import Options, Outcome, Workspace, carry_out, find_left, settle
+from .volumes import refuse_member
 
 
-def settle_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume | None, list, tuple[str, ...]]:
+def remove(share: Share, name: str, cascade: bool, options: Options) -> Outcome:
+    """Remove a volume that was there, or whose remains were, before its lock was taken."""
+    with Workspace(options) as work:
+        work.lock([(share, name)])
+        if cascade:
+            volume, recovered, strays = _settle(work, share, name)
+        else:
+            volume, recovered = settle(work, share, name, dependents=True)
+            strays = ()
+        if volume is None:
+            work.forget_locks()
+            return Outcome(name, bool(recovered), [], recovered, None, None)
+        refuse_member(work, share, volume)
+        _refuse_foreign(volume)
+        outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays), recovered)
+        if not options.check:
+            forget_groups(work.directory(share))
+            work.forget_locks()
+        return outcome
+
+
+def _refuse_foreign(volume: Volume) -> None:
+    """:raises Conflict: nothing says that the lone file is a disk; it may be anything that somebody put there."""
+    if volume.base.format is None:
+        raise Conflict(
+            f"volume {volume.name}",
+            "it is a file of which nothing records that it is a volume, and foreign files are never removed",
+            "adopt it first by saying its format with state: present, or remove the file by hand",
+        )
+
+
+def _settle(work: Workspace, share: Share, name: str) -> tuple[Volume | None, list, tuple[str, ...]]:
     """As :func:`settle`, for a volume that is to go with all its snapshots: what an interrupted task had begun to merge
     is not merged any more, which a full share might not allow. The third value names its files outside the chain; where
     somebody changed the share since, those are left alone and told."""

@@ -130,6 +130,8 @@ def delete(candidates: Candidates, volume_name: str, names: list[str], options: 
 
 def _deletion(directory: ShareDirectory, volume: Volume, names: list[str]) -> Plan:
     """The plan, which weighs the clusters that are allocated in the files it may merge: the doomed overlays and what they stand on."""
+    if not any(volume.has_snapshot(name) for name in names):
+        return Plan("delete_snapshot", volume.name, (), volume, volume)
     from ..plan import merge
     from . import layers
 

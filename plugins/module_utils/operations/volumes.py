@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..apply.traces import forget_groups
 from ..errors import Conflict, VolumeNotFound
 from ..model import Share, Volume, check_volume_name
 from ..plan.plan import Plan
@@ -99,7 +98,7 @@ def _update(request: VolumeRequest, share: Share, options: Options) -> Outcome:
 
 def bring_up(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
     """Bring a volume that exists to what is wished, under its lock."""
-    _refuse_member(work, share, volume)
+    refuse_member(work, share, volume)
     wish = _only_what_the_share_keeps(request.wish, share, work.options)
     return carry_out(work, share, _plan_for(volume, wish), recovered)
 
@@ -120,7 +119,7 @@ def _only_what_the_share_keeps(wish: VolumeWish, share: Share, options: Options)
     return wish._replace(mode=None, uid=None, gid=None)
 
 
-def _refuse_member(work: Workspace, share: Share, volume: Volume) -> None:
+def refuse_member(work: Workspace, share: Share, volume: Volume) -> None:
     """:raises Conflict: the lone file of this name belongs to another volume's chain."""
     if volume.info:
         return
@@ -134,37 +133,10 @@ def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Opt
     share = located(candidates, check_volume_name(name), options) or _unfinished_on(candidates, name)
     if share is None:
         return Outcome(name, False, [], [], None, None)
-    from ..plan import planner
-    from .removal import settle_for_removal
+    from .removal import remove
 
-    with Workspace(options) as work:
-        work.lock([(share, name)])
-        if cascade:
-            volume, recovered, strays = settle_for_removal(work, share, name)
-        else:
-            volume, recovered = settle(work, share, name, dependents=True)
-            strays = ()
-        if volume is None:
-            work.forget_locks()
-            return Outcome(name, bool(recovered), [], recovered, None, None)
-        _refuse_member(work, share, volume)
-        _refuse_foreign(volume)
-        outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays), recovered)
-        if not options.check:
-            forget_groups(work.directory(share))
-            work.forget_locks()
-        return outcome
+    return remove(share, name, cascade, options)
 
 
 def _unfinished_on(candidates: Candidates, name: str) -> Share | None:
     return next((share for share in candidates.shares if has_unfinished(share, name)), None)
-
-
-def _refuse_foreign(volume: Volume) -> None:
-    """:raises Conflict: nothing says that the lone file is a disk; it may be anything that somebody put there."""
-    if volume.base.format is None:
-        raise Conflict(
-            f"volume {volume.name}",
-            "it is a file of which nothing records that it is a volume, and foreign files are never removed",
-            "adopt it first by saying its format with state: present, or remove the file by hand",
-        )

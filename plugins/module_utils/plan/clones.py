@@ -10,7 +10,8 @@ from dataclasses import replace
 from ..errors import Conflict, InvalidParameter, WouldShrink
 from ..model import Image, Parent, Volume
 from . import cost
-from .plan import Plan, require_healed_parent, require_known_formats
+from .headers import require_healed_parent, require_known_formats
+from .plan import Plan
 from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size
 from .steps import CreateClone, Pull, WriteRecord
 from .wishes import VolumeWish

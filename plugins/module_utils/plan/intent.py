@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from ..errors import NeedsRecovery
 from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
 from . import steps as step_types
-from .plan import Plan, write_info
-from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord
+from .plan import Plan
+from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
 _BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
 

@@ -23,8 +23,9 @@ from typing import Iterable
 from ..errors import HasDependents
 from ..model import Image, Snapshot, Volume
 from . import cost
-from .plan import Plan, healing, require_healed_parent, require_known_formats, write_info
-from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink
+from .headers import healing, require_healed_parent, require_known_formats
+from .plan import Plan
+from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, write_info
 
 
 @dataclass(frozen=True)

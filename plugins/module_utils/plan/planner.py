@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name
-from .plan import Plan, healing, require_known_formats, write_info
-from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord
+from .headers import healing, require_known_formats
+from .plan import Plan
+from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
 from .wishes import SnapshotWish, VolumeWish
 
 DEFAULT_MODE = 0o660

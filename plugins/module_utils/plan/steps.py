@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from ..model import is_safe_file_name
+from ..model import Volume, info_name, is_safe_file_name
 
 
 @dataclass(frozen=True)
@@ -264,6 +264,10 @@ class Unlink(Step):
 
     def touches(self) -> tuple[str, ...]:
         return (self.file,)
+
+
+def write_info(volume: Volume) -> WriteInfo:
+    return WriteInfo(info_name(volume.name), volume.active.file, tuple((snapshot.name, snapshot.file) for snapshot in volume.snapshots))
 
 
 _TYPES = {

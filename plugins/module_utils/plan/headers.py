@@ -1,0 +1,49 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What headers must say before anything is built on them: every format, and every backing file by its plain name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import UnsafeImage
+from ..model import Volume
+from .steps import Repoint, Step
+from .wishes import is_spelled_out
+
+
+def require_known_formats(volume: Volume) -> None:
+    """:raises UnsafeImage: a file's format is recorded nowhere, so that nothing may be built on it."""
+    for image in volume.chain:
+        if image.format is None:
+            raise UnsafeImage(
+                f"volume {volume.name}",
+                f"the format of {image.file} is recorded nowhere and is never guessed",
+                "adopt it with remotefs_volume, saying its format",
+            )
+
+
+def healing(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
+    """Steps that make absolute backing names relative and spell missing backing formats, and the volume after them."""
+    steps: list[Step] = []
+    for image in volume.own:
+        if image.backing_file and not is_spelled_out(image):
+            below = volume.image(image.backing_file)
+            steps.append(Repoint(image.file, below.file, str(below.format)))
+            volume = volume.with_images(**{image.file: replace(image, absolute=False, backing_format=below.format)})
+    return tuple(steps), volume
+
+
+def require_healed_parent(volume: Volume) -> None:
+    """qemu-img must be told every layer's name and format, and a clone's task does not write its parent's headers.
+
+    :raises UnsafeImage: a header of the parent spells its backing file as a path, or does not say its format.
+    """
+    for image in volume.chain[len(volume.own) :]:
+        if volume.parent and not is_spelled_out(image):
+            raise UnsafeImage(
+                f"volume {volume.name}",
+                f"the header of {image.file}, which it rests on, does not spell its backing file as it should",
+                f"run remotefs_volume for {volume.parent.volume}, which mends it, and then this task again",
+            )
