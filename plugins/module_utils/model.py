@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field, replace
-from typing import Collection, NamedTuple
+from typing import Collection, Iterable, NamedTuple
 
 from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
 
@@ -53,6 +53,11 @@ def round_to_sector(size: int) -> int:
 def is_safe_file_name(name: object) -> bool:
     """Whether a file name from a share may be handed on at all (no path, option, protocol or list syntax)."""
     return isinstance(name, str) and _FILE_NAME.match(name) is not None
+
+
+def safe_file_names(names: Iterable[str]) -> list[str]:
+    """Those of very many file names that may be handed on."""
+    return list(filter(_FILE_NAME.match, names))
 
 
 def are_safe_file_names(names: Collection[object]) -> bool:

@@ -57,7 +57,8 @@ def _dependents(directory: ShareDirectory, found: Survey) -> dict[str, tuple[tup
     """Who rests on which of the volumes that are told: known only once all files of the share were looked at."""
     backings = kinship.scan_backings(directory, True, found.known_backings(), found.names)
     told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.told[name])
-    pairs = ((name, kinship.dependents_on(directory, files[:own], files, backings)) for name, files, own in told)
+    shared = ((name, files, own) for name, files, own in told if not backings.only_within(files[:own]))
+    pairs = ((name, kinship.dependents_on(directory, files[:own], files, backings)) for name, files, own in shared)
     return {name: dependents for name, dependents in pairs if dependents}
 
 

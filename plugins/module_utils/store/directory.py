@@ -29,6 +29,8 @@ from .pace import Pace
 PRIVATE = ".remotefs"
 _SUBDIRECTORIES = ("volumes", "locks", "tmp", "groups")
 _SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
+_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_WRITING = _READING | os.O_RDWR
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _ALONE = Pace()
 _TEMPORARY_MARK = "~"  # not in the alphabet of names: no volume's file can look like a temporary one
@@ -77,15 +79,14 @@ class Directory:
             os.close(fd)
 
     def take_stock(self) -> list[str]:
-        """All names, sorted, for who reads most of them and changes nothing.
+        """All names, in no order, for who reads most of them and changes nothing.
 
         What it calls a regular file is opened without a look at it first from now on, until the directory is opened anew.
         """
         with os.scandir(self.fd) as found:
             entries = list(found)
         self._stock = frozenset([entry.name for entry in entries if entry.is_file(follow_symlinks=False)])
-        self._listing = sorted([entry.name for entry in entries])
-        return self._listing
+        return [entry.name for entry in entries]
 
     def in_stock(self, name: str) -> bool:
         """Whether :meth:`take_stock` met a regular file of this very name. False tells nothing."""
@@ -122,9 +123,8 @@ class Directory:
             self._fence(name)
         if write or name not in self._stock:
             _checked_stat(self.fd, name, self.subject(name))  # before the open: opening a device can already act
-        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
         try:
-            fd = os.open(name, flags, dir_fd=self.fd)
+            fd = os.open(name, _WRITING if write else _READING, dir_fd=self.fd)
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -274,40 +274,33 @@ def read_image(directory: ShareDirectory, file: str, image_format: str | None, g
     try:
         if glance is not None:
             glance.meet(fd, directory.share)
-        says = _NO_HEADER if image_format != "qcow2" else _read_header(directory, file, fd, None if glance is None else status.st_size)
+        if image_format == "qcow2":
+            says = _read_header(directory, file, fd, None if glance is None else status.st_size)
+        else:
+            says = (round_to_sector(status.st_size), None, None, False, False)
     finally:
         os.close(fd)
+    size, backing_file, backing_format, empty, absolute = says
     return Image(
         file,
         image_format,
-        round_to_sector(status.st_size) if says.size is None else says.size,
+        size,
         status.st_blocks * _BLOCK,
-        says.backing_file,
-        says.backing_format,
-        says.empty,
-        says.absolute,
+        backing_file,
+        backing_format,
+        empty,
+        absolute,
         stat.S_IMODE(status.st_mode),
         status.st_uid,
         status.st_gid,
     )
 
 
-class _Says(NamedTuple):
-    """What a header adds to an :class:`Image`."""
+def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | None) -> tuple[int, str | None, str | None, bool, bool]:
+    """What a header adds to an image: its size, backing file and that one's format, emptiness, and whether the backing file is
+    spelt as a path.
 
-    size: int | None = None
-    backing_file: str | None = None
-    backing_format: str | None = None
-    empty: bool = False
-    absolute: bool = False
-
-
-_NO_HEADER = _Says()
-
-
-def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | None) -> _Says:
-    """:param glimpsed: the size of the file, where nobody asks whether the image is empty.
-
+    :param glimpsed: the size of the file, where nobody asks whether the image is empty.
     :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry.
     """
     try:
@@ -322,7 +315,7 @@ def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | 
             "remove them with qemu-img snapshot -d first",
         )
     backing_file, absolute = _backing_name(directory, file, header.backing_file)
-    return _Says(header.size, backing_file, header.backing_format, empty, absolute)
+    return header.size, backing_file, header.backing_format, empty, absolute
 
 
 def _backing_name(directory: ShareDirectory, file: str, name: str | None) -> tuple[str | None, bool]:

@@ -184,6 +184,10 @@ class Backings:
         found = self._above.get(file, frozenset())
         return [found] if isinstance(found, str) else sorted(found)
 
+    def only_within(self, files: Sequence[str]) -> bool:
+        """Whether on each of the files of a chain just the one before it rests, and on the first one nobody."""
+        return list(map(self._above.get, files)) == [None, *files[:-1]]
+
     def put(self, file: str, backing: str | None) -> None:
         """``file`` rests on ``backing``, or on nothing, whatever was known of it before."""
         before = self._below.pop(file, None)
@@ -211,8 +215,8 @@ def scan_backings(
     :raises StorageError, OSError: a file cannot be read.
     """
     found = Backings(known)
-    for file in directory.root.names() if names is None else names:
-        if (known is not None and file in known) or not is_safe_file_name(file) or file.endswith(".info"):
+    for file in set(directory.root.names() if names is None else names) - set(known or ()):
+        if not is_safe_file_name(file) or file.endswith(".info"):
             continue
         try:
             found.put(file, backing_of(directory, file))
@@ -240,8 +244,6 @@ def dependents_on(
 ) -> tuple[tuple[str, str], ...]:
     """(linked clone, file out of ``files`` that it rests on), ``besides`` files that do not count."""
     found = [(file, backing) for backing in files for file in backings.above(backing) if file not in besides]
-    if not found:
-        return ()
     return tuple((owner_of(directory, file) or file, backing) for file, backing in sorted(found))
 
 

@@ -11,7 +11,7 @@ import os
 from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 
 from ..errors import StorageError
-from ..model import Volume, is_safe_file_name
+from ..model import Volume, safe_file_names
 from . import inventory, kinship
 from .directory import ShareDirectory
 from .inventory import Observed
@@ -49,7 +49,7 @@ class Survey(Generic[Told]):
         self._tell = tell
         self.told: dict[str, Told] = {}
         self.chains: dict[str, Chain] = {}
-        self.names = [name for name in directory.root.take_stock() if is_safe_file_name(name)]
+        self.names = safe_file_names(directory.root.take_stock())
         self._processes = processes if len(self.names) >= _SHARED_OUT_FROM else 1
         try:
             private = directory.private("volumes")
@@ -118,10 +118,10 @@ def survey(directory: ShareDirectory, tell: Tell, processes: int = 1) -> Survey:
     :param processes: how many may read a large share. More than one only where this process has no other threads.
     """
     found: Survey = Survey(directory, tell, processes)
-    with_info = [name[: -len(_INFO)] for name in found.names if name.endswith(_INFO)]
+    with_info = sorted([name[: -len(_INFO)] for name in found.names if name.endswith(_INFO)])
     found.read(with_info)
-    members = found.members(with_info)
-    lone = [name for name in found.names if not name.endswith(_INFO) and name not in members and inventory.is_there(directory, name)]
+    others = set(found.names) - found.members(with_info)
+    lone = [name for name in others if not name.endswith(_INFO) and inventory.is_there(directory, name)]
     owners = {kinship.owner_of(directory, name, besides=name) or name for name in lone}  # a volume can have lost its .info
     found.read(sorted(owners - set(found.told)))
     return found
