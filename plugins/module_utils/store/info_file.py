@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ChainBroken, UnsafeImage
-from ..model import info_name, is_safe_file_name
+from ..model import are_safe_file_names, info_name, is_safe_file_name
 
 if TYPE_CHECKING:
     from .directory import ShareDirectory
@@ -52,7 +52,7 @@ def parse(volume: str, data: bytes) -> Info:
         raise ChainBroken(subject, "it does not name the active file", remedy)
     if len(content) > _MOST_ENTRIES:
         raise UnsafeImage(subject, f"it has {len(content)} entries, more than any chain has files", remedy)
-    for key, value in content.items():
-        if not isinstance(value, str) or not is_safe_file_name(value):
-            raise UnsafeImage(subject, f"the value of {key!r} is no plain file name", remedy)
+    if not are_safe_file_names(content.values()):
+        wrong = next(key for key, value in content.items() if not is_safe_file_name(value))
+        raise UnsafeImage(subject, f"the value of {wrong!r} is no plain file name", remedy)
     return Info(content[_ACTIVE], tuple(sorted((key, value) for key, value in content.items() if key != _ACTIVE)))

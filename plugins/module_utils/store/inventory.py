@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Callable, NamedTuple
 
 from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
@@ -44,8 +45,7 @@ class Glance:
     in_use: bool | None = None
 
     def meet(self, fd: int, share: Share) -> None:
-        if not self.asked:
-            self.asked, self.in_use = True, ask(fd, share)
+        self.asked, self.in_use = True, ask(fd, share)
 
 
 def _nothing_less() -> None:
@@ -151,9 +151,9 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     snapshots = _snapshots(name, chain, info, record)
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
-    volume = Volume(name, chain, snapshots, info is not None, pending=pending, parent=parent)
+    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent)
     in_use = glance.in_use if glance else None
-    return Observed(replace(volume, adopted=_is_adopted(volume, record)), info, record, in_use)
+    return Observed(make(adopted=_is_adopted(make(), record)), info, record, in_use)
 
 
 def read_info(directory: ShareDirectory, name: str, record: records.Record | None) -> tuple[info_file.Info | None, bool]:
@@ -272,7 +272,7 @@ def read_image(directory: ShareDirectory, file: str, image_format: str | None, g
     """One file of a chain, read with the format that it is known to have."""
     fd, status = directory.root.examine(file)
     try:
-        if glance is not None:
+        if glance is not None and not glance.asked:
             glance.meet(fd, directory.share)
         if image_format == "qcow2":
             says = _read_header(directory, file, fd, None if glance is None else status.st_size)
