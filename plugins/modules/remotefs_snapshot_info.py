@@ -13,6 +13,7 @@ version_added: 1.0.0
 description:
   - Reads the snapshots of one, some or all volumes of a share, without starting a program and without a lock that blocks others.
   - A volume that cannot be read comes under RV(volumes) with its error_code and msg; the task does not fail for it.
+  - A share with thousands of files is read by as many processes as the host has processors, at most eight.
 author:
   - remotefs.storage contributors (@remotefs)
 extends_documentation_fragment:

@@ -9,7 +9,9 @@ import fcntl
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
+from typing import Callable
 
 import pytest
 from benchmark import measuring
@@ -183,3 +185,23 @@ def test_the_tasks_take_the_same_way(tmp_path: Path) -> None:
         both = [json.loads(measuring.run([*way, *argv], given).out) for way in ([], ["taskset", "-c", "0"])]
         assert both[0] == both[1] and both[0]["changed"] is False
         assert len(both[0][key]) == count * (survey._SHARED_OUT_FROM // 11 + 1)
+
+
+def test_a_file_costs_one_open_one_look_and_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes, files = 20, 6
+    bench.Share(tmp_path / "share", files).grow(volumes)
+    counted: Counter = Counter()
+
+    def counting(name: str) -> Callable:
+        call = getattr(os, name)
+        return lambda *given, **named: (counted.update([name]), call(*given, **named))[1]
+
+    with monkeypatch.context() as patched:
+        for name in ("open", "fstat", "stat", "lstat", "pread", "read", "close", "listdir", "scandir"):
+            patched.setattr(os, name, counting(name))
+        found = reading.list_volumes(Share(str(tmp_path / "share"), str(tmp_path / "share"), "directory"), [])
+    assert len(found) == volumes and all(len(one["chain"]) == files for one in found)
+    opened, few = volumes * (files + 2), 4  # .info and the record; the directories
+    assert counted["pread"] == volumes * (files - 1) and counted["read"] == volumes * 2, "raw files are not read"
+    assert opened <= counted["open"] <= opened + few and counted["close"] == counted["open"] and counted["fstat"] <= opened + few
+    assert counted["stat"] + counted["lstat"] + counted["listdir"] <= few and counted["scandir"] == 2
