@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import stat
-from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -53,7 +52,7 @@ def test_the_owner_of_a_lease_is_not_believed_whatever_it_says(scene: Scene, cha
     """A lease in the name of this very host sends nobody to a pipe and shows nobody control characters."""
     (scene.share / "trap").mkdir()
     os.mkfifo(scene.share / "trap" / "stat")
-    owner = {**asdict(lock.Owner.of_this_process()), **(changes or {})}
+    owner = {**lock.Owner.of_this_process()._asdict(), **(changes or {})}
     owner["pid"] = str(owner["pid"]).replace("{share}", str(scene.share)) if "{share}" in str(owner["pid"]) else owner["pid"]
     data = text.DEEP if changes is None else json.dumps(owner).encode()
     (scene.private("locks") / "vol.lease").write_bytes(data)
