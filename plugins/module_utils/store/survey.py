@@ -21,7 +21,8 @@ Tell = Callable[[str, "Observed | StorageError"], Told]
 _INFO = ".info"
 _SHARED_OUT_FROM = 4000  # names on a share, from which on it pays to start processes
 _MOST_PROCESSES = 8
-_PART = 64  # volumes that a process reads before it hands over what it has
+_PART = 64  # volumes at most that a process reads before it hands over what it has
+_PARTS = 8  # for each process at least, so that all of them are done at about the same time
 
 
 class Chain(NamedTuple):
@@ -59,7 +60,8 @@ class Survey(Generic[Told]):
             pass  # each volume will say so
 
     def read(self, volumes: list[str]) -> None:
-        parts = [volumes[start : start + _PART] for start in range(0, len(volumes), _PART)]
+        size = max(1, min(_PART, len(volumes) // (_PARTS * self._processes)))
+        parts = [volumes[start : start + size] for start in range(0, len(volumes), size)]
         for found in self._read_parts(parts):
             for name, told, chain in found:
                 self.told[name] = told
