@@ -412,9 +412,12 @@ def _item(params: dict, finder):
     from ..module_utils.operations import bulk
 
     candidates, name = finder.prepare(params["share"], params["mount_base"]), str(params["name"])
-    names = {name} | ({params["source"]["volume"]} if params["source"] else set())
+    source = frozenset([params["source"]["volume"]] if params["source"] else ())
+    # Clones of a snapshot are made side by side, but where a lock for reading keeps other readers out as well.
+    shared = bool(source and params["source"]["snapshot"] and candidates and all(share.locks_visible for share in candidates.shares))
+    touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
     deletion = bulk.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
-    return bulk.Item(name, frozenset(names), lambda options: _run(params, options, finder), deletion)
+    return bulk.Item(name, touches, lambda options: _run(params, options, finder), deletion, reads)
 
 
 def _run_one(module: AnsibleModule) -> dict:

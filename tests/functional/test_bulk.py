@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import multiprocessing
 import subprocess
+import threading
 from pathlib import Path
+from typing import Callable
+
+import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, placement, reading, snapshots, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
 
 MIB = 1 << 20
 
@@ -52,6 +57,50 @@ def test_items_of_one_volume_keep_their_order(tmp_path: Path) -> None:
     assert all(result.changed for result in bulk.run_all([take(name) for name in names], 8, Options()))
     (found,) = reading.list_volumes(shares.shares[0], ["v"])
     assert [one["name"] for one in found["snapshots"]] == names
+
+
+def test_readers_meet_and_keep_their_place_beside_who_changes_what_they_read() -> None:
+    """Two that read ``gold`` meet, which they can only side by side; the one behind its change starts when that has ended."""
+    meeting, told = threading.Barrier(2), []
+
+    def meet(_options: Options) -> Outcome:
+        meeting.wait(60)
+        return Outcome("", True, [], [], None, None)
+
+    def tell(text: str) -> Callable[[Options], Outcome]:
+        def run(_options: Options) -> Outcome:
+            told.append(text)
+            return Outcome("", True, [], [], None, None)
+
+        return run
+
+    gold = frozenset(["gold"])
+    readers = [bulk.Item(name, frozenset([name]), meet, reads=gold) for name in ("one", "two")]
+    assert len(bulk.run_all(readers, 2, Options())) == 2
+    changing = bulk.Item("gold", gold, tell("change"))
+    before, after = (bulk.Item(name, frozenset([name]), tell(name), reads=gold) for name in ("before", "after"))
+    for _again in range(20):
+        told.clear()
+        bulk.run_all([before, changing, after], 3, Options())
+        assert told == ["before", "change", "after"]
+
+
+@pytest.mark.parametrize(
+    "source, locks_visible, reads",
+    [
+        ({"volume": "gold", "snapshot": "s"}, True, {"gold"}),
+        ({"volume": "gold", "snapshot": None}, True, set()),
+        ({"volume": "gold", "snapshot": "s"}, False, set()),  # one after the other: a lease is never shared
+    ],
+)
+def test_which_clones_of_a_task_are_made_side_by_side(source: dict, locks_visible: bool, reads: set) -> None:
+    class OneShare(placement.Finder):
+        def prepare(self, *_names: object) -> placement.Candidates:
+            return placement.Candidates((Share("/s", "/s", "directory", locks_visible=locks_visible),))
+
+    params = {"name": "env", "source": source, "state": "present", "share": ["/s"], "mount_base": "/m"}
+    item = remotefs_volume._item(params, OneShare())
+    assert (item.reads, item.touches) == (reads, {"env", "gold"} - reads)
 
 
 def _hammer(path: str, worker: int, errors: multiprocessing.Queue) -> None:

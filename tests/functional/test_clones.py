@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -164,6 +165,35 @@ def test_a_parents_lock_keeps_out_who_reads_its_files(golden: Store) -> None:
             with pytest.raises(errors.LockTimeout):
                 action()
     assert golden.present("env", flatten=True).changed
+
+
+def test_a_snapshot_can_be_cloned_many_times_at_once(golden: Store) -> None:
+    """Who clones a snapshot only reads the parent; who clones it as it is now takes a snapshot of it first."""
+    with ShareDirectory(golden.share) as directory, VolumeLock(directory, "vol", 0, shared=True):
+        assert golden.present("env", GOLDEN).changed
+        assert golden.present("whole", volumes.SourceRequest("vol", "golden")).changed
+        with pytest.raises(errors.LockTimeout):
+            golden.present("other", volumes.SourceRequest("vol", None, linked=True))
+    for name in ("env", "whole"):
+        assert content(golden, name)[:65536] == bytes([1]) * 65536
+    with ShareDirectory(golden.share) as directory, VolumeLock(directory, "vol", 0), pytest.raises(errors.LockTimeout):
+        golden.present("other", GOLDEN)  # somebody changes the parent
+
+
+@pytest.mark.parametrize("source", [GOLDEN, volumes.SourceRequest("vol", "golden")])
+def test_what_has_to_be_mended_is_locked_as_for_a_change(golden: Store, source: volumes.SourceRequest) -> None:
+    record = golden.path / ".remotefs" / "volumes" / "vol.json"
+    content_of_record = json.loads(record.read_text())
+    garbage = golden.path / "vol.gone"
+    garbage.write_bytes(bytes(512))
+    status = garbage.stat()
+    record.write_text(json.dumps({**content_of_record, "garbage": [["vol.gone", status.st_ino, status.st_size]]}))
+    with ShareDirectory(golden.share) as directory, VolumeLock(directory, "vol", 0, shared=True), pytest.raises(errors.LockTimeout):
+        golden.present("env", source)
+    assert garbage.exists()
+    done = golden.present("env", source)
+    assert [one["outcome"] for one in done.recovered] == ["finished"] and not garbage.exists()
+    assert content(golden, "env")[:65536] == bytes([1]) * 65536
 
 
 def test_a_clone_of_a_clone(golden: Store) -> None:

@@ -41,12 +41,14 @@ class Deletion:
 
 @dataclass(frozen=True)
 class Item:
-    """One object of a bulk task. Items that share a name in ``touches``, their own volume's among them, run in order."""
+    """One object of a bulk task. Items that share a name in ``touches``, their own volume's among them, run in order, and so do
+    those that have it in ``reads``."""
 
     name: str
     touches: frozenset
     run: Callable[[Options], Outcome]
     deletion: Deletion | None = None
+    reads: frozenset = frozenset()
 
 
 def default_parallel() -> int:
@@ -64,7 +66,8 @@ def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outc
         indexes = list(group)
         if is_deletion and len(indexes) > 1:
             indexes = task.delete_in_batches(indexes)
-        task.run({index: items[index].touches for index in indexes})
+        touched = frozenset().union(*(items[index].touches for index in indexes))
+        task.run({index: items[index].touches | (items[index].reads & touched) for index in indexes})
     return [task.results[index] for index in range(len(items))]
 
 

@@ -9,7 +9,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import Conflict, VolumeNotFound
+from ..apply.traces import find_interrupted
+from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.headers import require_healed_parent, require_known_formats
@@ -23,6 +24,7 @@ from .volumes import SourceRequest, VolumeRequest, bring_up, located
 
 if TYPE_CHECKING:
     from ..apply.offline import CopySource
+    from ..store.directory import ShareDirectory
 
 
 def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
@@ -35,13 +37,38 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
     with Workspace(options) as work:
         source_share = _source_share(request, options)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
-        work.lock_families(wanted + ([(source_share, request.source.volume)] if request.source and source_share else []))
+        _lock(work, wanted, source_share, request.source)
         again = None if options.check else placement.locate(candidates, name)
         if again is not None and inventory.observe(work.directory(again), name) is not None:
             volume, recovered = settle(work, again, name, request.wish.format)
             if volume is not None:
                 return bring_up(work, again, volume, request, ended + recovered)
         return _create_locked(work, request, source_share, ended)
+
+
+def _lock(work: Workspace, own: list[tuple[Share, str]], share: Share | None, source: SourceRequest | None) -> None:
+    """Lock the new name, and the source: only for reading where a snapshot of it is asked for and nothing of it has to be mended, so
+    that many clones can be made of one source at the same time."""
+    if source is None or share is None:
+        work.lock_families(own)
+        return
+    if source.snapshot is not None:
+        work.lock_families(own, [(share, source.volume)])
+        if work.options.check or _is_at_rest(work.directory(share), source.volume):
+            return
+        work.unlock_all()
+    work.lock_families([*own, (share, source.volume)])
+
+
+def _is_at_rest(directory: ShareDirectory, name: str) -> bool:
+    """Whether nothing of a volume has to be ended, adopted or mended before it is read."""
+    try:
+        if find_interrupted(directory, name):
+            return False
+        observed = inventory.observe(directory, name)
+    except StorageError:
+        return False  # to be told once it is locked as for a change
+    return observed is not None and VolumeWish(name).is_met_by(observed.volume)
 
 
 def _writable(share: Share) -> bool:

@@ -92,6 +92,7 @@ class Workspace:
         self._directories: dict[str, ShareDirectory] = {}
         self._locks: list[VolumeLock] = []
         self._wanted: set[tuple[Share, str]] = set()
+        self._reading: set[tuple[Share, str]] = set()
         self._held_names: set[tuple[Share, str]] = set()
 
     def __enter__(self) -> Workspace:
@@ -135,14 +136,15 @@ class Workspace:
             self._locks.append(self._held.enter_context(lock))
         self._outwait_caches(set(every.values()))
 
-    def lock_families(self, wanted: Iterable[tuple[Share, str]]) -> None:
-        """Lock volumes whose data is going to be read or moved, and for reading all volumes that they rest on, whose files
-        must not change meanwhile. Who they rest on is only certain under the locks, so it is asked again then."""
-        pairs = list(wanted)
-        family = self._ancestors_of(pairs)
+    def lock_families(self, wanted: Iterable[tuple[Share, str]], reading: Iterable[tuple[Share, str]] = ()) -> None:
+        """Lock volumes whose data is going to be moved, and for reading others and all volumes that any of them rest on, whose
+        files must not change meanwhile. Who they rest on is only certain under the locks, so it is asked again then."""
+        own, others = set(wanted), set(reading)
+        family = others | self._ancestors_of(own | others)
         while True:
-            self.lock(pairs, family)
-            now = family if self.options.check else self._ancestors_of(pairs)
+            self.lock(own, family)
+            self._reading = others
+            now = family if self.options.check else self._ancestors_of(own | others)
             if now <= family:
                 return
             family = family | now
@@ -152,9 +154,9 @@ class Workspace:
         """Lock for reading what a volume rests on, unless it is locked. This may give all locks back and take them again, so
         that nothing that was read under them counts any more."""
         if not self.options.check and not self._ancestors_of([(share, name)]) <= self._held_names:
-            wanted = list(self._wanted)
+            wanted, reading = self._wanted, self._reading
             self.unlock_all()
-            self.lock_families(wanted)
+            self.lock_families(wanted, reading)
 
     def _ancestors_of(self, pairs: Iterable[tuple[Share, str]]) -> set[tuple[Share, str]]:
         return {(share, one) for share, name in pairs for one in kinship.ancestors_of(self.directory(share), name)}
@@ -173,7 +175,7 @@ class Workspace:
     def unlock_all(self) -> None:
         """Give all locks back. What was read under them is no longer to be relied on."""
         self._locks = []
-        self._wanted, self._held_names = set(), set()
+        self._wanted, self._reading, self._held_names = set(), set(), set()
         self._held.close()
 
     def _outwait_caches(self, shares: set[Share]) -> None:
