@@ -217,11 +217,11 @@ class ShareDirectory:
     def refresh(self) -> None:
         """Open the directories anew. After taking a lock this is what makes another host's new files visible (NFS keeps
         a remembered absence for half a minute, a fresh open revalidates it)."""
-        self.close()
         try:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
+        except OSError as error:  # what was open stays so: whoever goes on meets the share's own error
             raise from_os_error(error, f"share {self.share.label}") from error
+        self.close()
         self.root = Directory(fd, self.share.label, self.verify, self.pace)
 
     def verify(self, name: str) -> None:
