@@ -109,6 +109,32 @@ def test_what_it_rests_on_cannot_go(golden: Store) -> None:
     assert golden.delete("golden").changed and content(golden, "env")[:65536] == bytes([1]) * 65536
 
 
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        "vol.golden",
+        "file:vol.golden",
+        "file:{share}/vol.golden",
+        'json:{{"driver": "qcow2", "file": {{"driver": "file", "filename": "{share}/vol.golden"}}}}',
+        "json:{{'driver':'qcow2','file.filename':'{share}/vol.golden'}}",
+    ],
+)
+def test_overlays_made_by_hand_hold_what_they_rest_on(golden: Store, spelt: str) -> None:
+    """However QEMU lets them spell it: we would not touch such an overlay, and what it shows must not be taken away either."""
+    golden.snapshot("later")
+    name = spelt.format(share=golden.path)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", name, "-F", "qcow2", "by-hand"], check=True, cwd=golden.path)
+    shown = subprocess.run(["qemu-img", "convert", "-O", "raw", "by-hand", "../shown.raw"], check=True, cwd=golden.path)
+    assert shown.returncode == 0 and (golden.path.parent / "shown.raw").read_bytes()[:65536] == bytes([2]) * 65536
+    assert {"volume": "by-hand", "snapshot": "later"} in golden.info()["dependents"]
+    for action in (
+        lambda check: golden.delete("later", check=check),
+        lambda check: golden.absent(cascade=True, check=check),
+        lambda check: golden.revert("golden", True, check=check),
+    ):
+        assert "by-hand" in str(refused(golden, errors.HasDependents, action))
+
+
 def test_a_raw_base_stays_where_it_is(golden: Store) -> None:
     """A clone rests on the file above the base, so neither can go: the base lies there without a name, and is taken in later."""
     golden.snapshot("v2")

@@ -10,6 +10,7 @@ file is. A file that nobody claims is a volume of its own name.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import Collection, Mapping, Sequence
 
@@ -18,6 +19,7 @@ from ..model import Image, Parent, Volume, is_safe_file_name
 from . import info_file, qcow2, records
 from .directory import ShareDirectory
 
+_FILENAME = re.compile(r"""filename["']\s*:\s*["']([^"']+)["']""")  # QEMU's JSON has both kinds of quotes
 _MOST_FILES = 256  # followed in a chain that nobody vouches for
 
 
@@ -253,7 +255,15 @@ def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
             name = qcow2.read_backing_name(fd)
     except (FileNotFoundError, UnsafeImage):
         return None  # it went away, or is no file that could be an overlay
-    return os.path.basename(name) if name else None
+    return _file_meant(name) if name else None
+
+
+def _file_meant(name: str) -> str | None:
+    """The file of a backing name, also in the ways of spelling it that are refused in chains of ours: ``file:NAME``, ``json:{...}``."""
+    if name.startswith("json:"):
+        found = _FILENAME.search(name)
+        name = found.group(1) if found else ""
+    return os.path.basename(name[len("file:") :] if name.startswith("file:") else name) or None
 
 
 def _recorded_raw(directory: ShareDirectory, file: str) -> bool:
