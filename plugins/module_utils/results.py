@@ -1,17 +1,27 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The result of a task on many objects."""
+"""Tasks on many objects: how their items are run, and what they return."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, Callable, Iterable, Sequence
 
-from .changes import failure, result
+from .changes import failure, options, result
 from .errors import StorageError
+from .operations import bulk
+from .operations.candidates import Finder
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
+
+
+def run_many(module: AnsibleModule, every: Iterable[dict], make_item: Callable[[dict, Finder], bulk.Item], what: str) -> None:
+    """Run an item for each set of parameters, and end the task."""
+    how, finder = options(module), Finder()
+    items = [make_item(params, finder) for params in every]
+    parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
+    leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, how), what)
 
 
 def _in_short(results: Sequence[dict]) -> dict:

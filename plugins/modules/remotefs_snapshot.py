@@ -335,16 +335,14 @@ def _item_name(params: dict) -> str:
 
 def _run_many(module: AnsibleModule, wanted: list, kind: str) -> None:
     from ..module_utils import results
-    from ..module_utils.operations import bulk, candidates
 
-    options, finder, items = changes.options(module), candidates.Finder(), []
-    for given in wanted:
-        params = changes.merged(given, module.params)
-        if given.get("names") and not given.get("name"):
-            params["name"] = None
-        items.append(_item(params, finder))
-    parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
-    results.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, options), kind)
+    results.run_many(module, [_completed(given, module.params) for given in wanted], _item, kind)
+
+
+def _completed(given: dict, params: dict) -> dict:
+    """An item with what the whole task says: snapshots that it names by itself are not joined by the task's one."""
+    names_its_own = given.get("names") and not given.get("name")
+    return {**changes.merged(given, params), **({"name": None} if names_its_own else {})}
 
 
 def _item(params: dict, finder):

@@ -398,14 +398,9 @@ def _request(params: dict, candidates):
 
 def _run_many(module: AnsibleModule) -> None:
     from ..module_utils import results
-    from ..module_utils.operations import bulk, candidates
 
-    options, finder, items = changes.options(module), candidates.Finder(), []
-    for given in module.params["volumes"]:
-        params = changes.merged(given, module.params)
-        items.append(_item(params, finder))
-    parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
-    results.leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, options), "volumes")
+    every = [changes.merged(given, module.params) for given in module.params["volumes"]]
+    results.run_many(module, every, _item, "volumes")
 
 
 def _item(params: dict, finder):

@@ -15,7 +15,7 @@ UTILS = PLUGINS / "module_utils"
 LAYERS = ["modules", "results", "changes", "arguments", "operations", "apply", "plan", "store", "mounts", "model", "command", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
-    "results": {"changes", "errors"},
+    "results": {"changes", "operations", "errors"},
     "changes": {"operations", "errors"},
     "arguments": {"operations", "errors"},
     "operations": {"apply", "plan", "store", "mounts", "model", "errors"},
