@@ -66,11 +66,11 @@ _BACKING_NAMES = {
     "two-steps": ("../outside/victim", FACTS),
     "json": ('json:{"driver": "raw", "file": {"driver": "file", "filename": "{victim}"}}', FACTS),
     "nbd": ("nbd://127.0.0.1:10809/x", FACTS),
-    "ssh": ("ssh://127.0.0.1/x", PROXMOX),
-    "http": ("http://127.0.0.1:1/x", PROXMOX),
+    "ssh": ("ssh://127.0.0.1/x", PROXMOX + " backing file"),
+    "http": ("http://127.0.0.1:1/x", PROXMOX + " backing file"),
     "file-protocol": ("file:{victim}", FACTS),
-    "fat-directory": ("fat:/etc", PROXMOX),
-    "host-device": ("/dev/vda", PROXMOX),
+    "fat-directory": ("fat:/etc", PROXMOX + " backing file"),
+    "host-device": ("/dev/vda", PROXMOX + " backing file"),
     "descriptor": ("/proc/self/fd/0", FACTS),
     "option": ("-U", FACTS),
     "colon": ("a:b", FACTS),
@@ -122,10 +122,17 @@ def _header_fields() -> list[HostileFile]:
         one("one internal snapshot", "a merge would lose it", snapshots=1, snapshots_offset=4 * CLUSTER),
         one("corrupt", "marked corrupt", incompatible=2),
         one(
-            "data file bit", "incompatible bit 2: data lies in another file", FACTS + "; " + OSLO + " data_file; " + PROXMOX, incompatible=4
+            "data file bit",
+            "incompatible bit 2: data lies in another file",
+            FACTS + "; " + OSLO + " data_file; " + PROXMOX + " data-file",
+            incompatible=4,
         ),
-        HostileFile("data file name", "header extension 0x44415441 alone", FACTS + "; " + OSLO + " data_file; " + PROXMOX, _data_file),
-        HostileFile("data file", "bit and name", FACTS + "; " + OSLO + " data_file; " + PROXMOX, partial(_data_file, incompatible=4)),
+        HostileFile(
+            "data file name", "header extension 0x44415441 alone", FACTS + "; " + OSLO + " data_file; " + PROXMOX + " data-file", _data_file
+        ),
+        HostileFile(
+            "data file", "bit and name", FACTS + "; " + OSLO + " data_file; " + PROXMOX + " data-file", partial(_data_file, incompatible=4)
+        ),
         HostileFile("raw data file", "bit, name, and raw external data", FACTS, partial(_data_file, incompatible=4, autoclear=2)),
         one("unknown feature 5", "the lowest incompatible bit without a meaning", OSLO + " unknown_features", incompatible=1 << 5),
         one("unknown feature 63", "the highest incompatible bit", OSLO + " unknown_features", incompatible=1 << 63),
@@ -156,7 +163,9 @@ def _other_content() -> list[HostileFile]:
         HostileFile("72 bytes", "a header cut short", OURS, _with(length=72)),
         HostileFile("103 bytes", "a header cut one byte short", OURS, _with(length=103)),
         HostileFile("cut before L1", "the file ends before its L1 table", OURS, _with(length=3 * CLUSTER)),
-        HostileFile("VMDK as qcow2", "a descriptor with a flat extent outside, called qcow2", OSLO + " descriptor; " + PROXMOX, _vmdk),
+        HostileFile(
+            "VMDK as qcow2", "a descriptor with a flat extent outside, called qcow2", OSLO + " descriptor; " + PROXMOX + " format", _vmdk
+        ),
         HostileFile(
             "qcow as qcow2",
             "version 1 with a backing file",
@@ -272,12 +281,12 @@ RAW_CONTENT: dict[str, tuple[str, str, Callable[[Path, Path], bytes]]] = {  # na
     "qcow over the host": ("version 1 with a backing file", OSLO + " unknown_features", lambda _p, victim: images.qcow1(str(victim))),
     "VMDK flat": (
         "flat extent outside",
-        FACTS + "; " + OSLO + " descriptor; " + PROXMOX,
+        FACTS + "; " + OSLO + " descriptor; " + PROXMOX + " format",
         lambda _p, v: images.vmdk_descriptor("monolithicFlat", f'RW 8192 FLAT "{v}" 0'),
     ),
     "VMDK split": (
         "several extents",
-        OSLO + " descriptor",
+        OSLO + " descriptor; " + PROXMOX + " extents",
         lambda _p, v: images.vmdk_descriptor("twoGbMaxExtentFlat", f'RW 8 FLAT "{v}" 0\nRW 8 FLAT "../victim" 0'),
     ),
     "VMDK device": (
@@ -318,6 +327,17 @@ RAW_CONTENT: dict[str, tuple[str, str, Callable[[Path, Path], bytes]]] = {  # na
     ),
     "MBR with a wrong flag": ("boot flag 0x42", OSLO + " mbr", lambda _p, _v: images.mbr((0x42, b"\0\0\0", 0x83, 9, 9))),
     "MBR without partitions": ("a signature alone", OSLO + " mbr", lambda _p, _v: images.mbr()),
+    "OVF": ("a description of a machine whose disk lies outside", PROXMOX + " OVF path", lambda _p, _v: images.ovf("../victim")),
+    "OVA with links": (
+        "an archive whose disk is a link, and another one a hard link",
+        PROXMOX + " regular file",
+        lambda _p, v: images.ova(("disk.ovf", images.ovf("disk.vmdk")), ("disk.vmdk", str(v)), ("disk2.vmdk", str(v), "hard")),
+    ),
+    "OVA with names that lead out": (
+        "members with absolute names and with ../",
+        PROXMOX + " OVF path",
+        lambda _p, v: images.ova(("../victim", b"owned"), (str(v), b"owned")),
+    ),
     "Parallels": ("an image of Parallels", OURS, lambda _p, _v: images.parallels()),
     "JSON": ("a `json:` name as content", OURS, lambda _p, v: b'json:{"driver":"file","filename":"%s"}' % str(v).encode()),
     "script": ("a program", OURS, lambda _p, v: b"#!/bin/sh\ncat %s\n" % str(v).encode()),

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -175,3 +177,27 @@ def mbr(*entries: tuple, signature: bytes = b"\x55\xaa") -> bytes:
 
 def parallels() -> bytes:
     return b"WithoutFreeSpace" + struct.pack("<IIIIIQ", 2, 16, 8, 2016, 4, SIZE // 512) + bytes(64)
+
+
+def ovf(disk: str) -> bytes:
+    """The description of a virtual machine with one disk."""
+    spaces = 'xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"'
+    return (
+        f'<?xml version="1.0"?>\n<Envelope {spaces}><References><File ovf:id="file1" ovf:href="{disk}"/></References>'
+        f'<DiskSection><Disk ovf:capacity="{SIZE}" ovf:diskId="disk1" ovf:fileRef="file1"/></DiskSection></Envelope>\n'
+    ).encode()
+
+
+def ova(*members: tuple) -> bytes:
+    """An archive of members: (name, content), or for links (name, target) and (name, target, "hard")."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content, *kind in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+                continue
+            member.type, member.linkname = tarfile.LNKTYPE if kind else tarfile.SYMTYPE, content
+            archive.addfile(member)
+    return packed.getvalue()
