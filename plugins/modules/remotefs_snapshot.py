@@ -351,7 +351,9 @@ def _item(params: dict, finder):
     candidates, volume = finder.prepare(params["share"], params["mount_base"]), str(params["volume"])
     deletes = candidates and (params["state"] != "present" or params["keep"])
     deletion = bulk.Deletion(candidates, volume) if deletes else None
-    return bulk.Item(_item_name(params), frozenset([volume]), lambda options: _run(params, options, finder), deletion)
+    keeps_lock = bool(deletion and params["state"] == "present" and params["name"])  # taken first, then what it replaces is merged
+    name, touches = _item_name(params), frozenset([volume])
+    return bulk.Item(name, touches, lambda options: _run(params, options, finder), deletion, keeps_lock=keeps_lock)
 
 
 def _run_group(module: AnsibleModule) -> None:

@@ -412,7 +412,7 @@ def _item(params: dict, finder):
     shared = bool(source and params["source"]["snapshot"] and candidates and all(share.locks_visible for share in candidates.shares))
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
     deletion = bulk.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
-    return bulk.Item(name, touches, lambda options: _run(params, options, finder), deletion, reads)
+    return bulk.Item(name, touches, lambda options: _run(params, options, finder), deletion, reads, bool(params["flatten"]))
 
 
 def _run_one(module: AnsibleModule) -> dict:

@@ -18,7 +18,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
+from ansible_collections.remotefs.storage.plugins.modules import remotefs_snapshot, remotefs_volume
 
 MIB = 1 << 20
 
@@ -98,9 +98,41 @@ def test_which_clones_of_a_task_are_made_side_by_side(source: dict, locks_visibl
         def prepare(self, *_names: object) -> placement.Candidates:
             return placement.Candidates((Share("/s", "/s", "directory", locks_visible=locks_visible),))
 
-    params = {"name": "env", "source": source, "state": "present", "share": ["/s"], "mount_base": "/m"}
+    params = {"name": "env", "source": source, "state": "present", "share": ["/s"], "mount_base": "/m", "flatten": False}
     item = remotefs_volume._item(params, OneShare())
     assert (item.reads, item.touches) == (reads, {"env", "gold"} - reads)
+
+
+@pytest.mark.parametrize("keeps_lock, at_once", [(False, 6), (True, 2)])
+def test_what_keeps_its_lock_is_not_begun_before_it_can_work(keeps_lock: bool, at_once: int) -> None:
+    mutex, under_way, most = threading.Lock(), [0], [0]
+
+    def run(options: Options) -> Outcome:
+        with mutex:
+            under_way[0] += 1
+            most[0] = max(most[0], under_way[0])
+        options.pace.sleep(0.2)
+        with mutex:
+            under_way[0] -= 1
+        return Outcome("", True, [], [], None, None)
+
+    bulk.run_all([bulk.Item(str(number), frozenset([str(number)]), run, keeps_lock=keeps_lock) for number in range(6)], 2, Options())
+    assert most[0] == at_once
+
+
+@pytest.mark.parametrize(
+    "changes, keeps_lock",
+    [
+        ({"keep": {"match": "*", "last": 1}}, True),
+        ({"keep": {"match": "*", "last": 1}, "name": None}, False),
+        ({}, False),
+        ({"state": "absent"}, False),
+    ],
+)
+def test_who_takes_a_snapshot_before_others_go_keeps_its_lock(tmp_path: Path, changes: dict, keeps_lock: bool) -> None:
+    params = {"volume": "vol", "name": "s", "names": None, "keep": None, "state": "present", "share": [str(tmp_path)], "mount_base": "/m"}
+    item = remotefs_snapshot._item({**params, **changes}, placement.Finder())
+    assert item.keeps_lock is keeps_lock and bool(item.deletion) is bool(changes)
 
 
 def _hammer(path: str, worker: int, errors: multiprocessing.Queue) -> None:

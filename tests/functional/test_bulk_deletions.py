@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, holding, placement, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import kinship
 
@@ -237,6 +240,51 @@ def test_volumes_whose_turn_does_not_come_are_given_back(shares: placement.Candi
     slow = bulk.Item("slow", frozenset(["slow"]), takes_long, bulk.Deletion(shares, "slow"))
     results = bulk.run_all([slow, removal(shares, "v1"), removal(shares, "v2")], 1, Options())
     assert seen == [True, True] and codes(results) == [""] * 3 and names_on(shares) == []
+
+
+def test_merges_of_much_data_hold_no_more_volumes_than_are_merged(
+    shares: placement.Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While two merges take long, the volumes behind them are given back untouched, and quick deletions go on."""
+    monkeypatch.setattr(bulk, "_PATIENCE", 0.2)
+    monkeypatch.setattr(plan, "_MUCH", 32 * 1024)
+    names = [f"v{number}" for number in range(6)]
+    for value, name in enumerate([*names, "quick"], 1):
+        make(shares, name)
+        take(shares, name, "s")
+        if name != "quick":
+            write(shares, name, value)
+    wanted = {name: content(shares, name, tmp_path) for name in names}
+    commit, mutex, merging, most, given_back = qemu_img.commit, threading.Lock(), set(), [0], threading.Event()
+
+    def takes_long(chain: qemu_img.OpenedChain, file: str, into: str, locks: tuple) -> None:
+        with mutex:
+            merging.add(into)
+            most[0] = max(most[0], len(merging))
+        while not given_back.is_set():  # it never is where they are not: the test's timeout ends that
+            behind = set(names) - merging
+            if len(behind) == 4 and all(_can_be_locked(shares, name) for name in behind):
+                given_back.set()
+            time.sleep(0.01)
+        commit(chain, file, into, locks)
+        with mutex:
+            merging.discard(into)
+
+    monkeypatch.setattr(qemu_img, "commit", takes_long)
+    results = bulk.run_all([deletion(shares, name, "s") for name in [*names, "quick"]], 2, Options())
+    assert codes(results) == [""] * 7 and most[0] == 2
+    assert {name: content(shares, name, tmp_path) for name in names} == wanted
+    assert not any(volume["snapshots"] or volume["pending"] for volume in reading.list_volumes(shares.shares[0], []))
+
+
+def _can_be_locked(shares: placement.Candidates, name: str) -> bool:
+    try:
+        with Workspace(Options(lock_timeout=0)) as work:
+            work.lock([(shares.shares[0], name)])
+            (volume,) = reading.list_volumes(shares.shares[0], [name])
+            return not volume["pending"]
+    except errors.LockTimeout:
+        return False
 
 
 @pytest.mark.parametrize("count", [0, 1])

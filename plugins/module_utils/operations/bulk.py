@@ -20,6 +20,7 @@ from typing import Callable, Iterable, Iterator, Sequence
 
 from ..errors import StorageError
 from ..model import Share, is_safe_file_name
+from ..store.pace import NoTurn
 from . import placement
 from .holding import Holding, NotHeld
 from .transaction import Options, Outcome
@@ -42,13 +43,18 @@ class Deletion:
 @dataclass(frozen=True)
 class Item:
     """One object of a bulk task. Items that share a name in ``touches``, their own volume's among them, run in order, and so do
-    those that have it in ``reads``."""
+    those that have it in ``reads``.
+
+    ``keeps_lock`` says that it moves data when the volume has been changed already, and cannot be given back to be done later.
+    No more of such items are under way than work, because others wait for their volumes.
+    """
 
     name: str
     touches: frozenset
     run: Callable[[Options], Outcome]
     deletion: Deletion | None = None
     reads: frozenset = frozenset()
+    keeps_lock: bool = False
 
 
 def default_parallel() -> int:
@@ -65,9 +71,10 @@ def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outc
     for is_deletion, group in groupby(range(len(items)), lambda index: items[index].deletion is not None):
         indexes = list(group)
         if is_deletion and len(indexes) > 1:
-            indexes = task.delete_in_batches(indexes)
-        touched = frozenset().union(*(items[index].touches for index in indexes))
-        task.run({index: items[index].touches | (items[index].reads & touched) for index in indexes})
+            # What comes back can take long, and holds its locks all the while: no more of that at once than work.
+            task.run(task.delete_in_batches(indexes), parallel)
+        else:
+            task.run(indexes, task.at_once(indexes))
     return [task.results[index] for index in range(len(items))]
 
 
@@ -78,22 +85,29 @@ class _Task:
         self.results: dict[int, Outcome | StorageError] = {}
         self._items = items
         self._turns = Turns(parallel)
-        self._at_once = 1
+        self._parallel = parallel
+        self._under_way = 1
         self._options = options
         if parallel > 1:
             _allow_open_files()
-            self._at_once = max(parallel, _UNDER_WAY)
+            self._under_way = max(parallel, _UNDER_WAY)
             self._options = replace(options, pace=self._turns)
 
+    def at_once(self, indexes: Iterable[int]) -> int:
+        """How many of these items may be under way."""
+        return self._parallel if any(self._items[index].keeps_lock for index in indexes) else self._under_way
+
     def _run_item(self, index: int, options: Options) -> None:
-        """:raises NotHeld: as the item does under a holding that has not the locks which it needs."""
+        """:raises NotHeld, NoTurn: as the item does under a holding that has not the locks which it needs, or not for so long."""
         try:
             self.results[index] = self._items[index].run(options)
         except StorageError as error:
             self.results[index] = error
 
-    def run(self, names: dict[int, frozenset]) -> None:
-        """Run items, given with the names that they touch."""
+    def run(self, indexes: list[int], at_once: int) -> None:
+        """Run items, of which ``at_once`` may be under way."""
+        touched = frozenset().union(*(self._items[index].touches for index in indexes))
+        names = {index: self._items[index].touches | (self._items[index].reads & touched) for index in indexes}
 
         def run_row(row: list[int]) -> None:
             with self._turns.turn():
@@ -101,11 +115,11 @@ class _Task:
                     self._run_item(index, self._options)
 
         rows = _rows(names)
-        if self._at_once == 1 or len(rows) <= 1:
+        if at_once == 1 or len(rows) <= 1:
             for row in rows:
                 run_row(row)
             return
-        with ThreadPoolExecutor(max_workers=self._at_once) as pool:
+        with ThreadPoolExecutor(max_workers=at_once) as pool:
             list(pool.map(run_row, rows))
 
     # -- deletions in batches ----------------------------------------------------------------------------------------
@@ -142,7 +156,7 @@ class _Task:
         held = replace(self._options, holding=holding)
         names = {index: families[volume] for index, volume in volumes.items() if volume in families}
         left = [index for index in volumes if index not in names]
-        deadline = time.monotonic() + _PATIENCE
+        deadline = holding.until = time.monotonic() + _PATIENCE
 
         def run_row(row: list[int]) -> None:
             with self._turns.turn(deadline) as mine:
@@ -153,7 +167,7 @@ class _Task:
             for name in {name for index in row for name in names[index]}:
                 holding.release(name)
 
-        with ThreadPoolExecutor(max_workers=self._at_once) as pool:
+        with ThreadPoolExecutor(max_workers=self.at_once(names)) as pool:
             rows = {pool.submit(run_row, row): row for row in _rows(names)}
             for late in wait(rows, timeout=_PATIENCE).not_done:
                 if late.cancel():
@@ -164,11 +178,11 @@ class _Task:
         return left
 
     def _run_held(self, row: list[int], options: Options) -> int:
-        """Returns how many were run: where a lock is missing, the rest of the row keeps its place behind that item."""
+        """Returns how many were run: where a lock or the time is missing, the rest of the row keeps its place behind that item."""
         for position, index in enumerate(row):
             try:
                 self._run_item(index, options)
-            except NotHeld:
+            except (NotHeld, NoTurn):
                 return position
         return len(row)
 

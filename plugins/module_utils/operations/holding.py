@@ -28,10 +28,14 @@ class NotHeld(Exception):
 
 class Holding:
     """Locks of volumes of one share; a context manager. What works under it is safe to run in several threads, as long as
-    volumes that rest on each other are not changed at the same time (see :meth:`look`)."""
+    volumes that rest on each other are not changed at the same time (see :meth:`look`).
+
+    ``until`` is when what has not begun yet is to be given back, because others may wait for it (monotonic; None: never).
+    """
 
     def __init__(self, share: Share, break_lock: bool = False) -> None:
         self.share = share
+        self.until: float | None = None
         self._break_lock = break_lock
         self._stack = ExitStack()
         self._directory = self._stack.enter_context(ShareDirectory(share))

@@ -10,9 +10,9 @@ what it returns is the plan's prediction.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Callable, Iterable
+from typing import TYPE_CHECKING, Callable, ContextManager, Iterable
 
 from ..apply.traces import Interrupted, find_interrupted, forget_groups
 from ..errors import NeedsRecovery, ShareNotWritable, from_os_error
@@ -93,6 +93,7 @@ class Workspace:
         self._locks: list[VolumeLock] = []
         self._wanted: set[tuple[Share, str]] = set()
         self._reading: set[tuple[Share, str]] = set()
+        self._begun = False
         self._held_names: set[tuple[Share, str]] = set()
 
     def __enter__(self) -> Workspace:
@@ -202,18 +203,28 @@ class Workspace:
         return Executor(self.directory(share), descriptors, self.options.warn, self.options.assume_unused, source)
 
     def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
-        """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does."""
-        try:
-            self.executor(share, source).apply(plan)
-        finally:
-            self._follow([plan])
+        """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NoTurn: it was not begun."""
+        with self._in_its_time([plan]):
+            try:
+                self.executor(share, source).apply(plan)
+            finally:
+                self._follow([plan])
 
     def finish(self, share: Share, interrupted: Interrupted) -> None:
         """End what an interrupted task left."""
-        try:
-            self.executor(share).finish(interrupted)
-        finally:
-            self._follow([one.plan for one in interrupted.resumptions])
+        plans = [one.plan for one in interrupted.resumptions]
+        with self._in_its_time(plans):
+            try:
+                self.executor(share).finish(interrupted)
+            finally:
+                self._follow(plans)
+
+    def _in_its_time(self, plans: list[Plan]) -> ContextManager[None]:
+        """What moves much data waits for its place; under a holding not for ever, unless this change has begun already."""
+        holding, begun, self._begun = self.options.holding, self._begun, True
+        if not any(plan.moves_much for plan in plans):
+            return nullcontext()
+        return self.options.pace.long_work(holding.until if holding is not None and not begun else None)
 
     def _follow(self, plans: Iterable[Plan]) -> None:
         if self.options.holding is not None:

@@ -17,9 +17,13 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Iterator
 
-from ..store.pace import Pace
+from ..store.pace import NoTurn, Pace
 
 _LONGEST_WAIT = 0.05  # seconds that a sync is put off for others to join: one of them may move data for an hour
+
+
+def _left_until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 class _Round:
@@ -41,13 +45,14 @@ class _Round:
 class Turns(Pace):
     """A pace shared by the threads of one task. Each change is made inside :meth:`turn`.
 
-    :param at_work: how many of them work at one time, those not counted that wait.
+    :param at_work: how many of them work at one time, those not counted that wait; and how many move much data beside those.
     """
 
     def __init__(self, at_work: int) -> None:
         self._free: SimpleQueue[None] = SimpleQueue()  # a semaphore, with less work
         for _turn in range(at_work):
             self._free.put(None)
+        self._long = threading.Semaphore(at_work)
         self._mutex = threading.Lock()
         self._coming = 0  # changes that are under way and do not wait for a sync: those that could join one
         self._rounds: dict[tuple[int, int], _Round] = {}
@@ -55,12 +60,11 @@ class Turns(Pace):
     @contextmanager
     def turn(self, deadline: float | None = None) -> Iterator[bool]:
         """One change's time, or that of several in a row. False where no turn was free until ``deadline`` (monotonic)."""
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         with self._mutex:
             self._coming += 1
         mine = False
         try:
-            mine = self._take(left)
+            mine = self._take(_left_until(deadline))
             yield mine
         finally:
             if mine:
@@ -78,7 +82,7 @@ class Turns(Pace):
         """One less is to be waited for. Whoever leaves last syncs for all that wait."""
         with self._mutex:
             self._coming -= 1
-            if self._coming:
+            if self._coming > 0:
                 return
             due, self._rounds = list(self._rounds.values()), {}
         for one in due:
@@ -122,6 +126,17 @@ class Turns(Pace):
                 mine.over.wait()
         if mine.error is not None:
             raise OSError(mine.error.errno, mine.error.strerror)
+
+    @contextmanager
+    def long_work(self, deadline: float | None = None) -> Iterator[None]:
+        """As many at a time as :meth:`turn` lets work, beside those: quick changes go on meanwhile, and wait for none of these."""
+        with self._aside(), self._not_coming():
+            if not self._long.acquire(timeout=_left_until(deadline)):
+                raise NoTurn
+            try:
+                yield
+            finally:
+                self._long.release()
 
     def _begin(self, key: tuple[int, int], mine: _Round) -> None:
         """Sync without those that have not come yet, unless somebody has begun."""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .steps import Step  # late: a plan that changes nothing has none
 
 
+_MUCH = 16 << 20  # bytes that are written before anybody notices
+
+
 @dataclass(frozen=True)
 class Plan:
     """Steps in order, and the volume before and after them (None: there is none).
@@ -37,6 +40,11 @@ class Plan:
     @property
     def changed(self) -> bool:
         return bool(self.steps)
+
+    @property
+    def moves_much(self) -> bool:
+        """Whether it may take long, because much data is to be written."""
+        return any(moved is None or moved > _MUCH for moved in (step.moves() for step in self.steps))
 
     @property
     def actions(self) -> list[dict]:

@@ -31,6 +31,10 @@ class Step:
         """Existing files that the step writes or removes, for the question whether somebody uses them."""
         return ()
 
+    def moves(self) -> int | None:
+        """Bytes that it is expected to write beside headers and tables; None where nobody knows."""
+        return 0
+
     def to_json(self) -> dict:
         return {"type": type(self).__name__, **asdict(self)}
 
@@ -52,6 +56,9 @@ class CreateImage(Step):
     def describe(self) -> dict:
         return {**super().describe(), "mode": f"{self.mode:04o}"}
 
+    def moves(self) -> int | None:
+        return 0 if self.preallocation in ("off", "metadata") else self.size
+
 
 @dataclass(frozen=True)
 class CopyImage(Step):
@@ -70,6 +77,9 @@ class CopyImage(Step):
 
     def describe(self) -> dict:
         return {**super().describe(), "mode": f"{self.mode:04o}"}
+
+    def moves(self) -> int | None:
+        return self.bytes
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,9 @@ class Grow(Step):
     def touches(self) -> tuple[str, ...]:
         return (self.file,)
 
+    def moves(self) -> int | None:
+        return None if self.zero else 0
+
 
 @dataclass(frozen=True)
 class Commit(Step):
@@ -163,6 +176,9 @@ class Commit(Step):
 
     def touches(self) -> tuple[str, ...]:
         return (self.file, self.into)
+
+    def moves(self) -> int | None:
+        return self.bytes
 
 
 @dataclass(frozen=True)
@@ -194,6 +210,9 @@ class Pull(Step):
 
     def touches(self) -> tuple[str, ...]:
         return (self.file,)
+
+    def moves(self) -> int | None:
+        return self.bytes
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
+from typing import Iterator
+
+
+class NoTurn(Exception):
+    """Others are at work for so long that a change was not begun. It is to be made later."""
 
 
 class Pace:
@@ -19,6 +25,11 @@ class Pace:
     def sync_directory(self, fd: int) -> None:
         """Return when all names are durable that this thread gave or took in an opened directory. :raises OSError: they may not be."""
         os.fsync(fd)
+
+    @contextmanager
+    def long_work(self, _deadline: float | None = None) -> Iterator[None]:
+        """Around what moves much data. :raises NoTurn: there was no place for it until ``_deadline`` (monotonic); nothing is begun."""
+        yield
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

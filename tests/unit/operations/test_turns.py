@@ -19,6 +19,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import turns
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.turns import Turns
+from ansible_collections.remotefs.storage.plugins.module_utils.store.pace import NoTurn
 
 
 class Syncs:
@@ -172,3 +173,67 @@ def test_no_turn_until_the_deadline(directories: list[int]) -> None:
             assert (first, second) == (True, False)
     with pace.turn(time.monotonic()) as third:
         assert third
+
+
+def test_quick_changes_go_on_beside_long_work(syncs: Syncs, directories: list[int]) -> None:
+    """Two that move data have the only two turns, and wait until others, which need turns and syncs, are done."""
+    pace, others = Turns(2), threading.Barrier(6)
+
+    def long() -> None:
+        with pace.turn(), pace.long_work():
+            pace.sync_directory(directories[0])
+            others.wait(60)
+            pace.sync_file(directories[0])
+
+    def quick() -> None:
+        with pace.turn():
+            for _phase in range(3):
+                pace.sync_file(directories[0])
+                pace.sync_directory(directories[0])
+        others.wait(60)
+
+    side_by_side([long, long, quick, quick, quick, quick])
+    with pace.turn(time.monotonic()) as one, pace.turn(time.monotonic()) as two, pace.turn(time.monotonic()) as three:
+        assert (one, two, three) == (True, True, False), "turns were lost, or there are more of them now"
+
+
+def test_long_work_has_as_many_places_as_there_are_turns(directories: list[int]) -> None:
+    pace, mutex, working, most = Turns(2), threading.Lock(), [0], [0]
+
+    def change() -> None:
+        with pace.turn(), pace.long_work():
+            with mutex:
+                working[0] += 1
+                most[0] = max(most[0], working[0])
+            time.sleep(0.01)
+            with mutex:
+                working[0] -= 1
+
+    side_by_side([change] * 8)
+    assert most == [2]
+
+
+def test_no_place_for_long_work_until_the_deadline() -> None:
+    pace, ended = Turns(1), threading.Event()
+
+    def long() -> None:
+        with pace.turn(), pace.long_work():
+            ended.wait(60)
+
+    def another() -> str:
+        try:
+            with pace.turn(), pace.long_work(time.monotonic() + 0.01):
+                return "begun"
+        except NoTurn:
+            return "given back"
+        finally:
+            ended.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(long)
+        while pace._long._value:
+            time.sleep(0.001)
+        assert pool.submit(another).result(60) == "given back"
+        first.result(60)
+    with pace.turn(time.monotonic()) as mine, pace.long_work(time.monotonic()):
+        assert mine
