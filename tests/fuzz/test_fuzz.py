@@ -57,6 +57,7 @@ def meddling(fd: int, header: qcow2.Header) -> bytearray:
 
 first_sector, read_extensions, kinds = writing._first_sector, reading._read_extensions, tables._kinds
 
+
 class Blunt(dict):
     """Takes headers that begin alike for the same."""
 
