@@ -14,7 +14,6 @@ import os
 import threading
 import time
 from contextlib import contextmanager
-from queue import Empty, SimpleQueue
 from typing import Iterator
 
 from ..store.pace import NoTurn, Pace
@@ -49,9 +48,7 @@ class Turns(Pace):
     """
 
     def __init__(self, at_work: int) -> None:
-        self._free: SimpleQueue[None] = SimpleQueue()  # a semaphore, with less work
-        for _turn in range(at_work):
-            self._free.put(None)
+        self._free = threading.Semaphore(at_work)
         self._long = threading.Semaphore(at_work)
         self._mutex = threading.Lock()
         self._coming = 0  # changes that are under way and do not wait for a sync: those that could join one
@@ -64,19 +61,12 @@ class Turns(Pace):
             self._coming += 1
         mine = False
         try:
-            mine = self._take(_left_until(deadline))
+            mine = self._free.acquire(timeout=_left_until(deadline))
             yield mine
         finally:
             if mine:
-                self._free.put(None)
+                self._free.release()
             self._stop_coming()
-
-    def _take(self, timeout: float | None) -> bool:
-        try:
-            self._free.get(timeout=timeout)
-        except Empty:
-            return False
-        return True
 
     def _stop_coming(self) -> None:
         """One less is to be waited for. Whoever leaves last syncs for all that wait."""
@@ -99,11 +89,11 @@ class Turns(Pace):
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Let another one work meanwhile."""
-        self._free.put(None)
+        self._free.release()
         try:
             yield
         finally:
-            self._free.get()
+            self._free.acquire()
 
     @contextmanager
     def _not_coming(self) -> Iterator[None]:

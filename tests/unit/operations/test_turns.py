@@ -38,6 +38,21 @@ class Syncs:
         self.spans.append((begin, next(self.clock)))
 
 
+class Crowd:
+    """How many are inside at a time, and how many have been at most."""
+
+    def __init__(self) -> None:
+        self._mutex, self._inside, self.most = threading.Lock(), 0, 0
+
+    def visit(self, seconds: float) -> None:
+        with self._mutex:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+        time.sleep(seconds)
+        with self._mutex:
+            self._inside -= 1
+
+
 @pytest.fixture
 def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
     syncs = Syncs()
@@ -145,25 +160,17 @@ def test_one_that_does_not_come_holds_nobody_up(syncs: Syncs, directories: list[
 
 
 def test_no_more_are_at_work_than_may(syncs: Syncs, directories: list[int]) -> None:
-    pace, mutex, working, most = Turns(2), threading.Lock(), [0], [0]
-
-    def work() -> None:
-        with mutex:
-            working[0] += 1
-            most[0] = max(most[0], working[0])
-        time.sleep(0.001)
-        with mutex:
-            working[0] -= 1
+    pace, working = Turns(2), Crowd()
 
     def change() -> None:
         with pace.turn():
             for wait in (lambda: pace.sync_file(directories[0]), lambda: pace.sync_directory(directories[0]), lambda: pace.sleep(0.001)):
-                work()
+                working.visit(0.001)
                 wait()
-            work()
+            working.visit(0.001)
 
     side_by_side([change] * 10)
-    assert most == [2]
+    assert working.most == 2
 
 
 def test_no_turn_until_the_deadline(directories: list[int]) -> None:
@@ -198,19 +205,14 @@ def test_quick_changes_go_on_beside_long_work(syncs: Syncs, directories: list[in
 
 
 def test_long_work_has_as_many_places_as_there_are_turns(directories: list[int]) -> None:
-    pace, mutex, working, most = Turns(2), threading.Lock(), [0], [0]
+    pace, working = Turns(2), Crowd()
 
     def change() -> None:
         with pace.turn(), pace.long_work():
-            with mutex:
-                working[0] += 1
-                most[0] = max(most[0], working[0])
-            time.sleep(0.01)
-            with mutex:
-                working[0] -= 1
+            working.visit(0.01)
 
     side_by_side([change] * 8)
-    assert most == [2]
+    assert working.most == 2
 
 
 def test_no_place_for_long_work_until_the_deadline() -> None:
