@@ -214,7 +214,7 @@ def _structures() -> Iterator[Attack]:
     def one(
         name: str, where: str, what: str, plant: Callable, found: dict[str, str], origin: str = OURS, slow: bool = False, **more: object
     ):
-        return Attack(name, where, what, origin, plant, found, slow=slow, **more)  # type: ignore[arg-type]
+        return Attack(name, where, what, origin, plant, found, slow=slow, **more)  # type: ignore[arg-type] # fields of an Attack
 
     unsafe, broken = outcomes(CHAIN, UNSAFE), outcomes(CHAIN, BROKEN)
     yield one("info of 100 MiB", "NAME.info", "as long as that", text.info_of_100_mib, unsafe)

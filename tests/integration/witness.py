@@ -92,8 +92,8 @@ class Witness:
             finally:
                 end(work, kind, error, trace)
 
-        VolumeLock._try, VolumeLock.__enter__, VolumeLock.__exit__ = tried, entered, left  # type: ignore[method-assign]
-        VolumeLock.forget_file, Workspace.__exit__ = forgotten, ended  # type: ignore[method-assign]
+        VolumeLock._try, VolumeLock.__enter__, VolumeLock.__exit__ = tried, entered, left  # type: ignore[method-assign] # each calls the real one
+        VolumeLock.forget_file, Workspace.__exit__ = forgotten, ended  # type: ignore[method-assign] # so do these
 
     def _enter(self, lock: VolumeLock) -> None:
         share = "" if self.one_share else lock._directory.share.label.replace("/", "_")

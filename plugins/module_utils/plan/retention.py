@@ -113,7 +113,7 @@ def created_at(snapshot: Snapshot) -> datetime | None:
     """When it was taken (UTC); None where that is not recorded as our records spell it."""
     found = _CREATED.match(snapshot.created or "")
     try:
-        return datetime(*(int(part) for part in found.groups())) if found else None  # type: ignore[arg-type]
+        return datetime(*(int(part) for part in found.groups())) if found else None  # type: ignore[arg-type] # six numbers, by the pattern
     except ValueError:
         return None
 
