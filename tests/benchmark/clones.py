@@ -41,12 +41,13 @@ class Row:
 def prepare(share: Path, image_format: str, snapshot: bool, size: int = _SIZE, filled: int = _DATA):
     """A volume with its data in three pieces. Returns the candidates."""
     from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-    from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+    from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
     share.mkdir()
-    candidates = placement.Candidates((Share(str(share), str(share), "directory"),))
+    candidates = Candidates((Share(str(share), str(share), "directory"),))
     wish = VolumeWish("vol", size=size * MIB, format=image_format)
     volumes.ensure_present(volumes.VolumeRequest(candidates, wish), Options())
     for number in range(3):
@@ -63,7 +64,7 @@ def measure_clones(name: str, place: str, share: Path, image_format: str, snapsh
     from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
     from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-    from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import VolumeWish
+    from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 
     candidates = prepare(share, image_format, snapshot, **sizes)
     request = volumes.VolumeRequest(candidates, VolumeWish("copy", format=image_format), volumes.SourceRequest("vol", None))

@@ -125,15 +125,15 @@ class Chain:
 
     def __init__(self, share: Path, shape: Shape) -> None:
         from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-        from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement
+        from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 
         self.share, self.shape = share, shape
-        self.candidates = placement.Candidates((Share(str(share), str(share), "directory"),))
+        self.candidates = Candidates((Share(str(share), str(share), "directory"),))
 
     def build(self) -> Chain:
         from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
         from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-        from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+        from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
         self.share.mkdir()
         wish = VolumeWish("vol", size=self.shape.size, format=self.shape.format)

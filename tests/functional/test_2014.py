@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 
 MIB = 1 << 20
@@ -76,7 +77,7 @@ def delete_as_in_2014(share: Path, name: str) -> None:
 
 
 def delete_with_the_collection(share: Path, name: str) -> None:
-    candidates = placement.Candidates((Share(str(share), str(share), "directory"),))
+    candidates = Candidates((Share(str(share), str(share), "directory"),))
     snapshots.delete(candidates, "vol", [name], Options())
 
 

@@ -15,16 +15,17 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, placement, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_snapshot, remotefs_volume
 
 MIB = 1 << 20
 
 
-def candidates(path: Path) -> placement.Candidates:
-    return placement.Candidates((Share(str(path), str(path), "directory"),))
+def candidates(path: Path) -> Candidates:
+    return Candidates((Share(str(path), str(path), "directory"),))
 
 
 def test_all_are_attempted_in_order_and_each_has_its_own_result(tmp_path: Path) -> None:
@@ -94,9 +95,9 @@ def test_readers_meet_and_keep_their_place_beside_who_changes_what_they_read() -
     ],
 )
 def test_which_clones_of_a_task_are_made_side_by_side(source: dict, locks_visible: bool, reads: set) -> None:
-    class OneShare(placement.Finder):
-        def prepare(self, *_names: object) -> placement.Candidates:
-            return placement.Candidates((Share("/s", "/s", "directory", locks_visible=locks_visible),))
+    class OneShare(Finder):
+        def prepare(self, *_names: object) -> Candidates:
+            return Candidates((Share("/s", "/s", "directory", locks_visible=locks_visible),))
 
     params = {"name": "env", "source": source, "state": "present", "share": ["/s"], "mount_base": "/m", "flatten": False}
     item = remotefs_volume._item(params, OneShare())
@@ -131,7 +132,7 @@ def test_what_keeps_its_lock_is_not_begun_before_it_can_work(keeps_lock: bool, a
 )
 def test_who_takes_a_snapshot_before_others_go_keeps_its_lock(tmp_path: Path, changes: dict, keeps_lock: bool) -> None:
     params = {"volume": "vol", "name": "s", "names": None, "keep": None, "state": "present", "share": [str(tmp_path)], "mount_base": "/m"}
-    item = remotefs_snapshot._item({**params, **changes}, placement.Finder())
+    item = remotefs_snapshot._item({**params, **changes}, Finder())
     assert item.keeps_lock is keeps_lock and bool(item.deletion) is bool(changes)
 
 

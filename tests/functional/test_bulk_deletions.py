@@ -16,18 +16,19 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, holding, placement, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, holding, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import kinship
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-def shares(tmp_path: Path) -> placement.Candidates:
-    return placement.Candidates((Share(str(tmp_path), str(tmp_path), "directory"),))
+def shares(tmp_path: Path) -> Candidates:
+    return Candidates((Share(str(tmp_path), str(tmp_path), "directory"),))
 
 
 @pytest.fixture
@@ -39,44 +40,44 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list:
     return counted
 
 
-def make(shares: placement.Candidates, name: str, source: volumes.SourceRequest | None = None) -> None:
+def make(shares: Candidates, name: str, source: volumes.SourceRequest | None = None) -> None:
     size = None if source else 4 * MIB
     volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish(name, size=size), source), Options())
 
 
-def take(shares: placement.Candidates, volume: str, name: str) -> None:
+def take(shares: Candidates, volume: str, name: str) -> None:
     snapshots.take(snapshots.SnapshotRequest(shares, volume, SnapshotWish(name)), Options())
 
 
-def write(shares: placement.Candidates, name: str, value: int, offset: int = 0) -> None:
+def write(shares: Candidates, name: str, value: int, offset: int = 0) -> None:
     (volume,) = reading.list_volumes(shares.shares[0], [name])
     subprocess.run(
         ["qemu-io", "-f", volume["format"], "-c", f"write -P {value} {offset} 64k", volume["path"]], check=True, capture_output=True
     )
 
 
-def content(shares: placement.Candidates, name: str, into: Path) -> str:
+def content(shares: Candidates, name: str, into: Path) -> str:
     (volume,) = reading.list_volumes(shares.shares[0], [name])
     raw = into / "read"
     subprocess.run(["qemu-img", "convert", "-f", volume["format"], "-O", "raw", volume["path"], raw], check=True)
     return hashlib.sha256(raw.read_bytes()).hexdigest()
 
 
-def removal(shares: placement.Candidates, name: str) -> bulk.Item:
+def removal(shares: Candidates, name: str) -> bulk.Item:
     def run(options: Options) -> Outcome:
         return volumes.ensure_absent(shares, name, True, options)
 
     return bulk.Item(name, frozenset([name]), run, bulk.Deletion(shares, name))
 
 
-def deletion(shares: placement.Candidates, volume: str, *names: str) -> bulk.Item:
+def deletion(shares: Candidates, volume: str, *names: str) -> bulk.Item:
     def run(options: Options) -> Outcome:
         return snapshots.delete(shares, volume, list(names), options)
 
     return bulk.Item(volume, frozenset([volume]), run, bulk.Deletion(shares, volume))
 
 
-def names_on(shares: placement.Candidates) -> list[str]:
+def names_on(shares: Candidates) -> list[str]:
     return [volume["name"] for volume in reading.list_volumes(shares.shares[0], [])]
 
 
@@ -84,7 +85,7 @@ def codes(results: list[Outcome | errors.StorageError]) -> list[str]:
     return [result.error_code if isinstance(result, errors.StorageError) else "" for result in results]
 
 
-def test_many_volumes_are_removed_with_one_look_at_the_share(shares: placement.Candidates, scans: list) -> None:
+def test_many_volumes_are_removed_with_one_look_at_the_share(shares: Candidates, scans: list) -> None:
     wanted = [f"v{number}" for number in range(40)]
     for name in [*wanted, "stays"]:
         make(shares, name)
@@ -95,7 +96,7 @@ def test_many_volumes_are_removed_with_one_look_at_the_share(shares: placement.C
     assert not any(path.name.split(".")[0] in wanted for path in (Path(shares.shares[0].path) / ".remotefs").rglob("*"))
 
 
-def test_what_a_clone_rests_on_stays_and_goes_after_it(shares: placement.Candidates) -> None:
+def test_what_a_clone_rests_on_stays_and_goes_after_it(shares: Candidates) -> None:
     make(shares, "golden")
     take(shares, "golden", "v1")
     make(shares, "clone", volumes.SourceRequest("golden", "v1", linked=True))
@@ -109,7 +110,7 @@ def test_what_a_clone_rests_on_stays_and_goes_after_it(shares: placement.Candida
 
 
 def test_a_clone_that_comes_to_rest_on_another_file_is_noticed(
-    shares: placement.Candidates, tmp_path_factory: pytest.TempPathFactory
+    shares: Candidates, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The clone's own lowest file goes: the one above it then rests on the parent, which no header said when the batch began."""
     scratch = tmp_path_factory.mktemp("scratch")
@@ -127,7 +128,7 @@ def test_a_clone_that_comes_to_rest_on_another_file_is_noticed(
     assert content(shares, "clone", scratch) == before
 
 
-def test_a_file_that_the_batch_itself_repoints_counts(shares: placement.Candidates) -> None:
+def test_a_file_that_the_batch_itself_repoints_counts(shares: Candidates) -> None:
     """As above, on what the batch knows: the header is read again after each change."""
     make(shares, "golden")
     take(shares, "golden", "v1")
@@ -142,7 +143,7 @@ def test_a_file_that_the_batch_itself_repoints_counts(shares: placement.Candidat
         assert held.backings().above("clone") == []
 
 
-def test_a_volume_that_somebody_holds_is_waited_for_and_the_others_are_not(shares: placement.Candidates) -> None:
+def test_a_volume_that_somebody_holds_is_waited_for_and_the_others_are_not(shares: Candidates) -> None:
     for number in range(4):
         make(shares, f"v{number}")
     order: list[str] = []
@@ -173,7 +174,7 @@ def test_a_volume_that_somebody_holds_is_waited_for_and_the_others_are_not(share
     assert codes(results) == [""] * 4 and names_on(shares) == []
 
 
-def test_one_that_stays_locked_fails_alone(shares: placement.Candidates) -> None:
+def test_one_that_stays_locked_fails_alone(shares: Candidates) -> None:
     for number in range(3):
         make(shares, f"v{number}")
     with Workspace(Options()) as work:
@@ -182,7 +183,7 @@ def test_one_that_stays_locked_fails_alone(shares: placement.Candidates) -> None
     assert codes(results) == ["", "lock_timeout", ""] and names_on(shares) == ["v1"]
 
 
-def test_items_in_between_keep_their_place(shares: placement.Candidates) -> None:
+def test_items_in_between_keep_their_place(shares: Candidates) -> None:
     """Deletions are batched with their neighbours only: what stands before and after them comes before and after."""
     make(shares, "v")
 
@@ -195,7 +196,7 @@ def test_items_in_between_keep_their_place(shares: placement.Candidates) -> None
     assert reading.list_volumes(shares.shares[0], ["v"])[0]["size"] == 8 * MIB
 
 
-def test_check_mode_takes_no_lock_and_looks_once(shares: placement.Candidates, scans: list) -> None:
+def test_check_mode_takes_no_lock_and_looks_once(shares: Candidates, scans: list) -> None:
     for number in range(10):
         make(shares, f"v{number}")
     with Workspace(Options()) as work:
@@ -205,7 +206,7 @@ def test_check_mode_takes_no_lock_and_looks_once(shares: placement.Candidates, s
     assert len(names_on(shares)) == 10
 
 
-def test_the_lock_is_free_once_a_volume_is_done(shares: placement.Candidates) -> None:
+def test_the_lock_is_free_once_a_volume_is_done(shares: Candidates) -> None:
     """Nobody waits for the rest of a batch."""
     for name in ("v0", "v1"):
         make(shares, name)
@@ -223,7 +224,7 @@ def test_the_lock_is_free_once_a_volume_is_done(shares: placement.Candidates) ->
     assert codes(bulk.run_all(items, 1, Options())) == ["", ""] and free == [True]
 
 
-def test_volumes_whose_turn_does_not_come_are_given_back(shares: placement.Candidates, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_volumes_whose_turn_does_not_come_are_given_back(shares: Candidates, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one deletion of the batch takes long, others get the volumes behind it; they are deleted all the same, later."""
     monkeypatch.setattr(bulk, "_PATIENCE", 0.1)
     for name in ("slow", "v1", "v2"):
@@ -243,7 +244,7 @@ def test_volumes_whose_turn_does_not_come_are_given_back(shares: placement.Candi
 
 
 def test_merges_of_much_data_hold_no_more_volumes_than_are_merged(
-    shares: placement.Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shares: Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While two merges take long, the volumes behind them are given back untouched, and quick deletions go on."""
     monkeypatch.setattr(bulk, "_PATIENCE", 0.2)
@@ -277,7 +278,7 @@ def test_merges_of_much_data_hold_no_more_volumes_than_are_merged(
     assert not any(volume["snapshots"] or volume["pending"] for volume in reading.list_volumes(shares.shares[0], []))
 
 
-def _can_be_locked(shares: placement.Candidates, name: str) -> bool:
+def _can_be_locked(shares: Candidates, name: str) -> bool:
     try:
         with Workspace(Options(lock_timeout=0)) as work:
             work.lock([(shares.shares[0], name)])
@@ -288,7 +289,7 @@ def _can_be_locked(shares: placement.Candidates, name: str) -> bool:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_share_that_is_ill_is_told_by_each(shares: placement.Candidates, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_a_share_that_is_ill_is_told_by_each(shares: Candidates, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     for number in range(3):
         make(shares, f"v{number}")
 

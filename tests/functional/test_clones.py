@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
 

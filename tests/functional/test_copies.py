@@ -18,9 +18,10 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 
 from .test_refusals import MIB, Store
 
@@ -184,7 +185,7 @@ def test_a_qcow2_volume(store: Store, size: int, programs: int) -> None:
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 5 3M 2M", store.info()["path"]], check=True)
     before = command.STARTED.programs.get("qemu-img", 0)
     wish = VolumeWish("copy", size=size, format="qcow2")
-    volumes.ensure_present(volumes.VolumeRequest(store.candidates, wish, SOURCE, placement.Policy(0, 10**6)), Options())
+    volumes.ensure_present(volumes.VolumeRequest(store.candidates, wish, SOURCE, Policy(0, 10**6)), Options())
     assert (command.STARTED.programs.get("qemu-img", 0) > before) == bool(programs)
     subprocess.run(["qemu-img", "check", "-q", str(store.path / "copy")], check=True)
     compared = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "qcow2", str(store.path / "vol"), str(store.path / "copy")]

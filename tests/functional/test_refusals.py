@@ -18,9 +18,10 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
@@ -34,7 +35,7 @@ class Store:
     def __init__(self, path: Path, **share) -> None:
         self.path = path
         self.share = Share(str(path), str(path), "directory", **share)
-        self.candidates = placement.Candidates((self.share,))
+        self.candidates = Candidates((self.share,))
 
     def options(self, **changes) -> Options:
         return Options(**{"lock_timeout": 0.2, **changes})
@@ -508,7 +509,7 @@ def test_candidates(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
     both = Store(tmp_path / "a")
-    both.candidates = placement.Candidates((one.share, two.share))
+    both.candidates = Candidates((one.share, two.share))
     two.present(size=MIB)
     assert both.present(size=2 * MIB).changed and two.info()["size"] == 2 * MIB
     one.present(size=MIB)
@@ -516,7 +517,7 @@ def test_candidates(tmp_path: Path) -> None:
         with pytest.raises(errors.Conflict):
             action()
     lost = errors.ShareNotMounted("share c", "it is not mounted", "mount it")
-    both.candidates = placement.Candidates((one.share,), (lost,))
+    both.candidates = Candidates((one.share,), (lost,))
     assert not both.present(size=MIB).changed  # found: the share that cannot be read does not matter
     for action in (lambda: both.present("new", size=MIB), lambda: both.absent("new"), lambda: both.snapshot(volume="new")):
         with pytest.raises(errors.ShareNotMounted):

@@ -19,7 +19,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import command, e
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, report, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, retention
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.tests.property.world import World, read_content, run
 
 from .test_examples import PREPARE, play

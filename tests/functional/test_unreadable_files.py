@@ -14,18 +14,19 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 
 OPTIONS = Options(lock_timeout=5)
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> placement.Candidates:
+def where(tmp_path: Path) -> Candidates:
     """Volume ``vol`` with the snapshots s1 and s2, and its linked clone ``copy`` on s2."""
-    found = placement.Candidates((Share(str(tmp_path), str(tmp_path), "directory"),))
+    found = Candidates((Share(str(tmp_path), str(tmp_path), "directory"),))
     volumes.ensure_present(volumes.VolumeRequest(found, VolumeWish("vol", size=1 << 20)), OPTIONS)
     for name in ("s1", "s2"):
         snapshots.take(snapshots.SnapshotRequest(found, "vol", SnapshotWish(name)), OPTIONS)
@@ -42,7 +43,7 @@ def where(tmp_path: Path) -> placement.Candidates:
         lambda where, options: volumes.ensure_absent(where, "vol", True, options),
     ],
 )
-def test_what_it_may_rest_on_stays(where: placement.Candidates, task: Callable, check: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_may_rest_on_stays(where: Candidates, task: Callable, check: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     share = where.shares[0]
     before = sorted(os.listdir(share.path))
     clone = os.stat(os.path.join(share.path, "copy")).st_ino

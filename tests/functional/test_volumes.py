@@ -16,7 +16,9 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, placement, report, snapshots, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Policy
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.ledger import Ledger
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
 from .test_refusals import MIB, Store, refused
 
@@ -156,8 +158,8 @@ def test_the_share_with_most_room_within_the_policy(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(placement.os, "statvfs", Figures)
 
     def chosen(needed: int, at_once: int = 0, names: tuple = tuple(figures), **policy: float) -> str:
-        candidates = placement.Candidates(tuple(shares[name] for name in names))
-        return Path(placement.choose(candidates, needed * MIB, at_once * MIB, placement.Policy(**policy), placement.Ledger()).path).name
+        candidates = Candidates(tuple(shares[name] for name in names))
+        return Path(placement.choose(candidates, needed * MIB, at_once * MIB, Policy(**policy), Ledger()).path).name
 
     assert chosen(10) == "large"
     assert chosen(10, names=("small", "full")) == "small"

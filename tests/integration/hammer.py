@@ -38,9 +38,10 @@ from typing import Callable, Iterator
 from witness import Figures, Witness
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
 MIB, KIB = 1 << 20, 1 << 10
 REGION = 64 * KIB  # what a worker calls its own in each volume, at worker number times this
@@ -113,7 +114,7 @@ class Worker:
 
     def __init__(self, number: int, mounts: list[str], volume_names: list[str], scratch: Path, seed: int) -> None:
         self.number, self.volume_names, self.scratch = number, volume_names, scratch
-        self.clients = [placement.find_candidates([mount], "/var/lib/remotefs/mnt") for mount in mounts]
+        self.clients = [find_candidates([mount], "/var/lib/remotefs/mnt") for mount in mounts]
         self.random = random.Random(seed * 1000 + number)
         self.figures = Figures()
         self.witness = Witness(scratch, self.figures, self.one_share)
@@ -152,7 +153,7 @@ class Worker:
 
     # -- operations --------------------------------------------------------------------------------------------------
 
-    def take(self, candidates: placement.Candidates, name: str) -> None:
+    def take(self, candidates: Candidates, name: str) -> None:
         snapshot = f"w{self.number}-{self.count}"
 
         def taken(model: Model) -> None:
@@ -162,7 +163,7 @@ class Worker:
         request = snapshots.SnapshotRequest(candidates, name, SnapshotWish(snapshot))
         self.change(candidates, name, taken, lambda: snapshots.take(request, self.options), look_at=snapshot)
 
-    def delete(self, candidates: placement.Candidates, name: str) -> None:
+    def delete(self, candidates: Candidates, name: str) -> None:
         known = self.peek(name).names
         doomed = self.random.sample(known, min(len(known), self.random.randint(1, 3)))
 
@@ -172,7 +173,7 @@ class Worker:
         with self.perhaps_overtaken(candidates, name, (errors.HasDependents,), lambda _model: self.are_cloned(doomed)):
             self.change(candidates, name, gone, lambda: snapshots.delete(candidates, name, doomed, self.options))
 
-    def revert(self, candidates: placement.Candidates, name: str) -> None:
+    def revert(self, candidates: Candidates, name: str) -> None:
         peeked = self.peek(name)
         known = peeked.names
         if not known:
@@ -187,7 +188,7 @@ class Worker:
         with self.perhaps_overtaken(candidates, name, (errors.SnapshotNotFound, errors.HasNewerSnapshots), overtaken):
             self.change(candidates, name, reverted, lambda: snapshots.revert(candidates, name, known[-1], False, self.options))
 
-    def grow(self, candidates: placement.Candidates, name: str) -> None:
+    def grow(self, candidates: Candidates, name: str) -> None:
         size = min(self.peek(name).size + MIB, LARGEST)
 
         def grown(model: Model) -> None:
@@ -197,7 +198,7 @@ class Worker:
         with self.perhaps_overtaken(candidates, name, (errors.WouldShrink,), lambda model: model.size > size):
             self.change(candidates, name, grown, lambda: volumes.ensure_present(request, self.options))
 
-    def write(self, candidates: placement.Candidates, name: str) -> None:
+    def write(self, candidates: Candidates, name: str) -> None:
         value = self.random.randint(1, 255)
         with self.locked(candidates, name) as (model, volume):
             size, regions = model.state["active"]
@@ -208,7 +209,7 @@ class Worker:
             regions[str(self.number)] = value
             model.save()
 
-    def read(self, candidates: placement.Candidates, name: str) -> None:
+    def read(self, candidates: Candidates, name: str) -> None:
         """A snapshot, under a lock that others may share."""
         with self.locked(candidates, name, shared=True) as (model, volume):
             if model.names:
@@ -216,7 +217,7 @@ class Worker:
 
     # -- linked clones -----------------------------------------------------------------------------------------------
 
-    def make_clone(self, candidates: placement.Candidates, name: str) -> None:
+    def make_clone(self, candidates: Candidates, name: str) -> None:
         known = self.peek(name).names
         if not known:
             return
@@ -236,7 +237,7 @@ class Worker:
         """Whether one of these snapshots was ever cloned; by now its clone may be gone."""
         return bool(set(names) & {name for file in self.scratch.glob("*.cloned") for name in file.read_text().split()})
 
-    def use_clone(self, candidates: placement.Candidates, _name: str = "") -> None:
+    def use_clone(self, candidates: Candidates, _name: str = "") -> None:
         """Compare all of it, then write. Its parents' files are open meanwhile, so that their locks are needed for reading."""
         clone, holds = self.clone
         value, mine = self.random.randint(1, 255), f"{self.number * REGION} {REGION}"
@@ -249,18 +250,18 @@ class Worker:
             run("qemu-io", "-f", volume["format"], "-c", f"write -P {value} {mine}", "-c", "flush", volume["path"])
             holds["regions"][str(self.number)] = value
 
-    def flatten_clone(self, candidates: placement.Candidates, _name: str = "") -> None:
+    def flatten_clone(self, candidates: Candidates, _name: str = "") -> None:
         request = volumes.VolumeRequest(candidates, VolumeWish(self.clone[0], flatten=True))
         assert volumes.ensure_present(request, self.options).after["parent"] is None
         self.use_clone(candidates)
 
-    def remove_clone(self, candidates: placement.Candidates, _name: str = "") -> None:
+    def remove_clone(self, candidates: Candidates, _name: str = "") -> None:
         assert volumes.ensure_absent(candidates, self.clone[0], True, self.options).changed
         self.clone = None
 
     # -- around them -------------------------------------------------------------------------------------------------
 
-    def change(self, candidates: placement.Candidates, name: str, follow: Callable, operation: Callable, look_at: str = "") -> None:
+    def change(self, candidates: Candidates, name: str, follow: Callable, operation: Callable, look_at: str = "") -> None:
         """Do it; before the lock is given back let the model follow, and compare."""
 
         def compare() -> None:
@@ -282,7 +283,7 @@ class Worker:
             self.witness.before_unlocking = None
 
     @contextmanager
-    def perhaps_overtaken(self, candidates: placement.Candidates, name: str, kinds: tuple, overtaken: Callable) -> Iterator[None]:
+    def perhaps_overtaken(self, candidates: Candidates, name: str, kinds: tuple, overtaken: Callable) -> Iterator[None]:
         try:
             yield
         except kinds as error:
@@ -292,14 +293,14 @@ class Worker:
             raise
 
     @contextmanager
-    def locked(self, candidates: placement.Candidates, name: str, shared: bool = False) -> Iterator[tuple[Model, dict]]:
+    def locked(self, candidates: Candidates, name: str, shared: bool = False) -> Iterator[tuple[Model, dict]]:
         with Workspace(self.options) as work:
             wanted = [(candidates.shares[0], name)]
             work.lock(*(((), wanted) if shared else (wanted, ())))
             model = self.peek(name)
             yield model, self.look(candidates, name, model)
 
-    def look(self, candidates: placement.Candidates, name: str, model: Model) -> dict:
+    def look(self, candidates: Candidates, name: str, model: Model) -> dict:
         (volume,) = reading.list_volumes(candidates.shares[0], [name])
         assert "error_code" not in volume, volume
         found = [snapshot["name"] for snapshot in volume["snapshots"]]
@@ -328,24 +329,24 @@ class NameWorker(Worker):
 
     def __init__(self, number: int, mounts: list[str], volume_names: list[str], scratch: Path, seed: int) -> None:
         super().__init__(number, mounts, volume_names, scratch, seed)
-        self.clients = [placement.find_candidates(order, "/var/lib/remotefs/mnt") for order in (mounts, mounts[::-1])]
+        self.clients = [find_candidates(order, "/var/lib/remotefs/mnt") for order in (mounts, mounts[::-1])]
 
     def choose(self, name: str) -> Callable:
         return self.random.choice([self.create, self.remove])
 
-    def create(self, candidates: placement.Candidates, name: str) -> None:
+    def create(self, candidates: Candidates, name: str) -> None:
         self.witness.before_unlocking = lambda: self.on_one_at_most(candidates, name)
         done = volumes.ensure_present(volumes.VolumeRequest(candidates, VolumeWish(name, size=MIB)), self.options)
         assert done.after["size"] == MIB and done.recovered == []
 
-    def remove(self, candidates: placement.Candidates, name: str) -> None:
+    def remove(self, candidates: Candidates, name: str) -> None:
         done = volumes.ensure_absent(candidates, name, True, self.options)
         assert done.after is None and done.recovered == []
         with Workspace(self.options) as work:
             work.lock([(share, name) for share in candidates.shares])
             self.on_one_at_most(candidates, name)
 
-    def on_one_at_most(self, candidates: placement.Candidates, name: str) -> None:
+    def on_one_at_most(self, candidates: Candidates, name: str) -> None:
         found = [share.path for share in candidates.shares if os.path.lexists(os.path.join(share.path, name))]
         assert len(found) <= 1, f"{name} is on {found}"
 
@@ -382,7 +383,7 @@ def hammer(kind: type, mounts: list[str], volume_names: list[str], scratch: Path
 
 def hammer_volumes(mounts: list[str], scratch: Path, arguments: argparse.Namespace) -> Figures:
     names = [f"hammered{number}" for number in range(arguments.volumes)]
-    candidates = placement.find_candidates(mounts[:1], "/var/lib/remotefs/mnt")
+    candidates = find_candidates(mounts[:1], "/var/lib/remotefs/mnt")
     options = Options(lock_timeout=LOCK_TIMEOUT, assume_unused=True)
     for number, name in enumerate(names):
         wish = VolumeWish(name, size=SMALLEST, format=("raw", "qcow2")[number % 2])
@@ -398,7 +399,7 @@ def hammer_volumes(mounts: list[str], scratch: Path, arguments: argparse.Namespa
     return figures
 
 
-def compare_all(judge: Worker, candidates: placement.Candidates, name: str) -> int:
+def compare_all(judge: Worker, candidates: Candidates, name: str) -> int:
     """Every snapshot and the present of a volume, its images, and what lies around. Returns how many contents were compared."""
     model = judge.peek(name)
     with judge.locked(candidates, name) as (_model, volume):
@@ -418,7 +419,7 @@ def compare_all(judge: Worker, candidates: placement.Candidates, name: str) -> i
 
 def hammer_names(mounts: list[str], scratch: Path, arguments: argparse.Namespace) -> Figures:
     figures = hammer(NameWorker, mounts, list(NAMES), scratch, arguments)
-    candidates = placement.find_candidates(mounts, "/var/lib/remotefs/mnt")
+    candidates = find_candidates(mounts, "/var/lib/remotefs/mnt")
     for name in NAMES:
         volumes.ensure_absent(candidates, name, True, Options(lock_timeout=LOCK_TIMEOUT))
         assert not volumes.ensure_absent(candidates, name, True, Options(lock_timeout=LOCK_TIMEOUT)).changed

@@ -21,9 +21,10 @@ from pathlib import Path
 from two_clients import MIB, ONE_TURN, io, turn
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish
 
 POINTS = (1, 6)  # before anything is recorded, and after the overlay was filled
 
@@ -58,9 +59,9 @@ def lose_at(point: int, one: str, two: str, cut: str, mend: str) -> None:
             subprocess.run(mend, shell=True, check=True)
         real(work, name)
 
-    shares = placement.find_candidates([one], "/var/lib/remotefs/mnt")
+    shares = find_candidates([one], "/var/lib/remotefs/mnt")
     request = snapshots.SnapshotRequest(shares, "turns", SnapshotWish(f"cut{point}"))
-    Workspace._verify = asked  # type: ignore[method-assign]
+    Workspace._verify = asked  # type: ignore[method-assign] # looks on at each question, and asks it
     told = ""
     try:
         snapshots.take(request, Options())
@@ -69,7 +70,7 @@ def lose_at(point: int, one: str, two: str, cut: str, mend: str) -> None:
     else:
         raise AssertionError(f"the task did not notice at point {point} that it had lost its lock")
     finally:
-        Workspace._verify = real  # type: ignore[method-assign]
+        Workspace._verify = real  # type: ignore[method-assign] # as it was
     assert "it was lost to " in told, told
     assert len(seen) == 2, told
     assert listing(two) == seen[1], f"the task went on after it had lost its lock at point {point}"

@@ -20,9 +20,10 @@ import sys
 
 from two_clients import MIB, ONE_TURN, io, turn
 
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish
 
 # Before its turn: say when it waits, and what a plain look finds when the lock was had.
 WAITING_TURN = (
@@ -80,10 +81,10 @@ def snapshots_one_after_the_other(one: str, two: str) -> tuple[dict, str]:
             assert started[0].stderr.readline() == "waiting\n"
         real(work, name)
 
-    shares = placement.find_candidates([one], "/var/lib/remotefs/mnt")
-    Workspace._verify = asked  # type: ignore[method-assign]
+    shares = find_candidates([one], "/var/lib/remotefs/mnt")
+    Workspace._verify = asked  # type: ignore[method-assign] # looks on at each question, and asks it
     snapshots.take(snapshots.SnapshotRequest(shares, "turns", SnapshotWish("first")), Options())
-    Workspace._verify = real  # type: ignore[method-assign]
+    Workspace._verify = real  # type: ignore[method-assign] # as it was
     out, err = started[0].communicate()
     assert started[0].returncode == 0, err
     return json.loads(out)["volume"], err.split()[-1]

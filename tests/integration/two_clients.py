@@ -18,12 +18,13 @@ MIB = 1 << 20
 TURNS = 6
 ONE_TURN = """
 import json, sys
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
 mount, what, name = sys.argv[1:]
-shares, options = placement.find_candidates([mount], "/var/lib/remotefs/mnt"), Options()
+shares, options = find_candidates([mount], "/var/lib/remotefs/mnt"), Options()
 if what == "create":
     done = volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish("turns", size=int(name))), options)
 elif what == "absent":

@@ -16,7 +16,7 @@ from oslo_concurrency import processutils
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import HasDependents
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 
 from .turns import PAGE, Turns, digest_of
 

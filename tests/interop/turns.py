@@ -18,9 +18,10 @@ import uuid
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
 from .cinder_driver import EXPORT, Cinder, CinderVolume
 
@@ -96,8 +97,8 @@ class Turns:
         return self.volume.name
 
     @property
-    def candidates(self) -> placement.Candidates:
-        return placement.Candidates((Share(EXPORT, str(self.share), "directory"),))
+    def candidates(self) -> Candidates:
+        return Candidates((Share(EXPORT, str(self.share), "directory"),))
 
     # -- neither ------------------------------------------------------------------------------------------------------
 

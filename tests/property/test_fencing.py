@@ -23,9 +23,10 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, placement, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use
 
 from .test_kills import BARE, MIB, OPERATIONS, _chain
@@ -152,7 +153,7 @@ def fresh(prepared: World, share: Path, leases: bool) -> World:
     world.__dict__.update(
         vars(prepared),
         share=share,
-        candidates=placement.Candidates((known,)),
+        candidates=Candidates((known,)),
         active=bytearray(prepared.active),
         points=dict(prepared.points),
     )

@@ -14,13 +14,14 @@ import subprocess
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import placement, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.planner import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
 
-def candidates(path: Path) -> placement.Candidates:
-    return placement.Candidates((Share(str(path), str(path), "directory"),))
+def candidates(path: Path) -> Candidates:
+    return Candidates((Share(str(path), str(path), "directory"),))
 
 
 def run(*argv: str) -> str:

@@ -21,7 +21,7 @@ from typing import Callable, Iterable, Iterator, Sequence
 from ..errors import StorageError
 from ..model import Share, is_safe_file_name
 from ..store.pace import NoTurn
-from . import placement
+from .candidates import Candidates, locate
 from .holding import Holding, NotHeld
 from .transaction import Options, Outcome
 from .turns import Turns
@@ -36,7 +36,7 @@ _PATIENCE = 10  # seconds after which volumes of a batch whose turn has not come
 class Deletion:
     """An item's volume, of which something is going to be deleted, and where that may be."""
 
-    candidates: placement.Candidates
+    candidates: Candidates
     volume: str
 
 
@@ -198,7 +198,7 @@ def _share_of(deletion: Deletion | None) -> Share | None:
     if deletion is None or not is_safe_file_name(deletion.volume):
         return None
     try:
-        return placement.locate(deletion.candidates, deletion.volume)
+        return locate(deletion.candidates, deletion.volume)
     except StorageError:
         return None
 

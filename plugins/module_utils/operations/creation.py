@@ -18,6 +18,7 @@ from ..plan.plan import Plan
 from ..plan.wishes import SnapshotWish, VolumeWish
 from ..store import inventory, kinship
 from . import placement
+from .candidates import Candidates, has_unfinished, locate
 from .refusals import require_free_name, require_unused
 from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 from .volumes import SourceRequest, VolumeRequest, bring_up, located
@@ -38,7 +39,7 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
         source_share = _source_share(request, options)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
         _lock(work, wanted, source_share, request.source)
-        again = None if options.check else placement.locate(candidates, name)
+        again = None if options.check else locate(candidates, name)
         if again is not None and inventory.observe(work.directory(again), name) is not None:
             volume, recovered = settle(work, again, name, request.wish.format)
             if volume is not None:
@@ -132,11 +133,11 @@ def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Pla
     return planner.ensure_volume(parent, VolumeWish(parent.name))
 
 
-def _clear_unfinished(work: Workspace, candidates: placement.Candidates, name: str) -> list:
+def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> list:
     """Take away what an interrupted creation or deletion left on any candidate; returns ``recovered``."""
     recovered = []
     for share in candidates.shares:
-        if placement.has_unfinished(share, name):
+        if has_unfinished(share, name):
             volume, told = settle(work, share, name)
             if volume is not None:
                 raise Conflict(f"volume {name}", f"an interrupted task left it standing on {share.source}", "run the task again")

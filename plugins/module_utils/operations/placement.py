@@ -9,10 +9,8 @@ import os
 
 from ..errors import NoEligibleShare
 from ..model import Share
-from .candidates import Candidates, Finder, Policy, find_candidates, has_unfinished, locate
+from .candidates import Candidates, Policy
 from .ledger import Ledger
-
-__all__ = ["Candidates", "Finder", "Ledger", "Policy", "choose", "find_candidates", "has_unfinished", "locate"]
 
 
 def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, ledger: Ledger) -> Share:
