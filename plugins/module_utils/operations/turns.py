@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Iterator
 
 from ..store.pace import NoTurn, Pace
@@ -48,7 +49,9 @@ class Turns(Pace):
     """
 
     def __init__(self, at_work: int) -> None:
-        self._free = threading.Semaphore(at_work)
+        self._free: SimpleQueue[None] = SimpleQueue()  # a semaphore; threading.Semaphore made lives of volumes in memory 17 % slower
+        for _turn in range(at_work):
+            self._free.put(None)
         self._long = threading.Semaphore(at_work)
         self._mutex = threading.Lock()
         self._coming = 0  # changes that are under way and do not wait for a sync: those that could join one
@@ -61,12 +64,19 @@ class Turns(Pace):
             self._coming += 1
         mine = False
         try:
-            mine = self._free.acquire(timeout=_left_until(deadline))
+            mine = self._take(_left_until(deadline))
             yield mine
         finally:
             if mine:
-                self._free.release()
+                self._free.put(None)
             self._stop_coming()
+
+    def _take(self, timeout: float | None) -> bool:
+        try:
+            self._free.get(timeout=timeout)
+        except Empty:
+            return False
+        return True
 
     def _stop_coming(self) -> None:
         """One less is to be waited for. Whoever leaves last syncs for all that wait."""
@@ -89,11 +99,11 @@ class Turns(Pace):
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Let another one work meanwhile."""
-        self._free.release()
+        self._free.put(None)
         try:
             yield
         finally:
-            self._free.acquire()
+            self._free.get()
 
     @contextmanager
     def _not_coming(self) -> Iterator[None]:
