@@ -34,6 +34,7 @@ class Operation:
     """One kind of task.
 
     :param tool: whether it starts qemu-img; where not, nothing can be killed there, which the sweep checks.
+    :param by_tool: qemu-img moves the data, as it does for images that are not plain.
     :param together: volumes of which all or none get what the task does, whichever is recovered first.
     :param halfway: the model between two steps of a task, each of which may be left undone by itself.
     :param apart: whether each volume can be left undone by itself, because the task is about many.
@@ -48,6 +49,7 @@ class Operation:
     removes: bool = False
     halfway: Callable[[Model], Model] | None = None
     apart: bool = False
+    by_tool: bool = False
 
 
 # -- what stands before ----------------------------------------------------------------------------------------------
@@ -265,13 +267,13 @@ OPERATIONS: dict[str, Operation] = {
         tool=False,
         together=("b", "a", "vol"),
     ),
-    "delete oldest": Operation(_chain("raw"), _delete("s1"), _loses("s1"), tool=True),
-    "delete middle": Operation(_chain("raw"), _delete("s3"), _loses("s3"), tool=True),
-    "delete newest": Operation(_chain("raw"), _delete("s4"), _loses("s4"), tool=True),
-    "delete several": Operation(_chain("raw"), _delete("s1", "s3", "s4"), _loses("s1", "s3", "s4"), tool=True),
-    "delete several, qcow2": Operation(_chain("qcow2"), _delete("s1", "s2", "s4"), _loses("s1", "s2", "s4"), tool=True),
-    "delete all": Operation(_chain("raw"), _delete("s1", "s2", "s3", "s4"), _loses("s1", "s2", "s3", "s4"), tool=True),
-    "delete with pull": Operation(_chain_that_pulls, _delete("s3"), _loses("s3"), tool=True),
+    "delete oldest": Operation(_chain("raw"), _delete("s1"), _loses("s1"), tool=False),
+    "delete middle": Operation(_chain("raw"), _delete("s3"), _loses("s3"), tool=False),
+    "delete newest": Operation(_chain("raw"), _delete("s4"), _loses("s4"), tool=False),
+    "delete several": Operation(_chain("raw"), _delete("s1", "s3", "s4"), _loses("s1", "s3", "s4"), tool=False),
+    "delete several, qcow2": Operation(_chain("qcow2"), _delete("s1", "s2", "s4"), _loses("s1", "s2", "s4"), tool=False),
+    "delete all": Operation(_chain("raw"), _delete("s1", "s2", "s3", "s4"), _loses("s1", "s2", "s3", "s4"), tool=False),
+    "delete with pull": Operation(_chain_that_pulls, _delete("s3"), _loses("s3"), tool=False),
     "delete over a short file": Operation(_chain_with_a_short_file, _delete("s2"), _loses("s2"), tool=True),
     "revert": Operation(_chain("raw"), _revert("s4"), _reverted("s4"), tool=False),
     "revert and discard": Operation(_chain("raw"), _revert("s2"), _reverted("s2"), tool=False),
@@ -283,13 +285,13 @@ OPERATIONS: dict[str, Operation] = {
         _chain("raw"),
         _ensure(VolumeWish("copy", size=4 * MIB), volumes.SourceRequest("vol", "s2")),
         _adds("copy", _point("s2", 4 * MIB)),
-        tool=True,
+        tool=False,
     ),
     "clone qcow2": Operation(
         _chain("raw"),
         _ensure(VolumeWish("copy", format="qcow2", size=4 * MIB), volumes.SourceRequest("vol")),
         _adds("copy", _active(4 * MIB)),
-        tool=True,
+        tool=False,
     ),
     "clone lone raw": Operation(
         _lone("raw"),
@@ -316,15 +318,15 @@ OPERATIONS: dict[str, Operation] = {
         lambda model: {"vol": model["vol"].with_point("clone-copy"), "copy": Wanted(model["vol"].active)},
         tool=False,
     ),
-    "flatten": Operation(_with_clone, _ensure(VolumeWish("copy", flatten=True)), lambda model: model, tool=True),
-    "delete beneath a clone": Operation(_with_clone, _delete("s1", "s3"), _loses("s1", "s3"), tool=True),
+    "flatten": Operation(_with_clone, _ensure(VolumeWish("copy", flatten=True)), lambda model: model, tool=False),
+    "delete beneath a clone": Operation(_with_clone, _delete("s1", "s3"), _loses("s1", "s3"), tool=False),
     "delete a clone": Operation(_with_clone, _remove("copy"), lambda model: {"vol": model["vol"]}, tool=False, removes=True),
-    "retention": Operation(_chain("raw"), _retain, _loses("s1", "s2"), tool=True),
+    "retention": Operation(_chain("raw"), _retain, _loses("s1", "s2"), tool=False),
     "snapshot and retention": Operation(
         _chain("raw"),
         _take_and_retain,
         _changes(lambda wanted: wanted.with_point("new").without("s1", "s2", "s3")),
-        tool=True,
+        tool=False,
         halfway=_changes(lambda wanted: wanted.with_point("new")),
     ),
     "create many": Operation(
@@ -345,7 +347,10 @@ OPERATIONS: dict[str, Operation] = {
         _three,
         _bulk(("vol", _delete("s1", "s4")), ("b", _delete("before", volume="b")), deletes=True),
         lambda model: {**model, "vol": model["vol"].without("s1", "s4"), "b": model["b"].without("before")},
-        tool=True,
+        tool=False,
         apart=True,
     ),
 }
+
+_BY_TOOL = ("delete oldest", "delete several, qcow2", "delete all", "delete with pull", "clone raw", "flatten")
+OPERATIONS.update({f"{name}, by qemu-img": replace(OPERATIONS[name], tool=True, by_tool=True) for name in _BY_TOOL})

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, TypeVar
 
+from engines import leave_to_qemu_img
 from property.world import candidates
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
@@ -122,6 +123,8 @@ class Sweep:
         for directory in (base / "prepared", base / "scratch", self.runs):
             directory.mkdir()
         self.judge = Judge(base / "scratch")
+        if operation.by_tool:
+            leave_to_qemu_img()
         qemu_img._program()  # asks for the version once, so that no run under the library does
         self.before: Model = operation.prepare(base / "prepared", base / "scratch")
         self.after: Model = operation.follow(self.before)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import moving
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, holding, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
@@ -256,9 +256,9 @@ def test_merges_of_much_data_hold_no_more_volumes_than_are_merged(
         if name != "quick":
             write(shares, name, value)
     wanted = {name: content(shares, name, tmp_path) for name in names}
-    commit, mutex, merging, most, given_back = qemu_img.commit, threading.Lock(), set(), [0], threading.Event()
+    commit, mutex, merging, most, given_back = moving.Mover.commit, threading.Lock(), set(), [0], threading.Event()
 
-    def takes_long(chain: qemu_img.OpenedChain, file: str, into: str, locks: tuple) -> None:
+    def takes_long(mover: moving.Mover, images: tuple, into: str) -> None:
         with mutex:
             merging.add(into)
             most[0] = max(most[0], len(merging))
@@ -267,11 +267,11 @@ def test_merges_of_much_data_hold_no_more_volumes_than_are_merged(
             if len(behind) == 4 and all(_can_be_locked(shares, name) for name in behind):
                 given_back.set()
             time.sleep(0.01)
-        commit(chain, file, into, locks)
+        commit(mover, images, into)
         with mutex:
             merging.discard(into)
 
-    monkeypatch.setattr(qemu_img, "commit", takes_long)
+    monkeypatch.setattr(moving.Mover, "commit", takes_long)
     results = bulk.run_all([deletion(shares, name, "s") for name in [*names, "quick"]], 2, Options())
     assert codes(results) == [""] * 7 and most[0] == 2
     assert {name: content(shares, name, tmp_path) for name in names} == wanted

@@ -178,15 +178,15 @@ def test_a_raw_volume_is_copied_and_never_looked_into(store: Store) -> None:
     assert (store.path / "larger").read_bytes() == (store.path / "vol").read_bytes() + bytes(16 * MIB)
 
 
-@pytest.mark.parametrize("size, programs", [(64 * MIB, 0), (80 * MIB, 0), (5 * TIB, 1)])
-def test_a_qcow2_volume(store: Store, size: int, programs: int) -> None:
+@pytest.mark.parametrize("size", [64 * MIB, 80 * MIB, 5 * TIB])
+def test_a_qcow2_volume(store: Store, size: int) -> None:
     """The last size needs a longer L1 table than the source's has room for."""
     store.present(size=64 * MIB, format="qcow2")
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 5 3M 2M", store.info()["path"]], check=True)
     before = command.STARTED.programs.get("qemu-img", 0)
     wish = VolumeWish("copy", size=size, format="qcow2")
     volumes.ensure_present(volumes.VolumeRequest(store.candidates, wish, SOURCE, Policy(0, 10**6)), Options())
-    assert (command.STARTED.programs.get("qemu-img", 0) > before) == bool(programs)
+    assert command.STARTED.programs.get("qemu-img", 0) == before
     subprocess.run(["qemu-img", "check", "-q", str(store.path / "copy")], check=True)
     compared = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "qcow2", str(store.path / "vol"), str(store.path / "copy")]
     subprocess.run(compared, check=True)  # a longer one is equal where the rest is zeros

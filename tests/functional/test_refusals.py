@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
+from engines import leave_to_qemu_img
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
@@ -220,6 +221,8 @@ def test_missing_or_old_qemu_img(volume: Store, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(qemu_img.command, "_STANDARD_PATH", str(tools))
     monkeypatch.setattr(qemu_img, "_version_checked", [])
     converted = {"source": volumes.SourceRequest("vol"), "format": "qcow2"}  # from raw
+    volume.present("converted", **converted)  # needs no qemu-img
+    leave_to_qemu_img(monkeypatch.setattr)
     refused(volume, errors.ToolMissing, lambda check: volume.present("copy", check=check, **converted), both=False)
     volume.present("copy", volumes.SourceRequest("vol"))  # needs no qemu-img
     volume.present("empty", size=MIB, format="qcow2")  # needs no qemu-img

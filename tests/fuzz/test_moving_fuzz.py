@@ -116,7 +116,7 @@ def judge(before: bytes, after: bytes, taken: int) -> None:
     end = max([*kinds, *(offset // cluster for offset in in_use)]) + 1
     if after[:cluster] != before[:cluster]:
         raise Finding("the header was changed")
-    if len(after) > max(len(before), end * cluster) + cluster * (taken + len(tables.l1) + taken // 100 + 8):
+    if len(after) > -(-len(before) // cluster) * cluster + cluster * (taken + len(tables.l1) + taken // 100 + 8):
         raise Finding("the file grew by more than was moved")
     now = Tables.of(after)
     # An L1 entry without an offset names nothing, whatever its other bits are: so QEMU reads it.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Iterator
 
@@ -99,6 +100,8 @@ def test_the_trace_sees_what_an_unsafe_tool_does(traced: runner.Runner, tmp_path
 def test_the_trace_sees_a_task(traced: runner.Runner, tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.honest()
+    compressed = ["qemu-io", "-f", "qcow2", "-c", "write -q -c 0 64k", str(scene.share / "vol.s1")]
+    subprocess.run(compressed, check=True)  # is left to qemu-img, so that a program is started
     answer = traced.run(scene, "delete")
     assert answer.code("delete") == OK
     names = {call.name for call in answer.calls}

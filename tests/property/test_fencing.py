@@ -262,6 +262,7 @@ class Watch:
 
     BY_NAME = ("rename", "link", "unlink")
     BY_DESCRIPTOR = ("pwrite", "ftruncate", "fchmod", "fchown")
+    BY_SECOND_DESCRIPTOR = ("copy_file_range",)
 
     def __init__(self, share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.share = str(share.resolve())
@@ -273,6 +274,8 @@ class Watch:
             monkeypatch.setattr(os, name, self._watched(getattr(os, name), self._named))
         for name in self.BY_DESCRIPTOR:
             monkeypatch.setattr(os, name, self._watched(getattr(os, name), self._opened))
+        for name in self.BY_SECOND_DESCRIPTOR:
+            monkeypatch.setattr(os, name, self._watched(getattr(os, name), lambda _source, target, *rest: self._opened(target)))
         monkeypatch.setattr(os, "fsync", self._long(os.fsync))
         monkeypatch.setattr(qemu_img, "_program", self._long(qemu_img._program))
         monkeypatch.setattr(command, "run", self._watched(command.run, lambda _argv, **_rest: "qemu-img"))

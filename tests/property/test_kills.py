@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from engines import leave_to_qemu_img
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
@@ -28,7 +29,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes impor
 from .world import World, candidates
 
 MIB = 1 << 20
-_CHANGING = ("pwrite", "fsync", "rename", "link", "unlink", "ftruncate", "mkdir")
+_CHANGING = ("pwrite", "copy_file_range", "fsync", "rename", "link", "unlink", "ftruncate", "mkdir")
 
 
 def _chain(share: Path, scratch: Path) -> World:
@@ -296,6 +297,7 @@ exec strace -f -qq -o /dev/null -e trace={calls} -e inject={calls}:signal=KILL:w
 @pytest.mark.parametrize("name", ["delete oldest", "delete middle", "delete newest", "delete several", "delete all", "delete with pull"])
 def test_qemu_img_killed_at_its_calls(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """qemu-img alone dies before the n-th call of one of its threads; the task fails, and the next one finishes the work."""
+    leave_to_qemu_img(monkeypatch.setattr)
     program = shutil.which("qemu-img")
     operation = BARE["delete middle" if name == "delete with pull" else name]
     killed = 0

@@ -18,6 +18,7 @@ _CHUNK = 4 << 20  # bytes that pass through this process at a time
 _SERVER_CHUNK = 64 << 20  # bytes that the kernel or the server is asked to copy at a time
 _GRAIN = 64 << 10  # bytes: runs of zeros this long are left out of what is written
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
+_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # fallocate(2)
 _MISSING = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 # What copy_file_range(2) says where it cannot work between these two files, on any kernel and file system so far.
 _NO_SERVER_COPY = (*_MISSING, errno.EXDEV, errno.EBADF, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.ENOTTY, errno.EIO)
@@ -25,12 +26,16 @@ _NO_SERVER_COPY = (*_MISSING, errno.EXDEV, errno.EBADF, errno.EPERM, errno.EACCE
 
 def fallocate(fd: int, size: int) -> bool:
     """Reserve ``size`` bytes; false where the file system cannot. :raises OSError: it can, and it failed (ENOSPC)."""
+    return _fallocate(fd, 0, 0, size)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)
     call = getattr(library, "fallocate64", None) or library.fallocate  # some C libraries have one name for both
     call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if call(fd, 0, 0, size) == 0:
+    if call(fd, mode, offset, length) == 0:
         return True
     number = ctypes.get_errno()
     if number in _MISSING:
@@ -46,10 +51,21 @@ def can_fallocate(fd: int) -> bool:
         os.ftruncate(fd, 0)
 
 
-def write_zeros(fd: int, size: int) -> None:
-    zeros = memoryview(bytes(_CHUNK))
+def write_zeros(fd: int, size: int, start: int = 0) -> None:
+    zeros = memoryview(bytes(min(size, _CHUNK)))
     for offset in range(0, size, _CHUNK):
-        write_all(fd, zeros[: size - offset], offset)
+        write_all(fd, zeros[: size - offset], start + offset)
+
+
+def make_hole(fd: int, offset: int, length: int) -> bool:
+    """Give the space of a part of a file back, which reads as zeros then; false where the file system cannot."""
+    return _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+
+
+def make_zeros(fd: int, offset: int, length: int) -> None:
+    """Let a part of a file read as zeros: as a hole, else written ones."""
+    if not make_hole(fd, offset, length):
+        write_zeros(fd, length, offset)
 
 
 def copy_data(source: int, target: int) -> None:
@@ -62,15 +78,39 @@ def copy_data(source: int, target: int) -> None:
         return
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
-    offset, by_kernel = 0, True
-    while offset < size:
-        offset, end = _next_data(source, offset, size)
-        if by_kernel:
-            offset = _copy_by_kernel(source, target, offset, end)
-            by_kernel = offset == end
-        if not _copy_by_hand(source, target, offset, end):
-            return
-        offset = end
+    Copier(source, target).copy(0, 0, size)
+
+
+class Copier:
+    """Copies parts of one opened file to another, holes as holes, with as few bytes through this process as possible."""
+
+    def __init__(self, source: int, target: int) -> None:
+        self._source = source
+        self._target = target
+        self._by_kernel = True
+
+    def copy(self, start: int, to: int, length: int, fresh: bool = True) -> None:
+        """Copy ``length`` bytes from offset ``start`` to offset ``to``; what lies behind the end of the source reads as zeros.
+
+        :param fresh: the target has nothing there yet, and reads as zeros.
+        :raises OSError: ENOSPC, a lost share.
+        """
+        offset, stop = start, start + length
+        while offset < stop:
+            data, end = _next_data(self._source, offset, stop)
+            if data > offset and not fresh:
+                make_zeros(self._target, to + offset - start, data - offset)
+            done = self._copy_data(data, to + data - start, end - data, fresh)
+            if done < end - data and not fresh:
+                make_zeros(self._target, to + data + done - start, end - data - done)
+            offset = end
+
+    def _copy_data(self, start: int, to: int, length: int, fresh: bool) -> int:
+        done = 0
+        if self._by_kernel:
+            done = _copy_by_kernel(self._source, self._target, start, to, length)
+            self._by_kernel = done == length
+        return done + _copy_by_hand(self._source, self._target, start + done, to + done, length - done, fresh)
 
 
 def _reflink(source: int, target: int) -> bool:
@@ -83,37 +123,39 @@ def _reflink(source: int, target: int) -> bool:
     return True
 
 
-def _copy_by_kernel(source: int, target: int, offset: int, end: int) -> int:
-    """Copy without moving the bytes through this process; returns the offset up to which it worked.
+def _copy_by_kernel(source: int, target: int, start: int, to: int, length: int) -> int:
+    """Copy without moving the bytes through this process; returns how many it did.
 
     :raises OSError: it is not about this way to copy (ENOSPC, a lost share).
     """
-    while offset < end:
+    done = 0
+    while done < length:
         try:
-            done = os.copy_file_range(source, target, min(_SERVER_CHUNK, end - offset), offset, offset)
+            some = os.copy_file_range(source, target, min(_SERVER_CHUNK, length - done), start + done, to + done)
         except AttributeError:  # a C library without it
             break
         except OSError as error:
             if error.errno not in _NO_SERVER_COPY:
                 raise
             break
-        if not done:  # some kernels copy nothing and call it a success
+        if not some:  # the end of the source, or a kernel that copies nothing and calls it a success
             break
-        offset += done
-    return offset
+        done += some
+    return done
 
 
-def _copy_by_hand(source: int, target: int, offset: int, end: int) -> bool:
-    """Read and write, without the zeros: where holes cannot be told from data, they must not be filled. False at the end of
-    the source."""
-    while offset < end:
-        block = os.pread(source, min(_CHUNK, end - offset), offset)
+def _copy_by_hand(source: int, target: int, start: int, to: int, length: int, fresh: bool) -> int:
+    """Read and write; returns how many bytes there were. Where the target reads as zeros, these are left out: a file system
+    that cannot tell holes from data must not fill them."""
+    done = 0
+    while done < length:
+        block = os.pread(source, min(_CHUNK, length - done), start + done)
         if not block:
-            return False
-        for first, last in _written_runs(block):
-            write_all(target, memoryview(block)[first:last], offset + first)
-        offset += len(block)
-    return True
+            break
+        for first, last in _written_runs(block) if fresh else [(0, len(block))]:
+            write_all(target, memoryview(block)[first:last], to + done + first)
+        done += len(block)
+    return done
 
 
 def _written_runs(block: bytes) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from ..model import Image
 from ..plan.steps import Commit, CopyImage, CreateClone, CreateImage, CreateOverlay, Grow, Pull, ReplaceOverlay, Repoint, SetAttributes, Step, Truncate
 from ..store import in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
-from . import allocate, qemu_img
+from . import allocate, moving, qemu_img
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Guard:
             self._fds[file] = fd
             if share.locks_visible:
                 in_use.hold(fd, file, share.label)
+
+    def __contains__(self, file: object) -> bool:
+        return file in self._fds
 
     def held(self, files: Iterable[str]) -> list[str]:
         return [file for file in files if file in self._fds]
@@ -163,14 +166,21 @@ class OfflineEngine:
             self._own(fd, step)
             if self._copy_as_it_is(fd, step, source):
                 return
-            if step.format == "raw":
-                os.ftruncate(fd, step.size)
-            else:
-                qcow2.write_image(fd, step.size)
+            self._make_empty(fd, step)
+            if _suited(lambda: moving.Mover(source.directory).copy(source.images, fd, step.format)):
+                return
+            os.ftruncate(fd, 0)
+            self._make_empty(fd, step)
             with qemu_img.OpenedChain(source.directory, source.images) as chain:
                 qemu_img.convert(chain, fd, step.format, self._locks)
 
         self._new_file(volume, step.file, fill)
+
+    def _make_empty(self, fd: int, step: CopyImage) -> None:
+        if step.format == "raw":
+            os.ftruncate(fd, step.size)
+        else:
+            qcow2.write_image(fd, step.size)
 
     def _copy_as_it_is(self, fd: int, step: CopyImage, source: CopySource) -> bool:
         """Copy a source that is one file of the same format as the clone, without looking at what it holds. False where it is
@@ -236,6 +246,10 @@ class OfflineEngine:
         info = info_file.read(self._directory, volume)
         return inventory.walk(self._directory, volume, file, info, record)
 
+    def _by_ourselves(self, move: Callable[[moving.Mover], None]) -> bool:
+        """Move clusters without qemu-img; false where the images are not plain enough for that, and qemu-img can do it all."""
+        return _suited(lambda: move(moving.Mover(self._directory, self._guard)))
+
     def _repoint(self, step: Repoint, _volume: str) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
             self._codec(step.file, lambda: qcow2.repoint(fd, step.backing_file, step.backing_format))
@@ -284,19 +298,37 @@ class OfflineEngine:
 
     def _commit(self, step: Commit, volume: str) -> None:
         images = self._chain(volume, step.file)
+        if self._by_ourselves(lambda mover: mover.commit(images, step.into)):
+            return
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into]) as chain:
             qemu_img.commit(chain, step.file, step.into, self._locks)
 
     def _pull(self, step: Pull, volume: str) -> None:
         images = self._chain(volume, step.file)
+        if self._by_ourselves(lambda mover: self._pull_clusters(mover, images, step)):
+            return
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
+
+    def _pull_clusters(self, mover: moving.Mover, images: tuple[Image, ...], step: Pull) -> None:
+        mover.pull(images, step.backing_file)
+        with self._directory.root.opened(step.file, write=True) as fd:
+            qcow2.repoint(fd, step.backing_file, step.backing_format)
 
     def _set_attributes(self, step: SetAttributes, _volume: str) -> None:
         self._directory.verify(step.file)
         with self._directory.root.opened(step.file) as fd:
             set_ownership(fd, step.uid, step.gid, step.mode)
             self._directory.pace.sync_file(fd)
+
+
+def _suited(move: Callable[[], None]) -> bool:
+    """Move clusters; false where the images are not plain, or not in order, which is for qemu-img to say."""
+    try:
+        move()
+    except qcow2.Qcow2Error:
+        return False
+    return True
 
 
 def _is_whole(fd: int) -> bool:

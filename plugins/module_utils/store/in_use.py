@@ -19,6 +19,7 @@ from ..model import Share
 
 _OFD_GETLK, _OFD_SETLK = 36, 37  # <fcntl.h>; Python has names for them from 3.9 on
 _LOCK_BYTES = (101, 201)
+_READERS_BYTES = (100, 201)
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock where off_t is 64 bits wide
 
 
@@ -44,6 +45,22 @@ def hold(fd: int, file: str, label: str) -> None:
                 raise
             release(fd)
             raise met(file, label) from error
+
+
+def hold_for_reading(fd: int, file: str, label: str) -> None:
+    """Take the lock bytes of who only reads an image: others may read it too, and nobody gets to write it.
+
+    :raises InUse: somebody on this host or another has it open for writing.
+    """
+    for byte in _READERS_BYTES:
+        try:
+            fcntl.fcntl(fd, _OFD_SETLK, _request(fcntl.F_RDLCK, byte))
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise met(file, label) from error
+    if _is_held(fd, _LOCK_BYTES[0]):
+        raise met(file, label)
 
 
 def met(file: str, label: str) -> InUse:

@@ -51,15 +51,15 @@ def test_each_choice_moves_what_it_must(tables: list, onto: bool) -> None:
             under.update(cells(one))
         pulled = [kind for where, kind in under.items() if where not in above and where not in cells(layers[index]) and (kind == 1 or onto)]
         assert estimate.commit >= CLUSTER * sum(kind == 1 for kind in above.values())
-        assert estimate.pull >= CLUSTER * len(pulled)
+        assert estimate.pull >= CLUSTER * sum(kind == 1 for kind in pulled)
         assert (estimate.commit == 0) == (not above)
 
 
 def test_tables_are_counted() -> None:
     known = {"base": row(1, 0, 0, 0, 0, 0), "top": row(0, 1, 1, 0, 1, 0)}
     keeping_base, keeping_top = cost.estimates(["base", "top"], False, known) or []
-    assert keeping_base == Estimate(commit=CLUSTER * (3 + 1 + 1), pull=0)  # data, one L2 table, one block of reference counts
-    assert keeping_top == Estimate(commit=0, pull=CLUSTER * (1 + 2 + 1))  # data, two tables with its request, the header
+    assert keeping_base == Estimate(commit=CLUSTER * 3 + 4 * 8, pull=0)  # data, entries from the first to the last
+    assert keeping_top == Estimate(commit=0, pull=CLUSTER + 8 + 512)  # data, an entry, a sector of the header
 
 
 def test_what_is_overwritten_in_its_place_changes_no_table() -> None:
@@ -71,8 +71,10 @@ def test_zeros_take_no_room_but_hide() -> None:
     known = {"base": row(1, 1, 0, 0, 0, 0), "top": row(2, 2, 0, 0, 0, 0)}
     assert cost.committed_into_raw(["top"], known) == 0
     assert cost.committed_into_raw(["base", "top"], known) == 0
-    assert cost.pulled(["base"], ["top"], False, known) == CLUSTER  # the header alone
-    assert cost.pulled(["top"], ["base"], True, {"top": row(0, 0, 2, 2, 0, 0), "base": known["base"]}) == CLUSTER * (2 + 2 + 1)
+    assert cost.pulled(["base"], ["top"], False, known) == 512  # the header alone
+    zeros = {"top": row(0, 0, 2, 2, 0, 0), "base": known["base"]}
+    assert cost.pulled(["top"], ["base"], True, zeros) == 2 * 8 + 512  # entries that hide what lies beneath
+    assert cost.pulled(["top"], ["base"], False, zeros) == 512
 
 
 def test_unknown_is_unknown() -> None:

@@ -84,8 +84,8 @@ def test_the_file_with_most_visible_clusters_stays() -> None:
     known = clusters(s1=[0, 1], s2=[1, 2, 3, 4, 5])
     plan = delete_snapshots(volume(8, 8, 8, 8), ["s2"], known)
     assert brief(plan.steps) == [("pull", "v.s2", "v"), ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}), ("unlink", "v.s1")]
-    data, tables_and_header = KIB64, 3 * KIB64
-    assert [step.bytes for step in plan.steps if isinstance(step, Pull)] == [data + tables_and_header]
+    data, entry_and_header = KIB64, 8 + 512
+    assert [step.bytes for step in plan.steps if isinstance(step, Pull)] == [data + entry_and_header]
 
 
 def test_a_pivot_between_two_others_commits_first_and_pulls_then() -> None:

@@ -16,6 +16,7 @@ from .layout import (
     EXT_DATA_FILE,
     EXT_ENCRYPTION,
     EXT_END,
+    EXT_FEATURE_NAMES,
     EXTENSION,
     FIELDS,
     FIELDS_OF_3,
@@ -60,6 +61,7 @@ class Header:
     bitmaps: bool
     dirty: bool
     extended_l2: bool
+    unknown_extensions: bool  # header extensions that may lead to clusters in ways that only others know
 
     @property
     def cluster_size(self) -> int:
@@ -199,6 +201,7 @@ def _parse(data: bytes, file_size: int) -> Header:
         extensions.bitmaps,
         bool(incompatible & _DIRTY),
         bool(incompatible & _EXTENDED_L2),
+        extensions.unknown,
     )
     _check_geometry(header, refcount_offset, refcount_clusters, file_size)
     if snapshots_offset % cluster_size:
@@ -240,6 +243,7 @@ class _Extensions:
     format_offset: int | None
     backing_format: str | None
     bitmaps: bool
+    unknown: bool
 
 
 def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
@@ -267,7 +271,8 @@ def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
     format_offset, name = found.get(EXT_BACKING_FORMAT, (None, b""))
     if format_offset is not None and name not in (b"raw", b"qcow2"):
         raise Qcow2Error(f"its backing format {name[:16]!r} is neither raw nor qcow2")
-    return _Extensions(offset, offset < limit, format_offset, name.decode("ascii") or None, EXT_BITMAPS in found)
+    unknown = not found.keys() <= {EXT_BACKING_FORMAT, EXT_BITMAPS, EXT_FEATURE_NAMES}
+    return _Extensions(offset, offset < limit, format_offset, name.decode("ascii") or None, EXT_BITMAPS in found, unknown)
 
 
 def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str | None:

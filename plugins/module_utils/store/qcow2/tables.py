@@ -35,7 +35,16 @@ def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, by
 
 
 def _l2_tables(fd: int, header: Header, most: int) -> dict[int, int] | None:
-    """Section "L1 and L2 tables": L1 index → offset of the L2 table; None where there are more than ``most``."""
+    """L1 index → offset of the L2 table; None where there are more than ``most``."""
+    entries = l1_table(fd, header, most)
+    return None if entries is None else {index: entry & _OFFSET for index, entry in entries.items()}
+
+
+def l1_table(fd: int, header: Header, most: int) -> dict[int, int] | None:
+    """Section "L1 and L2 tables": L1 index → entry, of those that name an L2 table; None where there are more than ``most``.
+
+    :raises Qcow2Error: L2 tables lie behind the end of the file, at impossible places, or several times in the L1 table.
+    """
     found = {}
     last = os.fstat(fd).st_size - header.cluster_size
     for first in range(0, header.l1_entries, _CHUNK // 8):
@@ -49,10 +58,10 @@ def _l2_tables(fd: int, header: Header, most: int) -> dict[int, int] | None:
             if offset % header.cluster_size or offset > last:
                 raise Qcow2Error("an L2 table is not where the format wants it, or behind the end of the file")
             if offset:
-                found[index] = offset
+                found[index] = entry
             if len(found) > most:
                 return None
-    if len(set(found.values())) < len(found):
+    if len({entry & _OFFSET for entry in found.values()}) < len(found):
         raise Qcow2Error("two entries of its L1 table share an L2 table")
     return found
 

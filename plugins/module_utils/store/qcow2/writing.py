@@ -50,12 +50,13 @@ def write_image(fd: int, size: int, backing_file: str | None = None, backing_for
     name_offset = FIELDS.size + FIELDS_OF_3.size + len(extensions) if name else 0
     header = FIELDS.pack(MAGIC, 3, name_offset, len(name), _CLUSTER_BITS, size, 0, l1_entries, 3 * _CLUSTER, _CLUSTER, 1, 0, 0)
     os.ftruncate(fd, used * _CLUSTER)
-    _write(fd, struct.pack(f">{used}H", *([1] * used)), 2 * _CLUSTER)
-    _write(fd, struct.pack(">Q", 2 * _CLUSTER), 1 * _CLUSTER)
-    _write(fd, header + FIELDS_OF_3.pack(0, 0, 0, 4, FIELDS.size + FIELDS_OF_3.size) + extensions + name, 0)
+    write_whole(fd, struct.pack(f">{used}H", *([1] * used)), 2 * _CLUSTER)
+    write_whole(fd, struct.pack(">Q", 2 * _CLUSTER), 1 * _CLUSTER)
+    write_whole(fd, header + FIELDS_OF_3.pack(0, 0, 0, 4, FIELDS.size + FIELDS_OF_3.size) + extensions + name, 0)
 
 
-def _write(fd: int, data: bytes, offset: int) -> None:
+def write_whole(fd: int, data: bytes, offset: int) -> None:
+    """Write a few bytes. :raises OSError: they were not taken whole."""
     if os.pwrite(fd, data, offset) != len(data):
         raise OSError(errno.ENOSPC, "a few bytes could not be written whole")
 
@@ -67,8 +68,8 @@ def _backing_format_extension(backing_format: str | None) -> bytes:
     return EXTENSION.pack(EXT_BACKING_FORMAT, len(body)) + body.ljust(8, b"\0")
 
 
-def repoint(fd: int, backing_file: str, backing_format: str) -> None:
-    """Make an image name another backing file, so that a crash leaves the old name or the new one, never a mixture.
+def repoint(fd: int, backing_file: str | None, backing_format: str | None) -> None:
+    """Make an image name another backing file, or none, so that a crash leaves the old name or the new one, never a mixture.
 
     Where name and extensions fit the first sector it is rewritten at once. In other headers (qemu-img's own) the new name
     goes to free space in the header cluster first and is synced; then offset, length and format switch in one sector.
@@ -76,6 +77,9 @@ def repoint(fd: int, backing_file: str, backing_format: str) -> None:
     :raises Qcow2Error: the header is not valid, or has no room for the new name. Nothing was written.
     """
     header = read_header(fd)
+    if backing_file is None or backing_format is None:
+        _leave(fd, header)
+        return
     name = backing_file.encode("utf-8")
     if not 0 < len(name) <= MAX_BACKING_NAME:
         raise Qcow2Error("a backing name has 1 to 1023 bytes")
@@ -91,10 +95,22 @@ def repoint(fd: int, backing_file: str, backing_format: str) -> None:
         sector[offset:] = name.ljust(SECTOR - offset, b"\0")
     else:
         offset = _free_space(header, end, len(name))
-        _write(fd, name, offset)
+        write_whole(fd, name, offset)
         os.fsync(fd)
     struct.pack_into(">QI", sector, 8, offset, len(name))
-    _write(fd, bytes(sector), 0)
+    write_whole(fd, bytes(sector), 0)
+    os.fsync(fd)
+
+
+def _leave(fd: int, header: Header) -> None:
+    """Make an image name no backing file, with one sector's write."""
+    sector = _first_sector(fd, header)
+    if header.extensions_end + EXTENSION.size > SECTOR:
+        raise Qcow2Error("its header extensions do not fit the first sector")
+    end = _drop_extension(sector, header, EXT_BACKING_FORMAT)
+    sector[end : end + EXTENSION.size] = EXTENSION.pack(EXT_END, 0)
+    struct.pack_into(">QI", sector, 8, 0, 0)
+    write_whole(fd, bytes(sector), 0)
     os.fsync(fd)
 
 
@@ -117,21 +133,21 @@ def _put_format(sector: bytearray, header: Header, backing_format: str) -> int:
         return header.extensions_end
     end, needed = header.extensions_end, len(extension) + EXTENSION.size
     if header.format_offset is None and end <= SECTOR < end + needed:
-        end = _drop_feature_names(sector, header)  # qemu-img fills the sector to its end where there is no backing file
+        end = _drop_extension(sector, header, EXT_FEATURE_NAMES)  # only serves messages; qemu-img fills the sector with it
     if header.format_offset is not None or end + needed > SECTOR:
         raise Qcow2Error("its header extensions leave no room for the backing format")
     sector[end : end + len(extension)] = extension
     return end + len(extension)
 
 
-def _drop_feature_names(sector: bytearray, header: Header) -> int:
-    """Take out section "Feature name table", which only serves messages; returns where the list's end marker goes then."""
+def _drop_extension(sector: bytearray, header: Header, unwanted: int) -> int:
+    """Take a header extension out of the first sector; returns where the list's end marker goes then."""
     offset = FIELDS.size if header.version == 2 else struct.unpack_from(">I", sector, FIELDS.size + FIELDS_OF_3.size - 4)[0]
     end = header.extensions_end
     while offset < end:
         kind, length = EXTENSION.unpack_from(sector, offset)
         size = EXTENSION.size + (length + 7) // 8 * 8
-        if kind == EXT_FEATURE_NAMES:
+        if kind == unwanted:
             sector[offset:end] = sector[offset + size : end] + bytes(min(size, end - offset))
             return end - min(size, end - offset)
         offset += size
@@ -173,6 +189,6 @@ def grow(fd: int, size: int) -> bool:
     sector = _first_sector(fd, header)
     struct.pack_into(">Q", sector, 24, size)
     struct.pack_into(">I", sector, 36, max(needed, header.l1_entries))
-    _write(fd, bytes(sector), 0)
+    write_whole(fd, bytes(sector), 0)
     os.fsync(fd)
     return True

@@ -1,0 +1,283 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Moves clusters between the files of a chain without qemu-img: commits, pulls, and clones of chains.
+
+The tables of all layers say which file has each cluster's data; the kernel or the share's server copies it from there to
+its place, without a byte passing through this process, and shares the blocks where the file system can. What is not plain
+(see :mod:`clusters`) raises :class:`Unsuited` before anything is written, and is left to qemu-img.
+
+Whatever is interrupted leaves the images showing what they showed: clusters come to a file that shows them already, or go
+to one into which only files above it look that have them too. So it can be done again from the start.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Callable, Container, Iterable, Iterator, NamedTuple, Sequence, Union
+
+from ..model import Image
+from ..store import in_use
+from ..store.directory import ShareDirectory
+from ..store.qcow2 import grow, read_header
+from ..store.qcow2.clusters import MOST_TABLE_BYTES, ZEROS, QcowLayer, RawLayer, Run, Unsuited
+from ..store.qcow2.filling import Filling, Place
+from . import allocate
+
+Layer = Union[QcowLayer, RawLayer]
+_CLUSTER = 64 << 10  # bytes at a time where no layer has clusters
+
+
+class RawFilling:
+    """A raw image that takes clusters in, each at its own place. :param fresh: the file reads as zeros throughout."""
+
+    def __init__(self, cluster_size: int, fresh: bool) -> None:
+        self.cluster_size = cluster_size
+        self._fresh = fresh
+        self._covered = cluster_size * (cluster_size // 8)
+
+    def place(self, index: int, position: int, count: int, _zeros: bool) -> Iterator[Place]:
+        yield Place(position, count, index * self._covered + position * self.cluster_size, self._fresh)
+
+    def restart(self) -> None:
+        """As of :class:`Filling`; nothing is remembered here."""
+
+
+Filler = Union[Filling, RawFilling]
+
+
+class Piece(NamedTuple):
+    """Adjacent clusters of one layer: position of the first in its table, how many, number of the layer, offset in its file or
+    ZEROS."""
+
+    position: int
+    clusters: int
+    layer: int
+    start: int
+
+
+class _Copy(NamedTuple):
+    """Bytes that go from a layer's offset ``start`` (ZEROS: they are zeros) to the target's offset ``to``."""
+
+    layer: int
+    start: int
+    to: int
+    length: int
+    fresh: bool
+
+    def and_then(self, other: _Copy) -> _Copy | None:
+        """Both as one, where they are adjacent."""
+        goes_on = other.start == (ZEROS if self.start == ZEROS else self.start + self.length)
+        if goes_on and (self.layer, self.fresh, self.to + self.length) == (other.layer, other.fresh, other.to):
+            return self._replace(length=self.length + other.length)
+        return None
+
+
+class Layers:
+    """Opened layers that lie on each other, top first, and what they hold together up to ``size`` bytes.
+
+    :param beneath: sizes of files under them. :raises Unsuited: clusters of different sizes, or a file that is shorter than one
+        beneath it: what it hides there is in no table.
+    """
+
+    def __init__(self, layers: Sequence[Layer], size: int, beneath: Sequence[int] = ()) -> None:
+        self.layers = layers
+        self.size = size
+        self.cluster_size = layers[0].cluster_size
+        sizes = [min(length, size) for length in (*(layer.size for layer in layers), *beneath)]
+        if any(layer.cluster_size != self.cluster_size for layer in layers) or sizes != sorted(sizes, reverse=True):
+            raise Unsuited("its layers have clusters of different sizes, or one is shorter than what it rests on")
+        self._per_table = self.cluster_size // 8
+
+    def indices(self) -> list[int]:
+        found = {index for layer in self.layers for index in layer.indices()}
+        return sorted(index for index in found if index * self._per_table * self.cluster_size < self.size)
+
+    def pieces(self, index: int, held: Iterable[Run] = ()) -> Iterator[Piece]:
+        """What the layers hold of a table, in order, without what lies under ``held``."""
+        origins: list[tuple[int, Run]] = [(0, Run(0, 0, ZEROS))]  # the first stands for nothing
+        shown = array.array("I", bytes(4 * self._per_table))  # number of the origin of each cluster
+        for number in range(len(self.layers) - 1, -1, -1):
+            for run in self.layers[number].runs(index):
+                shown[run.position : run.position + run.clusters] = array.array("I", [len(origins)]) * run.clusters
+                origins.append((number, run))
+        covers = list(held)
+        for run in covers:
+            shown[run.position : run.position + run.clusters] = array.array("I", [0]) * run.clusters
+        ends = {end for run in (*covers, *(run for _layer, run in origins)) for end in (run.position, run.position + run.clusters)}
+        most = -(-self.size // self.cluster_size) - index * self._per_table
+        bounds = sorted(min(end, most) for end in ends)
+        for position, end in zip(bounds, bounds[1:]):
+            layer, run = origins[shown[position]] if position < end else origins[0]
+            if run.clusters:
+                offset = ZEROS if run.start == ZEROS else run.start + (position - run.position) * self.cluster_size
+                yield Piece(position, end - position, layer, offset)
+
+    def copies(self, index: int, piece: Piece, filling: Filler) -> Iterator[_Copy]:
+        """The bytes of a piece and their places: those within the size, and within their layer.
+
+        :raises Unsuited: the rest of a cluster would have to be filled up, or as of :meth:`Filling.place`.
+        """
+        for position, count, to, fresh in filling.place(index, piece.position, piece.clusters, piece.start == ZEROS):
+            if to == ZEROS:
+                continue
+            start = (index * self._per_table + position) * self.cluster_size
+            within = min(count * self.cluster_size, self.size - start)
+            if piece.start == ZEROS:
+                yield _Copy(piece.layer, ZEROS, to, within, fresh)
+                continue
+            length = min(within, self.layers[piece.layer].size - start)
+            if length < within and not fresh:
+                raise Unsuited("the last cluster of a shorter file would have to be filled up")
+            yield _Copy(piece.layer, piece.start + (position - piece.position) * self.cluster_size, to, length, fresh)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """One merge or copy: what comes from ``layers`` into the file ``target``.
+
+    :param filling: finds the places there.
+    :param keep: what the target holds stays, as the upper one. Otherwise it is overwritten, as the lower one.
+    :param sync: returns when everything written to the target is durable. :param verify: raises where the task may not go on.
+    """
+
+    layers: Layers
+    target: int
+    filling: Filler
+    keep: bool
+    sync: Callable[[], None]
+    verify: Callable[[], None]
+
+    def check(self) -> None:
+        """:raises Unsuited: it cannot be done here. Nothing was written."""
+        filling = self.filling
+        if filling.cluster_size != self.layers.cluster_size:
+            raise Unsuited("its clusters are of another size than those of the layers")
+        moved = [0] * len(self.layers.layers)
+        for index in self.layers.indices():
+            for run in self._copies(index):
+                moved[run.layer] += run.length if run.start != ZEROS else 0
+        if any(length > os.fstat(layer.fd).st_size for length, layer in zip(moved, self.layers.layers)):
+            raise Unsuited("its tables lead to the same clusters many times")
+        if isinstance(filling, Filling):
+            filling.require_room()
+
+    def run(self) -> None:
+        """Do it, durably. :raises OSError: ENOSPC, a lost share; it can be done again from the start."""
+        self.verify()
+        filling = self.filling
+        filling.restart()
+        copiers = [allocate.Copier(layer.fd, self.target) for layer in self.layers.layers]
+        if isinstance(filling, Filling):
+            filling.begin()
+        for index in self.layers.indices():
+            for run in self._copies(index):
+                if run.start != ZEROS:
+                    copiers[run.layer].copy(run.start, run.to, run.length, run.fresh)
+                elif not run.fresh:
+                    allocate.make_zeros(self.target, run.to, run.length)
+            if isinstance(filling, Filling) and filling.is_full:
+                self._finish()
+        self._finish()
+
+    def _copies(self, index: int) -> Iterator[_Copy]:
+        """What is to be copied for a table, adjacent parts as one."""
+        held = self.filling.holds(index) if self.keep and isinstance(self.filling, Filling) else ()
+        last: _Copy | None = None
+        for piece in self.layers.pieces(index, held):
+            for one in self.layers.copies(index, piece, self.filling):
+                joined = last.and_then(one) if last else None
+                if last and not joined:
+                    yield last
+                last = joined or one
+        if last:
+            yield last
+
+    def _finish(self) -> None:
+        self.verify()
+        if isinstance(self.filling, RawFilling):
+            self.sync()
+            return
+        for start, length in self.filling.finish(self.sync):
+            allocate.make_hole(self.target, start, length)
+
+
+class Mover:
+    """Merges and copies on one share; each method raises :class:`Unsuited`, before it wrote anything, where it cannot.
+
+    :param held: files whose lock bytes the task holds; those of others that it reads are taken for reading.
+    """
+
+    def __init__(self, directory: ShareDirectory, held: Container[str] = ()) -> None:
+        self._directory = directory
+        self._held = held
+
+    def commit(self, images: Sequence[Image], into: str) -> None:
+        """Write what the files above ``into`` hold into it, and let it have the size of the topmost.
+
+        :param images: the chain, top first. :raises Unsuited: nothing was done, but that ``into`` may have grown, as it does first.
+        """
+        position = [image.file for image in images].index(into)
+        lower, size = images[position], images[0].size
+        with ExitStack() as stack:
+            layers = Layers(self._open(stack, images[:position]), size, [lower.size])
+            target = stack.enter_context(self._directory.root.opened(into, write=True))
+            if lower.format == "raw":
+                move = self._move(layers, target, into, RawFilling(layers.cluster_size, fresh=False))
+            else:
+                if lower.size < size and not grow(target, size):
+                    raise Unsuited("qemu-img has to make it larger")
+                move = self._move(layers, target, into, Filling(target, hides=lower.backing_file is not None))
+            move.check()
+            if lower.format == "raw" and lower.size < size:
+                os.ftruncate(target, size)
+            move.run()
+
+    def pull(self, images: Sequence[Image], below: str | None) -> None:
+        """Copy into the topmost file what it shows of the files down to ``below`` (not included; None: of all).
+
+        :param images: the chain, top first.
+        """
+        files = [image.file for image in images]
+        position = files.index(below) if below else len(files)
+        with ExitStack() as stack:
+            target = stack.enter_context(self._directory.root.opened(files[0], write=True))
+            cluster_size = read_header(target).cluster_size
+            opened = self._open(stack, images[1:position], cluster_size)
+            layers = Layers(opened, images[0].size, [image.size for image in images[position:]])
+            move = self._move(layers, target, files[0], Filling(target, hides=below is not None), keep=True)
+            move.check()
+            move.run()
+
+    def copy(self, images: Sequence[Image], target: int, image_format: str) -> None:
+        """Copy what a chain shows into an empty, large enough image that nobody knows yet; the caller makes it durable."""
+        cluster_size = read_header(target).cluster_size if image_format == "qcow2" else None
+        with ExitStack() as stack:
+            layers = Layers(self._open(stack, images, cluster_size), images[0].size)
+            filling: Filler = RawFilling(layers.cluster_size, fresh=True) if image_format == "raw" else Filling(target, hides=False)
+            move = _Move(layers, target, filling, False, lambda: None, lambda: self._directory.verify(images[0].file))
+            move.check()
+            move.run()
+
+    def _move(self, layers: Layers, target: int, file: str, filling: Filler, keep: bool = False) -> _Move:
+        return _Move(layers, target, filling, keep, lambda: self._directory.pace.sync_file(target), lambda: self._directory.verify(file))
+
+    def _open(self, stack: ExitStack, images: Sequence[Image], cluster_size: int | None = None) -> list[Layer]:
+        layers: list[Layer] = []
+        for image in images:
+            fd = stack.enter_context(self._directory.root.opened(image.file))
+            if image.file not in self._held and self._directory.share.locks_visible:
+                in_use.hold_for_reading(fd, image.file, self._directory.share.label)
+            if image.format == "raw":
+                layers.append(RawLayer(fd, cluster_size or (layers[-1].cluster_size if layers else _CLUSTER)))
+                continue
+            layer = QcowLayer(fd)
+            if layer.header.backing_file != image.backing_file:
+                raise Unsuited("it names another backing file than a moment ago")
+            layers.append(layer)
+        if sum(layer.table_bytes for layer in layers if isinstance(layer, QcowLayer)) > MOST_TABLE_BYTES:
+            raise Unsuited("the layers have too many L2 tables")
+        return layers

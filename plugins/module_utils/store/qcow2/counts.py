@@ -1,0 +1,103 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The reference counts of a plain qcow2 image: section "Host cluster management" of QEMU's docs/interop/qcow2."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Iterator, Mapping
+
+from .clusters import OFFSET, Unsuited, big_endian
+from .layout import AUTOCLEAR_AT, FIELDS, FIELDS_OF_3
+from .reading import Header
+from .writing import write_whole
+
+_TABLE = struct.Struct(">QI")  # offset of the refcount table and its clusters, at byte 48
+_TABLE_AT = 48
+_ORDER = struct.Struct(">I")
+_ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8
+_SIXTEEN_BITS = 4  # log2 of the width of a count, which is what version 2 has and QEMU makes
+_ONE = b"\0\1"
+
+
+class Counts:
+    """The refcount table of an opened image; blocks are read when they are needed.
+
+    :raises Unsuited: counts of another width, blocks at impossible places, features that a writer would have to care for.
+    """
+
+    def __init__(self, fd: int, header: Header) -> None:
+        self._fd = fd
+        self._cluster_size = header.cluster_size
+        self._per_block = header.cluster_size // len(_ONE)
+        start = os.pread(fd, FIELDS.size + FIELDS_OF_3.size, 0)
+        if header.version == 3:
+            (order,), (autoclear,) = _ORDER.unpack_from(start, _ORDER_AT), struct.unpack_from(">Q", start, AUTOCLEAR_AT)
+            if order != _SIXTEEN_BITS or autoclear:
+                raise Unsuited("its reference counts are not of 16 bits, or it has features that a writer would end")
+        self._offset, clusters = _TABLE.unpack_from(start, _TABLE_AT)
+        length = clusters * header.cluster_size
+        data = os.pread(fd, length, self._offset)
+        if len(data) < length:
+            raise Unsuited("its table of reference counts is cut short")
+        self._blocks = big_endian(data)
+        last = os.fstat(fd).st_size - header.cluster_size
+        for entry in self._blocks:
+            if entry and (entry & ~OFFSET or entry % header.cluster_size or entry > last):
+                raise Unsuited("a block of reference counts is not where it can be")
+
+    def clusters(self) -> Iterator[int]:
+        """Numbers of the clusters that the table and its blocks take."""
+        first = self._offset // self._cluster_size
+        yield from range(first, first + len(self._blocks) * 8 // self._cluster_size)
+        for entry in self._blocks:
+            if entry:
+                yield entry // self._cluster_size
+
+    def end(self) -> int:
+        """Number of the first cluster of which, and of all behind it, the count is zero."""
+        for index in range(len(self._blocks) - 1, -1, -1):
+            if self._blocks[index]:
+                counts = os.pread(self._fd, self._cluster_size, self._blocks[index]).rstrip(b"\0")
+                if counts:
+                    return index * self._per_block + -(-len(counts) // len(_ONE))
+        return 0
+
+    def blocks_for(self, first: int, end: int) -> tuple[int, dict[int, int]]:
+        """What counting the clusters from ``first`` to ``end`` (not included) takes: the end with the clusters of new blocks
+        included, and their places in the table with their offsets.
+
+        :raises Unsuited: the table is too short.
+        """
+        new: dict[int, int] = {}
+        index = first // self._per_block
+        while first < end and index * self._per_block < end:
+            if index >= len(self._blocks):
+                raise Unsuited("its table of reference counts is full")
+            if not self._blocks[index]:
+                new[index] = end * self._cluster_size
+                end += 1
+            index += 1
+        return end, new
+
+    def write(self, first: int, end: int, new: Mapping[int, int]) -> None:
+        """Count each of the clusters once, and those behind them no more, which nothing leads to.
+
+        :param new: what :meth:`blocks_for` told.
+        """
+        stop = max(end, self.end())
+        for index in range(first // self._per_block, -(-stop // self._per_block)):
+            start = index * self._per_block
+            low, high = max(first, start), min(stop, start + self._per_block)
+            ones = max(0, min(end, high) - low)
+            offset = new.get(index) or self._blocks[index]
+            if offset:
+                write_whole(self._fd, _ONE * ones + bytes((high - low - ones) * len(_ONE)), offset + (low - start) * len(_ONE))
+
+    def publish(self, new: Mapping[int, int]) -> None:
+        """Make new blocks, durable by now, part of the table."""
+        for index, offset in new.items():
+            self._blocks[index] = offset
+            write_whole(self._fd, offset.to_bytes(8, "big"), self._offset + index * 8)
