@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace
-from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clusters import big_endian
+from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clusters import QcowLayer, big_endian
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.filling import Filling
 
 from .moving_world import CLEAN, KIB, LEAKS, OWN, Chain, LayerPlan, pattern, run
@@ -344,6 +344,47 @@ def test_zeros_give_space_back(tmp_path: Path, base: str) -> None:
     )
     assert chain.commits_well("f1", "f0")
     assert chain.allocated("f0") < 4 * MIB
+
+
+# -- what is left at the end of a file, and holes within clusters ------------------------------------------------------------
+
+
+def test_what_was_left_behind_the_end_does_not_show(tmp_path: Path) -> None:
+    """Places behind the last cluster in use are taken for free space, also where an attempt left data there."""
+    chain = Chain(tmp_path, [LayerPlan(MIB, "raw", "", (pattern(1, 0, 4096), pattern(2, 500 * KIB, 4096))), LayerPlan(MIB, options=OWN)])
+    with open(tmp_path / "f1", "ab") as stream:
+        stream.write(b"\xff" * MIB)
+    assert chain.pulls_well("f1", None)
+
+
+def test_counts_behind_the_end_are_taken_back(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, [LayerPlan(MIB, options=OWN), LayerPlan(MIB, options=OWN, writes=(pattern(1, 0, 64 * KIB),))])
+    (block, *_others) = refcount_table(tmp_path / "f0")[1]
+    with open(tmp_path / "f0", "r+b") as stream:
+        stream.truncate(50 * 64 * KIB)
+        stream.seek(block + 2 * 30)
+        stream.write(b"\0\1" * 20)
+    assert chain.check("f0") == LEAKS
+    assert chain.commit("f1", "f0")
+    assert chain.check("f0") == CLEAN
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("base", ["raw", "qcow2"])
+def test_a_hole_within_a_cluster_hides_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, by_hand: bool) -> None:
+    chain = Chain(
+        tmp_path, [LayerPlan(MIB, base, "", (pattern(1, 0, MIB),)), LayerPlan(MIB, options=OWN, writes=(pattern(2, 0, 256 * KIB),))]
+    )
+    with open(tmp_path / "f1", "r+b") as stream:
+        (run_of_data,) = QcowLayer(stream.fileno()).runs(0)
+        assert allocate.make_hole(stream.fileno(), run_of_data.start + 32 * KIB, 100 * KIB)
+    if by_hand:
+        monkeypatch.setattr(allocate, "_copy_by_kernel", nothing_copied)
+    assert chain.commits_well("f1", "f0")
+
+
+def nothing_copied(*_arguments: Any) -> int:
+    return 0
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------------
