@@ -19,7 +19,7 @@ description:
 author:
   - remotefs.storage contributors (@remotefs)
 requirements:
-  - qemu-img 7.2 or newer (package qemu-utils) for deleting snapshots; nothing else needs it
+  - qemu-img 7.2 or newer (package qemu-utils) for deleting snapshots of images that are not plain, such as compressed ones
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.change

@@ -18,7 +18,8 @@ description:
 author:
   - remotefs.storage contributors (@remotefs)
 requirements:
-  - qemu-img 7.2 or newer (package qemu-utils) for full clones, O(flatten), O(preallocation) of qcow2 and growing some qcow2 volumes
+  - qemu-img 7.2 or newer (package qemu-utils) for O(preallocation) of qcow2, and for clones, O(flatten) and growing of images that are not
+    plain, such as compressed ones
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.change

@@ -162,12 +162,18 @@ class Chain:
 
     def delete(self, check: bool) -> int:
         """All doomed snapshots in one pass; returns the bytes of ``actions``."""
+        return sum(action["bytes"] for action in self._actions(check) if action["step"] in ("commit", "pull"))
+
+    def going(self) -> list[str]:
+        """The files that this removes."""
+        return [action["file"] for action in self._actions(True) if action["step"] == "unlink"]
+
+    def _actions(self, check: bool) -> tuple:
         from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
         from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 
         names = [f"s{number}" for number in self.shape.doomed]
-        done = snapshots.delete(self.candidates, "vol", names, Options(check=check))
-        return sum(action["bytes"] for action in done.actions if action["step"] in ("commit", "pull"))
+        return snapshots.delete(self.candidates, "vol", names, Options(check=check)).actions
 
     def delete_one_by_one(self, order: list[int]) -> None:
         files = list(range(len(self.shape.layers)))

@@ -129,13 +129,59 @@ def test_content_and_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way:
     assert blocks(tmp_path / "target") <= blocks(source) + 128 * 1024
 
 
+def hide_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFSv3 and sshfs show every file as one piece of data."""
+    real = os.lseek
+
+    def without(fd: int, offset: int, whence: int) -> int:
+        size = os.fstat(fd).st_size
+        if whence == os.SEEK_DATA and offset >= size:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return (
+            {os.SEEK_DATA: offset, os.SEEK_HOLE: size}.get(whence) if whence in (os.SEEK_DATA, os.SEEK_HOLE) else real(fd, offset, whence)
+        )
+
+    monkeypatch.setattr(os, "lseek", without)
+
+
 def test_where_holes_cannot_be_told_zeros_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFSv3 shows every file as one piece of data."""
-    source, real = sparse_file(tmp_path / "source"), os.lseek
-    monkeypatch.setattr(os, "lseek", lambda fd, offset, whence: real(fd, 0, os.SEEK_END) if whence == os.SEEK_HOLE else offset)
-    refuse(monkeypatch, errno.EOPNOTSUPP)
+    source = sparse_file(tmp_path / "source")
+    hide_holes(monkeypatch)
     copied(source, tmp_path / "target")
     assert blocks(tmp_path / "target") <= blocks(source) + 128 * 1024
+
+
+@pytest.mark.parametrize("told", ["by their number", "not at all"])
+def test_nor_by_clones_and_flattening(store: Store, monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    """sshfs says that a file has as many blocks as its size, NFSv3 how many there are."""
+    store.present(size=64 * MIB)
+    with open(store.path / "vol", "r+b") as disk:
+        disk.seek(40 * MIB)
+        disk.write(os.urandom(MIB))
+    store.snapshot("s")
+    hide_holes(monkeypatch)
+    if told == "not at all":
+        real = os.fstat
+        monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result(real(fd), {"st_blocks": real(fd).st_size // 512}))
+    for name, image_format in (("raw-copy", "raw"), ("qcow2-copy", "qcow2")):
+        store.present(name, SOURCE, format=image_format)
+    store.present("linked", volumes.SourceRequest("vol", "s", linked=True))
+    store.present("linked", flatten=True)
+    monkeypatch.undo()
+    for name in ("raw-copy", "qcow2-copy", "linked"):
+        assert blocks(store.path / name) < 4 * MIB, name
+        compared = [
+            "qemu-img",
+            "compare",
+            "-q",
+            "-f",
+            "raw",
+            "-F",
+            store.info(name)["format"],
+            str(store.path / "vol"),
+            str(store.path / name),
+        ]
+        subprocess.run(compared, check=True)
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 65536, 65537])

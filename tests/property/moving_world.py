@@ -176,14 +176,14 @@ class Chain:
             return self.with_mover(lambda mover: mover.copy(images, fd, image_format))
 
     def repoint(self, file: str, onto: str | None) -> bool:
-        """Let an image rest on another file, or on none; false where its header has no room and qemu-img did it."""
+        """Let an image rest on another file, or on none; false where its header has no room for a name and qemu-img did it."""
         with open(self.path / file, "r+b") as stream:
             try:
                 qcow2.repoint(stream.fileno(), onto, self.formats[onto] if onto else None)
                 return True
             except qcow2.Qcow2Error:
-                pass
-        run("qemu-img", "rebase", "-f", "qcow2", "-b", onto or "", *(["-F", self.formats[onto]] if onto else []), str(self.path / file))
+                assert onto, "resting on nothing needs no room"
+        run("qemu-img", "rebase", "-f", "qcow2", "-b", str(onto), "-F", self.formats[str(onto)], str(self.path / file))
         return False
 
     # -- what has to hold ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from engines import leave_to_qemu_img
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -79,3 +80,13 @@ def test_random_lives(image_format: str, size: int, operations: list) -> None:
 @property_settings(100)
 def test_many_random_lives(image_format: str, size: int, operations: list) -> None:
     live(image_format, size, operations)
+
+
+@pytest.mark.slow
+@given(st.sampled_from(["raw", "qcow2"]), SIZES, OPERATIONS)
+@property_settings(40)
+def test_random_lives_with_qemu_img(image_format: str, size: int, operations: list) -> None:
+    """The same where qemu-img moves all data, as it does for images that are not plain."""
+    with pytest.MonkeyPatch.context() as patched:
+        leave_to_qemu_img(patched.setattr)
+        live(image_format, size, operations)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from engines import leave_to_qemu_img
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,3 +102,13 @@ def test_families(image_format: str, clone_of: int, operations: list) -> None:
 @property_settings(40)
 def test_many_families(image_format: str, clone_of: int, operations: list) -> None:
     live(image_format, clone_of, operations)
+
+
+@pytest.mark.slow
+@given(st.sampled_from(["raw", "qcow2"]), st.integers(0, 3), st.lists(OPERATION, min_size=4, max_size=14))
+@property_settings(16)
+def test_families_with_qemu_img(image_format: str, clone_of: int, operations: list) -> None:
+    """The same where qemu-img moves all data, as it does for images that are not plain."""
+    with pytest.MonkeyPatch.context() as patched:
+        leave_to_qemu_img(patched.setattr)
+        live(image_format, clone_of, operations)

@@ -162,6 +162,7 @@ def default_chain(path: Path, base: str = "qcow2", size: int = 3 * MIB, options:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [OWN, "", "lazy_refcounts=on", "cluster_size=4096"])
 @pytest.mark.parametrize("base", ["raw", "qcow2"])
 def test_plain_chains_are_moved_here(tmp_path: Path, base: str, options: str) -> None:

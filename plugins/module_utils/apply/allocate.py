@@ -78,16 +78,23 @@ def copy_data(source: int, target: int) -> None:
         return
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
-    Copier(source, target).copy(0, 0, size)
+    Copier(source, target, by_kernel=tells_holes(target)).copy(0, 0, size)
+
+
+def tells_holes(fd: int) -> bool:
+    """Whether the file system tells holes from data, asked of a file that is one hole. Where it does not, only those who look at
+    all data can leave zeros out."""
+    size = os.fstat(fd).st_size
+    return _next_data(fd, 0, size) == (size, size)
 
 
 class Copier:
     """Copies parts of one opened file to another, holes as holes, with as few bytes through this process as possible."""
 
-    def __init__(self, source: int, target: int) -> None:
+    def __init__(self, source: int, target: int, by_kernel: bool = True) -> None:
         self._source = source
         self._target = target
-        self._by_kernel = True
+        self._by_kernel = by_kernel
 
     def copy(self, start: int, to: int, length: int, fresh: bool = True) -> None:
         """Copy ``length`` bytes from offset ``start`` to offset ``to``; what lies behind the end of the source reads as zeros.

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Callable, Container, Iterable, Iterator, NamedTuple, Sequence, Union
 
+from ..errors import StorageError
 from ..model import Image
 from ..store import in_use
 from ..store.directory import ShareDirectory
@@ -44,6 +45,8 @@ class RawFilling:
 
     def restart(self) -> None:
         """As of :class:`Filling`; nothing is remembered here."""
+
+    forget_tables = restart
 
 
 Filler = Union[Filling, RawFilling]
@@ -160,6 +163,7 @@ class _Move:
         for index in self.layers.indices():
             for run in self._copies(index):
                 moved[run.layer] += run.length if run.start != ZEROS else 0
+            filling.forget_tables()
         if any(length > os.fstat(layer.fd).st_size for length, layer in zip(moved, self.layers.layers)):
             raise Unsuited("its tables lead to the same clusters many times")
         if isinstance(filling, Filling):
@@ -262,6 +266,19 @@ class Mover:
             move.check()
             move.run()
 
+    def _tells_holes(self, file: str) -> bool:
+        """Whether the share's file system does; asked of a new file, and answered with no where none can be made."""
+        try:
+            fd, temporary = self._directory.create_temporary(file)
+        except StorageError:
+            return False
+        try:
+            os.ftruncate(fd, _CLUSTER)
+            return allocate.tells_holes(fd)
+        finally:
+            os.close(fd)
+            self._directory.discard_temporary(temporary)
+
     def _move(self, layers: Layers, target: int, file: str, filling: Filler, keep: bool = False) -> _Move:
         return _Move(layers, target, filling, keep, lambda: self._directory.pace.sync_file(target), lambda: self._directory.verify(file))
 
@@ -272,7 +289,10 @@ class Mover:
             if image.file not in self._held and self._directory.share.locks_visible:
                 in_use.hold_for_reading(fd, image.file, self._directory.share.label)
             if image.format == "raw":
-                layers.append(RawLayer(fd, cluster_size or (layers[-1].cluster_size if layers else _CLUSTER)))
+                raw = RawLayer(fd, cluster_size or (layers[-1].cluster_size if layers else _CLUSTER))
+                if raw.looks_full and not self._tells_holes(image.file):
+                    raise Unsuited("the file system does not tell where its holes are")
+                layers.append(raw)
                 continue
             layer = QcowLayer(fd)
             if layer.header.backing_file != image.backing_file:

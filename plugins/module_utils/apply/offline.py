@@ -12,7 +12,20 @@ from typing import Any, Callable, Iterable
 
 from ..errors import ChainBroken, UnsafeImage
 from ..model import Image
-from ..plan.steps import Commit, CopyImage, CreateClone, CreateImage, CreateOverlay, Grow, Pull, ReplaceOverlay, Repoint, SetAttributes, Step, Truncate
+from ..plan.steps import (
+    Commit,
+    CopyImage,
+    CreateClone,
+    CreateImage,
+    CreateOverlay,
+    Grow,
+    Pull,
+    ReplaceOverlay,
+    Repoint,
+    SetAttributes,
+    Step,
+    Truncate,
+)
 from ..store import in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
 from . import allocate, moving, qemu_img

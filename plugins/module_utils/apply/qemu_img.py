@@ -144,9 +144,7 @@ class OpenedChain:
         return "json:" + json.dumps(node)
 
 
-def _run(
-    arguments: list[str], chain: OpenedChain, locks: Iterable[int], subject: str, extra: Iterable[int] = (), size: int = 0
-) -> None:
+def _run(arguments: list[str], chain: OpenedChain, locks: Iterable[int], subject: str, extra: Iterable[int] = (), size: int = 0) -> None:
     argv = [_program()] + arguments
     chain.verify()
     result = command.run(argv, descriptors=chain.descriptors + tuple(locks) + tuple(extra), limits=chain.limits(size))

@@ -139,6 +139,11 @@ class RawLayer:
         if sum(self._ends) - sum(self._starts) > status.st_blocks * 512 + _CHUNK:
             raise Unsuited("the file system does not tell where its holes are")
 
+    @property
+    def looks_full(self) -> bool:
+        """Whether it has no hole, as all files seem to where the file system tells none."""
+        return self.size > _CHUNK and (self._starts, self._ends) == ([0], [self.size])
+
     def indices(self) -> Iterator[int]:
         for start, end in zip(self._starts, self._ends):
             yield from range(start // self._covered, (end - 1) // self._covered + 1)

@@ -161,6 +161,10 @@ class Filling:
         """Whether it is time for :meth:`finish`, because of the memory that places take."""
         return len(self._changed) >= _MOST_PENDING
 
+    def forget_tables(self) -> None:
+        """For who only asks whether there are places for all: what the tables would hold needs no memory."""
+        self._changed = {}
+
     def require_room(self) -> None:
         """:raises Unsuited: the refcount table has no room for all that was placed."""
         self._counts.blocks_for(self._first, self._end)

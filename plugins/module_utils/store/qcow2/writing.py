@@ -103,15 +103,22 @@ def repoint(fd: int, backing_file: str | None, backing_format: str | None) -> No
 
 
 def _leave(fd: int, header: Header) -> None:
-    """Make an image name no backing file, with one sector's write."""
+    """Make an image name no backing file, with one sector's write. The list of header extensions ends where it began: it says
+    the backing format, which goes too, and names of features, which only serve messages."""
+    if header.unknown_extensions or header.bitmaps:
+        raise Qcow2Error("its header extensions say more than the backing format")
     sector = _first_sector(fd, header)
-    if header.extensions_end + EXTENSION.size > SECTOR:
-        raise Qcow2Error("its header extensions do not fit the first sector")
-    end = _drop_extension(sector, header, EXT_BACKING_FORMAT)
-    sector[end : end + EXTENSION.size] = EXTENSION.pack(EXT_END, 0)
+    start = _extensions_start(sector, header)
+    if start + EXTENSION.size > SECTOR:
+        raise Qcow2Error("its header leaves no room in the first sector")
+    sector[start : start + EXTENSION.size] = EXTENSION.pack(EXT_END, 0)
     struct.pack_into(">QI", sector, 8, 0, 0)
     write_whole(fd, bytes(sector), 0)
     os.fsync(fd)
+
+
+def _extensions_start(sector: bytearray, header: Header) -> int:
+    return FIELDS.size if header.version == 2 else struct.unpack_from(">I", sector, FIELDS.size + FIELDS_OF_3.size - 4)[0]
 
 
 def _first_sector(fd: int, header: Header) -> bytearray:
@@ -133,21 +140,21 @@ def _put_format(sector: bytearray, header: Header, backing_format: str) -> int:
         return header.extensions_end
     end, needed = header.extensions_end, len(extension) + EXTENSION.size
     if header.format_offset is None and end <= SECTOR < end + needed:
-        end = _drop_extension(sector, header, EXT_FEATURE_NAMES)  # only serves messages; qemu-img fills the sector with it
+        end = _drop_feature_names(sector, header)  # qemu-img fills the sector to its end where there is no backing file
     if header.format_offset is not None or end + needed > SECTOR:
         raise Qcow2Error("its header extensions leave no room for the backing format")
     sector[end : end + len(extension)] = extension
     return end + len(extension)
 
 
-def _drop_extension(sector: bytearray, header: Header, unwanted: int) -> int:
-    """Take a header extension out of the first sector; returns where the list's end marker goes then."""
-    offset = FIELDS.size if header.version == 2 else struct.unpack_from(">I", sector, FIELDS.size + FIELDS_OF_3.size - 4)[0]
+def _drop_feature_names(sector: bytearray, header: Header) -> int:
+    """Take out section "Feature name table", which only serves messages; returns where the list's end marker goes then."""
+    offset = _extensions_start(sector, header)
     end = header.extensions_end
     while offset < end:
         kind, length = EXTENSION.unpack_from(sector, offset)
         size = EXTENSION.size + (length + 7) // 8 * 8
-        if kind == unwanted:
+        if kind == EXT_FEATURE_NAMES:
             sector[offset:end] = sector[offset + size : end] + bytes(min(size, end - offset))
             return end - min(size, end - offset)
         offset += size
