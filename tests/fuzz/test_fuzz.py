@@ -86,7 +86,7 @@ BUGS: dict[str, tuple] = {
     "it takes much memory": (qcow2, "has_magic", lambda _fd: bytes(512 << 20)),
     "it takes more memory than it may": (qcow2, "has_magic", lambda _fd: bytes(100 << 20)),
     "it loses entries": (tables, "_kinds", lambda table, header: kinds(table, header)[1:]),
-    "its error is not its own": (tables, "_l2_tables", lambda fd, header, _most: struct.unpack(">Q", b"") and {}),
+    "its error is not its own": (tables, "l1_table", lambda fd, header, _most: struct.unpack(">Q", b"") and {}),
     "it writes while it refuses": (writing, "_first_sector", meddling),
     "it writes outside the header cluster": (writing, "_free_space", lambda header, _end, _length: header.cluster_size),
     "it leaves unknown features": (writing, "_KNOWN_AUTOCLEAR", (1 << 64) - 1),

@@ -21,8 +21,6 @@ _OFD_GETLK, _OFD_SETLK = 36, 37  # <fcntl.h>; Python has names for them from 3.9
 _LOCK_BYTES = (101, 201)
 _READERS_BYTES = (100, 201)
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock where off_t is 64 bits wide
-
-
 _FROM_FIRST_TO_LAST = _LOCK_BYTES[-1] - _LOCK_BYTES[0] + 1
 
 
@@ -31,20 +29,11 @@ def _request(kind: int, start: int, length: int = 1) -> bytes:
 
 
 def hold(fd: int, file: str, label: str) -> None:
-    """Take the lock bytes of an image opened for writing; they are ours until the descriptor is closed or released.
-
-    Trying is the only probe that every file system answers rightly: NFSv3 answers the question (GETLK) wrongly.
+    """Take the lock bytes of an image opened for writing; they are ours until the descriptor is closed.
 
     :raises InUse: somebody on this host or another has the image open.
     """
-    for byte in _LOCK_BYTES:
-        try:
-            fcntl.fcntl(fd, _OFD_SETLK, _request(fcntl.F_WRLCK, byte))
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            release(fd)
-            raise met(file, label) from error
+    _take(fd, fcntl.F_WRLCK, _LOCK_BYTES, file, label)
 
 
 def hold_for_reading(fd: int, file: str, label: str) -> None:
@@ -52,15 +41,20 @@ def hold_for_reading(fd: int, file: str, label: str) -> None:
 
     :raises InUse: somebody on this host or another has it open for writing.
     """
-    for byte in _READERS_BYTES:
+    _take(fd, fcntl.F_RDLCK, _READERS_BYTES, file, label)
+    if _is_held(fd, _LOCK_BYTES[0]):
+        raise met(file, label)
+
+
+def _take(fd: int, kind: int, places: tuple[int, int], file: str, label: str) -> None:
+    """Trying is the only probe that every file system answers rightly: NFSv3 answers the question (GETLK) wrongly."""
+    for byte in places:
         try:
-            fcntl.fcntl(fd, _OFD_SETLK, _request(fcntl.F_RDLCK, byte))
+            fcntl.fcntl(fd, _OFD_SETLK, _request(kind, byte))
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise met(file, label) from error
-    if _is_held(fd, _LOCK_BYTES[0]):
-        raise met(file, label)
 
 
 def met(file: str, label: str) -> InUse:
@@ -75,11 +69,6 @@ def untold(file: str, label: str) -> InUse:
         "this file system cannot tell whether somebody has it open",
         "make sure that nobody has and say assume_unused: true",
     )
-
-
-def release(fd: int) -> None:
-    for byte in _LOCK_BYTES:
-        fcntl.fcntl(fd, _OFD_SETLK, _request(fcntl.F_UNLCK, byte))
 
 
 def ask(fd: int, share: Share) -> bool | None:

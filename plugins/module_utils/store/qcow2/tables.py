@@ -28,16 +28,10 @@ def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, by
 
     :raises Qcow2Error: L2 tables lie behind the end of the file, at impossible places, or several times in the L1 table.
     """
-    tables = _l2_tables(fd, header, min(most_tables, _MOST_L2_BYTES // header.cluster_size))
+    tables = l1_table(fd, header, min(most_tables, _MOST_L2_BYTES // header.cluster_size))
     if tables is None:
         return None
-    return {index: _kinds(os.pread(fd, header.cluster_size, offset), header) for index, offset in tables.items()}
-
-
-def _l2_tables(fd: int, header: Header, most: int) -> dict[int, int] | None:
-    """L1 index → offset of the L2 table; None where there are more than ``most``."""
-    entries = l1_table(fd, header, most)
-    return None if entries is None else {index: entry & _OFFSET for index, entry in entries.items()}
+    return {index: _kinds(os.pread(fd, header.cluster_size, entry & _OFFSET), header) for index, entry in tables.items()}
 
 
 def l1_table(fd: int, header: Header, most: int) -> dict[int, int] | None:
