@@ -15,6 +15,7 @@ from typing import Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
@@ -177,6 +178,48 @@ def test_while_virtual_machines_run(golden: Store) -> None:
         refused(golden, errors.InUse, lambda check: golden.present("env", flatten=True, check=check))
         assert golden.delete("later").changed  # nothing that the clone shows is touched
     assert content(golden, "env")[:65536] == bytes([1]) * 65536
+
+
+def test_a_machine_on_the_parent_lets_its_data_be_read(golden: Store) -> None:
+    """It has the files beneath its own open for reading, as who flattens or copies has."""
+    golden.present("env", GOLDEN)
+    with opened(golden, "vol"):
+        golden.present("env", flatten=True)
+        golden.present("whole", volumes.SourceRequest("vol", "golden"))
+    for name in ("env", "whole"):
+        assert content(golden, name)[:65536] == bytes([1]) * 65536
+
+
+def test_while_data_is_read_nobody_gets_to_write_it(golden: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden.present("env", GOLDEN)
+    real, answers = allocate.Copier.copy, []
+
+    def copied(copier: allocate.Copier, *parts: int) -> None:
+        user = ["qemu-io", "-f", "raw", "-c", "write -P 7 0 512", str(golden.path / "vol")]
+        answers.append(subprocess.run(user, capture_output=True, text=True, check=False).stderr)
+        real(copier, *parts)
+
+    monkeypatch.setattr(allocate.Copier, "copy", copied)
+    golden.present("env", flatten=True)
+    assert answers and all('Failed to get "write" lock' in answer for answer in answers)
+    assert content(golden, "env")[:65536] == bytes([1]) * 65536
+
+
+def test_what_somebody_writes_is_not_read(golden: Store) -> None:
+    """Nobody should write below a snapshot; who does is met."""
+    golden.present("env", GOLDEN)
+    user = subprocess.Popen(["qemu-io", "-f", "raw", str(golden.path / "vol")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        user.stdin.write("read 0 512\n")
+        user.stdin.flush()
+        user.stdout.readline()
+        with pytest.raises(errors.InUse):
+            golden.present("env", flatten=True)
+        with pytest.raises(errors.InUse):
+            golden.present("whole", volumes.SourceRequest("vol", "golden"))
+    finally:
+        user.communicate("quit\n")
+    assert golden.present("env", flatten=True).changed
 
 
 def test_a_parents_lock_keeps_out_who_reads_its_files(golden: Store) -> None:

@@ -286,8 +286,8 @@ class Mover:
         layers: list[Layer] = []
         for image in images:
             fd = stack.enter_context(self._directory.root.opened(image.file))
-            if image.file not in self._held and self._directory.share.locks_visible:
-                in_use.hold_for_reading(fd, image.file, self._directory.share.label)
+            if image.file not in self._held:
+                in_use.hold_for_reading(fd, image.file, self._directory.share)
             if image.format == "raw":
                 raw = RawLayer(fd, cluster_size or (layers[-1].cluster_size if layers else _CLUSTER))
                 if raw.looks_full and not self._tells_holes(image.file):

@@ -202,6 +202,7 @@ class OfflineEngine:
             return False
         (image,) = source.images
         with source.directory.root.opened(image.file) as original:
+            in_use.hold_for_reading(original, image.file, source.directory.share)
             if step.format == "qcow2" and not self._codec(image.file, lambda: _is_whole(original)):
                 return False
             source.directory.verify(image.file)

@@ -36,14 +36,15 @@ def hold(fd: int, file: str, label: str) -> None:
     _take(fd, fcntl.F_WRLCK, _LOCK_BYTES, file, label)
 
 
-def hold_for_reading(fd: int, file: str, label: str) -> None:
-    """Take the lock bytes of who only reads an image: others may read it too, and nobody gets to write it.
+def hold_for_reading(fd: int, file: str, share: Share) -> None:
+    """Take the lock bytes of who only reads an image, where they mean anything: others may read it too, nobody gets to write it.
 
     :raises InUse: somebody on this host or another has it open for writing.
     """
-    _take(fd, fcntl.F_RDLCK, _READERS_BYTES, file, label)
-    if _is_held(fd, _LOCK_BYTES[0]):
-        raise met(file, label)
+    if share.locks_visible:
+        _take(fd, fcntl.F_RDLCK, _READERS_BYTES, file, share.label)
+        if _is_held(fd, _LOCK_BYTES[0]):
+            raise met(file, share.label)
 
 
 def _take(fd: int, kind: int, places: tuple[int, int], file: str, label: str) -> None:
