@@ -15,7 +15,7 @@ from typing import Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import copying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
@@ -192,14 +192,14 @@ def test_a_machine_on_the_parent_lets_its_data_be_read(golden: Store) -> None:
 
 def test_while_data_is_read_nobody_gets_to_write_it(golden: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     golden.present("env", GOLDEN)
-    real, answers = allocate.Copier.copy, []
+    real, answers = copying.Copier.copy, []
 
-    def copied(copier: allocate.Copier, *parts: int) -> None:
+    def copied(copier: copying.Copier, *parts: int) -> None:
         user = ["qemu-io", "-f", "raw", "-c", "write -P 7 0 512", str(golden.path / "vol")]
         answers.append(subprocess.run(user, capture_output=True, text=True, check=False).stderr)
         real(copier, *parts)
 
-    monkeypatch.setattr(allocate.Copier, "copy", copied)
+    monkeypatch.setattr(copying.Copier, "copy", copied)
     golden.present("env", flatten=True)
     assert answers and all('Failed to get "write" lock' in answer for answer in answers)
     assert content(golden, "env")[:65536] == bytes([1]) * 65536

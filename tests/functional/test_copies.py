@@ -17,7 +17,7 @@ from typing import Callable, Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate, copying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
@@ -82,7 +82,7 @@ def store(tmp_path: Path) -> Store:
 
 def copied(source: Path, target: Path) -> None:
     with open(source, "rb") as one, open(target, "xb") as other:
-        allocate.copy_data(one.fileno(), other.fileno())
+        copying.copy_data(one.fileno(), other.fileno())
     assert data_of(source) == data_of(target)
 
 

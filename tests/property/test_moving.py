@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate, copying
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clusters import QcowLayer, big_endian
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.filling import Filling
@@ -381,7 +381,7 @@ def test_a_hole_within_a_cluster_hides_data(tmp_path: Path, monkeypatch: pytest.
         (run_of_data,) = QcowLayer(stream.fileno()).runs(0)
         assert allocate.make_hole(stream.fileno(), run_of_data.start + 32 * KIB, 100 * KIB)
     if by_hand:
-        monkeypatch.setattr(allocate, "_copy_by_kernel", nothing_copied)
+        monkeypatch.setattr(copying, "_copy_by_kernel", nothing_copied)
     assert chain.commits_well("f1", "f0")
 
 

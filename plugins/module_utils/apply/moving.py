@@ -26,7 +26,7 @@ from ..store.directory import ShareDirectory
 from ..store.qcow2 import grow, read_header
 from ..store.qcow2.clusters import MOST_TABLE_BYTES, ZEROS, QcowLayer, RawLayer, Run, Unsuited
 from ..store.qcow2.filling import Filling, Place
-from . import allocate
+from . import allocate, copying
 
 Layer = Union[QcowLayer, RawLayer]
 _CLUSTER = 64 << 10  # bytes at a time where no layer has clusters
@@ -174,7 +174,7 @@ class _Move:
         self.verify()
         filling = self.filling
         filling.restart()
-        copiers = [allocate.Copier(layer.fd, self.target) for layer in self.layers.layers]
+        copiers = [copying.Copier(layer.fd, self.target) for layer in self.layers.layers]
         if isinstance(filling, Filling):
             filling.begin()
         for index in self.layers.indices():
@@ -274,7 +274,7 @@ class Mover:
             return False
         try:
             os.ftruncate(fd, _CLUSTER)
-            return allocate.tells_holes(fd)
+            return copying.tells_holes(fd)
         finally:
             os.close(fd)
             self._directory.discard_temporary(temporary)

@@ -28,7 +28,7 @@ from ..plan.steps import (
 )
 from ..store import in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
-from . import allocate, moving, qemu_img
+from . import allocate, copying, moving, qemu_img
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class OfflineEngine:
             if step.format == "qcow2" and not self._codec(image.file, lambda: _is_whole(original)):
                 return False
             source.directory.verify(image.file)
-            allocate.copy_data(original, fd)
+            copying.copy_data(original, fd)
         if step.format == "raw":
             os.ftruncate(fd, step.size)
             return True
@@ -305,7 +305,7 @@ class OfflineEngine:
             if self._directory.share.keeps_modes:
                 copy_ownership(fd, os.fstat(original))
             copy_label(original, fd)
-            allocate.copy_data(original, fd)
+            copying.copy_data(original, fd)
         lower = _Lent(self._guard, images[1:])
         with lower, qemu_img.OpenedChain(self._directory, images, instead={step.file: fd}) as chain:
             qemu_img.resize(chain, step.file, step.size, self._locks)
