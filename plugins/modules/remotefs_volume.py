@@ -371,7 +371,7 @@ def _run(params: dict, options, finder):
 
 def _request(params: dict, candidates):
     from ..module_utils.model import parse_size
-    from ..module_utils.operations import volumes
+    from ..module_utils.operations import existing
     from ..module_utils.operations.candidates import Policy
     from ..module_utils.plan.wishes import VolumeWish, check_max_chain
 
@@ -392,9 +392,9 @@ def _request(params: dict, candidates):
         flatten=params["flatten"],
     )
     longest, given = check_max_chain(params["max_chain"]), params["source"]
-    source = volumes.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
+    source = existing.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
     policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
-    return volumes.VolumeRequest(candidates, wish, source, policy)
+    return existing.VolumeRequest(candidates, wish, source, policy)
 
 
 def _run_many(module: AnsibleModule) -> None:

@@ -41,7 +41,7 @@ class Row:
 def prepare(share: Path, image_format: str, snapshot: bool, size: int = _SIZE, filled: int = _DATA):
     """A volume with its data in three pieces. Returns the candidates."""
     from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
     from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
@@ -49,7 +49,7 @@ def prepare(share: Path, image_format: str, snapshot: bool, size: int = _SIZE, f
     share.mkdir()
     candidates = Candidates((Share(str(share), str(share), "directory"),))
     wish = VolumeWish("vol", size=size * MIB, format=image_format)
-    volumes.ensure_present(volumes.VolumeRequest(candidates, wish), Options())
+    volumes.ensure_present(existing.VolumeRequest(candidates, wish), Options())
     for number in range(3):
         if snapshot and number == 2:
             snapshots.take(snapshots.SnapshotRequest(candidates, "vol", SnapshotWish("s")), Options())
@@ -62,12 +62,12 @@ def prepare(share: Path, image_format: str, snapshot: bool, size: int = _SIZE, f
 
 def measure_clones(name: str, place: str, share: Path, image_format: str, snapshot: bool, repeats: int, **sizes: int) -> Row:
     from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations import volumes
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, volumes
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
     from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 
     candidates = prepare(share, image_format, snapshot, **sizes)
-    request = volumes.VolumeRequest(candidates, VolumeWish("copy", format=image_format), volumes.SourceRequest("vol", None))
+    request = existing.VolumeRequest(candidates, VolumeWish("copy", format=image_format), existing.SourceRequest("vol", None))
     taken = []
 
     def clone() -> float:

@@ -16,7 +16,7 @@ from typing import Callable
 from property.world import World, candidates, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, groups, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, groups, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
@@ -128,8 +128,8 @@ def _with_clone(share: Path, scratch: Path) -> Model:
     """The chain, and a linked clone of its s2 with content of its own and a snapshot."""
     model = _chain("raw")(share, scratch)
     everywhere, quiet = candidates(share), Options(lock_timeout=5)
-    source = volumes.SourceRequest("vol", "s2", linked=True)
-    volumes.ensure_present(volumes.VolumeRequest(everywhere, VolumeWish("copy"), source), quiet)
+    source = existing.SourceRequest("vol", "s2", linked=True)
+    volumes.ensure_present(existing.VolumeRequest(everywhere, VolumeWish("copy"), source), quiet)
     write_pattern(str(share / "copy"), "qcow2", 512 * KIB, 256 * KIB, 17)
     point = bytearray(model["vol"].points["s2"])
     point[512 * KIB : 768 * KIB] = bytes([17]) * 256 * KIB
@@ -147,7 +147,7 @@ def _three(share: Path, scratch: Path) -> Model:
     quiet = Options(lock_timeout=5)
     for name, image_format in (("a", "raw"), ("b", "qcow2")):
         wish = VolumeWish(name, size=MIB, format=image_format)
-        volumes.ensure_present(volumes.VolumeRequest(everywhere, wish), quiet)
+        volumes.ensure_present(existing.VolumeRequest(everywhere, wish), quiet)
         write_pattern(str(share / name), image_format, 0, 192 * KIB, ord(name))
         model[name] = Wanted((bytes([ord(name)]) * 192 * KIB).ljust(MIB, b"\0"))
     snapshots.take(snapshots.SnapshotRequest(everywhere, "b", SnapshotWish("before")), quiet)
@@ -158,8 +158,8 @@ def _three(share: Path, scratch: Path) -> Model:
 # -- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def _ensure(wish: VolumeWish, source: volumes.SourceRequest | None = None) -> Task:
-    return lambda where, options: [volumes.ensure_present(volumes.VolumeRequest(where, wish, source), options)]
+def _ensure(wish: VolumeWish, source: existing.SourceRequest | None = None) -> Task:
+    return lambda where, options: [volumes.ensure_present(existing.VolumeRequest(where, wish, source), options)]
 
 
 def _take(name: str, volume: str = "vol") -> Task:
@@ -283,38 +283,38 @@ OPERATIONS: dict[str, Operation] = {
     "grow a short file": Operation(_short_over_long, _ensure(VolumeWish("vol", size=4 * MIB)), _grown(4 * MIB), tool=True),
     "clone raw": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy", size=4 * MIB), volumes.SourceRequest("vol", "s2")),
+        _ensure(VolumeWish("copy", size=4 * MIB), existing.SourceRequest("vol", "s2")),
         _adds("copy", _point("s2", 4 * MIB)),
         tool=False,
     ),
     "clone qcow2": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy", format="qcow2", size=4 * MIB), volumes.SourceRequest("vol")),
+        _ensure(VolumeWish("copy", format="qcow2", size=4 * MIB), existing.SourceRequest("vol")),
         _adds("copy", _active(4 * MIB)),
         tool=False,
     ),
     "clone lone raw": Operation(
         _lone("raw"),
-        _ensure(VolumeWish("copy", size=3 * MIB), volumes.SourceRequest("vol", None)),
+        _ensure(VolumeWish("copy", size=3 * MIB), existing.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
     ),
     "clone lone qcow2": Operation(
         _lone("qcow2"),
-        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), volumes.SourceRequest("vol", None)),
+        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), existing.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
     ),
     "delete volume": Operation(_chain("raw"), _remove("vol"), lambda _model: {}, tool=False, removes=True),
     "linked clone of a snapshot": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy"), volumes.SourceRequest("vol", "s2", linked=True)),
+        _ensure(VolumeWish("copy"), existing.SourceRequest("vol", "s2", linked=True)),
         _adds("copy", _point("s2", 2 * MIB)),
         tool=False,
     ),
     "linked clone of a volume": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy"), volumes.SourceRequest("vol", linked=True)),
+        _ensure(VolumeWish("copy"), existing.SourceRequest("vol", linked=True)),
         lambda model: {"vol": model["vol"].with_point("clone-copy"), "copy": Wanted(model["vol"].active)},
         tool=False,
     ),

@@ -15,7 +15,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
@@ -32,7 +32,7 @@ def test_all_are_attempted_in_order_and_each_has_its_own_result(tmp_path: Path) 
     shares = candidates(tmp_path)
 
     def create(name: str, size: int) -> bulk.Item:
-        request = volumes.VolumeRequest(shares, VolumeWish(name, size=size))
+        request = existing.VolumeRequest(shares, VolumeWish(name, size=size))
         return bulk.Item(name, frozenset([name]), lambda options: volumes.ensure_present(request, options))
 
     wanted = [(f"v{number}", MIB) for number in range(60)]
@@ -48,7 +48,7 @@ def test_all_are_attempted_in_order_and_each_has_its_own_result(tmp_path: Path) 
 
 def test_items_of_one_volume_keep_their_order(tmp_path: Path) -> None:
     shares = candidates(tmp_path)
-    volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish("v", size=MIB)), Options())
+    volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish("v", size=MIB)), Options())
 
     def take(name: str) -> bulk.Item:
         request = snapshots.SnapshotRequest(shares, "v", SnapshotWish(name))
@@ -151,7 +151,7 @@ def test_eight_tasks_on_three_volumes(tmp_path: Path) -> None:
     """Processes that snapshot and merge the same volumes: no error, and the contents that were there stay."""
     shares = candidates(tmp_path)
     for number in range(3):
-        volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish(f"v{number}", size=MIB)), Options())
+        volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish(f"v{number}", size=MIB)), Options())
         subprocess.run(["qemu-io", "-f", "raw", "-c", f"write -q -P {number + 1} 0 1M", str(tmp_path / f"v{number}")], check=True)
     context = multiprocessing.get_context("fork")
     errors = context.Queue()

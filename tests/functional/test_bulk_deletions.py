@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import moving
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, holding, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, holding, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
@@ -40,9 +40,9 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list:
     return counted
 
 
-def make(shares: Candidates, name: str, source: volumes.SourceRequest | None = None) -> None:
+def make(shares: Candidates, name: str, source: existing.SourceRequest | None = None) -> None:
     size = None if source else 4 * MIB
-    volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish(name, size=size), source), Options())
+    volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish(name, size=size), source), Options())
 
 
 def take(shares: Candidates, volume: str, name: str) -> None:
@@ -99,11 +99,11 @@ def test_many_volumes_are_removed_with_one_look_at_the_share(shares: Candidates,
 def test_what_a_clone_rests_on_stays_and_goes_after_it(shares: Candidates) -> None:
     make(shares, "golden")
     take(shares, "golden", "v1")
-    make(shares, "clone", volumes.SourceRequest("golden", "v1", linked=True))
+    make(shares, "clone", existing.SourceRequest("golden", "v1", linked=True))
     make(shares, "other")
     items = [removal(shares, name) for name in ("golden", "other", "clone")]
     assert codes(bulk.run_all(items, 4, Options())) == ["has_dependents", "", ""]
-    make(shares, "clone", volumes.SourceRequest("golden", "v1", linked=True))
+    make(shares, "clone", existing.SourceRequest("golden", "v1", linked=True))
     make(shares, "other")
     assert codes(bulk.run_all([removal(shares, name) for name in ("clone", "other", "golden")], 4, Options())) == ["", "", ""]
     assert names_on(shares) == []
@@ -117,7 +117,7 @@ def test_a_clone_that_comes_to_rest_on_another_file_is_noticed(
     make(shares, "golden")
     write(shares, "golden", 7)
     take(shares, "golden", "v1")
-    make(shares, "clone", volumes.SourceRequest("golden", "v1", linked=True))
+    make(shares, "clone", existing.SourceRequest("golden", "v1", linked=True))
     for value, snapshot in ((1, "a"), (2, "b"), (3, "c")):
         write(shares, "clone", value, value * 65536)
         take(shares, "clone", snapshot)
@@ -132,7 +132,7 @@ def test_a_file_that_the_batch_itself_repoints_counts(shares: Candidates) -> Non
     """As above, on what the batch knows: the header is read again after each change."""
     make(shares, "golden")
     take(shares, "golden", "v1")
-    make(shares, "clone", volumes.SourceRequest("golden", "v1", linked=True))
+    make(shares, "clone", existing.SourceRequest("golden", "v1", linked=True))
     take(shares, "clone", "a")
     with holding.Holding(shares.shares[0]) as held:
         held.take(["clone", "golden"])
@@ -188,7 +188,7 @@ def test_items_in_between_keep_their_place(shares: Candidates) -> None:
     make(shares, "v")
 
     def create(options: Options) -> Outcome:
-        return volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish("v", size=8 * MIB)), options)
+        return volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish("v", size=8 * MIB)), options)
 
     items = [removal(shares, "v"), bulk.Item("v", frozenset(["v"]), create), removal(shares, "w"), removal(shares, "x")]
     results = bulk.run_all(items, 4, Options())

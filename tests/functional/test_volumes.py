@@ -15,7 +15,7 @@ from typing import Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, placement, report, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, groups, placement, report, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.ledger import Ledger
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
@@ -74,7 +74,7 @@ def test_where_modes_mean_nothing_they_are_a_warning(tmp_path: Path) -> None:
     store = Store(tmp_path, keeps_modes=False)
     store.present(size=MIB)
     told: list[str] = []
-    request = volumes.VolumeRequest(store.candidates, VolumeWish("vol", mode=0o600))
+    request = existing.VolumeRequest(store.candidates, VolumeWish("vol", mode=0o600))
     assert not volumes.ensure_present(request, store.options(warn=told.append)).changed
     assert len(told) == 1 and "keeps no owner and mode" in told[0]
 

@@ -18,7 +18,7 @@ MIB = 1 << 20
 TURNS = 6
 ONE_TURN = """
 import json, sys
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
@@ -26,7 +26,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes impor
 mount, what, name = sys.argv[1:]
 shares, options = find_candidates([mount], "/var/lib/remotefs/mnt"), Options()
 if what == "create":
-    done = volumes.ensure_present(volumes.VolumeRequest(shares, VolumeWish("turns", size=int(name))), options)
+    done = volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish("turns", size=int(name))), options)
 elif what == "absent":
     done = volumes.ensure_absent(shares, "turns", True, options)
 elif what == "delete":

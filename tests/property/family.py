@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
@@ -47,7 +47,7 @@ class Family:
         origin = self.models[source]
         data = origin.points[snapshot] if snapshot else bytes(origin.active)
         size = len(data) + more if more else None
-        self._present(VolumeWish(name, size=size), volumes.SourceRequest(source, snapshot, linked))
+        self._present(VolumeWish(name, size=size), existing.SourceRequest(source, snapshot, linked))
         if linked and snapshot is None:
             snapshot = f"clone-{name}"
             origin.points[snapshot] = data
@@ -136,8 +136,8 @@ class Family:
 
     # -- both modes --------------------------------------------------------------------------------------------------
 
-    def _present(self, wish: VolumeWish, source: volumes.SourceRequest | None = None) -> Outcome:
-        return self._both_ways(lambda options: volumes.ensure_present(volumes.VolumeRequest(self.candidates, wish, source), options))
+    def _present(self, wish: VolumeWish, source: existing.SourceRequest | None = None) -> Outcome:
+        return self._both_ways(lambda options: volumes.ensure_present(existing.VolumeRequest(self.candidates, wish, source), options))
 
     def _both_ways(self, operation) -> Outcome:
         predicted = operation(Options(check=True))

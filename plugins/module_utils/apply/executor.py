@@ -19,7 +19,8 @@ from ..plan.steps import Step, Unlink, WriteInfo, WriteRecord
 from ..store import info_file, records
 from ..store.directory import ShareDirectory
 from .offline import CopySource, Guard, OfflineEngine
-from .recovery import Interrupted, find_interrupted
+from .recovery import find_interrupted
+from .remains import Interrupted
 
 
 class Executor:

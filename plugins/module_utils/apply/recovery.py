@@ -15,7 +15,7 @@ from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteRecord
 from ..store import info_file, inventory, kinship, qcow2, records
 from ..store.directory import ShareDirectory
-from .traces import Interrupted, group_file
+from .remains import Interrupted, group_file
 
 
 def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:

@@ -9,36 +9,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import StorageError
 from ..store import inventory, records
+from .remains import Interrupted, group_file
 
 if TYPE_CHECKING:
-    from ..model import Volume
-    from ..plan.intent import Resumption
     from ..store.directory import ShareDirectory
-
-
-class Interrupted:
-    """What a killed task left of a volume: resumptions to run, temporary files to remove."""
-
-    def __init__(self, resumptions: tuple[Resumption, ...] = (), leftovers: tuple[str, ...] = ()) -> None:
-        self.resumptions = resumptions
-        self.leftovers = leftovers
-
-    def __bool__(self) -> bool:
-        return bool(self.resumptions or self.leftovers)
-
-    @property
-    def after(self) -> Volume | None:
-        return self.resumptions[-1].plan.after
-
-    def describe(self) -> list[dict]:
-        told = [item.describe() for item in self.resumptions]
-        if self.leftovers:
-            from ..plan.steps import Unlink
-
-            told.append(
-                {"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]}
-            )
-        return told
 
 
 def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
@@ -65,11 +39,6 @@ def _has_traces(directory: ShareDirectory, name: str) -> bool:
         return inventory.read_info(directory, name, record)[1]
     except StorageError:
         return False  # whoever needs the volume will say so
-
-
-def group_file(group: str) -> str:
-    """The name of the decision that the snapshots of a group are taken."""
-    return group + ".json"
 
 
 def forget_groups(directory: ShareDirectory) -> None:

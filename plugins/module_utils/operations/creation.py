@@ -15,13 +15,13 @@ from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.headers import require_healed_parent, require_known_formats
 from ..plan.plan import Plan
-from ..plan.wishes import SnapshotWish, VolumeWish
+from ..plan.wishes import SnapshotWish, Source, VolumeWish
 from ..store import inventory, kinship
 from . import placement
 from .candidates import Candidates, has_unfinished, locate
+from .existing import SourceRequest, VolumeRequest, bring_up, located
 from .refusals import require_free_name, require_unused
 from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
-from .volumes import SourceRequest, VolumeRequest, bring_up, located
 
 if TYPE_CHECKING:
     from ..apply.offline import CopySource
@@ -89,7 +89,7 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     plan = planner.create_volume(wish)
     share = placement.choose(request.candidates, size, at_once, request.policy, work.options.ledger)
     recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
-    require_free_name(work, share, wish.name, wish.name, recovered)
+    require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
     return carry_out(work, share, plan, recovered, copy)
 
 
@@ -113,7 +113,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
     placement.choose(request.candidates._replace(shares=(share,)), planned.size, 0, request.policy, work.options.ledger)
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
-    require_free_name(work, share, wish.name, wish.name, recovered)
+    require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
     if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:
         kinship.require_free_name(work.directory(share), planned.active.file, parent.name)
     first = carry_out(work, share, prepared, recovered)
@@ -156,7 +156,7 @@ def _source_share(request: VolumeRequest, options: Options) -> Share | None:
     return share
 
 
-def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, planner.Source, list]:
+def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, Source, list]:
     """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
     from ..apply.offline import CopySource
 
@@ -168,6 +168,6 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
     images = volume.view(top)
     if source.snapshot is None:
-        require_unused(work, work.directory(share), top)
-    told = planner.Source(source.label, images[0].size, sum(image.allocated for image in images))
+        require_unused(work.directory(share), top, work.options.assume_unused, work.options.check)
+    told = Source(source.label, images[0].size, sum(image.allocated for image in images))
     return CopySource(work.directory(share), images), told, recovered

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..apply.traces import group_file
+from ..apply.remains import group_file
 from ..errors import Conflict, InvalidParameter, StorageError, from_os_error
 from ..model import Share, check_snapshot_name, check_volume_name, now
 from ..plan.plan import Plan

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..apply.traces import Interrupted, forget_groups
+from ..apply.remains import Interrupted
+from ..apply.traces import forget_groups
 from ..errors import Conflict
 from ..model import Share, Volume
 from ..plan import planner
 from ..plan.steps import Unlink
 from ..store import inventory, kinship
+from .existing import refuse_member
 from .transaction import Options, Outcome, Workspace, carry_out, find_left, settle
-from .volumes import refuse_member
 
 
 def remove(share: Share, name: str, cascade: bool, options: Options) -> Outcome:

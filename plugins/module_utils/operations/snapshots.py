@@ -76,7 +76,7 @@ def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWis
 
     plan = planner.create_snapshot(volume, wish._replace(created=wish.created or now()))
     if plan.intent and plan.after is not None:
-        require_free_name(work, share, plan.after.active.file, volume.name, recovered)
+        require_free_name(work.directory(share), plan.after.active.file, volume.name, recovered if work.options.check else [])
     return plan
 
 

@@ -14,7 +14,8 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Callable, ContextManager, Iterable
 
-from ..apply.traces import Interrupted, find_interrupted, forget_groups
+from ..apply.remains import Interrupted
+from ..apply.traces import find_interrupted, forget_groups
 from ..errors import NeedsRecovery, ShareNotWritable, from_os_error
 from ..model import Share, Volume
 from ..plan.plan import Plan
@@ -294,7 +295,7 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
         if plan.changed:
             from .refusals import predict_in_use
 
-            predict_in_use(work, directory, plan)
+            predict_in_use(directory, plan, work.options.assume_unused)
         work.options.world[(share.path, plan.volume)] = plan.after
         after = report.volume(plan.after, share, before["in_use"] if before else False) if plan.after else None
     else:

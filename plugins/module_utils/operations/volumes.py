@@ -5,39 +5,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from ..errors import Conflict, VolumeNotFound
-from ..model import Share, Volume, check_volume_name
-from ..plan.plan import Plan
-from ..plan.wishes import MAX_CHAIN, VolumeWish
-from ..store import kinship
-from .candidates import Candidates, Policy, has_unfinished, locate
+from ..errors import VolumeNotFound
+from ..model import Share, check_volume_name
+from .candidates import Candidates, has_unfinished
+from .existing import VolumeRequest, bring_up, located
 from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 
 # What only changes need is imported where it is used: importing is most of what a task costs that changes nothing.
-
-
-class SourceRequest(NamedTuple):
-    """What a clone is made from: a volume, or one of its snapshots; ``linked`` to it, or with data of its own."""
-
-    volume: str
-    snapshot: str | None = None
-    linked: bool = False
-    max_chain: int = MAX_CHAIN
-
-    @property
-    def label(self) -> str:
-        return f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
-
-
-class VolumeRequest(NamedTuple):
-    """A volume as a task asks for it, on one of ``candidates``."""
-
-    candidates: Candidates
-    wish: VolumeWish
-    source: SourceRequest | None = None
-    policy: Policy = Policy()
 
 
 def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
@@ -76,14 +50,6 @@ def _created(request: VolumeRequest, options: Options, ended: list) -> Outcome:
     return create(request, options, ended)
 
 
-def located(candidates: Candidates, name: str, options: Options) -> Share | None:
-    """Where the volume is; check mode also remembers what earlier items of the task would have done."""
-    for share in candidates.shares:
-        if (share.path, name) in options.world:
-            return share if options.world[(share.path, name)] is not None else None
-    return locate(candidates, name)
-
-
 def _update(request: VolumeRequest, share: Share, options: Options) -> Outcome:
     name, said = request.wish.name, request.wish.format
     with Workspace(options) as work:
@@ -94,38 +60,6 @@ def _update(request: VolumeRequest, share: Share, options: Options) -> Outcome:
     # It went away before the lock was ours, or only its unfinished deletion was left. Check mode, which ended nothing, meets
     # that once more; a run has ended it here.
     return _created(request, options, [] if options.check else recovered)
-
-
-def bring_up(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
-    """Bring a volume that exists to what is wished, under its lock."""
-    refuse_member(work, share, volume)
-    wish = _only_what_the_share_keeps(request.wish, share, work.options)
-    return carry_out(work, share, _plan_for(volume, wish), recovered)
-
-
-def _plan_for(volume: Volume, wish: VolumeWish) -> Plan:
-    if wish.is_met_by(volume):
-        return Plan("present", volume.name, (), volume, volume)
-    from ..plan import planner
-
-    return planner.ensure_volume(volume, wish)
-
-
-def _only_what_the_share_keeps(wish: VolumeWish, share: Share, options: Options) -> VolumeWish:
-    """Owner and mode mean nothing where the mount options decide them: asking would be a change every time."""
-    if share.keeps_modes or (wish.mode, wish.uid, wish.gid) == (None, None, None):
-        return wish
-    options.warn(f"{share.source} ({share.fstype}) keeps no owner and mode of single files: the mount options decide them")
-    return wish._replace(mode=None, uid=None, gid=None)
-
-
-def refuse_member(work: Workspace, share: Share, volume: Volume) -> None:
-    """:raises Conflict: the lone file of this name belongs to another volume's chain."""
-    if volume.info:
-        return
-    owner = kinship.owner_of(work.directory(share), volume.name, besides=volume.name)
-    if owner is not None:
-        raise Conflict(f"volume {volume.name}", f"the file of that name belongs to volume {owner}", "choose another name")
 
 
 def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> Outcome:

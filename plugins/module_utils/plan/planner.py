@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name
@@ -15,15 +15,6 @@ from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, 
 from .wishes import SnapshotWish, VolumeWish
 
 DEFAULT_MODE = 0o660
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a full clone is made from: a label for ``actions``, its size and the bytes that its chain holds."""
-
-    label: str
-    size: int
-    allocated: int
 
 
 def create_volume(wish: VolumeWish) -> Plan:

@@ -8,15 +8,20 @@ Most tasks find what they want. Then nothing has to be planned, and the planner 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..errors import InvalidParameter
 from ..model import Image, Volume
 
-if TYPE_CHECKING:
-    from .planner import Source
-
 MAX_CHAIN = 64  # files, where the user says nothing: a read of something never written looks through all of them
+
+
+class Source(NamedTuple):
+    """What a full clone is made from: a label for ``actions``, its size and the bytes that its chain holds."""
+
+    label: str
+    size: int
+    allocated: int
 
 
 class VolumeWish(NamedTuple):

@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import recovery, traces
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
@@ -74,7 +74,7 @@ def asked(look: Callable, directory: ShareDirectory) -> object:
 def test_both_answers_are_one(tmp_path: Path, state: str) -> None:
     share = Share(str(tmp_path), str(tmp_path), "directory")
     candidates = Candidates((share,))
-    volumes.ensure_present(volumes.VolumeRequest(candidates, VolumeWish("vol", size=1 << 20)), Options())
+    volumes.ensure_present(existing.VolumeRequest(candidates, VolumeWish("vol", size=1 << 20)), Options())
     snapshots.take(snapshots.SnapshotRequest(candidates, "vol", SnapshotWish("s")), Options())
     spoil, interrupted = STATES[state]
     spoil(tmp_path)
