@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from .layout import (
@@ -42,8 +41,7 @@ class _Beyond(Qcow2Error):
     """Something lies outside of the part of the header cluster that was read."""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a qcow2 header says. ``size`` is the virtual size in bytes."""
 
     version: int
@@ -236,8 +234,7 @@ def _check_features(incompatible: int, crypt: int) -> None:
         raise Qcow2Error("it is encrypted, which this collection does not support")
 
 
-@dataclass(frozen=True)
-class _Extensions:
+class _Extensions(NamedTuple):
     end: int
     end_marked: bool
     format_offset: int | None
