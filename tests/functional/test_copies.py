@@ -22,6 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 
 from .test_refusals import MIB, Store
 
@@ -182,6 +183,19 @@ def test_nor_by_clones_and_flattening(store: Store, monkeypatch: pytest.MonkeyPa
             str(store.path / name),
         ]
         subprocess.run(compared, check=True)
+
+
+def test_holes_are_asked_for_in_the_name_of_who_is_locked(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many read one source at once: a temporary file of its name would look to each as if a task on it had been interrupted."""
+    store.present(size=2 * MIB)
+    (store.path / "vol").write_bytes(os.urandom(2 * MIB))
+    store.snapshot("s")
+    made, real = [], ShareDirectory.create_temporary
+    monkeypatch.setattr(ShareDirectory, "create_temporary", lambda self, volume, *mode: made.append(volume) or real(self, volume, *mode))
+    store.present("whole", existing.SourceRequest("vol", None))
+    store.present("linked", existing.SourceRequest("vol", "s", linked=True))
+    store.present("linked", flatten=True)
+    assert set(made) == {"linked", "whole"}
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 65536, 65537])

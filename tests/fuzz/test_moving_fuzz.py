@@ -246,22 +246,22 @@ class Arena:
         self.compare(chain, now, target, refused, images)
         self.outcomes["refused" if refused else "done"] += 1
 
-    def action(self, rng: random.Random, images: tuple[Image, ...], chain: Chain) -> tuple[str | None, Callable[[Mover], None]]:
+    def action(self, rng: random.Random, images: tuple[Image, ...], chain: Chain) -> tuple[str | None, Callable[[Mover, ShareDirectory], None]]:
         files = [image.file for image in images]
         kind = rng.choice(["commit", "commit", "pull", "copy"])
         if kind == "commit":
             top = rng.randrange(len(files) - 1)
             into = files[rng.randrange(top + 1, len(files))]
-            return into, lambda mover: mover.commit(images[top:], into)
+            return into, lambda mover, _: mover.commit(images[top:], into)
         if kind == "pull":
             below = rng.choice([None, files[-1]])
-            return files[0], lambda mover: mover.pull(images, below)
-        return None, lambda mover: copied(chain.path / "copy", mover, images)
+            return files[0], lambda mover, _: mover.pull(images, below)
+        return None, lambda mover, share: copied(chain.path / "copy", mover, share, images)
 
-    def attempt(self, chain: Chain, action: Callable[[Mover], None]) -> bool:
+    def attempt(self, chain: Chain, action: Callable[[Mover, ShareDirectory], None]) -> bool:
         with bounded(), ShareDirectory(Share(str(chain.path), str(chain.path), "directory")) as directory:
             try:
-                action(Mover(directory))
+                action(Mover(directory, "vol"), directory)
             except Qcow2Error:
                 return True
         return False
@@ -286,10 +286,10 @@ class Arena:
         return True
 
 
-def copied(path: Path, mover: Mover, images: tuple[Image, ...]) -> None:
+def copied(path: Path, mover: Mover, share: ShareDirectory, images: tuple[Image, ...]) -> None:
     with open(path, "w+b") as stream:
         os.ftruncate(stream.fileno(), images[0].size)
-        mover.copy(images, stream.fileno(), "raw")
+        mover.copy(share, images, stream.fileno(), "raw")
         if os.fstat(stream.fileno()).st_size != images[0].size:
             raise Finding("the copy has another size")
 

@@ -147,22 +147,22 @@ class Chain:
 
     # -- what is done to it --------------------------------------------------------------------------------------------
 
-    def with_mover(self, action: Callable[[Mover], None]) -> bool:
+    def with_mover(self, action: Callable[[Mover, ShareDirectory], None]) -> bool:
         """Whether it was done; the engine's refusals are answers."""
         with ShareDirectory(Share(str(self.path), str(self.path), "directory")) as directory:
             try:
-                action(Mover(directory))
+                action(Mover(directory, "vol"), directory)
             except qcow2.Qcow2Error:
                 return False
         return True
 
     def commit(self, top: str, into: str) -> bool:
         images = self.images(top)
-        return self.with_mover(lambda mover: mover.commit(images, into))
+        return self.with_mover(lambda mover, _: mover.commit(images, into))
 
     def pull(self, top: str, below: str | None) -> bool:
         images = self.images(top)
-        return self.with_mover(lambda mover: mover.pull(images, below))
+        return self.with_mover(lambda mover, _: mover.pull(images, below))
 
     def copy(self, top: str, image_format: str, name: str = "copy") -> bool:
         """Copy into a new file as the offline engine does it."""
@@ -173,7 +173,7 @@ class Chain:
                 os.ftruncate(fd, images[0].size)
             else:
                 qcow2.write_image(fd, images[0].size)
-            return self.with_mover(lambda mover: mover.copy(images, fd, image_format))
+            return self.with_mover(lambda mover, share: mover.copy(share, images, fd, image_format))
 
     def repoint(self, file: str, onto: str | None) -> bool:
         """Let an image rest on another file, or on none; false where its header has no room for a name and qemu-img did it."""

@@ -210,13 +210,15 @@ class _Move:
 
 
 class Mover:
-    """Merges and copies on one share; each method raises :class:`Unsuited`, before it wrote anything, where it cannot.
+    """Merges and copies for one volume; each method raises :class:`Unsuited`, before it wrote anything, where it cannot.
 
+    :param directory: the share of ``volume``, whose lock the task holds: what it leaves when it is killed is found by that name.
     :param held: files whose lock bytes the task holds; those of others that it reads are taken for reading.
     """
 
-    def __init__(self, directory: ShareDirectory, held: Container[str] = ()) -> None:
+    def __init__(self, directory: ShareDirectory, volume: str, held: Container[str] = ()) -> None:
         self._directory = directory
+        self._volume = volume
         self._held = held
 
     def commit(self, images: Sequence[Image], into: str) -> None:
@@ -227,7 +229,7 @@ class Mover:
         position = [image.file for image in images].index(into)
         lower, size = images[position], images[0].size
         with ExitStack() as stack:
-            layers = Layers(self._open(stack, images[:position]), size, [lower.size])
+            layers = Layers(self._open(stack, self._directory, images[:position]), size, [lower.size])
             target = stack.enter_context(self._directory.root.opened(into, write=True))
             if lower.format == "raw":
                 move = self._move(layers, target, into, RawFilling(layers.cluster_size, fresh=False))
@@ -250,47 +252,52 @@ class Mover:
         with ExitStack() as stack:
             target = stack.enter_context(self._directory.root.opened(files[0], write=True))
             cluster_size = read_header(target).cluster_size
-            opened = self._open(stack, images[1:position], cluster_size)
+            opened = self._open(stack, self._directory, images[1:position], cluster_size)
             layers = Layers(opened, images[0].size, [image.size for image in images[position:]])
             move = self._move(layers, target, files[0], Filling(target, hides=below is not None), keep=True)
             move.check()
             move.run()
 
-    def copy(self, images: Sequence[Image], target: int, image_format: str) -> None:
-        """Copy what a chain shows into an empty, large enough image that nobody knows yet; the caller makes it durable."""
+    def copy(self, source: ShareDirectory, images: Sequence[Image], target: int, image_format: str) -> None:
+        """Copy what a chain on any share shows into an empty, large enough image that nobody knows yet; the caller makes it durable."""
         cluster_size = read_header(target).cluster_size if image_format == "qcow2" else None
         with ExitStack() as stack:
-            layers = Layers(self._open(stack, images, cluster_size), images[0].size)
+            layers = Layers(self._open(stack, source, images, cluster_size), images[0].size)
             filling: Filler = RawFilling(layers.cluster_size, fresh=True) if image_format == "raw" else Filling(target, hides=False)
-            move = _Move(layers, target, filling, False, lambda: None, lambda: self._directory.verify(images[0].file))
+            move = _Move(layers, target, filling, False, lambda: None, lambda: self._directory.verify(self._volume))
             move.check()
             move.run()
 
-    def _tells_holes(self, file: str) -> bool:
-        """Whether the share's file system does; asked of a new file, and answered with no where none can be made."""
+    def _tells_holes(self, fd: int) -> bool:
+        """Whether the file system of an opened file tells holes from data; asked of a new file beside the volume, and answered
+        with no where none can be made or it would be on another one."""
+        if os.fstat(fd).st_dev != os.fstat(self._directory.root.fd).st_dev:
+            return False
         try:
-            fd, temporary = self._directory.create_temporary(file)
+            probe, temporary = self._directory.create_temporary(self._volume)
         except StorageError:
             return False
         try:
-            os.ftruncate(fd, _CLUSTER)
-            return copying.tells_holes(fd)
+            os.ftruncate(probe, _CLUSTER)
+            return copying.tells_holes(probe)
         finally:
-            os.close(fd)
+            os.close(probe)
             self._directory.discard_temporary(temporary)
 
     def _move(self, layers: Layers, target: int, file: str, filling: Filler, keep: bool = False) -> _Move:
         return _Move(layers, target, filling, keep, lambda: self._directory.pace.sync_file(target), lambda: self._directory.verify(file))
 
-    def _open(self, stack: ExitStack, images: Sequence[Image], cluster_size: int | None = None) -> list[Layer]:
+    def _open(
+        self, stack: ExitStack, directory: ShareDirectory, images: Sequence[Image], cluster_size: int | None = None
+    ) -> list[Layer]:
         layers: list[Layer] = []
         for image in images:
-            fd = stack.enter_context(self._directory.root.opened(image.file))
-            if image.file not in self._held:
-                in_use.hold_for_reading(fd, image.file, self._directory.share)
+            fd = stack.enter_context(directory.root.opened(image.file))
+            if directory is not self._directory or image.file not in self._held:
+                in_use.hold_for_reading(fd, image.file, directory.share)
             if image.format == "raw":
                 raw = RawLayer(fd, cluster_size or (layers[-1].cluster_size if layers else _CLUSTER))
-                if raw.looks_full and not self._tells_holes(image.file):
+                if raw.looks_full and not self._tells_holes(fd):
                     raise Unsuited("the file system does not tell where its holes are")
                 layers.append(raw)
                 continue

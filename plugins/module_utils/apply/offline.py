@@ -180,7 +180,7 @@ class OfflineEngine:
             if self._copy_as_it_is(fd, step, source):
                 return
             self._make_empty(fd, step)
-            if _suited(lambda: moving.Mover(source.directory).copy(source.images, fd, step.format)):
+            if self._by_ourselves(volume, lambda mover: mover.copy(source.directory, source.images, fd, step.format)):
                 return
             os.ftruncate(fd, 0)
             self._make_empty(fd, step)
@@ -260,9 +260,13 @@ class OfflineEngine:
         info = info_file.read(self._directory, volume)
         return inventory.walk(self._directory, volume, file, info, record)
 
-    def _by_ourselves(self, move: Callable[[moving.Mover], None]) -> bool:
-        """Move clusters without qemu-img; false where the images are not plain enough for that, and qemu-img can do it all."""
-        return _suited(lambda: move(moving.Mover(self._directory, self._guard)))
+    def _by_ourselves(self, volume: str, move: Callable[[moving.Mover], None]) -> bool:
+        """Move clusters without qemu-img; false where the images are not plain, or not in order, which is for qemu-img to say."""
+        try:
+            move(moving.Mover(self._directory, volume, self._guard))
+        except qcow2.Qcow2Error:
+            return False
+        return True
 
     def _repoint(self, step: Repoint, _volume: str) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
@@ -312,14 +316,14 @@ class OfflineEngine:
 
     def _commit(self, step: Commit, volume: str) -> None:
         images = self._chain(volume, step.file)
-        if self._by_ourselves(lambda mover: mover.commit(images, step.into)):
+        if self._by_ourselves(volume, lambda mover: mover.commit(images, step.into)):
             return
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into]) as chain:
             qemu_img.commit(chain, step.file, step.into, self._locks)
 
     def _pull(self, step: Pull, volume: str) -> None:
         images = self._chain(volume, step.file)
-        if self._by_ourselves(lambda mover: self._pull_clusters(mover, images, step)):
+        if self._by_ourselves(volume, lambda mover: self._pull_clusters(mover, images, step)):
             return
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
@@ -334,15 +338,6 @@ class OfflineEngine:
         with self._directory.root.opened(step.file) as fd:
             set_ownership(fd, step.uid, step.gid, step.mode)
             self._directory.pace.sync_file(fd)
-
-
-def _suited(move: Callable[[], None]) -> bool:
-    """Move clusters; false where the images are not plain, or not in order, which is for qemu-img to say."""
-    try:
-        move()
-    except qcow2.Qcow2Error:
-        return False
-    return True
 
 
 def _is_whole(fd: int) -> bool:
