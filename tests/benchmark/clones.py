@@ -4,8 +4,8 @@
 """Full clones of a volume of 1 GiB with 300 MiB of data, beside ``cp --reflink=auto --sparse=always`` of its file.
 
 A clone is durable when it is reported, and cp syncs nothing: both comparisons are shown, with the copy synced and with cp alone.
-Only the work is compared, as in merges.py. On XFS (from a file, where this user can mount one) blocks are shared; a volume with a
-snapshot is a chain, which is qemu-img's to read.
+Only the work is compared, as in merges.py. On XFS (from a file, where this user can mount one) blocks are shared. The data of a
+volume with snapshots is spread over all files of its chain, and cp copies them all.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Row:
     taken: int
 
 
-def prepare(share: Path, image_format: str, snapshot: bool, size: int = _SIZE, filled: int = _DATA):
-    """A volume with its data in three pieces. Returns the candidates."""
+def prepare(share: Path, image_format: str, layers: int, size: int = _SIZE, filled: int = _DATA) -> tuple:
+    """A volume with its data in three pieces, or one in each file of a longer chain. Returns the candidates and the files."""
     from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
     from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
@@ -50,23 +50,27 @@ def prepare(share: Path, image_format: str, snapshot: bool, size: int = _SIZE, f
     candidates = Candidates((Share(str(share), str(share), "directory"),))
     wish = VolumeWish("vol", size=size * MIB, format=image_format)
     volumes.ensure_present(existing.VolumeRequest(candidates, wish), Options())
-    for number in range(3):
-        if snapshot and number == 2:
-            snapshots.take(snapshots.SnapshotRequest(candidates, "vol", SnapshotWish("s")), Options())
-        name, known = ("vol.s", "qcow2") if snapshot and number == 2 else ("vol", image_format)
-        command = f"write -q -P {number + 1} {number * size // 3}M {filled // 3}M"
-        subprocess.run(["qemu-io", "-f", known, "-c", command, name], check=True, cwd=share)
+    pieces = max(3, layers)
+    files = ["vol"]
+    for number in range(pieces):
+        if number * layers // pieces >= len(files):
+            request = snapshots.SnapshotRequest(candidates, "vol", SnapshotWish(f"s{number}", max_chain=200))
+            snapshots.take(request, Options())
+            files.append(f"vol.s{number}")
+        command = f"write -q -P {number + 1} {number * size // pieces}M {filled // pieces}M"
+        known = image_format if len(files) == 1 else "qcow2"
+        subprocess.run(["qemu-io", "-f", known, "-c", command, files[-1]], check=True, cwd=share)
     os.sync()
-    return candidates
+    return candidates, files
 
 
-def measure_clones(name: str, place: str, share: Path, image_format: str, snapshot: bool, repeats: int, **sizes: int) -> Row:
+def measure_clones(name: str, place: str, share: Path, image_format: str, layers: int, repeats: int, **sizes: int) -> Row:
     from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
     from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, volumes
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
     from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 
-    candidates = prepare(share, image_format, snapshot, **sizes)
+    candidates, files = prepare(share, image_format, layers, **sizes)
     request = existing.VolumeRequest(candidates, VolumeWish("copy", format=image_format), existing.SourceRequest("vol", None))
     taken = []
 
@@ -77,8 +81,6 @@ def measure_clones(name: str, place: str, share: Path, image_format: str, snapsh
         volumes.ensure_absent(candidates, "copy", False, Options())
         os.sync()
         return seconds
-
-    files = ["vol", "vol.s"] if snapshot else ["vol"]
 
     def copy(sync: bool) -> float:
         target = share.with_suffix(".copies")
@@ -127,13 +129,15 @@ def measure(scratch: Path, full: bool) -> list[Row]:
     rows, repeats = [], 9 if full else 3
     with reflinking(scratch) as shared:
         for place, where in (("the directory", scratch), ("XFS with reflinks", shared)):
-            for name, image_format, snapshot in (
-                ("raw", "raw", False),
-                ("qcow2", "qcow2", False),
-                ("qcow2 with a snapshot", "qcow2", True),
+            for name, image_format, layers in (
+                ("raw", "raw", 1),
+                ("qcow2", "qcow2", 1),
+                ("qcow2 with a snapshot", "qcow2", 2),
+                ("qcow2 with nine", "qcow2", 10),
+                ("qcow2 with ninety-nine", "qcow2", 100),
             ):
                 if where is not None:
-                    rows.append(measure_clones(name, place, where / "share", image_format, snapshot, repeats))
+                    rows.append(measure_clones(name, place, where / "share", image_format, layers, repeats))
     return rows
 
 

@@ -140,7 +140,7 @@ class Chain:
         volumes.ensure_present(existing.VolumeRequest(self.candidates, wish), Options())
         for number, commands in enumerate(self.shape.layers):
             if number:
-                snapshots.take(snapshots.SnapshotRequest(self.candidates, "vol", SnapshotWish(f"s{number}")), Options())
+                snapshots.take(snapshots.SnapshotRequest(self.candidates, "vol", SnapshotWish(f"s{number}", max_chain=200)), Options())
             if commands:
                 image_format = "qcow2" if number else self.shape.format
                 run(

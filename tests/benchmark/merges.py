@@ -39,6 +39,12 @@ SHAPES = (
         tuple(range(2, 10)),
         _SIZE,
     ),
+    Shape(
+        "a hundred overlays in one pass",
+        ((data("0", "8M", 1),), *((data(f"{10 * number}M", "2M", number + 1),) for number in range(100)), ()),
+        tuple(range(1, 101)),
+        _SIZE,
+    ),
     Shape("a pull of one run of data", ((data("0", "512M", 1),), (data("0", "96M", 2),), (data("64M", "256M", 3),), ()), (2,), _SIZE),
     Shape(
         "a pull of single clusters",

@@ -76,7 +76,7 @@ def test_merges(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_clones(tmp_path: Path, image_format: str) -> None:
-    row = clones.measure_clones(image_format, "here", tmp_path / "share", image_format, False, 3, size=192, filled=48)
+    row = clones.measure_clones(image_format, "here", tmp_path / "share", image_format, 1, 3, size=192, filled=48)
     assert row.ours < 4 * row.synced and row.taken < 64 * measuring.MIB, row
 
 

@@ -27,6 +27,7 @@ READS_ZERO = 1
 MOST_TABLE_BYTES = 512 << 20  # of L2 tables, of all layers together: 4 TiB of data in clusters of 64 KiB
 _MOST_EXTENTS = 1 << 20
 _CHUNK = 1 << 20
+_GRAIN = 64  # entries of a table that are looked at as one
 
 
 class Run(NamedTuple):
@@ -177,13 +178,18 @@ def split(table: array.array, cluster_size: int) -> Iterator[tuple[int, int, int
     """The entries of an L2 table in runs: position, count, and the first entry. The others are equal, or, where they have an
     offset, each is one cluster further than the one before."""
     begin, first, expected, step = 0, table[0], table[0], 0
-    for position, entry in enumerate(table):
-        if entry != expected:
-            yield begin, position - begin, first
-            begin, first, expected = position, entry, entry
-        if begin == position:
-            step = cluster_size if entry & OFFSET else 0
-        expected += step
+    nothing = array.array("Q", bytes(8 * _GRAIN))
+    for start in range(0, len(table), _GRAIN):
+        grain = table[start : start + _GRAIN]
+        if not first and grain == nothing:
+            continue  # most tables of an overlay are nearly empty
+        for position, entry in enumerate(grain, start):
+            if entry != expected:
+                yield begin, position - begin, first
+                begin, first, expected = position, entry, entry
+            if begin == position:
+                step = cluster_size if entry & OFFSET else 0
+            expected += step
     yield begin, len(table) - begin, first
 
 
