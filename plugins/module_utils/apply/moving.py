@@ -30,6 +30,7 @@ from . import allocate, copying
 
 Layer = Union[QcowLayer, RawLayer]
 _CLUSTER = 64 << 10  # bytes at a time where no layer has clusters
+_FENCED = 64 << 20  # bytes that are moved at most until the task asks again whether it may
 
 
 class RawFilling:
@@ -77,6 +78,12 @@ class _Copy(NamedTuple):
         if goes_on and (self.layer, self.fresh, self.to + self.length) == (other.layer, other.fresh, other.to):
             return self._replace(length=self.length + other.length)
         return None
+
+    def parts(self, most: int) -> Iterator[_Copy]:
+        """The same in parts of so many bytes at most."""
+        for done in range(0, self.length, most):
+            start = ZEROS if self.start == ZEROS else self.start + done
+            yield self._replace(start=start, to=self.to + done, length=min(most, self.length - done))
 
 
 class Layers:
@@ -177,15 +184,23 @@ class _Move:
         copiers = [copying.Copier(layer.fd, self.target) for layer in self.layers.layers]
         if isinstance(filling, Filling):
             filling.begin()
+        left = _FENCED
         for index in self.layers.indices():
-            for run in self._copies(index):
-                if run.start != ZEROS:
-                    copiers[run.layer].copy(run.start, run.to, run.length, run.fresh)
-                elif not run.fresh:
-                    allocate.make_zeros(self.target, run.to, run.length)
+            for part in (part for run in self._copies(index) for part in run.parts(_FENCED)):
+                if part.length > left:
+                    self.verify()
+                    left = _FENCED
+                left -= part.length
+                self._do(part, copiers[part.layer])
             if isinstance(filling, Filling) and filling.is_full:
                 self._finish()
         self._finish()
+
+    def _do(self, part: _Copy, copier: copying.Copier) -> None:
+        if part.start != ZEROS:
+            copier.copy(part.start, part.to, part.length, part.fresh)
+        elif not part.fresh:
+            allocate.make_zeros(self.target, part.to, part.length)
 
     def _copies(self, index: int) -> Iterator[_Copy]:
         """What is to be copied for a table, adjacent parts as one."""
