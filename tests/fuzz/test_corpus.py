@@ -135,6 +135,7 @@ EXPECTED: dict[str, Accepted | Refused] = {
     "refcounts-misaligned": Refused("not where the format wants them"),
     "internal-snapshots-65535": replace(VALID, grow=False, says={"internal_snapshots": 65535}, share="unsafe_image"),
     "snapshots-misaligned": Refused("table of snapshots"),
+    "snapshots-in-the-header": Refused("table of snapshots"),
     "autoclear-unknown": VALID,
     "bitmaps": replace(VALID, grow=False, says={"bitmaps": True}),
     "cut-in-the-magic": Refused("no qcow2 header", None),

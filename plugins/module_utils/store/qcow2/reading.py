@@ -202,7 +202,7 @@ def _parse(data: bytes, file_size: int) -> Header:
         extensions.unknown,
     )
     _check_geometry(header, refcount_offset, refcount_clusters, file_size)
-    if snapshots_offset % cluster_size:
+    if snapshots_offset % cluster_size or (internal_snapshots and not snapshots_offset):
         raise Qcow2Error("its table of snapshots is not where the format wants it")
     return header
 
