@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 
-from . import measuring
+from . import measuring, reading
 from .measuring import CHECKOUT
 
 TITLE = "one task"
@@ -69,9 +69,10 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of one item of each kind; with or without pipelining."""
+    """Seconds of one item of each kind on a share of so many ``volumes``; with or without pipelining."""
 
     pipelining: bool
+    volumes: int
     idle: float
     info: float
     present: float
@@ -102,14 +103,15 @@ def playbook(share: Path, rounds: int, items: int) -> list[dict]:
     return [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": loop}]
 
 
-def play(scratch: Path, tree: Path, rounds: int, items: int, pipelining: bool) -> Row:
-    """:raises RuntimeError: a task changed something or failed."""
-    share = scratch / f"share-{pipelining}"
-    share.mkdir()
+def play(scratch: Path, tree: Path, rounds: int, items: int, pipelining: bool, others: int = 0) -> Row:
+    """:param others: volumes with a snapshot beside the one that the tasks are about. :raises RuntimeError: a task changed something
+    or failed."""
+    share = scratch / f"share-{pipelining}-{others}"
+    reading.Share(share, 2).grow(others)
     measuring.run_module("remotefs_volume", {"share": [str(share)], "name": "vol", "size": "64M"})
     (scratch / "callbacks").mkdir(exist_ok=True)
     (scratch / "callbacks" / "clock.py").write_text(_CALLBACK)
-    clock = scratch / f"clock-{pipelining}"
+    clock = scratch / f"clock-{pipelining}-{others}"
     (scratch / "play.json").write_text(json.dumps(playbook(share, rounds, items)))
     environment = measuring.environment(
         ANSIBLE_COLLECTIONS_PATH=str(tree),
@@ -128,7 +130,7 @@ def play(scratch: Path, tree: Path, rounds: int, items: int, pipelining: bool) -
     if ran.returncode:
         raise RuntimeError(ran.stdout[-3000:])
     found = intervals([json.loads(line) for line in clock.read_text().splitlines()])
-    return Row(pipelining, *(statistics.median(found[kind]) for kind in _KINDS))
+    return Row(pipelining, others + 1, *(statistics.median(found[kind]) for kind in _KINDS))
 
 
 def intervals(ticks: Sequence[tuple[str, float]]) -> dict[str, list[float]]:
@@ -148,15 +150,17 @@ def intervals(ticks: Sequence[tuple[str, float]]) -> dict[str, list[float]]:
 def measure(scratch: Path, full: bool) -> list[Row]:
     tree = collection_with_idle_module(scratch)
     rounds = 12 if full else 5
-    return [play(scratch, tree, rounds, 4, pipelining) for pipelining in (False, True)]
+    alone = [play(scratch, tree, rounds, 4, pipelining) for pipelining in (False, True)]
+    return [*alone, *(play(scratch, tree, rounds, 4, True, others) for others in (99, 999, 9999))]
 
 
 def tables(rows: Sequence[Row]) -> str:
     return measuring.table(
-        ["pipelining", "idle module", "info", "volume, no change", "info / idle", "volume / idle"],
+        ["pipelining", "volumes on the share", "idle module", "info", "volume, no change", "info / idle", "volume / idle"],
         [
             [
                 "yes" if row.pipelining else "no",
+                str(row.volumes),
                 *(measuring.seconds(value) for value in (row.idle, row.info, row.present)),
                 measuring.ratio(row.info, row.idle),
                 measuring.ratio(row.present, row.idle),

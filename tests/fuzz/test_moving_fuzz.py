@@ -252,10 +252,10 @@ class Arena:
         if kind == "commit":
             top = rng.randrange(len(files) - 1)
             into = files[rng.randrange(top + 1, len(files))]
-            return into, lambda mover, _: mover.commit(images[top:], into)
+            return into, lambda mover, _share: mover.commit(images[top:], into)
         if kind == "pull":
             below = rng.choice([None, files[-1]])
-            return files[0], lambda mover, _: mover.pull(images, below)
+            return files[0], lambda mover, _share: mover.pull(images, below)
         return None, lambda mover, share: copied(chain.path / "copy", mover, share, images)
 
     def attempt(self, chain: Chain, action: Callable[[Mover, ShareDirectory], None]) -> bool:

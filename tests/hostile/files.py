@@ -120,6 +120,7 @@ def _header_fields() -> list[HostileFile]:
         one("refcounts unaligned", "the refcount table lies in the middle of a cluster", refcount_offset=CLUSTER + 8),
         one("65535 internal snapshots", "QEMU reads them all", FACTS, snapshots=65535, snapshots_offset=4 * CLUSTER, length=40 << 20),
         one("one internal snapshot", "a merge would lose it", snapshots=1, snapshots_offset=4 * CLUSTER),
+        one("snapshots at the header", "the header serves as their table, and a new backing name would change it", snapshots=1),
         one("corrupt", "marked corrupt", incompatible=2),
         one(
             "data file bit",

@@ -158,11 +158,11 @@ class Chain:
 
     def commit(self, top: str, into: str) -> bool:
         images = self.images(top)
-        return self.with_mover(lambda mover, _: mover.commit(images, into))
+        return self.with_mover(lambda mover, _share: mover.commit(images, into))
 
     def pull(self, top: str, below: str | None) -> bool:
         images = self.images(top)
-        return self.with_mover(lambda mover, _: mover.pull(images, below))
+        return self.with_mover(lambda mover, _share: mover.pull(images, below))
 
     def copy(self, top: str, image_format: str, name: str = "copy") -> bool:
         """Copy into a new file as the offline engine does it."""
