@@ -20,6 +20,7 @@ from typing import Iterator, Sequence
 
 from . import measuring
 from .measuring import MIB
+from .merge_bytes import Chain, Shape, data
 
 TITLE = "full clones"
 GOALS = {"copy": 1.2}
@@ -38,30 +39,13 @@ class Row:
     taken: int
 
 
-def prepare(share: Path, image_format: str, layers: int, size: int = _SIZE, filled: int = _DATA) -> tuple:
-    """A volume with its data in three pieces, or one in each file of a longer chain. Returns the candidates and the files."""
-    from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-    from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-
-    share.mkdir()
-    candidates = Candidates((Share(str(share), str(share), "directory"),))
-    wish = VolumeWish("vol", size=size * MIB, format=image_format)
-    volumes.ensure_present(existing.VolumeRequest(candidates, wish), Options())
+def shape(image_format: str, layers: int, size: int = _SIZE, filled: int = _DATA) -> Shape:
+    """A volume of ``size`` MiB with its data (``filled`` MiB) in three pieces, or one in each file of a longer chain."""
     pieces = max(3, layers)
-    files = ["vol"]
+    held: list[list[str]] = [[] for _layer in range(layers)]
     for number in range(pieces):
-        if number * layers // pieces >= len(files):
-            request = snapshots.SnapshotRequest(candidates, "vol", SnapshotWish(f"s{number}", max_chain=200))
-            snapshots.take(request, Options())
-            files.append(f"vol.s{number}")
-        command = f"write -q -P {number + 1} {number * size // pieces}M {filled // pieces}M"
-        known = image_format if len(files) == 1 else "qcow2"
-        subprocess.run(["qemu-io", "-f", known, "-c", command, files[-1]], check=True, cwd=share)
-    os.sync()
-    return candidates, files
+        held[number * layers // pieces].append(data(f"{number * size // pieces}M", f"{filled // pieces}M", number + 1))
+    return Shape("clone", tuple(map(tuple, held)), (), size * MIB, image_format)
 
 
 def measure_clones(name: str, place: str, share: Path, image_format: str, layers: int, repeats: int, **sizes: int) -> Row:
@@ -70,7 +54,9 @@ def measure_clones(name: str, place: str, share: Path, image_format: str, layers
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
     from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 
-    candidates, files = prepare(share, image_format, layers, **sizes)
+    chain = Chain(share, shape(image_format, layers, **sizes)).build()
+    os.sync()
+    candidates, files = chain.candidates, chain.files
     request = existing.VolumeRequest(candidates, VolumeWish("copy", format=image_format), existing.SourceRequest("vol", None))
     taken = []
 

@@ -153,6 +153,11 @@ class Chain:
                 )
         return self
 
+    @property
+    def files(self) -> list[str]:
+        """All files, base first."""
+        return [self._file(number) for number in range(len(self.shape.layers))]
+
     def _file(self, number: int) -> str:
         return f"vol.s{number}" if number else "vol"
 

@@ -28,6 +28,7 @@ MOST_TABLE_BYTES = 512 << 20  # of L2 tables, of all layers together: 4 TiB of d
 _MOST_EXTENTS = 1 << 20
 _CHUNK = 1 << 20
 _GRAIN = 64  # entries of a table that are looked at as one
+_NOTHING = array.array("Q", bytes(8 * _GRAIN))
 
 
 class Run(NamedTuple):
@@ -178,10 +179,9 @@ def split(table: array.array, cluster_size: int) -> Iterator[tuple[int, int, int
     """The entries of an L2 table in runs: position, count, and the first entry. The others are equal, or, where they have an
     offset, each is one cluster further than the one before."""
     begin, first, expected, step = 0, table[0], table[0], 0
-    nothing = array.array("Q", bytes(8 * _GRAIN))
     for start in range(0, len(table), _GRAIN):
         grain = table[start : start + _GRAIN]
-        if not first and grain == nothing:
+        if not first and grain == _NOTHING:
             continue  # most tables of an overlay are nearly empty
         for position, entry in enumerate(grain, start):
             if entry != expected:
