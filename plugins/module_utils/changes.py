@@ -102,6 +102,7 @@ def result(outcome: Outcome) -> dict:
         "actions": outcome.actions,
         "recovered": outcome.recovered,
         **judged,
+        **({"not_counted": list(outcome.not_counted)} if outcome.not_counted else {}),
         "volume": outcome.after,
         "diff": {"before": report.difference(outcome.before), "after": report.difference(outcome.after)},
     }

@@ -9,7 +9,7 @@ Also what an interrupted task left: :mod:`recovery` sees it, :meth:`Executor.fin
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Mapping
 
 from ..errors import StorageError, from_os_error
 from ..model import now
@@ -17,6 +17,7 @@ from ..plan import intent as intents
 from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteInfo, WriteRecord
 from ..store import info_file, records
+from ..store.dependents import disks_of
 from ..store.directory import ShareDirectory
 from .offline import CopySource, Guard, OfflineEngine
 from .recovery import find_interrupted
@@ -121,14 +122,15 @@ class Executor:
     def _run(self, plan: Plan, steps: Iterable[Step], guard: Guard) -> None:
         engine = self._engine(guard)
         steps = list(steps)
-        for position, step in enumerate(steps):
-            if engine.can(step):
-                self._do(engine, step, plan.volume)
-            elif isinstance(step, WriteInfo):
-                self._write_info(plan, step)
-                self._write_final_record(plan, steps[position + 1 :])
-            elif isinstance(step, WriteRecord):
-                self._write_final_record(plan, ())
+        with engine:
+            for position, step in enumerate(steps):
+                if engine.can(step):
+                    self._do(engine, step, plan.volume)
+                elif isinstance(step, WriteInfo):
+                    self._write_info(plan, step)
+                    self._write_final_record(plan, steps[position + 1 :])
+                elif isinstance(step, WriteRecord):
+                    self._write_final_record(plan, (), engine.begin(steps[position + 1 :], plan.volume))
         self._unlink([step.file for step in steps if isinstance(step, Unlink)], guard)
         if plan.after is None:
             self._forget(plan.volume)
@@ -147,11 +149,12 @@ class Executor:
         data = info_file.Info(step.active, step.snapshots).to_bytes()
         self._directory.write_record(plan.volume, root, step.file, data, like if self._directory.share.keeps_modes else None)
 
-    def _write_final_record(self, plan: Plan, later: Iterable[Step]) -> None:
+    def _write_final_record(self, plan: Plan, later: Iterable[Step], made: Mapping[str, records.Disk] | None = None) -> None:
         if plan.after is None:
             return
         garbage = [self._garbage(step.file) for step in later if isinstance(step, Unlink)]
-        self._write_record(plan.volume, records.describing(plan.after, tuple(item for item in garbage if item)))
+        disks = disks_of(self._directory, plan.after, made or {})
+        self._write_record(plan.volume, records.describing(plan.after, tuple(item for item in garbage if item), disks))
 
     def _garbage(self, file: str) -> records.Garbage | None:
         status = self._directory.root.status(file)

@@ -98,6 +98,7 @@ class OfflineEngine:
         self._guard = guard
         self._source = source
         self._warn = warn
+        self._begun: dict[str, tuple[int, str]] = {}  # files that have no name of their own yet: descriptor, temporary name
         self._verbs: dict[type, Callable] = {
             CreateImage: self._create_image,
             CopyImage: self._copy_image,
@@ -121,9 +122,28 @@ class OfflineEngine:
 
     # -- new files ---------------------------------------------------------------------------------------------------
 
+    def begin(self, steps: Iterable[Step], volume: str) -> dict[str, records.Disk]:
+        """Make the raw disks of later steps under temporary names, so that a record written before them can say which files they are."""
+        made = {}
+        for step in steps:
+            if isinstance(step, (CreateImage, CopyImage)) and step.format == "raw":
+                fd, _temporary = self._begun[step.file] = self._directory.create_temporary(volume)
+                made[step.file] = records.Disk(os.fstat(fd).st_ino if self._directory.share.keeps_inodes else 0, step.size)
+        return made
+
+    def __enter__(self) -> OfflineEngine:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Nothing stays of files that were begun and never filled."""
+        for fd, temporary in self._begun.values():
+            os.close(fd)
+            self._directory.discard_temporary(temporary)
+        self._begun = {}
+
     def _new_file(self, volume: str, name: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, give it its name. A failure leaves nothing behind."""
-        fd, temporary = self._directory.create_temporary(volume)
+        fd, temporary = self._begun.pop(name, None) or self._directory.create_temporary(volume)
         try:
             try:
                 fill(fd)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Callable, ContextManager, Iterable
+from typing import TYPE_CHECKING, Callable, Collection, ContextManager, Iterable
 
 from ..apply.remains import Interrupted
 from ..apply.traces import find_interrupted, forget_groups
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 class Options:
     """How a task works, whatever it does. ``lock_timeout`` in seconds; ``discard`` gives up a record that cannot be honoured.
 
+    ``not_dependent`` are files that do not count as resting on what is destroyed, because the user says so.
+
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
+    ``told`` are warnings that it has given;
     ``ledger`` is what all volumes of a share together take; ``holding`` the locks under which a part of a bulk task works; ``pace`` how its parts wait.
     """
 
@@ -45,8 +48,10 @@ class Options:
     break_lock: bool = False
     assume_unused: bool = False
     discard: bool = False
+    not_dependent: tuple[str, ...] = ()
     warn: Callable[[str], None] = lambda _text: None
     world: dict = field(default_factory=dict)
+    told: set = field(default_factory=set)
     ledger: Ledger = field(default_factory=Ledger)
     holding: Holding | None = None
     pace: Pace = field(default_factory=Pace)
@@ -55,7 +60,7 @@ class Options:
 @dataclass(frozen=True)
 class Outcome:
     """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them, ``retention``
-    the verdicts on snapshots where a policy was applied."""
+    the verdicts on snapshots where a policy was applied, ``not_counted`` the files that ``not_dependent`` overruled."""
 
     name: str
     changed: bool
@@ -64,6 +69,7 @@ class Outcome:
     before: dict | None
     after: dict | None
     retention: list | None = None
+    not_counted: tuple[str, ...] = ()
 
 
 def joined(first: Outcome, second: Outcome) -> Outcome:
@@ -75,6 +81,7 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
         first.recovered + second.recovered,
         first.before,
         second.after,
+        not_counted=tuple(dict.fromkeys((*first.not_counted, *second.not_counted))),
     )
 
 
@@ -96,6 +103,7 @@ class Workspace:
         self._reading: set[tuple[Share, str]] = set()
         self._begun = False
         self._held_names: set[tuple[Share, str]] = set()
+        self.not_counted: dict[str, tuple[str, ...]] = {}  # by volume
 
     def __enter__(self) -> Workspace:
         return self
@@ -192,10 +200,17 @@ class Workspace:
             for share in shares:
                 self.directory(share).look_afresh()
 
-    def backings(self, share: Share) -> kinship.Backings:
-        """Who rests on whom, read under the locks that are held. :raises StorageError, OSError: a file cannot be read."""
-        holding = self.options.holding
-        return holding.backings() if holding is not None else kinship.scan_backings(self.directory(share))
+    def dependents(self, share: Share, volume: Volume, besides: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
+        """Who rests on a volume, as :attr:`Volume.dependents`, asked under the locks that are held before something is destroyed.
+
+        :param besides: files that go with the volume.
+        :raises StorageError, OSError: the share cannot be read.
+        """
+        from .resting import dependents_of  # late: only what destroys asks
+
+        found = dependents_of(self.directory(share), volume, self.options, besides)
+        self.not_counted[volume.name] = found.not_counted
+        return found.dependents
 
     def executor(self, share: Share, source: CopySource | None = None) -> Executor:
         from ..apply.executor import Executor  # late: a task that changes nothing starts faster without
@@ -260,7 +275,7 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     if volume is not None and volume.info and not volume.adopted:
         kinship.require_own_files(directory, volume)
     if volume is not None and dependents:
-        volume = replace(volume, dependents=kinship.dependents_of(directory, volume, work.backings(share)))
+        volume = replace(volume, dependents=work.dependents(share, volume))
     return volume, recovered
 
 
@@ -304,7 +319,8 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
         looked = not plan.changed and plan.before is plan.after  # at this very volume, under the lock
         after = before if looked else _observed_after(directory, plan)
     work.options.ledger.follow(share, plan.before, plan.after)
-    return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after)
+    overruled = work.not_counted.get(plan.volume, ())
+    return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after, not_counted=overruled)
 
 
 def _observed_after(directory: ShareDirectory, plan: Plan) -> dict | None:

@@ -12,6 +12,8 @@ from ..model import Volume
 from .steps import Repoint, Step
 from .wishes import is_spelled_out
 
+LET_GO = "delete or flatten those first, or name in not_dependent the files that do not count"  # what rests on something that would go
+
 
 def require_known_formats(volume: Volume) -> None:
     """:raises UnsafeImage: a file's format is recorded nowhere, so that nothing may be built on it."""

@@ -23,7 +23,7 @@ from typing import Iterable
 from ..errors import HasDependents
 from ..model import Image, Snapshot, Volume
 from . import cost
-from .headers import healing, require_healed_parent, require_known_formats
+from .headers import LET_GO, healing, require_healed_parent, require_known_formats
 from .plan import Plan
 from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, write_info
 
@@ -212,5 +212,5 @@ def _refuse_dependents(volume: Volume, going: list[Snapshot]) -> None:
     ]
     if blocked:
         raise HasDependents(
-            f"volume {volume.name}", f"linked clones rest on what would go: {', '.join(blocked)}", "delete or flatten those clones first"
+            f"volume {volume.name}", f"linked clones or other files rest on what would go: {', '.join(blocked)}", LET_GO
         )

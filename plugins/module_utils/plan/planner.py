@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name
-from .headers import healing, require_known_formats
+from .headers import LET_GO, healing, require_known_formats
 from .plan import Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
 from .wishes import SnapshotWish, VolumeWish
@@ -113,7 +113,7 @@ def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = ()) -
         raise HasSnapshots(subject, f"it still has snapshots ({names})", "delete them first or say cascade: true")
     if volume.dependents:
         names = ", ".join(sorted({clone for clone, _file in volume.dependents}))
-        raise HasDependents(subject, f"linked clones rest on it: {names}", "delete or flatten those clones first")
+        raise HasDependents(subject, f"linked clones or other files rest on it: {names}", LET_GO)
     files = [*volume.own_files, *strays] + ([info_name(volume.name)] if volume.info else [])
     return Plan("delete_volume", volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1)
 
@@ -233,6 +233,6 @@ def _refuse_losing_clones(volume: Volume, depth: int) -> None:
     if names:
         raise HasDependents(
             f"volume {volume.name}",
-            f"linked clones rest on what would be discarded: {', '.join(names)}",
-            "delete or flatten those clones first",
+            f"linked clones or other files rest on what would be discarded: {', '.join(names)}",
+            LET_GO,
         )

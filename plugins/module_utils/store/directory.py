@@ -14,9 +14,7 @@ name given or taken. Cleaning up is a change too.
 
 from __future__ import annotations
 
-import bisect
 import errno
-import itertools
 import os
 import stat
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from typing import Callable, Iterator
 
 from ..errors import Conflict, ShareNotWritable, StorageError, UnsafeImage, from_os_error
 from ..model import Share
+from .names import Names
 from .pace import Pace
 
 PRIVATE = ".remotefs"
@@ -52,16 +51,14 @@ def _nothing_to_ask(_name: str) -> None:
     """The fence of who holds no locks."""
 
 
-class Directory:
+class Directory(Names):
     """One opened directory of a share."""
 
     def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask, pace: Pace = _ALONE) -> None:
-        self.fd = fd
+        super().__init__(fd)
         self.label = label
         self._fence = fence
         self._pace = pace
-        self._listing: list[str] | None = None
-        self._stock: frozenset[str] = frozenset()
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -70,34 +67,6 @@ class Directory:
 
     def subject(self, name: str) -> str:
         return f"file {name} on {self.label}"
-
-    def names(self) -> list[str]:
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)  # others may share the place in a listing
-        try:
-            return sorted(os.listdir(fd))
-        finally:
-            os.close(fd)
-
-    def take_stock(self) -> list[str]:
-        """All names, in no order, for who reads most of them and changes nothing.
-
-        What it calls a regular file is opened without a look at it first from now on, until the directory is opened anew.
-        """
-        with os.scandir(self.fd) as found:
-            entries = list(found)
-        self._stock = frozenset([entry.name for entry in entries if entry.is_file(follow_symlinks=False)])
-        return [entry.name for entry in entries]
-
-    def in_stock(self, name: str) -> bool:
-        """Whether :meth:`take_stock` met a regular file of this very name. False tells nothing."""
-        return name in self._stock
-
-    def names_from(self, prefix: str) -> list[str]:
-        """Names that begin with ``prefix``, from one listing that is kept until the directory is opened anew."""
-        if self._listing is None:
-            self._listing = self.names()
-        first = bisect.bisect_left(self._listing, prefix)
-        return list(itertools.takewhile(lambda name: name.startswith(prefix), itertools.islice(self._listing, first, None)))
 
     def status(self, name: str) -> os.stat_result | None:
         """lstat of a regular file; None where nothing has that name.
@@ -154,6 +123,8 @@ class Directory:
 
         :raises UnsafeImage: it is larger than any record can be.
         """
+        if self.lacks(name):
+            return None
         try:
             fd, status = self.examine(name)
             try:
@@ -214,15 +185,20 @@ class ShareDirectory:
             directory.close()
         self._private = {}
 
-    def refresh(self) -> None:
+    def refresh(self, keep_listing: bool = False) -> None:
         """Open the directories anew. After taking a lock this is what makes another host's new files visible (NFS keeps
-        a remembered absence for half a minute, a fresh open revalidates it)."""
+        a remembered absence for half a minute, a fresh open revalidates it).
+
+        :param keep_listing: go on with the names that :meth:`Directory.names_from` has, for who only looks at many volumes.
+        """
+        known = self.root._listing if keep_listing else None
         try:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:  # what was open stays so: whoever goes on meets the share's own error
             raise from_os_error(error, f"share {self.share.label}") from error
         self.close()
         self.root = Directory(fd, self.share.label, self.verify, self.pace)
+        self.root._listing = known
 
     def verify(self, name: str) -> None:
         """Ask whether the task may still change ``name``, a file or a volume.
@@ -242,6 +218,8 @@ class ShareDirectory:
         """``.remotefs/NAME``; None where it does not exist and is not to be created."""
         if name in self._private:
             return self._private[name]
+        if not create and self.root.lacks(PRIVATE):
+            return None
         top = self._subdirectory(self.root.fd, PRIVATE, create)
         if top is None:
             return None

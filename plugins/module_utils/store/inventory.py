@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Callable, NamedTuple
 
 from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
 from ..model import Image, Share, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
-from . import info_file, kinship, qcow2, records
+from . import foreign, info_file, kinship, qcow2, records
 from .directory import ShareDirectory
 from .in_use import ask
 
@@ -34,6 +34,7 @@ class Observed(NamedTuple):
     info: info_file.Info | None
     record: records.Record | None
     in_use: bool | None = None
+    silent: bool = False  # the lowest file of the chain can rest on nothing, as far as a :class:`Glance` asked
 
 
 @dataclass
@@ -43,9 +44,16 @@ class Glance:
 
     asked: bool = False
     in_use: bool | None = None
+    silent: set[str] = field(default_factory=set)  # files that were read as raw, and name no other file
 
     def meet(self, fd: int, share: Share) -> None:
         self.asked, self.in_use = True, ask(fd, share)
+
+    def listen(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
+        """Find out whether a raw file can rest on another one: not where it is a disk of ours, whatever its guest wrote."""
+        known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
+        if known or not foreign.names_in(fd):
+            self.silent.add(file)
 
 
 def _nothing_less() -> None:
@@ -76,7 +84,7 @@ def observe(
         if attempt == _READ_AGAIN or (attempt > 0 and _marks(directory, name) == before):
             raise failure
         time.sleep(0.02 * (attempt + 1))
-        directory.refresh()
+        directory.refresh(keep_listing=look is not _nothing_less)
     raise AssertionError("unreachable")
 
 
@@ -152,8 +160,11 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
     make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent)
-    in_use = glance.in_use if glance else None
-    return Observed(make(adopted=_is_adopted(make(), record)), info, record, in_use)
+    adopted = _is_adopted(make(), record)
+    if glance is None:
+        return Observed(make(adopted=adopted), info, record)
+    silent = chain[-1].format == "qcow2" or chain[-1].file in glance.silent
+    return Observed(make(adopted=adopted), info, record, glance.in_use, silent)
 
 
 def read_info(directory: ShareDirectory, name: str, record: records.Record | None) -> tuple[info_file.Info | None, bool]:
@@ -236,7 +247,7 @@ def walk(
         if image_format is None and said is not None:
             image_format = _believe(directory, file, said)
         try:
-            image = read_image(directory, file, image_format, glance)
+            image = read_image(directory, file, image_format, glance, record)
         except FileNotFoundError as error:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", _WORST_DAY) from error
         chain.append(image)
@@ -268,7 +279,13 @@ def _believe(directory: ShareDirectory, file: str, said: str) -> str:
     return said
 
 
-def read_image(directory: ShareDirectory, file: str, image_format: str | None, glance: Glance | None = None) -> Image:
+def read_image(
+    directory: ShareDirectory,
+    file: str,
+    image_format: str | None,
+    glance: Glance | None = None,
+    record: records.Record | None = None,
+) -> Image:
     """One file of a chain, read with the format that it is known to have."""
     fd, status = directory.root.examine(file)
     try:
@@ -278,6 +295,8 @@ def read_image(directory: ShareDirectory, file: str, image_format: str | None, g
             says = _read_header(directory, file, fd, None if glance is None else status.st_size)
         else:
             says = (round_to_sector(status.st_size), None, None, False, False)
+            if glance is not None:
+                glance.listen(file, fd, status, record)
     finally:
         os.close(fd)
     size, backing_file, backing_format, empty, absolute = says

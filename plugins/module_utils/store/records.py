@@ -30,10 +30,19 @@ class Garbage(NamedTuple):
     size: int
 
 
+class Disk(NamedTuple):
+    """A raw disk as it was when it was made, or when it was found to name no other file: its inode (0 where the file system keeps
+    none) and its length in bytes."""
+
+    inode: int
+    length: int
+
+
 @dataclass(frozen=True)
 class Record:
     """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels
-    and protected; ``parent`` is what a linked clone rests on; ``active`` is the file that ``.info`` had last named."""
+    and protected; ``parent`` is what a linked clone rests on; ``active`` is the file that ``.info`` had last named; ``disks`` has
+    those of its raw files whose content is known to be a guest's (records of older releases have none)."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -41,6 +50,7 @@ class Record:
     garbage: tuple[Garbage, ...] = ()
     parent: Parent | None = None
     active: str | None = None
+    disks: dict[str, Disk] = field(default_factory=dict)
 
     def to_bytes(self, volume: str) -> bytes:
         content = {
@@ -52,6 +62,7 @@ class Record:
             "garbage": [[item.file, item.inode, item.size] for item in self.garbage],
             "parent": None if self.parent is None else asdict(self.parent),
             "active": self.active,
+            "disks": {file: list(disk) for file, disk in self.disks.items()},
         }
         return json.dumps(content, sort_keys=True).encode("utf-8")  # on one line: json indents ten times slower
 
@@ -59,7 +70,7 @@ class Record:
         return replace(self, intent=intent)
 
 
-def describing(volume: Volume, garbage: tuple[Garbage, ...] = ()) -> Record:
+def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[str, Disk] | None = None) -> Record:
     """The record that a volume has once a task is done: formats of its files, details of its snapshots, no intent."""
     details = {
         snapshot.name: {
@@ -71,7 +82,8 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = ()) -> Record:
         }
         for snapshot in volume.snapshots
     }
-    return Record({image.file: image.format for image in volume.own if image.format}, details, None, garbage, volume.parent, volume.active.file)
+    formats = {image.file: image.format for image in volume.own if image.format}
+    return Record(formats, details, None, garbage, volume.parent, volume.active.file, disks or {})
 
 
 def file_name(volume: str) -> str:
@@ -100,6 +112,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             garbage=tuple(Garbage(str(name), int(inode), int(size)) for name, inode, size in content["garbage"]),
             parent=None if content.get("parent") is None else Parent(**content["parent"]),
             active=content.get("active"),
+            disks={str(name): Disk(int(inode), int(length)) for name, (inode, length) in content.get("disks", {}).items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
@@ -129,6 +142,17 @@ def _intent(value: object) -> dict | None:
     if value is not None and not isinstance(value, dict):
         raise TypeError("intent")
     return value
+
+
+def is_disk(record: Record, file: str, inode: int, length: int) -> bool:
+    """Whether a file with this inode and length is the very raw disk that a record knows, so that what stands in it is a guest's.
+
+    Where the file system keeps no inodes, the length has to do as proof.
+    """
+    disk = record.disks.get(file)
+    if disk is None or record.formats.get(file) != "raw":
+        return False
+    return disk.inode == inode if disk.inode else disk.length == length
 
 
 def planned_files(record: Record | None) -> dict[str, str] | None:

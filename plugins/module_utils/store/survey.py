@@ -11,8 +11,8 @@ import os
 from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 
 from ..errors import StorageError
-from ..model import Volume, safe_file_names
-from . import inventory, kinship
+from ..model import safe_file_names
+from . import dependents, inventory, kinship
 from .directory import ShareDirectory
 from .inventory import Observed
 
@@ -26,31 +26,35 @@ _PARTS = 8  # for each process at least, so that all of them are done at about t
 
 
 class Chain(NamedTuple):
-    """The files of a volume, active first, joined to one string; the first ``own`` of them are its own. Only the last one can
-    have a format that nobody knows."""
+    """The files of a volume, active first, joined to one string; the first ``own`` of them are its own. Only of the last one it
+    can be uncertain whether it rests on anything (``silent``: it does not)."""
 
     joined: str
     own: int
-    base_known: bool
+    silent: bool
 
     @property
     def files(self) -> list[str]:
         return self.joined.split("/")
 
     @classmethod
-    def of(cls, volume: Volume) -> Chain:
-        return cls("/".join(volume.files), len(volume.own_files), volume.base.format is not None)
+    def of(cls, observed: Observed) -> Chain:
+        volume = observed.volume
+        return cls("/".join(volume.files), len(volume.own_files), observed.silent)
 
 
 class Survey(Generic[Told]):
-    """What was told of each volume, by name, the chains of those that can be read, and the names of all files."""
+    """What was told of each volume, by name, the chains of those that can be read, and what stands on the share: ``listed``, and the
+    ``names`` in it that a volume's file can have."""
 
     def __init__(self, directory: ShareDirectory, tell: Tell, processes: int) -> None:
         self._directory = directory
         self._tell = tell
         self.told: dict[str, Told] = {}
         self.chains: dict[str, Chain] = {}
-        self.names = safe_file_names(directory.root.take_stock())
+        entries = directory.root.take_stock()
+        self.listed = dependents.sorted_out(directory, entries)
+        self.names = safe_file_names([entry.name for entry in entries])
         self._processes = processes if len(self.names) >= _SHARED_OUT_FROM else 1
         try:
             private = directory.private("volumes")
@@ -87,7 +91,7 @@ class Survey(Generic[Told]):
             except StorageError as error:
                 observed = error
             if observed is not None:
-                chain = tuple(Chain.of(observed.volume)) if isinstance(observed, Observed) else None
+                chain = tuple(Chain.of(observed)) if isinstance(observed, Observed) else None
                 yield name, self._tell(name, observed), chain
 
     def members(self, volumes: Iterable[str]) -> set[str]:
@@ -102,13 +106,16 @@ class Survey(Generic[Told]):
         return found
 
     def known_backings(self) -> dict[str, str | None]:
-        """File → backing file, of all files that were read with a known format."""
-        known: dict[str, str | None] = {}
+        """File → backing file, of all files that were read and of which it is certain. A file with several names has more resting
+        on it than one of them tells."""
+        known: dict[str, str | None] = dict.fromkeys([name + _INFO for name in self.chains])
         for chain in self.chains.values():
             files = chain.files
             known.update(zip(files, files[1:]))
-            if chain.base_known:
+            if chain.silent:
                 known[files[-1]] = None
+        if self.listed.twins:
+            known = {file: backing for file, backing in known.items() if backing not in self.listed.twins}
         return known
 
 
@@ -124,7 +131,8 @@ def survey(directory: ShareDirectory, tell: Tell, processes: int = 1) -> Survey:
     found.read(with_info)
     others = set(found.names) - found.members(with_info)
     lone = [name for name in others if not name.endswith(_INFO) and inventory.is_there(directory, name)]
-    owners = {kinship.owner_of(directory, name, besides=name) or name for name in lone}  # a volume can have lost its .info
+    claims: dict[str, set[str]] = {}
+    owners = {kinship.owner_of(directory, name, besides=name, known=claims) or name for name in lone}  # a volume can have lost its .info
     found.read(sorted(owners - set(found.told)))
     return found
 
