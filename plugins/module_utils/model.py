@@ -133,7 +133,7 @@ class Image:
 
     ``size`` is the virtual size, ``allocated`` what the file takes on disk. ``empty`` is true for a qcow2 image whose L1
     table is all zero: it adds nothing to what its backing file shows. ``backing_file`` is always a basename; ``absolute``
-    says that the header spells it as a path into the same share, which the next change heals.
+    says that the header spells it as a path into the same share, or its format as a protocol, which the next change heals.
     """
 
     file: str
@@ -177,7 +177,8 @@ class Volume:
 
     The chain of a linked clone goes on into files of its ``parent``, which only that volume's tasks may change.
     ``info`` tells whether ``NAME.info`` exists, ``adopted`` whether our own record of the formats does; ``pending`` is the
-    intent of an interrupted task.
+    intent of an interrupted task. ``stale`` has the entries of ``.info`` whose file is no overlay of the chain, by snapshot: they
+    stay there until a task deletes the snapshot.
     """
 
     name: str
@@ -188,6 +189,7 @@ class Volume:
     pending: object = None
     dependents: tuple[tuple[str, str], ...] = ()  # (linked clone, own file that it rests on)
     parent: Parent | None = None
+    stale: tuple[tuple[str, str], ...] = ()  # (snapshot, file)
 
     @property
     def active(self) -> Image:

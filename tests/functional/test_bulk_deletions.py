@@ -35,8 +35,8 @@ def shares(tmp_path: Path) -> Candidates:
 def scans(monkeypatch: pytest.MonkeyPatch) -> list:
     """How often all headers of a share were read."""
     counted: list = []
-    scan = dependents.scan_all
-    monkeypatch.setattr(dependents, "scan_all", lambda *args, **named: (counted.append(1), scan(*args, **named))[1])
+    scan = dependents._search_root
+    monkeypatch.setattr(dependents, "_search_root", lambda *args, **named: (counted.append(1), scan(*args, **named))[1])
     return counted
 
 

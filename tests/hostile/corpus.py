@@ -179,15 +179,14 @@ def _things() -> Iterator[Attack]:
 
 _INFO_TASKS, _RECORD_TASKS = ("info", "snapshot", "delete", "remove"), ("info", "snapshot", "extend", "clone", "present")
 _BROKEN_INFO = (
-    "number", "null", "list", "string", "empty", "torn", "no text", "NaN", "long number", "deep lists", "deep objects", "base as snapshot",
-    "missing file",
+    "number", "null", "list", "string", "empty", "torn", "no text", "NaN", "long number", "deep lists", "deep objects", "missing file",
 )  # fmt: skip
 _NEEDING_RECOVERY = ("NaN", "newer")
 
 
 def _texts() -> Iterator[Attack]:
     for name, (what, data) in text.INFO.items():
-        code = BROKEN if name in _BROKEN_INFO else UNSAFE
+        code = OK if name == "base as snapshot" else BROKEN if name in _BROKEN_INFO else UNSAFE
         origin = FACTS if name in ("absolute", "upwards", "slash") else OURS
         yield Attack(f"info: {name}", "NAME.info", what, origin, text.plant_info(data), outcomes(_INFO_TASKS, code))
     for name, (what, data) in text.RECORDS.items():

@@ -27,6 +27,7 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
         "size": found.size,
         "allocated": found.allocated,
         "snapshots": [snapshot(item) for item in found.snapshots],
+        "stale": [{"name": name, "file": file} for name, file in found.stale],
         "chain": [image(item) for item in found.chain],
         "parent": {"volume": found.parent.volume, "snapshot": found.parent.snapshot} if found.parent else None,
         "dependents": [],

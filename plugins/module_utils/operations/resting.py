@@ -39,10 +39,11 @@ def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, b
             options.warn(sentence)
     own = {*volume.files, *besides}
     unread = _unread(directory, backings, own, options.not_dependent)
-    resting = {file for backing in volume.own_files for file in backings.above(backing) if file not in own}
+    files = tuple(dict.fromkeys((*volume.own_files, *(file for _snapshot, file in volume.stale))))
+    resting = {file for backing in files for file in backings.above(backing) if file not in own}
     overruled = {file for file in resting if _is_named(directory, file, options.not_dependent)}
-    found = kinship.dependents_on(directory, volume.own_files, {*own, *overruled}, backings)
-    doubts = tuple((label, file) for label in unread for file in volume.own_files)
+    found = kinship.dependents_on(directory, files, {*own, *overruled}, backings)
+    doubts = tuple((label, file) for label in unread for file in files)
     ignored = [file for file in backings.unread if file not in own and _is_named(directory, file, options.not_dependent)]
     told = tuple(sorted({*map(shown, overruled), *map(shown, ignored)}))
     if told:

@@ -130,14 +130,30 @@ def delete(candidates: Candidates, volume_name: str, names: list[str], options: 
 
 def _deletion(directory: ShareDirectory, volume: Volume, names: list[str]) -> Plan:
     """The plan, which weighs the clusters that are allocated in the files it may merge: the doomed overlays and what they stand on."""
-    if not any(volume.has_snapshot(name) for name in names):
+    stale = {name for name, _file in volume.stale}.intersection(names)
+    if not stale and not any(volume.has_snapshot(name) for name in names):
         return Plan("delete_snapshot", volume.name, (), volume, volume)
     from ..plan import merge
     from . import layers
 
+    if stale:
+        return _deletion_with_stale(directory, volume, names)
+
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
     backings = {str(volume.image(file).backing_file) for file in overlays}
     return merge.delete_snapshots(volume, names, layers.allocations(directory, volume, {*overlays, *backings}))
+
+
+def _deletion_with_stale(directory: ShareDirectory, volume: Volume, names: list[str]) -> Plan:
+    """As :func:`_deletion`, where some of the names are entries of ``.info`` whose file is no overlay of the chain. Such a file goes as
+    well, if it is surely this volume's and nobody rests on it."""
+    from ..plan import merge
+    from ..store import kinship
+
+    remains = kinship.remains_of(directory, volume, names)
+    resting = {file for _clone, file in volume.dependents}
+    rest = replace(volume, stale=tuple(pair for pair in volume.stale if pair[0] not in names))
+    return merge.drop_stale(volume, _deletion(directory, rest, names), tuple(file for file in remains if file not in resting))
 
 
 def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: bool, options: Options) -> Outcome:

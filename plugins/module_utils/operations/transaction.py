@@ -274,9 +274,22 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     volume = _look(work, share, name, said, interrupted)
     if volume is not None and volume.info and not volume.adopted:
         kinship.require_own_files(directory, volume)
+    if volume is not None and volume.stale:
+        _tell_stale(work, share, volume)
     if volume is not None and dependents:
         volume = replace(volume, dependents=work.dependents(share, volume))
     return volume, recovered
+
+
+def _tell_stale(work: Workspace, share: Share, volume: Volume) -> None:
+    names = ", ".join(f"{snapshot} ({file})" for snapshot, file in volume.stale)
+    sentence = (
+        f"volume {volume.name} on {share.label}: its .info names snapshots whose files are no overlays of its chain: {names}; "
+        "remotefs_snapshot with state: absent takes such an entry away"
+    )
+    if sentence not in work.options.told:
+        work.options.told.add(sentence)
+        work.options.warn(sentence)
 
 
 def find_left(work: Workspace, directory: ShareDirectory, name: str, discard: bool = False) -> Interrupted:

@@ -77,6 +77,22 @@ def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocatio
     return Plan("delete_snapshot", volume.name, tuple(all_steps), volume, after, intent=True)
 
 
+def drop_stale(volume: Volume, plan: Plan, remains: tuple[str, ...]) -> Plan:
+    """A plan that also takes stale entries out of ``.info``.
+
+    :param plan: what happens to real snapshots, and ``plan.after`` without those entries; it may have no steps.
+    :param remains: files that only those entries name, to be removed.
+    """
+    if plan.after is None:
+        raise ValueError("a deletion of snapshots leaves a volume")
+    steps, after = plan.steps, plan.after
+    if not steps:
+        heal, after = healing(after)
+        after = replace(after, info=True, adopted=True, pending=None)
+        steps = (*heal, write_info(after))
+    return Plan("delete_snapshot", volume.name, (*steps, *(Unlink(file) for file in remains)), volume, after, intent=True)
+
+
 def _next_group(volume: Volume, dropped: list[str]) -> _Group:
     """The lowest run of files whose points go: overlays of doomed snapshots, and the file under the lowest of them.
 

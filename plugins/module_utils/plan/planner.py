@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name
-from .headers import LET_GO, healing, require_known_formats
+from .headers import LET_GO, healing, require_format_below, require_known_formats
 from .plan import Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
 from .wishes import SnapshotWish, VolumeWish
@@ -58,6 +58,7 @@ def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
         raise InvalidParameter(
             subject, f"the format of {base.file} is recorded nowhere and is never guessed", "say its format: raw or qcow2"
         )
+    require_format_below(volume)
     if wish.format and wish.format != base.format:
         raise Conflict(
             subject,
@@ -108,8 +109,8 @@ def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = ()) -
     :raises HasSnapshots: it has snapshots and ``cascade`` is false. :raises HasDependents: linked clones rest on it.
     """
     subject = f"volume {volume.name}"
-    if volume.snapshots and not cascade:
-        names = ", ".join(snapshot.name for snapshot in volume.snapshots)
+    if (volume.snapshots or volume.stale) and not cascade:
+        names = ", ".join([*(snapshot.name for snapshot in volume.snapshots), *(f"{name}, stale" for name, _file in volume.stale)])
         raise HasSnapshots(subject, f"it still has snapshots ({names})", "delete them first or say cascade: true")
     if volume.dependents:
         names = ", ".join(sorted({clone for clone, _file in volume.dependents}))
@@ -143,7 +144,9 @@ def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
         gid=active.gid,
     )
     snapshot = Snapshot(wish.name, file, wish.created, wish.description or "", dict(wish.labels or {}), bool(wish.protected))
-    after = replace(current, chain=(overlay,) + current.chain, snapshots=current.snapshots + (snapshot,), info=True, adopted=True)
+    stale = tuple(pair for pair in current.stale if pair[0] != wish.name)
+    snapshots = current.snapshots + (snapshot,)
+    after = replace(current, chain=(overlay,) + current.chain, snapshots=snapshots, stale=stale, info=True, adopted=True)
     steps = heal + (CreateOverlay(file, active.file, str(active.format), active.size), write_info(after))
     return Plan("create_snapshot", volume.name, steps, volume, after, intent=True)
 

@@ -170,6 +170,7 @@ class ShareDirectory:
         self._fence = fence
         self.root = Directory(-1, share.label)
         self._private: dict[str, Directory] = {}
+        self._missing: set[str] = set()
         self.refresh()
 
     def __enter__(self) -> ShareDirectory:
@@ -183,7 +184,7 @@ class ShareDirectory:
     def close(self) -> None:
         for directory in list(self._private.values()) + [self.root]:
             directory.close()
-        self._private = {}
+        self._private, self._missing = {}, set()
 
     def refresh(self, keep_listing: bool = False) -> None:
         """Open the directories anew. After taking a lock this is what makes another host's new files visible (NFS keeps
@@ -218,7 +219,7 @@ class ShareDirectory:
         """``.remotefs/NAME``; None where it does not exist and is not to be created."""
         if name in self._private:
             return self._private[name]
-        if not create and self.root.lacks(PRIVATE):
+        if not create and (self.root.lacks(PRIVATE) or name in self._missing):
             return None
         top = self._subdirectory(self.root.fd, PRIVATE, create)
         if top is None:
@@ -232,6 +233,14 @@ class ShareDirectory:
         fence = _nothing_to_ask if name == "locks" else self.verify  # the lock files are what the answer comes from
         self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence, self.pace)
         return self._private[name]
+
+    def take_stock_of_private(self, name: str) -> None:
+        """:meth:`Names.take_stock` of ``.remotefs/NAME``, which is not looked for again where it does not exist."""
+        directory = self.private(name)
+        if directory is None:
+            self._missing.add(name)
+        else:
+            directory.take_stock()
 
     def make_private(self, name: str) -> Directory:
         directory = self.private(name, create=True)

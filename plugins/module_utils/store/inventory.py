@@ -156,10 +156,10 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
         return None
     glance = look()
     chain = walk(directory, name, active, info, record, said, glance)
-    snapshots = _snapshots(name, chain, info, record)
+    snapshots, stale = _snapshots(directory, name, chain, info, record)
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
-    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent)
+    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
     adopted = _is_adopted(make(), record)
     if glance is None:
         return Observed(make(adopted=adopted), info, record)
@@ -244,8 +244,10 @@ def walk(
         if file in seen or len(chain) >= MAX_CHAIN:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", _WORST_DAY)
         image_format = _decide_format(name, file, said_above, info, record)
+        if image_format is None and chain:
+            image_format = kinship.format_of_another(directory, name, file)
         if image_format is None and said is not None:
-            image_format = _believe(directory, file, said)
+            image_format, said = _believe(directory, file, said), None  # what lies beneath is another file
         try:
             image = read_image(directory, file, image_format, glance, record)
         except FileNotFoundError as error:
@@ -259,8 +261,9 @@ def walk(
 def _decide_format(name: str, file: str, said_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
     """The one place where a format is decided.
 
-    In this order: our record; the format field of the header above; being an overlay in ``.info``. None where nothing
-    says it: a guest can write any header into a raw disk, so content never decides.
+    In this order: our record; the format field of the header above; being an overlay in ``.info``. Where nothing of these says it,
+    the record of the volume that owns the file may (:func:`kinship.format_of_another`). None where nothing does: a guest can
+    write any header into a raw disk, so content never decides.
     """
     recorded = record.formats.get(file) if record else None
     if recorded and said_above and recorded != said_above:
@@ -317,7 +320,7 @@ def read_image(
 
 def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | None) -> tuple[int, str | None, str | None, bool, bool]:
     """What a header adds to an image: its size, backing file and that one's format, emptiness, and whether the backing file is
-    spelt as a path.
+    spelt as a path or its format by another name.
 
     :param glimpsed: the size of the file, where nobody asks whether the image is empty.
     :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry.
@@ -334,47 +337,61 @@ def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | 
             "remove them with qemu-img snapshot -d first",
         )
     backing_file, absolute = _backing_name(directory, file, header.backing_file)
-    return header.size, backing_file, header.backing_format, empty, absolute
+    return header.size, backing_file, header.backing_format, empty, absolute or header.alias
 
 
 def _backing_name(directory: ShareDirectory, file: str, name: str | None) -> tuple[str | None, bool]:
-    """A backing name as a basename, and whether the header spells it absolute."""
-    if name is None:
-        return None, False
-    absolute = name.startswith("/")
-    base = name
-    if absolute:
-        parent, base = os.path.split(name)
-        if parent not in (os.path.normpath(directory.share.path), os.path.realpath(directory.share.path)):
-            base = ""
-    if not is_safe_file_name(base):
+    """A backing name as a basename, and whether the header spells it otherwise, as a path into the share's directory."""
+    if name is None or is_safe_file_name(name):
+        return name, False
+    parent, _slash, base = name.rpartition("/")
+    plain = ".." not in parent.split("/") and is_safe_file_name(base)
+    if not (plain and (_is_share(directory, os.path.normpath(parent)) if name.startswith("/") else parent.strip("./") == "")):
         raise UnsafeImage(
             directory.root.subject(file),
             f"its backing file {name!r} is not a file of this share",
             "find out who made it; qemu-img rebase -u can point it back",
         )
-    return base, absolute
+    return base, True
 
 
-def _snapshots(name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None) -> tuple[Snapshot, ...]:
-    """The snapshots, oldest first: the order is that of the chain.
+def _is_share(directory: ShareDirectory, path: str) -> bool:
+    """Whether an absolute path is that of the share's directory, spelt in any way."""
+    if path in (os.path.normpath(directory.share.path), os.path.realpath(directory.share.path)):
+        return True
+    from .resolving import Places  # late: nearly all names are plain
+
+    return Places(directory).is_share(path)
+
+
+def _snapshots(
+    directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None
+) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
+    """The snapshots, oldest first, as the order of the chain is, and the entries of ``.info`` that are stale.
 
     While a task is under way or was interrupted between its merge and its ``.info``, a snapshot whose overlay has left the
     chain is looked up in what that task was about to record; one that is not there either is being deleted.
+
+    :raises ChainBroken: an entry's file is no overlay of the chain, and may be what ``.info`` should call active.
     """
     depth = {image.file: position for position, image in enumerate(chain) if image.backing_file is not None}
     planned = records.planned_files(record)
-    found = []
+    found, stale = [], []
     for snapshot, recorded in info.snapshots if info else ():
         file = recorded if recorded in depth or planned is None else planned.get(snapshot, "")
-        if file not in depth and planned is not None:
-            continue
         if file not in depth:
-            raise ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain", _WORST_DAY)
+            if planned is None:
+                from .stale import require_stale  # late: hardly any share has such entries
+
+                require_stale(directory, name, {image.file for image in chain}, snapshot, file)
+                stale.append((snapshot, file))
+            elif (snapshot, recorded) in records.planned_stale(record):
+                stale.append((snapshot, recorded))
+            continue
         details = record.snapshots.get(snapshot) if record else None
         told = (details["created"], details["description"], details["labels"], details["protected"]) if details else ()
         found.append(Snapshot(snapshot, file, *told))
-    return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name)))
+    return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name))), tuple(stale)
 
 
 def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:

@@ -112,6 +112,21 @@ def parent_of(
     return None
 
 
+def format_of_another(directory: ShareDirectory, name: str, file: str) -> str | None:
+    """The format of a file beneath volume ``name`` as the record of the volume has it that owns the file."""
+    owner = owner_of(directory, file, besides=name)
+    try:
+        record = records.read(directory, owner) if owner is not None else None
+        status = directory.root.status(file)
+    except StorageError:
+        return None
+    if record is None or status is None:
+        return None
+    disk = record.disks.get(file)
+    exchanged = disk is not None and not records.is_disk(record, file, status.st_ino, status.st_size)
+    return None if exchanged and disk.inode else record.formats.get(file)
+
+
 def ancestors_of(directory: ShareDirectory, name: str) -> set[str]:
     """The volumes in whose files the chain of volume ``name`` goes on: their tasks and this one's must not meet."""
     found: set[str] = set()
@@ -191,7 +206,7 @@ def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
 
 def require_own_files(directory: ShareDirectory, volume: Volume) -> None:
     """:raises Conflict: ``.info`` gives the volume a file that another volume claims as its own."""
-    for file in volume.own_files:
+    for file in (*volume.own_files, *(file for _snapshot, file in volume.stale)):
         owner = None if file == volume.name else owner_of(directory, file, besides=volume.name)
         if owner is not None:
             raise Conflict(

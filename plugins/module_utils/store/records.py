@@ -162,3 +162,10 @@ def planned_files(record: Record | None) -> dict[str, str] | None:
     after = record.intent.get("after")
     snapshots = after.get("snapshots") if isinstance(after, dict) else None
     return {str(one.get("name")): str(one.get("file")) for one in snapshots or () if isinstance(one, dict)}
+
+
+def planned_stale(record: Record | None) -> set[tuple[str, str]]:
+    """Stale entries of ``.info`` that the intent on record leaves as they are."""
+    after = record.intent.get("after") if record is not None and record.intent is not None else None
+    stale = after.get("stale") if isinstance(after, dict) else None
+    return {(str(one[0]), str(one[1])) for one in stale or () if isinstance(one, (list, tuple)) and len(one) == 2}

@@ -36,16 +36,70 @@ class NotLookedAt(Exception):
     """The path leads to where nobody may look without knowing what answers."""
 
 
+class Places:
+    """Follows paths, as far as file systems of this host and the share itself go."""
+
+    def __init__(self, directory: ShareDirectory) -> None:
+        root = os.fstat(directory.root.fd)
+        self._device, self._inode = root.st_dev, root.st_ino
+        self._mounts: tuple[tuple[str, bool], ...] | None = None
+
+    def is_share(self, path: str) -> bool:
+        """Whether an absolute path leads to the share's directory."""
+        try:
+            place = self.walk(path)
+        except (NotLookedAt, OSError):
+            return False
+        return place is not None and (place.status.st_dev, place.status.st_ino) == (self._device, self._inode)
+
+    def walk(self, path: str) -> Place | None:
+        """Follow an absolute path, links and all; None where nothing is. :raises NotLookedAt: see the module."""
+        ahead, here, links = _parts(path), "/", 0
+        status: os.stat_result | None = None
+        while ahead:
+            part = ahead.pop()
+            if part == "..":
+                here = os.path.dirname(here)
+                continue
+            step = os.path.join(here, part)
+            if not self._may_look(step):
+                raise NotLookedAt(step)
+            try:
+                status = os.lstat(step)
+                if not stat.S_ISLNK(status.st_mode):
+                    here = step
+                    continue
+                links += 1
+                target = os.readlink(step)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except OSError as error:
+                raise NotLookedAt(step) from error
+            if links > _MOST_LINKS:
+                return None
+            here = "/" if target.startswith("/") else here
+            ahead += _parts(target)
+        return Place(here, os.lstat(here)) if here != "/" else None
+
+    def _may_look(self, path: str) -> bool:
+        """Whether the file system there is this host's, or the share itself."""
+        if self._mounts is None:
+            self._mounts = _mounts(self._device)
+        for where, local in self._mounts:
+            if path == where or path.startswith(where.rstrip("/") + "/"):
+                return local
+        return False
+
+
 class Resolver:
     """Resolves names of one share, whose directory was listed."""
 
     def __init__(self, directory: ShareDirectory, listed: Listing) -> None:
         self._directory = directory
         self._listed = listed
-        self._root = os.fstat(directory.root.fd)
+        self._places = Places(directory)
         self._path = os.path.realpath(directory.share.path)
         self._spellings = (os.path.normpath(directory.share.path), self._path)
-        self._mounts: tuple[tuple[str, bool], ...] | None = None
         self._inodes: dict[int, list[str]] | None = None
         self._by_lower: dict[str, set[str]] | None = None
         self.unreached: list[str] = []
@@ -70,7 +124,7 @@ class Resolver:
             return frozenset()  # it went away
         found = self._of_path(target, folder)
         try:
-            place = self._walk(self._absolute(target, folder))
+            place = self._places.walk(self._absolute(target, folder))
         except NotLookedAt:
             if outside:
                 self.unreached.append(f"the link {os.path.join(folder, name)} leads to another file system, where nobody looked")
@@ -140,7 +194,7 @@ class Resolver:
         if found and ".." not in path.split("/"):
             return found
         try:
-            place = self._walk(absolute)
+            place = self._places.walk(absolute)
         except (NotLookedAt, OSError):
             return found | self._called(name, depth)
         if place is None:
@@ -178,44 +232,6 @@ class Resolver:
         with os.scandir(self._directory.root.fd) as entries:
             for entry in entries:
                 yield entry.name, entry.inode()
-
-    def _walk(self, path: str) -> Place | None:
-        """Follow an absolute path, links and all; None where nothing is. :raises NotLookedAt: see the module."""
-        ahead, here, links = _parts(path), "/", 0
-        status: os.stat_result | None = None
-        while ahead:
-            part = ahead.pop()
-            if part == "..":
-                here = os.path.dirname(here)
-                continue
-            step = os.path.join(here, part)
-            if not self._may_look(step):
-                raise NotLookedAt(step)
-            try:
-                status = os.lstat(step)
-                if not stat.S_ISLNK(status.st_mode):
-                    here = step
-                    continue
-                links += 1
-                target = os.readlink(step)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            except OSError as error:
-                raise NotLookedAt(step) from error
-            if links > _MOST_LINKS:
-                return None
-            here = "/" if target.startswith("/") else here
-            ahead += _parts(target)
-        return Place(here, os.lstat(here)) if here != "/" else None
-
-    def _may_look(self, path: str) -> bool:
-        """Whether the file system there is this host's, or the share itself."""
-        if self._mounts is None:
-            self._mounts = _mounts(self._root.st_dev)
-        for where, local in self._mounts:
-            if path == where or path.startswith(where.rstrip("/") + "/"):
-                return local
-        return False
 
 
 def _parts(path: str) -> list[str]:

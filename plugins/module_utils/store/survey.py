@@ -12,7 +12,7 @@ from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 
 from ..errors import StorageError
 from ..model import safe_file_names
-from . import dependents, inventory, kinship
+from . import dependents, inventory, kinship, records
 from .directory import ShareDirectory
 from .inventory import Observed
 
@@ -57,9 +57,7 @@ class Survey(Generic[Told]):
         self.names = safe_file_names([entry.name for entry in entries])
         self._processes = processes if len(self.names) >= _SHARED_OUT_FROM else 1
         try:
-            private = directory.private("volumes")
-            if private is not None:
-                private.take_stock()
+            directory.take_stock_of_private("volumes")
         except (OSError, StorageError):
             pass  # each volume will say so
 
@@ -94,6 +92,24 @@ class Survey(Generic[Told]):
                 chain = tuple(Chain.of(observed)) if isinstance(observed, Observed) else None
                 yield name, self._tell(name, observed), chain
 
+    def pass_over(self, names: Iterable[str], tell: Callable[[int], Told]) -> set[str]:
+        """Tell of those of these names that are lone files of nobody. Returns their names."""
+        root = self._directory.root
+        private = self._directory.private("volumes")
+        passed = set()
+        for name in names:
+            recorded = private is not None and not private.lacks(records.file_name(name))
+            if recorded or name not in self.listed.files or root.names_from(name + "."):
+                continue
+            try:
+                status = root.status(name)
+            except StorageError:
+                continue  # it was exchanged meanwhile
+            if status is not None:
+                self.told[name] = tell(status.st_size)
+                passed.add(name)
+        return passed
+
     def members(self, volumes: Iterable[str]) -> set[str]:
         """The files that belong to volumes that were read. Those of one that cannot be read go by their names."""
         found: set[str] = set()
@@ -119,12 +135,14 @@ class Survey(Generic[Told]):
         return known
 
 
-def survey(directory: ShareDirectory, tell: Tell, processes: int = 1) -> Survey:
+def survey(directory: ShareDirectory, tell: Tell, processes: int = 1, tell_of_nobodys: Callable[[int], Told] | None = None) -> Survey:
     """All volumes of a share: those with an ``.info``, and every other file that belongs to no chain of theirs.
 
     :param tell: makes what is to be known of a volume from how it was observed, or from why it cannot be read. For a large
         share that happens in other processes, so it has to be plain values only.
     :param processes: how many may read a large share. More than one only where this process has no other threads.
+    :param tell_of_nobodys: makes the same from the length in bytes of a lone file of which nothing on the share says anything, so
+        that such files need not be opened.
     """
     found: Survey = Survey(directory, tell, processes)
     with_info = sorted([name[: -len(_INFO)] for name in found.names if name.endswith(_INFO)])
@@ -133,7 +151,10 @@ def survey(directory: ShareDirectory, tell: Tell, processes: int = 1) -> Survey:
     lone = [name for name in others if not name.endswith(_INFO) and inventory.is_there(directory, name)]
     claims: dict[str, set[str]] = {}
     owners = {kinship.owner_of(directory, name, besides=name, known=claims) or name for name in lone}  # a volume can have lost its .info
-    found.read(sorted(owners - set(found.told)))
+    left = owners - set(found.told)
+    if tell_of_nobodys is not None:
+        left -= found.pass_over(left, tell_of_nobodys)
+    found.read(sorted(left))
     return found
 
 
