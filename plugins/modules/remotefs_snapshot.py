@@ -57,6 +57,14 @@ options:
     description: With O(state=reverted), also lose the snapshots that are newer. Without it they block it.
     type: bool
     default: false
+  not_dependent:
+    description:
+      - Files on the share that do not count as resting on what is destroyed, although they name it or may mean it.
+      - Before files are merged or removed, every file of the share is asked whether it rests on them: in the share's directory and, as far as
+        that takes seconds, in its folders. A doubt counts. Whoever knows better names the file here, as the message has it.
+      - What was overruled is told in RV(not_counted) and in a warning.
+    type: list
+    elements: str
   description:
     description: A text that is kept with the snapshot.
     type: str
@@ -104,6 +112,7 @@ options:
       names: {description: 'See O(names).', type: list, elements: str}
       state: {description: 'See O(state).', type: str, choices: [present, absent, reverted]}
       discard_newer: {description: 'See O(discard_newer).', type: bool}
+      not_dependent: {description: 'See O(not_dependent).', type: list, elements: str}
       description: {description: 'See O(description).', type: str}
       labels: {description: 'See O(labels).', type: dict}
       protected: {description: 'See O(protected).', type: bool}
@@ -236,12 +245,20 @@ recovered:
   returned: with O(volume)
   type: list
   elements: dict
+not_counted:
+  description: Files that rest on what was destroyed, or may do so, and were overruled by O(not_dependent). In bulk it is in each of RV(results).
+  returned: when O(not_dependent) overruled any
+  type: list
+  elements: str
+  sample: [old copy.qcow2]
 error_code:
   description: The kind of failure, see docs/errors.md.
   returned: failure
   type: str
   sample: has_newer_snapshots
 """
+
+from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -256,6 +273,7 @@ _SNAPSHOT = {
     "names": {"type": "list", "elements": "str"},
     "state": {"type": "str", "choices": ["present", "absent", "reverted"], "default": "present"},
     "discard_newer": {"type": "bool", "default": False},
+    "not_dependent": {"type": "list", "elements": "str"},
     "description": {"type": "str"},
     "labels": {"type": "dict"},
     "protected": {"type": "bool"},
@@ -288,6 +306,7 @@ def _run(params: dict, options, finder):
     from ..module_utils.operations import snapshots
 
     _check(params)
+    options = _with_word(options, params)
     keep = _policy(params)
     changes.require(params, "volume", "share", *(() if params["names"] or keep else ("name",)))
     candidates = finder.find(params["share"], params["mount_base"])
@@ -298,6 +317,11 @@ def _run(params: dict, options, finder):
     if keep and not params["name"]:
         return snapshots.retain(candidates, params["volume"], keep, options)
     return snapshots.take(snapshots.SnapshotRequest(candidates, params["volume"], _wish(params), keep), options)
+
+
+def _with_word(options, params: dict):
+    """The task's options with what the user says of files that rest on nothing."""
+    return replace(options, not_dependent=tuple(params["not_dependent"] or ()))
 
 
 def _policy(params: dict):
@@ -370,7 +394,7 @@ def _run_group(module: AnsibleModule) -> None:
     if keep and not params["name"]:
         _run_many(module, [{"volume": volume} for volume in volumes], "volumes")
     found = candidates.find_candidates(params["share"], params["mount_base"])
-    outcomes = groups.take_group(found, volumes, _wish(params), changes.options(module), keep)
+    outcomes = groups.take_group(found, volumes, _wish(params), _with_word(changes.options(module), params), keep)
     results.leave_many(module, volumes, outcomes, "volumes")
 
 

@@ -111,6 +111,14 @@ options:
     description: With O(state=absent), also remove its snapshots.
     type: bool
     default: false
+  not_dependent:
+    description:
+      - Files on the share that do not count as resting on what is destroyed, although they name it or may mean it.
+      - Before files are merged or removed, every file of the share is asked whether it rests on them: in the share's directory and, as far as
+        that takes seconds, in its folders. A doubt counts. Whoever knows better names the file here, as the message has it.
+      - What was overruled is told in RV(not_counted) and in a warning.
+    type: list
+    elements: str
   placement:
     description: Which eligible share a new volume goes to. V(most_free) is the one with the most free space.
     type: str
@@ -152,6 +160,7 @@ options:
       group: {description: 'See O(group).', type: str}
       state: {description: 'See O(state).', type: str, choices: [present, absent]}
       cascade: {description: 'See O(cascade).', type: bool}
+      not_dependent: {description: 'See O(not_dependent).', type: list, elements: str}
       placement: {description: 'See O(placement).', type: str, choices: [most_free]}
       reserved_percentage: {description: 'See O(reserved_percentage).', type: int}
       max_over_subscription_ratio: {description: 'See O(max_over_subscription_ratio).', type: float}
@@ -259,13 +268,24 @@ volume:
       type: list
       elements: dict
       returned: always
+    stale:
+      description:
+        - Entries of C(.info) whose file is no overlay of the chain, as OpenStack Cinder leaves some behind; each has C(name) and C(file).
+        - They are no snapshots. M(remotefs.storage.remotefs_snapshot) with V(state=absent) takes one away, and the removal of the volume all.
+      type: list
+      elements: dict
+      returned: always
     chain:
       description: 'Its files, active first: file, format, backing_file, size and allocated. Of a linked clone it ends with files of its parent.'
       type: list
       elements: dict
       returned: always
     parent: {description: 'What a linked clone rests on: volume and snapshot. Null for a volume that rests on no other.', type: dict, returned: always}
-    dependents: {description: 'The linked clones that rest on it: volume, and snapshot of this one.', type: list, elements: dict, returned: always}
+    dependents:
+      description: 'What rests on it: volume, a linked clone or the name of a file that belongs to none, and snapshot of this one.'
+      type: list
+      elements: dict
+      returned: always
     in_use: {description: Whether somebody has it open; null where the file system cannot tell., type: bool, returned: always}
     pending:
       description: 'What an interrupted task left to be finished: operation, started, and the snapshots whose data may be damaged until then.'
@@ -282,6 +302,7 @@ volume:
     size: 10737418240
     allocated: 0
     snapshots: []
+    stale: []
     chain: [{file: db01, format: raw, backing_file: null, size: 10737418240, allocated: 0}]
     parent: null
     dependents: []
@@ -314,6 +335,12 @@ recovered:
   returned: without O(volumes)
   type: list
   elements: dict
+not_counted:
+  description: Files that rest on what was destroyed, or may do so, and were overruled by O(not_dependent). In bulk it is in each of RV(results).
+  returned: when O(not_dependent) overruled any
+  type: list
+  elements: str
+  sample: [old copy.qcow2]
 error_code:
   description: The kind of failure, see docs/errors.md.
   returned: failure
@@ -351,6 +378,7 @@ _VOLUME = {
     "group": {"type": "str"},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "cascade": {"type": "bool", "default": False},
+    "not_dependent": {"type": "list", "elements": "str"},
     "placement": {"type": "str", "choices": ["most_free"], "default": "most_free"},
     "reserved_percentage": {"type": "int", "default": 0},
     "max_over_subscription_ratio": {"type": "float", "default": 20},
@@ -362,7 +390,7 @@ def _run(params: dict, options, finder):
     from ..module_utils.operations import volumes
 
     changes.require(params, "name", "share")
-    options = replace(options, discard=params["recover"] == "discard")
+    options = replace(options, discard=params["recover"] == "discard", not_dependent=tuple(params["not_dependent"] or ()))
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)

@@ -13,7 +13,7 @@ from ..errors import Conflict
 from ..model import Share, Volume
 from ..plan import planner
 from ..plan.steps import Unlink
-from ..store import inventory, kinship
+from ..store import inventory, stale
 from .existing import refuse_member
 from .transaction import Options, Outcome, Workspace, carry_out, find_left, settle
 
@@ -32,7 +32,7 @@ def remove(share: Share, name: str, cascade: bool, options: Options) -> Outcome:
             return Outcome(name, bool(recovered), [], recovered, None, None)
         refuse_member(work, share, volume)
         _refuse_foreign(volume)
-        strays += kinship.remains_of(work.directory(share), volume)
+        strays += stale.remains_of(work.directory(share), volume)
         outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays), recovered)
         if not options.check:
             forget_groups(work.directory(share))

@@ -45,10 +45,7 @@ def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, b
     found = kinship.dependents_on(directory, files, {*own, *overruled}, backings)
     doubts = tuple((label, file) for label in unread for file in files)
     ignored = [file for file in backings.unread if file not in own and _is_named(directory, file, options.not_dependent)]
-    told = tuple(sorted({*map(shown, overruled), *map(shown, ignored)}))
-    if told:
-        options.warn(f"volume {volume.name} on {directory.share.label}: not counted as resting on it, as not_dependent says: {', '.join(told)}")
-    return Found(found + doubts, told)
+    return Found(found + doubts, tuple(sorted({*map(shown, overruled), *map(shown, ignored)})))
 
 
 def _unread(directory: ShareDirectory, backings: Backings, own: Collection[str], ignored: Collection[str]) -> list[str]:

@@ -148,9 +148,9 @@ def _deletion_with_stale(directory: ShareDirectory, volume: Volume, names: list[
     """As :func:`_deletion`, where some of the names are entries of ``.info`` whose file is no overlay of the chain. Such a file goes as
     well, if it is surely this volume's and nobody rests on it."""
     from ..plan import merge
-    from ..store import kinship
+    from ..store.stale import remains_of
 
-    remains = kinship.remains_of(directory, volume, names)
+    remains = remains_of(directory, volume, names)
     resting = {file for _clone, file in volume.dependents}
     rest = replace(volume, stale=tuple(pair for pair in volume.stale if pair[0] not in names))
     return merge.drop_stale(volume, _deletion(directory, rest, names), tuple(file for file in remains if file not in resting))

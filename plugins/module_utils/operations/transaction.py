@@ -332,7 +332,9 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
         looked = not plan.changed and plan.before is plan.after  # at this very volume, under the lock
         after = before if looked else _observed_after(directory, plan)
     work.options.ledger.follow(share, plan.before, plan.after)
-    overruled = work.not_counted.get(plan.volume, ())
+    overruled = work.not_counted.get(plan.volume, ()) if plan.changed else ()
+    if overruled:
+        work.options.warn(f"volume {plan.volume} on {share.label}: not counted as resting on it, as not_dependent says: {', '.join(overruled)}")
     return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after, not_counted=overruled)
 
 

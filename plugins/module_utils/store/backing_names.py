@@ -10,15 +10,18 @@ Nothing here looks at a file. A name is taken apart into the paths that it may m
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Iterator, NamedTuple
 from urllib.parse import unquote
 
 _DEEPEST = 8  # names within names that are followed
 _MOST = 256  # paths that one name can mean
+_MOST_TRIED = 2048  # also those that it means twice
 _PROTOCOL = re.compile(r"([A-Za-z0-9+._-]+):")
 _LOCAL = ("file", "host_device", "host_cdrom", "host_floppy", "raw", "qcow2", "qcow", "qed", "vmdk")  # NAME follows, as it is
 _SERVER_URL = re.compile(r"[A-Za-z0-9+._-]+://[^/]*/?")
 _STRINGS = re.compile(r""""((?:[^"\\]|\\.)*)("|\Z)|'((?:[^'\\]|\\.)*)('|\Z)""", re.DOTALL)
+_COLON = re.compile(r"\s*:")
 _ESCAPED = re.compile(r"\\(u[0-9A-Fa-f]{4}|.)", re.DOTALL)
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 # Keys whose values never name a file: a volume may well be called "raw" or "file".
@@ -39,7 +42,7 @@ class Target(NamedTuple):
 def targets(name: str) -> tuple[Target, ...]:
     """All that a backing name may mean, each once. Empty for a name that means no file."""
     found: dict[Target, None] = {}
-    for target in _targets(name, 0):
+    for target in islice(_targets(name, 0), _MOST_TRIED):
         if target.path.strip("/"):
             found.setdefault(target)
         if len(found) >= _MOST:
@@ -102,6 +105,8 @@ def _on_a_server(name: str, depth: int) -> Iterator[Target]:
             pieces = part.split(":")
             for position, piece in enumerate(pieces):
                 yield Target(last_part(piece), False)
+                if position and piece.startswith("/") and not piece.startswith("//"):
+                    yield Target(piece, True)
                 rest = ":".join(pieces[position:])
                 if position and (_PROTOCOL.match(rest) or rest.startswith("/")):
                     yield from _nested(rest, depth)
@@ -123,7 +128,7 @@ def _in_json(text: str, depth: int) -> Iterator[Target]:
     key = ""
     for match in _STRINGS.finditer(text):
         value = _unescaped(match.group(1) if match.group(1) is not None else match.group(3))
-        if re.match(r"\s*:", text[match.end() :]):
+        if _COLON.match(text, match.end()):
             key = value
             continue
         if key.rpartition(".")[2] in _NO_NAMES or key in _NO_NAMES:
