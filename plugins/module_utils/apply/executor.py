@@ -18,7 +18,8 @@ from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteInfo, WriteRecord
 from ..store import info_file, records
 from ..store.directory import ShareDirectory
-from .offline import CopySource, Guard, OfflineEngine
+from .guard import Guard, ask_resumption, ask_unwritten, existing
+from .offline import CopySource, OfflineEngine
 from .recovery import find_interrupted
 from .remains import Interrupted
 
@@ -72,10 +73,16 @@ class Executor:
         except (StorageError, OSError):
             pass
 
-    def guarded(self, plan: Plan) -> Guard:
+    def guarded(self, plan: Plan, resumption: intents.Resumption | None = None) -> Guard:
+        """The guard of all that the plan touches; of one that ends an interrupted task, of all images of the volume."""
         guard = Guard(self._directory, self._assume_unused)
         try:
-            guard.take(self._touched(plan.steps))
+            if resumption is None:
+                guard.take(self._touched(plan.steps))
+                ask_unwritten(self._directory, plan, self._assume_unused)
+            else:
+                guard.take(existing(self._directory, resumption.closed))
+                guard.watch(existing(self._directory, resumption.unwritten))
         except BaseException:
             guard.__exit__()
             raise
@@ -183,9 +190,14 @@ class Executor:
     # -- interrupted tasks -------------------------------------------------------------------------------------------
 
     def finish(self, interrupted: Interrupted) -> None:
-        """End what an earlier task left; ``interrupted.describe()`` is ``recovered`` as modules report it."""
+        """End what an earlier task left; ``interrupted.describe()`` is ``recovered`` as modules report it.
+
+        :raises InUse: somebody has an image of the volume open. Nothing was changed.
+        """
+        for resumption in interrupted.resumptions:
+            ask_resumption(self._directory, resumption, self._assume_unused)
         for name in interrupted.leftovers:
             self._directory.discard_temporary(name)
         for resumption in interrupted.resumptions:
-            with self.guarded(resumption.plan) as guard:
+            with self.guarded(resumption.plan, resumption) as guard:
                 self._run(resumption.plan, resumption.plan.steps, guard)

@@ -29,6 +29,7 @@ from ..plan.steps import (
 from ..store import in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
 from . import allocate, copying, moving, qemu_img
+from .guard import Guard
 
 
 @dataclass(frozen=True)
@@ -37,50 +38,6 @@ class CopySource:
 
     directory: ShareDirectory
     images: tuple[Image, ...]
-
-
-class Guard:
-    """QEMU's lock bytes on every file that a plan touches, held from before the first step to after the last one.
-
-    They are lent out where qemu-img takes its own, and where a name is removed or replaced (some file systems refuse that
-    for a file that is open here).
-    """
-
-    def __init__(self, directory: ShareDirectory, assume_unused: bool) -> None:
-        self._directory = directory
-        self._assume_unused = assume_unused
-        self._fds: dict[str, int] = {}
-
-    def __enter__(self) -> Guard:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.drop(list(self._fds))
-
-    def take(self, files: Iterable[str]) -> None:
-        """:raises InUse: one is open somewhere, or the file system cannot tell and the user does not vouch for it."""
-        share = self._directory.share
-        for file in files:
-            if file in self._fds:
-                continue
-            if not share.locks_visible and not self._assume_unused:
-                raise in_use.untold(file, share.label)
-            fd = self._directory.root.open(file, write=True)
-            self._fds[file] = fd
-            if share.locks_visible:
-                in_use.hold(fd, file, share.label)
-
-    def __contains__(self, file: object) -> bool:
-        return file in self._fds
-
-    def held(self, files: Iterable[str]) -> list[str]:
-        return [file for file in files if file in self._fds]
-
-    def drop(self, files: Iterable[str]) -> None:
-        for file in files:
-            fd = self._fds.pop(file, -1)
-            if fd >= 0:
-                os.close(fd)
 
 
 class OfflineEngine:

@@ -252,7 +252,11 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
         work.lock_ancestors(share, name)  # what is to be ended may read their files
         interrupted = find_left(work, directory, name)
     recovered = interrupted.describe()
-    if interrupted and not work.options.check:
+    if interrupted.resumptions and work.options.check:
+        from .refusals import predict_recovery
+
+        predict_recovery(directory, interrupted, work.options.assume_unused)
+    elif interrupted and not work.options.check:
         work.finish(share, interrupted)
     if not work.options.check:
         forget_groups(directory)

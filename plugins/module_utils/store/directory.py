@@ -24,6 +24,7 @@ from typing import Callable, Iterator
 
 from ..errors import Conflict, ShareNotWritable, StorageError, UnsafeImage, from_os_error
 from ..model import Share
+from .kernel_users import KernelUsers
 from .pace import Pace
 
 PRIVATE = ".remotefs"
@@ -199,6 +200,7 @@ class ShareDirectory:
         self._fence = fence
         self.root = Directory(-1, share.label)
         self._private: dict[str, Directory] = {}
+        self._kernel_users: KernelUsers | None = None
         self.refresh()
 
     def __enter__(self) -> ShareDirectory:
@@ -222,7 +224,15 @@ class ShareDirectory:
         except OSError as error:  # what was open stays so: whoever goes on meets the share's own error
             raise from_os_error(error, f"share {self.share.label}") from error
         self.close()
+        self._kernel_users = None
         self.root = Directory(fd, self.share.label, self.verify, self.pace)
+
+    @property
+    def kernel_users(self) -> KernelUsers:
+        """What this host's kernel has open, found out once each time that the directory is opened anew."""
+        if self._kernel_users is None:
+            self._kernel_users = KernelUsers(os.fstat(self.root.fd).st_dev)
+        return self._kernel_users
 
     def verify(self, name: str) -> None:
         """Ask whether the task may still change ``name``, a file or a volume.

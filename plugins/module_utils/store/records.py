@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ChainBroken, NeedsRecovery
-from ..model import FORMATS, Parent, Volume, are_safe_file_names
+from ..model import FORMATS, Parent, Volume, are_safe_file_names, is_safe_file_name
 
 if TYPE_CHECKING:
     from .directory import ShareDirectory
@@ -138,3 +138,15 @@ def planned_files(record: Record | None) -> dict[str, str] | None:
     after = record.intent.get("after")
     snapshots = after.get("snapshots") if isinstance(after, dict) else None
     return {str(one.get("name")): str(one.get("file")) for one in snapshots or () if isinstance(one, dict)}
+
+
+def images_of_intent(intent: object) -> tuple[str, ...]:
+    """The images that the work of an intent on record is about, as far as it can be understood."""
+    if not isinstance(intent, dict):
+        return ()
+    found: dict[str, None] = {}
+    for when in ("before", "after"):
+        volume = intent.get(when)
+        chain = volume.get("chain") if isinstance(volume, dict) else None
+        found.update(dict.fromkeys(image.get("file") for image in chain or () if isinstance(image, dict)))
+    return tuple(file for file in found if is_safe_file_name(file))
