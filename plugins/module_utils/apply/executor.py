@@ -16,7 +16,7 @@ from ..model import now
 from ..plan import intent as intents
 from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteInfo, WriteRecord
-from ..store import info_file, records
+from ..store import access, info_file, records
 from ..store.directory import ShareDirectory
 from .guard import Guard, ask_resumption, ask_unwritten, existing
 from .offline import CopySource, OfflineEngine
@@ -149,10 +149,21 @@ class Executor:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def _write_info(self, plan: Plan, step: WriteInfo) -> None:
+        self._hand_access_on(plan)
         root = self._directory.root
-        like = root.status(step.file) or root.status(step.active)
+        like = next((file for file in (step.file, step.active) if root.status(file) is not None), None)
         data = info_file.Info(step.active, step.snapshots).to_bytes()
-        self._directory.write_record(plan.volume, root, step.file, data, like if self._directory.share.keeps_modes else None)
+        self._directory.write_record(plan.volume, root, step.file, data, like, self._warn)
+
+    def _hand_access_on(self, plan: Plan) -> None:
+        """Before another file becomes the active one: whoever could open the volume still can, and nobody else."""
+        files = [volume.active.file for volume in (plan.before, plan.after) if volume is not None]
+        root = self._directory.root
+        if len(set(files)) < 2 or any(root.status(file) is None for file in files):
+            return
+        with root.opened(files[0]) as old, root.opened(files[1]) as new:
+            if access.copy_access(old, new, self._directory.share.keeps_modes, self._warn, root.subject(files[1])):
+                self._directory.pace.sync_file(new)
 
     def _write_final_record(self, plan: Plan, later: Iterable[Step]) -> None:
         if plan.after is None:

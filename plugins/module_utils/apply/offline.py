@@ -26,8 +26,8 @@ from ..plan.steps import (
     Step,
     Truncate,
 )
-from ..store import in_use, info_file, inventory, qcow2, records
-from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
+from ..store import access, in_use, info_file, inventory, qcow2, records
+from ..store.directory import ShareDirectory
 from . import allocate, copying, moving, qemu_img
 from .guard import Guard
 
@@ -94,7 +94,12 @@ class OfflineEngine:
 
     def _own(self, fd: int, step: CreateImage | CopyImage | CreateClone) -> None:
         if self._directory.share.keeps_modes:
-            set_ownership(fd, step.uid, step.gid, step.mode)
+            root = self._directory.root
+            access.settle_new(fd, root.fd, step.uid, step.gid, step.mode, self._warn, root.subject(step.file))
+
+    def _give_access_of(self, original: int, fd: int, file: str) -> None:
+        """Let those open the file behind ``fd``, which is to be ``file``, who may open the one that it replaces."""
+        access.copy_access(original, fd, self._directory.share.keeps_modes, self._warn, self._directory.root.subject(file))
 
     def _create_image(self, step: CreateImage, volume: str) -> None:
         def fill(fd: int) -> None:
@@ -174,16 +179,14 @@ class OfflineEngine:
 
     def _fill_overlay(self, fd: int, like: str, step: CreateOverlay | ReplaceOverlay) -> None:
         with self._directory.root.opened(like) as original:
-            if self._directory.share.keeps_modes:
-                copy_ownership(fd, os.fstat(original))
-            copy_label(original, fd)
+            self._give_access_of(original, fd, step.file)
         qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
 
     def _create_clone(self, step: CreateClone, volume: str) -> None:
         def fill(fd: int) -> None:
             self._own(fd, step)
             with self._directory.root.opened(step.backing_file) as original:
-                copy_label(original, fd)
+                access.copy_labels(original, fd, self._warn, self._directory.root.subject(step.file))
             qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
 
         self._new_file(volume, step.file, fill)
@@ -263,9 +266,7 @@ class OfflineEngine:
         """
         images = self._chain(volume, step.file)
         with self._directory.root.opened(step.file) as original:
-            if self._directory.share.keeps_modes:
-                copy_ownership(fd, os.fstat(original))
-            copy_label(original, fd)
+            self._give_access_of(original, fd, step.file)
             copying.copy_data(original, fd)
         lower = _Lent(self._guard, images[1:])
         with lower, qemu_img.OpenedChain(self._directory, images, instead={step.file: fd}) as chain:
@@ -293,7 +294,7 @@ class OfflineEngine:
     def _set_attributes(self, step: SetAttributes, _volume: str) -> None:
         self._directory.verify(step.file)
         with self._directory.root.opened(step.file) as fd:
-            set_ownership(fd, step.uid, step.gid, step.mode)
+            access.set_ownership(fd, step.uid, step.gid, step.mode)
             self._directory.pace.sync_file(fd)
 
 

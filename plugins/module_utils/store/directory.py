@@ -22,8 +22,9 @@ import stat
 from contextlib import contextmanager
 from typing import Callable, Iterator
 
-from ..errors import Conflict, ShareNotWritable, StorageError, UnsafeImage, from_os_error
+from ..errors import Conflict, StorageError, UnsafeImage, from_os_error
 from ..model import Share
+from . import access
 from .kernel_users import KernelUsers
 from .pace import Pace
 
@@ -47,6 +48,10 @@ def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
 
 
 Fence = Callable[[str], None]  # takes the name of what is about to change; raises where the task may change it no more
+
+
+def _unheard(_warning: str) -> None:
+    """For records, whose access nobody but us needs."""
 
 
 def _nothing_to_ask(_name: str) -> None:
@@ -359,8 +364,8 @@ class ShareDirectory:
         os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd)
         self.root.sync()
 
-    def write_record(self, volume: str, directory: Directory, name: str, data: bytes, like: os.stat_result | None = None) -> None:
-        """Write a small file whole and durable, with owner and mode of ``like`` (0600 of ours where it is None).
+    def write_record(self, volume: str, directory: Directory, name: str, data: bytes, like: str | None = None, warn: access.Warn = _unheard) -> None:
+        """Write a small file whole and durable, with the access of the volume's file ``like`` (0600 of ours where it is None).
 
         :raises UnsafeImage: it would be too large to be read again.
         """
@@ -371,7 +376,8 @@ class ShareDirectory:
             try:
                 write_all(fd, data)
                 if like is not None:
-                    copy_ownership(fd, like)
+                    with self.root.opened(like) as original:
+                        access.copy_access(original, fd, self.share.keeps_modes, warn, directory.subject(name))
                 self.pace.sync_file(fd)
             finally:
                 os.close(fd)
@@ -390,40 +396,3 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
     while left:
         done = os.pwrite(fd, left, offset)
         left, offset = left[done:], offset + done
-
-
-def copy_ownership(fd: int, like: os.stat_result) -> None:
-    """Give an opened file the owner, group and mode of another, so that whoever could open that one can open this.
-
-    :raises ShareNotWritable: the share refuses the owner, and the file would be out of its users' reach.
-    """
-    set_ownership(fd, like.st_uid, like.st_gid, stat.S_IMODE(like.st_mode))
-
-
-def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None) -> None:
-    """Set what is given and differs. :raises ShareNotWritable: the share refuses."""
-    mine = os.fstat(fd)
-    uid = mine.st_uid if uid is None else uid
-    gid = mine.st_gid if gid is None else gid
-    try:
-        if (mine.st_uid, mine.st_gid) != (uid, gid):
-            os.fchown(fd, uid, gid)
-        if mode is not None and stat.S_IMODE(mine.st_mode) != mode:
-            os.fchmod(fd, mode)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):  # the share is ill, which is not about this owner
-            raise from_os_error(error, "file on the share") from error
-        raise ShareNotWritable(
-            "file on the share",
-            f"it cannot be given to uid {uid}, gid {gid} ({error.strerror})",
-            "run the task as root or as the owner of the volume",
-        ) from error
-
-
-def copy_label(source: int, target: int) -> None:
-    """Copy the SELinux label between opened files; a file system without labels is no error."""
-    try:
-        label = os.getxattr(source, "security.selinux")
-        os.setxattr(target, "security.selinux", label)
-    except (OSError, AttributeError):
-        pass
