@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Callable, Iterable
 
-from ..errors import StorageError, from_os_error
+from ..errors import ShareNotWritable, StorageError, from_os_error
 from ..model import now
 from ..plan import intent as intents
 from ..plan.plan import Plan
@@ -162,8 +162,11 @@ class Executor:
         if len(set(files)) < 2 or any(root.status(file) is None for file in files):
             return
         with root.opened(files[0]) as old, root.opened(files[1]) as new:
-            if access.copy_access(old, new, self._directory.share.keeps_modes, self._warn, root.subject(files[1])):
-                self._directory.pace.sync_file(new)
+            try:
+                if access.copy_access(old, new, self._directory.share.keeps_modes, self._warn, root.subject(files[1])):
+                    self._directory.pace.sync_file(new)
+            except ShareNotWritable as error:  # it stays as accessible as it was
+                self._warn(f"{error} It has become the active image of volume {plan.volume}.")
 
     def _write_final_record(self, plan: Plan, later: Iterable[Step]) -> None:
         if plan.after is None:

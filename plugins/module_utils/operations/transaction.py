@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Callable, ContextManager, Iterable
 
 from ..apply.remains import Interrupted
 from ..apply.traces import find_interrupted, forget_groups
-from ..errors import NeedsRecovery, ShareNotWritable, from_os_error
+from ..errors import NeedsRecovery, ShareNotWritable, StorageError, from_os_error, share_gone
 from ..model import Share, Volume
 from ..plan.plan import Plan
 from ..store import inventory, kinship
@@ -101,10 +101,16 @@ class Workspace:
         return self
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        gone = [directory.share.label for directory in self._directories.values() if directory.is_gone()] if error is not None else []
         try:
             self.unlock_all()
+        except (StorageError, OSError):
+            if not gone:
+                raise
         finally:
             self._stack.close()
+        if gone:
+            raise share_gone(gone[0]) from error if isinstance(error, BaseException) else None
         if isinstance(error, OSError):
             places = ", ".join(directory.share.label for directory in self._directories.values())
             raise from_os_error(error, f"share {places}") from error

@@ -22,7 +22,7 @@ import stat
 from contextlib import contextmanager
 from typing import Callable, Iterator
 
-from ..errors import Conflict, StorageError, UnsafeImage, from_os_error
+from ..errors import Conflict, StorageError, ToolFailed, UnsafeImage, from_os_error, share_gone
 from ..model import Share
 from . import access
 from .kernel_users import KernelUsers
@@ -54,6 +54,10 @@ def _unheard(_warning: str) -> None:
     """For records, whose access nobody but us needs."""
 
 
+def _unreadable(error: OSError, subject: str) -> StorageError:
+    return from_os_error(error, subject, os.geteuid())
+
+
 def _nothing_to_ask(_name: str) -> None:
     """The fence of who holds no locks."""
 
@@ -78,11 +82,15 @@ class Directory:
         return f"file {name} on {self.label}"
 
     def names(self) -> list[str]:
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)  # others may share the place in a listing
+        """All names, sorted. :raises StorageError: they cannot be read."""
         try:
-            return sorted(os.listdir(fd))
-        finally:
-            os.close(fd)
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)  # others may share the place in a listing
+            try:
+                return sorted(os.listdir(fd))
+            finally:
+                os.close(fd)
+        except PermissionError as error:
+            raise _unreadable(error, self.label) from error
 
     def take_stock(self) -> list[str]:
         """All names, in no order, for who reads most of them and changes nothing.
@@ -114,6 +122,8 @@ class Directory:
             return _checked_stat(self.fd, name, self.subject(name))
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            raise _unreadable(error, self.subject(name)) from error
 
     def open(self, name: str, write: bool = False) -> int:
         """The descriptor that :meth:`examine` has."""
@@ -136,7 +146,7 @@ class Directory:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise UnsafeImage(self.subject(name), "it was exchanged for a link or device", "find out who changes the share") from error
-            raise from_os_error(error, self.subject(name)) from error
+            raise from_os_error(error, self.subject(name), None if write else os.geteuid()) from error
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink > 1):
             os.close(fd)
@@ -212,9 +222,20 @@ class ShareDirectory:
         return self
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        gone = error is not None and self.is_gone()
         self.close()
+        if gone:
+            raise share_gone(self.share.label) from error if isinstance(error, BaseException) else None
         if isinstance(error, OSError):
-            raise from_os_error(error, f"share {self.share.label}") from error
+            reader = os.geteuid() if self._fence is _nothing_to_ask else None
+            raise from_os_error(error, f"share {self.share.label}", reader) from error
+
+    def is_gone(self) -> bool:
+        """Whether the directory was removed, so that whatever else went wrong is due to that."""
+        try:
+            return os.fstat(self.root.fd).st_nlink == 0 and not os.path.lexists(self.share.path)
+        except OSError as error:
+            return error.errno != errno.EBADF
 
     def close(self) -> None:
         for directory in list(self._private.values()) + [self.root]:
@@ -227,7 +248,9 @@ class ShareDirectory:
         try:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:  # what was open stays so: whoever goes on meets the share's own error
-            raise from_os_error(error, f"share {self.share.label}") from error
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise share_gone(self.share.label) from error
+            raise _unreadable(error, f"share {self.share.label}") from error
         self.close()
         self._kernel_users = None
         self.root = Directory(fd, self.share.label, self.verify, self.pace)
@@ -277,12 +300,13 @@ class ShareDirectory:
         return directory
 
     def _subdirectory(self, parent: int, name: str, create: bool) -> int | None:
-        subject = f"directory {name} on {self.share.label}"
+        subject = f"directory {name if parent == self.root.fd else f'{PRIVATE}/{name}'} on {self.share.label}"
         remedy = f"remove what stands at {PRIVATE} on the share if it is not this collection's"
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         if create:
             try:
                 os.mkdir(name, 0o700, dir_fd=parent)
+                self._let_group_in(parent, name)
                 os.fsync(parent)
             except FileExistsError:
                 pass
@@ -295,6 +319,8 @@ class ShareDirectory:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise UnsafeImage(subject, "it is not a directory of ours but a link or a file", remedy) from error
+            if error.errno == errno.EACCES:
+                raise self._private_to_another(parent, name, subject, error) from error
             raise from_os_error(error, subject) from error
         if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
             os.close(fd)
@@ -304,6 +330,41 @@ class ShareDirectory:
                 if next(entries, None) is None:
                     os.fsync(parent)  # whoever made it may have been killed before this; now it gets its first record
         return fd
+
+    def _let_group_in(self, parent: int, name: str) -> None:
+        """A new folder under ``.remotefs`` is as private as the share's own directory: whoever may write there as a member of its
+        group may use it."""
+        above = os.fstat(self.root.fd if name == PRIVATE else parent)
+        if not self.share.keeps_modes or not above.st_mode & stat.S_IWGRP:
+            return
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            if os.fstat(fd).st_gid != above.st_gid:
+                os.fchown(fd, -1, above.st_gid)
+            os.fchmod(fd, 0o2770)
+            access.share_folder(self.root.fd, fd)
+        except PermissionError:
+            pass  # not a member of that group: then it is for this user alone, as it was
+        finally:
+            os.close(fd)
+
+    def _private_to_another(self, parent: int, name: str, subject: str, error: OSError) -> StorageError:
+        refused = _unreadable(error, subject)
+        try:
+            found, share = os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(self.root.fd)
+        except OSError:
+            return refused
+        if not share.st_mode & stat.S_IWGRP:
+            return refused
+        remedy = f"let uid {found.st_uid}, whose it is, run chgrp -R {share.st_gid} and chmod -R g+rwX,g+s on {self.share.path}/{PRIVATE}"
+        return ToolFailed(subject, f"reading was refused to uid {os.geteuid()} although the group may write to the share", remedy)
+
+    def keep_as_private(self, fd: int, directory: Directory) -> None:
+        """Let those use a file of ours who may use the folder that it is in."""
+        if self.share.keeps_modes and os.fstat(directory.fd).st_mode & stat.S_IWGRP:
+            mine = os.fstat(fd)
+            if mine.st_uid == os.geteuid() and stat.S_IMODE(mine.st_mode) != 0o660:
+                os.fchmod(fd, 0o660)
 
     # -- temporary files and how they get their names ------------------------------------------------------------
 
@@ -378,6 +439,8 @@ class ShareDirectory:
                 if like is not None:
                     with self.root.opened(like) as original:
                         access.copy_access(original, fd, self.share.keeps_modes, warn, directory.subject(name))
+                else:
+                    self.keep_as_private(fd, directory)
                 self.pace.sync_file(fd)
             finally:
                 os.close(fd)

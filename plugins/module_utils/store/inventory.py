@@ -82,7 +82,7 @@ def observe(
         try:
             return _observe(directory, name, said, look)
         except OSError as error:
-            failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}")
+            failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
         except StorageError as error:
             failure = error
         if attempt == _READ_AGAIN or (attempt > 0 and _marks(directory, name) == before):

@@ -231,6 +231,7 @@ class VolumeLock:
         self._refuse_foreign(locks)
         self._fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=locks.fd)
         try:
+            self._directory.keep_as_private(self._fd, locks)
             if os.fstat(self._fd).st_nlink > 1:
                 raise self._foreign("it has another name somewhere (a hard link), so writing it could change a foreign file")
             fcntl.fcntl(self._fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
