@@ -15,7 +15,7 @@ from ..errors import ShareNotWritable, StorageError, from_os_error
 from ..model import now
 from ..plan import intent as intents
 from ..plan.plan import Plan
-from ..plan.steps import Step, Unlink, WriteInfo, WriteRecord
+from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store import access, info_file, records
 from ..store.directory import ShareDirectory
 from .guard import Guard, ask_resumption, ask_unwritten, existing
@@ -101,7 +101,8 @@ class Executor:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
         intent = intents.of_plan(plan, now(), self._proofs(plan), group)
-        self._write_record(plan.volume, record.with_intent(intent.to_json()))
+        last = "" if not _frees_room(plan) else "ballast" if any(isinstance(step, ReplaceOverlay) for step in plan.steps) else "blocks"
+        self._write_record(plan.volume, record.with_intent(intent.to_json()), last)
 
     def _proofs(self, plan: Plan) -> dict[str, intents.Proof]:
         """What proves each own file of the volume to be the same one later on."""
@@ -153,7 +154,7 @@ class Executor:
         root = self._directory.root
         like = next((file for file in (step.file, step.active) if root.status(file) is not None), None)
         data = info_file.Info(step.active, step.snapshots).to_bytes()
-        self._directory.write_record(plan.volume, root, step.file, data, like, self._warn)
+        self._directory.write_record(plan.volume, root, step.file, data, like, self._warn, "blocks")
 
     def _hand_access_on(self, plan: Plan) -> None:
         """Before another file becomes the active one: whoever could open the volume still can, and nobody else."""
@@ -172,15 +173,17 @@ class Executor:
         if plan.after is None:
             return
         garbage = [self._garbage(step.file) for step in later if isinstance(step, Unlink)]
-        self._write_record(plan.volume, records.describing(plan.after, tuple(item for item in garbage if item)))
+        self._write_record(plan.volume, records.describing(plan.after, tuple(item for item in garbage if item)), "blocks")
 
     def _garbage(self, file: str) -> records.Garbage | None:
         status = self._directory.root.status(file)
         inode = status.st_ino if status and self._directory.share.keeps_inodes else 0
         return records.Garbage(file, inode, status.st_size) if status else None
 
-    def _write_record(self, volume: str, record: records.Record) -> None:
-        self._directory.write_record(volume, self._directory.make_private("volumes"), records.file_name(volume), record.to_bytes(volume))
+    def _write_record(self, volume: str, record: records.Record, last: str) -> None:
+        """:param last: what may be used on a full share, as :meth:`ShareDirectory.write_record` has it."""
+        data = record.to_bytes(volume)
+        self._directory.write_record(volume, self._directory.make_private("volumes"), records.file_name(volume), data, last=last)
 
     def _unlink(self, files: list[str], guard: Guard) -> None:
         if not files:
@@ -215,3 +218,8 @@ class Executor:
         for resumption in interrupted.resumptions:
             with self.guarded(resumption.plan, resumption) as guard:
                 self._run(resumption.plan, resumption.plan.steps, guard)
+
+
+def _frees_room(plan: Plan) -> bool:
+    """Whether a plan is worth the ballast of a full share: it gives room back, and needs none for data on the way."""
+    return any(isinstance(step, (Unlink, ReplaceOverlay)) for step in plan.steps) and all(step.moves() == 0 for step in plan.steps)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Iterable
 
-from ..errors import ChainBroken, UnsafeImage
+from ..errors import ChainBroken, NoSpace, UnsafeImage
 from ..model import Image
 from ..plan.steps import (
     Commit,
@@ -26,7 +26,7 @@ from ..plan.steps import (
     Step,
     Truncate,
 )
-from ..store import access, in_use, info_file, inventory, qcow2, records
+from ..store import access, ballast, in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory
 from . import allocate, copying, moving, qemu_img
 from .guard import Guard
@@ -195,11 +195,33 @@ class OfflineEngine:
         self._new_file(volume, step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
 
     def _replace_overlay(self, step: ReplaceOverlay, volume: str) -> None:
-        self._replace(volume, step.file, lambda fd: self._fill_overlay(fd, step.file, step))
+        try:
+            self._replace(volume, step.file, lambda fd: self._fill_overlay(fd, step.file, step))
+        except (OSError, NoSpace) as error:
+            is_full = isinstance(error, NoSpace) or error.errno in ballast.FULL
+            lent = ballast.lend(self._directory, volume, qcow2.bytes_of_image(step.size)) if is_full else None
+            if lent is None:
+                raise
+            self._replace_by(volume, step.file, lambda fd: self._fill_in_place(fd, step), lent)
+
+    def _fill_in_place(self, fd: int, step: ReplaceOverlay) -> None:
+        """As :meth:`_fill_overlay`, over a file whose blocks are there already, holes and all."""
+        memory = os.memfd_create("overlay")
+        try:
+            qcow2.write_image(memory, step.size, step.backing_file, step.backing_format)
+            ballast.overwrite(fd, os.pread(memory, qcow2.bytes_of_image(step.size), 0))
+            os.ftruncate(fd, os.fstat(memory).st_size)
+        finally:
+            os.close(memory)
+        with self._directory.root.opened(step.file) as original:
+            self._give_access_of(original, fd, step.file)
 
     def _replace(self, volume: str, file: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, let it take the place of ``file``. A failure leaves nothing behind."""
-        fd, temporary = self._directory.create_temporary(volume)
+        self._replace_by(volume, file, fill, self._directory.create_temporary(volume))
+
+    def _replace_by(self, volume: str, file: str, fill: Callable[[int], None], made: tuple[int, str]) -> None:
+        fd, temporary = made
         try:
             try:
                 fill(fd)

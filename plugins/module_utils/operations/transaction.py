@@ -206,8 +206,15 @@ class Workspace:
     def executor(self, share: Share, source: CopySource | None = None) -> Executor:
         from ..apply.executor import Executor  # late: a task that changes nothing starts faster without
 
+        self.keep_ballast(share)
         descriptors = tuple(fd for lock in self._locks for fd in lock.descriptors)
         return Executor(self.directory(share), descriptors, self.options.warn, self.options.assume_unused, source)
+
+    def keep_ballast(self, share: Share) -> None:
+        """Make room for later deletions, before a change as far as there is room, and with what a deletion has freed."""
+        from ..store import ballast
+
+        ballast.keep(self.directory(share))
 
     def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
         """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NoTurn: it was not begun."""
@@ -216,6 +223,8 @@ class Workspace:
                 self.executor(share, source).apply(plan)
             finally:
                 self._follow([plan])
+        if any(step.name == "unlink" for step in plan.steps):
+            self.keep_ballast(share)
 
     def finish(self, share: Share, interrupted: Interrupted) -> None:
         """End what an interrupted task left."""

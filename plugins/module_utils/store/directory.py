@@ -22,14 +22,14 @@ import stat
 from contextlib import contextmanager
 from typing import Callable, Iterator
 
-from ..errors import Conflict, StorageError, ToolFailed, UnsafeImage, from_os_error, share_gone
+from ..errors import Conflict, StorageError, UnsafeImage, from_os_error, share_gone
 from ..model import Share
-from . import access
+from . import access, privacy
 from .kernel_users import KernelUsers
 from .pace import Pace
 
 PRIVATE = ".remotefs"
-_SUBDIRECTORIES = ("volumes", "locks", "tmp", "groups")
+_BALLAST = "ballast"  # its folder there
 _SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITING = _READING | os.O_RDWR
@@ -306,8 +306,10 @@ class ShareDirectory:
         if create:
             try:
                 os.mkdir(name, 0o700, dir_fd=parent)
-                self._let_group_in(parent, name)
-                os.fsync(parent)
+                if self.share.keeps_modes:
+                    privacy.let_group_in(self.root.fd, parent, name)
+                if name != _BALLAST:  # which is no state
+                    os.fsync(parent)
             except FileExistsError:
                 pass
             except OSError as error:
@@ -320,7 +322,7 @@ class ShareDirectory:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise UnsafeImage(subject, "it is not a directory of ours but a link or a file", remedy) from error
             if error.errno == errno.EACCES:
-                raise self._private_to_another(parent, name, subject, error) from error
+                raise privacy.shut_out(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
             raise from_os_error(error, subject) from error
         if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
             os.close(fd)
@@ -331,52 +333,25 @@ class ShareDirectory:
                     os.fsync(parent)  # whoever made it may have been killed before this; now it gets its first record
         return fd
 
-    def _let_group_in(self, parent: int, name: str) -> None:
-        """A new folder under ``.remotefs`` is as private as the share's own directory: whoever may write there as a member of its
-        group may use it."""
-        above = os.fstat(self.root.fd if name == PRIVATE else parent)
-        if not self.share.keeps_modes or not above.st_mode & stat.S_IWGRP:
-            return
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-        try:
-            if os.fstat(fd).st_gid != above.st_gid:
-                os.fchown(fd, -1, above.st_gid)
-            os.fchmod(fd, 0o2770)
-            access.share_folder(self.root.fd, fd)
-        except PermissionError:
-            pass  # not a member of that group: then it is for this user alone, as it was
-        finally:
-            os.close(fd)
-
-    def _private_to_another(self, parent: int, name: str, subject: str, error: OSError) -> StorageError:
-        refused = _unreadable(error, subject)
-        try:
-            found, share = os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(self.root.fd)
-        except OSError:
-            return refused
-        if not share.st_mode & stat.S_IWGRP:
-            return refused
-        remedy = f"let uid {found.st_uid}, whose it is, run chgrp -R {share.st_gid} and chmod -R g+rwX,g+s on {self.share.path}/{PRIVATE}"
-        return ToolFailed(subject, f"reading was refused to uid {os.geteuid()} although the group may write to the share", remedy)
-
     def keep_as_private(self, fd: int, directory: Directory) -> None:
         """Let those use a file of ours who may use the folder that it is in."""
-        if self.share.keeps_modes and os.fstat(directory.fd).st_mode & stat.S_IWGRP:
-            mine = os.fstat(fd)
-            if mine.st_uid == os.geteuid() and stat.S_IMODE(mine.st_mode) != 0o660:
-                os.fchmod(fd, 0o660)
+        if self.share.keeps_modes:
+            privacy.keep_as_private(fd, directory.fd)
 
     # -- temporary files and how they get their names ------------------------------------------------------------
 
     def create_temporary(self, volume: str, mode: int = 0o600) -> tuple[int, str]:
         """A new file that no name of a volume leads to yet: (descriptor, temporary name)."""
-        self.verify(volume)
-        directory = self.make_private("tmp")
-        name = f"{volume}{_TEMPORARY_MARK}{os.urandom(6).hex()}"
+        directory, name = self.make_private("tmp"), self.temporary_name(volume)
         try:
             return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory.fd), name
         except OSError as error:
             raise from_os_error(error, f"share {self.share.label}") from error
+
+    def temporary_name(self, volume: str) -> str:
+        """A name for a new file in ``.remotefs/tmp``. :raises LockTimeout: the task may not change the volume any more."""
+        self.verify(volume)
+        return f"{volume}{_TEMPORARY_MARK}{os.urandom(6).hex()}"
 
     def discard_temporary(self, name: str) -> None:
         self.make_private("tmp").unlink(name)
@@ -425,32 +400,15 @@ class ShareDirectory:
         os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd)
         self.root.sync()
 
-    def write_record(self, volume: str, directory: Directory, name: str, data: bytes, like: str | None = None, warn: access.Warn = _unheard) -> None:
-        """Write a small file whole and durable, with the access of the volume's file ``like`` (0600 of ours where it is None).
-
-        :raises UnsafeImage: it would be too large to be read again.
-        """
+    def write_record(
+        self, volume: str, directory: Directory, name: str, data: bytes, like: str | None = None, warn: access.Warn = _unheard, last: str = ""
+    ) -> None:
+        """Write a small file whole and durable, as :func:`small_files.write` says."""
         if len(data) > _SMALL_FILE:
             raise UnsafeImage(directory.subject(name), "it would grow beyond what a record can be", "look at the volume's .info for what makes it so large")
-        fd, temporary = self.create_temporary(volume)
-        try:
-            try:
-                write_all(fd, data)
-                if like is not None:
-                    with self.root.opened(like) as original:
-                        access.copy_access(original, fd, self.share.keeps_modes, warn, directory.subject(name))
-                else:
-                    self.keep_as_private(fd, directory)
-                self.pace.sync_file(fd)
-            finally:
-                os.close(fd)
-            source = self.make_private("tmp")
-            self.verify(volume)
-            os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=directory.fd)
-            directory.sync()
-        except OSError as error:
-            self.discard_temporary(temporary)
-            raise from_os_error(error, directory.subject(name)) from error
+        from . import small_files  # late: only changes write any
+
+        small_files.write(self, volume, directory, name, data, like, warn, last)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:

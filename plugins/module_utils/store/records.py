@@ -91,7 +91,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
     subject = f"record .remotefs/volumes/{file_name(volume)}"
     remedy = "move the file away and adopt the volume anew with remotefs_volume"
     try:
-        content = json.loads(data.decode("utf-8"))
+        content = _last_whole_line(data)
         version = content["version"]
         record = Record(
             formats={str(name): str(value) for name, value in content["formats"].items()},
@@ -112,6 +112,17 @@ def parse(volume: str, data: bytes | None) -> Record | None:
     if not are_safe_file_names(names) or not set(record.formats.values()) <= set(FORMATS):
         raise ChainBroken(subject, "it names files or formats that cannot be", remedy)
     return record
+
+
+def _last_whole_line(data: bytes) -> dict:
+    """The content of a record: one line, to which a full share may have had others added in place. One that is torn never was."""
+    lines = data.splitlines()
+    for line in reversed(lines[1:]):
+        try:
+            return json.loads(line.decode("utf-8"))
+        except ValueError:
+            continue
+    return json.loads((lines[0] if len(lines) > 1 else data).decode("utf-8"))
 
 
 def _details(value: dict) -> dict:
