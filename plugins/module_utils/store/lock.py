@@ -301,17 +301,13 @@ class VolumeLock:
         return True
 
     def _claim(self, fd: int, token: bytes) -> None:
-        """Write the token. On a full share some ballast makes room; without any, the lock is held as readers hold it."""
+        """Write the token. Where the share has no room for it, the lock is held without, as readers hold it."""
         try:
             self._write_token(fd, token)
         except OSError as error:
             if error.errno not in ballast.FULL:
                 raise
-            ballast.release(self._directory)
-            try:
-                self._write_token(fd, token)
-            except OSError:
-                self._write_token(fd, b"")
+            self._write_token(fd, b"")
 
     def _write_token(self, fd: int, token: bytes) -> None:
         os.pwrite(fd, token, 0)

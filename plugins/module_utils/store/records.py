@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .directory import ShareDirectory
 
 _VERSION = 1
+_PACKED = b"zlib "
+_MOST_UNPACKED = 1 << 20  # bytes: no record may be longer
 
 
 class Garbage(NamedTuple):
@@ -119,10 +121,34 @@ def _last_whole_line(data: bytes) -> dict:
     lines = data.splitlines()
     for line in reversed(lines[1:]):
         try:
-            return json.loads(line.decode("utf-8"))
+            return json.loads(_unpacked(line).decode("utf-8"))
         except ValueError:
             continue
     return json.loads((lines[0] if len(lines) > 1 else data).decode("utf-8"))
+
+
+def packed(line: bytes) -> bytes:
+    """A line of a record in a tenth of its length, for where the blocks of the file must do."""
+    import base64
+    import zlib
+
+    return _PACKED + base64.b64encode(zlib.compress(line, 9))
+
+
+def _unpacked(line: bytes) -> bytes:
+    if not line.startswith(_PACKED):
+        return line
+    import base64
+    import zlib
+
+    reader = zlib.decompressobj()
+    try:
+        text = reader.decompress(base64.b64decode(line[len(_PACKED) :], validate=True), _MOST_UNPACKED)
+    except zlib.error as error:
+        raise ValueError("a torn line") from error
+    if not reader.eof:
+        raise ValueError("a torn line")
+    return text
 
 
 def _details(value: dict) -> dict:

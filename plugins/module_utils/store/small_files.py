@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ..errors import NoSpace, StorageError, from_os_error
-from . import access, ballast
+from . import access, ballast, records
 from .directory import Directory, ShareDirectory
 
 
@@ -63,8 +63,9 @@ def _write_new(
 
 def _write_in_place(share: ShareDirectory, directory: Directory, name: str, data: bytes) -> bool:
     """Whether the file could be changed within the blocks that it has."""
+    is_list = directory is not share.root
     try:
-        fd = ballast.add_in_place(directory, name, data, is_list=directory is not share.root)
+        fd = ballast.add_in_place(directory, name, records.packed(data) if is_list else data, is_list)
     except (FileNotFoundError, StorageError):
         return False
     if fd < 0:
