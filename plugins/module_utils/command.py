@@ -13,11 +13,13 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import tempfile
 import threading
 from dataclasses import dataclass
+from typing import IO
 
 from .errors import NoSpace, ToolFailed, ToolMissing
 
@@ -43,6 +45,12 @@ class Result:
     out: str
     err: str
     limits: Limits = Limits()
+    argv: tuple[str, ...] = ()
+
+    @property
+    def details(self) -> dict:
+        """What a failure carries beside its message. Secrets never are on a command line."""
+        return {"cmd": " ".join(map(shlex.quote, self.argv)), "rc": self.rc, "stderr": self.err}
 
     @property
     def reason(self) -> str:
@@ -93,7 +101,7 @@ def run(
     :raises ToolFailed: it ran longer than ``timeout`` or could not be started.
     """
     STARTED.add(os.path.basename(argv[0]))
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with _spool("stdout") as out, _spool("stderr") as err:
         try:
             # run_command of AnsibleModule passes no descriptors and kills no group; this layer knows no module.
             process = subprocess.Popen(  # pylint: disable=ansible-bad-function
@@ -108,7 +116,7 @@ def run(
                 preexec_fn=_child_setup(limits),  # pylint: disable=subprocess-popen-preexec-fn
             )
         except OSError as error:
-            raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation") from error
+            raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)}) from error
         try:
             process.communicate(secret, timeout=timeout)
         except subprocess.TimeoutExpired as error:
@@ -117,11 +125,12 @@ def run(
                 f"program {os.path.basename(argv[0])}",
                 f"it did not end within {timeout:g} s and was killed",
                 "check the share's server, then run the task again",
+                {"cmd": " ".join(map(shlex.quote, argv)), "rc": -signal.SIGKILL, "stderr": _read_back(err)},
             ) from error
         except BaseException:
             _kill(process)
             raise
-        return Result(process.returncode, _read_back(out), _read_back(err), limits)
+        return Result(process.returncode, _read_back(out), _read_back(err), limits, tuple(argv))
 
 
 def require_success(result: Result, subject: str) -> Result:
@@ -129,13 +138,41 @@ def require_success(result: Result, subject: str) -> Result:
     if result.rc == 0:
         return result
     if "No space left on device" in result.err or "Disk quota exceeded" in result.err:
-        raise NoSpace(subject, "the share is full", "free some space and run the task again, nothing was lost")
+        raise NoSpace(subject, "the share is full", "free some space and run the task again, nothing was lost", result.details)
     limit = _limit_met(result)
     if limit:
-        raise ToolFailed(
-            subject, f"it was stopped because it {limit}", "the image is damaged or hostile (docs/hostile-content.md says how limits are set)"
-        )
-    raise ToolFailed(subject, f"the program said: {result.reason}", "mend what it names and run the task again, nothing was lost")
+        remedy = "the image is damaged or hostile (docs/hostile-content.md says how limits are set)"
+        raise ToolFailed(subject, f"it was stopped because it {limit}", remedy, result.details)
+    raise ToolFailed(subject, f"the program said: {result.reason}", "mend what it names and run the task again, nothing was lost", result.details)
+
+
+def private_directory() -> str:
+    """A new directory of this user alone. :raises ToolFailed: there is no room for temporary files on this host."""
+    try:
+        return tempfile.mkdtemp(prefix="remotefs-")
+    except OSError as error:
+        raise _no_temporary(error) from error
+
+
+def _spool(name: str) -> IO[bytes]:
+    """A file for what a program says, in memory where the kernel has such files."""
+    try:
+        return os.fdopen(os.memfd_create(f"remotefs-{name}"), "w+b")
+    except (AttributeError, OSError):
+        pass
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise _no_temporary(error) from error
+
+
+def _no_temporary(error: OSError) -> ToolFailed:
+    where = os.path.dirname(error.filename) if isinstance(error.filename, str) else tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"
+    return ToolFailed(
+        f"directory for temporary files {where} of this host",
+        f"nothing can be made there ({error.strerror or error})",
+        "free some space there or set TMPDIR to another directory, then run the task again",
+    )
 
 
 def _limit_met(result: Result) -> str:

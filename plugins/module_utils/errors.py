@@ -18,12 +18,14 @@ class StorageError(Exception):
     :param subject: the object, as the user knows it ("volume db01 on nas1:/vols").
     :param problem: what is wrong with it.
     :param remedy: what the user can do about it.
+    :param details: what a result has beside the message: ``cmd``, ``rc`` and ``stderr`` of a program, ``exception``.
     """
 
     error_code = "tool_failed"
 
-    def __init__(self, subject: str, problem: str, remedy: str) -> None:
+    def __init__(self, subject: str, problem: str, remedy: str, details: dict | None = None) -> None:
         super().__init__(f"{subject}: {problem}; {remedy}.")
+        self.details = details or {}
         self.subject = subject
         self.problem = problem
         self.remedy = remedy
@@ -118,16 +120,26 @@ class ToolFailed(StorageError):
 
 
 _SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_REFUSED = (errno.EACCES, errno.EPERM)
+_READ_ONLY = (errno.EROFS, *_REFUSED)
+_GONE = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.ENODEV, errno.ESHUTDOWN)
 
 
-def from_os_error(error: OSError, subject: str) -> StorageError:
+def from_os_error(error: OSError, subject: str, reader: int | None = None) -> StorageError:
     """Translate what the kernel said about an object on a share.
 
     A full or over-quota file system is :class:`NoSpace`, a refused write :class:`ShareNotWritable`, a share whose server
-    is gone :class:`ShareNotMounted`; anything else is :class:`ToolFailed` with the kernel's own words.
+    is gone :class:`ShareNotMounted`; anything else is :class:`ToolFailed` with the kernel's own words, refused reading too.
+
+    :param reader: the number of the user who was only reading; None where something was to be written.
     """
     words = error.strerror or str(error)
+    if reader is not None and error.errno in _REFUSED:
+        return ToolFailed(
+            subject,
+            f"reading was refused to uid {reader} ({words})",
+            "run the task as a user who may read it (become), or give this user the right",
+        )
     if error.errno in _SPACE:
         return NoSpace(
             subject, f"the file system refused to store more ({words})", "free some space and run the task again, nothing was lost"
@@ -136,8 +148,25 @@ def from_os_error(error: OSError, subject: str) -> StorageError:
         return ShareNotWritable(
             subject, f"writing was refused ({words})", "check the export, the mount options and the permissions of the share"
         )
-    if error.errno in (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT):
+    if error.errno in _GONE:
         return ShareNotMounted(
             subject, f"the server behind the share does not answer ({words})", "remount it with remotefs_share and run the task again"
         )
     return ToolFailed(subject, f"the system call failed ({words})", "see the kernel log of this host, nothing was lost")
+
+
+def share_gone(label: str) -> ShareNotMounted:
+    """The error for a share that was taken away while a task worked on it."""
+    return ShareNotMounted(
+        f"share {label}", "its directory was removed or unmounted while the task worked", "mount it with remotefs_share and run the task again"
+    )
+
+
+def unexpected(error: BaseException, subject: str, trace: str) -> StorageError:
+    """What nobody foresaw, as a failure of the object that met it."""
+    return ToolFailed(
+        subject,
+        f"an unexpected fault stopped the task ({type(error).__name__}: {error})",
+        "run the task again, which finishes or undoes what this one began, and report the fault with the exception",
+        {"exception": trace},
+    )

@@ -11,15 +11,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Callable, Iterable, Mapping
 
-from ..errors import StorageError, from_os_error
+from ..errors import ShareNotWritable, StorageError, from_os_error
 from ..model import now
 from ..plan import intent as intents
 from ..plan.plan import Plan
-from ..plan.steps import Step, Unlink, WriteInfo, WriteRecord
-from ..store import info_file, records
+from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
+from ..store import access, info_file, records
 from ..store.dependents import disks_of
 from ..store.directory import ShareDirectory
-from .offline import CopySource, Guard, OfflineEngine
+from .guard import Guard, ask_resumption, ask_unwritten, existing
+from .offline import CopySource, OfflineEngine
 from .recovery import find_interrupted
 from .remains import Interrupted
 
@@ -73,10 +74,16 @@ class Executor:
         except (StorageError, OSError):
             pass
 
-    def guarded(self, plan: Plan) -> Guard:
+    def guarded(self, plan: Plan, resumption: intents.Resumption | None = None) -> Guard:
+        """The guard of all that the plan touches; of one that ends an interrupted task, of all images of the volume."""
         guard = Guard(self._directory, self._assume_unused)
         try:
-            guard.take(self._touched(plan.steps))
+            if resumption is None:
+                guard.take(self._touched(plan.steps))
+                ask_unwritten(self._directory, plan, self._assume_unused)
+            else:
+                guard.take(existing(self._directory, resumption.closed))
+                guard.watch(existing(self._directory, resumption.unwritten))
         except BaseException:
             guard.__exit__()
             raise
@@ -95,7 +102,8 @@ class Executor:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
         intent = intents.of_plan(plan, now(), self._proofs(plan), group)
-        self._write_record(plan.volume, record.with_intent(intent.to_json()))
+        last = "" if not _frees_room(plan) else "ballast" if any(isinstance(step, ReplaceOverlay) for step in plan.steps) else "blocks"
+        self._write_record(plan.volume, record.with_intent(intent.to_json()), last)
 
     def _proofs(self, plan: Plan) -> dict[str, intents.Proof]:
         """What proves each own file of the volume to be the same one later on."""
@@ -144,25 +152,42 @@ class Executor:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def _write_info(self, plan: Plan, step: WriteInfo) -> None:
+        self._hand_access_on(plan)
         root = self._directory.root
-        like = root.status(step.file) or root.status(step.active)
+        like = next((file for file in (step.file, step.active) if root.status(file) is not None), None)
         data = info_file.Info(step.active, step.snapshots).to_bytes()
-        self._directory.write_record(plan.volume, root, step.file, data, like if self._directory.share.keeps_modes else None)
+        self._directory.write_record(plan.volume, root, step.file, data, like, self._warn, "blocks")
+
+    def _hand_access_on(self, plan: Plan) -> None:
+        """Before another file becomes the active one: whoever could open the volume still can, and nobody else."""
+        files = [volume.active.file for volume in (plan.before, plan.after) if volume is not None]
+        root = self._directory.root
+        if len(set(files)) < 2 or any(root.status(file) is None for file in files):
+            return
+        with root.opened(files[0]) as old, root.opened(files[1]) as new:
+            try:
+                if access.copy_access(old, new, self._directory.share.keeps_modes, self._warn, root.subject(files[1])):
+                    self._directory.pace.sync_file(new)
+            except ShareNotWritable as error:  # it stays as accessible as it was
+                self._warn(f"{error} It has become the active image of volume {plan.volume}.")
 
     def _write_final_record(self, plan: Plan, later: Iterable[Step], made: Mapping[str, records.Disk] | None = None) -> None:
         if plan.after is None:
             return
         garbage = [self._garbage(step.file) for step in later if isinstance(step, Unlink)]
         disks = disks_of(self._directory, plan.after, made or {})
-        self._write_record(plan.volume, records.describing(plan.after, tuple(item for item in garbage if item), disks))
+        record = records.describing(plan.after, tuple(item for item in garbage if item), disks)
+        self._write_record(plan.volume, record, "blocks")
 
     def _garbage(self, file: str) -> records.Garbage | None:
         status = self._directory.root.status(file)
         inode = status.st_ino if status and self._directory.share.keeps_inodes else 0
         return records.Garbage(file, inode, status.st_size) if status else None
 
-    def _write_record(self, volume: str, record: records.Record) -> None:
-        self._directory.write_record(volume, self._directory.make_private("volumes"), records.file_name(volume), record.to_bytes(volume))
+    def _write_record(self, volume: str, record: records.Record, last: str) -> None:
+        """:param last: what may be used on a full share, as :meth:`ShareDirectory.write_record` has it."""
+        data = record.to_bytes(volume)
+        self._directory.write_record(volume, self._directory.make_private("volumes"), records.file_name(volume), data, last=last)
 
     def _unlink(self, files: list[str], guard: Guard) -> None:
         if not files:
@@ -186,9 +211,19 @@ class Executor:
     # -- interrupted tasks -------------------------------------------------------------------------------------------
 
     def finish(self, interrupted: Interrupted) -> None:
-        """End what an earlier task left; ``interrupted.describe()`` is ``recovered`` as modules report it."""
+        """End what an earlier task left; ``interrupted.describe()`` is ``recovered`` as modules report it.
+
+        :raises InUse: somebody has an image of the volume open. Nothing was changed.
+        """
+        for resumption in interrupted.resumptions:
+            ask_resumption(self._directory, resumption, self._assume_unused)
         for name in interrupted.leftovers:
             self._directory.discard_temporary(name)
         for resumption in interrupted.resumptions:
-            with self.guarded(resumption.plan) as guard:
+            with self.guarded(resumption.plan, resumption) as guard:
                 self._run(resumption.plan, resumption.plan.steps, guard)
+
+
+def _frees_room(plan: Plan) -> bool:
+    """Whether a plan is worth the ballast of a full share: it gives room back, and needs none for data on the way."""
+    return any(isinstance(step, (Unlink, ReplaceOverlay)) for step in plan.steps) and all(step.moves() == 0 for step in plan.steps)

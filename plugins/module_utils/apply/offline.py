@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Iterable
 
-from ..errors import ChainBroken, UnsafeImage
+from ..errors import ChainBroken, NoSpace, UnsafeImage
 from ..model import Image
 from ..plan.steps import (
     Commit,
@@ -26,9 +26,10 @@ from ..plan.steps import (
     Step,
     Truncate,
 )
-from ..store import in_use, info_file, inventory, qcow2, records
-from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
+from ..store import access, ballast, in_use, info_file, inventory, qcow2, records
+from ..store.directory import ShareDirectory
 from . import allocate, copying, moving, qemu_img
+from .guard import Guard
 
 
 @dataclass(frozen=True)
@@ -37,50 +38,6 @@ class CopySource:
 
     directory: ShareDirectory
     images: tuple[Image, ...]
-
-
-class Guard:
-    """QEMU's lock bytes on every file that a plan touches, held from before the first step to after the last one.
-
-    They are lent out where qemu-img takes its own, and where a name is removed or replaced (some file systems refuse that
-    for a file that is open here).
-    """
-
-    def __init__(self, directory: ShareDirectory, assume_unused: bool) -> None:
-        self._directory = directory
-        self._assume_unused = assume_unused
-        self._fds: dict[str, int] = {}
-
-    def __enter__(self) -> Guard:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.drop(list(self._fds))
-
-    def take(self, files: Iterable[str]) -> None:
-        """:raises InUse: one is open somewhere, or the file system cannot tell and the user does not vouch for it."""
-        share = self._directory.share
-        for file in files:
-            if file in self._fds:
-                continue
-            if not share.locks_visible and not self._assume_unused:
-                raise in_use.untold(file, share.label)
-            fd = self._directory.root.open(file, write=True)
-            self._fds[file] = fd
-            if share.locks_visible:
-                in_use.hold(fd, file, share.label)
-
-    def __contains__(self, file: object) -> bool:
-        return file in self._fds
-
-    def held(self, files: Iterable[str]) -> list[str]:
-        return [file for file in files if file in self._fds]
-
-    def drop(self, files: Iterable[str]) -> None:
-        for file in files:
-            fd = self._fds.pop(file, -1)
-            if fd >= 0:
-                os.close(fd)
 
 
 class OfflineEngine:
@@ -157,7 +114,12 @@ class OfflineEngine:
 
     def _own(self, fd: int, step: CreateImage | CopyImage | CreateClone) -> None:
         if self._directory.share.keeps_modes:
-            set_ownership(fd, step.uid, step.gid, step.mode)
+            root = self._directory.root
+            access.settle_new(fd, root.fd, step.uid, step.gid, step.mode, self._warn, root.subject(step.file))
+
+    def _give_access_of(self, original: int, fd: int, file: str) -> None:
+        """Let those open the file behind ``fd``, which is to be ``file``, who may open the one that it replaces."""
+        access.copy_access(original, fd, self._directory.share.keeps_modes, self._warn, self._directory.root.subject(file))
 
     def _create_image(self, step: CreateImage, volume: str) -> None:
         def fill(fd: int) -> None:
@@ -237,16 +199,14 @@ class OfflineEngine:
 
     def _fill_overlay(self, fd: int, like: str, step: CreateOverlay | ReplaceOverlay) -> None:
         with self._directory.root.opened(like) as original:
-            if self._directory.share.keeps_modes:
-                copy_ownership(fd, os.fstat(original))
-            copy_label(original, fd)
+            self._give_access_of(original, fd, step.file)
         qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
 
     def _create_clone(self, step: CreateClone, volume: str) -> None:
         def fill(fd: int) -> None:
             self._own(fd, step)
             with self._directory.root.opened(step.backing_file) as original:
-                copy_label(original, fd)
+                access.copy_labels(original, fd, self._warn, self._directory.root.subject(step.file))
             qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
 
         self._new_file(volume, step.file, fill)
@@ -255,11 +215,33 @@ class OfflineEngine:
         self._new_file(volume, step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
 
     def _replace_overlay(self, step: ReplaceOverlay, volume: str) -> None:
-        self._replace(volume, step.file, lambda fd: self._fill_overlay(fd, step.file, step))
+        try:
+            self._replace(volume, step.file, lambda fd: self._fill_overlay(fd, step.file, step))
+        except (OSError, NoSpace) as error:
+            is_full = isinstance(error, NoSpace) or error.errno in ballast.FULL
+            lent = ballast.lend(self._directory, volume, qcow2.bytes_of_image(step.size)) if is_full else None
+            if lent is None:
+                raise
+            self._replace_by(volume, step.file, lambda fd: self._fill_in_place(fd, step), lent)
+
+    def _fill_in_place(self, fd: int, step: ReplaceOverlay) -> None:
+        """As :meth:`_fill_overlay`, over a file whose blocks are there already, holes and all."""
+        memory = os.memfd_create("overlay")
+        try:
+            qcow2.write_image(memory, step.size, step.backing_file, step.backing_format)
+            ballast.overwrite(fd, os.pread(memory, qcow2.bytes_of_image(step.size), 0))
+            os.ftruncate(fd, os.fstat(memory).st_size)
+        finally:
+            os.close(memory)
+        with self._directory.root.opened(step.file) as original:
+            self._give_access_of(original, fd, step.file)
 
     def _replace(self, volume: str, file: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, let it take the place of ``file``. A failure leaves nothing behind."""
-        fd, temporary = self._directory.create_temporary(volume)
+        self._replace_by(volume, file, fill, self._directory.create_temporary(volume))
+
+    def _replace_by(self, volume: str, file: str, fill: Callable[[int], None], made: tuple[int, str]) -> None:
+        fd, temporary = made
         try:
             try:
                 fill(fd)
@@ -326,9 +308,7 @@ class OfflineEngine:
         """
         images = self._chain(volume, step.file)
         with self._directory.root.opened(step.file) as original:
-            if self._directory.share.keeps_modes:
-                copy_ownership(fd, os.fstat(original))
-            copy_label(original, fd)
+            self._give_access_of(original, fd, step.file)
             copying.copy_data(original, fd)
         lower = _Lent(self._guard, images[1:])
         with lower, qemu_img.OpenedChain(self._directory, images, instead={step.file: fd}) as chain:
@@ -356,7 +336,7 @@ class OfflineEngine:
     def _set_attributes(self, step: SetAttributes, _volume: str) -> None:
         self._directory.verify(step.file)
         with self._directory.root.opened(step.file) as fd:
-            set_ownership(fd, step.uid, step.gid, step.mode)
+            access.set_ownership(fd, step.uid, step.gid, step.mode)
             self._directory.pace.sync_file(fd)
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from typing import Callable, Iterable, Mapping
 
 from .. import command
@@ -79,7 +78,7 @@ class OpenedChain:
         self._fds: dict[str, int] = {}
 
     def __enter__(self) -> OpenedChain:
-        self._path = tempfile.mkdtemp(prefix="remotefs-")
+        self._path = command.private_directory()
         try:
             for image in self._images:
                 self._open(image)

@@ -80,7 +80,7 @@ def _resumption(directory: ShareDirectory, name: str, intent: intents.Intent) ->
     files = {file: found for file in intent.files for found in [_found(directory, file)] if found is not None}
     decided = intent.group is None or _group_decided(directory, intent.group)
     found_state = intents.Found(info.active if info else None, info.snapshots if info else (), files, decided)
-    return intents.resume(name, _readable(directory, name), intent, found_state)
+    return replace(intents.resume(name, _readable(directory, name), intent, found_state), images=intent.files)
 
 
 def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:
@@ -133,7 +133,8 @@ def give_up(directory: ShareDirectory, name: str) -> Interrupted:
     named = [*(intent.files if intent else ()), *(item.file for item in record.garbage if record)] if record else []
     left = tuple(sorted({file for file in named if file not in volume.files and directory.root.status(file) is not None}))
     steps: tuple[Step, ...] = (intents.write_info(after),) if volume.info else (WriteRecord(name),)
-    return Interrupted((intents.Resumption(operation, "discarded", Plan("discard", name, steps, volume, after), left),), leftovers)
+    plan = Plan("discard", name, steps, volume, after)
+    return Interrupted((intents.Resumption(operation, "discarded", plan, left, tuple(intent.files if intent else ())),), leftovers)
 
 
 def _group_decided(directory: ShareDirectory, group: str) -> bool:

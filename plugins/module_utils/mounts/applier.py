@@ -115,7 +115,7 @@ def _mount_once(argv: list[str], step: planner.MountShare, deadline: Deadline, s
     result = _run(argv, deadline, subject, secret)
     if result.rc != 0:
         remedy = "check the server, the name of its export, the options and the credentials"
-        raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", remedy)
+        raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", remedy, result.details)
     mounts = tables.read_mounts()
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         raise MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}", "see the log of the file system's client on this host")
@@ -126,7 +126,7 @@ def _remount(step: planner.Remount, deadline: Deadline, attempts: int, subject: 
     result = _run(argv, deadline, subject)
     if result.rc != 0:
         remedy = "unmount it (state: unmounted) and mount it with the new options"
-        raise MountFailed(subject, f"changing the options at {step.path} failed ({_reason(result)})", remedy)
+        raise MountFailed(subject, f"changing the options at {step.path} failed ({_reason(result)})", remedy, result.details)
 
 
 def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: str) -> None:
@@ -137,7 +137,7 @@ def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: 
         return
     if "busy" in result.err:
         raise _busy(subject, step.path, probe.holders(resolve.follow(step.path, mounts)))
-    raise MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "mend what it names and run the task again")
+    raise MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "mend what it names and run the task again", result.details)
 
 
 _WAIT = "check the server and the network, or give a longer timeout"

@@ -74,7 +74,7 @@ def bounded(look: Callable[[], tuple], timeout: float, subject: str) -> tuple:
         raise ShareNotMounted(subject, f"it does not answer within {timeout:.0f} s", "check its server, or mount it anew with state: remounted")
     numbers = tuple(int(number) for number in answer.split())
     if not numbers or numbers[0] != 0:
-        raise from_os_error(_os_error(numbers[0] if numbers else 5), subject)
+        raise from_os_error(_os_error(numbers[0] if numbers else 5), subject, os.geteuid())
     return numbers[1:]
 
 

@@ -11,7 +11,7 @@ import os
 import re
 from typing import NamedTuple
 
-from ..errors import from_os_error
+from ..errors import ToolFailed, from_os_error
 
 MOUNTINFO = "/proc/self/mountinfo"
 FSTAB = "/etc/fstab"
@@ -170,8 +170,12 @@ def parse_fstab(text: str) -> tuple[Entry, ...]:
 
 
 def read_mounts(path: str = MOUNTINFO) -> tuple[Mount, ...]:
-    """The kernel's mounts as they are now."""
-    return parse_mountinfo(_read(path))
+    """The kernel's mounts as they are now. :raises ToolFailed: there is no /proc, so that nobody can tell what is a share."""
+    try:
+        return parse_mountinfo(_read(path))
+    except OSError as error:
+        words = error.strerror or str(error)
+        raise ToolFailed(f"mount table {path}", f"it cannot be read ({words})", "mount /proc (mount -t proc proc /proc) and run the task again") from error
 
 
 def read_fstab(path: str = FSTAB) -> str:
@@ -184,7 +188,7 @@ def read_fstab(path: str = FSTAB) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise from_os_error(error, f"fstab {path}") from error
+        raise from_os_error(error, f"fstab {path}", os.geteuid()) from error
 
 
 def _read(path: str) -> str:

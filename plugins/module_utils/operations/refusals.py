@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 
+from ..apply.guard import Guard, ask_resumption, ask_unused, ask_unwritten
+from ..apply.remains import Interrupted
 from ..plan.plan import Plan
-from ..store import in_use, kinship
+from ..store import kinship
 from ..store.directory import ShareDirectory
 
 
@@ -26,7 +28,14 @@ def predict_in_use(directory: ShareDirectory, plan: Plan, assume_unused: bool) -
     """Fail where the run would fail because somebody has an image open, by asking only."""
     chain = plan.before.files if plan.before else ()
     for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
-        require_unused(directory, file, assume_unused, check=True)
+        ask_unused(directory, file, assume_unused)
+    ask_unwritten(directory, plan, assume_unused)
+
+
+def predict_recovery(directory: ShareDirectory, interrupted: Interrupted, assume_unused: bool) -> None:
+    """Fail where the end of what an interrupted task left would meet a user of the volume's images, by asking only."""
+    for resumption in interrupted.resumptions:
+        ask_resumption(directory, resumption, assume_unused)
 
 
 def require_unused(directory: ShareDirectory, file: str, assume_unused: bool, check: bool) -> None:
@@ -35,14 +44,8 @@ def require_unused(directory: ShareDirectory, file: str, assume_unused: bool, ch
     :raises InUse: somebody has, or the file system cannot tell and the user does not vouch for it.
     """
     share = directory.share
-    if not share.locks_visible and not assume_unused:
-        raise in_use.untold(file, share.label)
-    if not share.locks_visible or directory.root.status(file) is None:
-        return  # vouched for, or made by an earlier item of a prediction
-    if not check and os.access(share.path, os.W_OK):
-        with directory.root.opened(file, write=True) as fd:
-            in_use.hold(fd, file, share.label)
-        return
-    with directory.root.opened(file) as fd:
-        if in_use.ask(fd, share):
-            raise in_use.met(file, share.label)
+    if check or not share.locks_visible or not os.access(share.path, os.W_OK):
+        ask_unused(directory, file, assume_unused)
+    elif directory.root.status(file) is not None:
+        with Guard(directory, assume_unused) as guard:
+            guard.take([file])

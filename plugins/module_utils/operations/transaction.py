@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Callable, Collection, ContextManager, Iterable
 
 from ..apply.remains import Interrupted
 from ..apply.traces import find_interrupted, forget_groups
-from ..errors import NeedsRecovery, ShareNotWritable, from_os_error
+from ..errors import NeedsRecovery, ShareNotWritable, StorageError, from_os_error, share_gone
 from ..model import Share, Volume
 from ..plan.plan import Plan
 from ..store import inventory, kinship
@@ -109,10 +109,16 @@ class Workspace:
         return self
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        gone = [directory.share.label for directory in self._directories.values() if directory.is_gone()] if error is not None else []
         try:
             self.unlock_all()
+        except (StorageError, OSError):
+            if not gone:
+                raise
         finally:
             self._stack.close()
+        if gone:
+            raise share_gone(gone[0]) from error if isinstance(error, BaseException) else None
         if isinstance(error, OSError):
             places = ", ".join(directory.share.label for directory in self._directories.values())
             raise from_os_error(error, f"share {places}") from error
@@ -215,8 +221,15 @@ class Workspace:
     def executor(self, share: Share, source: CopySource | None = None) -> Executor:
         from ..apply.executor import Executor  # late: a task that changes nothing starts faster without
 
+        self.keep_ballast(share)
         descriptors = tuple(fd for lock in self._locks for fd in lock.descriptors)
         return Executor(self.directory(share), descriptors, self.options.warn, self.options.assume_unused, source)
+
+    def keep_ballast(self, share: Share) -> None:
+        """Make room for later deletions, before a change as far as there is room, and with what a deletion has freed."""
+        from ..store import ballast
+
+        ballast.keep(self.directory(share))
 
     def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
         """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NoTurn: it was not begun."""
@@ -225,6 +238,8 @@ class Workspace:
                 self.executor(share, source).apply(plan)
             finally:
                 self._follow([plan])
+        if any(step.name == "unlink" for step in plan.steps):
+            self.keep_ballast(share)
 
     def finish(self, share: Share, interrupted: Interrupted) -> None:
         """End what an interrupted task left."""
@@ -267,7 +282,11 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
         work.lock_ancestors(share, name)  # what is to be ended may read their files
         interrupted = find_left(work, directory, name)
     recovered = interrupted.describe()
-    if interrupted and not work.options.check:
+    if interrupted.resumptions and work.options.check:
+        from .refusals import predict_recovery
+
+        predict_recovery(directory, interrupted, work.options.assume_unused)
+    elif interrupted and not work.options.check:
         work.finish(share, interrupted)
     if not work.options.check:
         forget_groups(directory)

@@ -154,12 +154,25 @@ class Found:
 @dataclass(frozen=True)
 class Resumption:
     """How an interrupted operation ends: ``plan.steps`` still to do, and finished, undone or discarded. ``left`` are files
-    that it leaves for somebody to look at."""
+    that it leaves for somebody to look at, ``images`` what the interrupted plan was about beside those of ``plan``."""
 
     operation: str
     outcome: str
     plan: Plan
     left: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+
+    @property
+    def closed(self) -> frozenset[str]:
+        """Files that nobody may have open: those that the steps touch, and what is or will be the active image."""
+        touched = {file for step in self.plan.steps for file in step.touches() if not file.endswith(".info")}
+        return frozenset(touched | {volume.active.file for volume in (self.plan.before, self.plan.after) if volume is not None})
+
+    @property
+    def unwritten(self) -> frozenset[str]:
+        """Other files of the volume, before and after. Machines on linked clones may read them, but nobody may write there."""
+        own = {file for volume in (self.plan.before, self.plan.after) if volume is not None for file in volume.own_files}
+        return frozenset(own.union(self.images)) - self.closed
 
     def describe(self) -> dict:
         told = {"operation": self.operation, "outcome": self.outcome, "steps": self.plan.actions}

@@ -20,13 +20,15 @@ import stat
 from contextlib import contextmanager
 from typing import Callable, Iterator
 
-from ..errors import Conflict, ShareNotWritable, StorageError, UnsafeImage, from_os_error
+from ..errors import Conflict, StorageError, UnsafeImage, from_os_error, share_gone
 from ..model import Share
+from . import access, privacy
+from .kernel_users import KernelUsers
 from .names import Names
 from .pace import Pace
 
 PRIVATE = ".remotefs"
-_SUBDIRECTORIES = ("volumes", "locks", "tmp", "groups")
+_BALLAST = "ballast"  # its folder there
 _SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITING = _READING | os.O_RDWR
@@ -45,6 +47,14 @@ def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
 
 
 Fence = Callable[[str], None]  # takes the name of what is about to change; raises where the task may change it no more
+
+
+def _unheard(_warning: str) -> None:
+    """For records, whose access nobody but us needs."""
+
+
+def _unreadable(error: OSError, subject: str) -> StorageError:
+    return from_os_error(error, subject, os.geteuid())
 
 
 def _nothing_to_ask(_name: str) -> None:
@@ -68,6 +78,13 @@ class Directory(Names):
     def subject(self, name: str) -> str:
         return f"file {name} on {self.label}"
 
+    def names(self) -> list[str]:
+        """All names, sorted. :raises StorageError: they may not be read."""
+        try:
+            return super().names()
+        except PermissionError as error:
+            raise _unreadable(error, self.label) from error
+
     def status(self, name: str) -> os.stat_result | None:
         """lstat of a regular file; None where nothing has that name.
 
@@ -77,6 +94,8 @@ class Directory(Names):
             return _checked_stat(self.fd, name, self.subject(name))
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            raise _unreadable(error, self.subject(name)) from error
 
     def open(self, name: str, write: bool = False) -> int:
         """The descriptor that :meth:`examine` has."""
@@ -99,7 +118,7 @@ class Directory(Names):
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise UnsafeImage(self.subject(name), "it was exchanged for a link or device", "find out who changes the share") from error
-            raise from_os_error(error, self.subject(name)) from error
+            raise from_os_error(error, self.subject(name), None if write else os.geteuid()) from error
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink > 1):
             os.close(fd)
@@ -171,15 +190,27 @@ class ShareDirectory:
         self.root = Directory(-1, share.label)
         self._private: dict[str, Directory] = {}
         self._missing: set[str] = set()
+        self._kernel_users: KernelUsers | None = None
         self.refresh()
 
     def __enter__(self) -> ShareDirectory:
         return self
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        gone = error is not None and self.is_gone()
         self.close()
+        if gone:
+            raise share_gone(self.share.label) from error if isinstance(error, BaseException) else None
         if isinstance(error, OSError):
-            raise from_os_error(error, f"share {self.share.label}") from error
+            reader = os.geteuid() if self._fence is _nothing_to_ask else None
+            raise from_os_error(error, f"share {self.share.label}", reader) from error
+
+    def is_gone(self) -> bool:
+        """Whether the directory was removed, so that whatever else went wrong is due to that."""
+        try:
+            return os.fstat(self.root.fd).st_nlink == 0 and not os.path.lexists(self.share.path)
+        except OSError as error:
+            return error.errno != errno.EBADF
 
     def close(self) -> None:
         for directory in list(self._private.values()) + [self.root]:
@@ -196,10 +227,20 @@ class ShareDirectory:
         try:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:  # what was open stays so: whoever goes on meets the share's own error
-            raise from_os_error(error, f"share {self.share.label}") from error
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise share_gone(self.share.label) from error
+            raise _unreadable(error, f"share {self.share.label}") from error
         self.close()
+        self._kernel_users = None
         self.root = Directory(fd, self.share.label, self.verify, self.pace)
         self.root._listing = known
+
+    @property
+    def kernel_users(self) -> KernelUsers:
+        """What this host's kernel has open, found out once each time that the directory is opened anew."""
+        if self._kernel_users is None:
+            self._kernel_users = KernelUsers(os.fstat(self.root.fd).st_dev)
+        return self._kernel_users
 
     def verify(self, name: str) -> None:
         """Ask whether the task may still change ``name``, a file or a volume.
@@ -249,13 +290,16 @@ class ShareDirectory:
         return directory
 
     def _subdirectory(self, parent: int, name: str, create: bool) -> int | None:
-        subject = f"directory {name} on {self.share.label}"
+        subject = f"directory {name if parent == self.root.fd else f'{PRIVATE}/{name}'} on {self.share.label}"
         remedy = f"remove what stands at {PRIVATE} on the share if it is not this collection's"
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         if create:
             try:
                 os.mkdir(name, 0o700, dir_fd=parent)
-                os.fsync(parent)
+                if self.share.keeps_modes:
+                    privacy.let_group_in(self.root.fd, parent, name)
+                if name != _BALLAST:  # which is no state
+                    os.fsync(parent)
             except FileExistsError:
                 pass
             except OSError as error:
@@ -267,6 +311,8 @@ class ShareDirectory:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise UnsafeImage(subject, "it is not a directory of ours but a link or a file", remedy) from error
+            if error.errno == errno.EACCES:
+                raise privacy.shut_out(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
             raise from_os_error(error, subject) from error
         if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
             os.close(fd)
@@ -277,17 +323,25 @@ class ShareDirectory:
                     os.fsync(parent)  # whoever made it may have been killed before this; now it gets its first record
         return fd
 
+    def keep_as_private(self, fd: int, directory: Directory) -> None:
+        """Let those use a file of ours who may use the folder that it is in."""
+        if self.share.keeps_modes:
+            privacy.keep_as_private(fd, directory.fd)
+
     # -- temporary files and how they get their names ------------------------------------------------------------
 
     def create_temporary(self, volume: str, mode: int = 0o600) -> tuple[int, str]:
         """A new file that no name of a volume leads to yet: (descriptor, temporary name)."""
-        self.verify(volume)
-        directory = self.make_private("tmp")
-        name = f"{volume}{_TEMPORARY_MARK}{os.urandom(6).hex()}"
+        directory, name = self.make_private("tmp"), self.temporary_name(volume)
         try:
             return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory.fd), name
         except OSError as error:
             raise from_os_error(error, f"share {self.share.label}") from error
+
+    def temporary_name(self, volume: str) -> str:
+        """A name for a new file in ``.remotefs/tmp``. :raises LockTimeout: the task may not change the volume any more."""
+        self.verify(volume)
+        return f"{volume}{_TEMPORARY_MARK}{os.urandom(6).hex()}"
 
     def discard_temporary(self, name: str) -> None:
         self.make_private("tmp").unlink(name)
@@ -336,29 +390,15 @@ class ShareDirectory:
         os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd)
         self.root.sync()
 
-    def write_record(self, volume: str, directory: Directory, name: str, data: bytes, like: os.stat_result | None = None) -> None:
-        """Write a small file whole and durable, with owner and mode of ``like`` (0600 of ours where it is None).
-
-        :raises UnsafeImage: it would be too large to be read again.
-        """
+    def write_record(
+        self, volume: str, directory: Directory, name: str, data: bytes, like: str | None = None, warn: access.Warn = _unheard, last: str = ""
+    ) -> None:
+        """Write a small file whole and durable, as :func:`small_files.write` says."""
         if len(data) > _SMALL_FILE:
             raise UnsafeImage(directory.subject(name), "it would grow beyond what a record can be", "look at the volume's .info for what makes it so large")
-        fd, temporary = self.create_temporary(volume)
-        try:
-            try:
-                write_all(fd, data)
-                if like is not None:
-                    copy_ownership(fd, like)
-                self.pace.sync_file(fd)
-            finally:
-                os.close(fd)
-            source = self.make_private("tmp")
-            self.verify(volume)
-            os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=directory.fd)
-            directory.sync()
-        except OSError as error:
-            self.discard_temporary(temporary)
-            raise from_os_error(error, directory.subject(name)) from error
+        from . import small_files  # late: only changes write any
+
+        small_files.write(self, volume, directory, name, data, like, warn, last)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
@@ -367,40 +407,3 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
     while left:
         done = os.pwrite(fd, left, offset)
         left, offset = left[done:], offset + done
-
-
-def copy_ownership(fd: int, like: os.stat_result) -> None:
-    """Give an opened file the owner, group and mode of another, so that whoever could open that one can open this.
-
-    :raises ShareNotWritable: the share refuses the owner, and the file would be out of its users' reach.
-    """
-    set_ownership(fd, like.st_uid, like.st_gid, stat.S_IMODE(like.st_mode))
-
-
-def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None) -> None:
-    """Set what is given and differs. :raises ShareNotWritable: the share refuses."""
-    mine = os.fstat(fd)
-    uid = mine.st_uid if uid is None else uid
-    gid = mine.st_gid if gid is None else gid
-    try:
-        if (mine.st_uid, mine.st_gid) != (uid, gid):
-            os.fchown(fd, uid, gid)
-        if mode is not None and stat.S_IMODE(mine.st_mode) != mode:
-            os.fchmod(fd, mode)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):  # the share is ill, which is not about this owner
-            raise from_os_error(error, "file on the share") from error
-        raise ShareNotWritable(
-            "file on the share",
-            f"it cannot be given to uid {uid}, gid {gid} ({error.strerror})",
-            "run the task as root or as the owner of the volume",
-        ) from error
-
-
-def copy_label(source: int, target: int) -> None:
-    """Copy the SELinux label between opened files; a file system without labels is no error."""
-    try:
-        label = os.getxattr(source, "security.selinux")
-        os.setxattr(target, "security.selinux", label)
-    except (OSError, AttributeError):
-        pass

@@ -13,9 +13,13 @@ import errno
 import fcntl
 import os
 import struct
+from typing import TYPE_CHECKING
 
 from ..errors import InUse
 from ..model import Share
+
+if TYPE_CHECKING:
+    from .kernel_users import User as KernelUser
 
 _OFD_GETLK, _OFD_SETLK = 36, 37  # <fcntl.h>; Python has names for them from 3.9 on
 _LOCK_BYTES = (101, 201)
@@ -47,7 +51,17 @@ def hold_for_reading(fd: int, file: str, share: Share) -> None:
             raise met(file, share.label)
 
 
-def _take(fd: int, kind: int, places: tuple[int, int], file: str, label: str) -> None:
+def keep_writers_out(fd: int, file: str, label: str) -> None:
+    """Keep those away who would write an image opened for writing, until the descriptor is closed; others may read it.
+
+    :raises InUse: somebody on this host or another has it open for writing.
+    """
+    _take(fd, fcntl.F_RDLCK, _LOCK_BYTES[1:], file, label)
+    _take(fd, fcntl.F_WRLCK, _LOCK_BYTES[:1], file, label)
+    fcntl.fcntl(fd, _OFD_SETLK, _request(fcntl.F_UNLCK, _LOCK_BYTES[0]))
+
+
+def _take(fd: int, kind: int, places: tuple[int, ...], file: str, label: str) -> None:
     """Trying is the only probe that every file system answers rightly: NFSv3 answers the question (GETLK) wrongly."""
     for byte in places:
         try:
@@ -61,6 +75,15 @@ def _take(fd: int, kind: int, places: tuple[int, int], file: str, label: str) ->
 def met(file: str, label: str) -> InUse:
     """The error for an image that somebody has open."""
     return InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again")
+
+
+def met_kernel(user: KernelUser, file: str, label: str) -> InUse:
+    """The error for an image that the kernel of this host has open."""
+    from .kernel_users import told
+
+    return InUse(
+        f"image {file} on {label}", f"the kernel of this host has it open ({told(user)})", "unmount and detach it, then run the task again"
+    )
 
 
 def untold(file: str, label: str) -> InUse:
@@ -78,6 +101,21 @@ def ask(fd: int, share: Share) -> bool | None:
         return None
     try:
         if _is_held(fd, _LOCK_BYTES[0], _FROM_FIRST_TO_LAST) and any(_is_held(fd, byte) for byte in _LOCK_BYTES):
+            return True
+    except OSError:
+        return None
+    return False if share.locks_readable else None
+
+
+def is_written(fd: int, share: Share) -> bool | None:
+    """Whether somebody has the image open for writing, without taking a lock. None where the file system cannot tell.
+
+    Who only reads it, as machines on linked clones do, does not count.
+    """
+    if not share.locks_visible:
+        return None
+    try:
+        if _is_held(fd, _LOCK_BYTES[0]):
             return True
     except OSError:
         return None

@@ -13,13 +13,13 @@ import stat
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Callable, NamedTuple
+from typing import Callable, Iterable, NamedTuple
 
 from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
-from ..model import Image, Share, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
+from ..model import Image, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
 from . import foreign, info_file, kinship, qcow2, records
 from .directory import ShareDirectory
-from .in_use import ask
+from .in_use import ask, is_written
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
 _READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
@@ -28,7 +28,7 @@ _WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
 
 
 class Observed(NamedTuple):
-    """A volume, and what it was read from; ``in_use`` of its active image where a :class:`Glance` was to ask for that."""
+    """A volume, and what it was read from; ``in_use`` of its images where a :class:`Glance` was to ask for that."""
 
     volume: Volume
     info: info_file.Info | None
@@ -39,15 +39,27 @@ class Observed(NamedTuple):
 
 @dataclass
 class Glance:
-    """A look at one volume for who changes nothing: asks for the use of the first image that is read, which is the active
-    one, while that is open, and does not find out which images are empty."""
+    """A look at one volume for who changes nothing: asks for the use of each image while that is open, the active one first,
+    and does not find out which images are empty."""
 
     asked: bool = False
     in_use: bool | None = None
     silent: set[str] = field(default_factory=set)  # files that were read as raw, and name no other file
 
-    def meet(self, fd: int, share: Share) -> None:
-        self.asked, self.in_use = True, ask(fd, share)
+    def meet(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
+        """Take an opened image of the volume into account: of the first one nobody may even rely on the content, the others
+        may have readers (machines on linked clones) but no writer."""
+        share, first = directory.share, not self.asked
+        if first:
+            self.asked, self.in_use = True, ask(fd, share)
+        elif self.in_use is False:
+            self.in_use = is_written(fd, share)
+        elif self.in_use is None and is_written(fd, share):
+            self.in_use = True
+        users = directory.kernel_users.found
+        user = users.get((status.st_dev, status.st_ino)) if users else None
+        if user is not None and (user.writes or first):
+            self.in_use = True
 
     def listen(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
         """Find out whether a raw file can rest on another one: not where it is a disk of ours, whatever its guest wrote."""
@@ -78,7 +90,7 @@ def observe(
         try:
             return _observe(directory, name, said, look)
         except OSError as error:
-            failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}")
+            failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
         except StorageError as error:
             failure = error
         if attempt == _READ_AGAIN or (attempt > 0 and _marks(directory, name) == before):
@@ -163,6 +175,8 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     adopted = _is_adopted(make(), record)
     if glance is None:
         return Observed(make(adopted=adopted), info, record)
+    if pending is not None:
+        _meet_all(glance, directory, records.images_of_intent(pending))
     silent = chain[-1].format == "qcow2" or chain[-1].file in glance.silent
     return Observed(make(adopted=adopted), info, record, glance.in_use, silent)
 
@@ -292,8 +306,8 @@ def read_image(
     """One file of a chain, read with the format that it is known to have."""
     fd, status = directory.root.examine(file)
     try:
-        if glance is not None and not glance.asked:
-            glance.meet(fd, directory.share)
+        if glance is not None:
+            glance.meet(fd, status, directory)
         if image_format == "qcow2":
             says = _read_header(directory, file, fd, None if glance is None else status.st_size)
         else:
@@ -395,6 +409,20 @@ def _snapshots(
 
 
 def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
-    """``in_use`` of a volume: whether its active image is open somewhere. None where the file system cannot tell."""
-    with directory.root.opened(volume.active.file) as fd:
-        return ask(fd, directory.share)
+    """``in_use`` of a volume: whether its active image is open somewhere, or another image of its chain or of pending work is
+    open for writing. None where the file system cannot tell."""
+    glance = Glance()
+    _meet_all(glance, directory, (*volume.files, *records.images_of_intent(volume.pending)))
+    return glance.in_use
+
+
+def _meet_all(glance: Glance, directory: ShareDirectory, files: Iterable[str]) -> None:
+    for file in dict.fromkeys(files):
+        try:
+            fd, status = directory.root.examine(file)
+        except FileNotFoundError:
+            continue  # pending work names files that are not there yet, or no more
+        try:
+            glance.meet(fd, status, directory)
+        finally:
+            os.close(fd)

@@ -26,6 +26,7 @@ import time
 from typing import NamedTuple
 
 from ..errors import LockTimeout, StorageError, UnsafeImage, from_os_error
+from . import ballast
 from .directory import Directory, ShareDirectory
 
 _OFD_SETLK = 37
@@ -229,8 +230,9 @@ class VolumeLock:
     def _try_lock(self) -> bool:
         locks = self._directory.make_private("locks")
         self._refuse_foreign(locks)
-        self._fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=locks.fd)
+        self._fd = self._open(locks, os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
+            self._directory.keep_as_private(self._fd, locks)
             if os.fstat(self._fd).st_nlink > 1:
                 raise self._foreign("it has another name somewhere (a hard link), so writing it could change a foreign file")
             fcntl.fcntl(self._fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
@@ -239,7 +241,7 @@ class VolumeLock:
                 raise FileNotFoundError(errno.ENOENT, "lock file replaced")
             # Readers write no name: they cannot all be told, and what an earlier writer left must not be taken for one of them.
             # The empty file tells each of them that no writer came in between.
-            self._write_token(self._fd, b"" if self.shared else Owner.of_this_process().to_bytes())
+            self._claim(self._fd, b"" if self.shared else Owner.of_this_process().to_bytes())
             self._directory.refresh()
         except BaseException as error:
             self._let_go()
@@ -248,6 +250,16 @@ class VolumeLock:
             raise
         self._taken = True
         return True
+
+    def _open(self, locks: Directory, flags: int) -> int:
+        """Open or make the lock's file; on a full share some ballast makes room for it."""
+        flags |= os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(self._name, flags, 0o600, dir_fd=locks.fd)
+        except OSError as error:
+            if error.errno not in ballast.FULL or not ballast.release(self._directory):
+                raise
+        return os.open(self._name, flags, 0o600, dir_fd=locks.fd)
 
     def _refuse_foreign(self, locks: Directory) -> None:
         """Before the open, because opening a device can already act. :raises UnsafeImage: what stands there is no regular file."""
@@ -262,7 +274,7 @@ class VolumeLock:
     def _try_lease(self) -> bool:
         locks = self._directory.make_private("locks")
         try:
-            fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=locks.fd)
+            fd = self._open(locks, os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             owner = self._owner()
             if self._break_lease or (owner is not None and owner.is_dead()):
@@ -271,7 +283,13 @@ class VolumeLock:
             return False
         try:
             try:
-                self._write_token(fd, Owner.of_this_process().to_bytes())
+                token = Owner.of_this_process().to_bytes()
+                try:
+                    self._write_token(fd, token)
+                except OSError as error:
+                    if error.errno not in ballast.FULL or not ballast.release(self._directory):
+                        raise
+                    self._write_token(fd, token)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -281,6 +299,15 @@ class VolumeLock:
         self._taken = True
         self._directory.refresh()
         return True
+
+    def _claim(self, fd: int, token: bytes) -> None:
+        """Write the token. Where the share has no room for it, the lock is held without, as readers hold it."""
+        try:
+            self._write_token(fd, token)
+        except OSError as error:
+            if error.errno not in ballast.FULL:
+                raise
+            self._write_token(fd, b"")
 
     def _write_token(self, fd: int, token: bytes) -> None:
         os.pwrite(fd, token, 0)

@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ChainBroken, NeedsRecovery
-from ..model import FORMATS, Parent, Volume, are_safe_file_names
+from ..model import FORMATS, Parent, Volume, are_safe_file_names, is_safe_file_name
 
 if TYPE_CHECKING:
     from .directory import ShareDirectory
 
 _VERSION = 1
+_PACKED = b"zlib "
+_MOST_UNPACKED = 1 << 20  # bytes: no record may be longer
 
 
 class Garbage(NamedTuple):
@@ -103,7 +105,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
     subject = f"record .remotefs/volumes/{file_name(volume)}"
     remedy = "move the file away and adopt the volume anew with remotefs_volume"
     try:
-        content = json.loads(data.decode("utf-8"))
+        content = _last_whole_line(data)
         version = content["version"]
         record = Record(
             formats={str(name): str(value) for name, value in content["formats"].items()},
@@ -125,6 +127,41 @@ def parse(volume: str, data: bytes | None) -> Record | None:
     if not are_safe_file_names(names) or not set(record.formats.values()) <= set(FORMATS):
         raise ChainBroken(subject, "it names files or formats that cannot be", remedy)
     return record
+
+
+def _last_whole_line(data: bytes) -> dict:
+    """The content of a record: one line, to which a full share may have had others added in place. One that is torn never was."""
+    lines = data.splitlines()
+    for line in reversed(lines[1:]):
+        try:
+            return json.loads(_unpacked(line).decode("utf-8"))
+        except ValueError:
+            continue
+    return json.loads((lines[0] if len(lines) > 1 else data).decode("utf-8"))
+
+
+def packed(line: bytes) -> bytes:
+    """A line of a record in a tenth of its length, for where the blocks of the file must do."""
+    import base64
+    import zlib
+
+    return _PACKED + base64.b64encode(zlib.compress(line, 9))
+
+
+def _unpacked(line: bytes) -> bytes:
+    if not line.startswith(_PACKED):
+        return line
+    import base64
+    import zlib
+
+    reader = zlib.decompressobj()
+    try:
+        text = reader.decompress(base64.b64decode(line[len(_PACKED) :], validate=True), _MOST_UNPACKED)
+    except zlib.error as error:
+        raise ValueError("a torn line") from error
+    if not reader.eof:
+        raise ValueError("a torn line")
+    return text
 
 
 def _details(value: dict) -> dict:
@@ -169,3 +206,16 @@ def planned_stale(record: Record | None) -> set[tuple[str, str]]:
     after = record.intent.get("after") if record is not None and record.intent is not None else None
     stale = after.get("stale") if isinstance(after, dict) else None
     return {(str(one[0]), str(one[1])) for one in stale or () if isinstance(one, (list, tuple)) and len(one) == 2}
+
+
+def images_of_intent(intent: object) -> tuple[str, ...]:
+    """The images that the work of an intent on record is about, as far as it can be understood."""
+    if not isinstance(intent, dict):
+        return ()
+    found: dict[str, None] = {}
+    for when in ("before", "after"):
+        volume = intent.get(when)
+        chain = volume.get("chain") if isinstance(volume, dict) else None
+        files = [image.get("file") for image in (chain if isinstance(chain, list) else ()) if isinstance(image, dict)]
+        found.update(dict.fromkeys(file for file in files if is_safe_file_name(file)))
+    return tuple(found)

@@ -17,7 +17,7 @@ from .layout import MAGIC, Qcow2Error
 if TYPE_CHECKING:
     from .reading import Glimpse, Header, glimpse, has_magic, is_empty, read_backing_name, read_header
     from .tables import allocation
-    from .writing import grow, repoint, write_image
+    from .writing import bytes_of_image, grow, repoint, write_image
 
 __all__ = [
     "MAGIC",
@@ -32,13 +32,14 @@ __all__ = [
     "read_backing_name",
     "read_header",
     "repoint",
+    "bytes_of_image",
     "write_image",
 ]
 
 _HOMES = {
     **dict.fromkeys(("Glimpse", "Header", "glimpse", "has_magic", "is_empty", "read_backing_name", "read_header"), "reading"),
     "allocation": "tables",
-    **dict.fromkeys(("grow", "repoint", "write_image"), "writing"),
+    **dict.fromkeys(("bytes_of_image", "grow", "repoint", "write_image"), "writing"),
 }
 
 

@@ -40,8 +40,7 @@ def write_image(fd: int, size: int, backing_file: str | None = None, backing_for
     :raises Qcow2Error: no image of 64 KiB clusters has that size, or the name is too long. Nothing was written.
     """
     covered = _CLUSTER * (_CLUSTER // 8)
-    l1_entries = max(1, (size + covered - 1) // covered)
-    l1_clusters = (l1_entries * 8 + _CLUSTER - 1) // _CLUSTER
+    l1_entries, l1_clusters = _l1_of(size)
     used = 3 + l1_clusters  # header, refcount table, refcount block, L1: one block of 32768 entries covers them all
     name = (backing_file or "").encode("utf-8")
     if not 0 <= size <= MAX_L1_BYTES // 8 * covered or size % SECTOR or len(name) > MAX_BACKING_NAME:
@@ -53,6 +52,18 @@ def write_image(fd: int, size: int, backing_file: str | None = None, backing_for
     write_whole(fd, struct.pack(f">{used}H", *([1] * used)), 2 * _CLUSTER)
     write_whole(fd, struct.pack(">Q", 2 * _CLUSTER), 1 * _CLUSTER)
     write_whole(fd, header + FIELDS_OF_3.pack(0, 0, 0, 4, FIELDS.size + FIELDS_OF_3.size) + extensions + name, 0)
+
+
+def _l1_of(size: int) -> tuple[int, int]:
+    """Entries and clusters of the L1 table of an image that we write."""
+    covered = _CLUSTER * (_CLUSTER // 8)
+    entries = max(1, (size + covered - 1) // covered)
+    return entries, (entries * 8 + _CLUSTER - 1) // _CLUSTER
+
+
+def bytes_of_image(size: int) -> int:
+    """Where the last byte ends that :func:`write_image` needs; the rest of its file is a hole."""
+    return 3 * _CLUSTER + _l1_of(size)[0] * 8
 
 
 def write_whole(fd: int, data: bytes, offset: int) -> None:

@@ -1,0 +1,281 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A share without one free block can be emptied: the ballast, what is left without it, and guests that take what is freed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, NoSpace
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast, records
+from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
+
+MIB = 1 << 20
+OPTIONS = Options(lock_timeout=5)
+
+
+class Full:
+    """A volume with the snapshots a and b, which hold data, and e, which holds nothing, on a share that can be filled."""
+
+    def __init__(self, mount: Path) -> None:
+        self.mount, self.path = mount, mount / "share"
+        self.path.mkdir()
+        self.share = Share(str(self.path), str(self.path), "directory")
+        self.where = Candidates((self.share,))
+        self.content: dict[str, bytes] = {}
+        self._busy = threading.Event()
+        volumes.ensure_present(existing.VolumeRequest(self.where, VolumeWish("v", size=2 * MIB)), OPTIONS)
+        for number, name in enumerate(("a", "b", "e")):
+            active = self.info()
+            pattern = f"write -q -P {number + 1} {number * 4096} 65536"
+            subprocess.run(["qemu-io", "-f", active["format"], "-c", pattern, active["path"]], check=True)
+            snapshots.take(snapshots.SnapshotRequest(self.where, "v", SnapshotWish(name)), OPTIONS)
+
+    def info(self) -> dict:
+        (found,) = reading.list_volumes(self.share, ["v"])
+        return found
+
+    def shown(self) -> bytes:
+        """What the volume shows to a guest."""
+        found, target = self.info(), "/dev/shm/full-share-content"
+        subprocess.run(["qemu-img", "convert", "-f", found["format"], "-O", "raw", found["path"], target], check=True)
+        data = Path(target).read_bytes()
+        os.unlink(target)
+        return data
+
+    def fill(self) -> None:
+        for size in (65536, 4096, 1024, 512, 1):
+            with open(self.mount / "filler", "ab", buffering=0) as stream:
+                try:
+                    while stream.write(b"x" * size):
+                        pass
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+        assert os.statvfs(self.mount).f_bavail == 0
+
+    def filled_by_a_guest(self, task: Callable[[], object]) -> None:
+        """Run a task while somebody takes whatever becomes free."""
+        over = threading.Event()
+
+        def grab() -> None:
+            while not over.is_set():
+                with open(self.mount / "guest", "ab", buffering=0) as stream:
+                    try:
+                        stream.write(b"g" * 4096)
+                    except OSError:
+                        pass
+
+        guest = threading.Thread(target=grab)
+        guest.start()
+        try:
+            task()
+        finally:
+            over.set()
+            guest.join()
+
+
+@pytest.fixture(params=["tmpfs", "ext4"])
+def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Full]:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small file system")
+    if request.param == "tmpfs":
+        command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(mount)]
+    else:
+        image = tmp_path / "image"
+        with open(image, "wb") as stream:
+            stream.truncate(16 * MIB)
+        if shutil.which("mkfs.ext4") is None:
+            pytest.skip("needs mkfs.ext4")
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", "4096", str(image)], check=True)
+        command = ["mount", "-o", "loop", str(image), str(mount)]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip(f"this machine cannot mount {request.param}")
+    try:
+        yield Full(mount)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def remove_all(full: Full) -> None:
+    volumes.ensure_absent(full.where, "v", True, OPTIONS)
+    assert sorted(path.name for path in full.path.iterdir()) == [".remotefs"]
+
+
+def delete_the_empty_one(full: Full) -> None:
+    before = full.shown()
+    snapshots.delete(full.where, "v", ["e"], OPTIONS)
+    assert [one["name"] for one in full.info()["snapshots"]] == ["a", "b"] and full.shown() == before
+
+
+def revert(full: Full) -> None:
+    snapshots.revert(full.where, "v", "a", True, OPTIONS)
+    found = full.info()
+    assert [one["name"] for one in found["snapshots"]] == ["a"] and found["pending"] is None
+    assert full.shown() == bytes([1]) * 65536 + bytes(2 * MIB - 65536)
+
+
+def revert_to_the_newest(full: Full) -> None:
+    active = full.info()
+    expected = full.shown()
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 9 0 4096", active["path"]], check=True)
+    full.fill()
+    snapshots.revert(full.where, "v", "e", False, OPTIONS)
+    assert full.shown() == expected
+
+
+TASKS = {"removal": remove_all, "deletion": delete_the_empty_one, "revert": revert}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_full_share_is_emptied(full: Full, task: str) -> None:
+    full.fill()
+    TASKS[task](full)
+
+
+def test_present_content_is_dropped(full: Full) -> None:
+    revert_to_the_newest(full)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_beside_a_guest_that_takes_what_is_freed(full: Full, task: str) -> None:
+    full.fill()
+    full.filled_by_a_guest(lambda: TASKS[task](full))
+
+
+@pytest.mark.parametrize("task", ["removal", "deletion"])
+def test_a_share_of_an_older_release(full: Full, task: str) -> None:
+    """It has no ballast: what its files have is enough for what needs no data."""
+    shutil.rmtree(full.path / ".remotefs" / "ballast")
+    full.fill()
+    TASKS[task](full)
+
+
+def test_an_older_share_refuses_before_it_begins(full: Full) -> None:
+    shutil.rmtree(full.path / ".remotefs" / "ballast")
+    full.fill()
+    before = full.info()
+    with pytest.raises(NoSpace):
+        snapshots.revert(full.where, "v", "a", True, OPTIONS)
+    assert full.info() == before and before["pending"] is None
+
+
+def test_what_needs_room_does_not_take_the_ballast(full: Full) -> None:
+    full.fill()
+    pieces = sorted(os.listdir(full.path / ".remotefs" / "ballast"))
+    for number in range(3):
+        with pytest.raises(NoSpace):
+            snapshots.take(snapshots.SnapshotRequest(full.where, "v", SnapshotWish(f"n{number}")), OPTIONS)
+        with pytest.raises(NoSpace):
+            volumes.ensure_present(existing.VolumeRequest(full.where, VolumeWish(f"w{number}", size=MIB)), OPTIONS)
+    assert sorted(os.listdir(full.path / ".remotefs" / "ballast")) == pieces
+    TASKS["removal"](full)
+
+
+def test_it_is_made_again_when_there_is_room(full: Full) -> None:
+    folder = full.path / ".remotefs" / "ballast"
+    whole = sorted(os.listdir(folder))
+    assert len(whole) == 10
+    full.fill()
+    TASKS["deletion"](full)
+    os.unlink(full.mount / "filler")
+    snapshots.take(snapshots.SnapshotRequest(full.where, "v", SnapshotWish("later")), OPTIONS)
+    assert sorted(os.listdir(folder)) == whole
+    assert all((folder / name).stat().st_blocks * 512 >= int(name.partition("-")[0]) for name in whole)
+
+
+# -- parts, without a file system of their own -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[ShareDirectory]:
+    with ShareDirectory(Share(str(tmp_path), str(tmp_path), "directory")) as opened:
+        ballast.keep(opened)
+        yield opened
+
+
+def test_a_piece_is_lent_once(directory: ShareDirectory) -> None:
+    lent = [ballast.lend(directory, "v", 100_000) for _time in range(3)]
+    names = {one[1] for one in lent if one is not None}
+    assert lent[2] is None and len(names) == 2
+    assert set(directory.leftovers("v")) == names, "a task that is killed now leaves them to the volume's next task"
+    for one in lent[:2]:
+        assert one is not None
+        os.close(one[0])
+
+
+def test_what_is_not_whole_is_not_lent(directory: ShareDirectory, tmp_path: Path) -> None:
+    """A power loss can leave pieces empty or with holes, and anybody may put something else there."""
+    folder = tmp_path / ".remotefs" / "ballast"
+    for number, name in enumerate(sorted(os.listdir(folder))):
+        (folder / name).unlink()
+        if number % 3 == 0:
+            (folder / name).write_bytes(b"")
+        elif number % 3 == 1:
+            with open(folder / name, "wb") as stream:
+                stream.truncate(int(name.partition("-")[0]))
+        else:
+            os.symlink("/etc/passwd", folder / name)
+    try:
+        assert ballast.lend(directory, "v", 4096) is None
+    except Exception as error:  # a link there is told like any other
+        assert getattr(error, "error_code", "") == "unsafe_image"
+
+
+def test_a_record_that_grew_in_place_is_read_by_its_last_whole_line() -> None:
+    first, second = records.Record({"v": "raw"}), records.Record({"v": "raw"}, intent={"operation": "delete_volume"})
+    line = first.to_bytes("v")
+    assert records.parse("v", line + b"\n" + second.to_bytes("v")) == second
+    for more in (second.to_bytes("v"), records.packed(second.to_bytes("v"))):
+        assert records.parse("v", line + b"\n" + more) == second
+        for length in range(1, len(more)):
+            assert records.parse("v", line + b"\n" + more[:length]) == first
+
+
+def test_a_lock_is_taken_on_a_full_share(directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room for the holder's name it is held as readers hold it, and whoever comes next is kept out all the same."""
+    real = VolumeLock._write_token
+
+    def refuse(self: VolumeLock, fd: int, token: bytes) -> None:
+        if token:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        real(self, fd, token)
+
+    monkeypatch.setattr(VolumeLock, "_write_token", refuse)
+    with VolumeLock(directory, "v", 0) as lock:
+        lock.verify()
+        with pytest.raises(LockTimeout), ShareDirectory(directory.share) as other, VolumeLock(other, "v", 0):
+            pass
+
+
+def test_a_file_that_cannot_be_made_gets_room(directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where files are counted, one of the ballast makes place for the lock's."""
+    real, left = os.open, [1]
+
+    def refuse(path: str, flags: int, *others: object, **names: object) -> int:
+        if path == "v.lock" and flags & os.O_CREAT and left:
+            left.pop()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, flags, *others, **names)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with VolumeLock(directory, "v", 0) as lock:
+        lock.verify()
+    folder = directory.private("ballast")
+    assert folder is not None and len(folder.names()) == 9
