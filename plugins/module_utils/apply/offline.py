@@ -28,7 +28,10 @@ from ..plan.steps import (
 )
 from ..store import in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
+from ..store.qcow2.clusters import Unsuited
 from . import allocate, copying, moving, qemu_img
+
+_CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ class OfflineEngine:
                 return
             os.ftruncate(fd, 0)
             self._make_empty(fd, step)
+            self._require_whole(source.directory, source.images)
             with qemu_img.OpenedChain(source.directory, source.images) as chain:
                 qemu_img.convert(chain, fd, step.format, self._locks)
 
@@ -203,14 +207,14 @@ class OfflineEngine:
         (image,) = source.images
         with source.directory.root.opened(image.file) as original:
             in_use.hold_for_reading(original, image.file, source.directory.share)
-            if step.format == "qcow2" and not self._codec(image.file, lambda: _is_whole(original)):
+            if step.format == "qcow2" and not self._codec(image.file, lambda: _is_complete(original)):
                 return False
             source.directory.verify(image.file)
             copying.copy_data(original, fd)
         if step.format == "raw":
             os.ftruncate(fd, step.size)
             return True
-        if image.size == step.size or qcow2.grow(fd, step.size):
+        if image.size == step.size or _grow_copy(fd, step.size):
             return True
         os.ftruncate(fd, 0)
         return False
@@ -261,12 +265,29 @@ class OfflineEngine:
         return inventory.walk(self._directory, volume, file, info, record)
 
     def _by_ourselves(self, volume: str, move: Callable[[moving.Mover], None]) -> bool:
-        """Move clusters without qemu-img; false where the images are not plain, or not in order, which is for qemu-img to say."""
+        """Move clusters without qemu-img; false where the images are not plain, or not in order, which is for qemu-img to say.
+
+        :raises UnsafeImage: a file was cut short. qemu-img would take zeros for what is missing.
+        """
         try:
             move(moving.Mover(self._directory, volume, self._guard))
+        except qcow2.CutShort as error:
+            raise UnsafeImage(f"volume {volume} on {self._directory.share.label}", f"one of its files is damaged: {error}", _CUT) from error
         except qcow2.Qcow2Error:
             return False
         return True
+
+    def _require_whole(self, directory: ShareDirectory, images: Iterable[Image]) -> None:
+        """Before qemu-img reads these images. :raises UnsafeImage: the file of one ends before its data."""
+        for image in images:
+            if image.format == "qcow2":
+                with directory.root.opened(image.file) as fd:
+                    try:
+                        qcow2.require_whole(fd)
+                    except qcow2.CutShort as error:
+                        raise UnsafeImage(directory.root.subject(image.file), f"it is damaged: {error}", _CUT) from error
+                    except qcow2.Qcow2Error:
+                        continue  # which qemu-img meets too, and says so
 
     def _repoint(self, step: Repoint, _volume: str) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
@@ -276,7 +297,11 @@ class OfflineEngine:
         try:
             return action()
         except qcow2.Qcow2Error as error:
-            raise UnsafeImage(self._directory.root.subject(file), str(error), "nothing was changed; see docs/worst-day.md") from error
+            raise self._unsafe(file, error) from error
+
+    def _unsafe(self, file: str, error: qcow2.Qcow2Error) -> UnsafeImage:
+        advice = _CUT if isinstance(error, qcow2.CutShort) else "nothing was changed; see docs/worst-day.md"
+        return UnsafeImage(self._directory.root.subject(file), str(error), advice)
 
     def _truncate(self, step: Truncate, _volume: str) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
@@ -284,25 +309,34 @@ class OfflineEngine:
             self._directory.pace.sync_file(fd)
 
     def _grow(self, step: Grow, volume: str) -> None:
-        if step.zero:
+        if step.zero or not self._grow_in_place(step, volume):
             self._replace(volume, step.file, lambda fd: self._fill_grown(fd, step, volume))
-            return
+
+    def _grow_in_place(self, step: Grow, volume: str) -> bool:
+        """False, and nothing written, where data behind the end cannot be taken away in place."""
         with self._directory.root.opened(step.file, write=True) as fd:
             if step.format == "raw":
                 os.ftruncate(fd, step.size)
                 self._directory.pace.sync_file(fd)
-                return
-            if self._codec(step.file, lambda: qcow2.grow(fd, step.size)):
-                return
+                return True
+            try:
+                if qcow2.grow(fd, step.size):
+                    return True
+            except Unsuited:
+                return False
+            except qcow2.Qcow2Error as error:
+                raise self._unsafe(step.file, error) from error
         images = self._chain(volume, step.file)
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.resize(chain, step.file, step.size, self._locks)
+        return True
 
     def _fill_grown(self, fd: int, step: Grow, volume: str) -> None:
-        """A larger copy of an overlay that is shorter than what lies beneath it.
+        """A larger copy of an image of which the new part would not show zeros by itself: an overlay that is shorter than what
+        lies beneath it, or data behind the end that cannot be taken away in place.
 
-        qemu-img records the new size before the zeros that belong to it, and a crash in between would bring old data of the
-        longer file to light. So it works on a copy, which takes the overlay's place when it is complete.
+        qemu-img records the new size before the zeros that belong to it, and a crash in between would bring old data to
+        light. So it works on a copy, which takes the image's place when it is complete.
         """
         images = self._chain(volume, step.file)
         with self._directory.root.opened(step.file) as original:
@@ -310,14 +344,28 @@ class OfflineEngine:
                 copy_ownership(fd, os.fstat(original))
             copy_label(original, fd)
             copying.copy_data(original, fd)
+        old = images[0].size
+        stiff = self._codec(step.file, lambda: qcow2.is_stiff(fd))
+        stop = min(step.size, qcow2.tail_end(fd)) if stiff else old
+        if not stiff:
+            self._codec(step.file, lambda: qcow2.clear_tail(fd))
         lower = _Lent(self._guard, images[1:])
         with lower, qemu_img.OpenedChain(self._directory, images, instead={step.file: fd}) as chain:
+            if step.zero and qcow2.read_header(fd).version == 2:
+                qemu_img.upgrade(chain, step.file, self._locks)
             qemu_img.resize(chain, step.file, step.size, self._locks)
+            if stop > old:
+                qemu_img.write_zeros(chain, step.file, old, stop, self._locks)
 
     def _commit(self, step: Commit, volume: str) -> None:
         images = self._chain(volume, step.file)
         if self._by_ourselves(volume, lambda mover: mover.commit(images, step.into)):
             return
+        self._require_whole(self._directory, images)
+        into = next(image for image in images if image.file == step.into)
+        if into.format == "qcow2" and into.size < images[0].size:
+            with self._directory.root.opened(step.into, write=True) as fd:
+                self._codec(step.into, lambda: qcow2.clear_tail(fd))
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into]) as chain:
             qemu_img.commit(chain, step.file, step.into, self._locks)
 
@@ -325,6 +373,7 @@ class OfflineEngine:
         images = self._chain(volume, step.file)
         if self._by_ourselves(volume, lambda mover: self._pull_clusters(mover, images, step)):
             return
+        self._require_whole(self._directory, images)
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
 
@@ -340,10 +389,21 @@ class OfflineEngine:
             self._directory.pace.sync_file(fd)
 
 
-def _is_whole(fd: int) -> bool:
-    """Whether a qcow2 image is complete by itself, and in order as it lies on the disk."""
+def _is_complete(fd: int) -> bool:
+    """Whether a qcow2 image is complete by itself, and in order as it lies on the disk.
+
+    :raises Qcow2Error: the file was cut short.
+    """
     header = qcow2.read_header(fd)
+    qcow2.require_whole(fd)
     return header.backing_file is None and not header.internal_snapshots and not header.dirty
+
+
+def _grow_copy(fd: int, size: int) -> bool:
+    try:
+        return qcow2.grow(fd, size)
+    except Unsuited:
+        return False
 
 
 class _Lent:
