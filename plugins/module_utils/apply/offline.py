@@ -29,7 +29,7 @@ from ..plan.steps import (
 from ..store import in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory, copy_label, copy_ownership, set_ownership
 from ..store.qcow2.clusters import Unsuited
-from . import allocate, copying, moving, qemu_img
+from . import allocate, copying, growing, moving, qemu_img
 
 _CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
 
@@ -214,7 +214,7 @@ class OfflineEngine:
         if step.format == "raw":
             os.ftruncate(fd, step.size)
             return True
-        if image.size == step.size or _grow_copy(fd, step.size):
+        if image.size == step.size or growing.can_grow(fd, step.size):
             return True
         os.ftruncate(fd, 0)
         return False
@@ -279,15 +279,9 @@ class OfflineEngine:
 
     def _require_whole(self, directory: ShareDirectory, images: Iterable[Image]) -> None:
         """Before qemu-img reads these images. :raises UnsafeImage: the file of one ends before its data."""
-        for image in images:
-            if image.format == "qcow2":
-                with directory.root.opened(image.file) as fd:
-                    try:
-                        qcow2.require_whole(fd)
-                    except qcow2.CutShort as error:
-                        raise UnsafeImage(directory.root.subject(image.file), f"it is damaged: {error}", _CUT) from error
-                    except qcow2.Qcow2Error:
-                        continue  # which qemu-img meets too, and says so
+        for image in (image for image in images if image.format == "qcow2"):
+            with directory.root.opened(image.file) as fd:
+                self._codec(image.file, lambda fd=fd: qcow2.require_whole(fd))
 
     def _repoint(self, step: Repoint, _volume: str) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
@@ -309,8 +303,20 @@ class OfflineEngine:
             self._directory.pace.sync_file(fd)
 
     def _grow(self, step: Grow, volume: str) -> None:
-        if step.zero or not self._grow_in_place(step, volume):
-            self._replace(volume, step.file, lambda fd: self._fill_grown(fd, step, volume))
+        if not step.zero and self._grow_in_place(step, volume):
+            return
+        images = self._chain(volume, step.file)
+
+        def fill(fd: int) -> None:
+            with self._directory.root.opened(step.file) as original:
+                if self._directory.share.keeps_modes:
+                    copy_ownership(fd, os.fstat(original))
+                copy_label(original, fd)
+                copying.copy_data(original, fd)
+            with _Lent(self._guard, images[1:]):
+                self._codec(step.file, lambda: growing.grow_copy(self._directory, images, fd, step.size, step.zero, self._locks))
+
+        self._replace(volume, step.file, fill)
 
     def _grow_in_place(self, step: Grow, volume: str) -> bool:
         """False, and nothing written, where data behind the end cannot be taken away in place."""
@@ -330,32 +336,6 @@ class OfflineEngine:
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.resize(chain, step.file, step.size, self._locks)
         return True
-
-    def _fill_grown(self, fd: int, step: Grow, volume: str) -> None:
-        """A larger copy of an image of which the new part would not show zeros by itself: an overlay that is shorter than what
-        lies beneath it, or data behind the end that cannot be taken away in place.
-
-        qemu-img records the new size before the zeros that belong to it, and a crash in between would bring old data to
-        light. So it works on a copy, which takes the image's place when it is complete.
-        """
-        images = self._chain(volume, step.file)
-        with self._directory.root.opened(step.file) as original:
-            if self._directory.share.keeps_modes:
-                copy_ownership(fd, os.fstat(original))
-            copy_label(original, fd)
-            copying.copy_data(original, fd)
-        old = images[0].size
-        stiff = self._codec(step.file, lambda: qcow2.is_stiff(fd))
-        stop = min(step.size, qcow2.tail_end(fd)) if stiff else old
-        if not stiff:
-            self._codec(step.file, lambda: qcow2.clear_tail(fd))
-        lower = _Lent(self._guard, images[1:])
-        with lower, qemu_img.OpenedChain(self._directory, images, instead={step.file: fd}) as chain:
-            if step.zero and qcow2.read_header(fd).version == 2:
-                qemu_img.upgrade(chain, step.file, self._locks)
-            qemu_img.resize(chain, step.file, step.size, self._locks)
-            if stop > old:
-                qemu_img.write_zeros(chain, step.file, old, stop, self._locks)
 
     def _commit(self, step: Commit, volume: str) -> None:
         images = self._chain(volume, step.file)
@@ -397,13 +377,6 @@ def _is_complete(fd: int) -> bool:
     header = qcow2.read_header(fd)
     qcow2.require_whole(fd)
     return header.backing_file is None and not header.internal_snapshots and not header.dirty
-
-
-def _grow_copy(fd: int, size: int) -> bool:
-    try:
-        return qcow2.grow(fd, size)
-    except Unsuited:
-        return False
 
 
 class _Lent:

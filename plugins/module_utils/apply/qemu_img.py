@@ -183,7 +183,8 @@ def write_zeros(chain: OpenedChain, file: str, start: int, stop: int, locks: Ite
     """Let ``file`` read as zeros from virtual offset ``start`` to ``stop``, whatever form its clusters have."""
     with tempfile.TemporaryFile() as zeros:
         zeros.truncate(stop - start)
-        place = f"driver=raw,offset={start},size={stop - start},file.driver=qcow2,file.file.driver=file,file.file.filename={chain.path(file)}"
+        path = chain.path(file).replace(",", ",,")
+        place = f"driver=raw,offset={start},size={stop - start},file.driver=qcow2,file.file.driver=file,file.file.filename={path}"
         arguments = ["convert", "-q", "-n", "-f", "raw", "--target-image-opts", f"/proc/self/fd/{zeros.fileno()}", place]
         _run(arguments, chain, locks, f"zeros at the end of {file}", [zeros.fileno()])
     os.fsync(chain.fd(file))
