@@ -74,6 +74,10 @@ def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWis
     from ..plan import planner
     from .refusals import require_free_name
 
+    if not volume.adopted:
+        from . import layers
+
+        layers.require_whole(work.directory(share), volume.chain)
     plan = planner.create_snapshot(volume, wish._replace(created=wish.created or now()))
     if plan.intent and plan.after is not None:
         require_free_name(work.directory(share), plan.after.active.file, volume.name, recovered if work.options.check else [])
@@ -141,7 +145,8 @@ def _deletion(directory: ShareDirectory, volume: Volume, names: list[str]) -> Pl
 
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
     backings = {str(volume.image(file).backing_file) for file in overlays}
-    return merge.delete_snapshots(volume, names, layers.allocations(directory, volume, {*overlays, *backings}))
+    merged = {*overlays, *backings}
+    return merge.delete_snapshots(volume, names, layers.allocations(directory, volume, merged), layers.stiff(directory, volume, merged))
 
 
 def _deletion_with_stale(directory: ShareDirectory, volume: Volume, names: list[str]) -> Plan:

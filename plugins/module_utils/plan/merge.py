@@ -18,7 +18,7 @@ At every instant Pj and all points outside the group show what they showed befor
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Iterable
+from typing import Container, Iterable
 
 from ..errors import HasDependents
 from ..model import Image, Snapshot, Volume
@@ -43,10 +43,11 @@ class _Group:
     longest_below: int = 0
 
 
-def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocations) -> Plan:
+def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocations, stiff: Container[str] = ()) -> Plan:
     """Drop the points of the snapshots ``names`` in one plan; names that do not exist are no change.
 
     :param known: allocated clusters by file, for choosing pivots and estimating bytes; files may be missing.
+    :param stiff: files that no commit may make larger, because old data behind their end would come to light.
     :raises HasDependents: a linked clone rests on the data of one of them.
     """
     doomed = [snapshot for snapshot in volume.snapshots if snapshot.name in set(names)]
@@ -64,7 +65,7 @@ def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocatio
     dropped = [snapshot.file for snapshot in going]
     while dropped:
         group = _next_group(current, dropped)
-        merged, pivot = _merge(group, known)
+        merged, pivot = _merge(group, known, stiff)
         all_steps += merged
         gone = [image.file for image in group.files if image.file != pivot.file]
         garbage += gone
@@ -126,26 +127,26 @@ def _rests_on_parent(volume: Volume, snapshot: Snapshot) -> bool:
     return volume.parent is not None and snapshot.file == volume.own_base.file
 
 
-def _merge(group: _Group, known: cost.Allocations) -> tuple[list[Step], Image]:
+def _merge(group: _Group, known: cost.Allocations, stiff: Container[str]) -> tuple[list[Step], Image]:
     """Steps that leave the group's top point in the pivot, and the pivot as it is then."""
     files = group.files
     if group.below is None and files[0].format == "raw":
         steps, pivot = _commit_into_raw(files, known)
     else:
         costs = cost.estimates([image.file for image in files], group.below is not None, known)
-        steps, pivot = _commit_and_pull(group, _pivot(group, costs), costs)
+        steps, pivot = _commit_and_pull(group, _pivot(group, costs, stiff), costs)
     if group.child is not None and group.child.backing_file != pivot.file:
         steps.append(Repoint(group.child.file, pivot.file, str(pivot.format)))
     return steps, pivot
 
 
-def _pivot(group: _Group, costs: list[cost.Estimate] | None) -> int:
+def _pivot(group: _Group, costs: list[cost.Estimate] | None, stiff: Container[str]) -> int:
     """Index of the file that stays: the one that costs least, the lowest one where that is unknown or equal.
 
     A commit into p is only right where no file from p to the top is shorter than one beneath it: what a longer file holds
     beyond the end of a shorter one would come back to light. Nor into a file that would grow beyond its own end over longer
-    ones: qemu-img records the size before the zeros, and a crash in between brings to light what lies there. The top itself,
-    which only pulls, is always possible.
+    ones: qemu-img records the size before the zeros, and a crash in between brings to light what lies there. Nor into one that
+    would grow and cannot (``stiff``). The top itself, which only pulls, is always possible.
     """
     sizes = [image.size for image in group.files]
     top = len(sizes) - 1
@@ -155,7 +156,8 @@ def _pivot(group: _Group, costs: list[cost.Estimate] | None) -> int:
     possible = [
         index
         for index in range(top + 1)
-        if all(sizes[k] <= sizes[k + 1] for k in range(index, top)) and (sizes[index] == sizes[top] or sizes[index] >= beneath[index])
+        if all(sizes[k] <= sizes[k + 1] for k in range(index, top))
+        and (sizes[index] == sizes[top] or (sizes[index] >= beneath[index] and group.files[index].file not in stiff))
     ]
     if costs is None:
         return possible[0]

@@ -24,6 +24,7 @@ from .layout import (
     MAX_L1_BYTES,
     MOST_HEADER,
     SECTOR,
+    CutShort,
     Qcow2Error,
 )
 
@@ -312,7 +313,7 @@ def _check_geometry(header: Header, refcount_offset: int, refcount_clusters: int
     if refcount_offset % header.cluster_size or header.l1_offset % header.cluster_size:
         raise Qcow2Error("its tables are not where the format wants them")
     if header.l1_offset + header.l1_entries * 8 > file_size or refcount_offset >= file_size:
-        raise Qcow2Error("its tables lie behind the end of the file (the file was cut short)")
+        raise CutShort("its tables lie behind the end of the file (the file was cut short)")
 
 
 def is_empty(fd: int, header: Header) -> bool:
