@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Iterable
 
 from ..errors import HasDependents
-from ..model import Image, Snapshot, Volume
+from ..model import Image, Snapshot, Volume, listed
 from . import cost
 from .headers import healing, require_healed_parent, require_known_formats
 from .plan import Plan
@@ -212,5 +212,5 @@ def _refuse_dependents(volume: Volume, going: list[Snapshot]) -> None:
     ]
     if blocked:
         raise HasDependents(
-            f"volume {volume.name}", f"linked clones rest on what would go: {', '.join(blocked)}", "delete or flatten those clones first"
+            f"volume {volume.name}", f"linked clones rest on what would go: {listed(blocked)}", "delete or flatten those clones first"
         )
