@@ -399,7 +399,7 @@ def _completed(given: dict, params: dict) -> dict:
     return {**changes.merged(given, params), **({"name": None} if names_its_own else {})}
 
 
-def _item(params: dict, finder, by_volume: bool):
+def _item(params: dict, finder, by_volume: bool = False):
     from ..module_utils import results
     from ..module_utils.operations import bulk
 

@@ -101,7 +101,7 @@ def _is_there(candidates: Candidates, name: str) -> bool:
 
 def _sorted(count: int, edges: set[tuple[int, int]]) -> list[int]:
     """All indexes, each behind those that it waits for and otherwise as early as it was; those in a circle as they were."""
-    waiting = {index: 0 for index in range(count)}
+    waiting = dict.fromkeys(range(count), 0)
     behind: dict[int, list[int]] = {}
     for first, then in edges:
         waiting[then] += 1

@@ -174,7 +174,9 @@ def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
     backings = {str(volume.image(file).backing_file) for file in overlays}
     directory = work.directory(share)
-    return merge.delete_snapshots(volume, names, layers.allocations(directory, volume, {*overlays, *backings}))
+    wanted = {*overlays, *backings}
+    bitmaps = {} if work.options.drop_bitmaps else layers.bitmaps(directory, volume, wanted)
+    return merge.delete_snapshots(volume, names, layers.allocations(directory, volume, wanted), bitmaps)
 
 
 def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: bool, options: Options) -> Outcome:
