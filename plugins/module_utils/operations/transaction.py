@@ -37,6 +37,8 @@ class Options:
     """How a task works, whatever it does. ``lock_timeout`` in seconds; ``discard`` gives up a record that cannot be honoured.
 
     ``not_dependent`` are files that do not count as resting on what is destroyed, because the user says so.
+    ``assume`` lets check mode assume what is not there yet (see :mod:`foretelling`), ``assumed`` is what it has assumed, by (share
+    path, name). ``drop_bitmaps`` gives up dirty bitmaps that a merge cannot carry.
 
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
     ``told`` are warnings that it has given;
@@ -49,6 +51,9 @@ class Options:
     assume_unused: bool = False
     discard: bool = False
     not_dependent: tuple[str, ...] = ()
+    drop_bitmaps: bool = False
+    assume: bool = False
+    assumed: set = field(default_factory=set)
     warn: Callable[[str], None] = lambda _text: None
     world: dict = field(default_factory=dict)
     told: set = field(default_factory=set)
@@ -60,7 +65,8 @@ class Options:
 @dataclass(frozen=True)
 class Outcome:
     """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them, ``retention``
-    the verdicts on snapshots where a policy was applied, ``not_counted`` the files that ``not_dependent`` overruled."""
+    the verdicts on snapshots where a policy was applied, ``not_counted`` the files that ``not_dependent`` overruled, ``content`` how a
+    diff tells content that goes back: before and after."""
 
     name: str
     changed: bool
@@ -70,6 +76,7 @@ class Outcome:
     after: dict | None
     retention: list | None = None
     not_counted: tuple[str, ...] = ()
+    content: tuple[str, str] | None = None
 
 
 def joined(first: Outcome, second: Outcome) -> Outcome:
@@ -296,7 +303,8 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     if volume is not None and volume.stale:
         _tell_stale(work, share, volume)
     if volume is not None and dependents:
-        volume = replace(volume, dependents=work.dependents(share, volume))
+        found = work.dependents(share, volume)
+        volume = replace(volume, dependents=_as_foretold(work, share, name, found) if work.options.check else found)
     return volume, recovered
 
 
@@ -309,6 +317,13 @@ def _tell_stale(work: Workspace, share: Share, volume: Volume) -> None:
     if sentence not in work.options.told:
         work.options.told.add(sentence)
         work.options.warn(sentence)
+
+
+def _as_foretold(work: Workspace, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones beside."""
+    world = {other: volume for (path, other), volume in work.options.world.items() if path == share.path and other != name}
+    resting = [(other, volume.parent.file) for other, volume in world.items() if volume and volume.parent and volume.parent.volume == name]
+    return tuple(sorted({*(pair for pair in found if pair[0] not in world), *resting}))
 
 
 def find_left(work: Workspace, directory: ShareDirectory, name: str, discard: bool = False) -> Interrupted:

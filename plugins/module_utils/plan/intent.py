@@ -105,7 +105,12 @@ def _volume_from_json(content: dict) -> Volume:
     snapshots = tuple(Snapshot(**snapshot) for snapshot in content["snapshots"])
     parent = None if content["parent"] is None else Parent(**content["parent"])
     stale = tuple((str(name), str(file)) for name, file in content.get("stale", ()))
-    volume = Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent, stale=stale)
+    volume = replace(
+        Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent, stale=stale),
+        created=content.get("created"),  # older records have none of these
+        description=str(content.get("description", "")),
+        labels=dict(content.get("labels", {})),
+    )
     names = [*volume.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
     names += [file for _name, file in stale]
     if not chain or not all(is_safe_file_name(name) for name in names) or (parent and parent.file not in volume.files):

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Callable, Iterable, NamedTuple
 
 from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
-from ..model import Image, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
+from ..model import Image, Snapshot, Volume, info_name, is_safe_file_name, listed, round_to_sector
 from . import foreign, info_file, kinship, qcow2, records
 from .directory import ShareDirectory
 from .in_use import ask, is_written
@@ -171,7 +171,8 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     snapshots, stale = _snapshots(directory, name, chain, info, record)
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
-    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
+    told = {"created": record.created, "description": record.description, "labels": record.labels} if record else {}
+    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale, **told)
     adopted = _is_adopted(make(), record)
     if glance is None:
         return Observed(make(adopted=adopted), info, record)
@@ -201,7 +202,7 @@ def read_info(directory: ShareDirectory, name: str, record: records.Record | Non
     rebuilt = _rebuild_info(directory, name, record)
     if rebuilt is not None:
         return rebuilt, True
-    seen = ", ".join(f"{file} on {below}" for file, below in kinship.overlays_named_after(directory, name).items()) or "none"
+    seen = listed(f"{file} on {below}" for file, below in kinship.overlays_named_after(directory, name).items()) or "none"
     wrong = torn.problem if torn else "it is missing although snapshots were taken"
     raise ChainBroken(
         f"snapshot record {info_name(name)} on {directory.share.label}",
@@ -403,7 +404,7 @@ def _snapshots(
                 stale.append((snapshot, recorded))
             continue
         details = record.snapshots.get(snapshot) if record else None
-        told = (details["created"], details["description"], details["labels"], details["protected"]) if details else ()
+        told = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
         found.append(Snapshot(snapshot, file, *told))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name))), tuple(stale)
 

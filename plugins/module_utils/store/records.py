@@ -42,9 +42,10 @@ class Disk(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels
-    and protected; ``parent`` is what a linked clone rests on; ``active`` is the file that ``.info`` had last named; ``disks`` has
-    those of its raw files whose content is known to be a guest's (records of older releases have none)."""
+    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels,
+    protected and expires; ``created``, ``description`` and ``labels`` are the volume's own; ``parent`` is what a linked clone rests
+    on; ``active`` is the file that ``.info`` had last named; ``disks`` has those of its raw files whose content is known to be a
+    guest's (records of older releases have none)."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -53,6 +54,9 @@ class Record:
     parent: Parent | None = None
     active: str | None = None
     disks: dict[str, Disk] = field(default_factory=dict)
+    created: str | None = None
+    description: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self, volume: str) -> bytes:
         content = {
@@ -65,6 +69,9 @@ class Record:
             "parent": None if self.parent is None else asdict(self.parent),
             "active": self.active,
             "disks": {file: list(disk) for file, disk in self.disks.items()},
+            "created": self.created,
+            "description": self.description,
+            "labels": self.labels,
         }
         return json.dumps(content, sort_keys=True).encode("utf-8")  # on one line: json indents ten times slower
 
@@ -81,11 +88,22 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[st
             "description": snapshot.description,
             "labels": dict(snapshot.labels),
             "protected": snapshot.protected,
+            "expires": snapshot.expires,
         }
         for snapshot in volume.snapshots
     }
-    formats = {image.file: image.format for image in volume.own if image.format}
-    return Record(formats, details, None, garbage, volume.parent, volume.active.file, disks or {})
+    return Record(
+        {image.file: image.format for image in volume.own if image.format},
+        details,
+        None,
+        garbage,
+        volume.parent,
+        volume.active.file,
+        disks or {},
+        volume.created,
+        volume.description,
+        dict(volume.labels),
+    )
 
 
 def file_name(volume: str) -> str:
@@ -115,6 +133,9 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             parent=None if content.get("parent") is None else Parent(**content["parent"]),
             active=content.get("active"),
             disks={str(name): Disk(int(inode), int(length)) for name, (inode, length) in content.get("disks", {}).items()},
+            created=_text(content.get("created")),
+            description=str(content.get("description", "")),
+            labels=_labels(content.get("labels", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
@@ -165,14 +186,22 @@ def _unpacked(line: bytes) -> bytes:
 
 
 def _details(value: dict) -> dict:
-    created, labels = value.get("created"), dict(value.get("labels", {}))
     return {
         "file": value.get("file"),
-        "created": None if created is None else str(created),
+        "created": _text(value.get("created")),
         "description": str(value.get("description", "")),
-        "labels": {str(key): str(item) for key, item in labels.items()} if labels else labels,
+        "labels": _labels(value.get("labels", {})),
         "protected": value.get("protected") is True,
+        "expires": _text(value.get("expires")),
     }
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _labels(value: dict) -> dict[str, str]:
+    return {str(key): str(item) for key, item in value.items()} if value else {}
 
 
 def _intent(value: object) -> dict | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .layout import MAGIC, CutShort, Qcow2Error
 
 if TYPE_CHECKING:
+    from .bitmaps import Bitmap, read_bitmaps
     from .growing import grow
     from .reading import Glimpse, Header, glimpse, has_magic, is_empty, read_backing_name, read_header
     from .tables import allocation
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAGIC",
+    "Bitmap",
     "CutShort",
     "Glimpse",
     "Header",
@@ -36,6 +38,7 @@ __all__ = [
     "is_empty",
     "is_stiff",
     "read_backing_name",
+    "read_bitmaps",
     "read_header",
     "repoint",
     "bytes_of_image",
@@ -46,6 +49,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("Glimpse", "Header", "glimpse", "has_magic", "is_empty", "read_backing_name", "read_header"), "reading"),
+    **dict.fromkeys(("Bitmap", "read_bitmaps"), "bitmaps"),
     "allocation": "tables",
     **dict.fromkeys(("clear_tail", "is_stiff", "tail_end"), "tails"),
     "require_whole": "whole",
