@@ -54,4 +54,10 @@ options:
       - A task about one object returns everything.
     type: bool
     default: true
+  log_path:
+    description:
+      - A file on the managed host to which the task appends each step, one line of JSON with the time (UTC), the volume, the step and the
+        seconds that it took. It is made with mode 0600. In check mode nothing is written.
+      - With C(-vvv) the same lines are in RV(log).
+    type: path
 """

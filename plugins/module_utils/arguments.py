@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Sequence
 
-from .errors import StorageError
+from .errors import understood
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -37,8 +37,9 @@ def run_info(spec: dict, read: Callable[[dict, Callable[[str], None] | None], di
     module = AnsibleModule(argument_spec={**STORE, "share": {**STORE["share"], "required": True}, **spec}, supports_check_mode=True)
     try:
         found = read(module.params, module.warn if module.check_mode else None)
-    except StorageError as error:
-        module.fail_json(msg=str(error), error_code=error.error_code)
+    except Exception as error:  # one that nobody foresaw is a failure with a code too
+        known = understood(error, "this task")
+        module.fail_json(msg=str(known), error_code=known.error_code, **known.details)
     _leave_reading(module, found)
 
 

@@ -16,14 +16,17 @@ from .errors import InvalidParameter, StorageError
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
+    from .operations.step_log import StepLog
     from .operations.transaction import Options, Outcome
 
+_VERBOSE = 3  # -vvv
 CHANGE = {
     "lock_timeout": {"type": "float", "default": 90},
     "break_lock": {"type": "bool", "default": False},
     "assume_unused": {"type": "bool", "default": False},
     "parallel": {"type": "int"},
     "return_detail": {"type": "bool", "default": True},
+    "log_path": {"type": "path"},
 }
 
 
@@ -91,7 +94,7 @@ def options(module: AnsibleModule) -> Options:
     params = module.params
     check_numbers(params)
     how = Options(module.check_mode, params["lock_timeout"], params["break_lock"], params["assume_unused"], warn=_once(module.warn))
-    return replace(how, assume=module.check_mode)
+    return replace(how, assume=module.check_mode, log=_step_log(module))
 
 
 def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
@@ -132,6 +135,25 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
     return module
 
 
+_logs: list[StepLog] = []  # of this task: at most one
+
+
+def _step_log(module: AnsibleModule) -> StepLog | None:
+    """Where steps are logged, if anywhere. Check mode touches no file. :raises InvalidParameter: the file cannot be opened."""
+    path, keep = None if module.check_mode else module.params["log_path"], module._verbosity >= _VERBOSE
+    if path is None and not keep:
+        return None
+    from .operations.step_log import StepLog
+
+    _logs[:] = [StepLog(path, keep, module.warn)]
+    return _logs[0]
+
+
+def logged(module: AnsibleModule) -> dict:
+    """``log`` for a result that is shown with ``-vvv``."""
+    return {"log": _logs[0].lines} if _logs and module._verbosity >= _VERBOSE else {}
+
+
 def result(outcome: Outcome) -> dict:
     """What a single change returns."""
     from .operations import report
@@ -156,13 +178,14 @@ def _diff(before: dict, after: dict, content: tuple[str, str] | None) -> dict:
 
 
 def failure(error: StorageError) -> dict:
-    return {"changed": False, "actions": [], "recovered": [], "msg": str(error), "error_code": error.error_code}
+    return {"changed": False, "actions": [], "recovered": [], "msg": str(error), "error_code": error.error_code, **error.details}
 
 
 def leave(module: AnsibleModule, single: dict) -> None:
     """End a task about one object."""
     if not module._diff:
         single.pop("diff", None)
+    single.update(logged(module))
     if "error_code" in single:
         module.fail_json(**single)
     module.exit_json(**single)

@@ -162,11 +162,17 @@ def share_gone(label: str) -> ShareNotMounted:
     )
 
 
-def unexpected(error: BaseException, subject: str, trace: str) -> StorageError:
-    """What nobody foresaw, as a failure of the object that met it."""
+def understood(error: BaseException, subject: str) -> StorageError:
+    """Any fault of a task or of one of its items as a failure with a code. What nobody foresaw brings its traceback."""
+    if isinstance(error, StorageError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return from_os_error(error, subject)
+    import traceback
+
     return ToolFailed(
         subject,
-        f"an unexpected fault stopped the task ({type(error).__name__}: {error})",
+        f"an unexpected fault stopped it ({type(error).__name__}: {error})",
         "run the task again, which finishes or undoes what this one began, and report the fault with the exception",
-        {"exception": trace},
+        {"exception": "".join(traceback.format_exception(type(error), error, error.__traceback__))},
     )

@@ -7,21 +7,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Iterable, Sequence
 
-from .changes import failure, options, result
-from .errors import StorageError
+from .changes import failure, logged, options, result
+from .errors import StorageError, understood
 from .operations import bulk
 from .operations.candidates import Finder
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
+    from .operations.transaction import Options, Outcome
+
 
 def run_many(module: AnsibleModule, every: Iterable[dict], make_item: Callable[[dict, Finder], bulk.Item], what: str) -> None:
     """Run an item for each set of parameters, and end the task."""
     how, finder = options(module), Finder()
-    items = [make_item(params, finder) for params in every]
+    items = [_made(make_item, params, finder, number) for number, params in enumerate(every)]
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
     leave_many(module, [(item.name, item.told) for item in items], bulk.run_all(items, parallel, how), what)
+
+
+def _made(make_item: Callable[[dict, Finder], bulk.Item], params: dict, finder: Finder, number: int) -> bulk.Item:
+    """An item; one that cannot even be prepared fails in its turn, and no other one with it."""
+    try:
+        return make_item(params, finder)
+    except Exception as error:
+        failed = understood(error, f"item {number + 1}")
+
+        def fail(_options: Options) -> Outcome:
+            raise failed
+
+        return bulk.Item(str(params.get("name") or params.get("volume") or number + 1), frozenset([f"item {number}"]), fail)
 
 
 def _in_short(results: Sequence[dict]) -> dict:
@@ -74,6 +89,7 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
         everything = {**everything, **_in_short(results)}
     if module._diff:
         everything["diff"] = diffs
+    everything.update(logged(module))
     failed = [one for one in results if one["failed"]]
     if failed:
         told = " ".join(f"{_label(one)}: {one['msg']}" for one in failed[:20])

@@ -279,7 +279,7 @@ error_code:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.errors import StorageError
+from ..module_utils.errors import understood
 
 _STATES = ["mounted", "present", "unmounted", "absent", "remounted"]
 _FILE_SYSTEMS = ["auto", "directory", "bind", "nfs", "cifs", "glusterfs", "sshfs"]
@@ -335,8 +335,9 @@ def main() -> None:
     many = module.params["shares"] is not None or module.params["shares_file"] is not None
     try:
         result = manager.ensure_all(module.params, module.check_mode) if many else manager.ensure(module.params, module.check_mode)
-    except StorageError as error:
-        result = {"failed": True, "changed": False, "actions": [], "msg": str(error), "error_code": error.error_code}
+    except Exception as error:  # one that nobody foresaw is a failure with a code too
+        known = understood(error, "this task")
+        result = {"failed": True, "changed": False, "actions": [], "msg": str(known), "error_code": known.error_code, **known.details}
     for warning in result.pop("warnings", []):
         module.warn(warning)
     if not many:

@@ -112,7 +112,7 @@ shares:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.errors import StorageError
+from ..module_utils.errors import understood
 
 
 def main() -> None:
@@ -130,8 +130,9 @@ def main() -> None:
     params = module.params
     try:
         shares = manager.describe_all(params["share"], params["mount_base"], params["fstab"], params["timeout"])
-    except StorageError as error:
-        module.fail_json(msg=str(error), error_code=error.error_code, shares=[])
+    except Exception as error:  # one that nobody foresaw is a failure with a code too
+        known = understood(error, "this task")
+        module.fail_json(msg=str(known), error_code=known.error_code, shares=[], **known.details)
     module.exit_json(changed=False, shares=shares)
 
 

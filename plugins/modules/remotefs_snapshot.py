@@ -294,6 +294,23 @@ not_counted:
   type: list
   elements: str
   sample: [old copy.qcow2]
+log:
+  description: The steps with their times, each as O(log_path) has it.
+  returned: when the task runs with C(-vvv)
+  type: list
+  elements: dict
+cmd:
+  description: The program that failed; RV(rc) is its exit status and RV(stderr) what it said. In bulk they stand in RV(results).
+  returned: when a program failed
+  type: str
+rc:
+  description: The exit status of the program that failed.
+  returned: when a program failed
+  type: int
+stderr:
+  description: What the program that failed said.
+  returned: when a program failed
+  type: str
 error_code:
   description: The kind of failure, see docs/errors.md.
   returned: failure
@@ -306,7 +323,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..module_utils import arguments, changes
-from ..module_utils.errors import InvalidParameter, StorageError
+from ..module_utils.errors import InvalidParameter, understood
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -474,8 +491,8 @@ def main() -> None:
         if module.params["volumes"] is not None:
             _run_volumes(module)
         outcome = _run_one(module)
-    except StorageError as error:
-        outcome = changes.failure(error)
+    except Exception as error:  # one that nobody foresaw is a failure with a code too
+        outcome = changes.failure(understood(error, "this task"))
     changes.leave(module, outcome)
 
 

@@ -120,5 +120,5 @@ def _nothing_left_in_private(share: Path, model: Model) -> None:
     private = share / ".remotefs"
     left = {str(path.relative_to(private)) for path in private.rglob("*") if path.is_file()}
     left -= {f"volumes/{name}.json" for name in model}
-    left = {name for name in left if not name.startswith("locks/")}
+    left = {name for name in left if not name.startswith(("locks/", "ballast/"))}
     assert not left, f"files are left over in .remotefs: {sorted(left)}"

@@ -15,7 +15,7 @@ from typing import Callable, Iterator
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, NoSpace
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, NoEligibleShare, NoSpace
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
@@ -182,7 +182,7 @@ def test_what_needs_room_does_not_take_the_ballast(full: Full) -> None:
     for number in range(3):
         with pytest.raises(NoSpace):
             snapshots.take(snapshots.SnapshotRequest(full.where, "v", SnapshotWish(f"n{number}")), OPTIONS)
-        with pytest.raises(NoSpace):
+        with pytest.raises(NoEligibleShare):
             volumes.ensure_present(existing.VolumeRequest(full.where, VolumeWish(f"w{number}", size=MIB)), OPTIONS)
     assert sorted(os.listdir(full.path / ".remotefs" / "ballast")) == pieces
     TASKS["removal"](full)

@@ -8,8 +8,10 @@ Also what an interrupted task left: :mod:`recovery` sees it, :meth:`Executor.fin
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable, Iterable, Mapping
+from typing import Callable, Iterable, Iterator, Mapping
 
 from ..errors import ShareNotWritable, StorageError, from_os_error
 from ..model import now
@@ -23,6 +25,8 @@ from .guard import Guard, ask_resumption, ask_unwritten, existing
 from .offline import CopySource, OfflineEngine
 from .recovery import find_interrupted
 from .remains import Interrupted
+
+StepLog = Callable[[str, dict, float], None]  # takes a volume, what is told of a step, and how many seconds that took
 
 
 class Executor:
@@ -39,12 +43,14 @@ class Executor:
         warn: Callable[[str], None],
         assume_unused: bool = False,
         source: CopySource | None = None,
+        log: StepLog | None = None,
     ) -> None:
         self._directory = directory
         self._locks = locks
         self._warn = warn
         self._assume_unused = assume_unused
         self._source = source
+        self._log = log
 
     def apply(self, plan: Plan) -> None:
         """Carry out a plan. On an error the intent stays on record and the next task resumes it, unless nothing was begun."""
@@ -139,15 +145,28 @@ class Executor:
                     self._write_final_record(plan, steps[position + 1 :])
                 elif isinstance(step, WriteRecord):
                     self._write_final_record(plan, (), engine.begin(steps[position + 1 :], plan.volume))
-        self._unlink([step.file for step in steps if isinstance(step, Unlink)], guard)
+        self._unlink(plan.volume, [step.file for step in steps if isinstance(step, Unlink)], guard)
         if plan.after is None:
             self._forget(plan.volume)
 
     def _do(self, engine: OfflineEngine, step: Step, volume: str) -> None:
+        with self._logged(volume, step.describe()):
+            try:
+                engine.do(step, volume)
+            except OSError as error:
+                raise from_os_error(error, f"volume {volume} on {self._directory.share.label}") from error
+
+    @contextmanager
+    def _logged(self, volume: str, told: dict) -> Iterator[None]:
+        began = time.monotonic()
         try:
-            engine.do(step, volume)
-        except OSError as error:
-            raise from_os_error(error, f"volume {volume} on {self._directory.share.label}") from error
+            yield
+        except BaseException as error:
+            told = {**told, "failed": f"{type(error).__name__}: {error}"}
+            raise
+        finally:
+            if self._log is not None:
+                self._log(volume, told, time.monotonic() - began)
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -156,7 +175,8 @@ class Executor:
         root = self._directory.root
         like = next((file for file in (step.file, step.active) if root.status(file) is not None), None)
         data = info_file.Info(step.active, step.snapshots).to_bytes()
-        self._directory.write_record(plan.volume, root, step.file, data, like, self._warn, "blocks")
+        with self._logged(plan.volume, step.describe()):
+            self._directory.write_record(plan.volume, root, step.file, data, like, self._warn, "blocks")
 
     def _hand_access_on(self, plan: Plan) -> None:
         """Before another file becomes the active one: whoever could open the volume still can, and nobody else."""
@@ -186,21 +206,23 @@ class Executor:
 
     def _write_record(self, volume: str, record: records.Record, last: str) -> None:
         """:param last: what may be used on a full share, as :meth:`ShareDirectory.write_record` has it."""
-        data = record.to_bytes(volume)
-        self._directory.write_record(volume, self._directory.make_private("volumes"), records.file_name(volume), data, last=last)
+        data, private = record.to_bytes(volume), self._directory.make_private("volumes")
+        with self._logged(volume, {"step": "write_record" if record.intent is None else "write_intent"}):
+            self._directory.write_record(volume, private, records.file_name(volume), data, last=last)
 
-    def _unlink(self, files: list[str], guard: Guard) -> None:
+    def _unlink(self, volume: str, files: list[str], guard: Guard) -> None:
         if not files:
             return
         for file in files:
-            try:
-                # Where an open file can lose its name, the lock bytes are held until it has: nobody opens it in between.
-                if not self._directory.share.locks_visible:
-                    guard.drop([file])
-                self._directory.root.unlink(file)
-            except OSError as error:
-                raise from_os_error(error, self._directory.root.subject(file)) from error
-            guard.drop([file])
+            with self._logged(volume, Unlink(file).describe()):
+                try:
+                    # Where an open file can lose its name, the lock bytes are held until it has: nobody opens it in between.
+                    if not self._directory.share.locks_visible:
+                        guard.drop([file])
+                    self._directory.root.unlink(file)
+                except OSError as error:
+                    raise from_os_error(error, self._directory.root.subject(file)) from error
+                guard.drop([file])
         self._directory.root.sync()
 
     def _forget(self, volume: str) -> None:

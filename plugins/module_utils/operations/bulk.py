@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Callable, Iterable, Iterator, Sequence
 
-from ..errors import StorageError
+from ..errors import StorageError, understood
 from ..model import Share, is_safe_file_name
 from ..store.pace import NoTurn
 from .candidates import Candidates, locate
@@ -109,8 +109,10 @@ class _Task:
         """:raises NotHeld, NoTurn: as the item does under a holding that has not the locks which it needs, or not for so long."""
         try:
             self.results[index] = self._items[index].run(options)
-        except StorageError as error:
-            self.results[index] = error
+        except (NotHeld, NoTurn):
+            raise
+        except Exception as error:  # whatever it is, it is this item's, and no other one is to suffer
+            self.results[index] = understood(error, self._items[index].name)
 
     def run(self, indexes: list[int], at_once: int) -> None:
         """Run items, of which ``at_once`` may be under way."""
@@ -139,7 +141,7 @@ class _Task:
             try:
                 with Holding(share, self._options.break_lock) as holding:
                     left += self._delete_batch(volumes, holding)
-            except StorageError:  # the share is ill: each of them will tell
+            except Exception:  # the share is ill: each of them will tell
                 left += [index for index in volumes if index not in self.results]
         return sorted(set(left))
 
@@ -207,7 +209,7 @@ def _share_of(deletion: Deletion | None) -> Share | None:
         return None
     try:
         return locate(deletion.candidates, deletion.volume)
-    except StorageError:
+    except Exception:  # the item itself will tell
         return None
 
 

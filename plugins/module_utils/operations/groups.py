@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..apply.remains import group_file
-from ..errors import Conflict, InvalidParameter, StorageError, from_os_error
+from ..errors import Conflict, InvalidParameter, StorageError, understood
 from ..model import Share, check_snapshot_name, check_volume_name, listed, now
 from ..plan.plan import Plan
 from ..plan.wishes import SnapshotWish
@@ -89,10 +89,8 @@ def _taken_alone(request: SnapshotRequest, options: Options) -> Outcome | Storag
 def _retain_member(work: Workspace, member: _Member, taken: Outcome, keep: retention.Policy, name: str) -> Outcome | StorageError:
     try:
         return retain_after(work, member.share, member.plan, taken, keep, name)
-    except StorageError as error:
-        return error
-    except OSError as error:
-        return from_os_error(error, f"volume {member.plan.volume} on {member.share.label}")
+    except Exception as error:  # whatever it is, it is this volume's
+        return understood(error, f"volume {member.plan.volume} on {member.share.label}")
 
 
 def _plan_member(work: Workspace, share: Share, name: str, wish: SnapshotWish, dependents: bool) -> _Member:

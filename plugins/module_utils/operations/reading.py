@@ -49,7 +49,7 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
 
 def _told(share: Share, name: str, found: Observed | StorageError) -> dict:
     if isinstance(found, StorageError):
-        return {"name": name, "share": share.source, "error_code": found.error_code, "msg": str(found)}
+        return {"name": name, "share": share.source, "error_code": found.error_code, "msg": str(found), **found.details}
     return report.volume(found.volume, share, found.in_use)
 
 

@@ -10,6 +10,7 @@ what it returns is the plan's prediction.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Callable, Collection, ContextManager, Iterable
@@ -41,7 +42,7 @@ class Options:
     path, name). ``drop_bitmaps`` gives up dirty bitmaps that a merge cannot carry.
 
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
-    ``told`` are warnings that it has given;
+    ``told`` are warnings that it has given; ``log`` takes each step with its seconds;
     ``ledger`` is what all volumes of a share together take; ``holding`` the locks under which a part of a bulk task works; ``pace`` how its parts wait.
     """
 
@@ -60,6 +61,7 @@ class Options:
     ledger: Ledger = field(default_factory=Ledger)
     holding: Holding | None = None
     pace: Pace = field(default_factory=Pace)
+    log: Callable[[str, dict, float], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,10 @@ class Workspace:
             return
         for path, name in sorted(every):
             directory, reading = self.directory(every[(path, name)]), (path, name) not in exclusive
-            lock = VolumeLock(directory, name, self.options.lock_timeout, self.options.break_lock, reading)
+            lock, began = VolumeLock(directory, name, self.options.lock_timeout, self.options.break_lock, reading), time.monotonic()
             self._locks.append(self._held.enter_context(lock))
+            if self.options.log is not None:
+                self.options.log(name, {"step": "lock", "shared": reading}, time.monotonic() - began)
         self._outwait_caches(set(every.values()))
 
     def lock_families(self, wanted: Iterable[tuple[Share, str]], reading: Iterable[tuple[Share, str]] = ()) -> None:
@@ -230,7 +234,7 @@ class Workspace:
 
         self.keep_ballast(share)
         descriptors = tuple(fd for lock in self._locks for fd in lock.descriptors)
-        return Executor(self.directory(share), descriptors, self.options.warn, self.options.assume_unused, source)
+        return Executor(self.directory(share), descriptors, self.options.warn, self.options.assume_unused, source, self.options.log)
 
     def keep_ballast(self, share: Share) -> None:
         """Make room for later deletions, before a change as far as there is room, and with what a deletion has freed."""

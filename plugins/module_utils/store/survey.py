@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 
-from ..errors import StorageError
+from ..errors import StorageError, understood
 from ..model import safe_file_names
 from . import dependents, inventory, kinship, records
 from .directory import ShareDirectory
@@ -86,8 +86,8 @@ class Survey(Generic[Told]):
         for name in volumes:
             try:
                 observed: Observed | StorageError | None = inventory.observe(self._directory, name, look=inventory.Glance)
-            except StorageError as error:
-                observed = error
+            except Exception as error:  # whatever it is, it is this volume's
+                observed = understood(error, f"volume {name} on {self._directory.share.label}")
             if observed is not None:
                 chain = tuple(Chain.of(observed)) if isinstance(observed, Observed) else None
                 yield name, self._tell(name, observed), chain
