@@ -46,6 +46,8 @@ def check_possible(steps: tuple[planner.Step, ...], subject: str) -> None:
 
 
 def _programs(step: planner.MountShare | planner.Remount) -> str:
+    if isinstance(step, planner.MountShare) and step.visit:
+        return ""
     if step.row.helper:
         command.find(step.row.helper, step.row.package)
     return command.find("mount", "mount")
@@ -94,6 +96,9 @@ def undo(done: list, restore: planner.MountShare | None, credentials: bytes | No
 
 
 def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject: str) -> None:
+    if step.visit:
+        _visit(step, deadline, subject)
+        return
     argv = [_programs(step), "-t", step.row.mount_type]
     if step.opts:
         argv += ["-o", ",".join(step.opts)]
@@ -109,6 +114,15 @@ def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject:
             if attempt == attempts or deadline.left <= _PAUSE * attempt:
                 raise
         time.sleep(_PAUSE * attempt)
+
+
+def _visit(step: planner.MountShare, deadline: Deadline, subject: str) -> None:
+    """Have the automounter mount it: mount(8) at a trigger would mount it twice."""
+    from . import automount
+
+    mounts = automount.visit(step.path, tables.read_mounts(), deadline.left, subject)
+    if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
+        raise MountFailed(subject, f"autofs manages {step.path} and mounted nothing there", "see the log of the automounter on this host")
 
 
 def _mount_once(argv: list[str], step: planner.MountShare, deadline: Deadline, subject: str, secret: bytes | None) -> None:

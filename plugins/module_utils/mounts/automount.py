@@ -12,6 +12,7 @@ import os
 from ..errors import ShareNotMounted
 from . import probe, resolve, tables
 
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 _DEPTH = 8  # triggers within what triggers have mounted
 
 
@@ -55,6 +56,3 @@ def _go(path: str, timeout: float, subject: str) -> tuple[str, tuple[tables.Moun
         return "the trigger let it pass", tables.read_mounts()
     finally:
         os.close(descriptor)
-
-
-_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK

@@ -42,6 +42,18 @@ def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FST
     return describe(mount, mounts, mount.path, share, mount_base, fstab)
 
 
+def share_names(given: object) -> list[str]:
+    """The option ``share`` as a list. A string is one share: its commas belong to the name.
+
+    :raises InvalidParameter: it is neither a string nor a list of strings.
+    """
+    names = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidParameter(f"share {name!r}", "it is not a text", "give a source such as nas1:/vols or a directory, or a list of them")
+    return [str(name) for name in names]
+
+
 def settled(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
     """``mounts``, or if autofs decides what is at ``path`` and has mounted nothing yet, the mounts after somebody went there.
 
@@ -58,15 +70,10 @@ def settled(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject
 def _visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> tuple[tables.Mount, ...]:
     """The mounts after going where ``source`` would be mounted by an automounter: at its default path, or where fstab has it."""
     entries = tables.parse_fstab(tables.read_fstab(fstab))
-    paths = [default_path(source, mount_base)] + [entry.path for entry in entries if _is_of(entry, source)]
+    paths = [default_path(source, mount_base)] + [entry.path for entry in entries if tables.is_entry_of(entry, source)]
     for path in dict.fromkeys(paths):
         mounts = settled(path, mounts, timeout, f"share {source}")
     return mounts
-
-
-def _is_of(entry: tables.Entry, source: str) -> bool:
-    row = types.by_mount_type(entry.fstype)
-    return row is not None and types.normalise_source(entry.source, row) == types.normalise_source(source, row)
 
 
 def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
@@ -98,20 +105,12 @@ def clean_path(path: str, option: str) -> str:
 
 def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str = MOUNT_BASE) -> tables.Mount | None:
     """The visible mount of ``source``, however either is spelled: at its default path if it is there, otherwise the first."""
-    found = [mount for mount in mounts if is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
+    found = [mount for mount in mounts if tables.is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
     preferred = default_path(source, mount_base)
     for mount in found:
         if mount.path == preferred:
             return mount
     return found[0] if found else None
-
-
-def is_mount_of(mount: tables.Mount, source: str) -> bool:
-    """Whether it shows the whole of the network share ``source``."""
-    row = types.by_kernel_type(mount.fstype)
-    if row is None or tables.shows_part(mount):
-        return False
-    return types.normalise_source(mount.source, row) == types.normalise_source(source, row)
 
 
 def find_directory(path: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str = MOUNT_BASE) -> model.Share:
@@ -163,6 +162,11 @@ def is_local(mount: tables.Mount) -> bool:
     return types.is_local(mount.fstype) or (mount.path == "/" and mount.fstype != "autofs")
 
 
+def is_untold(mount: tables.Mount) -> bool:
+    """Whether nobody has found out what is seen there of other hosts' locks: neither local nor a file system with a row."""
+    return types.by_kernel_type(mount.fstype) is None and not types.is_local(mount.fstype)
+
+
 def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
     """:raises ShareNotMounted: the directory ``name`` (``real`` without links) is meant for a mount and none is there."""
     mount = tables.enclosing(mounts, real)
@@ -205,7 +209,7 @@ def describe(
     :param real: ``path`` without links. :param entries: the mounts of fstab; None: they are read if they are needed.
     """
     row = types.by_kernel_type(mount.fstype)
-    if row is None and not types.is_local(mount.fstype):
+    if is_untold(mount):
         # Nobody has found out what is seen there of other hosts, nor what else it keeps.
         return model.Share(path, path, mount.fstype, "", mount_base, locks_visible=False, locks_readable=False, stale_seconds=1.25, keeps_inodes=False)
     if row is None:

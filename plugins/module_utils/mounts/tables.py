@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 from ..errors import from_os_error
+from . import types
 
 MOUNTINFO = "/proc/self/mountinfo"
 FSTAB = "/etc/fstab"
@@ -166,6 +167,14 @@ def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
     return os.path.join(under.root, below).rstrip("/") == mount.root.rstrip("/")
 
 
+def is_mount_of(mount: Mount, source: str) -> bool:
+    """Whether it shows the whole of the network share ``source``."""
+    row = types.by_kernel_type(mount.fstype)
+    if row is None or shows_part(mount):
+        return False
+    return types.normalise_source(mount.source, row) == types.normalise_source(source, row)
+
+
 # --- the administrator's table
 
 
@@ -198,6 +207,15 @@ def parse_entry(line: str) -> Entry | None:
 
 def parse_fstab(text: str) -> tuple[Entry, ...]:
     return tuple(entry for entry in map(parse_entry, text.split("\n")) if entry is not None)
+
+
+
+
+
+def is_entry_of(entry: Entry, source: str) -> bool:
+    """Whether a line of fstab is about the network share ``source``."""
+    row = types.by_mount_type(entry.fstype)
+    return row is not None and types.normalise_source(entry.source, row) == types.normalise_source(source, row)
 
 
 # --- files
