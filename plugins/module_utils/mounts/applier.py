@@ -57,9 +57,14 @@ def _check_idle(path: str, subject: str) -> None:
     mounts = tables.read_mounts()
     real = resolve.follow(path, mounts)
     inner = [mount.path for mount in mounts if mount.path != real and tables.is_within(mount.path, real)]
-    users = probe.holders(real)
+    users = _holders(real, mounts)
     if inner or users:
         raise _busy(subject, path, users or inner)
+
+
+def _holders(real: str, mounts: tuple[tables.Mount, ...]) -> list[str]:
+    trigger = tables.trigger(mounts, real)
+    return probe.holders(real, trigger=trigger.id if trigger is not None else None)
 
 
 def _busy(subject: str, path: str, users: list[str]) -> InUse:
@@ -150,7 +155,7 @@ def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: 
     if result.rc == 0 or tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         return
     if "busy" in result.err:
-        raise _busy(subject, step.path, probe.holders(resolve.follow(step.path, mounts)))
+        raise _busy(subject, step.path, _holders(resolve.follow(step.path, mounts), mounts))
     raise MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "mend what it names and run the task again")
 
 

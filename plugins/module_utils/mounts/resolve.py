@@ -258,7 +258,7 @@ def _export(mount: tables.Mount, given: str | None, mount_base: str, fstab: str,
 
 def _mount_words(mount: tables.Mount, row: types.FileSystem) -> str:
     """The options in force that the mount helper of another host takes."""
-    options = ("ro",) if "ro" in mount.options else ()
+    options: tuple[str, ...] = ("ro",) if "ro" in mount.options else ()
     options += tuple(option for option in mount.super_options if option.split("=", 1)[0] in row.attachable and option not in row.silent)
     return ",".join(options)
 
