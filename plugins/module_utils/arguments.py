@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .operations import reading
 
 STORE = {
-    "share": {"type": "list", "elements": "str"},
+    "share": {"type": "raw"},  # one share or a list: Ansible would split a list's text at commas, which names of directories may have
     "mount_base": {"type": "path", "default": "/var/lib/remotefs/mnt"},
 }
 _LARGE = 50_000  # characters of a result

@@ -152,10 +152,14 @@ class Share(NamedTuple):
     stale_seconds: float = 0.0  # how long this client may show what another one has replaced, even after opening it anew
     keeps_inodes: bool = True  # False where a file's inode number is another one after the next mount
     locks_readable: bool = True  # False where a held lock can be met but not asked about (NFSv3 answers GETLK wrongly)
+    export: str = ""  # the source as another host mounts it; empty for a plain directory
+    below: str = ""  # where the directory lies in the export; empty for the whole
+    mount_words: str = ""  # options in force that another host's mount helper takes
 
     @property
     def label(self) -> str:
-        return self.source
+        """Its name in messages; where locks are not seen, with the file system that is the reason."""
+        return self.source if self.locks_visible else f"{self.source} ({self.fstype})"
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ options:
     type: list
     elements: dict
     suboptions:
-      share: {description: 'See O(share).', type: list, elements: str}
+      share: {description: 'See O(share).', type: raw}
       mount_base: {description: 'See O(mount_base).', type: path}
       volume: {description: 'See O(volume).', type: str}
       name: {description: 'See O(name).', type: str}

@@ -63,7 +63,7 @@ snapshots:
   elements: dict
   contains:
     volume: {description: The volume., type: str, returned: always}
-    share: {description: The share as it was given., type: str, returned: always}
+    share: {description: 'The source of its share as given; for a directory, what is mounted there, or the directory.', type: str, returned: always}
     name: {description: The snapshot., type: str, returned: always}
     file: {description: The overlay that it made; its backing file shows the snapshot's data., type: str, returned: always}
     size: {description: Virtual size of the snapshot's data in bytes., type: int, returned: always}

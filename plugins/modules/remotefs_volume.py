@@ -156,7 +156,7 @@ options:
     elements: dict
     suboptions:
       name: {description: 'See O(name).', type: str}
-      share: {description: 'See O(share).', type: list, elements: str}
+      share: {description: 'See O(share).', type: raw}
       mount_base: {description: 'See O(mount_base).', type: path}
       size: {description: 'See O(size).', type: str}
       format: {description: 'See O(format).', type: str, choices: [raw, qcow2]}
@@ -294,7 +294,7 @@ volume:
   type: dict
   contains: &volume
     name: {description: Its name., type: str, returned: always}
-    share: {description: The share as it was given., type: str, returned: always}
+    share: {description: 'The source of its share as given; for a directory, what is mounted there, or the directory.', type: str, returned: always}
     mountpoint: {description: The directory of the share., type: str, returned: always}
     path: {description: 'The active image, which a virtual machine must open.', type: str, returned: always}
     format: {description: Format of the active image; null where nothing records it., type: str, returned: always}
@@ -332,7 +332,13 @@ volume:
       description: 'What an interrupted task left to be finished: operation, started, and the snapshots whose data may be damaged until then.'
       type: dict
       returned: always
-    connection: {description: 'What a virtualization host needs to attach it, in the form that OpenStack Cinder uses.', type: dict, returned: always}
+    connection:
+      description:
+        - What a virtualization host needs to attach it, in the form that OpenStack's os-brick takes. For a directory below a mount C(export) is the
+          mount's source, and C(name) leads to the file in it. C(options) are words of a mount command, or null.
+        - A driver type C(local) is a file of this host, C(device_path).
+      type: dict
+      returned: always
   sample:
     name: db01
     share: /srv/volumes
@@ -354,7 +360,7 @@ volume:
     pending: null
     connection:
       driver_volume_type: local
-      data: {export: /srv/volumes, name: db01, format: raw, options: ''}
+      data: {export: /srv/volumes, name: db01, format: raw, options: null, device_path: /srv/volumes/db01}
       mount_point_base: /var/lib/remotefs/mnt
 volumes:
   description: All volumes of a bulk task that exist afterwards.

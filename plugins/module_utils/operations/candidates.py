@@ -9,7 +9,7 @@ from typing import Iterable, NamedTuple
 
 from ..errors import Conflict, ShareNotMounted, StorageError
 from ..model import Share
-from ..mounts.resolve import expected_share, find_share
+from ..mounts.resolve import expected_share, find_share, share_names
 from ..store import inventory, records
 from ..store.directory import ShareDirectory
 
@@ -41,17 +41,18 @@ class Finder:
     def __init__(self) -> None:
         self._known: dict[tuple, Candidates] = {}
 
-    def find(self, names: Iterable[str], mount_base: str) -> Candidates:
+    def find(self, names: Iterable[str] | str | None, mount_base: str) -> Candidates:
         """:raises StorageError: a name is no share at all."""
+        names = share_names(names)
         key = (*names, mount_base)
         if key not in self._known:
             self._known[key] = find_candidates(names, mount_base)
         return self._known[key]
 
-    def prepare(self, names: Iterable[str] | None, mount_base: str) -> Candidates | None:
+    def prepare(self, names: Iterable[str] | str | None, mount_base: str) -> Candidates | None:
         """Look them up before threads start, because asking a server forks; an error waits for the item that meets it."""
         try:
-            return self.find(names or (), mount_base)
+            return self.find(names, mount_base)
         except StorageError:
             return None
 
@@ -64,13 +65,16 @@ class Policy(NamedTuple):
     max_over_subscription_ratio: float = 20.0
 
 
-def find_candidates(names: Iterable[str], mount_base: str, fstab: str = "/etc/fstab") -> Candidates:
-    """Look the shares up; one that is not mounted or whose server does not answer is kept as unreadable."""
+def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: str = "/etc/fstab") -> Candidates:
+    """Look the shares up; one that is not mounted or whose server does not answer is kept as unreadable.
+
+    :param names: the option ``share`` as it was given, one share or a list of them.
+    """
     shares: list[Share] = []
     unreadable: list[StorageError] = []
     missing: list[Share] = []
     excused: list[StorageError] = []
-    for name in names:
+    for name in share_names(names):
         try:
             share = find_share(name, mount_base, fstab)
         except ShareNotMounted as error:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..plan.plan import Plan
 
 _SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "expires")
-_DRIVER_TYPES = {"cifs": "smbfs", "directory": "local", "bind": "local", "sshfs": "local"}
+_DRIVER_TYPES = {"nfs": "nfs", "cifs": "smbfs", "glusterfs": "glusterfs"}  # Cinder's names; everything else is a path on this host
 
 
 def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
@@ -65,11 +65,18 @@ def _point(told: dict, file: str) -> str | None:
 
 
 def _connection(found: Volume, share: Share) -> dict:
-    return {
-        "driver_volume_type": _DRIVER_TYPES.get(share.fstype, share.fstype),
-        "data": {"export": share.source, "name": found.active.file, "format": found.active.format, "options": share.options},
-        "mount_point_base": share.mount_base,
+    """In the form of os-brick: a mount of the whole export and a name in it, or a path on this host."""
+    file = found.active.file
+    driver = _DRIVER_TYPES.get(share.fstype, "local")
+    data = {
+        "export": share.export or share.source,
+        "name": f"{share.below}/{file}" if share.below else file,
+        "format": found.active.format,
+        "options": f"-o {share.mount_words}" if share.mount_words and driver != "local" else None,
     }
+    if driver == "local":
+        data["device_path"] = f"{share.path}/{file}"
+    return {"driver_volume_type": driver, "data": data, "mount_point_base": share.mount_base}
 
 
 def snapshot(found: Snapshot) -> dict:
