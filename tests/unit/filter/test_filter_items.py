@@ -55,7 +55,7 @@ def test_what_was_given_stays_as_it_is() -> None:
         (None, "name", "not null"),
         (7, "name", "not the number 7"),
         (True, "name", "not the boolean true"),
-        ({"name": "db01", "size": "1G"}, "name", "what stands under name must be a dictionary of options, not the string 'db01'; put a single item into a list: [{name: ...}]."),
+        ({"name": "db01", "size": "1G"}, "name", "under name must be a dictionary of options, not the string 'db01'; put a single item into a list: [{name: ...}]."),
         ({"a": ["b"]}, "name", "what stands under a must be a dictionary of options, not a list"),
         ({1: {}}, "name", "a name must be a string, not the number 1; put it in quotes"),
         ({True: {}}, "name", "a name must be a string, not the boolean true; put it in quotes"),
