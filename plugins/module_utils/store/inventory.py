@@ -9,22 +9,18 @@ Formats are decided here and nowhere else, and never by looking at content: see 
 from __future__ import annotations
 
 import os
-import stat
 import time
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Callable, Iterable, NamedTuple
+from typing import Callable, NamedTuple
 
-from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
-from ..model import Image, Snapshot, Volume, info_name, is_safe_file_name, listed, round_to_sector
-from . import foreign, info_file, kinship, qcow2, records
+from ..errors import ChainBroken, Conflict, StorageError, from_os_error
+from ..model import Image, Snapshot, Volume, info_name, listed
+from . import info_file, kinship, qcow2, records
 from .directory import ShareDirectory
-from .in_use import ask, is_written
+from .images import WORST_DAY, Glance, meet_all, read_image
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
 _READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
-_BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
-_WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
 
 
 class Observed(NamedTuple):
@@ -35,37 +31,6 @@ class Observed(NamedTuple):
     record: records.Record | None
     in_use: bool | None = None
     silent: bool = False  # the lowest file of the chain can rest on nothing, as far as a :class:`Glance` asked
-
-
-@dataclass
-class Glance:
-    """A look at one volume for who changes nothing: asks for the use of each image while that is open, the active one first,
-    and does not find out which images are empty."""
-
-    asked: bool = False
-    in_use: bool | None = None
-    silent: set[str] = field(default_factory=set)  # files that were read as raw, and name no other file
-
-    def meet(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
-        """Take an opened image of the volume into account: of the first one nobody may even rely on the content, the others
-        may have readers (machines on linked clones) but no writer."""
-        share, first = directory.share, not self.asked
-        if first:
-            self.asked, self.in_use = True, ask(fd, share)
-        elif self.in_use is False:
-            self.in_use = is_written(fd, share)
-        elif self.in_use is None and is_written(fd, share):
-            self.in_use = True
-        users = directory.kernel_users.found
-        user = users.get((status.st_dev, status.st_ino)) if users else None
-        if user is not None and (user.writes or first):
-            self.in_use = True
-
-    def listen(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
-        """Find out whether a raw file can rest on another one: not where it is a disk of ours, whatever its guest wrote."""
-        known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
-        if known or not foreign.names_in(fd):
-            self.silent.add(file)
 
 
 def _nothing_less() -> None:
@@ -177,7 +142,7 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     if glance is None:
         return Observed(make(adopted=adopted), info, record)
     if pending is not None:
-        _meet_all(glance, directory, records.images_of_intent(pending))
+        meet_all(glance, directory, records.images_of_intent(pending))
     silent = chain[-1].format == "qcow2" or chain[-1].file in glance.silent
     return Observed(make(adopted=adopted), info, record, glance.in_use, silent)
 
@@ -257,7 +222,7 @@ def walk(
     said_above: str | None = None
     while file is not None:
         if file in seen or len(chain) >= MAX_CHAIN:
-            raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", _WORST_DAY)
+            raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
         image_format = _decide_format(name, file, said_above, info, record)
         if image_format is None and chain:
             image_format = kinship.format_of_another(directory, name, file)
@@ -266,7 +231,7 @@ def walk(
         try:
             image = read_image(directory, file, image_format, glance, record)
         except FileNotFoundError as error:
-            raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", _WORST_DAY) from error
+            raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", WORST_DAY) from error
         chain.append(image)
         seen.add(file)
         file, said_above = image.backing_file, image.backing_format
@@ -282,7 +247,7 @@ def _decide_format(name: str, file: str, said_above: str | None, info: info_file
     """
     recorded = record.formats.get(file) if record else None
     if recorded and said_above and recorded != said_above:
-        raise ChainBroken(f"volume {name}", f"{file} is recorded as {recorded}, but the header above calls it {said_above}", _WORST_DAY)
+        raise ChainBroken(f"volume {name}", f"{file} is recorded as {recorded}, but the header above calls it {said_above}", WORST_DAY)
     if recorded or said_above:
         return recorded or said_above
     is_overlay = info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
@@ -295,88 +260,6 @@ def _believe(directory: ShareDirectory, file: str, said: str) -> str:
         if said == "qcow2" and not qcow2.has_magic(fd):
             raise Conflict(directory.root.subject(file), "it is no qcow2 image", "say format: raw, if that is what it is")
     return said
-
-
-def read_image(
-    directory: ShareDirectory,
-    file: str,
-    image_format: str | None,
-    glance: Glance | None = None,
-    record: records.Record | None = None,
-) -> Image:
-    """One file of a chain, read with the format that it is known to have."""
-    fd, status = directory.root.examine(file)
-    try:
-        if glance is not None:
-            glance.meet(fd, status, directory)
-        if image_format == "qcow2":
-            says = _read_header(directory, file, fd, None if glance is None else status.st_size)
-        else:
-            says = (round_to_sector(status.st_size), None, None, False, False)
-            if glance is not None:
-                glance.listen(file, fd, status, record)
-    finally:
-        os.close(fd)
-    size, backing_file, backing_format, empty, absolute = says
-    return Image(
-        file,
-        image_format,
-        size,
-        status.st_blocks * _BLOCK,
-        backing_file,
-        backing_format,
-        empty,
-        absolute,
-        stat.S_IMODE(status.st_mode),
-        status.st_uid,
-        status.st_gid,
-    )
-
-
-def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | None) -> tuple[int, str | None, str | None, bool, bool]:
-    """What a header adds to an image: its size, backing file and that one's format, emptiness, and whether the backing file is
-    spelt as a path or its format by another name.
-
-    :param glimpsed: the size of the file, where nobody asks whether the image is empty.
-    :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry.
-    """
-    try:
-        header = qcow2.read_header(fd) if glimpsed is None else qcow2.glimpse(fd, glimpsed)
-        empty = isinstance(header, qcow2.Header) and qcow2.is_empty(fd, header)
-    except qcow2.Qcow2Error as error:
-        raise UnsafeImage(directory.root.subject(file), f"as a qcow2 image it cannot be used: {error}", _WORST_DAY) from error
-    if header.internal_snapshots:
-        raise UnsafeImage(
-            directory.root.subject(file),
-            "it holds internal snapshots, which a merge would not carry",
-            "remove them with qemu-img snapshot -d first",
-        )
-    backing_file, absolute = _backing_name(directory, file, header.backing_file)
-    return header.size, backing_file, header.backing_format, empty, absolute or header.alias
-
-
-def _backing_name(directory: ShareDirectory, file: str, name: str | None) -> tuple[str | None, bool]:
-    """A backing name as a basename, and whether the header spells it otherwise, as a path into the share's directory."""
-    if name is None or is_safe_file_name(name):
-        return name, False
-    parent, _slash, base = name.rpartition("/")
-    plain = ".." not in parent.split("/") and is_safe_file_name(base)
-    if not (plain and (_is_share(directory, os.path.normpath(parent)) if name.startswith("/") else parent.strip("./") == "")):
-        raise UnsafeImage(
-            directory.root.subject(file),
-            f"its backing file {name!r} is not a file of this share",
-            "find out who made it; qemu-img rebase -u can point it back",
-        )
-    return base, True
-
-
-def _is_share(directory: ShareDirectory, path: str) -> bool:
-    """Whether an absolute path is that of the share's directory, spelt in any way."""
-    if path in (os.path.normpath(directory.share.path), os.path.realpath(directory.share.path)):
-        return True
-    from .resolving import Places  # late: nearly all names are plain
-
-    return Places(directory).is_share(path)
 
 
 def _snapshots(
@@ -413,17 +296,5 @@ def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
     """``in_use`` of a volume: whether its active image is open somewhere, or another image of its chain or of pending work is
     open for writing. None where the file system cannot tell."""
     glance = Glance()
-    _meet_all(glance, directory, (*volume.files, *records.images_of_intent(volume.pending)))
+    meet_all(glance, directory, (*volume.files, *records.images_of_intent(volume.pending)))
     return glance.in_use
-
-
-def _meet_all(glance: Glance, directory: ShareDirectory, files: Iterable[str]) -> None:
-    for file in dict.fromkeys(files):
-        try:
-            fd, status = directory.root.examine(file)
-        except FileNotFoundError:
-            continue  # pending work names files that are not there yet, or no more
-        try:
-            glance.meet(fd, status, directory)
-        finally:
-            os.close(fd)

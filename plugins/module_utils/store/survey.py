@@ -14,6 +14,7 @@ from ..errors import StorageError, understood
 from ..model import safe_file_names
 from . import dependents, inventory, kinship, records
 from .directory import ShareDirectory
+from .images import Glance
 from .inventory import Observed
 
 Told = TypeVar("Told")
@@ -85,7 +86,7 @@ class Survey(Generic[Told]):
         """A volume that cannot be read has its error told; one that went away meanwhile is left out."""
         for name in volumes:
             try:
-                observed: Observed | StorageError | None = inventory.observe(self._directory, name, look=inventory.Glance)
+                observed: Observed | StorageError | None = inventory.observe(self._directory, name, look=Glance)
             except Exception as error:  # whatever it is, it is this volume's
                 observed = understood(error, f"volume {name} on {self._directory.share.label}")
             if observed is not None:
