@@ -164,8 +164,8 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
     make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent)
-    if glance is not None and pending is not None:
-        _meet_all(glance, directory, records.images_of_intent(pending))
+    if glance is not None and record is not None and (pending is not None or record.garbage):
+        _meet_all(glance, directory, (*records.images_of_intent(pending), *_garbage(directory, record)))
     in_use = glance.in_use if glance else None
     return Observed(make(adopted=_is_adopted(make(), record)), info, record, in_use)
 
@@ -378,6 +378,16 @@ def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
     glance = Glance()
     _meet_all(glance, directory, (*volume.files, *records.images_of_intent(volume.pending)))
     return glance.in_use
+
+
+def _garbage(directory: ShareDirectory, record: records.Record) -> list[str]:
+    """Files that a task was about to remove and that are still there."""
+    found = []
+    for item in record.garbage:
+        status = directory.root.status(item.file)
+        if status is not None and status.st_size == item.size and item.inode in (0, status.st_ino):
+            found.append(item.file)
+    return found
 
 
 def _meet_all(glance: Glance, directory: ShareDirectory, files: Iterable[str]) -> None:
