@@ -179,10 +179,11 @@ class Executor:
             self._directory.write_record(plan.volume, root, step.file, data, like, self._warn, "blocks")
 
     def _hand_access_on(self, plan: Plan) -> None:
-        """Before another file becomes the active one: whoever could open the volume still can, and nobody else."""
+        """Before another file becomes the active one: whoever could open the volume still can, and nobody else. A snapshot's overlay
+        was made so."""
         files = [volume.active.file for volume in (plan.before, plan.after) if volume is not None]
         root = self._directory.root
-        if len(set(files)) < 2 or any(root.status(file) is None for file in files):
+        if plan.operation == "create_snapshot" or len(set(files)) < 2 or any(root.status(file) is None for file in files):
             return
         with root.opened(files[0]) as old, root.opened(files[1]) as new:
             try:

@@ -219,14 +219,16 @@ class OfflineEngine:
         self._new_file(volume, step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
 
     def _replace_overlay(self, step: ReplaceOverlay, volume: str) -> None:
+        """On a full share the new overlay is written over some of the ballast, because a revert is to make room."""
         try:
-            self._replace(volume, step.file, lambda fd: self._fill_overlay(fd, step.file, step))
+            temporary = self._filled(self._directory.create_temporary(volume), lambda fd: self._fill_overlay(fd, step.file, step))
         except (OSError, NoSpace) as error:
             is_full = isinstance(error, NoSpace) or error.errno in ballast.FULL
             lent = ballast.lend(self._directory, volume, qcow2.bytes_of_image(step.size)) if is_full else None
             if lent is None:
                 raise
-            self._replace_by(volume, step.file, lambda fd: self._fill_in_place(fd, step), lent)
+            temporary = self._filled(lent, lambda fd: self._fill_in_place(fd, step))
+        self._put_in_place(temporary, step.file)
 
     def _fill_in_place(self, fd: int, step: ReplaceOverlay) -> None:
         """As :meth:`_fill_overlay`, over a file whose blocks are there already, holes and all."""
@@ -242,9 +244,10 @@ class OfflineEngine:
 
     def _replace(self, volume: str, file: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, let it take the place of ``file``. A failure leaves nothing behind."""
-        self._replace_by(volume, file, fill, self._directory.create_temporary(volume))
+        self._put_in_place(self._filled(self._directory.create_temporary(volume), fill), file)
 
-    def _replace_by(self, volume: str, file: str, fill: Callable[[int], None], made: tuple[int, str]) -> None:
+    def _filled(self, made: tuple[int, str], fill: Callable[[int], None]) -> str:
+        """Fill and sync a temporary file, and close it; returns its name."""
         fd, temporary = made
         try:
             try:
@@ -252,7 +255,14 @@ class OfflineEngine:
                 self._directory.pace.sync_file(fd)
             finally:
                 os.close(fd)
-            self._guard.drop([file])
+        except BaseException:
+            self._directory.discard_temporary(temporary)
+            raise
+        return temporary
+
+    def _put_in_place(self, temporary: str, file: str) -> None:
+        self._guard.drop([file])
+        try:
             self._directory.replace(temporary, file)
         except BaseException:
             self._directory.discard_temporary(temporary)

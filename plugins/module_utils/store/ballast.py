@@ -42,17 +42,18 @@ def keep(directory: ShareDirectory) -> None:
         for name in missing:
             size = _size_of(name)
             if free >= _MARGIN * size:
-                _make(folder, name, size)
+                _make(directory, folder, name, size)
                 free -= size
     except (OSError, StorageError):
         pass  # a full share, or one that may not be written: whoever needs it will say so
 
 
-def _make(folder: Directory, name: str, size: int) -> None:
+def _make(directory: ShareDirectory, folder: Directory, name: str, size: int) -> None:
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660, dir_fd=folder.fd)
     try:
         if os.write(fd, os.urandom(size)) != size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        directory.keep_as_private(fd, folder)
     except OSError:
         os.unlink(name, dir_fd=folder.fd)
         raise

@@ -141,8 +141,8 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     adopted = _is_adopted(make(), record)
     if glance is None:
         return Observed(make(adopted=adopted), info, record)
-    if pending is not None:
-        meet_all(glance, directory, records.images_of_intent(pending))
+    if record is not None and (pending is not None or record.garbage):
+        meet_all(glance, directory, (*records.images_of_intent(pending), *_garbage(directory, record)))
     silent = chain[-1].format == "qcow2" or chain[-1].file in glance.silent
     return Observed(make(adopted=adopted), info, record, glance.in_use, silent)
 
@@ -298,3 +298,13 @@ def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
     glance = Glance()
     meet_all(glance, directory, (*volume.files, *records.images_of_intent(volume.pending)))
     return glance.in_use
+
+
+def _garbage(directory: ShareDirectory, record: records.Record) -> list[str]:
+    """Files that a task was about to remove and that are still there."""
+    found = []
+    for item in record.garbage:
+        status = directory.root.status(item.file)
+        if status is not None and status.st_size == item.size and item.inode in (0, status.st_ino):
+            found.append(item.file)
+    return found

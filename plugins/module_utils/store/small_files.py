@@ -21,25 +21,28 @@ def write(
     :raises NoSpace: the share is full.
     """
     try:
-        _write_new(share, volume, directory, name, data, like, warn, share.create_temporary(volume))
+        temporary = _written(share, directory, name, data, like, warn, share.create_temporary(volume))
     except NoSpace:
         lent = ballast.lend(share, volume, len(data)) if last else None
-        if lent is not None:
-            _write_new(share, volume, directory, name, data, like, warn, lent)
-        elif last != "blocks" or not _write_in_place(share, directory, name, data):
+        if lent is None and last == "blocks" and _write_in_place(share, directory, name, data):
+            return
+        if lent is None:
             raise
+        temporary = _written(share, directory, name, data, like, warn, lent)
+    try:
+        source = share.make_private("tmp")
+        share.verify(volume)
+        os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=directory.fd)
+        directory.sync()
+    except OSError as error:
+        share.discard_temporary(temporary)
+        raise from_os_error(error, directory.subject(name)) from error
 
 
-def _write_new(
-    share: ShareDirectory,
-    volume: str,
-    directory: Directory,
-    name: str,
-    data: bytes,
-    like: str | None,
-    warn: access.Warn,
-    made: tuple[int, str],
-) -> None:
+def _written(
+    share: ShareDirectory, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn, made: tuple[int, str]
+) -> str:
+    """Write and sync a temporary file that is to be ``name``, and close it; returns its name."""
     fd, temporary = made
     try:
         try:
@@ -52,13 +55,10 @@ def _write_new(
             share.pace.sync_file(fd)
         finally:
             os.close(fd)
-        source = share.make_private("tmp")
-        share.verify(volume)
-        os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=directory.fd)
-        directory.sync()
     except OSError as error:
         share.discard_temporary(temporary)
         raise from_os_error(error, directory.subject(name)) from error
+    return temporary
 
 
 def _write_in_place(share: ShareDirectory, directory: Directory, name: str, data: bytes) -> bool:
