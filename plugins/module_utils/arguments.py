@@ -29,13 +29,14 @@ def without_defaults(spec: dict) -> dict:
     return {name: {key: value for key, value in option.items() if key not in ("default", "required")} for name, option in spec.items()}
 
 
-def run_info(spec: dict, read: Callable[[dict], dict[str, list[str]]]) -> None:
-    """The whole of a module that reads: ``read`` gets the parameters and returns lists of the result, each as pieces of JSON."""
+def run_info(spec: dict, read: Callable[[dict, Callable[[str], None] | None], dict[str, list[str]]]) -> None:
+    """The whole of a module that reads: ``read`` gets the parameters, and in check mode how to warn of shares that are not there yet,
+    and returns lists of the result, each as pieces of JSON."""
     from ansible.module_utils.basic import AnsibleModule
 
     module = AnsibleModule(argument_spec={**STORE, "share": {**STORE["share"], "required": True}, **spec}, supports_check_mode=True)
     try:
-        found = read(module.params)
+        found = read(module.params, module.warn if module.check_mode else None)
     except StorageError as error:
         module.fail_json(msg=str(error), error_code=error.error_code)
     _leave_reading(module, found)
@@ -65,14 +66,25 @@ def _leave_reading(module: AnsibleModule, found: dict[str, list[str]]) -> None:
     raise SystemExit(0)
 
 
-def read_volumes(params: dict, globs: Sequence[str] | None, shape: reading.Shape, keys: Sequence[str]) -> dict[str, list[str]]:
+def read_volumes(
+    params: dict,
+    globs: Sequence[str] | None,
+    shape: reading.Shape,
+    keys: Sequence[str],
+    warn: Callable[[str], None] | None = None,
+) -> dict[str, list[str]]:
     """What ``shape`` makes of the volumes of all given shares, under these keys, as pieces of JSON.
 
+    :param warn: shares that are not there yet are empty, and told so by this; None: they cannot be read.
     :raises StorageError: one of the shares cannot be read.
     """
     from .operations import candidates, reading
 
     given = candidates.find_candidates(params["share"], params["mount_base"])
+    if warn is not None and given.missing:
+        from .operations import foretelling
+
+        given = foretelling.reachable_for_reading(given, warn)
     given.require_all()
     found: dict[str, list[str]] = {key: [] for key in keys}
     for share in given.shares:

@@ -72,6 +72,20 @@ options:
         type: str
         choices: [full, linked]
         default: full
+  snapshot:
+    description:
+      - A snapshot that the volume is to have. A new volume gets it in the same task, so that there is a point to come back to; a volume that
+        exists and has it not gets it too.
+      - Its name is as that of M(remotefs.storage.remotefs_snapshot). With it C(path) of RV(volume) names the snapshot's overlay.
+    type: str
+  description:
+    description: A text that is kept with the volume. Where it is not given, it stays as it is.
+    type: str
+  labels:
+    description:
+      - Names and values that are kept with the volume. Both are texts; a value that is given otherwise is made one.
+      - They replace all labels that the volume has; where they are not given, those stay.
+    type: dict
   flatten:
     description: Give a linked clone data of its own, so that it rests on no other volume. No change where it has.
     type: bool
@@ -88,7 +102,7 @@ options:
     choices: [finish, discard]
     default: finish
   max_chain:
-    description: The most files that the chain of a new linked clone may have, 2 to 200.
+    description: The most files that the chain of a new linked clone may have, or of a volume after its O(snapshot), 2 to 200.
     type: int
     default: 64
   mode:
@@ -128,6 +142,8 @@ options:
     description:
       - Many volumes in one task. Each item takes the options above, with the task's own as defaults.
       - All are attempted; the task fails at the end if any did.
+      - Items that depend on each other are done in the order that works. A source is made before its clones, and removed after them.
+      - P(remotefs.storage.items#filter) makes such a list from names, or from a dictionary of dictionaries by name.
     type: list
     elements: dict
     suboptions:
@@ -144,6 +160,9 @@ options:
           volume: {description: 'See O(source.volume).', type: str, required: true}
           snapshot: {description: 'See O(source.snapshot).', type: str}
           method: {description: 'See O(source.method).', type: str, choices: [full, linked], default: full}
+      snapshot: {description: 'See O(snapshot).', type: str}
+      description: {description: 'See O(description).', type: str}
+      labels: {description: 'See O(labels).', type: dict}
       flatten: {description: 'See O(flatten).', type: bool}
       recover: {description: 'See O(recover).', type: str, choices: [finish, discard]}
       max_chain: {description: 'See O(max_chain).', type: int}
@@ -167,6 +186,16 @@ EXAMPLES = r"""
     share: /srv/volumes
     name: db01
     size: 10G
+
+- name: One with a point to come back to, and with what it is for
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: web01
+    size: 10G
+    snapshot: pristine
+    description: Disk of the test web server
+    labels:
+      team: web
 
 - name: Grow it
   remotefs.storage.remotefs_volume:
@@ -226,6 +255,15 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ ci.volumes | map(attribute='path') }}"
 
+- name: Remove a template together with what was cloned from it, in whatever order they are named
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    state: absent
+    cascade: true
+    volumes:
+      - name: web01
+      - name: web02
+
 - name: Remove the clone that has its own data by now
   remotefs.storage.remotefs_volume:
     share: /srv/volumes
@@ -252,10 +290,10 @@ volume:
     path: {description: 'The active image, which a virtual machine must open.', type: str, returned: always}
     format: {description: Format of the active image; null where nothing records it., type: str, returned: always}
     base_format: {description: Format of the file at the bottom of the chain., type: str, returned: always}
-    size: {description: Virtual size., type: int, returned: always}
+    size: {description: 'Virtual size; in check mode null where it follows from a volume that does not exist yet.', type: int, returned: always}
     allocated: {description: What all its own files take on disk., type: int, returned: always}
     snapshots:
-      description: 'Its snapshots, oldest first: name, file, created, description, labels and protected.'
+      description: 'Its snapshots, oldest first: name, file, created, description, labels, protected and expires.'
       type: list
       elements: dict
       returned: always
@@ -264,6 +302,9 @@ volume:
       type: list
       elements: dict
       returned: always
+    created: {description: 'When it was made (UTC); null where nobody recorded it, such as of an adopted volume.', type: str, returned: always}
+    description: {description: The text kept with it., type: str, returned: always}
+    labels: {description: The names and values kept with it., type: dict, returned: always}
     parent: {description: 'What a linked clone rests on: volume and snapshot. Null for a volume that rests on no other.', type: dict, returned: always}
     dependents: {description: 'The linked clones that rest on it: volume, and snapshot of this one.', type: list, elements: dict, returned: always}
     in_use: {description: Whether somebody has it open; null where the file system cannot tell., type: bool, returned: always}
@@ -283,6 +324,9 @@ volume:
     allocated: 0
     snapshots: []
     chain: [{file: db01, format: raw, backing_file: null, size: 10737418240, allocated: 0}]
+    created: '2026-11-22T14:40:00Z'
+    description: ''
+    labels: {}
     parent: null
     dependents: []
     in_use: false
@@ -297,7 +341,9 @@ volumes:
   type: list
   elements: dict
 results:
-  description: 'One for each item, in its order: name, changed, failed, error_code, msg, actions, recovered and volume.'
+  description:
+    - 'One for each item, in its order: name, volume_name, changed, failed, error_code, msg, actions, recovered and volume.'
+    - C(volume_name) is the name of the volume, as in results of M(remotefs.storage.remotefs_snapshot).
   returned: with O(volumes)
   type: list
   elements: dict
@@ -321,12 +367,15 @@ error_code:
   sample: would_shrink
 """
 
+import functools
 from dataclasses import replace
-
-from ansible.module_utils.basic import AnsibleModule
+from typing import TYPE_CHECKING
 
 from ..module_utils import arguments, changes
 from ..module_utils.errors import InvalidParameter, StorageError
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 _VOLUME = {
     "name": {"type": "str"},
@@ -343,6 +392,9 @@ _VOLUME = {
             "method": {"type": "str", "choices": ["full", "linked"], "default": "full"},
         },
     },
+    "snapshot": {"type": "str"},
+    "description": {"type": "str"},
+    "labels": {"type": "dict"},
     "flatten": {"type": "bool", "default": False},
     "recover": {"type": "str", "choices": ["finish", "discard"], "default": "finish"},
     "max_chain": {"type": "int", "default": 64},
@@ -373,7 +425,7 @@ def _request(params: dict, candidates):
     from ..module_utils.model import parse_size
     from ..module_utils.operations import existing
     from ..module_utils.operations.candidates import Policy
-    from ..module_utils.plan.wishes import VolumeWish, check_max_chain
+    from ..module_utils.plan.wishes import VolumeWish, check_max_chain, label_texts
 
     if not 0 <= params["reserved_percentage"] < 100 or params["max_over_subscription_ratio"] <= 0:
         raise InvalidParameter(
@@ -390,11 +442,14 @@ def _request(params: dict, candidates):
         uid=changes.parse_owner(params["owner"]),
         gid=changes.parse_group(params["group"]),
         flatten=params["flatten"],
+        description=params["description"],
+        labels=None if params["labels"] is None else label_texts(params["labels"]),
+        snapshot=params["snapshot"],
     )
     longest, given = check_max_chain(params["max_chain"]), params["source"]
     source = existing.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
     policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
-    return existing.VolumeRequest(candidates, wish, source, policy)
+    return existing.VolumeRequest(candidates, wish, source, policy, longest)
 
 
 def _run_many(module: AnsibleModule) -> None:
@@ -405,6 +460,7 @@ def _run_many(module: AnsibleModule) -> None:
 
 
 def _item(params: dict, finder):
+    from ..module_utils import results
     from ..module_utils.operations import bulk
 
     candidates, name = finder.prepare(params["share"], params["mount_base"]), str(params["name"])
@@ -413,7 +469,17 @@ def _item(params: dict, finder):
     shared = bool(source and params["source"]["snapshot"] and candidates and all(share.locks_visible for share in candidates.shares))
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
     deletion = bulk.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
-    return bulk.Item(name, touches, lambda options: _run(params, options, finder), deletion, reads, bool(params["flatten"]))
+    change = _change(params, candidates, name) if candidates else None
+    run = functools.partial(_run, params, finder=finder)
+    return bulk.Item(name, touches, run, deletion, reads, bool(params["flatten"]), change, results.naming(name))
+
+
+def _change(params: dict, candidates, name: str):
+    """What other items of the task may depend on."""
+    from ..module_utils.operations import order
+
+    source = params["source"]["volume"] if params["source"] else None
+    return order.Change(candidates, name, params["state"] == "absent", source, bool(params["flatten"]))
 
 
 def _run_one(module: AnsibleModule) -> dict:
@@ -424,9 +490,7 @@ def _run_one(module: AnsibleModule) -> dict:
 
 def main() -> None:
     spec = {**_VOLUME, **changes.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
-    module = AnsibleModule(
-        argument_spec=spec, supports_check_mode=True, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")]
-    )
+    module = changes.make_module(spec, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")])
     try:
         if module.params["volumes"] is not None:
             _run_many(module)

@@ -71,7 +71,7 @@ from ..module_utils import arguments
 def main() -> None:
     arguments.run_info(
         {"names": {"type": "list", "elements": "str"}},
-        lambda params: arguments.read_volumes(params, params["names"], lambda volume: {"volumes": [volume]}, ["volumes"]),
+        lambda params, warn: arguments.read_volumes(params, params["names"], lambda volume: {"volumes": [volume]}, ["volumes"], warn),
     )
 
 

@@ -35,6 +35,14 @@ def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FST
     return describe(mount, mounts, mount.path, share, mount_base)
 
 
+def expected_share(share: str, mount_base: str = MOUNT_BASE) -> model.Share:
+    """The share that ``share`` will name once it is mounted or made, for a prediction: nothing is looked at."""
+    if is_directory_name(share):
+        return model.Share(share, clean_path(share, "share"), types.DIRECTORY.name, mount_base=mount_base)
+    row = types.claim(types.normalise_source(share)) or types.DIRECTORY
+    return model.Share(share, default_path(share, mount_base), row.name, mount_base=mount_base, keeps_modes=row.keeps_modes)
+
+
 def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
     """Where a share is mounted unless a path is given: named by the MD5 of the exact source string, as os-brick does."""
     import hashlib

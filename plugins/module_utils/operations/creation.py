@@ -33,6 +33,7 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
 
     :param ended: what was recovered on the way here.
     """
+    request = request._replace(wish=request.wish._replace(created=request.wish.created or now()))
     name, candidates = request.wish.name, request.candidates
     candidates.require_all()
     with Workspace(options) as work:

@@ -36,6 +36,7 @@ class VolumeRequest(NamedTuple):
     wish: VolumeWish
     source: SourceRequest | None = None
     policy: Policy = Policy()
+    max_chain: int = MAX_CHAIN
 
 
 def located(candidates: Candidates, name: str, options: Options) -> Share | None:

@@ -10,8 +10,29 @@ from typing import Iterable
 from ..errors import UnsafeImage
 from ..model import Volume
 from ..plan.cost import Allocation, Allocations
+from ..plan.merge import Bitmap
 from ..store import qcow2
 from ..store.directory import ShareDirectory
+
+
+def bitmaps(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> dict[str, tuple[Bitmap, ...]]:
+    """The persistent dirty bitmaps of those ``wanted`` files of the chain that hold any.
+
+    :raises UnsafeImage: the directory of one is damaged or hostile.
+    """
+    found = {}
+    for image in volume.chain:
+        if image.file in wanted and image.format == "qcow2" and directory.root.status(image.file) is not None:
+            with directory.root.opened(image.file) as fd:
+                try:
+                    held = qcow2.read_bitmaps(fd, qcow2.read_header(fd))
+                except qcow2.Qcow2Error as error:
+                    raise UnsafeImage(
+                        directory.root.subject(image.file), f"as a qcow2 image it cannot be used: {error}", "see docs/worst-day.md for a repair by hand"
+                    ) from error
+            if held:
+                found[image.file] = tuple(Bitmap(one.name, one.tracks) for one in held)
+    return found
 
 
 def allocations(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> Allocations:

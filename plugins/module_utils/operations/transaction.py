@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 class Options:
     """How a task works, whatever it does. ``lock_timeout`` in seconds; ``discard`` gives up a record that cannot be honoured.
 
+    ``assume`` lets check mode assume what is not there yet (see :mod:`foretelling`), ``assumed`` is what it has assumed, by (share
+    path, name). ``drop_bitmaps`` gives up dirty bitmaps that a merge cannot carry.
+
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
     ``ledger`` is what all volumes of a share together take; ``holding`` the locks under which a part of a bulk task works; ``pace`` how its parts wait.
     """
@@ -45,6 +48,9 @@ class Options:
     break_lock: bool = False
     assume_unused: bool = False
     discard: bool = False
+    drop_bitmaps: bool = False
+    assume: bool = False
+    assumed: set = field(default_factory=set)
     warn: Callable[[str], None] = lambda _text: None
     world: dict = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
@@ -55,7 +61,7 @@ class Options:
 @dataclass(frozen=True)
 class Outcome:
     """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them, ``retention``
-    the verdicts on snapshots where a policy was applied."""
+    the verdicts on snapshots where a policy was applied, ``content`` how a diff tells content that goes back: before and after."""
 
     name: str
     changed: bool
@@ -64,6 +70,7 @@ class Outcome:
     before: dict | None
     after: dict | None
     retention: list | None = None
+    content: tuple[str, str] | None = None
 
 
 def joined(first: Outcome, second: Outcome) -> Outcome:
@@ -260,8 +267,16 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     if volume is not None and volume.info and not volume.adopted:
         kinship.require_own_files(directory, volume)
     if volume is not None and dependents:
-        volume = replace(volume, dependents=kinship.dependents_of(directory, volume, work.backings(share)))
+        found = kinship.dependents_of(directory, volume, work.backings(share))
+        volume = replace(volume, dependents=_as_foretold(work, share, name, found) if work.options.check else found)
     return volume, recovered
+
+
+def _as_foretold(work: Workspace, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones beside."""
+    world = {other: volume for (path, other), volume in work.options.world.items() if path == share.path and other != name}
+    resting = [(other, volume.parent.file) for other, volume in world.items() if volume and volume.parent and volume.parent.volume == name]
+    return tuple(sorted({*(pair for pair in found if pair[0] not in world), *resting}))
 
 
 def find_left(work: Workspace, directory: ShareDirectory, name: str, discard: bool = False) -> Interrupted:

@@ -104,7 +104,12 @@ def _volume_from_json(content: dict) -> Volume:
     chain = tuple(Image(**image) for image in content["chain"])
     snapshots = tuple(Snapshot(**snapshot) for snapshot in content["snapshots"])
     parent = None if content["parent"] is None else Parent(**content["parent"])
-    volume = Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent)
+    volume = replace(
+        Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent),
+        created=content.get("created"),  # older records have none of these
+        description=str(content.get("description", "")),
+        labels=dict(content.get("labels", {})),
+    )
     names = [*volume.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
     if not chain or not all(is_safe_file_name(name) for name in names) or (parent and parent.file not in volume.files):
         raise ValueError("a chain that cannot be")

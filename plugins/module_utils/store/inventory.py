@@ -16,7 +16,7 @@ from functools import partial
 from typing import Callable, NamedTuple
 
 from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
-from ..model import Image, Share, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
+from ..model import Image, Share, Snapshot, Volume, info_name, is_safe_file_name, listed, round_to_sector
 from . import info_file, kinship, qcow2, records
 from .directory import ShareDirectory
 from .in_use import ask
@@ -151,7 +151,8 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     snapshots = _snapshots(name, chain, info, record)
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
-    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent)
+    told = {"created": record.created, "description": record.description, "labels": record.labels} if record else {}
+    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, **told)
     in_use = glance.in_use if glance else None
     return Observed(make(adopted=_is_adopted(make(), record)), info, record, in_use)
 
@@ -176,7 +177,7 @@ def read_info(directory: ShareDirectory, name: str, record: records.Record | Non
     rebuilt = _rebuild_info(directory, name, record)
     if rebuilt is not None:
         return rebuilt, True
-    seen = ", ".join(f"{file} on {below}" for file, below in kinship.overlays_named_after(directory, name).items()) or "none"
+    seen = listed(f"{file} on {below}" for file, below in kinship.overlays_named_after(directory, name).items()) or "none"
     wrong = torn.problem if torn else "it is missing although snapshots were taken"
     raise ChainBroken(
         f"snapshot record {info_name(name)} on {directory.share.label}",
@@ -353,7 +354,7 @@ def _snapshots(name: str, chain: tuple[Image, ...], info: info_file.Info | None,
         if file not in depth:
             raise ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain", _WORST_DAY)
         details = record.snapshots.get(snapshot) if record else None
-        told = (details["created"], details["description"], details["labels"], details["protected"]) if details else ()
+        told = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
         found.append(Snapshot(snapshot, file, *told))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name)))
 

@@ -32,8 +32,9 @@ class Garbage(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels
-    and protected; ``parent`` is what a linked clone rests on; ``active`` is the file that ``.info`` had last named."""
+    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels,
+    protected and expires; ``created``, ``description`` and ``labels`` are the volume's own;
+    ``parent`` is what a linked clone rests on; ``active`` is the file that ``.info`` had last named."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -41,6 +42,9 @@ class Record:
     garbage: tuple[Garbage, ...] = ()
     parent: Parent | None = None
     active: str | None = None
+    created: str | None = None
+    description: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self, volume: str) -> bytes:
         content = {
@@ -52,6 +56,9 @@ class Record:
             "garbage": [[item.file, item.inode, item.size] for item in self.garbage],
             "parent": None if self.parent is None else asdict(self.parent),
             "active": self.active,
+            "created": self.created,
+            "description": self.description,
+            "labels": self.labels,
         }
         return json.dumps(content, sort_keys=True).encode("utf-8")  # on one line: json indents ten times slower
 
@@ -68,10 +75,21 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = ()) -> Record:
             "description": snapshot.description,
             "labels": dict(snapshot.labels),
             "protected": snapshot.protected,
+            "expires": snapshot.expires,
         }
         for snapshot in volume.snapshots
     }
-    return Record({image.file: image.format for image in volume.own if image.format}, details, None, garbage, volume.parent, volume.active.file)
+    return Record(
+        {image.file: image.format for image in volume.own if image.format},
+        details,
+        None,
+        garbage,
+        volume.parent,
+        volume.active.file,
+        volume.created,
+        volume.description,
+        dict(volume.labels),
+    )
 
 
 def file_name(volume: str) -> str:
@@ -100,6 +118,9 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             garbage=tuple(Garbage(str(name), int(inode), int(size)) for name, inode, size in content["garbage"]),
             parent=None if content.get("parent") is None else Parent(**content["parent"]),
             active=content.get("active"),
+            created=_text(content.get("created")),
+            description=str(content.get("description", "")),
+            labels=_labels(content.get("labels", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
@@ -115,14 +136,22 @@ def parse(volume: str, data: bytes | None) -> Record | None:
 
 
 def _details(value: dict) -> dict:
-    created, labels = value.get("created"), dict(value.get("labels", {}))
     return {
         "file": value.get("file"),
-        "created": None if created is None else str(created),
+        "created": _text(value.get("created")),
         "description": str(value.get("description", "")),
-        "labels": {str(key): str(item) for key, item in labels.items()} if labels else labels,
+        "labels": _labels(value.get("labels", {})),
         "protected": value.get("protected") is True,
+        "expires": _text(value.get("expires")),
     }
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _labels(value: dict) -> dict[str, str]:
+    return {str(key): str(item) for key, item in value.items()} if value else {}
 
 
 def _intent(value: object) -> dict | None:

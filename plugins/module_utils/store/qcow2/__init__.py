@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from .layout import MAGIC, Qcow2Error
 
 if TYPE_CHECKING:
+    from .bitmaps import Bitmap, read_bitmaps
     from .reading import Glimpse, Header, glimpse, has_magic, is_empty, read_backing_name, read_header
     from .tables import allocation
     from .writing import grow, repoint, write_image
 
 __all__ = [
     "MAGIC",
+    "Bitmap",
     "Glimpse",
     "Header",
     "Qcow2Error",
@@ -30,6 +32,7 @@ __all__ = [
     "has_magic",
     "is_empty",
     "read_backing_name",
+    "read_bitmaps",
     "read_header",
     "repoint",
     "write_image",
@@ -37,6 +40,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("Glimpse", "Header", "glimpse", "has_magic", "is_empty", "read_backing_name", "read_header"), "reading"),
+    **dict.fromkeys(("Bitmap", "read_bitmaps"), "bitmaps"),
     "allocation": "tables",
     **dict.fromkeys(("grow", "repoint", "write_image"), "writing"),
 }
