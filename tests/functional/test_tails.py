@@ -28,7 +28,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clust
 from .test_refusals import MIB, Store, refused
 
 KIB = 1024
-OLD, LONG = 2 * MIB + 512, 6 * MIB  # where images end, and where they ended before
+OLD, LONG = 512 * KIB + 512, 1536 * KIB  # where images end, and where they ended before
 SOUND, LEAKS = 0, 3  # exit statuses of qemu-img check
 
 
@@ -71,7 +71,7 @@ def zeroed(options: str = "") -> Callable[[Path], None]:
 
     def make(path: Path) -> None:
         shrunk(options)(path)
-        run("qemu-io", "-f", "qcow2", "-c", f"write -q -z {2 * MIB} 512", str(path))
+        run("qemu-io", "-f", "qcow2", "-c", f"write -q -z {OLD - 512} 512", str(path))
 
     return make
 
@@ -131,7 +131,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "shrunk": shrunk(),
     "shrunk, version 2": shrunk("compat=0.10"),
     "shrunk, 4 KiB": shrunk("cluster_size=4096"),
-    "shrunk, 512 bytes": shrunk("cluster_size=512", 2 * MIB - 512),
+    "shrunk, 512 bytes": shrunk("cluster_size=512", 512 * KIB - 512),
     "shrunk, 2 MiB": shrunk("cluster_size=2M"),
     "shrunk, 2 MiB, version 2": shrunk("cluster_size=2M,compat=0.10"),
     "shrunk, subclusters": shrunk("extended_l2=on"),
@@ -147,8 +147,8 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "zeros in subclusters": zeroed("extended_l2=on"),
     "cut by its header": cut_by_header(),
     "cut by its header, version 2": cut_by_header("compat=0.10"),
-    "cut by its header, 512 bytes": cut_by_header("cluster_size=512", 2 * MIB - 512),
-    "cut by its header, at a cluster's end": cut_by_header("", 2 * MIB),
+    "cut by its header, 512 bytes": cut_by_header("cluster_size=512", 512 * KIB - 512),
+    "cut by its header, at a cluster's end": cut_by_header("", 512 * KIB),
     "cut by its header, subclusters": cut_by_header("extended_l2=on"),
     "cut by its header, counts of one byte": cut_by_header("refcount_bits=8"),
     "cut by its header, compressed": packed_and_cut,
@@ -242,7 +242,7 @@ def revert(scene: Scene) -> None:
     """To a shorter point; the size is kept. Then that point goes."""
     scene.store.snapshot("s")
     scene.store.present(size=LONG)
-    scene.write(4 * MIB, MIB, 0xCC)
+    scene.write(MIB, 256 * KIB, 0xCC)
     scene.store.revert("s")
     scene.must_show(scene.larger())
     scene.store.delete("s")
@@ -319,7 +319,7 @@ def test_the_tails_are_there(store: Store, kind: str) -> None:
 @pytest.mark.parametrize("base", ["raw", "qcow2"])
 def test_growth_over_longer_files(store: Store, base: str, options: str) -> None:
     """Also where the file just beneath is no longer than the overlay, but one under it is."""
-    for number, middle in enumerate((None, OLD, MIB)):
+    for number, middle in enumerate((None, OLD, 256 * KIB)):
         share = store.path / str(number)
         share.mkdir()
         inner, names = Store(share), ["vol", "vol.s1", "vol.s2"][: 2 if middle is None else 3]
@@ -343,12 +343,12 @@ def test_growth_over_longer_files(store: Store, base: str, options: str) -> None
 
 
 def test_a_raw_file_of_an_odd_length(store: Store) -> None:
-    (store.path / "vol").write_bytes(b"\x11" * (MIB + 100))
+    (store.path / "vol").write_bytes(b"\x11" * (256 * KIB + 100))
     store.present(format="raw")
     store.snapshot("s")
     store.present(size=LONG)
     store.delete("s")
-    assert (store.path / "vol").read_bytes() == (b"\x11" * (MIB + 100)).ljust(LONG, b"\0")
+    assert (store.path / "vol").read_bytes() == (b"\x11" * (256 * KIB + 100)).ljust(LONG, b"\0")
 
 
 def test_a_tail_costs_one_sync_and_no_program(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
