@@ -10,12 +10,13 @@ calls it, ``follow`` does the same to the model. All three are deterministic.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
-from property.world import World, candidates, write_pattern
+from property.world import World, candidates, run, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, groups, snapshots, volumes
@@ -134,6 +135,47 @@ def _short_over_long(share: Path, scratch: Path) -> Model:
     world.shrink_by_hand(2 * MIB)
     world.write(MIB, 256 * KIB, 2)
     return _model(world)
+
+
+def _shrunk(*, packed: bool = False, by_header: bool = False) -> Callable[[Path, Path], Model]:
+    """A lone file with old data behind its end: the rest of the last cluster, compressed or not, and maybe whole clusters."""
+
+    def prepare(share: Path, scratch: Path) -> Model:
+        return _model(_shrunk_world(share, scratch, packed, by_header))
+
+    return prepare
+
+
+def _shrunk_world(share: Path, scratch: Path, packed: bool, by_header: bool) -> World:
+    world = World(share, scratch, "qcow2", 2 * MIB)
+    world.write(0, 2 * MIB, 7)
+    if packed:
+        run("qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2", str(share / "vol"), str(scratch / "packed"))
+        shutil.copyfile(scratch / "packed", share / "vol")
+    if not by_header:
+        world.shrink_by_hand(MIB + 4096)
+        return world
+    with open(share / "vol", "r+b") as stream:
+        stream.seek(24)
+        stream.write((MIB + 4096).to_bytes(8, "big"))
+    del world.active[MIB + 4096 :]
+    return world
+
+
+def _longer_over_shrunk(share: Path, scratch: Path) -> Model:
+    world = _shrunk_world(share, scratch, packed=False, by_header=False)
+    world.snapshot()
+    world.grow(2 * MIB)
+    world.write(MIB + 512 * KIB, 128 * KIB, 2)
+    world.snapshot()
+    world.write(0, 64 * KIB, 3)
+    return _model(world)
+
+
+def _short_over_long_of_version_2(share: Path, scratch: Path) -> Model:
+    model = _short_over_long(share, scratch)
+    run("qemu-img", "amend", "-q", "-f", "qcow2", "-o", "compat=0.10", str(share / "vol.s1"))
+    return model
 
 
 def _with_clone(share: Path, scratch: Path) -> Model:
@@ -297,6 +339,21 @@ OPERATIONS: dict[str, Operation] = {
     "grow qcow2": Operation(_lone("qcow2"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
     "grow overlay": Operation(_chain("raw"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
     "grow a short file": Operation(_short_over_long, _ensure(VolumeWish("vol", size=4 * MIB)), _grown(4 * MIB), tool=True),
+    "grow a short file of version 2": Operation(
+        _short_over_long_of_version_2, _ensure(VolumeWish("vol", size=4 * MIB)), _grown(4 * MIB), tool=True
+    ),
+    "grow a shrunk file": Operation(_shrunk(), _ensure(VolumeWish("vol", size=3 * MIB)), _grown(3 * MIB), tool=False),
+    "grow what was cut by its header": Operation(
+        _shrunk(by_header=True), _ensure(VolumeWish("vol", size=3 * MIB)), _grown(3 * MIB), tool=False
+    ),
+    "grow a packed file": Operation(_shrunk(packed=True), _ensure(VolumeWish("vol", size=3 * MIB)), _grown(3 * MIB), tool=True),
+    "delete over a shrunk file": Operation(_longer_over_shrunk, _delete("s1"), _loses("s1"), tool=False),
+    "clone a shrunk file": Operation(
+        _shrunk(),
+        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), existing.SourceRequest("vol", None)),
+        _adds("copy", _active(3 * MIB)),
+        tool=False,
+    ),
     "clone raw": Operation(
         _chain("raw"),
         _ensure(VolumeWish("copy", size=4 * MIB), existing.SourceRequest("vol", "s2")),
@@ -368,5 +425,5 @@ OPERATIONS: dict[str, Operation] = {
     ),
 }
 
-_BY_TOOL = ("delete oldest", "delete several, qcow2", "delete all", "delete with pull", "clone raw", "flatten")
+_BY_TOOL = ("delete oldest", "delete over a shrunk file", "delete several, qcow2", "delete all", "delete with pull", "clone raw", "flatten")
 OPERATIONS.update({f"{name}, by qemu-img": replace(OPERATIONS[name], tool=True, by_tool=True) for name in _BY_TOOL})

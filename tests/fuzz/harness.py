@@ -245,12 +245,14 @@ def _others(found: list) -> list:
 
 
 def _check_grow(fd: int, header: qcow2.Header | None, before: dict, by: int) -> list:
+    cleared = _check_tail(fd, header, before)
+    before = pages(fd)
     size = (header.size if header else 1 << 20) + by
     done, refusal = _attempt(lambda: qcow2.grow(fd, size))
     after = pages(fd)
     if not done:
         _require(after == before, "growing that was refused changed the file")
-        return [refusal or "not grown"]
+        return [*cleared, refusal or "not grown"]
     now = qcow2.read_header(fd)
     _require(header is not None and now.size == size and now.l1_entries >= header.l1_entries and by >= 0, "grown to something else")
     more = os.pread(fd, (now.l1_entries - header.l1_entries) * 8, header.l1_offset + header.l1_entries * 8)
@@ -258,7 +260,33 @@ def _check_grow(fd: int, header: qcow2.Header | None, before: dict, by: int) -> 
     _require_cleared(fd, now)
     require_same_but(before, after, (24, 32), (36, 40), (88, 96))
     _require(0 <= after["size"] - before["size"] < now.cluster_size, "growing changed the file's length by more than a cluster")
-    return ["grown"]
+    return [*cleared, "grown"]
+
+
+def _check_tail(fd: int, header: qcow2.Header | None, before: dict) -> list:
+    """What lies behind the virtual end becomes zeros, or the image is refused unchanged; doing it again does nothing."""
+    stiff, unreadable = _attempt(lambda: qcow2.is_stiff(fd))
+    whole, cut_short = _attempt(lambda: qcow2.require_whole(fd))
+    _require(pages(fd) == before, "looking changed the file")
+    cleared, refusal = _attempt(lambda: qcow2.clear_tail(fd))
+    after = pages(fd)
+    _require((refusal is None) == (stiff is False), "it is said to be stiff and is not, or the other way round")
+    if refusal is not None or not cleared:
+        _require(after == before, "nothing was to be taken away, and the file was changed")
+        return [refusal, unreadable, cut_short, whole]
+    _require(header is not None and os.pread(fd, 4096, 0)[: header.cluster_size] == before.get(0, b"")[: header.cluster_size], "the header")
+    _require(_attempt(lambda: qcow2.clear_tail(fd)) == (False, None), "something is left behind the end")
+    _require(0 <= after["size"] - before["size"] < header.cluster_size, "taking away changed the file's length")
+    for number in (before.keys() | after.keys()) - {"size"}:
+        old, new = (state.get(number, b"").ljust(_PAGE, b"\0") for state in (before, after))
+        # Zeros, or a count that is one less than it was.
+        fine = all(b == 0 or b <= a for a, b in zip(old, new)) or _fewer(old, new)
+        _require(old == new or fine, "more was written than zeros and smaller counts")
+    return ["cleared", cut_short]
+
+
+def _fewer(old: bytes, new: bytes) -> bool:
+    return all(a >= b for (a,), (b,) in zip(struct.iter_unpack(">H", old), struct.iter_unpack(">H", new)))
 
 
 def _check_shrinking(fd: int, header: qcow2.Header, rng: random.Random) -> list:

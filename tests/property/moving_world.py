@@ -34,6 +34,7 @@ class LayerPlan:
 
     :param size: bytes. :param options: of ``qemu-img create``, or OWN. :param writes: commands of qemu-io.
     :param more: ``snapshot`` or ``bitmap``: what is added before the last write. :param compressed: packed by ``qemu-img convert -c``.
+    :param longer: bytes by which the file was longer when all of that was done, data there included.
     """
 
     size: int
@@ -42,6 +43,7 @@ class LayerPlan:
     writes: tuple[str, ...] = ()
     more: str = ""
     compressed: bool = False
+    longer: int = 0
 
 
 def pattern(value: int, offset: int, length: int) -> str:
@@ -70,7 +72,9 @@ class Chain:
                 qcow2.write_image(stream.fileno(), plan.size, beneath, self.formats[beneath] if beneath else None)
         else:
             options = ["-o", plan.options] if plan.options else []
-            run("qemu-img", "create", "-q", "-f", "qcow2", *options, *backing, path, str(plan.size))
+            run("qemu-img", "create", "-q", "-f", "qcow2", *options, *backing, path, str(plan.size + plan.longer))
+            if plan.longer:
+                self._write(path, "qcow2", [pattern(250, max(0, plan.size - 512), plan.longer + min(512, plan.size))])
         self.files.insert(0, name)
         self.formats[name] = plan.format
         self._write(path, plan.format, list(plan.writes[:-1]))
@@ -82,6 +86,12 @@ class Chain:
         if plan.compressed:
             run("qemu-img", "convert", "-c", "-f", plan.format, "-O", "qcow2", *(["-B", *backing[1:]] if backing else []), path, path + "~")
             os.replace(path + "~", path)
+        if plan.longer and plan.format != "raw" and plan.options != OWN:
+            self._shrink(path, plan.size)
+
+    def _shrink(self, path: str, size: int) -> None:
+        """As far as qemu-img can: not an image with internal snapshots, which keeps its size then."""
+        subprocess.run(["qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", path, str(size)], check=False, capture_output=True)
 
     def _write(self, path: str, image_format: str, commands: list[str]) -> None:
         if image_format == "raw":
@@ -185,6 +195,28 @@ class Chain:
                 assert onto, "resting on nothing needs no room"
         run("qemu-img", "rebase", "-f", "qcow2", "-b", str(onto), "-F", self.formats[str(onto)], str(self.path / file))
         return False
+
+    def grow(self, file: str, size: int) -> bool:
+        """Raise the size of a file as the offline engine does it first; false where the engine has to work on a copy, or qemu-img."""
+        with open(self.path / file, "r+b") as stream:
+            try:
+                return qcow2.grow(stream.fileno(), size)
+            except qcow2.Qcow2Error:
+                return False
+
+    def grows_well(self, file: str, more: int) -> bool:
+        before, was = self.all_show(), self.check(file)
+        beneath = [image.size for image in self.images(file)[1:]]
+        size = self.header(file).size
+        if any(length > size for length in beneath):
+            return False  # which the engine never does in place
+        done = self.grow(file, size + more)
+        expected = before[file].ljust(size + more, b"\0") if done else before[file]
+        self._holds(file, expected)
+        self._sound(file, was, (CLEAN, LEAKS))
+        for other in self.files[: self.files.index(file)]:
+            self._holds(other, before[other])
+        return done
 
     # -- what has to hold ----------------------------------------------------------------------------------------------
 

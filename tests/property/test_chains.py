@@ -28,6 +28,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("revert"), st.integers(0, 5)),
         st.tuples(st.just("grow"), st.integers(1, 2000)),
         st.tuples(st.just("short"), st.integers(1, 40)),
+        st.tuples(st.just("short by sectors"), st.integers(1, 5000)),
     ),
     min_size=3,
     max_size=14,
@@ -52,6 +53,9 @@ def apply(world: World, operation: tuple) -> None:
     elif kind == "short" and arguments[0] * 64 * KIB < len(world.active):
         world.snapshot()
         world.shrink_by_hand(arguments[0] * 64 * KIB)
+    elif kind == "short by sectors" and arguments[0] * 512 < len(world.active):
+        world.snapshot()
+        world.shrink_by_hand(arguments[0] * 512)
 
 
 def live(image_format: str, size: int, operations: list) -> None:
@@ -73,6 +77,42 @@ def property_settings(examples: int):
 @property_settings(12)
 def test_random_lives(image_format: str, size: int, operations: list) -> None:
     live(image_format, size, operations)
+
+
+def live_on_a_tail(size: int, kept: int, packed: bool, options: str, operations: list) -> None:
+    """A volume whose file was longer once, and then ``operations``."""
+    with tempfile.TemporaryDirectory(prefix="remotefs-property-") as directory:
+        share, scratch = Path(directory, "share"), Path(directory, "scratch")
+        share.mkdir()
+        scratch.mkdir()
+        world = World(share, scratch, "qcow2", size)
+        world.tail_by_hand(max(512, size * kept // 100 // 512 * 512), packed, options)
+        world.check()
+        for operation in operations:
+            apply(world, operation)
+            world.check(leaks=True)
+
+
+TAILS = (
+    SIZES,
+    st.integers(1, 99),
+    st.booleans(),
+    st.sampled_from(["", "compat=0.10", "cluster_size=512", "cluster_size=4096,compat=0.10", "cluster_size=2M", "extended_l2=on"]),
+    OPERATIONS,
+)
+
+
+@given(*TAILS)
+@property_settings(6)
+def test_lives_on_a_tail(size: int, kept: int, packed: bool, options: str, operations: list) -> None:
+    live_on_a_tail(size, kept, packed, options, operations)
+
+
+@pytest.mark.slow
+@given(*TAILS)
+@property_settings(80)
+def test_many_lives_on_a_tail(size: int, kept: int, packed: bool, options: str, operations: list) -> None:
+    live_on_a_tail(size, kept, packed, options, operations)
 
 
 @pytest.mark.slow

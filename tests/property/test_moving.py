@@ -91,7 +91,8 @@ def layers(draw: Any, bits: int, size: int, value: int, lowest: bool, odd: bool)
     if lowest and bits < 20:
         options.append(f"preallocation={draw(st.sampled_from(['off', 'off', 'metadata', 'falloc', 'full']))}")
     more = strange if strange in ("snapshot", "bitmap") else ""
-    return LayerPlan(size, "qcow2", ",".join(options), done, more, strange == "compressed")
+    longer = draw(st.sampled_from([0, 0, 0, 512, 1 << bits, (3 << bits) // 2 // 512 * 512]))
+    return LayerPlan(size, "qcow2", ",".join(options), done, more, strange == "compressed", longer)
 
 
 def property_settings(examples: int) -> settings:
@@ -111,10 +112,12 @@ def move(plans: list[LayerPlan], verb: str, first: int, second: int, short: int)
             return chain.commits_well(files[top], files[lower])
         if verb == "pull":
             return chain.pulls_well(files[top], files[lower] if lower > top + 1 else None)
+        if verb == "grow":
+            return chain.grows_well(files[top], (1 + second) * 512)
         return chain.copies_well(files[top], verb)
 
 
-VERBS = st.sampled_from(["commit", "commit", "commit", "pull", "pull", "raw", "qcow2"])
+VERBS = st.sampled_from(["commit", "commit", "commit", "pull", "pull", "raw", "qcow2", "grow", "grow"])
 FILES = st.integers(0, 60)
 
 

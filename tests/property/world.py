@@ -112,6 +112,19 @@ class World:
         run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", volume["path"], str(size))
         del self.active[size:]
 
+    def tail_by_hand(self, size: int, packed: bool, options: str = "") -> None:
+        """What an adopted lone image can look like: old data behind its end. Only on a qcow2 volume without snapshots.
+
+        :param size: bytes that it keeps. :param packed: compressed. :param options: of ``qemu-img convert``: cluster size, version.
+        """
+        path = self.share / "vol"
+        write_pattern(str(path), "qcow2", 0, len(self.active), 0xEE)
+        arguments = [*(["-c"] if packed else []), *(["-o", options] if options else [])]
+        run("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", *arguments, str(path), str(self.scratch / "tail"))
+        path.write_bytes((self.scratch / "tail").read_bytes())
+        run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", str(path), str(size))
+        self.active = bytearray(b"\xee" * size)
+
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def volume(self) -> dict:
