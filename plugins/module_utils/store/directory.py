@@ -108,8 +108,8 @@ class Directory:
         """Names that begin with ``prefix``, from one listing that is kept until the directory is opened anew."""
         if self._listing is None:
             self._listing = self.names()
-        first = bisect.bisect_left(self._listing, prefix)
-        return list(itertools.takewhile(lambda name: name.startswith(prefix), itertools.islice(self._listing, first, None)))
+        rest = itertools.islice(self._listing, bisect.bisect_left(self._listing, prefix), None)
+        return list(itertools.takewhile(lambda name: name.startswith(prefix), rest))
 
     def status(self, name: str) -> os.stat_result | None:
         """lstat of a regular file; None where nothing has that name.
@@ -223,7 +223,7 @@ class ShareDirectory:
         gone = error is not None and self.is_gone()
         self.close()
         if gone:
-            raise share_gone(self.share.label) from error if isinstance(error, BaseException) else None
+            raise share_gone(self.share.label)
         if isinstance(error, OSError):
             reader = os.geteuid() if self._fence is _nothing_to_ask else None
             raise from_os_error(error, f"share {self.share.label}", reader) from error
@@ -336,10 +336,9 @@ class ShareDirectory:
         return fd
 
     def keep_as_private(self, fd: int, directory: Directory) -> None:
-        """Let those use a file of ours who may use the folder that it is in."""
+        """Let those use a file of ours who may use its folder."""
         if self.share.keeps_modes and os.fstat(directory.fd).st_mode & stat.S_IWGRP:
-            mine = os.fstat(fd)
-            if mine.st_uid == os.geteuid() and stat.S_IMODE(mine.st_mode) != 0o660:
+            if os.fstat(fd).st_uid == os.geteuid():
                 os.fchmod(fd, 0o660)
 
     # -- temporary files and how they get their names ------------------------------------------------------------
