@@ -12,9 +12,9 @@ options:
     description:
       - The share, as the source string of a mounted share (V(nas1:/vols)) or as an absolute directory.
       - A list names candidates. A volume that is on any of them is used there.
+      - Commas in a text belong to the name; candidates want a real list.
       - A directory under O(mount_base), or one that fstab names as a mount point, counts only while something is mounted there.
-    type: list
-    elements: str
+    type: raw
   mount_base:
     description: The directory under which shares are mounted by default.
     type: path

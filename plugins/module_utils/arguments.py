@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .operations import reading
 
 STORE = {
-    "share": {"type": "list", "elements": "str"},
+    "share": {"type": "raw"},  # one share or a list: Ansible would split a list's text at commas, which names of directories may have
     "mount_base": {"type": "path", "default": "/var/lib/remotefs/mnt"},
 }
 _LARGE = 50_000  # characters of a result
@@ -29,13 +29,14 @@ def without_defaults(spec: dict) -> dict:
     return {name: {key: value for key, value in option.items() if key not in ("default", "required")} for name, option in spec.items()}
 
 
-def run_info(spec: dict, read: Callable[[dict], dict[str, list[str]]]) -> None:
-    """The whole of a module that reads: ``read`` gets the parameters and returns lists of the result, each as pieces of JSON."""
+def run_info(spec: dict, read: Callable[[dict, Callable[[str], None] | None], dict[str, list[str]]]) -> None:
+    """The whole of a module that reads: ``read`` gets the parameters, and in check mode how to warn of shares that are not there yet,
+    and returns lists of the result, each as pieces of JSON."""
     from ansible.module_utils.basic import AnsibleModule
 
     module = AnsibleModule(argument_spec={**STORE, "share": {**STORE["share"], "required": True}, **spec}, supports_check_mode=True)
     try:
-        found = read(module.params)
+        found = read(module.params, module.warn if module.check_mode else None)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         known = understood(error, "this task")
         module.fail_json(msg=str(known), error_code=known.error_code, **known.details)
@@ -66,14 +67,25 @@ def _leave_reading(module: AnsibleModule, found: dict[str, list[str]]) -> None:
     raise SystemExit(0)
 
 
-def read_volumes(params: dict, globs: Sequence[str] | None, shape: reading.Shape, keys: Sequence[str]) -> dict[str, list[str]]:
+def read_volumes(
+    params: dict,
+    globs: Sequence[str] | None,
+    shape: reading.Shape,
+    keys: Sequence[str],
+    warn: Callable[[str], None] | None = None,
+) -> dict[str, list[str]]:
     """What ``shape`` makes of the volumes of all given shares, under these keys, as pieces of JSON.
 
+    :param warn: shares that are not there yet are empty, and told so by this; None: they cannot be read.
     :raises StorageError: one of the shares cannot be read.
     """
     from .operations import candidates, reading
 
     given = candidates.find_candidates(params["share"], params["mount_base"])
+    if warn is not None and given.missing:
+        from .operations import foretelling
+
+        given = foretelling.reachable_for_reading(given, warn)
     given.require_all()
     found: dict[str, list[str]] = {key: [] for key in keys}
     for share in given.shares:

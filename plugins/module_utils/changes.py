@@ -8,7 +8,8 @@ The documentation of these options is in doc_fragments/store.py; a test compares
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Callable
 
 from .errors import InvalidParameter, StorageError
 
@@ -92,9 +93,46 @@ def options(module: AnsibleModule) -> Options:
 
     params = module.params
     check_numbers(params)
-    return Options(
-        module.check_mode, params["lock_timeout"], params["break_lock"], params["assume_unused"], warn=module.warn, log=_step_log(module)
-    )
+    how = Options(module.check_mode, params["lock_timeout"], params["break_lock"], params["assume_unused"], warn=_once(module.warn))
+    return replace(how, assume=module.check_mode, log=_step_log(module))
+
+
+def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
+    """Many objects of a task have the same reason to warn."""
+    told: set[str] = set()
+
+    def warn_once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            warn(text)
+
+    return warn_once
+
+
+_DICTIONARIES = "'{0}' takes a list of dictionaries: {{{{ names | remotefs.storage.items }}}} makes one of names, or of a dictionary by name"
+
+
+def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
+    """The module with these options, which takes check mode. What Ansible refuses of them has an ``error_code`` too, and where a list
+    of dictionaries is something else, the message says how one is made."""
+    from ansible.module_utils.basic import AnsibleModule
+
+    lists = [name for name, option in spec.items() if option.get("elements") == "dict"]
+
+    class Module(AnsibleModule):
+        parsed = False
+
+        def fail_json(self, msg: str, **kwargs: Any) -> None:
+            if not self.parsed:
+                kwargs.setdefault("error_code", InvalidParameter.error_code)
+                meant = [name for name in lists if f"'{name}'" in msg or f" {name}" in msg]
+                typed = "convert" in msg or "is of type" in msg
+                msg = f"{msg.rstrip('.')}. {_DICTIONARIES.format(meant[0])}." if meant and typed else msg
+            super().fail_json(msg, **kwargs)
+
+    module = Module(argument_spec=spec, supports_check_mode=True, **conditions)
+    module.parsed = True
+    return module
 
 
 _logs: list[StepLog] = []  # of this task: at most one
@@ -126,9 +164,17 @@ def result(outcome: Outcome) -> dict:
         "actions": outcome.actions,
         "recovered": outcome.recovered,
         **judged,
+        **({"not_counted": list(outcome.not_counted)} if outcome.not_counted else {}),
         "volume": outcome.after,
-        "diff": {"before": report.difference(outcome.before), "after": report.difference(outcome.after)},
+        "diff": _diff(report.difference(outcome.before), report.difference(outcome.after), outcome.content),
     }
+
+
+def _diff(before: dict, after: dict, content: tuple[str, str] | None) -> dict:
+    """``content`` is what a revert does to the data, which nothing else of a volume may show."""
+    if content is None:
+        return {"before": before, "after": after}
+    return {"before": {**before, "content": content[0]}, "after": {**after, "content": content[1]}}
 
 
 def failure(error: StorageError) -> dict:

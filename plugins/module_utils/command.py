@@ -101,7 +101,7 @@ def run(
     :raises ToolFailed: it ran longer than ``timeout`` or could not be started.
     """
     STARTED.add(os.path.basename(argv[0]))
-    with _spool("stdout") as out, _spool("stderr") as err:
+    with scratch_file("stdout") as out, scratch_file("stderr") as err:
         try:
             # run_command of AnsibleModule passes no descriptors and kills no group; this layer knows no module.
             process = subprocess.Popen(  # pylint: disable=ansible-bad-function
@@ -154,8 +154,8 @@ def private_directory() -> str:
         raise _no_temporary(error) from error
 
 
-def _spool(name: str) -> IO[bytes]:
-    """A file for what a program says, in memory where the kernel has such files."""
+def scratch_file(name: str) -> IO[bytes]:
+    """An opened file without a name, in memory where the kernel has such files. :raises ToolFailed: there is no room for it."""
     try:
         return os.fdopen(os.memfd_create(f"remotefs-{name}"), "w+b")
     except (AttributeError, OSError):

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Collection, Iterable, NamedTuple
 
-from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
+from .errors import ChainBroken, InvalidName, InvalidParameter, InvalidSize, SnapshotNotFound
 
 SECTOR = 512
 MAX_SIZE = 2**63  # 8 EiB, exclusive: what an off_t can address
@@ -24,6 +24,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
 _SIZE = re.compile(r"([0-9]+)\s*([KMGTP])?(?:i?B)?\Z", re.IGNORECASE)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
+_DURATION = re.compile(r"([0-9]{1,12})\s*([smhdw])\Z")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _RESERVED_SNAPSHOTS = ("active", "info")
 _NAME_MAX = 255
 _TEMPORARY_ROOM = 24  # what store.directory appends to make a temporary name, with a margin
@@ -41,8 +44,24 @@ def parse_size(value: object) -> int:
         raise InvalidSize(f"size {text!r}", "it is not a size", remedy)
     size = int(match.group(1)) << _UNITS[(match.group(2) or "").upper()]
     if size <= 0 or size % SECTOR or size >= MAX_SIZE:
-        raise InvalidSize(f"size {text!r}", f"{size} bytes is no valid disk size", remedy)
+        raise InvalidSize(f"size {text!r}", f"{told_size(size)} is no valid disk size", remedy)
     return size
+
+
+def told_size(size: int) -> str:
+    """A size as messages tell it: as people read it, and in bytes ("10 GiB (10737418240 bytes)")."""
+    if size < 1024:
+        return f"{size} bytes"
+    power = min((size.bit_length() - 1) // 10, 6)
+    number = f"{size / (1 << 10 * power):.1f}"
+    return f"{number[:-2] if number.endswith('.0') else number} {'KMGTPE'[power - 1]}iB ({size} bytes)"
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names for a message, cut where there are too many to be read."""
+    every = [str(name) for name in names]
+    shown = ", ".join(every[:most])
+    return f"{shown} and {len(every) - most} more" if len(every) > most else shown
 
 
 def round_to_sector(size: int) -> int:
@@ -105,7 +124,19 @@ def _check_name(kind: str, name: str, composed: str) -> None:
 
 def now() -> str:
     """The time as records spell it: UTC, whole seconds, ISO 8601."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return time.strftime(_TIME, time.gmtime())
+
+
+def parse_duration(value: object, subject: str) -> int:
+    """Seconds from a number with its unit: s, m (minutes), h, d or w.
+
+    :raises InvalidParameter: it is none, or not above 0.
+    """
+    match = _DURATION.match(str(value).strip())
+    seconds = int(match.group(1)) * _SECONDS[match.group(2)] if match else 0
+    if seconds <= 0:
+        raise InvalidParameter(subject, f"{value!r} is no duration", "give a whole number above 0 with s, m, h, d or w, such as 30d")
+    return seconds
 
 
 class Share(NamedTuple):
@@ -121,10 +152,14 @@ class Share(NamedTuple):
     stale_seconds: float = 0.0  # how long this client may show what another one has replaced, even after opening it anew
     keeps_inodes: bool = True  # False where a file's inode number is another one after the next mount
     locks_readable: bool = True  # False where a held lock can be met but not asked about (NFSv3 answers GETLK wrongly)
+    export: str = ""  # the source as another host mounts it; empty for a plain directory
+    below: str = ""  # where the directory lies in the export; empty for the whole
+    mount_words: str = ""  # options in force that another host's mount helper takes
 
     @property
     def label(self) -> str:
-        return self.source
+        """Its name in messages; where locks are not seen, with the file system that is the reason."""
+        return self.source if self.locks_visible else f"{self.source} ({self.fstype})"
 
 
 @dataclass(frozen=True)
@@ -133,7 +168,7 @@ class Image:
 
     ``size`` is the virtual size, ``allocated`` what the file takes on disk. ``empty`` is true for a qcow2 image whose L1
     table is all zero: it adds nothing to what its backing file shows. ``backing_file`` is always a basename; ``absolute``
-    says that the header spells it as a path into the same share, which the next change heals.
+    says that the header spells it as a path into the same share, or its format as a protocol, which the next change heals.
     """
 
     file: str
@@ -159,6 +194,7 @@ class Snapshot:
     description: str = ""
     labels: dict = field(default_factory=dict)
     protected: bool = False
+    expires: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +213,8 @@ class Volume:
 
     The chain of a linked clone goes on into files of its ``parent``, which only that volume's tasks may change.
     ``info`` tells whether ``NAME.info`` exists, ``adopted`` whether our own record of the formats does; ``pending`` is the
-    intent of an interrupted task.
+    intent of an interrupted task. ``stale`` has the entries of ``.info`` whose file is no overlay of the chain, by snapshot: they
+    stay there until a task deletes the snapshot.
     """
 
     name: str
@@ -188,6 +225,10 @@ class Volume:
     pending: object = None
     dependents: tuple[tuple[str, str], ...] = ()  # (linked clone, own file that it rests on)
     parent: Parent | None = None
+    stale: tuple[tuple[str, str], ...] = ()  # (snapshot, file)
+    created: str | None = None  # None where nobody recorded it
+    description: str = ""
+    labels: dict = field(default_factory=dict)
 
     @property
     def active(self) -> Image:
@@ -243,7 +284,7 @@ class Volume:
         for snapshot in self.snapshots:
             if snapshot.name == name:
                 return snapshot
-        known = ", ".join(snapshot.name for snapshot in self.snapshots) or "none"
+        known = listed(snapshot.name for snapshot in self.snapshots) or "none"
         raise SnapshotNotFound(f"snapshot {name} of volume {self.name}", f"it does not exist (existing: {known})", "check the name")
 
     def point_file(self, snapshot: str) -> str:

@@ -23,7 +23,7 @@ def run_many(module: AnsibleModule, every: Iterable[dict], make_item: Callable[[
     how, finder = options(module), Finder()
     items = [_made(make_item, params, finder, number) for number, params in enumerate(every)]
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
-    leave_many(module, [item.name for item in items], bulk.run_all(items, parallel, how), what)
+    leave_many(module, [(item.name, item.told) for item in items], bulk.run_all(items, parallel, how), what)
 
 
 def _made(make_item: Callable[[dict, Finder], bulk.Item], params: dict, finder: Finder, number: int) -> bulk.Item:
@@ -48,13 +48,38 @@ def _in_short(results: Sequence[dict]) -> dict:
     }
 
 
-def leave_many(module: AnsibleModule, names: Sequence[str], outcomes: Sequence, what: str) -> None:
-    """End a bulk task: ``results`` in input order; it fails if any of them did."""
+def naming(volume: str, *snapshots: str) -> dict:
+    """The keys by which a result and a diff name what they are about."""
+    return {"volume_name": volume, **({"snapshot": ", ".join(snapshots)} if snapshots else {})}
+
+
+def _label(told: dict) -> str:
+    return "@".join(told[key] for key in ("volume_name", "snapshot") if key in told)
+
+
+def _shown(told: dict, diff: dict) -> dict:
+    """The diff of one object, which for a volume that comes or goes is one line."""
+    from .operations import report
+
+    header = {"before_header": _label(told), "after_header": _label(told), **told}
+    for sign, there, other in (("+", "after", "before"), ("-", "before", "after")):
+        if diff[there] and not diff[other]:
+            return {**header, "prepared": f"{sign} {report.one_line(diff[there])}\n"}
+    return {**header, **diff}
+
+
+def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcomes: Sequence, what: str) -> None:
+    """End a bulk task: ``results`` in input order; it fails if any of them did.
+
+    :param names: for each outcome the name of its result, and how it is named in full (see :func:`naming`).
+    """
     results, diffs = [], []
-    for name, outcome in zip(names, outcomes):
+    for (name, told), outcome in zip(names, outcomes):
         one = failure(outcome) if isinstance(outcome, StorageError) else result(outcome)
-        diffs.append({"before_header": name, "after_header": name, **one.pop("diff", {})})
-        results.append({"name": name, "failed": isinstance(outcome, StorageError), **one})
+        diff = one.pop("diff", None)
+        if diff and diff["before"] != diff["after"]:
+            diffs.append(_shown(told, diff))
+        results.append({"name": name, **told, "failed": isinstance(outcome, StorageError), **one})
     everything = {
         "changed": any(one["changed"] for one in results),
         "results": results,
@@ -63,11 +88,11 @@ def leave_many(module: AnsibleModule, names: Sequence[str], outcomes: Sequence, 
     if not module.params["return_detail"]:
         everything = {**everything, **_in_short(results)}
     if module._diff:
-        everything["diff"] = [diff for diff in diffs if diff.get("before") != diff.get("after")]
+        everything["diff"] = diffs
     everything.update(logged(module))
     failed = [one for one in results if one["failed"]]
     if failed:
-        told = " ".join(f"{one['name']}: {one['msg']}" for one in failed[:20])
+        told = " ".join(f"{_label(one)}: {one['msg']}" for one in failed[:20])
         more = f" (and {len(failed) - 20} more, see results)" if len(failed) > 20 else ""
         module.fail_json(
             msg=f"{len(failed)} of {len(results)} {what} failed. {told}{more}", error_code=failed[0]["error_code"], **everything

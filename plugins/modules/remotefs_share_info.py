@@ -22,10 +22,9 @@ extends_documentation_fragment:
 options:
   share:
     description:
-      - Sources of mounted shares, or absolute directories.
+      - The source of a mounted share, or an absolute directory, or a list of them. Commas in a text belong to the name.
       - Without it, every mounted share is returned whose file system this collection supports over the network, and everything mounted under O(mount_base).
-    type: list
-    elements: str
+    type: raw
   mount_base:
     description: The directory under which shares are mounted by default. A directory beneath it is a share only while something is mounted there.
     type: path
@@ -118,7 +117,7 @@ from ..module_utils.errors import understood
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "share": {"type": "list", "elements": "str"},
+            "share": {"type": "raw"},
             "mount_base": {"type": "path", "default": "/var/lib/remotefs/mnt"},
             "fstab": {"type": "path", "default": "/etc/fstab"},
             "timeout": {"type": "int", "default": 10},

@@ -32,9 +32,11 @@ options:
     type: str
   volumes:
     description:
-      - Several volumes of one share that get O(name) as one consistent group, all or none of them. O(keep) then removes snapshots of each.
-      - With O(keep) and no O(name), several independent volumes.
-      - Only for O(state=present).
+      - Several volumes. With O(state=present) and O(name) they get the snapshot as one consistent group of one share, all or none of them.
+        O(keep) then removes snapshots of each.
+      - With any other O(state), and with O(keep) and no O(name), each of them by itself.
+      - Names may be globs such as V(ci-*), which stand for all volumes that match. A file of which nothing records that it is a volume is left
+        out with a warning. That nothing matches is a warning too.
     type: list
     elements: str
   name:
@@ -43,20 +45,31 @@ options:
       - Letters, digits, V(.), V(_) and V(-), starting with a letter or digit; not V(active), V(info) or a name ending in V(.info).
     type: str
   names:
-    description: With O(state=absent), several snapshots that go in one pass.
+    description:
+      - With O(state=absent), several snapshots that go in one pass.
+      - A glob stands for all that match it and are not protected.
     type: list
     elements: str
   state:
     description:
       - V(present) takes the snapshot, V(absent) deletes it.
       - V(reverted) makes the volume's content the snapshot's. The volume keeps its size; what lies beyond the snapshot's reads as zeros.
+      - V(pruned) deletes the snapshots that have expired (O(expires)), and takes none.
     type: str
-    choices: [present, absent, reverted]
+    choices: [present, absent, reverted, pruned]
     default: present
   discard_newer:
     description: With O(state=reverted), also lose the snapshots that are newer. Without it they block it.
     type: bool
     default: false
+  not_dependent:
+    description:
+      - Files on the share that do not count as resting on what is destroyed, although they name it or may mean it.
+      - Before files are merged or removed, every file of the share is asked whether it rests on them: in the share's directory and, as far as
+        that takes seconds, in its folders. A doubt counts. Whoever knows better names the file here, as the message has it.
+      - What was overruled is told in RV(not_counted) and in a warning.
+    type: list
+    elements: str
   description:
     description: A text that is kept with the snapshot.
     type: str
@@ -69,14 +82,25 @@ options:
       - This is no protection from being named. O(state=absent) deletes a protected snapshot, O(discard_newer) discards it, and so does the
         removal of its volume with O(remotefs.storage.remotefs_volume#module:cascade).
     type: bool
+  expires:
+    description:
+      - When the snapshot expires, as a time (V(2027-01-31T18:00:00Z); without a zone it is UTC), or as a duration from now, which is a number
+        with V(s), V(m), V(h), V(d) or V(w). V(never) takes an expiry back.
+      - Nothing goes by itself. What has expired is deleted by the next task with O(state=pruned), or with O(keep), whatever that matches.
+        What O(keep) never removes stays.
+      - Where this is not said, it stays as it is. A duration is counted once, so that a repeated run does not put the end off.
+    type: str
   keep:
     description:
       - Retention. Of the snapshots that V(match), those stay that at least one rule keeps; the others are deleted in one pass.
-      - A dictionary of V(match), which is required, and at least one of the rules V(last), V(hourly), V(daily), V(weekly) and V(monthly) above 0.
+      - A dictionary of V(match), which is required, and at least one of the rules V(last), V(hourly), V(daily), V(weekly),
+        V(monthly), V(yearly) and V(within) above 0.
       - V(match) is a glob of names such as V(daily-*), or a dictionary of labels that a snapshot must have, all of them and with equal values.
         What does not match is neither counted nor touched.
-      - V(last) keeps that many of the newest snapshots. The other rules keep the newest snapshot of each hour, day, week or month, for as many of
-        these periods as the rule says. Periods are of UTC, and weeks those of ISO 8601, from Monday on. A period without a snapshot does not count.
+      - V(last) keeps that many of the newest snapshots. The other rules keep the newest snapshot of each hour, day, week, month or year, for as
+        many of these periods as the rule says. Periods are of UTC, and weeks those of ISO 8601, from Monday on. A period without a snapshot does not count.
+      - V(within) keeps all that are less than that (V(30d)) older than the newest one that matches.
+      - What has expired goes too, whether it matches or not, and takes no rule's place.
       - Which snapshot is newer is told by the chain and never by a clock. The time of the task does not matter either, so that a
         volume whose snapshots stopped keeps the last ones.
       - Whatever the rules say, a snapshot stays that is protected, whose time of creation is not known, on which a linked clone rests, or that
@@ -90,25 +114,36 @@ options:
       - Each snapshot is a file more, and a linked clone has the files of its parent beneath its own. From 2 to 200.
     type: int
     default: 64
+  drop_bitmaps:
+    description:
+      - A file that goes when snapshots are deleted can hold persistent dirty bitmaps, by which backup programs know what to back up next. They
+        would be lost, so that the deletion is refused with V(conflict), naming them.
+      - With V(true) they are given up. The next backup then has to be a full one.
+    type: bool
+    default: false
   snapshots:
     description:
-      - Many independent snapshots in one task. Each item takes the options above, with the task's own as defaults.
+      - Many independent snapshots in one task. Each item takes the options above but O(volumes), with the task's own as defaults.
       - All are attempted; the task fails at the end if any did.
+      - P(remotefs.storage.items#filter) makes such a list from a dictionary of dictionaries by name.
     type: list
     elements: dict
     suboptions:
-      share: {description: 'See O(share).', type: list, elements: str}
+      share: {description: 'See O(share).', type: raw}
       mount_base: {description: 'See O(mount_base).', type: path}
       volume: {description: 'See O(volume).', type: str}
       name: {description: 'See O(name).', type: str}
       names: {description: 'See O(names).', type: list, elements: str}
-      state: {description: 'See O(state).', type: str, choices: [present, absent, reverted]}
+      state: {description: 'See O(state).', type: str, choices: [present, absent, reverted, pruned]}
       discard_newer: {description: 'See O(discard_newer).', type: bool}
+      not_dependent: {description: 'See O(not_dependent).', type: list, elements: str}
       description: {description: 'See O(description).', type: str}
       labels: {description: 'See O(labels).', type: dict}
       protected: {description: 'See O(protected).', type: bool}
+      expires: {description: 'See O(expires).', type: str}
       keep: {description: 'See O(keep).', type: raw}
       max_chain: {description: 'See O(max_chain).', type: int}
+      drop_bitmaps: {description: 'See O(drop_bitmaps).', type: bool}
 seealso:
   - module: remotefs.storage.remotefs_volume
   - module: remotefs.storage.remotefs_snapshot_info
@@ -156,6 +191,19 @@ EXAMPLES = r"""
         made-by: nightly
       last: 14
 
+- name: One that goes by itself after a week, with the next run of the task below
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volume: db01
+    name: before-test
+    expires: 7d
+
+- name: Delete what has expired, on all database volumes
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volumes: [db*]
+    state: pruned
+
 - name: Two volumes at one point in time
   remotefs.storage.remotefs_snapshot:
     share: /srv/volumes
@@ -198,8 +246,10 @@ volumes:
   elements: dict
 results:
   description:
-    - 'One for each item, in its order: name, changed, failed, error_code, msg, actions, recovered, volume and with O(keep) retention.'
-    - The name is the snapshot's for O(snapshots) and the volume's for O(volumes), or where an item only keeps.
+    - 'One for each item, in its order: name, volume_name, snapshot, changed, failed, error_code, msg, actions, recovered, volume and with O(keep)
+      or O(state=pruned) retention.'
+    - The name is the snapshot's for O(snapshots) and the volume's for O(volumes), or where an item only keeps. C(volume_name) and C(snapshot)
+      are there whether the item failed or not; an item that names no snapshot has no C(snapshot).
   returned: with O(volumes) or O(snapshots)
   type: list
   elements: dict
@@ -213,14 +263,16 @@ actions:
     - {step: write_info, file: db01.info, active: db01.nightly, snapshots: {nightly: db01.nightly}}
 retention:
   description:
-    - The verdicts of O(keep) on all snapshots that match, oldest first; in check mode those that the run would come to.
+    - The verdicts of O(keep) or O(state=pruned) on all snapshots that match or have expired, oldest first; in check mode those that the run
+      would come to.
     - One whose C(keep) is false is deleted by this task and has no reasons.
-  returned: success, with O(volume) and O(keep)
+  returned: success, with O(volume), and O(keep) or O(state=pruned)
   type: list
   elements: dict
   contains:
     name: {description: The snapshot., type: str, returned: always}
     created: {description: 'When it was taken (UTC); null where that is not recorded.', type: str, returned: always}
+    expires: {description: 'When it expires (UTC); null where it does not.', type: str, returned: always}
     keep: {description: Whether it stays., type: bool, returned: always}
     reasons:
       description: 'Why it stays: each rule that keeps it, and what keeps it whatever the rules say.'
@@ -228,14 +280,20 @@ retention:
       elements: str
       returned: always
   sample:
-    - {name: daily-2026-11-20, created: '2026-11-20T01:00:04Z', keep: false, reasons: []}
-    - {name: before-upgrade, created: '2026-11-20T14:12:40Z', keep: true, reasons: [protected]}
-    - {name: daily-2026-11-21, created: '2026-11-21T01:00:03Z', keep: true, reasons: [last 1 of 1, daily 2026-11-21, weekly 2026-W47]}
+    - {name: daily-2026-11-20, created: '2026-11-20T01:00:04Z', expires: null, keep: false, reasons: []}
+    - {name: before-upgrade, created: '2026-11-20T14:12:40Z', expires: null, keep: true, reasons: [protected]}
+    - {name: daily-2026-11-21, created: '2026-11-21T01:00:03Z', expires: null, keep: true, reasons: [last 1 of 1, daily 2026-11-21, weekly 2026-W47]}
 recovered:
   description: 'Interrupted operations that this task finished or undid first: operation, outcome (finished, undone or discarded) and steps.'
   returned: with O(volume)
   type: list
   elements: dict
+not_counted:
+  description: Files that rest on what was destroyed, or may do so, and were overruled by O(not_dependent). In bulk it is in each of RV(results).
+  returned: when O(not_dependent) overruled any
+  type: list
+  elements: str
+  sample: [old copy.qcow2]
 log:
   description: The steps with their times, each as O(log_path) has it.
   returned: when the task runs with C(-vvv)
@@ -264,10 +322,15 @@ error_code:
   sample: has_newer_snapshots
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ..module_utils import arguments, changes
 from ..module_utils.errors import InvalidParameter, understood
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 _SNAPSHOT = {
     "share": arguments.STORE["share"],
@@ -275,15 +338,18 @@ _SNAPSHOT = {
     "volume": {"type": "str"},
     "name": {"type": "str"},
     "names": {"type": "list", "elements": "str"},
-    "state": {"type": "str", "choices": ["present", "absent", "reverted"], "default": "present"},
+    "state": {"type": "str", "choices": ["present", "absent", "reverted", "pruned"], "default": "present"},
     "discard_newer": {"type": "bool", "default": False},
+    "not_dependent": {"type": "list", "elements": "str"},
     "description": {"type": "str"},
     "labels": {"type": "dict"},
     "protected": {"type": "bool"},
+    "expires": {"type": "str"},
     "keep": {"type": "raw"},
     "max_chain": {"type": "int", "default": 64},
+    "drop_bitmaps": {"type": "bool", "default": False},
 }
-_DETAILS = ("description", "labels", "protected")
+_DETAILS = ("description", "labels", "protected", "expires")
 
 
 def _check(params: dict) -> None:
@@ -295,6 +361,8 @@ def _check(params: dict) -> None:
         raise InvalidParameter(subject, "names goes with state: absent only", "use name, or a list of snapshots")
     if params["names"] and params["name"]:
         raise InvalidParameter(subject, "name and names do not go together", "give one of them")
+    if params["name"] and params["state"] == "pruned":
+        raise InvalidParameter(subject, "name does not go with state: pruned, which deletes what has expired", "leave it out, or say absent")
     for option in (*_DETAILS, "keep"):
         if params["state"] != "present" and params[option] is not None:
             raise InvalidParameter(subject, f"{option} goes with state: present only", "leave it out")
@@ -309,16 +377,23 @@ def _run(params: dict, options, finder):
     from ..module_utils.operations import snapshots
 
     _check(params)
+    options = _with_word(options, params)
     keep = _policy(params)
-    changes.require(params, "volume", "share", *(() if params["names"] or keep else ("name",)))
+    changes.require(params, "volume", "share", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
+    options = replace(options, drop_bitmaps=params["drop_bitmaps"])
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return snapshots.delete(candidates, params["volume"], params["names"] or [params["name"]], options)
     if params["state"] == "reverted":
         return snapshots.revert(candidates, params["volume"], params["name"], params["discard_newer"], options)
-    if keep and not params["name"]:
+    if params["state"] == "pruned" or not params["name"]:
         return snapshots.retain(candidates, params["volume"], keep, options)
     return snapshots.take(snapshots.SnapshotRequest(candidates, params["volume"], _wish(params), keep), options)
+
+
+def _with_word(options, params: dict):
+    """The task's options with what the user says of files that rest on nothing."""
+    return replace(options, not_dependent=tuple(params["not_dependent"] or ()))
 
 
 def _policy(params: dict):
@@ -330,23 +405,23 @@ def _policy(params: dict):
 
 
 def _wish(params: dict):
-    from ..module_utils.plan.wishes import SnapshotWish
+    from ..module_utils.plan.wishes import SnapshotWish, label_texts
 
     return SnapshotWish(
         name=params["name"],
         description=params["description"],
-        labels=_labels(params["labels"]),
+        labels=None if params["labels"] is None else label_texts(params["labels"]),
         protected=params["protected"],
         max_chain=params["max_chain"],
+        expires=None if params["expires"] is None else _expiry(params["expires"]),
     )
 
 
-def _labels(given: dict | None):
-    if given is None:
-        return None
-    from ..module_utils.plan.retention import label_texts
+def _expiry(given: str):
+    from ..module_utils.model import now
+    from ..module_utils.plan.retention import parse_expiry
 
-    return label_texts(given)
+    return parse_expiry(given, now())
 
 
 def _item_name(params: dict) -> str:
@@ -357,7 +432,8 @@ def _item_name(params: dict) -> str:
 def _run_many(module: AnsibleModule, wanted: list, kind: str) -> None:
     from ..module_utils import results
 
-    results.run_many(module, [_completed(given, module.params) for given in wanted], _item, kind)
+    make = partial(_item, by_volume=kind == "volumes")
+    results.run_many(module, [_completed(given, module.params) for given in wanted], make, kind)
 
 
 def _completed(given: dict, params: dict) -> dict:
@@ -366,33 +442,36 @@ def _completed(given: dict, params: dict) -> dict:
     return {**changes.merged(given, params), **({"name": None} if names_its_own else {})}
 
 
-def _item(params: dict, finder):
+def _item(params: dict, finder, by_volume: bool = False):
+    from ..module_utils import results
     from ..module_utils.operations import bulk
 
     candidates, volume = finder.prepare(params["share"], params["mount_base"]), str(params["volume"])
     deletes = candidates and (params["state"] != "present" or params["keep"])
     deletion = bulk.Deletion(candidates, volume) if deletes else None
     keeps_lock = bool(deletion and params["state"] == "present" and params["name"])  # taken first, then what it replaces is merged
-    name, touches = _item_name(params), frozenset([volume])
-    return bulk.Item(name, touches, lambda options: _run(params, options, finder), deletion, keeps_lock=keeps_lock)
+    name = volume if by_volume else _item_name(params)
+    told = results.naming(volume, *(params["names"] or filter(None, [params["name"]])))
+    return bulk.Item(name, frozenset([volume]), partial(_run, params, finder=finder), deletion, keeps_lock=keeps_lock, told=told)
 
 
-def _run_group(module: AnsibleModule) -> None:
+def _run_volumes(module: AnsibleModule) -> None:
+    """A consistent group where a snapshot is taken, else each volume by itself."""
     from ..module_utils import results
-    from ..module_utils.operations import candidates, groups
+    from ..module_utils.operations import candidates, groups, matching
 
     params = module.params
-    if params["state"] != "present":
-        raise InvalidParameter("group of volumes", "a group is for taking snapshots only", "delete and revert with a list of snapshots")
     _check(params)
     keep = _policy(params)
-    changes.require(params, "share", "volumes", *(() if keep else ("name",)))
-    volumes = list(dict.fromkeys(params["volumes"]))
-    if keep and not params["name"]:
-        _run_many(module, [{"volume": volume} for volume in volumes], "volumes")
+    changes.require(params, "share", "volumes", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
     found = candidates.find_candidates(params["share"], params["mount_base"])
-    outcomes = groups.take_group(found, volumes, _wish(params), changes.options(module), keep)
-    results.leave_many(module, volumes, outcomes, "volumes")
+    options = replace(_with_word(changes.options(module), params), drop_bitmaps=params["drop_bitmaps"])
+    volumes = matching.volumes_named(found, params["volumes"], options)
+    if params["state"] != "present" or not params["name"]:
+        _run_many(module, [{"volume": volume} for volume in volumes], "volumes")
+    outcomes = groups.take_group(found, volumes, _wish(params), options, keep) if volumes else []
+    named = [(volume, results.naming(volume, params["name"])) for volume in volumes]
+    results.leave_many(module, named, outcomes, "volumes")
 
 
 def _run_one(module: AnsibleModule) -> dict:
@@ -409,12 +488,12 @@ def main() -> None:
         "snapshots": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_SNAPSHOT)},
     }
     alternatives = ("volume", "volumes", "snapshots")
-    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, required_one_of=[alternatives], mutually_exclusive=[alternatives])
+    module = changes.make_module(spec, required_one_of=[alternatives], mutually_exclusive=[alternatives])
     try:
         if module.params["snapshots"] is not None:
             _run_many(module, module.params["snapshots"], "items")
         if module.params["volumes"] is not None:
-            _run_group(module)
+            _run_volumes(module)
         outcome = _run_one(module)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         outcome = changes.failure(understood(error, "this task"))

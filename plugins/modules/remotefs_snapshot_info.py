@@ -63,13 +63,14 @@ snapshots:
   elements: dict
   contains:
     volume: {description: The volume., type: str, returned: always}
-    share: {description: The share as it was given., type: str, returned: always}
+    share: {description: 'The source of its share as given; for a directory, what is mounted there, or the directory.', type: str, returned: always}
     name: {description: The snapshot., type: str, returned: always}
     file: {description: The overlay that it made; its backing file shows the snapshot's data., type: str, returned: always}
     size: {description: Virtual size of the snapshot's data in bytes., type: int, returned: always}
     created: {description: 'When it was taken (UTC); null where that is not recorded.', type: str, returned: always}
     description: {description: The text kept with it., type: str, returned: always}
     labels: {description: The names and values kept with it., type: dict, returned: always}
+    expires: {description: 'When it expires (UTC); null where it does not.', type: str, returned: always}
     protected: {description: 'Whether it is protected from retention (O(remotefs.storage.remotefs_snapshot#module:keep)).', type: bool, returned: always}
 volumes:
   description: Volumes that cannot be read, with error_code and msg.
@@ -88,11 +89,11 @@ import fnmatch
 from ..module_utils import arguments
 
 
-def _read(params: dict) -> dict:
+def _read(params: dict, warn) -> dict:
     def shape(volume: dict) -> dict:
         return {"volumes": [volume]} if "error_code" in volume else {"snapshots": _snapshots(volume, params["names"] or [])}
 
-    return arguments.read_volumes(params, params["volumes"], shape, ["snapshots", "volumes"])
+    return arguments.read_volumes(params, params["volumes"], shape, ["snapshots", "volumes"], warn)
 
 
 def _snapshots(volume: dict, globs: list) -> list:

@@ -72,6 +72,20 @@ options:
         type: str
         choices: [full, linked]
         default: full
+  snapshot:
+    description:
+      - A snapshot that the volume is to have. A new volume gets it in the same task, so that there is a point to come back to; a volume that
+        exists and has it not gets it too.
+      - Its name is as that of M(remotefs.storage.remotefs_snapshot). With it C(path) of RV(volume) names the snapshot's overlay.
+    type: str
+  description:
+    description: A text that is kept with the volume. Where it is not given, it stays as it is.
+    type: str
+  labels:
+    description:
+      - Names and values that are kept with the volume. Both are texts; a value that is given otherwise is made one.
+      - They replace all labels that the volume has; where they are not given, those stay.
+    type: dict
   flatten:
     description: Give a linked clone data of its own, so that it rests on no other volume. No change where it has.
     type: bool
@@ -88,7 +102,7 @@ options:
     choices: [finish, discard]
     default: finish
   max_chain:
-    description: The most files that the chain of a new linked clone may have, 2 to 200.
+    description: The most files that the chain of a new linked clone may have, or of a volume after its O(snapshot), 2 to 200.
     type: int
     default: 64
   mode:
@@ -111,6 +125,14 @@ options:
     description: With O(state=absent), also remove its snapshots.
     type: bool
     default: false
+  not_dependent:
+    description:
+      - Files on the share that do not count as resting on what is destroyed, although they name it or may mean it.
+      - Before files are merged or removed, every file of the share is asked whether it rests on them: in the share's directory and, as far as
+        that takes seconds, in its folders. A doubt counts. Whoever knows better names the file here, as the message has it.
+      - What was overruled is told in RV(not_counted) and in a warning.
+    type: list
+    elements: str
   placement:
     description: Which eligible share a new volume goes to. V(most_free) is the one with the most free space.
     type: str
@@ -128,11 +150,13 @@ options:
     description:
       - Many volumes in one task. Each item takes the options above, with the task's own as defaults.
       - All are attempted; the task fails at the end if any did.
+      - Items that depend on each other are done in the order that works. A source is made before its clones, and removed after them.
+      - P(remotefs.storage.items#filter) makes such a list from names, or from a dictionary of dictionaries by name.
     type: list
     elements: dict
     suboptions:
       name: {description: 'See O(name).', type: str}
-      share: {description: 'See O(share).', type: list, elements: str}
+      share: {description: 'See O(share).', type: raw}
       mount_base: {description: 'See O(mount_base).', type: path}
       size: {description: 'See O(size).', type: str}
       format: {description: 'See O(format).', type: str, choices: [raw, qcow2]}
@@ -144,6 +168,9 @@ options:
           volume: {description: 'See O(source.volume).', type: str, required: true}
           snapshot: {description: 'See O(source.snapshot).', type: str}
           method: {description: 'See O(source.method).', type: str, choices: [full, linked], default: full}
+      snapshot: {description: 'See O(snapshot).', type: str}
+      description: {description: 'See O(description).', type: str}
+      labels: {description: 'See O(labels).', type: dict}
       flatten: {description: 'See O(flatten).', type: bool}
       recover: {description: 'See O(recover).', type: str, choices: [finish, discard]}
       max_chain: {description: 'See O(max_chain).', type: int}
@@ -152,6 +179,7 @@ options:
       group: {description: 'See O(group).', type: str}
       state: {description: 'See O(state).', type: str, choices: [present, absent]}
       cascade: {description: 'See O(cascade).', type: bool}
+      not_dependent: {description: 'See O(not_dependent).', type: list, elements: str}
       placement: {description: 'See O(placement).', type: str, choices: [most_free]}
       reserved_percentage: {description: 'See O(reserved_percentage).', type: int}
       max_over_subscription_ratio: {description: 'See O(max_over_subscription_ratio).', type: float}
@@ -167,6 +195,16 @@ EXAMPLES = r"""
     share: /srv/volumes
     name: db01
     size: 10G
+
+- name: One with a point to come back to, and with what it is for
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: web01
+    size: 10G
+    snapshot: pristine
+    description: Disk of the test web server
+    labels:
+      team: web
 
 - name: Grow it
   remotefs.storage.remotefs_volume:
@@ -226,6 +264,15 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ ci.volumes | map(attribute='path') }}"
 
+- name: Remove a template together with what was cloned from it, in whatever order they are named
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    state: absent
+    cascade: true
+    volumes:
+      - name: web01
+      - name: web02
+
 - name: Remove the clone that has its own data by now
   remotefs.storage.remotefs_volume:
     share: /srv/volumes
@@ -247,15 +294,22 @@ volume:
   type: dict
   contains: &volume
     name: {description: Its name., type: str, returned: always}
-    share: {description: The share as it was given., type: str, returned: always}
+    share: {description: 'The source of its share as given; for a directory, what is mounted there, or the directory.', type: str, returned: always}
     mountpoint: {description: The directory of the share., type: str, returned: always}
     path: {description: 'The active image, which a virtual machine must open.', type: str, returned: always}
     format: {description: Format of the active image; null where nothing records it., type: str, returned: always}
     base_format: {description: Format of the file at the bottom of the chain., type: str, returned: always}
-    size: {description: Virtual size., type: int, returned: always}
+    size: {description: 'Virtual size; in check mode null where it follows from a volume that does not exist yet.', type: int, returned: always}
     allocated: {description: What all its own files take on disk., type: int, returned: always}
     snapshots:
-      description: 'Its snapshots, oldest first: name, file, created, description, labels and protected.'
+      description: 'Its snapshots, oldest first: name, file, created, description, labels, protected and expires.'
+      type: list
+      elements: dict
+      returned: always
+    stale:
+      description:
+        - Entries of C(.info) whose file is no overlay of the chain, as OpenStack Cinder leaves some behind; each has C(name) and C(file).
+        - They are no snapshots. M(remotefs.storage.remotefs_snapshot) with V(state=absent) takes one away, and the removal of the volume all.
       type: list
       elements: dict
       returned: always
@@ -264,14 +318,27 @@ volume:
       type: list
       elements: dict
       returned: always
+    created: {description: 'When it was made (UTC); null where nobody recorded it, such as of an adopted volume.', type: str, returned: always}
+    description: {description: The text kept with it., type: str, returned: always}
+    labels: {description: The names and values kept with it., type: dict, returned: always}
     parent: {description: 'What a linked clone rests on: volume and snapshot. Null for a volume that rests on no other.', type: dict, returned: always}
-    dependents: {description: 'The linked clones that rest on it: volume, and snapshot of this one.', type: list, elements: dict, returned: always}
+    dependents:
+      description: 'What rests on it: volume, a linked clone or the name of a file that belongs to none, and snapshot of this one.'
+      type: list
+      elements: dict
+      returned: always
     in_use: {description: Whether somebody has it open; null where the file system cannot tell., type: bool, returned: always}
     pending:
       description: 'What an interrupted task left to be finished: operation, started, and the snapshots whose data may be damaged until then.'
       type: dict
       returned: always
-    connection: {description: 'What a virtualization host needs to attach it, in the form that OpenStack Cinder uses.', type: dict, returned: always}
+    connection:
+      description:
+        - What a virtualization host needs to attach it, in the form that OpenStack's os-brick takes. For a directory below a mount C(export) is the
+          mount's source, and C(name) leads to the file in it. C(options) are words of a mount command, or null.
+        - A driver type C(local) is a file of this host, C(device_path).
+      type: dict
+      returned: always
   sample:
     name: db01
     share: /srv/volumes
@@ -282,14 +349,18 @@ volume:
     size: 10737418240
     allocated: 0
     snapshots: []
+    stale: []
     chain: [{file: db01, format: raw, backing_file: null, size: 10737418240, allocated: 0}]
+    created: '2026-11-22T14:40:00Z'
+    description: ''
+    labels: {}
     parent: null
     dependents: []
     in_use: false
     pending: null
     connection:
       driver_volume_type: local
-      data: {export: /srv/volumes, name: db01, format: raw, options: ''}
+      data: {export: /srv/volumes, name: db01, format: raw, options: null, device_path: /srv/volumes/db01}
       mount_point_base: /var/lib/remotefs/mnt
 volumes:
   description: All volumes of a bulk task that exist afterwards.
@@ -297,7 +368,9 @@ volumes:
   type: list
   elements: dict
 results:
-  description: 'One for each item, in its order: name, changed, failed, error_code, msg, actions, recovered and volume.'
+  description:
+    - 'One for each item, in its order: name, volume_name, changed, failed, error_code, msg, actions, recovered and volume.'
+    - C(volume_name) is the name of the volume, as in results of M(remotefs.storage.remotefs_snapshot).
   returned: with O(volumes)
   type: list
   elements: dict
@@ -314,6 +387,12 @@ recovered:
   returned: without O(volumes)
   type: list
   elements: dict
+not_counted:
+  description: Files that rest on what was destroyed, or may do so, and were overruled by O(not_dependent). In bulk it is in each of RV(results).
+  returned: when O(not_dependent) overruled any
+  type: list
+  elements: str
+  sample: [old copy.qcow2]
 log:
   description: The steps with their times, each as O(log_path) has it.
   returned: when the task runs with C(-vvv)
@@ -342,12 +421,15 @@ error_code:
   sample: would_shrink
 """
 
+import functools
 from dataclasses import replace
-
-from ansible.module_utils.basic import AnsibleModule
+from typing import TYPE_CHECKING
 
 from ..module_utils import arguments, changes
 from ..module_utils.errors import InvalidParameter, understood
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 _VOLUME = {
     "name": {"type": "str"},
@@ -364,6 +446,9 @@ _VOLUME = {
             "method": {"type": "str", "choices": ["full", "linked"], "default": "full"},
         },
     },
+    "snapshot": {"type": "str"},
+    "description": {"type": "str"},
+    "labels": {"type": "dict"},
     "flatten": {"type": "bool", "default": False},
     "recover": {"type": "str", "choices": ["finish", "discard"], "default": "finish"},
     "max_chain": {"type": "int", "default": 64},
@@ -372,6 +457,7 @@ _VOLUME = {
     "group": {"type": "str"},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "cascade": {"type": "bool", "default": False},
+    "not_dependent": {"type": "list", "elements": "str"},
     "placement": {"type": "str", "choices": ["most_free"], "default": "most_free"},
     "reserved_percentage": {"type": "int", "default": 0},
     "max_over_subscription_ratio": {"type": "float", "default": 20},
@@ -383,7 +469,7 @@ def _run(params: dict, options, finder):
     from ..module_utils.operations import volumes
 
     changes.require(params, "name", "share")
-    options = replace(options, discard=params["recover"] == "discard")
+    options = replace(options, discard=params["recover"] == "discard", not_dependent=tuple(params["not_dependent"] or ()))
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)
@@ -394,7 +480,7 @@ def _request(params: dict, candidates):
     from ..module_utils.model import parse_size
     from ..module_utils.operations import existing
     from ..module_utils.operations.candidates import Policy
-    from ..module_utils.plan.wishes import VolumeWish, check_max_chain
+    from ..module_utils.plan.wishes import VolumeWish, check_max_chain, label_texts
 
     if not 0 <= params["reserved_percentage"] < 100 or params["max_over_subscription_ratio"] <= 0:
         raise InvalidParameter(
@@ -411,11 +497,14 @@ def _request(params: dict, candidates):
         uid=changes.parse_owner(params["owner"]),
         gid=changes.parse_group(params["group"]),
         flatten=params["flatten"],
+        description=params["description"],
+        labels=None if params["labels"] is None else label_texts(params["labels"]),
+        snapshot=params["snapshot"],
     )
     longest, given = check_max_chain(params["max_chain"]), params["source"]
     source = existing.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
     policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
-    return existing.VolumeRequest(candidates, wish, source, policy)
+    return existing.VolumeRequest(candidates, wish, source, policy, longest)
 
 
 def _run_many(module: AnsibleModule) -> None:
@@ -426,6 +515,7 @@ def _run_many(module: AnsibleModule) -> None:
 
 
 def _item(params: dict, finder):
+    from ..module_utils import results
     from ..module_utils.operations import bulk
 
     candidates, name = finder.prepare(params["share"], params["mount_base"]), str(params["name"])
@@ -434,7 +524,17 @@ def _item(params: dict, finder):
     shared = bool(source and params["source"]["snapshot"] and candidates and all(share.locks_visible for share in candidates.shares))
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
     deletion = bulk.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
-    return bulk.Item(name, touches, lambda options: _run(params, options, finder), deletion, reads, bool(params["flatten"]))
+    change = _change(params, candidates, name) if candidates else None
+    run = functools.partial(_run, params, finder=finder)
+    return bulk.Item(name, touches, run, deletion, reads, bool(params["flatten"]), change, results.naming(name))
+
+
+def _change(params: dict, candidates, name: str):
+    """What other items of the task may depend on."""
+    from ..module_utils.operations import order
+
+    source = params["source"]["volume"] if params["source"] else None
+    return order.Change(candidates, name, params["state"] == "absent", source, bool(params["flatten"]))
 
 
 def _run_one(module: AnsibleModule) -> dict:
@@ -445,9 +545,7 @@ def _run_one(module: AnsibleModule) -> dict:
 
 def main() -> None:
     spec = {**_VOLUME, **changes.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
-    module = AnsibleModule(
-        argument_spec=spec, supports_check_mode=True, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")]
-    )
+    module = changes.make_module(spec, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")])
     try:
         if module.params["volumes"] is not None:
             _run_many(module)

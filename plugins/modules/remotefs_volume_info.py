@@ -55,7 +55,7 @@ volumes:
   elements: dict
   contains:
     name: {description: Its name., type: str, returned: always}
-    share: {description: The share as it was given., type: str, returned: always}
+    share: {description: 'The source of its share as given; for a directory, what is mounted there, or the directory.', type: str, returned: always}
     error_code: {description: 'Why it cannot be read, see docs/errors.md.', type: str, returned: when it cannot be read}
     msg: {description: What is wrong and what to do., type: str, returned: when it cannot be read}
 error_code:
@@ -71,7 +71,7 @@ from ..module_utils import arguments
 def main() -> None:
     arguments.run_info(
         {"names": {"type": "list", "elements": "str"}},
-        lambda params: arguments.read_volumes(params, params["names"], lambda volume: {"volumes": [volume]}, ["volumes"]),
+        lambda params, warn: arguments.read_volumes(params, params["names"], lambda volume: {"volumes": [volume]}, ["volumes"], warn),
     )
 
 

@@ -56,7 +56,7 @@ class Share:
         from ansible_collections.remotefs.storage.plugins.module_utils.store import info_file, qcow2, records
 
         files = [name, *(f"{name}.s{number}" for number in range(1, self.files))]
-        images = []
+        images, inode = [], 0
         for position, file in enumerate(files):
             below = files[position - 1] if position else None
             below_format = None if below is None else "raw" if position == 1 else "qcow2"
@@ -65,6 +65,7 @@ class Share:
                 qcow2.write_image(fd, _SIZE, below, below_format)
             else:
                 os.ftruncate(fd, _SIZE)
+            inode = os.fstat(fd).st_ino if not position else inode
             os.close(fd)
             images.append(model.Image(file, "qcow2" if position else "raw", _SIZE, below, below_format))
         points = tuple(
@@ -72,7 +73,9 @@ class Share:
             for number in range(1, self.files)
         )
         volume = model.Volume(name, tuple(reversed(images)), points, info=bool(points), adopted=True)
-        (self.path / ".remotefs" / "volumes" / records.file_name(name)).write_bytes(records.describing(volume).to_bytes(name))
+        (self.path / ".remotefs" / "volumes" / records.file_name(name)).write_bytes(
+            records.describing(volume, (), {name: records.Disk(inode, _SIZE)}).to_bytes(name)
+        )
         if points:
             info = info_file.Info(files[-1], tuple((point.name, point.file) for point in points))
             (self.path / f"{name}.info").write_bytes(info.to_bytes())

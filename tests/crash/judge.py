@@ -21,13 +21,15 @@ _MODE = 0o660
 
 @dataclass(frozen=True)
 class Wanted:
-    """Content of one volume and of its snapshots, oldest first."""
+    """Content of one volume and of its snapshots, oldest first; ``stale`` are entries of ``.info`` without an overlay in the chain."""
 
     active: bytes
     points: dict[str, bytes] = field(default_factory=dict)
+    stale: tuple[str, ...] = ()
 
     def without(self, *names: str) -> Wanted:
-        return replace(self, points={name: data for name, data in self.points.items() if name not in names})
+        points = {name: data for name, data in self.points.items() if name not in names}
+        return replace(self, points=points, stale=tuple(name for name in self.stale if name not in names))
 
     def with_point(self, name: str) -> Wanted:
         return replace(self, points={**self.points, name: self.active})
@@ -51,7 +53,7 @@ class Judge:
         files = {path.name for path in share.iterdir() if path.is_file()}
         for name, wanted in model.items():
             self._check_volume(share, found[name], wanted)
-            files -= {image["file"] for image in found[name]["chain"]} | {f"{name}.info"}
+            files -= {one["file"] for one in found[name]["chain"] + found[name]["stale"]} | {f"{name}.info"}
         assert not files, f"files are left over: {sorted(files)}"
         _nothing_left_in_private(share, model)
 
@@ -61,6 +63,7 @@ class Judge:
         assert volume["pending"] is None, f"{name} still has interrupted work: {volume['pending']}"
         order = [one["name"] for one in volume["snapshots"]]
         assert order == list(wanted.points), f"{name} has the snapshots {order} instead of {list(wanted.points)}"
+        assert [one["name"] for one in volume["stale"]] == list(wanted.stale), f"{name} has the stale entries {volume['stale']}"
         assert all(one["created"] for one in volume["snapshots"]), f"a snapshot of {name} lost its time"
         hashes = {image["file"]: _hash_file(share / image["file"]) for image in volume["chain"]}
         for image in volume["chain"]:
@@ -112,7 +115,7 @@ def _hash_file(path: Path) -> str:
 def _check_info(share: Path, volume: dict) -> None:
     path = share / f"{volume['name']}.info"
     if volume["snapshots"] or path.exists():
-        wanted = {"active": volume["chain"][0]["file"], **{one["name"]: one["file"] for one in volume["snapshots"]}}
+        wanted = {"active": volume["chain"][0]["file"], **{one["name"]: one["file"] for one in volume["snapshots"] + volume["stale"]}}
         assert json.loads(path.read_text()) == wanted, f"{path.name} is not what the chain says"
 
 

@@ -9,6 +9,8 @@ calls it, ``follow`` does the same to the model. All three are deterministic.
 
 from __future__ import annotations
 
+import json
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
@@ -86,6 +88,16 @@ def _chain(image_format: str) -> Callable[[Path, Path], Model]:
         return _model(world)
 
     return prepare
+
+
+def _with_stale_entry(share: Path, scratch: Path) -> Model:
+    """A chain whose ``.info`` names another file as well, which rests on nothing."""
+    model = _chain("raw")(share, scratch)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(share / "vol.old"), "1M"], check=True)
+    (share / "vol.old").chmod(0o660)
+    info = json.loads((share / "vol.info").read_text())
+    (share / "vol.info").write_text(json.dumps({**info, "old": "vol.old"}, indent=1, sort_keys=True))
+    return {"vol": replace(model["vol"], stale=("old",))}
 
 
 def _chain_that_pulls(share: Path, scratch: Path) -> Model:
@@ -273,6 +285,10 @@ OPERATIONS: dict[str, Operation] = {
     "delete several": Operation(_chain("raw"), _delete("s1", "s3", "s4"), _loses("s1", "s3", "s4"), tool=False),
     "delete several, qcow2": Operation(_chain("qcow2"), _delete("s1", "s2", "s4"), _loses("s1", "s2", "s4"), tool=False),
     "delete all": Operation(_chain("raw"), _delete("s1", "s2", "s3", "s4"), _loses("s1", "s2", "s3", "s4"), tool=False),
+    "delete a stale entry": Operation(_with_stale_entry, _delete("old"), _loses("old"), tool=False),
+    "delete a stale entry and others": Operation(_with_stale_entry, _delete("old", "s2", "s3"), _loses("old", "s2", "s3"), tool=False),
+    "delete beside a stale entry": Operation(_with_stale_entry, _delete("s2"), _loses("s2"), tool=False),
+    "delete a volume with a stale entry": Operation(_with_stale_entry, _remove("vol"), lambda _model: {}, tool=False, removes=True),
     "delete with pull": Operation(_chain_that_pulls, _delete("s3"), _loses("s3"), tool=False),
     "delete over a short file": Operation(_chain_with_a_short_file, _delete("s2"), _loses("s2"), tool=True),
     "revert": Operation(_chain("raw"), _revert("s4"), _reverted("s4"), tool=False),

@@ -21,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.candid
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import kinship
+from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents
 
 MIB = 1 << 20
 
@@ -35,8 +35,8 @@ def shares(tmp_path: Path) -> Candidates:
 def scans(monkeypatch: pytest.MonkeyPatch) -> list:
     """How often all headers of a share were read."""
     counted: list = []
-    scan = kinship.scan_backings
-    monkeypatch.setattr(kinship, "scan_backings", lambda *args, **named: (counted.append(1), scan(*args, **named))[1])
+    scan = dependents._search_root
+    monkeypatch.setattr(dependents, "_search_root", lambda *args, **named: (counted.append(1), scan(*args, **named))[1])
     return counted
 
 
@@ -296,7 +296,7 @@ def test_a_share_that_is_ill_is_told_by_each(shares: Candidates, monkeypatch: py
     def ill(*_args: object, **_named: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(kinship, "scan_backings", ill)
+    monkeypatch.setattr(dependents, "scan_all", ill)
     results = bulk.run_all([removal(shares, f"v{number}") for number in range(count, 3)], 2, Options())
     assert all(isinstance(result, errors.StorageError) for result in results)
     monkeypatch.undo()

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Callable
@@ -18,8 +19,12 @@ from benchmark import measuring
 from benchmark import reading as bench
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use, inventory, qcow2, survey
+from ansible_collections.remotefs.storage.plugins.module_utils.store.names import Names
 
 SIZE = 64 << 20
 HERE = os.getpid()
@@ -205,3 +210,98 @@ def test_a_file_costs_one_open_one_look_and_one_read(tmp_path: Path, monkeypatch
     assert counted["pread"] == volumes * (files - 1) and counted["read"] == volumes * 2, "raw files are not read"
     assert opened <= counted["open"] <= opened + few and counted["close"] == counted["open"] and counted["fstat"] <= opened + few
     assert counted["stat"] + counted["lstat"] + counted["listdir"] <= few and counted["scandir"] == 2
+
+
+def _steps(action: Callable[[], object]) -> int:
+    """How many functions Python enters: a measure that no other load disturbs."""
+    counted = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal counted
+        counted += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
+# name of the n-th stranger: no record says anything of them, as on a share that was filled by hand
+STRANGERS: dict[str, Callable[[int], str]] = {
+    "plain": lambda number: f"x{number}",
+    "with an extension": lambda number: f"disk{number}.img",
+    "many dots": lambda number: f"a.b.c.{number}.d.e",
+    "one stem": lambda number: f"vol.{number}",
+    "blanks": lambda number: f"disk {number}",
+    "links": lambda number: f"link{number}",
+    "broken volumes": lambda number: f"b{number}",
+}
+
+
+def _strangers(path: Path, kind: str, count: int) -> Share:
+    path.mkdir()
+    for number in range(count):
+        at = path / STRANGERS[kind](number)
+        if kind == "links":
+            at.symlink_to("/nowhere")
+        elif kind == "broken volumes":  # overlays without their .info
+            at.write_bytes(b"x" * 512)
+            overlay(path / f"{at.name}.s1", at.name, "raw")
+        else:
+            at.write_bytes(b"x" * 512)
+    share = Share(str(path), str(path), "directory")
+    _create(share, "first")
+    return share
+
+
+def _create(share: Share, name: str, source: existing.SourceRequest | None = None) -> None:
+    wish = VolumeWish(name, size=None if source else 1 << 20)
+    volumes.ensure_present(existing.VolumeRequest(Candidates((share,)), wish, source), Options())
+
+
+BESIDE: dict[str, Callable[[Share], object]] = {
+    "a new volume": lambda share: _create(share, "new"),
+    "a linked clone": lambda share: _create(share, "clone", existing.SourceRequest("first", None, linked=True)),
+    "info": lambda share: reading.list_volumes(share, []),
+    "removal": lambda share: volumes.ensure_absent(Candidates((share,)), "first", True, Options()),
+}
+
+
+@pytest.mark.parametrize("task", BESIDE)
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_what_a_stranger_costs_does_not_grow_with_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, task: str) -> None:
+    monkeypatch.setattr(reading, "processors", lambda: 1)
+    monkeypatch.setattr(inventory.time, "sleep", lambda _seconds: None)
+    listings: list = []
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, lambda *given, _list=getattr(os, name): (listings.append(given), _list(*given))[1])
+
+    def costs(count: int) -> tuple[int, int]:
+        share = _strangers(tmp_path / str(count), kind, count)
+        listings.clear()
+        return _steps(lambda: BESIDE[task](share)), len(listings)
+
+    (none, _), (few, listed), (many, listed_again) = costs(1), costs(100), costs(400)
+    assert many - none < 5 * (few - none) + 200, f"{few - none} steps beside 100 and {many - none} beside 400"
+    assert listed == listed_again < 16, "the share is not listed for each of them"
+
+
+def test_names_that_begin_alike_are_found_without_a_walk() -> None:
+    """Neither the names before them nor those behind are looked at."""
+    looked: list = []
+
+    class Counted(list):
+        def __getitem__(self, index: object) -> object:
+            looked.append(index)
+            return super().__getitem__(index)  # type: ignore[index]
+
+        def __iter__(self) -> object:
+            looked.extend(self[:])
+            return super().__iter__()
+
+    found = Names(-1)
+    found._listing = Counted(sorted([f"v{number:05d}.s" for number in range(20_000)] + ["v1", "v1.", "v1.a", "v1.\udcff", "v1.\U0010ffff", "v1/"]))
+    assert found.names_from("v1.") == ["v1.", "v1.a", "v1.\udcff", "v1.\U0010ffff"] and len(looked) < 40
+    assert found.names_from("v") == found._listing[:] and found.names_from("w") == []

@@ -18,7 +18,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
+from ansible_collections.remotefs.storage.plugins.module_utils.store import foreign
 
 OPTIONS = Options(lock_timeout=5)
 
@@ -47,15 +47,15 @@ def test_what_it_may_rest_on_stays(where: Candidates, task: Callable, check: boo
     share = where.shares[0]
     before = sorted(os.listdir(share.path))
     clone = os.stat(os.path.join(share.path, "copy")).st_ino
-    original = qcow2.read_backing_name
+    original = foreign.names_in
 
-    def sick(fd: int) -> str | None:
+    def sick(fd: int) -> tuple[str, ...]:
         if os.fstat(fd).st_ino == clone:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return original(fd)
 
     with monkeypatch.context() as patched:
-        patched.setattr(qcow2, "read_backing_name", sick)
+        patched.setattr(foreign, "names_in", sick)
         with pytest.raises(StorageError) as refused:
             task(where, Options(check=check, lock_timeout=5))
         assert refused.value.error_code == "tool_failed"

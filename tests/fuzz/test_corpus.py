@@ -58,11 +58,11 @@ HOSTILE_NAMES = {
 EXPECTED: dict[str, Accepted | Refused] = {
     "valid": VALID,
     "valid-version-2": replace(VALID, says={"version": 2}),
-    "valid-without-backing-file": replace(VALID, name=None, backing_format=None, share="chain_broken"),
+    "valid-without-backing-file": replace(VALID, name=None, backing_format=None),
     "name-right-behind-the-header": replace(VALID, backing_format=None, says={"extensions_end": 72, "end_marked": False}),
     "extensions-end-at-the-name": replace(VALID, says={"end_marked": False}),
     "extensions-end-with-the-cluster": replace(
-        VALID, name=None, backing_format=None, repoint="no room for the backing format", says={"extensions_end": 512}, share="chain_broken"
+        VALID, name=None, backing_format=None, repoint="no room for the backing format", says={"extensions_end": 512}
     ),
     "name-in-the-padding": replace(VALID, backing_format=None, says={"extensions_end": 120, "end_marked": False}),
     "format-behind-the-name": replace(VALID, backing_format=None),

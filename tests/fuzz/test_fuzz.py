@@ -55,7 +55,7 @@ def meddling(fd: int, header: qcow2.Header) -> bytearray:
     return first_sector(fd, header)
 
 
-first_sector, read_extensions, kinds = writing._first_sector, reading._read_extensions, tables._kinds
+first_sector, read_extensions, kinds = writing.first_sector, reading._read_extensions, tables._kinds
 
 
 class Blunt(dict):
@@ -87,7 +87,7 @@ BUGS: dict[str, tuple] = {
     "it takes more memory than it may": (qcow2, "has_magic", lambda _fd: bytes(100 << 20)),
     "it loses entries": (tables, "_kinds", lambda table, header: kinds(table, header)[1:]),
     "its error is not its own": (tables, "l1_table", lambda fd, header, _most: struct.unpack(">Q", b"") and {}),
-    "it writes while it refuses": (writing, "_first_sector", meddling),
+    "it writes while it refuses": (writing, "first_sector", meddling),
     "it writes outside the header cluster": (writing, "_free_space", lambda header, _end, _length: header.cluster_size),
     "it leaves unknown features": (writing, "_KNOWN_AUTOCLEAR", (1 << 64) - 1),
     "it takes tables that are not empty": (writing, "is_zero", lambda *_arguments: True),

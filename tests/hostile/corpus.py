@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator
 
-from . import places, text
+from . import places, resting, text
 from .files import CLAIMING_QCOW2, FACTS, OURS, RAW_CONTENT, HostileFile
 from .scene import CHAIN, LONE, OK, Attack, Scene, outcomes
 
@@ -39,7 +39,7 @@ _STRAYS_ON_THE_BASE = (
     "backing name zero-byte",
     "backing name subdirectory",
     "backing format vmdk",
-    "backing format host device",
+    "backing format nbd",
     "backing format of 30 KiB",
 )
 
@@ -179,15 +179,14 @@ def _things() -> Iterator[Attack]:
 
 _INFO_TASKS, _RECORD_TASKS = ("info", "snapshot", "delete", "remove"), ("info", "snapshot", "extend", "clone", "present")
 _BROKEN_INFO = (
-    "number", "null", "list", "string", "empty", "torn", "no text", "NaN", "long number", "deep lists", "deep objects", "base as snapshot",
-    "missing file",
+    "number", "null", "list", "string", "empty", "torn", "no text", "NaN", "long number", "deep lists", "deep objects", "missing file",
 )  # fmt: skip
 _NEEDING_RECOVERY = ("NaN", "newer")
 
 
 def _texts() -> Iterator[Attack]:
     for name, (what, data) in text.INFO.items():
-        code = BROKEN if name in _BROKEN_INFO else UNSAFE
+        code = OK if name == "base as snapshot" else BROKEN if name in _BROKEN_INFO else UNSAFE
         origin = FACTS if name in ("absolute", "upwards", "slash") else OURS
         yield Attack(f"info: {name}", "NAME.info", what, origin, text.plant_info(data), outcomes(_INFO_TASKS, code))
     for name, (what, data) in text.RECORDS.items():
@@ -254,7 +253,14 @@ def _structures() -> Iterator[Attack]:
         "raw disk without a format",
         "chain",
         "the header above leaves the format of a guest's forged disk open",
-        text.no_format_over_forged,
+        text.format_over_forged,
+        healed,
+    )
+    yield one(
+        "raw disk called a device",
+        "chain",
+        "the header above calls a guest's forged disk `host_device`, as QEMU does for a raw file without a format layer",
+        partial(text.format_over_forged, image_format="host_device"),
         healed,
     )
     yield one(
@@ -267,4 +273,18 @@ def _structures() -> Iterator[Attack]:
     )
 
 
-ATTACKS: tuple[Attack, ...] = (*_images(), *_raw(), *_things(), *_texts(), *_structures())
+def _resting() -> Iterator[Attack]:
+    """Each stands beside an honest volume and rests on its active image, or seems to."""
+    for name, (what, plant) in resting.RESTING.items():
+        found = {**outcomes(("delete", "remove"), "has_dependents"), **_READING, "snapshot": OK, "revert": OK}
+        yield Attack(name, "beside a volume", what, FACTS, partial(_beside, plant=plant), found)
+    for name, (what, plant) in resting.SEEMING.items():
+        yield Attack(name, "beside a volume", what, FACTS, partial(_beside, plant=plant), outcomes(("info", "delete", "revert", "remove"), OK))
+
+
+def _beside(scene: Scene, plant: Callable[[Scene], None]) -> None:
+    scene.honest()
+    plant(scene)
+
+
+ATTACKS: tuple[Attack, ...] = (*_images(), *_raw(), *_things(), *_texts(), *_structures(), *_resting())

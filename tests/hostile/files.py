@@ -147,7 +147,7 @@ def _header_fields() -> list[HostileFile]:
         one("extension of 4 GiB", "an extension's length runs out of the file", extensions=(struct.pack(">II", 0x12345678, 2**32 - 1),)),
         one("extensions without end", "the list fills the cluster", extensions=(struct.pack(">II", 0x12345678, 0) * (CLUSTER // 8),)),
         HostileFile("backing format vmdk", "QEMU would open the backing file as VMDK", FACTS, _naming("vol", "vmdk")),
-        HostileFile("backing format host device", "QEMU would open a device", FACTS, _naming("vol", "host_device")),
+        HostileFile("backing format nbd", "QEMU would open a connection", FACTS, _naming("vol", "nbd")),
         HostileFile("backing format of 30 KiB", "an absurdly long format", OURS, _naming("vol", b"q" * 30000)),
         HostileFile("backing name behind the header", "offset outside of the header cluster", OURS, _naming("vol", backing_offset=2**40)),
         HostileFile("backing name at 2^63", "offset that is no off_t", OURS, _naming("vol", backing_offset=2**63 + 5)),

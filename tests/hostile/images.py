@@ -153,7 +153,7 @@ def vhdx() -> bytes:
 
 def qed(backing: str) -> bytes:
     name = backing.encode()
-    return struct.pack("<4sIIIQQQQQII", b"QED\0", 65536, 4, 1, 1, 0, 0, 65536, SIZE, 72, len(name)) + name
+    return struct.pack("<4sIIIQQQQQII", b"QED\0", 65536, 4, 1, 1, 0, 0, 65536, SIZE, 64, len(name)) + name
 
 
 def qcow1(backing: str) -> bytes:

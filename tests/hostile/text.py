@@ -250,11 +250,12 @@ def formats_disagree(scene: Scene) -> None:
     scene.record(formats={"vol": "raw", "vol.s1": "qcow2"}, snapshots={"s1": details}, active="vol.s1")
 
 
-def no_format_over_forged(scene: Scene) -> None:
-    """The overlay names no format for its backing file, a guest's raw disk with a forged header; our record knows it."""
+def format_over_forged(scene: Scene, image_format: str | None = None) -> None:
+    """The overlay names no format for its backing file, or a protocol's, which is a guest's raw disk with a forged header; our record
+    knows it."""
     images.qcow2(scene.share / "vol", (str(scene.victim), "raw"))
     os.truncate(scene.share / "vol", images.SIZE)
-    scene.overlay("vol.s1", "vol", None)
+    scene.overlay("vol.s1", "vol", image_format)
     scene.info("vol.s1", s1="vol.s1")
     details = {"file": "vol.s1", "created": None, "description": "", "labels": {}, "protected": False}
     scene.record(formats={"vol": "raw", "vol.s1": "qcow2"}, snapshots={"s1": details}, active="vol.s1")

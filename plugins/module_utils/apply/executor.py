@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable, Iterable, Iterator
+from typing import Callable, Iterable, Iterator, Mapping
 
 from ..errors import ShareNotWritable, StorageError, from_os_error
 from ..model import now
@@ -19,6 +19,7 @@ from ..plan import intent as intents
 from ..plan.plan import Plan
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store import access, info_file, records
+from ..store.dependents import disks_of
 from ..store.directory import ShareDirectory
 from .guard import Guard, ask_resumption, ask_unwritten, existing
 from .offline import CopySource, OfflineEngine
@@ -135,14 +136,15 @@ class Executor:
     def _run(self, plan: Plan, steps: Iterable[Step], guard: Guard) -> None:
         engine = self._engine(guard)
         steps = list(steps)
-        for position, step in enumerate(steps):
-            if engine.can(step):
-                self._do(engine, step, plan.volume)
-            elif isinstance(step, WriteInfo):
-                self._write_info(plan, step)
-                self._write_final_record(plan, steps[position + 1 :])
-            elif isinstance(step, WriteRecord):
-                self._write_final_record(plan, ())
+        with engine:
+            for position, step in enumerate(steps):
+                if engine.can(step):
+                    self._do(engine, step, plan.volume)
+                elif isinstance(step, WriteInfo):
+                    self._write_info(plan, step)
+                    self._write_final_record(plan, steps[position + 1 :])
+                elif isinstance(step, WriteRecord):
+                    self._write_final_record(plan, (), engine.begin(steps[position + 1 :], plan.volume))
         self._unlink(plan.volume, [step.file for step in steps if isinstance(step, Unlink)], guard)
         if plan.after is None:
             self._forget(plan.volume)
@@ -190,11 +192,13 @@ class Executor:
             except ShareNotWritable as error:  # it stays as accessible as it was
                 self._warn(f"{error} It has become the active image of volume {plan.volume}.")
 
-    def _write_final_record(self, plan: Plan, later: Iterable[Step]) -> None:
+    def _write_final_record(self, plan: Plan, later: Iterable[Step], made: Mapping[str, records.Disk] | None = None) -> None:
         if plan.after is None:
             return
         garbage = [self._garbage(step.file) for step in later if isinstance(step, Unlink)]
-        self._write_record(plan.volume, records.describing(plan.after, tuple(item for item in garbage if item)), "blocks")
+        disks = disks_of(self._directory, plan.after, made or {})
+        record = records.describing(plan.after, tuple(item for item in garbage if item), disks)
+        self._write_record(plan.volume, record, "blocks")
 
     def _garbage(self, file: str) -> records.Garbage | None:
         status = self._directory.root.status(file)

@@ -36,6 +36,8 @@ _FENCED = 64 << 20  # bytes that are moved at most until the task asks again whe
 class RawFilling:
     """A raw image that takes clusters in, each at its own place. :param fresh: the file reads as zeros throughout."""
 
+    fills_up = False  # its last cluster ends with the file
+
     def __init__(self, cluster_size: int, fresh: bool) -> None:
         self.cluster_size = cluster_size
         self._fresh = fresh
@@ -127,7 +129,7 @@ class Layers:
                 yield Piece(position, end - position, layer, offset)
 
     def copies(self, index: int, piece: Piece, filling: Filler) -> Iterator[_Copy]:
-        """The bytes of a piece and their places: those within the size, and within their layer.
+        """The bytes of a piece and their places: those within the size, and within their layer. What is behind it becomes zeros.
 
         :raises Unsuited: the rest of a cluster would have to be filled up, or as of :meth:`Filling.place`.
         """
@@ -136,6 +138,9 @@ class Layers:
                 continue
             start = (index * self._per_table + position) * self.cluster_size
             within = min(count * self.cluster_size, self.size - start)
+            if filling.fills_up and not fresh and within < count * self.cluster_size:
+                # Behind the end there may be old data, which nobody saw as long as the cluster read as zeros.
+                yield _Copy(piece.layer, ZEROS, to + within, count * self.cluster_size - within, fresh)
             if piece.start == ZEROS:
                 yield _Copy(piece.layer, ZEROS, to, within, fresh)
                 continue
@@ -249,7 +254,7 @@ class Mover:
             if lower.format == "raw":
                 move = self._move(layers, target, into, RawFilling(layers.cluster_size, fresh=False))
             else:
-                if lower.size < size and not grow(target, size):
+                if lower.size < size and not grow(target, size):  # what is behind its end was taken away then, all the same
                     raise Unsuited("qemu-img has to make it larger")
                 move = self._move(layers, target, into, Filling(target, hides=lower.backing_file is not None))
             move.check()

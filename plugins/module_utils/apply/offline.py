@@ -28,8 +28,11 @@ from ..plan.steps import (
 )
 from ..store import access, ballast, in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory
-from . import allocate, copying, moving, qemu_img
+from ..store.qcow2.clusters import Unsuited
+from . import allocate, copying, growing, moving, qemu_img
 from .guard import Guard
+
+_CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class OfflineEngine:
         self._guard = guard
         self._source = source
         self._warn = warn
+        self._begun: dict[str, tuple[int, str]] = {}  # files that have no name of their own yet: descriptor, temporary name
         self._verbs: dict[type, Callable] = {
             CreateImage: self._create_image,
             CopyImage: self._copy_image,
@@ -78,9 +82,28 @@ class OfflineEngine:
 
     # -- new files ---------------------------------------------------------------------------------------------------
 
+    def begin(self, steps: Iterable[Step], volume: str) -> dict[str, records.Disk]:
+        """Make the raw disks of later steps under temporary names, so that a record written before them can say which files they are."""
+        made = {}
+        for step in steps:
+            if isinstance(step, (CreateImage, CopyImage)) and step.format == "raw":
+                fd, _temporary = self._begun[step.file] = self._directory.create_temporary(volume)
+                made[step.file] = records.Disk(os.fstat(fd).st_ino if self._directory.share.keeps_inodes else 0, step.size)
+        return made
+
+    def __enter__(self) -> OfflineEngine:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Nothing stays of files that were begun and never filled."""
+        for fd, temporary in self._begun.values():
+            os.close(fd)
+            self._directory.discard_temporary(temporary)
+        self._begun = {}
+
     def _new_file(self, volume: str, name: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, give it its name. A failure leaves nothing behind."""
-        fd, temporary = self._directory.create_temporary(volume)
+        fd, temporary = self._begun.pop(name, None) or self._directory.create_temporary(volume)
         try:
             try:
                 fill(fd)
@@ -146,6 +169,7 @@ class OfflineEngine:
                 return
             os.ftruncate(fd, 0)
             self._make_empty(fd, step)
+            self._require_whole(source.directory, source.images)
             with qemu_img.OpenedChain(source.directory, source.images) as chain:
                 qemu_img.convert(chain, fd, step.format, self._locks)
 
@@ -165,14 +189,14 @@ class OfflineEngine:
         (image,) = source.images
         with source.directory.root.opened(image.file) as original:
             in_use.hold_for_reading(original, image.file, source.directory.share)
-            if step.format == "qcow2" and not self._codec(image.file, lambda: _is_whole(original)):
+            if step.format == "qcow2" and not self._codec(image.file, lambda: _is_complete(original)):
                 return False
             source.directory.verify(image.file)
             copying.copy_data(original, fd)
         if step.format == "raw":
             os.ftruncate(fd, step.size)
             return True
-        if image.size == step.size or qcow2.grow(fd, step.size):
+        if image.size == step.size or growing.can_grow(fd, step.size):
             return True
         os.ftruncate(fd, 0)
         return False
@@ -253,12 +277,23 @@ class OfflineEngine:
         return inventory.walk(self._directory, volume, file, info, record)
 
     def _by_ourselves(self, volume: str, move: Callable[[moving.Mover], None]) -> bool:
-        """Move clusters without qemu-img; false where the images are not plain, or not in order, which is for qemu-img to say."""
+        """Move clusters without qemu-img; false where the images are not plain, or not in order, which is for qemu-img to say.
+
+        :raises UnsafeImage: a file was cut short. qemu-img would take zeros for what is missing.
+        """
         try:
             move(moving.Mover(self._directory, volume, self._guard))
+        except qcow2.CutShort as error:
+            raise UnsafeImage(f"volume {volume} on {self._directory.share.label}", f"one of its files is damaged: {error}", _CUT) from error
         except qcow2.Qcow2Error:
             return False
         return True
+
+    def _require_whole(self, directory: ShareDirectory, images: Iterable[Image]) -> None:
+        """Before qemu-img reads these images. :raises UnsafeImage: the file of one ends before its data."""
+        for image in (image for image in images if image.format == "qcow2"):
+            with directory.root.opened(image.file) as fd:
+                self._codec(image.file, lambda fd=fd: qcow2.require_whole(fd))
 
     def _repoint(self, step: Repoint, _volume: str) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
@@ -268,7 +303,11 @@ class OfflineEngine:
         try:
             return action()
         except qcow2.Qcow2Error as error:
-            raise UnsafeImage(self._directory.root.subject(file), str(error), "nothing was changed; see docs/worst-day.md") from error
+            raise self._unsafe(file, error) from error
+
+    def _unsafe(self, file: str, error: qcow2.Qcow2Error) -> UnsafeImage:
+        advice = _CUT if isinstance(error, qcow2.CutShort) else "nothing was changed; see docs/worst-day.md"
+        return UnsafeImage(self._directory.root.subject(file), str(error), advice)
 
     def _truncate(self, step: Truncate, _volume: str) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
@@ -276,38 +315,47 @@ class OfflineEngine:
             self._directory.pace.sync_file(fd)
 
     def _grow(self, step: Grow, volume: str) -> None:
-        if step.zero:
-            self._replace(volume, step.file, lambda fd: self._fill_grown(fd, step, volume))
+        if not step.zero and self._grow_in_place(step, volume):
             return
+        images = self._chain(volume, step.file)
+
+        def fill(fd: int) -> None:
+            with self._directory.root.opened(step.file) as original:
+                self._give_access_of(original, fd, step.file)
+                copying.copy_data(original, fd)
+            with _Lent(self._guard, images[1:]):
+                self._codec(step.file, lambda: growing.grow_copy(self._directory, images, fd, step.size, step.zero, self._locks))
+
+        self._replace(volume, step.file, fill)
+
+    def _grow_in_place(self, step: Grow, volume: str) -> bool:
+        """False, and nothing written, where data behind the end cannot be taken away in place."""
         with self._directory.root.opened(step.file, write=True) as fd:
             if step.format == "raw":
                 os.ftruncate(fd, step.size)
                 self._directory.pace.sync_file(fd)
-                return
-            if self._codec(step.file, lambda: qcow2.grow(fd, step.size)):
-                return
+                return True
+            try:
+                if qcow2.grow(fd, step.size):
+                    return True
+            except Unsuited:
+                return False
+            except qcow2.Qcow2Error as error:
+                raise self._unsafe(step.file, error) from error
         images = self._chain(volume, step.file)
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.resize(chain, step.file, step.size, self._locks)
-
-    def _fill_grown(self, fd: int, step: Grow, volume: str) -> None:
-        """A larger copy of an overlay that is shorter than what lies beneath it.
-
-        qemu-img records the new size before the zeros that belong to it, and a crash in between would bring old data of the
-        longer file to light. So it works on a copy, which takes the overlay's place when it is complete.
-        """
-        images = self._chain(volume, step.file)
-        with self._directory.root.opened(step.file) as original:
-            self._give_access_of(original, fd, step.file)
-            copying.copy_data(original, fd)
-        lower = _Lent(self._guard, images[1:])
-        with lower, qemu_img.OpenedChain(self._directory, images, instead={step.file: fd}) as chain:
-            qemu_img.resize(chain, step.file, step.size, self._locks)
+        return True
 
     def _commit(self, step: Commit, volume: str) -> None:
         images = self._chain(volume, step.file)
         if self._by_ourselves(volume, lambda mover: mover.commit(images, step.into)):
             return
+        self._require_whole(self._directory, images)
+        into = next(image for image in images if image.file == step.into)
+        if into.format == "qcow2" and into.size < images[0].size:
+            with self._directory.root.opened(step.into, write=True) as fd:
+                self._codec(step.into, lambda: qcow2.clear_tail(fd))
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into]) as chain:
             qemu_img.commit(chain, step.file, step.into, self._locks)
 
@@ -315,6 +363,7 @@ class OfflineEngine:
         images = self._chain(volume, step.file)
         if self._by_ourselves(volume, lambda mover: self._pull_clusters(mover, images, step)):
             return
+        self._require_whole(self._directory, images)
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
 
@@ -330,9 +379,13 @@ class OfflineEngine:
             self._directory.pace.sync_file(fd)
 
 
-def _is_whole(fd: int) -> bool:
-    """Whether a qcow2 image is complete by itself, and in order as it lies on the disk."""
+def _is_complete(fd: int) -> bool:
+    """Whether a qcow2 image is complete by itself, and in order as it lies on the disk.
+
+    :raises Qcow2Error: the file was cut short.
+    """
     header = qcow2.read_header(fd)
+    qcow2.require_whole(fd)
     return header.backing_file is None and not header.internal_snapshots and not header.dirty
 
 

@@ -173,6 +173,22 @@ def resize(chain: OpenedChain, file: str, size: int, locks: Iterable[int]) -> No
     os.fsync(chain.fd(file))
 
 
+def upgrade(chain: OpenedChain, file: str, locks: Iterable[int]) -> None:
+    """Make an image of version 2 one of version 3, which has clusters of zeros. Not for a file that somebody may need afterwards."""
+    _run(["amend", "-q", "-f", "qcow2", "-o", "compat=1.1", chain.path(file)], chain, locks, f"upgrade of {file}")
+
+
+def write_zeros(chain: OpenedChain, file: str, start: int, stop: int, locks: Iterable[int]) -> None:
+    """Let ``file`` read as zeros from virtual offset ``start`` to ``stop``, whatever form its clusters have."""
+    with command.scratch_file("zeros") as zeros:
+        zeros.truncate(stop - start)
+        path = chain.path(file).replace(",", ",,")
+        place = f"driver=raw,offset={start},size={stop - start},file.driver=qcow2,file.file.driver=file,file.file.filename={path}"
+        arguments = ["convert", "-q", "-n", "-f", "raw", "--target-image-opts", f"/proc/self/fd/{zeros.fileno()}", place]
+        _run(arguments, chain, locks, f"zeros at the end of {file}", [zeros.fileno()])
+    os.fsync(chain.fd(file))
+
+
 def convert(chain: OpenedChain, target: int, target_format: str, locks: Iterable[int]) -> None:
     """Copy what the chain shows into the empty, large enough image behind the descriptor ``target``; holes stay holes."""
     arguments = ["convert", "-q", "-n", "--target-is-zero", "-O", target_format, chain.graph(), f"/proc/self/fd/{target}"]

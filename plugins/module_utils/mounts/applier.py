@@ -46,6 +46,8 @@ def check_possible(steps: tuple[planner.Step, ...], subject: str) -> None:
 
 
 def _programs(step: planner.MountShare | planner.Remount) -> str:
+    if isinstance(step, planner.MountShare) and step.visit:
+        return ""
     if step.row.helper:
         command.find(step.row.helper, step.row.package)
     return command.find("mount", "mount")
@@ -55,9 +57,14 @@ def _check_idle(path: str, subject: str) -> None:
     mounts = tables.read_mounts()
     real = resolve.follow(path, mounts)
     inner = [mount.path for mount in mounts if mount.path != real and tables.is_within(mount.path, real)]
-    users = probe.holders(real)
+    users = _holders(real, mounts)
     if inner or users:
         raise _busy(subject, path, users or inner)
+
+
+def _holders(real: str, mounts: tuple[tables.Mount, ...]) -> list[str]:
+    trigger = tables.trigger(mounts, real)
+    return probe.holders(real, trigger=trigger.id if trigger is not None else None)
 
 
 def _busy(subject: str, path: str, users: list[str]) -> InUse:
@@ -94,6 +101,9 @@ def undo(done: list, restore: planner.MountShare | None, credentials: bytes | No
 
 
 def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject: str) -> None:
+    if step.visit:
+        _visit(step, deadline, subject)
+        return
     argv = [_programs(step), "-t", step.row.mount_type]
     if step.opts:
         argv += ["-o", ",".join(step.opts)]
@@ -109,6 +119,15 @@ def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject:
             if attempt == attempts or deadline.left <= _PAUSE * attempt:
                 raise
         time.sleep(_PAUSE * attempt)
+
+
+def _visit(step: planner.MountShare, deadline: Deadline, subject: str) -> None:
+    """Have the automounter mount it: mount(8) at a trigger would mount it twice."""
+    from . import automount
+
+    mounts = automount.visit(step.path, tables.read_mounts(), deadline.left, subject)
+    if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
+        raise MountFailed(subject, f"autofs manages {step.path} and mounted nothing there", "see the log of the automounter on this host")
 
 
 def _mount_once(argv: list[str], step: planner.MountShare, deadline: Deadline, subject: str, secret: bytes | None) -> None:
@@ -136,7 +155,7 @@ def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: 
     if result.rc == 0 or tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         return
     if "busy" in result.err:
-        raise _busy(subject, step.path, probe.holders(resolve.follow(step.path, mounts)))
+        raise _busy(subject, step.path, _holders(resolve.follow(step.path, mounts), mounts))
     raise MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "mend what it names and run the task again", result.details)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from .. import errors
-from . import applier, parameters, planner, probe, resolve, shares_file, tables, types
+from . import applier, parameters, planner, probe, record, resolve, shares_file, tables, types
 from . import options as mount_options
 
 _MOUNTED = ("mounted", "present", "remounted")
@@ -69,6 +69,7 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
     deadline = _deadline(params)
     mounts = tables.read_mounts()
     entries = tables.parse_fstab(tables.read_fstab(resolve.clean_path(params["fstab"], "fstab")))
+    mounts = _settled(params, mounts, entries, deadline)
     wish = parameters.read_wish(params, mounts, entries)
     result["src"], subject = wish.src, f"share {wish.name}"
     if taken.setdefault(wish.path, number) != number:
@@ -78,7 +79,7 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
     seen = observe(wish, mounts, entries, deadline)
     steps = planner.plan(wish, seen)
     result["diff"] = {"before": planner.picture(seen), "after": planner.fold(seen, wish, steps), "before_header": wish.path, "after_header": wish.path}
-    _check_source(wish, seen, steps)
+    _check_source(wish, seen, steps, deadline)
     applier.check_possible(steps, subject)
     if check_mode:
         done.extend(steps)
@@ -88,9 +89,32 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
                 done.append(step)
         except errors.StorageError:
             done[:] = applier.undo(done, planner.restore(wish, seen), seen.credentials, deadline, subject)
+            _record(wish, seen, steps, failed=True)
             raise
+    if not check_mode:
+        _record(wish, seen, steps)
     result["warnings"] = _warnings(wish, seen, steps, check_mode)
     result["share"] = _report(wish, steps, check_mode, deadline, params["mount_base"])
+
+
+def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: applier.Deadline) -> tuple[tables.Mount, ...]:
+    """The mounts after going where autofs would mount what the task is about; a share that shall not be there is left alone."""
+    places = [parameters.place(params, mounts, entries)] if params["state"] in ("mounted", "remounted") else []
+    src = params["src"]
+    if src and params["path"] and resolve.is_directory_name(src):  # a bind mount is known by what its source shows
+        places.append(resolve.clean_path(src, "src"))
+    for place in filter(None, places):
+        mounts = resolve.settled(place, mounts, deadline.left, f"share {src or place}")
+    return mounts
+
+
+def _record(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], failed: bool = False) -> None:
+    """Keep how the share was mounted, if it was; forget it, if it is gone or nobody knows."""
+    if not any(isinstance(step, (planner.MountShare, planner.Remount, planner.Unmount)) for step in steps):
+        return
+    mounts = tables.read_mounts()
+    mount = None if failed else tables.mounted_at(mounts, resolve.follow(wish.path, mounts))
+    record.write(wish.path, mount, planner.mount_words(wish, seen))
 
 
 def _deadline(params: dict) -> applier.Deadline:
@@ -107,19 +131,36 @@ def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple
     """
     real = resolve.follow(wish.path, mounts)
     mount = tables.mounted_at(mounts, real)
-    directory, empty = (True, True) if mount is not None and wish.row.mount_type else _directory(wish, real, deadline)
-    source = wish.src if wish.src and resolve.is_directory_name(wish.src) else None
+    here = tables.enclosing(mounts, real)
+    untouched = here is not None and here.fstype == "autofs"  # a look would have it mounted
+    directory, empty = (True, True) if untouched or (mount is not None and wish.row.mount_type) else _directory(wish, real, deadline)
+    source = resolve.follow(wish.src, mounts) if wish.src and resolve.is_directory_name(wish.src) else None
     return planner.Seen(
         mount=mount if wish.row.mount_type else None,
         source=_source_of(mount, mounts) if wish.row.mount_type else None,
-        bound=mount is not None and source is not None and tables.shows(mounts, mount, resolve.follow(source, mounts)),
+        bound=mount is not None and source is not None and tables.shows(mounts, mount, source),
         entry=next((entry for entry in entries if entry.path == wish.path), None) if wish.row.mount_type else None,
         directory=directory,
         empty=empty,
         credentials=_read_credentials(wish),
         shared=mount is not None and any(other.device == mount.device and other.path != mount.path for other in mounts),
         dead=mount is not None and mount.fstype.startswith("fuse.") and wish.state == "mounted" and _is_dead(real, deadline),
+        trigger=tables.trigger(mounts, real) is not None,
+        layers=_layers(wish, mount, source, mounts),
+        record=record.read(wish.path, mount),
     )
+
+
+def _layers(wish: planner.Wish, mount: tables.Mount | None, source: str | None, mounts: tuple[tables.Mount, ...]) -> int:
+    """How many mounts of one source lie on top of each other at the path; what is beneath another one is not ours."""
+    if mount is None:
+        return 1
+    count = 0
+    for layer in tables.stacked(mounts, mount):
+        if not (tables.shows(mounts, layer, source) if source is not None else tables.is_mount_of(layer, wish.src or mount.source)):
+            break
+        count += 1
+    return max(count, 1)
 
 
 def _source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> str | None:
@@ -161,11 +202,11 @@ def _is_dead(path: str, deadline: applier.Deadline) -> bool:
     return bool(probe.bounded(look, deadline.left, f"share at {path}")[0])
 
 
-def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...]) -> None:
+def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], deadline: applier.Deadline) -> None:
     """A bind mount's source is the one source that can be looked at before anything happens."""
     if wish.row.network or not any(isinstance(step, (planner.MountShare, planner.WriteFstab)) for step in steps) or seen.mount is not None:
         return
-    if wish.src is not None and not os.path.isdir(wish.src):
+    if wish.src is not None and not probe.directory_state(wish.src, deadline.left, f"share {wish.src}")[1]:
         raise errors.MountFailed(f"share {wish.src}", "there is no such directory to show elsewhere", "create it, or correct src")
 
 
@@ -175,15 +216,27 @@ def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step,
     warnings = []
     if mounting and seen.mount is None and not seen.empty:
         warnings.append(f"{wish.path} was not empty: what lies there is hidden while {wish.name} is mounted")
+    mounts = tables.read_mounts()
+    real = resolve.follow(wish.path, mounts)
     if wanted and not (check_mode and steps):
-        mounts = tables.read_mounts()
-        mount = tables.mounted_at(mounts, resolve.follow(wish.path, mounts))
+        mount = tables.mounted_at(mounts, real)
         live = () if mount is None else mount.options if wish.row.kernel_types else mount.mount_options
         drifted = mount_options.drift(wish.row, planner.effective_options(wish, seen), live)
         if drifted:
-            who = "another mount of the same export on this host decides (nosharecache separates those of NFS), or the server"
-            warnings.append(f"share {wish.name}: {', '.join(drifted)} not in force; {who}")
+            warnings.append(f"share {wish.name}: {', '.join(drifted)} not in force; {_who_decides(seen)}")
+    if wish.state == "absent" and seen.trigger:
+        warnings.append(f"autofs still manages {wish.path}: {wish.name} is mounted when somebody goes there until the automounter's own table is changed")
+    here = tables.enclosing(mounts, real)
+    if not wish.row.mount_type and here is not None and here.fstype != "autofs" and resolve.is_untold(here):
+        remedy = "tasks that change an image want assume_unused: true"
+        warnings.append(f"share {wish.name}: nobody can tell whether other hosts have images open on its file system ({here.fstype}); {remedy}")
     return warnings
+
+
+def _who_decides(seen: planner.Seen) -> str:
+    if seen.trigger:
+        return "the automounter's own table decides (systemctl daemon-reload after a change of fstab), and state: remounted has it mounted anew"
+    return "another mount of the same export on this host decides (nosharecache separates those of NFS), or the server"
 
 
 def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: bool, deadline: applier.Deadline, mount_base: str) -> dict:
@@ -192,7 +245,7 @@ def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: boo
     real = resolve.follow(wish.path, mounts)
     mount = tables.mounted_at(mounts, real)
     if not wish.row.mount_type:
-        if not os.path.isdir(real):
+        if not probe.directory_state(real, deadline.left, f"path {wish.path}")[1]:
             return _picture(wish.path, wish.path, wish.row.name)
         return _with_capacity(_picture(wish.path, wish.path, wish.row.name, mounted=True), real, deadline)
     if mount is None or (check_mode and any(isinstance(step, (planner.MountShare, planner.Unmount)) for step in steps)):
@@ -214,12 +267,12 @@ def _with_capacity(share: dict, path: str, deadline: applier.Deadline) -> dict:
     return share
 
 
-def describe_all(names: list[str] | None, mount_base: str, fstab: str, timeout: float) -> list[dict]:
-    """The shares called ``names``, or every mounted one: network file systems anywhere, and anything under ``mount_base``.
+def describe_all(names: list[str] | str | None, mount_base: str, fstab: str, timeout: float) -> list[dict]:
+    """The shares called ``names`` (one or a list), or every mounted one: network file systems anywhere, and anything under ``mount_base``.
 
     A share that cannot be read comes back with ``error_code`` and ``msg``; ``timeout`` (seconds) is for each.
     """
-    return [_describe(name, mount_base, fstab, timeout) for name in (_mounted_paths(mount_base) if names is None else names)]
+    return [_describe(name, mount_base, fstab, timeout) for name in (_mounted_paths(mount_base) if names is None else resolve.share_names(names))]
 
 
 def _mounted_paths(mount_base: str) -> list[str]:
@@ -236,7 +289,7 @@ def _mounted_paths(mount_base: str) -> list[str]:
 def _describe(name: str, mount_base: str, fstab: str, timeout: float) -> dict:
     share = _picture(name, name if resolve.is_directory_name(name) else None, None)
     try:
-        found = resolve.find_share(name, mount_base, fstab)
+        found = resolve.find_share(name, mount_base, fstab, timeout)
         share.update(src=found.source, path=found.path, fstype=found.fstype, opts=found.options, mounted=True)
         _with_capacity(share, found.path, applier.Deadline(timeout))
     except errors.StorageError as error:

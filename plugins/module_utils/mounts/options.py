@@ -15,9 +15,14 @@ _PAIRS = {
     "hard": ("soft", "softerr"),
     "soft": ("hard", "softerr"),
     "softerr": ("hard", "soft"),
-    "async": ("sync",),
 }
-_FAMILIES = (("ro", "rw"), ("hard", "soft", "softerr"))
+_FAMILIES = (
+    ("ro", "rw"),
+    ("hard", "soft", "softerr"),
+    ("sync", "async"),
+    ("atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime"),
+)
+_LEAST_SIZE = 4096  # bytes; a smaller size is raised by the kernel
 
 
 def split(option: str) -> tuple[str, str | None]:
@@ -66,19 +71,46 @@ def for_remount(row: FileSystem, options: tuple[str, ...]) -> tuple[str, ...]:
 def drift(row: FileSystem, wanted: tuple[str, ...], live: tuple[str, ...], previous: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """The options by which a mount differs from the wish: those not in force, and those in force that are wished no more.
 
-    The mount table does not show every option. Of one that it never shows, ``previous`` (our own line in fstab, None if
-    there is none) is the only witness: it counts as changed where that line differs.
+    Of options that contradict each other the last one counts, as for mount(8). The mount table does not show every option. Of
+    one that it does not show, ``previous`` (the words that we mounted with, None if nobody knows) is the only witness: it counts
+    as changed where these words differ.
     """
-    wish = _with_access(for_mount(wanted))
+    wish, before = _subjects(row, _with_access(for_mount(wanted))), _subjects(row, for_mount(previous or ()))
     in_force = dict(split(option) for option in live)
-    drifted = [option for option in wish if not _holds(row, option, in_force, previous)]
-    for option in for_mount(previous or ()):
-        if split(option)[0] in {split(other)[0] for other in wish} or option in row.default_options or option in ("ro", "rw"):
-            continue
-        visible = [_verdict(row, spelled, in_force) for spelled in spell(row, option)]
-        if all(verdict is not False for verdict in visible) and not _replaced(option, wish):
+    drifted: list[str] = []
+    for subject, atoms in wish.items():
+        atom, option = atoms[-1]
+        verdict = _verdict(row, atom, in_force)
+        untold = verdict is None and previous is not None and option not in row.default_options
+        if verdict is False or (untold and [said for dummy, said in atoms] != [said for dummy, said in before.get(subject, ())]):
             drifted.append(option)
-    return tuple(drifted)
+    for subject, atoms in before.items():
+        atom, option = atoms[-1]
+        if subject not in wish and option not in row.default_options + ("ro", "rw") and not _is_default(row, atom):
+            if all(_verdict(row, spelled, in_force) is not False for spelled in spell(row, option)):
+                drifted.append(option)
+    return tuple(dict.fromkeys(drifted))
+
+
+def _subjects(row: FileSystem, options: tuple[str, ...]) -> dict[str, list[tuple[str, str]]]:
+    """What is said of each subject, in order: (as the mount table spells it, as it was said). Options that exclude each other have one subject."""
+    said: dict[str, list[tuple[str, str]]] = {}
+    for option in options:
+        for atom in spell(row, option):
+            said.setdefault(_subject(split(atom)[0]), []).append((atom, option))
+    return said
+
+
+def _subject(name: str) -> str:
+    for family in _FAMILIES:
+        if name in family:
+            return family[0]
+    return name[2:] if name.startswith("no") else name
+
+
+def _is_default(row: FileSystem, atom: str) -> bool:
+    """Whether it says what holds anyway, so that it is nothing that could be taken back."""
+    return atom in row.silent or split(atom)[0] in types.CONTRARIES
 
 
 def of_the_mount(options: tuple[str, ...]) -> tuple[str, ...]:
@@ -99,33 +131,39 @@ def spell(row: FileSystem, option: str) -> tuple[str, ...]:
     return tuple(pattern.replace("*", value or "") for pattern in patterns) if patterns else (option,)
 
 
-def _holds(row: FileSystem, option: str, in_force: dict, previous: tuple[str, ...] | None) -> bool:
-    verdicts = [_verdict(row, spelled, in_force) for spelled in spell(row, option)]
-    if False in verdicts:
-        return False
-    return True in verdicts or previous is None or option in previous or option in row.default_options
-
-
 def _verdict(row: FileSystem, option: str, in_force: dict) -> bool | None:
     """Whether an option is in force; None where the mount table cannot tell."""
     name, value = split(option)
+    if name in types.CONTRARIES:
+        return not any(other in in_force for other in types.CONTRARIES[name])
+    if any(name in names and _is_live(condition, in_force) for condition, names in row.moot):
+        return True
     if name in in_force:
         return value is None or in_force[name] is None or _equal(row, name, value, in_force[name])
-    if option in row.silent:
-        return True
     if any(other in in_force for other in _PAIRS.get(name, (_opposite(name),))):
         return False
-    return False if name in row.shown or name in types.GENERAL else None
+    if option in row.silent:
+        return True
+    return False if name in row.shown or name in types.GENERAL_SHOWN else None
+
+
+def _is_live(condition: str, in_force: dict) -> bool:
+    name, value = split(condition)
+    return name in in_force and (value is None or in_force[name] == value or str(in_force[name]).startswith(value + "."))
 
 
 def _equal(row: FileSystem, name: str, wanted: str, live: str) -> bool:
     if wanted == live:
         return True
-    if name == "vers":  # 4 stands for any 4.x, 3.11 for 3.1.1
-        return wanted == "default" or live.replace(".", "").startswith(wanted.replace(".", ""))
+    if name == "vers":
+        return _same_version(wanted, live)
+    if name in row.listed and live in wanted.split(":"):
+        return True
+    if name in row.signed and live == wanted + "i":
+        return True
     try:
         if name in row.negotiated:
-            return int(live) <= int(wanted)
+            return int(live) <= int(wanted) or int(wanted) < _LEAST_SIZE
         if name in row.octal:
             return int(live, 8) == int(wanted, 8)
         if name in row.owners:
@@ -133,6 +171,12 @@ def _equal(row: FileSystem, name: str, wanted: str, live: str) -> bool:
         return int(live) == int(wanted)
     except (ValueError, KeyError):
         return False
+
+
+def _same_version(wanted: str, live: str) -> bool:
+    """4 stands for any 4.x and 3 for any 3.x; 3.11 is 3.1.1, 3.02 is 3.0.2."""
+    wanted, live = wanted.replace(".", ""), live.replace(".", "")
+    return wanted in ("default", live) or (len(wanted) == 1 and live.startswith(wanted))
 
 
 def _number_of(kind: str, name: str) -> int:
@@ -148,13 +192,7 @@ def _number_of(kind: str, name: str) -> int:
 
 
 def _with_access(options: tuple[str, ...]) -> tuple[str, ...]:
-    return options if "ro" in options or "rw" in options else ("rw",) + options
-
-
-def _replaced(option: str, wish: tuple[str, ...]) -> bool:
-    name = split(option)[0]
-    names = {split(other)[0] for other in wish}
-    return _opposite(name) in names or any(name in family and names & set(family) for family in _FAMILIES)
+    return options if any(split(option)[0] in ("ro", "rw") for option in options) else ("rw",) + options
 
 
 def _opposite(name: str) -> str:

@@ -29,12 +29,12 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
     src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
     state = params["state"]
     row = _row(params["fstype"], src, params["path"], mounts, entries, base)
-    path = _path(params["path"], src, row, base)
+    path = _path(params["path"], src, row, mounts, entries, base)
     if src is None:
         src = _known_source(path, row, mounts, entries)
     if src is None and state in ("mounted", "present", "remounted") and row.mount_type:
         raise InvalidParameter(f"path {path}", "no source is given for it", "give src")
-    if src is not None and not re.fullmatch(row.source, types.normalise_source(src) if row.network else src):
+    if src is not None and not re.fullmatch(row.source, types.normalise_source(src, row) if row.network else src):
         raise InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", f"write it like {row.example}")
     options = mount_options.check(_options(params["opts"], state, path, entries))
     wish = Wish(
@@ -80,7 +80,8 @@ def _options(given: list[str] | None, state: str, path: str, entries: Entries) -
     if given is None and state == "remounted":  # it refreshes what is there
         own = f"credentials={credentials_file(path)}"
         return tuple(option for entry in entries if entry.path == path for option in entry.options if option != own)
-    return tuple(option.strip() for text in given or () for option in tables.split_options(text))
+    # Ansible has split a text at every comma; one between quotes does not separate.
+    return tuple(option.strip() for option in tables.split_options(",".join(given or ())))
 
 
 def _row(fstype: str, src: str | None, path: str | None, mounts: Mounts, entries: Entries, base: str) -> types.FileSystem:
@@ -102,15 +103,37 @@ def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entri
     """What is mounted there already, or what fstab says of it: the form of a GlusterFS source is that of an NFS one."""
     if path is None and (src is None or resolve.is_directory_name(src)):
         return None
-    path = resolve.clean_path(path, "path") if path else resolve.default_path(src or "", base)
+    path = resolve.clean_path(path, "path") if path else _default_path(src or "", mounts, entries, base)
     mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
-    if mount is not None and (src is None or types.normalise_source(mount.source) == types.normalise_source(src)):
+    if mount is not None and (src is None or tables.is_mount_of(mount, src)):
         row = types.by_kernel_type(mount.fstype)
         return row or (types.by_name("bind") if src is None and resolve.is_bind(mount) else None)
     for entry in entries:
-        if entry.path == path and (src is None or types.normalise_source(entry.source) == types.normalise_source(src)):
+        if entry.path == path and (src is None or tables.is_entry_of(entry, src)):
             return types.by_mount_type(entry.fstype)
     return None
+
+
+def place(params: dict, mounts: Mounts, entries: Entries) -> str | None:
+    """Where the share is or would be, as far as that is known before anything else is; None where a value is missing or wrong."""
+    try:
+        src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
+        if params["path"] or (src and resolve.is_directory_name(src)):
+            return resolve.clean_path(params["path"] or src or "", "path")
+        return _default_path(src or "", mounts, entries, base)
+    except InvalidParameter:
+        return None
+
+
+def _default_path(src: str, mounts: Mounts, entries: Entries, base: str) -> str:
+    """The directory named by the exact source, or the one named by another spelling of it where that has the share already."""
+    own = resolve.default_path(src, base)
+    if tables.mounted_at(mounts, own) is not None or any(entry.path == own for entry in entries):
+        return own
+    known = [mount.path for mount in mounts if tables.is_mount_of(mount, src) and tables.mounted_at(mounts, mount.path) == mount]
+    known += [entry.path for entry in entries if tables.is_entry_of(entry, src)]
+    digest = re.compile(re.escape(base.rstrip("/")) + "/[0-9a-f]{32}")
+    return next((path for path in known if digest.fullmatch(path)), own)
 
 
 def _known_source(path: str, row: types.FileSystem, mounts: Mounts, entries: Entries) -> str | None:
@@ -125,13 +148,13 @@ def _known_source(path: str, row: types.FileSystem, mounts: Mounts, entries: Ent
     return None
 
 
-def _path(path: str | None, src: str | None, row: types.FileSystem, base: str) -> str:
+def _path(path: str | None, src: str | None, row: types.FileSystem, mounts: Mounts, entries: Entries, base: str) -> str:
     if not row.mount_type:
         clean = resolve.clean_path(path or src or "", "path")
         if src is not None and clean != src:
             raise InvalidParameter(f"path {clean}", "a plain directory is used where it is", f"leave path out, or use fstype bind to show {src} there")
         return clean
-    clean = resolve.clean_path(path, "path") if path else resolve.default_path(src or "", base)
+    clean = resolve.clean_path(path, "path") if path else _default_path(src or "", mounts, entries, base)
     if clean == "/" or clean == base:
         raise InvalidParameter(f"path {clean}", "no share can be mounted there", "choose a directory of its own")
     return clean

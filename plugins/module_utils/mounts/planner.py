@@ -8,11 +8,15 @@ A step is a frozen value that describes itself; manager.py carries it out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..errors import Conflict, InvalidParameter
 from . import options as mount_options
-from .tables import Entry, Mount
+from .tables import Entry, Mount, is_mount_of
 from .types import FileSystem, normalise_source
+
+if TYPE_CHECKING:
+    from .record import Record
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ class Seen:
     empty: bool = True
     credentials: bytes | None = field(default=None, repr=False)  # content of the credentials file
     dead: bool = False  # mounted, but the process that served it is gone
+    trigger: bool = False  # autofs decides what is at the path: mounting there would put a second mount on top
+    layers: int = 1  # how often the source is mounted there, one upon the other
+    record: Record | None = None  # how we mounted it
     shared: bool = False  # the same file system is mounted elsewhere too, so that its options cannot be changed from here
 
 
@@ -72,7 +79,7 @@ class Step:
     name = ""
 
     def describe(self) -> dict:
-        shown = {key: value for key, value in vars(self).items() if key not in ("credentials", "row", "entry")}
+        shown = {key: value for key, value in vars(self).items() if key not in ("credentials", "row", "entry", "visit")}
         for key, value in shown.items():
             if isinstance(value, tuple):
                 shown[key] = ",".join(value)
@@ -120,6 +127,7 @@ class MountShare(Step):
     row: FileSystem
     opts: tuple[str, ...]
     credentials: Credentials | None = field(default=None, repr=False)
+    visit: bool = False  # an automounter mounts it when somebody goes there
     name = "mount"
 
 
@@ -174,15 +182,32 @@ def _plan_mounted(wish: Wish, seen: Seen) -> tuple[Step, ...]:
 
 
 def drifted_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
-    """The options by which the live mount differs from the wish."""
+    """The options by which the live mount differs from the wish, and which a task can change.
+
+    What was mounted with exactly these words and has not altered since is as wished, whatever the kernel shows of it.
+    """
     if seen.mount is None:
         return ()
-    previous = seen.entry.options if wish.persist and seen.entry is not None else None
+    words = mount_words(wish, seen)
+    if seen.record is not None and seen.record.words == words and seen.record.live == seen.mount.options:
+        return ()
+    previous = seen.record.words if seen.record is not None else seen.entry.options if wish.persist and seen.entry is not None else None
     live = seen.mount.options if wish.row.kernel_types else seen.mount.mount_options
-    drifted = mount_options.drift(wish.row, effective_options(wish, seen), live, previous)
-    if wish.row.credentials == "file" and wish.credentials is not None and wish.credentials.username is not None:
-        drifted += mount_options.drift(wish.row, (f"username={wish.credentials.username}", "ro" if "ro" in live else "rw"), live)
+    options = effective_options(wish, seen)
+    drifted = mount_options.drift(wish.row, options, live, previous)
+    if words != options:
+        drifted += mount_options.drift(wish.row, (words[-1], "ro" if "ro" in live else "rw"), live)
+    if seen.trigger:  # what the automounter's own table says cannot be changed from here
+        drifted = tuple(option for option in drifted if mount_options.can_remount(wish.row, (option,)))
     return mount_options.of_the_mount(drifted) if seen.shared else drifted
+
+
+def mount_words(wish: Wish, seen: Seen) -> tuple[str, ...]:
+    """All that decides how it is mounted, in words: the options, and who mounts it."""
+    words = effective_options(wish, seen)
+    if wish.row.credentials == "file" and wish.credentials is not None and wish.credentials.username is not None:
+        words += (f"username={wish.credentials.username}",)
+    return words
 
 
 def effective_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
@@ -235,15 +260,18 @@ def same_source(wish: Wish, seen: Seen) -> bool:
         return True
     if not wish.row.kernel_types:
         return seen.bound
-    return seen.mount.fstype in wish.row.kernel_types and normalise_source(seen.mount.source) == normalise_source(wish.src)
+    return seen.mount.fstype in wish.row.kernel_types and is_mount_of(seen.mount, wish.src)
+
+
+def _same_entry(wish: Wish, entry: Entry) -> bool:
+    """Whether a line of fstab is about the wished source, however either spells it."""
+    return wish.src is None or normalise_source(entry.source, wish.row) == normalise_source(wish.src, wish.row)
 
 
 def _check_sources(wish: Wish, seen: Seen) -> None:
     if wish.state != "present" and seen.mount is not None and not same_source(wish, seen):
         raise Conflict(f"path {wish.path}", f"{seen.source} ({seen.mount.fstype}) is mounted there, not {wish.src}", "choose another path or unmount that one")
-    if seen.entry is None or wish.src is None or not wish.persist or wish.state == "unmounted":
-        return
-    if normalise_source(seen.entry.source) != normalise_source(wish.src):
+    if seen.entry is not None and wish.persist and wish.state != "unmounted" and not _same_entry(wish, seen.entry):
         remedy = "choose another path or remove that line (state: absent)"
         raise Conflict(f"path {wish.path}", f"{wish.fstab} mounts {seen.entry.source} there, not {wish.src}", remedy)
 
@@ -254,7 +282,7 @@ def restore(wish: Wish, seen: Seen) -> MountShare | None:
         return None
     old = seen.entry.options if seen.entry is not None else seen.mount.options if wish.row.kernel_types else wish.row.default_options + seen.mount.mount_options
     kept = tuple(option for option in mount_options.for_mount(old) if option.split("=", 1)[0] not in wish.row.local_options)
-    return MountShare(wish.path, seen.source, wish.row.name, wish.row, kept)
+    return MountShare(wish.path, seen.source, wish.row.name, wish.row, kept, visit=seen.trigger)
 
 
 def _source(wish: Wish) -> str:
@@ -264,18 +292,18 @@ def _source(wish: Wish) -> str:
 
 
 def _create(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    return () if seen.directory or seen.mount is not None else (CreateDirectory(wish.path),)
+    return () if seen.directory or seen.trigger or seen.mount is not None else (CreateDirectory(wish.path),)
 
 
 def _mount(wish: Wish, seen: Seen) -> Step:
     options = mount_options.for_mount(effective_options(wish, seen))
     if wish.row.credentials == "stdin" and wish.credentials is not None:
         options += wish.row.stdin_options
-    return MountShare(wish.path, _source(wish), wish.row.name, wish.row, options, wish.credentials)
+    return MountShare(wish.path, _source(wish), wish.row.name, wish.row, options, wish.credentials, seen.trigger)
 
 
 def _unmount(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    return (Unmount(wish.path, wish.src or seen.source or wish.path),) if seen.mount is not None else ()
+    return (Unmount(wish.path, wish.src or seen.source or wish.path),) * seen.layers if seen.mount is not None else ()
 
 
 def _write_credentials(wish: Wish, seen: Seen) -> tuple[Step, ...]:
@@ -290,7 +318,8 @@ def _write_fstab(wish: Wish, seen: Seen) -> tuple[Step, ...]:
     options = mount_options.for_fstab(effective_options(wish, seen))
     old = seen.entry
     fstype = old.fstype if old and old.fstype in wish.row.kernel_types else wish.row.mount_type  # nfs4 is as good as nfs
-    entry = Entry(_source(wish), wish.path, fstype, options, old.dump if old else "0", old.passno if old else "0")
+    source = old.source if old and _same_entry(wish, old) else _source(wish)  # its spelling names the default path
+    entry = Entry(source, wish.path, fstype, options, old.dump if old else "0", old.passno if old else "0")
     return () if entry == old else (WriteFstab(wish.path, wish.fstab, entry),)
 
 
@@ -300,6 +329,6 @@ def _forget(wish: Wish, seen: Seen) -> tuple[Step, ...]:
         steps += (RemoveFstab(wish.path, wish.fstab),)
     if seen.credentials is not None:
         steps += (RemoveCredentials(wish.credentials_file),)
-    if wish.own_directory and seen.directory and (seen.empty or seen.mount is not None):
+    if wish.own_directory and seen.directory and not seen.trigger and (seen.empty or seen.mount is not None):
         steps += (RemoveDirectory(wish.path),)
     return steps

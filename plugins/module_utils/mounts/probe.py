@@ -111,21 +111,32 @@ def _leave(child: int) -> None:
         time.sleep(0.005)
 
 
-def holders(path: str, limit: int = 3) -> list[str]:
+def holders(path: str, limit: int = 3, trigger: int | None = None) -> list[str]:
     """Some processes that have files or their working directory beneath ``path``, as "qemu-system-x86 (1234)".
 
     It reads links of /proc only, which touches no server.
+
+    :param trigger: the mount id of an autofs trigger at ``path``, which its automounter keeps open whatever is mounted over it.
     """
     found = []
     namespace = _namespace("self")
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if _namespace(pid) != namespace:
             continue  # in a container the same path means something else
-        if any(link == path or link.startswith(path + "/") for link in _links(pid)):
+        if any((link == path and (trigger is None or _mount_of(name) != trigger)) or link.startswith(path + "/") for name, link in _links(pid)):
             found.append(f"{_name(pid)} ({pid})")
             if len(found) == limit:
                 break
     return found
+
+
+def _mount_of(name: str) -> int | None:
+    """The mount id of an open file, by its name under /proc."""
+    try:
+        with open(name.replace("/fd/", "/fdinfo/"), encoding="ascii", errors="replace") as stream:
+            return next((int(line.split()[1]) for line in stream if line.startswith("mnt_id:")), None)
+    except (OSError, ValueError):
+        return None
 
 
 def _namespace(pid: str) -> str | None:
@@ -135,7 +146,7 @@ def _namespace(pid: str) -> str | None:
         return None
 
 
-def _links(pid: str) -> Iterator[str]:
+def _links(pid: str) -> Iterator[tuple[str, str]]:
     names = [f"/proc/{pid}/cwd", f"/proc/{pid}/root"]
     try:
         names += [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
@@ -143,7 +154,7 @@ def _links(pid: str) -> Iterator[str]:
         pass  # it ended, or belongs to another user
     for name in names:
         try:
-            yield os.readlink(name)
+            yield name, os.readlink(name)
         except OSError:
             continue
 

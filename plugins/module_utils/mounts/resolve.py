@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From what a user calls a share to the directory where its files are.
 
-Nothing here touches a network mount: every answer comes from the two tables, because one look at a dead server hangs.
+Nothing here touches a network mount: every answer comes from the two tables, because one look at a dead server hangs. The one
+exception is a place that autofs manages: see :mod:`automount`.
 """
 from __future__ import annotations
 
@@ -14,25 +15,73 @@ from ..errors import InvalidParameter, ShareNotMounted
 from . import tables, types
 
 MOUNT_BASE = "/var/lib/remotefs/mnt"
+PATIENCE = 30.0  # seconds for a server to answer
 _MAX_LINKS = 40
 
 
-def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FSTAB) -> model.Share:
+def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FSTAB, timeout: float = PATIENCE) -> model.Share:
     """The share that ``share`` names: the source string of a mounted share, or an absolute directory.
 
+    :param timeout: seconds that an automounter may take to mount it.
     :raises ShareNotMounted: the source is not mounted, or nothing is mounted at a directory which is meant for a mount.
     :raises InvalidParameter: it is neither a source nor an absolute directory.
     """
     mounts = tables.read_mounts()
     if is_directory_name(share):
         path = clean_path(share, "share")
+        mounts = settled(path, mounts, timeout, f"share {share}")
         return find_directory(path, mounts, tables.parse_fstab(tables.read_fstab(fstab)), mount_base)
     if not types.is_source(types.normalise_source(share)):
         raise InvalidParameter(f"share {share!r}", "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols", "give one of these")
     mount = find_source(share, mounts, mount_base)
+    if mount is None and any(other.fstype == "autofs" for other in mounts):
+        mounts = _visit_source(share, mounts, mount_base, fstab, timeout)
+        mount = find_source(share, mounts, mount_base)
     if mount is None:
         raise ShareNotMounted(f"share {share}", "it is not mounted on this host", "mount it with remotefs_share and run the task again")
-    return describe(mount, mounts, mount.path, share, mount_base)
+    return describe(mount, mounts, mount.path, share, mount_base, fstab)
+
+
+def share_names(given: object) -> list[str]:
+    """The option ``share`` as a list. A string is one share: its commas belong to the name.
+
+    :raises InvalidParameter: it is neither a string nor a list of strings.
+    """
+    names = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidParameter(f"share {name!r}", "it is not a text", "give a source such as nas1:/vols or a directory, or a list of them")
+    return [str(name) for name in names]
+
+
+def settled(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
+    """``mounts``, or if autofs decides what is at ``path`` and has mounted nothing yet, the mounts after somebody went there.
+
+    :raises ShareNotMounted: going there mounted nothing, or took longer than ``timeout`` seconds.
+    """
+    mount = tables.enclosing(mounts, follow(path, mounts))
+    if mount is None or mount.fstype != "autofs":
+        return mounts
+    from . import automount  # late: most hosts have none
+
+    return automount.visit(path, mounts, timeout, subject)
+
+
+def _visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> tuple[tables.Mount, ...]:
+    """The mounts after going where ``source`` would be mounted by an automounter: at its default path, or where fstab has it."""
+    entries = tables.parse_fstab(tables.read_fstab(fstab))
+    paths = [default_path(source, mount_base)] + [entry.path for entry in entries if tables.is_entry_of(entry, source)]
+    for path in dict.fromkeys(paths):
+        mounts = settled(path, mounts, timeout, f"share {source}")
+    return mounts
+
+
+def expected_share(share: str, mount_base: str = MOUNT_BASE) -> model.Share:
+    """The share that ``share`` will name once it is mounted or made, for a prediction: nothing is looked at."""
+    if is_directory_name(share):
+        return model.Share(share, clean_path(share, "share"), types.DIRECTORY.name, mount_base=mount_base)
+    row = types.claim(types.normalise_source(share)) or types.DIRECTORY
+    return model.Share(share, default_path(share, mount_base), row.name, mount_base=mount_base, keeps_modes=row.keeps_modes)
 
 
 def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
@@ -63,10 +112,8 @@ def clean_path(path: str, option: str) -> str:
 
 
 def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str = MOUNT_BASE) -> tables.Mount | None:
-    """The visible mount of ``source``: at its default path if it is there, otherwise the first."""
-    wanted = types.normalise_source(source)
-    found = [mount for mount in mounts if types.normalise_source(mount.source) == wanted and types.by_kernel_type(mount.fstype)]
-    found = [mount for mount in found if tables.mounted_at(mounts, mount.path) == mount]
+    """The visible mount of ``source``, however either is spelled: at its default path if it is there, otherwise the first."""
+    found = [mount for mount in mounts if tables.is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
     preferred = default_path(source, mount_base)
     for mount in found:
         if mount.path == preferred:
@@ -83,11 +130,11 @@ def find_directory(path: str, mounts: tuple[tables.Mount, ...], entries: tuple[t
     for name in (path,) if real == path else (path, real):
         check_mounted(name, real, mounts, entries, mount_base)
     mount = tables.enclosing(mounts, real)
-    if mount is None or not types.by_kernel_type(mount.fstype):
+    if mount is None or is_local(mount):
         _check_local_directory(path, real)
     if mount is None:
         return model.Share(path, path, types.DIRECTORY.name, mount_base=mount_base)
-    return describe(mount, mounts, path, None if mount.path == real else path, mount_base)
+    return describe(mount, mounts, path, None if mount.path == real else path, mount_base, real=real, entries=entries)
 
 
 def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
@@ -119,8 +166,13 @@ def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
 
 
 def is_local(mount: tables.Mount) -> bool:
-    """Whether a look at it cannot hang: neither a network file system nor anything that a process serves."""
-    return not (mount.fstype.startswith("fuse") or mount.fstype in ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "autofs", "lustre", "gfs2", "ocfs2"))
+    """Whether a look at it cannot hang: neither a network file system nor anything that a process serves. Without the root nothing works."""
+    return types.is_local(mount.fstype) or (mount.path == "/" and mount.fstype != "autofs")
+
+
+def is_untold(mount: tables.Mount) -> bool:
+    """Whether nobody has found out what is seen there of other hosts' locks: neither local nor a file system with a row."""
+    return types.by_kernel_type(mount.fstype) is None and not types.is_local(mount.fstype)
 
 
 def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
@@ -150,15 +202,31 @@ def _check_local_directory(path: str, real: str) -> None:
     raise ShareNotMounted(f"share {path}", "the directory does not exist", "create it with remotefs_share (fstype directory) or mount the share")
 
 
-def describe(mount: tables.Mount, mounts: tuple[tables.Mount, ...], path: str, source: str | None, mount_base: str = MOUNT_BASE) -> model.Share:
-    """The share value of directory ``path`` on ``mount``; ``source`` is the user's name for it, None where the mount table decides."""
+def describe(
+    mount: tables.Mount,
+    mounts: tuple[tables.Mount, ...],
+    path: str,
+    source: str | None,
+    mount_base: str = MOUNT_BASE,
+    fstab: str = tables.FSTAB,
+    real: str | None = None,
+    entries: tuple[tables.Entry, ...] | None = None,
+) -> model.Share:
+    """The share value of directory ``path`` on ``mount``; ``source`` is the user's name for it, None where the mount table decides.
+
+    :param real: ``path`` without links. :param entries: the mounts of fstab; None: they are read if they are needed.
+    """
     row = types.by_kernel_type(mount.fstype)
+    if is_untold(mount):
+        # Nobody has found out what is seen there of other hosts, nor what else it keeps.
+        return model.Share(path, path, mount.fstype, "", mount_base, locks_visible=False, locks_readable=False, stale_seconds=1.25, keeps_inodes=False)
     if row is None:
         bound = source is None and is_bind(mount)
         name = types.by_name("bind" if bound else "directory")
         return model.Share((tables.origin(mounts, mount) if bound else None) or path, path, name.name, public_options(mount, name) if bound else "", mount_base)
+    part = _part(mount)
     return model.Share(
-        source=source or mount.source,
+        source=source or (path if part else mount.source),
         path=path,
         fstype=row.name,
         options=public_options(mount, row),
@@ -168,12 +236,44 @@ def describe(mount: tables.Mount, mounts: tuple[tables.Mount, ...], path: str, s
         locks_readable=row.locks_readable(mount.options),
         stale_seconds=row.stale_seconds,
         keeps_inodes=row.keeps_inodes(mount.options),
+        export=_export(mount, source, mount_base, fstab, entries),
+        below="/".join(filter(None, (part, (real or path)[len(mount.path):].strip("/")))),
+        mount_words=_mount_words(mount, row),
     )
+
+
+def _part(mount: tables.Mount) -> str:
+    """The place in its source that a bind mount shows; empty for the whole."""
+    if not tables.shows_part(mount):
+        return ""
+    inside = "/" + "/".join(types.normalise_source(mount.source).split("/")[4:])  # //server/share/INSIDE
+    within = mount.source.startswith("//") and inside != "/" and tables.is_within(mount.root, inside)
+    return (mount.root[len(inside):] if within else mount.root).strip("/")
+
+
+def _export(mount: tables.Mount, given: str | None, mount_base: str, fstab: str, entries: tuple[tables.Entry, ...] | None) -> str:
+    """The source as another host mounts it: in the spelling that names the mount directory, for os-brick goes by its MD5."""
+    if not tables.is_within(mount.path, mount_base.rstrip("/")):
+        return mount.source
+    for spelling in (given, mount.source):
+        if spelling and not is_directory_name(spelling) and default_path(spelling, mount_base) == mount.path:
+            return spelling
+    for entry in tables.parse_fstab(tables.read_fstab(fstab)) if entries is None else entries:
+        if entry.path == mount.path and default_path(entry.source, mount_base) == mount.path:
+            return entry.source
+    return mount.source
+
+
+def _mount_words(mount: tables.Mount, row: types.FileSystem) -> str:
+    """The options in force that the mount helper of another host takes."""
+    options: tuple[str, ...] = ("ro",) if "ro" in mount.options else ()
+    options += tuple(option for option in mount.super_options if option.split("=", 1)[0] in row.attachable and option not in row.silent)
+    return ",".join(options)
 
 
 def is_bind(mount: tables.Mount) -> bool:
     """Whether it shows part of a local file system. Subvolumes of btrfs look alike and are none."""
-    return mount.root != "/" and mount.fstype != "btrfs" and types.by_kernel_type(mount.fstype) is None
+    return mount.root != "/" and mount.fstype != "btrfs" and types.is_local(mount.fstype)
 
 
 def public_options(mount: tables.Mount, row: types.FileSystem) -> str:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from ..errors import InvalidParameter, from_os_error
-from . import tables, types
+from . import types
 
 
 def read(path: str) -> tuple[list[dict], list[str]]:
@@ -24,23 +24,34 @@ def read(path: str) -> tuple[list[dict], list[str]]:
 
 
 def parse(text: str, path: str = "shares_file") -> tuple[list[dict], list[str]]:
-    """See :func:`read`."""
-    items, warnings = [], []
+    """See :func:`read`. Lines are split as Cinder does it: at the first blank; of a source that is named twice the last line counts."""
+    shares: dict[str, dict] = {}
+    warnings = []
     for number, line in enumerate(text.split("\n"), 1):
-        fields = line.strip().split(None, 1)
-        if not fields or fields[0].startswith("#"):
+        if not line.strip() or line.startswith("#"):
             continue
-        source = tables.unescape(fields[0])
-        flag, options = _options(fields[1]) if len(fields) > 1 else ("-o", "")
-        if flag != "-o" or (len(fields) > 1 and not options):
-            warnings.append(f"{path}, line {number}: what follows the source is not '-o OPTIONS', the line is passed over")
-        elif not (types.is_source(source) or source.startswith("/")):
+        source, dummy, rest = line.partition(" ")
+        source, options = source.strip().replace("\\040", " "), _options(rest.split())
+        if not source or any(ord(char) < 32 or ord(char) == 127 for char in source):
+            warnings.append(f"{path}, line {number}: it starts with a blank or has a tab in its source, the line is passed over")
+        elif not (types.is_source(types.normalise_source(source)) or source.startswith("/")):
             warnings.append(f"{path}, line {number}: it does not start with a share's source, the line is passed over")
+        elif options is None:
+            warnings.append(f"{path}, line {number}: what follows the source is not '-o OPTIONS', the line is passed over")
         else:
-            items.append({"src": source, "opts": [options]} if options else {"src": source})
-    return items, warnings
+            shares[source] = {"src": source, "opts": [options]} if options else {"src": source}
+    return list(shares.values()), warnings
 
 
-def _options(rest: str) -> tuple[str, str]:
-    flag, dummy, options = rest.strip().partition(" ")
-    return flag, options.strip()
+def _options(words: list[str]) -> str | None:
+    """The options of words such as ``-o ro,hard -o vers=4.2``, as mount(8) takes them; None for other words."""
+    found = []
+    while words:
+        word = words.pop(0)
+        if word == "-o" and words:
+            found.append(words.pop(0))
+        elif word.startswith("-o") and len(word) > 2:
+            found.append(word[2:])
+        else:
+            return None
+    return ",".join(found)

@@ -12,15 +12,19 @@ import re
 from typing import NamedTuple
 
 from ..errors import ToolFailed, from_os_error
+from . import types
 
 MOUNTINFO = "/proc/self/mountinfo"
 FSTAB = "/etc/fstab"
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+_BLANKS = re.compile(r"[ \t]+")
+_ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 def unescape(text: str) -> str:
-    """Undo the kernel's and fstab's octal escapes (``\\040`` is a space)."""
-    return _ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), text)
+    """Undo the kernel's and fstab's octal escapes: ``\\040`` is a space, ``\\303\\251`` are the two bytes of one letter in UTF-8."""
+    if "\\" not in text:
+        return text
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes((int(match.group(1), 8),)), os.fsencode(text)))
 
 
 def split_options(text: str) -> tuple[str, ...]:
@@ -79,6 +83,11 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     return tuple(mounts)
 
 
+def shows_part(mount: Mount) -> bool:
+    """Whether it shows only a directory of its source: a bind mount. (SMB has the place in the source as the root too.)"""
+    return mount.root != "/" and not mount.source.rstrip("/").endswith(mount.root.rstrip("/"))
+
+
 def is_within(path: str, directory: str) -> bool:
     """Whether ``path`` is ``directory`` or lies beneath it, by name only."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
@@ -110,6 +119,32 @@ def mounted_at(mounts: tuple[Mount, ...], path: str) -> Mount | None:
     return mount if mount is not None and mount.path == path and mount.fstype != "autofs" else None
 
 
+def trigger(mounts: tuple[Mount, ...], path: str) -> Mount | None:
+    """The autofs mount that decides what is at ``path`` (without links): the nearest one at or above it, also where it has mounted something."""
+    parents = {mount.id: mount for mount in mounts}
+    current = enclosing(mounts, path)
+    seen: set[int] = set()
+    while current is not None and current.id not in seen and current.path != "/":
+        if current.fstype == "autofs":
+            return current
+        seen.add(current.id)
+        # A mount of its own further down, not the automounter's, is none of the automounter's business.
+        above = parents.get(current.parent)
+        current = above if above is not None and current.path == path else None
+    return None
+
+
+def stacked(mounts: tuple[Mount, ...], mount: Mount) -> tuple[Mount, ...]:
+    """``mount`` and what it covers at the same path, top first."""
+    parents = {other.id: other for other in mounts}
+    layers = [mount]
+    while True:
+        below = parents.get(layers[-1].parent)
+        if below is None or below.path != mount.path or below.fstype == "autofs" or below in layers:
+            return tuple(layers)
+        layers.append(below)
+
+
 def origin(mounts: tuple[Mount, ...], mount: Mount) -> str | None:
     """The directory that a bind mount shows, where another mount of its file system reaches it; None if none does."""
     for other in mounts:
@@ -132,6 +167,14 @@ def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
     return os.path.join(under.root, below).rstrip("/") == mount.root.rstrip("/")
 
 
+def is_mount_of(mount: Mount, source: str) -> bool:
+    """Whether it shows the whole of the network share ``source``."""
+    row = types.by_kernel_type(mount.fstype)
+    if row is None or shows_part(mount):
+        return False
+    return types.normalise_source(mount.source, row) == types.normalise_source(source, row)
+
+
 # --- the administrator's table
 
 
@@ -148,13 +191,13 @@ class Entry(NamedTuple):
 
 def parse_entry(line: str) -> Entry | None:
     """The mount that a line of fstab describes; None for a comment, a blank line or one that mount(8) would not read."""
-    fields = line.split()
+    fields = _BLANKS.split(line.strip(" \t\r"))  # what else is white space to Python belongs to a name
     if len(fields) < 3 or fields[0].startswith("#"):
         return None
     path = unescape(fields[1])
     return Entry(
         source=unescape(fields[0]),
-        path=path.rstrip("/") or "/" if path.startswith("/") else path,
+        path="/" + "/".join(part for part in path.split("/") if part not in ("", ".")) if path.startswith("/") else path,
         fstype=fields[2],
         options=tuple(unescape(option) for option in split_options(fields[3])) if len(fields) > 3 else ("defaults",),
         dump=fields[4] if len(fields) > 4 else "0",
@@ -164,6 +207,15 @@ def parse_entry(line: str) -> Entry | None:
 
 def parse_fstab(text: str) -> tuple[Entry, ...]:
     return tuple(entry for entry in map(parse_entry, text.split("\n")) if entry is not None)
+
+
+
+
+
+def is_entry_of(entry: Entry, source: str) -> bool:
+    """Whether a line of fstab is about the network share ``source``."""
+    row = types.by_mount_type(entry.fstype)
+    return row is not None and types.normalise_source(entry.source, row) == types.normalise_source(source, row)
 
 
 # --- files

@@ -14,7 +14,7 @@ import os
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Callable, Iterable, Iterator, Sequence
 
@@ -23,6 +23,7 @@ from ..model import Share, is_safe_file_name
 from ..store.pace import NoTurn
 from .candidates import Candidates, locate
 from .holding import Holding, NotHeld
+from .order import Change, arrange
 from .transaction import Options, Outcome
 from .turns import Turns
 
@@ -45,6 +46,7 @@ class Item:
     """One object of a bulk task. Items that share a name in ``touches``, their own volume's among them, run in order, and so do
     those that have it in ``reads``.
 
+    ``told`` are keys of its result that name its volume and its snapshot. ``change`` tells what others may depend on (see :mod:`order`).
     ``keeps_lock`` says that it moves data when the volume has been changed already, and cannot be given back to be done later.
     No more of such items are under way than work, because others wait for their volumes.
     """
@@ -55,6 +57,8 @@ class Item:
     deletion: Deletion | None = None
     reads: frozenset = frozenset()
     keeps_lock: bool = False
+    change: Change | None = None
+    told: dict = field(default_factory=dict)
 
 
 def default_parallel() -> int:
@@ -62,11 +66,14 @@ def default_parallel() -> int:
 
 
 def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outcome | StorageError]:
-    """Run every item; an item that fails leaves its error in its place and stops no other.
+    """Run every item, those that depend on each other in the order that works; an item that fails leaves its error in its place
+    and stops no other. Results are in the order asked for.
 
     :param parallel: how many items work at a time, those not counted that wait for the disk or for a lock. With 1 they run
         strictly one after the other.
     """
+    order, names = arrange(items)
+    items = [replace(items[index], touches=items[index].touches | names.get(index, frozenset())) for index in order]
     task = _Task(items, parallel, options)
     for is_deletion, group in groupby(range(len(items)), lambda index: items[index].deletion is not None):
         indexes = list(group)
@@ -75,7 +82,8 @@ def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outc
             task.run(task.delete_in_batches(indexes), parallel)
         else:
             task.run(indexes, task.at_once(indexes))
-    return [task.results[index] for index in range(len(items))]
+    results = {index: task.results[place] for place, index in enumerate(order)}
+    return [results[index] for index in range(len(items))]
 
 
 class _Task:

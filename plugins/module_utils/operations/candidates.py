@@ -9,7 +9,7 @@ from typing import Iterable, NamedTuple
 
 from ..errors import Conflict, ShareNotMounted, StorageError
 from ..model import Share
-from ..mounts.resolve import find_share
+from ..mounts.resolve import expected_share, find_share, share_names
 from ..store import inventory, records
 from ..store.directory import ShareDirectory
 
@@ -18,10 +18,16 @@ _PATIENCE = 30  # seconds for a server to answer, before a system call that nobo
 
 
 class Candidates(NamedTuple):
-    """The candidate shares of a task: those that can be read, and for each other one why it cannot."""
+    """The candidate shares of a task: those that can be read, and for each other one why it cannot.
+
+    ``missing`` are those that are not there yet, as they are expected to be, and ``excused`` what is unreadable for that reason
+    alone: check mode may assume that an earlier task of the playbook mounts them.
+    """
 
     shares: tuple[Share, ...]
     unreadable: tuple[StorageError, ...] = ()
+    missing: tuple[Share, ...] = ()
+    excused: tuple[StorageError, ...] = ()
 
     def require_all(self) -> None:
         """:raises ShareNotMounted: one cannot be read, so that what was not found may still be there."""
@@ -35,17 +41,18 @@ class Finder:
     def __init__(self) -> None:
         self._known: dict[tuple, Candidates] = {}
 
-    def find(self, names: Iterable[str], mount_base: str) -> Candidates:
+    def find(self, names: Iterable[str] | str | None, mount_base: str) -> Candidates:
         """:raises StorageError: a name is no share at all."""
+        names = share_names(names)
         key = (*names, mount_base)
         if key not in self._known:
             self._known[key] = find_candidates(names, mount_base)
         return self._known[key]
 
-    def prepare(self, names: Iterable[str] | None, mount_base: str) -> Candidates | None:
+    def prepare(self, names: Iterable[str] | str | None, mount_base: str) -> Candidates | None:
         """Look them up before threads start, because asking a server forks; an error waits for the item that meets it."""
         try:
-            return self.find(names or (), mount_base)
+            return self.find(names, mount_base)
         except StorageError:
             return None
 
@@ -58,13 +65,24 @@ class Policy(NamedTuple):
     max_over_subscription_ratio: float = 20.0
 
 
-def find_candidates(names: Iterable[str], mount_base: str, fstab: str = "/etc/fstab") -> Candidates:
-    """Look the shares up; one that is not mounted or whose server does not answer is kept as unreadable."""
+def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: str = "/etc/fstab") -> Candidates:
+    """Look the shares up; one that is not mounted or whose server does not answer is kept as unreadable.
+
+    :param names: the option ``share`` as it was given, one share or a list of them.
+    """
     shares: list[Share] = []
     unreadable: list[StorageError] = []
-    for name in names:
+    missing: list[Share] = []
+    excused: list[StorageError] = []
+    for name in share_names(names):
         try:
             share = find_share(name, mount_base, fstab)
+        except ShareNotMounted as error:
+            unreadable.append(error)
+            excused.append(error)
+            missing.append(expected_share(name, mount_base))
+            continue
+        try:
             if share.fstype not in _LOCAL:
                 from ..mounts.probe import capacity  # late: a task that only reads a directory starts faster without
 
@@ -74,7 +92,7 @@ def find_candidates(names: Iterable[str], mount_base: str, fstab: str = "/etc/fs
             continue
         if share.path not in [known.path for known in shares]:
             shares.append(share)
-    return Candidates(tuple(shares), tuple(unreadable))
+    return Candidates(tuple(shares), tuple(unreadable), tuple(missing), tuple(excused))
 
 
 def locate(candidates: Candidates, name: str) -> Share | None:

@@ -33,6 +33,7 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
 
     :param ended: what was recovered on the way here.
     """
+    request = request._replace(wish=request.wish._replace(created=request.wish.created or now()))
     name, candidates = request.wish.name, request.candidates
     candidates.require_all()
     with Workspace(options) as work:
@@ -99,6 +100,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     Everything that can be refused is, before the source is touched.
     """
     from ..plan import clones
+    from . import layers
 
     wish, source = request.wish, request.source
     if source is None:
@@ -111,6 +113,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     prepared = _prepare_parent(parent, source, snapshot)
     planned = prepared.after or parent
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
+    layers.require_whole(work.directory(share), planned.view(planned.point_file(snapshot)))
     placement.choose(request.candidates._replace(shares=(share,)), planned.size, 0, request.policy, work.options.ledger)
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
     require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
@@ -159,6 +162,7 @@ def _source_share(request: VolumeRequest, options: Options) -> Share | None:
 def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, Source, list]:
     """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
     from ..apply.offline import CopySource
+    from . import layers
 
     volume, recovered = settle(work, share, source.volume)
     if volume is None:
@@ -167,6 +171,7 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     require_healed_parent(volume)
     top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
     images = volume.view(top)
+    layers.require_whole(work.directory(share), images)
     if source.snapshot is None:
         require_unused(work.directory(share), top, work.options.assume_unused, work.options.check)
     told = Source(source.label, images[0].size, sum(image.allocated for image in images))

@@ -36,6 +36,7 @@ class VolumeRequest(NamedTuple):
     wish: VolumeWish
     source: SourceRequest | None = None
     policy: Policy = Policy()
+    max_chain: int = MAX_CHAIN
 
 
 def located(candidates: Candidates, name: str, options: Options) -> Share | None:
@@ -49,6 +50,10 @@ def located(candidates: Candidates, name: str, options: Options) -> Share | None
 def bring_up(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
     """Bring a volume that exists to what is wished, under its lock."""
     refuse_member(work, share, volume)
+    if not volume.adopted:
+        from . import layers  # late: most tasks find a volume that they know
+
+        layers.require_whole(work.directory(share), volume.chain)
     wish = _only_what_the_share_keeps(request.wish, share, work.options)
     return carry_out(work, share, _plan_for(volume, wish), recovered)
 

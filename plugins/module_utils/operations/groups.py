@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from ..apply.remains import group_file
 from ..errors import Conflict, InvalidParameter, StorageError, understood
-from ..model import Share, check_snapshot_name, check_volume_name, now
+from ..model import Share, check_snapshot_name, check_volume_name, listed, now
 from ..plan.plan import Plan
 from ..plan.wishes import SnapshotWish
 from .candidates import Candidates
-from .snapshots import find, plan_taking, retain_after, settled
+from .snapshots import SnapshotRequest, find, plan_taking, retain_after, settled, take
 from .transaction import Options, Outcome, Workspace, carry_out
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ def take_group(
     """
     for name in volumes:
         check_snapshot_name(check_volume_name(name), wish.name)
+    if options.assume:
+        from . import foretelling
+
+        if foretelling.each(volumes, candidates, options):
+            return [_taken_alone(SnapshotRequest(candidates, name, wish, keep), options) for name in volumes]
     shares = {name: find(candidates, name, options) for name in volumes}
     if len({share.path for share in shares.values()}) > 1:
         raise InvalidParameter(
@@ -73,6 +78,14 @@ def take_group(
         return [_retain_member(work, member, outcome, keep, wish.name) for member, outcome in zip(members, outcomes)]
 
 
+def _taken_alone(request: SnapshotRequest, options: Options) -> Outcome | StorageError:
+    """What check mode predicts of one of a group of which others are not there yet."""
+    try:
+        return take(request, options)
+    except StorageError as error:
+        return error
+
+
 def _retain_member(work: Workspace, member: _Member, taken: Outcome, keep: retention.Policy, name: str) -> Outcome | StorageError:
     try:
         return retain_after(work, member.share, member.plan, taken, keep, name)
@@ -88,7 +101,7 @@ def _plan_member(work: Workspace, share: Share, name: str, wish: SnapshotWish, d
 def _require_same_state(members: list[_Member], snapshot: str) -> None:
     having = [member.plan.volume for member in members if member.plan.before and member.plan.before.has_snapshot(snapshot)]
     if having and len(having) < len(members):
-        raise Conflict(f"snapshot {snapshot}", f"of this group only {', '.join(having)} have it", "choose another name, or delete it there")
+        raise Conflict(f"snapshot {snapshot}", f"of this group only {listed(having)} have it", "choose another name, or delete it there")
 
 
 def _apply_group(work: Workspace, members: list[_Member]) -> None:

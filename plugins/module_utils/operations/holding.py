@@ -17,7 +17,7 @@ from typing import Any, Iterable
 from ..errors import StorageError
 from ..model import Share
 from ..plan.plan import Plan
-from ..store import kinship
+from ..store import dependents, kinship
 from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
 
@@ -40,7 +40,7 @@ class Holding:
         self._stack = ExitStack()
         self._directory = self._stack.enter_context(ShareDirectory(share))
         self._locks: dict[str, VolumeLock] = {}
-        self._backings: kinship.Backings | None = None
+        self._backings: dependents.Backings | None = None
         self._mutex = threading.Lock()
 
     def __enter__(self) -> Holding:
@@ -94,14 +94,14 @@ class Holding:
         if lock is not None:
             lock.__exit__(None, None, None)
 
-    def backings(self) -> kinship.Backings:
+    def backings(self) -> dependents.Backings:
         """Who rests on whom: from all headers, read once, and followed since.
 
-        :raises StorageError, OSError: a file cannot be read.
+        :raises StorageError, OSError: the share cannot be listed.
         """
         with self._mutex:
             if self._backings is None:
-                self._backings = kinship.scan_backings(self._directory)
+                self._backings = dependents.scan_all(self._directory)
             return self._backings
 
     def follow(self, plan: Plan) -> None:
@@ -110,10 +110,5 @@ class Holding:
         for volume in (plan.before, plan.after):
             files |= set(volume.own_files) if volume else set()
         with self._mutex:
-            if self._backings is None:
-                return
-            try:
-                for file in files:
-                    self._backings.put(file, kinship.backing_of(self._directory, file))
-            except (OSError, StorageError):
-                self._backings = None  # to be read anew by whoever needs it, who will then be told
+            if self._backings is not None:
+                dependents.look_again(self._backings, files)

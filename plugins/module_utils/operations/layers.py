@@ -1,25 +1,49 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What planners want to know of images beyond their headers: which clusters are allocated."""
+"""What planners want to know of images beyond their headers: which clusters are allocated, whether all are there, and what lies
+behind their virtual end."""
 
 from __future__ import annotations
 
 from typing import Iterable
 
 from ..errors import UnsafeImage
-from ..model import Volume
+from ..model import Image, Volume
 from ..plan.cost import Allocation, Allocations
+from ..plan.merge import Bitmap
 from ..store import qcow2
 from ..store.directory import ShareDirectory
+
+
+def bitmaps(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> dict[str, tuple[Bitmap, ...]]:
+    """The persistent dirty bitmaps of those ``wanted`` files of the chain that hold any.
+
+    :raises UnsafeImage: the directory of one is damaged or hostile.
+    """
+    found = {}
+    for image in volume.chain:
+        if image.file in wanted and image.format == "qcow2" and directory.root.status(image.file) is not None:
+            with directory.root.opened(image.file) as fd:
+                try:
+                    held = qcow2.read_bitmaps(fd, qcow2.read_header(fd))
+                except qcow2.Qcow2Error as error:
+                    raise UnsafeImage(
+                        directory.root.subject(image.file), f"as a qcow2 image it cannot be used: {error}", "see docs/worst-day.md for a repair by hand"
+                    ) from error
+            if held:
+                found[image.file] = tuple(Bitmap(one.name, one.tracks) for one in held)
+    return found
 
 
 def allocations(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> Allocations:
     """Allocated clusters of those ``wanted`` files of the chain that are qcow2 images and exist (a prediction may name others).
 
-    :raises UnsafeImage: the tables of one are damaged or hostile.
+    :raises UnsafeImage: the tables of one are damaged or hostile, or its file was cut short.
     """
     known = {}
+    wanted = list(wanted)
+    require_whole(directory, (image for image in volume.chain if image.file in wanted))
     for image in volume.chain:
         if image.file in wanted and image.format == "qcow2" and directory.root.status(image.file) is not None:
             with directory.root.opened(image.file) as fd:
@@ -33,3 +57,40 @@ def allocations(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]
             if tables is not None:
                 known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
     return known
+
+
+def require_whole(directory: ShareDirectory, images: Iterable[Image]) -> None:
+    """Before the data of these images is moved or something is built on them. Costs two or three reads for each.
+
+    :raises UnsafeImage: the file of one ends before its data. qemu-img would read zeros there, and say nothing.
+    """
+    for image in images:
+        if image.format != "qcow2" or directory.root.status(image.file) is None:
+            continue
+        with directory.root.opened(image.file) as fd:
+            try:
+                qcow2.require_whole(fd)
+            except qcow2.CutShort as error:
+                raise UnsafeImage(
+                    directory.root.subject(image.file),
+                    f"it is damaged: {error}",
+                    "restore the file from a backup; docs/worst-day.md shows how to save what is left of it",
+                ) from error
+            except qcow2.Qcow2Error:
+                continue  # whoever reads its tables says what is wrong with them
+
+
+def stiff(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> frozenset[str]:
+    """Those ``wanted`` files, which are shorter than one above them, that no commit may make larger."""
+    wanted, found, longest = set(wanted), set(), 0
+    for image in volume.chain:
+        shorter, longest = image.size < longest, max(longest, image.size)
+        if not shorter or image.file not in wanted or image.format != "qcow2" or directory.root.status(image.file) is None:
+            continue
+        with directory.root.opened(image.file) as fd:
+            try:
+                if qcow2.is_stiff(fd):
+                    found.add(image.file)
+            except qcow2.Qcow2Error:
+                found.add(image.file)
+    return frozenset(found)

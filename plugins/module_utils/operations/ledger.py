@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 
-from ..model import Share, Volume
+from ..model import Share, Volume, round_to_sector
 from ..store.directory import ShareDirectory
 from ..store.inventory import Observed
 
@@ -39,5 +39,5 @@ def _provisioned(share: Share) -> int:
     from ..store.survey import survey  # late: only creation asks
 
     with ShareDirectory(share) as directory:
-        sizes = survey(directory, lambda _name, found: found.volume.size if isinstance(found, Observed) else 0)
+        sizes = survey(directory, lambda _name, found: found.volume.size if isinstance(found, Observed) else 0, tell_of_nobodys=round_to_sector)
     return sum(sizes.told.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ..errors import NoEligibleShare
-from ..model import Share
+from ..model import Share, told_size
 from .candidates import Candidates, Policy
 from .ledger import Ledger
 
@@ -29,7 +29,7 @@ def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Poli
             eligible.append((free, share))
     if not eligible:
         raise NoEligibleShare(
-            f"new volume of {needed} bytes",
+            f"new volume of {told_size(needed)}",
             "no share can take it (" + "; ".join(reasons) + ")",
             "free space, add a share, or change reserved_percentage or max_over_subscription_ratio",
         )
@@ -43,7 +43,7 @@ def _room(share: Share, needed: int, allocated_now: int, policy: Policy, ledger:
     total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
     usable = free - total * policy.reserved_percentage // 100
     if allocated_now > usable:
-        return 0, f"has {max(usable, 0)} bytes free for use"
+        return 0, f"has {told_size(max(usable, 0))} free for use"
     if usable <= 0:
         return 0, "is full"
     if total and ledger.provisioned(share) + needed > total * policy.max_over_subscription_ratio:

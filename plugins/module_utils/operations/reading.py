@@ -15,7 +15,7 @@ from typing import Callable
 
 from ..errors import StorageError
 from ..model import Share
-from ..store import kinship
+from ..store import dependents, kinship
 from ..store.directory import ShareDirectory
 from ..store.inventory import Observed
 from ..store.survey import Survey, processors, survey
@@ -42,8 +42,8 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
     with ShareDirectory(share) as directory:
         found: Survey[dict[str, str]] = survey(directory, tell, processors())
         if any(found.told.values()):
-            for name, dependents in _dependents(directory, found).items():
-                found.told[name] = {key: _completed(text, dependents) for key, text in found.told[name].items()}
+            for name, resting in _dependents(directory, found).items():
+                found.told[name] = {key: _completed(text, resting) for key, text in found.told[name].items()}
     return [found.told[name] for name in sorted(found.told) if found.told[name]]
 
 
@@ -55,14 +55,14 @@ def _told(share: Share, name: str, found: Observed | StorageError) -> dict:
 
 def _dependents(directory: ShareDirectory, found: Survey) -> dict[str, tuple[tuple[str, str], ...]]:
     """Who rests on which of the volumes that are told: known only once all files of the share were looked at."""
-    backings = kinship.scan_backings(directory, True, found.known_backings(), found.names)
+    backings = dependents.scan(directory, found.known_backings(), found.listed)
     told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.told[name])
     shared = ((name, files, own) for name, files, own in told if not backings.only_within(files[:own]))
     pairs = ((name, kinship.dependents_on(directory, files[:own], files, backings)) for name, files, own in shared)
-    return {name: dependents for name, dependents in pairs if dependents}
+    return {name: resting for name, resting in pairs if resting}
 
 
-def _completed(text: str, dependents: tuple[tuple[str, str], ...]) -> str:
+def _completed(text: str, resting: tuple[tuple[str, str], ...]) -> str:
     """A volume's text with its dependents, where what was made of it shows them."""
     objects = json.loads(f"[{text}]")
-    return json.dumps([report.with_dependents(one, dependents) if "dependents" in one else one for one in objects])[1:-1]
+    return json.dumps([report.with_dependents(one, resting) if "dependents" in one else one for one in objects])[1:-1]

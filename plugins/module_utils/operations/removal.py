@@ -13,7 +13,7 @@ from ..errors import Conflict
 from ..model import Share, Volume
 from ..plan import planner
 from ..plan.steps import Unlink
-from ..store import inventory, kinship
+from ..store import inventory, stale
 from .existing import refuse_member
 from .transaction import Options, Outcome, Workspace, carry_out, find_left, settle
 
@@ -32,6 +32,7 @@ def remove(share: Share, name: str, cascade: bool, options: Options) -> Outcome:
             return Outcome(name, bool(recovered), [], recovered, None, None)
         refuse_member(work, share, volume)
         _refuse_foreign(volume)
+        strays += stale.remains_of(work.directory(share), volume)
         outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays), recovered)
         if not options.check:
             forget_groups(work.directory(share))
@@ -65,6 +66,5 @@ def _settle(work: Workspace, share: Share, name: str) -> tuple[Volume | None, li
     volume, told = observed.volume, [replace(one, outcome="discarded", plan=replace(one.plan, steps=())).describe() for one in begun]
     made = {file for one in begun if one.plan.after for file in one.plan.after.own_files}
     strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)
-    dependents = kinship.dependents_of(directory, volume, work.backings(share), strays)
-    volume = replace(volume, dependents=dependents)
+    volume = replace(volume, dependents=work.dependents(share, volume, strays))
     return volume, told + left.describe(), tuple(sorted(file for file in strays if directory.root.status(file) is not None))

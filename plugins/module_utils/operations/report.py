@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 
 from ..errors import StorageError
-from ..model import Image, Share, Snapshot, Volume
+from ..model import Image, Share, Snapshot, Volume, listed, told_size
 from ..store import inventory
 from ..store.directory import ShareDirectory
 
-_DRIVER_TYPES = {"cifs": "smbfs", "directory": "local", "bind": "local", "sshfs": "local"}
+if TYPE_CHECKING:
+    from ..plan.plan import Plan
+
+_SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "expires")
+_DRIVER_TYPES = {"nfs": "nfs", "cifs": "smbfs", "glusterfs": "glusterfs"}  # Cinder's names; everything else is a path on this host
 
 
 def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
@@ -27,9 +31,13 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
         "size": found.size,
         "allocated": found.allocated,
         "snapshots": [snapshot(item) for item in found.snapshots],
+        "stale": [{"name": name, "file": file} for name, file in found.stale],
         "chain": [image(item) for item in found.chain],
         "parent": {"volume": found.parent.volume, "snapshot": found.parent.snapshot} if found.parent else None,
         "dependents": [],
+        "created": found.created,
+        "description": found.description,
+        "labels": dict(found.labels),
         "in_use": in_use,
         "pending": _pending(found.pending),
         "connection": _connection(found, share),
@@ -57,11 +65,18 @@ def _point(told: dict, file: str) -> str | None:
 
 
 def _connection(found: Volume, share: Share) -> dict:
-    return {
-        "driver_volume_type": _DRIVER_TYPES.get(share.fstype, share.fstype),
-        "data": {"export": share.source, "name": found.active.file, "format": found.active.format, "options": share.options},
-        "mount_point_base": share.mount_base,
+    """In the form of os-brick: a mount of the whole export and a name in it, or a path on this host."""
+    file = found.active.file
+    driver = _DRIVER_TYPES.get(share.fstype, "local")
+    data = {
+        "export": share.export or share.source,
+        "name": f"{share.below}/{file}" if share.below else file,
+        "format": found.active.format,
+        "options": f"-o {share.mount_words}" if share.mount_words and driver != "local" else None,
     }
+    if driver == "local":
+        data["device_path"] = f"{share.path}/{file}"
+    return {"driver_volume_type": driver, "data": data, "mount_point_base": share.mount_base}
 
 
 def snapshot(found: Snapshot) -> dict:
@@ -72,6 +87,7 @@ def snapshot(found: Snapshot) -> dict:
         "description": found.description,
         "labels": dict(found.labels),
         "protected": found.protected,
+        "expires": found.expires,
     }
 
 
@@ -94,12 +110,31 @@ def read_volume(directory: ShareDirectory, found: Volume) -> dict:
     return volume(found, directory.share, in_use)
 
 
+def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:
+    """How a diff tells a revert: the content before and after it. None where nothing is discarded."""
+    if plan.before is None or plan.after is None or not plan.changed:
+        return None
+    point = plan.before.point_file(snapshot)
+    dropped = sum(image.allocated for image in plan.before.chain[: plan.before.files.index(point)])
+    taken = plan.before.snapshot(snapshot).created
+    said = f"snapshot {snapshot}" + (f" of {taken}" if taken else "")
+    return f"as written since {said}, about {told_size(dropped)}, which are dropped", f"goes back to {said}"
+
+
+def one_line(found: dict) -> str:
+    """A volume that came or went, for the diff of a task about many."""
+    size = "size unknown" if found["size"] is None else told_size(found["size"]).split(" (", 1)[0]
+    parent = f", on {found['parent']['volume']}@{found['parent']['snapshot']}" if found["parent"] else ""
+    snapshots = f", snapshots {listed((one['name'] for one in found['snapshots']), 5)}" if found["snapshots"] else ""
+    return f"volume {found['name']}: {found['format']}, {size}, {found['path']}{parent}{snapshots}"
+
+
 def difference(found: dict | None) -> dict:
     """The part of a volume that a diff shows: what tasks change, not what the world does."""
     if found is None:
         return {}
-    kept = ("name", "share", "path", "format", "base_format", "size", "parent")
+    kept = ("name", "share", "path", "format", "base_format", "size", "description", "labels", "parent")
     shown = {key: found[key] for key in kept}
-    shown["snapshots"] = [{key: item[key] for key in ("name", "file", "description", "labels", "protected")} for item in found["snapshots"]]
+    shown["snapshots"] = [{key: item[key] for key in _SHOWN_OF_SNAPSHOTS} for item in found["snapshots"]]
     shown["chain"] = [{key: item[key] for key in ("file", "format", "backing_file", "size")} for item in found["chain"]]
     return shown

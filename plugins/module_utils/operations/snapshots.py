@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 from ..errors import VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan.plan import Plan
 from ..plan.wishes import SnapshotWish
 from ..store import inventory
-from ..store.directory import ShareDirectory
 from .candidates import Candidates, locate
 from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 
@@ -35,6 +35,10 @@ class SnapshotRequest(NamedTuple):
 def find(candidates: Candidates, name: str, options: Options) -> Share:
     """:raises VolumeNotFound: no candidate has the volume."""
     check_volume_name(name)
+    if options.assume:
+        from . import foretelling
+
+        candidates = foretelling.reachable(candidates, options)
     for share in candidates.shares:
         if options.world.get((share.path, name)) is not None:
             return share
@@ -59,6 +63,12 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
     """Take a snapshot; one that exists is no change but for a description, labels or protection that differ. Then remove what
     ``request.keep`` does not keep."""
     check_snapshot_name(request.volume, request.wish.name)
+    if options.assume:
+        from . import foretelling
+
+        foretold = foretelling.taken(request, options)
+        if foretold is not None:
+            return foretold
     share = find(request.candidates, request.volume, options)
     with Workspace(options) as work:
         (work.lock_families if request.keep else work.lock)([(share, request.volume)])
@@ -74,14 +84,24 @@ def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWis
     from ..plan import planner
     from .refusals import require_free_name
 
+    if not volume.adopted:
+        from . import layers
+
+        layers.require_whole(work.directory(share), volume.chain)
     plan = planner.create_snapshot(volume, wish._replace(created=wish.created or now()))
     if plan.intent and plan.after is not None:
         require_free_name(work.directory(share), plan.after.active.file, volume.name, recovered if work.options.check else [])
     return plan
 
 
-def retain(candidates: Candidates, volume_name: str, policy: retention.Policy, options: Options) -> Outcome:
-    """Remove the snapshots that a policy does not keep, in one pass."""
+def retain(candidates: Candidates, volume_name: str, policy: retention.Policy | None, options: Options) -> Outcome:
+    """Remove the snapshots that have expired and those that a policy does not keep, in one pass."""
+    if options.assume:
+        from . import foretelling
+
+        told = foretelling.kept(candidates, volume_name, policy, options) if policy else foretelling.deleted(candidates, volume_name, (), options)
+        if told is not None:
+            return told
     share = find(candidates, volume_name, options)
     with Workspace(options) as work:
         work.lock_families([(share, volume_name)])
@@ -89,12 +109,12 @@ def retain(candidates: Candidates, volume_name: str, policy: retention.Policy, o
         return _retain(work, share, volume, recovered, policy, None)
 
 
-def _retain(work: Workspace, share: Share, volume: Volume, recovered: list, policy: retention.Policy, named: str | None) -> Outcome:
+def _retain(work: Workspace, share: Share, volume: Volume, recovered: list, policy: retention.Policy | None, named: str | None) -> Outcome:
     from ..plan import retention
 
-    verdicts = retention.judge(volume, policy, named)
+    verdicts = retention.judge(volume, policy, named, now())
     doomed = [verdict.snapshot.name for verdict in verdicts if not verdict.reasons]
-    plan = _deletion(work.directory(share), volume, doomed)
+    plan = _deletion(work, share, volume, doomed)
     done = carry_out(work, share, plan, recovered)
     return replace(done, retention=[verdict.describe() for verdict in verdicts])
 
@@ -117,36 +137,85 @@ def retain_after(work: Workspace, share: Share, plan: Plan, taken: Outcome, poli
 
 
 def delete(candidates: Candidates, volume_name: str, names: list[str], options: Options) -> Outcome:
-    """Delete snapshots in one pass; names that do not exist are no change."""
+    """Delete snapshots in one pass; names that do not exist are no change. A glob stands for all that match and are not protected:
+    it names none of them."""
     for name in names:
-        check_snapshot_name(volume_name, name)
+        if not is_glob(name):
+            check_snapshot_name(volume_name, name)
+    if options.assume:
+        from . import foretelling
+
+        foretold = foretelling.deleted(candidates, volume_name, names, options)
+        if foretold is not None:
+            return foretold
     share = find(candidates, volume_name, options)
     with Workspace(options) as work:
         work.lock_families([(share, volume_name)])
         volume, recovered = settled(work, share, volume_name, dependents=True)
-        plan = _deletion(work.directory(share), volume, names)
+        plan = _deletion(work, share, volume, meant(volume, names))
         return carry_out(work, share, plan, recovered)
 
 
-def _deletion(directory: ShareDirectory, volume: Volume, names: list[str]) -> Plan:
+def is_glob(name: str) -> bool:
+    """Whether it stands for names that match it: it holds what no name may hold."""
+    return any(mark in name for mark in "*?[")
+
+
+def meant(volume: Volume, names: Sequence[str]) -> list[str]:
+    """The snapshots that names and globs stand for."""
+    globs = [name for name in names if is_glob(name)]
+    matching = [one.name for one in volume.snapshots if not one.protected and any(fnmatchcase(one.name, glob) for glob in globs)]
+    return [name for name in names if name not in globs] + matching
+
+
+def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:
     """The plan, which weighs the clusters that are allocated in the files it may merge: the doomed overlays and what they stand on."""
-    if not any(volume.has_snapshot(name) for name in names):
+    stale = {name for name, _file in volume.stale}.intersection(names)
+    if not stale and not any(volume.has_snapshot(name) for name in names):
         return Plan("delete_snapshot", volume.name, (), volume, volume)
     from ..plan import merge
     from . import layers
 
+    if stale:
+        return _deletion_with_stale(work, share, volume, names)
+
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
     backings = {str(volume.image(file).backing_file) for file in overlays}
-    return merge.delete_snapshots(volume, names, layers.allocations(directory, volume, {*overlays, *backings}))
+    merged, directory = {*overlays, *backings}, work.directory(share)
+    bitmaps = {} if work.options.drop_bitmaps else layers.bitmaps(directory, volume, merged)
+    known = layers.allocations(directory, volume, merged)
+    return merge.delete_snapshots(volume, names, known, layers.stiff(directory, volume, merged), bitmaps)
+
+
+def _deletion_with_stale(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:
+    """As :func:`_deletion`, where some of the names are entries of ``.info`` whose file is no overlay of the chain. Such a file goes as
+    well, if it is surely this volume's and nobody rests on it."""
+    from ..plan import merge
+    from ..store.stale import remains_of
+
+    remains = remains_of(work.directory(share), volume, names)
+    resting = {file for _clone, file in volume.dependents}
+    rest = replace(volume, stale=tuple(pair for pair in volume.stale if pair[0] not in names))
+    return merge.drop_stale(volume, _deletion(work, share, rest, names), tuple(file for file in remains if file not in resting))
 
 
 def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: bool, options: Options) -> Outcome:
     """Make the volume's content that of a snapshot."""
     check_snapshot_name(volume_name, name)
     from ..plan import planner
+    from . import report
 
+    if options.assume:
+        from . import foretelling
+
+        foretold = foretelling.reverted(candidates, volume_name, name, discard_newer, options)
+        if foretold is not None:
+            return foretold
     share = find(candidates, volume_name, options)
     with Workspace(options) as work:
         work.lock([(share, volume_name)])
         volume, recovered = settled(work, share, volume_name, dependents=True)
-        return carry_out(work, share, planner.revert(volume, name, discard_newer), recovered)
+        if options.assume and not volume.has_snapshot(name):
+            volume = foretelling.with_snapshot(volume, name, options)
+        plan = planner.revert(volume, name, discard_newer)
+        return replace(carry_out(work, share, plan, recovered), content=report.content_goes_back(plan, name))

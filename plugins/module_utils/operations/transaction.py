@@ -13,7 +13,7 @@ import os
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Callable, ContextManager, Iterable
+from typing import TYPE_CHECKING, Callable, Collection, ContextManager, Iterable
 
 from ..apply.remains import Interrupted
 from ..apply.traces import find_interrupted, forget_groups
@@ -37,9 +37,13 @@ if TYPE_CHECKING:
 class Options:
     """How a task works, whatever it does. ``lock_timeout`` in seconds; ``discard`` gives up a record that cannot be honoured.
 
+    ``not_dependent`` are files that do not count as resting on what is destroyed, because the user says so.
+    ``assume`` lets check mode assume what is not there yet (see :mod:`foretelling`), ``assumed`` is what it has assumed, by (share
+    path, name). ``drop_bitmaps`` gives up dirty bitmaps that a merge cannot carry.
+
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
-    ``log`` takes each step with its seconds; ``ledger`` is what all volumes of a share together take; ``holding`` the locks under
-    which a part of a bulk task works; ``pace`` how its parts wait.
+    ``told`` are warnings that it has given; ``log`` takes each step with its seconds;
+    ``ledger`` is what all volumes of a share together take; ``holding`` the locks under which a part of a bulk task works; ``pace`` how its parts wait.
     """
 
     check: bool = False
@@ -47,8 +51,13 @@ class Options:
     break_lock: bool = False
     assume_unused: bool = False
     discard: bool = False
+    not_dependent: tuple[str, ...] = ()
+    drop_bitmaps: bool = False
+    assume: bool = False
+    assumed: set = field(default_factory=set)
     warn: Callable[[str], None] = lambda _text: None
     world: dict = field(default_factory=dict)
+    told: set = field(default_factory=set)
     ledger: Ledger = field(default_factory=Ledger)
     holding: Holding | None = None
     pace: Pace = field(default_factory=Pace)
@@ -58,7 +67,8 @@ class Options:
 @dataclass(frozen=True)
 class Outcome:
     """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them, ``retention``
-    the verdicts on snapshots where a policy was applied."""
+    the verdicts on snapshots where a policy was applied, ``not_counted`` the files that ``not_dependent`` overruled, ``content`` how a
+    diff tells content that goes back: before and after."""
 
     name: str
     changed: bool
@@ -67,6 +77,8 @@ class Outcome:
     before: dict | None
     after: dict | None
     retention: list | None = None
+    not_counted: tuple[str, ...] = ()
+    content: tuple[str, str] | None = None
 
 
 def joined(first: Outcome, second: Outcome) -> Outcome:
@@ -78,6 +90,7 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
         first.recovered + second.recovered,
         first.before,
         second.after,
+        not_counted=tuple(dict.fromkeys((*first.not_counted, *second.not_counted))),
     )
 
 
@@ -99,6 +112,7 @@ class Workspace:
         self._reading: set[tuple[Share, str]] = set()
         self._begun = False
         self._held_names: set[tuple[Share, str]] = set()
+        self.not_counted: dict[str, tuple[str, ...]] = {}  # by volume
 
     def __enter__(self) -> Workspace:
         return self
@@ -203,10 +217,17 @@ class Workspace:
             for share in shares:
                 self.directory(share).look_afresh()
 
-    def backings(self, share: Share) -> kinship.Backings:
-        """Who rests on whom, read under the locks that are held. :raises StorageError, OSError: a file cannot be read."""
-        holding = self.options.holding
-        return holding.backings() if holding is not None else kinship.scan_backings(self.directory(share))
+    def dependents(self, share: Share, volume: Volume, besides: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
+        """Who rests on a volume, as :attr:`Volume.dependents`, asked under the locks that are held before something is destroyed.
+
+        :param besides: files that go with the volume.
+        :raises StorageError, OSError: the share cannot be read.
+        """
+        from .resting import dependents_of  # late: only what destroys asks
+
+        found = dependents_of(self.directory(share), volume, self.options, besides)
+        self.not_counted[volume.name] = found.not_counted
+        return found.dependents
 
     def executor(self, share: Share, source: CopySource | None = None) -> Executor:
         from ..apply.executor import Executor  # late: a task that changes nothing starts faster without
@@ -283,9 +304,30 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     volume = _look(work, share, name, said, interrupted)
     if volume is not None and volume.info and not volume.adopted:
         kinship.require_own_files(directory, volume)
+    if volume is not None and volume.stale:
+        _tell_stale(work, share, volume)
     if volume is not None and dependents:
-        volume = replace(volume, dependents=kinship.dependents_of(directory, volume, work.backings(share)))
+        found = work.dependents(share, volume)
+        volume = replace(volume, dependents=_as_foretold(work, share, name, found) if work.options.check else found)
     return volume, recovered
+
+
+def _tell_stale(work: Workspace, share: Share, volume: Volume) -> None:
+    names = ", ".join(f"{snapshot} ({file})" for snapshot, file in volume.stale)
+    sentence = (
+        f"volume {volume.name} on {share.label}: its .info names snapshots whose files are no overlays of its chain: {names}; "
+        "remotefs_snapshot with state: absent takes such an entry away"
+    )
+    if sentence not in work.options.told:
+        work.options.told.add(sentence)
+        work.options.warn(sentence)
+
+
+def _as_foretold(work: Workspace, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones beside."""
+    world = {other: volume for (path, other), volume in work.options.world.items() if path == share.path and other != name}
+    resting = [(other, volume.parent.file) for other, volume in world.items() if volume and volume.parent and volume.parent.volume == name]
+    return tuple(sorted({*(pair for pair in found if pair[0] not in world), *resting}))
 
 
 def find_left(work: Workspace, directory: ShareDirectory, name: str, discard: bool = False) -> Interrupted:
@@ -328,7 +370,10 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
         looked = not plan.changed and plan.before is plan.after  # at this very volume, under the lock
         after = before if looked else _observed_after(directory, plan)
     work.options.ledger.follow(share, plan.before, plan.after)
-    return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after)
+    overruled = work.not_counted.get(plan.volume, ()) if plan.changed else ()
+    if overruled:
+        work.options.warn(f"volume {plan.volume} on {share.label}: not counted as resting on it, as not_dependent says: {', '.join(overruled)}")
+    return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after, not_counted=overruled)
 
 
 def _observed_after(directory: ShareDirectory, plan: Plan) -> dict | None:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..errors import VolumeNotFound
-from ..model import Share, check_volume_name
+from ..model import Share, check_snapshot_name, check_volume_name
 from .candidates import Candidates, has_unfinished
 from .existing import VolumeRequest, bring_up, located
 from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
@@ -20,9 +22,31 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
     :raises StorageError: with the code that docs/errors.md lists for it.
     """
     name = check_volume_name(request.wish.name)
+    if request.wish.snapshot is not None:
+        check_snapshot_name(name, request.wish.snapshot)
+    if options.assume:
+        from . import foretelling
+
+        foretold = foretelling.present(request, options)
+        if foretold is not None:
+            return foretold
+        request = request._replace(candidates=foretelling.reachable(request.candidates, options))
     share = located(request.candidates, name, options)
     outcome = _created(request, options, []) if share is None else _update(request, share, options)
-    return _flattened(request, options, outcome) if request.wish.flatten else outcome
+    outcome = _flattened(request, options, outcome) if request.wish.flatten else outcome
+    return outcome if request.wish.snapshot is None else _with_snapshot(request, options, outcome)
+
+
+def _with_snapshot(request: VolumeRequest, options: Options, present: Outcome) -> Outcome:
+    """Take the snapshot that the volume is to have, unless it has it."""
+    from ..plan.wishes import SnapshotWish
+    from .snapshots import SnapshotRequest, take
+
+    wish = SnapshotWish(str(request.wish.snapshot), max_chain=request.max_chain)
+    taken = take(SnapshotRequest(request.candidates, request.wish.name, wish), options)
+    if options.check:  # it has ended nothing, and has told of it already
+        taken = replace(taken, recovered=[])
+    return joined(present, taken)
 
 
 def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Outcome:
@@ -64,6 +88,13 @@ def _update(request: VolumeRequest, share: Share, options: Options) -> Outcome:
 
 def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> Outcome:
     """Remove a volume; one that does not exist on any candidate is no change."""
+    if options.assume:
+        from . import foretelling
+
+        foretold = foretelling.absent(candidates, check_volume_name(name), cascade, options)
+        if foretold is not None:
+            return foretold
+        candidates = foretelling.reachable(candidates, options)
     share = located(candidates, check_volume_name(name), options) or _unfinished_on(candidates, name)
     if share is None:
         return Outcome(name, False, [], [], None, None)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import Conflict, InvalidParameter, WouldShrink
-from ..model import Image, Parent, Volume
+from ..model import Image, Parent, Volume, told_size
 from . import cost
 from .headers import require_healed_parent, require_known_formats
 from .plan import Plan
-from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size
+from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size, with_details
 from .steps import CreateClone, Pull, WriteRecord
 from .wishes import VolumeWish
 
@@ -51,7 +51,11 @@ def create_clone(wish: VolumeWish, parent: Volume, snapshot: str, max_chain: int
     if wish.preallocation != "off":
         raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
     if size < below[0].size:
-        raise WouldShrink(subject, f"{size} bytes are less than the {below[0].size} of its source", "ask for at least the source's size")
+        raise WouldShrink(
+            subject,
+            f"{told_size(size)} is less than its source has, {told_size(below[0].size)}",
+            "ask for at least the source's size",
+        )
     require_known_formats(parent)
     check_qcow2_size(subject, "qcow2", size)
     check_chain_length(subject, len(below), max_chain)
@@ -68,7 +72,8 @@ def create_clone(wish: VolumeWish, parent: Volume, snapshot: str, max_chain: int
         uid=wish.uid or 0,
         gid=wish.gid or 0,
     )
-    after = Volume(wish.name, (image, *below), adopted=True, parent=Parent(parent.name, snapshot, point))
+    after = Volume(wish.name, (image, *below), adopted=True, parent=Parent(parent.name, snapshot, point), created=wish.created)
+    after = with_details(after, wish)
     return Plan("create_volume", wish.name, (WriteRecord(wish.name), step), None, after)
 
 

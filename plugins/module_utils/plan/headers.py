@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import UnsafeImage
+from ..errors import InvalidParameter, UnsafeImage
 from ..model import Volume
 from .steps import Repoint, Step
 from .wishes import is_spelled_out
+
+LET_GO = "delete or flatten those first, or name in not_dependent the files that do not count"  # what rests on something that would go
 
 
 def require_known_formats(volume: Volume) -> None:
@@ -22,6 +24,18 @@ def require_known_formats(volume: Volume) -> None:
                 f"the format of {image.file} is recorded nowhere and is never guessed",
                 "adopt it with remotefs_volume, saying its format",
             )
+
+
+def require_format_below(volume: Volume) -> None:
+    """:raises InvalidParameter: the format of what a linked clone rests on is in no header and in no record."""
+    base = volume.own_base
+    below = volume.chain[len(volume.own) :][:1]
+    if below and below[0].format is None and base.backing_format is None:
+        raise InvalidParameter(
+            f"volume {volume.name}",
+            f"the header of {base.file} does not say the format of its backing file {below[0].file}, and nothing records it",
+            f"adopt {below[0].file} first with remotefs_volume, saying its format, and then this volume as qcow2",
+        )
 
 
 def healing(volume: Volume) -> tuple[tuple[Step, ...], Volume]:

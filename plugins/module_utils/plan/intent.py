@@ -104,8 +104,15 @@ def _volume_from_json(content: dict) -> Volume:
     chain = tuple(Image(**image) for image in content["chain"])
     snapshots = tuple(Snapshot(**snapshot) for snapshot in content["snapshots"])
     parent = None if content["parent"] is None else Parent(**content["parent"])
-    volume = Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent)
+    stale = tuple((str(name), str(file)) for name, file in content.get("stale", ()))
+    volume = replace(
+        Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent, stale=stale),
+        created=content.get("created"),  # older records have none of these
+        description=str(content.get("description", "")),
+        labels=dict(content.get("labels", {})),
+    )
     names = [*volume.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
+    names += [file for _name, file in stale]
     if not chain or not all(is_safe_file_name(name) for name in names) or (parent and parent.file not in volume.files):
         raise ValueError("a chain that cannot be")
     return volume
@@ -237,7 +244,7 @@ class _Check:
             return
         if self.found.active != before.active.file:
             raise self.differs(f"active file {before.active.file}", str(self.found.active))
-        pairs = sorted((snapshot.name, snapshot.file) for snapshot in before.snapshots)
+        pairs = sorted([*((snapshot.name, snapshot.file) for snapshot in before.snapshots), *before.stale])
         if sorted(self.found.snapshots) != pairs:
             raise self.differs(f"snapshots {dict(pairs)} in .info", str(dict(sorted(self.found.snapshots))))
 

@@ -18,14 +18,24 @@ At every instant Pj and all points outside the group show what they showed befor
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Iterable
+from typing import Container, Iterable, Mapping, NamedTuple
 
-from ..errors import HasDependents
-from ..model import Image, Snapshot, Volume
+from ..errors import Conflict, HasDependents
+from ..model import Image, Snapshot, Volume, listed
 from . import cost
-from .headers import healing, require_healed_parent, require_known_formats
+from .headers import LET_GO, healing, require_healed_parent, require_known_formats
 from .plan import Plan
 from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, write_info
+
+
+class Bitmap(NamedTuple):
+    """A persistent dirty bitmap. ``tracks`` says that whoever writes to its image marks it."""
+
+    name: str
+    tracks: bool
+
+
+Bitmaps = Mapping[str, "tuple[Bitmap, ...]"]  # by file
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,15 @@ class _Group:
     longest_below: int = 0
 
 
-def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocations) -> Plan:
+def delete_snapshots(
+    volume: Volume, names: Iterable[str], known: cost.Allocations, stiff: Container[str] = (), bitmaps: Bitmaps | None = None
+) -> Plan:
     """Drop the points of the snapshots ``names`` in one plan; names that do not exist are no change.
 
     :param known: allocated clusters by file, for choosing pivots and estimating bytes; files may be missing.
-    :raises HasDependents: a linked clone rests on the data of one of them.
+    :param stiff: files that no commit may make larger, because old data behind their end would come to light.
+    :param bitmaps: dirty bitmaps that must not be lost, by file.
+    :raises HasDependents: a linked clone rests on the data of one of them. :raises Conflict: dirty bitmaps would be lost.
     """
     doomed = [snapshot for snapshot in volume.snapshots if snapshot.name in set(names)]
     if not doomed:
@@ -64,7 +78,8 @@ def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocatio
     dropped = [snapshot.file for snapshot in going]
     while dropped:
         group = _next_group(current, dropped)
-        merged, pivot = _merge(group, known)
+        merged, pivot = _merge(group, known, stiff, bitmaps or {})
+        _refuse_losing_bitmaps(volume, group, pivot, merged, bitmaps or {})
         all_steps += merged
         gone = [image.file for image in group.files if image.file != pivot.file]
         garbage += gone
@@ -75,6 +90,22 @@ def delete_snapshots(volume: Volume, names: Iterable[str], known: cost.Allocatio
     all_steps.append(write_info(after))
     all_steps += [Unlink(file) for file in garbage]
     return Plan("delete_snapshot", volume.name, tuple(all_steps), volume, after, intent=True)
+
+
+def drop_stale(volume: Volume, plan: Plan, remains: tuple[str, ...]) -> Plan:
+    """A plan that also takes stale entries out of ``.info``.
+
+    :param plan: what happens to real snapshots, and ``plan.after`` without those entries; it may have no steps.
+    :param remains: files that only those entries name, to be removed.
+    """
+    if plan.after is None:
+        raise ValueError("a deletion of snapshots leaves a volume")
+    steps, after = plan.steps, plan.after
+    if not steps:
+        heal, after = healing(after)
+        after = replace(after, info=True, adopted=True, pending=None)
+        steps = (*heal, write_info(after))
+    return Plan("delete_snapshot", volume.name, (*steps, *(Unlink(file) for file in remains)), volume, after, intent=True)
 
 
 def _next_group(volume: Volume, dropped: list[str]) -> _Group:
@@ -110,26 +141,42 @@ def _rests_on_parent(volume: Volume, snapshot: Snapshot) -> bool:
     return volume.parent is not None and snapshot.file == volume.own_base.file
 
 
-def _merge(group: _Group, known: cost.Allocations) -> tuple[list[Step], Image]:
+def _refuse_losing_bitmaps(volume: Volume, group: _Group, pivot: Image, merged: list[Step], bitmaps: Bitmaps) -> None:
+    """A bitmap says what changed since a backup. It goes with its file, and in the file that stays it must be marked with all that is
+    committed into that one, which qemu-img does for one that tracks."""
+    filled = any(isinstance(step, Commit) and step.into == pivot.file for step in merged)
+    going = [image.file for image in group.files if image.file != pivot.file]
+    lost = [f"{one.name} of {file}" for file in going for one in bitmaps.get(file, ())]
+    lost += [f"{one.name} of {pivot.file}" for one in bitmaps.get(pivot.file, ()) if filled and not one.tracks]
+    if lost:
+        raise Conflict(
+            f"volume {volume.name}",
+            f"deleting these snapshots would lose dirty bitmaps: {listed(lost)}",
+            "let the backup program end with them first, or say drop_bitmaps: true, after which the next backup has to be a full one",
+        )
+
+
+def _merge(group: _Group, known: cost.Allocations, stiff: Container[str], bitmaps: Bitmaps) -> tuple[list[Step], Image]:
     """Steps that leave the group's top point in the pivot, and the pivot as it is then."""
     files = group.files
     if group.below is None and files[0].format == "raw":
         steps, pivot = _commit_into_raw(files, known)
     else:
         costs = cost.estimates([image.file for image in files], group.below is not None, known)
-        steps, pivot = _commit_and_pull(group, _pivot(group, costs), costs)
+        steps, pivot = _commit_and_pull(group, _pivot(group, costs, stiff, bitmaps), costs)
     if group.child is not None and group.child.backing_file != pivot.file:
         steps.append(Repoint(group.child.file, pivot.file, str(pivot.format)))
     return steps, pivot
 
 
-def _pivot(group: _Group, costs: list[cost.Estimate] | None) -> int:
-    """Index of the file that stays: the one that costs least, the lowest one where that is unknown or equal.
+def _pivot(group: _Group, costs: list[cost.Estimate] | None, stiff: Container[str], bitmaps: Bitmaps) -> int:
+    """Index of the file that stays: the one that has dirty bitmaps, or else the one that costs least, the lowest one where that is
+    unknown or equal.
 
     A commit into p is only right where no file from p to the top is shorter than one beneath it: what a longer file holds
     beyond the end of a shorter one would come back to light. Nor into a file that would grow beyond its own end over longer
-    ones: qemu-img records the size before the zeros, and a crash in between brings to light what lies there. The top itself,
-    which only pulls, is always possible.
+    ones: qemu-img records the size before the zeros, and a crash in between brings to light what lies there. Nor into one that
+    would grow and cannot (``stiff``). The top itself, which only pulls, is always possible.
     """
     sizes = [image.size for image in group.files]
     top = len(sizes) - 1
@@ -139,8 +186,11 @@ def _pivot(group: _Group, costs: list[cost.Estimate] | None) -> int:
     possible = [
         index
         for index in range(top + 1)
-        if all(sizes[k] <= sizes[k + 1] for k in range(index, top)) and (sizes[index] == sizes[top] or sizes[index] >= beneath[index])
+        if all(sizes[k] <= sizes[k + 1] for k in range(index, top))
+        and (sizes[index] == sizes[top] or (sizes[index] >= beneath[index] and group.files[index].file not in stiff))
     ]
+    marked = [index for index in possible if bitmaps.get(group.files[index].file)]
+    possible = marked or possible
     if costs is None:
         return possible[0]
     return min(possible, key=lambda index: (_commit_bytes(group.files, index, costs) + costs[index].pull, index))
@@ -212,5 +262,5 @@ def _refuse_dependents(volume: Volume, going: list[Snapshot]) -> None:
     ]
     if blocked:
         raise HasDependents(
-            f"volume {volume.name}", f"linked clones rest on what would go: {', '.join(blocked)}", "delete or flatten those clones first"
+            f"volume {volume.name}", f"linked clones or other files rest on what would go: {listed(blocked)}", LET_GO
         )

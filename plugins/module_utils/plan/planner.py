@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
-from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name
-from .headers import healing, require_known_formats
+from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name, listed, told_size
+from .headers import LET_GO, healing, require_format_below, require_known_formats
 from .plan import Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
 from .wishes import SnapshotWish, VolumeWish
@@ -29,7 +29,11 @@ def create_volume(wish: VolumeWish) -> Plan:
     if size is None:
         raise InvalidParameter(subject, "it does not exist, and no size is given to create it with", "give size or source")
     if wish.source and size < wish.source.size:
-        raise WouldShrink(subject, f"{size} bytes are less than the {wish.source.size} of its source", "ask for at least the source's size")
+        raise WouldShrink(
+            subject,
+            f"{told_size(size)} is less than its source has, {told_size(wish.source.size)}",
+            "ask for at least the source's size",
+        )
     if image_format == "raw" and wish.preallocation == "metadata":
         raise InvalidParameter(
             subject, "a raw image has no metadata to preallocate", "choose preallocation off, falloc or full, or format qcow2"
@@ -42,12 +46,21 @@ def create_volume(wish: VolumeWish) -> Plan:
     if wish.source:
         make = CopyImage(wish.name, image_format, size, wish.source.label, wish.source.allocated, mode, wish.uid, wish.gid)
     image = Image(wish.name, image_format, size, mode=mode, uid=wish.uid or 0, gid=wish.gid or 0)
-    after = Volume(wish.name, (image,), adopted=True)
+    after = with_details(Volume(wish.name, (image,), adopted=True, created=wish.created), wish)
     return Plan("create_volume", wish.name, (WriteRecord(wish.name), make), None, after)
 
 
+def with_details(volume: Volume, wish: VolumeWish) -> Volume:
+    """The volume with the description and labels that are asked for; what is not said stays."""
+    return replace(
+        volume,
+        description=volume.description if wish.description is None else wish.description,
+        labels=volume.labels if wish.labels is None else dict(wish.labels),
+    )
+
+
 def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
-    """A volume that exists: adopt it, heal absolute names, grow it, set what is asked of its ownership.
+    """A volume that exists: adopt it, heal absolute names, grow it, set what is asked of its ownership, description and labels.
 
     :raises InvalidParameter: a lone file's format is recorded nowhere and not said.
     :raises Conflict: another format than asked. :raises WouldShrink: it is larger than asked.
@@ -58,6 +71,7 @@ def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
         raise InvalidParameter(
             subject, f"the format of {base.file} is recorded nowhere and is never guessed", "say its format: raw or qcow2"
         )
+    require_format_below(volume)
     if wish.format and wish.format != base.format:
         raise Conflict(
             subject,
@@ -65,9 +79,15 @@ def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
             "ask for the format it has, or clone it into a new volume of the other format",
         )
     if wish.size is not None and wish.size < volume.size:
-        raise WouldShrink(subject, f"it has {volume.size} bytes and is never shrunk to {wish.size}", f"ask for at least {volume.size}")
+        raise WouldShrink(
+            subject,
+            f"it has {told_size(volume.size)} and is never shrunk to {told_size(wish.size)}",
+            f"ask for at least {volume.size}",
+        )
     heal, after = healing(volume)
-    steps: list[Step] = [] if volume.adopted else [WriteRecord(volume.name)]
+    after = with_details(after, wish)
+    on_record = volume.adopted and (after.description, after.labels) == (volume.description, volume.labels)
+    steps: list[Step] = [] if on_record else [WriteRecord(volume.name)]
     steps += heal
     if wish.size is not None and wish.size > volume.size:
         grow, after = _grow(after, wish.size)
@@ -87,7 +107,7 @@ def _grow(volume: Volume, size: int) -> tuple[Step, Volume]:
 def check_qcow2_size(subject: str, image_format: str | None, size: int) -> None:
     """:raises InvalidSize: no qcow2 image with clusters of 64 KiB can be that large."""
     if image_format == "qcow2" and size > MAX_QCOW2_SIZE:
-        raise InvalidSize(subject, f"a qcow2 image of {size} bytes is more than QEMU opens", f"stay within {MAX_QCOW2_SIZE} bytes (2 PiB)")
+        raise InvalidSize(subject, f"a qcow2 image of {told_size(size)} is more than QEMU opens", f"stay within {told_size(MAX_QCOW2_SIZE)}")
 
 
 def _attributes(volume: Volume, wish: VolumeWish) -> list[Step]:
@@ -108,12 +128,12 @@ def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = ()) -
     :raises HasSnapshots: it has snapshots and ``cascade`` is false. :raises HasDependents: linked clones rest on it.
     """
     subject = f"volume {volume.name}"
-    if volume.snapshots and not cascade:
-        names = ", ".join(snapshot.name for snapshot in volume.snapshots)
+    if (volume.snapshots or volume.stale) and not cascade:
+        names = listed([*(snapshot.name for snapshot in volume.snapshots), *(f"{name}, stale" for name, _file in volume.stale)])
         raise HasSnapshots(subject, f"it still has snapshots ({names})", "delete them first or say cascade: true")
     if volume.dependents:
-        names = ", ".join(sorted({clone for clone, _file in volume.dependents}))
-        raise HasDependents(subject, f"linked clones rest on it: {names}", "delete or flatten those clones first")
+        names = listed(sorted({clone for clone, _file in volume.dependents}))
+        raise HasDependents(subject, f"linked clones or other files rest on it: {names}", LET_GO)
     files = [*volume.own_files, *strays] + ([info_name(volume.name)] if volume.info else [])
     return Plan("delete_volume", volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1)
 
@@ -142,8 +162,11 @@ def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
         uid=active.uid,
         gid=active.gid,
     )
-    snapshot = Snapshot(wish.name, file, wish.created, wish.description or "", dict(wish.labels or {}), bool(wish.protected))
-    after = replace(current, chain=(overlay,) + current.chain, snapshots=current.snapshots + (snapshot,), info=True, adopted=True)
+    expires = None if wish.expires is None else wish.expires.time
+    snapshot = Snapshot(wish.name, file, wish.created, wish.description or "", dict(wish.labels or {}), bool(wish.protected), expires)
+    stale = tuple(pair for pair in current.stale if pair[0] != wish.name)
+    snapshots = current.snapshots + (snapshot,)
+    after = replace(current, chain=(overlay,) + current.chain, snapshots=snapshots, stale=stale, info=True, adopted=True)
     steps = heal + (CreateOverlay(file, active.file, str(active.format), active.size), write_info(after))
     return Plan("create_snapshot", volume.name, steps, volume, after, intent=True)
 
@@ -155,6 +178,7 @@ def _describe_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
         description=present.description if wish.description is None else wish.description,
         labels=present.labels if wish.labels is None else dict(wish.labels),
         protected=present.protected if wish.protected is None else wish.protected,
+        expires=present.expires if wish.expires is None else wish.expires.for_one_with(present.expires),
     )
     if wanted == present:
         return Plan("create_snapshot", volume.name, (), volume, volume)
@@ -202,7 +226,7 @@ def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
     depth = volume.files.index(overlay)
     newer = tuple(snapshot for snapshot in volume.snapshots if volume.files.index(snapshot.file) < depth)
     if newer and not discard_newer:
-        names = ", ".join(snapshot.name for snapshot in newer)
+        names = listed(snapshot.name for snapshot in newer)
         raise HasNewerSnapshots(
             f"snapshot {name} of volume {volume.name}",
             f"newer snapshots would be lost: {names}",
@@ -233,6 +257,6 @@ def _refuse_losing_clones(volume: Volume, depth: int) -> None:
     if names:
         raise HasDependents(
             f"volume {volume.name}",
-            f"linked clones rest on what would be discarded: {', '.join(names)}",
-            "delete or flatten those clones first",
+            f"linked clones or other files rest on what would be discarded: {listed(names)}",
+            LET_GO,
         )

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Retention: which of a volume's snapshots stay, and why.
 
-Nothing here asks for the time. The newest snapshot is the one highest in the chain, and periods count from there downwards,
+Nothing here looks at a clock. The newest snapshot is the one highest in the chain, and periods count from there downwards,
 so that the same snapshots get the same verdict whenever they are judged, and a clock that ran backwards removes nothing that
-the rules keep.
+the rules keep. The time of the task, which callers give, matters only to what has expired, and keeps ``within`` from counting
+from a time that has not come yet.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Callable, Iterable, Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Callable, Iterable, Mapping, Sequence
 
 from ..errors import InvalidParameter
-from ..model import Snapshot, Volume
+from ..model import Snapshot, Volume, parse_duration
+from .wishes import Expiry, label_texts
 
 _SUBJECT = "option keep"
+_TIME = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})(?:[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:[.,][0-9]+)?)?)?\s?(Z|z|[+-][0-9]{2}(?::?[0-9]{2})?)?\Z"
+)
 _CREATED = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})Z\Z")
 
 
@@ -34,16 +39,21 @@ _PERIODS: dict[str, Callable[[datetime], str]] = {
     "daily": lambda time: time.isoformat()[:10],
     "weekly": _week,
     "monthly": lambda time: time.isoformat()[:7],
+    "yearly": lambda time: time.isoformat()[:4],
 }
 RULES = ("last", *_PERIODS)
+_LONGEST = 100 * 366 * 86400  # seconds; longer ones lead out of the calendar
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What to keep: ``counts`` of every rule in :data:`RULES`, for snapshots that ``match`` (a glob of names, or labels)."""
+    """What to keep: ``counts`` of every rule in :data:`RULES`, and all of the last ``within`` seconds (``span`` is how the user
+    says it), for snapshots that ``match`` (a glob of names, or labels)."""
 
     match: str | dict
     counts: Mapping[str, int]
+    within: int = 0
+    span: str = ""
 
     def matches(self, snapshot: Snapshot) -> bool:
         if isinstance(self.match, str):
@@ -53,7 +63,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One snapshot that matches; without ``reasons`` it goes."""
+    """One snapshot that matches or has expired; without ``reasons`` it goes."""
 
     snapshot: Snapshot
     reasons: tuple[str, ...]
@@ -62,14 +72,10 @@ class Verdict:
         return {
             "name": self.snapshot.name,
             "created": self.snapshot.created,
+            "expires": self.snapshot.expires,
             "keep": bool(self.reasons),
             "reasons": list(self.reasons),
         }
-
-
-def label_texts(labels: Mapping) -> dict[str, str]:
-    """Labels as they are kept and compared: texts, nothing at all as the empty one."""
-    return {str(name): "" if value is None else str(value) for name, value in labels.items()}
 
 
 def parse(content: object) -> Policy:
@@ -78,14 +84,15 @@ def parse(content: object) -> Policy:
     :raises InvalidParameter: it is no dictionary, has an unknown key (a rule that is misspelt would keep nothing), matches
         nothing, has a count that is none, or no rule above 0.
     """
-    example = "give match and at least one of " + ", ".join(RULES)
+    example = "give match and at least one of " + ", ".join((*RULES, "within"))
     if not isinstance(content, Mapping):
         raise InvalidParameter(_SUBJECT, f"{content!r} is no dictionary", example)
-    unknown = sorted(str(key) for key in content if key not in ("match", *RULES))
+    unknown = sorted(str(key) for key in content if key not in ("match", *RULES, "within"))
     if unknown:
         raise InvalidParameter(_SUBJECT, f"it has no {', '.join(unknown)}", example)
-    policy = Policy(_match(content.get("match")), {rule: _count(rule, content.get(rule)) for rule in RULES})
-    if not any(policy.counts.values()):
+    counts = {rule: _count(rule, content.get(rule)) for rule in RULES}
+    policy = Policy(_match(content.get("match")), counts, _within(content.get("within")), str(content.get("within") or "").strip())
+    if not any(policy.counts.values()) and not policy.within:
         raise InvalidParameter(_SUBJECT, "no rule is above 0, so that every snapshot would go", "say how many to keep")
     return policy
 
@@ -109,33 +116,121 @@ def _count(rule: str, value: object) -> int:
     return int(text)
 
 
+def _within(value: object) -> int:
+    """Seconds; None, as for a rule that is not given, is 0. :raises InvalidParameter: it is no duration."""
+    return 0 if value is None or str(value).strip() in ("", "0") else _in_calendar(parse_duration(value, f"{_SUBJECT}.within"), f"{_SUBJECT}.within")
+
+
+def _in_calendar(seconds: int, subject: str) -> int:
+    if seconds > _LONGEST:
+        raise InvalidParameter(subject, "it is more than a hundred years", "give a shorter time")
+    return seconds
+
+
+def parse_expiry(value: str, now: str) -> Expiry:
+    """When a snapshot expires, from a time (ISO 8601, UTC where it names no zone), a duration from ``now``, or ``never``.
+
+    :raises InvalidParameter: it is none of these.
+    """
+    subject, text = "option expires", value.strip()
+    if text.lower() == "never":
+        return Expiry(None)
+    found = _TIME.match(text)
+    present = _recorded(now)
+    try:
+        if found:
+            return Expiry(_spelt(_zoned(found)))
+        if present is not None and re.match(r"[0-9]+\s*[smhdw]\Z", text):
+            seconds = _in_calendar(parse_duration(text, subject), subject)
+            return Expiry(_spelt(present + timedelta(seconds=seconds)), relative=True)
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidParameter(
+        subject,
+        f"{value!r} is neither a time nor a duration",
+        "give a time such as 2027-01-31T18:00:00Z, a number with s, m, h, d or w counted from now, or never",
+    )
+
+
+def _zoned(found: re.Match) -> datetime:
+    """A time of :data:`_TIME` in UTC."""
+    *parts, zone = found.groups()
+    time = datetime(*(int(part or 0) for part in parts))  # type: ignore[arg-type] # six numbers, by the pattern
+    if zone in (None, "Z", "z"):
+        return time
+    digits = zone[1:].replace(":", "").ljust(4, "0")
+    offset = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+    return time - offset if zone[0] == "+" else time + offset
+
+
+def _spelt(time: datetime) -> str:
+    return time.replace(tzinfo=timezone.utc, microsecond=0).isoformat().replace("+00:00", "Z")
+
+
 def created_at(snapshot: Snapshot) -> datetime | None:
     """When it was taken (UTC); None where that is not recorded as our records spell it."""
-    found = _CREATED.match(snapshot.created or "")
+    return _recorded(snapshot.created)
+
+
+def has_expired(snapshot: Snapshot, now: str) -> bool:
+    """Whether its time has passed; one whose expiry is not recorded as our records spell it has none."""
+    expires, present = _recorded(snapshot.expires), _recorded(now)
+    return expires is not None and present is not None and expires <= present
+
+
+def _recorded(time: str | None) -> datetime | None:
+    found = _CREATED.match(time or "")
     try:
         return datetime(*(int(part) for part in found.groups())) if found else None  # type: ignore[arg-type] # six numbers, by the pattern
     except ValueError:
         return None
 
 
-def judge(volume: Volume, policy: Policy, named: str | None = None) -> tuple[Verdict, ...]:
-    """A verdict on every snapshot that matches, oldest first.
+def judge(volume: Volume, policy: Policy | None, named: str | None = None, now: str = "") -> tuple[Verdict, ...]:
+    """A verdict on every snapshot that matches or has expired, oldest first. Without a policy on those that have expired.
+
+    What has expired goes, and takes no rule's place, unless something keeps it whatever the rules say.
 
     :param named: a snapshot that the same task wants to exist, which therefore stays.
+    :param now: the time of the task as records spell it; where it is not given, nothing has expired.
     """
-    matching = [snapshot for snapshot in volume.snapshots if policy.matches(snapshot)]
-    reasons: dict[str, list[str]] = {snapshot.name: [] for snapshot in matching}
-    newest_first = list(reversed(matching))
+    expired = {snapshot.name for snapshot in volume.snapshots if has_expired(snapshot, now)}
+    matching = [snapshot for snapshot in volume.snapshots if policy is not None and policy.matches(snapshot)]
+    told = [snapshot for snapshot in volume.snapshots if snapshot in matching or snapshot.name in expired]
+    fixed = {snapshot.name: _whatever_the_rules(volume, snapshot) for snapshot in told}
+    reasons: dict[str, list[str]] = {snapshot.name: [] for snapshot in told}
+    if policy is not None:
+        standing = [snapshot for snapshot in matching if snapshot.name not in expired or fixed[snapshot.name] or snapshot.name == named]
+        _apply_rules(policy, list(reversed(standing)), reasons, now)
+    for snapshot in told:
+        reasons[snapshot.name] += fixed[snapshot.name]
+        if snapshot.name == named and not reasons[snapshot.name]:
+            reasons[snapshot.name].append("named by this task")
+    return tuple(Verdict(snapshot, tuple(reasons[snapshot.name])) for snapshot in told)
+
+
+def _apply_rules(policy: Policy, newest_first: Sequence[Snapshot], reasons: dict[str, list[str]], now: str) -> None:
     for place, snapshot in enumerate(newest_first[: policy.counts["last"]], 1):
         reasons[snapshot.name].append(f"last {place} of {policy.counts['last']}")
     for rule, period_of in _PERIODS.items():
         for name, period in _newest_of_periods(newest_first, period_of, policy.counts[rule]):
             reasons[name].append(f"{rule} {period}")
-    for snapshot in matching:
-        reasons[snapshot.name] += _whatever_the_rules(volume, snapshot)
-        if snapshot.name == named and not reasons[snapshot.name]:
-            reasons[snapshot.name].append("named by this task")
-    return tuple(Verdict(snapshot, tuple(reasons[snapshot.name])) for snapshot in matching)
+    if policy.within:
+        for name in _of_the_last(newest_first, policy.within, now):
+            reasons[name].append(f"within {policy.span}")
+
+
+def _of_the_last(newest_first: Sequence[Snapshot], seconds: int, now: str) -> list[str]:
+    """Snapshots that are less than so many seconds older than the newest one, as restic counts: a volume whose snapshots stopped
+    keeps its last ones.
+
+    Where the newest one claims a time that has not come yet, a clock was wrong: it does not make the others old. Where all do,
+    they all stay.
+    """
+    times = [(snapshot.name, time) for snapshot, time in ((one, created_at(one)) for one in newest_first) if time is not None]
+    present = _recorded(now)
+    newest = next((time for _name, time in times if present is None or time <= present), None)
+    return [name for name, time in times if newest is None or time - newest > timedelta(seconds=-seconds)]
 
 
 def _newest_of_periods(newest_first: Iterable[Snapshot], period_of: Callable[[datetime], str], count: int) -> list[tuple[str, str]]:

@@ -286,7 +286,8 @@ class Unlink(Step):
 
 
 def write_info(volume: Volume) -> WriteInfo:
-    return WriteInfo(info_name(volume.name), volume.active.file, tuple((snapshot.name, snapshot.file) for snapshot in volume.snapshots))
+    entries = [(snapshot.name, snapshot.file) for snapshot in volume.snapshots]
+    return WriteInfo(info_name(volume.name), volume.active.file, (*entries, *volume.stale))
 
 
 _TYPES = {

@@ -8,7 +8,7 @@ Most tasks find what they want. Then nothing has to be planned, and the planner 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Mapping, NamedTuple
 
 from ..errors import InvalidParameter
 from ..model import Image, Volume
@@ -25,7 +25,8 @@ class Source(NamedTuple):
 
 
 class VolumeWish(NamedTuple):
-    """What a playbook wants a volume to be. None means that the playbook says nothing of it; ``size`` is in bytes."""
+    """What a playbook wants a volume to be. None means that the playbook says nothing of it; ``size`` is in bytes, ``created`` is
+    for a volume that is made."""
 
     name: str
     size: int | None = None
@@ -36,15 +37,21 @@ class VolumeWish(NamedTuple):
     uid: int | None = None
     gid: int | None = None
     flatten: bool = False
+    created: str | None = None
+    description: str | None = None
+    labels: dict | None = None
+    snapshot: str | None = None  # taken of the volume once it is there
 
     def is_met_by(self, volume: Volume) -> bool:
         """Whether :func:`planner.ensure_volume` has nothing to do and nothing to refuse: a volume that is on record, whose
-        headers are in order, and which has the asked format, size and ownership."""
+        headers are in order, and which has the asked format, size, ownership, description and labels."""
         return (
             volume.adopted
             and volume.own_base.format is not None
             and self.format in (None, volume.own_base.format)
             and self.size in (None, volume.size)
+            and self.description in (None, volume.description)
+            and self.labels in (None, volume.labels)
             and all(is_spelled_out(image) and self._owns(image) for image in volume.own)
         )
 
@@ -52,8 +59,22 @@ class VolumeWish(NamedTuple):
         return self.uid in (None, image.uid) and self.gid in (None, image.gid) and self.mode in (None, image.mode)
 
 
+class Expiry(NamedTuple):
+    """When a snapshot expires: at a ``time`` as records spell it, None for never.
+
+    ``relative`` says that the time was counted from now. That is done once: a snapshot that has an expiry keeps it, or each run
+    of a task would put it off.
+    """
+
+    time: str | None
+    relative: bool = False
+
+    def for_one_with(self, present: str | None) -> str | None:
+        return present if self.relative and present is not None else self.time
+
+
 class SnapshotWish(NamedTuple):
-    """What a playbook wants a snapshot to be; description, labels and protected are left alone where they are None.
+    """What a playbook wants a snapshot to be; description, labels, protected and expires are left alone where they are None.
 
     ``created`` is for a snapshot that is taken, ``max_chain`` the number of files that its volume's chain may have then.
     """
@@ -64,6 +85,7 @@ class SnapshotWish(NamedTuple):
     labels: dict | None = None
     protected: bool | None = None
     max_chain: int = MAX_CHAIN
+    expires: Expiry | None = None
 
     def is_met_by(self, volume: Volume) -> bool:
         """Whether :func:`planner.create_snapshot` has nothing to do: the snapshot exists, as it is described."""
@@ -72,8 +94,14 @@ class SnapshotWish(NamedTuple):
             and self.description in (None, snapshot.description)
             and self.labels in (None, snapshot.labels)
             and self.protected in (None, snapshot.protected)
+            and (self.expires is None or self.expires.for_one_with(snapshot.expires) == snapshot.expires)
             for snapshot in volume.snapshots
         )
+
+
+def label_texts(labels: Mapping) -> dict[str, str]:
+    """Labels as they are kept and compared: texts, nothing at all as the empty one."""
+    return {str(name): "" if value is None else str(value) for name, value in labels.items()}
 
 
 def is_spelled_out(image: Image) -> bool:

@@ -14,9 +14,7 @@ name given or taken. Cleaning up is a change too.
 
 from __future__ import annotations
 
-import bisect
 import errno
-import itertools
 import os
 import stat
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Callable, Iterator
 from ..errors import Conflict, StorageError, UnsafeImage, from_os_error, share_gone
 from ..model import Share
 from .kernel_users import KernelUsers
+from .names import Names
 from .pace import Pace
 
 if TYPE_CHECKING:
@@ -60,16 +59,14 @@ def _nothing_to_ask(_name: str) -> None:
     """The fence of who holds no locks."""
 
 
-class Directory:
+class Directory(Names):
     """One opened directory of a share."""
 
     def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask, pace: Pace = _ALONE) -> None:
-        self.fd = fd
+        super().__init__(fd)
         self.label = label
         self._fence = fence
         self._pace = pace
-        self._listing: list[str] | None = None
-        self._stock: frozenset[str] = frozenset()
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -80,36 +77,11 @@ class Directory:
         return f"file {name} on {self.label}"
 
     def names(self) -> list[str]:
-        """All names, sorted. :raises StorageError: they cannot be read."""
+        """All names, sorted. :raises StorageError: they may not be read."""
         try:
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)  # others may share the place in a listing
-            try:
-                return sorted(os.listdir(fd))
-            finally:
-                os.close(fd)
+            return super().names()
         except PermissionError as error:
             raise _unreadable(error, self.label) from error
-
-    def take_stock(self) -> list[str]:
-        """All names, in no order, for who reads most of them and changes nothing.
-
-        What it calls a regular file is opened without a look at it first from now on, until the directory is opened anew.
-        """
-        with os.scandir(self.fd) as found:
-            entries = list(found)
-        self._stock = frozenset([entry.name for entry in entries if entry.is_file(follow_symlinks=False)])
-        return [entry.name for entry in entries]
-
-    def in_stock(self, name: str) -> bool:
-        """Whether :meth:`take_stock` met a regular file of this very name. False tells nothing."""
-        return name in self._stock
-
-    def names_from(self, prefix: str) -> list[str]:
-        """Names that begin with ``prefix``, from one listing that is kept until the directory is opened anew."""
-        if self._listing is None:
-            self._listing = self.names()
-        rest = itertools.islice(self._listing, bisect.bisect_left(self._listing, prefix), None)
-        return list(itertools.takewhile(lambda name: name.startswith(prefix), rest))
 
     def status(self, name: str) -> os.stat_result | None:
         """lstat of a regular file; None where nothing has that name.
@@ -168,6 +140,8 @@ class Directory:
 
         :raises UnsafeImage: it is larger than any record can be.
         """
+        if self.lacks(name):
+            return None
         try:
             fd, status = self.examine(name)
             try:
@@ -213,6 +187,7 @@ class ShareDirectory:
         self._fence = fence
         self.root = Directory(-1, share.label)
         self._private: dict[str, Directory] = {}
+        self._missing: set[str] = set()
         self._kernel_users: KernelUsers | None = None
         self.refresh()
 
@@ -238,11 +213,15 @@ class ShareDirectory:
     def close(self) -> None:
         for directory in list(self._private.values()) + [self.root]:
             directory.close()
-        self._private = {}
+        self._private, self._missing = {}, set()
 
-    def refresh(self) -> None:
+    def refresh(self, keep_listing: bool = False) -> None:
         """Open the directories anew. After taking a lock this is what makes another host's new files visible (NFS keeps
-        a remembered absence for half a minute, a fresh open revalidates it)."""
+        a remembered absence for half a minute, a fresh open revalidates it).
+
+        :param keep_listing: go on with the names that :meth:`Directory.names_from` has, for who only looks at many volumes.
+        """
+        known = self.root._listing if keep_listing else None
         try:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:  # what was open stays so: whoever goes on meets the share's own error
@@ -252,6 +231,7 @@ class ShareDirectory:
         self.close()
         self._kernel_users = None
         self.root = Directory(fd, self.share.label, self.verify, self.pace)
+        self.root._listing = known
 
     @property
     def kernel_users(self) -> KernelUsers:
@@ -278,6 +258,8 @@ class ShareDirectory:
         """``.remotefs/NAME``; None where it does not exist and is not to be created."""
         if name in self._private:
             return self._private[name]
+        if not create and (self.root.lacks(PRIVATE) or name in self._missing):
+            return None
         top = self._subdirectory(self.root.fd, PRIVATE, create)
         if top is None:
             return None
@@ -290,6 +272,14 @@ class ShareDirectory:
         fence = _nothing_to_ask if name == "locks" else self.verify  # the lock files are what the answer comes from
         self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence, self.pace)
         return self._private[name]
+
+    def take_stock_of_private(self, name: str) -> None:
+        """:meth:`Names.take_stock` of ``.remotefs/NAME``, which is not looked for again where it does not exist."""
+        directory = self.private(name)
+        if directory is None:
+            self._missing.add(name)
+        else:
+            directory.take_stock()
 
     def make_private(self, name: str) -> Directory:
         directory = self.private(name, create=True)

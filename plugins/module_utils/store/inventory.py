@@ -9,22 +9,18 @@ Formats are decided here and nowhere else, and never by looking at content: see 
 from __future__ import annotations
 
 import os
-import stat
 import time
-from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Iterable, NamedTuple
+from typing import Callable, NamedTuple
 
-from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
-from ..model import Image, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
+from ..errors import ChainBroken, Conflict, StorageError, from_os_error
+from ..model import Image, Snapshot, Volume, info_name, listed
 from . import info_file, kinship, qcow2, records
 from .directory import ShareDirectory
-from .in_use import ask, is_written
+from .images import WORST_DAY, Glance, meet_all, read_image
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
 _READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
-_BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
-_WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
 
 
 class Observed(NamedTuple):
@@ -34,30 +30,7 @@ class Observed(NamedTuple):
     info: info_file.Info | None
     record: records.Record | None
     in_use: bool | None = None
-
-
-@dataclass
-class Glance:
-    """A look at one volume for who changes nothing: asks for the use of each image while that is open, the active one first,
-    and does not find out which images are empty."""
-
-    asked: bool = False
-    in_use: bool | None = None
-
-    def meet(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
-        """Take an opened image of the volume into account: of the first one nobody may even rely on the content, the others
-        may have readers (machines on linked clones) but no writer."""
-        share, first = directory.share, not self.asked
-        if first:
-            self.asked, self.in_use = True, ask(fd, share)
-        elif self.in_use is False:
-            self.in_use = is_written(fd, share)
-        elif self.in_use is None and is_written(fd, share):
-            self.in_use = True
-        users = directory.kernel_users.found
-        user = users.get((status.st_dev, status.st_ino)) if users else None
-        if user is not None and (user.writes or first):
-            self.in_use = True
+    silent: bool = False  # the lowest file of the chain can rest on nothing, as far as a :class:`Glance` asked
 
 
 def _nothing_less() -> None:
@@ -88,7 +61,7 @@ def observe(
         if attempt == _READ_AGAIN or (attempt > 0 and _marks(directory, name) == before):
             raise failure
         time.sleep(0.02 * (attempt + 1))
-        directory.refresh()
+        directory.refresh(keep_listing=look is not _nothing_less)
     raise AssertionError("unreachable")
 
 
@@ -160,14 +133,18 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
         return None
     glance = look()
     chain = walk(directory, name, active, info, record, said, glance)
-    snapshots = _snapshots(name, chain, info, record)
+    snapshots, stale = _snapshots(directory, name, chain, info, record)
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
-    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent)
-    if glance is not None and record is not None and (pending is not None or record.garbage):
-        _meet_all(glance, directory, (*records.images_of_intent(pending), *_garbage(directory, record)))
-    in_use = glance.in_use if glance else None
-    return Observed(make(adopted=_is_adopted(make(), record)), info, record, in_use)
+    told = {"created": record.created, "description": record.description, "labels": record.labels} if record else {}
+    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale, **told)
+    adopted = _is_adopted(make(), record)
+    if glance is None:
+        return Observed(make(adopted=adopted), info, record)
+    if record is not None and (pending is not None or record.garbage):
+        meet_all(glance, directory, (*records.images_of_intent(pending), *_garbage(directory, record)))
+    silent = chain[-1].format == "qcow2" or chain[-1].file in glance.silent
+    return Observed(make(adopted=adopted), info, record, glance.in_use, silent)
 
 
 def read_info(directory: ShareDirectory, name: str, record: records.Record | None) -> tuple[info_file.Info | None, bool]:
@@ -190,7 +167,7 @@ def read_info(directory: ShareDirectory, name: str, record: records.Record | Non
     rebuilt = _rebuild_info(directory, name, record)
     if rebuilt is not None:
         return rebuilt, True
-    seen = ", ".join(f"{file} on {below}" for file, below in kinship.overlays_named_after(directory, name).items()) or "none"
+    seen = listed(f"{file} on {below}" for file, below in kinship.overlays_named_after(directory, name).items()) or "none"
     wrong = torn.problem if torn else "it is missing although snapshots were taken"
     raise ChainBroken(
         f"snapshot record {info_name(name)} on {directory.share.label}",
@@ -245,14 +222,16 @@ def walk(
     said_above: str | None = None
     while file is not None:
         if file in seen or len(chain) >= MAX_CHAIN:
-            raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", _WORST_DAY)
+            raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
         image_format = _decide_format(name, file, said_above, info, record)
+        if image_format is None and chain:
+            image_format = kinship.format_of_another(directory, name, file)
         if image_format is None and said is not None:
-            image_format = _believe(directory, file, said)
+            image_format, said = _believe(directory, file, said), None  # what lies beneath is another file
         try:
-            image = read_image(directory, file, image_format, glance)
+            image = read_image(directory, file, image_format, glance, record)
         except FileNotFoundError as error:
-            raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", _WORST_DAY) from error
+            raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", WORST_DAY) from error
         chain.append(image)
         seen.add(file)
         file, said_above = image.backing_file, image.backing_format
@@ -262,12 +241,13 @@ def walk(
 def _decide_format(name: str, file: str, said_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
     """The one place where a format is decided.
 
-    In this order: our record; the format field of the header above; being an overlay in ``.info``. None where nothing
-    says it: a guest can write any header into a raw disk, so content never decides.
+    In this order: our record; the format field of the header above; being an overlay in ``.info``. Where nothing of these says it,
+    the record of the volume that owns the file may (:func:`kinship.format_of_another`). None where nothing does: a guest can
+    write any header into a raw disk, so content never decides.
     """
     recorded = record.formats.get(file) if record else None
     if recorded and said_above and recorded != said_above:
-        raise ChainBroken(f"volume {name}", f"{file} is recorded as {recorded}, but the header above calls it {said_above}", _WORST_DAY)
+        raise ChainBroken(f"volume {name}", f"{file} is recorded as {recorded}, but the header above calls it {said_above}", WORST_DAY)
     if recorded or said_above:
         return recorded or said_above
     is_overlay = info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
@@ -282,101 +262,41 @@ def _believe(directory: ShareDirectory, file: str, said: str) -> str:
     return said
 
 
-def read_image(directory: ShareDirectory, file: str, image_format: str | None, glance: Glance | None = None) -> Image:
-    """One file of a chain, read with the format that it is known to have."""
-    fd, status = directory.root.examine(file)
-    try:
-        if glance is not None:
-            glance.meet(fd, status, directory)
-        if image_format == "qcow2":
-            says = _read_header(directory, file, fd, None if glance is None else status.st_size)
-        else:
-            says = (round_to_sector(status.st_size), None, None, False, False)
-    finally:
-        os.close(fd)
-    size, backing_file, backing_format, empty, absolute = says
-    return Image(
-        file,
-        image_format,
-        size,
-        status.st_blocks * _BLOCK,
-        backing_file,
-        backing_format,
-        empty,
-        absolute,
-        stat.S_IMODE(status.st_mode),
-        status.st_uid,
-        status.st_gid,
-    )
-
-
-def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | None) -> tuple[int, str | None, str | None, bool, bool]:
-    """What a header adds to an image: its size, backing file and that one's format, emptiness, and whether the backing file is
-    spelt as a path.
-
-    :param glimpsed: the size of the file, where nobody asks whether the image is empty.
-    :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry.
-    """
-    try:
-        header = qcow2.read_header(fd) if glimpsed is None else qcow2.glimpse(fd, glimpsed)
-        empty = isinstance(header, qcow2.Header) and qcow2.is_empty(fd, header)
-    except qcow2.Qcow2Error as error:
-        raise UnsafeImage(directory.root.subject(file), f"as a qcow2 image it cannot be used: {error}", _WORST_DAY) from error
-    if header.internal_snapshots:
-        raise UnsafeImage(
-            directory.root.subject(file),
-            "it holds internal snapshots, which a merge would not carry",
-            "remove them with qemu-img snapshot -d first",
-        )
-    backing_file, absolute = _backing_name(directory, file, header.backing_file)
-    return header.size, backing_file, header.backing_format, empty, absolute
-
-
-def _backing_name(directory: ShareDirectory, file: str, name: str | None) -> tuple[str | None, bool]:
-    """A backing name as a basename, and whether the header spells it absolute."""
-    if name is None:
-        return None, False
-    absolute = name.startswith("/")
-    base = name
-    if absolute:
-        parent, base = os.path.split(name)
-        if parent not in (os.path.normpath(directory.share.path), os.path.realpath(directory.share.path)):
-            base = ""
-    if not is_safe_file_name(base):
-        raise UnsafeImage(
-            directory.root.subject(file),
-            f"its backing file {name!r} is not a file of this share",
-            "find out who made it; qemu-img rebase -u can point it back",
-        )
-    return base, absolute
-
-
-def _snapshots(name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None) -> tuple[Snapshot, ...]:
-    """The snapshots, oldest first: the order is that of the chain.
+def _snapshots(
+    directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None
+) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
+    """The snapshots, oldest first, as the order of the chain is, and the entries of ``.info`` that are stale.
 
     While a task is under way or was interrupted between its merge and its ``.info``, a snapshot whose overlay has left the
     chain is looked up in what that task was about to record; one that is not there either is being deleted.
+
+    :raises ChainBroken: an entry's file is no overlay of the chain, and may be what ``.info`` should call active.
     """
     depth = {image.file: position for position, image in enumerate(chain) if image.backing_file is not None}
     planned = records.planned_files(record)
-    found = []
+    found, stale = [], []
     for snapshot, recorded in info.snapshots if info else ():
         file = recorded if recorded in depth or planned is None else planned.get(snapshot, "")
-        if file not in depth and planned is not None:
-            continue
         if file not in depth:
-            raise ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain", _WORST_DAY)
+            if planned is None:
+                from .stale import require_stale  # late: hardly any share has such entries
+
+                require_stale(directory, name, {image.file for image in chain}, snapshot, file)
+                stale.append((snapshot, file))
+            elif (snapshot, recorded) in records.planned_stale(record):
+                stale.append((snapshot, recorded))
+            continue
         details = record.snapshots.get(snapshot) if record else None
-        told = (details["created"], details["description"], details["labels"], details["protected"]) if details else ()
+        told = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
         found.append(Snapshot(snapshot, file, *told))
-    return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name)))
+    return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name))), tuple(stale)
 
 
 def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
     """``in_use`` of a volume: whether its active image is open somewhere, or another image of its chain or of pending work is
     open for writing. None where the file system cannot tell."""
     glance = Glance()
-    _meet_all(glance, directory, (*volume.files, *records.images_of_intent(volume.pending)))
+    meet_all(glance, directory, (*volume.files, *records.images_of_intent(volume.pending)))
     return glance.in_use
 
 
@@ -388,15 +308,3 @@ def _garbage(directory: ShareDirectory, record: records.Record) -> list[str]:
         if status is not None and status.st_size == item.size and item.inode in (0, status.st_ino):
             found.append(item.file)
     return found
-
-
-def _meet_all(glance: Glance, directory: ShareDirectory, files: Iterable[str]) -> None:
-    for file in dict.fromkeys(files):
-        try:
-            fd, status = directory.root.examine(file)
-        except FileNotFoundError:
-            continue  # pending work names files that are not there yet, or no more
-        try:
-            glance.meet(fd, status, directory)
-        finally:
-            os.close(fd)

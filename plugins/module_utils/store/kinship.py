@@ -10,16 +10,18 @@ file is. A file that nobody claims is a volume of its own name.
 from __future__ import annotations
 
 import os
-import re
 import stat
-from typing import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Collection, Sequence
 
 from ..errors import Conflict, StorageError, UnsafeImage
 from ..model import Image, Parent, Volume, is_safe_file_name
 from . import info_file, qcow2, records
+from .dependents import shown
 from .directory import ShareDirectory
 
-_FILENAME = re.compile(r"""filename["']\s*:\s*["']([^"']+)["']""")  # QEMU's JSON has both kinds of quotes
+if TYPE_CHECKING:
+    from .dependents import Backings
+
 _MOST_FILES = 256  # followed in a chain that nobody vouches for
 
 
@@ -110,6 +112,21 @@ def parent_of(
     return None
 
 
+def format_of_another(directory: ShareDirectory, name: str, file: str) -> str | None:
+    """The format of a file beneath volume ``name`` as the record of the volume has it that owns the file."""
+    owner = owner_of(directory, file, besides=name)
+    try:
+        record = records.read(directory, owner) if owner is not None else None
+        status = directory.root.status(file)
+    except StorageError:
+        return None
+    if record is None or status is None:
+        return None
+    disk = record.disks.get(file)
+    exchanged = disk is not None and not records.is_disk(record, file, status.st_ino, status.st_size)
+    return None if exchanged and disk.inode else record.formats.get(file)
+
+
 def ancestors_of(directory: ShareDirectory, name: str) -> set[str]:
     """The volumes in whose files the chain of volume ``name`` goes on: their tasks and this one's must not meet."""
     found: set[str] = set()
@@ -168,115 +185,28 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
     return found
 
 
-class Backings:
-    """Which file rests on which, as their headers say."""
-
-    def __init__(self, known: Mapping[str, str | None] | None = None) -> None:
-        below = {file: backing for file, backing in (known or {}).items() if backing is not None}
-        self._below: dict[str, str] = {}
-        self._above: dict[str, str | frozenset[str]] = {}  # nearly always only one rests on a file, and there can be very many files
-        if len(set(below.values())) == len(below):
-            self._below, self._above = below, {backing: file for file, backing in below.items()}
-        else:
-            for file, backing in below.items():
-                self.put(file, backing)
-
-    def above(self, file: str) -> list[str]:
-        """The files that rest on ``file`` directly."""
-        found = self._above.get(file, frozenset())
-        return [found] if isinstance(found, str) else sorted(found)
-
-    def only_within(self, files: Sequence[str]) -> bool:
-        """Whether on each of the files of a chain just the one before it rests, and on the first one nobody."""
-        return list(map(self._above.get, files)) == [None, *files[:-1]]
-
-    def put(self, file: str, backing: str | None) -> None:
-        """``file`` rests on ``backing``, or on nothing, whatever was known of it before."""
-        before = self._below.pop(file, None)
-        if before is not None:
-            self._above[before] = frozenset(self.above(before)) - {file}
-        if backing is not None:
-            self._below[file] = backing
-            self._above[backing] = frozenset((*self.above(backing), file)) if backing in self._above else file
-
-
-def scan_backings(
-    directory: ShareDirectory,
-    tolerant: bool = False,
-    known: Mapping[str, str | None] | None = None,
-    names: Sequence[str] | None = None,
-) -> Backings:
-    """Who rests on whom, for everything on the share that may be an overlay.
-
-    Headers decide, whatever the records say; files recorded as raw are disks of guests and are not believed.
-
-    :param tolerant: pass over files that cannot be read. Only for who looks: such a file can be a linked clone, and what it
-        rests on would be merged or removed under it.
-    :param known: file → backing file of files that the caller has just read; their headers are not read once more.
-    :param names: all names of the share, where the caller has just listed them.
-    :raises StorageError, OSError: a file cannot be read.
-    """
-    found = Backings(known)
-    for file in set(directory.root.names() if names is None else names) - set(known or ()):
-        if not is_safe_file_name(file) or file.endswith(".info"):
-            continue
-        try:
-            found.put(file, backing_of(directory, file))
-        except (OSError, StorageError):
-            if not tolerant:
-                raise
-    return found
-
-
-def backing_of(directory: ShareDirectory, file: str) -> str | None:
-    """What a file that may be an overlay rests on; None for everything else, and where nothing has that name."""
-    backing = _backing_of_unknown(directory, file)
-    return None if backing is None or _recorded_raw(directory, file) else backing
-
-
-def dependents_of(
-    directory: ShareDirectory, volume: Volume, backings: Backings, besides: Collection[str] = ()
-) -> tuple[tuple[str, str], ...]:
-    """(linked clone, file of ``volume`` that it rests on), ``besides`` files that do not count."""
-    return dependents_on(directory, volume.own_files, {*volume.files, *besides}, backings)
-
-
 def dependents_on(
     directory: ShareDirectory, files: Sequence[str], besides: Collection[str], backings: Backings
 ) -> tuple[tuple[str, str], ...]:
-    """(linked clone, file out of ``files`` that it rests on), ``besides`` files that do not count."""
+    """(linked clone, file out of ``files`` that it rests on), ``besides`` files that do not count. A file that no volume claims is
+    told by its own name."""
     found = [(file, backing) for backing in files for file in backings.above(backing) if file not in besides]
-    return tuple((owner_of(directory, file) or file, backing) for file, backing in sorted(found))
+    return tuple((owner_of(directory, file) or shown(file), backing) for file, backing in sorted(found))
 
 
 def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
+    """The plain name of what a qcow2 image rests on."""
     try:
         with directory.root.opened(file) as fd:
             name = qcow2.read_backing_name(fd)
     except (FileNotFoundError, UnsafeImage):
         return None  # it went away, or is no file that could be an overlay
-    return _file_meant(name) if name else None
-
-
-def _file_meant(name: str) -> str | None:
-    """The file of a backing name, also in the ways of spelling it that are refused in chains of ours: ``file:NAME``, ``json:{...}``."""
-    if name.startswith("json:"):
-        found = _FILENAME.search(name)
-        name = found.group(1) if found else ""
-    return os.path.basename(name[len("file:") :] if name.startswith("file:") else name) or None
-
-
-def _recorded_raw(directory: ShareDirectory, file: str) -> bool:
-    try:
-        record = records.read(directory, file)
-    except StorageError:
-        return False
-    return record is not None and record.formats.get(file) == "raw"
+    return (os.path.basename(name) or None) if name else None
 
 
 def require_own_files(directory: ShareDirectory, volume: Volume) -> None:
     """:raises Conflict: ``.info`` gives the volume a file that another volume claims as its own."""
-    for file in volume.own_files:
+    for file in (*volume.own_files, *(file for _snapshot, file in volume.stale)):
         owner = None if file == volume.name else owner_of(directory, file, besides=volume.name)
         if owner is not None:
             raise Conflict(

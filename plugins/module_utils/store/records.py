@@ -32,10 +32,20 @@ class Garbage(NamedTuple):
     size: int
 
 
+class Disk(NamedTuple):
+    """A raw disk as it was when it was made, or when it was found to name no other file: its inode (0 where the file system keeps
+    none) and its length in bytes."""
+
+    inode: int
+    length: int
+
+
 @dataclass(frozen=True)
 class Record:
-    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels
-    and protected; ``parent`` is what a linked clone rests on; ``active`` is the file that ``.info`` had last named."""
+    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels,
+    protected and expires; ``created``, ``description`` and ``labels`` are the volume's own; ``parent`` is what a linked clone rests
+    on; ``active`` is the file that ``.info`` had last named; ``disks`` has those of its raw files whose content is known to be a
+    guest's (records of older releases have none)."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -43,6 +53,10 @@ class Record:
     garbage: tuple[Garbage, ...] = ()
     parent: Parent | None = None
     active: str | None = None
+    disks: dict[str, Disk] = field(default_factory=dict)
+    created: str | None = None
+    description: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self, volume: str) -> bytes:
         content = {
@@ -54,6 +68,10 @@ class Record:
             "garbage": [[item.file, item.inode, item.size] for item in self.garbage],
             "parent": None if self.parent is None else asdict(self.parent),
             "active": self.active,
+            "disks": {file: list(disk) for file, disk in self.disks.items()},
+            "created": self.created,
+            "description": self.description,
+            "labels": self.labels,
         }
         return json.dumps(content, sort_keys=True).encode("utf-8")  # on one line: json indents ten times slower
 
@@ -61,7 +79,7 @@ class Record:
         return replace(self, intent=intent)
 
 
-def describing(volume: Volume, garbage: tuple[Garbage, ...] = ()) -> Record:
+def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[str, Disk] | None = None) -> Record:
     """The record that a volume has once a task is done: formats of its files, details of its snapshots, no intent."""
     details = {
         snapshot.name: {
@@ -70,10 +88,22 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = ()) -> Record:
             "description": snapshot.description,
             "labels": dict(snapshot.labels),
             "protected": snapshot.protected,
+            "expires": snapshot.expires,
         }
         for snapshot in volume.snapshots
     }
-    return Record({image.file: image.format for image in volume.own if image.format}, details, None, garbage, volume.parent, volume.active.file)
+    return Record(
+        {image.file: image.format for image in volume.own if image.format},
+        details,
+        None,
+        garbage,
+        volume.parent,
+        volume.active.file,
+        disks or {},
+        volume.created,
+        volume.description,
+        dict(volume.labels),
+    )
 
 
 def file_name(volume: str) -> str:
@@ -102,6 +132,10 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             garbage=tuple(Garbage(str(name), int(inode), int(size)) for name, inode, size in content["garbage"]),
             parent=None if content.get("parent") is None else Parent(**content["parent"]),
             active=content.get("active"),
+            disks={str(name): Disk(int(inode), int(length)) for name, (inode, length) in content.get("disks", {}).items()},
+            created=_text(content.get("created")),
+            description=str(content.get("description", "")),
+            labels=_labels(content.get("labels", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
@@ -152,20 +186,39 @@ def _unpacked(line: bytes) -> bytes:
 
 
 def _details(value: dict) -> dict:
-    created, labels = value.get("created"), dict(value.get("labels", {}))
     return {
         "file": value.get("file"),
-        "created": None if created is None else str(created),
+        "created": _text(value.get("created")),
         "description": str(value.get("description", "")),
-        "labels": {str(key): str(item) for key, item in labels.items()} if labels else labels,
+        "labels": _labels(value.get("labels", {})),
         "protected": value.get("protected") is True,
+        "expires": _text(value.get("expires")),
     }
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _labels(value: dict) -> dict[str, str]:
+    return {str(key): str(item) for key, item in value.items()} if value else {}
 
 
 def _intent(value: object) -> dict | None:
     if value is not None and not isinstance(value, dict):
         raise TypeError("intent")
     return value
+
+
+def is_disk(record: Record, file: str, inode: int, length: int) -> bool:
+    """Whether a file with this inode and length is the very raw disk that a record knows, so that what stands in it is a guest's.
+
+    Where the file system keeps no inodes, the length has to do as proof.
+    """
+    disk = record.disks.get(file)
+    if disk is None or record.formats.get(file) != "raw":
+        return False
+    return disk.inode == inode if disk.inode else disk.length == length
 
 
 def planned_files(record: Record | None) -> dict[str, str] | None:
@@ -177,6 +230,13 @@ def planned_files(record: Record | None) -> dict[str, str] | None:
     return {str(one.get("name")): str(one.get("file")) for one in snapshots or () if isinstance(one, dict)}
 
 
+def planned_stale(record: Record | None) -> set[tuple[str, str]]:
+    """Stale entries of ``.info`` that the intent on record leaves as they are."""
+    after = record.intent.get("after") if record is not None and record.intent is not None else None
+    stale = after.get("stale") if isinstance(after, dict) else None
+    return {(str(one[0]), str(one[1])) for one in stale or () if isinstance(one, (list, tuple)) and len(one) == 2}
+
+
 def images_of_intent(intent: object) -> tuple[str, ...]:
     """The images that the work of an intent on record is about, as far as it can be understood."""
     if not isinstance(intent, dict):
@@ -185,5 +245,6 @@ def images_of_intent(intent: object) -> tuple[str, ...]:
     for when in ("before", "after"):
         volume = intent.get(when)
         chain = volume.get("chain") if isinstance(volume, dict) else None
-        found.update(dict.fromkeys(image.get("file") for image in chain or () if isinstance(image, dict)))
-    return tuple(file for file in found if is_safe_file_name(file))
+        files = [image.get("file") for image in (chain if isinstance(chain, list) else ()) if isinstance(image, dict)]
+        found.update(dict.fromkeys(file for file in files if is_safe_file_name(file)))
+    return tuple(found)

@@ -11,9 +11,10 @@ import os
 from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 
 from ..errors import StorageError, understood
-from ..model import Volume, safe_file_names
-from . import inventory, kinship
+from ..model import safe_file_names
+from . import dependents, inventory, kinship, records
 from .directory import ShareDirectory
+from .images import Glance
 from .inventory import Observed
 
 Told = TypeVar("Told")
@@ -26,36 +27,38 @@ _PARTS = 8  # for each process at least, so that all of them are done at about t
 
 
 class Chain(NamedTuple):
-    """The files of a volume, active first, joined to one string; the first ``own`` of them are its own. Only the last one can
-    have a format that nobody knows."""
+    """The files of a volume, active first, joined to one string; the first ``own`` of them are its own. Only of the last one it
+    can be uncertain whether it rests on anything (``silent``: it does not)."""
 
     joined: str
     own: int
-    base_known: bool
+    silent: bool
 
     @property
     def files(self) -> list[str]:
         return self.joined.split("/")
 
     @classmethod
-    def of(cls, volume: Volume) -> Chain:
-        return cls("/".join(volume.files), len(volume.own_files), volume.base.format is not None)
+    def of(cls, observed: Observed) -> Chain:
+        volume = observed.volume
+        return cls("/".join(volume.files), len(volume.own_files), observed.silent)
 
 
 class Survey(Generic[Told]):
-    """What was told of each volume, by name, the chains of those that can be read, and the names of all files."""
+    """What was told of each volume, by name, the chains of those that can be read, and what stands on the share: ``listed``, and the
+    ``names`` in it that a volume's file can have."""
 
     def __init__(self, directory: ShareDirectory, tell: Tell, processes: int) -> None:
         self._directory = directory
         self._tell = tell
         self.told: dict[str, Told] = {}
         self.chains: dict[str, Chain] = {}
-        self.names = safe_file_names(directory.root.take_stock())
+        entries = directory.root.take_stock()
+        self.listed = dependents.sorted_out(directory, entries)
+        self.names = safe_file_names([entry.name for entry in entries])
         self._processes = processes if len(self.names) >= _SHARED_OUT_FROM else 1
         try:
-            private = directory.private("volumes")
-            if private is not None:
-                private.take_stock()
+            directory.take_stock_of_private("volumes")
         except (OSError, StorageError):
             pass  # each volume will say so
 
@@ -83,12 +86,30 @@ class Survey(Generic[Told]):
         """A volume that cannot be read has its error told; one that went away meanwhile is left out."""
         for name in volumes:
             try:
-                observed: Observed | StorageError | None = inventory.observe(self._directory, name, look=inventory.Glance)
+                observed: Observed | StorageError | None = inventory.observe(self._directory, name, look=Glance)
             except Exception as error:  # whatever it is, it is this volume's
                 observed = understood(error, f"volume {name} on {self._directory.share.label}")
             if observed is not None:
-                chain = tuple(Chain.of(observed.volume)) if isinstance(observed, Observed) else None
+                chain = tuple(Chain.of(observed)) if isinstance(observed, Observed) else None
                 yield name, self._tell(name, observed), chain
+
+    def pass_over(self, names: Iterable[str], tell: Callable[[int], Told]) -> set[str]:
+        """Tell of those of these names that are lone files of nobody. Returns their names."""
+        root = self._directory.root
+        private = self._directory.private("volumes")
+        passed = set()
+        for name in names:
+            recorded = private is not None and not private.lacks(records.file_name(name))
+            if recorded or name not in self.listed.files or root.names_from(name + "."):
+                continue
+            try:
+                status = root.status(name)
+            except StorageError:
+                continue  # it was exchanged meanwhile
+            if status is not None:
+                self.told[name] = tell(status.st_size)
+                passed.add(name)
+        return passed
 
     def members(self, volumes: Iterable[str]) -> set[str]:
         """The files that belong to volumes that were read. Those of one that cannot be read go by their names."""
@@ -102,30 +123,39 @@ class Survey(Generic[Told]):
         return found
 
     def known_backings(self) -> dict[str, str | None]:
-        """File → backing file, of all files that were read with a known format."""
-        known: dict[str, str | None] = {}
+        """File → backing file, of all files that were read and of which it is certain. A file with several names has more resting
+        on it than one of them tells."""
+        known: dict[str, str | None] = dict.fromkeys([name + _INFO for name in self.chains])
         for chain in self.chains.values():
             files = chain.files
             known.update(zip(files, files[1:]))
-            if chain.base_known:
+            if chain.silent:
                 known[files[-1]] = None
+        if self.listed.twins:
+            known = {file: backing for file, backing in known.items() if backing not in self.listed.twins}
         return known
 
 
-def survey(directory: ShareDirectory, tell: Tell, processes: int = 1) -> Survey:
+def survey(directory: ShareDirectory, tell: Tell, processes: int = 1, tell_of_nobodys: Callable[[int], Told] | None = None) -> Survey:
     """All volumes of a share: those with an ``.info``, and every other file that belongs to no chain of theirs.
 
     :param tell: makes what is to be known of a volume from how it was observed, or from why it cannot be read. For a large
         share that happens in other processes, so it has to be plain values only.
     :param processes: how many may read a large share. More than one only where this process has no other threads.
+    :param tell_of_nobodys: makes the same from the length in bytes of a lone file of which nothing on the share says anything, so
+        that such files need not be opened.
     """
     found: Survey = Survey(directory, tell, processes)
     with_info = sorted([name[: -len(_INFO)] for name in found.names if name.endswith(_INFO)])
     found.read(with_info)
     others = set(found.names) - found.members(with_info)
     lone = [name for name in others if not name.endswith(_INFO) and inventory.is_there(directory, name)]
-    owners = {kinship.owner_of(directory, name, besides=name) or name for name in lone}  # a volume can have lost its .info
-    found.read(sorted(owners - set(found.told)))
+    claims: dict[str, set[str]] = {}
+    owners = {kinship.owner_of(directory, name, besides=name, known=claims) or name for name in lone}  # a volume can have lost its .info
+    left = owners - set(found.told)
+    if tell_of_nobodys is not None:
+        left -= found.pass_over(left, tell_of_nobodys)
+    found.read(sorted(left))
     return found
 
 

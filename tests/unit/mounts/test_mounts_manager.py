@@ -12,9 +12,14 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import MountFailed, ShareNotMounted, StorageError, ToolFailed
-from ansible_collections.remotefs.storage.plugins.module_utils.mounts import applier, manager, planner, probe, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import applier, manager, planner, probe, record, tables, types
 
 NFS = types.by_name("nfs")
+
+
+@pytest.fixture(autouse=True)
+def _records(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "DIRECTORY", str(tmp_path / "records"))
 
 
 def params(tmp_path, **given):

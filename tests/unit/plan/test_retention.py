@@ -15,7 +15,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Inv
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Snapshot, Volume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 
-RULES = ("last", "hourly", "daily", "weekly", "monthly")
+RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
 
 def volume(*snapshots: Snapshot, dependents: tuple = ()) -> Volume:
@@ -54,7 +54,7 @@ def week_of(day: date) -> tuple[int, int]:
 def same_period(rule: str, one: datetime, other: datetime) -> bool:
     if rule == "weekly":
         return week_of(one.date()) == week_of(other.date())
-    length = {"hourly": 4, "daily": 3, "monthly": 2}[rule]
+    length = {"hourly": 4, "daily": 3, "monthly": 2, "yearly": 1}[rule]
     return one.timetuple()[:length] == other.timetuple()[:length]
 
 
@@ -298,7 +298,12 @@ def test_what_matches() -> None:
         ({"match": "*", "last": 1.0}, "last is no whole number: 1.0"),
         ({"match": "*", "last": "many"}, "last is no whole number: 'many'"),
         ({"match": "*", "last": [1]}, "last is no whole number"),
-        ({"match": "*", "last": 1, "yearly": 3, "Daily": 2}, "it has no Daily, yearly"),
+        ({"match": "*", "last": 1, "quarterly": 3, "Daily": 2}, "it has no Daily, quarterly"),
+        ({"match": "*", "yearly": -1}, "yearly is negative: -1"),
+        ({"match": "*", "within": "0"}, "no rule is above 0"),
+        ({"match": "*", "within": None}, "no rule is above 0"),
+        ({"match": "*", "within": ""}, "no rule is above 0"),
+        ({"match": "", "within": "1d"}, "match is missing or empty"),
     ],
 )
 def test_no_policy(content: object, told: str) -> None:
@@ -314,4 +319,5 @@ def test_counts_from_templates() -> None:
         "daily": 7,
         "weekly": 0,
         "monthly": 0,
+        "yearly": 0,
     }

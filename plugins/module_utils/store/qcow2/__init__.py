@@ -12,34 +12,49 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .layout import MAGIC, Qcow2Error
+from .layout import MAGIC, CutShort, Qcow2Error
 
 if TYPE_CHECKING:
+    from .bitmaps import Bitmap, read_bitmaps
+    from .growing import grow
     from .reading import Glimpse, Header, glimpse, has_magic, is_empty, read_backing_name, read_header
     from .tables import allocation
-    from .writing import bytes_of_image, grow, repoint, write_image
+    from .tails import clear_tail, is_stiff, tail_end
+    from .whole import require_whole
+    from .writing import bytes_of_image, repoint, write_image
 
 __all__ = [
     "MAGIC",
+    "Bitmap",
+    "CutShort",
     "Glimpse",
     "Header",
     "Qcow2Error",
     "allocation",
+    "clear_tail",
     "glimpse",
     "grow",
     "has_magic",
     "is_empty",
+    "is_stiff",
     "read_backing_name",
+    "read_bitmaps",
     "read_header",
     "repoint",
     "bytes_of_image",
+    "require_whole",
+    "tail_end",
     "write_image",
 ]
 
 _HOMES = {
     **dict.fromkeys(("Glimpse", "Header", "glimpse", "has_magic", "is_empty", "read_backing_name", "read_header"), "reading"),
+    **dict.fromkeys(("Bitmap", "read_bitmaps"), "bitmaps"),
     "allocation": "tables",
-    **dict.fromkeys(("bytes_of_image", "grow", "repoint", "write_image"), "writing"),
+    **dict.fromkeys(("clear_tail", "is_stiff", "tail_end"), "tails"),
+    "require_whole": "whole",
+    "grow": "growing",
+    **dict.fromkeys(("bytes_of_image", "repoint", "write_image"), "writing"),
 }
 
 

@@ -16,7 +16,7 @@ import os
 import sys
 from typing import Iterator, NamedTuple
 
-from .layout import Qcow2Error
+from .layout import CutShort, Qcow2Error
 from .reading import read_header
 from .tables import l1_table
 
@@ -80,12 +80,13 @@ class QcowLayer:
     def runs(self, index: int) -> Iterator[Run]:
         """What is allocated of a table and within the size.
 
-        :raises Unsuited: an entry is not plain, within the size or not.
+        :raises Unsuited: an entry is not plain, within the size or not. :raises CutShort: data of one is not in the file.
         """
         most = self.within(index)
         for position, count, entry in split(self.table(index), self.cluster_size):
             self.require_plain(entry, count)
             if entry and position < most:
+                self._require_data(index, position, count, entry)
                 yield Run(position, min(count, most - position), ZEROS if entry & READS_ZERO else entry & OFFSET)
 
     def require_plain(self, entry: int, count: int = 1) -> None:
@@ -97,6 +98,11 @@ class QcowLayer:
             raise Unsuited("a cluster lies behind the end of the file")
         if entry & READS_ZERO and self.header.version == 2:
             raise Unsuited("an entry of its L2 tables has a flag that version 2 does not know")
+
+    def _require_data(self, index: int, position: int, count: int, entry: int) -> None:
+        within = self.size - (index * self.header.l2_entries + position) * self.cluster_size
+        if not entry & READS_ZERO and (entry & OFFSET) + min(count * self.cluster_size, within) > self._last:
+            raise CutShort("a cluster lies behind the end of the file (the file was cut short)")
 
     def last_cluster(self, index: int) -> int:
         """Offset of the last cluster that a table leads to, be it for zeros or beyond the virtual size; 0 where there is none.

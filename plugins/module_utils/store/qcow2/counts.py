@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Iterator, Mapping
+from typing import Iterable, Iterator, Mapping
 
 from .clusters import OFFSET, Unsuited, big_endian
 from .layout import AUTOCLEAR_AT, FIELDS, FIELDS_OF_3
@@ -95,6 +95,15 @@ class Counts:
             offset = new.get(index) or self._blocks[index]
             if offset:
                 write_whole(self._fd, _ONE * ones + bytes((high - low - ones) * len(_ONE)), offset + (low - start) * len(_ONE))
+
+    def release(self, clusters: Iterable[int]) -> None:
+        """Count each of the clusters once less, as often as it is named, after what led to it went durably."""
+        for number in clusters:
+            index, position = divmod(number, self._per_block)
+            block = self._blocks[index] if index < len(self._blocks) else 0
+            count = int.from_bytes(os.pread(self._fd, len(_ONE), block + position * len(_ONE)), "big") if block else 0
+            if count:
+                write_whole(self._fd, (count - 1).to_bytes(len(_ONE), "big"), block + position * len(_ONE))
 
     def publish(self, new: Mapping[int, int]) -> None:
         """Make new blocks, durable by now, part of the table."""

@@ -50,6 +50,8 @@ class Filling:
     :raises Qcow2Error: it is damaged or hostile. :raises Unsuited: it is not plain. Nothing was written.
     """
 
+    fills_up = True  # a last cluster that is cut by the size is whole in the file
+
     def __init__(self, fd: int, hides: bool) -> None:
         self._fd = fd
         self._hides = hides

@@ -28,3 +28,7 @@ MAX_L1_BYTES = 32 << 20  # QEMU opens no larger L1 table
 
 class Qcow2Error(ValueError):
     """The bytes are no qcow2 image that may be used; says why."""
+
+
+class CutShort(Qcow2Error):
+    """The file ends before what its tables lead to: a copy that ended early, a disk that was full below the server."""

@@ -24,11 +24,13 @@ from .layout import (
     MAX_L1_BYTES,
     MOST_HEADER,
     SECTOR,
+    CutShort,
     Qcow2Error,
 )
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
 _KNOWN_INCOMPATIBLE = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
+_RAW_PROTOCOLS = (b"file", b"host_device")  # QEMU writes these for a raw backing file that it has open without a format layer
 _BACKING = struct.Struct(">QI")  # offset and length of the backing name, at byte 8
 _PAGE = 4096  # holds all that headers have to say, but for foreign ones
 _MAX_REFCOUNT_TABLE = 8 << 20  # bytes
@@ -60,6 +62,7 @@ class Header(NamedTuple):
     dirty: bool
     extended_l2: bool
     unknown_extensions: bool  # header extensions that may lead to clusters in ways that only others know
+    alias: bool = False  # the header calls the backing format by the name of a protocol
 
     @property
     def cluster_size(self) -> int:
@@ -122,10 +125,11 @@ class Glimpse(NamedTuple):
     backing_file: str | None
     backing_format: str | None
     internal_snapshots: int
+    alias: bool = False
 
 
 # What stands before a backing name → what follows from it, and the least size of a file that holds the tables it names.
-_alike: dict[bytes, tuple[int, str | None, int, int]] = {}
+_alike: dict[bytes, tuple[int, str | None, int, int, bool]] = {}
 
 
 def glimpse(fd: int, file_size: int) -> Glimpse:
@@ -140,7 +144,7 @@ def glimpse(fd: int, file_size: int) -> Glimpse:
     end = offset + length
     if not 0 < offset <= _FAR or not offset < end <= len(data):
         header = _parse_or_read_on(data, fd, file_size)
-        return Glimpse(header.size, header.backing_file, header.backing_format, header.internal_snapshots)
+        return Glimpse(header.size, header.backing_file, header.backing_format, header.internal_snapshots, header.alias)
     before = data[:offset]
     found = _alike.get(before)
     if found is None or file_size < found[3]:
@@ -148,8 +152,8 @@ def glimpse(fd: int, file_size: int) -> Glimpse:
         least = max(header.l1_offset + header.l1_entries * 8, int.from_bytes(data[48:56], "big") + 1)
         if len(_alike) >= _MOST_ALIKE:
             _alike.clear()
-        found = _alike[before] = (header.size, header.backing_format, header.internal_snapshots, least)
-    return Glimpse(found[0], _decoded(data[offset:end]), found[1], found[2])
+        found = _alike[before] = (header.size, header.backing_format, header.internal_snapshots, least, header.alias)
+    return Glimpse(found[0], _decoded(data[offset:end]), found[1], found[2], found[4])
 
 
 def _parse(data: bytes, file_size: int) -> Header:
@@ -200,6 +204,7 @@ def _parse(data: bytes, file_size: int) -> Header:
         bool(incompatible & _DIRTY),
         bool(incompatible & _EXTENDED_L2),
         extensions.unknown,
+        extensions.alias,
     )
     _check_geometry(header, refcount_offset, refcount_clusters, file_size)
     if snapshots_offset % cluster_size or (internal_snapshots and not snapshots_offset):
@@ -241,6 +246,7 @@ class _Extensions(NamedTuple):
     backing_format: str | None
     bitmaps: bool
     unknown: bool
+    alias: bool
 
 
 def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
@@ -266,10 +272,12 @@ def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
     if EXT_ENCRYPTION in found:
         raise Qcow2Error("it has an encryption header, which this collection does not support")
     format_offset, name = found.get(EXT_BACKING_FORMAT, (None, b""))
-    if format_offset is not None and name not in (b"raw", b"qcow2"):
+    alias = name in _RAW_PROTOCOLS
+    if format_offset is not None and name not in (b"raw", b"qcow2") and not alias:
         raise Qcow2Error(f"its backing format {name[:16]!r} is neither raw nor qcow2")
     unknown = not found.keys() <= {EXT_BACKING_FORMAT, EXT_BITMAPS, EXT_FEATURE_NAMES}
-    return _Extensions(offset, offset < limit, format_offset, name.decode("ascii") or None, EXT_BITMAPS in found, unknown)
+    told = "raw" if alias else name.decode("ascii") or None
+    return _Extensions(offset, offset < limit, format_offset, told, EXT_BITMAPS in found, unknown, alias)
 
 
 def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str | None:
@@ -305,7 +313,7 @@ def _check_geometry(header: Header, refcount_offset: int, refcount_clusters: int
     if refcount_offset % header.cluster_size or header.l1_offset % header.cluster_size:
         raise Qcow2Error("its tables are not where the format wants them")
     if header.l1_offset + header.l1_entries * 8 > file_size or refcount_offset >= file_size:
-        raise Qcow2Error("its tables lie behind the end of the file (the file was cut short)")
+        raise CutShort("its tables lie behind the end of the file (the file was cut short)")
 
 
 def is_empty(fd: int, header: Header) -> bool:

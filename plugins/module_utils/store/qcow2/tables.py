@@ -9,7 +9,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from .layout import Qcow2Error
+from .layout import CutShort, Qcow2Error
 
 if TYPE_CHECKING:
     from .reading import Header
@@ -45,12 +45,14 @@ def l1_table(fd: int, header: Header, most: int) -> dict[int, int] | None:
         count = min(_CHUNK // 8, header.l1_entries - first)
         data = os.pread(fd, count * 8, header.l1_offset + first * 8)
         if len(data) < count * 8:
-            raise Qcow2Error("its L1 table lies behind the end of the file (the file was cut short)")
+            raise CutShort("its L1 table lies behind the end of the file (the file was cut short)")
         entries = () if data.count(0) == len(data) else struct.unpack(f">{count}Q", data)
         for index, entry in enumerate(entries, first):
             offset = entry & _OFFSET
-            if offset % header.cluster_size or offset > last:
-                raise Qcow2Error("an L2 table is not where the format wants it, or behind the end of the file")
+            if offset % header.cluster_size:
+                raise Qcow2Error("an L2 table is not where the format wants it")
+            if offset > last:
+                raise CutShort("an L2 table lies behind the end of the file (the file was cut short)")
             if offset:
                 found[index] = entry
             if len(found) > most:

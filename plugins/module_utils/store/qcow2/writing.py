@@ -1,7 +1,7 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes what needs no qemu-img: empty images, other backing names, larger sizes. A refusal changes nothing."""
+"""Writes what needs no qemu-img: empty images and other backing names. A refusal changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .layout import (
     SECTOR,
     Qcow2Error,
 )
-from .reading import Header, is_zero, read_header
+from .reading import Header, read_header
 
 _KNOWN_AUTOCLEAR = 1  # bitmaps are consistent: true after whatever we write here
 _CLUSTER_BITS = 16  # of the images that we write: 64 KiB, QEMU's default
@@ -94,7 +94,7 @@ def repoint(fd: int, backing_file: str | None, backing_format: str | None) -> No
     name = backing_file.encode("utf-8")
     if not 0 < len(name) <= MAX_BACKING_NAME:
         raise Qcow2Error("a backing name has 1 to 1023 bytes")
-    sector = _first_sector(fd, header)
+    sector = first_sector(fd, header)
     end = _put_format(sector, header, backing_format)
     if end + EXTENSION.size <= SECTOR:
         sector[end : end + EXTENSION.size] = EXTENSION.pack(EXT_END, 0)
@@ -118,7 +118,7 @@ def _leave(fd: int, header: Header) -> None:
     the backing format, which goes too, and names of features, which only serve messages."""
     if header.unknown_extensions or header.bitmaps:
         raise Qcow2Error("its header extensions say more than the backing format")
-    sector = _first_sector(fd, header)
+    sector = first_sector(fd, header)
     start = _extensions_start(sector, header)
     if start + EXTENSION.size > SECTOR:
         raise Qcow2Error("its header leaves no room in the first sector")
@@ -132,7 +132,7 @@ def _extensions_start(sector: bytearray, header: Header) -> int:
     return FIELDS.size if header.version == 2 else struct.unpack_from(">I", sector, FIELDS.size + FIELDS_OF_3.size - 4)[0]
 
 
-def _first_sector(fd: int, header: Header) -> bytearray:
+def first_sector(fd: int, header: Header) -> bytearray:
     """The sector to be rewritten, without unknown auto-clear features, as section "Header" demands of every writer."""
     sector = bytearray(os.pread(fd, SECTOR, 0))
     if len(sector) < SECTOR:
@@ -181,32 +181,3 @@ def _free_space(header: Header, end: int, length: int) -> int:
         if apart and offset + length <= min(header.cluster_size, MOST_HEADER):
             return offset
     raise Qcow2Error("its header cluster has no room for the backing name")
-
-
-def grow(fd: int, size: int) -> bool:
-    """Raise the virtual size to ``size`` bytes in one sector's write; false, and nothing written, where qemu-img has to do it.
-
-    That is where the L1 table has no room, or the image has internal snapshots, bitmaps or reference counts to be repaired.
-    The table may use its last cluster to the end (section "L1 and L2 tables"), provided that the rest of it is zero.
-    The new part shows whatever the backing file has there: for overlays over longer files use qemu-img instead.
-
-    :raises Qcow2Error: the header is not valid, or the size is not larger or no multiple of 512. Nothing was written.
-    """
-    header = read_header(fd)
-    if size < header.size or size % SECTOR:
-        raise Qcow2Error(f"its size cannot be raised from {header.size} to {size} bytes")
-    needed = header.l1_needed(size)
-    table = header.l1_entries * 8
-    room = min((table + header.cluster_size - 1) // header.cluster_size * header.cluster_size, MAX_L1_BYTES)
-    if needed * 8 > room or header.internal_snapshots or header.dirty or header.bitmaps:
-        return False
-    if needed > header.l1_entries and not is_zero(fd, header.l1_offset + table, needed * 8 - table):
-        return False
-    if os.fstat(fd).st_size < header.l1_offset + room:
-        os.ftruncate(fd, header.l1_offset + room)
-    sector = _first_sector(fd, header)
-    struct.pack_into(">Q", sector, 24, size)
-    struct.pack_into(">I", sector, 36, max(needed, header.l1_entries))
-    write_whole(fd, bytes(sector), 0)
-    os.fsync(fd)
-    return True

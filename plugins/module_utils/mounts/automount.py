@@ -1,0 +1,58 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shares behind autofs: the automount daemon, and systemd's ``.automount`` units.
+
+Until somebody goes there the mount table names the trigger, and not what it will mount. So somebody goes there first.
+"""
+from __future__ import annotations
+
+import os
+
+from ..errors import ShareNotMounted
+from . import probe, resolve, tables
+
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
+_DEPTH = 8  # triggers within what triggers have mounted
+
+
+def visit(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
+    """The kernel's mounts after somebody went to ``path``, so that everything on the way is mounted that autofs mounts there.
+
+    :param timeout: seconds that going there may take; it is done in a child process, because a dead server hangs.
+    :raises ShareNotMounted: nothing was mounted, or it took too long.
+    """
+    for _dummy in range(_DEPTH):
+        real = resolve.follow(path, mounts)
+        trigger = tables.enclosing(mounts, real)
+        if trigger is None or trigger.fstype != "autofs":
+            break
+        reason, mounts = _go(real, timeout, subject)
+        here = tables.enclosing(mounts, resolve.follow(path, mounts))
+        if here is not None and here.id == trigger.id:
+            problem = f"autofs manages {trigger.path}, and going to {real} mounted nothing ({reason})"
+            raise ShareNotMounted(subject, problem, "see the log of the automounter on this host and the table that names the share, and run the task again")
+    return mounts
+
+
+def _go(path: str, timeout: float, subject: str) -> tuple[str, tuple[tables.Mount, ...]]:
+    """Open ``path``: why that failed, and the mounts afterwards."""
+
+    def look() -> tuple:
+        try:
+            os.close(os.open(path, _FLAGS))
+        except OSError as error:
+            return (error.errno or 5,)
+        return (0,)
+
+    number = probe.bounded(look, timeout, subject)[0]
+    if number:
+        return os.strerror(number), tables.read_mounts()
+    try:
+        descriptor = os.open(path, _FLAGS)  # it answers: held open, it does not expire while the table is read
+    except OSError as error:
+        return error.strerror or str(error), tables.read_mounts()
+    try:
+        return "the trigger let it pass", tables.read_mounts()
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,56 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Volumes that globs stand for."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Sequence
+
+from ..model import listed
+from ..store.directory import ShareDirectory
+from ..store.inventory import Observed
+from ..store.survey import survey
+from .candidates import Candidates
+from .snapshots import is_glob
+from .transaction import Options
+
+
+def volumes_named(candidates: Candidates, names: Sequence[str], options: Options) -> list[str]:
+    """The names as they are, each once, with the volumes that match it in the place of a glob.
+
+    A lone file of which nothing records that it is a volume is matched by no glob: it may be anything that somebody put there.
+
+    :raises StorageError: a glob is given, and one of the shares cannot be read.
+    """
+    if not any(is_glob(name) for name in names):
+        return list(dict.fromkeys(names))
+    known = _volumes(candidates, options)
+    found: dict[str, None] = {}
+    for name in names:
+        matching = sorted(volume for volume in known if fnmatchcase(volume, name)) if is_glob(name) else [name]
+        unknown = [volume for volume in matching if known.get(volume) is False and is_glob(name)]
+        if unknown:
+            options.warn(f"{listed(unknown)} match {name} and are left out: nothing records that these files are volumes")
+        meant = [volume for volume in matching if volume not in unknown]
+        if not meant:
+            options.warn(f"no volume matches {name}")
+        found.update(dict.fromkeys(meant))
+    return list(found)
+
+
+def _volumes(candidates: Candidates, options: Options) -> dict[str, bool]:
+    """Name → whether it is known to be a volume; one that cannot be read is, so that its item tells why."""
+    if options.assume:
+        from .foretelling import reachable
+
+        candidates = reachable(candidates, options)
+    candidates.require_all()
+    known: dict[str, bool] = {}
+    for share in candidates.shares:
+        with ShareDirectory(share) as directory:
+            told = survey(directory, lambda _name, found: not isinstance(found, Observed) or found.volume.base.format is not None).told
+        for name, sure in told.items():
+            known[name] = known.get(name, False) or sure
+    return known

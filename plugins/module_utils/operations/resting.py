@@ -1,0 +1,64 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who rests on a volume of which something is to be destroyed, and what the user says does not count."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Collection, NamedTuple
+
+from ..errors import from_os_error
+from ..model import Volume
+from ..store import dependents, kinship
+from ..store.dependents import shown
+from ..store.directory import ShareDirectory
+
+if TYPE_CHECKING:
+    from ..store.dependents import Backings
+    from .transaction import Options
+
+
+class Found(NamedTuple):
+    """``dependents`` as of :class:`Volume`, and the files that would have been among them but for the user's word."""
+
+    dependents: tuple[tuple[str, str], ...]
+    not_counted: tuple[str, ...]
+
+
+def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, besides: Collection[str] = ()) -> Found:
+    """Ask every file of the share. One that this user may not read may rest on anything, and counts.
+
+    :raises StorageError: a file cannot be read for another reason, and the user did not say that it does not count.
+    :raises OSError: the share cannot be listed.
+    """
+    holding = options.holding
+    backings = holding.backings() if holding is not None else dependents.scan_all(directory)
+    for sentence in backings.unreached:
+        if sentence not in options.told:
+            options.told.add(sentence)
+            options.warn(sentence)
+    own = {*volume.files, *besides}
+    unread = _unread(directory, backings, own, options.not_dependent)
+    files = tuple(dict.fromkeys((*volume.own_files, *(file for _snapshot, file in volume.stale))))
+    resting = {file for backing in files for file in backings.above(backing) if file not in own}
+    overruled = {file for file in resting if _is_named(directory, file, options.not_dependent)}
+    found = kinship.dependents_on(directory, files, {*own, *overruled}, backings)
+    doubts = tuple((label, file) for label in unread for file in files)
+    ignored = [file for file in backings.unread if file not in own and _is_named(directory, file, options.not_dependent)]
+    return Found(found + doubts, tuple(sorted({*map(shown, overruled), *map(shown, ignored)})))
+
+
+def _unread(directory: ShareDirectory, backings: Backings, own: Collection[str], ignored: Collection[str]) -> list[str]:
+    labels = []
+    for file, error in sorted(backings.unread.items()):
+        if file in own or _is_named(directory, file, ignored):
+            continue
+        if not isinstance(error, PermissionError):
+            raise from_os_error(error, directory.root.subject(shown(file))) from error
+        labels.append(f"{shown(file)} (which this user may not read, so that it may rest on anything)")
+    return labels
+
+
+def _is_named(directory: ShareDirectory, file: str, names: Collection[str]) -> bool:
+    """Whether a file, or the volume that it belongs to, is among these names, as messages show it or as it is."""
+    return bool(names) and (file in names or shown(file) in names or kinship.owner_of(directory, file) in names)

@@ -1,0 +1,147 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the name of a backing or data file may mean, in all the ways in which QEMU and its relatives let it be spelt.
+
+Nothing here looks at a file. A name is taken apart into the paths that it may mean; which of them are files of a share is for
+:mod:`dependents` to find out. Being generous is the point: a path too many is a question to the user, one too few is lost data.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+from typing import Iterator, NamedTuple
+from urllib.parse import unquote
+
+_DEEPEST = 8  # names within names that are followed
+_MOST = 256  # paths that one name can mean
+_MOST_TRIED = 2048  # also those that it means twice
+_PROTOCOL = re.compile(r"([A-Za-z0-9+._-]+):")
+_LOCAL = ("file", "host_device", "host_cdrom", "host_floppy", "raw", "qcow2", "qcow", "qed", "vmdk")  # NAME follows, as it is
+_SERVER_URL = re.compile(r"[A-Za-z0-9+._-]+://[^/]*/?")
+_STRINGS = re.compile(r""""((?:[^"\\]|\\.)*)("|\Z)|'((?:[^'\\]|\\.)*)('|\Z)""", re.DOTALL)
+_COLON = re.compile(r"\s*:")
+_ESCAPED = re.compile(r"\\(u[0-9A-Fa-f]{4}|.)", re.DOTALL)
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+# Keys whose values never name a file: a volume may well be called "raw" or "file".
+_NO_NAMES = frozenset(
+    "driver node-name id aio cache locking discard detect-zeroes read-only auto-read-only type server.type host port user format fmt "
+    "password-secret key-secret data-file-raw overlap-check lazy-refcounts".split()
+)
+
+
+class Target(NamedTuple):
+    """A path that a name may mean. ``sure`` says that the path is one of this host, relative to the folder of the file that has
+    the name in it; otherwise only its last part counts, because a server, another host or a working directory completes it."""
+
+    path: str
+    sure: bool
+
+
+def targets(name: str) -> tuple[Target, ...]:
+    """All that a backing name may mean, each once. Empty for a name that means no file."""
+    found: dict[Target, None] = {}
+    for target in islice(_targets(name, 0), _MOST_TRIED):
+        if target.path.strip("/"):
+            found.setdefault(target)
+        if len(found) >= _MOST:
+            break
+    return tuple(found)
+
+
+def foreign_targets(name: str) -> tuple[Target, ...]:
+    """As :func:`targets`, for names in other formats than qcow2: where those begin is less certain, and some have backslashes."""
+    found = dict.fromkeys(targets(name))
+    for spelt in (name, name.replace("\\", "/")):
+        found.update(dict.fromkeys([Target(spelt, True), Target(last_part(spelt), False)]))
+    return tuple(target for target in found if target.path.strip("/"))
+
+
+def last_part(path: str) -> str:
+    """The last part of a path that is not ``.``, whatever the slashes behind it."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return parts[-1] if parts else ""
+
+
+def _targets(name: str, depth: int) -> Iterator[Target]:
+    if depth > _DEEPEST or not name:
+        return
+    if name.startswith("json:"):
+        yield from _in_json(name[len("json:") :], depth)
+        return
+    protocol = _PROTOCOL.match(name)
+    if protocol is None:
+        yield Target(name, True)
+        return
+    rest = name[protocol.end() :]
+    if protocol.group(1).lower() in _LOCAL and not _SERVER_URL.match(name):
+        yield from _on_this_host(rest, depth)
+    else:
+        # Also a file that really is called so, for programs that know no protocols.
+        yield Target(last_part(name), False)
+        if protocol.group(1).lower() in _LOCAL:  # file://HOST/PATH
+            yield from _on_this_host("/" + rest.partition("//")[2].partition("/")[2], depth)
+            yield from _on_this_host(rest, depth)
+        yield from _on_a_server(name, depth)
+
+
+def _on_this_host(rest: str, depth: int) -> Iterator[Target]:
+    """What follows a prefix for local files: relative to a working directory that nobody knows, unless it is absolute."""
+    for spelt in dict.fromkeys((rest, unquote(rest))):
+        yield Target(spelt, spelt.startswith("/"))
+        if _PROTOCOL.match(spelt):
+            yield from _targets(spelt, depth + 1)
+
+
+def _on_a_server(name: str, depth: int) -> Iterator[Target]:
+    """The parts of a URL or of a list with colons that can be the name of a file."""
+    if "json:" in name:
+        yield from _in_json(name.partition("json:")[2], depth + 1)
+    for spelt in dict.fromkeys((name, unquote(name))):
+        yield Target(last_part(re.split(r"[?#]", spelt)[0]), False)
+        for part in re.split(r"[?#&;,=]", spelt):
+            yield Target(last_part(part), False)
+            pieces = part.split(":")
+            for position, piece in enumerate(pieces):
+                yield Target(last_part(piece), False)
+                if position and piece.startswith("/") and not piece.startswith("//"):
+                    yield Target(piece, True)
+                rest = ":".join(pieces[position:])
+                if position and (_PROTOCOL.match(rest) or rest.startswith("/")):
+                    yield from _nested(rest, depth)
+
+
+def _nested(name: str, depth: int) -> Iterator[Target]:
+    """An image within an image, as blkdebug:CONFIGURATION:IMAGE has it."""
+    if name.startswith("//"):
+        return  # the rest of a URL
+    if name.startswith("/"):
+        yield Target(name, True)
+    elif depth < 2:
+        yield from _targets(name, depth + 1)
+
+
+def _in_json(text: str, depth: int) -> Iterator[Target]:
+    """All strings that may name a file, wherever they stand: QEMU takes both kinds of quotes, any order and nesting, and keys with
+    dots. What is torn is read as far as it goes."""
+    key = ""
+    for match in _STRINGS.finditer(text):
+        value = _unescaped(match.group(1) if match.group(1) is not None else match.group(3))
+        if _COLON.match(text, match.end()):
+            key = value
+            continue
+        if key.rpartition(".")[2] in _NO_NAMES or key in _NO_NAMES:
+            continue
+        for target in _targets(value, depth + 1):
+            yield target if target.path.startswith("/") else Target(last_part(target.path), False)
+        if _PROTOCOL.match(value) is None:
+            yield from _on_a_server(value, depth + 1) if re.search("[?#%]", value) else ()
+
+
+def _unescaped(text: str) -> str:
+    def letter(match: re.Match) -> str:
+        code = match.group(1)
+        return chr(int(code[1:], 16)) if len(code) > 1 else _ESCAPES.get(code, code)
+
+    return _ESCAPED.sub(letter, text)

@@ -1,0 +1,291 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who rests on the files of a share: asked of every file there, whatever its name or format, and answered generously.
+
+What a file names is read by :mod:`foreign` and taken apart by :mod:`backing_names`; here it becomes names of files in the share's
+directory. Where that is not certain, a file of the same name counts.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Callable, Collection, Iterable, Mapping, NamedTuple, Sequence
+
+from ..errors import StorageError
+from ..model import Volume, is_safe_file_name
+from . import foreign, records
+from .directory import ShareDirectory
+
+if TYPE_CHECKING:
+    from .resolving import Resolver
+
+_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+class Backings:
+    """Which files rest on which: ``put`` what a file names, ask what is ``above`` another one.
+
+    ``unread`` are files that could not be read, ``unreached`` sentences about folders that were not searched.
+    """
+
+    def __init__(self, known: Mapping[str, str | None] | None = None) -> None:
+        below = {file: backing for file, backing in (known or {}).items() if backing is not None}
+        self._below: dict[str, str | frozenset[str]] = {}  # nearly always a file names one other, and only one rests on it
+        self._above: dict[str, str | frozenset[str]] = {}
+        self.unread: dict[str, OSError] = {}
+        self.unreached: tuple[str, ...] = ()
+        self.search: Search | None = None  # what found it, to look again
+        if len(set(below.values())) == len(below):
+            self._below.update(below)
+            self._above.update({backing: file for file, backing in below.items()})
+        else:
+            for file, backing in below.items():
+                self.put(file, (backing,))
+
+    def above(self, file: str) -> list[str]:
+        """The files that rest on ``file`` directly."""
+        return sorted(_members(self._above.get(file)))
+
+    def only_within(self, files: Sequence[str]) -> bool:
+        """Whether on each of the files of a chain just the one before it rests, and on the first one nobody."""
+        return list(map(self._above.get, files)) == [None, *files[:-1]]
+
+    def put(self, file: str, backings: Collection[str]) -> None:
+        """``file`` rests on these, whatever was known of it before."""
+        for before in _members(self._below.pop(file, None)):
+            rest = _members(self._above.pop(before, None)) - {file}
+            if rest:
+                self._above[before] = _packed(rest)
+        self.unread.pop(file, None)
+        if backings:
+            self._below[file] = _packed(backings)
+        for backing in backings:
+            self._above[backing] = _packed({*_members(self._above.get(backing)), file})
+
+
+def _members(packed: str | frozenset[str] | None) -> frozenset[str]:
+    return frozenset() if packed is None else frozenset([packed]) if isinstance(packed, str) else packed
+
+
+def _packed(members: Collection[str]) -> str | frozenset[str]:
+    return next(iter(members)) if len(members) == 1 else frozenset(members)
+
+
+class Listing(NamedTuple):
+    """What stands in the share's directory: regular files, symbolic links and folders by name. ``twins`` are the names of
+    files that have several of them there."""
+
+    files: frozenset[str]
+    links: frozenset[str]
+    folders: frozenset[str]
+    twins: Mapping[str, frozenset[str]]
+
+
+def listing(directory: ShareDirectory) -> Listing:
+    """The names of the share's directory by what stands there."""
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.root.fd)
+    try:
+        with os.scandir(fd) as entries:
+            return sorted_out(directory, list(entries))
+    finally:
+        os.close(fd)
+
+
+def sorted_out(directory: ShareDirectory, entries: Sequence[os.DirEntry]) -> Listing:
+    """A listing of entries of the share's directory."""
+    files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    others = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
+    links = frozenset([entry.name for entry in others if entry.is_symlink()])
+    folders = frozenset([entry.name for entry in others if entry.is_dir(follow_symlinks=False)])
+    return Listing(frozenset([entry.name for entry in files]), links, folders, _twins(directory, files))
+
+
+def _twins(directory: ShareDirectory, files: Sequence[os.DirEntry]) -> dict[str, frozenset[str]]:
+    """Files of one inode, by each of their names. A listing's inodes are only a hint: some file systems invent them."""
+    if not directory.share.keeps_inodes:
+        return {}
+    inodes = [entry.inode() for entry in files]
+    if len(set(inodes)) == len(inodes):
+        return {}
+    named: dict[int, list[str]] = {}
+    for entry in files:
+        named.setdefault(entry.inode(), []).append(entry.name)
+    found: dict[str, frozenset[str]] = {}
+    for names in (names for names in named.values() if 1 < len(names) <= 64):
+        statuses = {name: directory.root.status(name) for name in names}
+        same = {name for name, status in statuses.items() if status is not None and status.st_nlink > 1}
+        found.update(dict.fromkeys(same, frozenset(same)) if len(same) > 1 else {})
+    return found
+
+
+class Search:
+    """One search of a share: what each of its files rests on.
+
+    :param listed: what stands in the share's directory.
+    :param outside: whether to follow symbolic links that lead out of the share, to read what is there.
+    """
+
+    def __init__(self, directory: ShareDirectory, listed: Listing, outside: bool = False) -> None:
+        self._directory = directory
+        self._listed = listed
+        self._outside = outside
+        self._places: Resolver | None = None
+
+    def of_file(self, file: str) -> frozenset[str]:
+        """What a file in the share's directory rests on; nothing where it is a raw disk of ours. :raises OSError: unreadable."""
+        return self.read(self._directory.root.fd, file, "", lambda fd: is_our_disk(self._directory, file, os.fstat(fd)))
+
+    def read(self, folder_fd: int, name: str, folder: str, is_ours: Callable[[int], bool] = lambda _fd: False) -> frozenset[str]:
+        """What the regular file ``name`` of an opened folder rests on. :raises OSError: it is there and cannot be read."""
+        try:
+            fd = os.open(name, _READING, dir_fd=folder_fd)
+        except OSError as error:
+            if _is_no_file(error, folder_fd, name):
+                return frozenset()
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return frozenset()
+            names = foreign.names_in(fd)
+            if not names or is_ours(fd):
+                return frozenset()
+            return self.meant(names, folder, foreign.is_qcow2(fd))
+        finally:
+            os.close(fd)
+
+    def meant(self, names: Iterable[str], folder: str, plain: bool = True) -> frozenset[str]:
+        """Which files of the share's directory the names in a file of ``folder`` may mean.
+
+        :param folder: of the share, "" for its own directory; an absolute path for one elsewhere.
+        :param plain: the names are spelt as in qcow2 images.
+        """
+        found: set[str] = set()
+        for name in names:
+            if plain and not folder and name in self._listed.files and name not in self._listed.twins and is_safe_file_name(name):
+                found.add(name)
+            else:
+                found |= self._resolver().resolve(name, folder, plain)
+        return frozenset(found)
+
+    def of_link(self, folder_fd: int, name: str, folder: str) -> frozenset[str]:
+        """What a symbolic link leads to, and what the file rests on to which it leads."""
+        return self._resolver().of_link(folder_fd, name, folder, self._outside)
+
+    @property
+    def unreached(self) -> list[str]:
+        """Sentences about what symbolic links lead to and nobody looked at."""
+        return self._places.unreached if self._places is not None else []
+
+    def _resolver(self) -> Resolver:
+        """Nearly every name is a plain one, and needs no more than the listing."""
+        if self._places is None:
+            from .resolving import Resolver
+
+            self._places = Resolver(self._directory, self._listed)
+        return self._places
+
+
+def _is_no_file(error: OSError, folder_fd: int, name: str) -> bool:
+    """Whether nothing can rest on anything there: it went away, or is no regular file."""
+    try:
+        return not stat.S_ISREG(os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mode)
+    except OSError:
+        return isinstance(error, FileNotFoundError)
+
+
+def is_our_disk(directory: ShareDirectory, file: str, status: os.stat_result) -> bool:
+    """Whether a file is the very raw disk that a record says it is: what stands in it is its guest's, and means nothing."""
+    if not is_safe_file_name(file):
+        return False
+    for volume in [file, *(file[:position] for position, letter in enumerate(file) if letter == ".")]:
+        try:
+            record = records.read(directory, volume)
+        except (OSError, StorageError):
+            continue
+        if record is not None and records.is_disk(record, file, status.st_ino, status.st_size):
+            return True
+    return False
+
+
+def disks_of(directory: ShareDirectory, volume: Volume, made: Mapping[str, records.Disk]) -> dict[str, records.Disk]:
+    """The raw disks of a volume whose content is a guest's, for its record.
+
+    :param made: those that the task itself made. What a record knows already stays as it was; another one is taken in only while
+        it names no other file: a user may have called an overlay raw, and then it is better to ask.
+    """
+    before = records.read(directory, volume.name)
+    found: dict[str, records.Disk] = {}
+    for file in [image.file for image in volume.own if image.format == "raw"]:
+        disk = made.get(file) or (before.disks.get(file) if before else None)
+        try:
+            found.update({file: disk} if disk else _innocent(directory, file))
+        except OSError:
+            continue  # it is looked at again when the next record is written
+    return found
+
+
+def _innocent(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
+    with directory.root.opened(file) as fd:
+        status = os.fstat(fd)
+        inode = status.st_ino if directory.share.keeps_inodes else 0
+        return {} if foreign.names_in(fd) else {file: records.Disk(inode, status.st_size)}
+
+
+def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = None, listed: Listing | None = None) -> Backings:
+    """Who rests on whom in the share's directory. For who looks: files that cannot be read are in ``unread``.
+
+    :param known: file → backing file of files that the caller has just read; their headers are not read once more.
+    :param listed: what stands there, where the caller has just listed it.
+    """
+    listed = listed or listing(directory)
+    found = Backings(known)
+    search = Search(directory, listed)
+    _search_root(directory, search, listed, found, known or {})
+    return found
+
+
+def scan_all(directory: ShareDirectory) -> Backings:
+    """Who rests on whom, for who is going to destroy something: also in the share's folders, and behind symbolic links."""
+    from . import folders
+
+    listed = listing(directory)
+    found = Backings()
+    search = found.search = Search(directory, listed, outside=True)
+    _search_root(directory, search, listed, found, {})
+    folders.search(directory, search, listed.folders, found)
+    return found
+
+
+def _search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
+    for file in listed.files.difference(known):
+        note(found, file, lambda file=file: search.of_file(file))
+    for link in listed.links:
+        note(found, link, lambda link=link: search.of_link(directory.root.fd, link, ""))
+
+
+def note(found: Backings, file: str, look: Callable[[], Collection[str]]) -> None:
+    """Put down what a file rests on, or that it cannot be read."""
+    try:
+        backings = look()
+    except OSError as error:
+        found.unread[file] = error
+        return
+    if backings:
+        found.put(file, backings)
+
+
+def look_again(found: Backings, files: Iterable[str]) -> None:
+    """Bring up to date what is known of some files of the share's directory, which a task may have changed, made or removed."""
+    search = found.search
+    for file in files if search is not None else ():
+        found.put(file, ())
+        note(found, file, lambda file=file: search.of_file(file))
+
+
+def shown(file: str) -> str:
+    """A file's name as messages and results have it, whatever bytes it is made of."""
+    text = os.fsencode(file).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text)
+

@@ -1,0 +1,54 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The names in an opened directory: listed anew, or remembered for who reads very many files and changes nothing."""
+
+from __future__ import annotations
+
+import bisect
+import os
+
+
+class Names:
+    """The names in the directory that ``fd`` has open."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._listing: list[str] | None = None
+        self._stock: frozenset[str] = frozenset()
+        self._met: frozenset[str] | None = None
+
+    def names(self) -> list[str]:
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)  # others may share the place in a listing
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
+
+    def take_stock(self) -> list[os.DirEntry]:
+        """All entries, in no order, for who reads most of them and changes nothing.
+
+        Until the directory is opened anew, what this calls a regular file is opened without a look at it first, and a record that it
+        has not met is not looked for.
+        """
+        with os.scandir(self.fd) as found:
+            entries = list(found)
+        self._stock = frozenset([entry.name for entry in entries if entry.is_file(follow_symlinks=False)])
+        self._met = frozenset([entry.name for entry in entries])
+        return entries
+
+    def lacks(self, name: str) -> bool:
+        """Whether :meth:`take_stock` listed the directory and met nothing of this name."""
+        return self._met is not None and name not in self._met
+
+    def in_stock(self, name: str) -> bool:
+        """Whether :meth:`take_stock` met a regular file of this very name. False tells nothing."""
+        return name in self._stock
+
+    def names_from(self, prefix: str) -> list[str]:
+        """Names that begin with ``prefix``, from one listing that is kept until the directory is opened anew."""
+        if self._listing is None:
+            self._listing = self.names()
+        first = bisect.bisect_left(self._listing, prefix)
+        behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)  # sorts behind all names that begin so
+        return self._listing[first : bisect.bisect_left(self._listing, behind, first)]

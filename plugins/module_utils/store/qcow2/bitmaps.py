@@ -1,0 +1,73 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Names of the persistent dirty bitmaps that an image holds: sections "Bitmaps extension" and "Bitmap directory"."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import NamedTuple
+
+from .layout import AUTOCLEAR_AT, EXT_BITMAPS, EXT_END, EXTENSION, FIELDS, FIELDS_OF_3, MOST_HEADER, Qcow2Error
+from .reading import Header
+
+_BODY = struct.Struct(">IIQQ")  # number, reserved, size and offset of the directory
+_ENTRY = struct.Struct(">QIIBBHI")  # table's offset and size, flags, type, granularity, sizes of name and of extra data
+_IN_USE, _AUTO = 1, 2
+_CONSISTENT = 1  # bit of the autoclear features: whoever wrote the image last knew its bitmaps
+_MOST_BITMAPS, _MOST_NAME, _MOST_DIRECTORY = 65535, 1023, 4 << 20
+
+
+class Bitmap(NamedTuple):
+    """A bitmap by name. ``tracks`` says that writes to the image are marked in it, by whoever makes them."""
+
+    name: str
+    tracks: bool
+
+
+def read_bitmaps(fd: int, header: Header) -> tuple[Bitmap, ...]:
+    """The bitmaps of an image. One that a program without support for them has written since holds none that count.
+
+    :raises Qcow2Error: the directory is damaged or hostile.
+    """
+    if not header.bitmaps or header.version < 3:
+        return ()
+    data = os.pread(fd, min(MOST_HEADER, header.cluster_size), 0)
+    if not int.from_bytes(data[AUTOCLEAR_AT : AUTOCLEAR_AT + 8], "big") & _CONSISTENT:
+        return ()
+    number, _reserved, size, offset = _BODY.unpack_from(_extension(data, header))
+    if not 0 < number <= _MOST_BITMAPS or not _ENTRY.size <= size <= _MOST_DIRECTORY:
+        raise Qcow2Error("its directory of bitmaps is not what the format wants")
+    directory = os.pread(fd, size, offset)
+    if len(directory) != size:
+        raise Qcow2Error("its directory of bitmaps lies behind the end of the file")
+    return tuple(_entries(directory, number))
+
+
+def _extension(data: bytes, header: Header) -> bytes:
+    offset = int.from_bytes(data[FIELDS.size + FIELDS_OF_3.size - 4 :][:4], "big")
+    while offset + EXTENSION.size <= min(header.extensions_end, len(data)):
+        kind, length = EXTENSION.unpack_from(data, offset)
+        body = offset + EXTENSION.size
+        if kind == EXT_BITMAPS and length >= _BODY.size:
+            return data[body : body + length].ljust(_BODY.size, b"\0")
+        if kind == EXT_END:
+            break
+        offset = body + (length + 7) // 8 * 8
+    raise Qcow2Error("its header extension for bitmaps is not what the format wants")
+
+
+def _entries(directory: bytes, number: int) -> list[Bitmap]:
+    offset, found = 0, []
+    for _each in range(number):
+        if offset + _ENTRY.size > len(directory):
+            raise Qcow2Error("its directory of bitmaps is cut short")
+        _table, _size, flags, _type, _granularity, name_size, extra = _ENTRY.unpack_from(directory, offset)
+        start = offset + _ENTRY.size + extra
+        name = directory[start : start + name_size]
+        if not 0 < name_size <= _MOST_NAME or len(name) != name_size:
+            raise Qcow2Error("its directory of bitmaps is cut short")
+        found.append(Bitmap(name.decode("utf-8", "backslashreplace"), bool(flags & _AUTO and not flags & _IN_USE)))
+        offset = (start + name_size + 7) // 8 * 8
+    return found

@@ -1,0 +1,47 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Raises the virtual size of an image, so that the new part shows zeros and a crash leaves the old size or the new one."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from .layout import MAX_L1_BYTES, SECTOR, Qcow2Error
+from .reading import is_zero, read_header
+from .tails import clear_tail
+from .writing import first_sector, write_whole
+
+
+def grow(fd: int, size: int) -> bool:
+    """Raise the virtual size to ``size`` bytes in one sector's write; false, and the size is as it was, where qemu-img has to do it.
+
+    What the image holds behind its end is taken away first, durably (see :mod:`tails`); qemu-img would not do that either. It has
+    to do it where the L1 table has no room, or the image has internal snapshots, bitmaps or reference counts to be repaired.
+    The table may use its last cluster to the end (section "L1 and L2 tables"), provided that the rest of it is zero.
+    The new part shows whatever the backing file has there: for overlays over longer files use qemu-img instead.
+
+    :raises Unsuited: data behind the end cannot be taken away in place. Nothing was written.
+    :raises Qcow2Error: the header is not valid, or the size is not larger or no multiple of 512. Nothing was written.
+    """
+    header = read_header(fd)
+    if size < header.size or size % SECTOR:
+        raise Qcow2Error(f"its size cannot be raised from {header.size} to {size} bytes")
+    if size > header.size:
+        clear_tail(fd)
+    needed = header.l1_needed(size)
+    table = header.l1_entries * 8
+    room = min((table + header.cluster_size - 1) // header.cluster_size * header.cluster_size, MAX_L1_BYTES)
+    if needed * 8 > room or header.internal_snapshots or header.dirty or header.bitmaps:
+        return False
+    if needed > header.l1_entries and not is_zero(fd, header.l1_offset + table, needed * 8 - table):
+        return False
+    if os.fstat(fd).st_size < header.l1_offset + room:
+        os.ftruncate(fd, header.l1_offset + room)
+    sector = first_sector(fd, header)
+    struct.pack_into(">Q", sector, 24, size)
+    struct.pack_into(">I", sector, 36, max(needed, header.l1_entries))
+    write_whole(fd, bytes(sector), 0)
+    os.fsync(fd)
+    return True

@@ -1,0 +1,259 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Finds out which files of a share's directory a path means: through links, other mounts, second names and letter case.
+
+Paths come from content that nobody vouches for. So only file systems of this host and the share itself are looked at, component by
+component; what lies on another network file system, or behind an automount, is not, and then a file of the same name counts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import Iterator, NamedTuple
+
+from . import backing_names, foreign
+from .backing_names import last_part
+from .dependents import Listing
+from .directory import ShareDirectory
+
+_MOST_LINKS = 40  # as the kernel follows
+# File systems of this host that have no block device of their own.
+_LOCAL = ("bcachefs", "btrfs", "devtmpfs", "overlay", "ramfs", "rootfs", "tmpfs", "zfs")
+_OPENING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+class Place(NamedTuple):
+    """Where a path leads: the path without links, and what stands there."""
+
+    path: str
+    status: os.stat_result
+
+
+class NotLookedAt(Exception):
+    """The path leads to where nobody may look without knowing what answers."""
+
+
+class Places:
+    """Follows paths, as far as file systems of this host and the share itself go."""
+
+    def __init__(self, directory: ShareDirectory) -> None:
+        root = os.fstat(directory.root.fd)
+        self._device, self._inode = root.st_dev, root.st_ino
+        self._mounts: tuple[tuple[str, bool], ...] | None = None
+
+    def is_share(self, path: str) -> bool:
+        """Whether an absolute path leads to the share's directory."""
+        try:
+            place = self.walk(path)
+        except (NotLookedAt, OSError):
+            return False
+        return place is not None and (place.status.st_dev, place.status.st_ino) == (self._device, self._inode)
+
+    def walk(self, path: str) -> Place | None:
+        """Follow an absolute path, links and all; None where nothing is. :raises NotLookedAt: see the module."""
+        ahead, here, links = _parts(path), "/", 0
+        status: os.stat_result | None = None
+        while ahead:
+            part = ahead.pop()
+            if part == "..":
+                here = os.path.dirname(here)
+                continue
+            step = os.path.join(here, part)
+            if not self._may_look(step):
+                raise NotLookedAt(step)
+            try:
+                status = os.lstat(step)
+                if not stat.S_ISLNK(status.st_mode):
+                    here = step
+                    continue
+                links += 1
+                target = os.readlink(step)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except OSError as error:
+                raise NotLookedAt(step) from error
+            if links > _MOST_LINKS:
+                return None
+            here = "/" if target.startswith("/") else here
+            ahead += _parts(target)
+        return Place(here, os.lstat(here)) if here != "/" else None
+
+    def _may_look(self, path: str) -> bool:
+        """Whether the file system there is this host's, or the share itself."""
+        if self._mounts is None:
+            self._mounts = _mounts(self._device)
+        for where, local in self._mounts:
+            if path == where or path.startswith(where.rstrip("/") + "/"):
+                return local
+        return False
+
+
+class Resolver:
+    """Resolves names of one share, whose directory was listed."""
+
+    def __init__(self, directory: ShareDirectory, listed: Listing) -> None:
+        self._directory = directory
+        self._listed = listed
+        self._places = Places(directory)
+        self._path = os.path.realpath(directory.share.path)
+        self._spellings = (os.path.normpath(directory.share.path), self._path)
+        self._inodes: dict[int, list[str]] | None = None
+        self._by_lower: dict[str, set[str]] | None = None
+        self.unreached: list[str] = []
+
+    def resolve(self, name: str, folder: str, plain: bool) -> set[str]:
+        """Names in the share's directory that a name in a file of ``folder`` may mean."""
+        targets = backing_names.targets(name) if plain else backing_names.foreign_targets(name)
+        found: set[str] = set()
+        for target in targets:
+            found |= self._of_path(target.path, folder) if target.sure else self._called(last_part(target.path))
+        return found
+
+    def of_link(self, folder_fd: int, name: str, folder: str, outside: bool) -> frozenset[str]:
+        """What a link leads to, and what the file there rests on, whose relative names may count from either place.
+
+        :param outside: also read a file that is not in the share.
+        :raises OSError: it cannot be read.
+        """
+        try:
+            target = os.readlink(name, dir_fd=folder_fd)
+        except OSError:
+            return frozenset()  # it went away
+        found = self._of_path(target, folder)
+        try:
+            place = self._places.walk(self._absolute(target, folder))
+        except NotLookedAt:
+            if outside:
+                self.unreached.append(f"the link {os.path.join(folder, name)} leads to another file system, where nobody looked")
+            return frozenset(found)
+        if place is None or not stat.S_ISREG(place.status.st_mode) or not place.status.st_blocks:
+            return frozenset(found)  # files of proc and sysfs have no blocks, and some act when they are read
+        inside = place.path.startswith(self._path + "/")
+        if (inside or outside) and os.path.dirname(place.path) != self._path:
+            found |= self._behind(place, folder)
+        return frozenset(found)
+
+    def _behind(self, place: Place, folder: str) -> set[str]:
+        fd = os.open(place.path, _OPENING)
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != (place.status.st_dev, place.status.st_ino):
+                return set()
+            names, plain = foreign.names_in(fd), foreign.is_qcow2(fd)
+        finally:
+            os.close(fd)
+        return {found for name in names for where in (folder, os.path.dirname(place.path)) for found in self.resolve(name, where, plain)}
+
+    # -- names in the share's directory ---------------------------------------------------------------------------------
+
+    def _called(self, name: str, depth: int = 0) -> set[str]:
+        """A name in the directory, with all others by which the same file goes there."""
+        if not name or name in (".", ".."):
+            return set()
+        found = {name, *self._listed.twins.get(name, ())}
+        if name not in self._listed.files:
+            if name in self._listed.links and depth < _MOST_LINKS:
+                try:
+                    found |= self._of_path(os.readlink(name, dir_fd=self._directory.root.fd), "", depth + 1)
+                except OSError:
+                    pass  # it went away
+            found |= self._lower().get(name.lower(), set())
+        return found
+
+    def _lower(self) -> dict[str, set[str]]:
+        """The files of the directory by their names in small letters, where the share ignores case."""
+        if self._by_lower is None:
+            self._by_lower = {}
+            if self._ignores_case():
+                for name in self._listed.files:
+                    self._by_lower.setdefault(name.lower(), set()).add(name)
+        return self._by_lower
+
+    def _ignores_case(self) -> bool:
+        fd = self._directory.root.fd
+        for name in (name for name in self._listed.files if name.swapcase() != name and name.swapcase() not in self._listed.files):
+            try:
+                return os.stat(name.swapcase(), dir_fd=fd, follow_symlinks=False).st_ino == os.lstat(name, dir_fd=fd).st_ino
+            except OSError:
+                return False
+        return False
+
+    # -- paths ----------------------------------------------------------------------------------------------------------
+
+    def _absolute(self, path: str, folder: str) -> str:
+        return os.path.join(self._path, folder, path)
+
+    def _of_path(self, path: str, folder: str, depth: int = 0) -> set[str]:
+        """What a path means, which is relative to ``folder`` or absolute."""
+        absolute = self._absolute(path, folder)
+        parent, name = os.path.split(os.path.normpath(absolute))
+        found = self._called(name, depth) if parent in self._spellings else set()
+        if found and ".." not in path.split("/"):
+            return found
+        try:
+            place = self._places.walk(absolute)
+        except (NotLookedAt, OSError):
+            return found | self._called(name, depth)
+        if place is None:
+            return found | self._called(name, depth)  # another host may have something there
+        return found | (self._same(place, name) if stat.S_ISREG(place.status.st_mode) else set())
+
+    def _same(self, place: Place, name: str) -> set[str]:
+        """The files of the directory that are what was found: by identity, or by all that another mount of it would show."""
+        found = {other for other in self._with_inode(place.status.st_ino) if self._is(other, place.status)}
+        for other in {name, os.path.basename(place.path)}:
+            mine = self._status(other)
+            alike = mine is not None and (mine.st_size, mine.st_mtime_ns) == (place.status.st_size, place.status.st_mtime_ns)
+            if alike and mine is not None and place.status.st_dev != mine.st_dev:
+                found.add(other)
+        return {same for other in found for same in self._called(other)}
+
+    def _is(self, name: str, status: os.stat_result) -> bool:
+        mine = self._status(name)
+        return mine is not None and (mine.st_dev, mine.st_ino) == (status.st_dev, status.st_ino)
+
+    def _status(self, name: str) -> os.stat_result | None:
+        try:
+            return os.stat(name, dir_fd=self._directory.root.fd, follow_symlinks=False)
+        except OSError:
+            return None
+
+    def _with_inode(self, inode: int) -> list[str]:
+        if self._inodes is None:
+            self._inodes = {}
+            for name in self._names_with_inodes():
+                self._inodes.setdefault(name[1], []).append(name[0])
+        return self._inodes.get(inode, [])
+
+    def _names_with_inodes(self) -> Iterator[tuple[str, int]]:
+        with os.scandir(self._directory.root.fd) as entries:
+            for entry in entries:
+                yield entry.name, entry.inode()
+
+
+def _parts(path: str) -> list[str]:
+    """The components of a path, the first one last."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _mounts(device: int) -> tuple[tuple[str, bool], ...]:
+    """(mount point, whether to look there), the longest first; of several mounts on one point only the last one counts."""
+    found: dict[str, bool] = {}
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+            lines = stream.read().splitlines()
+    except OSError:
+        return ()
+    for line in lines:
+        fields, _dash, kind = line.partition(" - ")
+        columns = fields.split(" ")
+        if len(columns) < 5:
+            continue
+        major, _colon, minor = columns[2].partition(":")
+        is_share = os.makedev(int(major), int(minor)) == device
+        local = is_share or major != "0" or kind.split(" ")[0] in _LOCAL
+        found[re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), columns[4])] = local
+    return tuple(sorted(found.items(), key=lambda item: -len(item[0])))

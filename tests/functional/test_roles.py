@@ -1,0 +1,157 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The roles as playbooks meet them: every form of their lists, and what volumes_exclusive removes and leaves alone."""
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+class Player:
+    """Plays tasks on a directory."""
+
+    def __init__(self, tmp_path: Path, environment: dict) -> None:
+        self.share = tmp_path / "share"
+        self.share.mkdir()
+        self._book = tmp_path / "book.yml"
+        self._environment = environment
+
+    def role(self, name: str, **variables: object) -> dict:
+        return {"ansible.builtin.include_role": {"name": f"remotefs.storage.{name}"}, "vars": {f"{name}_share": str(self.share), **variables}}
+
+    def volumes(self, volumes: object, **variables: object) -> dict:
+        return self.role("volumes", volumes_volumes=volumes, volumes_size="1M", **variables)
+
+    def names(self) -> list[str]:
+        """Volumes without snapshots, and what volumes with snapshots are made of."""
+        return sorted(path.name for path in self.share.iterdir() if path.name != ".remotefs")
+
+    def play(self, *tasks: dict, options: tuple = (), fails: str = "") -> str:
+        self._book.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+        argv = ["ansible-playbook", *options, str(self._book)]
+        done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, check=False)
+        told = " ".join((done.stdout + done.stderr).split())
+        assert (done.returncode != 0) == bool(fails) and fails in told, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def player(tmp_path: Path, ansible_environment: dict) -> Player:
+    return Player(tmp_path, {**ansible_environment, "ANSIBLE_STDOUT_CALLBACK": "default", "COLUMNS": "4000"})
+
+
+def asserted(*wanted: str) -> dict:
+    return {"ansible.builtin.assert": {"that": list(wanted), "quiet": True}}
+
+
+def unchanged(output: str) -> bool:
+    return " changed=0 " in output
+
+
+def test_volumes_in_every_form(player: Player) -> None:
+    forms = ["a", "b"], {"c": {"size": "2M"}, "d": None}, ["e", {"name": "f", "format": "qcow2"}]
+    tasks = [player.volumes(form) for form in forms]
+    player.play(*tasks)
+    assert player.names() == ["a", "b", "c", "d", "e", "f"]
+    assert unchanged(player.play(*tasks))
+    player.play(player.volumes("a"), fails="remotefs.storage.items: the input must be a list of names")
+    player.play(player.volumes([{"size": "1M"}]), fails="An item of volumes_volumes has no name.")
+    player.play(player.volumes(forms[1], volumes_state="absent"), player.volumes({"a": {"state": "absent"}}))
+    assert player.names() == ["b", "e", "f"]
+
+
+def test_snapshots_in_every_form(player: Player) -> None:
+    tasks = [
+        player.volumes(["a", "b", "c"]),
+        player.role("snapshots", snapshots_snapshots=["a", "b"], snapshots_name="one"),
+        player.role("snapshots", snapshots_snapshots={"a": {"name": "two"}, "c": None}, snapshots_name="three"),
+        player.role("snapshots", snapshots_snapshots=["a", {"volume": "b", "name": "five"}], snapshots_name="four"),
+        player.role("snapshots", snapshots_snapshots=["a", "b"], snapshots_name="group", snapshots_group=True),
+        player.role("snapshots", snapshots_select="[?contains(snapshots[].name, 'three')].name", snapshots_name="six"),
+    ]
+    player.play(*tasks)
+    taken = ["a.one", "a.two", "a.four", "a.group", "b.one", "b.five", "b.group", "c.three", "c.six"]
+    assert player.names() == sorted([*"abc", "a.info", "b.info", "c.info", *taken])
+    assert unchanged(player.play(*tasks))
+    player.play(player.role("snapshots", snapshots_snapshots={"a": {"name": "x"}}, snapshots_group=True), fails="With snapshots_group all volumes get one")
+    player.play(player.role("snapshots", snapshots_name="x"), fails="Give either snapshots_select")
+    player.play(
+        player.role("snapshots", snapshots_snapshots={"a": {"names": ["one", "two"]}, "b": None}, snapshots_name="five", snapshots_state="absent"),
+        player.role("snapshots", snapshots_snapshots=["c"], snapshots_name="three", snapshots_state="reverted", snapshots_discard_newer=True),
+        {"remotefs.storage.remotefs_volume_info": {"share": str(player.share)}, "register": "found"},
+        asserted("found.volumes | map(attribute='snapshots') | map('map', attribute='name') | map('list') == [['four', 'group'], ['one', 'group'], ['three']]"),
+    )
+
+
+def test_only_what_the_role_makes_is_marked(player: Player) -> None:
+    """Not what somebody else made, not even when it is declared later or gets labels; and a mark outlasts new labels."""
+    foreign = {"remotefs.storage.remotefs_volume": {"share": str(player.share), "name": "foreign", "size": "1M", "labels": {"team": "red"}}}
+    info = {"remotefs.storage.remotefs_volume_info": {"share": str(player.share)}, "register": "found"}
+    labels = "dict(found.volumes | map(attribute='name') | zip(found.volumes | map(attribute='labels')))"
+    first = player.volumes({"made": {}, "foreign": {}, "red": {"labels": {"team": "red"}}})
+    second = player.volumes({"made": {"labels": {"team": "blue"}}, "foreign": {"labels": {"team": "blue"}}, "red": {}})
+    third = player.volumes({"made": {}, "new": {}, "gone": {"state": "absent"}}, volumes_labels={"team": "green"})
+    mark = "'remotefs_role': 'volumes'"
+    player.play(
+        foreign,
+        first,
+        info,
+        asserted(f"{labels} == {{'foreign': {{'team': 'red'}}, 'made': {{{mark}}}, 'red': {{'team': 'red', {mark}}}}}"),
+        second,
+        info,
+        asserted(f"{labels} == {{'foreign': {{'team': 'blue'}}, 'made': {{'team': 'blue', {mark}}}, 'red': {{'team': 'red', {mark}}}}}"),
+        third,
+        info,
+        asserted(f"({labels}).new == {{'team': 'green', {mark}}}", f"({labels}).made == ({labels}).new"),
+    )
+    assert unchanged(player.play(third))
+
+
+def exclusive(player: Player, volumes: object, within: object = "ci-*", how: object = True, **more: object) -> dict:
+    return player.volumes(volumes, volumes_exclusive=how, volumes_exclusive_within=within, **more)
+
+
+def test_what_is_no_longer_declared_goes(player: Player) -> None:
+    by_hand = {"remotefs.storage.remotefs_volume": {"share": str(player.share), "name": "ci-by-hand", "size": "1M", "labels": {"team": "blue"}}}
+    player.play(player.volumes(["ci-1", "ci-2", "ci-3", "db"]), by_hand)
+    (player.share / "ci-a-file").write_bytes(b"\0" * 512)
+    everything = player.names()
+    told = player.play(exclusive(player, ["ci-1"], how="report"), asserted("volumes_undeclared | map(attribute='name') == ['ci-2', 'ci-3']"))
+    assert "would be removed: ci-2, ci-3" in told and "left alone: ci-a-file, ci-by-hand" in told and player.names() == everything
+    assert not unchanged(player.play(exclusive(player, ["ci-1"]), options=("--check", "--diff"))) and player.names() == everything
+    assert unchanged(player.play(exclusive(player, ["ci-1"], how=False))) and player.names() == everything
+    player.play(exclusive(player, ["ci-1"]))
+    assert player.names() == ["ci-1", "ci-a-file", "ci-by-hand", "db"]
+    assert unchanged(player.play(exclusive(player, ["ci-1"])))
+
+
+def test_by_labels_and_with_snapshots(player: Player) -> None:
+    player.play(
+        player.volumes(["a", "b", "c"], volumes_labels={"team": "blue", "kind": "ci"}),
+        player.volumes(["d"], volumes_labels={"team": "red", "kind": "ci"}),
+        player.volumes(["e"]),
+        player.role("snapshots", snapshots_snapshots=["b"], snapshots_name="kept"),
+    )
+    blue = {"team": "blue", "kind": "ci"}
+    player.play(exclusive(player, ["a"], blue), fails="snapshot")  # b has one; c goes all the same
+    assert player.names() == ["a", "b", "b.info", "b.kept", "d", "e"]
+    player.play(exclusive(player, ["a"], blue, volumes_exclusive_cascade=True))
+    assert player.names() == ["a", "d", "e"]
+
+
+@pytest.mark.parametrize("within", ["", {}, {"team": 1}, ["ci-*"], None])
+def test_without_bounds_nothing_goes(player: Player, within: object) -> None:
+    player.play(player.volumes(["ci-1", "ci-2"]), exclusive(player, ["ci-1"], within), fails="volumes_exclusive_within must be a glob of names")
+    assert player.names() == ["ci-1", "ci-2"]
+
+
+def test_an_empty_declaration_removes_nothing(player: Player) -> None:
+    player.play(player.volumes(["ci-1"]), exclusive(player, []), fails="volumes_volumes is empty")
+    player.play(exclusive(player, ["ci-1"], how="maybe"), fails="value of volumes_exclusive must be one of")
+    assert player.names() == ["ci-1"]

@@ -1,0 +1,102 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Roles pass on every option that their module has; and what a role says of itself in three places is the same in all of them."""
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ROLES = CHECKOUT / "roles"
+# Per role: its module, the file with the task that calls it, and the options that it does not pass on, with the reason.
+PASSED = {
+    "share": (
+        "remotefs_share",
+        "main.yml",
+        {"src": "names one share: items of share_shares have it", "path": "belongs to one share: items of share_shares have it"},
+    ),
+    "volumes": ("remotefs_volume", "main.yml", {"name": "names one volume: items of volumes_volumes have it"}),
+    "snapshots": ("remotefs_snapshot", "change.yml", {"volume": "names one volume: items of snapshots_snapshots have it"}),
+}
+# Variables that are no option of the module.
+OWN = {
+    "share": {"share_install_helpers", "share_helper_packages"},
+    "volumes": {"volumes_exclusive", "volumes_exclusive_within", "volumes_exclusive_cascade"},
+    "snapshots": {"snapshots_select", "snapshots_group"},
+}
+# Two variables of a role that become one option.
+MADE_FROM = {("snapshots", "volumes"): "snapshots_group"}
+
+
+def options_of(module: str) -> set[str]:
+    """The documented options of a module, those of its fragments too; that they are the spec's is what ansible-test compares."""
+    for node in ast.parse((CHECKOUT / "plugins" / "modules" / f"{module}.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DOCUMENTATION":
+            documented = yaml.safe_load(ast.literal_eval(node.value))
+    found = set(documented["options"])
+    for fragment in documented["extends_documentation_fragment"]:
+        name, _, part = fragment.removeprefix("remotefs.storage.").partition(".")
+        holder = importlib.import_module(f"ansible_collections.remotefs.storage.plugins.doc_fragments.{name}").ModuleDocFragment
+        found |= set(yaml.safe_load(getattr(holder, (part or "documentation").upper())).get("options", {}))
+    return found
+
+
+def calls(role: str, module: str) -> dict[str, dict]:
+    """The arguments of each task of a role that calls the module, by file."""
+    found = {}
+    for file in sorted((ROLES / role / "tasks").glob("*.yml")):
+        for task in yaml.safe_load(file.read_text()):
+            if f"remotefs.storage.{module}" in task:
+                found[file.name] = task[f"remotefs.storage.{module}"]
+    return found
+
+
+def specified(role: str) -> dict[str, dict]:
+    return yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+
+
+@pytest.mark.parametrize("role", PASSED)
+def test_every_option_of_the_module_is_passed_on(role: str) -> None:
+    module, file, left_out = PASSED[role]
+    passed, options = calls(role, module)[file], options_of(module)
+    assert set(passed) | set(left_out) == options, "pass the option on in the role's task, or say here why not"
+    assert not set(passed) & set(left_out)
+    for option, value in passed.items():
+        variable = MADE_FROM.get((role, option), f"{role}_{option}")
+        assert re.search(rf"\b{variable}\b", value) or (role, option) == ("snapshots", "snapshots"), f"{option} does not come from {variable}"
+        assert variable in specified(role), f"{variable} is not in the role's argument specs"
+
+
+def test_every_task_that_changes_works_as_the_role_says() -> None:
+    """Locks, vouching and the like hold for whatever a role does, not for its main task only."""
+    change = importlib.import_module("ansible_collections.remotefs.storage.plugins.module_utils.changes").CHANGE
+    for role in ("volumes", "snapshots"):
+        for file, passed in calls(role, PASSED[role][0]).items():
+            assert set(change) <= set(passed), f"{role}, {file}"
+
+
+@pytest.mark.parametrize("role", PASSED)
+def test_specs_defaults_and_readme_agree(role: str) -> None:
+    spec, defaults = specified(role), yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text())
+    assert {name: option["default"] for name, option in spec.items() if "default" in option} == defaults
+    without = {name for name, option in spec.items() if "default" not in option}
+    assert without <= {"snapshots_share", "snapshots_protected"}, "a variable has a default, or is required or left to the module"
+    readme = (ROLES / role / "README.md").read_text()
+    table = "\n".join(line for line in readme.splitlines() if line.startswith("| `"))
+    assert set(re.findall(rf"`({role}_[a-z_]+)`", table)) == set(spec)
+    options = options_of(PASSED[role][0])
+    assert {name for name in spec if name.removeprefix(f"{role}_") not in options} == OWN[role]
+
+
+@pytest.mark.parametrize("role", PASSED)
+def test_variables_of_a_role_bear_its_name(role: str) -> None:
+    for file in (ROLES / role / "tasks").glob("*.yml"):
+        for task in yaml.safe_load(file.read_text()):
+            names = [*task.get("vars", {}), *task.get("ansible.builtin.set_fact", {}), *filter(None, [task.get("register")])]
+            assert all(name.startswith(f"{role}_") for name in names), (file.name, names)
