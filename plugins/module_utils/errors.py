@@ -18,7 +18,7 @@ class StorageError(Exception):
     :param subject: the object, as the user knows it ("volume db01 on nas1:/vols").
     :param problem: what is wrong with it.
     :param remedy: what the user can do about it.
-    :param details: what a result has beside the message: ``cmd``, ``rc`` and ``stderr`` of a program, ``exception``.
+    :param details: what a result has beside the message: ``cmd``, ``rc`` and ``stderr`` of a program, ``traceback`` of a fault.
     """
 
     error_code = "tool_failed"
@@ -173,6 +173,6 @@ def understood(error: BaseException, subject: str) -> StorageError:
     return ToolFailed(
         subject,
         f"an unexpected fault stopped it ({type(error).__name__}: {error})",
-        "run the task again, which finishes or undoes what this one began, and report the fault with the exception",
-        {"exception": "".join(traceback.format_exception(type(error), error, error.__traceback__))},
+        "run the task again, which finishes or undoes what this one began, and report the fault with the traceback",
+        {"traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__))},
     )

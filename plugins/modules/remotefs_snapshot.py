@@ -311,6 +311,10 @@ stderr:
   description: What the program that failed said.
   returned: when a program failed
   type: str
+traceback:
+  description: Where a fault that nobody foresaw happened.
+  returned: when there was one
+  type: str
 error_code:
   description: The kind of failure, see docs/errors.md.
   returned: failure

@@ -18,18 +18,20 @@ import errno
 import os
 import stat
 from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import TYPE_CHECKING, Callable, Iterator
 
 from ..errors import Conflict, StorageError, UnsafeImage, from_os_error, share_gone
 from ..model import Share
-from . import access, privacy
 from .kernel_users import KernelUsers
 from .names import Names
 from .pace import Pace
 
+if TYPE_CHECKING:
+    from . import access
+
 PRIVATE = ".remotefs"
 _BALLAST = "ballast"  # its folder there
-_SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
+SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITING = _READING | os.O_RDWR
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -47,10 +49,6 @@ def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
 
 
 Fence = Callable[[str], None]  # takes the name of what is about to change; raises where the task may change it no more
-
-
-def _unheard(_warning: str) -> None:
-    """For records, whose access nobody but us needs."""
 
 
 def _unreadable(error: OSError, subject: str) -> StorageError:
@@ -147,7 +145,7 @@ class Directory(Names):
         try:
             fd, status = self.examine(name)
             try:
-                data = os.read(fd, min(status.st_size, _SMALL_FILE) + 1)
+                data = os.read(fd, min(status.st_size, SMALL_FILE) + 1)
             finally:
                 os.close(fd)
         except FileNotFoundError:
@@ -156,7 +154,7 @@ class Directory(Names):
             if error.errno == errno.ENAMETOOLONG:
                 return None  # a stray file's name may leave no room for that of its record
             raise
-        if len(data) > _SMALL_FILE:
+        if len(data) > SMALL_FILE:
             raise UnsafeImage(self.subject(name), "it is too large for a record", "see docs/worst-day.md for how to rebuild it")
         return data
 
@@ -200,7 +198,7 @@ class ShareDirectory:
         gone = error is not None and self.is_gone()
         self.close()
         if gone:
-            raise share_gone(self.share.label) from error if isinstance(error, BaseException) else None
+            raise share_gone(self.share.label)
         if isinstance(error, OSError):
             reader = os.geteuid() if self._fence is _nothing_to_ask else None
             raise from_os_error(error, f"share {self.share.label}", reader) from error
@@ -296,7 +294,9 @@ class ShareDirectory:
         if create:
             try:
                 os.mkdir(name, 0o700, dir_fd=parent)
-                if self.share.keeps_modes:
+                if self.share.keeps_modes and os.fstat(parent).st_mode & stat.S_IWGRP:
+                    from . import privacy
+
                     privacy.let_group_in(self.root.fd, parent, name)
                 if name != _BALLAST:  # which is no state
                     os.fsync(parent)
@@ -312,6 +312,8 @@ class ShareDirectory:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise UnsafeImage(subject, "it is not a directory of ours but a link or a file", remedy) from error
             if error.errno == errno.EACCES:
+                from . import privacy
+
                 raise privacy.shut_out(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
             raise from_os_error(error, subject) from error
         if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
@@ -324,9 +326,10 @@ class ShareDirectory:
         return fd
 
     def keep_as_private(self, fd: int, directory: Directory) -> None:
-        """Let those use a file of ours who may use the folder that it is in."""
-        if self.share.keeps_modes:
-            privacy.keep_as_private(fd, directory.fd)
+        """Let those use a file of ours who may use its folder."""
+        if self.share.keeps_modes and os.fstat(directory.fd).st_mode & stat.S_IWGRP:
+            if os.fstat(fd).st_uid == os.geteuid():
+                os.fchmod(fd, 0o660)
 
     # -- temporary files and how they get their names ------------------------------------------------------------
 
@@ -391,11 +394,9 @@ class ShareDirectory:
         self.root.sync()
 
     def write_record(
-        self, volume: str, directory: Directory, name: str, data: bytes, like: str | None = None, warn: access.Warn = _unheard, last: str = ""
+        self, volume: str, directory: Directory, name: str, data: bytes, like: str | None = None, warn: access.Warn | None = None, last: str = ""
     ) -> None:
         """Write a small file whole and durable, as :func:`small_files.write` says."""
-        if len(data) > _SMALL_FILE:
-            raise UnsafeImage(directory.subject(name), "it would grow beyond what a record can be", "look at the volume's .info for what makes it so large")
         from . import small_files  # late: only changes write any
 
         small_files.write(self, volume, directory, name, data, like, warn, last)

@@ -26,7 +26,6 @@ import time
 from typing import NamedTuple
 
 from ..errors import LockTimeout, StorageError, UnsafeImage, from_os_error
-from . import ballast
 from .directory import Directory, ShareDirectory
 
 _OFD_SETLK = 37
@@ -34,6 +33,7 @@ _WHOLE_FILE = {kind: struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0) for kind
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25  # seconds
 _LOST = (errno.ENOENT, errno.ESTALE)
 _REFUSED = (errno.EAGAIN, errno.EACCES)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Owner(NamedTuple):
@@ -257,7 +257,7 @@ class VolumeLock:
         try:
             return os.open(self._name, flags, 0o600, dir_fd=locks.fd)
         except OSError as error:
-            if error.errno not in ballast.FULL or not ballast.release(self._directory):
+            if error.errno not in _FULL or not self._make_room():
                 raise
         return os.open(self._name, flags, 0o600, dir_fd=locks.fd)
 
@@ -287,7 +287,7 @@ class VolumeLock:
                 try:
                     self._write_token(fd, token)
                 except OSError as error:
-                    if error.errno not in ballast.FULL or not ballast.release(self._directory):
+                    if error.errno not in _FULL or not self._make_room():
                         raise
                     self._write_token(fd, token)
                 os.fsync(fd)
@@ -300,12 +300,17 @@ class VolumeLock:
         self._directory.refresh()
         return True
 
+    def _make_room(self) -> bool:
+        from . import ballast  # late: few shares are full
+
+        return ballast.release(self._directory)
+
     def _claim(self, fd: int, token: bytes) -> None:
         """Write the token. Where the share has no room for it, the lock is held without, as readers hold it."""
         try:
             self._write_token(fd, token)
         except OSError as error:
-            if error.errno not in ballast.FULL:
+            if error.errno not in _FULL:
                 raise
             self._write_token(fd, b"")
 

@@ -18,8 +18,6 @@ def let_group_in(share: int, parent: int, name: str) -> None:
     :param share: the descriptor of the share's directory; ``parent`` is that of the folder's own one.
     """
     above = os.fstat(parent)
-    if not above.st_mode & stat.S_IWGRP:
-        return
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         if os.fstat(fd).st_gid != above.st_gid:
@@ -30,14 +28,6 @@ def let_group_in(share: int, parent: int, name: str) -> None:
         pass  # not a member of that group: then it is for this user alone
     finally:
         os.close(fd)
-
-
-def keep_as_private(fd: int, folder: int) -> None:
-    """Let those use a file of ours who may use the folder that it is in."""
-    if os.fstat(folder).st_mode & stat.S_IWGRP:
-        mine = os.fstat(fd)
-        if mine.st_uid == os.geteuid() and stat.S_IMODE(mine.st_mode) != 0o660:
-            os.fchmod(fd, 0o660)
 
 
 def shut_out(share: int, path: str, parent: int, name: str, subject: str, error: OSError) -> StorageError:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 
-from ..errors import NoSpace, StorageError, from_os_error
+from ..errors import NoSpace, StorageError, UnsafeImage, from_os_error
 from . import access, ballast, records
-from .directory import Directory, ShareDirectory
+from .directory import SMALL_FILE, Directory, ShareDirectory
 
 
 def write(
-    share: ShareDirectory, volume: str, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn, last: str
+    share: ShareDirectory, volume: str, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn | None, last: str
 ) -> None:
     """Write a small file of a volume, with the access of the volume's file ``like`` (None: as private as its directory).
 
     :param last: what may be used where the share is full: "ballast", or also the "blocks" that the file has.
-    :raises NoSpace: the share is full.
+    :raises UnsafeImage: it would be too large to be read again. :raises NoSpace: the share is full.
     """
+    if len(data) > SMALL_FILE:
+        raise UnsafeImage(directory.subject(name), "it would grow beyond what a record can be", "look at the volume's .info for what makes it so large")
     try:
         temporary = _written(share, directory, name, data, like, warn, share.create_temporary(volume))
     except NoSpace:
@@ -39,8 +41,12 @@ def write(
         raise from_os_error(error, directory.subject(name)) from error
 
 
+def _unheard(_warning: str) -> None:
+    """For records, whose access nobody but us needs."""
+
+
 def _written(
-    share: ShareDirectory, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn, made: tuple[int, str]
+    share: ShareDirectory, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn | None, made: tuple[int, str]
 ) -> str:
     """Write and sync a temporary file that is to be ``name``, and close it; returns its name."""
     fd, temporary = made
@@ -49,7 +55,7 @@ def _written(
             ballast.overwrite(fd, data)
             if like is not None:
                 with share.root.opened(like) as original:
-                    access.copy_access(original, fd, share.share.keeps_modes, warn, directory.subject(name))
+                    access.copy_access(original, fd, share.share.keeps_modes, warn or _unheard, directory.subject(name))
             else:
                 share.keep_as_private(fd, directory)
             share.pace.sync_file(fd)
