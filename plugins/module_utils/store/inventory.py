@@ -151,8 +151,9 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     snapshots = _snapshots(name, chain, info, record)
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
-    told = {"created": record.created, "description": record.description, "labels": record.labels} if record else {}
-    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, **told)
+    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent)
+    if record is not None:
+        make = partial(make, created=record.created, description=record.description, labels=record.labels)
     in_use = glance.in_use if glance else None
     return Observed(make(adopted=_is_adopted(make(), record)), info, record, in_use)
 
