@@ -311,7 +311,7 @@ OPERATIONS: dict[str, Operation] = {
     "create with a snapshot": Operation(
         _lone("raw"),
         _ensure(VolumeWish("new", size=MIB, snapshot="fresh")),
-        lambda model: _changed_in("new", lambda wanted: wanted.with_point("fresh"))(_adds("new", _empty(MIB))(model)),
+        lambda model: {**model, "new": Wanted(bytes(MIB)).with_point("fresh")},
         tool=False,
         halfway=_adds("new", _empty(MIB)),
     ),
