@@ -56,3 +56,32 @@ attributes:
     membership:
       - remotefs.storage.remotefs
 """
+
+    # Of a module that takes a share, and of one that changes volumes. Extend one of these instead of ACTION_GROUP.
+    ACTION_GROUP_VOLUMES = r"""
+options: {}
+attributes:
+  action_group:
+    description:
+      - Use C(group/remotefs.storage.volumes) in C(module_defaults) to set O(ignore:share) and O(ignore:mount_base) for all modules that take a share.
+      - C(group/remotefs.storage.remotefs) has all modules of this collection.
+    support: full
+    membership:
+      - remotefs.storage.remotefs
+      - remotefs.storage.volumes
+"""
+
+    ACTION_GROUP_CHANGES = r"""
+options: {}
+attributes:
+  action_group:
+    description:
+      - Use C(group/remotefs.storage.volumes) in C(module_defaults) to set O(ignore:share) and O(ignore:mount_base) for all modules that take a share,
+        and C(group/remotefs.storage.changes) for the options that those have in common which change volumes, such as O(ignore:lock_timeout).
+      - C(group/remotefs.storage.remotefs) has all modules of this collection.
+    support: full
+    membership:
+      - remotefs.storage.remotefs
+      - remotefs.storage.volumes
+      - remotefs.storage.changes
+"""

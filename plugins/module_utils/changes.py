@@ -109,7 +109,12 @@ def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
     return warn_once
 
 
-_DICTIONARIES = "'{0}' takes a list of dictionaries: {{{{ names | remotefs.storage.items }}}} makes one of names, or of a dictionary by name"
+_DICTIONARIES = "{0} takes a list of dictionaries: {{{{ names | remotefs.storage.items }}}} makes one of names, or of a dictionary by name"
+
+
+def _is_something_else(given: object) -> bool:
+    """Whether it is no list of dictionaries. What an option is given as is still as the playbook has it."""
+    return given is not None and not (isinstance(given, list) and all(isinstance(item, dict) for item in given))
 
 
 def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
@@ -125,9 +130,8 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
         def fail_json(self, msg: str, **kwargs: Any) -> None:
             if not self.parsed:
                 kwargs.setdefault("error_code", InvalidParameter.error_code)
-                meant = [name for name in lists if f"'{name}'" in msg or f" {name}" in msg]
-                typed = "convert" in msg or "is of type" in msg
-                msg = f"{msg.rstrip('.')}. {_DICTIONARIES.format(meant[0])}." if meant and typed else msg
+                wrong = [name for name in lists if _is_something_else(self.params.get(name))]
+                msg = f"option '{wrong[0]}': {msg.rstrip('.')}; {_DICTIONARIES.format(wrong[0])}." if wrong else msg
             super().fail_json(msg, **kwargs)
 
     module = Module(argument_spec=spec, supports_check_mode=True, **conditions)
@@ -181,10 +185,12 @@ def failure(error: StorageError) -> dict:
     return {"changed": False, "actions": [], "recovered": [], "msg": str(error), "error_code": error.error_code, **error.details}
 
 
-def leave(module: AnsibleModule, single: dict) -> None:
-    """End a task about one object."""
+def leave(module: AnsibleModule, single: dict, label: str) -> None:
+    """End a task about one object. :param label: what a diff calls it."""
     if not module._diff:
         single.pop("diff", None)
+    elif "diff" in single:
+        single["diff"] = {"before_header": label, "after_header": label, **single["diff"]}
     single.update(logged(module))
     if "error_code" in single:
         module.fail_json(**single)

@@ -92,9 +92,9 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
     everything.update(logged(module))
     failed = [one for one in results if one["failed"]]
     if failed:
-        told = " ".join(f"{_label(one)}: {one['msg']}" for one in failed[:20])
+        reasons = " ".join(f"{_label(one)}: {one['msg']}" for one in failed[:20])
         more = f" (and {len(failed) - 20} more, see results)" if len(failed) > 20 else ""
         module.fail_json(
-            msg=f"{len(failed)} of {len(results)} {what} failed. {told}{more}", error_code=failed[0]["error_code"], **everything
+            msg=f"{len(failed)} of {len(results)} {what} failed. {reasons}{more}", error_code=failed[0]["error_code"], **everything
         )
     module.exit_json(**everything)

@@ -18,7 +18,7 @@ author:
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.info
-  - remotefs.storage.attributes.action_group
+  - remotefs.storage.attributes.action_group_volumes
 options:
   share:
     description:

@@ -23,7 +23,7 @@ requirements:
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.change
-  - remotefs.storage.attributes.action_group
+  - remotefs.storage.attributes.action_group_changes
   - remotefs.storage.store
   - remotefs.storage.store.change
 options:
@@ -497,7 +497,8 @@ def main() -> None:
         outcome = _run_one(module)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         outcome = changes.failure(understood(error, "this task"))
-    changes.leave(module, outcome)
+    label = "@".join(filter(None, [module.params["volume"], module.params["name"] or ", ".join(module.params["names"] or ())]))
+    changes.leave(module, outcome, label)
 
 
 if __name__ == "__main__":

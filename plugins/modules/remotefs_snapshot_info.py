@@ -19,7 +19,7 @@ author:
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.info
-  - remotefs.storage.attributes.action_group
+  - remotefs.storage.attributes.action_group_volumes
   - remotefs.storage.store
 options:
   share:

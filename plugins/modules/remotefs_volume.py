@@ -23,7 +23,7 @@ requirements:
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.change
-  - remotefs.storage.attributes.action_group
+  - remotefs.storage.attributes.action_group_changes
   - remotefs.storage.store
   - remotefs.storage.store.change
 options:
@@ -552,7 +552,7 @@ def main() -> None:
         outcome = _run_one(module)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         outcome = changes.failure(understood(error, "this task"))
-    changes.leave(module, outcome)
+    changes.leave(module, outcome, str(module.params["name"]))
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def test_reusing_a_name_that_a_file_still_has(store: Store) -> None:
     store.snapshot("s3")
     store.delete("s2")
     assert store.info()["snapshots"][0] | {"created": None} == {
-        "name": "s1", "file": "vol.s2", "created": None, "description": "", "labels": {}, "protected": False,
+        "name": "s1", "file": "vol.s2", "created": None, "description": "", "labels": {}, "protected": False, "expires": None,
     }  # fmt: skip
     store.snapshot("s2")
     assert store.info()["path"].endswith("/vol.s2-1")

@@ -17,7 +17,7 @@ from ..model import Image, Share, Volume, check_volume_name, listed, now
 from ..plan import planner
 from ..plan.plan import Plan
 from ..plan.wishes import SnapshotWish, Source
-from ..store import inventory, kinship
+from ..store import inventory
 from ..store.directory import ShareDirectory
 from . import placement, report
 from .candidates import Candidates, locate
@@ -56,14 +56,12 @@ def present(request: VolumeRequest, options: Options) -> Outcome | None:
         share, volume = known
         return _outcome(share, options, [planner.ensure_volume(volume, wish)], volume)
     if not there.shares:
-        if not request.candidates.missing:
+        if there.unreadable or not request.candidates.missing:
             return None
         return _create(request, request.candidates.missing[0], options, there)
     if _located(there, wish.name, options) or request.source is None or _has_source(request, there, options):
         return None
     share = placement.choose(there, wish.size or 0, 0, request.policy, options.ledger)
-    with ShareDirectory(share) as directory:
-        kinship.require_free_name(directory, wish.name, wish.name)
     return _create(request, share, options, there)
 
 
@@ -154,7 +152,7 @@ def with_snapshot(volume: Volume, name: str, options: Options) -> Volume:
     if volume.has_snapshot(name):
         return volume
     options.warn(f"snapshot {name} of volume {volume.name} does not exist yet: {_MADE_EARLIER}")
-    plan = planner.create_snapshot(volume, SnapshotWish(name, created=now(), max_chain=inventory.MAX_CHAIN))
+    plan = planner.create_snapshot(volume, SnapshotWish(name, max_chain=inventory.MAX_CHAIN))
     after = plan.after or volume
     return after.with_images(**{after.active.file: replace(after.active, empty=False)})
 
@@ -191,8 +189,8 @@ def reverted(candidates: Candidates, name: str, snapshot: str, discard_newer: bo
     found = missing_volume(candidates, name, options)
     if found is None:
         return None
-    share, volume = found
-    plan = planner.revert(with_snapshot(volume, snapshot, options), snapshot, discard_newer)
+    share, volume = found[0], with_snapshot(found[1], snapshot, options)
+    plan = planner.revert(volume, snapshot, discard_newer)
     return replace(_outcome(share, options, [plan], volume), content=report.content_goes_back(plan, snapshot))
 
 
@@ -267,7 +265,7 @@ def _told(volume: Volume, share: Share) -> dict:
     return {**told, "size": told["size"] or None, "chain": unknown}
 
 
-def each(names: Iterable[str], candidates: Candidates, options: Options) -> bool:
+def any_missing(names: Iterable[str], candidates: Candidates, options: Options) -> bool:
     """Whether one of these volumes is not there yet."""
     found = False
     for name in names:

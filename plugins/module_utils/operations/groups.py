@@ -54,7 +54,7 @@ def take_group(
     if options.assume:
         from . import foretelling
 
-        if foretelling.each(volumes, candidates, options):
+        if foretelling.any_missing(volumes, candidates, options):
             return [_taken_alone(SnapshotRequest(candidates, name, wish, keep), options) for name in volumes]
     shares = {name: find(candidates, name, options) for name in volumes}
     if len({share.path for share in shares.values()}) > 1:

@@ -118,7 +118,8 @@ def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:
     dropped = sum(image.allocated for image in plan.before.chain[: plan.before.files.index(point)])
     taken = plan.before.snapshot(snapshot).created
     said = f"snapshot {snapshot}" + (f" of {taken}" if taken else "")
-    return f"as written since {said}, about {told_size(dropped)}, which are dropped", f"goes back to {said}"
+    about = f"about {told_size(dropped)}" if plan.before.size else "nobody knows how much"
+    return f"as written since {said} ({about}), which is dropped", f"goes back to {said}"
 
 
 def one_line(found: dict) -> str:

@@ -136,8 +136,9 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     snapshots, stale = _snapshots(directory, name, chain, info, record)
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
-    told = {"created": record.created, "description": record.description, "labels": record.labels} if record else {}
-    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale, **told)
+    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
+    if record is not None:
+        make = partial(make, created=record.created, description=record.description, labels=record.labels)
     adopted = _is_adopted(make(), record)
     if glance is None:
         return Observed(make(adopted=adopted), info, record)

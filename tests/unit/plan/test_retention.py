@@ -321,3 +321,123 @@ def test_counts_from_templates() -> None:
         "monthly": 0,
         "yearly": 0,
     }
+
+
+# -- years, spans, expiry --------------------------------------------------------------------------------------------
+
+NOW = "2026-11-25T12:00:00Z"
+
+
+def judged(found: Volume, named: str | None = None, **rules: object) -> dict[str, tuple]:
+    policy = retention.parse({"match": "*", **rules}) if rules else None
+    return {one.snapshot.name: one.reasons for one in retention.judge(found, policy, named, NOW)}
+
+
+def test_years() -> None:
+    """As restic's forget: the newest of each year, by the calendar and not by 365 days."""
+    found = at("2022-12-31T23:59:59Z", "2023-01-01T00:00:00Z", "2023-12-31T23:59:59Z", "2024-02-29T00:00:00Z", "2026-01-01T00:00:00Z")
+    assert kept(found, yearly=2) == {"s4": ("yearly 2024",), "s5": ("yearly 2026",)}
+    assert set(kept(found, yearly=9)) == {"s1", "s3", "s4", "s5"}
+    assert set(kept(found, yearly=1, last=2)) == {"s4", "s5"}
+
+
+@pytest.mark.parametrize(
+    "within, stays",
+    [
+        ("1s", {"s6"}),
+        ("24h", {"s6"}),  # what is exactly so much older is not within, as for restic
+        ("86401s", {"s5", "s6"}),
+        ("2d", {"s5", "s6"}),
+        ("1w", {"s4", "s5", "s6"}),
+        ("30d", {"s3", "s4", "s5", "s6"}),
+        ("10000m", {"s4", "s5", "s6"}),
+        (" 52w ", {"s2", "s3", "s4", "s5", "s6"}),
+    ],
+)
+def test_within_counts_from_the_newest_snapshot(within: str, stays: set) -> None:
+    """restic's rule: not from the time of the task, so that a volume whose snapshots stopped keeps its last ones."""
+    times = ("2015-01-01T00:00:00Z", "2015-12-19T12:00:00Z", "2016-01-05T00:00:00Z", "2016-01-13T00:00:00Z", "2016-01-17T12:00:00Z")
+    found = at(*times, "2016-01-18T12:00:00Z")
+    assert set(kept(found, within=within)) == stays
+    assert kept(found, within=within)["s6"] == (f"within {within.strip()}",)
+
+
+def test_a_clock_that_was_wrong_makes_nothing_old() -> None:
+    """The newest snapshot claims a time that has not come: what is really new stays. Where the newest claims an early time, all do."""
+    assert set(judged(at("2026-10-01T00:00:00Z", "2026-11-24T00:00:00Z", "2099-01-01T00:00:00Z"), within="7d")) == {"s1", "s2", "s3"}
+    future = judged(at("2026-10-01T00:00:00Z", "2026-11-24T00:00:00Z", "2099-01-01T00:00:00Z"), within="7d")
+    assert [name for name, reasons in future.items() if reasons] == ["s2", "s3"]
+    backwards = judged(at("2026-11-20T00:00:00Z", "1970-01-01T00:00:00Z"), within="7d")
+    assert all(backwards.values())
+    assert all(judged(at("2098-11-20T00:00:00Z", "2099-01-01T00:00:00Z"), within="1d").values())
+
+
+@given(chains(), st.integers(1, 400), COUNTS)
+def test_within_keeps_on_a_second_run_what_it_kept(chain: tuple, days: int, rules: dict) -> None:
+    snapshots, times, matching = chain
+    first = kept(volume(*snapshots), "daily-*", within=f"{days}d", **rules)
+    without = kept(volume(*snapshots), "daily-*", **rules)
+    newest = next((times[one.name] for one in reversed(snapshots) if one.name in matching and times[one.name]), None)
+    near = {name for name in matching if times[name] and newest and times[name] > newest - timedelta(days=days)}
+    assert set(first) == set(without) | near
+    left = [snapshot for snapshot in snapshots if snapshot.name in first or snapshot.name not in matching]
+    assert kept(volume(*left), "daily-*", within=f"{days}d", **rules).keys() == first.keys()
+
+
+@pytest.mark.parametrize("within", ["30", "d", "-1d", "1.5d", "1y", "1d2h", "0d", [1], 30, "9999999999w"])
+def test_no_span(within: object) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        retention.parse({"match": "*", "within": within})
+    assert str(caught.value).startswith("option keep.within: ")
+
+
+def test_what_has_expired_goes_and_takes_no_place() -> None:
+    """Whether it matches or not, unless something keeps it whatever the rules say."""
+    old, later = "2026-11-25T12:00:00Z", "2026-11-25T12:00:01Z"
+    found = volume(
+        snap("by-hand", "2026-11-01T00:00:00Z", expires=old),
+        snap("daily-1", "2026-11-02T00:00:00Z"),
+        snap("daily-2", "2026-11-03T00:00:00Z", expires=later),
+        snap("daily-3", "2026-11-04T00:00:00Z", expires=old),
+        snap("daily-4", "2026-11-05T00:00:00Z", expires=old, protected=True),
+        snap("daily-5", None, expires=old),
+        snap("daily-6", "2026-11-07T00:00:00Z", expires="next week"),
+    )
+    verdicts = {one.snapshot.name: one.reasons for one in retention.judge(found, None, None, NOW)}
+    assert {name for name, reasons in verdicts.items() if not reasons} == {"by-hand", "daily-3"}
+    assert set(verdicts) == {"by-hand", "daily-3", "daily-4", "daily-5"}
+    policy = retention.parse({"match": "daily-*", "last": 4})
+    verdicts = {one.snapshot.name: one.reasons for one in retention.judge(found, policy, None, NOW)}
+    assert {name for name, reasons in verdicts.items() if not reasons} == {"by-hand", "daily-1", "daily-3"}
+    assert verdicts["daily-2"] == ("last 4 of 4",)
+    named = {one.snapshot.name: one.reasons for one in retention.judge(found, None, "daily-3", NOW)}
+    assert named["daily-3"] == ("named by this task",)
+
+
+def test_a_clone_keeps_what_has_expired() -> None:
+    found = volume(snap("s1", "2026-11-01T00:00:00Z", expires="2026-11-02T00:00:00Z"), dependents=(("c", "vol"),))
+    assert judged(found) == {"s1": ("linked clone c rests on it",)}
+
+
+@pytest.mark.parametrize(
+    "given, time, relative",
+    [
+        ("never", None, False),
+        ("7d", "2026-12-02T12:00:00Z", True),
+        ("90 m", "2026-11-25T13:30:00Z", True),
+        ("2027-01-31T18:00:00Z", "2027-01-31T18:00:00Z", False),
+        ("2027-01-31 18:00:00+00:00", "2027-01-31T18:00:00Z", False),
+        ("2027-01-31T18:00:00.250+02:00", "2027-01-31T16:00:00Z", False),
+        ("2027-01-31T18:00-0130", "2027-01-31T19:30:00Z", False),
+        ("2027-01-31", "2027-01-31T00:00:00Z", False),
+        ("2020-02-29T00:00:00Z", "2020-02-29T00:00:00Z", False),
+    ],
+)
+def test_expiry(given: str, time: str | None, relative: bool) -> None:
+    assert retention.parse_expiry(given, NOW) == (time, relative)
+
+
+@pytest.mark.parametrize("given", ["", "soon", "7", "0d", "-1d", "2027-02-30", "2027-01-31T25:00:00Z", "9999999999w", "9999-12-31T23:59:59-10:00", "1y"])
+def test_no_expiry(given: str) -> None:
+    with pytest.raises(InvalidParameter):
+        retention.parse_expiry(given, NOW)

@@ -39,9 +39,9 @@ def read_bitmaps(fd: int, header: Header) -> tuple[Bitmap, ...]:
     number, _reserved, size, offset = _BODY.unpack_from(_extension(data, header))
     if not 0 < number <= _MOST_BITMAPS or not _ENTRY.size <= size <= _MOST_DIRECTORY:
         raise Qcow2Error("its directory of bitmaps is not what the format wants")
-    directory = os.pread(fd, size, offset)
-    if len(directory) != size:
+    if offset + size > os.fstat(fd).st_size:
         raise Qcow2Error("its directory of bitmaps lies behind the end of the file")
+    directory = os.pread(fd, size, offset)
     return tuple(_entries(directory, number))
 
 
