@@ -25,8 +25,9 @@ before = set(sys.modules)
 atexit.register(lambda: print(json.dumps(sorted(set(sys.modules) - before)), file=sys.stderr))
 runpy.run_module({_PREFIX!r} + "modules.MODULE", run_name="__main__")
 """
-MODULES_READ, LINES_READ = 23, 3300
-MODULES_UNCHANGED, LINES_UNCHANGED = 33, 4270
+# Reading any directory asks the table of file systems that are a host's alone, and the one that says what a mount of a server is.
+MODULES_READ, LINES_READ = 23, 3470
+MODULES_UNCHANGED, LINES_UNCHANGED = 33, 4450
 _SLOW = {"asyncio", "concurrent.futures", "difflib", "multiprocessing", "pwd", "resource", "socketserver", "unittest"}
 
 
