@@ -35,7 +35,8 @@ options:
     default: false
   assume_unused:
     description:
-      - Vouch that nobody has the images open, where the file system cannot tell (CIFS mounted with C(nobrl)).
+      - Vouch that nobody has the images open, where the file system cannot tell (CIFS mounted with C(nobrl), sshfs, and every file system
+        that is neither supported nor known to be this host's alone, such as 9p, virtiofs or C(fuse.rclone)).
       - Elsewhere an image that is open anywhere is refused all the same.
     type: bool
     default: false

@@ -14,6 +14,8 @@ description:
   - What is mounted, and with which options, is read from the kernel. Another source at the path is an error and is never unmounted;
     an option that differs from the wish is a change, remounted in place where the file system can do that and unmounted and mounted anew where it cannot.
   - A share that is in use is never unmounted by force or lazily. The data on a share is never deleted.
+  - Where autofs manages the path (an automount daemon, or C(x-systemd.automount) in fstab) the task goes there and looks at what was mounted.
+    It never mounts a second time on top. Options that only the automounter's own table can change are told in a warning.
 author:
   - remotefs.storage contributors (@remotefs)
 requirements:
@@ -31,12 +33,15 @@ options:
   src:
     description:
       - The source of the share, such as V(nas1:/vols), V(//nas1/vols), V(user@host:/dir) or V(/srv/volumes).
+      - Spellings that a server treats alike are one source. Doubled slashes, C(/./), a trailing slash and the letter case of a host
+        do not matter, nor do backslashes and the letter case of the share's name for SMB.
       - It may be left out with O(path) where the mount table or fstab tells it, for O(state=unmounted), O(state=absent) and O(state=remounted).
     type: str
   path:
     description:
       - The directory where it is mounted. It is created if missing.
       - The default is a directory under O(mount_base) named by the MD5 of the exact source, as OpenStack's os-brick has it.
+        If the share is mounted in such a directory under another spelling of its source, that directory is used.
       - For O(fstype=directory) it is O(src) itself.
     type: path
   mount_base:
@@ -57,6 +62,9 @@ options:
     description:
       - Mount options, as a list or separated by commas.
       - For V(cifs), C(nobrl) is added unless C(brl) is given, because C(qemu-img) cannot create qcow2 files without it.
+      - Of options that contradict each other the last one counts, as for mount(8).
+      - The kernel does not show every option. One that it does not show counts as being in force if the share was mounted with exactly these words.
+        They are in fstab, and until the next boot in C(/run/remotefs/mounts/).
       - A password among them is refused, see O(credentials).
       - Left out with O(state=remounted), those of fstab stay.
     type: list
@@ -85,6 +93,7 @@ options:
       - V(present) only writes it to fstab. A plain directory is created.
       - V(unmounted) unmounts it and leaves fstab alone.
       - V(absent) unmounts it and removes its line from fstab, its credentials and, if empty and under O(mount_base), its mount directory.
+        A share that is mounted several times at the path is unmounted as often. An automounter's own table is not changed.
       - V(remounted) unmounts it if it is mounted and mounts it, always a change. This is what mends a share whose server came back with stale file handles.
       - A plain directory is not touched by V(unmounted), V(absent) and V(remounted).
     type: str
@@ -130,9 +139,9 @@ options:
       timeout: {description: See O(timeout)., type: int}
   shares_file:
     description:
-      - A file on the managed host with one share a line, in the format of Cinder's remotefs drivers. A line is C(SOURCE) or C(SOURCE -o OPTIONS).
-        Comments start with C(#), and C(\040) stands for a space.
-      - A line of another form is passed over with a warning that names its number.
+      - A file on the managed host with one share a line, in the format of Cinder's remotefs drivers. A line is C(SOURCE) or C(SOURCE -o OPTIONS),
+        and is split as Cinder splits it, at its first blank. Comments start with C(#) in the first column, and C(\040) in the source stands for a space.
+      - A line of another form is passed over with a warning that names its number. Of a source that is there twice the last line counts.
       - May be combined with O(shares), whose items come first.
     type: path
 seealso:

@@ -77,7 +77,9 @@ shares:
       type: str
       sample: /var/lib/remotefs/mnt/15e1e4a2e0c67b0d4ae2ac2f33eb35e8
     fstype:
-      description: The file system. Null if it is not mounted.
+      description:
+        - The file system. Null if it is not mounted.
+        - A directory on a file system that this collection does not know to be local has the type that the kernel shows, such as V(9p) or V(fuse.rclone).
       type: str
       sample: nfs
     opts:

@@ -9,7 +9,7 @@ import time
 
 from .. import command
 from ..errors import InUse, MountFailed, StorageError, ToolFailed, from_os_error
-from . import fstab, planner, probe, resolve, tables
+from . import automount, fstab, planner, probe, resolve, tables
 
 _PAUSE = 1.0  # seconds before the second attempt of a mount; each further one waits as much longer
 _ENDING = 5.0  # seconds that ending a program which is stuck in the kernel may take
@@ -63,7 +63,7 @@ def _check_idle(path: str, subject: str) -> None:
 
 
 def _holders(real: str, mounts: tuple[tables.Mount, ...]) -> list[str]:
-    trigger = tables.trigger(mounts, real)
+    trigger = automount.trigger(mounts, real)
     return probe.holders(real, trigger=trigger.id if trigger is not None else None)
 
 
@@ -123,8 +123,6 @@ def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject:
 
 def _visit(step: planner.MountShare, deadline: Deadline, subject: str) -> None:
     """Have the automounter mount it: mount(8) at a trigger would mount it twice."""
-    from . import automount
-
     mounts = automount.visit(step.path, tables.read_mounts(), deadline.left, subject)
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         raise MountFailed(subject, f"autofs manages {step.path} and mounted nothing there", "see the log of the automounter on this host")

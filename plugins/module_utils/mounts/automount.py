@@ -16,6 +16,30 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 _DEPTH = 8  # triggers within what triggers have mounted
 
 
+def visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> tuple[tables.Mount, ...]:
+    """The mounts after going where ``source`` would be mounted by an automounter: at its default path, or where fstab has it."""
+    entries = tables.parse_fstab(tables.read_fstab(fstab))
+    paths = [resolve.default_path(source, mount_base)] + [entry.path for entry in entries if tables.is_entry_of(entry, source)]
+    for path in dict.fromkeys(paths):
+        mounts = resolve.settled(path, mounts, timeout, f"share {source}")
+    return mounts
+
+
+def trigger(mounts: tuple[tables.Mount, ...], path: str) -> tables.Mount | None:
+    """The autofs mount that decides what is at ``path`` (without links): the nearest one at or above it, also where it has mounted something."""
+    parents = {mount.id: mount for mount in mounts}
+    current = tables.enclosing(mounts, path)
+    seen: set[int] = set()
+    while current is not None and current.id not in seen and current.path != "/":
+        if current.fstype == "autofs":
+            return current
+        seen.add(current.id)
+        # A mount of its own further down, not the automounter's, is none of the automounter's business.
+        above = parents.get(current.parent)
+        current = above if above is not None and current.path == path else None
+    return None
+
+
 def visit(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
     """The kernel's mounts after somebody went to ``path``, so that everything on the way is mounted that autofs mounts there.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from .. import errors
-from . import applier, parameters, planner, probe, record, resolve, shares_file, tables, types
+from . import applier, automount, parameters, planner, probe, record, resolve, shares_file, tables, types
 from . import options as mount_options
 
 _MOUNTED = ("mounted", "present", "remounted")
@@ -145,7 +145,7 @@ def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple
         credentials=_read_credentials(wish),
         shared=mount is not None and any(other.device == mount.device and other.path != mount.path for other in mounts),
         dead=mount is not None and mount.fstype.startswith("fuse.") and wish.state == "mounted" and _is_dead(real, deadline),
-        trigger=tables.trigger(mounts, real) is not None,
+        trigger=automount.trigger(mounts, real) is not None,
         layers=_layers(wish, mount, source, mounts),
         record=record.read(wish.path, mount),
     )
@@ -156,11 +156,22 @@ def _layers(wish: planner.Wish, mount: tables.Mount | None, source: str | None, 
     if mount is None:
         return 1
     count = 0
-    for layer in tables.stacked(mounts, mount):
+    for layer in _stacked(mounts, mount):
         if not (tables.shows(mounts, layer, source) if source is not None else tables.is_mount_of(layer, wish.src or mount.source)):
             break
         count += 1
     return max(count, 1)
+
+
+def _stacked(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> tuple[tables.Mount, ...]:
+    """``mount`` and what it covers at the same path, top first."""
+    parents = {other.id: other for other in mounts}
+    layers = [mount]
+    while True:
+        below = parents.get(layers[-1].parent)
+        if below is None or below.path != mount.path or below.fstype == "autofs" or below in layers:
+            return tuple(layers)
+        layers.append(below)
 
 
 def _source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> str | None:

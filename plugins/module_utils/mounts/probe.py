@@ -7,6 +7,7 @@ A system call on a dead server cannot be interrupted, so it is made in a child p
 """
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def bounded(look: Callable[[], tuple], timeout: float, subject: str) -> tuple:
     if not ready:
         raise ShareNotMounted(subject, f"it does not answer within {timeout:.0f} s", "check its server, or mount it anew with state: remounted")
     numbers = tuple(int(number) for number in answer.split())
+    if numbers and numbers[0] in (errno.ENOENT, errno.ENOTDIR):
+        raise ShareNotMounted(subject, "its directory is not there", "create it, or mount the share with remotefs_share, and run the task again")
     if not numbers or numbers[0] != 0:
         raise from_os_error(_os_error(numbers[0] if numbers else 5), subject, os.geteuid())
     return numbers[1:]

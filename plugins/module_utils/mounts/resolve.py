@@ -35,7 +35,9 @@ def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FST
         raise InvalidParameter(f"share {share!r}", "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols", "give one of these")
     mount = find_source(share, mounts, mount_base)
     if mount is None and any(other.fstype == "autofs" for other in mounts):
-        mounts = _visit_source(share, mounts, mount_base, fstab, timeout)
+        from . import automount  # late: most hosts have none
+
+        mounts = automount.visit_source(share, mounts, mount_base, fstab, timeout)
         mount = find_source(share, mounts, mount_base)
     if mount is None:
         raise ShareNotMounted(f"share {share}", "it is not mounted on this host", "mount it with remotefs_share and run the task again")
@@ -65,15 +67,6 @@ def settled(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject
     from . import automount  # late: most hosts have none
 
     return automount.visit(path, mounts, timeout, subject)
-
-
-def _visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> tuple[tables.Mount, ...]:
-    """The mounts after going where ``source`` would be mounted by an automounter: at its default path, or where fstab has it."""
-    entries = tables.parse_fstab(tables.read_fstab(fstab))
-    paths = [default_path(source, mount_base)] + [entry.path for entry in entries if tables.is_entry_of(entry, source)]
-    for path in dict.fromkeys(paths):
-        mounts = settled(path, mounts, timeout, f"share {source}")
-    return mounts
 
 
 def expected_share(share: str, mount_base: str = MOUNT_BASE) -> model.Share:
@@ -217,58 +210,16 @@ def describe(
     :param real: ``path`` without links. :param entries: the mounts of fstab; None: they are read if they are needed.
     """
     row = types.by_kernel_type(mount.fstype)
+    if row is not None:
+        from . import served  # late: a task on a plain directory starts faster without
+
+        return served.describe(mount, row, path, source, mount_base, (real or path)[len(mount.path):], fstab, entries)
     if is_untold(mount):
         # Nobody has found out what is seen there of other hosts, nor what else it keeps.
         return model.Share(path, path, mount.fstype, "", mount_base, locks_visible=False, locks_readable=False, stale_seconds=1.25, keeps_inodes=False)
-    if row is None:
-        bound = source is None and is_bind(mount)
-        name = types.by_name("bind" if bound else "directory")
-        return model.Share((tables.origin(mounts, mount) if bound else None) or path, path, name.name, public_options(mount, name) if bound else "", mount_base)
-    part = _part(mount)
-    return model.Share(
-        source=source or (path if part else mount.source),
-        path=path,
-        fstype=row.name,
-        options=public_options(mount, row),
-        mount_base=mount_base,
-        keeps_modes=row.keeps_modes,
-        locks_visible=row.locks_visible(mount.options),
-        locks_readable=row.locks_readable(mount.options),
-        stale_seconds=row.stale_seconds,
-        keeps_inodes=row.keeps_inodes(mount.options),
-        export=_export(mount, source, mount_base, fstab, entries),
-        below="/".join(filter(None, (part, (real or path)[len(mount.path):].strip("/")))),
-        mount_words=_mount_words(mount, row),
-    )
-
-
-def _part(mount: tables.Mount) -> str:
-    """The place in its source that a bind mount shows; empty for the whole."""
-    if not tables.shows_part(mount):
-        return ""
-    inside = "/" + "/".join(types.normalise_source(mount.source).split("/")[4:])  # //server/share/INSIDE
-    within = mount.source.startswith("//") and inside != "/" and tables.is_within(mount.root, inside)
-    return (mount.root[len(inside):] if within else mount.root).strip("/")
-
-
-def _export(mount: tables.Mount, given: str | None, mount_base: str, fstab: str, entries: tuple[tables.Entry, ...] | None) -> str:
-    """The source as another host mounts it: in the spelling that names the mount directory, for os-brick goes by its MD5."""
-    if not tables.is_within(mount.path, mount_base.rstrip("/")):
-        return mount.source
-    for spelling in (given, mount.source):
-        if spelling and not is_directory_name(spelling) and default_path(spelling, mount_base) == mount.path:
-            return spelling
-    for entry in tables.parse_fstab(tables.read_fstab(fstab)) if entries is None else entries:
-        if entry.path == mount.path and default_path(entry.source, mount_base) == mount.path:
-            return entry.source
-    return mount.source
-
-
-def _mount_words(mount: tables.Mount, row: types.FileSystem) -> str:
-    """The options in force that the mount helper of another host takes."""
-    options: tuple[str, ...] = ("ro",) if "ro" in mount.options else ()
-    options += tuple(option for option in mount.super_options if option.split("=", 1)[0] in row.attachable and option not in row.silent)
-    return ",".join(options)
+    bound = source is None and is_bind(mount)
+    name = types.by_name("bind" if bound else "directory")
+    return model.Share((tables.origin(mounts, mount) if bound else None) or path, path, name.name, public_options(mount, name) if bound else "", mount_base)
 
 
 def is_bind(mount: tables.Mount) -> bool:

@@ -119,32 +119,6 @@ def mounted_at(mounts: tuple[Mount, ...], path: str) -> Mount | None:
     return mount if mount is not None and mount.path == path and mount.fstype != "autofs" else None
 
 
-def trigger(mounts: tuple[Mount, ...], path: str) -> Mount | None:
-    """The autofs mount that decides what is at ``path`` (without links): the nearest one at or above it, also where it has mounted something."""
-    parents = {mount.id: mount for mount in mounts}
-    current = enclosing(mounts, path)
-    seen: set[int] = set()
-    while current is not None and current.id not in seen and current.path != "/":
-        if current.fstype == "autofs":
-            return current
-        seen.add(current.id)
-        # A mount of its own further down, not the automounter's, is none of the automounter's business.
-        above = parents.get(current.parent)
-        current = above if above is not None and current.path == path else None
-    return None
-
-
-def stacked(mounts: tuple[Mount, ...], mount: Mount) -> tuple[Mount, ...]:
-    """``mount`` and what it covers at the same path, top first."""
-    parents = {other.id: other for other in mounts}
-    layers = [mount]
-    while True:
-        below = parents.get(layers[-1].parent)
-        if below is None or below.path != mount.path or below.fstype == "autofs" or below in layers:
-            return tuple(layers)
-        layers.append(below)
-
-
 def origin(mounts: tuple[Mount, ...], mount: Mount) -> str | None:
     """The directory that a bind mount shows, where another mount of its file system reaches it; None if none does."""
     for other in mounts:

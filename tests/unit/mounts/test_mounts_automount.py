@@ -121,7 +121,7 @@ def test_a_source_that_expired_is_found_through_fstab_and_at_its_default_path(tm
     ],
 )
 def test_what_autofs_manages(table, path, managed):
-    assert (tables.trigger(tables.parse_mountinfo(ROOT + table), path) is not None) is managed
+    assert (automount.trigger(tables.parse_mountinfo(ROOT + table), path) is not None) is managed
 
 
 NFS, SSHFS, CIFS = map(types.by_name, ("nfs", "sshfs", "cifs"))

@@ -117,8 +117,10 @@ def test_a_share_that_does_not_answer_is_given_up():
 
 
 def test_what_a_look_meets_is_told():
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(ShareNotMounted, match="not there"):  # it was there when the mount table was read
         probe.capacity("/no/such/directory", 2, "share x")
+    with pytest.raises(StorageError) as caught:
+        probe.capacity("/" + "x" * 256, 2, "share x")
     assert caught.value.error_code == "tool_failed"
     with pytest.raises(ShareNotMounted):
         probe.bounded(lambda: os.stat_result and (item for item in ()).throw(OSError(107, "gone")), 2, "share x")
