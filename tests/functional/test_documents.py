@@ -54,28 +54,34 @@ def test_the_readme_begins_with_fifteen_lines() -> None:
 
 def test_the_playbook_of_the_readme(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
     """Twice: what is said to be created once is no change the second time."""
-    book = readme_book(share)
-    book[0]["tasks"] = [task for task in book[0]["tasks"] if "Reset it" not in task["name"]]
-    assert "changed=0" not in play(book, tmp_path, ansible_environment)
-    assert "changed=0" in play(book, tmp_path, ansible_environment)
+    (book,) = readme_book(share)
+    first = [{**book, "tasks": book["tasks"][:4]}]
+    assert "changed=0" not in play(first, tmp_path, ansible_environment)
+    assert "changed=0" in play(first, tmp_path, ansible_environment)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["an-empty-share", "no-share-yet"])
 def test_the_playbook_of_the_readme_is_foretold(there: bool, share: Path, tmp_path: Path, ansible_environment: dict) -> None:
-    """A first run under --check --diff tells what each task would do, and touches nothing; the run then does as many changes."""
+    """A first run under --check --diff tells what each task would do, and touches nothing.
+
+    What it cannot know it takes for a change: whether a volume that is not there yet differs from the snapshot to revert to.
+    """
     if not there:
         share.rmdir()
     book = readme_book(share)
     foretold = play(book, tmp_path, ansible_environment, "--check", "--diff")
     assert share.exists() == there and not (there and any(share.iterdir()))
-    changes = [re.search(r"changed=\d+", told).group() for told in (foretold, play(book, tmp_path, ansible_environment))]
-    assert changes[0] == changes[1], foretold
+    reverts = sum(task.get("remotefs.storage.remotefs_snapshot", {}).get("state") == "reverted" for task in book[0]["tasks"])
+    expected, done = (int(re.search(r"changed=(\d+)", told).group(1)) for told in (foretold, play(book, tmp_path, ansible_environment)))
+    assert done <= expected <= done + reverts, foretold
 
 
 def attach_books(share: Path, tmp_path: Path) -> list:
-    text = (CHECKOUT / "docs" / "attach.md").read_text()
-    text = text.replace("/srv/volumes", str(share)).replace("/etc/machines", str(tmp_path)).replace("20G", "20M")
-    return blocks(text)
+    books = blocks((CHECKOUT / "docs" / "attach.md").read_text().replace("20G", "20M"))
+    for (book,) in books:
+        assert book["vars"] == {"vols": "/srv/volumes", "definitions": "/etc/machines"}
+        book["vars"] = {"vols": str(share), "definitions": str(tmp_path)}
+    return books
 
 
 def active(share: Path, name: str) -> Path:
@@ -131,7 +137,7 @@ def test_a_machine_starts_with_that_command(share: Path, tmp_path: Path, ansible
     _define, command, _follow = attach_books(share, tmp_path)
     play(command, tmp_path, ansible_environment)
     argv = [str(tmp_path / "db01.sh"), "-machine", "accel=tcg", "-S", "-display", "none", "-nodefaults", "-monitor", "stdio"]
-    wrote = 'qemu-io disk0 "write -P 7 1M 64k"\ninfo block\nquit\n'
+    wrote = 'qemu-io -d /machine/peripheral-anon/device[0]/virtio-backend "write -P 7 1M 64k"\ninfo block\nquit\n'
     done = subprocess.run(argv, input=wrote, capture_output=True, text=True, timeout=120, env={**os.environ, "TERM": "dumb"}, check=False)
     assert done.returncode == 0 and "wrote 65536/65536" in done.stdout and "disk0" in done.stdout, done.stdout + done.stderr
     assert (share / "db01").read_bytes()[1 << 20 : (1 << 20) + 65536] == b"\7" * 65536

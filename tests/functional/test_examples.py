@@ -80,22 +80,6 @@ def test_examples_of_shares(module: str, tmp_path: Path, ansible_environment: di
     assert not recap["failed"]
 
 
-def test_the_playbook_of_the_readme(tmp_path: Path, ansible_environment: dict) -> None:
-    """As it stands, on a directory: the README says that the first task can be left out then."""
-    readme = (MODULES.parents[1] / "README.md").read_text()
-    (book,) = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
-    share = tmp_path / "share"
-    share.mkdir()
-    book.update(hosts="localhost", gather_facts=False, vars={"vols": str(share)})
-    (tmp_path / "readme.yml").write_text(json.dumps([book]))
-    argv = ["ansible-playbook", str(tmp_path / "readme.yml")]
-    done = subprocess.run(argv, env=ansible_environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(readme.split("```yaml\n")[1].split("```")[0].splitlines()) <= 16
-    again = subprocess.run(argv, env=ansible_environment, capture_output=True, text=True, check=False)
-    assert "changed=0" in again.stdout, again.stdout
-
-
 def test_results_of_a_bulk_task(tmp_path: Path, ansible_environment: dict) -> None:
     """In input order, each under its own name and with its own error; the task fails at the end and nothing is left out."""
     share = tmp_path / "share"
