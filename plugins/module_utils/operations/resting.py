@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Collection, NamedTuple
 from ..errors import from_os_error
 from ..model import Volume
 from ..store import dependents, kinship
-from ..store.dependents import shown
 from ..store.directory import ShareDirectory
+from ..store.names import shown
 
 if TYPE_CHECKING:
     from ..store.dependents import Backings

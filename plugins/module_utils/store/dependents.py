@@ -282,10 +282,3 @@ def look_again(found: Backings, files: Iterable[str]) -> None:
     for file in files if search is not None else ():
         found.put(file, ())
         note(found, file, lambda file=file: search.of_file(file))
-
-
-def shown(file: str) -> str:
-    """A file's name as messages and results have it, whatever bytes it is made of."""
-    text = os.fsencode(file).decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text)
-

@@ -10,8 +10,9 @@ import time
 from collections import deque
 from typing import Collection
 
-from .dependents import Backings, Search, note, shown
+from .dependents import Backings, Search, note
 from .directory import PRIVATE, ShareDirectory
+from .names import shown
 
 # What servers show of the past: whatever rests on something there rests on what was, not on what is.
 SNAPSHOT_FOLDERS = frozenset((".snapshot", ".snapshots", ".zfs", ".snaps", "~snapshot", "#recycle"))

@@ -12,7 +12,7 @@ from typing import Iterable
 
 from ..errors import UnsafeImage
 from ..model import Image, is_safe_file_name, round_to_sector
-from . import foreign, qcow2, records
+from . import qcow2, records
 from .directory import ShareDirectory
 from .in_use import ask, is_written
 
@@ -47,7 +47,11 @@ class Glance:
     def listen(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
         """Find out whether a raw file can rest on another one: not where it is a disk of ours, whatever its guest wrote."""
         known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
-        if known or not foreign.names_in(fd):
+        if not known:
+            from . import foreign  # late: nearly all raw files are known
+
+            known = not foreign.names_in(fd)
+        if known:
             self.silent.add(file)
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Collection, Sequence
 from ..errors import Conflict, StorageError, UnsafeImage
 from ..model import Image, Parent, Volume, is_safe_file_name
 from . import info_file, qcow2, records
-from .dependents import shown
 from .directory import ShareDirectory
+from .names import shown
 
 if TYPE_CHECKING:
     from .dependents import Backings

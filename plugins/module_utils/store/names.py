@@ -52,3 +52,9 @@ class Names:
         first = bisect.bisect_left(self._listing, prefix)
         behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)  # sorts behind all names that begin so
         return self._listing[first : bisect.bisect_left(self._listing, behind, first)]
+
+
+def shown(file: str) -> str:
+    """A file's name as messages and results have it, whatever bytes it is made of."""
+    text = os.fsencode(file).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text)
