@@ -18,9 +18,8 @@ from hostile import images, resting
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, snapshots, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents, folders, resolving
+from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents, folders, names, resolving
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.names import shown
 
 from .test_clones import content, write
 from .test_refusals import MIB, Store, refused
@@ -95,7 +94,7 @@ def test_whatever_it_is_called(golden: Store, file: str | bytes) -> None:
     overlay(golden, file, "vol.s1")
     before = shown(golden, file)
     assert before == bytes([2]) * 65536
-    told = shown(os.fsdecode(file))
+    told = names.shown(os.fsdecode(file))
     assert told.isprintable()
     everything_is_refused(golden, told)
     assert shown(golden, file) == before
