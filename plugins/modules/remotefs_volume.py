@@ -128,7 +128,7 @@ options:
   not_dependent:
     description:
       - Files on the share that do not count as resting on what is destroyed, although they name it or may mean it.
-      - Before files are merged or removed, every file of the share is asked whether it rests on them: in the share's directory and, as far as
+      - Before files are merged or removed, every file of the share is asked whether it rests on them, in the share's directory and, as far as
         that takes seconds, in its folders. A doubt counts. Whoever knows better names the file here, as the message has it.
       - What was overruled is told in RV(not_counted) and in a warning.
     type: list

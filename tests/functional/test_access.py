@@ -23,7 +23,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import access
+from ansible_collections.remotefs.storage.plugins.module_utils.store import access, privacy
 
 MIB = 1 << 20
 POSIX = "system.posix_acl_access"
@@ -309,7 +309,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="shared-", dir="/tmp"))
     os.chown(path, 0, 3000)
     os.chmod(path, 0o2770)
-    warm = Store(tmp_path_factory.mktemp("warm"))  # imports everything that the users may not read
+    assert privacy  # the users may not read the collection's files: everything is imported before
+    warm = Store(tmp_path_factory.mktemp("warm"))
+    os.chmod(warm.path, 0o2770)
     warm.present(size=MIB)
     warm.take("s")
     warm.revert("s")
