@@ -12,18 +12,22 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
+from unittest import mock
 
 from property.world import World, candidates, run, write_pattern
 
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, groups, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast
+from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 
 from .judge import Model, Wanted
 
@@ -434,6 +438,23 @@ OPERATIONS: dict[str, Operation] = {
         apart=True,
     ),
 }
+
+def _on_a_full_share(name: str, with_ballast: bool) -> Operation:
+    """The operation where no new file can be filled: records and overlays are written over the ballast in place or, where there is
+    none, within the blocks that a file has."""
+    known = OPERATIONS[name]
+
+    def run(where: Candidates, options: Options) -> list[Outcome]:
+        full = mock.patch.object(ShareDirectory, "create_temporary", side_effect=NoSpace("share", "it is full", "free some space"))
+        none = nullcontext() if with_ballast else mock.patch.object(ballast, "lend", return_value=None)
+        with full, none:
+            return known.run(where, options)
+
+    return replace(known, run=run)
+
+
+OPERATIONS.update({f"{name}, over the ballast": _on_a_full_share(name, True) for name in ("revert", "revert and discard", "delete volume")})
+OPERATIONS["delete volume, within its blocks"] = _on_a_full_share("delete volume", False)
 
 _BY_TOOL = ("delete oldest", "delete over a shrunk file", "delete several, qcow2", "delete all", "delete with pull", "clone raw", "flatten")
 OPERATIONS.update({f"{name}, by qemu-img": replace(OPERATIONS[name], tool=True, by_tool=True) for name in _BY_TOOL})

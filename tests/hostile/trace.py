@@ -117,6 +117,9 @@ READABLE = (  # single files that a task or a program of its may read
 SOCKETS = ("/dev/log", "/var/run/nscd/socket")  # Ansible tells the system log what runs; the C library looks names up
 READABLE_UNDER = (
     "/proc/",
+    "/sys/block",  # what the kernel of this host has open
+    "/sys/class/block",
+    "/sys/kernel/config",
     "/sys/devices/system/",
     "/sys/kernel/mm/",
     "/etc/gnutls/",
@@ -164,6 +167,7 @@ class Judge:
         return (
             self.share.startswith(path.rstrip("/") + "/")
             or path in READABLE
+            or re.match(r"/dev/loop\d+\Z", path) is not None
             or _under(path, READABLE_UNDER)
             or _under(path, _program_files(self.checkout))
         )

@@ -33,7 +33,7 @@ _OPENING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def keep(directory: ShareDirectory) -> None:
     """Make the pieces that are missing, as far as there is room. Never fails, and syncs nothing."""
     try:
-        folder = directory.private(FOLDER, create=True)
+        folder = directory.private(FOLDER) or directory.private(FOLDER, create=True)
         missing = [name for name in _PIECES if folder is not None and name not in set(folder.names())]
         if folder is None or not missing:
             return
