@@ -198,7 +198,7 @@ class Executor:
         garbage = [self._garbage(step.file) for step in later if isinstance(step, Unlink)]
         disks = disks_of(self._directory, plan.after, made or {})
         record = records.describing(plan.after, tuple(item for item in garbage if item), disks)
-        self._write_record(plan.volume, record, "blocks")
+        self._write_record(plan.volume, record, "" if plan.before is None else "blocks")
 
     def _garbage(self, file: str) -> records.Garbage | None:
         status = self._directory.root.status(file)
