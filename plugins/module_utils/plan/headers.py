@@ -30,7 +30,7 @@ def require_format_below(volume: Volume) -> None:
     """:raises InvalidParameter: the format of what a linked clone rests on is in no header and in no record."""
     base = volume.own_base
     below = volume.chain[len(volume.own) :][:1]
-    if below and below[0].format is None:
+    if below and below[0].format is None and base.backing_format is None:
         raise InvalidParameter(
             f"volume {volume.name}",
             f"the header of {base.file} does not say the format of its backing file {below[0].file}, and nothing records it",

@@ -10,18 +10,21 @@ directory. Where that is not certain, a file of the same name counts.
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING, Callable, Collection, Iterable, Mapping, NamedTuple, Sequence
 
-from ..errors import StorageError
+from ..errors import StorageError, UnsafeImage
 from ..model import Volume, is_safe_file_name
-from . import foreign, records
-from .directory import ShareDirectory
+from . import records
+from .directory import Directory, ShareDirectory
 
 if TYPE_CHECKING:
     from .resolving import Resolver
 
-_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+# What files begin with that can name others; all else need not be taken apart. A test compares this with :mod:`foreign`.
+MAGICS = frozenset((b"QFI\xfb", b"QED\0", b"KDMV", b"COWD", b"cone", b"vhdx", b"OOOM", b"MOOO"))
+_QCOW2 = b"QFI\xfb"  # relative names in it are resolved from its own folder alone
+TEXT = frozenset(b"#vVcCpP \t\n\r<\xef")
 
 
 class Backings:
@@ -135,23 +138,24 @@ class Search:
 
     def of_file(self, file: str) -> frozenset[str]:
         """What a file in the share's directory rests on; nothing where it is a raw disk of ours. :raises OSError: unreadable."""
-        return self.read(self._directory.root.fd, file, "", lambda fd: is_our_disk(self._directory, file, os.fstat(fd)))
+        return self.read(self._directory.root, file, "", lambda fd: is_our_disk(self._directory, file, os.fstat(fd)))
 
-    def read(self, folder_fd: int, name: str, folder: str, is_ours: Callable[[int], bool] = lambda _fd: False) -> frozenset[str]:
-        """What the regular file ``name`` of an opened folder rests on. :raises OSError: it is there and cannot be read."""
+    def read(self, place: Directory, name: str, folder: str, is_ours: Callable[[int], bool] = lambda _fd: False) -> frozenset[str]:
+        """What the regular file ``name`` of an opened folder rests on; nothing where none is there.
+
+        :raises OSError: it is there and cannot be read.
+        """
         try:
-            fd = os.open(name, _READING, dir_fd=folder_fd)
-        except OSError as error:
-            if _is_no_file(error, folder_fd, name):
-                return frozenset()
-            raise
+            fd = place.open(name)
+        except (FileNotFoundError, UnsafeImage):
+            return frozenset()  # it went away, or is no file that could rest on one
+        except StorageError as error:
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return frozenset()
-            names = foreign.names_in(fd)
+            names = names_in(fd)
             if not names or is_ours(fd):
                 return frozenset()
-            return self.meant(names, folder, foreign.is_qcow2(fd))
+            return self.meant(names, folder, os.pread(fd, 4, 0) == _QCOW2)
         finally:
             os.close(fd)
 
@@ -187,12 +191,14 @@ class Search:
         return self._places
 
 
-def _is_no_file(error: OSError, folder_fd: int, name: str) -> bool:
-    """Whether nothing can rest on anything there: it went away, or is no regular file."""
-    try:
-        return not stat.S_ISREG(os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mode)
-    except OSError:
-        return isinstance(error, FileNotFoundError)
+def names_in(fd: int) -> tuple[str, ...]:
+    """The names of other files that an opened file has in it, as :func:`foreign.names_in`. :raises OSError: it cannot be read."""
+    first = os.pread(fd, 16, 0)
+    if first[:4] not in MAGICS and (not first or first[0] not in TEXT or b"\0" in first):
+        return ()
+    from . import foreign  # late: most files name nothing
+
+    return foreign.names_in(fd)
 
 
 def is_our_disk(directory: ShareDirectory, file: str, status: os.stat_result) -> bool:
@@ -230,7 +236,7 @@ def _innocent(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
     with directory.root.opened(file) as fd:
         status = os.fstat(fd)
         inode = status.st_ino if directory.share.keeps_inodes else 0
-        return {} if foreign.names_in(fd) else {file: records.Disk(inode, status.st_size)}
+        return {} if names_in(fd) else {file: records.Disk(inode, status.st_size)}
 
 
 def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = None, listed: Listing | None = None) -> Backings:

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Collection
 
 from .dependents import Backings, Search, note, shown
-from .directory import PRIVATE, ShareDirectory
+from .directory import PRIVATE, Directory, ShareDirectory
 
 # What servers show of the past: whatever rests on something there rests on what was, not on what is.
 SNAPSHOT_FOLDERS = frozenset((".snapshot", ".snapshots", ".zfs", ".snaps", "~snapshot", "#recycle"))
@@ -72,6 +72,7 @@ def _look_into(
 ) -> int:
     """Read all files of a folder. Returns how many entries it has."""
     place, count = "/".join(folder), 0
+    opened = Directory(fd, place)
     with os.scandir(fd) as entries:
         for entry in entries:
             count += 1
@@ -82,7 +83,7 @@ def _look_into(
             if entry.is_symlink():
                 note(found, file, lambda name=entry.name: how.of_link(fd, name, place))
             elif entry.is_file(follow_symlinks=False):
-                note(found, file, lambda name=entry.name: how.read(fd, name, place))
+                note(found, file, lambda name=entry.name: how.read(opened, name, place))
             elif entry.is_dir(follow_symlinks=False) and _is_searched(entry.name):
                 waiting.append((*folder, entry.name))
             if file in found.unread:  # in folders that are no part of the share's business; in its directory it would be a doubt

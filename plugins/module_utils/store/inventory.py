@@ -17,7 +17,7 @@ from typing import Callable, NamedTuple
 
 from ..errors import ChainBroken, Conflict, StorageError, UnsafeImage, from_os_error
 from ..model import Image, Share, Snapshot, Volume, info_name, is_safe_file_name, round_to_sector
-from . import foreign, info_file, kinship, qcow2, records
+from . import info_file, kinship, qcow2, records
 from .directory import ShareDirectory
 from .in_use import ask
 
@@ -52,7 +52,11 @@ class Glance:
     def listen(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
         """Find out whether a raw file can rest on another one: not where it is a disk of ours, whatever its guest wrote."""
         known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
-        if known or not foreign.names_in(fd):
+        if not known:
+            from .dependents import names_in  # late: nearly every raw disk is known
+
+            known = not names_in(fd)
+        if known:
             self.silent.add(file)
 
 

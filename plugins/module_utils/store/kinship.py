@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Collection, Sequence
 from ..errors import Conflict, StorageError, UnsafeImage
 from ..model import Image, Parent, Volume, is_safe_file_name
 from . import info_file, qcow2, records
-from .dependents import shown
 from .directory import ShareDirectory
 
 if TYPE_CHECKING:
@@ -190,6 +189,8 @@ def dependents_on(
 ) -> tuple[tuple[str, str], ...]:
     """(linked clone, file out of ``files`` that it rests on), ``besides`` files that do not count. A file that no volume claims is
     told by its own name."""
+    from .dependents import shown  # late: most tasks have nobody to name
+
     found = [(file, backing) for backing in files for file in backings.above(backing) if file not in besides]
     return tuple((owner_of(directory, file) or shown(file), backing) for file, backing in sorted(found))
 
