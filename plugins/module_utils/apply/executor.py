@@ -17,8 +17,8 @@ from ..plan import intent as intents
 from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteInfo, WriteRecord
 from ..store import info_file, records
-from ..store.dependents import disks_of
 from ..store.directory import ShareDirectory
+from ..store.disks import disks_of
 from .offline import CopySource, Guard, OfflineEngine
 from .recovery import find_interrupted
 from .remains import Interrupted

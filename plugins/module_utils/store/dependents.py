@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Callable, Collection, Iterable, Mapping, NamedTuple, Sequence
 
 from ..errors import StorageError, UnsafeImage
-from ..model import Volume, is_safe_file_name
+from ..model import is_safe_file_name
 from . import records
 from .directory import Directory, ShareDirectory
 
@@ -213,30 +213,6 @@ def is_our_disk(directory: ShareDirectory, file: str, status: os.stat_result) ->
         if record is not None and records.is_disk(record, file, status.st_ino, status.st_size):
             return True
     return False
-
-
-def disks_of(directory: ShareDirectory, volume: Volume, made: Mapping[str, records.Disk]) -> dict[str, records.Disk]:
-    """The raw disks of a volume whose content is a guest's, for its record.
-
-    :param made: those that the task itself made. What a record knows already stays as it was; another one is taken in only while
-        it names no other file: a user may have called an overlay raw, and then it is better to ask.
-    """
-    before = records.read(directory, volume.name)
-    found: dict[str, records.Disk] = {}
-    for file in [image.file for image in volume.own if image.format == "raw"]:
-        disk = made.get(file) or (before.disks.get(file) if before else None)
-        try:
-            found.update({file: disk} if disk else _innocent(directory, file))
-        except OSError:
-            continue  # it is looked at again when the next record is written
-    return found
-
-
-def _innocent(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
-    with directory.root.opened(file) as fd:
-        status = os.fstat(fd)
-        inode = status.st_ino if directory.share.keeps_inodes else 0
-        return {} if names_in(fd) else {file: records.Disk(inode, status.st_size)}
 
 
 def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = None, listed: Listing | None = None) -> Backings:
