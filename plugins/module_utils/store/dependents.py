@@ -10,6 +10,7 @@ directory. Where that is not certain, a file of the same name counts.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Callable, Collection, Iterable, Mapping, NamedTuple, Sequence
 
 from ..errors import StorageError, UnsafeImage
@@ -242,9 +243,9 @@ def scan_all(directory: ShareDirectory) -> Backings:
 
 def _search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
     for file in listed.files.difference(known):
-        note(found, file, lambda file=file: search.of_file(file))
+        note(found, file, partial(search.of_file, file))
     for link in listed.links:
-        note(found, link, lambda link=link: search.of_link(directory.root.fd, link, ""))
+        note(found, link, partial(search.of_link, directory.root.fd, link, ""))
 
 
 def note(found: Backings, file: str, look: Callable[[], Collection[str]]) -> None:
@@ -261,9 +262,11 @@ def note(found: Backings, file: str, look: Callable[[], Collection[str]]) -> Non
 def look_again(found: Backings, files: Iterable[str]) -> None:
     """Bring up to date what is known of some files of the share's directory, which a task may have changed, made or removed."""
     search = found.search
-    for file in files if search is not None else ():
+    if search is None:
+        return
+    for file in files:
         found.put(file, ())
-        note(found, file, lambda file=file: search.of_file(file))
+        note(found, file, partial(search.of_file, file))
 
 
 def shown(file: str) -> str:
