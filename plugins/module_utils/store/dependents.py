@@ -118,10 +118,17 @@ def _twins(directory: ShareDirectory, files: Sequence[os.DirEntry]) -> dict[str,
         named.setdefault(entry.inode(), []).append(entry.name)
     found: dict[str, frozenset[str]] = {}
     for names in (names for names in named.values() if 1 < len(names) <= 64):
-        statuses = {name: directory.root.status(name) for name in names}
-        same = {name for name, status in statuses.items() if status is not None and status.st_nlink > 1}
+        same = {name for name in names if _has_several_names(directory, name)}
         found.update(dict.fromkeys(same, frozenset(same)) if len(same) > 1 else {})
     return found
+
+
+def _has_several_names(directory: ShareDirectory, name: str) -> bool:
+    try:
+        status = directory.root.status(name)
+    except StorageError:
+        return False  # it was exchanged meanwhile
+    return status is not None and status.st_nlink > 1
 
 
 class Search:

@@ -199,6 +199,8 @@ class Resolver:
         except (NotLookedAt, OSError):
             return found | self._called(name, depth)
         if place is None:
+            if folder and not path.startswith("/") and parent.startswith(self._path + "/"):
+                return found  # a name in a folder counts from there, and nothing is there
             return found | self._called(name, depth)  # another host may have something there
         return found | (self._same(place, name) if stat.S_ISREG(place.status.st_mode) else set())
 
