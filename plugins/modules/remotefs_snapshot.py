@@ -65,8 +65,8 @@ options:
   not_dependent:
     description:
       - Files on the share that do not count as resting on what is destroyed, although they name it or may mean it.
-      - Before files are merged or removed, every file of the share is asked whether it rests on them, in the share's directory and, as far as
-        that takes seconds, in its folders. A doubt counts. Whoever knows better names the file here, as the message has it.
+      - Before files are merged or removed, every file of the share is asked whether it rests on them, in the share's directory and in its
+        folders (up to 50,000 entries and 10 seconds; the rest is a warning). A doubt counts. Name the file here, as the message does, if it does not.
       - What was overruled is told in RV(not_counted) and in a warning.
     type: list
     elements: str

@@ -200,6 +200,7 @@ def test_in_folders(golden: Store) -> None:
 def test_names_in_folders_count_from_there(golden: Store) -> None:
     overlay(golden, "sub/vol.s1", "elsewhere")
     overlay(golden, "sub/other", "vol.s1")
+    overlay(golden, "backup/vol.s2", "vol.s1")
     overlay(golden, ".snapshot/hourly.0/vol.s2", "../../vol.s1")
     for folder in sorted(folders.SNAPSHOT_FOLDERS):
         overlay(golden, f"deep/{folder}/other", f"{golden.path}/vol.s1")

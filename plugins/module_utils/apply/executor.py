@@ -19,8 +19,8 @@ from ..plan import intent as intents
 from ..plan.plan import Plan
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store import access, info_file, records
-from ..store.dependents import disks_of
 from ..store.directory import ShareDirectory
+from ..store.disks import disks_of
 from .guard import Guard, ask_resumption, ask_unwritten, existing
 from .offline import CopySource, OfflineEngine
 from .recovery import find_interrupted

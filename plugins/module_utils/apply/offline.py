@@ -103,7 +103,7 @@ class OfflineEngine:
 
     def _new_file(self, volume: str, name: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, give it its name. A failure leaves nothing behind."""
-        fd, temporary = self._begun.pop(name, None) or self._directory.create_temporary(volume)
+        fd, temporary = self._begun.pop(name) if name in self._begun else self._directory.create_temporary(volume)
         try:
             try:
                 fill(fd)

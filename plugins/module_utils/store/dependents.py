@@ -10,18 +10,22 @@ directory. Where that is not certain, a file of the same name counts.
 from __future__ import annotations
 
 import os
-import stat
+from functools import partial
 from typing import TYPE_CHECKING, Callable, Collection, Iterable, Mapping, NamedTuple, Sequence
 
-from ..errors import StorageError
-from ..model import Volume, is_safe_file_name
-from . import foreign, records
-from .directory import ShareDirectory
+from ..errors import StorageError, UnsafeImage
+from ..model import is_safe_file_name
+from . import records
+from .directory import Directory, ShareDirectory
 
 if TYPE_CHECKING:
     from .resolving import Resolver
 
-_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+# What files begin with that can name others; all else need not be taken apart. A test compares this with :mod:`foreign`.
+MAGICS = frozenset((b"QFI\xfb", b"QED\0", b"KDMV", b"COWD", b"cone", b"vhdx", b"OOOM", b"MOOO"))
+_QCOW2 = b"QFI\xfb"  # relative names in it are resolved from its own folder alone
+TEXT = frozenset(b"#vVcCpP \t\n\r<\xef")
 
 
 class Backings:
@@ -114,10 +118,17 @@ def _twins(directory: ShareDirectory, files: Sequence[os.DirEntry]) -> dict[str,
         named.setdefault(entry.inode(), []).append(entry.name)
     found: dict[str, frozenset[str]] = {}
     for names in (names for names in named.values() if 1 < len(names) <= 64):
-        statuses = {name: directory.root.status(name) for name in names}
-        same = {name for name, status in statuses.items() if status is not None and status.st_nlink > 1}
+        same = {name for name in names if _has_several_names(directory, name)}
         found.update(dict.fromkeys(same, frozenset(same)) if len(same) > 1 else {})
     return found
+
+
+def _has_several_names(directory: ShareDirectory, name: str) -> bool:
+    try:
+        status = directory.root.status(name)
+    except StorageError:
+        return False  # it was exchanged meanwhile
+    return status is not None and status.st_nlink > 1
 
 
 class Search:
@@ -135,23 +146,24 @@ class Search:
 
     def of_file(self, file: str) -> frozenset[str]:
         """What a file in the share's directory rests on; nothing where it is a raw disk of ours. :raises OSError: unreadable."""
-        return self.read(self._directory.root.fd, file, "", lambda fd: is_our_disk(self._directory, file, os.fstat(fd)))
+        return self.read(self._directory.root, file, "", lambda fd: is_our_disk(self._directory, file, os.fstat(fd)))
 
-    def read(self, folder_fd: int, name: str, folder: str, is_ours: Callable[[int], bool] = lambda _fd: False) -> frozenset[str]:
-        """What the regular file ``name`` of an opened folder rests on. :raises OSError: it is there and cannot be read."""
+    def read(self, place: Directory, name: str, folder: str, is_ours: Callable[[int], bool] = lambda _fd: False) -> frozenset[str]:
+        """What the regular file ``name`` of an opened folder rests on; nothing where none is there.
+
+        :raises OSError: it is there and cannot be read.
+        """
         try:
-            fd = os.open(name, _READING, dir_fd=folder_fd)
-        except OSError as error:
-            if _is_no_file(error, folder_fd, name):
-                return frozenset()
-            raise
+            fd = place.open(name)
+        except (FileNotFoundError, UnsafeImage):
+            return frozenset()  # it went away, or is no file that could rest on one
+        except StorageError as error:
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return frozenset()
-            names = foreign.names_in(fd)
+            names = names_in(fd)
             if not names or is_ours(fd):
                 return frozenset()
-            return self.meant(names, folder, foreign.is_qcow2(fd))
+            return self.meant(names, folder, os.pread(fd, 4, 0) == _QCOW2)
         finally:
             os.close(fd)
 
@@ -187,12 +199,14 @@ class Search:
         return self._places
 
 
-def _is_no_file(error: OSError, folder_fd: int, name: str) -> bool:
-    """Whether nothing can rest on anything there: it went away, or is no regular file."""
-    try:
-        return not stat.S_ISREG(os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mode)
-    except OSError:
-        return isinstance(error, FileNotFoundError)
+def names_in(fd: int) -> tuple[str, ...]:
+    """The names of other files that an opened file has in it, as :func:`foreign.names_in`. :raises OSError: it cannot be read."""
+    first = os.pread(fd, 16, 0)
+    if first[:4] not in MAGICS and (not first or first[0] not in TEXT or b"\0" in first):
+        return ()
+    from . import foreign  # late: most files name nothing
+
+    return foreign.names_in(fd)
 
 
 def is_our_disk(directory: ShareDirectory, file: str, status: os.stat_result) -> bool:
@@ -207,30 +221,6 @@ def is_our_disk(directory: ShareDirectory, file: str, status: os.stat_result) ->
         if record is not None and records.is_disk(record, file, status.st_ino, status.st_size):
             return True
     return False
-
-
-def disks_of(directory: ShareDirectory, volume: Volume, made: Mapping[str, records.Disk]) -> dict[str, records.Disk]:
-    """The raw disks of a volume whose content is a guest's, for its record.
-
-    :param made: those that the task itself made. What a record knows already stays as it was; another one is taken in only while
-        it names no other file: a user may have called an overlay raw, and then it is better to ask.
-    """
-    before = records.read(directory, volume.name)
-    found: dict[str, records.Disk] = {}
-    for file in [image.file for image in volume.own if image.format == "raw"]:
-        disk = made.get(file) or (before.disks.get(file) if before else None)
-        try:
-            found.update({file: disk} if disk else _innocent(directory, file))
-        except OSError:
-            continue  # it is looked at again when the next record is written
-    return found
-
-
-def _innocent(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
-    with directory.root.opened(file) as fd:
-        status = os.fstat(fd)
-        inode = status.st_ino if directory.share.keeps_inodes else 0
-        return {} if foreign.names_in(fd) else {file: records.Disk(inode, status.st_size)}
 
 
 def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = None, listed: Listing | None = None) -> Backings:
@@ -260,9 +250,9 @@ def scan_all(directory: ShareDirectory) -> Backings:
 
 def _search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
     for file in listed.files.difference(known):
-        note(found, file, lambda file=file: search.of_file(file))
+        note(found, file, partial(search.of_file, file))
     for link in listed.links:
-        note(found, link, lambda link=link: search.of_link(directory.root.fd, link, ""))
+        note(found, link, partial(search.of_link, directory.root.fd, link, ""))
 
 
 def note(found: Backings, file: str, look: Callable[[], Collection[str]]) -> None:
@@ -279,6 +269,8 @@ def note(found: Backings, file: str, look: Callable[[], Collection[str]]) -> Non
 def look_again(found: Backings, files: Iterable[str]) -> None:
     """Bring up to date what is known of some files of the share's directory, which a task may have changed, made or removed."""
     search = found.search
-    for file in files if search is not None else ():
+    if search is None:
+        return
+    for file in files:
         found.put(file, ())
-        note(found, file, lambda file=file: search.of_file(file))
+        note(found, file, partial(search.of_file, file))

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from functools import partial
 from typing import Collection
 
 from .dependents import Backings, Search, note
-from .directory import PRIVATE, ShareDirectory
+from .directory import PRIVATE, Directory, ShareDirectory
 from .names import shown
 
 # What servers show of the past: whatever rests on something there rests on what was, not on what is.
@@ -73,6 +74,7 @@ def _look_into(
 ) -> int:
     """Read all files of a folder. Returns how many entries it has."""
     place, count = "/".join(folder), 0
+    opened = Directory(fd, place)
     with os.scandir(fd) as entries:
         for entry in entries:
             count += 1
@@ -81,9 +83,9 @@ def _look_into(
                 refused.append(place)
                 break
             if entry.is_symlink():
-                note(found, file, lambda name=entry.name: how.of_link(fd, name, place))
+                note(found, file, partial(how.of_link, fd, entry.name, place))
             elif entry.is_file(follow_symlinks=False):
-                note(found, file, lambda name=entry.name: how.read(fd, name, place))
+                note(found, file, partial(how.read, opened, entry.name, place))
             elif entry.is_dir(follow_symlinks=False) and _is_searched(entry.name):
                 waiting.append((*folder, entry.name))
             if file in found.unread:  # in folders that are no part of the share's business; in its directory it would be a doubt

@@ -34,26 +34,13 @@ def names_in(fd: int) -> tuple[str, ...]:
 
     :raises OSError: it cannot be read.
     """
-    first = os.pread(fd, PAGE, 0)
-    if not is_suspicious(first):
-        return ()
-    found = _names(first, lambda length, offset: os.pread(fd, length, offset))
+    found = _names(os.pread(fd, PAGE, 0), lambda length, offset: os.pread(fd, length, offset))
     return tuple(dict.fromkeys(os.fsdecode(name) for name in found if name))
-
-
-def is_suspicious(first: bytes) -> bool:
-    """Whether a file that begins so may name others. Nearly all that do not are sorted out by this."""
-    return first[:4] in _BINARY or (first[:1] in _TEXT and b"\0" not in first[:16])
-
-
-def is_qcow2(fd: int) -> bool:
-    """Whether relative names in it are resolved from its own folder alone."""
-    return os.pread(fd, 4, 0) == MAGIC
 
 
 def _names(first: bytes, read: Read) -> Iterator[bytes]:
     try:
-        yield from _BINARY.get(first[:4], _text)(first, read)
+        yield from BINARY.get(first[:4], _text)(first, read)
     except (struct.error, ValueError, OverflowError):
         return  # it ends too early for what it claims to be
 
@@ -161,7 +148,7 @@ def _vhdx_parent(region: int, read: Read) -> Iterator[bytes]:
             yield _wide(locator[value : value + value_length], "le")
 
 
-_BINARY = {
+BINARY = {
     MAGIC: _qcow2,
     b"QED\0": _qed,
     b"KDMV": _vmdk,
@@ -171,4 +158,3 @@ _BINARY = {
     b"OOOM": _uml,
     b"MOOO": _uml,
 }
-_TEXT = (b"#", b"v", b"V", b"c", b"C", b"p", b"P", b" ", b"\t", b"\n", b"\r", b"<", b"\xef")

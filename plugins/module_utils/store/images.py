@@ -48,9 +48,9 @@ class Glance:
         """Find out whether a raw file can rest on another one: not where it is a disk of ours, whatever its guest wrote."""
         known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
         if not known:
-            from . import foreign  # late: nearly all raw files are known
+            from .dependents import names_in  # late: nearly every raw disk is known
 
-            known = not foreign.names_in(fd)
+            known = not names_in(fd)
         if known:
             self.silent.add(file)
 

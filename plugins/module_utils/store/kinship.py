@@ -123,8 +123,9 @@ def format_of_another(directory: ShareDirectory, name: str, file: str) -> str | 
     if record is None or status is None:
         return None
     disk = record.disks.get(file)
-    exchanged = disk is not None and not records.is_disk(record, file, status.st_ino, status.st_size)
-    return None if exchanged and disk.inode else record.formats.get(file)
+    if disk is not None and disk.inode and not records.is_disk(record, file, status.st_ino, status.st_size):
+        return None  # the record outlived its file
+    return record.formats.get(file)
 
 
 def ancestors_of(directory: ShareDirectory, name: str) -> set[str]:

@@ -14,10 +14,11 @@ import re
 import stat
 from typing import Iterator, NamedTuple
 
-from . import backing_names, foreign
+from . import backing_names
 from .backing_names import last_part
-from .dependents import Listing
+from .dependents import Listing, names_in
 from .directory import ShareDirectory
+from .qcow2 import MAGIC
 
 _MOST_LINKS = 40  # as the kernel follows
 # File systems of this host that have no block device of their own.
@@ -142,7 +143,7 @@ class Resolver:
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != (place.status.st_dev, place.status.st_ino):
                 return set()
-            names, plain = foreign.names_in(fd), foreign.is_qcow2(fd)
+            names, plain = names_in(fd), os.pread(fd, 4, 0) == MAGIC
         finally:
             os.close(fd)
         return {found for name in names for where in (folder, os.path.dirname(place.path)) for found in self.resolve(name, where, plain)}
@@ -198,6 +199,8 @@ class Resolver:
         except (NotLookedAt, OSError):
             return found | self._called(name, depth)
         if place is None:
+            if folder and not path.startswith("/") and parent.startswith(self._path + "/"):
+                return found  # a name in a folder counts from there, and nothing is there
             return found | self._called(name, depth)  # another host may have something there
         return found | (self._same(place, name) if stat.S_ISREG(place.status.st_mode) else set())
 

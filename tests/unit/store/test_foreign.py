@@ -14,7 +14,7 @@ from hostile import images, resting
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.remotefs.storage.plugins.module_utils.store import foreign
+from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents, foreign
 
 EXAMPLES = {
     "qcow": images.qcow1("base"),
@@ -47,7 +47,7 @@ def names(path: Path, content: bytes) -> tuple[str, ...]:
     path.write_bytes(content)
     fd = os.open(path, os.O_RDONLY)
     try:
-        return foreign.names_in(fd)
+        return dependents.names_in(fd)
     finally:
         os.close(fd)
 
@@ -80,6 +80,10 @@ def test_damaged_ones(tmp_path: Path, kind: str, damage: list, length: int) -> N
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(sorted(foreign._BINARY) + list(foreign._TEXT)), st.binary(max_size=5000))
+@given(st.sampled_from(sorted(dependents.MAGICS) + [bytes([letter]) for letter in sorted(dependents.TEXT)]), st.binary(max_size=5000))
 def test_any_bytes(tmp_path: Path, magic: bytes, rest: bytes) -> None:
     assert isinstance(names(tmp_path / "file", magic + rest), tuple)
+
+
+def test_what_is_taken_apart_is_what_can_be() -> None:
+    assert dependents.MAGICS == set(foreign.BINARY)
