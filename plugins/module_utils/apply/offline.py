@@ -293,7 +293,7 @@ class OfflineEngine:
         """Before qemu-img reads these images. :raises UnsafeImage: the file of one ends before its data."""
         for image in (image for image in images if image.format == "qcow2"):
             with directory.root.opened(image.file) as fd:
-                self._codec(image.file, lambda fd=fd: qcow2.require_whole(fd))
+                self._codec(image.file, partial(qcow2.require_whole, fd))
 
     def _repoint(self, step: Repoint, _volume: str) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:

@@ -165,3 +165,13 @@ def test_absolute_names_are_healed_on_the_way() -> None:
     chain = tuple(Image(**{**vars(image), "absolute": image.file == "v.s2"}) for image in broken.chain)
     plan = delete_snapshots(Volume("v", chain, broken.snapshots, info=True, adopted=True), ["s2"], {})
     assert brief(plan.steps)[0] == ("repoint", "v.s2", "v.s1")
+
+
+def test_a_file_with_old_data_behind_its_end_is_not_made_larger() -> None:
+    """It would be the cheaper one to keep. Where the sizes are equal, nothing grows."""
+    known = clusters(base=[0, 1, 2, 3], s1=[1])
+    short, equal = volume(8 * KIB64, 16 * KIB64, base="qcow2"), volume(16 * KIB64, 16 * KIB64, base="qcow2")
+    commit, pull = ("commit", "v.s1", "v"), ("pull", "v.s1", None)
+    assert brief(delete_snapshots(short, ["s1"], known).steps)[0] == commit
+    assert brief(delete_snapshots(short, ["s1"], known, {"v"}).steps)[0] == pull
+    assert brief(delete_snapshots(equal, ["s1"], known, {"v"}).steps)[0] == commit

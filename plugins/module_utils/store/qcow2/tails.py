@@ -10,7 +10,7 @@ clusters that the tables still name. Nobody sees it until the size is raised: th
 from __future__ import annotations
 
 import os
-from typing import Callable, Iterator, NamedTuple
+from typing import Iterator, NamedTuple
 
 from .clusters import COPIED, MOST_TABLE_BYTES, OFFSET, Unsuited
 from .counts import Counts
@@ -40,7 +40,7 @@ class _Tail(NamedTuple):
     entries: tuple[_Entries, ...]
 
 
-def clear_tail(fd: int, sync: Callable[[int], None] = os.fsync) -> bool:
+def clear_tail(fd: int) -> bool:
     """Let an image hold nothing but zeros behind its virtual end, durably; whether there was anything to be done.
 
     Nobody can see the change, so a crash at any instant leaves the image showing what it showed. Where entries were dropped
@@ -57,7 +57,7 @@ def clear_tail(fd: int, sync: Callable[[int], None] = os.fsync) -> bool:
         _write_zeros(fd, *tail.rest)
     for entries in tail.entries:
         _write_zeros(fd, entries.offset, entries.length)
-    sync(fd)
+    os.fsync(fd)
     released = [number for entries in tail.entries for number in entries.clusters]
     if released:
         _release(fd, header, released)
