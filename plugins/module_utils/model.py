@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Collection, Iterable, NamedTuple
 
-from .errors import ChainBroken, InvalidName, InvalidParameter, InvalidSize, SnapshotNotFound
+from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
 
 SECTOR = 512
 MAX_SIZE = 2**63  # 8 EiB, exclusive: what an off_t can address
@@ -24,8 +24,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
 _SIZE = re.compile(r"([0-9]+)\s*([KMGTP])?(?:i?B)?\Z", re.IGNORECASE)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
-_DURATION = re.compile(r"([0-9]{1,12})\s*([smhdw])\Z")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _RESERVED_SNAPSHOTS = ("active", "info")
 _NAME_MAX = 255
@@ -125,18 +123,6 @@ def _check_name(kind: str, name: str, composed: str) -> None:
 def now() -> str:
     """The time as records spell it: UTC, whole seconds, ISO 8601."""
     return time.strftime(_TIME, time.gmtime())
-
-
-def parse_duration(value: object, subject: str) -> int:
-    """Seconds from a number with its unit: s, m (minutes), h, d or w.
-
-    :raises InvalidParameter: it is none, or not above 0.
-    """
-    match = _DURATION.match(str(value).strip())
-    seconds = int(match.group(1)) * _SECONDS[match.group(2)] if match else 0
-    if seconds <= 0:
-        raise InvalidParameter(subject, f"{value!r} is no duration", "give a whole number above 0 with s, m, h, d or w, such as 30d")
-    return seconds
 
 
 class Share(NamedTuple):

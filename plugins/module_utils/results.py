@@ -59,12 +59,12 @@ def _label(told: dict) -> str:
 
 def _shown(told: dict, diff: dict) -> dict:
     """The diff of one object, which for a volume that comes or goes is one line."""
-    from .operations import report
+    from .operations import telling
 
     header = {"before_header": _label(told), "after_header": _label(told), **told}
     for sign, there, other in (("+", "after", "before"), ("-", "before", "after")):
         if diff[there] and not diff[other]:
-            return {**header, "prepared": f"{sign} {report.one_line(diff[there])}\n"}
+            return {**header, "prepared": f"{sign} {telling.one_line(diff[there])}\n"}
     return {**header, **diff}
 
 

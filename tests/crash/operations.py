@@ -385,13 +385,6 @@ OPERATIONS: dict[str, Operation] = {
     "details of a volume": Operation(
         _chain("raw"), _ensure(VolumeWish("vol", description="told", labels={"a": "b"})), lambda model: model, tool=False
     ),
-    "create with a snapshot": Operation(
-        _lone("raw"),
-        _ensure(VolumeWish("new", size=MIB, snapshot="fresh")),
-        lambda model: {**model, "new": Wanted(bytes(MIB)).with_point("fresh")},
-        tool=False,
-        halfway=_adds("new", _empty(MIB)),
-    ),
     "delete volume": Operation(_chain("raw"), _remove("vol"), lambda _model: {}, tool=False, removes=True),
     "linked clone of a snapshot": Operation(
         _chain("raw"),

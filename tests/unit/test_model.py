@@ -57,3 +57,27 @@ def test_every_error_has_a_code_of_its_own_and_a_whole_sentence() -> None:
     codes = [kind.error_code for kind in kinds]
     assert len(codes) == len(set(codes))
     assert str(kinds[0]("volume x", "it is wrong", "mend it")) == "volume x: it is wrong; mend it."
+
+
+@pytest.mark.parametrize(
+    "size, told",
+    [
+        (0, "0 bytes"),
+        (512, "512 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB (1024 bytes)"),
+        (1536 << 20, "1.5 GiB (1610612736 bytes)"),
+        (10 << 30, "10 GiB (10737418240 bytes)"),
+        ((10 << 30) + 512, "10 GiB (10737418752 bytes)"),
+        ((1 << 63) - 512, "8 EiB (9223372036854775296 bytes)"),
+        (1 << 80, "1048576 EiB (1208925819614629174706176 bytes)"),
+    ],
+)
+def test_sizes_for_people(size: int, told: str) -> None:
+    assert model.told_size(size) == told
+
+
+def test_lists_for_people() -> None:
+    assert model.listed([]) == "" and model.listed("ab") == "a, b"
+    assert model.listed(range(20)).endswith(", 19") and model.listed(range(37)).endswith(", 19 and 17 more")
+    assert model.listed(range(5), 3) == "0, 1, 2 and 2 more"

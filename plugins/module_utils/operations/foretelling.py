@@ -19,7 +19,7 @@ from ..plan.plan import Plan
 from ..plan.wishes import SnapshotWish, Source
 from ..store import inventory
 from ..store.directory import ShareDirectory
-from . import placement, report
+from . import placement, report, telling
 from .candidates import Candidates, locate
 from .transaction import Options, Outcome
 
@@ -191,7 +191,7 @@ def reverted(candidates: Candidates, name: str, snapshot: str, discard_newer: bo
         return None
     share, volume = found[0], with_snapshot(found[1], snapshot, options)
     plan = planner.revert(volume, snapshot, discard_newer)
-    return replace(_outcome(share, options, [plan], volume), content=report.content_goes_back(plan, snapshot))
+    return replace(_outcome(share, options, [plan], volume), content=telling.content_goes_back(plan, snapshot))
 
 
 def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Options) -> Outcome | None:

@@ -40,9 +40,17 @@ def arrange(items: Sequence[Item]) -> tuple[list[int], dict[int, frozenset]]:
     names: dict[int, frozenset] = {}
     for first, then in edges:
         names[then] = names.get(then, frozenset()) | {changes[first].volume}
-    for indexes in _by_volume(changes).values():
-        edges |= set(zip(indexes, indexes[1:]))
-    return _sorted(len(items), edges), names
+    return _sorted(len(items), edges | _as_asked(changes)), names
+
+
+def _as_asked(changes: dict[int, Change]) -> set[tuple[int, int]]:
+    """Pairs that are in order as they are and have to stay so when others move: items of one volume, a source and its clone."""
+    by_volume = _by_volume(changes)
+    pairs = {pair for indexes in by_volume.values() for pair in zip(indexes, indexes[1:])}
+    for index, change in changes.items():
+        if change.source is not None and not change.absent:
+            pairs |= {(other, index) for other in by_volume.get(change.source, []) if other < index and not changes[other].absent}
+    return pairs
 
 
 def _by_volume(changes: dict[int, Change]) -> dict[str, list[int]]:

@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Sequence
+from typing import Sequence
 
 from ..errors import StorageError
-from ..model import Image, Share, Snapshot, Volume, listed, told_size
+from ..model import Image, Share, Snapshot, Volume
 from ..store import inventory
 from ..store.directory import ShareDirectory
-
-if TYPE_CHECKING:
-    from ..plan.plan import Plan
 
 _SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "expires")
 _DRIVER_TYPES = {"nfs": "nfs", "cifs": "smbfs", "glusterfs": "glusterfs"}  # Cinder's names; everything else is a path on this host
@@ -108,26 +105,6 @@ def read_volume(directory: ShareDirectory, found: Volume) -> dict:
     except (OSError, StorageError):
         in_use = None
     return volume(found, directory.share, in_use)
-
-
-def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:
-    """How a diff tells a revert: the content before and after it. None where nothing is discarded."""
-    if plan.before is None or plan.after is None or not plan.changed:
-        return None
-    point = plan.before.point_file(snapshot)
-    dropped = sum(image.allocated for image in plan.before.chain[: plan.before.files.index(point)])
-    taken = plan.before.snapshot(snapshot).created
-    said = f"snapshot {snapshot}" + (f" of {taken}" if taken else "")
-    about = f"about {told_size(dropped)}" if plan.before.size else "nobody knows how much"
-    return f"as written since {said} ({about}), which is dropped", f"goes back to {said}"
-
-
-def one_line(found: dict) -> str:
-    """A volume that came or went, for the diff of a task about many."""
-    size = "size unknown" if found["size"] is None else told_size(found["size"]).split(" (", 1)[0]
-    parent = f", on {found['parent']['volume']}@{found['parent']['snapshot']}" if found["parent"] else ""
-    snapshots = f", snapshots {listed((one['name'] for one in found['snapshots']), 5)}" if found["snapshots"] else ""
-    return f"volume {found['name']}: {found['format']}, {size}, {found['path']}{parent}{snapshots}"
 
 
 def difference(found: dict | None) -> dict:

@@ -203,7 +203,7 @@ def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: b
     """Make the volume's content that of a snapshot."""
     check_snapshot_name(volume_name, name)
     from ..plan import planner
-    from . import report
+    from . import telling
 
     if options.assume:
         from . import foretelling
@@ -218,4 +218,4 @@ def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: b
         if options.assume and not volume.has_snapshot(name):
             volume = foretelling.with_snapshot(volume, name, options)
         plan = planner.revert(volume, name, discard_newer)
-        return replace(carry_out(work, share, plan, recovered), content=report.content_goes_back(plan, name))
+        return replace(carry_out(work, share, plan, recovered), content=telling.content_goes_back(plan, name))

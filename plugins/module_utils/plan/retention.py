@@ -18,13 +18,15 @@ from datetime import datetime, timedelta, timezone
 from typing import Callable, Iterable, Mapping, Sequence
 
 from ..errors import InvalidParameter
-from ..model import Snapshot, Volume, parse_duration
+from ..model import Snapshot, Volume
 from .wishes import Expiry, label_texts
 
 _SUBJECT = "option keep"
 _TIME = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})(?:[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:[.,][0-9]+)?)?)?\s?(Z|z|[+-][0-9]{2}(?::?[0-9]{2})?)?\Z"
 )
+_DURATION = re.compile(r"([0-9]{1,12})\s*([smhdw])\Z")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _CREATED = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})Z\Z")
 
 
@@ -114,6 +116,18 @@ def _count(rule: str, value: object) -> int:
     if int(text) < 0:
         raise InvalidParameter(_SUBJECT, f"{rule} is negative: {text}", "give the number of snapshots to keep, 0 for none by this rule")
     return int(text)
+
+
+def parse_duration(value: object, subject: str) -> int:
+    """Seconds from a number with its unit: s, m (minutes), h, d or w.
+
+    :raises InvalidParameter: it is none, or not above 0.
+    """
+    match = _DURATION.match(str(value).strip())
+    seconds = int(match.group(1)) * _SECONDS[match.group(2)] if match else 0
+    if seconds <= 0:
+        raise InvalidParameter(subject, f"{value!r} is no duration", "give a whole number above 0 with s, m, h, d or w, such as 30d")
+    return seconds
 
 
 def _within(value: object) -> int:

@@ -1,0 +1,29 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What diffs tell beside the volume before and after: content that goes back, and volumes of a task about many in one line."""
+
+from __future__ import annotations
+
+from ..model import listed, told_size
+from ..plan.plan import Plan
+
+
+def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:
+    """How a diff tells a revert: the content before and after it. None where nothing is discarded."""
+    if plan.before is None or plan.after is None or not plan.changed:
+        return None
+    point = plan.before.point_file(snapshot)
+    dropped = sum(image.allocated for image in plan.before.chain[: plan.before.files.index(point)])
+    taken = plan.before.snapshot(snapshot).created
+    said = f"snapshot {snapshot}" + (f" of {taken}" if taken else "")
+    about = f"about {told_size(dropped)}" if plan.before.size else "nobody knows how much"
+    return f"as written since {said} ({about}), which is dropped", f"goes back to {said}"
+
+
+def one_line(found: dict) -> str:
+    """A volume that came or went, for the diff of a task about many."""
+    size = "size unknown" if found["size"] is None else told_size(found["size"]).split(" (", 1)[0]
+    parent = f", on {found['parent']['volume']}@{found['parent']['snapshot']}" if found["parent"] else ""
+    snapshots = f", snapshots {listed((one['name'] for one in found['snapshots']), 5)}" if found["snapshots"] else ""
+    return f"volume {found['name']}: {found['format']}, {size}, {found['path']}{parent}{snapshots}"
