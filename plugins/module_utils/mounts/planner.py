@@ -195,7 +195,7 @@ def drifted_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
         drifted += mount_options.drift(wish.row, options, live, previous)
     if seen.trigger:  # what the automounter's own table says cannot be changed from here
         drifted = tuple(option for option in drifted if mount_options.can_remount(wish.row, (option,)))
-    return mount_options.of_the_mount(drifted) if seen.shared else drifted
+    return mount_options.of_the_mount(drifted) if seen.shared and wish.row.kernel_types else drifted  # those of a bind mount are its own
 
 
 def _another_user(wish: Wish, mount: Mount) -> tuple[str, ...]:
