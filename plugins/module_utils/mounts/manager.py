@@ -114,7 +114,7 @@ def _record(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, .
         return
     mounts = tables.read_mounts()
     mount = None if failed else tables.mounted_at(mounts, resolve.follow(wish.path, mounts))
-    record.write(wish.path, mount, planner.mount_words(wish, seen))
+    record.write(wish.path, mount, planner.effective_options(wish, seen))
 
 
 def _deadline(params: dict) -> applier.Deadline:

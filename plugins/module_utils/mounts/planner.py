@@ -188,26 +188,23 @@ def drifted_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
     """
     if seen.mount is None:
         return ()
-    words = mount_words(wish, seen)
-    if seen.record is not None and seen.record.words == words and seen.record.live == seen.mount.options:
-        return ()
-    previous = seen.record.words if seen.record is not None else seen.entry.options if wish.persist and seen.entry is not None else None
-    live = seen.mount.options if wish.row.kernel_types else seen.mount.mount_options
-    options = effective_options(wish, seen)
-    drifted = mount_options.drift(wish.row, options, live, previous)
-    if words != options:
-        drifted += mount_options.drift(wish.row, (words[-1], "ro" if "ro" in live else "rw"), live)
+    options, drifted = effective_options(wish, seen), _another_user(wish, seen.mount)
+    if seen.record is None or seen.record != (options, seen.mount.options):
+        previous = seen.record.words if seen.record is not None else seen.entry.options if wish.persist and seen.entry is not None else None
+        live = seen.mount.options if wish.row.kernel_types else seen.mount.mount_options
+        drifted += mount_options.drift(wish.row, options, live, previous)
     if seen.trigger:  # what the automounter's own table says cannot be changed from here
         drifted = tuple(option for option in drifted if mount_options.can_remount(wish.row, (option,)))
-    return mount_options.of_the_mount(drifted) if seen.shared else drifted
+    return mount_options.of_the_mount(drifted) if seen.shared and wish.row.kernel_types else drifted  # those of a bind mount are its own
 
 
-def mount_words(wish: Wish, seen: Seen) -> tuple[str, ...]:
-    """All that decides how it is mounted, in words: the options, and who mounts it."""
-    words = effective_options(wish, seen)
-    if wish.row.credentials == "file" and wish.credentials is not None and wish.credentials.username is not None:
-        words += (f"username={wish.credentials.username}",)
-    return words
+def _another_user(wish: Wish, mount: Mount) -> tuple[str, ...]:
+    """The user of the wish, if the kernel shows that somebody else mounted it. It does not show every user."""
+    if wish.row.credentials != "file" or wish.credentials is None or wish.credentials.username is None:
+        return ()
+    wanted = f"username={wish.credentials.username}"
+    shown = [option for option in mount.options if option.startswith("username=")]
+    return (wanted,) if shown and wanted not in shown else ()
 
 
 def effective_options(wish: Wish, seen: Seen) -> tuple[str, ...]:

@@ -223,8 +223,8 @@ def describe(
 
 
 def is_bind(mount: tables.Mount) -> bool:
-    """Whether it shows part of a local file system. Subvolumes of btrfs look alike and are none."""
-    return mount.root != "/" and mount.fstype != "btrfs" and types.is_local(mount.fstype)
+    """Whether it shows part of a file system that no server has. Subvolumes of btrfs look alike and are none."""
+    return mount.root != "/" and mount.fstype != "btrfs" and types.by_kernel_type(mount.fstype) is None
 
 
 def public_options(mount: tables.Mount, row: types.FileSystem) -> str:

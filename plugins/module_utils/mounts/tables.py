@@ -183,9 +183,6 @@ def parse_fstab(text: str) -> tuple[Entry, ...]:
     return tuple(entry for entry in map(parse_entry, text.split("\n")) if entry is not None)
 
 
-
-
-
 def is_entry_of(entry: Entry, source: str) -> bool:
     """Whether a line of fstab is about the network share ``source``."""
     row = types.by_mount_type(entry.fstype)

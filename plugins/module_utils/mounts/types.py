@@ -321,7 +321,7 @@ LOCALITIES: tuple[Locality, ...] = (
     *(Locality(name, True, _MEMORY) for name in ("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "devpts", "mqueue")),
     *(Locality(name, True, _IMAGE) for name in ("squashfs", "erofs", "cramfs", "iso9660", "romfs")),
     Locality("overlay", True, "its upper directory belongs to one mount of one host"),
-    *(Locality(name, False, _HYPERVISOR) for name in ("9p", "virtiofs", "vboxsf", "prl_fs", "vmhgfs", "hgfs", "fuse.vmhgfs-fuse", "fuse.virtiofs")),
+    *(Locality(name, False, _HYPERVISOR) for name in ("9p", "virtiofs", "vboxsf", "prl_fs", "vmhgfs", "hgfs", "fuse.vmhgfs-fuse", "hostfs", "drvfs")),
     *(Locality(name, False, _SERVER) for name in ("ceph", "afs", "coda", "ncpfs", "ncp", "smbfs", "davfs", "lustre", "orangefs", "pvfs2", "fuse.ceph")),
     *(Locality(name, False, _SERVER) for name in ("fuse.curlftpfs", "fuse.davfs2", "fuse.rclone", "fuse.s3fs", "fuse.mfs", "fuse.moosefs", "fuse.juicefs")),
     *(Locality(name, False, _SERVER) for name in ("beegfs", "gpfs", "panfs", "wekafs", "quobyte", "fuse.quobyte", "fuse.vzstorage", "fuse.goofys")),

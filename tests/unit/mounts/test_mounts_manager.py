@@ -258,3 +258,24 @@ def test_what_was_mounted_comes_back_if_its_replacement_fails(bind, monkeypatch)
     result = manager.ensure({**bind, "state": "remounted"})
     assert result["failed"] and not result["changed"]
     assert tables.mounted_at(tables.read_mounts(), bind["path"]) is not None
+
+
+@pytest.mark.root
+def test_words_that_no_table_shows_are_remembered_without_fstab(bind, tmp_path):
+    private, unbindable = ({**bind, "persist": False, "opts": [word]} for word in ("private", "unbindable"))
+    assert steps(manager.ensure(private, check_mode=True)) == ["mount"] and not (tmp_path / "records").exists()
+    assert steps(manager.ensure(private)) == ["mount"]
+    assert not manager.ensure(private)["changed"]
+    assert steps(manager.ensure(unbindable)) == ["unmount", "mount"]
+    assert not manager.ensure(unbindable)["changed"]
+    assert steps(manager.ensure({**unbindable, "state": "absent"})) == ["unmount"] and os.listdir(tmp_path / "records") == []
+    assert not manager.ensure({**unbindable, "state": "absent"})["changed"]
+
+
+@pytest.mark.root
+def test_mounted_twice_at_one_path_is_unmounted_twice(bind):
+    manager.ensure(bind)
+    subprocess.run(["mount", "--bind", bind["src"], bind["path"]], check=True)
+    assert not manager.ensure(bind)["changed"]
+    assert steps(manager.ensure({**bind, "state": "absent"})) == ["unmount", "unmount", "remove_fstab"]
+    assert tables.mounted_at(tables.read_mounts(), bind["path"]) is None and not manager.ensure({**bind, "state": "absent"})["changed"]

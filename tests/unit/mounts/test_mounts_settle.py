@@ -38,7 +38,7 @@ def seen_after(row, wanted, live, persist=True, recorded=False, credentials=None
     first = planner.plan(wish if previous is None else dataclasses.replace(wish, options=tuple(previous)), seen)
     entry = next((step.entry for step in first if isinstance(step, planner.WriteFstab)), None)
     seen = dataclasses.replace(seen, mount=mount, source=source, bound=True, entry=entry)
-    words = planner.mount_words(wish if previous is None else dataclasses.replace(wish, options=tuple(previous)), seen)
+    words = planner.effective_options(wish if previous is None else dataclasses.replace(wish, options=tuple(previous)), seen)
     return wish, dataclasses.replace(seen, record=record.Record(words, mount.options) if recorded else None)
 
 
@@ -163,6 +163,17 @@ def test_credentials_whose_user_the_kernel_does_not_show():
     assert steps(types.by_name("cifs"), ["multiuser"], live, credentials=secret) == []
     plain = CIFS.format(vers="3.1.1", sec="ntlmssp", user="")
     assert steps(types.by_name("cifs"), [], plain, credentials=secret, recorded=True) == []
+
+
+def test_credentials_left_out_later_are_no_change():
+    secret = planner.Credentials("me", "hidden-word", None)
+    live = CIFS.format(vers="3.1.1", sec="ntlmssp", user=",username=me")
+    for recorded in (True, False):
+        wish, seen = seen_after(types.by_name("cifs"), ["_netdev"], live, credentials=secret, recorded=recorded)
+        assert planner.plan(wish, seen) == planner.plan(dataclasses.replace(wish, credentials=None), seen) == ()
+        other = planner.Credentials("other", "hidden-word", None)
+        seen = dataclasses.replace(seen, credentials=other.content())
+        assert [step.name for step in planner.plan(dataclasses.replace(wish, credentials=other), seen)] == ["unmount", "mount"]
 
 
 def words(row):
