@@ -119,7 +119,7 @@ def test_a_libvirt_domain_gets_the_active_image(share: Path, tmp_path: Path, ans
 
 def test_a_command_line_gets_the_active_image(tmp_path: Path, ansible_environment: dict) -> None:
     """Also on a share whose path has characters that mean something to QEMU, a shell or XML."""
-    share = tmp_path / "it's, <a> & b"
+    share = tmp_path / "it's <a> & b"
     share.mkdir()
     define, command, follow = attach_books(share, tmp_path)
     for book in (define, command, follow, command):
