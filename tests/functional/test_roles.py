@@ -9,6 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 pytestmark = pytest.mark.slow
 
@@ -155,3 +158,66 @@ def test_an_empty_declaration_removes_nothing(player: Player) -> None:
     player.play(player.volumes(["ci-1"]), exclusive(player, []), fails="volumes_volumes is empty")
     player.play(exclusive(player, ["ci-1"], how="maybe"), fails="value of volumes_exclusive must be one of")
     assert player.names() == ["ci-1"]
+
+
+def comparison(file: str) -> dict:
+    """The task by which a role compares the share with what was wanted."""
+    (task,) = [task for task in yaml.safe_load((ROLES / file).read_text()) if "ansible.builtin.assert" in task]
+    return task
+
+
+def told_wrong(player: Player, file: str, cases: list[tuple[dict, str]]) -> None:
+    """What the comparison says about each state of a share: the names of what is wrong, or nothing."""
+    task, tasks = comparison(file), []
+    for variables, wrong in cases:
+        tasks.append({**task, "vars": {**task["vars"], **variables}, "register": "told", "ignore_errors": True})
+        tasks.append(asserted(f"(told is failed) == {bool(wrong)}", f"'as wanted: {wrong}' in told.msg" if wrong else "true"))
+    player.play(*tasks)
+
+
+def test_the_comparison_of_volumes_finds_what_is_wrong(player: Player) -> None:
+    sound = {"name": "a", "size": 1 << 20, "base_format": "raw", "pending": None}
+
+    def case(found: list, wrong: str, **wanted: object) -> tuple[dict, str]:
+        item = {"name": "a", "share": "s", "state": "present", **wanted}
+        return {"volumes_complete": [item], "volumes_candidates": "s", "volumes_size": "1M", "volumes_format": "", "volumes_found": {"volumes": found}}, wrong
+
+    told_wrong(player, "volumes/tasks/verify.yml", [
+        case([sound], ""),
+        case([sound], "", size=str(1 << 20), format="raw"),
+        case([], "a"),
+        case([{**sound, "size": 2 << 20}], "a"),
+        case([sound], "a", size="2M"),
+        case([sound], "a", format="qcow2"),
+        case([{**sound, "pending": {"operation": "x"}}], "a"),
+        case([{"name": "a", "error_code": "chain_broken", "msg": "broken"}], "a"),
+        case([sound, sound], "a"),
+        case([sound], "a", state="absent"),
+        case([], "", state="absent"),
+    ])
+
+
+def test_the_comparison_of_snapshots_finds_what_is_wrong(player: Player) -> None:
+    def case(there: list, wrong: str, judged: list | tuple = (), **wanted: object) -> tuple[dict, str]:
+        found = {"name": "a", "snapshots": [{"name": name} for name in there]}
+        return {
+            "snapshots_snapshots": [{"volume": "a", **wanted}], "snapshots_name": "x", "snapshots_names": [], "snapshots_state": "present",
+            "snapshots_found": {"volumes": [found]}, "snapshots_result": {"results": [{"volume": {"name": "a"}, "retention": list(judged)}]},
+        }, wrong
+
+    told_wrong(player, "snapshots/tasks/change.yml", [
+        case(["x"], ""),
+        case(["y"], "a"),
+        case(["x", "y"], "", name="y"),
+        case(["x"], "a", name="y"),
+        case(["x"], "a", state="absent"),
+        case(["y"], "", state="absent"),
+        case(["y"], "a", state="absent", names=["z", "y"]),
+        case(["x"], "", state="absent", names=["z", "y"]),
+        case(["y", "x"], "", state="reverted"),
+        case(["x", "y"], "a", state="reverted"),
+        case([], "a", state="reverted"),
+        case(["x", "old"], "a", [{"name": "old", "keep": False}, {"name": "x", "keep": True}]),
+        case(["x"], "", [{"name": "old", "keep": False}, {"name": "x", "keep": True}]),
+        case(["y"], "", state="pruned"),
+    ])
