@@ -127,10 +127,14 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
     class Module(AnsibleModule):
         parsed = False
 
+        def _load_params(self) -> None:
+            super()._load_params()
+            self.given = {name: self.params.get(name) for name in lists}  # a list that is refused is empty by the time of the failure
+
         def fail_json(self, msg: str, **kwargs: Any) -> None:
             if not self.parsed:
                 kwargs.setdefault("error_code", InvalidParameter.error_code)
-                wrong = [name for name in lists if _is_something_else(self.params.get(name))]
+                wrong = [name for name in lists if _is_something_else(self.given[name])]
                 msg = f"option '{wrong[0]}': {msg.rstrip('.')}; {_DICTIONARIES.format(wrong[0])}." if wrong else msg
             super().fail_json(msg, **kwargs)
 

@@ -275,10 +275,10 @@ def test_a_group_in_which_one_cannot_keep(tmp_path: Path, monkeypatch: pytest.Mo
         store.present(name, size=MIB)
     real = merge.delete_snapshots
 
-    def full(volume, names, known, bitmaps):
+    def full(volume, names, *facts):
         if volume.name == "b" and names:
             raise OSError(28, "No space left on device")
-        return real(volume, names, known, bitmaps)
+        return real(volume, names, *facts)
 
     def take(night: int) -> list:
         wish = SnapshotWish(f"g{night}", created=f"{date_of(night)}T01:00:00Z")

@@ -34,7 +34,8 @@ def keep(directory: ShareDirectory) -> None:
     """Make the pieces that are missing, as far as there is room. Never fails, and syncs nothing."""
     try:
         folder = directory.private(FOLDER) or directory.private(FOLDER, create=True)
-        missing = [name for name in _PIECES if folder is not None and name not in set(folder.names())]
+        there = set(folder.names()) if folder is not None else set()
+        missing = [name for name in _PIECES if name not in there]
         if folder is None or not missing:
             return
         room = os.fstatvfs(folder.fd)

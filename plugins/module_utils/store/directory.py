@@ -219,9 +219,10 @@ class ShareDirectory:
         """Open the directories anew. After taking a lock this is what makes another host's new files visible (NFS keeps
         a remembered absence for half a minute, a fresh open revalidates it).
 
-        :param keep_listing: go on with the names that :meth:`Directory.names_from` has, for who only looks at many volumes.
+        :param keep_listing: go on with the names that :meth:`Directory.names_from` has, and with what the kernel was seen to have open,
+            for who only looks at many volumes.
         """
-        known = self.root._listing if keep_listing else None
+        known, users = (self.root._listing, self._kernel_users) if keep_listing else (None, None)
         try:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:  # what was open stays so: whoever goes on meets the share's own error
@@ -229,7 +230,7 @@ class ShareDirectory:
                 raise share_gone(self.share.label) from error
             raise _unreadable(error, f"share {self.share.label}") from error
         self.close()
-        self._kernel_users = None
+        self._kernel_users = users
         self.root = Directory(fd, self.share.label, self.verify, self.pace)
         self.root._listing = known
 

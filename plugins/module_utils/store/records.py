@@ -213,12 +213,13 @@ def _intent(value: object) -> dict | None:
 def is_disk(record: Record, file: str, inode: int, length: int) -> bool:
     """Whether a file with this inode and length is the very raw disk that a record knows, so that what stands in it is a guest's.
 
-    Where the file system keeps no inodes, the length has to do as proof.
+    A disk only grows; a shorter file is another one, which got the inode after the disk was gone. Where the file system keeps no
+    inodes, the length has to do as proof.
     """
     disk = record.disks.get(file)
     if disk is None or record.formats.get(file) != "raw":
         return False
-    return disk.inode == inode if disk.inode else disk.length == length
+    return disk.inode == inode and length >= disk.length if disk.inode else disk.length == length
 
 
 def planned_files(record: Record | None) -> dict[str, str] | None:
@@ -246,5 +247,5 @@ def images_of_intent(intent: object) -> tuple[str, ...]:
         volume = intent.get(when)
         chain = volume.get("chain") if isinstance(volume, dict) else None
         files = [image.get("file") for image in (chain if isinstance(chain, list) else ()) if isinstance(image, dict)]
-        found.update(dict.fromkeys(file for file in files if is_safe_file_name(file)))
+        found.update(dict.fromkeys(str(file) for file in files if is_safe_file_name(file)))
     return tuple(found)
