@@ -87,14 +87,14 @@ class Scene:
     # -- what is compared ----------------------------------------------------------------------------------------
 
     def state(self) -> dict:
-        """Names, kinds and content of the share; locks and empty private directories are no content."""
+        """Names, kinds and content of the share; locks, ballast and empty private directories are no content."""
         found = {}
         for directory, names, files in os.walk(self.share):
             for name in [*names, *files]:
                 path = Path(directory) / name
                 status = path.lstat()
                 place = os.fsdecode(path.relative_to(self.share))
-                if place.startswith(".remotefs") and (stat.S_ISDIR(status.st_mode) or place.startswith(".remotefs/locks/")):
+                if place.startswith(".remotefs") and (stat.S_ISDIR(status.st_mode) or place.startswith((".remotefs/locks/", ".remotefs/ballast/"))):
                     continue
                 found[place] = _content(path, status)
         return found
