@@ -432,6 +432,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
 }
 
+
 def _on_a_full_share(name: str, with_ballast: bool) -> Operation:
     """The operation where no new file can be filled: records and overlays are written over the ballast in place or, where there is
     none, within the blocks that a file has."""

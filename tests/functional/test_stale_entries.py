@@ -167,13 +167,22 @@ def test_two_entries_with_one_file(store: Store) -> None:
     assert store.delete("twin").changed and points(store) == ALL
 
 
+def _damaged(store: Store) -> None:
+    """The header of an entry's file cannot be understood: nobody knows what it rests on."""
+    image(store, "vol.old")
+    with open(store.path / "vol.old", "r+b") as stream:
+        stream.seek(4)
+        stream.write(b"\xff\xff\xff\xff")
+    add(store, old="vol.old")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda store: add(store, active="vol.s1"),  # an .info of yesterday: vol.s2 rests on what it calls active
         lambda store: add(store, active="vol"),
         lambda store: (store.path / "vol.s2").rename(store.path / "vol.s9") and add(store, active="vol.s1", s2="vol.s9"),
-        lambda store: _damaged(store),
+        _damaged,
         lambda store: add(store, active="vol.s9"),
     ],
 )
@@ -186,15 +195,6 @@ def test_what_may_be_damage_is_not_stale(store: Store, damage) -> None:
         lambda check: store.absent(cascade=True, check=check),
     ):
         refused(store, (errors.ChainBroken, errors.UnsafeImage), action)
-
-
-def _damaged(store: Store) -> None:
-    """The header of an entry's file cannot be understood: nobody knows what it rests on."""
-    image(store, "vol.old")
-    with open(store.path / "vol.old", "r+b") as stream:
-        stream.seek(4)
-        stream.write(b"\xff\xff\xff\xff")
-    add(store, old="vol.old")
 
 
 def test_while_work_is_unfinished_nothing_is_stale(store: Store) -> None:

@@ -92,13 +92,13 @@ def _raw_disk_of_a_guest(scene: Scene) -> None:
     scene.record("other", formats={"other": "raw"}, disks={"other": [status.st_ino, status.st_size]}, active="other")
 
 
-SEEMING: dict[str, tuple[str, Plant]] = {
-    "guest's overlay": ("another volume's guest wrote a header with this name into its raw disk", _raw_disk_of_a_guest),
-    "snapshot of the server": ("an overlay in `.snapshot`", partial(_overlay, file=".snapshot/hourly.0/other", name="../../vol")),
-    "name of a neighbour": ("an overlay in a folder that has a file of that name itself", lambda scene: _neighbour(scene)),
-}
-
-
 def _neighbour(scene: Scene) -> None:
     _overlay(scene, "sub/vol", "elsewhere")
     _overlay(scene, "sub/other", "vol")
+
+
+SEEMING: dict[str, tuple[str, Plant]] = {
+    "guest's overlay": ("another volume's guest wrote a header with this name into its raw disk", _raw_disk_of_a_guest),
+    "snapshot of the server": ("an overlay in `.snapshot`", partial(_overlay, file=".snapshot/hourly.0/other", name="../../vol")),
+    "name of a neighbour": ("an overlay in a folder that has a file of that name itself", _neighbour),
+}

@@ -42,7 +42,7 @@ def options_of(module: str) -> set[str]:
             documented = yaml.safe_load(ast.literal_eval(node.value))
     found = set(documented["options"])
     for fragment in documented["extends_documentation_fragment"]:
-        name, _, part = fragment.removeprefix("remotefs.storage.").partition(".")
+        name, _dot, part = fragment.removeprefix("remotefs.storage.").partition(".")
         holder = importlib.import_module(f"ansible_collections.remotefs.storage.plugins.doc_fragments.{name}").ModuleDocFragment
         found |= set(yaml.safe_load(getattr(holder, (part or "documentation").upper())).get("options", {}))
     return found

@@ -207,7 +207,7 @@ class Resolver:
     def _same(self, place: Place, name: str) -> set[str]:
         """The files of the directory that are what was found: by identity, or by all that another mount of it would show."""
         found = {other for other in self._with_inode(place.status.st_ino) if self._is(other, place.status)}
-        for other in {name, os.path.basename(place.path)}:
+        for other in dict.fromkeys((name, os.path.basename(place.path))):
             mine = self._status(other)
             alike = mine is not None and (mine.st_size, mine.st_mtime_ns) == (place.status.st_size, place.status.st_mtime_ns)
             if alike and mine is not None and place.status.st_dev != mine.st_dev:
