@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .operations.transaction import Options, Outcome
 
 _VERBOSE = 3  # -vvv
+_LONGEST_MODE = 8  # digits
+_LONGEST_ID, _NO_ID = 10, 2**32 - 1  # digits; the number that chown takes for "leave it"
+_LONGEST_WAIT = 10 * 365 * 86400  # seconds
 CHANGE = {
     "lock_timeout": {"type": "float", "default": 90},
     "break_lock": {"type": "bool", "default": False},
@@ -45,8 +48,12 @@ def require(params: dict, *names: str) -> None:
 
 def check_numbers(params: dict) -> None:
     """:raises InvalidParameter: a number is out of its range."""
-    if params["lock_timeout"] < 0:
-        raise InvalidParameter("option lock_timeout", f"{params['lock_timeout']:g} is negative", "give seconds, 0 for not waiting at all")
+    if not 0 <= params["lock_timeout"] <= _LONGEST_WAIT:
+        raise InvalidParameter(
+            "option lock_timeout",
+            f"{params['lock_timeout']:g} is negative, endless or no number",
+            f"give seconds up to {_LONGEST_WAIT}, 0 for not waiting at all",
+        )
     if params["parallel"] is not None and params["parallel"] < 1:
         raise InvalidParameter("option parallel", f"{params['parallel']} is less than 1", "give the number of volumes to work on at a time")
 
@@ -55,10 +62,11 @@ def parse_mode(value: object) -> int | None:
     """A file mode from an octal string or a number. :raises InvalidParameter: it is neither."""
     if value is None:
         return None
-    try:
-        mode = value if isinstance(value, int) and not isinstance(value, bool) else int(str(value), 8)
-    except ValueError:
-        mode = -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        mode = value
+    else:
+        text = str(value)  # int() would take other scripts' digits, underscores and signs
+        mode = int(text, 8) if text and len(text) <= _LONGEST_MODE and not text.strip("01234567") else -1
     if not 0 <= mode <= 0o777:
         raise InvalidParameter(f"mode {value!r}", "it is no octal file mode", "give a quoted octal string such as '0660'")
     return mode
@@ -79,11 +87,15 @@ def parse_group(value: str | None) -> int | None:
 
 
 def _number_or(value: str | None, option: str, look_up: Callable[[str], int]) -> int | None:
-    if value is None or value.isdigit():
-        return None if value is None else int(value)
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        if len(value) > _LONGEST_ID or int(value) >= _NO_ID:
+            raise InvalidParameter(f"{option} {value!r}", "it is no id that a file can have", f"give a number below {_NO_ID}, or a name")
+        return int(value)
     try:
         return look_up(value)
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         raise InvalidParameter(f"{option} {value!r}", "this host knows no such name", "create it or give a number") from error
 
 

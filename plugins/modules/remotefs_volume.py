@@ -41,6 +41,7 @@ options:
     description:
       - The format of the base file. A new volume is V(raw) unless this says otherwise.
       - To adopt a lone file whose format is recorded nowhere, say it. A volume of the other format is never converted.
+      - One that is said to be V(raw) and looks like an image of another format is adopted with a warning.
     type: str
     choices: [raw, qcow2]
   preallocation:
@@ -482,7 +483,7 @@ def _request(params: dict, candidates):
     from ..module_utils.operations.candidates import Policy
     from ..module_utils.plan.wishes import VolumeWish, check_max_chain, label_texts
 
-    if not 0 <= params["reserved_percentage"] < 100 or params["max_over_subscription_ratio"] <= 0:
+    if not 0 <= params["reserved_percentage"] < 100 or not params["max_over_subscription_ratio"] > 0:  # nan is neither
         raise InvalidParameter(
             f"volume {params['name']}",
             "reserved_percentage or max_over_subscription_ratio is out of range",

@@ -54,8 +54,25 @@ def bring_up(work: Workspace, share: Share, volume: Volume, request: VolumeReque
         from . import layers  # late: most tasks find a volume that they know
 
         layers.require_whole(work.directory(share), volume.chain)
+        _warn_of_another_format(work, share, volume)
     wish = _only_what_the_share_keeps(request.wish, share, work.options)
     return carry_out(work, share, _plan_for(volume, wish), recovered)
+
+
+def _warn_of_another_format(work: Workspace, share: Share, volume: Volume) -> None:
+    """The user's word counts, but a VMDK image that is said to be raw is nearly always a mistake."""
+    from ..store.appearance import looks_like
+
+    base, directory = volume.own_base, work.directory(share)
+    if base.format != "raw" or directory.root.status(base.file) is None:
+        return
+    with directory.root.opened(base.file) as fd:
+        seen = looks_like(fd)
+    if seen:
+        work.options.warn(
+            f"{directory.root.subject(base.file)} is taken for a raw disk, as you said, but it begins or ends like {seen}: a machine would see "
+            "that file's own bytes; convert it first (qemu-img convert) if it is one"
+        )
 
 
 def _plan_for(volume: Volume, wish: VolumeWish) -> Plan:

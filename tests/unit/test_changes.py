@@ -1,0 +1,65 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Owners, groups, modes and numbers are checked before anything else is done with them."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.remotefs.storage.plugins.module_utils import changes
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InvalidParameter
+
+NUMBERS = ["\u00b2", "\u0663", "99999999999", "4294967295", "9" * 5000, "-1", "1_0", "no such name", "a\0b", ""]
+
+
+@pytest.mark.parametrize("parse", [changes.parse_owner, changes.parse_group])
+@pytest.mark.parametrize("value", NUMBERS)
+def test_what_is_no_id_is_refused(parse, value: str) -> None:
+    with pytest.raises(InvalidParameter):
+        parse(value)
+
+
+def test_ids_and_names_are_taken() -> None:
+    assert changes.parse_owner("0") == changes.parse_owner("root") == 0
+    assert changes.parse_group("4294967294") == 4294967294 and changes.parse_group(None) is None
+
+
+@pytest.mark.parametrize("value", ["\u0666\u0666\u0660", "0_660", "+660", "-1", " 660", "888", "", "9" * 5000, "0o660", True, 0o7777, 1.5])
+def test_what_is_no_mode_is_refused(value: object) -> None:
+    with pytest.raises(InvalidParameter):
+        changes.parse_mode(value)
+
+
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none()))
+def test_a_mode_is_one_or_is_refused(value: object) -> None:
+    try:
+        mode = changes.parse_mode(value)
+    except InvalidParameter:
+        return
+    assert mode is None or 0 <= mode <= 0o777
+
+
+@given(st.text())
+def test_an_owner_is_one_or_is_refused(value: str) -> None:
+    try:
+        owner = changes.parse_owner(value)
+    except InvalidParameter:
+        return
+    assert owner is not None and 0 <= owner < 2**32 - 1
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, -1.0, 1e300])
+def test_waiting_has_an_end(seconds: float) -> None:
+    with pytest.raises(InvalidParameter):
+        changes.check_numbers({"lock_timeout": seconds, "parallel": None})
+
+
+def test_usual_numbers_are_taken() -> None:
+    changes.check_numbers({"lock_timeout": 90.0, "parallel": os.cpu_count()})
+    assert changes.parse_mode("0660") == changes.parse_mode(0o660) == 0o660
