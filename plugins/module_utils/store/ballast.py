@@ -15,7 +15,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Iterator
 
-from ..errors import StorageError
+from ..errors import StorageError, from_os_error
 from .directory import write_all
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def lend(directory: ShareDirectory, volume: str, size: int) -> tuple[int, str] |
     """A piece of at least ``size`` bytes as a temporary file of ``volume``: (descriptor, temporary name). Its content is to be
     overwritten in place. None where there is no such piece.
 
-    :raises LockTimeout: the task may not change the volume any more.
+    :raises LockTimeout: the task may not change the volume any more. :raises StorageError: the share is ill, and not only full.
     """
     for folder, name in _whole_pieces(directory, size):
         temporary = directory.temporary_name(volume)
@@ -74,8 +74,10 @@ def lend(directory: ShareDirectory, volume: str, size: int) -> tuple[int, str] |
         try:
             os.rename(name, temporary, src_dir_fd=folder.fd, dst_dir_fd=tmp.fd)
             fd = os.open(temporary, _OPENING, dir_fd=tmp.fd)
-        except OSError:
+        except FileNotFoundError:
             continue  # another task took it
+        except OSError as error:
+            raise from_os_error(error, directory.root.subject(temporary)) from error
         if _is_whole(os.fstat(fd), size):
             return fd, temporary
         os.close(fd)
