@@ -15,7 +15,7 @@ from typing import Callable
 
 from ..errors import StorageError
 from ..model import Share
-from ..store import dependents, kinship
+from ..store import dependents, kinship, records
 from ..store.directory import ShareDirectory
 from ..store.inventory import Observed
 from ..store.survey import Survey, processors, survey
@@ -36,7 +36,7 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
 
     def tell(name: str, found: Observed | StorageError) -> dict[str, str]:
         wanted = not patterns or any(fnmatchcase(name, glob) for glob in patterns)
-        shaped = shape(_told(directory.share, name, found)) if wanted else {}
+        shaped = shape(_told(directory, name, found)) if wanted else {}
         return {key: json.dumps(objects)[1:-1] for key, objects in shaped.items() if objects}
 
     with ShareDirectory(share) as directory:
@@ -47,10 +47,25 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
     return [found.told[name] for name in sorted(found.told) if found.told[name]]
 
 
-def _told(share: Share, name: str, found: Observed | StorageError) -> dict:
-    if isinstance(found, StorageError):
-        return {"name": name, "share": share.source, "error_code": found.error_code, "msg": str(found), **found.details}
-    return report.volume(found.volume, share, found.in_use)
+def _told(directory: ShareDirectory, name: str, found: Observed | StorageError) -> dict:
+    share = directory.share
+    if not isinstance(found, StorageError):
+        return report.volume(found.volume, share, found.in_use)
+    broken = {"name": name, "share": share.source, "error_code": found.error_code, "msg": str(found), **found.details}
+    pending = _pending(directory, name)
+    if pending is None:
+        return broken
+    cause = f"volume {name} on {share.label}: {pending['operation']} was interrupted, so that the volume cannot be read until it is ended"
+    return {**broken, "msg": f"{cause} ({found.problem}); run the task again, or any that changes the volume.", "pending": pending}
+
+
+def _pending(directory: ShareDirectory, name: str) -> dict | None:
+    """What an interrupted task left to be ended of a volume that cannot be read."""
+    try:
+        record = records.read(directory, name)
+    except (OSError, StorageError):
+        return None
+    return report.pending(record.intent) if record is not None else None
 
 
 def _dependents(directory: ShareDirectory, found: Survey) -> dict[str, tuple[tuple[str, str], ...]]:

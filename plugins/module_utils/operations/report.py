@@ -36,7 +36,7 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
         "description": found.description,
         "labels": dict(found.labels),
         "in_use": in_use,
-        "pending": _pending(found.pending),
+        "pending": pending(found.pending),
         "connection": _connection(found, share),
     }
     return with_dependents(told, found.dependents) if found.dependents else told
@@ -47,7 +47,8 @@ def with_dependents(told: dict, dependents: Sequence[tuple[str, str]]) -> dict:
     return {**told, "dependents": [{"volume": clone, "snapshot": _point(told, file)} for clone, file in dependents]}
 
 
-def _pending(intent: object) -> dict | None:
+def pending(intent: object) -> dict | None:
+    """The work that an intent on record is about, for users; None where there is none."""
     if not isinstance(intent, dict):
         return None
     from ..plan.intent import summary  # late: rarely needed
