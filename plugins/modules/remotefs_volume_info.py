@@ -49,7 +49,8 @@ RETURN = r"""
 volumes:
   description:
     - The volumes, sorted by name, as RV(remotefs.storage.remotefs_volume#module:volume) has them.
-    - One that cannot be read has RV(volumes[].name), RV(volumes[].share), RV(volumes[].error_code) and RV(volumes[].msg) only.
+    - One that cannot be read has RV(volumes[].name), RV(volumes[].share), RV(volumes[].error_code) and RV(volumes[].msg), and where a task
+      on it was interrupted RV(volumes[].pending), but nothing else.
   returned: success
   type: list
   elements: dict
@@ -58,6 +59,7 @@ volumes:
     share: {description: 'The source of its share as given; for a directory, what is mounted there, or the directory.', type: str, returned: always}
     error_code: {description: 'Why it cannot be read, see docs/errors.md.', type: str, returned: when it cannot be read}
     msg: {description: What is wrong and what to do., type: str, returned: when it cannot be read}
+    pending: {description: What an interrupted task left to be ended; null where none did., type: dict, returned: when it can be read or has such work}
 error_code:
   description: The kind of failure, when a share itself cannot be read.
   returned: failure
