@@ -9,7 +9,6 @@ import os
 import stat
 
 from ..errors import StorageError, ToolFailed, from_os_error
-from . import access
 
 
 def let_group_in(share: int, parent: int, name: str) -> None:
@@ -17,6 +16,8 @@ def let_group_in(share: int, parent: int, name: str) -> None:
 
     :param share: the descriptor of the share's directory; ``parent`` is that of the folder's own one.
     """
+    from . import access  # late: who only opens such a folder needs it not
+
     above = os.fstat(parent)
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
