@@ -52,7 +52,7 @@ class Full:
 
     def shown(self) -> bytes:
         """What the volume shows to a guest."""
-        found, target = self.info(), "/dev/shm/full-share-content"
+        found, target = self.info(), f"/dev/shm/full-share-content-{os.getpid()}"
         subprocess.run(["qemu-img", "convert", "-f", found["format"], "-O", "raw", found["path"], target], check=True)
         data = Path(target).read_bytes()
         os.unlink(target)
