@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 from unittest import mock
 
 from property.world import World, candidates, run, write_pattern
 
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, groups, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
@@ -447,6 +448,35 @@ def _on_a_full_share(name: str, with_ballast: bool) -> Operation:
     return replace(known, run=run)
 
 
+def _of_what_it_gives_up(name: str) -> Operation:
+    """A revert on a full share without ballast: no file can be filled before the data of those that go is taken out."""
+    known = OPERATIONS[name]
+
+    def run(where: Candidates, options: Options) -> list[Outcome]:
+        create, take_out, has_room = ShareDirectory.create_temporary, making_room.take_data_out, []
+
+        def create_if_room(directory: ShareDirectory, volume: str) -> tuple[int, str]:
+            if not has_room:
+                raise NoSpace("share", "it is full", "free some space")
+            return create(directory, volume)
+
+        def take_out_and_have_room(*arguments: Any) -> bool:
+            has_room.append(take_out(*arguments))
+            return has_room[-1]
+
+        room = mock.Mock(f_bavail=0, f_bfree=0, f_blocks=1024, f_frsize=4096)
+        with ExitStack() as patches:
+            patches.enter_context(mock.patch("os.fstatvfs", return_value=room))
+            patches.enter_context(mock.patch.object(ShareDirectory, "create_temporary", create_if_room))
+            patches.enter_context(mock.patch.object(ballast, "lend", return_value=None))
+            patches.enter_context(mock.patch.object(making_room, "take_data_out", take_out_and_have_room))
+            patches.enter_context(mock.patch.object(making_room, "gives_enough", return_value=True))
+            return known.run(where, options)
+
+    return replace(known, run=run)
+
+
+OPERATIONS.update({f"{name}, of what it gives up": _of_what_it_gives_up(name) for name in ("revert", "revert and discard")})
 OPERATIONS.update({f"{name}, over the ballast": _on_a_full_share(name, True) for name in ("revert", "revert and discard", "delete volume")})
 OPERATIONS["delete volume, within its blocks"] = _on_a_full_share("delete volume", False)
 

@@ -6,24 +6,28 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
 import threading
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
+from unittest import mock
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, NoEligibleShare, NoSpace
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast, records
+from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast, qcow2, records
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import dropping
 
 MIB = 1 << 20
 OPTIONS = Options(lock_timeout=5)
@@ -140,6 +144,10 @@ def revert_to_the_newest(full: Full) -> None:
     assert full.shown() == expected
 
 
+def qcow2_of(path: str) -> dict:
+    return json.loads(subprocess.run(["qemu-img", "info", "--output=json", "-U", path], check=True, capture_output=True).stdout)
+
+
 TASKS = {"removal": remove_all, "deletion": delete_the_empty_one, "revert": revert}
 
 
@@ -159,21 +167,63 @@ def test_beside_a_guest_that_takes_what_is_freed(full: Full, task: str) -> None:
     full.filled_by_a_guest(lambda: TASKS[task](full))
 
 
-@pytest.mark.parametrize("task", ["removal", "deletion"])
+@pytest.mark.parametrize("task", TASKS)
 def test_a_share_of_an_older_release(full: Full, task: str) -> None:
-    """It has no ballast: what its files have is enough for what needs no data."""
+    """It has no ballast: what its files have is enough for what needs no data, and a revert takes out what it gives up."""
     shutil.rmtree(full.path / ".remotefs" / "ballast")
     full.fill()
     TASKS[task](full)
 
 
-def test_an_older_share_refuses_before_it_begins(full: Full) -> None:
+def test_present_content_makes_room_for_a_revert(full: Full) -> None:
+    shutil.rmtree(full.path / ".remotefs" / "ballast")
+    revert_to_the_newest(full)
+    found = full.info()
+    assert found["pending"] is None and qcow2_of(found["path"])["backing-filename"] == found["chain"][1]["file"]
+
+
+@pytest.mark.parametrize("moment", ["nothing", "first table", "all"])
+def test_a_killed_revert_of_present_content_is_on_record(full: Full, moment: str) -> None:
+    """An L1 table of many sectors is not emptied in one go: a crash in between must not pass for what the volume held."""
+    shutil.rmtree(full.path / ".remotefs" / "ballast")
+    active = full.info()
+    expected = full.shown()
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 9 0 1M", active["path"]], check=True)
+    full.fill()
+    place = {"nothing": (qcow2, "drop_data"), "first table": (dropping, "_write_changed"), "all": (making_room, "_give_back")}[moment]
+    with mock.patch.object(*place, side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        snapshots.revert(full.where, "v", "e", False, OPTIONS)
+    assert full.info()["pending"]["operation"] == "revert"
+    snapshots.revert(full.where, "v", "e", False, OPTIONS)
+    assert full.info()["pending"] is None and full.shown() == expected
+
+
+def test_where_nothing_is_given_up_a_revert_refuses_before_it_begins(full: Full) -> None:
+    snapshots.take(snapshots.SnapshotRequest(full.where, "v", SnapshotWish("f")), OPTIONS)
     shutil.rmtree(full.path / ".remotefs" / "ballast")
     full.fill()
     before = full.info()
     with pytest.raises(NoSpace):
-        snapshots.revert(full.where, "v", "a", True, OPTIONS)
+        snapshots.revert(full.where, "v", "e", True, OPTIONS)
     assert full.info() == before and before["pending"] is None
+
+
+def test_a_guest_takes_what_a_revert_gave_up(full: Full) -> None:
+    """The revert is pending until there is room, and every snapshot that stays is whole."""
+    shutil.rmtree(full.path / ".remotefs" / "ballast")
+    full.fill()
+    real = making_room.take_data_out
+
+    def then_filled(*arguments: Any) -> bool:
+        done = real(*arguments)
+        full.fill()
+        return done
+
+    with mock.patch.object(making_room, "take_data_out", then_filled), pytest.raises(NoSpace):
+        snapshots.revert(full.where, "v", "a", True, OPTIONS)
+    assert full.info()["pending"]["operation"] == "revert"
+    (full.mount / "filler").unlink()
+    revert(full)
 
 
 def test_what_needs_room_does_not_take_the_ballast(full: Full) -> None:

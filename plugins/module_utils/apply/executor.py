@@ -21,6 +21,7 @@ from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store import access, info_file, records
 from ..store.directory import ShareDirectory
 from ..store.disks import disks_of
+from . import making_room
 from .guard import Guard, ask_resumption, ask_unwritten, existing
 from .offline import CopySource, OfflineEngine
 from .recovery import find_interrupted
@@ -54,6 +55,7 @@ class Executor:
 
     def apply(self, plan: Plan) -> None:
         """Carry out a plan. On an error the intent stays on record and the next task resumes it, unless nothing was begun."""
+        plan = making_room.recorded_where_full(self._directory, plan)
         with self.guarded(plan) as guard:
             if plan.intent:
                 self.record_intent(plan)
@@ -108,8 +110,7 @@ class Executor:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
         intent = intents.of_plan(plan, now(), self._proofs(plan), group)
-        last = "" if not _frees_room(plan) else "ballast" if any(isinstance(step, ReplaceOverlay) for step in plan.steps) else "blocks"
-        self._write_record(plan.volume, record.with_intent(intent.to_json()), last)
+        self._write_record(plan.volume, record.with_intent(intent.to_json()), _last_resort(plan))
 
     def _proofs(self, plan: Plan) -> dict[str, intents.Proof]:
         """What proves each own file of the volume to be the same one later on."""
@@ -130,12 +131,12 @@ class Executor:
         engine = self._engine(guard)
         self._run(plan, [step for step in plan.steps if not engine.can(step)], guard)
 
-    def _engine(self, guard: Guard) -> OfflineEngine:
-        return OfflineEngine(self._directory, self._locks, guard, self._source, self._warn)
+    def _engine(self, guard: Guard, given_up: tuple[str, ...] = ()) -> OfflineEngine:
+        return OfflineEngine(self._directory, self._locks, guard, self._source, self._warn, given_up)
 
     def _run(self, plan: Plan, steps: Iterable[Step], guard: Guard) -> None:
-        engine = self._engine(guard)
         steps = list(steps)
+        engine = self._engine(guard, making_room.given_up(steps))
         with engine:
             for position, step in enumerate(steps):
                 if engine.can(step):
@@ -245,6 +246,13 @@ class Executor:
         for resumption in interrupted.resumptions:
             with self.guarded(resumption.plan, resumption) as guard:
                 self._run(resumption.plan, resumption.plan.steps, guard)
+
+
+def _last_resort(plan: Plan) -> str:
+    """What may be used on a full share to record an intent. A revert must not begin where it could not go on."""
+    if not _frees_room(plan):
+        return ""
+    return "blocks" if not making_room.given_up(plan.steps) or making_room.gives_enough(plan) else "ballast"
 
 
 def _frees_room(plan: Plan) -> bool:

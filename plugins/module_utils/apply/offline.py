@@ -29,7 +29,7 @@ from ..plan.steps import (
 from ..store import access, ballast, in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory
 from ..store.qcow2.clusters import Unsuited
-from . import allocate, copying, growing, moving, qemu_img
+from . import allocate, copying, growing, making_room, moving, qemu_img
 from .guard import Guard
 
 _CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
@@ -48,16 +48,24 @@ class OfflineEngine:
 
     :param locks: descriptors of the locks, which programs inherit.
     :param warn: takes sentences that the user should see.
+    :param given_up: files whose data may go first, where a revert finds no room.
     """
 
     def __init__(
-        self, directory: ShareDirectory, locks: tuple[int, ...], guard: Guard, source: CopySource | None, warn: Callable[[str], None]
+        self,
+        directory: ShareDirectory,
+        locks: tuple[int, ...],
+        guard: Guard,
+        source: CopySource | None,
+        warn: Callable[[str], None],
+        given_up: tuple[str, ...] = (),
     ) -> None:
         self._directory = directory
         self._locks = locks
         self._guard = guard
         self._source = source
         self._warn = warn
+        self._given_up = given_up
         self._begun: dict[str, tuple[int, str]] = {}  # files that have no name of their own yet: descriptor, temporary name
         self._verbs: dict[type, Callable] = {
             CreateImage: self._create_image,
@@ -219,15 +227,23 @@ class OfflineEngine:
         self._new_file(volume, step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
 
     def _replace_overlay(self, step: ReplaceOverlay, volume: str) -> None:
-        """On a full share the new overlay is written over some of the ballast, because a revert is to make room."""
+        """On a full share the new overlay is written over some of the ballast, because a revert is to make room. Without any, what
+        the revert gives up makes room."""
+
+        def new_overlay() -> str:
+            return self._filled(self._directory.create_temporary(volume), lambda fd: self._fill_overlay(fd, step.file, step))
+
         try:
-            temporary = self._filled(self._directory.create_temporary(volume), lambda fd: self._fill_overlay(fd, step.file, step))
+            temporary = new_overlay()
         except (OSError, NoSpace) as error:
             is_full = isinstance(error, NoSpace) or error.errno in ballast.FULL
             lent = ballast.lend(self._directory, volume, qcow2.bytes_of_image(step.size)) if is_full else None
-            if lent is None:
+            if lent is not None:
+                temporary = self._filled(lent, lambda fd: self._fill_in_place(fd, step))
+            elif is_full and making_room.take_data_out(self._directory, volume, self._given_up):
+                temporary = new_overlay()
+            else:
                 raise
-            temporary = self._filled(lent, lambda fd: self._fill_in_place(fd, step))
         self._put_in_place(temporary, step.file)
 
     def _fill_in_place(self, fd: int, step: ReplaceOverlay) -> None:

@@ -200,6 +200,8 @@ def resume(name: str, present: Volume | None, intent: Intent, found: Found) -> R
     if intent.operation == "flatten":
         return _resume_flatten(check, present)
     recorded = next((step for step in intent.steps if isinstance(step, WriteInfo)), None)
+    if recorded is None and any(isinstance(step, ReplaceOverlay) for step in intent.steps):
+        return _resume_replacement(check, present)
     if recorded is None:
         raise check.differs("a final state in its record", "none")
     if check.info_is(recorded):
@@ -264,9 +266,10 @@ class _Check:
         for image in after.own if after else ():
             self._exists(image.file)
             self._has(image, {image.backing_file})
+        shrinks = any(isinstance(step, ReplaceOverlay) for step in self.intent.steps)  # it may have taken the data out of what is to go
         for file in [step.file for step in self.intent.steps if isinstance(step, Unlink)]:
             now, proof = self.found.files.get(file), self.intent.proofs.get(file)
-            if now is not None and proof is not None and now.length != proof.length:
+            if now is not None and proof is not None and now.length != proof.length and not (shrinks and now.length < proof.length):
                 raise self.differs(f"{file}, which is to go, to have {proof.length} bytes", f"{now.length}")
 
     def _exists(self, file: str) -> None:
@@ -315,6 +318,19 @@ def _resume_flatten(check: _Check, present: Volume | None) -> Resumption:
     base = intent.before.own_base.file
     done = check.found.backing(base) is None
     steps: tuple[Step, ...] = (WriteRecord(name),) if done else intent.steps
+    return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
+
+
+def _resume_replacement(check: _Check, present: Volume | None) -> Resumption:
+    """A revert to the newest snapshot, on a full share: it is done when another file has the active image's name."""
+    intent, found, name = check.intent, check.found, check.volume
+    check.info_as_before()
+    check.chain_between()
+    active = intent.before.active.file
+    inode = intent.proofs[active].inode if active in intent.proofs else 0
+    steps = intent.steps
+    if inode and found.files[active].inode != inode:
+        steps = tuple(step for step in steps if not isinstance(step, ReplaceOverlay))
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
 
 

@@ -25,6 +25,7 @@ FOLDER = "ballast"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _SMALL, _LARGE = 8 << 10, 208 << 10  # bytes: a record; an empty overlay of up to 1 TiB
 _PIECES = tuple(f"{size}-{number}" for size, many in ((_SMALL, 8), (_LARGE, 2)) for number in range(many))
+ENOUGH = 1 << 20  # bytes: with so many free nobody needs any of it
 _MARGIN = 4  # so many times a piece's size must be free before it is made
 _BLOCK = 512  # st_blocks counts these
 _OPENING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import NoSpace, StorageError, UnsafeImage, from_os_error
+from ..errors import NoSpace, UnsafeImage, from_os_error
 from . import access, ballast, records
 from .directory import SMALL_FILE, Directory, ShareDirectory
 
@@ -72,7 +72,7 @@ def _write_in_place(share: ShareDirectory, directory: Directory, name: str, data
     is_list = directory is not share.root
     try:
         fd = ballast.add_in_place(directory, name, records.packed(data) if is_list else data, is_list)
-    except (FileNotFoundError, StorageError):
+    except FileNotFoundError:
         return False
     if fd < 0:
         return False

@@ -16,6 +16,7 @@ from .layout import MAGIC, CutShort, Qcow2Error
 
 if TYPE_CHECKING:
     from .bitmaps import Bitmap, read_bitmaps
+    from .dropping import drop_data
     from .growing import grow
     from .reading import Glimpse, Header, glimpse, has_magic, is_empty, read_backing_name, read_header
     from .tables import allocation
@@ -32,6 +33,7 @@ __all__ = [
     "Qcow2Error",
     "allocation",
     "clear_tail",
+    "drop_data",
     "glimpse",
     "grow",
     "has_magic",
@@ -52,6 +54,7 @@ _HOMES = {
     **dict.fromkeys(("Bitmap", "read_bitmaps"), "bitmaps"),
     "allocation": "tables",
     **dict.fromkeys(("clear_tail", "is_stiff", "tail_end"), "tails"),
+    "drop_data": "dropping",
     "require_whole": "whole",
     "grow": "growing",
     **dict.fromkeys(("bytes_of_image", "repoint", "write_image"), "writing"),
