@@ -136,13 +136,23 @@ def test_repointing_is_whole_at_every_write(tmp_path: Path, monkeypatch: pytest.
 
     def watched(fd: int, data: bytes, offset: int) -> int:
         look()
+        calls.append("write")
         return real(fd, data, offset)
 
+    calls: list[str] = []
+    real_sync = os.fsync
+
+    def synced(fd: int) -> None:
+        calls.append("fsync")
+        real_sync(fd)
+
     monkeypatch.setattr(os, "pwrite", watched)
+    monkeypatch.setattr(os, "fsync", synced)
     with open(image, "r+b") as stream:
         qcow2.repoint(stream.fileno(), "new-and-longer", "qcow2")
     look()
     assert seen == [("old", "raw"), ("old", "raw"), ("new-and-longer", "qcow2")]
+    assert calls == ["write", "fsync", "write", "fsync"], "the new name must be durable before anything leads to it"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +167,29 @@ def test_growing(tmp_path: Path, start: int, end: int, possible: bool) -> None:
     if possible:
         run("qemu-io", "-f", "qcow2", "-c", f"write -P 7 {end - 512} 512", "-c", f"read -P 7 {end - 512} 512", str(image))
         run("qemu-img", "check", "-q", "-f", "qcow2", str(image))
+
+
+@pytest.mark.parametrize("cluster", [512, 4096])
+@pytest.mark.parametrize("more", [1, 2, 64, 512])
+@pytest.mark.parametrize("below_the_room", [0, 1, 3])
+def test_growing_uses_no_more_than_the_room_of_the_l1_table(tmp_path: Path, cluster: int, more: int, below_the_room: int) -> None:
+    """Behind the table's last cluster there is data of the image."""
+    image, covered, room = tmp_path / "image", cluster * (cluster // 8), cluster // 8
+    entries = room - below_the_room
+    size = entries * covered
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", str(image), str(size))
+    run("qemu-io", "-f", "qcow2", "-c", f"write -q -P 7 0 {4 * cluster}", "-c", f"write -q -P 9 {size - cluster} {cluster}", str(image))
+    with open(image, "r+b") as stream:
+        before = stream.read()
+        possible = qcow2.grow(stream.fileno(), size + more * covered)
+        stream.seek(0)
+        assert possible or stream.read() == before
+    assert possible is (more <= below_the_room)
+    run("qemu-img", "check", "-q", "-f", "qcow2", str(image))
+    reads = (f"read -q -P 7 0 {4 * cluster}", f"read -q -P 9 {size - cluster} {cluster}")
+    later = (f"read -q -P 0 {size} {more * covered}",) if possible else ()
+    for command in reads + later:
+        run("qemu-io", "-f", "qcow2", "-c", command, str(image))
 
 
 @given(st.binary(max_size=600), st.lists(st.tuples(st.integers(0, 700), st.binary(min_size=1, max_size=8)), max_size=6), st.booleans())

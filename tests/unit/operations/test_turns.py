@@ -95,6 +95,33 @@ def test_each_goes_on_after_a_sync_that_began_after_its_change(syncs: Syncs, dir
     assert len(syncs.spans) < len(waited) / 3
 
 
+def test_a_sync_that_another_began_is_waited_for_however_long_it_takes(syncs: Syncs, directories: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    pace, two, begun, goes_on = Turns(3), threading.Barrier(2), threading.Event(), threading.Event()
+    quick, ended = syncs.fsync, []
+    assert turns._LONGEST_WAIT < 0.2
+
+    def slow(fd: int) -> None:
+        begun.set()
+        assert goes_on.wait(60)
+        quick(fd)
+
+    monkeypatch.setattr(turns.os, "fsync", slow)
+
+    def change() -> None:
+        with pace.turn():
+            two.wait(60)
+            pace.sync_directory(directories[0])
+            ended.append(goes_on.is_set())
+
+    def server() -> None:
+        assert begun.wait(60)
+        time.sleep(6 * turns._LONGEST_WAIT)  # the patience of whoever waits is over long since
+        goes_on.set()
+
+    side_by_side([change, change, server])
+    assert ended == [True, True] and len(syncs.spans) == 1
+
+
 def test_changes_in_step_share_one_sync(syncs: Syncs, directories: list[int]) -> None:
     pace, together = Turns(8), threading.Barrier(8)
 

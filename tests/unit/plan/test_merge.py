@@ -94,6 +94,18 @@ def test_a_pivot_between_two_others_commits_first_and_pulls_then() -> None:
     assert brief(plan.steps)[:3] == [("commit", "v.s3", "v.s2"), ("pull", "v.s2", "v"), ("repoint", "v.s4", "v.s2")]
 
 
+@pytest.mark.parametrize("known", [{}, clusters(s1=[0, 1, 2, 3], s2=[1])], ids=["unknown costs", "the shorter one holds more"])
+def test_a_pivot_does_not_grow_over_a_longer_file_beneath(known: dict[str, Allocation]) -> None:
+    """s1's file ends at 4, the base at 8: made longer, it would show what the base has there until the zeros are written."""
+    plan = delete_snapshots(volume(8, 4, 8, 8), ["s2"], known)
+    assert brief(plan.steps) == [("pull", "v.s2", "v"), ("info", "v.s3", {"s1": "v.s2", "s3": "v.s3"}), ("unlink", "v.s1")]
+
+
+def test_a_pivot_may_grow_over_files_that_end_where_it_does() -> None:
+    plan = delete_snapshots(volume(4, 4, 8, 8), ["s2"], clusters(s1=[0, 1, 2, 3], s2=[1]))
+    assert brief(plan.steps)[0] == ("commit", "v.s2", "v.s1")
+
+
 def test_a_qcow2_base_goes_where_that_is_cheaper() -> None:
     known = clusters(base=[0], s1=[1, 2, 3, 4, 5, 6])
     plan = delete_snapshots(volume(8, 8, 8, base="qcow2"), ["s1"], known)
