@@ -464,9 +464,7 @@ def _of_what_it_gives_up(name: str) -> Operation:
             has_room.append(take_out(*arguments))
             return has_room[-1]
 
-        room = mock.Mock(f_bavail=0, f_bfree=0, f_blocks=1024, f_frsize=4096)
         with ExitStack() as patches:
-            patches.enter_context(mock.patch("os.fstatvfs", return_value=room))
             patches.enter_context(mock.patch.object(ShareDirectory, "create_temporary", create_if_room))
             patches.enter_context(mock.patch.object(ballast, "lend", return_value=None))
             patches.enter_context(mock.patch.object(making_room, "take_data_out", take_out_and_have_room))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Callable, Iterable, Iterator, Mapping
 
-from ..errors import ShareNotWritable, StorageError, from_os_error
+from ..errors import NoSpace, ShareNotWritable, StorageError, from_os_error
 from ..model import now
 from ..plan import intent as intents
 from ..plan.plan import Plan
@@ -55,12 +55,20 @@ class Executor:
 
     def apply(self, plan: Plan) -> None:
         """Carry out a plan. On an error the intent stays on record and the next task resumes it, unless nothing was begun."""
-        plan = making_room.recorded_where_full(self._directory, plan)
+        try:
+            self._apply(plan)
+        except NoSpace:
+            again = making_room.on_record(plan)
+            if again is None:
+                raise
+            self._apply(again)
+
+    def _apply(self, plan: Plan) -> None:
         with self.guarded(plan) as guard:
             if plan.intent:
                 self.record_intent(plan)
             try:
-                self._run(plan, plan.steps, guard)
+                self._run(plan, plan.steps, guard, making_room.given_up(plan.steps) if plan.intent else ())
             except StorageError:
                 self._forget_unmade(plan)
                 self.undo_snapshot(plan, guard)
@@ -134,9 +142,10 @@ class Executor:
     def _engine(self, guard: Guard, given_up: tuple[str, ...] = ()) -> OfflineEngine:
         return OfflineEngine(self._directory, self._locks, guard, self._source, self._warn, given_up)
 
-    def _run(self, plan: Plan, steps: Iterable[Step], guard: Guard) -> None:
+    def _run(self, plan: Plan, steps: Iterable[Step], guard: Guard, given_up: tuple[str, ...] = ()) -> None:
+        """:param given_up: files whose data may go first, because an intent that says so is on record."""
         steps = list(steps)
-        engine = self._engine(guard, making_room.given_up(steps))
+        engine = self._engine(guard, given_up)
         with engine:
             for position, step in enumerate(steps):
                 if engine.can(step):
@@ -245,7 +254,7 @@ class Executor:
             self._directory.discard_temporary(name)
         for resumption in interrupted.resumptions:
             with self.guarded(resumption.plan, resumption) as guard:
-                self._run(resumption.plan, resumption.plan.steps, guard)
+                self._run(resumption.plan, resumption.plan.steps, guard, making_room.given_up(resumption.plan.steps))
 
 
 def _last_resort(plan: Plan) -> str:

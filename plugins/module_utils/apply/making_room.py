@@ -15,13 +15,13 @@ from dataclasses import replace
 from typing import Iterable
 
 from ..plan.plan import Plan
-from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
-from ..store import ballast, qcow2
+from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteRecord
+from ..store import qcow2
 from ..store.directory import ShareDirectory
 from . import allocate
 
 _TABLES = 32 << 10  # bytes of a file that stay at most with few blocks: header, counts and tables
-_NEEDED = 64 << 10  # bytes that must be given up: blocks of an empty overlay, of the record and of .info
+_NEEDED = 256 << 10  # bytes that must be given up: a new file takes a few blocks in most file systems, and sixty in XFS
 
 
 def given_up(steps: Iterable[Step]) -> tuple[str, ...]:
@@ -39,14 +39,11 @@ def gives_enough(plan: Plan) -> bool:
     return sum(max(0, image.allocated - _TABLES) for image in images) >= _NEEDED
 
 
-def recorded_where_full(directory: ShareDirectory, plan: Plan) -> Plan:
-    """The plan of a revert to the newest snapshot is one rename and needs no intent, but where it has to take data out first."""
-    alone = bool(given_up(plan.steps)) and not plan.intent
-    if not alone or any(isinstance(step, WriteInfo) for step in plan.steps):
-        return plan
-    room = os.fstatvfs(directory.root.fd)
-    if room.f_bavail * room.f_frsize > ballast.ENOUGH or not gives_enough(plan):
-        return plan
+def on_record(plan: Plan) -> Plan | None:
+    """The plan of a revert to the newest snapshot as it has to be where data is to be taken out first. It is one rename and needs no
+    intent otherwise. None for other plans, and where it would gain nothing."""
+    if plan.intent or not given_up(plan.steps) or not gives_enough(plan):
+        return None
     return replace(plan, steps=(*plan.steps, WriteRecord(plan.volume)), intent=True)
 
 

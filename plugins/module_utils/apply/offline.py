@@ -43,6 +43,10 @@ class CopySource:
     images: tuple[Image, ...]
 
 
+def _is_full(error: OSError | NoSpace) -> bool:
+    return isinstance(error, NoSpace) or error.errno in ballast.FULL
+
+
 class OfflineEngine:
     """Does data steps on one volume's files with Python and qemu-img.
 
@@ -229,22 +233,36 @@ class OfflineEngine:
     def _replace_overlay(self, step: ReplaceOverlay, volume: str) -> None:
         """On a full share the new overlay is written over some of the ballast, because a revert is to make room. Without any, what
         the revert gives up makes room."""
-
-        def new_overlay() -> str:
-            return self._filled(self._directory.create_temporary(volume), lambda fd: self._fill_overlay(fd, step.file, step))
-
         try:
-            temporary = new_overlay()
+            temporary = self._new_overlay(volume, step)
         except (OSError, NoSpace) as error:
-            is_full = isinstance(error, NoSpace) or error.errno in ballast.FULL
-            lent = ballast.lend(self._directory, volume, qcow2.bytes_of_image(step.size)) if is_full else None
-            if lent is not None:
-                temporary = self._filled(lent, lambda fd: self._fill_in_place(fd, step))
-            elif is_full and making_room.take_data_out(self._directory, volume, self._given_up):
-                temporary = new_overlay()
-            else:
+            if not _is_full(error):
                 raise
+            over = self._over_ballast(volume, step)
+            if over is None and not making_room.take_data_out(self._directory, volume, self._given_up):
+                raise
+            temporary = self._new_overlay(volume, step) if over is None else over
         self._put_in_place(temporary, step.file)
+
+    def _new_overlay(self, volume: str, step: ReplaceOverlay) -> str:
+        return self._filled(self._directory.create_temporary(volume), lambda fd: self._fill_overlay(fd, step.file, step))
+
+    def _over_ballast(self, volume: str, step: ReplaceOverlay) -> str | None:
+        """The new overlay with what ballast there is; None where there is none, or not enough."""
+
+        def fill(fd: int) -> None:
+            if os.fstat(fd).st_size:
+                self._fill_in_place(fd, step)
+            else:
+                self._fill_overlay(fd, step.file, step)
+
+        for made in ballast.places(self._directory, volume, qcow2.bytes_of_image(step.size)):
+            try:
+                return self._filled(made, fill)
+            except (OSError, NoSpace) as error:
+                if not _is_full(error):
+                    raise
+        return None
 
     def _fill_in_place(self, fd: int, step: ReplaceOverlay) -> None:
         """As :meth:`_fill_overlay`, over a file whose blocks are there already, holes and all."""

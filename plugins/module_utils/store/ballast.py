@@ -25,7 +25,6 @@ FOLDER = "ballast"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _SMALL, _LARGE = 8 << 10, 208 << 10  # bytes: a record; an empty overlay of up to 1 TiB
 _PIECES = tuple(f"{size}-{number}" for size, many in ((_SMALL, 8), (_LARGE, 2)) for number in range(many))
-ENOUGH = 1 << 20  # bytes: with so many free nobody needs any of it
 _MARGIN = 4  # so many times a piece's size must be free before it is made
 _BLOCK = 512  # st_blocks counts these
 _OPENING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -84,6 +83,21 @@ def lend(directory: ShareDirectory, volume: str, size: int) -> tuple[int, str] |
         os.close(fd)
         tmp.unlink(temporary)
     return None
+
+
+def places(directory: ShareDirectory, volume: str, size: int) -> Iterator[tuple[int, str]]:
+    """Temporary files of ``volume`` for ``size`` bytes on a full share, to be tried one after the other: a piece to be written over in
+    place, and new files where that was refused, because the file system copies on write. For those pieces are given back.
+
+    :raises StorageError: as :func:`lend` and :meth:`ShareDirectory.create_temporary`.
+    """
+    lent = lend(directory, volume, size)
+    if lent is None:
+        return
+    yield lent
+    yield directory.create_temporary(volume)
+    while release(directory):
+        yield directory.create_temporary(volume)
 
 
 def release(directory: ShareDirectory) -> bool:

@@ -26,6 +26,7 @@ import time
 from typing import NamedTuple
 
 from ..errors import LockTimeout, StorageError, UnsafeImage, from_os_error
+from ..model import info_name
 from .directory import Directory, ShareDirectory
 
 _OFD_SETLK = 37
@@ -301,9 +302,11 @@ class VolumeLock:
         return True
 
     def _make_room(self) -> bool:
+        """Give some ballast back for the lock of a volume that is there; who makes a new one needs more room anyway."""
         from . import ballast  # late: few shares are full
 
-        return ballast.release(self._directory)
+        there = any(self._directory.root.status(name) is not None for name in (self.volume, info_name(self.volume)))
+        return there and ballast.release(self._directory)
 
     def _claim(self, fd: int, token: bytes) -> None:
         """Write the token. Where the share has no room for it, the lock is held without, as readers hold it."""

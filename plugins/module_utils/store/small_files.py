@@ -25,12 +25,12 @@ def write(
     try:
         temporary = _written(share, directory, name, data, like, warn, share.create_temporary(volume))
     except NoSpace:
-        lent = ballast.lend(share, volume, len(data)) if last else None
-        if lent is None and last == "blocks" and _write_in_place(share, directory, name, data):
+        over = _over_ballast(share, volume, directory, name, data, like, warn) if last else None
+        if over is None and last == "blocks" and _write_in_place(share, directory, name, data):
             return
-        if lent is None:
+        if over is None:
             raise
-        temporary = _written(share, directory, name, data, like, warn, lent)
+        temporary = over
     try:
         source = share.make_private("tmp")
         share.verify(volume)
@@ -39,6 +39,18 @@ def write(
     except OSError as error:
         share.discard_temporary(temporary)
         raise from_os_error(error, directory.subject(name)) from error
+
+
+def _over_ballast(
+    share: ShareDirectory, volume: str, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn | None
+) -> str | None:
+    """As :func:`_written`, with what ballast there is; None where there is none, or not enough."""
+    for made in ballast.places(share, volume, len(data)):
+        try:
+            return _written(share, directory, name, data, like, warn, made)
+        except NoSpace:
+            continue
+    return None
 
 
 def _unheard(_warning: str) -> None:
