@@ -135,10 +135,11 @@ def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple
     untouched = here is not None and here.fstype == "autofs"  # a look would have it mounted
     directory, empty = (True, True) if untouched or (mount is not None and wish.row.mount_type) else _directory(wish, real, deadline)
     source = resolve.follow(wish.src, mounts) if wish.src and resolve.is_directory_name(wish.src) else None
+    bound = mount is not None and source is not None and tables.shows(mounts, mount, source)
     return planner.Seen(
         mount=mount if wish.row.mount_type else None,
-        source=_source_of(mount, mounts) if wish.row.mount_type else None,
-        bound=mount is not None and source is not None and tables.shows(mounts, mount, source),
+        source=(source if bound else _source_of(mount, mounts)) if wish.row.mount_type else None,
+        bound=bound,
         entry=next((entry for entry in entries if entry.path == wish.path), None) if wish.row.mount_type else None,
         directory=directory,
         empty=empty,

@@ -224,7 +224,7 @@ def describe(
 
 def is_bind(mount: tables.Mount) -> bool:
     """Whether it shows part of a file system that no server has. Subvolumes of btrfs look alike and are none."""
-    return mount.root != "/" and mount.fstype != "btrfs" and types.by_kernel_type(mount.fstype) is None
+    return mount.path != "/" and mount.root != "/" and mount.fstype != "btrfs" and types.by_kernel_type(mount.fstype) is None
 
 
 def public_options(mount: tables.Mount, row: types.FileSystem) -> str:

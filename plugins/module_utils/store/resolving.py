@@ -243,8 +243,9 @@ def _parts(path: str) -> list[str]:
 
 
 def _mounts(device: int) -> tuple[tuple[str, bool], ...]:
-    """(mount point, whether to look there), the longest first; of several mounts on one point only the last one counts."""
-    found: dict[str, bool] = {}
+    """(mount point, whether to look there), the longest first; of several mounts on one point only the last one counts. The table
+    does not show the root of a chroot that is no mount point. Without it nothing works, so it is looked at."""
+    found = {"/": True}
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
             lines = stream.read().splitlines()
