@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+import struct
+import sys
 from dataclasses import dataclass, field
-from typing import Iterable
+from typing import Callable, Iterable, NamedTuple
 
 from ..errors import UnsafeImage
 from ..model import Image, is_safe_file_name, round_to_sector
@@ -17,6 +20,8 @@ from .directory import ShareDirectory
 from .in_use import ask, is_written
 
 WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
+_LOCAL = ("directory", "bind")  # what a server's inodes had before it does not tell
+_GET_GENERATION = 2 << 30 | struct.calcsize("l") << 16 | ord("v") << 8 | 1  # FS_IOC_GETVERSION of linux/fs.h
 _BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
 
 
@@ -55,21 +60,50 @@ class Glance:
             self.silent.add(file)
 
 
+def generation(directory: ShareDirectory, fd: int) -> int:
+    """What a file system on a disk of this host tells files apart by that had the same inode one after the other; 0 where it does not."""
+    if directory.share.fstype not in _LOCAL:
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _GET_GENERATION, bytes(8))[:4], sys.byteorder)
+    except OSError:
+        return 0
+
+
+class Judge(NamedTuple):
+    """Who decides a format when the file is open, and whether it does so before the file is read."""
+
+    decide: Callable[[int, os.stat_result], str | None]
+    at_once: bool
+
+
 def read_image(
     directory: ShareDirectory,
     file: str,
     image_format: str | None,
     glance: Glance | None = None,
     record: records.Record | None = None,
+    judge: Judge | None = None,
 ) -> Image:
-    """One file of a chain, read with the format that it is known to have."""
+    """One file of a chain, read with the format that it is known to have.
+
+    :param judge: decides the format once the file is open, where a record says it. A qcow2 image is only judged where it is none.
+    """
     fd, status = directory.root.examine(file)
     try:
         if glance is not None:
             glance.meet(fd, status, directory)
+        says = None
+        if judge is not None and judge.at_once:
+            image_format = judge.decide(fd, status)
         if image_format == "qcow2":
-            says = _read_header(directory, file, fd, None if glance is None else status.st_size)
-        else:
+            try:
+                says = _read_header(directory, file, fd, None if glance is None else status.st_size)
+            except UnsafeImage:
+                image_format = judge.decide(fd, status) if judge is not None and not qcow2.has_magic(fd) else "qcow2"
+                if image_format == "qcow2":
+                    raise
+        if says is None:
             says = (round_to_sector(status.st_size), None, None, False, False)
             if glance is not None:
                 glance.listen(file, fd, status, record)

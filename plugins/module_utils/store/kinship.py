@@ -122,9 +122,9 @@ def format_of_another(directory: ShareDirectory, name: str, file: str) -> str | 
         return None
     if record is None or status is None:
         return None
-    disk = record.disks.get(file)
-    if disk is not None and disk.inode and not records.is_disk(record, file, status.st_ino, status.st_size):
-        return None  # the record outlived its file
+    mark = record.marks.get(file) or record.disks.get(file)
+    if mark is not None and mark.inode and records.identity(record, file, status, lambda: 0) == records.OTHER:
+        return None  # the record may have outlived its file
     return record.formats.get(file)
 
 
