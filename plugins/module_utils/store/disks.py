@@ -13,7 +13,7 @@ from ..model import Volume
 from . import records
 from .dependents import names_in
 from .directory import ShareDirectory
-from .images import generation
+from .formats import generation
 
 
 def disks_of(directory: ShareDirectory, volume: Volume, made: Mapping[str, records.Disk]) -> dict[str, records.Disk]:

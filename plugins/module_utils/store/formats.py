@@ -10,10 +10,23 @@ can agree with the record, and where it does not the user is asked.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import fcntl
+import os
+import struct
+import sys
+from typing import TYPE_CHECKING, NamedTuple
 
-from . import records
+from ..errors import ChainBroken
+from ..model import info_name
+from . import appearance, kinship, records
+from .directory import ShareDirectory
+from .images import WORST_DAY
 
+if TYPE_CHECKING:
+    from .inventory import Findings
+
+_LOCAL = ("directory", "bind")  # what a server's inodes were before it does not tell
+_GET_GENERATION = 2 << 30 | struct.calcsize("l") << 16 | ord("v") << 8 | 1  # FS_IOC_GETVERSION of linux/fs.h
 QCOW2 = "a qcow2 image"  # as :func:`appearance.looks_like` tells it
 
 
@@ -75,3 +88,52 @@ def without_overlays(identity: str, said: str | None) -> Verdict:
         return Verdict(None)
     why = "is not certain (the record of the volume tells of snapshots that are gone, and of another file)"
     return Verdict(said, outlived=True, doubt=None if said else why)
+
+
+def judge(
+    directory: ShareDirectory, name: str, file: str, fd: int, record: records.Record, above: str | None, overlay: bool, said: str | None, found: Findings
+) -> str | None:
+    """The format of an opened file of volume ``name`` as :func:`decide` has it, and what that says of the record into ``found``.
+
+    :raises ChainBroken: the record and the header above contradict each other.
+    """
+    identity = records.identity(record, file, os.fstat(fd), lambda: generation(directory, fd))
+    verdict = decide(record.formats[file], above, overlay, identity, appearance.looks_like(fd), said)
+    if above is not None and verdict.format is None:
+        raise ChainBroken(f"volume {name}", f"{file} {verdict.doubt}", WORST_DAY)
+    found.outlived |= verdict.outlived
+    found.unmarked |= verdict.unmarked
+    found.doubt = verdict.doubt or found.doubt
+    return verdict.format
+
+
+def is_new_without_overlays(directory: ShareDirectory, name: str, record: records.Record, said: str | None, found: Findings) -> bool:
+    """Whether only the record tells of snapshots, while ``name`` is another file than the recorded and no overlay is left."""
+    others = [info_name(name), *(file for file in record.formats if file != name)]
+    if record.intent is not None or any(_is_there(directory, file) for file in others) or kinship.overlays_named_after(directory, name):
+        return False
+    if not _is_there(directory, name):
+        return False
+    with directory.root.opened(name) as fd:
+        identity = records.identity(record, name, os.fstat(fd), lambda: generation(directory, fd))
+    verdict = without_overlays(identity, said)
+    found.doubt = verdict.doubt
+    return verdict.outlived
+
+
+def _is_there(directory: ShareDirectory, file: str) -> bool:
+    try:
+        os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def generation(directory: ShareDirectory, fd: int) -> int:
+    """What a file system on a disk of this host tells files apart by that had the same inode one after the other; 0 where it does not."""
+    if directory.share.fstype not in _LOCAL:
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _GET_GENERATION, bytes(8))[:4], sys.byteorder)
+    except OSError:
+        return 0

@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
-import struct
-import sys
 from dataclasses import dataclass, field
 from typing import Callable, Iterable, NamedTuple
 
@@ -20,8 +17,6 @@ from .directory import ShareDirectory
 from .in_use import ask, is_written
 
 WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
-_LOCAL = ("directory", "bind")  # what a server's inodes had before it does not tell
-_GET_GENERATION = 2 << 30 | struct.calcsize("l") << 16 | ord("v") << 8 | 1  # FS_IOC_GETVERSION of linux/fs.h
 _BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
 
 
@@ -58,16 +53,6 @@ class Glance:
             known = not names_in(fd)
         if known:
             self.silent.add(file)
-
-
-def generation(directory: ShareDirectory, fd: int) -> int:
-    """What a file system on a disk of this host tells files apart by that had the same inode one after the other; 0 where it does not."""
-    if directory.share.fstype not in _LOCAL:
-        return 0
-    try:
-        return int.from_bytes(fcntl.ioctl(fd, _GET_GENERATION, bytes(8))[:4], sys.byteorder)
-    except OSError:
-        return 0
 
 
 class Judge(NamedTuple):

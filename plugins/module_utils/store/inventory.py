@@ -18,7 +18,7 @@ from ..errors import ChainBroken, Conflict, StorageError, from_os_error
 from ..model import Image, Snapshot, Volume, info_name, listed
 from . import info_file, kinship, qcow2, records
 from .directory import ShareDirectory
-from .images import WORST_DAY, Glance, Judge, generation, meet_all, read_image
+from .images import WORST_DAY, Glance, Judge, meet_all, read_image
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
 _READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
@@ -142,7 +142,9 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     try:
         info, _rebuilt = read_info(directory, name, record)
     except ChainBroken:
-        if record is None or record.intent is not None or not _is_left_alone(directory, name, record, said, found):
+        from . import formats
+
+        if record is None or not formats.is_new_without_overlays(directory, name, record, said, found):
             raise
         info, record = None, None
     active = info.active if info else name
@@ -166,22 +168,6 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
         meet_all(glance, directory, (*records.images_of_intent(pending), *_garbage(directory, record)))
     silent = chain[-1].format == "qcow2" or chain[-1].file in glance.silent
     return Observed(make(adopted=adopted), info, record, glance.in_use, silent)
-
-
-def _is_left_alone(directory: ShareDirectory, name: str, record: records.Record, said: str | None, found: Findings) -> bool:
-    """Whether only the record tells of snapshots, while ``name`` is another file than the recorded and no overlay is left."""
-    if is_there(directory, info_name(name)) or any(is_there(directory, file) for file in record.formats if file != name):
-        return False
-    status = directory.root.status(name)
-    if status is None or kinship.overlays_named_after(directory, name):
-        return False
-    with directory.root.opened(name) as fd:
-        identity = records.identity(record, name, status, partial(generation, directory, fd))
-    from .formats import without_overlays  # late: hardly any record outlives its files
-
-    verdict = without_overlays(identity, said)
-    found.doubt = verdict.doubt
-    return verdict.outlived
 
 
 def read_info(directory: ShareDirectory, name: str, record: records.Record | None) -> tuple[info_file.Info | None, bool]:
@@ -293,18 +279,12 @@ def _judge(
         return None
 
     def decide(fd: int, status: os.stat_result) -> str | None:
-        identity = records.identity(record, file, status, partial(generation, directory, fd))
-        if said_above is None and recorded == "raw" and identity != records.OTHER:
+        marked = file in record.marks or file in record.disks
+        if said_above is None and recorded == "raw" and (not marked or records.identity(record, file, status) == records.SAME):
             return recorded
-        from . import appearance, formats  # late: hardly any record is of another file
+        from . import formats  # late: hardly any record is of another file
 
-        verdict = formats.decide(recorded, said_above, _is_overlay(name, file, info), identity, appearance.looks_like(fd), said)
-        if said_above is not None and verdict.format is None:
-            raise ChainBroken(f"volume {name}", f"{file} {verdict.doubt}", WORST_DAY)
-        found.outlived |= verdict.outlived
-        found.unmarked |= verdict.unmarked
-        found.doubt = verdict.doubt or found.doubt
-        return verdict.format
+        return formats.judge(directory, name, file, fd, record, said_above, _is_overlay(name, file, info), said, found)
 
     return Judge(decide, at_once=recorded == "raw" or said_above is not None)
 

@@ -233,12 +233,12 @@ def is_disk(record: Record, file: str, inode: int, length: int) -> bool:
     return disk.inode == inode and length >= disk.length if disk.inode else disk.length == length
 
 
-def identity(record: Record, file: str, status: os.stat_result, generation: Callable[[], int]) -> str:
+def identity(record: Record, file: str, status: os.stat_result, generation: Callable[[], int] | None = None) -> str:
     """Whether a file is the very one that a record speaks of: SAME, OTHER, or UNKNOWN where the record does not say which it was.
 
     A raw disk only grows. Inodes are used again, so one that is longer than it was may be another file.
 
-    :param generation: finds that of the file, 0 where it cannot be told.
+    :param generation: finds that of the file, 0 where it cannot be told; without it, one that is longer is UNKNOWN.
     """
     mark = record.marks.get(file) or record.disks.get(file)
     if mark is None:
@@ -248,9 +248,9 @@ def identity(record: Record, file: str, status: os.stat_result, generation: Call
         return UNKNOWN if not raw else SAME if status.st_size == mark.length else OTHER
     if mark.inode != status.st_ino or (raw and status.st_size < mark.length):
         return OTHER
-    if mark.generation and not (raw and status.st_size == mark.length) and generation() not in (0, mark.generation):
-        return OTHER
-    return SAME
+    if not mark.generation or (raw and status.st_size == mark.length):
+        return SAME
+    return UNKNOWN if generation is None else SAME if generation() in (0, mark.generation) else OTHER
 
 
 def planned_files(record: Record | None) -> dict[str, str] | None:
