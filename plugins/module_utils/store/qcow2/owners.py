@@ -79,6 +79,8 @@ class _Uses:
         self._header = header
         self._size = header.cluster_size
         self._bits = header.cluster_bits
+        entries = header.cluster_size // 8
+        self._misplaced = int.from_bytes((OFFSET & (header.cluster_size - 1)).to_bytes(8, "big") * entries, "big")
         self.owned = bytearray(clusters)
         self.others: array.array | None = None  # how many entries that are not flagged lead there
         self.packed: array.array | None = None  # how many compressed clusters lie there
@@ -97,7 +99,7 @@ class _Uses:
 
     def take_table(self, data: bytes) -> None:
         """All that an L2 table leads to."""
-        if data.count(0) == len(data) or self._take_run(data):
+        if data.count(0) == len(data) or self._take_run(data) or self._take_flagged(data):
             return
         entries = big_endian(data)
         mask = self._size - 1
@@ -129,6 +131,21 @@ class _Uses:
         if self.owned.find(1, begin, end) >= 0:
             raise Qcow2Error(_SHARED)
         self.owned[begin:end] = b"\1" * number
+        return True
+
+    def _take_flagged(self, data: bytes) -> bool:
+        """Take a table of which each entry leads nowhere or is flagged as the only owner, by a few operations on all of them."""
+        flags = data[::8]
+        flagged = flags.count(0x80)
+        if self._header.extended_l2 or flagged + flags.count(0) < len(flags) or int.from_bytes(data, "big") & self._misplaced:
+            return False
+        numbers = [(entry & OFFSET) >> self._bits for entry in big_endian(data) if entry & OFFSET]
+        if len(numbers) != flagged or max(numbers, default=0) >= len(self.owned):
+            return False
+        if len(set(numbers)) < flagged or any(map(self.owned.__getitem__, numbers)):
+            raise Qcow2Error(_SHARED)
+        for number in numbers:
+            self.owned[number] = 1
         return True
 
     def _own(self, number: int) -> None:
