@@ -195,6 +195,54 @@ def test_a_new_volume_starts_afresh(store: Store, image_format: str) -> None:
     assert record(store)["snapshots"] == {} and list(record(store)["formats"]) == ["vol"]
 
 
+def test_a_volume_with_the_name_of_an_overlay_that_is_gone(store: Store) -> None:
+    """The record of the removed volume names the file; that makes it no part of it."""
+    store.present(size=MIB)
+    store.snapshot("s1")
+    for file in ("vol", "vol.s1", "vol.info"):
+        (store.path / file).unlink()
+    assert store.present("vol.s1", size=2 * MIB).changed and not store.present("vol.s1").changed
+    before = digest(store, "vol.s1")
+    store.absent("vol", cascade=True)
+    store.present("vol", size=MIB)
+    assert store.absent("vol", cascade=True).changed and digest(store, "vol.s1") == before
+    assert store.snapshot("x", "vol.s1").changed and store.info("vol.s1")["base_format"] == "raw"
+
+
+def test_a_foreign_file_with_the_name_of_an_overlay_that_is_gone(store: Store) -> None:
+    store.present(size=MIB)
+    store.snapshot("s1")
+    for file in ("vol", "vol.s1", "vol.info"):
+        (store.path / file).unlink()
+    made = put(store, lambda path: path.write_bytes(PATTERN), "vol.s1")
+    for check in (True, False):
+        with pytest.raises(errors.StorageError):
+            store.absent("vol", cascade=True, check=check)
+        assert digest(store, "vol.s1") == made
+
+
+def test_an_info_that_names_the_new_file(store: Store) -> None:
+    store.present(size=16 * MIB)
+    (store.path / "vol.info").write_text('{"active": "vol"}')
+    put(store, lambda path: qcow2(path))
+    assert store.info()["format"] is None
+    refused(store, errors.InvalidParameter, lambda check: store.present(check=check))
+    assert store.present(format="qcow2").changed and store.info()["format"] == "qcow2"
+
+
+def test_a_disk_where_a_linked_clone_was(store: Store) -> None:
+    """Its record said qcow2 and named a parent."""
+    store.present(size=MIB)
+    store.snapshot("s1")
+    store.present("copy", source()._replace(snapshot="s1", linked=True), labels={"team": "web"})
+    made = put(store, lambda path: path.write_bytes(PATTERN), "copy")
+    refused(store, errors.UnsafeImage, lambda check: store.present("copy", check=check))
+    assert store.present("copy", format="raw").changed and not store.present("copy").changed
+    found = store.info("copy")
+    assert (found["parent"], found["labels"], found["format"], digest(store, "copy")) == (None, {}, "raw", made)
+    assert store.delete("s1").changed and store.info()["dependents"] == []
+
+
 def test_an_overlay_of_others_says_what_its_base_is(store: Store) -> None:
     """Removed and made again by Cinder, with a snapshot: the header above is as good as a record, and newer."""
     store.present(size=4 * MIB, format="qcow2")

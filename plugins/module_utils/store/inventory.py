@@ -96,7 +96,7 @@ def exists(directory: ShareDirectory, name: str) -> bool:
     except StorageError:
         return True  # whoever reads the volume will say what is wrong
     own = [file for file in record.formats if file.startswith(name + ".")] if record else []
-    return any(is_there(directory, file) for file in own)
+    return any(is_there(directory, file) and not kinship.is_its_own(directory, name, file) for file in own)
 
 
 def is_there(directory: ShareDirectory, name: str) -> bool:

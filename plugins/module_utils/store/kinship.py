@@ -36,8 +36,19 @@ def owner_of(directory: ShareDirectory, file: str, besides: str | None = None, k
     for length in range(len(parts), 0, -1):
         volume = ".".join(parts[:length])
         if volume != besides and is_safe_file_name(volume) and _claims(directory, volume, file, known):
-            return volume
+            if besides != file or not is_its_own(directory, volume, file):
+                return volume
     return None
+
+
+def is_its_own(directory: ShareDirectory, volume: str, file: str) -> bool:
+    """Whether a file is a volume of its own, which was made after ``volume`` was gone: it has a record of its own name, and of the
+    other volume nothing but the record tells that the file was its."""
+    try:
+        record = records.read(directory, file)
+        return record is not None and file in record.formats and info_file.read(directory, volume) is None
+    except (OSError, StorageError):
+        return False
 
 
 def _claims(directory: ShareDirectory, volume: str, file: str, known: dict[str, set[str]] | None) -> bool:
