@@ -26,8 +26,8 @@ _READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
 
 @dataclass
 class Findings:
-    """What reading a chain finds of the record: ``outlived``, it is of other files; ``unmarked``, it is right and does not know which
-    file its base is; ``doubt``, why the user has to say the format."""
+    """What reading a chain finds of the record: ``outlived``, it is of other files; ``unmarked``, it does not know which file its base
+    is; ``doubt``, why the user has to say the format."""
 
     outlived: bool = False
     unmarked: bool = False
@@ -267,7 +267,7 @@ def _judge(
     directory: ShareDirectory,
     name: str,
     file: str,
-    said_above: str | None,
+    above: str | None,
     info: info_file.Info | None,
     record: records.Record | None,
     said: str | None,
@@ -275,18 +275,18 @@ def _judge(
 ) -> Judge | None:
     """Who decides the format where a record says it and no header above agrees: the record may be of another file."""
     recorded = record.formats.get(file) if record is not None else None
-    if record is None or recorded is None or recorded == said_above:
+    if record is None or recorded is None or recorded == above:
         return None
 
     def decide(fd: int, status: os.stat_result) -> str | None:
         marked = file in record.marks or file in record.disks
-        if said_above is None and recorded == "raw" and (not marked or records.identity(record, file, status) == records.SAME):
+        if above is None and recorded == "raw" and (not marked or records.identity(record, file, status) == records.SAME):
             return recorded
         from . import formats  # late: hardly any record is of another file
 
-        return formats.judge(directory, name, file, fd, record, said_above, _is_overlay(name, file, info), said, found)
+        return formats.judge(directory, name, file, fd, record, above, _is_overlay(name, file, info), said, found)
 
-    return Judge(decide, at_once=recorded == "raw" or said_above is not None)
+    return Judge(decide, at_once=recorded == "raw" or above is not None)
 
 
 def _is_overlay(name: str, file: str, info: info_file.Info | None) -> bool:
