@@ -215,6 +215,7 @@ class Volume:
     created: str | None = None  # None where nobody recorded it
     description: str = ""
     labels: dict = field(default_factory=dict)
+    doubt: str | None = None  # why the user has to say a format that a record says
 
     @property
     def active(self) -> Image:

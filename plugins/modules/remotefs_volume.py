@@ -41,6 +41,7 @@ options:
     description:
       - The format of the base file. A new volume is V(raw) unless this says otherwise.
       - To adopt a lone file whose format is recorded nowhere, say it. A volume of the other format is never converted.
+      - The same holds for a file that took the place of the recorded one, where the record does not fit what it holds.
       - One that is said to be V(raw) and looks like an image of another format is adopted with a warning.
     type: str
     choices: [raw, qcow2]

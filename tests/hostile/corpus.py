@@ -31,7 +31,7 @@ _TABLES: dict[str, tuple[Callable, dict[str, str]]] = {
     "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, extend=MOVED)),
     "NAME.SNAP, active": (places.as_active, outcomes(("info", "revert"), OK, clone=MOVED, delete=MOVED)),
     "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, delete=MOVED)),
-    "backing file": (places.as_backing, outcomes(("info", "flatten"), OK, clone_of_snapshot=MOVED, delete=MOVED)),
+    "backing file": (places.as_backing, outcomes(("info",), OK, flatten=MOVED, clone_of_snapshot=MOVED, delete=MOVED)),
 }
 _UNKNOWN = {"info": OK, "snapshot": UNSAFE, "extend": "invalid_parameter", "remove": CONFLICT}
 # Strays whose backing name leads to the volume's base are taken for linked clones of it, whatever else is wrong with them.

@@ -213,6 +213,8 @@ def _hostile_tables() -> list[HostileFile]:
             "the guest could write the refcounts and L1",
             _l2_at(USED | CLUSTER, USED | 2 * CLUSTER, USED | 3 * CLUSTER),
         ),
+        one("two on one cluster", "two L2 entries lead to one cluster", _l2_at(*[USED | 5 * CLUSTER] * 2, clusters={5: b"x" * CLUSTER})),
+        one("data at its L2 table", "the guest could write the table that leads there", _l2_at(USED | 4 * CLUSTER)),
         one("shared data", "every L2 entry leads to one cluster", _l2_at(*[USED | 5 * CLUSTER] * 64, clusters={5: b"x" * CLUSTER})),
         one(
             "compressed beyond the end",

@@ -20,7 +20,7 @@ from ..plan.plan import Plan
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store import access, info_file, records
 from ..store.directory import ShareDirectory
-from ..store.disks import disks_of
+from ..store.disks import disks_of, marks_of
 from . import making_room
 from .guard import Guard, ask_resumption, ask_unwritten, existing
 from .offline import CopySource, OfflineEngine
@@ -207,7 +207,8 @@ class Executor:
             return
         garbage = [self._garbage(step.file) for step in later if isinstance(step, Unlink)]
         disks = disks_of(self._directory, plan.after, made or {})
-        record = records.describing(plan.after, tuple(item for item in garbage if item), disks)
+        marks = marks_of(self._directory, plan.after, made or {})
+        record = records.describing(plan.after, tuple(item for item in garbage if item), disks, marks)
         self._write_record(plan.volume, record, "" if plan.before is None else "blocks")
 
     def _garbage(self, file: str) -> records.Garbage | None:

@@ -28,6 +28,7 @@ from ..plan.steps import (
 )
 from ..store import access, ballast, in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory
+from ..store.disks import mark_of
 from ..store.qcow2.clusters import Unsuited
 from . import allocate, copying, growing, making_room, moving, qemu_img
 from .guard import Guard
@@ -95,12 +96,12 @@ class OfflineEngine:
     # -- new files ---------------------------------------------------------------------------------------------------
 
     def begin(self, steps: Iterable[Step], volume: str) -> dict[str, records.Disk]:
-        """Make the raw disks of later steps under temporary names, so that a record written before them can say which files they are."""
+        """Make the images of later steps under temporary names, so that a record written before them can say which files they are."""
         made = {}
         for step in steps:
-            if isinstance(step, (CreateImage, CopyImage)) and step.format == "raw":
+            if isinstance(step, (CreateImage, CopyImage)):
                 fd, _temporary = self._begun[step.file] = self._directory.create_temporary(volume)
-                made[step.file] = records.Disk(os.fstat(fd).st_ino if self._directory.share.keeps_inodes else 0, step.size)
+                made[step.file] = mark_of(self._directory, fd, step.size)
         return made
 
     def __enter__(self) -> OfflineEngine:

@@ -113,7 +113,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     prepared = _prepare_parent(parent, source, snapshot)
     planned = prepared.after or parent
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
-    layers.require_whole(work.directory(share), planned.view(planned.point_file(snapshot)))
+    layers.require_whole(work.directory(share), planned.view(planned.point_file(snapshot)), thorough=False)
     placement.choose(request.candidates._replace(shares=(share,)), planned.size, 0, request.policy, work.options.ledger)
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
     require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])

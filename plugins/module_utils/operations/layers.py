@@ -12,6 +12,7 @@ from ..errors import UnsafeImage
 from ..model import Image, Volume
 from ..plan.cost import Allocation, Allocations
 from ..plan.merge import Bitmap
+from ..plan.plan import Plan
 from ..store import qcow2
 from ..store.directory import ShareDirectory
 
@@ -59,8 +60,10 @@ def allocations(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]
     return known
 
 
-def require_whole(directory: ShareDirectory, images: Iterable[Image]) -> None:
-    """Before the data of these images is moved or something is built on them. Costs two or three reads for each.
+def require_whole(directory: ShareDirectory, images: Iterable[Image], thorough: bool = True) -> None:
+    """Before the data of these images is moved or something is built on them.
+
+    :param thorough: all tables are read. Otherwise two or three reads tell it of each image whose counts are right.
 
     :raises UnsafeImage: the file of one ends before its data. qemu-img would read zeros there, and say nothing.
     """
@@ -69,7 +72,7 @@ def require_whole(directory: ShareDirectory, images: Iterable[Image]) -> None:
             continue
         with directory.root.opened(image.file) as fd:
             try:
-                qcow2.require_whole(fd)
+                qcow2.require_whole(fd, thorough)
             except qcow2.CutShort as error:
                 raise UnsafeImage(
                     directory.root.subject(image.file),
@@ -78,6 +81,29 @@ def require_whole(directory: ShareDirectory, images: Iterable[Image]) -> None:
                 ) from error
             except qcow2.Qcow2Error:
                 continue  # whoever reads its tables says what is wrong with them
+
+
+def require_single_owners(directory: ShareDirectory, plan: Plan) -> None:
+    """Before a plan writes data into images that are there. Reads all their tables, in check mode too.
+
+    :raises UnsafeImage: a cluster of one has two uses, so that a merge would change what it does not write.
+    """
+    from ..plan.steps import Commit, Pull
+
+    written = [step.into if isinstance(step, Commit) else step.file for step in plan.steps if isinstance(step, (Commit, Pull))]
+    known = {image.file: image.format for image in plan.before.chain} if plan.before else {}
+    for file in dict.fromkeys(written):
+        if known.get(file) != "qcow2" or directory.root.status(file) is None:
+            continue
+        with directory.root.opened(file) as fd:
+            try:
+                qcow2.require_single_owners(fd)
+            except qcow2.Qcow2Error as error:
+                raise UnsafeImage(
+                    directory.root.subject(file),
+                    f"nothing can be merged into it: {error}",
+                    "look at it with qemu-img check, and copy what it shows into a new volume with qemu-img convert",
+                ) from error
 
 
 def stiff(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> frozenset[str]:

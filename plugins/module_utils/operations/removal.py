@@ -45,7 +45,9 @@ def _refuse_foreign(volume: Volume) -> None:
     if volume.base.format is None:
         raise Conflict(
             f"volume {volume.name}",
-            "it is a file of which nothing records that it is a volume, and foreign files are never removed",
+            f"the format of {volume.base.file} {volume.doubt}, and foreign files are never removed"
+            if volume.doubt
+            else "it is a file of which nothing records that it is a volume, and foreign files are never removed",
             "adopt it first by saying its format with state: present, or remove the file by hand",
         )
 

@@ -357,6 +357,10 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
     """Apply a plan, or in check mode say what it would do, and look at the result."""
     directory = work.directory(share)
     before = report.read_volume(directory, plan.before) if plan.before else None
+    if any(step.name in ("commit", "pull") for step in plan.steps):
+        from . import layers
+
+        layers.require_single_owners(directory, plan)
     if work.options.check:
         if plan.changed:
             from .refusals import predict_in_use

@@ -12,6 +12,7 @@ from ..model import Volume
 from .steps import Repoint, Step
 from .wishes import is_spelled_out
 
+NOT_RECORDED = "is recorded nowhere and is never guessed"
 LET_GO = "delete or flatten those first, or name in not_dependent the files that do not count"  # what rests on something that would go
 
 
@@ -21,7 +22,7 @@ def require_known_formats(volume: Volume) -> None:
         if image.format is None:
             raise UnsafeImage(
                 f"volume {volume.name}",
-                f"the format of {image.file} is recorded nowhere and is never guessed",
+                f"the format of {image.file} {volume.doubt or NOT_RECORDED}",
                 "adopt it with remotefs_volume, saying its format",
             )
 

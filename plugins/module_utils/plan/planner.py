@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name, listed, told_size
-from .headers import LET_GO, healing, require_format_below, require_known_formats
+from .headers import LET_GO, NOT_RECORDED, healing, require_format_below, require_known_formats
 from .plan import Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
 from .wishes import SnapshotWish, VolumeWish
@@ -69,7 +69,7 @@ def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
     base = volume.own_base
     if base.format is None:
         raise InvalidParameter(
-            subject, f"the format of {base.file} is recorded nowhere and is never guessed", "say its format: raw or qcow2"
+            subject, f"the format of {base.file} {volume.doubt or NOT_RECORDED}", "say its format: raw or qcow2"
         )
     require_format_below(volume)
     if wish.format and wish.format != base.format:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import Iterable
+from typing import Callable, Iterable, NamedTuple
 
 from ..errors import UnsafeImage
 from ..model import Image, is_safe_file_name, round_to_sector
@@ -55,21 +55,40 @@ class Glance:
             self.silent.add(file)
 
 
+class Judge(NamedTuple):
+    """Who decides a format when the file is open, and whether it does so before the file is read."""
+
+    decide: Callable[[int, os.stat_result], str | None]
+    at_once: bool
+
+
 def read_image(
     directory: ShareDirectory,
     file: str,
     image_format: str | None,
     glance: Glance | None = None,
     record: records.Record | None = None,
+    judge: Judge | None = None,
 ) -> Image:
-    """One file of a chain, read with the format that it is known to have."""
+    """One file of a chain, read with the format that it is known to have.
+
+    :param judge: decides the format once the file is open, where a record says it. A qcow2 image is only judged where it is none.
+    """
     fd, status = directory.root.examine(file)
     try:
         if glance is not None:
             glance.meet(fd, status, directory)
+        says = None
+        if judge is not None and judge.at_once:
+            image_format = judge.decide(fd, status)
         if image_format == "qcow2":
-            says = _read_header(directory, file, fd, None if glance is None else status.st_size)
-        else:
+            try:
+                says = _read_header(directory, file, fd, None if glance is None else status.st_size)
+            except UnsafeImage:
+                image_format = judge.decide(fd, status) if judge is not None and not qcow2.has_magic(fd) else "qcow2"
+                if image_format == "qcow2":
+                    raise
+        if says is None:
             says = (round_to_sector(status.st_size), None, None, False, False)
             if glance is not None:
                 glance.listen(file, fd, status, record)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Callable, NamedTuple
 
@@ -17,10 +18,20 @@ from ..errors import ChainBroken, Conflict, StorageError, from_os_error
 from ..model import Image, Snapshot, Volume, info_name, listed
 from . import info_file, kinship, qcow2, records
 from .directory import ShareDirectory
-from .images import WORST_DAY, Glance, meet_all, read_image
+from .images import WORST_DAY, Glance, Judge, meet_all, read_image
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
 _READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
+
+
+@dataclass
+class Findings:
+    """What reading a chain finds of the record: ``outlived``, it is of other files; ``unmarked``, it does not know which file its base
+    is; ``doubt``, why the user has to say the format."""
+
+    outlived: bool = False
+    unmarked: bool = False
+    doubt: str | None = None
 
 
 class Observed(NamedTuple):
@@ -85,7 +96,7 @@ def exists(directory: ShareDirectory, name: str) -> bool:
     except StorageError:
         return True  # whoever reads the volume will say what is wrong
     own = [file for file in record.formats if file.startswith(name + ".")] if record else []
-    return any(is_there(directory, file) for file in own)
+    return any(is_there(directory, file) and not kinship.is_its_own(directory, name, file) for file in own)
 
 
 def is_there(directory: ShareDirectory, name: str) -> bool:
@@ -127,19 +138,30 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     record = records.read(directory, name)
     if not exists(directory, name):
         return None
-    info, _rebuilt = read_info(directory, name, record)
+    found = Findings()
+    try:
+        info, _rebuilt = read_info(directory, name, record)
+    except ChainBroken:
+        from . import formats
+
+        if record is None or not formats.is_new_without_overlays(directory, name, record, said, found):
+            raise
+        info, record = None, None
     active = info.active if info else name
     if info is None and directory.root.status(name) is None:
         return None
     glance = look()
-    chain = walk(directory, name, active, info, record, said, glance)
+    chain = walk(directory, name, active, info, record, said, glance, found)
+    if found.outlived and record is not None:
+        record = records.Record(intent=record.intent, garbage=record.garbage)
     snapshots, stale = _snapshots(directory, name, chain, info, record)
     pending = record.intent if record else None
     parent = kinship.parent_of(directory, name, chain, info, record)
     make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
     if record is not None:
         make = partial(make, created=record.created, description=record.description, labels=record.labels)
-    adopted = _is_adopted(make(), record)
+    adopted = not found.unmarked and _is_adopted(make(), record)
+    make = partial(make, doubt=found.doubt)
     if glance is None:
         return Observed(make(adopted=adopted), info, record)
     if record is not None and (pending is not None or record.garbage):
@@ -211,6 +233,7 @@ def walk(
     record: records.Record | None,
     said: str | None = None,
     glance: Glance | None = None,
+    found: Findings | None = None,
 ) -> tuple[Image, ...]:
     """The chain from ``active`` down.
 
@@ -225,12 +248,13 @@ def walk(
         if file in seen or len(chain) >= MAX_CHAIN:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
         image_format = _decide_format(name, file, said_above, info, record)
+        judge = _judge(directory, name, file, said_above, info, record, said, found or Findings())
         if image_format is None and chain:
             image_format = kinship.format_of_another(directory, name, file)
         if image_format is None and said is not None:
             image_format, said = _believe(directory, file, said), None  # what lies beneath is another file
         try:
-            image = read_image(directory, file, image_format, glance, record)
+            image = read_image(directory, file, image_format, glance, record, judge)
         except FileNotFoundError as error:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", WORST_DAY) from error
         chain.append(image)
@@ -239,20 +263,45 @@ def walk(
     return tuple(chain)
 
 
+def _judge(
+    directory: ShareDirectory,
+    name: str,
+    file: str,
+    above: str | None,
+    info: info_file.Info | None,
+    record: records.Record | None,
+    said: str | None,
+    found: Findings,
+) -> Judge | None:
+    """Who decides the format where a record says it and no header above agrees: the record may be of another file."""
+    recorded = record.formats.get(file) if record is not None else None
+    if record is None or recorded is None or recorded == above:
+        return None
+
+    def decide(fd: int, status: os.stat_result) -> str | None:
+        marked = file in record.marks or file in record.disks
+        if above is None and recorded == "raw" and (not marked or records.identity(record, file, status) == records.SAME):
+            return recorded
+        from . import formats  # late: hardly any record is of another file
+
+        return formats.judge(directory, name, file, fd, record, above, _is_overlay(name, file, info), said, found)
+
+    return Judge(decide, at_once=recorded == "raw" or above is not None)
+
+
+def _is_overlay(name: str, file: str, info: info_file.Info | None) -> bool:
+    return info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
+
+
 def _decide_format(name: str, file: str, said_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
-    """The one place where a format is decided.
+    """The place where a format is decided, but for files that may not be the recorded ones (:mod:`formats`).
 
     In this order: our record; the format field of the header above; being an overlay in ``.info``. Where nothing of these says it,
     the record of the volume that owns the file may (:func:`kinship.format_of_another`). None where nothing does: a guest can
     write any header into a raw disk, so content never decides.
     """
     recorded = record.formats.get(file) if record else None
-    if recorded and said_above and recorded != said_above:
-        raise ChainBroken(f"volume {name}", f"{file} is recorded as {recorded}, but the header above calls it {said_above}", WORST_DAY)
-    if recorded or said_above:
-        return recorded or said_above
-    is_overlay = info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
-    return "qcow2" if is_overlay else None
+    return recorded or said_above or ("qcow2" if _is_overlay(name, file, info) else None)
 
 
 def _believe(directory: ShareDirectory, file: str, said: str) -> str:

@@ -36,8 +36,19 @@ def owner_of(directory: ShareDirectory, file: str, besides: str | None = None, k
     for length in range(len(parts), 0, -1):
         volume = ".".join(parts[:length])
         if volume != besides and is_safe_file_name(volume) and _claims(directory, volume, file, known):
-            return volume
+            if besides != file or not is_its_own(directory, volume, file):
+                return volume
     return None
+
+
+def is_its_own(directory: ShareDirectory, volume: str, file: str) -> bool:
+    """Whether a file is a volume of its own, which was made after ``volume`` was gone: it has a record of its own name, and of the
+    other volume nothing but the record tells that the file was its."""
+    try:
+        record = records.read(directory, file)
+        return record is not None and file in record.formats and info_file.read(directory, volume) is None
+    except (OSError, StorageError):
+        return False
 
 
 def _claims(directory: ShareDirectory, volume: str, file: str, known: dict[str, set[str]] | None) -> bool:
@@ -122,9 +133,9 @@ def format_of_another(directory: ShareDirectory, name: str, file: str) -> str | 
         return None
     if record is None or status is None:
         return None
-    disk = record.disks.get(file)
-    if disk is not None and disk.inode and not records.is_disk(record, file, status.st_ino, status.st_size):
-        return None  # the record outlived its file
+    mark = record.marks.get(file) or record.disks.get(file)
+    if mark is not None and mark.inode and records.identity(record, file, status, lambda: 0) == records.OTHER:
+        return None  # the record may have outlived its file
     return record.formats.get(file)
 
 

@@ -10,8 +10,9 @@ only on states that the recorded intent can have left.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from ..errors import ChainBroken, NeedsRecovery
 from ..model import FORMATS, Parent, Volume, are_safe_file_names, is_safe_file_name
@@ -33,11 +34,15 @@ class Garbage(NamedTuple):
 
 
 class Disk(NamedTuple):
-    """A raw disk as it was when it was made, or when it was found to name no other file: its inode (0 where the file system keeps
-    none) and its length in bytes."""
+    """A file as it was when it was made, or first recorded: its inode (0 where the file system keeps none) and its length in bytes.
+    ``generation`` tells files apart that had the same inode one after the other, 0 where the file system does not tell it."""
 
     inode: int
     length: int
+    generation: int = 0
+
+
+SAME, OTHER, UNKNOWN = "same", "other", "unknown"  # what :func:`identity` finds
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Record:
     """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels,
     protected and expires; ``created``, ``description`` and ``labels`` are the volume's own; ``parent`` is what a linked clone rests
     on; ``active`` is the file that ``.info`` had last named; ``disks`` has those of its raw files whose content is known to be a
-    guest's (records of older releases have none)."""
+    guest's, ``marks`` which file its base is (records of older releases have none)."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -57,6 +62,7 @@ class Record:
     created: str | None = None
     description: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    marks: dict[str, Disk] = field(default_factory=dict)
 
     def to_bytes(self, volume: str) -> bytes:
         content = {
@@ -68,7 +74,8 @@ class Record:
             "garbage": [[item.file, item.inode, item.size] for item in self.garbage],
             "parent": None if self.parent is None else asdict(self.parent),
             "active": self.active,
-            "disks": {file: list(disk) for file, disk in self.disks.items()},
+            "disks": {file: list(disk[:2]) for file, disk in self.disks.items()},  # older releases read no more
+            "marks": {file: list(disk) for file, disk in self.marks.items()},
             "created": self.created,
             "description": self.description,
             "labels": self.labels,
@@ -79,7 +86,9 @@ class Record:
         return replace(self, intent=intent)
 
 
-def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[str, Disk] | None = None) -> Record:
+def describing(
+    volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[str, Disk] | None = None, marks: dict[str, Disk] | None = None
+) -> Record:
     """The record that a volume has once a task is done: formats of its files, details of its snapshots, no intent."""
     details = {
         snapshot.name: {
@@ -103,6 +112,7 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[st
         volume.created,
         volume.description,
         dict(volume.labels),
+        marks or {},
     )
 
 
@@ -136,6 +146,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             created=_text(content.get("created")),
             description=str(content.get("description", "")),
             labels=_labels(content.get("labels", {})),
+            marks={str(name): Disk(*(int(number) for number in disk)) for name, disk in content.get("marks", {}).items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
@@ -220,6 +231,26 @@ def is_disk(record: Record, file: str, inode: int, length: int) -> bool:
     if disk is None or record.formats.get(file) != "raw":
         return False
     return disk.inode == inode and length >= disk.length if disk.inode else disk.length == length
+
+
+def identity(record: Record, file: str, status: os.stat_result, generation: Callable[[], int] | None = None) -> str:
+    """Whether a file is the very one that a record speaks of: SAME, OTHER, or UNKNOWN where the record does not say which it was.
+
+    A raw disk only grows. Inodes are used again, so one that is longer than it was may be another file.
+
+    :param generation: finds that of the file, 0 where it cannot be told; without it, one that is longer is UNKNOWN.
+    """
+    mark = record.marks.get(file) or record.disks.get(file)
+    if mark is None:
+        return UNKNOWN
+    raw = record.formats.get(file) == "raw"
+    if not mark.inode:  # the length of a raw disk has to do
+        return UNKNOWN if not raw else SAME if status.st_size == mark.length else OTHER
+    if mark.inode != status.st_ino or (raw and status.st_size < mark.length):
+        return OTHER
+    if not mark.generation or (raw and status.st_size == mark.length):
+        return SAME
+    return UNKNOWN if generation is None else SAME if generation() in (0, mark.generation) else OTHER
 
 
 def planned_files(record: Record | None) -> dict[str, str] | None:

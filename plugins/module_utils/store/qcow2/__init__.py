@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .bitmaps import Bitmap, read_bitmaps
     from .dropping import drop_data
     from .growing import grow
+    from .owners import require_single_owners
     from .reading import Glimpse, Header, glimpse, has_magic, is_empty, read_backing_name, read_header
     from .tables import allocation
     from .tails import clear_tail, is_stiff, tail_end
@@ -44,6 +45,7 @@ __all__ = [
     "read_header",
     "repoint",
     "bytes_of_image",
+    "require_single_owners",
     "require_whole",
     "tail_end",
     "write_image",
@@ -56,6 +58,7 @@ _HOMES = {
     **dict.fromkeys(("clear_tail", "is_stiff", "tail_end"), "tails"),
     "drop_data": "dropping",
     "require_whole": "whole",
+    "require_single_owners": "owners",
     "grow": "growing",
     **dict.fromkeys(("bytes_of_image", "repoint", "write_image"), "writing"),
 }

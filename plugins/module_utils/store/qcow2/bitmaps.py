@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
 from .layout import AUTOCLEAR_AT, EXT_BITMAPS, EXT_END, EXTENSION, FIELDS, FIELDS_OF_3, MOST_HEADER, Qcow2Error
 from .reading import Header
@@ -17,6 +17,8 @@ _ENTRY = struct.Struct(">QIIBBHI")  # table's offset and size, flags, type, gran
 _IN_USE, _AUTO = 1, 2
 _CONSISTENT = 1  # bit of the autoclear features: whoever wrote the image last knew its bitmaps
 _MOST_BITMAPS, _MOST_NAME, _MOST_DIRECTORY = 65535, 1023, 4 << 20
+_MOST_TABLE = 32 << 20  # bytes
+_OFFSET = 0x00FFFFFFFFFFFE00  # of a bitmap's cluster in its table
 
 
 class Bitmap(NamedTuple):
@@ -31,18 +33,39 @@ def read_bitmaps(fd: int, header: Header) -> tuple[Bitmap, ...]:
 
     :raises Qcow2Error: the directory is damaged or hostile.
     """
+    found = _directory(fd, header)
+    return tuple(bitmap for bitmap, _table, _size in _entries(*found[1:])) if found else ()
+
+
+def ranges_of_bitmaps(fd: int, header: Header) -> Iterator[tuple[int, int]]:
+    """The parts of the file that the bitmaps take, as far as they count: offset and bytes. :raises Qcow2Error: as above."""
+    found = _directory(fd, header)
+    if not found:
+        return
+    offset, directory, number = found
+    yield offset, len(directory)
+    for _bitmap, table, entries in _entries(directory, number):
+        if entries * 8 > _MOST_TABLE or table % header.cluster_size or table + entries * 8 > os.fstat(fd).st_size:
+            raise Qcow2Error("the table of a bitmap is not where the format wants it")
+        yield table, entries * 8
+        for entry in struct.unpack(f">{entries}Q", os.pread(fd, entries * 8, table)):
+            if entry & _OFFSET:
+                yield entry & _OFFSET, header.cluster_size
+
+
+def _directory(fd: int, header: Header) -> tuple[int, bytes, int] | None:
+    """Offset and content of the directory, and the number of bitmaps in it."""
     if not header.bitmaps or header.version < 3:
-        return ()
+        return None
     data = os.pread(fd, min(MOST_HEADER, header.cluster_size), 0)
     if not int.from_bytes(data[AUTOCLEAR_AT : AUTOCLEAR_AT + 8], "big") & _CONSISTENT:
-        return ()
+        return None
     number, _reserved, size, offset = _BODY.unpack_from(_extension(data, header))
     if not 0 < number <= _MOST_BITMAPS or not _ENTRY.size <= size <= _MOST_DIRECTORY:
         raise Qcow2Error("its directory of bitmaps is not what the format wants")
     if offset + size > os.fstat(fd).st_size:
         raise Qcow2Error("its directory of bitmaps lies behind the end of the file")
-    directory = os.pread(fd, size, offset)
-    return tuple(_entries(directory, number))
+    return offset, os.pread(fd, size, offset), number
 
 
 def _extension(data: bytes, header: Header) -> bytes:
@@ -58,16 +81,17 @@ def _extension(data: bytes, header: Header) -> bytes:
     raise Qcow2Error("its header extension for bitmaps is not what the format wants")
 
 
-def _entries(directory: bytes, number: int) -> list[Bitmap]:
+def _entries(directory: bytes, number: int) -> list[tuple[Bitmap, int, int]]:
+    """Each bitmap with the offset and the entries of its table."""
     offset, found = 0, []
     for _each in range(number):
         if offset + _ENTRY.size > len(directory):
             raise Qcow2Error("its directory of bitmaps is cut short")
-        _table, _size, flags, _type, _granularity, name_size, extra = _ENTRY.unpack_from(directory, offset)
+        table, size, flags, _type, _granularity, name_size, extra = _ENTRY.unpack_from(directory, offset)
         start = offset + _ENTRY.size + extra
         name = directory[start : start + name_size]
         if not 0 < name_size <= _MOST_NAME or len(name) != name_size:
             raise Qcow2Error("its directory of bitmaps is cut short")
-        found.append(Bitmap(name.decode("utf-8", "backslashreplace"), bool(flags & _AUTO and not flags & _IN_USE)))
+        found.append((Bitmap(name.decode("utf-8", "backslashreplace"), bool(flags & _AUTO and not flags & _IN_USE)), table, size))
         offset = (start + name_size + 7) // 8 * 8
     return found
