@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, order, volumes
@@ -315,3 +317,32 @@ def test_unfinished_work_is_given_up(alone: Path, tmp_path: Path, gone: str) -> 
     done = store.absent(cascade=True)
     assert done.changed and done.actions == predicted.actions and store.state() == without(before, "vol")
     assert not store.absent(cascade=True).changed
+
+
+SHARE = (*VOLUME, *CLONE, "vol.info", "copy.info", "other", "other.o1", "other.info", *(f".remotefs/volumes/{file}" for file in RECORDS))
+REASONS = (errors.HasSnapshots, errors.HasDependents, errors.ChainBroken, errors.Conflict)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(gone=st.sets(st.sampled_from(SHARE), min_size=1, max_size=8), name=st.sampled_from(["vol", "copy", "other"]), cascade=st.booleans())
+def test_whatever_vanishes(cloned: Path, tmp_path: Path, gone: set, name: str, cascade: bool) -> None:
+    """Any files and records vanish. A removal is refused for a reason that has a name, or leaves exactly what is not the volume's."""
+    store = fresh(cloned, tmp_path)
+    for file in gone:
+        (store.path / file).unlink()
+    before = store.state()
+    found = []
+    for check in (True, False):
+        try:
+            found.append(store.absent(name, cascade=cascade, check=check).actions)
+        except REASONS as error:
+            found.append(type(error).__name__)
+        if check or isinstance(found[-1], str):
+            assert store.state() == before
+    assert found[0] == found[1]
+    if not isinstance(found[1], str):
+        others = without(before, name)
+        after = store.state()
+        assert {file: value for file, value in after.items() if file in others} == others
+        assert set(after) - set(others) <= ({*before} if not found[1] else set()), "something of the volume is left"
+        assert not store.absent(name, cascade=cascade).changed
