@@ -124,7 +124,10 @@ options:
     choices: [present, absent]
     default: present
   cascade:
-    description: With O(state=absent), also remove its snapshots.
+    description:
+      - With O(state=absent), also remove its snapshots.
+      - A volume in whose chain a file is missing can be removed too. A warning names the files that are missing. Snapshots that its C(.info) or
+        its record still names need this option, although their data may be gone.
     type: bool
     default: false
   not_dependent:

@@ -30,7 +30,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes impor
 from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 
-from .judge import Model, Wanted
+from .judge import Model, Wanted, listed, remains_of
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -104,6 +104,19 @@ def _with_stale_entry(share: Path, scratch: Path) -> Model:
     info = json.loads((share / "vol.info").read_text())
     (share / "vol.info").write_text(json.dumps({**info, "old": "vol.old"}, indent=1, sort_keys=True))
     return {"vol": replace(model["vol"], stale=("old",))}
+
+
+def _without(prepare: Callable[[Path, Path], Model], *gone: str) -> Callable[[Path, Path], Model]:
+    """What is left when these files are lost: of a volume with a gap, its remains."""
+
+    def lose(share: Path, scratch: Path) -> Model:
+        model = prepare(share, scratch)
+        for file in gone:
+            (share / file).unlink()
+        broken = {one["name"] for one in listed(share) if one.get("error_code") == "chain_broken"}
+        return {name: replace(wanted, remains=remains_of(share, name)) if name in broken else wanted for name, wanted in model.items()}
+
+    return lose
 
 
 def _chain_that_pulls(share: Path, scratch: Path) -> Model:
@@ -387,6 +400,13 @@ OPERATIONS: dict[str, Operation] = {
         _chain("raw"), _ensure(VolumeWish("vol", description="told", labels={"a": "b"})), lambda model: model, tool=False
     ),
     "delete volume": Operation(_chain("raw"), _remove("vol"), lambda _model: {}, tool=False, removes=True),
+    "delete a volume with a gap": Operation(_without(_chain("raw"), "vol.s2"), _remove("vol"), lambda _model: {}, tool=False, removes=True),
+    "delete a volume without its active image": Operation(
+        _without(_chain("qcow2"), "vol.s4"), _remove("vol"), lambda _model: {}, tool=False, removes=True
+    ),
+    "delete a clone whose parent has a gap": Operation(
+        _without(_with_clone, "vol.s1"), _remove("copy"), lambda model: {"vol": model["vol"]}, tool=False, removes=True
+    ),
     "linked clone of a snapshot": Operation(
         _chain("raw"),
         _ensure(VolumeWish("copy"), existing.SourceRequest("vol", "s2", linked=True)),

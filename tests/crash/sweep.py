@@ -261,7 +261,7 @@ class Sweep:
         names = sorted({*self.before, *self.after}, key=lambda name: (name in self.before, name == "vol"))  # clones first
         if self.before.keys() == self.after.keys():
             self._next_tasks("then snapshots", calls, [_take_later(name) for name in names], *map(_with_later, self._possible()))
-        if self.operation.removes:
+        if self.operation.removes and not any(wanted.remains for wanted in self.before.values()):  # with a gap it can only be removed
             sizes = {name: len(wanted.active) for name, wanted in self.before.items()}
             emptied = {name: Wanted(bytes(size)) for name, size in sizes.items() if name not in self.after}
             made = [_made_again(name, size) for name, size in sizes.items()]

@@ -183,7 +183,6 @@ def _damaged(store: Store) -> None:
         lambda store: add(store, active="vol"),
         lambda store: (store.path / "vol.s2").rename(store.path / "vol.s9") and add(store, active="vol.s1", s2="vol.s9"),
         _damaged,
-        lambda store: add(store, active="vol.s9"),
     ],
 )
 def test_what_may_be_damage_is_not_stale(store: Store, damage) -> None:
@@ -195,6 +194,16 @@ def test_what_may_be_damage_is_not_stale(store: Store, damage) -> None:
         lambda check: store.absent(cascade=True, check=check),
     ):
         refused(store, (errors.ChainBroken, errors.UnsafeImage), action)
+
+
+def test_an_active_file_that_is_missing_is_a_gap(store: Store) -> None:
+    """Nothing can be done with the volume, but it can go."""
+    add(store, active="vol.s9")
+    assert store.info()["error_code"] == "chain_broken"
+    for action in (lambda check: store.delete("s2", check=check), lambda check: store.snapshot("s3", check=check)):
+        refused(store, errors.ChainBroken, action)
+    refused(store, errors.HasSnapshots, lambda check: store.absent(check=check))
+    assert store.absent(cascade=True).changed and os.listdir(store.path) == [".remotefs"]
 
 
 def test_while_work_is_unfinished_nothing_is_stale(store: Store) -> None:

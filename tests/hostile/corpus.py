@@ -184,11 +184,16 @@ _BROKEN_INFO = (
 _NEEDING_RECOVERY = ("NaN", "newer")
 
 
+def _of_info(name: str, code: str) -> dict[str, str]:
+    """A volume whose active file is missing could be removed, but for the overlay that this ``.info`` does not name."""
+    return {**outcomes(_INFO_TASKS, code), **({"remove": "has_dependents"} if name == "missing file" else {})}
+
+
 def _texts() -> Iterator[Attack]:
     for name, (what, data) in text.INFO.items():
         code = OK if name == "base as snapshot" else BROKEN if name in _BROKEN_INFO else UNSAFE
         origin = FACTS if name in ("absolute", "upwards", "slash") else OURS
-        yield Attack(f"info: {name}", "NAME.info", what, origin, text.plant_info(data), outcomes(_INFO_TASKS, code))
+        yield Attack(f"info: {name}", "NAME.info", what, origin, text.plant_info(data), _of_info(name, code))
     for name, (what, data) in text.RECORDS.items():
         if name.startswith("intent ") and name != "intent of another kind":
             # Looking takes nothing from it; who changes the volume must decide first.
@@ -246,7 +251,7 @@ def _structures() -> Iterator[Attack]:
     yield one("chain of 500", "chain", "longer than any chain that is followed", text.chain_of(500), broken, slow=True)
     long = outcomes(("info", "snapshot", "delete", "clone"), OK, linked="invalid_parameter")
     yield one("chain of 200", "chain", "long, but honest", text.chain_of(200), long, slow=True)
-    yield one("no base", "chain", "the backing file does not exist", text.missing_base, broken)
+    yield one("no base", "chain", "the backing file does not exist", text.missing_base, {**broken, "remove": OK})
     yield one("raw disk called qcow2", "chain", "the header above calls a guest's forged disk qcow2", text.formats_disagree, broken)
     healed = outcomes(("info", "snapshot", "delete", "revert", "clone", "extend"), OK)
     yield one(

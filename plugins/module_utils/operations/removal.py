@@ -6,38 +6,88 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..apply.remains import Interrupted
 from ..apply.traces import forget_groups
-from ..errors import Conflict
-from ..model import Share, Volume
+from ..errors import ChainBroken, Conflict
+from ..model import Share, Volume, listed
 from ..plan import planner
 from ..plan.steps import Unlink
 from ..store import inventory, stale
 from .existing import refuse_member
-from .transaction import Options, Outcome, Workspace, carry_out, find_left, settle
+from .transaction import Options, Outcome, Workspace, as_foretold, carry_out, find_left, settle
+
+if TYPE_CHECKING:
+    from ..store import gaps
 
 
 def remove(share: Share, name: str, cascade: bool, options: Options) -> Outcome:
     """Remove a volume that was there, or whose remains were, before its lock was taken."""
     with Workspace(options) as work:
         work.lock([(share, name)])
-        if cascade:
-            volume, recovered, strays = _settle(work, share, name)
-        else:
-            volume, recovered = settle(work, share, name, dependents=True)
-            strays = ()
+        leftovers = tuple(work.directory(share).leftovers(name))
+        missing: tuple[str, ...] = ()
+        try:
+            if cascade:
+                volume, recovered, strays = _settle(work, share, name)
+            else:
+                volume, recovered = settle(work, share, name, dependents=True)
+                strays = ()
+        except ChainBroken:
+            broken = _broken(work, share, name, cascade)
+            if broken is None:
+                raise
+            volume, missing, strays = broken.volume, broken.missing, ()
+            recovered = _given_up(work, share, name, leftovers)
         if volume is None:
             work.forget_locks()
             return Outcome(name, bool(recovered), [], recovered, None, None)
         refuse_member(work, share, volume)
-        _refuse_foreign(volume)
-        strays += stale.remains_of(work.directory(share), volume)
-        outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays), recovered)
+        if not missing:
+            _refuse_foreign(volume)
+            strays += stale.remains_of(work.directory(share), volume)
+        outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays, missing), recovered)
         if not options.check:
             forget_groups(work.directory(share))
             work.forget_locks()
         return outcome
+
+
+def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> gaps.Broken | None:
+    """The volume as far as it is there, if the matter with it is that files are missing; these are told. None otherwise, or
+    where it has unfinished work and not all of it is to go."""
+    from ..store import gaps, records  # late: hardly any volume has gaps
+
+    directory = work.directory(share)
+    directory.refresh()
+    record = records.read(directory, name)
+    broken = gaps.find(directory, name)
+    if broken is None or (record is not None and record.intent is not None and not cascade):
+        return None
+    told = f"volume {name} on {share.label}: files of its chain are missing: {listed(broken.missing)}"
+    told += f"; {listed(broken.left)} is left where it is, because only its name on record makes it this volume's" if broken.left else ""
+    if told not in work.options.told:
+        work.options.told.add(told)
+        work.options.warn(told)
+    # A file of a parent that rests on one of this volume's own counts as well.
+    found = work.dependents(share, replace(broken.volume, chain=broken.volume.own, parent=None))
+    found = as_foretold(work, share, name, found) if work.options.check else found
+    return broken._replace(volume=replace(broken.volume, dependents=found))
+
+
+def _given_up(work: Workspace, share: Share, name: str, leftovers: tuple[str, ...]) -> list:
+    """What an interrupted task left of a volume with gaps: its temporary files are removed, other work is not ended any more."""
+    from ..store import records
+
+    directory = work.directory(share)
+    record = records.read(directory, name)
+    if not work.options.check:
+        work.finish(share, Interrupted((), tuple(directory.leftovers(name))))
+    told = Interrupted((), leftovers).describe()
+    if record is not None and record.intent is not None:
+        told.append({"operation": str(record.intent.get("operation")), "outcome": "discarded", "steps": [], "left": []})
+    return told
 
 
 def _refuse_foreign(volume: Volume) -> None:

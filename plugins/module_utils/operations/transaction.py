@@ -308,7 +308,7 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
         _tell_stale(work, share, volume)
     if volume is not None and dependents:
         found = work.dependents(share, volume)
-        volume = replace(volume, dependents=_as_foretold(work, share, name, found) if work.options.check else found)
+        volume = replace(volume, dependents=as_foretold(work, share, name, found) if work.options.check else found)
     return volume, recovered
 
 
@@ -323,7 +323,7 @@ def _tell_stale(work: Workspace, share: Share, volume: Volume) -> None:
         work.options.warn(sentence)
 
 
-def _as_foretold(work: Workspace, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+def as_foretold(work: Workspace, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones beside."""
     world = {other: volume for (path, other), volume in work.options.world.items() if path == share.path and other != name}
     resting = [(other, volume.parent.file) for other, volume in world.items() if volume and volume.parent and volume.parent.volume == name]

@@ -122,8 +122,9 @@ def _attributes(volume: Volume, wish: VolumeWish) -> list[Step]:
     return steps
 
 
-def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = ()) -> Plan:
-    """Remove all files of a volume, the active image first, and ``strays`` that an interrupted merge left.
+def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> Plan:
+    """Remove all files of a volume, the active image first, and ``strays`` that an interrupted merge left; not those that are
+    ``missing``.
 
     :raises HasSnapshots: it has snapshots and ``cascade`` is false. :raises HasDependents: linked clones rest on it.
     """
@@ -134,8 +135,8 @@ def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = ()) -
     if volume.dependents:
         names = listed(sorted({clone for clone, _file in volume.dependents}))
         raise HasDependents(subject, f"linked clones or other files rest on it: {names}", LET_GO)
-    files = [*volume.own_files, *strays] + ([info_name(volume.name)] if volume.info else [])
-    return Plan("delete_volume", volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1)
+    files = [*(file for file in volume.own_files if file not in missing), *strays] + ([info_name(volume.name)] if volume.info else [])
+    return Plan("delete_volume", volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1 or bool(missing))
 
 
 def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:

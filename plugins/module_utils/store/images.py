@@ -17,6 +17,7 @@ from .directory import ShareDirectory
 from .in_use import ask, is_written
 
 WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
+PUT_BACK = "put the file back from a backup of the share, or remove the volume with state: absent (and cascade: true where it has snapshots)"
 _BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
 
 

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is on a share: volumes with their chains, made from ``.info``, our records and the headers.
 
-Formats are decided here and nowhere else, and never by looking at content: see :func:`_decide_format`.
+Formats are decided here and nowhere else, and never by looking at content: see :func:`decide_format`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import ChainBroken, Conflict, StorageError, from_os_error
 from ..model import Image, Snapshot, Volume, info_name, listed
 from . import info_file, kinship, qcow2, records
 from .directory import ShareDirectory
-from .images import WORST_DAY, Glance, Judge, meet_all, read_image
+from .images import PUT_BACK, WORST_DAY, Glance, Judge, meet_all, read_image
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
 _READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
@@ -247,7 +247,7 @@ def walk(
     while file is not None:
         if file in seen or len(chain) >= MAX_CHAIN:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
-        image_format = _decide_format(name, file, said_above, info, record)
+        image_format = decide_format(name, file, said_above, info, record)
         judge = _judge(directory, name, file, said_above, info, record, said, found or Findings())
         if image_format is None and chain:
             image_format = kinship.format_of_another(directory, name, file)
@@ -256,7 +256,7 @@ def walk(
         try:
             image = read_image(directory, file, image_format, glance, record, judge)
         except FileNotFoundError as error:
-            raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", WORST_DAY) from error
+            raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", PUT_BACK) from error
         chain.append(image)
         seen.add(file)
         file, said_above = image.backing_file, image.backing_format
@@ -293,7 +293,7 @@ def _is_overlay(name: str, file: str, info: info_file.Info | None) -> bool:
     return info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
 
 
-def _decide_format(name: str, file: str, said_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
+def decide_format(name: str, file: str, said_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
     """The place where a format is decided, but for files that may not be the recorded ones (:mod:`formats`).
 
     In this order: our record; the format field of the header above; being an overlay in ``.info``. Where nothing of these says it,

@@ -280,3 +280,17 @@ def images_of_intent(intent: object) -> tuple[str, ...]:
         files = [image.get("file") for image in (chain if isinstance(chain, list) else ()) if isinstance(image, dict)]
         found.update(dict.fromkeys(str(file) for file in files if is_safe_file_name(file)))
     return tuple(found)
+
+
+def own_images_of_intent(intent: object) -> tuple[str, ...]:
+    """As :func:`images_of_intent`, without the images of a parent."""
+    if not isinstance(intent, dict):
+        return ()
+    shared: set[str] = set()
+    for volume in (intent.get("before"), intent.get("after")):
+        chain, parent = (volume.get("chain"), volume.get("parent")) if isinstance(volume, dict) else (None, None)
+        names = [str(image.get("file")) for image in (chain if isinstance(chain, list) else ()) if isinstance(image, dict)]
+        if isinstance(parent, dict):
+            topmost = str(parent.get("file"))
+            shared.update(names[names.index(topmost) :] if topmost in names else ())
+    return tuple(file for file in images_of_intent(intent) if file not in shared)
