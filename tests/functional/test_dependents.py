@@ -284,7 +284,7 @@ def test_paths_to_other_file_systems_are_not_followed(golden: Store, monkeypatch
     elsewhere.mkdir()
     (elsewhere / "vol.s1").write_bytes(b"something else")
     overlay(golden, "other", str(elsewhere / "vol.s1"))
-    monkeypatch.setattr(resolving, "_mounts", lambda _device: ((str(elsewhere), False), ("/", True)))
+    monkeypatch.setattr(resolving, "_mounts", lambda _device: {str(elsewhere): False, "/": True})
     everything_is_refused(golden, "other")
 
 

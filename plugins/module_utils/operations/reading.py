@@ -34,13 +34,15 @@ def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
 def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[str, str]]:
     """What ``shape`` makes of each of these volumes, as lists in JSON without their brackets; empty lists are left out."""
 
+    def skip(name: str) -> bool:
+        return not any(fnmatchcase(name, glob) for glob in patterns)
+
     def tell(name: str, found: Observed | StorageError) -> dict[str, str]:
-        wanted = not patterns or any(fnmatchcase(name, glob) for glob in patterns)
-        shaped = shape(_told(directory, name, found)) if wanted else {}
+        shaped = {} if patterns and skip(name) else shape(_told(directory, name, found))
         return {key: json.dumps(objects)[1:-1] for key, objects in shaped.items() if objects}
 
     with ShareDirectory(share) as directory:
-        found: Survey[dict[str, str]] = survey(directory, tell, processors())
+        found: Survey[dict[str, str]] = survey(directory, tell, processors(), skip=skip if patterns else None)
         if any(found.told.values()):
             for name, resting in _dependents(directory, found).items():
                 found.told[name] = {key: _completed(text, resting) for key, text in found.told[name].items()}
