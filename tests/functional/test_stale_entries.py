@@ -20,17 +20,8 @@ from .test_refusals import MIB, Store, refused
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """Volume ``vol``: ones in the base, twos in ``vol.s1`` (what s2 shows), threes in the active image ``vol.s2``."""
-    share = tmp_path / "share"
-    share.mkdir()
-    store = Store(share)
-    store.present(size=MIB)
-    for value, name in ((1, "s1"), (2, "s2")):
-        write(store, "vol", value)
-        store.snapshot(name)
-    write(store, "vol", 3)
-    return store
+def store(layered: Store) -> Store:
+    return layered
 
 
 def entries(store: Store) -> dict:

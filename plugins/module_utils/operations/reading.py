@@ -23,6 +23,8 @@ from . import report
 
 Shape = Callable[[dict], "dict[str, list]"]  # a volume → what a result has of it, by the result's keys
 
+_OF_GLOBS = frozenset("*?[")  # letters that make a name a glob
+
 
 def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
     """All volumes of a share whose names match one of ``patterns`` (globs; none: all). One that cannot be read comes with
@@ -34,8 +36,11 @@ def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
 def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[str, str]]:
     """What ``shape`` makes of each of these volumes, as lists in JSON without their brackets; empty lists are left out."""
 
+    names = frozenset(patterns)  # most are plain names, of which there can be as many as there are volumes
+    globs = [pattern for pattern in names if not _OF_GLOBS.isdisjoint(pattern)]
+
     def skip(name: str) -> bool:
-        return not any(fnmatchcase(name, glob) for glob in patterns)
+        return name not in names and not any(fnmatchcase(name, glob) for glob in globs)
 
     def tell(name: str, found: Observed | StorageError) -> dict[str, str]:
         shaped = {} if patterns and skip(name) else shape(_told(directory, name, found))
