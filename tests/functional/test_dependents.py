@@ -21,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents, folders, names, resolving
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 
-from .test_clones import content, write
+from .test_clones import content
 from .test_refusals import MIB, Store, refused
 
 

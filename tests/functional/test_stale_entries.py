@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing
 
-from .test_clones import content, write
+from .test_clones import content
 from .test_refusals import MIB, Store, refused
 
 

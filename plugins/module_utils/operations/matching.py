@@ -8,6 +8,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Sequence
 
+from ..errors import StorageError
 from ..model import listed
 from ..store.directory import ShareDirectory
 from ..store.inventory import Observed

@@ -33,6 +33,7 @@ class Observed(NamedTuple):
     record: records.Record | None
     in_use: bool | None = None
     silent: bool = False  # the lowest file of the chain can rest on nothing, as far as a :class:`Glance` asked
+    lone: bool = False  # nothing on the share says anything of it
 
 
 def _nothing_less() -> None:
@@ -80,7 +81,7 @@ def observe_lone(directory: ShareDirectory, name: str) -> Observed:
     """
     glance = Glance()
     image = read_image(directory, name, None, glance)
-    return Observed(Volume(name, (image,)), None, None, glance.in_use, name in glance.silent)
+    return Observed(Volume(name, (image,)), None, None, glance.in_use, name in glance.silent, lone=True)
 
 
 def exists(directory: ShareDirectory, name: str) -> bool:
