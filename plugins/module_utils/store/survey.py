@@ -61,7 +61,7 @@ class Survey(Generic[Told]):
         self.names = safe_file_names([entry.name for entry in entries])
         self._processes = processes if len(self.names) >= _SHARED_OUT_FROM else 1
         self._claimants: frozenset[str] | None = None
-        self._stems: frozenset[str] | None = None
+        self._strangers: frozenset[str] | None = None
         self._take_stock_of_records()
 
     def _take_stock_of_records(self) -> None:
@@ -128,7 +128,7 @@ class Survey(Generic[Told]):
 
     def _observe(self, name: str, attempts: range) -> Observed | None:
         """:raises StorageError, OSError: the volume cannot be read."""
-        if attempts is inventory.AT_FIRST and name in self.listed.files and self.is_nobodys(name):
+        if attempts is inventory.AT_FIRST and name in self.strangers():
             return inventory.observe_lone(self.directory, name)
         return inventory.observe(self.directory, name, look=Glance, attempts=attempts)
 
@@ -141,12 +141,28 @@ class Survey(Generic[Told]):
         """Whether there is a record or an ``.info`` by which a volume could claim files."""
         return self._claimants is None or volume in self._claimants
 
+    def strangers(self) -> frozenset[str]:
+        """The regular files of which nothing on the share says anything: no record and no ``.info`` could claim them, and no file is
+        called as if it had been made by taking a snapshot of one."""
+        if self._strangers is None:
+            self._strangers = frozenset() if self._claimants is None else self._find_strangers(self._claimants)
+        return self._strangers
+
+    def _find_strangers(self, claimants: frozenset[str]) -> frozenset[str]:
+        stems = set()
+        for name in self.names:
+            end = name.find(".", 1)
+            while end > 0:
+                stems.add(name[:end])
+                end = name.find(".", end + 1)
+        claimed: set[str] = set()
+        for volume in stems & claimants:
+            claimed.update(self.directory.root.names_from(volume + "."))
+        return self.listed.files.intersection(self.names) - stems - claimants - claimed
+
     def is_nobodys(self, name: str) -> bool:
-        """Whether nothing on the share says anything of a name: no record, no ``.info``, and no file called as if it had been made
-        by taking a snapshot of it."""
-        if self._stems is None:
-            self._stems = frozenset([name[:at] for name in self.names for at, letter in enumerate(name) if letter == "." and at])
-        return name not in self._stems and not self.may_claim(name)
+        """Whether nothing on the share says anything of a name, whatever stands there."""
+        return name in self.strangers() or not (self.may_claim(name) or self.directory.root.names_from(name + "."))
 
     def pass_over(self, names: Iterable[str], tell: Callable[[int], Told]) -> set[str]:
         """Tell of those of these names that are lone files of nobody, or no files at all. Returns their names."""
@@ -194,7 +210,11 @@ class Survey(Generic[Told]):
 
 
 def survey(
-    directory: ShareDirectory, tell: Tell, processes: int = 1, tell_of_nobodys: Callable[[int], Told] | None = None, skip: Callable[[str], bool] | None = None
+    directory: ShareDirectory,
+    tell: Tell,
+    processes: int = 1,
+    tell_of_nobodys: Callable[[int], Told] | None = None,
+    skip: Callable[[str], bool] | None = None,
 ) -> Survey:
     """All volumes of a share: those with an ``.info``, and every other file that belongs to no chain of theirs.
 
@@ -209,12 +229,11 @@ def survey(
     with_info = sorted([name[: -len(_INFO)] for name in found.names if name.endswith(_INFO)])
     found.read(with_info)
     others = set(found.names) - found.members(with_info)
-    lone = [name for name in others if not name.endswith(_INFO) and inventory.is_there(directory, name)]
+    strangers = others & found.strangers()
+    lone = [name for name in others - strangers if not name.endswith(_INFO) and inventory.is_there(directory, name)]
     claims: dict[str, set[str]] = {}
     owners = {_owner_of(found, name, claims) for name in lone}  # a volume can have lost its .info
-    left = owners.difference(found.told)
-    if skip is not None:
-        left = {name for name in left if not (skip(name) and found.is_nobodys(name))}
+    left = owners.union(strangers if skip is None else [name for name in strangers if not skip(name)]).difference(found.told)
     if tell_of_nobodys is not None:
         left -= found.pass_over(left, tell_of_nobodys)
     found.read(sorted(left))
