@@ -330,6 +330,31 @@ OPERATIONS: dict[str, Operation] = {
     "create qcow2, preallocated": Operation(
         _nothing, _ensure(VolumeWish("new", size=MIB, format="qcow2", preallocation="metadata")), _adds("new", _empty(MIB)), tool=True
     ),
+    "create with a snapshot": Operation(
+        _nothing,
+        _ensure(VolumeWish("new", size=MIB, snapshot="s1")),
+        lambda _model: {"new": Wanted(bytes(MIB)).with_point("s1")},
+        tool=False,
+    ),
+    "create qcow2 with a snapshot": Operation(
+        _lone("raw"),
+        _ensure(VolumeWish("new", size=MIB, format="qcow2", snapshot="s1")),
+        lambda model: {**model, "new": Wanted(bytes(MIB)).with_point("s1")},
+        tool=False,
+    ),
+    "linked clone with a snapshot": Operation(
+        _chain("raw"),
+        _ensure(VolumeWish("copy", snapshot="c1"), existing.SourceRequest("vol", "s2", linked=True)),
+        lambda model: {**model, "copy": Wanted(model["vol"].points["s2"]).with_point("c1")},
+        tool=False,
+    ),
+    "grow and snapshot": Operation(
+        _lone("raw"),
+        _ensure(VolumeWish("vol", size=5 * MIB, snapshot="new")),
+        lambda model: _changes(lambda wanted: wanted.with_point("new"))(_grown(5 * MIB)(model)),
+        tool=False,
+        halfway=_grown(5 * MIB),
+    ),
     "first snapshot": Operation(_lone("raw"), _take("new"), _changes(lambda wanted: wanted.with_point("new")), tool=False),
     "snapshot": Operation(_chain("raw"), _take("new"), _changes(lambda wanted: wanted.with_point("new")), tool=False),
     "group snapshot": Operation(

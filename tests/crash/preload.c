@@ -345,11 +345,15 @@ static int on_name(struct call *c, int kind, int directory, const char *path)
   return found;
 }
 
-/* An inode whose name goes away gets one outside of the share, so that a lost unlink can be played: same inode number. */
+/* An inode whose last name goes away gets one outside of the share, so that a lost unlink can be played: same inode number. One
+ * that has another name needs none yet, and a task that goes on with it must not meet a second name that nobody gave it. */
 static void keep_inode(int directory, const char *path, uint64_t inode)
 {
   char kept[PATH_SIZE + 32];
+  struct stat status;
   if (!(control->flags & RECORD) || !control->keep[0] || !inode)
+    return;
+  if (syscall(SYS_newfstatat, directory, path, &status, AT_SYMLINK_NOFOLLOW) || status.st_nlink > 1)
     return;
   snprintf(kept, sizeof kept, "%s/%llu", control->keep, (unsigned long long)inode);
   syscall(SYS_linkat, directory, path, AT_FDCWD, kept, 0);

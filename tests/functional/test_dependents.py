@@ -21,22 +21,13 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents, folders, names, resolving
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 
-from .test_clones import content, write
+from .test_clones import content
 from .test_refusals import MIB, Store, refused
 
 
 @pytest.fixture
-def golden(tmp_path: Path) -> Store:
-    """Volume ``vol``: ones in the base, twos in ``vol.s1`` (what s2 shows), threes in the active image ``vol.s2``."""
-    share = tmp_path / "share"
-    share.mkdir()
-    store = Store(share)
-    store.present(size=MIB)
-    for value, name in ((1, "s1"), (2, "s2")):
-        write(store, "vol", value)
-        store.snapshot(name)
-    write(store, "vol", 3)
-    return store
+def golden(layered: Store) -> Store:
+    return layered
 
 
 def overlay(store: Store, file: str | bytes, name: str, image_format: str = "qcow2") -> None:
@@ -284,7 +275,7 @@ def test_paths_to_other_file_systems_are_not_followed(golden: Store, monkeypatch
     elsewhere.mkdir()
     (elsewhere / "vol.s1").write_bytes(b"something else")
     overlay(golden, "other", str(elsewhere / "vol.s1"))
-    monkeypatch.setattr(resolving, "_mounts", lambda _device: ((str(elsewhere), False), ("/", True)))
+    monkeypatch.setattr(resolving, "_mounts", lambda _device: {str(elsewhere): False, "/": True})
     everything_is_refused(golden, "other")
 
 

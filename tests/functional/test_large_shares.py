@@ -19,10 +19,10 @@ from benchmark import measuring
 from benchmark import reading as bench
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use, inventory, qcow2, survey
 from ansible_collections.remotefs.storage.plugins.module_utils.store.names import Names
 
@@ -263,10 +263,17 @@ def _create(share: Share, name: str, source: existing.SourceRequest | None = Non
     volumes.ensure_present(existing.VolumeRequest(Candidates((share,)), wish, source), Options())
 
 
+def _take(share: Share) -> None:
+    snapshots.take(snapshots.SnapshotRequest(Candidates((share,)), "first", SnapshotWish("s1")), Options())
+
+
 BESIDE: dict[str, Callable[[Share], object]] = {
     "a new volume": lambda share: _create(share, "new"),
     "a linked clone": lambda share: _create(share, "clone", existing.SourceRequest("first", None, linked=True)),
     "info": lambda share: reading.list_volumes(share, []),
+    "info of one": lambda share: reading.list_volumes(share, ["first"]),
+    "a snapshot": lambda share: _take(share),
+    "deletion of a snapshot": lambda share: (_take(share), snapshots.delete(Candidates((share,)), "first", ["s1"], Options())),
     "removal": lambda share: volumes.ensure_absent(Candidates((share,)), "first", True, Options()),
 }
 
@@ -275,8 +282,9 @@ BESIDE: dict[str, Callable[[Share], object]] = {
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_what_a_stranger_costs_does_not_grow_with_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, task: str) -> None:
     monkeypatch.setattr(reading, "processors", lambda: 1)
-    monkeypatch.setattr(inventory.time, "sleep", lambda _seconds: None)
     listings: list = []
+    naps: list = []
+    monkeypatch.setattr(inventory.time, "sleep", naps.append)
     listdir, scandir = os.listdir, os.scandir
     monkeypatch.setattr(os, "listdir", lambda *given: (listings.append(given), listdir(*given))[1])
     monkeypatch.setattr(os, "scandir", lambda *given: (listings.append(given), scandir(*given))[1])
@@ -284,12 +292,64 @@ def test_what_a_stranger_costs_does_not_grow_with_their_number(tmp_path: Path, m
     def costs(count: int) -> tuple[int, int]:
         share = _strangers(tmp_path / str(count), kind, count)
         listings.clear()
+        naps.clear()
         return _steps(lambda: BESIDE[task](share)), len(listings)
 
     costs(1)  # whatever is imported late
     (few, listed), (more, _listed), (many, listed_again) = costs(100), costs(200), costs(400)
     assert many - more < 2.6 * (more - few) + 200, f"{few} steps beside 100, {more} beside 200 and {many} beside 400"
     assert listed == listed_again < 16, "the share is not listed for each of them"
+    assert len(naps) <= 2, "those that cannot be read are waited for together"
+
+
+# task → how often each stranger may be opened, as what it may rest on is written in it
+OPENS = {"a new volume": 0, "info of one": 1, "info": 2, "removal": 1, "deletion of a snapshot": 1}
+
+
+@pytest.mark.parametrize("task", OPENS)
+def test_how_often_a_stranger_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    """A new volume asks for the sizes alone; who destroys something, and who tells of dependents, opens each file once."""
+    monkeypatch.setattr(reading, "processors", lambda: 1)
+    count = 300
+    share = _strangers(tmp_path / "share", "with an extension", count)
+    for number in range(10):
+        overlay(Path(share.path, f"lone{number}.qcow2"), "elsewhere.img", "raw")
+    opened: Counter = Counter()
+    call = os.open
+    monkeypatch.setattr(os, "open", lambda path, *given, **named: (opened.update([path]), call(path, *given, **named))[1])
+    BESIDE[task](share)
+    strangers = Counter({path: number for path, number in opened.items() if str(path).startswith(("disk", "lone"))})
+    assert max(strangers.values(), default=0) == OPENS[task] and len(strangers) == (count + 10 if OPENS[task] else 0)
+    assert sum(opened.values()) - sum(strangers.values()) < 150
+
+
+def test_what_cannot_be_read_is_read_again_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume that is changing just now is told as it is a moment later; a share full of broken ones is not waited for one by one."""
+    path = tmp_path / "share"
+    bench.Share(path, 2).grow(20)
+    for number in range(10):
+        (path / f"vol{number:05d}").rename(path / f"gone{number}")
+    naps: list = []
+
+    def mended(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 1:
+            for number in range(5):
+                (path / f"gone{number}").rename(path / f"vol{number:05d}")
+
+    monkeypatch.setattr(inventory.time, "sleep", mended)
+    found = {one["name"]: one.get("error_code") for one in reading.list_volumes(Share(str(path), str(path), "directory"), [])}
+    assert [found[f"vol{number:05d}"] for number in range(20)] == [None] * 5 + ["chain_broken"] * 5 + [None] * 10
+    assert len(naps) <= 2, "one for volumes with .info, one for the others"
+
+
+def test_names_and_globs_choose_the_same_as_before(tmp_path: Path) -> None:
+    share = _strangers(tmp_path / "share", "with an extension", 5)
+    (tmp_path / "share" / "a[b").write_bytes(b"x" * 512)
+    wanted = {"first": ["first"], "disk?.img": [f"disk{number}.img" for number in range(5)], "disk[12].img": ["disk1.img", "disk2.img"], "nothing": []}
+    for pattern, names in wanted.items():
+        assert [one["name"] for one in reading.list_volumes(share, [pattern])] == names
+    assert [one["name"] for one in reading.list_volumes(share, list(wanted))] == sorted({name for names in wanted.values() for name in names})
 
 
 def test_names_that_begin_alike_are_found_without_a_walk() -> None:

@@ -8,29 +8,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing
 
-from .test_clones import content, write
+from .test_clones import content
 from .test_refusals import MIB, Store, refused
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """Volume ``vol``: ones in the base, twos in ``vol.s1`` (what s2 shows), threes in the active image ``vol.s2``."""
-    share = tmp_path / "share"
-    share.mkdir()
-    store = Store(share)
-    store.present(size=MIB)
-    for value, name in ((1, "s1"), (2, "s2")):
-        write(store, "vol", value)
-        store.snapshot(name)
-    write(store, "vol", 3)
-    return store
+def store(layered: Store) -> Store:
+    return layered
 
 
 def entries(store: Store) -> dict:

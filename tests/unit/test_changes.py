@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,3 +65,16 @@ def test_waiting_has_an_end(seconds: float) -> None:
 def test_usual_numbers_are_taken() -> None:
     changes.check_numbers({"lock_timeout": 90.0, "parallel": os.cpu_count()})
     assert changes.parse_mode("0660") == changes.parse_mode(0o660) == 0o660
+
+
+SHARED_RETURNS = ("not_counted", "log", "cmd", "rc", "stderr", "traceback")
+
+
+def test_what_changing_modules_return_alike_is_documented_alike(checkout: Path) -> None:
+    """Documentation fragments do not reach RETURN, so the same words stand in both modules. Only samples of codes differ."""
+    texts = [(checkout / "plugins" / "modules" / f"{name}.py").read_text() for name in ("remotefs_volume", "remotefs_snapshot")]
+    volume, snapshot = (yaml.safe_load(text.split('RETURN = r"""')[1].split('"""')[0]) for text in texts)
+    assert {key: volume[key] for key in SHARED_RETURNS} == {key: snapshot[key] for key in SHARED_RETURNS}
+    assert {**volume["error_code"], "sample": None} == {**snapshot["error_code"], "sample": None}
+    others = {key for key in volume.keys() & snapshot.keys() if volume[key] == snapshot[key]}
+    assert others == set(SHARED_RETURNS), "another one is the same in both: name it here"

@@ -138,6 +138,7 @@ class _Task:
         """Run these deletions as far as their locks are free. Returns those that are still to be run alone, in order."""
         left: list[int] = []
         for share, volumes in self._batches(indexes, left):
+            volumes = self._not_behind(volumes, left)
             try:
                 with Holding(share, self._options.break_lock) as holding:
                     left += self._delete_batch(volumes, holding)
@@ -160,12 +161,25 @@ class _Task:
             for start in range(0, len(found), _MOST_HELD):
                 yield share, dict(found[start : start + _MOST_HELD])
 
+    def _not_behind(self, volumes: dict[int, str], left: list[int]) -> dict[int, str]:
+        """Without those that wait for one which is ``left`` to be done later: they go there too."""
+        waited_for = set().union(*(self._items[index].touches for index in left))
+        kept = {}
+        for index, volume in volumes.items():
+            if waited_for.isdisjoint(self._items[index].touches):
+                kept[index] = volume
+            else:
+                left.append(index)
+                waited_for |= self._items[index].touches
+        return kept
+
     def _delete_batch(self, volumes: dict[int, str], holding: Holding) -> list[int]:
         """Returns the indexes of items that need locks which the holding has not, or whose turn did not come in time."""
         families = holding.look(volumes.values()) if self._options.check else holding.take(volumes.values())
         held = replace(self._options, holding=holding)
-        names = {index: families[volume] for index, volume in volumes.items() if volume in families}
-        left = [index for index in volumes if index not in names]
+        left = [index for index, volume in volumes.items() if volume not in families]
+        ready = self._not_behind({index: volume for index, volume in volumes.items() if volume in families}, left)
+        names = {index: families[volume] for index, volume in ready.items()}
         deadline = holding.until = time.monotonic() + _PATIENCE
 
         def run_row(row: list[int]) -> None:

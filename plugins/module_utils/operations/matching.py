@@ -8,6 +8,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Sequence
 
+from ..errors import StorageError
 from ..model import listed
 from ..store.directory import ShareDirectory
 from ..store.inventory import Observed
@@ -50,7 +51,11 @@ def _volumes(candidates: Candidates, options: Options) -> dict[str, bool]:
     known: dict[str, bool] = {}
     for share in candidates.shares:
         with ShareDirectory(share) as directory:
-            told = survey(directory, lambda _name, found: not isinstance(found, Observed) or found.volume.base.format is not None).told
+            told = survey(directory, _is_known, tell_of_nobodys=lambda _size: False).told
         for name, sure in told.items():
             known[name] = known.get(name, False) or sure
     return known
+
+
+def _is_known(_name: str, found: Observed | StorageError) -> bool:
+    return not isinstance(found, Observed) or found.volume.base.format is not None

@@ -37,10 +37,10 @@ def arrange(items: Sequence[Item]) -> tuple[list[int], dict[int, frozenset]]:
     edges = _edges(changes)
     if not edges:
         return list(range(len(items))), {}
-    names: dict[int, frozenset] = {}
+    names: dict[int, set[str]] = {}
     for first, then in edges:
-        names[then] = names.get(then, frozenset()) | {changes[first].volume}
-    return _sorted(len(items), edges | _as_asked(changes)), names
+        names.setdefault(then, set()).add(changes[first].volume)
+    return _sorted(len(items), edges | _as_asked(changes)), {index: frozenset(found) for index, found in names.items()}
 
 
 def _as_asked(changes: dict[int, Change]) -> set[tuple[int, int]]:

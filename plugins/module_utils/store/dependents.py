@@ -10,7 +10,6 @@ directory. Where that is not certain, a file of the same name counts.
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import TYPE_CHECKING, Callable, Collection, Iterable, Mapping, NamedTuple, Sequence
 
 from ..errors import StorageError, UnsafeImage
@@ -250,15 +249,15 @@ def scan_all(directory: ShareDirectory) -> Backings:
 
 def _search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
     for file in listed.files.difference(known):
-        note(found, file, partial(search.of_file, file))
+        note(found, file, search.of_file, file)
     for link in listed.links:
-        note(found, link, partial(search.of_link, directory.root.fd, link, ""))
+        note(found, link, search.of_link, directory.root.fd, link, "")
 
 
-def note(found: Backings, file: str, look: Callable[[], Collection[str]]) -> None:
-    """Put down what a file rests on, or that it cannot be read."""
+def note(found: Backings, file: str, look: Callable[..., Collection[str]], *given: object) -> None:
+    """Put down what a file rests on, which ``look`` finds out of what is ``given``, or that it cannot be read."""
     try:
-        backings = look()
+        backings = look(*given)
     except OSError as error:
         found.unread[file] = error
         return
@@ -273,4 +272,4 @@ def look_again(found: Backings, files: Iterable[str]) -> None:
         return
     for file in files:
         found.put(file, ())
-        note(found, file, partial(search.of_file, file))
+        note(found, file, search.of_file, file)

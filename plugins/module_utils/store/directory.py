@@ -275,13 +275,13 @@ class ShareDirectory:
         self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence, self.pace)
         return self._private[name]
 
-    def take_stock_of_private(self, name: str) -> None:
+    def take_stock_of_private(self, name: str) -> list[os.DirEntry]:
         """:meth:`Names.take_stock` of ``.remotefs/NAME``, which is not looked for again where it does not exist."""
         directory = self.private(name)
-        if directory is None:
-            self._missing.add(name)
-        else:
-            directory.take_stock()
+        if directory is not None:
+            return directory.take_stock()
+        self._missing.add(name)
+        return []
 
     def make_private(self, name: str) -> Directory:
         directory = self.private(name, create=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from functools import partial
 from typing import Collection
 
 from .dependents import Backings, Search, note
@@ -83,9 +82,9 @@ def _look_into(
                 refused.append(place)
                 break
             if entry.is_symlink():
-                note(found, file, partial(how.of_link, fd, entry.name, place))
+                note(found, file, how.of_link, fd, entry.name, place)
             elif entry.is_file(follow_symlinks=False):
-                note(found, file, partial(how.read, opened, entry.name, place))
+                note(found, file, how.read, opened, entry.name, place)
             elif entry.is_dir(follow_symlinks=False) and _is_searched(entry.name):
                 waiting.append((*folder, entry.name))
             if file in found.unread:  # in folders that are no part of the share's business; in its directory it would be a doubt

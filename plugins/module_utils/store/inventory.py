@@ -21,7 +21,9 @@ from .directory import ShareDirectory
 from .images import PUT_BACK, WORST_DAY, Glance, Judge, meet_all, read_image
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
+PAUSE = 0.02  # seconds before a volume is read again, the first time; then more
 _READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
+AT_FIRST, AGAIN = range(1), range(1, _READ_AGAIN + 1)  # attempts, for who reads many volumes and waits once for all of them
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Observed(NamedTuple):
     record: records.Record | None
     in_use: bool | None = None
     silent: bool = False  # the lowest file of the chain can rest on nothing, as far as a :class:`Glance` asked
+    lone: bool = False  # nothing on the share says anything of it
 
 
 def _nothing_less() -> None:
@@ -49,19 +52,24 @@ def _nothing_less() -> None:
 
 
 def observe(
-    directory: ShareDirectory, name: str, said: str | None = None, look: Callable[[], Glance | None] = _nothing_less
+    directory: ShareDirectory,
+    name: str,
+    said: str | None = None,
+    look: Callable[[], Glance | None] = _nothing_less,
+    attempts: range = range(_READ_AGAIN + 1),
 ) -> Observed | None:
     """The volume ``name`` as it stands; None where the share has no such volume.
 
     :param said: the format that the user says the base file has, for where nothing on the share records it.
     :param look: makes the :class:`Glance` of who only looks.
+    :param attempts: which of them to make: :data:`AT_FIRST`, or :data:`AGAIN` once that has failed and a :data:`PAUSE` is over.
 
     Takes no lock. A read that fails while somebody changes the volume is repeated before it counts.
 
     :raises StorageError: the volume cannot be read (chain_broken, unsafe_image, needs_recovery).
     """
     before: tuple = ()
-    for attempt in range(_READ_AGAIN + 1):
+    for attempt in attempts:
         before = _marks(directory, name) if attempt else before
         try:
             return _observe(directory, name, said, look)
@@ -69,11 +77,22 @@ def observe(
             failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
         except StorageError as error:
             failure = error
-        if attempt == _READ_AGAIN or (attempt > 0 and _marks(directory, name) == before):
+        if attempt == attempts[-1] or (attempt > 0 and _marks(directory, name) == before):
             raise failure
-        time.sleep(0.02 * (attempt + 1))
+        time.sleep(PAUSE * (attempt + 1))
         directory.refresh(keep_listing=look is not _nothing_less)
     raise AssertionError("unreachable")
+
+
+def observe_lone(directory: ShareDirectory, name: str) -> Observed:
+    """As :func:`observe`, for who only looks, of a file that is all of its volume: a listing of the share has no record, no ``.info``
+    and no other file of it. Makes one attempt.
+
+    :raises StorageError, OSError: it cannot be read, or went away.
+    """
+    glance = Glance()
+    image = read_image(directory, name, None, glance)
+    return Observed(Volume(name, (image,)), None, None, glance.in_use, name in glance.silent, lone=True)
 
 
 def exists(directory: ShareDirectory, name: str) -> bool:

@@ -43,7 +43,7 @@ class Places:
     def __init__(self, directory: ShareDirectory) -> None:
         root = os.fstat(directory.root.fd)
         self._device, self._inode = root.st_dev, root.st_ino
-        self._mounts: tuple[tuple[str, bool], ...] | None = None
+        self._looked: dict[str, bool] | None = None  # paths of mounts and of folders → whether to look there
 
     def is_share(self, path: str) -> bool:
         """Whether an absolute path leads to the share's directory."""
@@ -84,12 +84,19 @@ class Places:
 
     def _may_look(self, path: str) -> bool:
         """Whether the file system there is this host's, or the share itself."""
-        if self._mounts is None:
-            self._mounts = _mounts(self._device)
-        for where, local in self._mounts:
-            if path == where or path.startswith(where.rstrip("/") + "/"):
-                return local
-        return False
+        if self._looked is None:
+            self._looked = _mounts(self._device)
+        known = self._looked.get(path)
+        return self._may_look_into(os.path.dirname(path)) if known is None else known
+
+    def _may_look_into(self, folder: str) -> bool:
+        """The same of what a folder has in it that is no mount point: what holds for the mount that the folder is on."""
+        looked = self._looked or {}
+        here = folder
+        while here not in looked and here != "/":
+            here = os.path.dirname(here)
+        looked[folder] = looked.get(here, False)
+        return looked[folder]
 
 
 class Resolver:
@@ -242,15 +249,15 @@ def _parts(path: str) -> list[str]:
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
-def _mounts(device: int) -> tuple[tuple[str, bool], ...]:
-    """(mount point, whether to look there), the longest first; of several mounts on one point only the last one counts. The table
-    does not show the root of a chroot that is no mount point. Without it nothing works, so it is looked at."""
+def _mounts(device: int) -> dict[str, bool]:
+    """Mount point → whether to look there; of several mounts on one point only the last one counts. The table does not show the
+    root of a chroot that is no mount point. Without it nothing works, so it is looked at."""
     found = {"/": True}
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
             lines = stream.read().splitlines()
     except OSError:
-        return ()
+        return {}
     for line in lines:
         fields, _dash, kind = line.partition(" - ")
         columns = fields.split(" ")
@@ -260,4 +267,4 @@ def _mounts(device: int) -> tuple[tuple[str, bool], ...]:
         is_share = os.makedev(int(major), int(minor)) == device
         local = is_share or major != "0" or kind.split(" ")[0] in _LOCAL
         found[re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), columns[4])] = local
-    return tuple(sorted(found.items(), key=lambda item: -len(item[0])))
+    return found
