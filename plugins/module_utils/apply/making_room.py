@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Iterable
+from typing import Callable, Iterable
 
+from ..errors import NoSpace
 from ..plan.plan import Plan
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteRecord
-from ..store import qcow2
+from ..store import ballast, qcow2
 from ..store.directory import ShareDirectory
 from . import allocate
 
@@ -45,6 +46,82 @@ def on_record(plan: Plan) -> Plan | None:
     if plan.intent or not given_up(plan.steps) or not gives_enough(plan):
         return None
     return replace(plan, steps=(*plan.steps, WriteRecord(plan.volume)), intent=True)
+
+
+class NewOverlay:
+    """The empty overlay that a revert puts in the place of the active image, wherever it finds room.
+
+    :param filled: fills a temporary file, (descriptor, name), syncs and closes it, and returns its name.
+    :param fill: fills an empty file for a step, with the access of another file.
+    :param give_access: gives an opened file the access of another one, by both descriptors and the name that it is to have.
+    """
+
+    def __init__(
+        self,
+        directory: ShareDirectory,
+        volume: str,
+        step: ReplaceOverlay,
+        filled: Callable[[tuple[int, str], Callable[[int], None]], str],
+        fill: Callable[[int, str, ReplaceOverlay], None],
+        give_access: Callable[[int, int, str], None],
+    ) -> None:
+        self._directory, self._volume, self._step = directory, volume, step
+        self._filled, self._fill, self._give_access = filled, fill, give_access
+
+    def make(self, given_up: Iterable[str]) -> str:
+        """Returns its temporary name. On a full share it is written over some of the ballast, because a revert is to make room.
+        Without any, what the revert gives up makes room.
+
+        :param given_up: files whose data may go, because that is on record. :raises StorageError, OSError: there is no room, or the share is ill.
+        """
+        try:
+            return self._anew()
+        except (OSError, NoSpace) as error:
+            if not _is_full(error):
+                raise
+            over = self._over_ballast()
+            if over is not None:
+                return over
+            if not take_data_out(self._directory, self._volume, given_up):
+                raise
+        return self._anew()
+
+    def _anew(self) -> str:
+        return self._filled(self._directory.create_temporary(self._volume), lambda fd: self._fill(fd, self._step.file, self._step))
+
+    def _over_ballast(self) -> str | None:
+        """With what ballast there is; None where there is none, or not enough."""
+
+        def fill(fd: int) -> None:
+            if os.fstat(fd).st_size:
+                self._fill_in_place(fd)
+            else:
+                self._fill(fd, self._step.file, self._step)
+
+        for made in ballast.places(self._directory, self._volume, qcow2.bytes_of_image(self._step.size)):
+            try:
+                return self._filled(made, fill)
+            except (OSError, NoSpace) as error:
+                if not _is_full(error):
+                    raise
+        return None
+
+    def _fill_in_place(self, fd: int) -> None:
+        """Over a file whose blocks are there already, holes and all."""
+        step = self._step
+        memory = os.memfd_create("overlay")
+        try:
+            qcow2.write_image(memory, step.size, step.backing_file, step.backing_format)
+            ballast.overwrite(fd, os.pread(memory, qcow2.bytes_of_image(step.size), 0))
+            os.ftruncate(fd, os.fstat(memory).st_size)
+        finally:
+            os.close(memory)
+        with self._directory.root.opened(step.file) as original:
+            self._give_access(original, fd, step.file)
+
+
+def _is_full(error: OSError | NoSpace) -> bool:
+    return isinstance(error, NoSpace) or error.errno in ballast.FULL
 
 
 def take_data_out(directory: ShareDirectory, volume: str, files: Iterable[str]) -> bool:

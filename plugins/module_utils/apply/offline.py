@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Iterable
 
-from ..errors import ChainBroken, NoSpace, UnsafeImage
+from ..errors import ChainBroken, UnsafeImage
 from ..model import Image
 from ..plan.steps import (
     Commit,
@@ -26,7 +26,7 @@ from ..plan.steps import (
     Step,
     Truncate,
 )
-from ..store import access, ballast, in_use, info_file, inventory, qcow2, records
+from ..store import access, in_use, info_file, inventory, qcow2, records
 from ..store.directory import ShareDirectory
 from ..store.disks import mark_of
 from ..store.qcow2.clusters import Unsuited
@@ -42,10 +42,6 @@ class CopySource:
 
     directory: ShareDirectory
     images: tuple[Image, ...]
-
-
-def _is_full(error: OSError | NoSpace) -> bool:
-    return isinstance(error, NoSpace) or error.errno in ballast.FULL
 
 
 class OfflineEngine:
@@ -232,50 +228,8 @@ class OfflineEngine:
         self._new_file(volume, step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
 
     def _replace_overlay(self, step: ReplaceOverlay, volume: str) -> None:
-        """On a full share the new overlay is written over some of the ballast, because a revert is to make room. Without any, what
-        the revert gives up makes room."""
-        try:
-            temporary = self._new_overlay(volume, step)
-        except (OSError, NoSpace) as error:
-            if not _is_full(error):
-                raise
-            over = self._over_ballast(volume, step)
-            if over is None and not making_room.take_data_out(self._directory, volume, self._given_up):
-                raise
-            temporary = self._new_overlay(volume, step) if over is None else over
-        self._put_in_place(temporary, step.file)
-
-    def _new_overlay(self, volume: str, step: ReplaceOverlay) -> str:
-        return self._filled(self._directory.create_temporary(volume), lambda fd: self._fill_overlay(fd, step.file, step))
-
-    def _over_ballast(self, volume: str, step: ReplaceOverlay) -> str | None:
-        """The new overlay with what ballast there is; None where there is none, or not enough."""
-
-        def fill(fd: int) -> None:
-            if os.fstat(fd).st_size:
-                self._fill_in_place(fd, step)
-            else:
-                self._fill_overlay(fd, step.file, step)
-
-        for made in ballast.places(self._directory, volume, qcow2.bytes_of_image(step.size)):
-            try:
-                return self._filled(made, fill)
-            except (OSError, NoSpace) as error:
-                if not _is_full(error):
-                    raise
-        return None
-
-    def _fill_in_place(self, fd: int, step: ReplaceOverlay) -> None:
-        """As :meth:`_fill_overlay`, over a file whose blocks are there already, holes and all."""
-        memory = os.memfd_create("overlay")
-        try:
-            qcow2.write_image(memory, step.size, step.backing_file, step.backing_format)
-            ballast.overwrite(fd, os.pread(memory, qcow2.bytes_of_image(step.size), 0))
-            os.ftruncate(fd, os.fstat(memory).st_size)
-        finally:
-            os.close(memory)
-        with self._directory.root.opened(step.file) as original:
-            self._give_access_of(original, fd, step.file)
+        making = making_room.NewOverlay(self._directory, volume, step, self._filled, self._fill_overlay, self._give_access_of)
+        self._put_in_place(making.make(self._given_up), step.file)
 
     def _replace(self, volume: str, file: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, let it take the place of ``file``. A failure leaves nothing behind."""
