@@ -43,11 +43,12 @@ options:
     description:
       - The snapshot.
       - Letters, digits, V(.), V(_) and V(-), starting with a letter or digit; not V(active), V(info) or a name ending in V(.info).
+        Globs are refused here, whatever O(state) says; O(names) takes them.
     type: str
   names:
     description:
       - With O(state=absent), several snapshots that go in one pass.
-      - A glob stands for all that match it and are not protected.
+      - A glob such as V(daily-*) stands for all that match it and are not protected. One that matches nothing is no change.
     type: list
     elements: str
   state:
@@ -71,10 +72,12 @@ options:
     type: list
     elements: str
   description:
-    description: A text that is kept with the snapshot.
+    description: A text that is kept with the snapshot. A snapshot that exists gets it too; where it is not given, it stays as it is.
     type: str
   labels:
-    description: Names and values that are kept with the snapshot. Both are texts; a value that is given otherwise is made one.
+    description:
+      - Names and values that are kept with the snapshot. Both are texts; a value that is given otherwise is made one.
+      - They replace all labels of a snapshot that exists; where they are not given, those stay.
     type: dict
   protected:
     description:
@@ -374,6 +377,7 @@ def _check(params: dict) -> None:
 
 def _run(params: dict, options, finder):
     """Bring one volume's snapshots to what the parameters say."""
+    from ..module_utils.model import check_snapshot_name
     from ..module_utils.operations import snapshots
 
     _check(params)
@@ -383,6 +387,8 @@ def _run(params: dict, options, finder):
     options = replace(options, drop_bitmaps=params["drop_bitmaps"])
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
+        if params["name"]:
+            check_snapshot_name(params["volume"], params["name"])  # a glob that deletes is asked for by names
         return snapshots.delete(candidates, params["volume"], params["names"] or [params["name"]], options)
     if params["state"] == "reverted":
         return snapshots.revert(candidates, params["volume"], params["name"], params["discard_newer"], options)

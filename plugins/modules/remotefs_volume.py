@@ -30,11 +30,13 @@ options:
   name:
     description:
       - The volume, which is also the name of its base file.
-      - Letters, digits, V(.), V(_) and V(-), starting with a letter or digit and not ending in V(.info).
+      - Letters, digits, V(.), V(_) and V(-), starting with a letter or digit and not ending in V(.info). Globs are refused;
+        M(remotefs.storage.remotefs_volume_info) takes them and P(remotefs.storage.items#filter) makes a list for O(volumes), as in the examples.
     type: str
   size:
     description:
-      - The virtual size in bytes, or with an IEC suffix K, M, G, T or P (V(10G)). A multiple of 512 below 8 EiB.
+      - The virtual size in bytes, or with an IEC suffix K, M, G, T or P (V(10G), also V(10GiB)), all powers of 1024. A multiple of 512 below 8 EiB.
+      - V(10GB) is refused, because some read it as powers of 1000.
       - A larger size than the present one grows the volume; a smaller one is refused. Without it a clone has the size of its source.
     type: str
   format:
@@ -52,7 +54,7 @@ options:
     choices: ['off', metadata, falloc, full]
     default: 'off'
   source:
-    description: What a new volume is made from. It is no change on a volume that exists.
+    description: What a new volume is made from. Ignored where the volume exists.
     type: dict
     suboptions:
       volume:
@@ -284,6 +286,19 @@ EXAMPLES = r"""
   remotefs.storage.remotefs_volume:
     share: /srv/volumes
     name: db02
+    state: absent
+    cascade: true
+
+- name: Find the volumes of a test run, for a task on whatever matches a glob
+  remotefs.storage.remotefs_volume_info:
+    share: /srv/volumes
+    names: [ci-*]
+  register: old
+
+- name: Remove them
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    volumes: "{{ old.volumes | map(attribute='name') | remotefs.storage.items }}"
     state: absent
     cascade: true
 """

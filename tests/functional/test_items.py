@@ -226,6 +226,39 @@ def test_what_messages_tell(share: Path, tmp_path: Path, ansible_environment: di
     assert recap["failed"] == 0 and recap["ok"] == len(tasks)
 
 
+GLOBS = [
+    *((SNAPSHOT, {"volume": "ci-1", "name": "s*", "state": state}, "globs go into names") for state in ("absent", "reverted", "present")),
+    (SNAPSHOT, {"volumes": ["ci-*"], "name": "s?", "state": "absent"}, "globs go into names"),
+    (SNAPSHOT, {"snapshots": [{"volume": "ci-1", "name": "[st]*", "state": "absent"}]}, "globs go into names"),
+    (SNAPSHOT, {"volume": "ci-*", "name": "s", "state": "absent"}, "globs go into volumes"),
+    (SNAPSHOT, {"snapshots": [{"volume": "ci-*", "name": "s2"}]}, "globs go into volumes"),
+    (VOLUME, {"name": "ci-*", "state": "absent"}, "remotefs.storage.items"),
+    (VOLUME, {"volumes": [{"name": "ci-1*"}], "state": "absent", "cascade": True}, "remotefs.storage.items"),
+    (VOLUME, {"name": "new", "source": {"volume": "ci-*"}}, "remotefs.storage.items"),
+    (VOLUME, {"name": "ci-1", "snapshot": "s*"}, "globs go into names"),
+]
+
+
+@pytest.mark.slow
+def test_globs_where_none_are_taken(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
+    """A name that holds a glob does nothing, in check mode neither, and the message says which option takes globs."""
+    tasks: list[dict] = [task(VOLUME, size="1M", volumes=[{"name": "ci-1", "snapshot": "s1"}])]
+    for module, options, advice in GLOBS:
+        for check_mode in (True, False):
+            tasks += [
+                {**failing(module, **options), "check_mode": check_mode},
+                check("done.error_code == 'invalid_name' and done is not changed", f"'{advice}' in done.msg"),
+            ]
+    tasks += [
+        task(SNAPSHOT, volume="ci-1", names=["none-*"], state="absent"),
+        check("done is not changed and done.volume.snapshots | map(attribute='name') == ['s1']"),
+        task(SNAPSHOT, volume="ci-1", names=["s*"], state="absent"),
+        check("done is changed and done.volume.snapshots == []"),
+    ]
+    recap = play(tasks, share, tmp_path, ansible_environment)
+    assert recap["failed"] == 0 and recap["ok"] == len(tasks)
+
+
 @pytest.mark.slow
 def test_action_groups(share: Path, tmp_path: Path, ansible_environment: dict, checkout: Path) -> None:
     groups = yaml.safe_load((checkout / "meta" / "runtime.yml").read_text())["action_groups"]

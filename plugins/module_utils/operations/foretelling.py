@@ -129,7 +129,7 @@ def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -
 def missing_volume(candidates: Candidates, name: str, options: Options, quiet: bool = False) -> tuple[Share, Volume] | None:
     """A volume that is not there yet, as it is assumed to be, and where; None where it is there, or where only a server that does
     not answer could tell."""
-    check_volume_name(name)
+    check_volume_name(name, "globs go into volumes")
     known = _assumed(candidates, name, options)
     if known is not None:
         return known
