@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Iterable, Sequence
 
 from .changes import failure, logged, options, result
-from .errors import StorageError, understood
+from .errors import StorageError, told_together, understood
 from .operations import bulk
 from .operations.candidates import Finder
 
@@ -53,8 +53,12 @@ def naming(volume: str, *snapshots: str) -> dict:
     return {"volume_name": volume, **({"snapshot": ", ".join(snapshots)} if snapshots else {})}
 
 
+def _names(told: dict) -> list[str]:
+    return [told[key] for key in ("volume_name", "snapshot") if key in told]
+
+
 def _label(told: dict) -> str:
-    return "@".join(told[key] for key in ("volume_name", "snapshot") if key in told)
+    return "@".join(_names(told))
 
 
 def _shown(told: dict, diff: dict) -> dict:
@@ -90,11 +94,7 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
     if module._diff:
         everything["diff"] = diffs
     everything.update(logged(module))
-    failed = [one for one in results if one["failed"]]
+    failed = [(_names(told) or [name], error) for (name, told), error in zip(names, outcomes) if isinstance(error, StorageError)]
     if failed:
-        reasons = " ".join(f"{_label(one)}: {one['msg']}" for one in failed[:20])
-        more = f" (and {len(failed) - 20} more, see results)" if len(failed) > 20 else ""
-        module.fail_json(
-            msg=f"{len(failed)} of {len(results)} {what} failed. {reasons}{more}", error_code=failed[0]["error_code"], **everything
-        )
+        module.fail_json(msg=told_together(what, len(results), failed), error_code=failed[0][1].error_code, **everything)
     module.exit_json(**everything)
