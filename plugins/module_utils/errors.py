@@ -163,7 +163,7 @@ def told_together(what: str, total: int, failures: Sequence[tuple[Sequence[str],
     """
     reasons = []
     for names, error in failures[:most]:
-        said = set(error.subject.replace(",", " ").split())
+        said = {error.subject, *error.subject.replace(",", " ").split()}
         reasons.append(str(error) if said.issuperset(names) else f"{'@'.join(names)}: {error}")
     more = f" (and {len(failures) - most} more, see results)" if len(failures) > most else ""
     return f"{len(failures)} of {total} {what} failed. {' '.join(reasons)}{more}"

@@ -128,6 +128,7 @@ options:
     description:
       - Many independent snapshots in one task. Each item takes the options above but O(volumes), with the task's own as defaults.
       - All are attempted; the task fails at the end if any did.
+      - Items of one volume are done in their order. Two that want the same of one snapshot are refused.
       - P(remotefs.storage.items#filter) makes such a list from a dictionary of dictionaries by name.
     type: list
     elements: dict
@@ -439,7 +440,16 @@ def _run_many(module: AnsibleModule, wanted: list, kind: str) -> None:
     from ..module_utils import results
 
     make = partial(_item, by_volume=kind == "volumes")
-    results.run_many(module, [_completed(given, module.params) for given in wanted], make, kind)
+    results.run_many(module, [_completed(given, module.params) for given in wanted], make, kind, "volume", _claims)
+
+
+def _claims(params: dict, finder) -> dict:
+    """Each snapshot with what shall become of it: no other item may say the same. One may be deleted and then taken anew."""
+    found = finder.prepare(params["share"], params["mount_base"])
+    names = params["names"] or filter(None, [params["name"]])
+    shares = (*found.shares, *found.missing) if found else ()
+    volume, state = params["volume"], params["state"]
+    return {(share.path, volume, name, state): f"snapshot {name} of volume {volume}" for name in names for share in shares}
 
 
 def _completed(given: dict, params: dict) -> dict:

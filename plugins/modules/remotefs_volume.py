@@ -153,6 +153,7 @@ options:
     description:
       - Many volumes in one task. Each item takes the options above, with the task's own as defaults.
       - All are attempted; the task fails at the end if any did.
+      - A volume that several items name is refused, because nobody knows which of them is meant.
       - Items that depend on each other are done in the order that works. A source is made before its clones, and removed after them.
       - P(remotefs.storage.items#filter) makes such a list from names, or from a dictionary of dictionaries by name.
     type: list
@@ -313,8 +314,11 @@ volume:
     share: {description: 'The source of its share as given; for a directory, what is mounted there, or the directory.', type: str, returned: always}
     mountpoint: {description: The directory of the share., type: str, returned: always}
     path: {description: 'The active image, which a virtual machine must open.', type: str, returned: always}
-    format: {description: Format of the active image; null where nothing records it., type: str, returned: always}
-    base_format: {description: Format of the file at the bottom of the chain., type: str, returned: always}
+    format:
+      description: Format of the active image; null where nothing records it, and in check mode of a volume that an earlier task is assumed to make.
+      type: str
+      returned: always
+    base_format: {description: 'Format of the file at the bottom of the chain; null as C(format) is.', type: str, returned: always}
     size: {description: 'Virtual size; in check mode null where it follows from a volume that does not exist yet.', type: int, returned: always}
     allocated: {description: What all its own files take on disk., type: int, returned: always}
     snapshots:
@@ -527,7 +531,14 @@ def _run_many(module: AnsibleModule) -> None:
     from ..module_utils import results
 
     every = [changes.merged(given, module.params) for given in module.params["volumes"]]
-    results.run_many(module, every, _item, "volumes")
+    results.run_many(module, every, _item, "volumes", "name", _claims)
+
+
+def _claims(params: dict, finder) -> dict:
+    """The volume on each share where it may be: no other item may have it."""
+    found = finder.prepare(params["share"], params["mount_base"])
+    shares = (*found.shares, *found.missing) if found else ()
+    return {(share.path, params["name"]): f"volume {params['name']}" for share in shares}
 
 
 def _item(params: dict, finder):
