@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
 from .changes import failure, log_failure, logged, options, result
 from .errors import InvalidParameter, StorageError, told_together, understood
-from .model import listed
 from .operations import bulk
 from .operations.candidates import Finder
 
@@ -49,7 +48,7 @@ def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> di
     found: dict[int, StorageError] = {}
     for claim, indexes in holders.items():
         if len(indexes) > 1:
-            numbers = listed(index + 1 for index in indexes)
+            numbers = ", ".join(str(index + 1) for index in indexes[:20]) + (" and others" if len(indexes) > 20 else "")
             for index in indexes:
                 problem, remedy = f"items {numbers} of the list are about it", "name it once, with everything that it shall be"
                 found[index] = InvalidParameter(subjects[index][claim], problem, remedy)
