@@ -444,7 +444,11 @@ def _run_many(module: AnsibleModule, wanted: list, kind: str) -> None:
 
 
 def _claims(params: dict, finder) -> dict:
-    """Each snapshot with what shall become of it: no other item may say the same. One may be deleted and then taken anew."""
+    """Each snapshot with what shall become of it: no other item may say the same. One may be deleted and then taken anew.
+
+    :raises InvalidParameter: the item is wrong by itself, which is what it tells then.
+    """
+    _check(params)
     found = finder.prepare(params["share"], params["mount_base"])
     names = params["names"] or filter(None, [params["name"]])
     shares = (*found.shares, *found.missing) if found else ()
