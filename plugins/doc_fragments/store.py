@@ -57,8 +57,9 @@ options:
     default: true
   log_path:
     description:
-      - A file on the managed host to which the task appends each step, one line of JSON with the time (UTC), the volume, the step and the
-        seconds that it took. It is made with mode 0600. In check mode nothing is written.
+      - A file on the managed host to which the task appends each step, one line of JSON with the time (UTC), the volume, its share, the step
+        and the seconds that it took. A volume whose work failed has a line with the step C(fail), the error code and the
+        message. The file is made with mode 0600. In check mode nothing is written.
       - With C(-vvv) the same lines are in RV(log).
     type: path
 """

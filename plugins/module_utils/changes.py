@@ -169,6 +169,12 @@ def _step_log(module: AnsibleModule) -> StepLog | None:
     return _logs[0]
 
 
+def log_failure(volume: str, one: dict) -> None:
+    """Add a line for an object that failed, whether a step had begun or not. :param one: its result."""
+    if _logs:
+        _logs[0](volume, {"step": "fail", "error_code": one["error_code"], "msg": one["msg"]}, 0.0)
+
+
 def logged(module: AnsibleModule) -> dict:
     """``log`` for a result that is shown with ``-vvv``."""
     return {"log": _logs[0].lines} if _logs and module._verbosity >= _VERBOSE else {}
@@ -207,6 +213,8 @@ def leave(module: AnsibleModule, single: dict, label: str) -> None:
         single.pop("diff", None)
     elif "diff" in single:
         single["diff"] = {"before_header": label, "after_header": label, **single["diff"]}
+    if "error_code" in single:
+        log_failure(str(module.params.get("volume", module.params.get("name")) or ""), single)
     single.update(logged(module))
     if "error_code" in single:
         module.fail_json(**single)

@@ -10,6 +10,7 @@ Code that raises says all three; nothing below ``main()`` catches an error to re
 from __future__ import annotations
 
 import errno
+from typing import Sequence
 
 
 class StorageError(Exception):
@@ -153,6 +154,19 @@ def from_os_error(error: OSError, subject: str, reader: int | None = None) -> St
             subject, f"the server behind the share does not answer ({words})", "remount it with remotefs_share and run the task again"
         )
     return ToolFailed(subject, f"the system call failed ({words})", "see the kernel log of this host, nothing was lost")
+
+
+def told_together(what: str, total: int, failures: Sequence[tuple[Sequence[str], StorageError]], most: int = 20) -> str:
+    """The message of a task about many objects: each that failed with its reason, and its names where the reason does not have them.
+
+    :param what: the objects, as "volumes". :param failures: the names of each, as volume and snapshot, and its error.
+    """
+    reasons = []
+    for names, error in failures[:most]:
+        said = {error.subject, *error.subject.replace(",", " ").split()}
+        reasons.append(str(error) if said.issuperset(names) else f"{'@'.join(names)}: {error}")
+    more = f" (and {len(failures) - most} more, see results)" if len(failures) > most else ""
+    return f"{len(failures)} of {total} {what} failed. {' '.join(reasons)}{more}"
 
 
 def share_gone(label: str) -> ShareNotMounted:

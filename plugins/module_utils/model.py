@@ -22,11 +22,16 @@ FORMATS = ("raw", "qcow2")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
-_SIZE = re.compile(r"([0-9]+)\s*([KMGTP])?(?:i?B)?\Z", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+)\s*(?:B|([KMGTP])(?:iB)?)?\Z", re.IGNORECASE)
+_AMBIGUOUS_SIZE = re.compile(r"([0-9]+)\s*([KMGTP])B\Z", re.IGNORECASE)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _RESERVED_SNAPSHOTS = ("active", "info")
 _NAME_MAX = 255
+_GLOBS = {
+    "volume": "globs are not taken here; list the volumes with remotefs_volume_info (names: [...]) and remotefs.storage.items",
+    "snapshot": "give one name; globs go into names of remotefs_snapshot, with state: absent",
+}
 _TEMPORARY_ROOM = 24  # what store.directory appends to make a temporary name, with a margin
 
 
@@ -38,6 +43,10 @@ def parse_size(value: object) -> int:
     text = str(value).strip()
     match = _SIZE.match(text) if not isinstance(value, bool) else None
     remedy = "give a positive whole multiple of 512 below 8 EiB, in bytes or with K, M, G, T or P (IEC)"
+    ambiguous = _AMBIGUOUS_SIZE.match(text)
+    if ambiguous:
+        number, unit = ambiguous.group(1), ambiguous.group(2).upper()
+        raise InvalidSize(f"size {text!r}", f"{unit}B is read as powers of 1000 by some and of 1024 by others", f"say {number}{unit} for {number} {unit}iB")
     if not match:
         raise InvalidSize(f"size {text!r}", "it is not a size", remedy)
     size = int(match.group(1)) << _UNITS[(match.group(2) or "").upper()]
@@ -85,9 +94,14 @@ def are_safe_file_names(names: Collection[object]) -> bool:
         return False  # what cannot be in a set is no text
 
 
-def check_volume_name(name: str) -> str:
-    """:raises InvalidName: the name cannot be a file name that every supported share can hold."""
-    _check_name("volume", name, name + ".info")
+def is_glob(name: str) -> bool:
+    """Whether it stands for names that match it: it holds what no name may hold."""
+    return any(mark in name for mark in "*?[")
+
+
+def check_volume_name(name: str, globs: str = _GLOBS["volume"]) -> str:
+    """:param globs: what a message says about a glob. :raises InvalidName: the name cannot be a file name that every supported share can hold."""
+    _check_name("volume", name, name + ".info", globs)
     if name.lower().endswith(".info"):
         raise InvalidName(f"volume name {name!r}", "names ending in .info are reserved for snapshot records", "choose another name")
     return name
@@ -95,7 +109,7 @@ def check_volume_name(name: str) -> str:
 
 def check_snapshot_name(volume: str, name: str) -> str:
     """:raises InvalidName: the name is reserved, or ``VOLUME.NAME`` cannot be a file name."""
-    _check_name("snapshot", name, f"{volume}.{name}")
+    _check_name("snapshot", name, f"{volume}.{name}", _GLOBS["snapshot"])
     if name.lower() in _RESERVED_SNAPSHOTS or name.lower().endswith(".info"):
         raise InvalidName(f"snapshot name {name!r}", "'active', 'info' and names ending in .info are reserved", "choose another name")
     return name
@@ -106,12 +120,12 @@ def info_name(volume: str) -> str:
     return volume + ".info"
 
 
-def _check_name(kind: str, name: str, composed: str) -> None:
+def _check_name(kind: str, name: str, composed: str, globs: str) -> None:
     if not isinstance(name, str) or not _NAME.match(name):
         raise InvalidName(
             f"{kind} name {name!r}",
             "it may hold letters, digits, '.', '_' and '-' only and must start with a letter or digit",
-            "choose another name",
+            globs if isinstance(name, str) and is_glob(name) else "choose another name",
         )
     limit = _NAME_MAX - _TEMPORARY_ROOM
     if len(composed) > limit:

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
-from .changes import failure, logged, options, result
-from .errors import StorageError, understood
+from .changes import failure, log_failure, logged, options, result
+from .errors import InvalidParameter, StorageError, told_together, understood
 from .operations import bulk
 from .operations.candidates import Finder
 
@@ -17,26 +17,63 @@ if TYPE_CHECKING:
 
     from .operations.transaction import Options, Outcome
 
+    Claims = Callable[[dict, Finder], dict[Hashable, str]]
 
-def run_many(module: AnsibleModule, every: Iterable[dict], make_item: Callable[[dict, Finder], bulk.Item], what: str) -> None:
-    """Run an item for each set of parameters, and end the task."""
+
+def run_many(
+    module: AnsibleModule, every: Sequence[dict], make_item: Callable[[dict, Finder], bulk.Item], what: str, key: str, claims_of: Claims | None = None
+) -> None:
+    """Run an item for each set of parameters, and end the task.
+
+    :param key: the option that names an item. :param claims_of: what only one item of a task may be about.
+    """
     how, finder = options(module), Finder()
-    items = [_made(make_item, params, finder, number) for number, params in enumerate(every)]
+    refused = _named_twice(every, finder, claims_of) if claims_of else {}
+    items = [_made(make_item, params, finder, number, key, refused.get(number)) for number, params in enumerate(every)]
     parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
     leave_many(module, [(item.name, item.told) for item in items], bulk.run_all(items, parallel, how), what)
 
 
-def _made(make_item: Callable[[dict, Finder], bulk.Item], params: dict, finder: Finder, number: int) -> bulk.Item:
+def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> dict[int, StorageError]:
+    """Items by index that say of one object what another one says too, or the contrary: which of them is meant nobody knows."""
+    subjects: list[dict[Hashable, str]] = []
+    holders: dict[Hashable, list[int]] = {}
+    for index, params in enumerate(every):
+        try:
+            subjects.append(claims_of(params, finder))
+        except Exception:  # the item itself will tell
+            subjects.append({})
+        for claim in subjects[-1]:
+            holders.setdefault(claim, []).append(index)
+    found: dict[int, StorageError] = {}
+    for claim, indexes in holders.items():
+        if len(indexes) > 1:
+            numbers = ", ".join(str(index + 1) for index in indexes[:20]) + (" and others" if len(indexes) > 20 else "")
+            for index in indexes:
+                problem, remedy = f"items {numbers} of the list are about it", "name it once, with everything that it shall be"
+                found[index] = InvalidParameter(subjects[index][claim], problem, remedy)
+    return found
+
+
+def _made(
+    make_item: Callable[[dict, Finder], bulk.Item], params: dict, finder: Finder, number: int, key: str, refused: StorageError | None
+) -> bulk.Item:
     """An item; one that cannot even be prepared fails in its turn, and no other one with it."""
+    place = f"item {number + 1}"
+    if not params.get(key):
+        return _failing(place, InvalidParameter(place, f"option {key} is missing", "give it in the item"), number, {})
     try:
-        return make_item(params, finder)
+        item = make_item(params, finder)
     except Exception as error:
-        failed = understood(error, f"item {number + 1}")
+        return _failing(str(params.get("name") or params[key]), understood(error, place), number, {})
+    return item if refused is None else _failing(item.name, refused, number, item.told)
 
-        def fail(_options: Options) -> Outcome:
-            raise failed
 
-        return bulk.Item(str(params.get("name") or params.get("volume") or number + 1), frozenset([f"item {number}"]), fail)
+def _failing(name: str, error: StorageError, number: int, told: dict) -> bulk.Item:
+    def fail(_options: Options) -> Outcome:
+        raise error
+
+    return bulk.Item(name, frozenset([f"item {number}"]), fail, told=told)
 
 
 def _in_short(results: Sequence[dict]) -> dict:
@@ -53,19 +90,23 @@ def naming(volume: str, *snapshots: str) -> dict:
     return {"volume_name": volume, **({"snapshot": ", ".join(snapshots)} if snapshots else {})}
 
 
+def _names(told: dict) -> list[str]:
+    return [told[key] for key in ("volume_name", "snapshot") if key in told]
+
+
 def _label(told: dict) -> str:
-    return "@".join(told[key] for key in ("volume_name", "snapshot") if key in told)
+    return "@".join(_names(told))
 
 
-def _shown(told: dict, diff: dict) -> dict:
-    """The diff of one object, which for a volume that comes or goes is one line."""
+def _shown(told: dict, one: dict, diff: dict) -> dict | None:
+    """The diff of one object of many: a line for each thing that comes, goes or changes; whole where lines do not tell it."""
     from .operations import telling
 
     header = {"before_header": _label(told), "after_header": _label(told), **told}
-    for sign, there, other in (("+", "after", "before"), ("-", "before", "after")):
-        if diff[there] and not diff[other]:
-            return {**header, "prepared": f"{sign} {telling.one_line(diff[there])}\n"}
-    return {**header, **diff}
+    lines = telling.lines(diff["before"], diff["after"], one["actions"])
+    if lines is None:
+        return {**header, **diff}
+    return {**header, "prepared": "".join(f"{line}\n" for line in lines)} if lines else None
 
 
 def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcomes: Sequence, what: str) -> None:
@@ -76,9 +117,12 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
     results, diffs = [], []
     for (name, told), outcome in zip(names, outcomes):
         one = failure(outcome) if isinstance(outcome, StorageError) else result(outcome)
+        if isinstance(outcome, StorageError):
+            log_failure(told.get("volume_name", name), one)
         diff = one.pop("diff", None)
-        if diff and diff["before"] != diff["after"]:
-            diffs.append(_shown(told, diff))
+        shown = _shown(told, one, diff) if diff and one["changed"] and module._diff else None
+        if shown:
+            diffs.append(shown)
         results.append({"name": name, **told, "failed": isinstance(outcome, StorageError), **one})
     everything = {
         "changed": any(one["changed"] for one in results),
@@ -90,11 +134,7 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
     if module._diff:
         everything["diff"] = diffs
     everything.update(logged(module))
-    failed = [one for one in results if one["failed"]]
+    failed = [(_names(told) or [name], error) for (name, told), error in zip(names, outcomes) if isinstance(error, StorageError)]
     if failed:
-        reasons = " ".join(f"{_label(one)}: {one['msg']}" for one in failed[:20])
-        more = f" (and {len(failed) - 20} more, see results)" if len(failed) > 20 else ""
-        module.fail_json(
-            msg=f"{len(failed)} of {len(results)} {what} failed. {reasons}{more}", error_code=failed[0]["error_code"], **everything
-        )
+        module.fail_json(msg=told_together(what, len(results), failed), error_code=failed[0][1].error_code, **everything)
     module.exit_json(**everything)

@@ -268,6 +268,22 @@ results:
     share:
       description: As at the top level. Null if it failed.
       type: dict
+cmd:
+  description: The program that failed, such as mount. RV(rc) is its exit status and RV(stderr) what it said. In bulk they stand in RV(results).
+  returned: when a program failed
+  type: str
+rc:
+  description: The exit status of the program that failed.
+  returned: when a program failed
+  type: int
+stderr:
+  description: What the program that failed said.
+  returned: when a program failed
+  type: str
+traceback:
+  description: Where a fault that nobody foresaw happened.
+  returned: when there was one
+  type: str
 actions:
   description:
     - The steps done, in order; in check mode those to be done. C(step) is one of C(create_directory), C(write_credentials), C(mount), C(remount), C(unmount),

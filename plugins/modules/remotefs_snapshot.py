@@ -43,11 +43,12 @@ options:
     description:
       - The snapshot.
       - Letters, digits, V(.), V(_) and V(-), starting with a letter or digit; not V(active), V(info) or a name ending in V(.info).
+        Globs are refused here, whatever O(state) says; O(names) takes them.
     type: str
   names:
     description:
       - With O(state=absent), several snapshots that go in one pass.
-      - A glob stands for all that match it and are not protected.
+      - A glob such as V(daily-*) stands for all that match it and are not protected. One that matches nothing is no change.
     type: list
     elements: str
   state:
@@ -71,10 +72,12 @@ options:
     type: list
     elements: str
   description:
-    description: A text that is kept with the snapshot.
+    description: A text that is kept with the snapshot. A snapshot that exists gets it too; where it is not given, it stays as it is.
     type: str
   labels:
-    description: Names and values that are kept with the snapshot. Both are texts; a value that is given otherwise is made one.
+    description:
+      - Names and values that are kept with the snapshot. Both are texts; a value that is given otherwise is made one.
+      - They replace all labels of a snapshot that exists; where they are not given, those stay.
     type: dict
   protected:
     description:
@@ -125,6 +128,7 @@ options:
     description:
       - Many independent snapshots in one task. Each item takes the options above but O(volumes), with the task's own as defaults.
       - All are attempted; the task fails at the end if any did.
+      - Items of one volume are done in their order. Two that want the same of one snapshot are refused.
       - P(remotefs.storage.items#filter) makes such a list from a dictionary of dictionaries by name.
     type: list
     elements: dict
@@ -374,6 +378,7 @@ def _check(params: dict) -> None:
 
 def _run(params: dict, options, finder):
     """Bring one volume's snapshots to what the parameters say."""
+    from ..module_utils.model import check_snapshot_name
     from ..module_utils.operations import snapshots
 
     _check(params)
@@ -383,6 +388,8 @@ def _run(params: dict, options, finder):
     options = replace(options, drop_bitmaps=params["drop_bitmaps"])
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
+        if params["name"]:
+            check_snapshot_name(params["volume"], params["name"])  # a glob that deletes is asked for by names
         return snapshots.delete(candidates, params["volume"], params["names"] or [params["name"]], options)
     if params["state"] == "reverted":
         return snapshots.revert(candidates, params["volume"], params["name"], params["discard_newer"], options)
@@ -433,7 +440,20 @@ def _run_many(module: AnsibleModule, wanted: list, kind: str) -> None:
     from ..module_utils import results
 
     make = partial(_item, by_volume=kind == "volumes")
-    results.run_many(module, [_completed(given, module.params) for given in wanted], make, kind)
+    results.run_many(module, [_completed(given, module.params) for given in wanted], make, kind, "volume", _claims)
+
+
+def _claims(params: dict, finder) -> dict:
+    """Each snapshot with what shall become of it: no other item may say the same. One may be deleted and then taken anew.
+
+    :raises InvalidParameter: the item is wrong by itself, which is what it tells then.
+    """
+    _check(params)
+    found = finder.prepare(params["share"], params["mount_base"])
+    names = params["names"] or filter(None, [params["name"]])
+    shares = (*found.shares, *found.missing) if found else ()
+    volume, state = params["volume"], params["state"]
+    return {(share.path, volume, name, state): f"snapshot {name} of volume {volume}" for name in names for share in shares}
 
 
 def _completed(given: dict, params: dict) -> dict:

@@ -30,11 +30,13 @@ options:
   name:
     description:
       - The volume, which is also the name of its base file.
-      - Letters, digits, V(.), V(_) and V(-), starting with a letter or digit and not ending in V(.info).
+      - Letters, digits, V(.), V(_) and V(-), starting with a letter or digit and not ending in V(.info). Globs are refused;
+        M(remotefs.storage.remotefs_volume_info) takes them and P(remotefs.storage.items#filter) makes a list for O(volumes), as in the examples.
     type: str
   size:
     description:
-      - The virtual size in bytes, or with an IEC suffix K, M, G, T or P (V(10G)). A multiple of 512 below 8 EiB.
+      - The virtual size in bytes, or with an IEC suffix K, M, G, T or P (V(10G), also V(10GiB)), all powers of 1024. A multiple of 512 below 8 EiB.
+      - V(10GB) is refused, because some read it as powers of 1000.
       - A larger size than the present one grows the volume; a smaller one is refused. Without it a clone has the size of its source.
     type: str
   format:
@@ -53,7 +55,7 @@ options:
     choices: ['off', metadata, falloc, full]
     default: 'off'
   source:
-    description: What a new volume is made from. It is no change on a volume that exists.
+    description: What a new volume is made from. Ignored where the volume exists.
     type: dict
     suboptions:
       volume:
@@ -155,6 +157,7 @@ options:
     description:
       - Many volumes in one task. Each item takes the options above, with the task's own as defaults.
       - All are attempted; the task fails at the end if any did.
+      - A volume that several items name is refused, because nobody knows which of them is meant.
       - Items that depend on each other are done in the order that works. A source is made before its clones, and removed after them.
       - P(remotefs.storage.items#filter) makes such a list from names, or from a dictionary of dictionaries by name.
     type: list
@@ -290,6 +293,19 @@ EXAMPLES = r"""
     name: db02
     state: absent
     cascade: true
+
+- name: Find the volumes of a test run, for a task on whatever matches a glob
+  remotefs.storage.remotefs_volume_info:
+    share: /srv/volumes
+    names: [ci-*]
+  register: old
+
+- name: Remove them
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    volumes: "{{ old.volumes | map(attribute='name') | remotefs.storage.items }}"
+    state: absent
+    cascade: true
 """
 
 RETURN = r"""
@@ -302,8 +318,11 @@ volume:
     share: {description: 'The source of its share as given; for a directory, what is mounted there, or the directory.', type: str, returned: always}
     mountpoint: {description: The directory of the share., type: str, returned: always}
     path: {description: 'The active image, which a virtual machine must open.', type: str, returned: always}
-    format: {description: Format of the active image; null where nothing records it., type: str, returned: always}
-    base_format: {description: Format of the file at the bottom of the chain., type: str, returned: always}
+    format:
+      description: Format of the active image; null where nothing records it, and in check mode of a volume that an earlier task is assumed to make.
+      type: str
+      returned: always
+    base_format: {description: 'Format of the file at the bottom of the chain; null as C(format) is.', type: str, returned: always}
     size: {description: 'Virtual size; in check mode null where it follows from a volume that does not exist yet.', type: int, returned: always}
     allocated: {description: What all its own files take on disk., type: int, returned: always}
     snapshots:
@@ -516,7 +535,14 @@ def _run_many(module: AnsibleModule) -> None:
     from ..module_utils import results
 
     every = [changes.merged(given, module.params) for given in module.params["volumes"]]
-    results.run_many(module, every, _item, "volumes")
+    results.run_many(module, every, _item, "volumes", "name", _claims)
+
+
+def _claims(params: dict, finder) -> dict:
+    """The volume on each share where it may be: no other item may have it."""
+    found = finder.prepare(params["share"], params["mount_base"])
+    shares = (*found.shares, *found.missing) if found else ()
+    return {(share.path, params["name"]): f"volume {params['name']}" for share in shares}
 
 
 def _item(params: dict, finder):

@@ -382,3 +382,22 @@ def test_refused_reading_is_told_as_that(shared: Path, place: str) -> None:
     found = as_user(2003, 3001, look)
     told = found if "told" not in found else found["told"][0]
     assert told["error_code"] == "tool_failed" and "reading was refused to uid 2003" in told["msg"]
+
+
+def test_a_refused_owner_names_the_file_and_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At creation, on a volume that exists, for a snapshot's overlay, and where the share is ill."""
+    store = Store(tmp_path)
+    store.present(size=MIB, format="raw")
+
+    def refusing(code: int) -> Callable[..., None]:
+        def refuse(*_args: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return refuse
+
+    for code in (errno.EPERM, errno.EIO):
+        monkeypatch.setattr(access.os, "fchown", refusing(code))
+        for action, file in ((lambda: store.present(uid=12345), "v"), (lambda: store.present("w", size=MIB, uid=12345), "w")):
+            with pytest.raises(StorageError, match=rf"file {file} on {tmp_path}: "):
+                action()
+    assert not (tmp_path / "w").exists()

@@ -77,6 +77,21 @@ def test_the_playbook_of_the_readme_is_foretold(there: bool, share: Path, tmp_pa
     assert done <= expected <= done + reverts, foretold
 
 
+@pytest.mark.slow
+def test_the_first_lines_without_a_server(tmp_path: Path, ansible_environment: dict) -> None:
+    """The commands of the README as they stand, beside its first playbook: foretold, then done."""
+    site = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[0]
+    (tmp_path / "site.yml").write_text(site)
+    (commands,) = [block for block in re.findall(r"^```console\n(.*?)^```$", README, re.MULTILINE | re.DOTALL) if "ansible-playbook" in block]
+    script = commands.replace("$ ", "").replace("/srv/vols", str(tmp_path / "vols"))
+    for text in (script, script.replace(" --check --diff", "")):
+        assert text.count("ansible-playbook -i hosts site.yml") == 1
+        done = subprocess.run(["sh", "-euc", text], cwd=tmp_path, env=ansible_environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "failed=0" in done.stdout, done.stdout + done.stderr
+        assert (tmp_path / "vols").exists() == (text != script)
+    assert "changed=3" in done.stdout  # "Go back" right after its snapshot has nothing to discard
+
+
 def attach_books(share: Path, tmp_path: Path) -> list:
     books = blocks((CHECKOUT / "docs" / "attach.md").read_text().replace("20G", "20M"))
     for (book,) in books:

@@ -129,8 +129,18 @@ def test_log_and_steps(tmp_path: Path) -> None:
     assert {"lock", "create", "write_record"} <= {line["step"] for line in lines}
     for line in lines:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) and line["volume"] == "v" and line["seconds"] >= 0
+        assert line["share"] == str(share)
     told = module("remotefs_snapshot", {"share": str(share), "log_path": str(log), "snapshots": [{"volume": "v", "name": "s"}]}, 2)
     assert "log" not in told and len(log.read_text().splitlines()) > len(lines), "appended"
+    failures = [
+        ("remotefs_volume", {"name": "v", "size": "512K"}, "v", "would_shrink"),
+        ("remotefs_volume", {"volumes": [{"name": "v"}, {"name": "a b"}]}, "a b", "invalid_name"),
+        ("remotefs_snapshot", {"volume": "v", "name": "none", "state": "reverted"}, "v", "snapshot_not_found"),
+    ]
+    for name, options, volume, code in failures:
+        told = module(name, {"share": str(share), "log_path": str(log), **options})
+        line = json.loads(log.read_text().splitlines()[-1])
+        assert (line["step"], line["volume"], line["error_code"]) == ("fail", volume, code) and line["msg"] in told["msg"]
     refused = module("remotefs_volume", {**parameters, "name": "w", "log_path": str(tmp_path / "no" / "where")})
     assert refused["error_code"] == "invalid_parameter" and "log_path" in refused["msg"]
 

@@ -86,6 +86,26 @@ def test_what_is_made_of_what_is_not_there(shares: Shares) -> None:
     assert untouched(shares)
 
 
+def test_what_nobody_can_know_is_null(shares: Shares) -> None:
+    """An earlier task may make the volume in either format, or as a linked clone."""
+    taken, options = shares.take(shares.options(), "v", "s1"), shares.options()
+    back = snapshots.revert(shares.found, "v", "s1", False, shares.options())
+    kept = snapshots.retain(shares.found, "v", retention.parse({"match": "*", "last": 1}), shares.options())
+    clone = shares.present(shares.options(), "c", existing.SourceRequest("golden", "s", linked=True))
+    for known, outcome in (("qcow2", taken), ("qcow2", back), (None, kept), ("qcow2", clone)):
+        after = outcome.after
+        assert (after["format"], after["base_format"], after["size"]) == (known, None, None) and after["chain"][0]["format"] == known
+        assert after["chain"][-1]["format"] is None and {image["size"] for image in after["chain"]} == {None}
+        assert all(action.get("size") is None for action in outcome.actions)
+    assert [image["format"] for image in taken.before["chain"]] == [None] and taken.before["format"] is None
+    full = shares.present(shares.options(), "f", existing.SourceRequest("golden"))
+    assert (full.after["format"], full.after["base_format"], full.after["size"]) == ("raw", "raw", None)  # what a full clone is made as is known
+    shares.present(options, "q", size=MIB, format="qcow2")
+    known = shares.take(options, "q", "s1").after
+    assert (known["format"], known["base_format"], known["size"]) == ("qcow2", "qcow2", MIB)
+    assert untouched(shares)
+
+
 def test_what_goes_is_predicted_as_it_is(shares: Shares) -> None:
     assert not volumes.ensure_absent(shares.found, "v", False, shares.options()).changed
     assert not snapshots.delete(shares.found, "v", ["s"], shares.options()).changed

@@ -182,18 +182,96 @@ def test_what_diffs_tell(share: Path, tmp_path: Path, ansible_environment: dict)
         lines = [line for line in told.splitlines() if line.startswith(("+", "-", "@"))]
         assert lines == [f"+ volume {name}: raw, 1 GiB, {share}/{name}" for name in names]
     told = output([task(SNAPSHOT, volumes=["v00", "v01"], name="s")], share, tmp_path, ansible_environment, "--diff")
-    assert "+++ after: v00@s" in told and "+++ after: v01@s" in told
+    snapshots = [f"+ snapshot {name}@s, the active image is now {share}/{name}.s" for name in ("v00", "v01")]
+    assert [line for line in told.splitlines() if line.startswith(("+", "-", "@"))] == snapshots
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 0 3M", str(share / "v00.s")], check=True)
     back = [task(SNAPSHOT, volume="v00", name="s", state="reverted"), task(SNAPSHOT, snapshots=[{"volume": "v00", "name": "s", "state": "reverted"}])]
     for one in back:
         told = output([one], share, tmp_path, ansible_environment, "--check", "--diff")
-        assert "+++ after: v00@s" in told and "goes back to snapshot s of 20" in told and "(about 3" in told and "bytes)), which is dropped" in told
+        assert ("+++ after: v00@s" if one is back[0] else "+ content of v00: ") in told
+        assert "goes back to snapshot s of 20" in told and "(about 3" in told and "bytes)), which is dropped" in told
     assert "goes back" in output(back, share, tmp_path, ansible_environment, "--diff")
     told = output(back, share, tmp_path, ansible_environment, "--diff")
     assert "goes back" not in told and "changed=0" in told
     gone = task(VOLUME, state="absent", volumes=[{"name": name} for name in names[2:]])
     told = output([gone], share, tmp_path, ansible_environment, "--diff")
     assert [line for line in told.splitlines() if line.startswith("- volume")] == [f"- volume {name}: raw, 1 GiB, {share}/{name}" for name in names[2:]]
+
+
+@pytest.mark.slow
+def test_what_lines_tell_of_many(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
+    """Predicted and done alike: what was asked for, where deleted snapshots went, and nothing where nothing changed."""
+
+    def told(module: str, **options: object) -> list[str]:
+        found = []
+        for words in (("--check", "--diff"), ("--diff",), ("--diff",)):
+            text = output([task(module, **options)], share, tmp_path, ansible_environment, *words).replace(str(share), "S")
+            found.append([line for line in text.splitlines() if line.startswith(("+", "-", "@", "~"))])
+        assert found[0] == found[1] and found[2] == []
+        return found[1]
+
+    plain, rich = {"name": "a"}, {"name": "b", "mode": "0600", "owner": "0", "labels": {"team": "blue"}, "description": "for\ntests", "format": "qcow2"}
+    assert told(VOLUME, size="1M", volumes=[plain, rich]) == [
+        "+ volume a: raw, 1 MiB, S/a",
+        '+ volume b: qcow2, 1 MiB, S/b, mode 0600, owner 0, labels team=blue, "for\\ntests"',
+    ]
+    one, two = {"volume": "a", "name": "s1", "labels": {"k": "v"}}, {"volume": "b", "name": "s1", "protected": True, "description": "d"}
+    assert told(SNAPSHOT, snapshots=[one, two]) == [
+        "+ snapshot a@s1, labels k=v, the active image is now S/a.s1",
+        '+ snapshot b@s1, "d", protected, the active image is now S/b.s1',
+    ]
+    assert told(SNAPSHOT, snapshots=[{"volume": "b", "name": "s1", "protected": False}]) == ["~ snapshot b@s1: protected true -> false"]
+    told(SNAPSHOT, volumes=["a", "b"], name="s2")
+    told(SNAPSHOT, volumes=["a"], name="s3")
+    gone = told(SNAPSHOT, snapshots=[{"volume": "a", "names": ["s1", "s2"], "state": "absent"}, {"volume": "b", "name": "s2", "state": "absent"}])
+    assert gone[:2] == ["- snapshot a@s1, merged into a", "- snapshot a@s2, merged into a"] or "merged into a.s" in gone[0]
+    assert gone[2].startswith("- snapshot b@s2, merged into b")
+    changed = [{"name": "a", "size": "2M", "labels": {"x": "y"}}, {"name": "b", "mode": "0660"}]
+    assert told(VOLUME, volumes=changed) == ["~ volume a: labels none -> x=y, 1 MiB -> 2 MiB", "~ volume b: mode 0660"]
+    told(SNAPSHOT, volumes=["a"], name="s4")
+    back = told(SNAPSHOT, snapshots=[{"volume": "a", "name": "s3", "state": "reverted", "discard_newer": True}])
+    assert back[0].startswith("- snapshot a@s4, discarded") and back[1].endswith(", since which nothing was written") and len(back) == 3
+    gone = told(VOLUME, state="absent", cascade=True, volumes=[plain, {"name": "b"}])
+    assert gone[0].startswith("- volume a: qcow2, 2 MiB, S/a.s") and gone[0].endswith(", snapshots s3")
+    assert gone[1].startswith("- volume b: qcow2, 1 MiB, S/b.s") and gone[1].endswith(", snapshots s1") and len(gone) == 2
+
+
+@pytest.mark.slow
+def test_items_that_nobody_can_tell_apart(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
+    """An item without a name is told by its place; a volume or snapshot that two items are about is left alone, and others are not."""
+    twice = "items 1, 3 of the list are about it"
+    wrong = [
+        (VOLUME, {"size": "1M", "volumes": [{"name": "x"}, {"name": "sound"}, {"name": "x", "state": "absent"}]}, "volume x", twice),
+        (VOLUME, {"volumes": [{"name": "x", "size": "1M"}, {"name": "sound", "size": "1M"}, {"name": "x", "size": "2M"}]}, "volume x", twice),
+        (VOLUME, {"size": "1M", "volumes": [{"name": "x"}, {"name": "sound"}, {"name": "x"}]}, "volume x", twice),
+        (SNAPSHOT, {"name": "s", "snapshots": [{"volume": one} for one in ("sound", "other", "sound")]}, "snapshot s of volume sound", twice),
+        (VOLUME, {"size": "1M", "volumes": [{"name": "sound"}, {"name": "other"}, {}]}, "item 3", "option name is missing"),
+        (SNAPSHOT, {"name": "s", "snapshots": [{"volume": "other"}, {"name": "t"}, {"volume": "sound", "name": ""}]}, "item 2", "option volume is missing"),
+    ]
+    tasks = [task(VOLUME, size="1M", volumes=[{"name": "sound"}, {"name": "other"}])]
+    for module, options, subject, problem in wrong:
+        for check_mode in (True, False):
+            tasks += [
+                {**failing(module, **options), "check_mode": check_mode},
+                check(
+                    f"'{subject}: {problem}' in done.msg and 'None' not in done.msg and done.error_code == 'invalid_parameter'",
+                    f"done.msg.count('{subject}') == done.results | selectattr('failed') | selectattr('msg', 'search', '{subject}') | length",
+                    "done.results | rejectattr('failed') | length >= 1 and 'None' not in done.results | map(attribute='name')",
+                ),
+            ]
+    tasks += [
+        task(SNAPSHOT, volume="other", name="t"),
+        task(SNAPSHOT, snapshots=[{"volume": "other", "name": "t", "state": "absent"}, {"volume": "other", "name": "t", "description": "anew"}]),
+        check("done.volumes[1].snapshots[-1].description == 'anew'"),
+        failing(VOLUME, name="other", state="absent"),
+        check("done.msg.startswith('volume other: it still has')"),
+        failing(VOLUME, volumes=[{"name": "other"}], state="absent"),
+        check("done.msg.startswith('1 of 1 volumes failed. volume other: it still has')"),
+        {"remotefs.storage.remotefs_volume_info": {"share": "SHARE"}, "register": "found"},
+        check("found.volumes | map(attribute='name') | sort == ['other', 'sound']"),
+    ]
+    recap = play(tasks, share, tmp_path, ansible_environment)
+    assert recap["failed"] == 0 and recap["ok"] == len(tasks)
 
 
 @pytest.mark.slow
@@ -222,6 +300,39 @@ def test_what_messages_tell(share: Path, tmp_path: Path, ansible_environment: di
             check(f"done is failed and done.error_code == 'invalid_parameter' and \"'{option}'\" in done.msg", "'remotefs.storage.items' in done.msg"),
         ]
     tasks += [failing(VOLUME, name="v", preallocation="some"), check("done.error_code == 'invalid_parameter' and 'items' not in done.msg")]
+    recap = play(tasks, share, tmp_path, ansible_environment)
+    assert recap["failed"] == 0 and recap["ok"] == len(tasks)
+
+
+GLOBS = [
+    *((SNAPSHOT, {"volume": "ci-1", "name": "s*", "state": state}, "globs go into names") for state in ("absent", "reverted", "present")),
+    (SNAPSHOT, {"volumes": ["ci-*"], "name": "s?", "state": "absent"}, "globs go into names"),
+    (SNAPSHOT, {"snapshots": [{"volume": "ci-1", "name": "[st]*", "state": "absent"}]}, "globs go into names"),
+    (SNAPSHOT, {"volume": "ci-*", "name": "s", "state": "absent"}, "globs go into volumes"),
+    (SNAPSHOT, {"snapshots": [{"volume": "ci-*", "name": "s2"}]}, "globs go into volumes"),
+    (VOLUME, {"name": "ci-*", "state": "absent"}, "remotefs.storage.items"),
+    (VOLUME, {"volumes": [{"name": "ci-1*"}], "state": "absent", "cascade": True}, "remotefs.storage.items"),
+    (VOLUME, {"name": "new", "source": {"volume": "ci-*"}}, "remotefs.storage.items"),
+    (VOLUME, {"name": "ci-1", "snapshot": "s*"}, "globs go into names"),
+]
+
+
+@pytest.mark.slow
+def test_globs_where_none_are_taken(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
+    """A name that holds a glob does nothing, in check mode neither, and the message says which option takes globs."""
+    tasks: list[dict] = [task(VOLUME, size="1M", volumes=[{"name": "ci-1", "snapshot": "s1"}])]
+    for module, options, advice in GLOBS:
+        for check_mode in (True, False):
+            tasks += [
+                {**failing(module, **options), "check_mode": check_mode},
+                check("done.error_code == 'invalid_name' and done is not changed", f"'{advice}' in done.msg"),
+            ]
+    tasks += [
+        task(SNAPSHOT, volume="ci-1", names=["none-*"], state="absent"),
+        check("done is not changed and done.volume.snapshots | map(attribute='name') == ['s1']"),
+        task(SNAPSHOT, volume="ci-1", names=["s*"], state="absent"),
+        check("done is changed and done.volume.snapshots == []"),
+    ]
     recap = play(tasks, share, tmp_path, ansible_environment)
     assert recap["failed"] == 0 and recap["ok"] == len(tasks)
 

@@ -126,7 +126,7 @@ def test_what_is_no_longer_declared_goes(player: Player) -> None:
     (player.share / "ci-a-file").write_bytes(b"\0" * 512)
     everything = player.names()
     told = player.play(exclusive(player, ["ci-1"], how="report"), asserted("volumes_undeclared | map(attribute='name') == ['ci-2', 'ci-3']"))
-    assert "would be removed: ci-2, ci-3" in told and "left alone: ci-a-file, ci-by-hand" in told and player.names() == everything
+    assert "made by this role and would be removed: ci-2, ci-3" in told and "left alone: ci-a-file, ci-by-hand" in told and player.names() == everything
     assert not unchanged(player.play(exclusive(player, ["ci-1"]), options=("--check", "--diff"))) and player.names() == everything
     assert unchanged(player.play(exclusive(player, ["ci-1"], how=False))) and player.names() == everything
     player.play(exclusive(player, ["ci-1"]))
@@ -152,6 +152,33 @@ def test_by_labels_and_with_snapshots(player: Player) -> None:
 def test_without_bounds_nothing_goes(player: Player, within: object) -> None:
     player.play(player.volumes(["ci-1", "ci-2"]), exclusive(player, ["ci-1"], within), fails="volumes_exclusive_within must be a glob of names")
     assert player.names() == ["ci-1", "ci-2"]
+
+
+@pytest.mark.parametrize("within", ["", {"team": 1}])
+def test_without_bounds_nothing_is_made_either(player: Player, within: object) -> None:
+    player.play(exclusive(player, ["ci-1"], within), fails="volumes_exclusive_within must be a glob of names")
+    assert player.names() == []
+
+
+def test_what_a_controller_without_jmespath_can_do(tmp_path: Path, ansible_environment: dict) -> None:
+    """The roles share and volumes do without it, and snapshots with names too; an expression is refused before anything is done."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "jmespath.py").write_text("raise ImportError('hidden for a test')")
+    paths = f"{hidden}:{ansible_environment['PYTHONPATH']}"
+    player = Player(tmp_path, {**ansible_environment, "ANSIBLE_STDOUT_CALLBACK": "default", "COLUMNS": "4000", "PYTHONPATH": paths})
+    named = player.role("snapshots", snapshots_snapshots=["ci-1"], snapshots_name="s")
+    player.play(player.volumes(["ci-1", "ci-2"]), asserted("volumes_undeclared == [] and volumes_left_alone == []"), named)
+    told = player.play(exclusive(player, ["ci-1"]), asserted("volumes_undeclared | map(attribute='name') == ['ci-2']", "'share' in volumes_undeclared[0]"))
+    assert "made by this role and is removed: ci-2" in told and player.names() == ["ci-1", "ci-1.info", "ci-1.s"]
+    selected = player.role("snapshots", snapshots_select="[].name", snapshots_name="t")
+    player.play(selected, fails="the Python package jmespath is missing on the controller; install it")
+    assert player.names() == ["ci-1", "ci-1.info", "ci-1.s"]
+
+
+def test_a_selection_of_nothing_has_a_result(player: Player) -> None:
+    nothing = player.role("snapshots", snapshots_select="[?name == 'none'].name", snapshots_name="t")
+    player.play(player.volumes(["a"]), nothing, asserted("snapshots_result.results == [] and snapshots_result.volumes == [] and not snapshots_result.changed"))
 
 
 def test_an_empty_declaration_removes_nothing(player: Player) -> None:
@@ -188,6 +215,9 @@ def test_the_comparison_of_volumes_finds_what_is_wrong(player: Player) -> None:
         case([], "a"),
         case([{**sound, "size": 2 << 20}], "a"),
         case([sound], "a", size="2M"),
+        case([sound], "", size="1MiB"),
+        case([sound], "", size=" 1 mib "),
+        case([sound], "a", size="1GiB"),
         case([sound], "a", format="qcow2"),
         case([{**sound, "pending": {"operation": "x"}}], "a"),
         case([{"name": "a", "error_code": "chain_broken", "msg": "broken"}], "a"),

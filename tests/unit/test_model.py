@@ -19,7 +19,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import errors, mo
         ("10G", 10 << 30),
         ("10g", 10 << 30),
         ("1 TiB", 1 << 40),
-        ("3MB", 3 << 20),
+        ("3MiB", 3 << 20),
         ("2P", 2 << 50),
         (" 1M ", 1 << 20),
         ("4096B", 4096),
@@ -36,6 +36,22 @@ def test_no_sizes(text: object) -> None:
     with pytest.raises(errors.InvalidSize) as caught:
         model.parse_size(text)
     assert caught.value.error_code == "invalid_size"
+
+
+@pytest.mark.parametrize("text, advice", [("10GB", "say 10G for 10 GiB"), ("1 tb", "say 1T for 1 TiB"), ("512kb", "say 512K for 512 KiB")])
+def test_a_size_that_some_read_as_powers_of_1000_is_refused(text: str, advice: str) -> None:
+    with pytest.raises(errors.InvalidSize, match=advice):
+        model.parse_size(text)
+
+
+@pytest.mark.parametrize("name", ["ci-*", "ci-?", "[ab]"])
+def test_a_glob_is_no_name_and_the_message_says_what_takes_it(name: str) -> None:
+    with pytest.raises(errors.InvalidName, match="remotefs_volume_info .*remotefs.storage.items"):
+        model.check_volume_name(name)
+    with pytest.raises(errors.InvalidName, match="globs go into volumes"):
+        model.check_volume_name(name, "globs go into volumes")
+    with pytest.raises(errors.InvalidName, match="globs go into names"):
+        model.check_snapshot_name("v", name)
 
 
 def test_names_leave_room_for_temporary_ones() -> None:

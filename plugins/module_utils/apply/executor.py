@@ -176,7 +176,7 @@ class Executor:
             raise
         finally:
             if self._log is not None:
-                self._log(volume, told, time.monotonic() - began)
+                self._log(volume, {"share": self._directory.share.source, **told}, time.monotonic() - began)
 
     # -- records -----------------------------------------------------------------------------------------------------
 

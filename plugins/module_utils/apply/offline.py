@@ -364,7 +364,7 @@ class OfflineEngine:
     def _set_attributes(self, step: SetAttributes, _volume: str) -> None:
         self._directory.verify(step.file)
         with self._directory.root.opened(step.file) as fd:
-            access.set_ownership(fd, step.uid, step.gid, step.mode)
+            access.set_ownership(fd, step.uid, step.gid, step.mode, self._directory.root.subject(step.file))
             self._directory.pace.sync_file(fd)
 
 

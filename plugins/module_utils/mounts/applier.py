@@ -15,6 +15,8 @@ _PAUSE = 1.0  # seconds before the second attempt of a mount; each further one w
 _ENDING = 5.0  # seconds that ending a program which is stuck in the kernel may take
 _LEAST = 1.0  # seconds that a program gets when the time is nearly over
 _USELESS = ("dmesg(1)", "Refer to the", "For several filesystems")  # what mount says that explains nothing
+# What helpers say where the kernel has no such file system.
+_NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown filesystem type", "device not found, try 'modprobe fuse'")
 
 
 class Deadline:
@@ -131,11 +133,21 @@ def _visit(step: planner.MountShare, deadline: Deadline, subject: str) -> None:
 def _mount_once(argv: list[str], step: planner.MountShare, deadline: Deadline, subject: str, secret: bytes | None) -> None:
     result = _run(argv, deadline, subject, secret)
     if result.rc != 0:
-        remedy = "check the server, the name of its export, the options and the credentials"
-        raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", remedy, result.details)
+        raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", _remedy(step, result), result.details)
     mounts = tables.read_mounts()
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
-        raise MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}", "see the log of the file system's client on this host")
+        remedy = "see the log of the file system's client on this host"
+        raise MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}", remedy, result.details)
+
+
+def _remedy(step: planner.MountShare, result: command.Result) -> str:
+    """What to do after a mount failed. What a kernel without the file system says reads as if the server were wrong."""
+    said = result.err + result.out
+    if step.row.kernel_module and any(words in said for words in _NOT_IN_KERNEL):
+        module = step.row.kernel_module
+        return f"the running kernel has no {module}: load its module (modprobe {module}); a container has its host's kernel, so load it there"
+    general = "check the server, the name of its export, the options and the credentials"
+    return f"{general}; {step.row.by_hand.format(host=step.src.rsplit(':', 1)[0])}" if step.row.by_hand else general
 
 
 def _remount(step: planner.Remount, deadline: Deadline, attempts: int, subject: str) -> None:
@@ -165,7 +177,7 @@ def _run(argv: list[str], deadline: Deadline, subject: str, secret: bytes | None
         return command.run(argv, timeout=max(deadline.left - _ENDING, deadline.left / 2, _LEAST), secret=secret)
     except ToolFailed as error:
         problem = f"the server did not answer within {deadline.seconds:g} s"
-        raise MountFailed(subject, problem, remedy) from error
+        raise MountFailed(subject, problem, remedy, error.details) from error
 
 
 def _reason(result: command.Result) -> str:

@@ -29,8 +29,9 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
     results: list[dict] = []
     taken: dict[str, int] = {}
     for number, item in enumerate(parameters.merge(params, items), 1):
-        results.append(ensure(item, check_mode, taken, number))
-    failed = [result for result in results if result["failed"]]
+        results.append(_ensure_item(item, check_mode, taken, number))
+    faults = [result.pop("error", None) for result in results]
+    failed = [([result["name"]], error) for result, error in zip(results, faults) if error is not None]
     answer = {
         "changed": any(result["changed"] for result in results),
         "failed": bool(failed),
@@ -41,25 +42,35 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
         "warnings": warnings + [warning for result in results for warning in result.pop("warnings")],
     }
     if failed:
-        answer["error_code"] = failed[0]["error_code"]
-        answer["msg"] = failed[0]["msg"] if len(failed) == 1 else f"{len(failed)} of {len(results)} shares failed, the first: {failed[0]['msg']}"
+        answer["error_code"] = failed[0][1].error_code
+        answer["msg"] = errors.told_together("shares", len(results), failed)
     return answer
 
 
-def ensure(params: dict, check_mode: bool = False, taken: dict | None = None, number: int = 1) -> dict:
+def ensure(params: dict, check_mode: bool = False) -> dict:
     """Bring one share into ``params["state"]``.
 
     :param params: the options of remotefs_share, each key present.
-    :param taken: the paths of earlier items of the same task, to refuse a second item for one of them.
-    :return: name, src, changed, failed, actions, share, diff, warnings; with ``failed`` error_code and msg as well.
+    :return: name, src, changed, failed, actions, share, diff, warnings; with ``failed`` error_code and msg as well, and what the error carries.
     """
-    name = params["src"] or params["path"]
+    result = _ensure_item(params, check_mode, {}, 1)
+    result.pop("error", None)
+    return result
+
+
+def _ensure_item(params: dict, check_mode: bool, taken: dict, number: int) -> dict:
+    """As :func:`ensure`, with the ``error`` itself.
+
+    :param taken: the paths of earlier items of the same task, to refuse a second item for one of them.
+    """
+    name = params["src"] or params["path"] or f"item {number}"
     result = {"name": name, "src": params["src"], "changed": False, "failed": False, "actions": [], "share": None, "diff": {}, "warnings": []}
     done: list = []
     try:
-        _ensure(params, check_mode, {} if taken is None else taken, number, result, done)
-    except errors.StorageError as error:
-        result.update(failed=True, error_code=error.error_code, msg=str(error))
+        _ensure(params, check_mode, taken, number, result, done)
+    except Exception as error:  # one that nobody foresaw is the failure of this share alone
+        known = errors.understood(error, f"share {name}")
+        result.update(failed=True, error_code=known.error_code, msg=str(known), error=known, **known.details)
     result["actions"] = [step.describe() for step in done]
     result["changed"] = bool(done)
     return result

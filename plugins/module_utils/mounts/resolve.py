@@ -40,7 +40,8 @@ def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FST
         mounts = automount.visit_source(share, mounts, mount_base, fstab, timeout)
         mount = find_source(share, mounts, mount_base)
     if mount is None:
-        raise ShareNotMounted(f"share {share}", "it is not mounted on this host", "mount it with remotefs_share and run the task again")
+        remedy = f"mount it with remotefs_share and run the task again{_if_several(share)}"
+        raise ShareNotMounted(f"share {share}", "it is not mounted on this host", remedy)
     return describe(mount, mounts, mount.path, share, mount_base, fstab)
 
 
@@ -169,8 +170,12 @@ def is_untold(mount: tables.Mount) -> bool:
 
 
 def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
-    """:raises ShareNotMounted: the directory ``name`` (``real`` without links) is meant for a mount and none is there."""
+    """:raises ShareNotMounted: the directory ``name`` (``real`` without links) is meant for a mount and none is there.
+    :raises InvalidParameter: the kernel shows its own state there."""
     mount = tables.enclosing(mounts, real)
+    if mount is not None and mount.fstype in types.PSEUDO:
+        problem = f"the kernel shows its own state there ({mount.fstype}), and nobody can store files"
+        raise InvalidParameter(f"share {name}", problem, "name a directory on a disk, or the source of a mounted share")
     at = mount.path if mount is not None and mount.fstype != "autofs" else "/"
     base = mount_base.rstrip("/")
     if name != base and tables.is_within(name, base):
@@ -192,7 +197,15 @@ def _check_local_directory(path: str, real: str) -> None:
         return
     if os.path.lexists(real):
         raise InvalidParameter(f"share {path}", "it is not a directory", "name a directory or the source of a mounted share")
-    raise ShareNotMounted(f"share {path}", "the directory does not exist", "create it with remotefs_share (fstype directory) or mount the share")
+    remedy = f"create it with remotefs_share (fstype directory) or mount the share{_if_several(path)}"
+    raise ShareNotMounted(f"share {path}", "the directory does not exist", remedy)
+
+
+def _if_several(share: str) -> str:
+    """What a message adds where one text may be meant as several shares: a comma belongs to the name."""
+    parts = [part.strip() for part in share.split(",")]
+    several = len(parts) > 1 and all(is_directory_name(part) or types.is_source(part) for part in parts)
+    return "; several candidates want a YAML list" if several else ""
 
 
 def describe(

@@ -45,6 +45,8 @@ class FileSystem(NamedTuple):
     mount_type: str = ""  # as mount -t and fstab want it; empty: nothing is ever mounted
     helper: str = ""  # the program that mount(8) calls for it
     package: str = ""  # Debian's package that brings it
+    kernel_module: str = ""  # what the kernel needs for it
+    by_hand: str = ""  # what tells more than the helper does when it fails; {host} is the source up to its directory
     network: bool = True  # False where no server can keep a caller waiting
     credentials: str = ""  # "file": an option names a file; "stdin": the helper reads the password; empty: it has none
     default_options: tuple[str, ...] = ()
@@ -112,6 +114,7 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         mount_type="nfs",
         helper="mount.nfs",
         package="nfs-common",
+        kernel_module="nfs",
         spellings=(
             ("nfsvers", ("vers=*",)), ("v3", ("vers=3",)), ("v4", ("vers=4",)), ("v4.0", ("vers=4.0",)), ("v4.1", ("vers=4.1",)), ("v4.2", ("vers=4.2",)),
             ("tcp", ("proto=tcp",)), ("udp", ("proto=udp",)), ("rdma", ("proto=rdma",)),
@@ -151,6 +154,7 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         mount_type="cifs",
         helper="mount.cifs",
         package="cifs-utils",
+        kernel_module="cifs",
         credentials="file",
         # Without nobrl qemu's own locks keep it from creating a qcow2 file (EACCES).
         default_options=("nobrl",),
@@ -188,6 +192,8 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         mount_type="glusterfs",
         helper="mount.glusterfs",
         package="glusterfs-client",
+        kernel_module="fuse",
+        by_hand="see its log in /var/log/glusterfs",
         slash_optional=True,
         shown=_FUSE_SHOWN,
         local_options=_FUSE_LOCAL,
@@ -201,6 +207,8 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         mount_type="fuse.sshfs",
         helper="sshfs",
         package="sshfs",
+        kernel_module="fuse",
+        by_hand="try `ssh {host} true` by hand as root, which says why in its own words; sshfs does not hand them on",
         credentials="stdin",
         stdin_options=("password_stdin",),
         shown=_FUSE_SHOWN,
@@ -330,6 +338,12 @@ LOCALITIES: tuple[Locality, ...] = (
     *(Locality(name, False, "stacked upon a directory that may be on any file system") for name in ("ecryptfs", "aufs", "unionfs")),
     Locality("autofs", False, "a trigger: what it mounts is known only when somebody went there"),
 )
+
+# Where the kernel shows its own state: nobody stores files there.
+PSEUDO = frozenset((
+    "proc", "sysfs", "cgroup", "cgroup2", "devpts", "debugfs", "tracefs", "securityfs", "configfs", "fusectl", "pstore", "bpf", "mqueue", "binfmt_misc",
+    "efivarfs", "selinuxfs", "rpc_pipefs", "nfsd", "nsfs", "binder", "resctrl",
+))
 
 LOCAL = frozenset(row.kernel_type for row in LOCALITIES if row.local)
 

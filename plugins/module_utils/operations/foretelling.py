@@ -129,7 +129,7 @@ def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -
 def missing_volume(candidates: Candidates, name: str, options: Options, quiet: bool = False) -> tuple[Share, Volume] | None:
     """A volume that is not there yet, as it is assumed to be, and where; None where it is there, or where only a server that does
     not answer could tell."""
-    check_volume_name(name)
+    check_volume_name(name, "globs go into volumes")
     known = _assumed(candidates, name, options)
     if known is not None:
         return known
@@ -142,9 +142,13 @@ def missing_volume(candidates: Candidates, name: str, options: Options, quiet: b
     return share, assumed_volume(name)
 
 
+class AssumedImage(Image):
+    """The base of a volume of which only the name is known. It counts as raw and empty, and both are told as null."""
+
+
 def assumed_volume(name: str) -> Volume:
-    """A volume of which only the name is known. Its size counts as 0 and is told as null."""
-    return Volume(name, (Image(name, "raw", 0),), adopted=True)
+    """A volume of which only the name is known: neither its format nor its size, nor whether it is a linked clone."""
+    return Volume(name, (AssumedImage(name, "raw", 0),), adopted=True)
 
 
 def with_snapshot(volume: Volume, name: str, options: Options) -> Volume:
@@ -252,13 +256,16 @@ def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volu
     if not plans:
         options.world[(share.path, after.name)] = after
         options.assumed.add((share.path, after.name))
-    actions = [action for plan in plans for action in plan.actions]
+    actions = [{**action, "size": None} if action.get("size") == 0 else action for plan in plans for action in plan.actions]
     return Outcome(after.name, any(plan.changed for plan in plans), actions, [], _told(before, share) if before else None, _told(after, share))
 
 
 def _told(volume: Volume, share: Share) -> dict:
     """The volume for users. Where its size is not known, null says so, and what is not known of its base neither."""
     told = report.volume(volume, share, False)
+    if isinstance(volume.base, AssumedImage):
+        chain = [*told["chain"][:-1], {**told["chain"][-1], "format": None}]
+        told = {**told, "format": chain[0]["format"], "base_format": None, "chain": chain}
     if volume.base.size:
         return told
     unknown = [{**image, "size": image["size"] or None} for image in told["chain"]]

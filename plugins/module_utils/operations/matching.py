@@ -9,12 +9,11 @@ from fnmatch import fnmatchcase
 from typing import Sequence
 
 from ..errors import StorageError
-from ..model import listed
+from ..model import is_glob, listed
 from ..store.directory import ShareDirectory
 from ..store.inventory import Observed
 from ..store.survey import survey
 from .candidates import Candidates
-from .snapshots import is_glob
 from .transaction import Options
 
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 from ..errors import VolumeNotFound
-from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
+from ..model import Share, Volume, check_snapshot_name, check_volume_name, is_glob, now
 from ..plan.plan import Plan
 from ..plan.wishes import SnapshotWish
 from ..store import inventory
@@ -34,7 +34,7 @@ class SnapshotRequest(NamedTuple):
 
 def find(candidates: Candidates, name: str, options: Options) -> Share:
     """:raises VolumeNotFound: no candidate has the volume."""
-    check_volume_name(name)
+    check_volume_name(name, "globs go into volumes")
     if options.assume:
         from . import foretelling
 
@@ -154,11 +154,6 @@ def delete(candidates: Candidates, volume_name: str, names: list[str], options: 
         volume, recovered = settled(work, share, volume_name, dependents=True)
         plan = _deletion(work, share, volume, meant(volume, names))
         return carry_out(work, share, plan, recovered)
-
-
-def is_glob(name: str) -> bool:
-    """Whether it stands for names that match it: it holds what no name may hold."""
-    return any(mark in name for mark in "*?[")
 
 
 def meant(volume: Volume, names: Sequence[str]) -> list[str]:

@@ -160,7 +160,8 @@ class Workspace:
             lock, began = VolumeLock(directory, name, self.options.lock_timeout, self.options.break_lock, reading), time.monotonic()
             self._locks.append(self._held.enter_context(lock))
             if self.options.log is not None:
-                self.options.log(name, {"step": "lock", "shared": reading}, time.monotonic() - began)
+                told = {"share": directory.share.source, "step": "lock", "shared": reading}
+                self.options.log(name, told, time.monotonic() - began)
         self._outwait_caches(set(every.values()))
 
     def lock_families(self, wanted: Iterable[tuple[Share, str]], reading: Iterable[tuple[Share, str]] = ()) -> None:

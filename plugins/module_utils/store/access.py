@@ -49,15 +49,15 @@ def copy_access(source: int, target: int, keeps_modes: bool, warn: Warn, subject
     names, like, changed = _listed(source), os.fstat(source), False
     if keeps_modes:
         changed = _give(source, target, like, names, warn, subject)
-        posix, posix_changed = _copy_acl(source, target, _POSIX, names)
+        posix, posix_changed = _copy_acl(source, target, _POSIX, names, subject)
         mode = _narrowed(stat.S_IMODE(like.st_mode), posix)
-        changed = set_ownership(target, None, None, mode) or posix_changed or changed
+        changed = set_ownership(target, None, None, mode, subject) or posix_changed or changed
         for name in _NFS4:
-            refused, acl_changed = _copy_acl(source, target, name, names)
+            refused, acl_changed = _copy_acl(source, target, name, names, subject)
             changed = changed or acl_changed
             if refused is not None:
                 posix, mode = refused, _narrowed(mode, refused)
-                set_ownership(target, None, None, mode)
+                set_ownership(target, None, None, mode, subject)
         if posix is not None:
             _warn_of_loss(posix, warn, subject)
     return copy_labels(source, target, warn, subject) or changed
@@ -69,13 +69,13 @@ def _give(source: int, target: int, like: os.stat_result, names: frozenset[str],
     :raises ShareNotWritable: the owner of the other file could not open this one.
     """
     try:
-        return set_ownership(target, like.st_uid, like.st_gid, None)
+        return set_ownership(target, like.st_uid, like.st_gid, None, subject)
     except ShareNotWritable:
         acl = _read(source, _POSIX) if _POSIX in names else None
         group = (like.st_mode >> 3 if acl is None else _refused(_POSIX, acl, OSError()).group) & 7
         if (like.st_mode >> 6) & 7 & ~group:
             raise
-        changed = set_ownership(target, None, like.st_gid, None)
+        changed = set_ownership(target, None, like.st_gid, None, subject)
     warn(
         f"{subject}: it now belongs to uid {os.geteuid()} and not to uid {like.st_uid}, who can open it only as a member of group {like.st_gid}"
     )
@@ -129,10 +129,10 @@ def settle_new(fd: int, parent: int, uid: int | None, gid: int | None, mode: int
         if error.errno in _OUT_OF_ROOM or default is None:
             raise from_os_error(error, subject) from error
         _warn_of_loss(_refused(_POSIX, default, error), warn, subject)
-    set_ownership(fd, uid, gid, mode)
+    set_ownership(fd, uid, gid, mode, subject)
 
 
-def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None) -> bool:
+def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None, subject: str) -> bool:
     """Set what is given and differs; returns whether anything did. :raises ShareNotWritable: the share refuses."""
     mine = os.fstat(fd)
     uid = mine.st_uid if uid is None else uid
@@ -147,16 +147,16 @@ def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None) -
             changed = True
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):  # the share is ill, which is not about this owner
-            raise from_os_error(error, "file on the share") from error
+            raise from_os_error(error, subject) from error
         raise ShareNotWritable(
-            "file on the share",
+            subject,
             f"it cannot be given to uid {uid}, gid {gid} ({error.strerror})",
             "run the task as root or as the owner of the volume",
         ) from error
     return changed
 
 
-def _copy_acl(source: int, target: int, name: str, names: frozenset[str]) -> tuple[_Refused | None, bool]:
+def _copy_acl(source: int, target: int, name: str, names: frozenset[str], subject: str) -> tuple[_Refused | None, bool]:
     """(what was refused, whether anything differed). An ACL that the source has not is taken away: it was inherited."""
     wanted = _read(source, name) if name in names else None
     present = _read(target, name) if name in _listed(target) else None
@@ -169,7 +169,7 @@ def _copy_acl(source: int, target: int, name: str, names: frozenset[str]) -> tup
             os.setxattr(target, name, wanted)
     except OSError as error:
         if error.errno in _OUT_OF_ROOM or wanted is None:
-            raise from_os_error(error, "access control list of a file on the share") from error
+            raise from_os_error(error, f"access control list of {subject}") from error
         return _refused(name, wanted, error), False
     return None, True
 

@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import MountFailed, ShareNotMounted, StorageError, ToolFailed
-from ansible_collections.remotefs.storage.plugins.module_utils.mounts import applier, manager, planner, probe, record, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import applier, manager, planner, probe, record, resolve, tables, types
 
 NFS = types.by_name("nfs")
 
@@ -102,6 +102,87 @@ def test_bulk_attempts_all_and_keeps_the_order(tmp_path):
     assert result["failed"] and result["changed"] and result["error_code"] == "invalid_parameter" and "3 of 6" in result["msg"]
     assert len(result["shares"]) == 3 and len(result["warnings"]) == 1 and "line 2" in result["warnings"][0]
     assert "hidden" not in repr(result)
+
+
+def test_bulk_names_each_share_that_failed_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(command, "_STANDARD_PATH", "/nowhere")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    items = [{"src": f"{tmp_path}/a"}, {"src": "//nas/vols"}, {"src": "nas:/x"}, {"fstype": "nfs"}]
+    result = manager.ensure_all(params(tmp_path, shares=items))
+    start, *reasons = result["msg"].split("failed. ")
+    assert start == "3 of 4 shares " and len(reasons) == 1 and result["error_code"] == "tool_missing"
+    assert "//nas/vols: program mount.cifs: it is not installed" in reasons[0] and "nas:/x: program mount.nfs: it is not" in reasons[0]
+    assert "item 4: share: neither src nor path is given" in reasons[0] and result["results"][3]["name"] == "item 4"
+    one = manager.ensure_all(params(tmp_path, shares=[{"src": "//nas/vols"}]))
+    assert one["msg"].startswith("1 of 1 shares failed. //nas/vols: program mount.cifs: ")
+
+
+def test_a_fault_that_nobody_foresaw_is_one_shares_failure(tmp_path, monkeypatch):
+    observe = manager.observe
+    monkeypatch.setattr(manager, "observe", lambda wish, *more: int("b") if wish.src.endswith("/b") else observe(wish, *more))
+    result = manager.ensure_all(params(tmp_path, shares=[{"src": f"{tmp_path}/{name}"} for name in "abc"]))
+    assert [one["failed"] for one in result["results"]] == [False, True, False]
+    assert "traceback" in result["results"][1] and result["error_code"] == "tool_failed" and f"share {tmp_path}/b: an unexpected fault" in result["msg"]
+
+
+MODULE = "a container has its host's kernel"
+HELPERS = [  # what helpers say, and what the advice has and has not
+    ("nas:/x", "nfs", "mount.nfs: No such device", "modprobe nfs", "check the server"),
+    ("//nas/x", "cifs", "mount error: cifs filesystem not supported by the system", "modprobe cifs", "check the server"),
+    ("nas:/x", "nfs", "mount: unknown filesystem type 'nfs'", MODULE, "check the server"),
+    ("user@nas:/x", "sshfs", "fuse: device not found, try 'modprobe fuse' first", MODULE, "ssh user@nas"),
+    ("gl1:/x", "glusterfs", "Mount failed. Check the log file", "/var/log/glusterfs", MODULE),
+    ("user@nas:/x", "sshfs", "read: Connection reset by peer", "`ssh user@nas true` by hand", MODULE),
+    ("user@[::1]:/x", "sshfs", "read: Connection reset by peer", "`ssh user@[::1] true`", MODULE),
+    ("nas:/x", "nfs", "mount.nfs: access denied by server", "check the server", MODULE),
+]
+
+
+@pytest.mark.parametrize(("src", "fstype", "said", "has", "lacks"), HELPERS)
+def test_what_a_helper_said_is_told_whole_and_the_advice_fits(tmp_path, monkeypatch, src, fstype, said, has, lacks):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("mount", "mount.nfs", "mount.cifs", "mount.glusterfs", "sshfs"):
+        (programs / name).write_text(f'#!/bin/sh\necho "{said}" >&2\nexit 32\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/bin:/usr/bin")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    path = tmp_path / "mnt"
+    given = params(tmp_path, src=src, fstype=fstype, path=str(path), persist=False, attempts=1)
+    item = {"src": src, "fstype": fstype, "path": str(path)}
+    alone, many = manager.ensure(given), manager.ensure_all({**given, "src": None, "path": None, "shares": [item]})
+    for result in (alone, many["results"][0]):
+        assert result["error_code"] == "mount_failed" and result["rc"] == 32 and said in result["stderr"] and src in result["cmd"]
+        assert said.rstrip(".") in result["msg"] and has in result["msg"] and lacks not in result["msg"]
+    assert "error" not in alone and "error" not in many["results"][0]
+
+
+def test_a_server_that_does_not_answer_leaves_the_command(tmp_path, monkeypatch):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("mount", "mount.nfs"):
+        (programs / name).write_text("#!/bin/sh\nexec sleep 60\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/bin:/usr/bin")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    result = manager.ensure(params(tmp_path, src="nas:/x", path=str(tmp_path / "mnt"), persist=False, attempts=1, timeout=1))
+    assert result["error_code"] == "mount_failed" and "did not answer within" in result["msg"] and "nas:/x" in result["cmd"] and result["rc"] < 0
+
+
+@pytest.mark.parametrize("where", ["/proc", "/proc/sys", "/sys/kernel"])
+def test_where_the_kernel_shows_itself_is_no_share(tmp_path, where):
+    result = manager.ensure(params(tmp_path, src=where))
+    assert result["error_code"] == "invalid_parameter" and "nobody can store files" in result["msg"]
+    with pytest.raises(StorageError, match="nobody can store files"):
+        resolve.find_share(where)
+
+
+@pytest.mark.parametrize(("share", "several"), [("/no/a,/no/b", True), ("nas:/a,nas2:/b", True), ("/no/a,b", False), ("/no/a", False), ("nas:/a,b", False)])
+def test_one_text_for_several_shares_is_told_apart(share, several):
+    with pytest.raises(ShareNotMounted) as caught:
+        resolve.find_share(share)
+    assert ("several candidates want a YAML list" in str(caught.value)) == several
 
 
 def test_nothing_to_do_is_no_failure(tmp_path):
