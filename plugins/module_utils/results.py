@@ -35,7 +35,7 @@ def run_many(
 
 
 def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> dict[int, StorageError]:
-    """Items by index that say of one object what another one says too, or the contrary: which of them is meant nobody knows."""
+    """Items by index that say of one object something else than another one: which of them is meant nobody knows."""
     subjects: list[dict[Hashable, str]] = []
     holders: dict[Hashable, list[int]] = {}
     for index, params in enumerate(every):
@@ -47,10 +47,10 @@ def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> di
             holders.setdefault(claim, []).append(index)
     found: dict[int, StorageError] = {}
     for claim, indexes in holders.items():
-        if len(indexes) > 1:
+        if any(every[index] != every[indexes[0]] for index in indexes[1:]):
             numbers = ", ".join(str(index + 1) for index in indexes[:20]) + (" and others" if len(indexes) > 20 else "")
             for index in indexes:
-                problem, remedy = f"items {numbers} of the list are about it", "name it once, with everything that it shall be"
+                problem, remedy = f"items {numbers} of the list want it differently", "name it once, with everything that it shall be"
                 found[index] = InvalidParameter(subjects[index][claim], problem, remedy)
     return found
 

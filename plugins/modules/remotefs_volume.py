@@ -539,10 +539,11 @@ def _run_many(module: AnsibleModule) -> None:
 
 
 def _claims(params: dict, finder) -> dict:
-    """The volume on each share where it may be: no other item may have it."""
+    """The volume on each share where it may be, and whether it shall be there: no other item may say it otherwise. One may go and be
+    made anew."""
     found = finder.prepare(params["share"], params["mount_base"])
     shares = (*found.shares, *found.missing) if found else ()
-    return {(share.path, params["name"]): f"volume {params['name']}" for share in shares}
+    return {(share.path, params["name"], params["state"] == "absent"): f"volume {params['name']}" for share in shares}
 
 
 def _item(params: dict, finder):

@@ -238,13 +238,17 @@ def test_what_lines_tell_of_many(share: Path, tmp_path: Path, ansible_environmen
 
 @pytest.mark.slow
 def test_items_that_nobody_can_tell_apart(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
-    """An item without a name is told by its place; a volume or snapshot that two items are about is left alone, and others are not."""
-    twice = "items 1, 3 of the list are about it"
+    """An item without a name is told by its place. What two items want differently is left alone, and others are not; one may go and be
+    made anew, and say the same twice."""
+    twice = "items 1, 3 of the list want it differently"
     wrong = [
-        (VOLUME, {"size": "1M", "volumes": [{"name": "x"}, {"name": "sound"}, {"name": "x", "state": "absent"}]}, "volume x", twice),
         (VOLUME, {"volumes": [{"name": "x", "size": "1M"}, {"name": "sound", "size": "1M"}, {"name": "x", "size": "2M"}]}, "volume x", twice),
-        (VOLUME, {"size": "1M", "volumes": [{"name": "x"}, {"name": "sound"}, {"name": "x"}]}, "volume x", twice),
-        (SNAPSHOT, {"name": "s", "snapshots": [{"volume": one} for one in ("sound", "other", "sound")]}, "snapshot s of volume sound", twice),
+        (
+            SNAPSHOT,
+            {"name": "s", "snapshots": [{"volume": one, "description": text} for one, text in (("sound", "1"), ("other", ""), ("sound", "2"))]},
+            "snapshot s of volume sound",
+            twice,
+        ),
         (VOLUME, {"size": "1M", "volumes": [{"name": "sound"}, {"name": "other"}, {}]}, "item 3", "option name is missing"),
         (SNAPSHOT, {"name": "s", "snapshots": [{"volume": "other"}, {"name": "t"}, {"volume": "sound", "name": ""}]}, "item 2", "option volume is missing"),
     ]
@@ -263,6 +267,11 @@ def test_items_that_nobody_can_tell_apart(share: Path, tmp_path: Path, ansible_e
         task(SNAPSHOT, volume="other", name="t"),
         task(SNAPSHOT, snapshots=[{"volume": "other", "name": "t", "state": "absent"}, {"volume": "other", "name": "t", "description": "anew"}]),
         check("done.volumes[1].snapshots[-1].description == 'anew'"),
+        task(VOLUME, size="1M", volumes=[{"name": "again"}, {"name": "again"}]),
+        check("done.results | map(attribute='changed') == [true, false]"),
+        task(VOLUME, size="1M", volumes=[{"name": "again", "state": "absent"}, {"name": "again"}]),
+        check("done.results | map(attribute='changed') == [true, true]"),
+        task(VOLUME, name="again", state="absent"),
         failing(VOLUME, name="other", state="absent"),
         check("done.msg.startswith('volume other: it still has')"),
         failing(VOLUME, volumes=[{"name": "other"}], state="absent"),

@@ -239,7 +239,7 @@ def _structures() -> Iterator[Attack]:
         text.info_claims_overlay_of_another,
         {**outcomes(_CHANGING, CONFLICT), **_READING},
     )
-    yield one("record against header", "record", "they give the base different formats", text.record_contradicts_header, broken)
+    yield one("record against header", "record", "they give the base different formats", text.record_contradicts_header, {**broken, "remove": UNSAFE})
     yield one(
         "garbage of a neighbour", "record", "another volume's disk is to be removed", text.garbage_of_another,
         outcomes(LONE, OK), checks=dict.fromkeys(LONE, _kept("other")),
