@@ -92,9 +92,8 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
     everything.update(logged(module))
     failed = [one for one in results if one["failed"]]
     if failed:
-        reasons = " ".join(f"{_label(one)}: {one['msg']}" for one in failed[:20])
-        more = f" (and {len(failed) - 20} more, see results)" if len(failed) > 20 else ""
-        module.fail_json(
-            msg=f"{len(failed)} of {len(results)} {what} failed. {reasons}{more}", error_code=failed[0]["error_code"], **everything
-        )
+        from .operations import telling
+
+        said = [(_label(one), outcome) for one, outcome in zip(results, outcomes) if isinstance(outcome, StorageError)]
+        module.fail_json(msg=f"{len(failed)} of {len(results)} {what} failed. {telling.reasons(said)}", error_code=failed[0]["error_code"], **everything)
     module.exit_json(**everything)

@@ -465,8 +465,8 @@ _VOLUME = {
 }
 
 
-def _run(params: dict, options, finder):
-    """Bring one volume to what its parameters say."""
+def _run(params: dict, options, finder, asked=None):
+    """Bring one volume to what its parameters say. ``asked`` makes them a request, unless that is to be made here."""
     from ..module_utils.operations import volumes
 
     changes.require(params, "name", "share")
@@ -474,7 +474,7 @@ def _run(params: dict, options, finder):
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)
-    return volumes.ensure_present(_request(params, candidates), options)
+    return volumes.ensure_present(asked() if asked else _request(params, candidates), options)
 
 
 def _request(params: dict, candidates):
@@ -526,8 +526,11 @@ def _item(params: dict, finder):
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
     deletion = bulk.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
     change = _change(params, candidates, name) if candidates else None
-    run = functools.partial(_run, params, finder=finder)
-    return bulk.Item(name, touches, run, deletion, reads, bool(params["flatten"]), change, results.naming(name))
+    asked = None
+    if candidates and params["state"] == "present" and params["name"] is not None:
+        asked = functools.lru_cache(maxsize=None)(functools.partial(_request, params, candidates))
+    run = functools.partial(_run, params, finder=finder, asked=asked)
+    return bulk.Item(name, touches, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
 
 
 def _change(params: dict, candidates, name: str):

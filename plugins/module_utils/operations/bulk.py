@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from contextlib import suppress
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -23,6 +24,7 @@ from ..model import Share, is_safe_file_name
 from ..store.pace import NoTurn
 from .candidates import Candidates, locate
 from .holding import Holding, NotHeld
+from .existing import VolumeRequest
 from .order import Change, arrange
 from .transaction import Options, Outcome
 from .turns import Turns
@@ -46,6 +48,7 @@ class Item:
     """One object of a bulk task. Items that share a name in ``touches``, their own volume's among them, run in order, and so do
     those that have it in ``reads``.
 
+    ``asked`` tells what volume it wants to be there, if any: its room is promised before items run side by side (see :mod:`reserving`).
     ``told`` are keys of its result that name its volume and its snapshot. ``change`` tells what others may depend on (see :mod:`order`).
     ``keeps_lock`` says that it moves data when the volume has been changed already, and cannot be given back to be done later.
     No more of such items are under way than work, because others wait for their volumes.
@@ -59,6 +62,7 @@ class Item:
     keeps_lock: bool = False
     change: Change | None = None
     told: dict = field(default_factory=dict)
+    asked: Callable[[], VolumeRequest] | None = None
 
 
 def default_parallel() -> int:
@@ -74,6 +78,7 @@ def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outc
     """
     order, names = arrange(items)
     items = [replace(items[index], touches=items[index].touches | names.get(index, frozenset())) for index in order]
+    _look_at_room(items, options)
     task = _Task(items, parallel, options)
     for is_deletion, group in groupby(range(len(items)), lambda index: items[index].deletion is not None):
         indexes = list(group)
@@ -84,6 +89,14 @@ def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outc
             task.run(indexes, task.at_once(indexes))
     results = {index: task.results[place] for place, index in enumerate(order)}
     return [results[index] for index in range(len(items))]
+
+
+def _look_at_room(items: Sequence[Item], options: Options) -> None:
+    """Before anything changes, so that a run and its prediction start from the same figures."""
+    for item in items:
+        if item.asked is not None and item.change is not None:
+            with suppress(OSError):  # to be told where a share is chosen
+                options.ledger.look(item.change.candidates.shares)
 
 
 class _Task:
@@ -113,9 +126,13 @@ class _Task:
             raise
         except Exception as error:  # whatever it is, it is this item's, and no other one is to suffer
             self.results[index] = understood(error, self._items[index].name)
+        change = self._items[index].change
+        if change is not None:
+            self._options.ledger.give_back(change.candidates, change.volume)
 
     def run(self, indexes: list[int], at_once: int) -> None:
-        """Run items, of which ``at_once`` may be under way."""
+        """Run items, of which ``at_once`` may be under way. Those for which there is no room come last, one after the other: others that
+        fail may leave them theirs."""
         touched = frozenset().union(*(self._items[index].touches for index in indexes))
         names = {index: self._items[index].touches | (self._items[index].reads & touched) for index in indexes}
 
@@ -124,13 +141,23 @@ class _Task:
                 for index in row:
                     self._run_item(index, self._options)
 
-        rows = _rows(names)
+        rows, last = _parted(_rows(names), self._without_room(indexes))
         if at_once == 1 or len(rows) <= 1:
             for row in rows:
                 run_row(row)
-            return
-        with ThreadPoolExecutor(max_workers=at_once) as pool:
-            list(pool.map(run_row, rows))
+        else:
+            with ThreadPoolExecutor(max_workers=at_once) as pool:
+                list(pool.map(run_row, rows))
+        for index in last:
+            run_row([index])
+
+    def _without_room(self, indexes: list[int]) -> frozenset:
+        asked = [(index, ask) for index, ask in ((index, self._items[index].asked) for index in indexes) if ask is not None]
+        if len(asked) < 2:
+            return frozenset()
+        from .reserving import reserve_all  # late: other tasks start faster without
+
+        return reserve_all(asked, self._options)
 
     # -- deletions in batches ----------------------------------------------------------------------------------------
 
@@ -230,3 +257,13 @@ def _rows(names_of: dict[int, frozenset]) -> list[list[int]]:
     for index, names in names_of.items():
         rows.setdefault(leader(min(names)), []).append(index)
     return list(rows.values())
+
+
+def _parted(rows: list[list[int]], without_room: frozenset) -> tuple[list[list[int]], list[int]]:
+    """(rows up to the first item without room, all that is behind those in order)."""
+    first, last = [], []
+    for row in rows:
+        cut = next((place for place, index in enumerate(row) if index in without_room), len(row))
+        first += [row[:cut]] if cut else []
+        last += row[cut:]
+    return first, sorted(last)

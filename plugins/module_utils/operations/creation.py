@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from ..store import inventory, kinship
 from . import placement
 from .candidates import Candidates, has_unfinished, locate
 from .existing import SourceRequest, VolumeRequest, bring_up, located
+from .ledger import Demand
 from .refusals import require_free_name, require_unused
 from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 
@@ -36,6 +38,8 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
     request = request._replace(wish=request.wish._replace(created=request.wish.created or now()))
     name, candidates = request.wish.name, request.candidates
     candidates.require_all()
+    with suppress(OSError):  # to be told where a share is chosen
+        options.ledger.look(candidates.shares)
     with Workspace(options) as work:
         source_share = _source_share(request, options)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
@@ -85,13 +89,18 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     if request.source and source_share:
         copy, told, source_told = _open_source(work, source_share, request.source)
         wish = wish._replace(source=told)
-    size = wish.size or (wish.source.size if wish.source else 0)
-    at_once = size if wish.preallocation in ("falloc", "full") else (wish.source.allocated if wish.source else 0)
+    wanted = placement.demand(wish)
+    if wish.source and source_share:
+        wanted = placement.demand_of_clone(wish, False, source_share, wish.source.size, wish.source.allocated, request.candidates)
     plan = planner.create_volume(wish)
-    share = placement.choose(request.candidates, size, at_once, request.policy, work.options.ledger)
+    share = _place(work, request, request.candidates, wanted)
     recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
     require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
     return carry_out(work, share, plan, recovered, copy)
+
+
+def _place(work: Workspace, request: VolumeRequest, able: Candidates, wanted: Demand) -> Share:
+    return placement.place(request.wish.name, request.candidates, able, wanted, request.policy, work.options.ledger, work.options.check)
 
 
 def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended: list) -> Outcome:
@@ -113,8 +122,10 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     prepared = _prepare_parent(parent, source, snapshot)
     planned = prepared.after or parent
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
-    layers.require_whole(work.directory(share), planned.view(planned.point_file(snapshot)))
-    placement.choose(request.candidates._replace(shares=(share,)), planned.size, 0, request.policy, work.options.ledger)
+    below, on_it = planned.view(planned.point_file(snapshot)), request.candidates._replace(shares=(share,))
+    layers.require_whole(work.directory(share), below)
+    held = sum(image.allocated for image in below)
+    _place(work, request, on_it, placement.demand_of_clone(wish, True, share, below[0].size, held, on_it))
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
     require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
     if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:

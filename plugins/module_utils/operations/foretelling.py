@@ -21,6 +21,7 @@ from ..store import inventory
 from ..store.directory import ShareDirectory
 from . import placement, report, telling
 from .candidates import Candidates, locate
+from .ledger import Demand
 from .transaction import Options, Outcome
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def present(request: VolumeRequest, options: Options) -> Outcome | None:
         return _create(request, request.candidates.missing[0], options, there)
     if _located(there, wish.name, options) or request.source is None or _has_source(request, there, options):
         return None
-    share = placement.choose(there, wish.size or 0, 0, request.policy, options.ledger)
+    share = placement.place(wish.name, there, there, Demand(wish.size or 0), request.policy, options.ledger, options.check)
     return _create(request, share, options, there)
 
 
@@ -119,6 +120,7 @@ def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -
         share, volume = known
         plan = planner.delete_volume(volume, cascade)
         options.world[(share.path, name)] = None
+        options.ledger.follow(share, volume, None)
         return Outcome(name, True, plan.actions, [], _told(volume, share), None)
     return Outcome(name, False, [], [], None, None) if candidates.missing and not there.shares and not there.unreadable else None
 
@@ -246,6 +248,7 @@ def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volu
     for plan in plans:
         after = plan.after
         options.world[(share.path, plan.volume)] = after
+        options.ledger.follow(share, plan.before, after)
         options.assumed.add((share.path, plan.volume))
     if after is None:
         raise ValueError("something is assumed to be there afterwards")

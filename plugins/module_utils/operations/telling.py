@@ -27,3 +27,16 @@ def one_line(found: dict) -> str:
     parent = f", on {found['parent']['volume']}@{found['parent']['snapshot']}" if found["parent"] else ""
     snapshots = f", snapshots {listed((one['name'] for one in found['snapshots']), 5)}" if found["snapshots"] else ""
     return f"volume {found['name']}: {found['format']}, {size}, {found['path']}{parent}{snapshots}"
+
+
+def reasons(said: Sequence[tuple[str, StorageError]]) -> str:
+    """Why objects failed, each reason once: who has the same one is named together."""
+    groups: dict[tuple, list[tuple[str, StorageError]]] = {}
+    for label, error in said:
+        groups.setdefault((error.problem, error.remedy), []).append((label, error))
+    told = []
+    for (problem, remedy), several in groups.items():
+        alike = len({str(error) for _label, error in several}) == 1  # else the object of each is its own
+        told.append(f"{listed(label for label, _error in several)}: {several[0][1] if alike else f'{problem}; {remedy}.'}")
+    more = f" (and {len(told) - _MOST_REASONS} more reasons, see results)" if len(told) > _MOST_REASONS else ""
+    return " ".join(told[:_MOST_REASONS]) + more
