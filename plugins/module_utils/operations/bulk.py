@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import resource
 import time
-from contextlib import suppress
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Callable, Iterable, Iterator, Sequence
@@ -23,8 +23,8 @@ from ..errors import StorageError, understood
 from ..model import Share, is_safe_file_name
 from ..store.pace import NoTurn
 from .candidates import Candidates, locate
-from .holding import Holding, NotHeld
 from .existing import VolumeRequest
+from .holding import Holding, NotHeld
 from .order import Change, arrange
 from .transaction import Options, Outcome
 from .turns import Turns
@@ -129,6 +129,8 @@ class _Task:
         change = self._items[index].change
         if change is not None:
             self._options.ledger.give_back(change.candidates, change.volume)
+            if isinstance(self.results[index], StorageError):
+                self._options.failed.add(change.volume)
 
     def run(self, indexes: list[int], at_once: int) -> None:
         """Run items, of which ``at_once`` may be under way. Those for which there is no room come last, one after the other: others that

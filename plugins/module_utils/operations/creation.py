@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Sequence
 
 from ..apply.traces import find_interrupted
 from ..errors import Conflict, StorageError, VolumeNotFound
-from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
+from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.headers import require_healed_parent, require_known_formats
 from ..plan.plan import Plan
@@ -124,7 +124,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
     below, on_it = planned.view(planned.point_file(snapshot)), request.candidates._replace(shares=(share,))
     layers.require_whole(work.directory(share), below)
-    held = sum(image.allocated for image in below)
+    held = _held(work, share, source, below)
     _place(work, request, on_it, placement.demand_of_clone(wish, True, share, below[0].size, held, on_it))
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
     require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
@@ -170,6 +170,12 @@ def _source_share(request: VolumeRequest, options: Options) -> Share | None:
     return share
 
 
+def _held(work: Workspace, share: Share, source: SourceRequest, images: Sequence[Image]) -> int:
+    """Bytes that what is cloned takes on its share. A source that check mode only predicts takes what was promised to it."""
+    claim = work.options.ledger.standing(share, source.volume) if work.options.check else None
+    return max(sum(image.allocated for image in images), claim.demand.at_once if claim is not None else 0)
+
+
 def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, Source, list]:
     """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
     from ..apply.offline import CopySource
@@ -185,5 +191,5 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     layers.require_whole(work.directory(share), images)
     if source.snapshot is None:
         require_unused(work.directory(share), top, work.options.assume_unused, work.options.check)
-    told = Source(source.label, images[0].size, sum(image.allocated for image in images))
+    told = Source(source.label, images[0].size, _held(work, share, source, images))
     return CopySource(work.directory(share), images), told, recovered

@@ -60,7 +60,9 @@ def present(request: VolumeRequest, options: Options) -> Outcome | None:
         if there.unreadable or not request.candidates.missing:
             return None
         return _create(request, request.candidates.missing[0], options, there)
-    if _located(there, wish.name, options) or request.source is None or _has_source(request, there, options):
+    if request.source is None or request.source.volume in options.failed:  # no other task makes what an item of this one could not
+        return None
+    if _located(there, wish.name, options) or _has_source(request, there, options):
         return None
     share = placement.place(wish.name, there, there, Demand(wish.size or 0), request.policy, options.ledger, options.check)
     return _create(request, share, options, there)

@@ -116,13 +116,17 @@ def _room(share: Share, needed: int, allocated_now: int, policy: Policy, ledger:
     reserved = total * policy.reserved_percentage // 100
     usable = free - reserved
     if usable <= 0:
-        return 0, "is full" if not reserved else f"is full ({told_size(max(free, 0))} are free, {told_size(reserved)} stay reserved)"
+        return 0, "is full" if not reserved else f"is full ({_short(max(free, 0))} are free, {_short(reserved)} stay reserved)"
     if allocated_now and allocated_now + ledger.small(share) > usable:
-        kept = f", beside {told_size(reserved)} that stay reserved" if reserved else ""
-        return 0, f"has {told_size(usable)} free for use{kept}, and {told_size(allocated_now)} are needed at once"
+        kept = f", beside {_short(reserved)} that stay reserved" if reserved else ""
+        return 0, f"has {told_size(usable)} free for use{kept}, and {_short(allocated_now)} are needed at once beside some for records"
     taken, most = ledger.provisioned(share) if total else 0, total * policy.max_over_subscription_ratio
     if total and taken + needed > most:
         ratio = f"{policy.max_over_subscription_ratio:g}"
-        figures = f"{told_size(total)}, {ratio} times is {told_size(int(most))}, {told_size(taken)} are taken"
+        figures = f"{_short(total)}, {ratio} times is {_short(int(most))}, {_short(taken)} are taken"
         return 0, f"would hold more than {ratio} times its size in virtual disks ({figures})"
     return free, ""
+
+
+def _short(size: int) -> str:
+    return told_size(size).split(" (", 1)[0]

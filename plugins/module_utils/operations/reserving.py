@@ -42,18 +42,24 @@ def reserve_all(asked: Asked, options: Options) -> frozenset:
         if not any(view.where(request) is None for _index, request in requests):
             return frozenset()  # the usual case: all are there, and nothing more has to be read
         touched = {share.path: share for _index, request in requests for share in request.candidates.shares if view.where(request) is None}
-        without = set()
+        names, without = {request.wish.name for _index, request in requests}, set()
         with options.ledger.lock:
             if not options.check:
                 _look_again(touched, options)
             for index, request in requests:
                 try:
-                    _reserve(request, view, options, touched)
+                    if _is_decided_here(request, view, names):
+                        _reserve(request, view, options, touched)
                 except NoEligibleShare:
                     without.add(index)
                 except (StorageError, OSError, ValueError):
                     continue  # the item itself will tell
         return frozenset(without)
+
+
+def _is_decided_here(request: VolumeRequest, view: _View, names: set[str]) -> bool:
+    """Whether nothing is missing of this task: a clone whose source finds no room must wait for that."""
+    return request.source is None or request.source.volume not in names or view.source(request) is not None
 
 
 def _look_again(shares: dict[str, Share], options: Options) -> None:

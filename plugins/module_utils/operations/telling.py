@@ -1,12 +1,17 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What diffs tell beside the volume before and after: content that goes back, and volumes of a task about many in one line."""
+"""What diffs tell beside the volume before and after (content that goes back, volumes of a task about many in one line), and why objects failed."""
 
 from __future__ import annotations
 
+from typing import Sequence
+
+from ..errors import StorageError
 from ..model import listed, told_size
 from ..plan.plan import Plan
+
+_MOST_REASONS = 20  # in one message
 
 
 def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:

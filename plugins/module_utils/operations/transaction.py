@@ -42,6 +42,7 @@ class Options:
     path, name). ``drop_bitmaps`` gives up dirty bitmaps that a merge cannot carry.
 
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
+    ``failed`` are volumes that items of the task were to make or to change, and could not;
     ``told`` are warnings that it has given; ``log`` takes each step with its seconds;
     ``ledger`` is what all volumes of a share together take; ``holding`` the locks under which a part of a bulk task works; ``pace`` how its parts wait.
     """
@@ -57,6 +58,7 @@ class Options:
     assumed: set = field(default_factory=set)
     warn: Callable[[str], None] = lambda _text: None
     world: dict = field(default_factory=dict)
+    failed: set = field(default_factory=set)
     told: set = field(default_factory=set)
     ledger: Ledger = field(default_factory=Ledger)
     holding: Holding | None = None
