@@ -20,16 +20,18 @@ from ..store.inventory import Observed
 from .candidates import Candidates
 
 _FIRST = 576 << 10  # bytes that the first change of a share takes for .remotefs: its folders and the ballast
-_EACH = 32 << 10  # bytes that a volume takes beside its data: a record, and a lock on each candidate
+EACH = 32 << 10  # bytes that a volume takes beside its data: a record, and a lock on each candidate
+_NOISE = 1 << 20  # bytes by which the file system's figures may differ from what was foreseen before others must have taken them
 
 
 class Demand(NamedTuple):
     """What a new volume takes, in bytes: its virtual ``size``, what its creation writes (``at_once``), and of that what stays taken
-    (``kept``), which is less where a clone shares blocks with its source."""
+    (``kept``), which is less where a clone shares blocks with its source. ``small`` is what records, locks and empty tables take."""
 
     size: int
     at_once: int = 0
     kept: int = 0
+    small: int = EACH
 
 
 class Figures(NamedTuple):
@@ -88,8 +90,10 @@ class Ledger:
             for share in shares:
                 self.look([share])
                 known = self._figures[share.path]
-                free = min(known.free, _figures(share).free + self._taken.get(known.system, 0))
-                self._figures[share.path] = known._replace(free=free)
+                own = self._taken.get(known.system, 0) + self._small.get(known.system, 0)
+                free = _figures(share).free + own
+                if free < known.free - _NOISE:
+                    self._figures[share.path] = known._replace(free=free)
 
     def room(self, share: Share) -> tuple[int, int]:
         """(total size, bytes that are free and promised to nobody)."""
@@ -100,7 +104,7 @@ class Ledger:
 
     def small(self, share: Share) -> int:
         """What records and locks take of that room, with those of one more volume."""
-        return self._small.get(self._figures[share.path].system, 0) + _EACH
+        return self._small.get(self._figures[share.path].system, 0) + EACH
 
     # -- virtual sizes -------------------------------------------------------------------------------------------------
 
@@ -130,7 +134,7 @@ class Ledger:
             self._claims[claim.key] = self._standing[share.path, name] = claim
             own[name] = demand.size
             if new:
-                self._take(share, demand.kept, _EACH)
+                self._take(share, demand.kept, demand.small)
 
     def promised(self, candidates: Candidates, name: str) -> Claim | None:
         """What :meth:`promise` gave to this volume on these candidates, and nobody gave back."""
@@ -152,7 +156,7 @@ class Ledger:
             if claim.before is not None:
                 own[name] = claim.before
             if claim.new:
-                self._take(claim.share, -claim.demand.kept, -_EACH)
+                self._take(claim.share, -claim.demand.kept, -claim.demand.small)
 
     def follow(self, share: Share, before: Volume | None, after: Volume | None) -> None:
         """A volume of the share was ``before`` and is ``after``."""

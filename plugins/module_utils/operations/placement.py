@@ -11,7 +11,7 @@ from ..errors import NoEligibleShare
 from ..model import Share, told_size
 from ..plan.wishes import VolumeWish
 from .candidates import Candidates, Policy
-from .ledger import Demand, Ledger
+from .ledger import EACH, Demand, Ledger
 
 _NOISE = 1 << 20  # bytes by which what a source holds may differ from what it was thought to hold
 _QCOW2 = 5 << 16  # bytes of the header and of the smallest tables
@@ -23,7 +23,7 @@ def demand(wish: VolumeWish) -> Demand:
     size = wish.size or 0
     tables = _tables(size) if wish.format == "qcow2" and wish.preallocation != "off" else 0
     data = size if wish.preallocation in ("falloc", "full") else 0
-    return Demand(size, data + tables, data + tables)
+    return Demand(size, data + tables, data + tables, _small(wish, False))
 
 
 def demand_of_clone(wish: VolumeWish, linked: bool, source: Share, size: int, allocated: int, able: Candidates) -> Demand:
@@ -31,7 +31,12 @@ def demand_of_clone(wish: VolumeWish, linked: bool, source: Share, size: int, al
     in the same task, copies nothing. Room for all is asked for even where blocks will be shared, because nobody can be sure of that."""
     copied = 0 if linked and not wish.flatten else allocated
     written = copied + (_tables(copied) if copied and (linked or wish.format == "qcow2") else 0)
-    return Demand(wish.size or size, written, 0 if copied and _copies_share_blocks(source, able) else written)
+    kept = 0 if copied and _copies_share_blocks(source, able) else written
+    return Demand(wish.size or size, written, kept, _small(wish, linked))
+
+
+def _small(wish: VolumeWish, linked: bool) -> int:
+    return EACH + (_QCOW2 if linked or wish.format == "qcow2" else 0) + (_QCOW2 if wish.snapshot else 0)
 
 
 def _tables(size: int) -> int:
