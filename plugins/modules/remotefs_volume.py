@@ -135,16 +135,23 @@ options:
     type: list
     elements: str
   placement:
-    description: Which eligible share a new volume goes to. V(most_free) is the one with the most free space.
+    description:
+      - Which eligible share a new volume goes to. V(most_free) is the one with the most free space, and of equal ones the first.
+      - Free space is what the file system tells when the task begins, less what the task itself preallocates and copies there.
     type: str
     choices: [most_free]
     default: most_free
   reserved_percentage:
-    description: Percentage of a share that new volumes leave free.
+    description: Percentage of a share that new volumes leave free, with all that are made before them in the same task.
     type: int
     default: 0
   max_over_subscription_ratio:
-    description: How many times the size of a share its volumes may have together.
+    description:
+      - How many times the size of a share its volumes may have together.
+      - A new volume is refused where the virtual sizes of all volumes together would exceed this many times the share's size. A linked clone
+        counts with its whole size. Growing is not checked.
+      - So check mode refuses a new volume that is larger than the share may hold, even where an earlier task of the playbook would make it
+        smaller and this one only grow it.
     type: float
     default: 20
   volumes:
@@ -152,6 +159,8 @@ options:
       - Many volumes in one task. Each item takes the options above, with the task's own as defaults.
       - All are attempted; the task fails at the end if any did.
       - Items that depend on each other are done in the order that works. A source is made before its clones, and removed after them.
+      - Which share each new volume goes to, and for which there is no room, is decided in that order before any is made, so that it does
+        not depend on O(parallel), and check mode tells the same.
       - P(remotefs.storage.items#filter) makes such a list from names, or from a dictionary of dictionaries by name.
     type: list
     elements: dict

@@ -95,7 +95,7 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     plan = planner.create_volume(wish)
     share = _place(work, request, request.candidates, wanted)
     recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
-    require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
+    _require_free_name(work, share, wish.name, recovered)
     return carry_out(work, share, plan, recovered, copy)
 
 
@@ -127,11 +127,20 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     held = _held(work, share, source, below)
     _place(work, request, on_it, placement.demand_of_clone(wish, True, share, below[0].size, held, on_it))
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
-    require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
+    _require_free_name(work, share, wish.name, recovered)
     if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:
         kinship.require_free_name(work.directory(share), planned.active.file, parent.name)
     first = carry_out(work, share, prepared, recovered)
     return replace(joined(first, carry_out(work, share, plan, [])), before=None)
+
+
+def _require_free_name(work: Workspace, share: Share, name: str, recovered: list) -> None:
+    """:raises Conflict: as of :func:`kinship.require_free_name`, but not for what check mode foretells to be gone by then."""
+    directory, world = work.directory(share), work.options.world
+    owner = kinship.owner_of(directory, name) or name if world else name
+    goes = (share.path, owner) in world and world[(share.path, owner)] is None
+    if not goes:
+        require_free_name(directory, name, name, recovered if work.options.check else [])
 
 
 def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Plan:

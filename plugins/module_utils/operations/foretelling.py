@@ -20,7 +20,8 @@ from ..plan.wishes import SnapshotWish, Source
 from ..store import inventory
 from ..store.directory import ShareDirectory
 from . import placement, report, telling
-from .candidates import Candidates, locate
+from .candidates import Candidates
+from .existing import located
 from .ledger import Demand
 from .transaction import Options, Outcome
 
@@ -62,7 +63,7 @@ def present(request: VolumeRequest, options: Options) -> Outcome | None:
         return _create(request, request.candidates.missing[0], options, there)
     if request.source is None or request.source.volume in options.failed:  # no other task makes what an item of this one could not
         return None
-    if _located(there, wish.name, options) or _has_source(request, there, options):
+    if located(there, wish.name, options) or _has_source(request, there, options):
         return None
     share = placement.place(wish.name, there, there, Demand(wish.size or 0), request.policy, options.ledger, options.check)
     return _create(request, share, options, there)
@@ -138,7 +139,7 @@ def missing_volume(candidates: Candidates, name: str, options: Options, quiet: b
     if known is not None:
         return known
     there = reachable(candidates, options)
-    if there.unreadable or not (there.shares or candidates.missing) or _located(there, name, options):
+    if there.unreadable or not (there.shares or candidates.missing) or located(there, name, options):
         return None
     share = (there.shares or candidates.missing)[0]
     if not quiet:
@@ -225,19 +226,12 @@ def _assumed(candidates: Candidates, name: str, options: Options) -> tuple[Share
     return None
 
 
-def _located(there: Candidates, name: str, options: Options) -> Share | None:
-    for share in there.shares:
-        if (share.path, name) in options.world:
-            return share if options.world[(share.path, name)] is not None else None
-    return locate(there, name)
-
-
 def _known(there: Candidates, name: str, options: Options) -> Volume | None:
     """A volume as it is, or as earlier items of the task leave it."""
     for (_path, other), volume in options.world.items():
         if other == name and volume is not None:
             return volume
-    share = _located(there, name, options)
+    share = located(there, name, options)
     if share is None:
         return None
     with ShareDirectory(share) as directory:

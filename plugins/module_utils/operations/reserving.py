@@ -42,16 +42,17 @@ def reserve_all(asked: Asked, options: Options) -> frozenset:
         if not any(view.where(request) is None for _index, request in requests):
             return frozenset()  # the usual case: all are there, and nothing more has to be read
         touched = {share.path: share for _index, request in requests for share in request.candidates.shares if view.where(request) is None}
-        names, without = {request.wish.name for _index, request in requests}, set()
+        names, refused, without = {request.wish.name for _index, request in requests}, set(), set()
         with options.ledger.lock:
             if not options.check:
                 _look_again(touched, options)
             for index, request in requests:
                 try:
-                    if _is_decided_here(request, view, names):
+                    if request.wish.name not in refused and _is_decided_here(request, view, names):
                         _reserve(request, view, options, touched)
                 except NoEligibleShare:
                     without.add(index)
+                    refused.add(request.wish.name)
                 except (StorageError, OSError, ValueError):
                     continue  # the item itself will tell
         return frozenset(without)
