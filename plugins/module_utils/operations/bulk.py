@@ -20,7 +20,7 @@ from itertools import groupby
 from typing import Callable, Iterable, Iterator, Sequence
 
 from ..errors import StorageError, understood
-from ..model import Share, is_safe_file_name
+from ..model import Share, info_name, is_safe_file_name
 from ..store.pace import NoTurn
 from .candidates import Candidates, locate
 from .existing import VolumeRequest
@@ -78,7 +78,6 @@ def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outc
     """
     order, names = arrange(items)
     items = [replace(items[index], touches=items[index].touches | names.get(index, frozenset())) for index in order]
-    _look_at_room(items, options)
     task = _Task(items, parallel, options)
     for is_deletion, group in groupby(range(len(items)), lambda index: items[index].deletion is not None):
         indexes = list(group)
@@ -91,12 +90,23 @@ def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outc
     return [results[index] for index in range(len(items))]
 
 
-def _look_at_room(items: Sequence[Item], options: Options) -> None:
-    """Before anything changes, so that a run and its prediction start from the same figures."""
-    for item in items:
-        if item.asked is not None and item.change is not None:
-            with suppress(OSError):  # to be told where a share is chosen
-                options.ledger.look(item.change.candidates.shares)
+def _look_at_room(items: Sequence[Item], options: Options) -> bool:
+    """Whether any of the volumes that are asked for is to be made. If so, the room on the shares is read before anything changes, so
+    that a run and its prediction start from the same figures."""
+    asked = [item.change for item in items if item.asked is not None and item.change is not None]
+    makes = bool(asked) and (any(item.deletion for item in items) or not all(_is_there(change) for change in asked))
+    for change in asked if makes else ():
+        with suppress(OSError):  # to be told where a share is chosen
+            options.ledger.look(change.candidates.shares)
+    return makes
+
+
+def _is_there(change: Change) -> bool:
+    """Whether a file of that name is; a hint that costs little."""
+    if not is_safe_file_name(change.volume):
+        return True  # it is never made
+    names = (change.volume, info_name(change.volume))
+    return any(os.path.lexists(os.path.join(share.path, name)) for share in change.candidates.shares for name in names)
 
 
 class _Task:
@@ -104,6 +114,7 @@ class _Task:
 
     def __init__(self, items: Sequence[Item], parallel: int, options: Options) -> None:
         self.results: dict[int, Outcome | StorageError] = {}
+        self._makes = _look_at_room(items, options)
         self._items = items
         self._turns = Turns(parallel)
         self._parallel = parallel
@@ -128,7 +139,8 @@ class _Task:
             self.results[index] = understood(error, self._items[index].name)
         change = self._items[index].change
         if change is not None:
-            self._options.ledger.give_back(change.candidates, change.volume)
+            if "ledger" in self._options.kept:
+                self._options.ledger.give_back(change.candidates, change.volume)
             if isinstance(self.results[index], StorageError):
                 self._options.failed.add(change.volume)
 
@@ -155,7 +167,7 @@ class _Task:
 
     def _without_room(self, indexes: list[int]) -> frozenset:
         asked = [(index, ask) for index, ask in ((index, self._items[index].asked) for index in indexes) if ask is not None]
-        if len(asked) < 2:
+        if not self._makes or len(asked) < 2:
             return frozenset()
         from .reserving import reserve_all  # late: other tasks start faster without
 
