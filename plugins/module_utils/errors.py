@@ -10,7 +10,7 @@ Code that raises says all three; nothing below ``main()`` catches an error to re
 from __future__ import annotations
 
 import errno
-from typing import Sequence
+from typing import Iterable, Sequence
 
 
 class StorageError(Exception):
@@ -156,16 +156,28 @@ def from_os_error(error: OSError, subject: str, reader: int | None = None) -> St
     return ToolFailed(subject, f"the system call failed ({words})", "see the kernel log of this host, nothing was lost")
 
 
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names for a message, cut where there are too many to be read."""
+    every = [str(name) for name in names]
+    shown = ", ".join(every[:most])
+    return f"{shown} and {len(every) - most} more" if len(every) > most else shown
+
+
 def told_together(what: str, total: int, failures: Sequence[tuple[Sequence[str], StorageError]], most: int = 20) -> str:
-    """The message of a task about many objects: each that failed with its reason, and its names where the reason does not have them.
+    """The message of a task about many objects: each reason once, with the names of those that failed for it where it does not have them.
 
     :param what: the objects, as "volumes". :param failures: the names of each, as volume and snapshot, and its error.
     """
+    groups: dict[str, list[Sequence[str]]] = {}
+    for names, error in failures:
+        groups.setdefault(str(error), []).append(names)
+    subjects = {str(error): error.subject for _names, error in failures}
     reasons = []
-    for names, error in failures[:most]:
-        said = {error.subject, *error.subject.replace(",", " ").split()}
-        reasons.append(str(error) if said.issuperset(names) else f"{'@'.join(names)}: {error}")
-    more = f" (and {len(failures) - most} more, see results)" if len(failures) > most else ""
+    for reason, several in list(groups.items())[:most]:
+        said = {subjects[reason], *subjects[reason].replace(",", " ").split()}
+        labels = "" if len(several) == 1 and said.issuperset(several[0]) else f"{listed('@'.join(names) for names in several)}: "
+        reasons.append(labels + reason)
+    more = f" (and {len(groups) - most} more reasons, see results)" if len(groups) > most else ""
     return f"{len(failures)} of {total} {what} failed. {' '.join(reasons)}{more}"
 
 

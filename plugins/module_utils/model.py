@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Collection, Iterable, NamedTuple
 
-from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
+from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound, listed
 
 SECTOR = 512
 MAX_SIZE = 2**63  # 8 EiB, exclusive: what an off_t can address
@@ -62,13 +62,6 @@ def told_size(size: int) -> str:
     power = min((size.bit_length() - 1) // 10, 6)
     number = f"{size / (1 << 10 * power):.1f}"
     return f"{number[:-2] if number.endswith('.0') else number} {'KMGTPE'[power - 1]}iB ({size} bytes)"
-
-
-def listed(names: Iterable[object], most: int = 20) -> str:
-    """Names for a message, cut where there are too many to be read."""
-    every = [str(name) for name in names]
-    shown = ", ".join(every[:most])
-    return f"{shown} and {len(every) - most} more" if len(every) > most else shown
 
 
 def round_to_sector(size: int) -> int:

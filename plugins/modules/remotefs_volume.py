@@ -141,16 +141,23 @@ options:
     type: list
     elements: str
   placement:
-    description: Which eligible share a new volume goes to. V(most_free) is the one with the most free space.
+    description:
+      - Which eligible share a new volume goes to. V(most_free) is the one with the most free space, and of equal ones the first.
+      - Free space is what the file system tells when the task begins, less what the task itself preallocates and copies there.
     type: str
     choices: [most_free]
     default: most_free
   reserved_percentage:
-    description: Percentage of a share that new volumes leave free.
+    description: Percentage of a share that new volumes leave free, with all that are made before them in the same task.
     type: int
     default: 0
   max_over_subscription_ratio:
-    description: How many times the size of a share its volumes may have together.
+    description:
+      - How many times the size of a share its volumes may have together.
+      - A new volume is refused where the virtual sizes of all volumes together would exceed this many times the share's size. A linked clone
+        counts with its whole size. Growing is not checked.
+      - So check mode refuses a new volume that is larger than the share may hold, even where an earlier task of the playbook would make it
+        smaller and this one only grow it.
     type: float
     default: 20
   volumes:
@@ -159,6 +166,8 @@ options:
       - All are attempted; the task fails at the end if any did.
       - A volume that several items name is refused, because nobody knows which of them is meant.
       - Items that depend on each other are done in the order that works. A source is made before its clones, and removed after them.
+      - Which share each new volume goes to, and for which there is no room, is decided in that order before any is made, so that it does
+        not depend on O(parallel), and check mode tells the same.
       - P(remotefs.storage.items#filter) makes such a list from names, or from a dictionary of dictionaries by name.
     type: list
     elements: dict
@@ -488,8 +497,8 @@ _VOLUME = {
 }
 
 
-def _run(params: dict, options, finder):
-    """Bring one volume to what its parameters say."""
+def _run(params: dict, options, finder, asked=None):
+    """Bring one volume to what its parameters say. ``asked`` makes them a request, unless that is to be made here."""
     from ..module_utils.operations import volumes
 
     changes.require(params, "name", "share")
@@ -497,7 +506,7 @@ def _run(params: dict, options, finder):
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)
-    return volumes.ensure_present(_request(params, candidates), options)
+    return volumes.ensure_present(asked() if asked else _request(params, candidates), options)
 
 
 def _request(params: dict, candidates):
@@ -557,8 +566,11 @@ def _item(params: dict, finder):
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
     deletion = bulk.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
     change = _change(params, candidates, name) if candidates else None
-    run = functools.partial(_run, params, finder=finder)
-    return bulk.Item(name, touches, run, deletion, reads, bool(params["flatten"]), change, results.naming(name))
+    asked = None
+    if candidates and params["state"] == "present" and params["name"] is not None:
+        asked = functools.lru_cache(maxsize=None)(functools.partial(_request, params, candidates))
+    run = functools.partial(_run, params, finder=finder, asked=asked)
+    return bulk.Item(name, touches, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
 
 
 def _change(params: dict, candidates, name: str):

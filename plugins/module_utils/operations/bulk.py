@@ -14,14 +14,16 @@ import os
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Callable, Iterable, Iterator, Sequence
 
 from ..errors import StorageError, understood
-from ..model import Share, is_safe_file_name
+from ..model import Share, info_name, is_safe_file_name
 from ..store.pace import NoTurn
 from .candidates import Candidates, locate
+from .existing import VolumeRequest
 from .holding import Holding, NotHeld
 from .order import Change, arrange
 from .transaction import Options, Outcome
@@ -46,6 +48,7 @@ class Item:
     """One object of a bulk task. Items that share a name in ``touches``, their own volume's among them, run in order, and so do
     those that have it in ``reads``.
 
+    ``asked`` tells what volume it wants to be there, if any: its room is promised before items run side by side (see :mod:`reserving`).
     ``told`` are keys of its result that name its volume and its snapshot. ``change`` tells what others may depend on (see :mod:`order`).
     ``keeps_lock`` says that it moves data when the volume has been changed already, and cannot be given back to be done later.
     No more of such items are under way than work, because others wait for their volumes.
@@ -59,6 +62,7 @@ class Item:
     keeps_lock: bool = False
     change: Change | None = None
     told: dict = field(default_factory=dict)
+    asked: Callable[[], VolumeRequest] | None = None
 
 
 def default_parallel() -> int:
@@ -86,11 +90,31 @@ def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outc
     return [results[index] for index in range(len(items))]
 
 
+def _look_at_room(items: Sequence[Item], options: Options) -> bool:
+    """Whether any of the volumes that are asked for is to be made. If so, the room on the shares is read before anything changes, so
+    that a run and its prediction start from the same figures."""
+    asked = [item.change for item in items if item.asked is not None and item.change is not None]
+    makes = bool(asked) and (any(item.deletion for item in items) or not all(_is_there(change) for change in asked))
+    for change in asked if makes else ():
+        with suppress(OSError):  # to be told where a share is chosen
+            options.ledger.look(change.candidates.shares)
+    return makes
+
+
+def _is_there(change: Change) -> bool:
+    """Whether a file of that name is; a hint that costs little."""
+    if not is_safe_file_name(change.volume):
+        return True  # it is never made
+    names = (change.volume, info_name(change.volume))
+    return any(os.path.lexists(os.path.join(share.path, name)) for share in change.candidates.shares for name in names)
+
+
 class _Task:
     """The items of one bulk task, and the results of those that are done, by index."""
 
     def __init__(self, items: Sequence[Item], parallel: int, options: Options) -> None:
         self.results: dict[int, Outcome | StorageError] = {}
+        self._makes = _look_at_room(items, options)
         self._items = items
         self._turns = Turns(parallel)
         self._parallel = parallel
@@ -113,9 +137,16 @@ class _Task:
             raise
         except Exception as error:  # whatever it is, it is this item's, and no other one is to suffer
             self.results[index] = understood(error, self._items[index].name)
+        change = self._items[index].change
+        if change is not None:
+            if "ledger" in self._options.kept:
+                self._options.ledger.give_back(change.candidates, change.volume)
+            if isinstance(self.results[index], StorageError):
+                self._options.failed.add(change.volume)
 
     def run(self, indexes: list[int], at_once: int) -> None:
-        """Run items, of which ``at_once`` may be under way."""
+        """Run items, of which ``at_once`` may be under way. Those for which there is no room come last, one after the other: others that
+        fail may leave them theirs."""
         touched = frozenset().union(*(self._items[index].touches for index in indexes))
         names = {index: self._items[index].touches | (self._items[index].reads & touched) for index in indexes}
 
@@ -124,13 +155,23 @@ class _Task:
                 for index in row:
                     self._run_item(index, self._options)
 
-        rows = _rows(names)
+        rows, last = _parted(_rows(names), self._without_room(indexes))
         if at_once == 1 or len(rows) <= 1:
             for row in rows:
                 run_row(row)
-            return
-        with ThreadPoolExecutor(max_workers=at_once) as pool:
-            list(pool.map(run_row, rows))
+        else:
+            with ThreadPoolExecutor(max_workers=at_once) as pool:
+                list(pool.map(run_row, rows))
+        for index in last:
+            run_row([index])
+
+    def _without_room(self, indexes: list[int]) -> frozenset:
+        asked = [(index, ask) for index, ask in ((index, self._items[index].asked) for index in indexes) if ask is not None]
+        if not self._makes or len(asked) < 2:
+            return frozenset()
+        from .reserving import reserve_all  # late: other tasks start faster without
+
+        return reserve_all(asked, self._options)
 
     # -- deletions in batches ----------------------------------------------------------------------------------------
 
@@ -244,3 +285,13 @@ def _rows(names_of: dict[int, frozenset]) -> list[list[int]]:
     for index, names in names_of.items():
         rows.setdefault(leader(min(names)), []).append(index)
     return list(rows.values())
+
+
+def _parted(rows: list[list[int]], without_room: frozenset) -> tuple[list[list[int]], list[int]]:
+    """(rows up to the first item without room, all that is behind those in order)."""
+    first, last = [], []
+    for row in rows:
+        cut = next((place for place, index in enumerate(row) if index in without_room), len(row))
+        first += [row[:cut]] if cut else []
+        last += row[cut:]
+    return first, sorted(last)

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Sequence
 
 from ..apply.traces import find_interrupted
 from ..errors import Conflict, StorageError, VolumeNotFound
-from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
+from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.headers import require_healed_parent, require_known_formats
 from ..plan.plan import Plan
@@ -20,6 +21,7 @@ from ..store import inventory, kinship
 from . import placement
 from .candidates import Candidates, has_unfinished, locate
 from .existing import SourceRequest, VolumeRequest, bring_up, located
+from .ledger import Demand
 from .refusals import require_free_name, require_unused
 from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 
@@ -36,6 +38,8 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
     request = request._replace(wish=request.wish._replace(created=request.wish.created or now()))
     name, candidates = request.wish.name, request.candidates
     candidates.require_all()
+    with suppress(OSError):  # to be told where a share is chosen
+        options.ledger.look(candidates.shares)
     with Workspace(options) as work:
         source_share = _source_share(request, options)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
@@ -85,13 +89,18 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
     if request.source and source_share:
         copy, told, source_told = _open_source(work, source_share, request.source)
         wish = wish._replace(source=told)
-    size = wish.size or (wish.source.size if wish.source else 0)
-    at_once = size if wish.preallocation in ("falloc", "full") else (wish.source.allocated if wish.source else 0)
+    wanted = placement.demand(wish)
+    if wish.source and source_share:
+        wanted = placement.demand_of_clone(wish, False, source_share, wish.source.size, wish.source.allocated, request.candidates)
     plan = planner.create_volume(wish)
-    share = placement.choose(request.candidates, size, at_once, request.policy, work.options.ledger)
+    share = _place(work, request, request.candidates, wanted)
     recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
-    require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
+    _require_free_name(work, share, wish.name, recovered)
     return carry_out(work, share, plan, recovered, copy)
+
+
+def _place(work: Workspace, request: VolumeRequest, able: Candidates, wanted: Demand) -> Share:
+    return placement.place(request.wish.name, request.candidates, able, wanted, request.policy, work.options.ledger, work.options.check)
 
 
 def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended: list) -> Outcome:
@@ -113,14 +122,25 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     prepared = _prepare_parent(parent, source, snapshot)
     planned = prepared.after or parent
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
-    layers.require_whole(work.directory(share), planned.view(planned.point_file(snapshot)), thorough=False)
-    placement.choose(request.candidates._replace(shares=(share,)), planned.size, 0, request.policy, work.options.ledger)
+    below, on_it = planned.view(planned.point_file(snapshot)), request.candidates._replace(shares=(share,))
+    layers.require_whole(work.directory(share), below, thorough=False)
+    held = _held(work, share, source, below)
+    _place(work, request, on_it, placement.demand_of_clone(wish, True, share, below[0].size, held, on_it))
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
-    require_free_name(work.directory(share), wish.name, wish.name, recovered if work.options.check else [])
+    _require_free_name(work, share, wish.name, recovered)
     if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:
         kinship.require_free_name(work.directory(share), planned.active.file, parent.name)
     first = carry_out(work, share, prepared, recovered)
     return replace(joined(first, carry_out(work, share, plan, [])), before=None)
+
+
+def _require_free_name(work: Workspace, share: Share, name: str, recovered: list) -> None:
+    """:raises Conflict: as of :func:`kinship.require_free_name`, but not for what check mode foretells to be gone by then."""
+    directory, world = work.directory(share), work.options.world
+    owner = kinship.owner_of(directory, name) or name if world else name
+    goes = (share.path, owner) in world and world[(share.path, owner)] is None
+    if not goes:
+        require_free_name(directory, name, name, recovered if work.options.check else [])
 
 
 def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Plan:
@@ -159,6 +179,12 @@ def _source_share(request: VolumeRequest, options: Options) -> Share | None:
     return share
 
 
+def _held(work: Workspace, share: Share, source: SourceRequest, images: Sequence[Image]) -> int:
+    """Bytes that what is cloned takes on its share. A source that check mode only predicts takes what was promised to it."""
+    claim = work.options.ledger.standing(share, source.volume) if work.options.check else None
+    return max(sum(image.allocated for image in images), claim.demand.at_once if claim is not None else 0)
+
+
 def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, Source, list]:
     """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
     from ..apply.offline import CopySource
@@ -174,5 +200,5 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     layers.require_whole(work.directory(share), images)
     if source.snapshot is None:
         require_unused(work.directory(share), top, work.options.assume_unused, work.options.check)
-    told = Source(source.label, images[0].size, sum(image.allocated for image in images))
+    told = Source(source.label, images[0].size, _held(work, share, source, images))
     return CopySource(work.directory(share), images), told, recovered

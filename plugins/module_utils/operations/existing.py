@@ -41,10 +41,11 @@ class VolumeRequest(NamedTuple):
 
 def located(candidates: Candidates, name: str, options: Options) -> Share | None:
     """Where the volume is; check mode also remembers what earlier items of the task would have done."""
+    known = {share.path: options.world[(share.path, name)] for share in candidates.shares if (share.path, name) in options.world}
     for share in candidates.shares:
-        if (share.path, name) in options.world:
-            return share if options.world[(share.path, name)] is not None else None
-    return locate(candidates, name)
+        if known.get(share.path) is not None:
+            return share
+    return locate(candidates._replace(shares=tuple(share for share in candidates.shares if share.path not in known)), name)
 
 
 def bring_up(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:

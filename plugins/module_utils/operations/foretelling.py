@@ -20,7 +20,9 @@ from ..plan.wishes import SnapshotWish, Source
 from ..store import inventory
 from ..store.directory import ShareDirectory
 from . import placement, report, telling
-from .candidates import Candidates, locate
+from .candidates import Candidates
+from .existing import located
+from .ledger import Demand
 from .transaction import Options, Outcome
 
 if TYPE_CHECKING:
@@ -59,9 +61,11 @@ def present(request: VolumeRequest, options: Options) -> Outcome | None:
         if there.unreadable or not request.candidates.missing:
             return None
         return _create(request, request.candidates.missing[0], options, there)
-    if _located(there, wish.name, options) or request.source is None or _has_source(request, there, options):
+    if request.source is None or request.source.volume in options.failed:  # no other task makes what an item of this one could not
         return None
-    share = placement.choose(there, wish.size or 0, 0, request.policy, options.ledger)
+    if located(there, wish.name, options) or _has_source(request, there, options):
+        return None
+    share = placement.place(wish.name, there, there, Demand(wish.size or 0), request.policy, options.ledger, options.check)
     return _create(request, share, options, there)
 
 
@@ -119,6 +123,7 @@ def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -
         share, volume = known
         plan = planner.delete_volume(volume, cascade)
         options.world[(share.path, name)] = None
+        options.ledger.follow(share, volume, None)
         return Outcome(name, True, plan.actions, [], _told(volume, share), None)
     return Outcome(name, False, [], [], None, None) if candidates.missing and not there.shares and not there.unreadable else None
 
@@ -134,7 +139,7 @@ def missing_volume(candidates: Candidates, name: str, options: Options, quiet: b
     if known is not None:
         return known
     there = reachable(candidates, options)
-    if there.unreadable or not (there.shares or candidates.missing) or _located(there, name, options):
+    if there.unreadable or not (there.shares or candidates.missing) or located(there, name, options):
         return None
     share = (there.shares or candidates.missing)[0]
     if not quiet:
@@ -225,19 +230,12 @@ def _assumed(candidates: Candidates, name: str, options: Options) -> tuple[Share
     return None
 
 
-def _located(there: Candidates, name: str, options: Options) -> Share | None:
-    for share in there.shares:
-        if (share.path, name) in options.world:
-            return share if options.world[(share.path, name)] is not None else None
-    return locate(there, name)
-
-
 def _known(there: Candidates, name: str, options: Options) -> Volume | None:
     """A volume as it is, or as earlier items of the task leave it."""
     for (_path, other), volume in options.world.items():
         if other == name and volume is not None:
             return volume
-    share = _located(there, name, options)
+    share = located(there, name, options)
     if share is None:
         return None
     with ShareDirectory(share) as directory:
@@ -250,6 +248,7 @@ def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volu
     for plan in plans:
         after = plan.after
         options.world[(share.path, plan.volume)] = after
+        options.ledger.follow(share, plan.before, after)
         options.assumed.add((share.path, plan.volume))
     if after is None:
         raise ValueError("something is assumed to be there afterwards")

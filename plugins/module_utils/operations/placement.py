@@ -1,7 +1,7 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which share a new volume goes to."""
+"""Which share a new volume goes to. What it takes is promised to it in the ledger, before anything is written."""
 
 from __future__ import annotations
 
@@ -9,12 +9,53 @@ import os
 
 from ..errors import NoEligibleShare
 from ..model import Share, told_size
+from ..plan.wishes import VolumeWish
 from .candidates import Candidates, Policy
-from .ledger import Ledger
+from .ledger import EACH, Demand, Ledger
+
+_NOISE = 1 << 20  # bytes by which what a source holds may differ from what it was thought to hold
+_QCOW2 = 5 << 16  # bytes of the header and of the smallest tables
+_SHARING = ("xfs", "btrfs", "bcachefs", "ocfs2")  # file systems on which copies share their blocks
+
+
+def demand(wish: VolumeWish) -> Demand:
+    """What a new empty volume takes. Tables of what is not preallocated count as nothing."""
+    size = wish.size or 0
+    tables = _tables(size) if wish.format == "qcow2" and wish.preallocation != "off" else 0
+    data = size if wish.preallocation in ("falloc", "full") else 0
+    return Demand(size, data + tables, data + tables, _small(wish, False))
+
+
+def demand_of_clone(wish: VolumeWish, linked: bool, source: Share, size: int, allocated: int, able: Candidates) -> Demand:
+    """What a clone takes of a point of ``size`` bytes of which the share holds ``allocated``. One that is linked, and is not cut loose
+    in the same task, copies nothing. Room for all is asked for even where blocks will be shared, because nobody can be sure of that."""
+    copied = 0 if linked and not wish.flatten else allocated
+    written = copied + (_tables(copied) if copied and (linked or wish.format == "qcow2") else 0)
+    kept = 0 if copied and _copies_share_blocks(source, able) else written
+    return Demand(wish.size or size, written, kept, _small(wish, linked))
+
+
+def _small(wish: VolumeWish, linked: bool) -> int:
+    return EACH + (_QCOW2 if linked or wish.format == "qcow2" else 0) + (_QCOW2 if wish.snapshot else 0)
+
+
+def _tables(size: int) -> int:
+    """Bytes of the tables of a qcow2 image with ``size`` bytes of data, in clusters of 64 KiB: 8 and 2 for each cluster."""
+    return size // 8192 + size // 32768 + _QCOW2
+
+
+def _copies_share_blocks(source: Share, candidates: Candidates) -> bool:
+    """Whether a copy of a volume on ``source`` takes no room of its own on any of the candidates, as far as that can be known."""
+    from ..mounts.tables import enclosing, read_mounts  # late: only full clones ask
+
+    if any(share.path != source.path for share in candidates.shares):
+        return False
+    mount = enclosing(read_mounts(), os.path.realpath(source.path))
+    return mount is not None and mount.fstype in _SHARING
 
 
 def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, ledger: Ledger) -> Share:
-    """The eligible share with the most free space for a new volume of ``needed`` bytes virtual size.
+    """The eligible share with the most free space for a new volume of ``needed`` bytes virtual size; of equal ones the first.
 
     :param allocated_now: bytes that its creation writes at once (preallocation, a clone's data).
     :raises NoEligibleShare: none has room within the policy; the message says why for each.
@@ -36,16 +77,61 @@ def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Poli
     return max(eligible, key=lambda pair: pair[0])[1]
 
 
+def reserve(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, ledger: Ledger) -> Share:
+    """Choose one of the candidates that are ``able`` to have the volume, and promise it the room there.
+
+    :raises NoEligibleShare: as :func:`choose`.
+    """
+    with ledger.lock:
+        share = choose(able, wanted.size, wanted.at_once, policy, ledger)
+        ledger.promise(asked, share, name, wanted)
+        return share
+
+
+def place(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, ledger: Ledger, check: bool) -> Share:
+    """Where a volume goes that is made now: where it was promised room, unless that went away or it turned out to need more.
+
+    :raises NoEligibleShare: as :func:`choose`. :raises OSError: a share cannot be asked for its room.
+    """
+    with ledger.lock:
+        claim = ledger.promised(asked, name)
+        if claim is not None and not claim.made and _still_good(claim.share, claim.demand, able, wanted, policy, check):
+            return claim.share
+        ledger.give_back(asked, name)
+        if not check:
+            ledger.look_again(able.shares)
+        return reserve(name, asked, able, wanted, policy, ledger)
+
+
+def _still_good(share: Share, promised: Demand, able: Candidates, wanted: Demand, policy: Policy, check: bool) -> bool:
+    if share not in able.shares or wanted.size != promised.size or wanted.at_once > promised.at_once + _NOISE:
+        return False
+    if check:
+        return True
+    figures = os.statvfs(share.path)  # nobody but this task keeps to its promises
+    total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
+    usable = free - total * policy.reserved_percentage // 100
+    return usable > 0 and wanted.at_once <= usable and os.access(share.path, os.W_OK)
+
+
 def _room(share: Share, needed: int, allocated_now: int, policy: Policy, ledger: Ledger) -> tuple[int, str]:
     if not os.access(share.path, os.W_OK):
         return 0, "is not writable"
-    figures = os.statvfs(share.path)
-    total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
-    usable = free - total * policy.reserved_percentage // 100
-    if allocated_now > usable:
-        return 0, f"has {told_size(max(usable, 0))} free for use"
+    total, free = ledger.room(share)
+    reserved = total * policy.reserved_percentage // 100
+    usable = free - reserved
     if usable <= 0:
-        return 0, "is full"
-    if total and ledger.provisioned(share) + needed > total * policy.max_over_subscription_ratio:
-        return 0, f"would hold more than {policy.max_over_subscription_ratio:g} times its size in virtual disks"
+        return 0, "is full" if not reserved else f"is full ({_short(max(free, 0))} are free, {_short(reserved)} stay reserved)"
+    if allocated_now and allocated_now + ledger.small(share) > usable:
+        kept = f", beside {_short(reserved)} that stay reserved" if reserved else ""
+        return 0, f"has {told_size(usable)} free for use{kept}, and {_short(allocated_now)} are needed at once beside some for records"
+    taken, most = ledger.provisioned(share) if total else 0, total * policy.max_over_subscription_ratio
+    if total and taken + needed > most:
+        ratio = f"{policy.max_over_subscription_ratio:g}"
+        figures = f"{_short(total)}, {ratio} times is {_short(int(most))}, {_short(taken)} are taken"
+        return 0, f"would hold more than {ratio} times its size in virtual disks ({figures})"
     return free, ""
+
+
+def _short(size: int) -> str:
+    return told_size(size).split(" (", 1)[0]

@@ -11,6 +11,8 @@ from typing import Sequence
 from ..model import listed, told_size
 from ..plan.plan import Plan
 
+_MOST_REASONS = 20  # in one message
+
 
 def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:
     """How a diff tells a revert: the content before and after it. None where nothing is discarded."""

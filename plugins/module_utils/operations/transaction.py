@@ -25,12 +25,12 @@ from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
 from ..store.pace import Pace
 from . import report
-from .ledger import Ledger
 
 if TYPE_CHECKING:
     from ..apply.executor import Executor
     from ..apply.offline import CopySource
     from .holding import Holding
+    from .ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ class Options:
     path, name). ``drop_bitmaps`` gives up dirty bitmaps that a merge cannot carry.
 
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
+    ``failed`` are volumes that items of the task were to make or to change, and could not;
     ``told`` are warnings that it has given; ``log`` takes each step with its seconds;
-    ``ledger`` is what all volumes of a share together take; ``holding`` the locks under which a part of a bulk task works; ``pace`` how its parts wait.
+    ``ledger`` is what all volumes of a share together take (in ``kept`` from its first use on);
+    ``holding`` the locks under which a part of a bulk task works; ``pace`` how its parts wait.
     """
 
     check: bool = False
@@ -57,11 +59,20 @@ class Options:
     assumed: set = field(default_factory=set)
     warn: Callable[[str], None] = lambda _text: None
     world: dict = field(default_factory=dict)
+    failed: set = field(default_factory=set)
     told: set = field(default_factory=set)
-    ledger: Ledger = field(default_factory=Ledger)
+    kept: dict = field(default_factory=dict)
     holding: Holding | None = None
     pace: Pace = field(default_factory=Pace)
     log: Callable[[str, dict, float], None] | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        if "ledger" not in self.kept:
+            from .ledger import Ledger  # late: most tasks find all as it should be
+
+            self.kept.setdefault("ledger", Ledger())  # threads that come at once get the same
+        return self.kept["ledger"]
 
 
 @dataclass(frozen=True)
@@ -374,7 +385,8 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
             work.apply(share, plan, source)
         looked = not plan.changed and plan.before is plan.after  # at this very volume, under the lock
         after = before if looked else _observed_after(directory, plan)
-    work.options.ledger.follow(share, plan.before, plan.after)
+    if plan.changed:
+        work.options.ledger.follow(share, plan.before, plan.after)
     overruled = work.not_counted.get(plan.volume, ()) if plan.changed else ()
     if overruled:
         work.options.warn(f"volume {plan.volume} on {share.label}: not counted as resting on it, as not_dependent says: {', '.join(overruled)}")

@@ -1,0 +1,168 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The room of all volumes that a task makes, promised in the order of its items before any of them begins.
+
+So which of them are made, and where, does not depend on how many work at a time, and check mode tells the same. What is seen here
+is seen without locks: each item looks again under its own, and what was promised to it only holds if it finds the same.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Callable, NamedTuple, Sequence
+
+from ..errors import NoEligibleShare, StorageError, VolumeNotFound
+from ..model import Share, Volume, check_volume_name
+from ..store import inventory
+from ..store.directory import ShareDirectory
+from . import placement
+from .candidates import Candidates
+from .existing import VolumeRequest
+from .ledger import Demand
+from .transaction import Options
+
+Asked = Sequence["tuple[int, Callable[[], VolumeRequest]]"]
+
+
+class _Seen(NamedTuple):
+    """A source: where it is, the size of what is cloned, and the bytes that this takes on the share."""
+
+    share: Share
+    size: int
+    allocated: int
+
+
+def reserve_all(asked: Asked, options: Options) -> frozenset:
+    """Promise room to those of these items (index, what it asks for) that make a volume. Returns the indexes of those for which there
+    is none. An item about which something cannot be read, or that asks for nonsense, gets nothing here: it will tell."""
+    with ExitStack() as stack:
+        view = _View(stack, options)
+        requests = [(index, request) for index, request in ((index, _understood(ask, options)) for index, ask in asked) if request is not None]
+        if not any(view.where(request) is None for _index, request in requests):
+            return frozenset()  # the usual case: all are there, and nothing more has to be read
+        touched = {share.path: share for _index, request in requests for share in request.candidates.shares if view.where(request) is None}
+        names, refused, without = {request.wish.name for _index, request in requests}, set(), set()
+        with options.ledger.lock:
+            if not options.check:
+                _look_again(touched, options)
+            for index, request in requests:
+                try:
+                    if request.wish.name not in refused and _is_decided_here(request, view, names):
+                        _reserve(request, view, options, touched)
+                except NoEligibleShare:
+                    without.add(index)
+                    refused.add(request.wish.name)
+                except (StorageError, OSError, ValueError):
+                    continue  # the item itself will tell
+        return frozenset(without)
+
+
+def _is_decided_here(request: VolumeRequest, view: _View, names: set[str]) -> bool:
+    """Whether nothing is missing of this task: a clone whose source finds no room must wait for that."""
+    return request.source is None or request.source.volume not in names or view.source(request) is not None
+
+
+def _look_again(shares: dict[str, Share], options: Options) -> None:
+    for share in shares.values():
+        try:
+            options.ledger.look_again([share])
+        except OSError:
+            continue
+
+
+def _understood(ask: Callable[[], VolumeRequest], options: Options) -> VolumeRequest | None:
+    """A request on candidates of which all that could have its volume can be read; None where there is nothing to be decided."""
+    try:
+        request = ask()
+        check_volume_name(request.wish.name)
+    except Exception:  # whatever it is, the item itself will tell
+        return None
+    there = request.candidates
+    left = [error for error in there.unreadable if error not in there.excused] if options.assume else there.unreadable
+    if left or not there.shares:
+        return None
+    return request._replace(candidates=Candidates(there.shares))
+
+
+def _reserve(request: VolumeRequest, view: _View, options: Options, touched: dict[str, Share]) -> None:
+    """:raises NoEligibleShare: there is no room."""
+    name, ledger, where = request.wish.name, options.ledger, view.where(request)
+    if where is not None:
+        if request.wish.size is not None and where.path in touched and ledger.promised(request.candidates, name) is None:
+            size = ledger.size_of(where, name)
+            if size is not None and request.wish.size > size:
+                ledger.promise(request.candidates, where, name, Demand(request.wish.size), new=False)
+        return
+    source = None if request.source is None else view.source(request)
+    if request.source is None or (source is None and options.assume):
+        wanted = placement.demand(request.wish)
+        if request.source is None and not wanted.size:
+            return  # it has no size, and will be told so
+        placement.reserve(name, request.candidates, request.candidates, wanted, request.policy, ledger)
+    elif source is not None:
+        able = request.candidates._replace(shares=(source.share,)) if request.source.linked else request.candidates
+        wanted = placement.demand_of_clone(request.wish, request.source.linked, source.share, source.size, source.allocated, able)
+        placement.reserve(name, request.candidates, able, wanted, request.policy, ledger)
+
+
+class _View:
+    """What is on the shares, and what check mode and the ledger know beside."""
+
+    def __init__(self, stack: ExitStack, options: Options) -> None:
+        self._stack = stack
+        self._options = options
+        self._directories: dict[str, ShareDirectory] = {}
+        self._there: dict[tuple[str, str], bool] = {}
+        self._sources: dict[tuple, _Seen] = {}
+
+    def where(self, request: VolumeRequest) -> Share | None:
+        """Where the volume is, or will be by then."""
+        return next((share for share in request.candidates.shares if self._has(share, request.wish.name)), None)
+
+    def _has(self, share: Share, name: str) -> bool:
+        key = (share.path, name)
+        if self._options.ledger.standing(share, name) is not None:
+            return True
+        if key in self._options.world:
+            return self._options.world[key] is not None
+        if key not in self._there:
+            try:
+                self._there[key] = inventory.exists(self._directory(share), name)
+            except (StorageError, OSError):
+                return True  # nothing is decided about it here
+        return self._there[key]
+
+    def _directory(self, share: Share) -> ShareDirectory:
+        if share.path not in self._directories:
+            self._directories[share.path] = self._stack.enter_context(ShareDirectory(share))
+        return self._directories[share.path]
+
+    def source(self, request: VolumeRequest) -> _Seen | None:
+        """What a clone is made from; None where it is not there. :raises StorageError: it cannot be read."""
+        source = request.source
+        if source is None:
+            return None
+        share = next((share for share in request.candidates.shares if self._has(share, source.volume)), None)
+        if share is None:
+            return None
+        claim = self._options.ledger.standing(share, source.volume)
+        if claim is not None and claim.new:
+            return _Seen(share, claim.demand.size, claim.demand.at_once)
+        key = (share.path, source.volume, source.snapshot)
+        if key not in self._sources:
+            self._sources[key] = self._look(share, source.volume, source.snapshot)
+        seen = self._sources[key]
+        grown = source.snapshot is None and claim is not None
+        return seen._replace(size=max(seen.size, claim.demand.size)) if grown and claim is not None else seen
+
+    def _look(self, share: Share, name: str, snapshot: str | None) -> _Seen:
+        volume: Volume | None = self._options.world.get((share.path, name))
+        if volume is None:
+            observed = inventory.observe(self._directory(share), name)
+            volume = observed.volume if observed else None
+        if volume is None:
+            raise VolumeNotFound(f"source volume {name}", "it went away while the task ran", "run the task again")
+        known = snapshot is not None and volume.has_snapshot(snapshot)
+        images = volume.view(volume.point_file(str(snapshot)) if known else volume.active.file)
+        return _Seen(share, images[0].size, sum(image.allocated for image in images))

@@ -1,0 +1,149 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where new volumes go on real small file systems, what others take meanwhile, and how many refusals are told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils import changes, errors
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, ledger, placement, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder, Policy
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.ledger import Demand, Ledger
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
+from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
+
+MIB = 1 << 20
+DEFAULTS = {name: option.get("default") for name, option in remotefs_volume._VOLUME.items()}
+NONE = "no_eligible_share"
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Mounts a tmpfs of a size, anew each time."""
+    mounts: list[str] = []
+
+    def mount(size: str) -> str:
+        where = tmp_path / f"s{len(mounts)}"
+        where.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(where)], check=True)
+        mounts.append(str(where))
+        return str(where)
+
+    yield mount
+    for where in mounts:
+        subprocess.run(["umount", where], check=True)
+
+
+def run(shares: list[str], items: list[dict], parallel: int = 8, check: bool = False, **task: object) -> list:
+    finder = Finder()
+    every = [changes.merged(item, {**DEFAULTS, "mount_base": "/nowhere", "share": shares, **task}) for item in items]
+    return bulk.run_all([remotefs_volume._item(params, finder) for params in every], parallel, Options(check=check, assume=check))
+
+
+def where(outcomes: list, shares: list[str]) -> list:
+    """For each item the number of its share, or its error."""
+    return [one.error_code if isinstance(one, errors.StorageError) else shares.index(one.after["mountpoint"]) for one in outcomes]
+
+
+def three_ways(mount: Callable[[str], str], sizes: list[str], items: list[dict], **task: object) -> list:
+    seen = []
+    for parallel, check in ((1, True), (1, False), (8, False)):
+        shares = [mount(size) for size in sizes]
+        seen.append(where(run(shares, items, parallel, check, **task), shares))
+    assert seen[0] == seen[1] == seen[2]
+    return seen[0]
+
+
+def names(number: int) -> list[dict]:
+    return [{"name": f"a{count}"} for count in range(number)]
+
+
+@pytest.mark.root
+def test_a_task_keeps_the_ratio_and_the_reserve_on_tmpfs(mounted: Callable[[str], str]) -> None:
+    assert three_ways(mounted, ["3g"], names(6), size="20G") == [0, 0, 0, NONE, NONE, NONE]
+    assert three_ways(mounted, ["3g", "3g"], names(8), size="20G") == [0, 0, 0, 1, 1, 1, NONE, NONE]
+    falloc = {"preallocation": "falloc"}
+    assert three_ways(mounted, ["96m"], names(2), size="32M", reserved_percentage=50, **falloc) == [0, NONE]
+    assert three_ways(mounted, ["96m", "96m"], names(8), size="32M", **falloc) == [0, 1, 0, 1, NONE, NONE, NONE, NONE]
+    assert three_ways(mounted, ["96m"], names(1) + [{"name": "b", "size": "1M"}], size="96M", **falloc) == [NONE, 0]
+    linked = [{"name": f"ci-{count}", "source": {"volume": "db01", "snapshot": "p", "method": "linked"}} for count in range(3)]
+    assert three_ways(mounted, ["3g"], [{"name": "db01", "size": "20G", "snapshot": "p"}, *linked]) == [0, 0, 0, NONE]
+
+
+@pytest.mark.root
+def test_two_shares_on_one_file_system_share_its_room(mounted: Callable[[str], str]) -> None:
+    seen = []
+    for parallel, check in ((1, True), (1, False), (8, False)):
+        root = mounted("64m")
+        shares = [f"{root}/one", f"{root}/two"]
+        for share in shares:
+            os.mkdir(share)
+        seen.append(where(run(shares, names(4), parallel, check, size="20M", preallocation="falloc"), shares))
+    assert seen[0] == seen[1] == seen[2] == [0, 0, 0, NONE]
+
+
+@pytest.mark.root
+def test_what_others_take_after_a_promise_is_seen(mounted: Callable[[str], str]) -> None:
+    """The second volume goes elsewhere, and the third one nowhere."""
+    shares = [mounted("64m"), mounted("48m")]
+    candidates = Candidates(tuple(Share(path, path, "directory") for path in shares))
+    task, wanted = Options(), Demand(20 * MIB, 20 * MIB, 20 * MIB)
+    for name in ("b", "c", "d"):
+        placement.reserve(name, candidates, candidates, wanted, Policy(), task.ledger)
+    Path(shares[0], "stranger").write_bytes(bytes(50 * MIB))
+
+    def create(name: str) -> str:
+        wish = VolumeWish(name, size=20 * MIB, preallocation="falloc")
+        made = volumes.ensure_present(existing.VolumeRequest(candidates, wish), task)
+        return made.after["mountpoint"] if made.after else ""
+
+    assert [create("b"), create("c")] == [shares[1], shares[1]]
+    with pytest.raises(errors.NoEligibleShare, match="has 1[0-9.]* MiB"):
+        create("d")
+
+
+def test_items_that_ask_for_nothing_beforehand_keep_the_ratio_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever places a volume promises it its room in the same moment."""
+
+    class Figures:
+        f_frsize, f_blocks, f_bavail = MIB, 100, 100
+
+        def __init__(self, _path: str) -> None: ...
+
+    monkeypatch.setattr(ledger.os, "statvfs", Figures)
+    candidates = Candidates((Share(str(tmp_path), str(tmp_path), "directory"),))
+
+    def item(number: int) -> bulk.Item:
+        wish = VolumeWish(f"v{number}", size=30 * MIB)
+        request = existing.VolumeRequest(candidates, wish, policy=Policy(max_over_subscription_ratio=1.0))
+        return bulk.Item(wish.name, frozenset([wish.name]), lambda options: volumes.ensure_present(request, options))
+
+    made = [one for one in bulk.run_all([item(number) for number in range(12)], 8, Options()) if not isinstance(one, errors.StorageError)]
+    assert len(made) == 3 and len([name for name in os.listdir(tmp_path) if name.startswith("v")]) == 3
+
+
+def test_a_refusal_tells_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Figures:
+        f_frsize, f_blocks, f_bavail = MIB, 3072, 1024
+
+        def __init__(self, _path: str) -> None: ...
+
+    monkeypatch.setattr(ledger.os, "statvfs", Figures)
+    candidates = Candidates((Share("nas1:/vols", str(tmp_path), "directory"),))
+    for size, at_once, reserved, expected in (
+        (61 << 30, 0, 0, r"nas1:/vols would hold more than 20 times its size in virtual disks \(3 GiB, 20 times is 60 GiB, 0 bytes are taken\)"),
+        (2 << 30, 2 << 30, 0, r"nas1:/vols has 1 GiB \(1073741824 bytes\) free for use, and 2 GiB are needed at once"),
+        (1 << 29, 1 << 29, 20, r"nas1:/vols has 409\.6 MiB \(\d+ bytes\) free for use, beside 614\.4 MiB that stay reserved, and 512 MiB are needed"),
+        (1 << 29, 0, 50, r"nas1:/vols is full \(1 GiB are free, 1\.5 GiB stay reserved\)"),
+    ):
+        with pytest.raises(errors.NoEligibleShare, match=expected):
+            placement.choose(candidates, size, at_once, Policy(reserved), Ledger())
