@@ -78,8 +78,8 @@ class _Strangers:
         image = found.volume.active
         if found.in_use not in self._patterns:
             whole = _texts(self._shape(report.volume(found.volume, self._share, found.in_use)))
-            pattern = self._pattern(found)
-            self._patterns[found.in_use] = pattern if _filled(pattern, image) == whole else None
+            first = self._pattern(found)
+            self._patterns[found.in_use] = first if _filled(first, image) == whole else None
             return whole
         pattern = self._patterns[found.in_use]
         if pattern is None:
