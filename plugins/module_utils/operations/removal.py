@@ -66,7 +66,7 @@ def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> gaps.Bro
     if broken is None or (record is not None and record.intent is not None and not cascade):
         return None
     told = f"volume {name} on {share.label}: files of its chain are missing: {listed(broken.missing)}"
-    told += f"; {listed(broken.left)} is left where it is, because only its name on record makes it this volume's" if broken.left else ""
+    told += f"; {listed(broken.left)} is left where it is, because nothing but a name makes it this volume's" if broken.left else ""
     if told not in work.options.told:
         work.options.told.add(told)
         work.options.warn(told)

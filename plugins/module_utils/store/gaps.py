@@ -74,8 +74,6 @@ class _Look:
         if record is not None:
             named += [*record.formats, *records.own_images_of_intent(record.intent)]
             named += [item.file for item in record.garbage if self._is_there(item.file)]
-        if record is None or not record.formats:  # nobody knows whether the base was merged away
-            named += [self._name] if self._is_there(self._name) else []
         return [file for file in dict.fromkeys(named) if is_safe_file_name(file) and not file.endswith(".info")]
 
     def _is_there(self, file: str) -> bool:
@@ -135,6 +133,8 @@ class _Look:
                 below += [image.backing_file] if image and image.backing_file else []
         if self._record is not None and self._record.parent is not None:
             below.append(self._record.parent.file)
+        if self._name not in self._images and self._name not in self._named and self._is_there(self._name):
+            self.left.append(self._name)  # the base may have been merged away, and this be somebody's
         for file in below:
             if file in self._images:
                 continue
