@@ -139,6 +139,12 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
     class Module(AnsibleModule):
         parsed = False
 
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                super().__init__(*args, **kwargs)
+            except (ArithmeticError, TypeError, ValueError) as error:  # of Ansible's own look at them
+                self.fail_json(f"an option has a value that its kind cannot have ({error}); see the types of the options in ansible-doc.")
+
         def _load_params(self) -> None:
             super()._load_params()
             self.given = {name: self.params.get(name) for name in lists}  # a list that is refused is empty by the time of the failure

@@ -194,6 +194,8 @@ def understood(error: BaseException, subject: str) -> StorageError:
         return error
     if isinstance(error, OSError) and error.errno is not None:
         return from_os_error(error, subject)
+    if isinstance(error, ValueError) and "integer string conversion" in str(error):  # Python's bound on digits
+        return InvalidParameter(subject, "an option is a number of thousands of digits", "give the number that is meant")
     import traceback
 
     return ToolFailed(

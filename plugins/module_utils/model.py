@@ -23,6 +23,7 @@ FORMATS = ("raw", "qcow2")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
 _SIZE = re.compile(r"([0-9]+)\s*(?:B|([KMGTP])(?:iB)?)?\Z", re.IGNORECASE)
+_LONGEST_SIZE = 64  # characters
 _AMBIGUOUS_SIZE = re.compile(r"([0-9]+)\s*([KMGTP])B\Z", re.IGNORECASE)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -40,9 +41,11 @@ def parse_size(value: object) -> int:
 
     :raises InvalidSize: not a positive whole multiple of 512 below 8 EiB.
     """
+    remedy = "give a positive whole multiple of 512 below 8 EiB, in bytes or with K, M, G, T or P (IEC)"
+    if (isinstance(value, int) and abs(value) >> 64) or (isinstance(value, str) and len(value) > _LONGEST_SIZE):
+        raise InvalidSize("option size", "it is longer than any size", remedy)  # before Python's bound on digits is met
     text = str(value).strip()
     match = _SIZE.match(text) if not isinstance(value, bool) else None
-    remedy = "give a positive whole multiple of 512 below 8 EiB, in bytes or with K, M, G, T or P (IEC)"
     ambiguous = _AMBIGUOUS_SIZE.match(text)
     if ambiguous:
         number, unit = ambiguous.group(1), ambiguous.group(2).upper()

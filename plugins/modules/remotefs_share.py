@@ -302,8 +302,7 @@ error_code:
   type: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils import changes
 from ..module_utils.errors import understood
 
 _STATES = ["mounted", "present", "unmounted", "absent", "remounted"]
@@ -349,9 +348,8 @@ def main() -> None:
     spec = _share_spec(with_defaults=True)
     spec["shares"] = {"type": "list", "elements": "dict", "options": _share_spec(with_defaults=False)}
     spec["shares_file"] = {"type": "path"}
-    module = AnsibleModule(
-        argument_spec=spec,
-        supports_check_mode=True,
+    module = changes.make_module(
+        spec,
         required_one_of=[("src", "path", "shares", "shares_file")],
         mutually_exclusive=[("src", "shares"), ("src", "shares_file"), ("path", "shares"), ("path", "shares_file")],
     )

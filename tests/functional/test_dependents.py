@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 from dataclasses import replace
@@ -231,6 +232,51 @@ def test_behind_symbolic_links(golden: Store) -> None:
     assert shown(golden, "other") == bytes([2]) * 65536
     everything_is_refused(golden, "other")
     assert shown(golden, "other") == bytes([2]) * 65536
+
+
+@pytest.mark.parametrize("deep", ["", "deeper/still/"])
+@pytest.mark.parametrize("spelt", ["{share}/vol.s1", "../share/vol.s1"])
+def test_behind_links_to_folders(golden: Store, spelt: str, deep: str) -> None:
+    """A folder elsewhere that the share shows: overlays in it find what they name from where they are."""
+    elsewhere = golden.path.parent / "elsewhere"
+    (elsewhere / deep).mkdir(parents=True)
+    up = "../" * deep.count("/") if spelt.startswith("..") else ""
+    overlay(golden, f"../elsewhere/{deep}overlay", up + spelt.format(share=golden.path))
+    (elsewhere / "notes.txt").write_text("vol.s1 is the base of nothing here")
+    (golden.path / "vms").symlink_to("../elsewhere")
+    everything_is_refused(golden, "vms")
+    shutil.rmtree(elsewhere)
+    assert golden.delete("s2").changed
+
+
+def test_links_to_folders_that_have_the_share_in_them(golden: Store) -> None:
+    """The share itself is no stranger, however it is reached, and neither is a server's past."""
+    past = golden.path.parent / ".snapshot" / "daily"
+    shutil.copytree(golden.path, past)
+    for name, target in (("up", ".."), ("self", "."), ("again", str(golden.path)), ("past", "../.snapshot/daily")):
+        (golden.path / name).symlink_to(target)
+    assert golden.delete("s2").changed and golden.absent(cascade=True).changed
+
+
+def test_a_folder_behind_a_link_that_has_too_much_in_it(golden: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = golden.path.parent / "elsewhere"
+    elsewhere.mkdir()
+    for number in range(20):
+        (elsewhere / f"f{number}").write_bytes(b"x")
+    (golden.path / "vms").symlink_to(elsewhere)
+    monkeypatch.setattr(resolving, "_MOST_BEHIND", 10)
+    told: list[str] = []
+    volumes.ensure_absent(golden.candidates, "vol", True, golden.options(warn=told.append))
+    assert "the link vms leads to a folder with more files than are looked at" in " ".join(told)
+
+
+@pytest.mark.parametrize(
+    "spelt", ["fat:{share}", "fat:rw:{share}", 'json:{{"driver":"vvfat","dir":"{share}"}}', 'json:{{"file.driver":"vvfat","file.dir":"{share}"}}']
+)
+def test_a_folder_shown_as_a_disk(golden: Store, spelt: str) -> None:
+    """QEMU's driver vvfat shows every file of a folder."""
+    overlay(golden, "other", spelt.format(share=golden.path), "raw")
+    everything_is_refused(golden, "other")
 
 
 @pytest.mark.parametrize("target", ["vol.s1", "./vol.s1", "../share/vol.s1", "{share}/vol.s1", "first"])

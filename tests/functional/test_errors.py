@@ -286,3 +286,29 @@ def test_bulk_on_a_share_that_is_removed_meanwhile(tmp_path: Path, monkeypatch: 
     ]
     done = bulk.run_all(items, 1, Options())
     assert {getattr(one, "error_code", None) for one in done} == {"share_not_mounted"}
+
+
+LONG = "9" * 5000  # Python converts no number of so many digits
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("remotefs_volume", {"name": "v", "size": LONG}),
+        ("remotefs_volume", {"name": "v", "size": "1M", "max_chain": LONG}),
+        ("remotefs_volume", {"name": "v", "size": "1M", "parallel": float("inf")}),
+        ("remotefs_volume", {"name": "v", "size": "1M", "source": 5}),
+        ("remotefs_volume", {"size": "1M", "volumes": [{"name": "v", "reserved_percentage": float("inf")}]}),
+        ("remotefs_snapshot", {"volume": "v", "keep": {"match": "*", "last": LONG}}),
+        ("remotefs_snapshot", {"volume": "v", "keep": {"match": "*", "within": LONG + "d"}}),
+        ("remotefs_snapshot", {"volume": "v", "name": "s", "expires": LONG + "d"}),
+        ("remotefs_snapshot", {"volume": "v", "name": "s", "lock_timeout": True, "keep": True}),
+        ("remotefs_share", {"src": "/tmp", "timeout": float("inf")}),
+    ],
+)
+def test_values_that_no_option_can_have(tmp_path: Path, name: str, options: dict) -> None:
+    """They are refused with a code, whoever meets them first, and never as a fault that nobody foresaw."""
+    share = {} if name == "remotefs_share" else {"share": str(tmp_path)}
+    found = module(name, {**share, **options})
+    assert found["failed"] and found["error_code"] in ("invalid_parameter", "invalid_size"), found
+    assert "traceback" not in found and len(found["msg"]) < 1000

@@ -126,7 +126,7 @@ def parse_duration(value: object, subject: str) -> int:
     match = _DURATION.match(str(value).strip())
     seconds = int(match.group(1)) * _SECONDS[match.group(2)] if match else 0
     if seconds <= 0:
-        raise InvalidParameter(subject, f"{value!r} is no duration", "give a whole number above 0 with s, m, h, d or w, such as 30d")
+        raise InvalidParameter(subject, f"{str(value)[:60]!r} is no duration", "give a whole number above 0 with s, m, h, d or w, such as 30d")
     return seconds
 
 

@@ -19,6 +19,7 @@ _MOST = 256  # paths that one name can mean
 _MOST_TRIED = 2048  # also those that it means twice
 _PROTOCOL = re.compile(r"([A-Za-z0-9+._-]+):")
 _LOCAL = ("file", "host_device", "host_cdrom", "host_floppy", "raw", "qcow2", "qcow", "qed", "vmdk")  # NAME follows, as it is
+_FOLDERS = re.compile(r"\b(v?v?fat)\b")
 _SERVER_URL = re.compile(r"[A-Za-z0-9+._-]+://[^/]*/?")
 _STRINGS = re.compile(r""""((?:[^"\\]|\\.)*)("|\Z)|'((?:[^'\\]|\\.)*)('|\Z)""", re.DOTALL)
 _COLON = re.compile(r"\s*:")
@@ -48,6 +49,11 @@ def targets(name: str) -> tuple[Target, ...]:
         if len(found) >= _MOST:
             break
     return tuple(found)
+
+
+def shows_folders(name: str) -> bool:
+    """Whether it may be a name of QEMU's driver vvfat, which makes a file system of all that is in a folder."""
+    return "fat" in name and _FOLDERS.search(name) is not None
 
 
 def foreign_targets(name: str) -> tuple[Target, ...]:

@@ -18,9 +18,11 @@ from . import backing_names
 from .backing_names import last_part
 from .dependents import Listing, names_in
 from .directory import ShareDirectory
+from .folders import SNAPSHOT_FOLDERS
 from .qcow2 import MAGIC
 
 _MOST_LINKS = 40  # as the kernel follows
+_MOST_BEHIND = 5000  # entries of a folder elsewhere, and those below it
 # File systems of this host that have no block device of their own.
 _LOCAL = ("bcachefs", "btrfs", "devtmpfs", "overlay", "ramfs", "rootfs", "tmpfs", "zfs")
 _OPENING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -63,7 +65,7 @@ class Places:
                 here = os.path.dirname(here)
                 continue
             step = os.path.join(here, part)
-            if not self._may_look(step):
+            if not self.may_look(step):
                 raise NotLookedAt(step)
             try:
                 status = os.lstat(step)
@@ -82,7 +84,7 @@ class Places:
             ahead += _parts(target)
         return Place(here, os.lstat(here)) if here != "/" else None
 
-    def _may_look(self, path: str) -> bool:
+    def may_look(self, path: str) -> bool:
         """Whether the file system there is this host's, or the share itself."""
         if self._looked is None:
             self._looked = _mounts(self._device)
@@ -116,6 +118,8 @@ class Resolver:
         """Names in the share's directory that a name in a file of ``folder`` may mean."""
         targets = backing_names.targets(name) if plain else backing_names.foreign_targets(name)
         found: set[str] = set()
+        if backing_names.shows_folders(name) and any(self._places.is_share(self._absolute(target.path, folder)) for target in targets):
+            return set(self._listed.files)  # QEMU shows every file of a folder so
         for target in targets:
             found |= self._of_path(target.path, folder) if target.sure else self._called(last_part(target.path))
         return found
@@ -137,12 +141,46 @@ class Resolver:
             if outside:
                 self.unreached.append(f"the link {os.path.join(folder, name)} leads to another file system, where nobody looked")
             return frozenset(found)
+        inside = place is not None and place.path.startswith(self._path + "/")
+        if place is not None and stat.S_ISDIR(place.status.st_mode) and outside and not inside and not self._is_it(place):
+            return frozenset(found | self._in_folder(place, os.path.join(folder, name)))
         if place is None or not stat.S_ISREG(place.status.st_mode) or not place.status.st_blocks:
             return frozenset(found)  # files of proc and sysfs have no blocks, and some act when they are read
-        inside = place.path.startswith(self._path + "/")
         if (inside or outside) and os.path.dirname(place.path) != self._path:
             found |= self._behind(place, folder)
         return frozenset(found)
+
+    def _in_folder(self, place: Place, link: str) -> set[str]:
+        """What files rest on in a folder elsewhere to which a link leads, and in those below it, as far as a bounded search goes."""
+        found: set[str] = set()
+        waiting, left, device = [place.path], _MOST_BEHIND, place.status.st_dev
+        while waiting and left > 0:
+            here = waiting.pop()
+            try:
+                with os.scandir(here) as entries:
+                    for entry in entries:
+                        left -= 1
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting += [entry.path] if self._is_searched(entry) else []
+                        elif entry.is_file(follow_symlinks=False):
+                            status = entry.stat(follow_symlinks=False)
+                            if status.st_dev == device and status.st_blocks:
+                                found |= self._behind(Place(entry.path, status), os.path.dirname(entry.path))
+                        if left <= 0:
+                            break
+            except FileNotFoundError:
+                continue
+            except OSError:
+                self.unreached.append(f"the link {link} leads to a folder of which {here} cannot be read")
+        if left <= 0:
+            self.unreached.append(f"the link {link} leads to a folder with more files than are looked at ({_MOST_BEHIND})")
+        return found
+
+    def _is_searched(self, entry: os.DirEntry) -> bool:
+        """Whether a folder elsewhere may be looked into: not the share itself, which is searched anyway, and no snapshots of a server."""
+        if entry.name in SNAPSHOT_FOLDERS or not self._places.may_look(entry.path):
+            return False
+        return entry.path != self._path and not self._places.is_share(entry.path)
 
     def _behind(self, place: Place, folder: str) -> set[str]:
         fd = os.open(place.path, _OPENING)
@@ -220,6 +258,9 @@ class Resolver:
             if alike and mine is not None and place.status.st_dev != mine.st_dev:
                 found.add(other)
         return {same for other in found for same in self._called(other)}
+
+    def _is_it(self, place: Place) -> bool:
+        return place.path == self._path or not SNAPSHOT_FOLDERS.isdisjoint(place.path.split("/")) or self._places.is_share(place.path)
 
     def _is(self, name: str, status: os.stat_result) -> bool:
         mine = self._status(name)
