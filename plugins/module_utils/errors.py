@@ -175,8 +175,9 @@ def told_together(what: str, total: int, failures: Sequence[tuple[Sequence[str],
     reasons = []
     for reason, several in list(groups.items())[:most]:
         said = {subjects[reason], *subjects[reason].replace(",", " ").split()}
-        labels = "" if len(several) == 1 and said.issuperset(several[0]) else f"{listed('@'.join(names) for names in several)}: "
-        reasons.append(labels + reason)
+        labels = list(dict.fromkeys("@".join(names) for names in several))
+        known = len(labels) == 1 and said.issuperset(several[0])
+        reasons.append(reason if known else f"{listed(labels)}: {reason}")
     more = f" (and {len(groups) - most} more reasons, see results)" if len(groups) > most else ""
     return f"{len(failures)} of {total} {what} failed. {' '.join(reasons)}{more}"
 

@@ -124,7 +124,9 @@ BAD = st.sampled_from([{"name": "bad name", "size": "1M"}, {"name": "n5"}, {"nam
 
 def of_one_task(items: list[dict]) -> bool:
     """Whether each source is made in the task or was there, and none is missing because sources go round in a circle: of others check mode
-    assumes that an earlier task makes them."""
+    assumes that an earlier task makes them. A name is there once: lists that say two things of one volume are refused."""
+    if len({item["name"] for item in items}) < len(items):
+        return False
     made = {item["name"] for item in items if item.get("state") != "absent"} | set(OLD)
     sources = [(item["name"], item["source"]["volume"]) for item in items if "source" in item]
     if not all(volume in made for _name, volume in sources):
@@ -147,6 +149,9 @@ ITEMS = st.lists(st.one_of(EMPTY, EMPTY, CLONE, STANDING, GOING, BAD), min_size=
     st.fixed_dictionaries({"max_over_subscription_ratio": st.sampled_from([0.5, 1.0, 2.0, 20.0])}),
 )
 def test_all_ways_make_the_same_volumes(sizes: list[int], items: list[dict], task: dict) -> None:
+    made_here = {item["name"] for item in items}
+    if any(item["source"]["volume"] in made_here for item in items if "source" in item):
+        sizes = sizes[:1]  # how much room a copy of what is made in the task needs is known when that is there: where it goes then may differ
     three_ways(sizes, items, task)
     while ROOTS:
         shutil.rmtree(ROOTS.pop())
@@ -209,6 +214,12 @@ CASES: dict[str, tuple[list[int], list[dict], dict, list]] = {
         [{"name": "golden", "state": "absent", "cascade": True}, {"name": "golden", "size": "12M"}, full("n0", "golden")],
         {},
         [(True, None), AT_0, AT_0],
+    ),
+    "removed twice": (
+        [12],
+        [{"name": "lean", "state": "absent"}, {"name": "lean", "state": "absent"}],
+        {},
+        [(True, None), (False, None)],
     ),
     "two of one name with another policy": (
         [12],

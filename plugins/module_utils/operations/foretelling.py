@@ -125,6 +125,9 @@ def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -
         options.world[(share.path, name)] = None
         options.ledger.follow(share, volume, None)
         return Outcome(name, True, plan.actions, [], _told(volume, share), None)
+    gone = (share.path for share in (*candidates.shares, *candidates.missing) if (share.path, name) in options.world)
+    if any(options.world[path, name] is None for path in gone):
+        return Outcome(name, False, [], [], None, None)  # an earlier item removes it
     return Outcome(name, False, [], [], None, None) if candidates.missing and not there.shares and not there.unreadable else None
 
 
