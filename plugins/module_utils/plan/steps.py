@@ -322,7 +322,9 @@ def from_json(content: dict) -> Step:
         if kind is WriteInfo:
             fields["snapshots"] = tuple((str(name), str(file)) for name, file in fields["snapshots"])
         step = kind(**fields)
-        if not all(is_safe_file_name(getattr(step, name)) for name in _FILE_FIELDS if getattr(step, name, None) is not None):
+        files = [getattr(step, name) for name in _FILE_FIELDS if getattr(step, name, None) is not None]
+        files += [file for _name, file in step.snapshots] if isinstance(step, WriteInfo) else []
+        if not all(is_safe_file_name(file) for file in files):
             raise ValueError("a file name that leads out of the share")
         return step
     except (KeyError, TypeError, ValueError) as error:
