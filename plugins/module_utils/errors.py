@@ -10,7 +10,6 @@ Code that raises says all three; nothing below ``main()`` catches an error to re
 from __future__ import annotations
 
 import errno
-from typing import Iterable, Sequence
 
 
 class StorageError(Exception):
@@ -154,32 +153,6 @@ def from_os_error(error: OSError, subject: str, reader: int | None = None) -> St
             subject, f"the server behind the share does not answer ({words})", "remount it with remotefs_share and run the task again"
         )
     return ToolFailed(subject, f"the system call failed ({words})", "see the kernel log of this host, nothing was lost")
-
-
-def listed(names: Iterable[object], most: int = 20) -> str:
-    """Names for a message, cut where there are too many to be read."""
-    every = [str(name) for name in names]
-    shown = ", ".join(every[:most])
-    return f"{shown} and {len(every) - most} more" if len(every) > most else shown
-
-
-def told_together(what: str, total: int, failures: Sequence[tuple[Sequence[str], StorageError]], most: int = 20) -> str:
-    """The message of a task about many objects: each reason once, with the names of those that failed for it where it does not have them.
-
-    :param what: the objects, as "volumes". :param failures: the names of each, as volume and snapshot, and its error.
-    """
-    groups: dict[str, list[Sequence[str]]] = {}
-    for names, error in failures:
-        groups.setdefault(str(error), []).append(names)
-    subjects = {str(error): error.subject for _names, error in failures}
-    reasons = []
-    for reason, several in list(groups.items())[:most]:
-        said = {subjects[reason], *subjects[reason].replace(",", " ").split()}
-        labels = list(dict.fromkeys("@".join(names) for names in several))
-        known = len(labels) == 1 and said.issuperset(several[0])
-        reasons.append(reason if known else f"{listed(labels)}: {reason}")
-    more = f" (and {len(groups) - most} more reasons, see results)" if len(groups) > most else ""
-    return f"{len(failures)} of {total} {what} failed. {' '.join(reasons)}{more}"
 
 
 def share_gone(label: str) -> ShareNotMounted:

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Collection, Iterable, NamedTuple
 
-from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound, listed
+from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
 
 SECTOR = 512
 MAX_SIZE = 2**63  # 8 EiB, exclusive: what an off_t can address
@@ -56,6 +56,13 @@ def parse_size(value: object) -> int:
     if size <= 0 or size % SECTOR or size >= MAX_SIZE:
         raise InvalidSize(f"size {text!r}", f"{told_size(size)} is no valid disk size", remedy)
     return size
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names for a message, cut where there are too many to be read."""
+    every = [str(name) for name in names]
+    shown = ", ".join(every[:most])
+    return f"{shown} and {len(every) - most} more" if len(every) > most else shown
 
 
 def told_size(size: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
 from .changes import failure, log_failure, logged, options, result
-from .errors import InvalidParameter, StorageError, told_together, understood
+from .errors import InvalidParameter, StorageError, understood
 from .operations import bulk
 from .operations.candidates import Finder
 
@@ -136,5 +136,7 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
     everything.update(logged(module))
     failed = [(_names(told) or [name], error) for (name, told), error in zip(names, outcomes) if isinstance(error, StorageError)]
     if failed:
+        from .together import told_together
+
         module.fail_json(msg=told_together(what, len(results), failed), error_code=failed[0][1].error_code, **everything)
     module.exit_json(**everything)

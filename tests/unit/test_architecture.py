@@ -12,17 +12,18 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "arguments", "operations", "apply", "plan", "store", "mounts", "model", "command", "errors"]
+LAYERS = ["modules", "results", "changes", "arguments", "operations", "apply", "plan", "store", "mounts", "together", "model", "command", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
-    "results": {"changes", "operations", "errors"},
+    "results": {"changes", "operations", "together", "errors"},
     "changes": {"operations", "errors"},
     "arguments": {"operations", "errors"},
     "operations": {"apply", "plan", "store", "mounts", "model", "errors"},
     "apply": {"plan", "store", "model", "command", "errors"},
     "plan": {"model", "errors"},
     "store": {"model", "errors"},
-    "mounts": {"model", "command", "errors"},
+    "mounts": {"together", "model", "command", "errors"},
+    "together": {"model", "errors"},
     "model": {"errors"},
     "command": {"errors"},
     "errors": set(),

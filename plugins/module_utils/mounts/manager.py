@@ -43,7 +43,9 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
     }
     if failed:
         answer["error_code"] = failed[0][1].error_code
-        answer["msg"] = errors.told_together("shares", len(results), failed)
+        from ..together import told_together
+
+        answer["msg"] = told_together("shares", len(results), failed)
     return answer
 
 

@@ -17,7 +17,6 @@ from . import types
 MOUNTINFO = "/proc/self/mountinfo"
 FSTAB = "/etc/fstab"
 HIDDEN = "?"  # the root of a mount that the kernel's table does not show
-_INIT = "/proc/1/mountinfo"
 _BLANKS = re.compile(r"[ \t]+")
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
@@ -138,7 +137,9 @@ def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
     if under is None or under.device != mount.device:
         return False
     if under.root == HIDDEN:
-        return _are_one(mount.path, directory)
+        from . import hidden  # late: only in some chroots
+
+        return hidden.are_one(mount.path, directory)
     below = directory[len(under.path.rstrip("/")):].strip("/")
     if under.fstype in ("nfs", "nfs4"):  # it shows "/" as the root of every mount, and the place in the source
         return mount.source.rstrip("/") == os.path.join(under.source, below).rstrip("/")
@@ -203,30 +204,11 @@ def read_mounts(path: str = MOUNTINFO) -> tuple[Mount, ...]:
     except OSError as error:
         words = error.strerror or str(error)
         raise ToolFailed(f"mount table {path}", f"it cannot be read ({words})", "mount /proc (mount -t proc proc /proc) and run the task again") from error
-    return mounts if any(mount.path == "/" for mount in mounts) else (_hidden_root(mounts), *mounts)
+    if any(mount.path == "/" for mount in mounts):
+        return mounts
+    from . import hidden  # late: only in some chroots
 
-
-def _hidden_root(mounts: tuple[Mount, ...]) -> Mount:
-    """What ``/`` lies on where the table does not say, as in a chroot into a directory that is no mount point."""
-    device = os.stat("/").st_dev
-    name = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        others = mounts + parse_mountinfo(_read(_INIT))
-    except OSError:
-        others = mounts
-    known = next((mount for mount in others if mount.device == name), None)
-    fstype = known.fstype if known is not None else "rootfs" if os.major(device) else "unknown"  # what has a device of its own is this host's
-    identities = {mount.id for mount in mounts}
-    above = [mount.parent for mount in mounts if mount.parent not in identities]
-    number = max(above, key=above.count) if above else 0
-    return Mount(number, number, name, HIDDEN, "/", fstype, known.source if known is not None else "none", ("rw",), ())
-
-
-def _are_one(path: str, other: str) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.stat(other))
-    except OSError:
-        return False
+    return (hidden.root(mounts), *mounts)
 
 
 def read_fstab(path: str = FSTAB) -> str:

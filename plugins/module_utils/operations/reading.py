@@ -10,17 +10,19 @@ them would take ten times the memory.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from ..errors import StorageError
-from ..model import Image, Share
+from ..model import Share
 from ..store import dependents, kinship, records
 from ..store.directory import ShareDirectory
 from ..store.inventory import Observed
 from ..store.survey import Survey, processors, survey
 from . import report
+
+if TYPE_CHECKING:
+    from .strangers import Strangers
 
 Shape = Callable[[dict], "dict[str, list]"]  # a volume → what a result has of it, by the result's keys
 
@@ -47,10 +49,14 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
         if patterns and skip(name):
             return {}
         if isinstance(found, Observed) and found.lone:
-            return strangers.text(found)
+            if not strangers:
+                from .strangers import Strangers  # late: most shares have none
+
+                strangers.append(Strangers(share, lambda volume: _texts(shape(volume))))
+            return strangers[0].text(found)
         return _texts(shape(_told(directory, name, found)))
 
-    strangers = _Strangers(share, shape)
+    strangers: list[Strangers] = []
     with ShareDirectory(share) as directory:
         found: Survey[dict[str, str]] = survey(directory, tell, processors(), skip=skip if patterns else None)
         if any(found.told.values()):
@@ -61,43 +67,6 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
 
 def _texts(shaped: dict[str, list]) -> dict[str, str]:
     return {key: json.dumps(objects)[1:-1] for key, objects in shaped.items() if objects}
-
-
-class _Strangers:
-    """Texts of files of which nothing on the share says anything: there can be very many, and they differ in name and sizes alone.
-    So the first of them becomes a pattern for the others, as long as it has shown to make the same text."""
-
-    _NAME, _SIZE, _ALLOCATED = "\0", 8642 << 50, 8643 << 50  # what no name has in it, and no file has
-
-    def __init__(self, share: Share, shape: Shape) -> None:
-        self._share = share
-        self._shape = shape
-        self._patterns: dict[bool | None, dict[str, str] | None] = {}
-
-    def text(self, found: Observed) -> dict[str, str]:
-        image = found.volume.active
-        if found.in_use not in self._patterns:
-            whole = _texts(self._shape(report.volume(found.volume, self._share, found.in_use)))
-            first = self._pattern(found)
-            self._patterns[found.in_use] = first if _filled(first, image) == whole else None
-            return whole
-        pattern = self._patterns[found.in_use]
-        if pattern is None:
-            return _texts(self._shape(report.volume(found.volume, self._share, found.in_use)))
-        return _filled(pattern, image)
-
-    def _pattern(self, found: Observed) -> dict[str, str]:
-        image = replace(found.volume.active, file=self._NAME, size=self._SIZE, allocated=self._ALLOCATED)
-        texts = _texts(self._shape(report.volume(replace(found.volume, name=self._NAME, chain=(image,)), self._share, found.in_use)))
-        marks = ((json.dumps(self._NAME)[1:-1], "%(name)s"), (str(self._SIZE), "%(size)d"), (str(self._ALLOCATED), "%(allocated)d"))
-        for mark, place in (("%", "%%"), *marks):
-            texts = {key: text.replace(mark, place) for key, text in texts.items()}
-        return texts
-
-
-def _filled(pattern: dict[str, str], image: Image) -> dict[str, str]:
-    values = {"name": image.file, "size": image.size, "allocated": image.allocated}  # a safe name needs no escapes
-    return {key: text % values for key, text in pattern.items()}
 
 
 def _told(directory: ShareDirectory, name: str, found: Observed | StorageError) -> dict:

@@ -16,7 +16,7 @@ from ..plan import planner
 from ..plan.steps import Unlink
 from ..store import inventory, stale
 from .existing import refuse_member
-from .transaction import Options, Outcome, Workspace, as_foretold, carry_out, find_left, settle
+from .transaction import Options, Outcome, Workspace, carry_out, find_left, settle
 
 if TYPE_CHECKING:
     from ..store import gaps
@@ -72,7 +72,6 @@ def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> gaps.Bro
         work.options.warn(told)
     # A file of a parent that rests on one of this volume's own counts as well.
     found = work.dependents(share, replace(broken.volume, chain=broken.volume.own, parent=None))
-    found = as_foretold(work, share, name, found) if work.options.check else found
     return broken._replace(volume=replace(broken.volume, dependents=found))
 
 

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Collection, NamedTuple
+from typing import TYPE_CHECKING, Collection, Mapping, NamedTuple
 
 from ..errors import from_os_error
-from ..model import Volume
+from ..model import Share, Volume
 from ..store import dependents, kinship
 from ..store.directory import ShareDirectory
 from ..store.names import shown
@@ -62,3 +62,13 @@ def _unread(directory: ShareDirectory, backings: Backings, own: Collection[str],
 def _is_named(directory: ShareDirectory, file: str, names: Collection[str]) -> bool:
     """Whether a file, or the volume that it belongs to, is among these names, as messages show it or as it is."""
     return bool(names) and (file in names or shown(file) in names or kinship.owner_of(directory, file) in names)
+
+
+def as_foretold(world: Mapping, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones beside.
+
+    :param world: volumes as check mode remembers them, by (share path, name).
+    """
+    known = {other: volume for (path, other), volume in world.items() if path == share.path and other != name}
+    resting = [(other, volume.parent.file) for other, volume in known.items() if volume and volume.parent and volume.parent.volume == name]
+    return tuple(sorted({*(pair for pair in found if pair[0] not in known), *resting}))

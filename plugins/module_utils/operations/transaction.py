@@ -235,11 +235,11 @@ class Workspace:
         :param besides: files that go with the volume.
         :raises StorageError, OSError: the share cannot be read.
         """
-        from .resting import dependents_of  # late: only what destroys asks
+        from .resting import as_foretold, dependents_of  # late: only what destroys asks
 
         found = dependents_of(self.directory(share), volume, self.options, besides)
         self.not_counted[volume.name] = found.not_counted
-        return found.dependents
+        return as_foretold(self.options.world, share, volume.name, found.dependents) if self.options.check else found.dependents
 
     def executor(self, share: Share, source: CopySource | None = None) -> Executor:
         from ..apply.executor import Executor  # late: a task that changes nothing starts faster without
@@ -319,8 +319,7 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
     if volume is not None and volume.stale:
         _tell_stale(work, share, volume)
     if volume is not None and dependents:
-        found = work.dependents(share, volume)
-        volume = replace(volume, dependents=as_foretold(work, share, name, found) if work.options.check else found)
+        volume = replace(volume, dependents=work.dependents(share, volume))
     return volume, recovered
 
 
@@ -333,13 +332,6 @@ def _tell_stale(work: Workspace, share: Share, volume: Volume) -> None:
     if sentence not in work.options.told:
         work.options.told.add(sentence)
         work.options.warn(sentence)
-
-
-def as_foretold(work: Workspace, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones beside."""
-    world = {other: volume for (path, other), volume in work.options.world.items() if path == share.path and other != name}
-    resting = [(other, volume.parent.file) for other, volume in world.items() if volume and volume.parent and volume.parent.volume == name]
-    return tuple(sorted({*(pair for pair in found if pair[0] not in world), *resting}))
 
 
 def find_left(work: Workspace, directory: ShareDirectory, name: str, discard: bool = False) -> Interrupted:

@@ -1,0 +1,41 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The root of a chroot into a directory that is no mount point: the kernel's table of mounts does not show it."""
+
+from __future__ import annotations
+
+import os
+
+from .tables import HIDDEN, Mount, parse_mountinfo
+
+_INIT = "/proc/1/mountinfo"
+
+
+def root(mounts: tuple[Mount, ...]) -> Mount:
+    """What ``/`` lies on where the table does not say, as in a chroot into a directory that is no mount point."""
+    device = os.stat("/").st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        others = mounts + parse_mountinfo(_init())
+    except OSError:
+        others = mounts
+    known = next((mount for mount in others if mount.device == name), None)
+    fstype = known.fstype if known is not None else "rootfs" if os.major(device) else "unknown"  # what has a device of its own is this host's
+    identities = {mount.id for mount in mounts}
+    above = [mount.parent for mount in mounts if mount.parent not in identities]
+    number = max(above, key=above.count) if above else 0
+    return Mount(number, number, name, HIDDEN, "/", fstype, known.source if known is not None else "none", ("rw",), ())
+
+
+def _init() -> str:
+    with open(_INIT, "rb") as stream:
+        return os.fsdecode(stream.read())
+
+
+def are_one(path: str, other: str) -> bool:
+    """Whether two paths lead to one directory."""
+    try:
+        return os.path.samestat(os.stat(path), os.stat(other))
+    except OSError:
+        return False

@@ -1,0 +1,30 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The message of a task about many objects of which some failed."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from .errors import StorageError
+from .model import listed
+
+
+def told_together(what: str, total: int, failures: Sequence[tuple[Sequence[str], StorageError]], most: int = 20) -> str:
+    """The message of a task about many objects: each reason once, with the names of those that failed for it where it does not have them.
+
+    :param what: the objects, as "volumes". :param failures: the names of each, as volume and snapshot, and its error.
+    """
+    groups: dict[str, list[Sequence[str]]] = {}
+    for names, error in failures:
+        groups.setdefault(str(error), []).append(names)
+    subjects = {str(error): error.subject for _names, error in failures}
+    reasons = []
+    for reason, several in list(groups.items())[:most]:
+        said = {subjects[reason], *subjects[reason].replace(",", " ").split()}
+        labels = list(dict.fromkeys("@".join(names) for names in several))
+        known = len(labels) == 1 and said.issuperset(several[0])
+        reasons.append(reason if known else f"{listed(labels)}: {reason}")
+    more = f" (and {len(groups) - most} more reasons, see results)" if len(groups) > most else ""
+    return f"{len(failures)} of {total} {what} failed. {' '.join(reasons)}{more}"
