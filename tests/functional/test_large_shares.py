@@ -272,7 +272,7 @@ BESIDE: dict[str, Callable[[Share], object]] = {
     "a linked clone": lambda share: _create(share, "clone", existing.SourceRequest("first", None, linked=True)),
     "info": lambda share: reading.list_volumes(share, []),
     "info of one": lambda share: reading.list_volumes(share, ["first"]),
-    "a snapshot": lambda share: _take(share),
+    "a snapshot": _take,
     "deletion of a snapshot": lambda share: (_take(share), snapshots.delete(Candidates((share,)), "first", ["s1"], Options())),
     "removal": lambda share: volumes.ensure_absent(Candidates((share,)), "first", True, Options()),
 }

@@ -224,7 +224,7 @@ def test_a_foreign_file_with_the_name_of_an_overlay_that_is_gone(store: Store) -
 def test_an_info_that_names_the_new_file(store: Store) -> None:
     store.present(size=16 * MIB)
     (store.path / "vol.info").write_text('{"active": "vol"}')
-    put(store, lambda path: qcow2(path))
+    put(store, qcow2)
     assert store.info()["format"] is None
     refused(store, errors.InvalidParameter, lambda check: store.present(check=check))
     assert store.present(format="qcow2").changed and store.info()["format"] == "qcow2"
