@@ -129,6 +129,15 @@ def _is_something_else(given: object) -> bool:
     return given is not None and not (isinstance(given, list) and all(isinstance(item, dict) for item in given))
 
 
+def _can_be_told(value: object) -> bool:
+    """Whether the result of a task can hold it. Python writes no number of more than 4300 digits."""
+    try:
+        str(value)
+    except ValueError:
+        return False
+    return True
+
+
 def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
     """The module with these options, which takes check mode. What Ansible refuses of them has an ``error_code`` too, and where a list
     of dictionaries is something else, the message says how one is made."""
@@ -143,6 +152,7 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
             try:
                 super().__init__(*args, **kwargs)
             except (ArithmeticError, TypeError, ValueError) as error:  # of Ansible's own look at them
+                self.params = {name: value for name, value in self.params.items() if _can_be_told(value)}  # as what was given
                 self.fail_json(f"an option has a value that its kind cannot have ({error}); see the types of the options in ansible-doc.")
 
         def _load_params(self) -> None:

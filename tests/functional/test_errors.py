@@ -298,12 +298,15 @@ LONG = "9" * 5000  # Python converts no number of so many digits
         ("remotefs_volume", {"name": "v", "size": "1M", "max_chain": LONG}),
         ("remotefs_volume", {"name": "v", "size": "1M", "parallel": float("inf")}),
         ("remotefs_volume", {"name": "v", "size": "1M", "source": 5}),
+        ("remotefs_volume", {"size": "1M", "volumes": [{"name": "v", "max_chain": LONG}]}),
         ("remotefs_volume", {"size": "1M", "volumes": [{"name": "v", "reserved_percentage": float("inf")}]}),
         ("remotefs_snapshot", {"volume": "v", "keep": {"match": "*", "last": LONG}}),
         ("remotefs_snapshot", {"volume": "v", "keep": {"match": "*", "within": LONG + "d"}}),
         ("remotefs_snapshot", {"volume": "v", "name": "s", "expires": LONG + "d"}),
         ("remotefs_snapshot", {"volume": "v", "name": "s", "lock_timeout": True, "keep": True}),
         ("remotefs_share", {"src": "/tmp", "timeout": float("inf")}),
+        ("remotefs_share", {"src": "/tmp", "timeout": LONG}),
+        ("remotefs_snapshot", {"volume": "v", "name": "s", "lock_timeout": LONG}),
     ],
 )
 def test_values_that_no_option_can_have(tmp_path: Path, name: str, options: dict) -> None:

@@ -78,11 +78,11 @@ class Full:
 
         def grab() -> None:
             while not over.is_set():
-                with open(self.mount / "guest", "ab", buffering=0) as stream:
-                    try:
+                try:
+                    with open(self.mount / "guest", "ab", buffering=0) as stream:
                         stream.write(b"g" * 4096)
-                    except OSError:
-                        pass
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
 
         guest = threading.Thread(target=grab)
         guest.start()

@@ -82,6 +82,7 @@ def three_ways(sizes: list[int], items: list[dict], task: dict) -> tuple[list, W
     """What all three ways tell, which has to be the same, and the world after the last one."""
     seen = []
     for parallel, check in ((1, True), (1, False), (8, False)):
+        _remove_worlds()  # a hundred examples would fill a small disk
         root = Path(tempfile.mkdtemp(prefix="placement-"))
         ROOTS.append(root)
         world = World(root, sizes)
@@ -93,11 +94,15 @@ def three_ways(sizes: list[int], items: list[dict], task: dict) -> tuple[list, W
 ROOTS: list[Path] = []
 
 
+def _remove_worlds() -> None:
+    while ROOTS:
+        shutil.rmtree(ROOTS.pop())
+
+
 @pytest.fixture(autouse=True)
 def _clean() -> Iterator[None]:
     yield
-    while ROOTS:
-        shutil.rmtree(ROOTS.pop())
+    _remove_worlds()
 
 
 SIZES = st.sampled_from(["1M", "4M", "8M", "20M"])
