@@ -14,6 +14,7 @@ Harder than most disks and journals: nothing is ordered between directories, nor
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from dataclasses import dataclass, field
@@ -36,6 +37,11 @@ class Image:
 
     def files(self) -> dict[str, bytes]:
         return {name: self.contents[inode] for name, inode in self.names.items()}
+
+    def key(self) -> tuple:
+        """Equal for images that are equal."""
+        contents = frozenset((inode, hashlib.blake2b(data).digest()) for inode, data in self.contents.items())
+        return frozenset(self.names.items()), self.directories, contents
 
 
 def scan(share: Path) -> Image:

@@ -228,8 +228,12 @@ class Sweep:
                 assert bool(mine) == self.operation.tool, f"{self.name} says tool={self.operation.tool}, qemu-img made {len(mine)} calls"
                 if not mine:
                     continue
+            if mode == "python" and self.extent.full and not self.operation.tool:
+                continue  # Python is all there is: the group
             row = self._row(mode)
             for at in choose_points(mine, self.extent, most):
+                if mode == "group" and at > 1 and mine[at - 2].kind == "fsync":
+                    continue  # what is seen after an fsync is what was seen before it
                 fault = Fault(at, counted, victims, leave=mode == "orphan")
                 verify = (lambda: self._verify(False, foretold=False)) if fault.leave else None
                 row.add(*self._labelled(f"kill {mode} before call {at} of {len(mine)}", lambda fault=fault: self._killed(fault), verify))
@@ -306,12 +310,19 @@ class Sweep:
 
     def power(self) -> None:
         self._fresh()
+        start = powerloss.scan(self.share)
         calls = _counted(self.calls(), PYTHON | TOOL)
         row = self._row("power loss")
         points = choose_points(calls, self.extent, self.extent.power)
         dice = [(random.Random(f"{self.name} {number}").choice((0.2, 0.5, 0.8)), number) for number in range(self.extent.dice)]
+        met: set[tuple] = set()
         for at in [*points, len(calls) + 1]:
+            disk = powerloss.Disk(start).feed(call for call in calls[: at - 1] if call.result >= 0)
             for data, names, seed in [(0, 0, 0), (0, 1, 0), (1, 0, 0), *((chance, chance, number) for chance, number in dice)]:
+                image = (at > len(calls), disk.lose(data, names, random.Random(f"{at} {seed}")).key())
+                if image in met:
+                    continue  # the disk can hold the same at other times and with other luck: it is judged once
+                met.add(image)
                 label = f"power loss before call {at} of {len(calls)}, keeping {data:.0%} of data and {names:.0%} of names, dice {seed}"
                 row.add(*self._labelled(label, lambda at=at, data=data, names=names, seed=seed: self._power_lost(at, data, names, seed)))
 

@@ -119,3 +119,14 @@ def test_materialised_with_the_same_inodes(tmp_path: Path) -> None:
     wanted = Image({"a": inode, "other": a, "another": a, "c": c}, frozenset(), content)
     powerloss.materialise(share, keep, wanted)
     assert powerloss.scan(share) == wanted and not list(keep.iterdir())
+
+
+def test_images_that_are_equal_have_equal_keys() -> None:
+    same = Image(dict(START.names), frozenset(START.directories), dict(START.contents))
+    others = [
+        Image({"old": 1}, START.directories, START.contents),
+        Image({"old": 2, "sub/kept": 1}, START.directories, START.contents),
+        Image(START.names, frozenset(), START.contents),
+        Image(START.names, START.directories, {1: b"a" * 10, 2: b"l"}),
+    ]
+    assert same.key() == START.key() and len({START.key(), *(other.key() for other in others)}) == 5
