@@ -152,7 +152,8 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
             try:
                 super().__init__(*args, **kwargs)
             except (ArithmeticError, TypeError, ValueError) as error:  # of Ansible's own look at them
-                self.params = {name: value for name, value in self.params.items() if _can_be_told(value)}  # as what was given
+                for name in [name for name, value in self.params.items() if not _can_be_told(value)]:
+                    del self.params[name]  # the result shows what was given
                 self.fail_json(f"an option has a value that its kind cannot have ({error}); see the types of the options in ansible-doc.")
 
         def _load_params(self) -> None:
