@@ -121,23 +121,6 @@ def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
     return warn_once
 
 
-_DICTIONARIES = "{0} takes a list of dictionaries: {{{{ names | remotefs.storage.items }}}} makes one of names, or of a dictionary by name"
-
-
-def _is_something_else(given: object) -> bool:
-    """Whether it is no list of dictionaries. What an option is given as is still as the playbook has it."""
-    return given is not None and not (isinstance(given, list) and all(isinstance(item, dict) for item in given))
-
-
-def _can_be_told(value: object) -> bool:
-    """Whether the result of a task can hold it. Python writes no number of more than 4300 digits."""
-    try:
-        str(value)
-    except ValueError:
-        return False
-    return True
-
-
 def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
     """The module with these options, which takes check mode. What Ansible refuses of them has an ``error_code`` too, and where a list
     of dictionaries is something else, the message says how one is made."""
@@ -152,9 +135,10 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
             try:
                 super().__init__(*args, **kwargs)
             except (ArithmeticError, TypeError, ValueError) as error:  # of Ansible's own look at them
-                for name in [name for name, value in self.params.items() if not _can_be_told(value)]:
-                    del self.params[name]  # the result shows what was given
-                self.fail_json(f"an option has a value that its kind cannot have ({error}); see the types of the options in ansible-doc.")
+                from . import refused
+
+                self.params = refused.that_can_be_told(dict(vars(self)["params"]))
+                self.fail_json(refused.no_such_value(error))
 
         def _load_params(self) -> None:
             super()._load_params()
@@ -163,8 +147,9 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
         def fail_json(self, msg: str, **kwargs: Any) -> None:
             if not self.parsed:
                 kwargs.setdefault("error_code", InvalidParameter.error_code)
-                wrong = [name for name in lists if _is_something_else(self.given[name])]
-                msg = f"option '{wrong[0]}': {msg.rstrip('.')}; {_DICTIONARIES.format(wrong[0])}." if wrong else msg
+                from . import refused
+
+                msg = refused.with_advice(msg, self.given)
             super().fail_json(msg, **kwargs)
 
     module = Module(argument_spec=spec, supports_check_mode=True, **conditions)

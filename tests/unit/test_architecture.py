@@ -12,11 +12,12 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "arguments", "operations", "apply", "plan", "store", "mounts", "together", "model", "command", "errors"]
+LAYERS = ["modules", "results", "changes", "refused", "arguments", "operations", "apply", "plan", "store", "mounts", "together", "model", "command", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
-    "changes": {"operations", "errors"},
+    "changes": {"operations", "refused", "errors"},
+    "refused": set(),
     "arguments": {"operations", "errors"},
     "operations": {"apply", "plan", "store", "mounts", "model", "errors"},
     "apply": {"plan", "store", "model", "command", "errors"},
