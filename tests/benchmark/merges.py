@@ -85,7 +85,7 @@ def copy(share: Path, length: int, source: Path, going: Sequence[Path] = ()) -> 
 
 
 def measure_shape(shape: Shape, scratch: Path, repeats: int) -> Row:
-    from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+    from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 
     chain = Chain(scratch / "share", shape).build()
     moved, going = max(chain.delete(check=True), 4096), chain.going()

@@ -20,12 +20,12 @@ from unittest import mock
 
 from property.world import World, candidates, run, write_pattern
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import making_room
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, groups, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention, room
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
@@ -513,7 +513,7 @@ def _of_what_it_gives_up(name: str) -> Operation:
             patches.enter_context(mock.patch.object(ShareDirectory, "create_temporary", create_if_room))
             patches.enter_context(mock.patch.object(ballast, "lend", return_value=None))
             patches.enter_context(mock.patch.object(making_room, "take_data_out", take_out_and_have_room))
-            patches.enter_context(mock.patch.object(making_room, "gives_enough", return_value=True))
+            patches.enter_context(mock.patch.object(room, "gives_enough", return_value=True))
             return known.run(where, options)
 
     return replace(known, run=run)

@@ -30,7 +30,7 @@ from typing import Callable, Iterable, Iterator, TypeVar
 from engines import leave_to_qemu_img
 from property.world import candidates
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import moving
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import moving
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, holding, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates

@@ -15,7 +15,7 @@ from typing import Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import copying
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import copying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory

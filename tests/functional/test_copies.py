@@ -17,7 +17,7 @@ from typing import Callable, Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate, copying
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import allocate, copying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options

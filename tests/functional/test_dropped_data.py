@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import making_room
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2

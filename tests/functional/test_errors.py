@@ -20,7 +20,9 @@ from typing import Callable
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import changes, command, errors
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import executor, qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import executor
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.engine import OfflineEngine
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import tables
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, reading, snapshots, transaction, volumes
@@ -247,7 +249,7 @@ PLACES = (
     (transaction.Workspace, "lock"),
     (transaction, "find_interrupted"),
     (inventory, "observe"),
-    (executor.Executor, "guarded"),
+    (OfflineEngine, "session"),
     (executor.Executor, "record_intent"),
     (ShareDirectory, "create_temporary"),
 )

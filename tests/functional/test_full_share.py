@@ -18,7 +18,7 @@ from unittest import mock
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import making_room
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, NoEligibleShare, NoSpace
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes

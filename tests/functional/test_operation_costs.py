@@ -14,7 +14,7 @@ from typing import Callable
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates

@@ -125,19 +125,19 @@ def test_groups_are_all_or_nothing(store: Store) -> None:
 
 
 def test_a_group_that_fails_in_the_middle_leaves_no_snapshot(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ansible_collections.remotefs.storage.plugins.module_utils.apply import offline
+    from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import session
 
     for name in ("a", "b", "c"):
         store.present(name, size=MIB)
     before = {name: store.info(name)["path"] for name in ("a", "b", "c")}
-    real = offline.qcow2.write_image
+    real = session.qcow2.write_image
 
     def full(fd: int, size: int, backing_file: str | None = None, backing_format: str | None = None) -> None:
         if backing_file == "c":
             raise OSError(28, "No space left on device")
         real(fd, size, backing_file, backing_format)
 
-    monkeypatch.setattr(offline.qcow2, "write_image", full)
+    monkeypatch.setattr(session.qcow2, "write_image", full)
     with pytest.raises(errors.NoSpace):
         groups.take_group(store.candidates, ["a", "b", "c"], SnapshotWish("g"), store.options())
     for name, path in before.items():

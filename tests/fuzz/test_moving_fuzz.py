@@ -22,7 +22,7 @@ from typing import Any, Callable, Iterator
 import pytest
 from property.moving_world import Chain, LayerPlan, pattern
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.moving import Mover
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.moving import Mover
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Share
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import Qcow2Error, counts, filling

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command, errors
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Share
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 

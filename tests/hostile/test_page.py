@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 
 from . import page, runner
 from .corpus import ATTACKS

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.moving import Mover
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.moving import Mover
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Share, round_to_sector
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory

@@ -21,7 +21,7 @@ from typing import Callable, Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import moving, qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import moving, qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, groups, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates

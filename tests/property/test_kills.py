@@ -20,7 +20,7 @@ import pytest
 from engines import leave_to_qemu_img
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import qemu_img
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, groups, reading, snapshots, volumes

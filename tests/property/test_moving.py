@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import allocate, copying
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import allocate, copying
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clusters import QcowLayer, big_endian
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.filling import Filling

@@ -81,3 +81,15 @@ def test_programs_start_in_one_place(path: Path) -> None:
 def test_rooms_stay_small(path: Path) -> None:
     code = path.read_text().split('RETURN = r"""')[-1]
     assert len(code.splitlines()) <= 420
+
+
+@pytest.mark.parametrize("path", sorted(UTILS.rglob("*.py")), ids=lambda path: str(path.relative_to(UTILS)))
+def test_engines_are_chosen_in_one_place(path: Path) -> None:
+    """Nothing but ``open_engine`` imports a room of an engine, and no name outside of it says which one works."""
+    inside = path.relative_to(UTILS)
+    if inside.parts[:2] == ("apply", "offline"):
+        return
+    text = path.read_text()
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and "offline" in (node.module or "").split(".")]
+    assert len(imports) == (1 if str(inside) == "apply/engine.py" else 0)
+    assert "OfflineEngine" not in text or str(inside) == "apply/engine.py"

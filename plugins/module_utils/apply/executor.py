@@ -3,27 +3,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Carries plans out: durable intent, the steps in order, durable final record, and only then unlinking.
 
-Also what an interrupted task left: :mod:`recovery` sees it, :meth:`Executor.finish` ends it.
+Also what an interrupted task left: :mod:`recovery` sees it, :meth:`Executor.finish` ends it. Steps that make or change images
+are an engine's (see :mod:`engine`).
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Callable, Iterable, Iterator, Mapping
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import NoSpace, ShareNotWritable, StorageError, from_os_error
 from ..model import now
 from ..plan import intent as intents
+from ..plan import room
 from ..plan.plan import Plan
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store import access, info_file, records
 from ..store.directory import ShareDirectory
 from ..store.disks import disks_of, marks_of
-from . import making_room
-from .guard import Guard, ask_resumption, ask_unwritten, existing
-from .offline import CopySource, OfflineEngine
+from .engine import CopySource, Engine, Session
 from .recovery import find_interrupted
 from .remains import Interrupted
 
@@ -33,91 +33,91 @@ StepLog = Callable[[str, dict, float], None]  # takes a volume, what is told of 
 class Executor:
     """Applies plans to volumes of one share while the caller holds their locks.
 
-    :param locks: descriptors of the held locks, for programs to inherit.
-    :param assume_unused: the user vouches that nobody has the images open, where the file system cannot tell.
+    :param engine: reaches the images of that share.
+    :param warn: takes sentences for the user.
+    :param log: takes each step, once it is done or has failed.
     """
 
-    def __init__(
-        self,
-        directory: ShareDirectory,
-        locks: tuple[int, ...],
-        warn: Callable[[str], None],
-        assume_unused: bool = False,
-        source: CopySource | None = None,
-        log: StepLog | None = None,
-    ) -> None:
+    def __init__(self, directory: ShareDirectory, engine: Engine, warn: Callable[[str], None], log: StepLog | None = None) -> None:
         self._directory = directory
-        self._locks = locks
+        self._engine = engine
         self._warn = warn
-        self._assume_unused = assume_unused
-        self._source = source
         self._log = log
 
-    def apply(self, plan: Plan) -> None:
-        """Carry out a plan. On an error the intent stays on record and the next task resumes it, unless nothing was begun."""
+    def apply(self, plan: Plan, source: CopySource | None = None) -> None:
+        """Carry out a plan. On an error the intent stays on record and the next task resumes it, unless nothing was begun.
+
+        :param source: what a full clone is copied from.
+        """
         try:
-            self._apply(plan)
+            self._apply(plan, source)
         except NoSpace:
-            again = making_room.on_record(plan)
+            again = room.on_record(plan)
             if again is None:
                 raise
-            self._apply(again)
+            self._apply(again, source)
 
-    def _apply(self, plan: Plan) -> None:
-        with self.guarded(plan) as guard:
+    def _apply(self, plan: Plan, source: CopySource | None) -> None:
+        with self._engine.session(plan, source) as session:
             if plan.intent:
                 self.record_intent(plan)
             try:
-                self._run(plan, plan.steps, guard, making_room.given_up(plan.steps) if plan.intent else ())
+                self._run(plan, session)
             except StorageError:
                 self._forget_unmade(plan)
-                self.undo_snapshot(plan, guard)
+                self._undo_snapshot(plan, session)
                 raise
+
+    def apply_together(self, plans: Sequence[Plan], group: str, decide: Callable[[], None]) -> None:
+        """Take one snapshot of several volumes: all or none.
+
+        All overlays are published before the group is decided, and it is decided before any ``.info`` names one. A crash before
+        the decision undoes them all, one after it finishes them all: each volume's own recovery can tell from the decision.
+
+        :param group: the name under which the decision is recorded. :param decide: records it.
+        """
+        with ExitStack() as stack:
+            sessions = [(plan, stack.enter_context(self._engine.session(plan))) for plan in plans]
+            try:
+                for plan, _session in sessions:
+                    self.record_intent(plan, group)
+                for plan, session in sessions:
+                    self._do_image_steps(plan, session)
+                decide()
+            except (StorageError, OSError):
+                for plan, session in sessions:
+                    self._undo_snapshot(plan, session)
+                raise
+            for plan, _session in sessions:
+                self._write_infos(plan)
+            self._engine.barrier([session for _plan, session in sessions])
+            for plan, _session in sessions:
+                self._write_final_record(plan, ())
 
     def _forget_unmade(self, plan: Plan) -> None:
         """Remove the record of a volume that could not be made."""
         if plan.before is None and self._directory.root.status(plan.volume) is None:
             self._forget(plan.volume)
 
-    def undo_snapshot(self, plan: Plan, guard: Guard) -> None:
+    def _undo_snapshot(self, plan: Plan, session: Session) -> None:
         """Take back at once what a failed snapshot left; where that fails too (full disk), the next task does it."""
         if plan.operation != "create_snapshot" or not plan.intent:
             return
         try:
             for resumption in find_interrupted(self._directory, plan.volume).resumptions:
                 if resumption.outcome == "undone":
-                    self._run(resumption.plan, resumption.plan.steps, guard)
+                    self._run(resumption.plan, session)
         except (StorageError, OSError):
             pass
 
-    def guarded(self, plan: Plan, resumption: intents.Resumption | None = None) -> Guard:
-        """The guard of all that the plan touches; of one that ends an interrupted task, of all images of the volume."""
-        guard = Guard(self._directory, self._assume_unused)
-        try:
-            if resumption is None:
-                guard.take(self._touched(plan.steps))
-                ask_unwritten(self._directory, plan, self._assume_unused)
-            else:
-                guard.take(existing(self._directory, resumption.closed))
-                guard.watch(existing(self._directory, resumption.unwritten))
-        except BaseException:
-            guard.__exit__()
-            raise
-        return guard
-
-    def _touched(self, steps: Iterable[Step]) -> list[str]:
-        """Existing image files that the steps write or remove."""
-        wanted = {file for step in steps for file in step.touches() if not file.endswith(".info")}
-        return sorted(file for file in wanted if self._directory.root.status(file) is not None)
-
-    # -- in two halves, for groups that all get their overlays before any is recorded ------------------------------
+    # -- the order of things -----------------------------------------------------------------------------------------
 
     def record_intent(self, plan: Plan, group: str | None = None) -> None:
         record = records.read(self._directory, plan.volume) or records.Record()
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
-        intent = intents.of_plan(plan, now(), self._proofs(plan), group)
+        intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name)
         self._write_record(plan.volume, record.with_intent(intent.to_json()), _last_resort(plan))
 
     def _proofs(self, plan: Plan) -> dict[str, intents.Proof]:
@@ -129,40 +129,38 @@ class Executor:
                 proofs[file] = intents.Proof(status.st_ino if keeps_inodes else 0, status.st_size)
         return proofs
 
-    def run_data_steps(self, plan: Plan, guard: Guard) -> None:
-        engine = self._engine(guard)
-        for step in plan.steps:
-            if engine.can(step):
-                self._do(engine, step, plan.volume)
-
-    def run_final_steps(self, plan: Plan, guard: Guard) -> None:
-        engine = self._engine(guard)
-        self._run(plan, [step for step in plan.steps if not engine.can(step)], guard)
-
-    def _engine(self, guard: Guard, given_up: tuple[str, ...] = ()) -> OfflineEngine:
-        return OfflineEngine(self._directory, self._locks, guard, self._source, self._warn, given_up)
-
-    def _run(self, plan: Plan, steps: Iterable[Step], guard: Guard, given_up: tuple[str, ...] = ()) -> None:
-        """:param given_up: files whose data may go first, because an intent that says so is on record."""
-        steps = list(steps)
-        engine = self._engine(guard, given_up)
-        with engine:
+    def _run(self, plan: Plan, session: Session) -> None:
+        steps = list(plan.steps)
+        kinds = [type(step) for step in steps]
+        later = steps[kinds.index(WriteRecord) + 1 :] if WriteRecord in kinds else []
+        with session.begun(later) as made:
             for position, step in enumerate(steps):
-                if engine.can(step):
-                    self._do(engine, step, plan.volume)
+                if session.can(step):
+                    self._do(session, step, plan.volume)
                 elif isinstance(step, WriteInfo):
                     self._write_info(plan, step)
+                    self._engine.barrier([session])
                     self._write_final_record(plan, steps[position + 1 :])
                 elif isinstance(step, WriteRecord):
-                    self._write_final_record(plan, (), engine.begin(steps[position + 1 :], plan.volume))
-        self._unlink(plan.volume, [step.file for step in steps if isinstance(step, Unlink)], guard)
+                    self._write_final_record(plan, (), made)
+        self._unlink(plan.volume, [step.file for step in steps if isinstance(step, Unlink)], session)
         if plan.after is None:
             self._forget(plan.volume)
 
-    def _do(self, engine: OfflineEngine, step: Step, volume: str) -> None:
+    def _do_image_steps(self, plan: Plan, session: Session) -> None:
+        for step in plan.steps:
+            if session.can(step):
+                self._do(session, step, plan.volume)
+
+    def _write_infos(self, plan: Plan) -> None:
+        for step in plan.steps:
+            if isinstance(step, WriteInfo):
+                self._write_info(plan, step)
+
+    def _do(self, session: Session, step: Step, volume: str) -> None:
         with self._logged(volume, step.describe()):
             try:
-                engine.do(step, volume)
+                session.do(step)
             except OSError as error:
                 raise from_os_error(error, f"volume {volume} on {self._directory.share.label}") from error
 
@@ -222,19 +220,15 @@ class Executor:
         with self._logged(volume, {"step": "write_record" if record.intent is None else "write_intent"}):
             self._directory.write_record(volume, private, records.file_name(volume), data, last=last)
 
-    def _unlink(self, volume: str, files: list[str], guard: Guard) -> None:
+    def _unlink(self, volume: str, files: list[str], session: Session) -> None:
         if not files:
             return
         for file in files:
-            with self._logged(volume, Unlink(file).describe()):
+            with self._logged(volume, Unlink(file).describe()), session.closing(file):
                 try:
-                    # Where an open file can lose its name, the lock bytes are held until it has: nobody opens it in between.
-                    if not self._directory.share.locks_visible:
-                        guard.drop([file])
                     self._directory.root.unlink(file)
                 except OSError as error:
                     raise from_os_error(error, self._directory.root.subject(file)) from error
-                guard.drop([file])
         self._directory.root.sync()
 
     def _forget(self, volume: str) -> None:
@@ -250,19 +244,19 @@ class Executor:
         :raises InUse: somebody has an image of the volume open. Nothing was changed.
         """
         for resumption in interrupted.resumptions:
-            ask_resumption(self._directory, resumption, self._assume_unused)
+            self._engine.predict_end(resumption)
         for name in interrupted.leftovers:
             self._directory.discard_temporary(name)
         for resumption in interrupted.resumptions:
-            with self.guarded(resumption.plan, resumption) as guard:
-                self._run(resumption.plan, resumption.plan.steps, guard, making_room.given_up(resumption.plan.steps))
+            with self._engine.session_to_end(resumption) as session:
+                self._run(resumption.plan, session)
 
 
 def _last_resort(plan: Plan) -> str:
     """What may be used on a full share to record an intent. A revert must not begin where it could not go on."""
     if not _frees_room(plan):
         return ""
-    return "blocks" if not making_room.given_up(plan.steps) or making_room.gives_enough(plan) else "ballast"
+    return "blocks" if not room.given_up(plan.steps) or room.gives_enough(plan) else "ballast"
 
 
 def _frees_room(plan: Plan) -> bool:

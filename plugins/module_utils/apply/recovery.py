@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 from ..errors import NeedsRecovery, StorageError
@@ -13,8 +12,9 @@ from ..model import Volume, info_name
 from ..plan import intent as intents
 from ..plan.plan import Plan
 from ..plan.steps import Step, Unlink, WriteRecord
-from ..store import info_file, inventory, kinship, qcow2, records
+from ..store import inventory, kinship, records
 from ..store.directory import ShareDirectory
+from .engine import open_engine
 from .remains import Interrupted, group_file
 
 
@@ -76,11 +76,9 @@ def _readable(directory: ShareDirectory, name: str) -> Volume | None:
 
 def _resumption(directory: ShareDirectory, name: str, intent: intents.Intent) -> intents.Resumption:
     _refuse_foreign(directory, name, intent)
-    info = info_file.read(directory, name)
-    files = {file: found for file in intent.files for found in [_found(directory, file)] if found is not None}
     decided = intent.group is None or _group_decided(directory, intent.group)
-    found_state = intents.Found(info.active if info else None, info.snapshots if info else (), files, decided)
-    return replace(intents.resume(name, _readable(directory, name), intent, found_state), images=intent.files)
+    found = replace(open_engine(intent.engine, directory).found(name, intent), decided=decided)
+    return replace(intents.resume(name, _readable(directory, name), intent, found), images=intent.files)
 
 
 def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:
@@ -93,19 +91,6 @@ def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent
                 f"the record of an interrupted task names {file}, which belongs to volume {owner}",
                 "find out who wrote it; recover: discard gives the record up",
             )
-
-
-def _found(directory: ShareDirectory, file: str) -> intents.FoundFile | None:
-    status = directory.root.status(file)
-    if status is None:
-        return None
-    try:
-        with directory.root.opened(file) as fd:
-            header = qcow2.read_header(fd)
-    except qcow2.Qcow2Error:
-        return intents.FoundFile(status.st_ino, status.st_size)
-    backing = os.path.basename(header.backing_file) if header.backing_file else None
-    return intents.FoundFile(status.st_ino, status.st_size, header.size, backing)
 
 
 def give_up(directory: ShareDirectory, name: str) -> Interrupted:

@@ -22,11 +22,11 @@ from . import placement
 from .candidates import Candidates, has_unfinished, locate
 from .existing import SourceRequest, VolumeRequest, bring_up, located
 from .ledger import Demand
-from .refusals import require_free_name, require_unused
+from .refusals import require_free_name
 from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
 
 if TYPE_CHECKING:
-    from ..apply.offline import CopySource
+    from ..apply.engine import CopySource
     from ..store.directory import ShareDirectory
 
 
@@ -187,7 +187,7 @@ def _held(work: Workspace, share: Share, source: SourceRequest, images: Sequence
 
 def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, Source, list]:
     """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
-    from ..apply.offline import CopySource
+    from ..apply.engine import CopySource
     from . import layers
 
     volume, recovered = settle(work, share, source.volume)
@@ -199,6 +199,6 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     images = volume.view(top)
     layers.require_whole(work.directory(share), images)
     if source.snapshot is None:
-        require_unused(work.directory(share), top, work.options.assume_unused, work.options.check)
+        work.engine(share).require_unused(top, ask_only=work.options.check)
     told = Source(source.label, images[0].size, _held(work, share, source, images))
     return CopySource(work.directory(share), images), told, recovered

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,6 @@ from .snapshots import SnapshotRequest, find, plan_taking, retain_after, settled
 from .transaction import Options, Outcome, Workspace, carry_out
 
 if TYPE_CHECKING:
-    from ..apply.executor import Executor
-    from ..apply.offline import Guard
     from ..plan import retention
 
 
@@ -105,39 +102,14 @@ def _require_same_state(members: list[_Member], snapshot: str) -> None:
 
 
 def _apply_group(work: Workspace, members: list[_Member]) -> None:
-    """All overlays are published before the group is decided, and it is decided before any ``.info`` names one.
+    share, group = members[0].share, os.urandom(8).hex()
+    directory = work.directory(share)
 
-    A crash before the decision undoes them all, one after it finishes them all: each volume's own recovery can tell from
-    the group's record on its share.
-    """
-    group = os.urandom(8).hex()
-    executors = {member.plan.volume: work.executor(member.share) for member in members}
-    with ExitStack() as stack:
-        guards: dict[str, Guard] = {}
-        for member in members:
-            guards[member.plan.volume] = stack.enter_context(executors[member.plan.volume].guarded(member.plan))
-        try:
-            for member in members:
-                executors[member.plan.volume].record_intent(member.plan, group)
-            for member in members:
-                executors[member.plan.volume].run_data_steps(member.plan, guards[member.plan.volume])
-            _decide(work, members, group)
-        except (StorageError, OSError):
-            _undo(members, executors, guards)
-            raise
-        for member in members:
-            executors[member.plan.volume].run_final_steps(member.plan, guards[member.plan.volume])
-    work.directory(members[0].share).make_private("groups").unlink(group_file(group))
+    def decide() -> None:
+        directory.write_record(members[0].plan.volume, directory.make_private("groups"), group_file(group), b"{}")
 
-
-def _decide(work: Workspace, members: list[_Member], group: str) -> None:
-    directory = work.directory(members[0].share)
-    directory.write_record(members[0].plan.volume, directory.make_private("groups"), group_file(group), b"{}")
-
-
-def _undo(members: list[_Member], executors: dict[str, Executor], guards: dict[str, Guard]) -> None:
-    for member in members:
-        executors[member.plan.volume].undo_snapshot(member.plan, guards[member.plan.volume])
+    work.executor(share).apply_together([member.plan for member in members], group, decide)
+    directory.make_private("groups").unlink(group_file(group))
 
 
 def _outcome_of(work: Workspace, member: _Member) -> Outcome:

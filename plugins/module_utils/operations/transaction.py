@@ -27,8 +27,8 @@ from ..store.pace import Pace
 from . import report
 
 if TYPE_CHECKING:
+    from ..apply.engine import CopySource, Engine
     from ..apply.executor import Executor
-    from ..apply.offline import CopySource
     from .holding import Holding
     from .ledger import Ledger
 
@@ -241,12 +241,19 @@ class Workspace:
         self.not_counted[volume.name] = found.not_counted
         return as_foretold(self.options.world, share, volume.name, found.dependents) if self.options.check else found.dependents
 
-    def executor(self, share: Share, source: CopySource | None = None) -> Executor:
-        from ..apply.executor import Executor  # late: a task that changes nothing starts faster without
+    def engine(self, share: Share) -> Engine:
+        """What reaches the images of volumes on this share."""
+        from ..apply.engine import Terms, open_engine  # late: a task that changes nothing starts faster without
+        from ..plan.abilities import OFFLINE
+
+        locks = tuple(fd for lock in self._locks for fd in lock.descriptors)
+        return open_engine(OFFLINE, self.directory(share), Terms(locks, self.options.assume_unused, self.options.warn))
+
+    def executor(self, share: Share) -> Executor:
+        from ..apply.executor import Executor
 
         self.keep_ballast(share)
-        descriptors = tuple(fd for lock in self._locks for fd in lock.descriptors)
-        return Executor(self.directory(share), descriptors, self.options.warn, self.options.assume_unused, source, self.options.log)
+        return Executor(self.directory(share), self.engine(share), self.options.warn, self.options.log)
 
     def keep_ballast(self, share: Share) -> None:
         """Make room for later deletions, before a change as far as there is room, and with what a deletion has freed."""
@@ -258,7 +265,7 @@ class Workspace:
         """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NoTurn: it was not begun."""
         with self._in_its_time([plan]):
             try:
-                self.executor(share, source).apply(plan)
+                self.executor(share).apply(plan, source)
             finally:
                 self._follow([plan])
         if any(step.name == "unlink" for step in plan.steps):
@@ -306,9 +313,9 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
         interrupted = find_left(work, directory, name)
     recovered = interrupted.describe()
     if interrupted.resumptions and work.options.check:
-        from .refusals import predict_recovery
-
-        predict_recovery(directory, interrupted, work.options.assume_unused)
+        engine = work.engine(share)
+        for resumption in interrupted.resumptions:
+            engine.predict_end(resumption)
     elif interrupted and not work.options.check:
         work.finish(share, interrupted)
     if not work.options.check:
@@ -365,11 +372,11 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
         from . import layers
 
         layers.require_single_owners(directory, plan)
+    if plan.changed:
+        work.engine(share).abilities.require_for(plan)
     if work.options.check:
         if plan.changed:
-            from .refusals import predict_in_use
-
-            predict_in_use(directory, plan, work.options.assume_unused)
+            work.engine(share).predict(plan)
         work.options.world[(share.path, plan.volume)] = plan.after
         after = report.volume(plan.after, share, before["in_use"] if before else False) if plan.after else None
     else:

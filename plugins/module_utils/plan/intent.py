@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from ..errors import NeedsRecovery
 from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
 from . import steps as step_types
+from .abilities import OFFLINE
 from .plan import Plan
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
@@ -31,7 +32,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Intent:
-    """A plan on record. ``proofs`` has the volume's own files as they were before."""
+    """A plan on record. ``proofs`` has the volume's own files as they were before, ``engine`` is the one that was at work."""
 
     operation: str
     started: str
@@ -40,6 +41,7 @@ class Intent:
     after: Volume | None
     proofs: dict[str, Proof]
     group: str | None = None
+    engine: str = OFFLINE
 
     def to_json(self) -> dict:
         return {
@@ -50,6 +52,7 @@ class Intent:
             "after": None if self.after is None else _volume_to_json(self.after),
             "proofs": {file: [proof.inode, proof.length] for file, proof in self.proofs.items()},
             "group": self.group,
+            "engine": self.engine,
         }
 
     @property
@@ -67,10 +70,10 @@ class Intent:
         return tuple(named)
 
 
-def of_plan(plan: Plan, started: str, proofs: dict[str, Proof], group: str | None = None) -> Intent:
+def of_plan(plan: Plan, started: str, proofs: dict[str, Proof], group: str | None = None, engine: str = OFFLINE) -> Intent:
     if plan.before is None:
         raise ValueError("a plan without a volume before it needs no intent")
-    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group)
+    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine)
 
 
 def _volume_to_json(volume: Volume) -> dict:
@@ -89,6 +92,7 @@ def from_json(volume: str, content: dict) -> Intent:
             after=None if after is None else _volume_from_json(after),
             proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},
             group=_group(content.get("group")),
+            engine=str(content.get("engine", OFFLINE)),  # older records name none
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.engine import Terms, open_engine
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import manager, resolve, tables, types
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import refusals
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import OFFLINE
 from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 
@@ -72,9 +73,9 @@ def test_in_use_is_null_there_and_the_way_out_is_said(found, kind, tmp_path):
             assert in_use.ask(fd, directory.share) is None
         for check in (True, False):
             with pytest.raises(InUse) as caught:
-                refusals.require_unused(directory, "vol", False, check)
+                open_engine(OFFLINE, directory).require_unused("vol", check)
             assert f"({kind})" in str(caught.value) and "assume_unused: true" in str(caught.value)
-            refusals.require_unused(directory, "vol", True, check)
+            open_engine(OFFLINE, directory, Terms(assume_unused=True)).require_unused("vol", check)
 
 
 def test_a_plain_directory_there_is_warned_about(tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def test_given_back_and_taken_anew(tmp_path: Path) -> None:
             pass
         refused(a_lock(tmp_path))
         work.directory(share(tmp_path)).verify("other")
-        assert len(work.executor(share(tmp_path))._locks) == 2  # programs inherit the locks that are held now
+        assert len(work.engine(share(tmp_path))._terms.locks) == 2  # programs inherit the locks that are held now
     with a_lock(tmp_path):
         pass
 

@@ -1,18 +1,18 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The offline engine: does one step at a time on images that nobody has open."""
+"""Carries out one plan's steps on images that nobody has open, with Python and qemu-img."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
-from ..errors import ChainBroken, UnsafeImage
-from ..model import Image
-from ..plan.steps import (
+from ...errors import ChainBroken, UnsafeImage
+from ...model import Image
+from ...plan.steps import (
     Commit,
     CopyImage,
     CreateClone,
@@ -26,46 +26,32 @@ from ..plan.steps import (
     Step,
     Truncate,
 )
-from ..store import access, in_use, info_file, inventory, qcow2, records
-from ..store.directory import ShareDirectory
-from ..store.disks import mark_of
-from ..store.qcow2.clusters import Unsuited
+from ...store import access, in_use, info_file, inventory, qcow2, records
+from ...store.directory import ShareDirectory
+from ...store.disks import mark_of
+from ...store.qcow2.clusters import Unsuited
+from ..engine import CopySource, Terms
 from . import allocate, copying, growing, making_room, moving, qemu_img
 from .guard import Guard
 
 _CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
 
 
-@dataclass(frozen=True)
-class CopySource:
-    """Where a full clone reads: an opened share and the chain that makes up the point, top first."""
+class OfflineSession:
+    """As of :class:`engine.Session`. Entering and leaving it takes and gives back nothing but the guard.
 
-    directory: ShareDirectory
-    images: tuple[Image, ...]
-
-
-class OfflineEngine:
-    """Does data steps on one volume's files with Python and qemu-img.
-
-    :param locks: descriptors of the locks, which programs inherit.
-    :param warn: takes sentences that the user should see.
+    :param guard: has taken the files that the plan works on.
     :param given_up: files whose data may go first, where a revert finds no room.
     """
 
     def __init__(
-        self,
-        directory: ShareDirectory,
-        locks: tuple[int, ...],
-        guard: Guard,
-        source: CopySource | None,
-        warn: Callable[[str], None],
-        given_up: tuple[str, ...] = (),
+        self, directory: ShareDirectory, terms: Terms, volume: str, guard: Guard, source: CopySource | None = None, given_up: tuple[str, ...] = ()
     ) -> None:
         self._directory = directory
-        self._locks = locks
+        self._locks, self._warn = terms.locks, terms.warn
+        self._volume = volume
         self._guard = guard
         self._source = source
-        self._warn = warn
         self._given_up = given_up
         self._begun: dict[str, tuple[int, str]] = {}  # files that have no name of their own yet: descriptor, temporary name
         self._verbs: dict[type, Callable] = {
@@ -85,34 +71,43 @@ class OfflineEngine:
     def can(self, step: Step) -> bool:
         return type(step) in self._verbs
 
-    def do(self, step: Step, volume: str) -> None:
-        """Carry out a step; what it reports as done is durable."""
-        self._verbs[type(step)](step, volume)
+    def do(self, step: Step) -> None:
+        self._verbs[type(step)](step)
 
-    # -- new files ---------------------------------------------------------------------------------------------------
-
-    def begin(self, steps: Iterable[Step], volume: str) -> dict[str, records.Disk]:
-        """Make the images of later steps under temporary names, so that a record written before them can say which files they are."""
-        made = {}
-        for step in steps:
-            if isinstance(step, (CreateImage, CopyImage)):
-                fd, _temporary = self._begun[step.file] = self._directory.create_temporary(volume)
-                made[step.file] = mark_of(self._directory, fd, step.size)
-        return made
-
-    def __enter__(self) -> OfflineEngine:
+    def __enter__(self) -> OfflineSession:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        """Nothing stays of files that were begun and never filled."""
-        for fd, temporary in self._begun.values():
-            os.close(fd)
-            self._directory.discard_temporary(temporary)
-        self._begun = {}
+        self._guard.drop_all()
 
-    def _new_file(self, volume: str, name: str, fill: Callable[[int], None]) -> None:
+    @contextmanager
+    def closing(self, file: str) -> Iterator[None]:
+        """Where an open file can lose its name, the lock bytes are held until it has: nobody opens it in between."""
+        if not self._directory.share.locks_visible:
+            self._guard.drop([file])
+        yield
+        self._guard.drop([file])
+
+    # -- new files ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def begun(self, steps: Iterable[Step]) -> Iterator[dict[str, records.Disk]]:
+        try:
+            made = {}
+            for step in steps:
+                if isinstance(step, (CreateImage, CopyImage)):
+                    fd, _temporary = self._begun[step.file] = self._directory.create_temporary(self._volume)
+                    made[step.file] = mark_of(self._directory, fd, step.size)
+            yield made
+        finally:
+            for fd, temporary in self._begun.values():
+                os.close(fd)
+                self._directory.discard_temporary(temporary)
+            self._begun = {}
+
+    def _new_file(self, name: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, give it its name. A failure leaves nothing behind."""
-        fd, temporary = self._begun.pop(name) if name in self._begun else self._directory.create_temporary(volume)
+        fd, temporary = self._begun.pop(name) if name in self._begun else self._directory.create_temporary(self._volume)
         try:
             try:
                 fill(fd)
@@ -133,7 +128,7 @@ class OfflineEngine:
         """Let those open the file behind ``fd``, which is to be ``file``, who may open the one that it replaces."""
         access.copy_access(original, fd, self._directory.share.keeps_modes, self._warn, self._directory.root.subject(file))
 
-    def _create_image(self, step: CreateImage, volume: str) -> None:
+    def _create_image(self, step: CreateImage) -> None:
         def fill(fd: int) -> None:
             self._own(fd, step)
             if step.format == "raw":
@@ -144,7 +139,7 @@ class OfflineEngine:
                 verify = partial(self._directory.verify, step.file)
                 qemu_img.create_preallocated(fd, step.size, self._way_to_reserve(fd, step), self._locks, verify)
 
-        self._new_file(volume, step.file, fill)
+        self._new_file(step.file, fill)
 
     def _way_to_reserve(self, fd: int, step: CreateImage) -> str:
         """What to ask qemu-img for. Its ``falloc`` writes into every block, slowly and silently, where there is no fallocate."""
@@ -164,7 +159,7 @@ class OfflineEngine:
     def _warn_of_zeros(self, step: CreateImage) -> None:
         self._warn(f"{self._directory.share.label} has no fallocate: the space of {step.file} was reserved by writing zeros")
 
-    def _copy_image(self, step: CopyImage, volume: str) -> None:
+    def _copy_image(self, step: CopyImage) -> None:
         source = self._source
         if source is None:
             raise ChainBroken(f"copy {step.file}", "its source is not open", "run the task again")
@@ -174,7 +169,7 @@ class OfflineEngine:
             if self._copy_as_it_is(fd, step, source):
                 return
             self._make_empty(fd, step)
-            if self._by_ourselves(volume, lambda mover: mover.copy(source.directory, source.images, fd, step.format)):
+            if self._by_ourselves(lambda mover: mover.copy(source.directory, source.images, fd, step.format)):
                 return
             os.ftruncate(fd, 0)
             self._make_empty(fd, step)
@@ -182,7 +177,7 @@ class OfflineEngine:
             with qemu_img.OpenedChain(source.directory, source.images) as chain:
                 qemu_img.convert(chain, fd, step.format, self._locks)
 
-        self._new_file(volume, step.file, fill)
+        self._new_file(step.file, fill)
 
     def _make_empty(self, fd: int, step: CopyImage) -> None:
         if step.format == "raw":
@@ -215,25 +210,25 @@ class OfflineEngine:
             self._give_access_of(original, fd, step.file)
         qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
 
-    def _create_clone(self, step: CreateClone, volume: str) -> None:
+    def _create_clone(self, step: CreateClone) -> None:
         def fill(fd: int) -> None:
             self._own(fd, step)
             with self._directory.root.opened(step.backing_file) as original:
                 access.copy_labels(original, fd, self._warn, self._directory.root.subject(step.file))
             qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
 
-        self._new_file(volume, step.file, fill)
+        self._new_file(step.file, fill)
 
-    def _create_overlay(self, step: CreateOverlay, volume: str) -> None:
-        self._new_file(volume, step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
+    def _create_overlay(self, step: CreateOverlay) -> None:
+        self._new_file(step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
 
-    def _replace_overlay(self, step: ReplaceOverlay, volume: str) -> None:
-        making = making_room.NewOverlay(self._directory, volume, step, self._filled, self._fill_overlay, self._give_access_of)
+    def _replace_overlay(self, step: ReplaceOverlay) -> None:
+        making = making_room.NewOverlay(self._directory, self._volume, step, self._filled, self._fill_overlay, self._give_access_of)
         self._put_in_place(making.make(self._given_up), step.file)
 
-    def _replace(self, volume: str, file: str, fill: Callable[[int], None]) -> None:
+    def _replace(self, file: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, let it take the place of ``file``. A failure leaves nothing behind."""
-        self._put_in_place(self._filled(self._directory.create_temporary(volume), fill), file)
+        self._put_in_place(self._filled(self._directory.create_temporary(self._volume), fill), file)
 
     def _filled(self, made: tuple[int, str], fill: Callable[[int], None]) -> str:
         """Fill and sync a temporary file, and close it; returns its name."""
@@ -259,21 +254,21 @@ class OfflineEngine:
 
     # -- existing files ----------------------------------------------------------------------------------------------
 
-    def _chain(self, volume: str, file: str) -> tuple[Image, ...]:
+    def _chain(self, file: str) -> tuple[Image, ...]:
         """The chain as it is now from ``file`` down, read from the headers."""
-        record = records.read(self._directory, volume)
-        info = info_file.read(self._directory, volume)
-        return inventory.walk(self._directory, volume, file, info, record)
+        record = records.read(self._directory, self._volume)
+        info = info_file.read(self._directory, self._volume)
+        return inventory.walk(self._directory, self._volume, file, info, record)
 
-    def _by_ourselves(self, volume: str, move: Callable[[moving.Mover], None]) -> bool:
+    def _by_ourselves(self, move: Callable[[moving.Mover], None]) -> bool:
         """Move clusters without qemu-img; false where the images are not plain, or not in order, which is for qemu-img to say.
 
         :raises UnsafeImage: a file was cut short. qemu-img would take zeros for what is missing.
         """
         try:
-            move(moving.Mover(self._directory, volume, self._guard))
+            move(moving.Mover(self._directory, self._volume, self._guard))
         except qcow2.CutShort as error:
-            raise UnsafeImage(f"volume {volume} on {self._directory.share.label}", f"one of its files is damaged: {error}", _CUT) from error
+            raise UnsafeImage(f"volume {self._volume} on {self._directory.share.label}", f"one of its files is damaged: {error}", _CUT) from error
         except qcow2.Qcow2Error:
             return False
         return True
@@ -284,7 +279,7 @@ class OfflineEngine:
             with directory.root.opened(image.file) as fd:
                 self._codec(image.file, partial(qcow2.require_whole, fd))
 
-    def _repoint(self, step: Repoint, _volume: str) -> None:
+    def _repoint(self, step: Repoint) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
             self._codec(step.file, lambda: qcow2.repoint(fd, step.backing_file, step.backing_format))
 
@@ -298,15 +293,15 @@ class OfflineEngine:
         advice = _CUT if isinstance(error, qcow2.CutShort) else "nothing was changed; see docs/worst-day.md"
         return UnsafeImage(self._directory.root.subject(file), str(error), advice)
 
-    def _truncate(self, step: Truncate, _volume: str) -> None:
+    def _truncate(self, step: Truncate) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
             os.ftruncate(fd, step.size)
             self._directory.pace.sync_file(fd)
 
-    def _grow(self, step: Grow, volume: str) -> None:
-        if not step.zero and self._grow_in_place(step, volume):
+    def _grow(self, step: Grow) -> None:
+        if not step.zero and self._grow_in_place(step):
             return
-        images = self._chain(volume, step.file)
+        images = self._chain(step.file)
 
         def fill(fd: int) -> None:
             with self._directory.root.opened(step.file) as original:
@@ -315,9 +310,9 @@ class OfflineEngine:
             with _Lent(self._guard, images[1:]):
                 self._codec(step.file, lambda: growing.grow_copy(self._directory, images, fd, step.size, step.zero, self._locks))
 
-        self._replace(volume, step.file, fill)
+        self._replace(step.file, fill)
 
-    def _grow_in_place(self, step: Grow, volume: str) -> bool:
+    def _grow_in_place(self, step: Grow) -> bool:
         """False, and nothing written, where data behind the end cannot be taken away in place."""
         with self._directory.root.opened(step.file, write=True) as fd:
             if step.format == "raw":
@@ -331,14 +326,14 @@ class OfflineEngine:
                 return False
             except qcow2.Qcow2Error as error:
                 raise self._unsafe(step.file, error) from error
-        images = self._chain(volume, step.file)
+        images = self._chain(step.file)
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.resize(chain, step.file, step.size, self._locks)
         return True
 
-    def _commit(self, step: Commit, volume: str) -> None:
-        images = self._chain(volume, step.file)
-        if self._by_ourselves(volume, lambda mover: mover.commit(images, step.into)):
+    def _commit(self, step: Commit) -> None:
+        images = self._chain(step.file)
+        if self._by_ourselves(lambda mover: mover.commit(images, step.into)):
             return
         self._require_whole(self._directory, images)
         into = next(image for image in images if image.file == step.into)
@@ -348,9 +343,9 @@ class OfflineEngine:
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into]) as chain:
             qemu_img.commit(chain, step.file, step.into, self._locks)
 
-    def _pull(self, step: Pull, volume: str) -> None:
-        images = self._chain(volume, step.file)
-        if self._by_ourselves(volume, lambda mover: self._pull_clusters(mover, images, step)):
+    def _pull(self, step: Pull) -> None:
+        images = self._chain(step.file)
+        if self._by_ourselves(lambda mover: self._pull_clusters(mover, images, step)):
             return
         self._require_whole(self._directory, images)
         with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
@@ -361,7 +356,7 @@ class OfflineEngine:
         with self._directory.root.opened(step.file, write=True) as fd:
             qcow2.repoint(fd, step.backing_file, step.backing_format)
 
-    def _set_attributes(self, step: SetAttributes, _volume: str) -> None:
+    def _set_attributes(self, step: SetAttributes) -> None:
         self._directory.verify(step.file)
         with self._directory.root.opened(step.file) as fd:
             access.set_ownership(fd, step.uid, step.gid, step.mode, self._directory.root.subject(step.file))

@@ -19,13 +19,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Callable, Container, Iterable, Iterator, NamedTuple, Sequence, Union
 
-from ..errors import StorageError
-from ..model import Image
-from ..store import in_use
-from ..store.directory import ShareDirectory
-from ..store.qcow2 import grow, read_header
-from ..store.qcow2.clusters import MOST_TABLE_BYTES, ZEROS, QcowLayer, RawLayer, Run, Unsuited
-from ..store.qcow2.filling import Filling, Place
+from ...errors import StorageError
+from ...model import Image
+from ...store import in_use
+from ...store.directory import ShareDirectory
+from ...store.qcow2 import grow, read_header
+from ...store.qcow2.clusters import MOST_TABLE_BYTES, ZEROS, QcowLayer, RawLayer, Run, Unsuited
+from ...store.qcow2.filling import Filling, Place
 from . import allocate, copying
 
 Layer = Union[QcowLayer, RawLayer]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Iterable, Sequence
 
-from ..model import Image
-from ..store import qcow2
-from ..store.directory import ShareDirectory
-from ..store.qcow2.clusters import Unsuited
+from ...model import Image
+from ...store import qcow2
+from ...store.directory import ShareDirectory
+from ...store.qcow2.clusters import Unsuited
 from . import qemu_img
 
 

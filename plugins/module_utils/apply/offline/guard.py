@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from typing import Iterable
 
-from ..errors import ShareNotWritable, UnsafeImage
-from ..plan.intent import Resumption
-from ..plan.plan import Plan
-from ..store import in_use
-from ..store.directory import ShareDirectory
+from ...errors import ShareNotWritable, UnsafeImage
+from ...plan.intent import Resumption
+from ...plan.plan import Plan
+from ...store import in_use
+from ...store.directory import ShareDirectory
 
 
 class Guard:
@@ -32,7 +32,7 @@ class Guard:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.drop(list(self._fds))
+        self.drop_all()
 
     def take(self, files: Iterable[str]) -> None:
         """:raises InUse: one is open somewhere, or the file system cannot tell and the user does not vouch for it."""
@@ -76,6 +76,9 @@ class Guard:
     def held(self, files: Iterable[str]) -> list[str]:
         """Those of the files whose lock bytes keep even readers out."""
         return [file for file in files if file in self._fds and file not in self._watched]
+
+    def drop_all(self) -> None:
+        self.drop(list(self._fds))
 
     def drop(self, files: Iterable[str]) -> None:
         for file in files:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..store.directory import write_all
+from ...store.directory import write_all
 from .allocate import NOT_SUPPORTED, make_zeros
 
 _CHUNK = 4 << 20  # bytes that pass through this process at a time

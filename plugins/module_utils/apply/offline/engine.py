@@ -1,0 +1,100 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The offline engine: images are files that nobody has open, and QEMU's lock bytes on them keep it so."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Iterable, Sequence
+
+from ...plan import intent as intents
+from ...plan.abilities import OFFLINE, Abilities
+from ...plan.plan import Plan
+from ...store import info_file, qcow2
+from ...store.directory import ShareDirectory
+from . import guard as guards
+from .guard import Guard
+
+if TYPE_CHECKING:
+    from ..engine import CopySource, Session, Terms
+
+
+class OfflineEngine:
+    """As of :class:`engine.Engine`."""
+
+    name = OFFLINE
+    abilities = Abilities()
+
+    def __init__(self, directory: ShareDirectory, terms: Terms) -> None:
+        self._directory, self._terms = directory, terms
+
+    def session(self, plan: Plan, source: CopySource | None = None) -> Session:
+        from ...plan.room import given_up
+
+        guard = Guard(self._directory, self._terms.assume_unused)
+        try:
+            guard.take(self._present(file for step in plan.steps for file in step.touches() if not file.endswith(".info")))
+            guards.ask_unwritten(self._directory, plan, self._terms.assume_unused)
+        except BaseException:
+            guard.drop_all()
+            raise
+        return self._begin(plan, guard, source, given_up(plan.steps) if plan.intent else ())
+
+    def session_to_end(self, resumption: intents.Resumption) -> Session:
+        from ...plan.room import given_up
+
+        guard = Guard(self._directory, self._terms.assume_unused)
+        try:
+            guard.take(self._present(resumption.closed))
+            guard.watch(self._present(resumption.unwritten))
+        except BaseException:
+            guard.drop_all()
+            raise
+        return self._begin(resumption.plan, guard, None, given_up(resumption.plan.steps))
+
+    def _begin(self, plan: Plan, guard: Guard, source: CopySource | None, given_up: tuple[str, ...]) -> Session:
+        from .session import OfflineSession  # late: a prediction does without
+
+        return OfflineSession(self._directory, self._terms, plan.volume, guard, source, given_up)
+
+    def _present(self, files: Iterable[str]) -> list[str]:
+        return guards.existing(self._directory, files)
+
+    def barrier(self, sessions: Sequence[Session]) -> None:
+        """Nobody uses the images, so there is nothing to switch: who opens the volume next opens what ``.info`` names."""
+
+    def predict(self, plan: Plan) -> None:
+        chain = plan.before.files if plan.before else ()
+        for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
+            guards.ask_unused(self._directory, file, self._terms.assume_unused)
+        guards.ask_unwritten(self._directory, plan, self._terms.assume_unused)
+
+    def predict_end(self, resumption: intents.Resumption) -> None:
+        guards.ask_resumption(self._directory, resumption, self._terms.assume_unused)
+
+    def require_unused(self, file: str, ask_only: bool) -> None:
+        """In earnest the lock bytes of ``file`` are tried, and given back at once."""
+        share = self._directory.share
+        if ask_only or not share.locks_visible or not os.access(share.path, os.W_OK):
+            guards.ask_unused(self._directory, file, self._terms.assume_unused)
+        elif self._directory.root.status(file) is not None:
+            with Guard(self._directory, self._terms.assume_unused) as guard:
+                guard.take([file])
+
+    def found(self, volume: str, intent: intents.Intent) -> intents.Found:
+        info = info_file.read(self._directory, volume)
+        files = {file: found for file in intent.files for found in [self._found_file(file)] if found is not None}
+        return intents.Found(info.active if info else None, info.snapshots if info else (), files)
+
+    def _found_file(self, file: str) -> intents.FoundFile | None:
+        status = self._directory.root.status(file)
+        if status is None:
+            return None
+        try:
+            with self._directory.root.opened(file) as fd:
+                header = qcow2.read_header(fd)
+        except qcow2.Qcow2Error:
+            return intents.FoundFile(status.st_ino, status.st_size)
+        backing = os.path.basename(header.backing_file) if header.backing_file else None
+        return intents.FoundFile(status.st_ino, status.st_size, header.size, backing)

@@ -1,0 +1,141 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The seam between the executor and engines: an engine that only takes notes sees each call in its order."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.engine import open_engine
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.executor import Executor
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.recovery import find_interrupted
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery, NoSpace
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, planner
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import Abilities
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store import inventory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+
+MIB = 1 << 20
+
+
+class Noted:
+    """An engine that takes notes of what it is asked, and lets the offline engine do it."""
+
+    name = "noted"
+    abilities = Abilities()
+
+    def __init__(self, directory: ShareDirectory, fails: str = "") -> None:
+        self.notes: list[str] = []
+        self._real = open_engine("offline", directory)
+        self._directory, self._fails = directory, fails
+
+    def _note(self, text: str) -> None:
+        on_record = sorted(self._directory.root.names())
+        self.notes.append(text)
+        if text == self._fails:
+            raise NoSpace("share", f"is full at {text} ({on_record})", "make room")
+
+    def session(self, plan: Plan, source: object = None) -> NotedSession:
+        self._note(f"session of {plan.volume}")
+        return NotedSession(self, self._real.session(plan), plan.volume)
+
+    def barrier(self, sessions: list[NotedSession]) -> None:
+        infos = [json.loads((Path(self._directory.share.path) / f"{one.volume}.info").read_text())["active"] for one in sessions]
+        records = [engine_on_record(self._directory, one.volume) for one in sessions]
+        self._note(f"barrier: {infos} on record of {records}")
+
+
+def engine_on_record(directory: ShareDirectory, volume: str) -> str:
+    record = json.loads((Path(directory.share.path) / ".remotefs/volumes" / f"{volume}.json").read_text())
+    return record["intent"]["engine"]
+
+
+class NotedSession:
+    def __init__(self, engine: Noted, real: object, volume: str) -> None:
+        self._engine, self._real, self.volume = engine, real, volume
+
+    def __enter__(self) -> NotedSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._engine._note(f"end of {self.volume}")
+        self._real.__exit__(*exc)
+
+    def can(self, step: object) -> bool:
+        return self._real.can(step)
+
+    def do(self, step: object) -> None:
+        self._engine._note(f"{step.name} {step.file}")
+        self._real.do(step)
+
+    @contextmanager
+    def begun(self, steps: object) -> Iterator[dict]:
+        with self._real.begun(steps) as made:
+            yield made
+
+    @contextmanager
+    def closing(self, file: str) -> Iterator[None]:
+        self._engine._note(f"closing {file}")
+        with self._real.closing(file):
+            yield
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[ShareDirectory]:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(bytes(MIB))
+    with ShareDirectory(Share(str(tmp_path), str(tmp_path), "directory")) as opened:
+        yield opened
+
+
+def observed(directory: ShareDirectory, name: str):
+    return inventory.observe(directory, name, "raw").volume
+
+
+def snapshot_of(directory: ShareDirectory, name: str) -> Plan:
+    return planner.create_snapshot(observed(directory, name), SnapshotWish("s", created="2026-01-01T00:00:00Z"))
+
+
+def executor(directory: ShareDirectory, engine: Noted) -> Executor:
+    return Executor(directory, engine, lambda _text: None)
+
+
+def test_one_plan(directory: ShareDirectory) -> None:
+    engine = Noted(directory)
+    executor(directory, engine).apply(snapshot_of(directory, "a"))
+    assert engine.notes == ["session of a", "create_overlay a.s", "barrier: ['a.s'] on record of ['noted']", "end of a"]
+
+
+def test_files_go_at_the_end(directory: ShareDirectory) -> None:
+    executor(directory, Noted(directory)).apply(snapshot_of(directory, "a"))
+    engine = Noted(directory)
+    executor(directory, engine).apply(merge.delete_snapshots(observed(directory, "a"), ["s"], {}))
+    assert engine.notes == ["session of a", "barrier: ['a'] on record of ['noted']", "closing a.s", "end of a"]
+
+
+def test_a_group_has_one_barrier(directory: ShareDirectory) -> None:
+    """All overlays, the decision, every ``.info``, the barrier of all, and only then the records."""
+    engine = Noted(directory)
+    plans = [snapshot_of(directory, name) for name in ("a", "b")]
+    executor(directory, engine).apply_together(plans, "g", lambda: engine._note("decided"))
+    assert engine.notes[:5] == ["session of a", "session of b", "create_overlay a.s", "create_overlay b.s", "decided"]
+    assert engine.notes[5:] == ["barrier: ['a.s', 'b.s'] on record of ['noted', 'noted']", "end of b", "end of a"]
+    assert all(observed(directory, name).has_snapshot("s") for name in ("a", "b"))
+
+
+def test_the_next_release_was_here(directory: ShareDirectory) -> None:
+    """Work that an engine began which this release does not have is left alone, and the message names it."""
+    engine = Noted(directory, fails="barrier: ['a.s'] on record of ['noted']")
+    with pytest.raises(NoSpace):
+        executor(directory, engine).apply(snapshot_of(directory, "a"))
+    with pytest.raises(NeedsRecovery, match="'noted', which this release does not have"):
+        find_interrupted(directory, "a")
