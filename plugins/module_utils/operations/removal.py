@@ -70,8 +70,9 @@ def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> gaps.Bro
     if told not in work.options.told:
         work.options.told.add(told)
         work.options.warn(told)
-    # A file of a parent that rests on one of this volume's own counts as well.
-    found = work.dependents(share, replace(broken.volume, chain=broken.volume.own, parent=None))
+    # A file of a parent that rests on one of this volume's own counts as well, and what rests on one that is left: then .info may be wrong.
+    asked = replace(broken.volume, chain=broken.volume.own, parent=None, stale=(*broken.volume.stale, *((file, file) for file in broken.left)))
+    found = work.dependents(share, asked, broken.left)
     return broken._replace(volume=replace(broken.volume, dependents=found))
 
 
