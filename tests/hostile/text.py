@@ -167,6 +167,9 @@ RECORDS: dict[str, tuple[str, bytes]] = {
     "intent with a path in its chain": ("a chain outside", _intent(before={**_VOLUME, "chain": [{**_IMAGE, "file": "../victim"}]})),
     "intent with infinite proofs": ("a proof that is Infinity", _intent(proofs={"vol": [float("inf"), 1]})),
     "intent of a group outside": ("a group that is a path", _intent(group="../../victim")),
+    "intent of an engine that is none": ("the work of an engine that does not exist", _intent(engine="os.system")),
+    "intent of a long engine": ("an engine's name of 100,000 letters", _intent(engine="e" * 100_000)),
+    "intent of engines": ("a list of engines", _intent(engine=["offline", {"name": "offline"}])),
     "newer": ("a version from the future", _record(version=99)),
 }
 

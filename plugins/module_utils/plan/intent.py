@@ -19,6 +19,7 @@ from .abilities import OFFLINE
 from .plan import Plan
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
+_LONGEST_ENGINE = 40  # letters of a name
 _BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
 
 
@@ -92,7 +93,7 @@ def from_json(volume: str, content: dict) -> Intent:
             after=None if after is None else _volume_from_json(after),
             proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},
             group=_group(content.get("group")),
-            engine=str(content.get("engine", OFFLINE)),  # older records name none
+            engine=_engine(content.get("engine", OFFLINE)),  # older records name none
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
@@ -102,6 +103,12 @@ def _group(value: object) -> str | None:
     if value is not None and not is_safe_file_name(value):
         raise ValueError(f"no group: {value!r}")
     return None if value is None else str(value)
+
+
+def _engine(value: object) -> str:
+    if not isinstance(value, str) or not value.isidentifier() or len(value) > _LONGEST_ENGINE:
+        raise ValueError("no name of an engine")
+    return value
 
 
 def _volume_from_json(content: dict) -> Volume:
