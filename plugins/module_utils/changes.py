@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
     from .operations.step_log import StepLog
-    from .operations.transaction import Options, Outcome
+    from .operations.transaction import Outcome
+    from .operations.workspace import Options
 
 _VERBOSE = 3  # -vvv
 _LONGEST_MODE = 8  # digits
@@ -101,7 +102,7 @@ def _number_or(value: str | None, option: str, look_up: Callable[[str], int]) ->
 
 def options(module: AnsibleModule) -> Options:
     """How the task works, from the common options of a changing module."""
-    from .operations.transaction import Options
+    from .operations.workspace import Options
 
     params = module.params
     check_numbers(params)

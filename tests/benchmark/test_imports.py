@@ -82,7 +82,7 @@ def test_nothing_to_change(share: str, module: str, parameters: dict) -> None:
     found = imported(module, {"share": [share], **parameters})
     parts = {name.partition(".")[2] for name in own(found) if name.startswith("module_utils.")}
     assert {name for name in parts if name.startswith("plan.")} <= {"plan.plan", "plan.wishes"}
-    assert {name for name in parts if name.startswith("apply.")} <= {"apply.traces", "apply.remains"}
+    assert {name for name in parts if name.startswith("apply.")} <= {"apply.traces"}
     unwanted = {"bulk", "creation", "groups", "holding", "layers", "placement", "reading", "refusals", "removal"}
     assert not parts & {f"operations.{name}" for name in unwanted}
     assert not parts & {"command", "results", "mounts.fstab", "store.qcow2.writing", "store.qcow2.tables", "store.survey", "store.crew"}

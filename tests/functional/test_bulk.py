@@ -17,7 +17,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Sto
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_snapshot, remotefs_volume
 

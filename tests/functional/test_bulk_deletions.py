@@ -22,10 +22,11 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, holding, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.order import Change
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents
+from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents, folders
 
 MIB = 1 << 20
 
@@ -39,8 +40,9 @@ def shares(tmp_path: Path) -> Candidates:
 def scans(monkeypatch: pytest.MonkeyPatch) -> list:
     """How often all headers of a share were read."""
     counted: list = []
-    scan = dependents._search_root
-    monkeypatch.setattr(dependents, "_search_root", lambda *args, **named: (counted.append(1), scan(*args, **named))[1])
+    scan = dependents.search_root
+    for room in (dependents, folders):  # for who looks, and for who destroys
+        monkeypatch.setattr(room, "search_root", lambda *args, **named: (counted.append(1), scan(*args, **named))[1])
     return counted
 
 
@@ -300,7 +302,7 @@ def test_a_share_that_is_ill_is_told_by_each(shares: Candidates, monkeypatch: py
     def ill(*_args: object, **_named: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(dependents, "scan_all", ill)
+    monkeypatch.setattr(folders, "scan_all", ill)
     results = bulk.run_all([removal(shares, f"v{number}") for number in range(count, 3)], 2, Options())
     assert all(isinstance(result, errors.StorageError) for result in results)
     monkeypatch.undo()

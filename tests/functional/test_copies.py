@@ -20,7 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import allocate, copying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 

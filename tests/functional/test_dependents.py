@@ -489,6 +489,6 @@ def test_it_costs_a_look_at_each_file(golden: Store, monkeypatch: pytest.MonkeyP
         call = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *given, _call=call, **named: (counted.append(given[:1]), _call(*given, **named))[1])
     with ShareDirectory(golden.share) as directory:
-        found = dependents.scan_all(directory)
+        found = folders.scan_all(directory)
     assert found.above("vol.s1") == ["other 0", "vol.s2"]
     assert len(counted) < 20 + 50 * 8, "what is not there is looked for once"

@@ -25,9 +25,9 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.engine import OfflineEngine
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import tables
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, reading, snapshots, transaction, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, reading, snapshots, transaction, volumes, workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import inventory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
@@ -246,7 +246,7 @@ class Going:
 
 
 PLACES = (
-    (transaction.Workspace, "lock"),
+    (workspace.Workspace, "lock"),
     (transaction, "find_interrupted"),
     (inventory, "observe"),
     (OfflineEngine, "session"),

@@ -13,7 +13,8 @@ import yaml
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors, model
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, existing, groups, snapshots, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 

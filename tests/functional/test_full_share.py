@@ -23,9 +23,9 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Loc
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast, qcow2, records
+from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast, packed_lines, qcow2, records
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import dropping
@@ -329,7 +329,7 @@ def test_a_record_that_grew_in_place_is_read_by_its_last_whole_line() -> None:
     first, second = records.Record({"v": "raw"}), records.Record({"v": "raw"}, intent={"operation": "delete_volume"})
     line = first.to_bytes("v")
     assert records.parse("v", line + b"\n" + second.to_bytes("v")) == second
-    for more in (second.to_bytes("v"), records.packed(second.to_bytes("v"))):
+    for more in (second.to_bytes("v"), packed_lines.packed(second.to_bytes("v"))):
         assert records.parse("v", line + b"\n" + more) == second
         for length in range(1, len(more)):
             assert records.parse("v", line + b"\n" + more[:length]) == first

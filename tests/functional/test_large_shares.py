@@ -21,7 +21,7 @@ from benchmark import reading as bench
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use, inventory, qcow2, survey
 from ansible_collections.remotefs.storage.plugins.module_utils.store.names import Names

@@ -1,7 +1,7 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The table of programs and fsyncs in docs/performance.md is what operations really cost."""
+"""The table of programs, fsyncs and opened files in docs/performance.md is what operations really cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, NamedTuple
 
 import pytest
 
@@ -18,27 +18,52 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
 MIB = 1 << 20
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 
 
+class Opened(NamedTuple):
+    """How often an operation opens the share's directory, records, ``.info`` files and images: each is a round trip or more."""
+
+    share: int = 0
+    records: int = 0
+    infos: int = 0
+    images: int = 0
+
+    def and_then(self, name: str) -> Opened:
+        if name.startswith("/"):
+            return self._replace(share=self.share + 1) if not name.startswith(("/dev/", "/proc/")) else self
+        if name in _FOLDERS or "~" in name or name.endswith(".lock"):
+            return self
+        kind = "records" if name.endswith(".json") else "infos" if name.endswith(".info") else "images"
+        return self._replace(**{kind: getattr(self, kind) + 1})
+
+
+_FOLDERS = (".", ".remotefs", "volumes", "tmp", "locks", "groups", "ballast")
+
+
 class Share1:
-    """A share with volumes to work on, and a counter around one operation."""
+    """A share with volumes to work on, and counters around one operation."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = path
         self.candidates = Candidates((Share(str(path), str(path), "directory"),))
-        self.fsyncs = 0
-        real = os.fsync
+        self.fsyncs, self.opened = 0, Opened()
+        real, real_open = os.fsync, os.open
 
         def counted(fd: int) -> None:
             self.fsyncs += 1
             real(fd)
 
+        def opened(name: str, *arguments: Any, **named: Any) -> int:
+            self.opened = self.opened.and_then(str(name))
+            return real_open(name, *arguments, **named)
+
         monkeypatch.setattr(os, "fsync", counted)
+        monkeypatch.setattr(os, "open", opened)
 
     def present(self, name: str, source: existing.SourceRequest | None = None, **wish) -> None:
         volumes.ensure_present(existing.VolumeRequest(self.candidates, VolumeWish(name, **wish), source), Options())
@@ -110,9 +135,9 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
 }
 
 
-def documented() -> dict[str, tuple[int, int]]:
-    rows = re.findall(r"^\| ([a-z][^|]*?) +\| +(\d+) +\| +(\d+) +\|", PAGE.read_text(), re.MULTILINE)
-    return {name: (int(programs), int(fsyncs)) for name, programs, fsyncs in rows}
+def documented() -> dict[str, list[int]]:
+    rows = re.findall(r"^\| ([a-z][^|]*?) \|((?: \d+ \|){6})$", PAGE.read_text(), re.MULTILINE)
+    return {name: [int(number) for number in numbers.split("|")[:-1]] for name, numbers in rows}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -123,9 +148,9 @@ def test_costs_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     snapshots.take(snapshots.SnapshotRequest(share.candidates, "other", SnapshotWish("s")), Options())
     prepare(share)
     monkeypatch.setattr(qemu_img, "_version_checked", [])  # each operation as a task of its own: it asks qemu-img's version
-    programs, share.fsyncs = command.STARTED.total, 0
+    programs, share.fsyncs, share.opened = command.STARTED.total, 0, Opened()
     operation(share)
-    assert (command.STARTED.total - programs, share.fsyncs) == documented()[name]
+    assert [command.STARTED.total - programs, share.fsyncs, *share.opened] == documented()[name]
 
 
 def test_the_table_is_complete() -> None:

@@ -17,7 +17,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, ledger, placement, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder, Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.ledger import Demand, Ledger
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
 

@@ -19,6 +19,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply import reco
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.store import lock
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.look import Look
 
 from . import images, places, text
 from .scene import Scene
@@ -85,7 +86,7 @@ def test_the_record_of_an_interrupted_task_reaches_no_other_volume(scene: Scene,
     intent = {"operation": "delete_volume", "started": "now", "steps": [step], "before": volume, "after": None, "proofs": {}, "group": None}
     scene.record(formats={"vol": "raw"}, intent=intent)
     with opened(scene) as directory, pytest.raises(errors.NeedsRecovery, match="belongs to volume other"):
-        recovery.find_interrupted(directory, "vol")
+        recovery.find_interrupted(Look(directory, "vol"))
 
 
 def test_records_are_given_up_only_where_the_user_says_so() -> None:

@@ -40,7 +40,7 @@ from witness import Figures, Witness
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, find_candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 
 MIB, KIB = 1 << 20, 1 << 10

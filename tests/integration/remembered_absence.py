@@ -22,7 +22,7 @@ from two_clients import MIB, ONE_TURN, io, turn
 
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish
 
 # Before its turn: say when it waits, and what a plain look finds when the lock was had.

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
 
 

@@ -15,7 +15,7 @@ from oslo_concurrency import processutils
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import HasDependents
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
 
 from .turns import PAGE, Turns, digest_of

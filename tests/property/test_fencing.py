@@ -25,7 +25,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, groups, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use
 

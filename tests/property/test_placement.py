@@ -21,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import changes
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, ledger
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Finder
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
 
 MIB = 1 << 20

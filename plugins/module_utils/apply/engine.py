@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..plan.plan import Plan
     from ..plan.steps import Step
     from ..store.directory import ShareDirectory
+    from ..store.look import Look
     from ..store.records import Disk
 
 
@@ -38,12 +39,14 @@ class Terms(NamedTuple):
     """Under which conditions an engine works.
 
     ``locks`` are descriptors of the held volume locks, which the programs that it starts inherit. ``assume_unused``: the user
-    vouches that nobody has the images open, where the file system cannot tell. ``warn`` takes sentences for the user.
+    vouches that nobody has the images open, where the file system cannot tell. ``warn`` takes sentences for the user. ``look``
+    has what is known of a volume under its lock, by its name.
     """
 
     locks: tuple[int, ...] = ()
     assume_unused: bool = False
     warn: Callable[[str], None] = lambda _text: None
+    look: Callable[[str], Look] | None = None
 
 
 _LOOKING = Terms()

@@ -18,14 +18,15 @@ from ..errors import NoSpace, ShareNotWritable, StorageError, from_os_error
 from ..model import now
 from ..plan import intent as intents
 from ..plan import room
-from ..plan.plan import Plan
+from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store import access, info_file, records
 from ..store.directory import ShareDirectory
 from ..store.disks import disks_of, marks_of
+from ..store.look import Look
 from .engine import CopySource, Engine, Session
 from .recovery import find_interrupted
-from .remains import Interrupted
+from .traces import Interrupted, group_file
 
 StepLog = Callable[[str, dict, float], None]  # takes a volume, what is told of a step, and how many seconds that took
 
@@ -36,10 +37,20 @@ class Executor:
     :param engine: reaches the images of that share.
     :param warn: takes sentences for the user.
     :param log: takes each step, once it is done or has failed.
+    :param look: has what is known of a volume under its lock, by its name.
     """
 
-    def __init__(self, directory: ShareDirectory, engine: Engine, warn: Callable[[str], None], log: StepLog | None = None) -> None:
+    def __init__(
+        self,
+        directory: ShareDirectory,
+        engine: Engine,
+        warn: Callable[[str], None],
+        log: StepLog | None = None,
+        look: Callable[[str], Look] | None = None,
+    ) -> None:
         self._directory = directory
+        self._look = look or (lambda volume: Look(directory, volume))
+        self._records: dict[str, records.Record | None] = {}  # as they are on the share, by volume
         self._engine = engine
         self._warn = warn
         self._log = log
@@ -68,13 +79,13 @@ class Executor:
                 self._undo_snapshot(plan, session)
                 raise
 
-    def apply_together(self, plans: Sequence[Plan], group: str, decide: Callable[[], None]) -> None:
+    def apply_together(self, plans: Sequence[Plan], group: str) -> None:
         """Take one snapshot of several volumes: all or none.
 
         All overlays are published before the group is decided, and it is decided before any ``.info`` names one. A crash before
         the decision undoes them all, one after it finishes them all: each volume's own recovery can tell from the decision.
 
-        :param group: the name under which the decision is recorded. :param decide: records it.
+        :param group: the name under which the decision is recorded.
         """
         with ExitStack() as stack:
             sessions = [(plan, stack.enter_context(self._engine.session(plan))) for plan in plans]
@@ -83,7 +94,7 @@ class Executor:
                     self.record_intent(plan, group)
                 for plan, session in sessions:
                     self._do_image_steps(plan, session)
-                decide()
+                self._decide(plans[0].volume, group)
             except (StorageError, OSError):
                 for plan, session in sessions:
                     self._undo_snapshot(plan, session)
@@ -93,6 +104,10 @@ class Executor:
             self._engine.barrier([session for _plan, session in sessions])
             for plan, _session in sessions:
                 self._write_final_record(plan, ())
+        self._directory.make_private("groups").unlink(group_file(group))
+
+    def _decide(self, volume: str, group: str) -> None:
+        self._directory.write_record(volume, self._directory.make_private("groups"), group_file(group), b"{}")
 
     def _forget_unmade(self, plan: Plan) -> None:
         """Remove the record of a volume that could not be made."""
@@ -101,10 +116,10 @@ class Executor:
 
     def _undo_snapshot(self, plan: Plan, session: Session) -> None:
         """Take back at once what a failed snapshot left; where that fails too (full disk), the next task does it."""
-        if plan.operation != "create_snapshot" or not plan.intent:
+        if plan.operation != CREATE_SNAPSHOT or not plan.intent:
             return
         try:
-            for resumption in find_interrupted(self._directory, plan.volume).resumptions:
+            for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
                 if resumption.outcome == "undone":
                     self._run(resumption.plan, session)
         except (StorageError, OSError):
@@ -113,12 +128,17 @@ class Executor:
     # -- the order of things -----------------------------------------------------------------------------------------
 
     def record_intent(self, plan: Plan, group: str | None = None) -> None:
-        record = records.read(self._directory, plan.volume) or records.Record()
+        record = self._record(plan.volume) or records.Record()
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
         intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name)
         self._write_record(plan.volume, record.with_intent(intent.to_json()), _last_resort(plan))
+
+    def _record(self, volume: str) -> records.Record | None:
+        if volume not in self._records:
+            self._records[volume] = self._look(volume).record
+        return self._records[volume]
 
     def _proofs(self, plan: Plan) -> dict[str, intents.Proof]:
         """What proves each own file of the volume to be the same one later on."""
@@ -191,7 +211,7 @@ class Executor:
         was made so."""
         files = [volume.active.file for volume in (plan.before, plan.after) if volume is not None]
         root = self._directory.root
-        if plan.operation == "create_snapshot" or len(set(files)) < 2 or any(root.status(file) is None for file in files):
+        if plan.operation == CREATE_SNAPSHOT or len(set(files)) < 2 or any(root.status(file) is None for file in files):
             return
         with root.opened(files[0]) as old, root.opened(files[1]) as new:
             try:
@@ -204,8 +224,9 @@ class Executor:
         if plan.after is None:
             return
         garbage = [self._garbage(step.file) for step in later if isinstance(step, Unlink)]
-        disks = disks_of(self._directory, plan.after, made or {})
-        marks = marks_of(self._directory, plan.after, made or {})
+        before = self._record(plan.volume)
+        disks = disks_of(self._directory, plan.after, before, made or {})
+        marks = marks_of(self._directory, plan.after, before, made or {})
         record = records.describing(plan.after, tuple(item for item in garbage if item), disks, marks)
         self._write_record(plan.volume, record, "" if plan.before is None else "blocks")
 
@@ -219,6 +240,7 @@ class Executor:
         data, private = record.to_bytes(volume), self._directory.make_private("volumes")
         with self._logged(volume, {"step": "write_record" if record.intent is None else "write_intent"}):
             self._directory.write_record(volume, private, records.file_name(volume), data, last=last)
+        self._records[volume] = record
 
     def _unlink(self, volume: str, files: list[str], session: Session) -> None:
         if not files:
@@ -232,6 +254,7 @@ class Executor:
         self._directory.root.sync()
 
     def _forget(self, volume: str) -> None:
+        self._records[volume] = None
         private = self._directory.private("volumes")
         if private and private.unlink(records.file_name(volume)):
             private.sync()

@@ -10,53 +10,53 @@ from dataclasses import replace
 from ..errors import NeedsRecovery, StorageError
 from ..model import Volume, info_name
 from ..plan import intent as intents
-from ..plan.plan import Plan
+from ..plan.plan import CREATE_VOLUME, DISCARD, REBUILD_INFO, UNLINK, Plan
 from ..plan.steps import Step, Unlink, WriteRecord
 from ..store import inventory, kinship, records
 from ..store.directory import ShareDirectory
+from ..store.look import Look
 from .engine import open_engine
-from .remains import Interrupted, group_file
+from .traces import Interrupted, group_file
 
 
-def find_interrupted(directory: ShareDirectory, name: str) -> Interrupted:
-    """What is to be resumed of volume ``name``. Only meaningful under its lock; without it a prediction.
+def find_interrupted(look: Look) -> Interrupted:
+    """What is to be resumed of a volume. Only meaningful under its lock; without it a prediction.
 
     :raises NeedsRecovery: the share is in no state that the interrupted task can have left.
     """
-    record = records.read(directory, name)
-    leftovers = tuple(directory.leftovers(name))
+    directory, name, record, leftovers = look.directory, look.name, look.record, look.leftovers
     if record is None:
         return Interrupted((), leftovers)
     if record.intent is not None:
-        return Interrupted((_resumption(directory, name, intents.from_json(name, record.intent)),), leftovers)
-    if not inventory.exists(directory, name):
-        nothing = Plan("create_volume", name, (), None, None)
-        return Interrupted((intents.Resumption("create_volume", "undone", nothing),), leftovers)
+        return Interrupted((_resumption(look, intents.from_json(name, record.intent)),), leftovers)
+    if not inventory.exists(directory, name, look):
+        nothing = Plan(CREATE_VOLUME, name, (), None, None)
+        return Interrupted((intents.Resumption(CREATE_VOLUME, "undone", nothing),), leftovers)
     garbage = tuple(item.file for item in record.garbage if _is_garbage(directory, name, item))
-    present = _readable(directory, name) if garbage else None
+    present = _readable(look) if garbage else None
     if not garbage:
-        return Interrupted(_lost_info(directory, name, record), leftovers)
+        return Interrupted(_lost_info(look), leftovers)
     if present is None or set(garbage) & set(present.files):
         raise NeedsRecovery(
             f"volume {name}", f"files that were to be removed are in use again ({', '.join(garbage)})", "see docs/worst-day.md"
         )
     steps = (intents.write_info(present), *(Unlink(file) for file in garbage))
-    plan = Plan("unlink", name, steps, present, present)
-    return Interrupted((intents.Resumption("unlink", "finished", plan),), leftovers)
+    plan = Plan(UNLINK, name, steps, present, present)
+    return Interrupted((intents.Resumption(UNLINK, "finished", plan),), leftovers)
 
 
-def _lost_info(directory: ShareDirectory, name: str, record: records.Record) -> tuple[intents.Resumption, ...]:
+def _lost_info(look: Look) -> tuple[intents.Resumption, ...]:
     """``.info`` that is torn or gone and can be told for certain is written anew."""
     try:
-        if not inventory.read_info(directory, name, record)[1]:
+        if not inventory.read_info(look)[1]:
             return ()
     except StorageError:
         return ()  # whoever needs the volume will say so
-    present = _readable(directory, name)
+    present = _readable(look)
     if present is None:
         return ()
-    plan = Plan("rebuild_info", name, (intents.write_info(present),), present, present)
-    return (intents.Resumption("rebuild_info", "finished", plan),)
+    plan = Plan(REBUILD_INFO, look.name, (intents.write_info(present),), present, present)
+    return (intents.Resumption(REBUILD_INFO, "finished", plan),)
 
 
 def _is_garbage(directory: ShareDirectory, name: str, item: records.Garbage) -> bool:
@@ -66,19 +66,20 @@ def _is_garbage(directory: ShareDirectory, name: str, item: records.Garbage) -> 
     return same and item.file != info_name(name) and kinship.owner_of(directory, item.file, besides=name) is None
 
 
-def _readable(directory: ShareDirectory, name: str) -> Volume | None:
+def _readable(look: Look) -> Volume | None:
     try:
-        observed = inventory.observe(directory, name)
+        observed = inventory.observe(look.directory, look.name, look=look)
     except StorageError:
         return None
     return observed.volume if observed else None
 
 
-def _resumption(directory: ShareDirectory, name: str, intent: intents.Intent) -> intents.Resumption:
+def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
+    directory, name = look.directory, look.name
     _refuse_foreign(directory, name, intent)
     decided = intent.group is None or _group_decided(directory, intent.group)
     found = replace(open_engine(intent.engine, directory).found(name, intent), decided=decided)
-    return replace(intents.resume(name, _readable(directory, name), intent, found), images=intent.files)
+    return replace(intents.resume(name, _readable(look), intent, found), images=intent.files)
 
 
 def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:
@@ -93,7 +94,7 @@ def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent
             )
 
 
-def give_up(directory: ShareDirectory, name: str) -> Interrupted:
+def give_up(look: Look) -> Interrupted:
     """The end of a record that cannot be honoured: what stands on the share counts from now on.
 
     Snapshots that the interrupted task had begun to delete lose their names, because their data may be damaged; files that
@@ -101,16 +102,16 @@ def give_up(directory: ShareDirectory, name: str) -> Interrupted:
 
     :raises StorageError: the volume cannot be read as it stands.
     """
-    record = records.read(directory, name)
-    observed = inventory.observe(directory, name)
+    directory, name, record = look.directory, look.name, look.record
+    observed = inventory.observe(directory, name, look=look)
     try:
         intent = intents.from_json(name, record.intent) if record and record.intent else None
     except NeedsRecovery:
         intent = None
     operation = intent.operation if intent else "unknown"
-    leftovers = tuple(directory.leftovers(name))
+    leftovers = look.leftovers
     if observed is None:
-        gone = Plan("discard", name, (), None, None)
+        gone = Plan(DISCARD, name, (), None, None)
         return Interrupted((intents.Resumption(operation, "discarded", gone),), leftovers)
     volume = observed.volume
     doomed = intent.doomed if intent else ()
@@ -118,7 +119,7 @@ def give_up(directory: ShareDirectory, name: str) -> Interrupted:
     named = [*(intent.files if intent else ()), *(item.file for item in record.garbage if record)] if record else []
     left = tuple(sorted({file for file in named if file not in volume.files and directory.root.status(file) is not None}))
     steps: tuple[Step, ...] = (intents.write_info(after),) if volume.info else (WriteRecord(name),)
-    plan = Plan("discard", name, steps, volume, after)
+    plan = Plan(DISCARD, name, steps, volume, after)
     return Interrupted((intents.Resumption(operation, "discarded", plan, left, tuple(intent.files if intent else ())),), leftovers)
 
 

@@ -26,8 +26,9 @@ from .candidates import Candidates, locate
 from .existing import VolumeRequest
 from .holding import Holding, NotHeld
 from .order import Change, arrange
-from .transaction import Options, Outcome
+from .transaction import Outcome
 from .turns import Turns
+from .workspace import Options
 
 _UNDER_WAY = 16  # changes that have begun: enough to share syncs, few enough to be left unfinished by a killed task
 _MOST_HELD = 200  # locks at once, each of them an open file

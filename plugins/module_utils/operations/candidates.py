@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Iterable, NamedTuple
+from contextlib import nullcontext
+from typing import Callable, ContextManager, Iterable, NamedTuple
 
 from ..errors import Conflict, ShareNotMounted, StorageError
 from ..model import Share
@@ -13,6 +14,7 @@ from ..mounts.resolve import expected_share, find_share, share_names
 from ..store import inventory, records
 from ..store.directory import ShareDirectory
 
+Opened = Callable[[Share], ShareDirectory]
 _LOCAL = ("directory", "bind")
 _PATIENCE = 30  # seconds for a server to answer, before a system call that nobody could interrupt is made
 
@@ -95,12 +97,13 @@ def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: s
     return Candidates(tuple(shares), tuple(unreadable), tuple(missing), tuple(excused))
 
 
-def locate(candidates: Candidates, name: str) -> Share | None:
+def locate(candidates: Candidates, name: str, opened: Opened | None = None) -> Share | None:
     """The candidate on which volume ``name`` is; None where it is on none.
 
+    :param opened: has each share opened already; otherwise it is opened for this question.
     :raises Conflict: two of them have it. :raises ShareNotMounted: it was not found, and one could not be read.
     """
-    found = [share for share in candidates.shares if _has_volume(share, name)]
+    found = [share for share in candidates.shares if _has_volume(nullcontext(opened(share)) if opened else ShareDirectory(share), name)]
     if len(found) > 1:
         places = " and ".join(share.source for share in found)
         raise Conflict(f"volume {name}", f"it exists on {places}", "name one share, or remove the copy that is not wanted")
@@ -109,9 +112,9 @@ def locate(candidates: Candidates, name: str) -> Share | None:
     return found[0] if found else None
 
 
-def _has_volume(share: Share, name: str) -> bool:
-    """Whether the base file, ``.info`` or an unfinished deletion of the volume is there. Looks on a freshly opened directory."""
-    with ShareDirectory(share) as directory:
+def _has_volume(opened: ContextManager[ShareDirectory], name: str) -> bool:
+    """Whether the base file, ``.info`` or an unfinished deletion of the volume is there."""
+    with opened as directory:
         if inventory.exists(directory, name):
             return True
         try:
@@ -119,11 +122,3 @@ def _has_volume(share: Share, name: str) -> bool:
         except StorageError:
             return True
         return record is not None and record.intent is not None
-
-
-def has_unfinished(share: Share, name: str) -> bool:
-    """Whether an interrupted task left a record or temporary files of a volume that is not there."""
-    from ..apply.traces import find_interrupted  # late: a task that only reads starts faster without
-
-    with ShareDirectory(share) as directory:
-        return bool(find_interrupted(directory, name))

@@ -15,15 +15,17 @@ from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.headers import require_healed_parent, require_known_formats
-from ..plan.plan import Plan
+from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..plan.wishes import SnapshotWish, Source, VolumeWish
 from ..store import inventory, kinship
+from ..store.look import Look
 from . import placement
-from .candidates import Candidates, has_unfinished, locate
+from .candidates import Candidates, locate
 from .existing import SourceRequest, VolumeRequest, bring_up, located
 from .ledger import Demand
 from .refusals import require_free_name
-from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
+from .transaction import Outcome, carry_out, joined, settle
+from .workspace import Options, Workspace
 
 if TYPE_CHECKING:
     from ..apply.engine import CopySource
@@ -41,10 +43,10 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
     with suppress(OSError):  # to be told where a share is chosen
         options.ledger.look(candidates.shares)
     with Workspace(options) as work:
-        source_share = _source_share(request, options)
+        source_share = _source_share(work, request)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
         _lock(work, wanted, source_share, request.source)
-        again = None if options.check else locate(candidates, name)
+        again = None if options.check else locate(candidates, name, work.directory)
         if again is not None and inventory.observe(work.directory(again), name) is not None:
             volume, recovered = settle(work, again, name, request.wish.format)
             if volume is not None:
@@ -69,9 +71,10 @@ def _lock(work: Workspace, own: list[tuple[Share, str]], share: Share | None, so
 def _is_at_rest(directory: ShareDirectory, name: str) -> bool:
     """Whether nothing of a volume has to be ended, adopted or mended before it is read."""
     try:
-        if find_interrupted(directory, name):
+        look = Look(directory, name)
+        if find_interrupted(look):
             return False
-        observed = inventory.observe(directory, name)
+        observed = inventory.observe(directory, name, look=look)
     except StorageError:
         return False  # to be told once it is locked as for a change
     return observed is not None and VolumeWish(name).is_met_by(observed.volume)
@@ -128,7 +131,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     _place(work, request, on_it, placement.demand_of_clone(wish, True, share, below[0].size, held, on_it))
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
     _require_free_name(work, share, wish.name, recovered)
-    if prepared.operation == "create_snapshot" and prepared.changed and planned.active.file != parent.active.file:
+    if prepared.operation == CREATE_SNAPSHOT and prepared.changed and planned.active.file != parent.active.file:
         kinship.require_free_name(work.directory(share), planned.active.file, parent.name)
     first = carry_out(work, share, prepared, recovered)
     return replace(joined(first, carry_out(work, share, plan, [])), before=None)
@@ -160,7 +163,7 @@ def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> lis
     """Take away what an interrupted creation or deletion left on any candidate; returns ``recovered``."""
     recovered = []
     for share in candidates.shares:
-        if has_unfinished(share, name):
+        if find_interrupted(work.look(share, name)):
             volume, told = settle(work, share, name)
             if volume is not None:
                 raise Conflict(f"volume {name}", f"an interrupted task left it standing on {share.source}", "run the task again")
@@ -168,10 +171,10 @@ def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> lis
     return recovered
 
 
-def _source_share(request: VolumeRequest, options: Options) -> Share | None:
+def _source_share(work: Workspace, request: VolumeRequest) -> Share | None:
     if request.source is None:
         return None
-    share = located(request.candidates, check_volume_name(request.source.volume), options)
+    share = located(request.candidates, check_volume_name(request.source.volume), work.options, work.directory)
     if share is None:
         raise VolumeNotFound(
             f"source volume {request.source.volume}", "it is on none of the given shares", "check the name, or create it first"
@@ -189,6 +192,7 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
     from ..apply.engine import CopySource
     from . import layers
+    from .applying import engine_for
 
     volume, recovered = settle(work, share, source.volume)
     if volume is None:
@@ -199,6 +203,6 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     images = volume.view(top)
     layers.require_whole(work.directory(share), images)
     if source.snapshot is None:
-        work.engine(share).require_unused(top, ask_only=work.options.check)
+        engine_for(work, share).require_unused(top, ask_only=work.options.check)
     told = Source(source.label, images[0].size, _held(work, share, source, images))
     return CopySource(work.directory(share), images), told, recovered

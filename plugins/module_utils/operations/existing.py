@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from ..errors import Conflict
 from ..model import Share, Volume
-from ..plan.plan import Plan
+from ..plan.plan import PRESENT, Plan
 from ..plan.wishes import MAX_CHAIN, VolumeWish
 from ..store import kinship
-from .candidates import Candidates, Policy, locate
-from .transaction import Options, Outcome, Workspace, carry_out
+from .candidates import Candidates, Opened, Policy, locate
+from .transaction import Outcome, carry_out
+from .workspace import Options, Workspace
 
 
 class SourceRequest(NamedTuple):
@@ -39,13 +40,16 @@ class VolumeRequest(NamedTuple):
     max_chain: int = MAX_CHAIN
 
 
-def located(candidates: Candidates, name: str, options: Options) -> Share | None:
-    """Where the volume is; check mode also remembers what earlier items of the task would have done."""
+def located(candidates: Candidates, name: str, options: Options, opened: Opened | None = None) -> Share | None:
+    """Where the volume is; check mode also remembers what earlier items of the task would have done.
+
+    :param opened: has each share opened already, as of :func:`locate`.
+    """
     known = {share.path: options.world[(share.path, name)] for share in candidates.shares if (share.path, name) in options.world}
     for share in candidates.shares:
         if known.get(share.path) is not None:
             return share
-    return locate(candidates._replace(shares=tuple(share for share in candidates.shares if share.path not in known)), name)
+    return locate(candidates._replace(shares=tuple(share for share in candidates.shares if share.path not in known)), name, opened)
 
 
 def bring_up(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
@@ -78,7 +82,7 @@ def _warn_of_another_format(work: Workspace, share: Share, volume: Volume) -> No
 
 def _plan_for(volume: Volume, wish: VolumeWish) -> Plan:
     if wish.is_met_by(volume):
-        return Plan("present", volume.name, (), volume, volume)
+        return Plan(PRESENT, volume.name, (), volume, volume)
     from ..plan import planner
 
     return planner.ensure_volume(volume, wish)

@@ -23,7 +23,8 @@ from . import placement, report, telling
 from .candidates import Candidates
 from .existing import located
 from .ledger import Demand
-from .transaction import Options, Outcome
+from .transaction import Outcome
+from .workspace import Options
 
 if TYPE_CHECKING:
     from ..plan.retention import Policy

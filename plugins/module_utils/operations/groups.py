@@ -9,14 +9,14 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..apply.remains import group_file
 from ..errors import Conflict, InvalidParameter, StorageError, understood
 from ..model import Share, check_snapshot_name, check_volume_name, listed, now
 from ..plan.plan import Plan
 from ..plan.wishes import SnapshotWish
 from .candidates import Candidates
 from .snapshots import SnapshotRequest, find, plan_taking, retain_after, settled, take
-from .transaction import Options, Outcome, Workspace, carry_out
+from .transaction import Outcome, carry_out
+from .workspace import Options, Workspace
 
 if TYPE_CHECKING:
     from ..plan import retention
@@ -53,15 +53,15 @@ def take_group(
 
         if foretelling.any_missing(volumes, candidates, options):
             return [_taken_alone(SnapshotRequest(candidates, name, wish, keep), options) for name in volumes]
-    shares = {name: find(candidates, name, options) for name in volumes}
-    if len({share.path for share in shares.values()}) > 1:
-        raise InvalidParameter(
-            f"group of {len(volumes)} volumes",
-            "they are on different shares, where no single record can decide for all",
-            "group volumes of one share",
-        )
     wish = wish._replace(created=wish.created or now())
     with Workspace(options, siblings=True) as work:
+        shares = {name: find(work, candidates, name) for name in volumes}
+        if len({share.path for share in shares.values()}) > 1:
+            raise InvalidParameter(
+                f"group of {len(volumes)} volumes",
+                "they are on different shares, where no single record can decide for all",
+                "group volumes of one share",
+            )
         work.lock_families([(shares[name], name) for name in volumes])
         members = [_plan_member(work, shares[name], name, wish, keep is not None) for name in volumes]
         _require_same_state(members, wish.name)
@@ -102,14 +102,9 @@ def _require_same_state(members: list[_Member], snapshot: str) -> None:
 
 
 def _apply_group(work: Workspace, members: list[_Member]) -> None:
-    share, group = members[0].share, os.urandom(8).hex()
-    directory = work.directory(share)
+    from .applying import apply_together
 
-    def decide() -> None:
-        directory.write_record(members[0].plan.volume, directory.make_private("groups"), group_file(group), b"{}")
-
-    work.executor(share).apply_together([member.plan for member in members], group, decide)
-    directory.make_private("groups").unlink(group_file(group))
+    apply_together(work, members[0].share, [member.plan for member in members], os.urandom(8).hex())
 
 
 def _outcome_of(work: Workspace, member: _Member) -> Outcome:

@@ -17,7 +17,7 @@ from typing import Any, Iterable
 from ..errors import StorageError
 from ..model import Share
 from ..plan.plan import Plan
-from ..store import dependents, kinship
+from ..store import dependents, folders, kinship
 from ..store.directory import ShareDirectory
 from ..store.lock import VolumeLock
 
@@ -101,7 +101,7 @@ class Holding:
         """
         with self._mutex:
             if self._backings is None:
-                self._backings = dependents.scan_all(self._directory)
+                self._backings = folders.scan_all(self._directory)
             return self._backings
 
     def follow(self, plan: Plan) -> None:

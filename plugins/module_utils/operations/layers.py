@@ -6,7 +6,7 @@ behind their virtual end."""
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import Iterable, NamedTuple
 
 from ..errors import UnsafeImage
 from ..model import Image, Volume
@@ -17,47 +17,62 @@ from ..store import qcow2
 from ..store.directory import ShareDirectory
 
 
-def bitmaps(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> dict[str, tuple[Bitmap, ...]]:
-    """The persistent dirty bitmaps of those ``wanted`` files of the chain that hold any.
+class Merged(NamedTuple):
+    """What a merge has to know of the qcow2 images that it may join, by file: clusters that are allocated, dirty bitmaps, and which
+    of them no commit may make larger, because old data behind their end would come to light."""
 
-    :raises UnsafeImage: the directory of one is damaged or hostile.
-    """
-    found = {}
-    for image in volume.chain:
-        if image.file in wanted and image.format == "qcow2" and directory.root.status(image.file) is not None:
-            with directory.root.opened(image.file) as fd:
-                try:
-                    held = qcow2.read_bitmaps(fd, qcow2.read_header(fd))
-                except qcow2.Qcow2Error as error:
-                    raise UnsafeImage(
-                        directory.root.subject(image.file), f"as a qcow2 image it cannot be used: {error}", "see docs/worst-day.md for a repair by hand"
-                    ) from error
-            if held:
-                found[image.file] = tuple(Bitmap(one.name, one.tracks) for one in held)
-    return found
+    allocations: Allocations
+    bitmaps: dict[str, tuple[Bitmap, ...]]
+    stiff: frozenset[str]
 
 
-def allocations(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> Allocations:
-    """Allocated clusters of those ``wanted`` files of the chain that are qcow2 images and exist (a prediction may name others).
+def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], with_bitmaps: bool) -> Merged:
+    """Read the tables of those ``wanted`` files of the chain that are qcow2 images and exist (a prediction may name others). Each is
+    opened once.
 
+    :param with_bitmaps: without, they are not looked for.
     :raises UnsafeImage: the tables of one are damaged or hostile, or its file was cut short.
     """
-    known = {}
-    wanted = list(wanted)
-    require_whole(directory, (image for image in volume.chain if image.file in wanted))
+    wanted, longest = set(wanted), 0
+    known: dict[str, Allocation] = {}
+    bitmaps: dict[str, tuple[Bitmap, ...]] = {}
+    stiff: set[str] = set()
     for image in volume.chain:
-        if image.file in wanted and image.format == "qcow2" and directory.root.status(image.file) is not None:
-            with directory.root.opened(image.file) as fd:
-                try:
-                    header = qcow2.read_header(fd)
-                    tables = qcow2.allocation(fd, header)
-                except qcow2.Qcow2Error as error:
-                    raise UnsafeImage(
-                        directory.root.subject(image.file), f"as a qcow2 image it cannot be used: {error}", "see docs/worst-day.md for a repair by hand"
-                    ) from error
-            if tables is not None:
-                known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
-    return known
+        shorter, longest = image.size < longest, max(longest, image.size)
+        if image.file not in wanted or not _is_there(directory, image):
+            continue
+        with directory.root.opened(image.file) as fd:
+            _require_whole(directory, image.file, fd, thorough=True)
+            try:
+                header = qcow2.read_header(fd)
+                held = qcow2.read_bitmaps(fd, header) if with_bitmaps else ()
+                tables = qcow2.allocation(fd, header)
+            except qcow2.Qcow2Error as error:
+                raise _unusable(directory, image.file, error) from error
+            if shorter and _is_stiff(fd):
+                stiff.add(image.file)
+        if held:
+            bitmaps[image.file] = tuple(Bitmap(one.name, one.tracks) for one in held)
+        if tables is not None:
+            known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
+    return Merged(known, bitmaps, frozenset(stiff))
+
+
+def _is_there(directory: ShareDirectory, image: Image) -> bool:
+    return image.format == "qcow2" and directory.root.status(image.file) is not None
+
+
+def _is_stiff(fd: int) -> bool:
+    try:
+        return qcow2.is_stiff(fd)
+    except qcow2.Qcow2Error:
+        return True
+
+
+def _unusable(directory: ShareDirectory, file: str, error: qcow2.Qcow2Error) -> UnsafeImage:
+    return UnsafeImage(
+        directory.root.subject(file), f"as a qcow2 image it cannot be used: {error}", "see docs/worst-day.md for a repair by hand"
+    )
 
 
 def require_whole(directory: ShareDirectory, images: Iterable[Image], thorough: bool = True) -> None:
@@ -68,19 +83,20 @@ def require_whole(directory: ShareDirectory, images: Iterable[Image], thorough: 
     :raises UnsafeImage: the file of one ends before its data. qemu-img would read zeros there, and say nothing.
     """
     for image in images:
-        if image.format != "qcow2" or directory.root.status(image.file) is None:
-            continue
-        with directory.root.opened(image.file) as fd:
-            try:
-                qcow2.require_whole(fd, thorough)
-            except qcow2.CutShort as error:
-                raise UnsafeImage(
-                    directory.root.subject(image.file),
-                    f"it is damaged: {error}",
-                    "restore the file from a backup; docs/worst-day.md shows how to save what is left of it",
-                ) from error
-            except qcow2.Qcow2Error:
-                continue  # whoever reads its tables says what is wrong with them
+        if _is_there(directory, image):
+            with directory.root.opened(image.file) as fd:
+                _require_whole(directory, image.file, fd, thorough)
+
+
+def _require_whole(directory: ShareDirectory, file: str, fd: int, thorough: bool) -> None:
+    try:
+        qcow2.require_whole(fd, thorough)
+    except qcow2.CutShort as error:
+        raise UnsafeImage(
+            directory.root.subject(file), f"it is damaged: {error}", "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
+        ) from error
+    except qcow2.Qcow2Error:
+        return  # whoever reads its tables says what is wrong with them
 
 
 def require_single_owners(directory: ShareDirectory, plan: Plan) -> None:
@@ -104,19 +120,3 @@ def require_single_owners(directory: ShareDirectory, plan: Plan) -> None:
                     f"nothing can be merged into it: {error}",
                     "look at it with qemu-img check, and copy what it shows into a new volume with qemu-img convert",
                 ) from error
-
-
-def stiff(directory: ShareDirectory, volume: Volume, wanted: Iterable[str]) -> frozenset[str]:
-    """Those ``wanted`` files, which are shorter than one above them, that no commit may make larger."""
-    wanted, found, longest = set(wanted), set(), 0
-    for image in volume.chain:
-        shorter, longest = image.size < longest, max(longest, image.size)
-        if not shorter or image.file not in wanted or image.format != "qcow2" or directory.root.status(image.file) is None:
-            continue
-        with directory.root.opened(image.file) as fd:
-            try:
-                if qcow2.is_stiff(fd):
-                    found.add(image.file)
-            except qcow2.Qcow2Error:
-                found.add(image.file)
-    return frozenset(found)

@@ -14,7 +14,7 @@ from ..store.directory import ShareDirectory
 from ..store.inventory import Observed
 from ..store.survey import survey
 from .candidates import Candidates
-from .transaction import Options
+from .workspace import Options
 
 
 def volumes_named(candidates: Candidates, names: Sequence[str], options: Options) -> list[str]:

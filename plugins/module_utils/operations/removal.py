@@ -8,50 +8,50 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..apply.remains import Interrupted
-from ..apply.traces import forget_groups
+from ..apply.traces import Interrupted, forget_groups
 from ..errors import ChainBroken, Conflict
 from ..model import Share, Volume, listed
 from ..plan import planner
 from ..plan.steps import Unlink
 from ..store import inventory, stale
+from .applying import finish
 from .existing import refuse_member
-from .transaction import Options, Outcome, Workspace, carry_out, find_left, settle
+from .transaction import Outcome, carry_out, find_left, settle
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from ..store import gaps
 
 
-def remove(share: Share, name: str, cascade: bool, options: Options) -> Outcome:
+def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
     """Remove a volume that was there, or whose remains were, before its lock was taken."""
-    with Workspace(options) as work:
-        work.lock([(share, name)])
-        leftovers = tuple(work.directory(share).leftovers(name))
-        missing: tuple[str, ...] = ()
-        try:
-            if cascade:
-                volume, recovered, strays = _settle(work, share, name)
-            else:
-                volume, recovered = settle(work, share, name, dependents=True)
-                strays = ()
-        except ChainBroken:
-            broken = _broken(work, share, name, cascade)
-            if broken is None:
-                raise
-            volume, missing, strays = broken.volume, broken.missing, ()
-            recovered = _given_up(work, share, name, leftovers)
-        if volume is None:
-            work.forget_locks()
-            return Outcome(name, bool(recovered), [], recovered, None, None)
-        refuse_member(work, share, volume)
-        if not missing:
-            _refuse_foreign(volume)
-            strays += stale.remains_of(work.directory(share), volume)
-        outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays, missing), recovered)
-        if not options.check:
-            forget_groups(work.directory(share))
-            work.forget_locks()
-        return outcome
+    work.lock([(share, name)])
+    leftovers = tuple(work.directory(share).leftovers(name))
+    missing: tuple[str, ...] = ()
+    try:
+        if cascade:
+            volume, recovered, strays = _settle(work, share, name)
+        else:
+            volume, recovered = settle(work, share, name, dependents=True)
+            strays = ()
+    except ChainBroken:
+        broken = _broken(work, share, name, cascade)
+        if broken is None:
+            raise
+        volume, missing, strays = broken.volume, broken.missing, ()
+        recovered = _given_up(work, share, name, leftovers)
+    if volume is None:
+        work.forget_locks()
+        return Outcome(name, bool(recovered), [], recovered, None, None)
+    refuse_member(work, share, volume)
+    if not missing:
+        _refuse_foreign(volume)
+        strays += stale.remains_of(work.directory(share), volume)
+    outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays, missing), recovered)
+    if not work.options.check:
+        forget_groups(work.directory(share))
+        work.forget_locks()
+    return outcome
 
 
 def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> gaps.Broken | None:
@@ -83,7 +83,7 @@ def _given_up(work: Workspace, share: Share, name: str, leftovers: tuple[str, ..
     directory = work.directory(share)
     record = records.read(directory, name)
     if not work.options.check:
-        work.finish(share, Interrupted((), tuple(directory.leftovers(name))))
+        finish(work, share, Interrupted((), tuple(directory.leftovers(name))))
     told = Interrupted((), leftovers).describe()
     if record is not None and record.intent is not None:
         told.append({"operation": str(record.intent.get("operation")), "outcome": "discarded", "steps": [], "left": []})
@@ -107,14 +107,14 @@ def _settle(work: Workspace, share: Share, name: str) -> tuple[Volume | None, li
     is not merged any more, which a full share might not allow. The third value names its files outside the chain; where
     somebody changed the share since, those are left alone and told."""
     directory = work.directory(share)
-    interrupted = find_left(work, directory, name, discard=True)
+    interrupted = find_left(work, share, name, discard=True)
     begun = [one for one in interrupted.resumptions if one.plan.after is not None]
     observed = inventory.observe(directory, name) if begun else None
     if observed is None or (share.path, name) in work.options.world:
         return (*settle(work, share, name, dependents=True), ())
     left = Interrupted((), interrupted.leftovers)
     if not work.options.check:
-        work.finish(share, left)
+        finish(work, share, left)
     volume, told = observed.volume, [replace(one, outcome="discarded", plan=replace(one.plan, steps=())).describe() for one in begun]
     made = {file for one in begun if one.plan.after for file in one.plan.after.own_files}
     strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)

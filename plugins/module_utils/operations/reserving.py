@@ -20,7 +20,7 @@ from . import placement
 from .candidates import Candidates
 from .existing import VolumeRequest
 from .ledger import Demand
-from .transaction import Options
+from .workspace import Options
 
 Asked = Sequence["tuple[int, Callable[[], VolumeRequest]]"]
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Collection, Mapping, NamedTuple
 
 from ..errors import from_os_error
-from ..model import Share, Volume
-from ..store import dependents, kinship
+from ..model import Share, Volume, info_name
+from ..store import folders, kinship
 from ..store.directory import ShareDirectory
 from ..store.names import shown
 
 if TYPE_CHECKING:
     from ..store.dependents import Backings
-    from .transaction import Options
+    from .workspace import Options
 
 
 class Found(NamedTuple):
@@ -32,7 +32,7 @@ def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, b
     :raises OSError: the share cannot be listed.
     """
     holding = options.holding
-    backings = holding.backings() if holding is not None else dependents.scan_all(directory)
+    backings = holding.backings() if holding is not None else folders.scan_all(directory, _just_read(volume))
     for sentence in backings.unreached:
         if sentence not in options.told:
             options.told.add(sentence)
@@ -46,6 +46,12 @@ def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, b
     doubts = tuple((label, file) for label in unread for file in files)
     ignored = [file for file in backings.unread if file not in own and _is_named(directory, file, options.not_dependent)]
     return Found(found + doubts, tuple(sorted({*map(shown, overruled), *map(shown, ignored)})))
+
+
+def _just_read(volume: Volume) -> dict[str, str | None]:
+    """What the files of the volume rest on, and that its ``.info`` rests on nothing."""
+    read: dict[str, str | None] = {image.file: image.backing_file for image in volume.chain if image.format is not None}
+    return {**read, info_name(volume.name): None} if volume.info else read
 
 
 def _unread(directory: ShareDirectory, backings: Backings, own: Collection[str], ignored: Collection[str]) -> list[str]:

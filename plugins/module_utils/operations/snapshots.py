@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 from ..errors import VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name, is_glob, now
-from ..plan.plan import Plan
+from ..plan.plan import CREATE_SNAPSHOT, DELETE_SNAPSHOT, Plan
 from ..plan.wishes import SnapshotWish
-from ..store import inventory
 from .candidates import Candidates, locate
-from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
+from .transaction import Outcome, carry_out, joined, observed_under_lock, settle
+from .workspace import Options, Workspace
 
 if TYPE_CHECKING:
     from ..plan import retention
@@ -32,8 +32,9 @@ class SnapshotRequest(NamedTuple):
     keep: retention.Policy | None = None
 
 
-def find(candidates: Candidates, name: str, options: Options) -> Share:
+def find(work: Workspace, candidates: Candidates, name: str) -> Share:
     """:raises VolumeNotFound: no candidate has the volume."""
+    options = work.options
     check_volume_name(name, "globs go into volumes")
     if options.assume:
         from . import foretelling
@@ -42,7 +43,7 @@ def find(candidates: Candidates, name: str, options: Options) -> Share:
     for share in candidates.shares:
         if options.world.get((share.path, name)) is not None:
             return share
-    found = locate(candidates, name)
+    found = locate(candidates, name, work.directory)
     if found is None:
         raise VolumeNotFound(
             f"volume {name}", "it is on none of the given shares", "check the name, or create it first with remotefs_volume"
@@ -69,8 +70,8 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
         foretold = foretelling.taken(request, options)
         if foretold is not None:
             return foretold
-    share = find(request.candidates, request.volume, options)
     with Workspace(options) as work:
+        share = find(work, request.candidates, request.volume)
         (work.lock_families if request.keep else work.lock)([(share, request.volume)])
         volume, recovered = settled(work, share, request.volume, dependents=request.keep is not None)
         plan = plan_taking(work, share, volume, request.wish, recovered)
@@ -80,7 +81,7 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
 
 def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWish, recovered: list) -> Plan:
     if wish.is_met_by(volume):
-        return Plan("create_snapshot", volume.name, (), volume, volume)
+        return Plan(CREATE_SNAPSHOT, volume.name, (), volume, volume)
     from ..plan import planner
     from .refusals import require_free_name
 
@@ -102,8 +103,8 @@ def retain(candidates: Candidates, volume_name: str, policy: retention.Policy | 
         told = foretelling.kept(candidates, volume_name, policy, options) if policy else foretelling.deleted(candidates, volume_name, (), options)
         if told is not None:
             return told
-    share = find(candidates, volume_name, options)
     with Workspace(options) as work:
+        share = find(work, candidates, volume_name)
         work.lock_families([(share, volume_name)])
         volume, recovered = settled(work, share, volume_name, dependents=True)
         return _retain(work, share, volume, recovered, policy, None)
@@ -125,10 +126,10 @@ def retain_after(work: Workspace, share: Share, plan: Plan, taken: Outcome, poli
     if volume is None:
         raise ValueError("a snapshot is of a volume")
     if not work.options.check:
-        observed = inventory.observe(work.directory(share), volume.name)
+        observed = observed_under_lock(work, share, volume.name)
         if observed is None:
             raise VolumeNotFound(f"volume {volume.name}", "it went away while the task held its lock", "find out who removed its files")
-        volume = replace(observed.volume, dependents=volume.dependents)
+        volume = replace(observed, dependents=volume.dependents)
     kept = _retain(work, share, volume, [], policy, name)
     both = joined(taken, kept)
     if work.options.check and both.after and taken.after:  # whoever uses a file that is only predicted cannot be asked
@@ -148,8 +149,8 @@ def delete(candidates: Candidates, volume_name: str, names: list[str], options: 
         foretold = foretelling.deleted(candidates, volume_name, names, options)
         if foretold is not None:
             return foretold
-    share = find(candidates, volume_name, options)
     with Workspace(options) as work:
+        share = find(work, candidates, volume_name)
         work.lock_families([(share, volume_name)])
         volume, recovered = settled(work, share, volume_name, dependents=True)
         plan = _deletion(work, share, volume, meant(volume, names))
@@ -167,7 +168,7 @@ def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -
     """The plan, which weighs the clusters that are allocated in the files it may merge: the doomed overlays and what they stand on."""
     stale = {name for name, _file in volume.stale}.intersection(names)
     if not stale and not any(volume.has_snapshot(name) for name in names):
-        return Plan("delete_snapshot", volume.name, (), volume, volume)
+        return Plan(DELETE_SNAPSHOT, volume.name, (), volume, volume)
     from ..plan import merge
     from . import layers
 
@@ -176,10 +177,8 @@ def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -
 
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
     backings = {str(volume.image(file).backing_file) for file in overlays}
-    merged, directory = {*overlays, *backings}, work.directory(share)
-    bitmaps = {} if work.options.drop_bitmaps else layers.bitmaps(directory, volume, merged)
-    known = layers.allocations(directory, volume, merged)
-    return merge.delete_snapshots(volume, names, known, layers.stiff(directory, volume, merged), bitmaps)
+    known = layers.look_into(work.directory(share), volume, {*overlays, *backings}, not work.options.drop_bitmaps)
+    return merge.delete_snapshots(volume, names, known.allocations, known.stiff, known.bitmaps)
 
 
 def _deletion_with_stale(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:
@@ -206,8 +205,8 @@ def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: b
         foretold = foretelling.reverted(candidates, volume_name, name, discard_newer, options)
         if foretold is not None:
             return foretold
-    share = find(candidates, volume_name, options)
     with Workspace(options) as work:
+        share = find(work, candidates, volume_name)
         work.lock([(share, volume_name)])
         volume, recovered = settled(work, share, volume_name, dependents=True)
         if options.assume and not volume.has_snapshot(name):

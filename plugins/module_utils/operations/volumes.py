@@ -9,9 +9,11 @@ from dataclasses import replace
 
 from ..errors import VolumeNotFound
 from ..model import Share, check_snapshot_name, check_volume_name
-from .candidates import Candidates, has_unfinished
+from ..store.look import Look
+from .candidates import Candidates
 from .existing import VolumeRequest, bring_up, located
-from .transaction import Options, Outcome, Workspace, carry_out, joined, settle
+from .transaction import Outcome, carry_out, joined, settle
+from .workspace import Options, Workspace
 
 # What only changes need is imported where it is used: importing is most of what a task costs that changes nothing.
 
@@ -31,8 +33,7 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
         if foretold is not None:
             return foretold
         request = request._replace(candidates=foretelling.reachable(request.candidates, options))
-    share = located(request.candidates, name, options)
-    outcome = _created(request, options, []) if share is None else _update(request, share, options)
+    outcome = _updated_or_created(request, options)
     outcome = _flattened(request, options, outcome) if request.wish.flatten else outcome
     return outcome if request.wish.snapshot is None else _with_snapshot(request, options, outcome)
 
@@ -55,35 +56,35 @@ def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Ou
     from . import layers
 
     name = request.wish.name
-    share = located(request.candidates, name, options)
-    if share is None:
-        raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
     with Workspace(options) as work:
+        share = located(request.candidates, name, options, work.directory)
+        if share is None:
+            raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
         work.lock_families([(share, name)])
         volume, recovered = settle(work, share, name)
         if volume is None:
             raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
-        known = layers.allocations(work.directory(share), volume, volume.files[len(volume.own) - 1 :]) if volume.parent else {}
+        read = layers.look_into(work.directory(share), volume, volume.files[len(volume.own) - 1 :] if volume.parent else (), False)
+        known = read.allocations
         told = [] if options.check else recovered  # check mode has ended nothing, and has told of it already
         return joined(present, carry_out(work, share, clones.flatten(volume, known), told))
 
 
-def _created(request: VolumeRequest, options: Options, ended: list) -> Outcome:
+def _updated_or_created(request: VolumeRequest, options: Options) -> Outcome:
+    name = request.wish.name
+    recovered: list[dict] = []
+    with Workspace(options) as work:
+        share = located(request.candidates, name, options, work.directory)
+        if share is not None:
+            work.lock([(share, name)])
+            volume, recovered = settle(work, share, name, request.wish.format)
+            if volume is not None:
+                return bring_up(work, share, volume, request, recovered)
+    # It is not there, it went away before the lock was ours, or only its unfinished deletion was left. Check mode, which ended
+    # nothing, meets that once more; a run has ended it here.
     from .creation import create
 
-    return create(request, options, ended)
-
-
-def _update(request: VolumeRequest, share: Share, options: Options) -> Outcome:
-    name, said = request.wish.name, request.wish.format
-    with Workspace(options) as work:
-        work.lock([(share, name)])
-        volume, recovered = settle(work, share, name, said)
-        if volume is not None:
-            return bring_up(work, share, volume, request, recovered)
-    # It went away before the lock was ours, or only its unfinished deletion was left. Check mode, which ended nothing, meets
-    # that once more; a run has ended it here.
-    return _created(request, options, [] if options.check else recovered)
+    return create(request, options, [] if options.check else recovered)
 
 
 def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> Outcome:
@@ -95,13 +96,17 @@ def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Opt
         if foretold is not None:
             return foretold
         candidates = foretelling.reachable(candidates, options)
-    share = located(candidates, check_volume_name(name), options) or _unfinished_on(candidates, name)
-    if share is None:
-        return Outcome(name, False, [], [], None, None)
-    from .removal import remove
+    with Workspace(options) as work:
+        share = located(candidates, check_volume_name(name), options, work.directory) or _unfinished_on(work, candidates, name)
+        if share is None:
+            return Outcome(name, False, [], [], None, None)
+        from .removal import remove
 
-    return remove(share, name, cascade, options)
+        return remove(work, share, name, cascade)
 
 
-def _unfinished_on(candidates: Candidates, name: str) -> Share | None:
-    return next((share for share in candidates.shares if has_unfinished(share, name)), None)
+def _unfinished_on(work: Workspace, candidates: Candidates, name: str) -> Share | None:
+    """Where an interrupted task left a record or temporary files of a volume that is not there."""
+    from ..apply.traces import find_interrupted
+
+    return next((share for share in candidates.shares if find_interrupted(Look(work.directory(share), name))), None)

@@ -11,7 +11,7 @@ from ..errors import Conflict, InvalidParameter, WouldShrink
 from ..model import Image, Parent, Volume, told_size
 from . import cost
 from .headers import require_healed_parent, require_known_formats
-from .plan import Plan
+from .plan import CREATE_VOLUME, FLATTEN, Plan
 from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size, with_details
 from .steps import CreateClone, Pull, WriteRecord
 from .wishes import VolumeWish
@@ -74,20 +74,20 @@ def create_clone(wish: VolumeWish, parent: Volume, snapshot: str, max_chain: int
     )
     after = Volume(wish.name, (image, *below), adopted=True, parent=Parent(parent.name, snapshot, point), created=wish.created)
     after = with_details(after, wish)
-    return Plan("create_volume", wish.name, (WriteRecord(wish.name), step), None, after)
+    return Plan(CREATE_VOLUME, wish.name, (WriteRecord(wish.name), step), None, after)
 
 
 def flatten(volume: Volume, known: cost.Allocations) -> Plan:
     """Give a linked clone its own data; no change where it rests on no other volume."""
     if volume.parent is None:
-        return Plan("flatten", volume.name, (), volume, volume)
+        return Plan(FLATTEN, volume.name, (), volume, volume)
     require_known_formats(volume)
     require_healed_parent(volume)
     base = volume.own_base
     alone = replace(base, backing_file=None, backing_format=None, empty=False)
     after = replace(volume, chain=(*volume.own[:-1], alone), parent=None, adopted=True)
     step = Pull(base.file, None, None, _bytes_of_parent(volume, known))
-    return Plan("flatten", volume.name, (step, WriteRecord(volume.name)), volume, after, intent=True)
+    return Plan(FLATTEN, volume.name, (step, WriteRecord(volume.name)), volume, after, intent=True)
 
 
 def _bytes_of_parent(volume: Volume, known: cost.Allocations) -> int:

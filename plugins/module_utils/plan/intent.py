@@ -16,7 +16,7 @@ from ..errors import NeedsRecovery
 from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
 from . import steps as step_types
 from .abilities import OFFLINE
-from .plan import Plan
+from .plan import CREATE_SNAPSHOT, FLATTEN, Plan
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
 _LONGEST_ENGINE = 40  # letters of a name
@@ -206,9 +206,9 @@ def resume(name: str, present: Volume | None, intent: Intent, found: Found) -> R
     if intent.after is None:
         left: tuple[Step, ...] = tuple(step for step in intent.steps if isinstance(step, Unlink))
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, None))
-    if intent.operation == "create_snapshot":
+    if intent.operation == CREATE_SNAPSHOT:
         return _resume_snapshot(check, present)
-    if intent.operation == "flatten":
+    if intent.operation == FLATTEN:
         return _resume_flatten(check, present)
     recorded = next((step for step in intent.steps if isinstance(step, WriteInfo)), None)
     if recorded is None and any(isinstance(step, ReplaceOverlay) for step in intent.steps):

@@ -24,7 +24,7 @@ from ..errors import Conflict, HasDependents
 from ..model import Image, Snapshot, Volume, listed
 from . import cost
 from .headers import LET_GO, healing, require_healed_parent, require_known_formats
-from .plan import Plan
+from .plan import DELETE_SNAPSHOT, Plan
 from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, write_info
 
 
@@ -65,7 +65,7 @@ def delete_snapshots(
     """
     doomed = [snapshot for snapshot in volume.snapshots if snapshot.name in set(names)]
     if not doomed:
-        return Plan("delete_snapshot", volume.name, (), volume, volume)
+        return Plan(DELETE_SNAPSHOT, volume.name, (), volume, volume)
     require_known_formats(volume)
     require_healed_parent(volume)
     steps, current = healing(volume)
@@ -89,7 +89,7 @@ def delete_snapshots(
     after = replace(current, snapshots=remaining, info=True, adopted=True, pending=None)
     all_steps.append(write_info(after))
     all_steps += [Unlink(file) for file in garbage]
-    return Plan("delete_snapshot", volume.name, tuple(all_steps), volume, after, intent=True)
+    return Plan(DELETE_SNAPSHOT, volume.name, tuple(all_steps), volume, after, intent=True)
 
 
 def drop_stale(volume: Volume, plan: Plan, remains: tuple[str, ...]) -> Plan:
@@ -105,7 +105,7 @@ def drop_stale(volume: Volume, plan: Plan, remains: tuple[str, ...]) -> Plan:
         heal, after = healing(after)
         after = replace(after, info=True, adopted=True, pending=None)
         steps = (*heal, write_info(after))
-    return Plan("delete_snapshot", volume.name, (*steps, *(Unlink(file) for file in remains)), volume, after, intent=True)
+    return Plan(DELETE_SNAPSHOT, volume.name, (*steps, *(Unlink(file) for file in remains)), volume, after, intent=True)
 
 
 def _next_group(volume: Volume, dropped: list[str]) -> _Group:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from .steps import Step  # late: a plan that changes nothing has none
 
 
+# What plans are for, as records and ``recovered`` have it. The first seven are what users ask for.
+CREATE_VOLUME, PRESENT, DELETE_VOLUME, FLATTEN = "create_volume", "present", "delete_volume", "flatten"
+CREATE_SNAPSHOT, DELETE_SNAPSHOT, REVERT = "create_snapshot", "delete_snapshot", "revert"
+UNLINK, REBUILD_INFO, DISCARD = "unlink", "rebuild_info", "discard"  # ends of interrupted ones
+
 _MUCH = 16 << 20  # bytes that are written before anybody notices
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name, listed, told_size
 from .headers import LET_GO, NOT_RECORDED, healing, require_format_below, require_known_formats
-from .plan import Plan
+from .plan import CREATE_SNAPSHOT, CREATE_VOLUME, DELETE_VOLUME, PRESENT, REVERT, Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
 from .wishes import SnapshotWish, VolumeWish
 
@@ -47,7 +47,7 @@ def create_volume(wish: VolumeWish) -> Plan:
         make = CopyImage(wish.name, image_format, size, wish.source.label, wish.source.allocated, mode, wish.uid, wish.gid)
     image = Image(wish.name, image_format, size, mode=mode, uid=wish.uid or 0, gid=wish.gid or 0)
     after = with_details(Volume(wish.name, (image,), adopted=True, created=wish.created), wish)
-    return Plan("create_volume", wish.name, (WriteRecord(wish.name), make), None, after)
+    return Plan(CREATE_VOLUME, wish.name, (WriteRecord(wish.name), make), None, after)
 
 
 def with_details(volume: Volume, wish: VolumeWish) -> Volume:
@@ -93,7 +93,7 @@ def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
         grow, after = _grow(after, wish.size)
         steps.append(grow)
     steps += _attributes(volume, wish)
-    return Plan("present", volume.name, tuple(steps), volume, replace(after, adopted=True))
+    return Plan(PRESENT, volume.name, tuple(steps), volume, replace(after, adopted=True))
 
 
 def _grow(volume: Volume, size: int) -> tuple[Step, Volume]:
@@ -136,7 +136,7 @@ def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = (), m
         names = listed(sorted({clone for clone, _file in volume.dependents}))
         raise HasDependents(subject, f"linked clones or other files rest on it: {names}", LET_GO)
     files = [*(file for file in volume.own_files if file not in missing), *strays] + ([info_name(volume.name)] if volume.info else [])
-    return Plan("delete_volume", volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1 or bool(missing))
+    return Plan(DELETE_VOLUME, volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1 or bool(missing))
 
 
 def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
@@ -169,7 +169,7 @@ def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
     snapshots = current.snapshots + (snapshot,)
     after = replace(current, chain=(overlay,) + current.chain, snapshots=snapshots, stale=stale, info=True, adopted=True)
     steps = heal + (CreateOverlay(file, active.file, str(active.format), active.size), write_info(after))
-    return Plan("create_snapshot", volume.name, steps, volume, after, intent=True)
+    return Plan(CREATE_SNAPSHOT, volume.name, steps, volume, after, intent=True)
 
 
 def _describe_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
@@ -182,9 +182,9 @@ def _describe_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
         expires=present.expires if wish.expires is None else wish.expires.for_one_with(present.expires),
     )
     if wanted == present:
-        return Plan("create_snapshot", volume.name, (), volume, volume)
+        return Plan(CREATE_SNAPSHOT, volume.name, (), volume, volume)
     after = replace(volume, snapshots=tuple(wanted if snapshot == present else snapshot for snapshot in volume.snapshots))
-    return Plan("create_snapshot", volume.name, (WriteRecord(volume.name),), volume, after)
+    return Plan(CREATE_SNAPSHOT, volume.name, (WriteRecord(volume.name),), volume, after)
 
 
 def check_chain_length(subject: str, files: int, max_chain: int) -> None:
@@ -234,7 +234,7 @@ def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
             "delete them first or say discard_newer: true",
         )
     if depth == 0 and volume.active.empty:
-        return Plan("revert", volume.name, (), volume, volume)
+        return Plan(REVERT, volume.name, (), volume, volume)
     require_known_formats(volume)
     _refuse_losing_clones(volume, depth)
     heal, current = healing(volume)
@@ -249,7 +249,7 @@ def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
     steps: list[Step] = list(heal) + [ReplaceOverlay(active.file, point, str(below.format), active.size)]
     if depth:
         steps += [write_info(after)] + [Unlink(file) for file in volume.files[1 : depth + 1]]
-    return Plan("revert", volume.name, tuple(steps), volume, after, intent=depth > 0)
+    return Plan(REVERT, volume.name, tuple(steps), volume, after, intent=depth > 0)
 
 
 def _refuse_losing_clones(volume: Volume, depth: int) -> None:

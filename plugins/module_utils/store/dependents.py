@@ -142,10 +142,42 @@ class Search:
         self._listed = listed
         self._outside = outside
         self._places: Resolver | None = None
+        self._recorded: frozenset[str] | None = None  # names of all records on the share, once they were listed
+        self._records: dict[str, records.Record | None] = {}  # those that were read, by volume
+
+    def look_anew(self) -> None:
+        """Records may have been written since."""
+        self._recorded, self._records = None, {}
 
     def of_file(self, file: str) -> frozenset[str]:
         """What a file in the share's directory rests on; nothing where it is a raw disk of ours. :raises OSError: unreadable."""
-        return self.read(self._directory.root, file, "", lambda fd: is_our_disk(self._directory, file, os.fstat(fd)))
+        return self.read(self._directory.root, file, "", lambda fd: self._is_our_disk(file, os.fstat(fd)))
+
+    def _is_our_disk(self, file: str, status: os.stat_result) -> bool:
+        """Whether a file is the very raw disk that a record says it is: what stands in it is its guest's, and means nothing."""
+        if not is_safe_file_name(file):
+            return False
+        for volume in [file, *(file[:position] for position, letter in enumerate(file) if letter == ".")]:
+            record = self._record_of(volume)
+            if record is not None and records.is_disk(record, file, status.st_ino, status.st_size):
+                return True
+        return False
+
+    def _record_of(self, volume: str) -> records.Record | None:
+        """None where there is none, or it cannot be read."""
+        if volume not in self._records:
+            try:
+                self._records[volume] = records.read(self._directory, volume) if self._is_recorded(volume) else None
+            except (OSError, StorageError):
+                self._records[volume] = None
+        return self._records[volume]
+
+    def _is_recorded(self, volume: str) -> bool:
+        """Asked of one listing: a file's name has many beginnings, and most are no volume's."""
+        if self._recorded is None:
+            private = self._directory.private("volumes")
+            self._recorded = frozenset(private.names()) if private is not None else frozenset()
+        return records.file_name(volume) in self._recorded
 
     def read(self, place: Directory, name: str, folder: str, is_ours: Callable[[int], bool] = lambda _fd: False) -> frozenset[str]:
         """What the regular file ``name`` of an opened folder rests on; nothing where none is there.
@@ -208,20 +240,6 @@ def names_in(fd: int) -> tuple[str, ...]:
     return foreign.names_in(fd)
 
 
-def is_our_disk(directory: ShareDirectory, file: str, status: os.stat_result) -> bool:
-    """Whether a file is the very raw disk that a record says it is: what stands in it is its guest's, and means nothing."""
-    if not is_safe_file_name(file):
-        return False
-    for volume in [file, *(file[:position] for position, letter in enumerate(file) if letter == ".")]:
-        try:
-            record = records.read(directory, volume)
-        except (OSError, StorageError):
-            continue
-        if record is not None and records.is_disk(record, file, status.st_ino, status.st_size):
-            return True
-    return False
-
-
 def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = None, listed: Listing | None = None) -> Backings:
     """Who rests on whom in the share's directory. For who looks: files that cannot be read are in ``unread``.
 
@@ -231,23 +249,12 @@ def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = Non
     listed = listed or listing(directory)
     found = Backings(known)
     search = Search(directory, listed)
-    _search_root(directory, search, listed, found, known or {})
+    search_root(directory, search, listed, found, known or {})
     return found
 
 
-def scan_all(directory: ShareDirectory) -> Backings:
-    """Who rests on whom, for who is going to destroy something: also in the share's folders, and behind symbolic links."""
-    from . import folders
-
-    listed = listing(directory)
-    found = Backings()
-    search = found.search = Search(directory, listed, outside=True)
-    _search_root(directory, search, listed, found, {})
-    folders.search(directory, search, listed.folders, found)
-    return found
-
-
-def _search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
+def search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
+    """Put down what the files and links of the share's directory rest on, but for those that are ``known``."""
     for file in listed.files.difference(known):
         note(found, file, search.of_file, file)
     for link in listed.links:
@@ -270,6 +277,7 @@ def look_again(found: Backings, files: Iterable[str]) -> None:
     search = found.search
     if search is None:
         return
+    search.look_anew()
     for file in files:
         found.put(file, ())
         note(found, file, search.of_file, file)

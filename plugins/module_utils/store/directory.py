@@ -188,6 +188,7 @@ class ShareDirectory:
         self._fence = fence
         self.root = Directory(-1, share.label)
         self._private: dict[str, Directory] = {}
+        self._top = -1  # .remotefs
         self._missing: set[str] = set()
         self._kernel_users: KernelUsers | None = None
         self.refresh()
@@ -214,7 +215,9 @@ class ShareDirectory:
     def close(self) -> None:
         for directory in list(self._private.values()) + [self.root]:
             directory.close()
-        self._private, self._missing = {}, set()
+        if self._top >= 0:
+            os.close(self._top)
+        self._private, self._top, self._missing = {}, -1, set()
 
     def refresh(self, keep_listing: bool = False) -> None:
         """Open the directories anew. After taking a lock this is what makes another host's new files visible (NFS keeps
@@ -262,13 +265,12 @@ class ShareDirectory:
             return self._private[name]
         if not create and (self.root.lacks(PRIVATE) or name in self._missing):
             return None
-        top = self._subdirectory(self.root.fd, PRIVATE, create)
-        if top is None:
-            return None
-        try:
-            fd = self._subdirectory(top, name, create)
-        finally:
-            os.close(top)
+        if self._top < 0:
+            top = self._subdirectory(self.root.fd, PRIVATE, create)
+            if top is None:
+                return None
+            self._top = top
+        fd = self._subdirectory(self._top, name, create)
         if fd is None:
             return None
         fence = _nothing_to_ask if name == "locks" else self.verify  # the lock files are what the answer comes from

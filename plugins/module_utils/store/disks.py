@@ -16,13 +16,15 @@ from .directory import ShareDirectory
 from .formats import generation
 
 
-def disks_of(directory: ShareDirectory, volume: Volume, made: Mapping[str, records.Disk]) -> dict[str, records.Disk]:
+def disks_of(
+    directory: ShareDirectory, volume: Volume, before: records.Record | None, made: Mapping[str, records.Disk]
+) -> dict[str, records.Disk]:
     """The raw disks of a volume whose content is a guest's, for its record.
 
+    :param before: the record that it had.
     :param made: those that the task itself made. What a record knows already stays as it was, while it is of the same file; another one
         is taken in only while it names no other file: a user may have called an overlay raw, and then it is better to ask.
     """
-    before = records.read(directory, volume.name)
     found: dict[str, records.Disk] = {}
     for file in [image.file for image in volume.own if image.format == "raw"]:
         try:
@@ -33,9 +35,11 @@ def disks_of(directory: ShareDirectory, volume: Volume, made: Mapping[str, recor
     return found
 
 
-def marks_of(directory: ShareDirectory, volume: Volume, made: Mapping[str, records.Disk]) -> dict[str, records.Disk]:
-    """Which file the base of a volume is, for its record. :param made: files that the task itself makes."""
-    before, file = records.read(directory, volume.name), volume.own_base.file
+def marks_of(
+    directory: ShareDirectory, volume: Volume, before: records.Record | None, made: Mapping[str, records.Disk]
+) -> dict[str, records.Disk]:
+    """Which file the base of a volume is, for its record. :param before: the one that it had. :param made: files that the task makes."""
+    file = volume.own_base.file
     try:
         mark = made.get(file) or (before.marks.get(file) if before and _is_recorded(directory, before, file) else None)
         return {file: mark or _mark(directory, file)}

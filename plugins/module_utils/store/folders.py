@@ -1,16 +1,17 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Searches the folders of a share for files that rest on its volumes, as far as that can be done in a bounded time."""
+"""Who rests on whom on all of a share, for who is going to destroy something: its directory, and its folders as far as they can be
+searched in a bounded time."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import deque
-from typing import Collection
+from typing import Collection, Mapping
 
-from .dependents import Backings, Search, note
+from .dependents import Backings, Search, listing, note, search_root
 from .directory import PRIVATE, Directory, ShareDirectory
 from .names import shown
 
@@ -22,7 +23,20 @@ _DEEPEST = 64
 _OPENING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def search(directory: ShareDirectory, how: Search, folders: Collection[str], found: Backings) -> None:
+def scan_all(directory: ShareDirectory, known: Mapping[str, str | None] | None = None) -> Backings:
+    """Who rests on whom, for who is going to destroy something: also in the share's folders, and behind symbolic links.
+
+    :param known: file → backing file of files that the caller has just read under their volume's lock.
+    """
+    listed = listing(directory)
+    found = Backings(known)
+    search = found.search = Search(directory, listed, outside=True)
+    search_root(directory, search, listed, found, known or {})
+    search_folders(directory, search, listed.folders, found)
+    return found
+
+
+def search_folders(directory: ShareDirectory, how: Search, folders: Collection[str], found: Backings) -> None:
     """Look into the ``folders`` of the share's directory and all below them. Other file systems and :data:`SNAPSHOT_FOLDERS` are
     passed over; what was not reached is told in ``found.unreached``."""
     device = os.fstat(directory.root.fd).st_dev

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ..errors import ChainBroken, Conflict
 from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
-from . import info_file, kinship, records
+from . import info_file, kinship, records, unfinished
 from .directory import ShareDirectory
 from .images import WORST_DAY, read_image
 from .inventory import MAX_CHAIN, decide_format
@@ -72,7 +72,7 @@ class _Look:
         info, record = self._info, self._record
         named = [info.active, *reversed(list(dict(info.snapshots).values()))] if info else []
         if record is not None:
-            named += [*record.formats, *records.own_images_of_intent(record.intent)]
+            named += [*record.formats, *(unfinished.own_images(record.intent) if record.intent else ())]
             named += [item.file for item in record.garbage if self._is_there(item.file)]
         return [file for file in dict.fromkeys(named) if is_safe_file_name(file) and not file.endswith(".info")]
 

@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import Callable, Iterable, NamedTuple
 
-from ..errors import UnsafeImage
+from ..errors import StorageError, UnsafeImage
 from ..model import Image, is_safe_file_name, round_to_sector
 from . import qcow2, records
 from .directory import ShareDirectory
@@ -23,9 +23,13 @@ _BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
 
 @dataclass
 class Glance:
-    """A look at one volume for who changes nothing: asks for the use of each image while that is open, the active one first,
-    and does not find out which images are empty."""
+    """Asks for the use of each image of one volume while that is open to be read, the active one first.
 
+    :param full: for who may change the volume: which images are empty is found out too, and an answer that cannot be had is none.
+        Who changes nothing is spared the first, and meets the second as an error.
+    """
+
+    full: bool = False
     asked: bool = False
     in_use: bool | None = None
     silent: set[str] = field(default_factory=set)  # files that were read as raw, and name no other file
@@ -33,6 +37,14 @@ class Glance:
     def meet(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
         """Take an opened image of the volume into account: of the first one nobody may even rely on the content, the others
         may have readers (machines on linked clones) but no writer."""
+        try:
+            self._meet(fd, status, directory)
+        except (OSError, StorageError):
+            if not self.full:
+                raise
+            self.asked, self.in_use = True, None
+
+    def _meet(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
         share, first = directory.share, not self.asked
         if first:
             self.asked, self.in_use = True, ask(fd, share)
@@ -47,6 +59,8 @@ class Glance:
 
     def listen(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
         """Find out whether a raw file can rest on another one: not where it is a disk of ours, whatever its guest wrote."""
+        if self.full:
+            return
         known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
         if not known:
             from .dependents import names_in  # late: nearly every raw disk is known
@@ -84,7 +98,7 @@ def read_image(
             image_format = judge.decide(fd, status)
         if image_format == "qcow2":
             try:
-                says = _read_header(directory, file, fd, None if glance is None else status.st_size)
+                says = _read_header(directory, file, fd, None if glance is None or glance.full else status.st_size)
             except UnsafeImage:
                 image_format = judge.decide(fd, status) if judge is not None and not qcow2.has_magic(fd) else "qcow2"
                 if image_format == "qcow2":

@@ -15,10 +15,11 @@ from functools import partial
 from typing import Callable, NamedTuple
 
 from ..errors import ChainBroken, Conflict, StorageError, from_os_error
-from ..model import Image, Snapshot, Volume, info_name, listed
+from ..model import Image, Snapshot, Volume, info_name
 from . import info_file, kinship, qcow2, records
 from .directory import ShareDirectory
 from .images import PUT_BACK, WORST_DAY, Glance, Judge, meet_all, read_image
+from .look import Look
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
 PAUSE = 0.02  # seconds before a volume is read again, the first time; then more
@@ -55,14 +56,16 @@ def observe(
     directory: ShareDirectory,
     name: str,
     said: str | None = None,
-    look: Callable[[], Glance | None] = _nothing_less,
+    glance: Callable[[], Glance | None] = _nothing_less,
     attempts: range = range(_READ_AGAIN + 1),
+    look: Look | None = None,
 ) -> Observed | None:
     """The volume ``name`` as it stands; None where the share has no such volume.
 
     :param said: the format that the user says the base file has, for where nothing on the share records it.
-    :param look: makes the :class:`Glance` of who only looks.
+    :param glance: makes the :class:`Glance` of who wants to know whether somebody uses the images.
     :param attempts: which of them to make: :data:`AT_FIRST`, or :data:`AGAIN` once that has failed and a :data:`PAUSE` is over.
+    :param look: what is known of the volume, where somebody has looked under its lock.
 
     Takes no lock. A read that fails while somebody changes the volume is repeated before it counts.
 
@@ -70,17 +73,17 @@ def observe(
     """
     before: tuple = ()
     for attempt in attempts:
-        before = _marks(directory, name) if attempt else before
+        before = marks(directory, name) if attempt else before
         try:
-            return _observe(directory, name, said, look)
+            return _observe(look if look is not None and not attempt else Look(directory, name), said, glance)
         except OSError as error:
             failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
         except StorageError as error:
             failure = error
-        if attempt == attempts[-1] or (attempt > 0 and _marks(directory, name) == before):
+        if attempt == attempts[-1] or (attempt > 0 and marks(directory, name) == before):
             raise failure
         time.sleep(PAUSE * (attempt + 1))
-        directory.refresh(keep_listing=look is not _nothing_less)
+        directory.refresh(keep_listing=glance is not _nothing_less)
     raise AssertionError("unreachable")
 
 
@@ -95,7 +98,7 @@ def observe_lone(directory: ShareDirectory, name: str) -> Observed:
     return Observed(Volume(name, (image,)), None, None, glance.in_use, name in glance.silent, lone=True)
 
 
-def exists(directory: ShareDirectory, name: str) -> bool:
+def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bool:
     """Whether the share has the volume's base file or its ``.info``, whatever these are, or a file that only its record
     tells to be its own.
 
@@ -111,7 +114,7 @@ def exists(directory: ShareDirectory, name: str) -> bool:
         _require_same_spelling(directory, file, found)
         return True
     try:
-        record = records.read(directory, name)
+        record = (look or Look(directory, name)).record
     except StorageError:
         return True  # whoever reads the volume will say what is wrong
     own = [file for file in record.formats if file.startswith(name + ".")] if record else []
@@ -140,11 +143,11 @@ def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_
         )
 
 
-def _marks(directory: ShareDirectory, name: str) -> tuple:
-    """What changes when a task works on the volume: identity of its ``.info`` and of its record."""
+def marks(directory: ShareDirectory, name: str) -> tuple:
+    """What changes when a task works on the volume: identity of its ``.info``, of its record and of the file of its name."""
     private = directory.private("volumes")
     found = []
-    for place, file in ((directory.root, info_name(name)), (private, records.file_name(name))):
+    for place, file in ((directory.root, info_name(name)), (private, records.file_name(name)), (directory.root, name)):
         try:
             status = os.stat(file, dir_fd=place.fd, follow_symlinks=False) if place else None
         except OSError:
@@ -153,13 +156,13 @@ def _marks(directory: ShareDirectory, name: str) -> tuple:
     return tuple(found)
 
 
-def _observe(directory: ShareDirectory, name: str, said: str | None, look: Callable[[], Glance | None]) -> Observed | None:
-    record = records.read(directory, name)
-    if not exists(directory, name):
+def _observe(look: Look, said: str | None, make_glance: Callable[[], Glance | None]) -> Observed | None:
+    directory, name, record = look.directory, look.name, look.record
+    if not exists(directory, name, look):
         return None
     found = Findings()
     try:
-        info, _rebuilt = read_info(directory, name, record)
+        info, _rebuilt = read_info(look)
     except ChainBroken:
         from . import formats
 
@@ -169,7 +172,7 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     active = info.active if info else name
     if info is None and directory.root.status(name) is None:
         return None
-    glance = look()
+    glance = make_glance()
     chain = walk(directory, name, active, info, record, said, glance, found)
     if found.outlived and record is not None:
         record = records.Record(intent=record.intent, garbage=record.garbage)
@@ -184,12 +187,12 @@ def _observe(directory: ShareDirectory, name: str, said: str | None, look: Calla
     if glance is None:
         return Observed(make(adopted=adopted), info, record)
     if record is not None and (pending is not None or record.garbage):
-        meet_all(glance, directory, (*records.images_of_intent(pending), *_garbage(directory, record)))
+        meet_all(glance, directory, (*_images_of(pending), *_garbage(directory, record)))
     silent = chain[-1].format == "qcow2" or chain[-1].file in glance.silent
     return Observed(make(adopted=adopted), info, record, glance.in_use, silent)
 
 
-def read_info(directory: ShareDirectory, name: str, record: records.Record | None) -> tuple[info_file.Info | None, bool]:
+def read_info(look: Look) -> tuple[info_file.Info | None, bool]:
     """``.info`` as it is, or as it must have been where it is missing or torn: (content, whether it had to be rebuilt).
 
     It is rebuilt from our own record, and only where the chain agrees with that in every point, so that nobody can have
@@ -197,25 +200,18 @@ def read_info(directory: ShareDirectory, name: str, record: records.Record | Non
 
     :raises ChainBroken: it is torn, or missing although there are overlays, and what it said is not certain.
     """
-    torn = None
+    directory, name, record, torn = look.directory, look.name, look.record, None
     try:
-        info = info_file.read(directory, name)
+        info = look.info
         if info is not None or (record is not None and record.intent is not None):
             return info, False
     except ChainBroken as error:
         torn = error
     if torn is None and not _must_have_had_info(directory, name, record):
         return None, False
-    rebuilt = _rebuild_info(directory, name, record)
-    if rebuilt is not None:
-        return rebuilt, True
-    seen = listed(f"{file} on {below}" for file, below in kinship.overlays_named_after(directory, name).items()) or "none"
-    wrong = torn.problem if torn else "it is missing although snapshots were taken"
-    raise ChainBroken(
-        f"snapshot record {info_name(name)} on {directory.share.label}",
-        f"{wrong}, and nothing tells for certain what it said (overlays seen: {seen})",
-        "restore it from a backup or write it anew by hand as docs/worst-day.md shows",
-    ) from torn
+    from .rebuilding import rebuilt_info  # late: hardly any is missing or torn
+
+    return rebuilt_info(look, torn), True
 
 
 def _must_have_had_info(directory: ShareDirectory, name: str, record: records.Record | None) -> bool:
@@ -223,21 +219,6 @@ def _must_have_had_info(directory: ShareDirectory, name: str, record: records.Re
         return True
     known_as_lone = record is not None and set(record.formats) == {name}
     return not known_as_lone and bool(kinship.overlays_named_after(directory, name))
-
-
-def _rebuild_info(directory: ShareDirectory, name: str, record: records.Record | None) -> info_file.Info | None:
-    if record is None or record.intent is not None or record.active is None:
-        return None
-    info = info_file.Info(record.active, tuple(sorted((snapshot, str(one["file"])) for snapshot, one in record.snapshots.items())))
-    try:
-        chain = walk(directory, name, record.active, info, record)
-    except (OSError, StorageError):
-        return None
-    own = {image.file for image in chain} & set(record.formats)
-    overlays = {image.file for image in chain if image.backing_file}
-    agrees = own == set(record.formats) and all(file in overlays & own for _snapshot, file in info.snapshots)
-    went_on = record.active in kinship.overlays_named_after(directory, name).values()
-    return info if agrees and not went_on else None
 
 
 def _is_adopted(volume: Volume, record: records.Record | None) -> bool:
@@ -342,7 +323,12 @@ def _snapshots(
     :raises ChainBroken: an entry's file is no overlay of the chain, and may be what ``.info`` should call active.
     """
     depth = {image.file: position for position, image in enumerate(chain) if image.backing_file is not None}
-    planned = records.planned_files(record)
+    planned: dict[str, str] | None = None
+    left: set[tuple[str, str]] = set()
+    if record is not None and record.intent is not None:
+        from . import unfinished
+
+        planned, left = unfinished.planned_files(record.intent), unfinished.planned_stale(record.intent)
     found, stale = [], []
     for snapshot, recorded in info.snapshots if info else ():
         file = recorded if recorded in depth or planned is None else planned.get(snapshot, "")
@@ -352,7 +338,7 @@ def _snapshots(
 
                 require_stale(directory, name, {image.file for image in chain}, snapshot, file)
                 stale.append((snapshot, file))
-            elif (snapshot, recorded) in records.planned_stale(record):
+            elif (snapshot, recorded) in left:
                 stale.append((snapshot, recorded))
             continue
         details = record.snapshots.get(snapshot) if record else None
@@ -365,8 +351,16 @@ def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
     """``in_use`` of a volume: whether its active image is open somewhere, or another image of its chain or of pending work is
     open for writing. None where the file system cannot tell."""
     glance = Glance()
-    meet_all(glance, directory, (*volume.files, *records.images_of_intent(volume.pending)))
+    meet_all(glance, directory, (*volume.files, *_images_of(volume.pending)))
     return glance.in_use
+
+
+def _images_of(intent: object) -> tuple[str, ...]:
+    if not isinstance(intent, dict):
+        return ()
+    from . import unfinished
+
+    return unfinished.images(intent)
 
 
 def _garbage(directory: ShareDirectory, record: records.Record) -> list[str]:

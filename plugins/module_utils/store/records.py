@@ -15,14 +15,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from ..errors import ChainBroken, NeedsRecovery
-from ..model import FORMATS, Parent, Volume, are_safe_file_names, is_safe_file_name
+from ..model import FORMATS, Parent, Volume, are_safe_file_names
 
 if TYPE_CHECKING:
     from .directory import ShareDirectory
 
 _VERSION = 1
-_PACKED = b"zlib "
-_MOST_UNPACKED = 1 << 20  # bytes: no record may be longer
 
 
 class Garbage(NamedTuple):
@@ -164,36 +162,15 @@ def parse(volume: str, data: bytes | None) -> Record | None:
 def _last_whole_line(data: bytes) -> dict:
     """The content of a record: one line, to which a full share may have had others added in place. One that is torn never was."""
     lines = data.splitlines()
+    if len(lines) > 1:
+        from . import packed_lines  # late: nearly all have one
+
     for line in reversed(lines[1:]):
         try:
-            return json.loads(_unpacked(line).decode("utf-8"))
+            return json.loads(packed_lines.unpacked(line).decode("utf-8"))
         except ValueError:
             continue
     return json.loads((lines[0] if len(lines) > 1 else data).decode("utf-8"))
-
-
-def packed(line: bytes) -> bytes:
-    """A line of a record in a tenth of its length, for where the blocks of the file must do."""
-    import base64
-    import zlib
-
-    return _PACKED + base64.b64encode(zlib.compress(line, 9))
-
-
-def _unpacked(line: bytes) -> bytes:
-    if not line.startswith(_PACKED):
-        return line
-    import base64
-    import zlib
-
-    reader = zlib.decompressobj()
-    try:
-        text = reader.decompress(base64.b64decode(line[len(_PACKED) :], validate=True), _MOST_UNPACKED)
-    except zlib.error as error:
-        raise ValueError("a torn line") from error
-    if not reader.eof:
-        raise ValueError("a torn line")
-    return text
 
 
 def _details(value: dict) -> dict:
@@ -251,46 +228,3 @@ def identity(record: Record, file: str, status: os.stat_result, generation: Call
     if not mark.generation or (raw and status.st_size == mark.length):
         return SAME
     return UNKNOWN if generation is None else SAME if generation() in (0, mark.generation) else OTHER
-
-
-def planned_files(record: Record | None) -> dict[str, str] | None:
-    """Snapshot name → overlay, as the intent on record will write them to ``.info``; None where there is no intent."""
-    if record is None or record.intent is None:
-        return None
-    after = record.intent.get("after")
-    snapshots = after.get("snapshots") if isinstance(after, dict) else None
-    return {str(one.get("name")): str(one.get("file")) for one in snapshots or () if isinstance(one, dict)}
-
-
-def planned_stale(record: Record | None) -> set[tuple[str, str]]:
-    """Stale entries of ``.info`` that the intent on record leaves as they are."""
-    after = record.intent.get("after") if record is not None and record.intent is not None else None
-    stale = after.get("stale") if isinstance(after, dict) else None
-    return {(str(one[0]), str(one[1])) for one in stale or () if isinstance(one, (list, tuple)) and len(one) == 2}
-
-
-def images_of_intent(intent: object) -> tuple[str, ...]:
-    """The images that the work of an intent on record is about, as far as it can be understood."""
-    if not isinstance(intent, dict):
-        return ()
-    found: dict[str, None] = {}
-    for when in ("before", "after"):
-        volume = intent.get(when)
-        chain = volume.get("chain") if isinstance(volume, dict) else None
-        files = [image.get("file") for image in (chain if isinstance(chain, list) else ()) if isinstance(image, dict)]
-        found.update(dict.fromkeys(str(file) for file in files if is_safe_file_name(file)))
-    return tuple(found)
-
-
-def own_images_of_intent(intent: object) -> tuple[str, ...]:
-    """As :func:`images_of_intent`, without the images of a parent."""
-    if not isinstance(intent, dict):
-        return ()
-    shared: set[str] = set()
-    for volume in (intent.get("before"), intent.get("after")):
-        chain, parent = (volume.get("chain"), volume.get("parent")) if isinstance(volume, dict) else (None, None)
-        names = [str(image.get("file")) for image in (chain if isinstance(chain, list) else ()) if isinstance(image, dict)]
-        if isinstance(parent, dict):
-            topmost = str(parent.get("file"))
-            shared.update(names[names.index(topmost) :] if topmost in names else ())
-    return tuple(file for file in images_of_intent(intent) if file not in shared)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ..errors import NoSpace, UnsafeImage, from_os_error
-from . import access, ballast, records
+from . import access, ballast, packed_lines
 from .directory import SMALL_FILE, Directory, ShareDirectory
 
 
@@ -83,7 +83,7 @@ def _write_in_place(share: ShareDirectory, directory: Directory, name: str, data
     """Whether the file could be changed within the blocks that it has."""
     is_list = directory is not share.root
     try:
-        fd = ballast.add_in_place(directory, name, records.packed(data) if is_list else data, is_list)
+        fd = ballast.add_in_place(directory, name, packed_lines.packed(data) if is_list else data, is_list)
     except FileNotFoundError:
         return False
     if fd < 0:

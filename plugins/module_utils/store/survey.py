@@ -130,7 +130,7 @@ class Survey(Generic[Told]):
         """:raises StorageError, OSError: the volume cannot be read."""
         if attempts is inventory.AT_FIRST and name in self.strangers():
             return inventory.observe_lone(self.directory, name)
-        return inventory.observe(self.directory, name, look=Glance, attempts=attempts)
+        return inventory.observe(self.directory, name, glance=Glance, attempts=attempts)
 
     def _may_change(self, name: str) -> bool:
         """Whether somebody may be at work on a volume that cannot be read: not where a link, a folder or a device has its name, of

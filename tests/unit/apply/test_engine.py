@@ -23,6 +23,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import 
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import inventory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.look import Look
 
 MIB = 1 << 20
 
@@ -126,9 +127,9 @@ def test_a_group_has_one_barrier(directory: ShareDirectory) -> None:
     """All overlays, the decision, every ``.info``, the barrier of all, and only then the records."""
     engine = Noted(directory)
     plans = [snapshot_of(directory, name) for name in ("a", "b")]
-    executor(directory, engine).apply_together(plans, "g", lambda: engine._note("decided"))
-    assert engine.notes[:5] == ["session of a", "session of b", "create_overlay a.s", "create_overlay b.s", "decided"]
-    assert engine.notes[5:] == ["barrier: ['a.s', 'b.s'] on record of ['noted', 'noted']", "end of b", "end of a"]
+    executor(directory, engine).apply_together(plans, "g")
+    assert engine.notes[:4] == ["session of a", "session of b", "create_overlay a.s", "create_overlay b.s"]
+    assert engine.notes[4:] == ["barrier: ['a.s', 'b.s'] on record of ['noted', 'noted']", "end of b", "end of a"]
     assert all(observed(directory, name).has_snapshot("s") for name in ("a", "b"))
 
 
@@ -138,4 +139,4 @@ def test_the_next_release_was_here(directory: ShareDirectory) -> None:
     with pytest.raises(NoSpace):
         executor(directory, engine).apply(snapshot_of(directory, "a"))
     with pytest.raises(NeedsRecovery, match="'noted', which this release does not have"):
-        find_interrupted(directory, "a")
+        find_interrupted(Look(directory, "a"))

@@ -16,10 +16,11 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply import reco
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import records
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.look import Look
 
 RECORD = Path(".remotefs", "volumes", "vol.json")
 
@@ -64,7 +65,7 @@ STATES: dict[str, tuple[Callable[[Path], object], bool]] = {
 
 def asked(look: Callable, directory: ShareDirectory) -> object:
     try:
-        found = look(directory, "vol")
+        found = look(Look(directory, "vol"))
     except Exception as error:  # the two must fail alike
         return type(error), str(error)
     return bool(found), found.describe(), found.leftovers

@@ -22,7 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import (
     ShareNotWritable,
 )
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.store import lock as locking
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import Owner, VolumeLock
@@ -152,7 +152,7 @@ def test_given_back_and_taken_anew(tmp_path: Path) -> None:
             pass
         refused(a_lock(tmp_path))
         work.directory(share(tmp_path)).verify("other")
-        assert len(work.engine(share(tmp_path))._terms.locks) == 2  # programs inherit the locks that are held now
+        assert len(work.lock_descriptors) == 2  # programs inherit the locks that are held now
     with a_lock(tmp_path):
         pass
 

@@ -26,9 +26,10 @@ from ...plan.steps import (
     Step,
     Truncate,
 )
-from ...store import access, in_use, info_file, inventory, qcow2, records
+from ...store import access, in_use, inventory, qcow2, records
 from ...store.directory import ShareDirectory
 from ...store.disks import mark_of
+from ...store.look import Look
 from ...store.qcow2.clusters import Unsuited
 from ..engine import CopySource, Terms
 from . import allocate, copying, growing, making_room, moving, qemu_img
@@ -50,6 +51,7 @@ class OfflineSession:
         self._directory = directory
         self._locks, self._warn = terms.locks, terms.warn
         self._volume = volume
+        self._look = terms.look(volume) if terms.look is not None else Look(directory, volume)
         self._guard = guard
         self._source = source
         self._given_up = given_up
@@ -256,9 +258,7 @@ class OfflineSession:
 
     def _chain(self, file: str) -> tuple[Image, ...]:
         """The chain as it is now from ``file`` down, read from the headers."""
-        record = records.read(self._directory, self._volume)
-        info = info_file.read(self._directory, self._volume)
-        return inventory.walk(self._directory, self._volume, file, info, record)
+        return inventory.walk(self._directory, self._volume, file, self._look.info, self._look.record)
 
     def _by_ourselves(self, move: Callable[[moving.Mover], None]) -> bool:
         """Move clusters without qemu-img; false where the images are not plain, or not in order, which is for qemu-img to say.

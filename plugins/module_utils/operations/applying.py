@@ -1,0 +1,90 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans carried out under the locks of a workspace. Imported late: a task that changes nothing starts faster without."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import Iterator, Sequence
+
+from ..apply.engine import CopySource, Engine, Terms, open_engine
+from ..apply.traces import Interrupted
+from ..model import Share
+from ..plan.abilities import OFFLINE
+from ..plan.plan import Plan
+from ..store import ballast
+from .workspace import Workspace
+
+
+def engine_for(work: Workspace, share: Share) -> Engine:
+    """What reaches the images of volumes on this share."""
+    options = work.options
+    return open_engine(OFFLINE, work.directory(share), Terms(work.lock_descriptors, options.assume_unused, options.warn, partial(work.look, share)))
+
+
+def predict(work: Workspace, share: Share, plan: Plan) -> None:
+    """Fail where :func:`apply` would fail because somebody uses the images, by asking only. :raises InUse: it would."""
+    engine = engine_for(work, share)
+    engine.abilities.require_for(plan)
+    engine.predict(plan)
+
+
+def predict_end(work: Workspace, share: Share, interrupted: Interrupted) -> None:
+    """The same for :func:`finish`."""
+    engine = engine_for(work, share)
+    for resumption in interrupted.resumptions:
+        engine.predict_end(resumption)
+
+
+def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None = None) -> None:
+    """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NoTurn: it was not begun."""
+    from ..apply.executor import Executor
+
+    engine = engine_for(work, share)
+    engine.abilities.require_for(plan)
+    with _in_their_time(work, [plan]):
+        ballast.keep(work.directory(share))
+        Executor(work.directory(share), engine, work.options.warn, work.options.log, partial(work.look, share)).apply(plan, source)
+    if any(step.name == "unlink" for step in plan.steps):
+        ballast.keep(work.directory(share))  # with what was freed
+
+
+def apply_together(work: Workspace, share: Share, plans: Sequence[Plan], group: str) -> None:
+    """Take one snapshot of several volumes, as :meth:`Executor.apply_together` does."""
+    from ..apply.executor import Executor
+
+    directory = work.directory(share)
+    with _in_their_time(work, plans):
+        ballast.keep(directory)
+        executor = Executor(directory, engine_for(work, share), work.options.warn, work.options.log, partial(work.look, share))
+        executor.apply_together(plans, group)
+
+
+def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
+    """End what an interrupted task left."""
+    from ..apply.executor import Executor
+
+    with _in_their_time(work, [one.plan for one in interrupted.resumptions]):
+        ballast.keep(work.directory(share))
+        executor = Executor(work.directory(share), engine_for(work, share), work.options.warn, work.options.log, partial(work.look, share))
+        executor.finish(interrupted)
+
+
+@contextmanager
+def _in_their_time(work: Workspace, plans: Sequence[Plan]) -> Iterator[None]:
+    """What moves much data waits for its place; under a holding not for ever, unless this change has begun already. Afterwards
+    nothing is known any more of what was there before."""
+    holding, begun, work.begun = work.options.holding, work.begun, True
+    try:
+        if any(plan.moves_much for plan in plans):
+            with work.options.pace.long_work(holding.until if holding is not None and not begun else None):
+                yield
+        else:
+            yield
+    finally:
+        work.look_anew()
+        if holding is not None:
+            for plan in plans:
+                holding.follow(plan)
