@@ -304,19 +304,20 @@ error_code:
 
 from ..module_utils import changes
 from ..module_utils.errors import understood
+from ..module_utils.model import MOUNT_BASE
+from ..module_utils.mounts import tables, types
 
 _STATES = ["mounted", "present", "unmounted", "absent", "remounted"]
-_FILE_SYSTEMS = ["auto", "directory", "bind", "nfs", "cifs", "glusterfs", "sshfs"]
 
 
 def _share_spec(with_defaults: bool) -> dict:
     """The options of one share. Items of ``shares`` have no defaults of their own, so that the task's values reach them."""
     defaults = {
-        "mount_base": "/var/lib/remotefs/mnt",
-        "fstype": "auto",
+        "mount_base": MOUNT_BASE,
+        "fstype": types.AUTO,
         "state": "mounted",
         "persist": True,
-        "fstab": "/etc/fstab",
+        "fstab": tables.FSTAB,
         "attempts": 3,
         "timeout": 60,
     }
@@ -324,7 +325,7 @@ def _share_spec(with_defaults: bool) -> dict:
         "src": {"type": "str"},
         "path": {"type": "path"},
         "mount_base": {"type": "path"},
-        "fstype": {"type": "str", "choices": _FILE_SYSTEMS},
+        "fstype": {"type": "str", "choices": [types.AUTO, *types.NAMES]},
         "opts": {"type": "list", "elements": "str"},
         # Only the password is secret: no_log on the whole would blank out the user's name wherever it occurs in the result.
         "credentials": {

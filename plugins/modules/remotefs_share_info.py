@@ -114,14 +114,16 @@ shares:
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.errors import understood
+from ..module_utils.model import MOUNT_BASE
+from ..module_utils.mounts import tables
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "share": {"type": "raw"},
-            "mount_base": {"type": "path", "default": "/var/lib/remotefs/mnt"},
-            "fstab": {"type": "path", "default": "/etc/fstab"},
+            "mount_base": {"type": "path", "default": MOUNT_BASE},
+            "fstab": {"type": "path", "default": tables.FSTAB},
             "timeout": {"type": "int", "default": 10},
         },
         supports_check_mode=True,

@@ -12,24 +12,26 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "refused", "arguments", "operations", "apply", "plan", "store", "mounts", "together", "model", "command", "errors"]
+LAYERS = ["modules", "results", "changes", "refused", "arguments", "operations", "apply", "plan", "store", "mounts"]
+LAYERS += ["together", "model", "localities", "command", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
     "changes": {"operations", "refused", "errors"},
     "refused": set(),
-    "arguments": {"operations", "errors"},
-    "operations": {"apply", "plan", "store", "mounts", "model", "errors"},
+    "arguments": {"operations", "model", "errors"},
+    "operations": {"apply", "plan", "store", "mounts", "model", "localities", "errors"},
     "apply": {"plan", "store", "model", "command", "errors"},
     "plan": {"model", "errors"},
-    "store": {"model", "errors"},
-    "mounts": {"together", "model", "command", "errors"},
+    "store": {"model", "localities", "errors"},
+    "mounts": {"together", "model", "localities", "command", "errors"},
     "together": {"model", "errors"},
     "model": {"errors"},
+    "localities": set(),
     "command": {"errors"},
     "errors": set(),
 }
-PURE = {"plan", "model", "errors"}
+PURE = {"plan", "model", "localities", "errors"}
 EFFECTS = {"os", "subprocess", "shutil", "socket", "tempfile", "ansible"}
 SOURCES = sorted([*UTILS.rglob("*.py"), *(PLUGINS / "modules").glob("*.py")])
 

@@ -16,7 +16,7 @@ _ENDING = 5.0  # seconds that ending a program which is stuck in the kernel may 
 _LEAST = 1.0  # seconds that a program gets when the time is nearly over
 _USELESS = ("dmesg(1)", "Refer to the", "For several filesystems")  # what mount says that explains nothing
 # What helpers say where the kernel has no such file system.
-_NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown filesystem type", "device not found, try 'modprobe fuse'")
+_NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown filesystem type")
 
 
 class Deadline:
@@ -143,7 +143,7 @@ def _mount_once(argv: list[str], step: planner.MountShare, deadline: Deadline, s
 def _remedy(step: planner.MountShare, result: command.Result) -> str:
     """What to do after a mount failed. What a kernel without the file system says reads as if the server were wrong."""
     said = result.err + result.out
-    if step.row.kernel_module and any(words in said for words in _NOT_IN_KERNEL):
+    if step.row.kernel_module and any(words in said for words in _NOT_IN_KERNEL + step.row.no_module):
         module = step.row.kernel_module
         return f"the running kernel has no {module}: load its module (modprobe {module}); a container has its host's kernel, so load it there"
     general = "check the server, the name of its export, the options and the credentials"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from ..localities import ROOT
 from .tables import HIDDEN, Mount, parse_mountinfo
 
 _INIT = "/proc/1/mountinfo"
@@ -21,7 +22,7 @@ def root(mounts: tuple[Mount, ...]) -> Mount:
     except OSError:
         others = mounts
     known = next((mount for mount in others if mount.device == name), None)
-    fstype = known.fstype if known is not None else "rootfs" if os.major(device) else "unknown"  # what has a device of its own is this host's
+    fstype = known.fstype if known is not None else ROOT.kernel_type if os.major(device) else "unknown"  # what has a device of its own is this host's
     identities = {mount.id for mount in mounts}
     above = [mount.parent for mount in mounts if mount.parent not in identities]
     number = max(above, key=above.count) if above else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from .. import errors
-from . import applier, automount, parameters, planner, probe, record, resolve, shares_file, tables, types
+from . import applier, automount, binds, parameters, planner, probe, record, resolve, shares_file, sources, tables, types
 from . import options as mount_options
 
 _MOUNTED = ("mounted", "present", "remounted")
@@ -145,10 +145,10 @@ def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple
     real = resolve.follow(wish.path, mounts)
     mount = tables.mounted_at(mounts, real)
     here = tables.enclosing(mounts, real)
-    untouched = here is not None and here.fstype == "autofs"  # a look would have it mounted
+    untouched = here is not None and here.is_trigger  # a look would have it mounted
     directory, empty = (True, True) if untouched or (mount is not None and wish.row.mount_type) else _directory(wish, real, deadline)
     source = resolve.follow(wish.src, mounts) if wish.src and resolve.is_directory_name(wish.src) else None
-    bound = mount is not None and source is not None and tables.shows(mounts, mount, source)
+    bound = mount is not None and source is not None and binds.shows(mounts, mount, source)
     return planner.Seen(
         mount=mount if wish.row.mount_type else None,
         source=(source if bound else _source_of(mount, mounts)) if wish.row.mount_type else None,
@@ -158,7 +158,7 @@ def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple
         empty=empty,
         credentials=_read_credentials(wish),
         shared=mount is not None and any(other.device == mount.device and other.path != mount.path for other in mounts),
-        dead=mount is not None and mount.fstype.startswith("fuse.") and wish.state == "mounted" and _is_dead(real, deadline),
+        dead=mount is not None and wish.row.by_process and wish.state == "mounted" and _is_dead(real, deadline),
         trigger=automount.trigger(mounts, real) is not None,
         layers=_layers(wish, mount, source, mounts),
         record=record.read(wish.path, mount),
@@ -171,7 +171,7 @@ def _layers(wish: planner.Wish, mount: tables.Mount | None, source: str | None, 
         return 1
     count = 0
     for layer in _stacked(mounts, mount):
-        if not (tables.shows(mounts, layer, source) if source is not None else tables.is_mount_of(layer, wish.src or mount.source)):
+        if not (binds.shows(mounts, layer, source) if source is not None else sources.is_mount_of(layer, wish.src or mount.source)):
             break
         count += 1
     return max(count, 1)
@@ -183,7 +183,7 @@ def _stacked(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> tuple[tab
     layers = [mount]
     while True:
         below = parents.get(layers[-1].parent)
-        if below is None or below.path != mount.path or below.fstype == "autofs" or below in layers:
+        if below is None or below.path != mount.path or below.is_trigger or below in layers:
             return tuple(layers)
         layers.append(below)
 
@@ -191,7 +191,7 @@ def _stacked(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> tuple[tab
 def _source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> str | None:
     if mount is None:
         return None
-    return tables.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else mount.source
+    return binds.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else mount.source
 
 
 def _directory(wish: planner.Wish, real: str, deadline: applier.Deadline) -> tuple[bool, bool]:
@@ -229,7 +229,7 @@ def _is_dead(path: str, deadline: applier.Deadline) -> bool:
 
 def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], deadline: applier.Deadline) -> None:
     """A bind mount's source is the one source that can be looked at before anything happens."""
-    if wish.row.network or not any(isinstance(step, (planner.MountShare, planner.WriteFstab)) for step in steps) or seen.mount is not None:
+    if not wish.row.local or not any(isinstance(step, (planner.MountShare, planner.WriteFstab)) for step in steps) or seen.mount is not None:
         return
     if wish.src is not None and not probe.directory_state(wish.src, deadline.left, f"share {wish.src}")[1]:
         raise errors.MountFailed(f"share {wish.src}", "there is no such directory to show elsewhere", "create it, or correct src")
@@ -245,23 +245,24 @@ def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step,
     real = resolve.follow(wish.path, mounts)
     if wanted and not (check_mode and steps):
         mount = tables.mounted_at(mounts, real)
-        live = () if mount is None else mount.options if wish.row.kernel_types else mount.mount_options
+        live = () if mount is None else tables.options_of(mount, wish.row)
         drifted = mount_options.drift(wish.row, planner.effective_options(wish, seen), live)
         if drifted:
-            warnings.append(f"share {wish.name}: {', '.join(drifted)} not in force; {_who_decides(seen)}")
+            warnings.append(f"share {wish.name}: {', '.join(drifted)} not in force; {_who_decides(wish, seen)}")
     if wish.state == "absent" and seen.trigger:
         warnings.append(f"autofs still manages {wish.path}: {wish.name} is mounted when somebody goes there until the automounter's own table is changed")
     here = tables.enclosing(mounts, real)
-    if not wish.row.mount_type and here is not None and here.fstype != "autofs" and resolve.is_untold(here):
+    if not wish.row.mount_type and here is not None and not here.is_trigger and resolve.is_untold(here):
         remedy = "tasks that change an image want assume_unused: true"
         warnings.append(f"share {wish.name}: nobody can tell whether other hosts have images open on its file system ({here.fstype}); {remedy}")
     return warnings
 
 
-def _who_decides(seen: planner.Seen) -> str:
+def _who_decides(wish: planner.Wish, seen: planner.Seen) -> str:
     if seen.trigger:
         return "the automounter's own table decides (systemctl daemon-reload after a change of fstab), and state: remounted has it mounted anew"
-    return "another mount of the same export on this host decides (nosharecache separates those of NFS), or the server"
+    apart = f" ({wish.row.separating} separates the two)" if wish.row.separating else ""
+    return f"another mount of the same export on this host decides{apart}, or the server"
 
 
 def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: bool, deadline: applier.Deadline, mount_base: str) -> dict:

@@ -155,7 +155,7 @@ def _is_live(condition: str, in_force: dict) -> bool:
 def _equal(row: FileSystem, name: str, wanted: str, live: str) -> bool:
     if wanted == live:
         return True
-    if name == "vers":
+    if name in row.versions:
         return _same_version(wanted, live)
     if name in row.listed and live in wanted.split(":"):
         return True

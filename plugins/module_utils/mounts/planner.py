@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import Conflict, InvalidParameter
 from . import options as mount_options
-from .tables import Entry, Mount, is_mount_of
-from .types import FileSystem, normalise_source
+from .sources import are_one, is_mount_of
+from .tables import FSTAB, Entry, Mount, options_of
+from .types import FileSystem
 
 if TYPE_CHECKING:
     from .record import Record
@@ -45,7 +46,7 @@ class Wish:
     credentials_file: str = ""  # where a file with them belongs
     state: str = "mounted"
     persist: bool = True
-    fstab: str = "/etc/fstab"
+    fstab: str = FSTAB
     own_directory: bool = False  # the mount directory lies under mount_base and goes with the share
 
     @property
@@ -191,8 +192,7 @@ def drifted_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
     options, drifted = effective_options(wish, seen), _another_user(wish, seen.mount)
     if seen.record is None or seen.record != (options, seen.mount.options):
         previous = seen.record.words if seen.record is not None else seen.entry.options if wish.persist and seen.entry is not None else None
-        live = seen.mount.options if wish.row.kernel_types else seen.mount.mount_options
-        drifted += mount_options.drift(wish.row, options, live, previous)
+        drifted += mount_options.drift(wish.row, options, options_of(seen.mount, wish.row), previous)
     if seen.trigger:  # what the automounter's own table says cannot be changed from here
         drifted = tuple(option for option in drifted if mount_options.can_remount(wish.row, (option,)))
     return mount_options.of_the_mount(drifted) if seen.shared and wish.row.kernel_types else drifted  # those of a bind mount are its own
@@ -202,8 +202,8 @@ def _another_user(wish: Wish, mount: Mount) -> tuple[str, ...]:
     """The user of the wish, if the kernel shows that somebody else mounted it. It does not show every user."""
     if wish.row.credentials != "file" or wish.credentials is None or wish.credentials.username is None:
         return ()
-    wanted = f"username={wish.credentials.username}"
-    shown = [option for option in mount.options if option.startswith("username=")]
+    wanted = f"{wish.row.user_option}={wish.credentials.username}"
+    shown = [option for option in mount.options if option.startswith(f"{wish.row.user_option}=")]
     return (wanted,) if shown and wanted not in shown else ()
 
 
@@ -211,8 +211,8 @@ def effective_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
     """The options of the wish, with defaults and with the file that holds its credentials."""
     options = mount_options.complete(wish.row, wish.options)
     if wish.row.credentials == "file" and (wish.credentials is not None or seen.credentials is not None):
-        if not any(option.split("=", 1)[0] in ("credentials", "cred", "guest") for option in options):
-            options += (f"credentials={wish.credentials_file}",)
+        if not any(option.split("=", 1)[0] in wish.row.identity_options for option in options):
+            options += (f"{wish.row.identity_options[0]}={wish.credentials_file}",)
     return options
 
 
@@ -262,7 +262,7 @@ def same_source(wish: Wish, seen: Seen) -> bool:
 
 def _same_entry(wish: Wish, entry: Entry) -> bool:
     """Whether a line of fstab is about the wished source, however either spells it."""
-    return wish.src is None or normalise_source(entry.source, wish.row) == normalise_source(wish.src, wish.row)
+    return wish.src is None or are_one(entry.source, wish.src, wish.row)
 
 
 def _check_sources(wish: Wish, seen: Seen) -> None:
@@ -277,7 +277,8 @@ def restore(wish: Wish, seen: Seen) -> MountShare | None:
     """The step that mounts again what was mounted, should its replacement fail: with the options of fstab, or else those that were in force."""
     if seen.mount is None or seen.source is None:
         return None
-    old = seen.entry.options if seen.entry is not None else seen.mount.options if wish.row.kernel_types else wish.row.default_options + seen.mount.mount_options
+    live = options_of(seen.mount, wish.row)
+    old = seen.entry.options if seen.entry is not None else live if wish.row.kernel_types else wish.row.default_options + live
     kept = tuple(option for option in mount_options.for_mount(old) if option.split("=", 1)[0] not in wish.row.local_options)
     return MountShare(wish.path, seen.source, wish.row.name, wish.row, kept, visit=seen.trigger)
 

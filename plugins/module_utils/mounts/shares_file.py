@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from ..errors import InvalidParameter, from_os_error
-from . import types
+from . import sources
 
 
 def read(path: str) -> tuple[list[dict], list[str]]:
@@ -34,7 +34,7 @@ def parse(text: str, path: str = "shares_file") -> tuple[list[dict], list[str]]:
         source, options = source.strip().replace("\\040", " "), _options(rest.split())
         if not source or any(ord(char) < 32 or ord(char) == 127 for char in source):
             warnings.append(f"{path}, line {number}: it starts with a blank or has a tab in its source, the line is passed over")
-        elif not (types.is_source(types.normalise_source(source)) or source.startswith("/")):
+        elif not (sources.is_source(sources.normalise(source)) or source.startswith("/")):
             warnings.append(f"{path}, line {number}: it does not start with a share's source, the line is passed over")
         elif options is None:
             warnings.append(f"{path}, line {number}: what follows the source is not '-o OPTIONS', the line is passed over")

@@ -14,13 +14,14 @@ import re
 import struct
 from typing import Iterator, NamedTuple
 
+from ..localities import locality
+
 ROOT = "/"  # of sysfs, procfs and devices; tests put another one here
 _DELETED = " (deleted)"
 _LOOP_GET_STATUS64 = 0x4C05
 _STATUS64 = struct.Struct("=QQ")  # the first fields of struct loop_info64: lo_device, lo_inode
 _STATUS64_SIZE = 232
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
-_SERVED = re.compile(r"(nfs|cifs|smb|fuse|ceph|9p|afs|lustre|gfs2|ocfs2|virtiofs|vboxsf)")
 
 
 class User(NamedTuple):
@@ -67,8 +68,10 @@ class KernelUsers:
         if self._mounts is None:
             self._mounts = list(_mounts())
         above = [mount for mount in self._mounts if path == mount[1] or path.startswith(mount[1].rstrip("/") + "/")]
-        device, _path, fstype = max(above, key=lambda mount: len(mount[1]), default=("", "", ""))
-        return device != self._device and _SERVED.match(fstype) is not None
+        if not above:
+            return False
+        device, _path, fstype = max(reversed(above), key=lambda mount: len(mount[1]))  # of several at one place the last one counts
+        return device != self._device and not locality(fstype).local
 
 
 def told(user: User) -> str:

@@ -14,6 +14,7 @@ import re
 import stat
 from typing import Iterator, NamedTuple
 
+from ..localities import holds_local_files
 from . import backing_names
 from .backing_names import last_part
 from .dependents import Listing, names_in
@@ -23,8 +24,6 @@ from .qcow2 import MAGIC
 
 _MOST_LINKS = 40  # as the kernel follows
 _MOST_BEHIND = 5000  # entries of a folder elsewhere, and those below it
-# File systems of this host that have no block device of their own.
-_LOCAL = ("bcachefs", "btrfs", "devtmpfs", "overlay", "ramfs", "rootfs", "tmpfs", "zfs")
 _OPENING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -306,6 +305,6 @@ def _mounts(device: int) -> dict[str, bool]:
             continue
         major, _colon, minor = columns[2].partition(":")
         is_share = os.makedev(int(major), int(minor)) == device
-        local = is_share or major != "0" or kind.split(" ")[0] in _LOCAL
+        local = is_share or major != "0" or holds_local_files(kind.split(" ")[0])
         found[re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), columns[4])] = local
     return found

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, InvalidParameter, ShareNotMounted
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import fstab as fstab_file
-from ansible_collections.remotefs.storage.plugins.module_utils.mounts import manager, parameters, planner, resolve, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import manager, parameters, planner, resolve, sources, tables, types
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates
 
 BASE = "/var/lib/remotefs/mnt"
@@ -55,20 +55,20 @@ OTHER = [
 @pytest.mark.parametrize(("name", "one", "other"), SAME)
 def test_the_same(name, one, other):
     row = types.by_name(name)
-    assert types.normalise_source(one, row) == types.normalise_source(other, row)
+    assert sources.normalise(one, row) == sources.normalise(other, row)
 
 
 @pytest.mark.parametrize(("name", "one", "other"), OTHER)
 def test_another(name, one, other):
     row = types.by_name(name)
-    assert types.normalise_source(one, row) != types.normalise_source(other, row)
+    assert sources.normalise(one, row) != sources.normalise(other, row)
 
 
 @given(st.text(st.sampled_from("naN1:/.\\@[]ß ,"), max_size=16))
 def test_normalising_ends(text):
     for row in (None, *types.FILE_SYSTEMS):
-        once = types.normalise_source(text, row)
-        assert types.normalise_source(once, row) == once
+        once = sources.normalise(text, row)
+        assert sources.normalise(once, row) == once
 
 
 def params(src, state="mounted", path="/mnt/t", fstype="auto", **given):
