@@ -9,7 +9,7 @@ import time
 
 from .. import command
 from ..errors import InUse, MountFailed, StorageError, ToolFailed, from_os_error
-from . import automount, fstab, planner, probe, resolve, tables
+from . import automount, fstab, host_files, planner, probe, resolve, tables
 
 _PAUSE = 1.0  # seconds before the second attempt of a mount; each further one waits as much longer
 _ENDING = 5.0  # seconds that ending a program which is stuck in the kernel may take
@@ -92,7 +92,7 @@ def undo(done: list, restore: planner.MountShare | None, credentials: bytes | No
             elif isinstance(step, planner.WriteCredentials) and credentials is None:
                 os.unlink(step.path)
             elif isinstance(step, planner.WriteCredentials) and credentials is not None:
-                fstab.replace_file(step.path, credentials, mode=0o600, keep=False)
+                host_files.replace_file(step.path, credentials, mode=0o600, keep=False)
             elif isinstance(step, planner.Unmount) and restore is not None:
                 _mount(restore, deadline, 1, subject)
             else:
@@ -189,7 +189,7 @@ def _reason(result: command.Result) -> str:
 def _create_directory(step: planner.CreateDirectory, deadline: Deadline, attempts: int, subject: str) -> None:
     try:
         os.makedirs(step.path, mode=0o755, exist_ok=True)
-        fstab.sync_directory(os.path.dirname(step.path) or "/")
+        host_files.sync_directory(os.path.dirname(step.path) or "/")
     except OSError as error:
         raise from_os_error(error, f"directory {step.path}") from error
 
@@ -197,7 +197,7 @@ def _create_directory(step: planner.CreateDirectory, deadline: Deadline, attempt
 def _remove_directory(step: planner.RemoveDirectory, deadline: Deadline, attempts: int, subject: str) -> bool:
     try:
         os.rmdir(step.path)
-        fstab.sync_directory(os.path.dirname(step.path))
+        host_files.sync_directory(os.path.dirname(step.path))
     except OSError:
         return False  # files lay hidden beneath the mount: they are somebody's, and the directory stays with them
     return True
@@ -208,13 +208,13 @@ def _write_credentials(step: planner.WriteCredentials, deadline: Deadline, attem
         os.makedirs(os.path.dirname(step.path), mode=0o700, exist_ok=True)
     except OSError as error:
         raise from_os_error(error, f"credentials of {subject}") from error
-    fstab.replace_file(step.path, step.credentials.content(), mode=0o600, keep=False)
+    host_files.replace_file(step.path, step.credentials.content(), mode=0o600, keep=False)
 
 
 def _remove_credentials(step: planner.RemoveCredentials, deadline: Deadline, attempts: int, subject: str) -> None:
     try:
         os.unlink(step.path)
-        fstab.sync_directory(os.path.dirname(step.path))
+        host_files.sync_directory(os.path.dirname(step.path))
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -45,7 +45,7 @@ def read(path: str, mount: Mount | None) -> Record | None:
 def write(path: str, mount: Mount | None, words: tuple[str, ...]) -> None:
     """Keep how ``mount`` was made, as far as this host lets us; with None the record goes."""
     from ..errors import StorageError
-    from . import fstab  # late: only changes write
+    from . import host_files  # late: only changes write
 
     try:
         if mount is None:
@@ -53,7 +53,7 @@ def write(path: str, mount: Mount | None, words: tuple[str, ...]) -> None:
             return
         os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
         content = {"mount": _identity(path, mount), "words": words, "live": mount.options}
-        fstab.replace_file(_file(path), json.dumps(content).encode("ascii"), mode=0o600, keep=False)
+        host_files.replace_file(_file(path), json.dumps(content).encode("ascii"), mode=0o600, keep=False)
     except (OSError, StorageError):
         pass  # without it the table and fstab decide
 
