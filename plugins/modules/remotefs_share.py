@@ -354,11 +354,11 @@ def main() -> None:
         required_one_of=[("src", "path", "shares", "shares_file")],
         mutually_exclusive=[("src", "shares"), ("src", "shares_file"), ("path", "shares"), ("path", "shares_file")],
     )
-    from ..module_utils.mounts import manager
+    from ..module_utils.operations import shares
 
     many = module.params["shares"] is not None or module.params["shares_file"] is not None
     try:
-        result = manager.ensure_all(module.params, module.check_mode) if many else manager.ensure(module.params, module.check_mode)
+        result = shares.ensure_all(module.params, module.check_mode) if many else shares.ensure(module.params, module.check_mode)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         known = understood(error, "this task")
         result = {"failed": True, "changed": False, "actions": [], "msg": str(known), "error_code": known.error_code, **known.details}

@@ -128,11 +128,11 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from ..module_utils.mounts import manager
+    from ..module_utils.operations import shares as use_cases
 
     params = module.params
     try:
-        shares = manager.describe_all(params["share"], params["mount_base"], params["fstab"], params["timeout"])
+        shares = use_cases.describe_all(params["share"], params["mount_base"], params["fstab"], params["timeout"])
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         known = understood(error, "this task")
         module.fail_json(msg=str(known), error_code=known.error_code, shares=[], **known.details)

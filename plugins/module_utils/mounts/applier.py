@@ -19,18 +19,6 @@ _USELESS = ("dmesg(1)", "Refer to the", "For several filesystems")  # what mount
 _NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown filesystem type")
 
 
-class Deadline:
-    """How many seconds one share may still take."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        return self._end - time.monotonic()
-
-
 def check_possible(steps: tuple[planner.Step, ...], subject: str) -> None:
     """What would stop the steps halfway is found out before the first one, in check mode too.
 
@@ -74,12 +62,12 @@ def _busy(subject: str, path: str, users: list[str]) -> InUse:
     return InUse(subject, f"it is busy at {path}{by} and was not unmounted", "end what uses it and run the task again")
 
 
-def apply(step: planner.Step, deadline: Deadline, attempts: int, subject: str) -> bool:
+def apply(step: planner.Step, deadline: probe.Deadline, attempts: int, subject: str) -> bool:
     """Do one step; False if there was a reason to leave it. :raises StorageError: it failed; what was there before is as it was."""
     return _ACTIONS[type(step)](step, deadline, attempts, subject) is not False
 
 
-def undo(done: list, restore: planner.MountShare | None, credentials: bytes | None, deadline: Deadline, subject: str) -> list:
+def undo(done: list, restore: planner.MountShare | None, credentials: bytes | None, deadline: probe.Deadline, subject: str) -> list:
     """After a step failed, take back what was done before it; what remains done.
 
     :param restore: mounts again what was unmounted. :param credentials: what the credentials file held.
@@ -102,7 +90,7 @@ def undo(done: list, restore: planner.MountShare | None, credentials: bytes | No
     return remaining
 
 
-def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject: str) -> None:
+def _mount(step: planner.MountShare, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     if step.visit:
         _visit(step, deadline, subject)
         return
@@ -123,14 +111,14 @@ def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject:
         time.sleep(_PAUSE * attempt)
 
 
-def _visit(step: planner.MountShare, deadline: Deadline, subject: str) -> None:
+def _visit(step: planner.MountShare, deadline: probe.Deadline, subject: str) -> None:
     """Have the automounter mount it: mount(8) at a trigger would mount it twice."""
     mounts = automount.visit(step.path, tables.read_mounts(), deadline.left, subject)
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         raise MountFailed(subject, f"autofs manages {step.path} and mounted nothing there", "see the log of the automounter on this host")
 
 
-def _mount_once(argv: list[str], step: planner.MountShare, deadline: Deadline, subject: str, secret: bytes | None) -> None:
+def _mount_once(argv: list[str], step: planner.MountShare, deadline: probe.Deadline, subject: str, secret: bytes | None) -> None:
     result = _run(argv, deadline, subject, secret)
     if result.rc != 0:
         raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", _remedy(step, result), result.details)
@@ -150,7 +138,7 @@ def _remedy(step: planner.MountShare, result: command.Result) -> str:
     return f"{general}; {step.row.by_hand.format(host=step.src.rsplit(':', 1)[0])}" if step.row.by_hand else general
 
 
-def _remount(step: planner.Remount, deadline: Deadline, attempts: int, subject: str) -> None:
+def _remount(step: planner.Remount, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     argv = [_programs(step), "-t", step.row.mount_type, "-o", ",".join(step.opts), step.src, step.path]
     result = _run(argv, deadline, subject)
     if result.rc != 0:
@@ -158,7 +146,7 @@ def _remount(step: planner.Remount, deadline: Deadline, attempts: int, subject: 
         raise MountFailed(subject, f"changing the options at {step.path} failed ({_reason(result)})", remedy, result.details)
 
 
-def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: str) -> None:
+def _unmount(step: planner.Unmount, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     remedy = "bring the server back, or unmount by hand with umount -f or umount -l, which loses what was not yet written"
     result = _run([command.find("umount", "mount"), step.path], deadline, subject, remedy=remedy)
     mounts = tables.read_mounts()
@@ -172,7 +160,7 @@ def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: 
 _WAIT = "check the server and the network, or give a longer timeout"
 
 
-def _run(argv: list[str], deadline: Deadline, subject: str, secret: bytes | None = None, remedy: str = _WAIT) -> command.Result:
+def _run(argv: list[str], deadline: probe.Deadline, subject: str, secret: bytes | None = None, remedy: str = _WAIT) -> command.Result:
     try:
         return command.run(argv, timeout=max(deadline.left - _ENDING, deadline.left / 2, _LEAST), secret=secret)
     except ToolFailed as error:
@@ -186,7 +174,7 @@ def _reason(result: command.Result) -> str:
     return lines[0].rstrip(".") if lines else result.reason
 
 
-def _create_directory(step: planner.CreateDirectory, deadline: Deadline, attempts: int, subject: str) -> None:
+def _create_directory(step: planner.CreateDirectory, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     try:
         os.makedirs(step.path, mode=0o755, exist_ok=True)
         host_files.sync_directory(os.path.dirname(step.path) or "/")
@@ -194,7 +182,7 @@ def _create_directory(step: planner.CreateDirectory, deadline: Deadline, attempt
         raise from_os_error(error, f"directory {step.path}") from error
 
 
-def _remove_directory(step: planner.RemoveDirectory, deadline: Deadline, attempts: int, subject: str) -> bool:
+def _remove_directory(step: planner.RemoveDirectory, deadline: probe.Deadline, attempts: int, subject: str) -> bool:
     try:
         os.rmdir(step.path)
         host_files.sync_directory(os.path.dirname(step.path))
@@ -203,7 +191,7 @@ def _remove_directory(step: planner.RemoveDirectory, deadline: Deadline, attempt
     return True
 
 
-def _write_credentials(step: planner.WriteCredentials, deadline: Deadline, attempts: int, subject: str) -> None:
+def _write_credentials(step: planner.WriteCredentials, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     try:
         os.makedirs(os.path.dirname(step.path), mode=0o700, exist_ok=True)
     except OSError as error:
@@ -211,7 +199,7 @@ def _write_credentials(step: planner.WriteCredentials, deadline: Deadline, attem
     host_files.replace_file(step.path, step.credentials.content(), mode=0o600, keep=False)
 
 
-def _remove_credentials(step: planner.RemoveCredentials, deadline: Deadline, attempts: int, subject: str) -> None:
+def _remove_credentials(step: planner.RemoveCredentials, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     try:
         os.unlink(step.path)
         host_files.sync_directory(os.path.dirname(step.path))
@@ -221,11 +209,11 @@ def _remove_credentials(step: planner.RemoveCredentials, deadline: Deadline, att
         raise from_os_error(error, f"credentials of {subject}") from error
 
 
-def _write_fstab(step: planner.WriteFstab, deadline: Deadline, attempts: int, subject: str) -> None:
+def _write_fstab(step: planner.WriteFstab, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     fstab.change_fstab(step.fstab, step.path, step.entry)
 
 
-def _remove_fstab(step: planner.RemoveFstab, deadline: Deadline, attempts: int, subject: str) -> None:
+def _remove_fstab(step: planner.RemoveFstab, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     fstab.change_fstab(step.fstab, step.path, None)
 
 

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What to do for one share: state and wish in, steps out. Pure: no system call, so that plain values test it.
 
-A step is a frozen value that describes itself; manager.py carries it out.
+A step is a frozen value that describes itself; applier.py carries it out.
 """
 from __future__ import annotations
 

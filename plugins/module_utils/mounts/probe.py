@@ -9,10 +9,23 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..errors import ShareNotMounted, from_os_error
+
+
+class Deadline:
+    """How many seconds one share may still take."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return self._end - time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,6 @@ def _answer(look: Callable[[], tuple], writer: int) -> None:
 def _leave(child: int) -> None:
     """End the child if it can be ended. One that is stuck in the kernel dies when the kernel lets go of it."""
     import signal
-    import time
 
     os.kill(child, signal.SIGKILL)
     for _dummy in range(20):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.engine import Terms, open_engine
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse
 from ansible_collections.remotefs.storage.plugins.module_utils.localities import LOCALITIES, holds_local_files, locality
-from ansible_collections.remotefs.storage.plugins.module_utils.mounts import manager, resolve, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import resolve, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import shares
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import OFFLINE
 from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
@@ -85,10 +86,10 @@ def test_a_plain_directory_there_is_warned_about(tmp_path, monkeypatch):
         "persist": True, "fstab": "/dev/null", "attempts": 1, "timeout": 5,
     }
     monkeypatch.setattr(tables, "read_mounts", lambda *_a: table("virtiofs", tmp_path))
-    (warning,) = manager.ensure(given)["warnings"]
+    (warning,) = shares.ensure(given)["warnings"]
     assert "virtiofs" in warning and "assume_unused: true" in warning
     monkeypatch.setattr(tables, "read_mounts", lambda *_a: table("xfs", tmp_path))
-    assert manager.ensure(given)["warnings"] == []
+    assert shares.ensure(given)["warnings"] == []
 
 
 def test_links_on_it_are_not_followed_because_a_look_may_hang(tmp_path):

@@ -16,7 +16,7 @@ import yaml
 from ansible_collections.remotefs.storage.plugins.module_utils import command, model
 from ansible_collections.remotefs.storage.plugins.module_utils.localities import LOCALITIES
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import (
-    manager,
+    observer,
     options,
     parameters,
     planner,
@@ -27,7 +27,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.mounts import (
     tables,
     types,
 )
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, report
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, report, shares
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_share, remotefs_share_info
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -42,7 +42,7 @@ MAY_SAY = {
     ("folders.py", "zfs"): "the name of a folder of snapshots",
     ("automount.py", "autofs"): "a message names the service that the user has to look at",
     ("applier.py", "autofs"): "the same",
-    ("manager.py", "autofs"): "the same",
+    ("shares.py", "autofs"): "the same",
 }
 NOTHING = "none"  # of any list or state; mount(8) has the word for a bind mount's type
 
@@ -214,35 +214,35 @@ def steps(result: dict) -> list[str]:
 
 
 def test_a_new_row_is_mounted_and_taken_away(host: Host, tmp_path: Path) -> None:
-    result = manager.ensure(given(tmp_path))
+    result = shares.ensure(given(tmp_path))
     assert steps(result) == ["write_credentials", "create_directory", "mount", "write_fstab"]
     secrets = parameters.credentials_file(host.path)
     assert host.ran == [["mount", "-t", "fuse.fakefs", "-o", f"quick,rev=2,secrets={secrets}", "fake:vols", host.path]]
     assert (tmp_path / "fstab").read_text() == f"fake:vols {host.path} fuse.fakefs quick,rev=2,secrets={secrets} 0 0\n"
     assert result["share"]["fstype"] == "fakefs" and result["share"]["opts"] == "rw,relatime,quick,rev=2,login=ann"
-    assert steps(manager.ensure(given(tmp_path))) == [] == steps(manager.ensure(given(tmp_path, src=None)))
-    assert steps(manager.ensure(given(tmp_path, credentials=None, opts=["rev=3"]))) == ["unmount", "mount", "write_fstab"]
-    assert steps(manager.ensure(given(tmp_path, state="absent"))) == ["unmount", "remove_fstab", "remove_credentials"]
+    assert steps(shares.ensure(given(tmp_path))) == [] == steps(shares.ensure(given(tmp_path, src=None)))
+    assert steps(shares.ensure(given(tmp_path, credentials=None, opts=["rev=3"]))) == ["unmount", "mount", "write_fstab"]
+    assert steps(shares.ensure(given(tmp_path, state="absent"))) == ["unmount", "remove_fstab", "remove_credentials"]
 
 
 def test_a_new_row_is_planned_by_its_columns(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manager.ensure(given(tmp_path))
+    shares.ensure(given(tmp_path))
     wish = parameters.read_wish(given(tmp_path), host.mounts(), ())
-    seen = manager.observe(wish, host.mounts(), (), manager._deadline(given(tmp_path)))
+    seen = observer.observe(wish, host.mounts(), (), shares._deadline(given(tmp_path)))
     assert wish.row is FAKE and seen.source == "fake:vols" and not seen.dead
     other = dataclasses.replace(wish, credentials=dataclasses.replace(wish.credentials, username="bob"))
     assert planner.drifted_options(wish, seen) == () and planner.drifted_options(other, seen) == ("login=bob",)
     assert options.drift(FAKE, ("rev=20",), ("rw", "rev=2.0")) == () and options.drift(FAKE, ("rev=21",), ("rw", "rev=2.0")) == ("rev=21",)
-    named_twice = manager.ensure(given(tmp_path, opts=["nobody"]))
+    named_twice = shares.ensure(given(tmp_path, opts=["nobody"]))
     assert named_twice["error_code"] == "invalid_parameter" and "opts name credentials" in named_twice["msg"]
-    monkeypatch.setattr(manager, "_is_dead", lambda *_args: True)
-    assert steps(manager.ensure(given(tmp_path))) == ["unmount", "mount"]
-    assert "alone separates" in manager._who_decides(wish, seen)
+    monkeypatch.setattr(observer, "_is_dead", lambda *_args: True)
+    assert steps(shares.ensure(given(tmp_path))) == ["unmount", "mount"]
+    assert "alone separates" in shares._who_decides(wish, seen)
 
 
 def test_the_advice_for_a_new_row_fits(host: Host, tmp_path: Path) -> None:
     host.fails = "what is fakefs?"
-    result = manager.ensure(given(tmp_path))
+    result = shares.ensure(given(tmp_path))
     assert result["error_code"] == "mount_failed" and "modprobe fakemod" in result["msg"]
 
 
@@ -258,7 +258,7 @@ def test_a_new_row_is_found_and_reported(host: Host, tmp_path: Path, monkeypatch
     assert told["driver_volume_type"] == "fakedriver" and told["data"]["options"] == "-o quick,rev=2" and "device_path" not in told["data"]
     host.live = "rw,lockless"
     assert "(fakefs)" in resolve.find_share(host.path, fstab="/dev/null").label
-    (described,) = manager.describe_all(None, model.MOUNT_BASE, "/dev/null", 5)
+    (described,) = shares.describe_all(None, model.MOUNT_BASE, "/dev/null", 5)
     assert (described["fstype"], described["mounted"]) == ("fakefs", True)
     asked: list[str] = []
     monkeypatch.setattr(probe, "capacity", lambda path, *_args: asked.append(path))

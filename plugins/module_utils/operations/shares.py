@@ -7,11 +7,9 @@ Nothing here raises for one share of many: a failure becomes part of that share'
 """
 from __future__ import annotations
 
-import os
-
 from .. import errors
-from . import applier, automount, binds, parameters, planner, probe, record, resolve, shares_file, sources, tables, types
-from . import options as mount_options
+from ..mounts import applier, observer, parameters, planner, probe, record, resolve, shares_file, tables, types
+from ..mounts import options as mount_options
 
 _MOUNTED = ("mounted", "present", "remounted")
 
@@ -43,7 +41,7 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
     }
     if failed:
         answer["error_code"] = failed[0][1].error_code
-        from ..together import told_together
+        from ..together import told_together  # late: most tasks succeed
 
         answer["msg"] = told_together("shares", len(results), failed)
     return answer
@@ -89,7 +87,7 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
         raise errors.InvalidParameter(subject, f"item {taken[wish.path]} of the list has the same path {wish.path}", "name every share once")
     if not wish.row.mount_type and wish.state in _MOUNTED:
         resolve.check_mounted(wish.path, resolve.follow(wish.path, mounts), mounts, entries, resolve.clean_path(params["mount_base"], "mount_base"))
-    seen = observe(wish, mounts, entries, deadline)
+    seen = observer.observe(wish, mounts, entries, deadline)
     steps = planner.plan(wish, seen)
     result["diff"] = {"before": planner.picture(seen), "after": planner.fold(seen, wish, steps), "before_header": wish.path, "after_header": wish.path}
     _check_source(wish, seen, steps, deadline)
@@ -110,7 +108,7 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
     result["share"] = _report(wish, steps, check_mode, deadline, params["mount_base"])
 
 
-def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: applier.Deadline) -> tuple[tables.Mount, ...]:
+def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> tuple[tables.Mount, ...]:
     """The mounts after going where autofs would mount what the task is about; a share that shall not be there is left alone."""
     places = [parameters.place(params, mounts, entries)] if params["state"] in ("mounted", "remounted") else []
     src = params["src"]
@@ -130,104 +128,14 @@ def _record(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, .
     record.write(wish.path, mount, planner.effective_options(wish, seen))
 
 
-def _deadline(params: dict) -> applier.Deadline:
+def _deadline(params: dict) -> probe.Deadline:
     for key in ("timeout", "attempts"):
         if params[key] < 1:
             raise errors.InvalidParameter(f"{key} {params[key]}", "it is less than 1", "give a positive number")
-    return applier.Deadline(params["timeout"])
+    return probe.Deadline(params["timeout"])
 
 
-def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: applier.Deadline) -> planner.Seen:
-    """What there is at the path of the wish.
-
-    :raises InvalidParameter: something that is no directory is there. :raises ShareNotMounted: the path lies on a share that does not answer.
-    """
-    real = resolve.follow(wish.path, mounts)
-    mount = tables.mounted_at(mounts, real)
-    here = tables.enclosing(mounts, real)
-    untouched = here is not None and here.is_trigger  # a look would have it mounted
-    directory, empty = (True, True) if untouched or (mount is not None and wish.row.mount_type) else _directory(wish, real, deadline)
-    source = resolve.follow(wish.src, mounts) if wish.src and resolve.is_directory_name(wish.src) else None
-    bound = mount is not None and source is not None and binds.shows(mounts, mount, source)
-    return planner.Seen(
-        mount=mount if wish.row.mount_type else None,
-        source=(source if bound else _source_of(mount, mounts)) if wish.row.mount_type else None,
-        bound=bound,
-        entry=next((entry for entry in entries if entry.path == wish.path), None) if wish.row.mount_type else None,
-        directory=directory,
-        empty=empty,
-        credentials=_read_credentials(wish),
-        shared=mount is not None and any(other.device == mount.device and other.path != mount.path for other in mounts),
-        dead=mount is not None and wish.row.by_process and wish.state == "mounted" and _is_dead(real, deadline),
-        trigger=automount.trigger(mounts, real) is not None,
-        layers=_layers(wish, mount, source, mounts),
-        record=record.read(wish.path, mount),
-    )
-
-
-def _layers(wish: planner.Wish, mount: tables.Mount | None, source: str | None, mounts: tuple[tables.Mount, ...]) -> int:
-    """How many mounts of one source lie on top of each other at the path; what is beneath another one is not ours."""
-    if mount is None:
-        return 1
-    count = 0
-    for layer in _stacked(mounts, mount):
-        if not (binds.shows(mounts, layer, source) if source is not None else sources.is_mount_of(layer, wish.src or mount.source)):
-            break
-        count += 1
-    return max(count, 1)
-
-
-def _stacked(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> tuple[tables.Mount, ...]:
-    """``mount`` and what it covers at the same path, top first."""
-    parents = {other.id: other for other in mounts}
-    layers = [mount]
-    while True:
-        below = parents.get(layers[-1].parent)
-        if below is None or below.path != mount.path or below.is_trigger or below in layers:
-            return tuple(layers)
-        layers.append(below)
-
-
-def _source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> str | None:
-    if mount is None:
-        return None
-    return binds.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else mount.source
-
-
-def _directory(wish: planner.Wish, real: str, deadline: applier.Deadline) -> tuple[bool, bool]:
-    exists, directory, empty = probe.directory_state(real, deadline.left, f"path {wish.path}")
-    if exists and not directory:
-        raise errors.InvalidParameter(f"path {wish.path}", "it is not a directory", "choose another path")
-    return directory, empty
-
-
-def _read_credentials(wish: planner.Wish) -> bytes | None:
-    try:
-        with open(wish.credentials_file, "rb") as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return None
-    except PermissionError:
-        return None  # not root: the mount itself will say so
-    except OSError as error:
-        raise errors.from_os_error(error, f"credentials of share {wish.name}") from error
-
-
-def _is_dead(path: str, deadline: applier.Deadline) -> bool:
-    """Whether the process behind a FUSE mount is gone, so that nothing can be lost by unmounting."""
-    import errno
-
-    def look() -> tuple:
-        try:
-            os.statvfs(path)
-        except OSError as error:
-            return (int(error.errno == errno.ENOTCONN),)
-        return (0,)
-
-    return bool(probe.bounded(look, deadline.left, f"share at {path}")[0])
-
-
-def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], deadline: applier.Deadline) -> None:
+def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], deadline: probe.Deadline) -> None:
     """A bind mount's source is the one source that can be looked at before anything happens."""
     if not wish.row.local or not any(isinstance(step, (planner.MountShare, planner.WriteFstab)) for step in steps) or seen.mount is not None:
         return
@@ -265,7 +173,7 @@ def _who_decides(wish: planner.Wish, seen: planner.Seen) -> str:
     return f"another mount of the same export on this host decides{apart}, or the server"
 
 
-def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: bool, deadline: applier.Deadline, mount_base: str) -> dict:
+def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: bool, deadline: probe.Deadline, mount_base: str) -> dict:
     """The share as it is now; in check mode as far as it is known."""
     mounts = tables.read_mounts()
     real = resolve.follow(wish.path, mounts)
@@ -279,7 +187,7 @@ def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: boo
         opts = ",".join(mount_options.for_mount(mount_options.complete(wish.row, wish.options))) if coming else ""
         return _picture(wish.src, wish.path, wish.row.name, opts, mounted=coming)
     opts = resolve.public_options(mount, wish.row)
-    share = _picture(wish.src or _source_of(mount, mounts), wish.path, wish.row.name, opts, mounted=True)
+    share = _picture(wish.src or observer.source_of(mount, mounts), wish.path, wish.row.name, opts, mounted=True)
     return _with_capacity(share, real, deadline) if wish.state != "present" else share
 
 
@@ -287,7 +195,7 @@ def _picture(src: str | None, path: str | None, fstype: str | None, opts: str = 
     return {"src": src, "path": path, "fstype": fstype, "opts": opts, "mounted": mounted, "total": None, "free": None, "used": None, "writable": None}
 
 
-def _with_capacity(share: dict, path: str, deadline: applier.Deadline) -> dict:
+def _with_capacity(share: dict, path: str, deadline: probe.Deadline) -> dict:
     room = probe.capacity(path, deadline.left, f"share {share['src']}")
     share.update(total=room.total, free=room.free, used=room.used, writable=room.writable)
     return share
@@ -317,7 +225,7 @@ def _describe(name: str, mount_base: str, fstab: str, timeout: float) -> dict:
     try:
         found = resolve.find_share(name, mount_base, fstab, timeout)
         share.update(src=found.source, path=found.path, fstype=found.fstype, opts=found.options, mounted=True)
-        _with_capacity(share, found.path, applier.Deadline(timeout))
+        _with_capacity(share, found.path, probe.Deadline(timeout))
     except errors.StorageError as error:
         share.update(error_code=error.error_code, msg=str(error))
     return share
