@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidParameter
 from . import binds, resolve, sources, tables, types
 from . import options as mount_options
-from .planner import Credentials, Wish
+from .planner import Wish
+from .steps import Credentials
 
 if TYPE_CHECKING:
     Mounts = tuple[tables.Mount, ...]
@@ -56,13 +57,6 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
 def credentials_file(path: str) -> str:
     """Where the credentials of what is mounted at ``path`` are: one file for one mount, so that two never share or delete one."""
     return os.path.join(CREDENTIALS, os.path.basename(resolve.default_path(path, "/")))
-
-
-def merge(params: dict, items: list[dict]) -> list[dict]:
-    """The items of a bulk task, each filled up with the task's own values."""
-    defaults = {key: value for key, value in params.items() if key not in ("src", "path", "shares", "shares_file")}
-    defaults.update(src=None, path=None)
-    return [{**defaults, **{key: value for key, value in item.items() if value is not None}} for item in items]
 
 
 def _source(params: dict) -> str | None:

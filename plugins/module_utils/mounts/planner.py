@@ -1,10 +1,7 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What to do for one share: state and wish in, steps out. Pure: no system call, so that plain values test it.
-
-A step is a frozen value that describes itself; applier.py carries it out.
-"""
+"""What to do for one share: state and wish in, steps out. Pure: no system call, so that plain values test it."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -13,25 +10,24 @@ from typing import TYPE_CHECKING
 from ..errors import Conflict, InvalidParameter
 from . import options as mount_options
 from .sources import are_one, is_mount_of
+from .steps import (
+    CreateDirectory,
+    Credentials,
+    MountShare,
+    Remount,
+    RemoveCredentials,
+    RemoveDirectory,
+    RemoveFstab,
+    Step,
+    Unmount,
+    WriteCredentials,
+    WriteFstab,
+)
 from .tables import FSTAB, Entry, Mount, options_of
 from .types import FileSystem
 
 if TYPE_CHECKING:
     from .record import Record
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """Who mounts. Never shown: neither by repr nor by any step."""
-
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    domain: str | None = None
-
-    def content(self) -> bytes:
-        """The credentials file as mount.cifs reads it."""
-        pairs = (("username", self.username), ("password", self.password), ("domain", self.domain))
-        return "".join(f"{name}={value}\n" for name, value in pairs if value is not None).encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True)
@@ -70,80 +66,6 @@ class Seen:
     layers: int = 1  # how often the source is mounted there, one upon the other
     record: Record | None = None  # how we mounted it
     shared: bool = False  # the same file system is mounted elsewhere too, so that its options cannot be changed from here
-
-
-@dataclass(frozen=True)
-class Step:
-    """One change. ``name`` is public, in ``actions``."""
-
-    path: str
-    name = ""
-
-    def describe(self) -> dict:
-        shown = {key: value for key, value in vars(self).items() if key not in ("credentials", "row", "entry", "visit")}
-        for key, value in shown.items():
-            if isinstance(value, tuple):
-                shown[key] = ",".join(value)
-        return {"step": self.name, **shown}
-
-
-@dataclass(frozen=True)
-class CreateDirectory(Step):
-    name = "create_directory"
-
-
-@dataclass(frozen=True)
-class RemoveDirectory(Step):
-    name = "remove_directory"
-
-
-@dataclass(frozen=True)
-class WriteCredentials(Step):
-    credentials: Credentials
-    name = "write_credentials"
-
-
-@dataclass(frozen=True)
-class RemoveCredentials(Step):
-    name = "remove_credentials"
-
-
-@dataclass(frozen=True)
-class WriteFstab(Step):
-    fstab: str
-    entry: Entry
-    name = "write_fstab"
-
-
-@dataclass(frozen=True)
-class RemoveFstab(Step):
-    fstab: str
-    name = "remove_fstab"
-
-
-@dataclass(frozen=True)
-class MountShare(Step):
-    src: str
-    fstype: str
-    row: FileSystem
-    opts: tuple[str, ...]
-    credentials: Credentials | None = field(default=None, repr=False)
-    visit: bool = False  # an automounter mounts it when somebody goes there
-    name = "mount"
-
-
-@dataclass(frozen=True)
-class Remount(Step):
-    src: str
-    row: FileSystem
-    opts: tuple[str, ...]
-    name = "remount"
-
-
-@dataclass(frozen=True)
-class Unmount(Step):
-    src: str
-    name = "unmount"
 
 
 def plan(wish: Wish, seen: Seen) -> tuple[Step, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from .. import errors
 from ..mounts import applier, observer, parameters, planner, probe, record, resolve, shares_file, tables, types
 from ..mounts import options as mount_options
+from ..mounts.steps import MountShare, Remount, Step, Unmount, WriteFstab
 
 _MOUNTED = ("mounted", "present", "remounted")
 
@@ -26,7 +27,7 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
         items += listed
     results: list[dict] = []
     taken: dict[str, int] = {}
-    for number, item in enumerate(parameters.merge(params, items), 1):
+    for number, item in enumerate(_merged(items, params), 1):
         results.append(_ensure_item(item, check_mode, taken, number))
     faults = [result.pop("error", None) for result in results]
     failed = [([result["name"]], error) for result, error in zip(results, faults) if error is not None]
@@ -45,6 +46,13 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
 
         answer["msg"] = told_together("shares", len(results), failed)
     return answer
+
+
+def _merged(items: list[dict], params: dict) -> list[dict]:
+    """The items of a bulk list, each completed with the task's values."""
+    defaults = {key: value for key, value in params.items() if key not in ("shares", "shares_file")}
+    defaults.update(src=None, path=None)
+    return [{**defaults, **{key: value for key, value in item.items() if value is not None}} for item in items]
 
 
 def ensure(params: dict, check_mode: bool = False) -> dict:
@@ -119,9 +127,9 @@ def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tabl
     return mounts
 
 
-def _record(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], failed: bool = False) -> None:
+def _record(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], failed: bool = False) -> None:
     """Keep how the share was mounted, if it was; forget it, if it is gone or nobody knows."""
-    if not any(isinstance(step, (planner.MountShare, planner.Remount, planner.Unmount)) for step in steps):
+    if not any(isinstance(step, (MountShare, Remount, Unmount)) for step in steps):
         return
     mounts = tables.read_mounts()
     mount = None if failed else tables.mounted_at(mounts, resolve.follow(wish.path, mounts))
@@ -135,16 +143,16 @@ def _deadline(params: dict) -> probe.Deadline:
     return probe.Deadline(params["timeout"])
 
 
-def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], deadline: probe.Deadline) -> None:
+def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], deadline: probe.Deadline) -> None:
     """A bind mount's source is the one source that can be looked at before anything happens."""
-    if not wish.row.local or not any(isinstance(step, (planner.MountShare, planner.WriteFstab)) for step in steps) or seen.mount is not None:
+    if not wish.row.local or not any(isinstance(step, (MountShare, WriteFstab)) for step in steps) or seen.mount is not None:
         return
     if wish.src is not None and not probe.directory_state(wish.src, deadline.left, f"share {wish.src}")[1]:
         raise errors.MountFailed(f"share {wish.src}", "there is no such directory to show elsewhere", "create it, or correct src")
 
 
-def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], check_mode: bool) -> list[str]:
-    mounting = any(isinstance(step, (planner.MountShare, planner.Remount)) for step in steps)
+def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], check_mode: bool) -> list[str]:
+    mounting = any(isinstance(step, (MountShare, Remount)) for step in steps)
     wanted = wish.state in ("mounted", "remounted") and bool(wish.row.mount_type)
     warnings = []
     if mounting and seen.mount is None and not seen.empty:
@@ -173,7 +181,7 @@ def _who_decides(wish: planner.Wish, seen: planner.Seen) -> str:
     return f"another mount of the same export on this host decides{apart}, or the server"
 
 
-def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: bool, deadline: probe.Deadline, mount_base: str) -> dict:
+def _report(wish: planner.Wish, steps: tuple[Step, ...], check_mode: bool, deadline: probe.Deadline, mount_base: str) -> dict:
     """The share as it is now; in check mode as far as it is known."""
     mounts = tables.read_mounts()
     real = resolve.follow(wish.path, mounts)
@@ -182,7 +190,7 @@ def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: boo
         if not probe.directory_state(real, deadline.left, f"path {wish.path}")[1]:
             return _picture(wish.path, wish.path, wish.row.name)
         return _with_capacity(_picture(wish.path, wish.path, wish.row.name, mounted=True), real, deadline)
-    if mount is None or (check_mode and any(isinstance(step, (planner.MountShare, planner.Unmount)) for step in steps)):
+    if mount is None or (check_mode and any(isinstance(step, (MountShare, Unmount)) for step in steps)):
         coming = check_mode and wish.state in ("mounted", "remounted")
         opts = ",".join(mount_options.for_mount(mount_options.complete(wish.row, wish.options))) if coming else ""
         return _picture(wish.src, wish.path, wish.row.name, opts, mounted=coming)
