@@ -95,3 +95,16 @@ def test_engines_are_chosen_in_one_place(path: Path) -> None:
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and "offline" in (node.module or "").split(".")]
     assert len(imports) == (1 if str(inside) == "apply/engine.py" else 0)
     assert "OfflineEngine" not in text or str(inside) == "apply/engine.py"
+
+
+DESCRIBED = sorted([*(UTILS / "mounts").glob("*.py"), UTILS / "operations/shares.py", UTILS / "localities.py"])
+
+
+@pytest.mark.parametrize("path", DESCRIBED, ids=lambda path: path.stem)
+def test_public_names_say_what_they_mean(path: Path) -> None:
+    """An override means what the method means that it takes the place of."""
+    lacking = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_") and ast.get_docstring(node) is None:
+            lacking.append(node.name)
+    assert not set(lacking) - {"hidden", "look"}, "'look' is what a child process does, within a function"

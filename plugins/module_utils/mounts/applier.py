@@ -32,9 +32,10 @@ _NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown file
 
 
 def check_possible(steps: tuple[Step, ...], subject: str) -> None:
-    """What would stop the steps halfway is found out before the first one, in check mode too.
+    """Find out before the first step, and in check mode, what would stop the steps halfway. :param subject: the share, for messages.
 
-    :raises StorageError: not root, a program is missing, fstab cannot be replaced, or the share is busy.
+    :raises MountFailed: this user is not root. :raises ToolMissing: a program is not installed.
+    :raises InvalidParameter: fstab cannot be replaced. :raises InUse: the share is busy.
     """
     for step in steps:
         if isinstance(step, (MountShare, Remount, Unmount)) and os.geteuid() != 0:
@@ -75,14 +76,19 @@ def _busy(subject: str, path: str, users: list[str]) -> InUse:
 
 
 def apply(step: Step, deadline: probe.Deadline, attempts: int, subject: str) -> bool:
-    """Do one step; False if there was a reason to leave it. :raises StorageError: it failed; what was there before is as it was."""
+    """Do one step. False: it left things as they are, because somebody's files are there.
+
+    :param attempts: how often mounting is tried. :param subject: the share, for messages.
+    :raises StorageError: the step failed. What was there before is as it was.
+    """
     return _ACTIONS[type(step)](step, deadline, attempts, subject) is not False
 
 
 def undo(done: list, restore: MountShare | None, credentials: bytes | None, deadline: probe.Deadline, subject: str) -> list:
-    """After a step failed, take back what was done before it; what remains done.
+    """After a step failed, take back the steps ``done`` before it.
 
-    :param restore: mounts again what was unmounted. :param credentials: what the credentials file held.
+    :param restore: the step that mounts again what was unmounted. :param credentials: what the credentials file held.
+    :return: the steps that remain done, in their order.
     """
     remaining: list = []
     for step in reversed(done):
@@ -98,7 +104,7 @@ def undo(done: list, restore: MountShare | None, credentials: bytes | None, dead
             else:
                 remaining.insert(0, step)
         except (OSError, StorageError):
-            remaining.insert(0, step)  # the first failure is the one to report
+            remaining.insert(0, step)  # the task reports the first failure
     return remaining
 
 
@@ -124,7 +130,7 @@ def _mount(step: MountShare, deadline: probe.Deadline, attempts: int, subject: s
 
 
 def _visit(step: MountShare, deadline: probe.Deadline, subject: str) -> None:
-    """Have the automounter mount it: mount(8) at a trigger would mount it twice."""
+    """Let the automounter mount it: mount(8) at a trigger would mount it twice."""
     mounts = automount.visit(step.path, tables.read_mounts(), deadline.left, subject)
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         raise MountFailed(subject, f"autofs manages {step.path} and mounted nothing there", "see the log of the automounter on this host")
@@ -141,7 +147,7 @@ def _mount_once(argv: list[str], step: MountShare, deadline: probe.Deadline, sub
 
 
 def _remedy(step: MountShare, result: command.Result) -> str:
-    """What to do after a mount failed. What a kernel without the file system says reads as if the server were wrong."""
+    """What the user can do after a mount failed. The words of a kernel without the file system read as if the server were wrong."""
     said = result.err + result.out
     if step.row.kernel_module and any(words in said for words in _NOT_IN_KERNEL + step.row.no_module):
         module = step.row.kernel_module

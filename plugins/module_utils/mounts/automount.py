@@ -17,7 +17,10 @@ _DEPTH = 8  # triggers within what triggers have mounted
 
 
 def visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> tuple[tables.Mount, ...]:
-    """The mounts after going where ``source`` would be mounted by an automounter: at its default path, or where fstab has it."""
+    """Go where an automounter would mount ``source``: to its default path, and where fstab has it. :return: the mounts afterwards.
+
+    :param timeout: seconds for each place. :raises ShareNotMounted: nothing was mounted, or it took too long.
+    """
     entries = tables.parse_fstab(tables.read_fstab(fstab))
     paths = [resolve.default_path(source, mount_base)] + [entry.path for entry in entries if sources.is_entry_of(entry, source)]
     for path in dict.fromkeys(paths):
@@ -26,7 +29,10 @@ def visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str,
 
 
 def trigger(mounts: tuple[tables.Mount, ...], path: str) -> tables.Mount | None:
-    """The autofs mount that decides what is at ``path`` (without links): the nearest one at or above it, also where it has mounted something."""
+    """The automounter's mount that decides what is at ``path`` (without links), also where it has mounted something; None where none does.
+
+    It is the nearest one at or above ``path``.
+    """
     parents = {mount.id: mount for mount in mounts}
     current = tables.enclosing(mounts, path)
     seen: set[int] = set()
@@ -41,9 +47,9 @@ def trigger(mounts: tuple[tables.Mount, ...], path: str) -> tables.Mount | None:
 
 
 def visit(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
-    """The kernel's mounts after somebody went to ``path``, so that everything on the way is mounted that autofs mounts there.
+    """Go to ``path``, so that autofs mounts everything on the way. :return: the kernel's mounts afterwards.
 
-    :param timeout: seconds that going there may take; it is done in a child process, because a dead server hangs.
+    :param timeout: seconds that going there may take. A child process goes, because a dead server hangs.
     :raises ShareNotMounted: nothing was mounted, or it took too long.
     """
     for _dummy in range(_DEPTH):

@@ -15,18 +15,20 @@ _TO_ESCAPE = re.compile(r"[ \t\n\\#]")
 
 
 def escape(text: str) -> str:
+    """``text`` as a field of fstab: blanks, line breaks, backslashes and ``#`` as octal escapes. :func:`tables.unescape` undoes it."""
     return _TO_ESCAPE.sub(lambda match: f"\\{ord(match.group(0)):03o}", text)
 
 
 def render_entry(entry: Entry) -> str:
+    """The line of fstab, without its end, that :func:`tables.parse_entry` reads as ``entry``."""
     options = ",".join(escape(option) for option in entry.options) or "defaults"
     return f"{escape(entry.source)} {escape(entry.path)} {entry.fstype} {options} {entry.dump} {entry.passno}"
 
 
 def edit_fstab(text: str, path: str, entry: Entry | None) -> str:
-    """``text`` with ``entry`` as the only line that mounts at ``path`` (None: with no such line). Every other byte stays.
+    """The text of fstab with ``entry`` as the only line that mounts at ``path``; with None no line does. Every other byte stays.
 
-    A line that says the same already is not touched, whatever its spacing; a new one goes to the end.
+    A line that says the same already stays as it is, whatever its spacing. A new line goes to the end.
     """
     lines = text.split("\n")
     kept, placed = [], False
@@ -45,7 +47,10 @@ def edit_fstab(text: str, path: str, entry: Entry | None) -> str:
 
 
 def check_fstab(path: str) -> None:
-    """:raises InvalidParameter: it exists and is not a plain file, so that it cannot be replaced (nothing is followed on writing)."""
+    """Check that the file ``path`` can be replaced. Writing follows no link.
+
+    :raises InvalidParameter: the file exists and is not a plain file.
+    """
     import stat
 
     try:
@@ -58,9 +63,10 @@ def check_fstab(path: str) -> None:
 
 
 def change_fstab(path: str, mountpoint: str, entry: Entry | None) -> None:
-    """Make :func:`edit_fstab` on the file ``path``: read and replaced under a lock of its directory, durable when this returns.
+    """Do what :func:`edit_fstab` says to the file ``path``, under a lock of its directory. The change is durable when this returns.
 
-    :raises StorageError: it cannot be written; it is unchanged then.
+    :param mountpoint: the path that ``entry`` mounts at.
+    :raises StorageError: the file cannot be written. It is unchanged then.
     """
     import fcntl
 

@@ -14,7 +14,7 @@ _INIT = "/proc/1/mountinfo"
 
 
 def root(mounts: tuple[Mount, ...]) -> Mount:
-    """What ``/`` lies on where the table does not say, as in a chroot into a directory that is no mount point."""
+    """A mount for ``/`` where the table has none, as in a chroot into a directory that is no mount point."""
     device = os.stat("/").st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     try:
@@ -35,7 +35,7 @@ def _init() -> str:
 
 
 def are_one(path: str, other: str) -> bool:
-    """Whether two paths lead to one directory."""
+    """Whether two paths lead to one directory. A path that leads nowhere is no directory."""
     try:
         return os.path.samestat(os.stat(path), os.stat(other))
     except OSError:

@@ -11,11 +11,10 @@ from ..errors import ToolFailed, from_os_error
 
 
 def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True) -> None:
-    """Replace a file whole and durably: temporary file beside it, fsync, rename, fsync of the directory.
+    """Replace the file ``path`` whole and durably: temporary file beside it, fsync, rename, fsync of the directory. No link is followed.
 
-    Mode, owner and label of the old file stay with ``keep``; ``mode`` is for any other. Nothing is followed.
-
-    :raises StorageError: the old file stays as it is.
+    :param mode: of a new file. :param keep: mode, owner and label of the old file stay, where there is one.
+    :raises StorageError: the file cannot be written. The old one stays as it is.
     """
     import tempfile
 
@@ -63,6 +62,7 @@ def _discard(temporary: str) -> None:
 
 
 def sync_directory(path: str) -> None:
+    """Make names in the directory ``path`` durable that were made or removed. :raises OSError: they may not be."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -13,7 +13,9 @@ from . import automount, binds, planner, probe, record, resolve, sources, tables
 def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> planner.Seen:
     """What there is at the path of the wish.
 
+    :param mounts: the kernel's table. :param entries: the lines of fstab.
     :raises InvalidParameter: something that is no directory is there. :raises ShareNotMounted: the path lies on a share that does not answer.
+    :raises StorageError: the credentials file cannot be read.
     """
     real = resolve.follow(wish.path, mounts)
     mount = tables.mounted_at(mounts, real)
@@ -62,6 +64,7 @@ def _stacked(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> tuple[tab
 
 
 def source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> str | None:
+    """The source of a mount as a user would name it; of a bind mount the directory that it shows. None for no mount."""
     if mount is None:
         return None
     return binds.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else mount.source

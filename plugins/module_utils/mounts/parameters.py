@@ -23,8 +23,9 @@ _CREDENTIAL_KEYS = ("username", "password", "domain")
 
 
 def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
-    """The wish of one share. ``mounts`` and ``entries`` decide what ``fstype: auto`` means where the source's form does not.
+    """The wish of one share. :param params: the options of remotefs_share, each key present.
 
+    :param mounts: the kernel's table. :param entries: the lines of fstab. Both decide what ``fstype: auto`` means, before the source's form.
     :raises InvalidParameter: a value is wrong or two contradict each other.
     """
     src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
@@ -55,7 +56,7 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
 
 
 def credentials_file(path: str) -> str:
-    """Where the credentials of what is mounted at ``path`` are: one file for one mount, so that two never share or delete one."""
+    """The file with the credentials of what is mounted at ``path``. Each mount has its own, so that two never share or delete one."""
     return os.path.join(CREDENTIALS, os.path.basename(resolve.default_path(path, "/")))
 
 
@@ -109,7 +110,7 @@ def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entri
 
 
 def place(params: dict, mounts: Mounts, entries: Entries) -> str | None:
-    """Where the share is or would be, as far as that is known before anything else is; None where a value is missing or wrong."""
+    """The directory where the share is or would be; None where an option that tells it is missing or wrong. See :func:`read_wish`."""
     try:
         src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
         if params["path"] or (src and resolve.is_directory_name(src)):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user wants of one share. ``src`` is None where only a path was given, ``persist`` says whether fstab follows."""
+    """What the user wants of one share. ``src`` is None where the user gave only a path. ``persist``: fstab follows."""
 
     src: str | None
     path: str
@@ -47,12 +47,13 @@ class Wish:
 
     @property
     def name(self) -> str:
+        """What messages call the share."""
         return self.src or self.path
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is: ``mount`` at the path (``bound``: it is a bind mount of the wished source), fstab's line for the path, and files."""
+    """What there is: the mount at the path, the line of fstab for the path, and files. ``bound``: the mount is a bind mount of the wished source."""
 
     mount: Mount | None = None
     source: str | None = None  # what is mounted there, as a user would name it
@@ -69,9 +70,9 @@ class Seen:
 
 
 def plan(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    """The steps that lead from what is to what is wished, none where they agree.
+    """The steps that lead from what is to what is wished; none where they agree.
 
-    :raises Conflict: another source is mounted at the path, or fstab has another one for it.
+    :raises Conflict: another source is mounted at the path, or fstab has another source for it.
     :raises InvalidParameter: the wish contradicts itself.
     """
     if not wish.row.mount_type:
@@ -139,7 +140,7 @@ def effective_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
 
 
 def fold(seen: Seen, wish: Wish, steps: tuple[Step, ...]) -> dict:
-    """What will be after ``steps``, in the words of :func:`picture`."""
+    """The share after ``steps``, in the form of :func:`picture`."""
     after = picture(seen)
     for step in steps:
         if isinstance(step, (MountShare, Remount)):
@@ -158,7 +159,7 @@ def fold(seen: Seen, wish: Wish, steps: tuple[Step, ...]) -> dict:
 
 
 def picture(seen: Seen) -> dict:
-    """The state of a share for a diff, without secrets."""
+    """The state of a share for a diff, without secrets: ``mounted`` (its source), ``opts``, ``fstab``, ``directory`` and ``credentials``."""
     return {
         "mounted": seen.source,
         "opts": ",".join(seen.mount.options) if seen.mount else None,
@@ -196,7 +197,10 @@ def _check_sources(wish: Wish, seen: Seen) -> None:
 
 
 def restore(wish: Wish, seen: Seen) -> MountShare | None:
-    """The step that mounts again what was mounted, should its replacement fail: with the options of fstab, or else those that were in force."""
+    """The step that mounts again what was mounted, for the case that its replacement fails; None where nothing was mounted.
+
+    The options are those of fstab, or else those that were in force.
+    """
     if seen.mount is None or seen.source is None:
         return None
     live = options_of(seen.mount, wish.row)

@@ -17,7 +17,7 @@ from ..errors import ShareNotMounted, from_os_error
 
 
 class Deadline:
-    """How many seconds one share may still take."""
+    """How much time one share may still take. :param seconds: from now on."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -25,12 +25,13 @@ class Deadline:
 
     @property
     def left(self) -> float:
+        """Seconds until it passes; negative afterwards."""
         return self._end - time.monotonic()
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """Bytes of a share, and whether this user may write to it as far as the kernel and the server tell."""
+    """The room of a share in bytes, and whether this user may write to it as far as the kernel and the server tell."""
 
     total: int
     free: int  # what a user may still store
@@ -39,7 +40,7 @@ class Capacity:
 
 
 def capacity(path: str, timeout: float, subject: str) -> Capacity:
-    """How much room there is on the share mounted at ``path``.
+    """How much room there is on the share mounted at ``path``. :param subject: the share, for messages.
 
     :raises ShareNotMounted: it does not answer within ``timeout`` seconds, or its server is gone.
     :raises StorageError: it cannot be read.
@@ -55,7 +56,7 @@ def capacity(path: str, timeout: float, subject: str) -> Capacity:
 
 
 def directory_state(path: str, timeout: float, subject: str) -> tuple[bool, bool, bool]:
-    """Whether ``path`` exists, is a directory and is empty. Raises what :func:`capacity` does."""
+    """(whether ``path`` exists, whether it is a directory, whether it is empty). It raises what :func:`capacity` raises."""
 
     def look() -> tuple:
         if not os.path.isdir(path):
@@ -67,7 +68,7 @@ def directory_state(path: str, timeout: float, subject: str) -> tuple[bool, bool
 
 
 def bounded(look: Callable[[], tuple], timeout: float, subject: str) -> tuple:
-    """What ``look()``, a function that returns whole numbers, returns in a child process.
+    """Call ``look`` in a child process, which can be given up. :param look: returns a tuple of whole numbers, which this returns.
 
     :raises ShareNotMounted: it took longer than ``timeout`` seconds. :raises StorageError: it met an OSError.
     """
@@ -127,7 +128,7 @@ def _leave(child: int) -> None:
 
 
 def holders(path: str, limit: int = 3, trigger: int | None = None) -> list[str]:
-    """Some processes that have files or their working directory beneath ``path``, as "qemu-system-x86 (1234)".
+    """Processes that have files or their working directory beneath ``path``, as "qemu-system-x86 (1234)", up to ``limit`` of them.
 
     It reads links of /proc only, which touches no server.
 

@@ -50,7 +50,7 @@ def share_names(given: object) -> list[str]:
 
 
 def settled(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
-    """``mounts``, or if autofs decides what is at ``path`` and has mounted nothing yet, the mounts after somebody went there.
+    """The mounts once it is settled what is at ``path``: where autofs has mounted nothing yet, a process goes there first.
 
     :raises ShareNotMounted: going there mounted nothing, or took longer than ``timeout`` seconds.
     """
@@ -75,11 +75,12 @@ def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
 
 
 def is_directory_name(share: str) -> bool:
+    """Whether ``share`` has the form of an absolute directory. Two slashes begin a source."""
     return share.startswith("/") and not share.startswith("//")
 
 
 def clean_path(path: str, option: str) -> str:
-    """``path`` without doubled or trailing slashes.
+    """``path`` without doubled or trailing slashes. :param option: the option that has it, for a message.
 
     :raises InvalidParameter: it is not absolute, or has '..' or control characters in it.
     """
@@ -90,9 +91,9 @@ def clean_path(path: str, option: str) -> str:
 
 
 def find_directory(path: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str = MOUNT_BASE) -> model.Share:
-    """The share that the absolute directory ``path`` belongs to.
+    """The share that the absolute directory ``path`` belongs to. :param entries: the lines of fstab.
 
-    :raises ShareNotMounted: see :func:`find_share`. :raises InvalidParameter: it is no directory.
+    :raises ShareNotMounted: see :func:`find_share`. :raises InvalidParameter: ``path`` is no directory.
     """
     real = follow(path, mounts)
     for name in (path,) if real == path else (path, real):
@@ -134,18 +135,21 @@ def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
 
 
 def is_local(mount: tables.Mount) -> bool:
-    """Whether a look at it cannot hang: neither a network file system nor anything that a process serves. Without the root nothing works."""
+    """Whether a look at it cannot hang: no server and no process serves it. The root counts too: without it nothing works."""
     return locality(mount.fstype).local or (mount.path == "/" and not mount.is_trigger)
 
 
 def is_untold(mount: tables.Mount) -> bool:
-    """Whether nobody has found out what is seen there of other hosts' locks: neither local nor a file system with a row."""
+    """Whether nobody has found out which locks of other hosts can be seen there: it is not local and has no row."""
     return types.by_kernel_type(mount.fstype) is None and not locality(mount.fstype).local
 
 
 def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
-    """:raises ShareNotMounted: the directory ``name`` (``real`` without links) is meant for a mount and none is there.
-    :raises InvalidParameter: the kernel shows its own state there."""
+    """Check that the directory ``name`` (``real`` without links) may hold volumes.
+
+    :raises ShareNotMounted: it is meant for a mount, and nothing is mounted there.
+    :raises InvalidParameter: the kernel shows its own state there.
+    """
     mount = tables.enclosing(mounts, real)
     if mount is not None and locality(mount.fstype).kernel_state:
         problem = f"the kernel shows its own state there ({mount.fstype}), and nobody can store files"
@@ -187,9 +191,9 @@ def describe(
     real: str | None = None,
     entries: tuple[tables.Entry, ...] | None = None,
 ) -> model.Share:
-    """The share value of directory ``path`` on ``mount``; ``source`` is the user's name for it, None where the mount table decides.
+    """The share in the directory ``path`` on ``mount``. :param source: the user's name for it; None: the mount table decides.
 
-    :param real: ``path`` without links. :param entries: the mounts of fstab; None: they are read if they are needed.
+    :param real: ``path`` without links. :param entries: the lines of fstab; None: they are read where something asks for them.
     """
     row = types.by_kernel_type(mount.fstype)
     if row is not None:
@@ -218,7 +222,7 @@ def facts(row: types.FileSystem, live: tuple[str, ...]) -> dict:
 
 
 def is_bind(mount: tables.Mount) -> bool:
-    """Whether it shows part of a file system that no server has. Subvolumes of btrfs look alike and are none."""
+    """Whether it shows part of a file system that no server has. Subvolumes look alike and are no bind mounts."""
     return mount.path != "/" and mount.root != "/" and not locality(mount.fstype).subvolumes and types.by_kernel_type(mount.fstype) is None
 
 

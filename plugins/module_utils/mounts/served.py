@@ -1,7 +1,10 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shares that a server has: what a mount of one is to tasks, and to another host that shall attach its volumes."""
+"""Shares of servers: how they are found by their source, and what tasks and other hosts have to know of a mount.
+
+Needed for a source and for a directory on a server only.
+"""
 from __future__ import annotations
 
 from .. import model
@@ -10,7 +13,10 @@ from . import resolve, sources, tables, types
 
 
 def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> model.Share:
-    """See :func:`resolve.find_share`, for a source; ``mounts`` are those of now."""
+    """What :func:`resolve.find_share` does for a source. :param mounts: the kernel's table as it is now.
+
+    :raises InvalidParameter: ``share`` is no source. :raises ShareNotMounted: it is not mounted.
+    """
     if not sources.is_source(sources.normalise(share)):
         raise InvalidParameter(f"share {share!r}", "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols", "give one of these")
     mount = find_source(share, mounts, mount_base)
@@ -26,7 +32,7 @@ def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fs
 
 
 def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str) -> tables.Mount | None:
-    """The visible mount of ``source``, however either is spelled: at its default path if it is there, otherwise the first."""
+    """The visible mount of ``source``, however either is spelled: the one at the default path, otherwise the first; None where there is none."""
     found = [mount for mount in mounts if sources.is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
     preferred = resolve.default_path(source, mount_base)
     for mount in found:
@@ -36,7 +42,7 @@ def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str) 
 
 
 def expected_share(share: str, mount_base: str) -> model.Share:
-    """The share that ``share`` will name once it is mounted or made, for a prediction: nothing is looked at."""
+    """The share that ``share`` will name once it is mounted or made, for a prediction. It looks at nothing."""
     if resolve.is_directory_name(share):
         return model.Share(share, resolve.clean_path(share, "share"), types.DIRECTORY.name, mount_base=mount_base)
     row = sources.claim(sources.normalise(share)) or types.DIRECTORY
@@ -44,7 +50,7 @@ def expected_share(share: str, mount_base: str) -> model.Share:
 
 
 def if_several(share: str) -> str:
-    """What a message adds where one text may be meant as several shares: a comma belongs to the name."""
+    """What a message adds where the user may mean several shares by one text: a comma belongs to the name."""
     parts = [part.strip() for part in share.split(",")]
     if len(parts) == 1:
         return ""
@@ -62,7 +68,7 @@ def describe(
     fstab: str,
     entries: tuple[tables.Entry, ...] | None,
 ) -> model.Share:
-    """See :func:`resolve.describe`; ``below`` is the place of the directory in the mount."""
+    """What :func:`resolve.describe` does for a mount of the file system ``row``. :param below: the place of the directory in the mount."""
     part = _part(mount, row)
     return model.Share(
         source=source or (path if part else mount.source),

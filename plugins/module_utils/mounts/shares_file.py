@@ -9,9 +9,9 @@ from . import sources
 
 
 def read(path: str) -> tuple[list[dict], list[str]]:
-    """The shares of the file as items with ``src`` and perhaps ``opts``, and a warning for every line that is none.
+    """The shares of the file ``path`` as items with ``src`` and maybe ``opts``, and a warning for each line that is no share.
 
-    :raises InvalidParameter: there is no such file. :raises StorageError: it cannot be read.
+    :raises InvalidParameter: there is no such file. :raises StorageError: the file cannot be read.
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
@@ -24,7 +24,10 @@ def read(path: str) -> tuple[list[dict], list[str]]:
 
 
 def parse(text: str, path: str = "shares_file") -> tuple[list[dict], list[str]]:
-    """See :func:`read`. Lines are split as Cinder does it: at the first blank; of a source that is named twice the last line counts."""
+    """What :func:`read` returns for the text of a file. :param path: its name in warnings.
+
+    Cinder splits a line at its first blank, and so does this. Of a source that is named twice the last line counts.
+    """
     shares: dict[str, dict] = {}
     warnings = []
     for number, line in enumerate(text.split("\n"), 1):

@@ -15,7 +15,7 @@ from .types import FileSystem
 
 
 def claim(source: str) -> FileSystem | None:
-    """The row that ``fstype: auto`` stands for by the form of ``source``; None for a directory or where the form says nothing."""
+    """The row that ``fstype: auto`` means by the form of ``source`` (normalised); None for a directory and where the form tells nothing."""
     for row in types.FILE_SYSTEMS:
         if row.claims and re.fullmatch(row.claims, source):
             return row
@@ -23,7 +23,7 @@ def claim(source: str) -> FileSystem | None:
 
 
 def is_source(text: str) -> bool:
-    """Whether ``text`` has the form of any network share's source."""
+    """Whether ``text`` (normalised) has the form of any network share's source."""
     return any(not row.local and re.fullmatch(row.source, text) for row in types.FILE_SYSTEMS)
 
 
@@ -35,8 +35,8 @@ def are_one(source: str, other: str, row: FileSystem) -> bool:
 def normalise(source: str, row: FileSystem | None = None) -> str:
     """One spelling for what servers and clients treat alike.
 
-    Doubled slashes, "." and a trailing slash go, backslashes of SMB become slashes, hosts and the names of SMB shares are in small
-    letters. ``row`` tells what the form does not: whether ``host:name`` is the same as ``host:/name``.
+    Doubled slashes, "." and a trailing slash go. Backslashes become slashes, and hosts small letters; so do names of shares whose
+    case does not matter. ``row`` tells what the form does not, such as whether ``host:name`` is ``host:/name``.
     """
     if source.startswith(("//", "\\\\")) and (row is None or row.folds_case):
         parts = _parts(source.replace("\\", "/"))
@@ -52,12 +52,12 @@ def normalise(source: str, row: FileSystem | None = None) -> str:
 
 
 def shows_part(mount: Mount) -> bool:
-    """Whether it shows only a directory of its source: a bind mount. (SMB has the place in the source as the root too.)"""
+    """Whether it is a bind mount of a directory in its source. Some file systems have the place in the source as the root too."""
     return mount.root not in ("/", HIDDEN) and not mount.source.rstrip("/").endswith(mount.root.rstrip("/"))
 
 
 def is_mount_of(mount: Mount, source: str) -> bool:
-    """Whether it shows the whole of the network share ``source``."""
+    """Whether ``mount`` shows the whole of the network share ``source``, however either is spelled."""
     row = types.by_kernel_type(mount.fstype)
     if row is None or shows_part(mount):
         return False
@@ -65,7 +65,7 @@ def is_mount_of(mount: Mount, source: str) -> bool:
 
 
 def is_entry_of(entry: Entry, source: str) -> bool:
-    """Whether a line of fstab is about the network share ``source``."""
+    """Whether a line of fstab mounts the network share ``source``, however either is spelled."""
     row = types.by_mount_type(entry.fstype)
     return row is not None and are_one(entry.source, source, row)
 

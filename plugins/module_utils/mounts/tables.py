@@ -30,7 +30,7 @@ def unescape(text: str) -> str:
 
 
 def split_options(text: str) -> tuple[str, ...]:
-    """The options of a comma-separated list; a comma inside double quotes does not separate (SELinux contexts have some)."""
+    """The options of a list with commas. A comma inside double quotes does not separate, as in SELinux contexts."""
     return tuple(option for option in re.findall(r'(?:[^,"]|"[^"]*"?)+', text) if option.strip())
 
 
@@ -65,7 +65,7 @@ class Mount(NamedTuple):
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """The kernel's mounts in its order. A line of another shape is passed over: newer kernels may add some."""
+    """The mounts of a mountinfo, in its order. Lines of another shape are left out: newer kernels may add some."""
     mounts = []
     for line in text.split("\n"):
         fields = line.split(" ")
@@ -96,7 +96,7 @@ def is_within(path: str, directory: str) -> bool:
 
 
 def enclosing(mounts: tuple[Mount, ...], path: str) -> Mount | None:
-    """The mount that ``path`` (absolute, without links) lies on, found as the kernel walks: what is mounted over hides what is beneath."""
+    """The mount that ``path`` (absolute, without links) lies on; None where the table does not tell. A mount hides what is beneath it."""
     identities = {mount.id for mount in mounts}
     roots = [mount for mount in mounts if mount.parent not in identities or mount.parent == mount.id]
     current = _nearest([mount for mount in roots if is_within(path, mount.path)])
@@ -116,7 +116,7 @@ def _nearest(mounts: list[Mount]) -> Mount | None:
 
 
 def mounted_at(mounts: tuple[Mount, ...], path: str) -> Mount | None:
-    """What is mounted exactly at ``path`` and visible there. An automount trigger is nothing yet."""
+    """The mount exactly at ``path`` (without links) that is visible there. A trigger of an automounter is no mount yet."""
     mount = enclosing(mounts, path)
     return mount if mount is not None and mount.path == path and not mount.is_trigger else None
 
@@ -157,6 +157,7 @@ def parse_entry(line: str) -> Entry | None:
 
 
 def parse_fstab(text: str) -> tuple[Entry, ...]:
+    """The mounts that the text of an fstab describes, in its order."""
     return tuple(entry for entry in map(parse_entry, text.split("\n")) if entry is not None)
 
 
@@ -164,7 +165,7 @@ def parse_fstab(text: str) -> tuple[Entry, ...]:
 
 
 def read_mounts(path: str = MOUNTINFO) -> tuple[Mount, ...]:
-    """The kernel's mounts as they are now. :raises ToolFailed: there is no /proc, so that nobody can tell what is a share."""
+    """The kernel's mounts as they are now. :raises ToolFailed: there is no /proc, so that nothing tells what is a share."""
     try:
         mounts = parse_mountinfo(_read(path))
     except OSError as error:

@@ -276,7 +276,7 @@ def by_name(name: str) -> FileSystem:
 
 
 def by_kernel_type(kernel_type: str) -> FileSystem | None:
-    """The row of a mounted network file system by the type that mountinfo shows; None for any other file system."""
+    """The row of a mounted file system by the type that mountinfo shows; None for one without a row, and for directories and bind mounts."""
     for row in FILE_SYSTEMS:
         if kernel_type in row.kernel_types:
             return row
@@ -284,7 +284,7 @@ def by_kernel_type(kernel_type: str) -> FileSystem | None:
 
 
 def by_mount_type(mount_type: str) -> FileSystem | None:
-    """The row of an fstab line by its third field (or a kernel type); None for any other file system."""
+    """The row of a line of fstab by its third field, or by a kernel type; None for any other file system."""
     for row in FILE_SYSTEMS:
         if row.mount_type and mount_type in (row.mount_type,) + row.kernel_types:
             return row

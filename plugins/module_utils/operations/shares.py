@@ -16,8 +16,10 @@ _MOUNTED = ("mounted", "present", "remounted")
 
 
 def ensure_all(params: dict, check_mode: bool = False) -> dict:
-    """Bring every share of ``shares`` and ``shares_file`` into its state: what the module returns, with ``results`` in input order.
+    """Bring each share of ``shares`` and ``shares_file`` into its state.
 
+    :param params: the options of remotefs_share, each key present.
+    :return: what the module returns, with ``results`` in input order, and ``failed``, ``diff`` and ``warnings``.
     :raises StorageError: the shares file cannot be read.
     """
     items: list[dict] = list(params["shares"] or ())
@@ -117,7 +119,7 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
 
 
 def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> tuple[tables.Mount, ...]:
-    """The mounts after going where autofs would mount what the task is about; a share that shall not be there is left alone."""
+    """The mounts after going where autofs would mount what the task is about; nobody goes to a share that is to be taken away."""
     places = [parameters.place(params, mounts, entries)] if params["state"] in ("mounted", "remounted") else []
     src = params["src"]
     if src and params["path"] and resolve.is_directory_name(src):  # a bind mount is known by what its source shows
@@ -210,9 +212,12 @@ def _with_capacity(share: dict, path: str, deadline: probe.Deadline) -> dict:
 
 
 def describe_all(names: list[str] | str | None, mount_base: str, fstab: str, timeout: float) -> list[dict]:
-    """The shares called ``names`` (one or a list), or every mounted one: network file systems anywhere, and anything under ``mount_base``.
+    """The shares called ``names`` (one or a list), or each mounted one: network file systems anywhere, and all mounts under ``mount_base``.
 
-    A share that cannot be read comes back with ``error_code`` and ``msg``; ``timeout`` (seconds) is for each.
+    A share that cannot be read has ``error_code`` and ``msg``.
+
+    :param timeout: seconds for each share. :return: dictionaries as remotefs_share_info documents them; sizes are bytes.
+    :raises StorageError: the names or the table of mounts cannot be read.
     """
     return [_describe(name, mount_base, fstab, timeout) for name in (_mounted_paths(mount_base) if names is None else resolve.share_names(names))]
 
