@@ -305,9 +305,7 @@ error_code:
 from ..module_utils import changes
 from ..module_utils.errors import understood
 from ..module_utils.model import MOUNT_BASE
-from ..module_utils.mounts import tables, types
-
-_STATES = ["mounted", "present", "unmounted", "absent", "remounted"]
+from ..module_utils.mounts import planner, tables, types
 
 
 def _share_spec(with_defaults: bool) -> dict:
@@ -333,7 +331,7 @@ def _share_spec(with_defaults: bool) -> dict:
             "no_log": False,
             "options": {"username": {"type": "str"}, "password": {"type": "str", "no_log": True}, "domain": {"type": "str"}},
         },
-        "state": {"type": "str", "choices": _STATES},
+        "state": {"type": "str", "choices": list(planner.STATES)},
         "persist": {"type": "bool"},
         "fstab": {"type": "path"},
         "attempts": {"type": "int"},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidParameter
 from . import binds, resolve, sources, tables, types
 from . import options as mount_options
-from .planner import Wish
+from .planner import KEPT, Wish
 from .steps import Credentials
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
     path = _path(params["path"], src, row, mounts, entries, base)
     if src is None:
         src = _known_source(path, row, mounts, entries)
-    if src is None and state in ("mounted", "present", "remounted") and row.mount_type:
+    if src is None and state in KEPT and row.mount_type:
         raise InvalidParameter(f"path {path}", "no source is given for it", "give src")
     if src is not None and not re.fullmatch(row.source, src if row.local else sources.normalise(src, row)):
         raise InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", f"write it like {row.example}")
@@ -168,7 +168,7 @@ def _credentials(given: dict | None) -> Credentials | None:
 
 def _check(wish: Wish) -> None:
     given, row = wish.credentials, wish.row
-    if wish.state not in ("mounted", "present", "remounted") or given is None:
+    if wish.state not in KEPT or given is None:
         return
     if not row.credentials:
         raise InvalidParameter(f"share {wish.name}", f"{row.name} takes no credentials", "leave them out")

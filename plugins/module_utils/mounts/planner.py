@@ -29,6 +29,10 @@ from .types import FileSystem
 if TYPE_CHECKING:
     from .record import Record
 
+STATES = ("mounted", "present", "unmounted", "absent", "remounted")
+KEPT = ("mounted", "present", "remounted")  # states in which the host knows the share
+MOUNTED = ("mounted", "remounted")  # states in which it is mounted
+
 
 @dataclass(frozen=True)
 class Wish:

@@ -90,6 +90,18 @@ def clean_path(path: str, option: str) -> str:
     return "/" + "/".join(parts)
 
 
+def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str = MOUNT_BASE) -> tables.Mount | None:
+    """The visible mount of ``source``, however either is spelled: the one at the default path, otherwise the first; None where there is none."""
+    from .sources import is_mount_of  # late: a plain directory has no source
+
+    found = [mount for mount in mounts if is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
+    preferred = default_path(source, mount_base)
+    for mount in found:
+        if mount.path == preferred:
+            return mount
+    return found[0] if found else None
+
+
 def find_directory(path: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str = MOUNT_BASE) -> model.Share:
     """The share that the absolute directory ``path`` belongs to. :param entries: the lines of fstab.
 

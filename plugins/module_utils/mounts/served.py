@@ -19,26 +19,16 @@ def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fs
     """
     if not sources.is_source(sources.normalise(share)):
         raise InvalidParameter(f"share {share!r}", "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols", "give one of these")
-    mount = find_source(share, mounts, mount_base)
+    mount = resolve.find_source(share, mounts, mount_base)
     if mount is None and any(other.is_trigger for other in mounts):
         from . import automount  # late: most hosts have none
 
         mounts = automount.visit_source(share, mounts, mount_base, fstab, timeout)
-        mount = find_source(share, mounts, mount_base)
+        mount = resolve.find_source(share, mounts, mount_base)
     if mount is None:
         remedy = f"mount it with remotefs_share and run the task again{if_several(share)}"
         raise ShareNotMounted(f"share {share}", "it is not mounted on this host", remedy)
     return resolve.describe(mount, mounts, mount.path, share, mount_base, fstab)
-
-
-def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str) -> tables.Mount | None:
-    """The visible mount of ``source``, however either is spelled: the one at the default path, otherwise the first; None where there is none."""
-    found = [mount for mount in mounts if sources.is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
-    preferred = resolve.default_path(source, mount_base)
-    for mount in found:
-        if mount.path == preferred:
-            return mount
-    return found[0] if found else None
 
 
 def expected_share(share: str, mount_base: str) -> model.Share:

@@ -12,8 +12,6 @@ from ..mounts import applier, observer, parameters, planner, probe, record, reso
 from ..mounts import options as mount_options
 from ..mounts.steps import MountShare, Remount, Step, Unmount, WriteFstab
 
-_MOUNTED = ("mounted", "present", "remounted")
-
 
 def ensure_all(params: dict, check_mode: bool = False) -> dict:
     """Bring each share of ``shares`` and ``shares_file`` into its state.
@@ -95,7 +93,7 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
     result["src"], subject = wish.src, f"share {wish.name}"
     if taken.setdefault(wish.path, number) != number:
         raise errors.InvalidParameter(subject, f"item {taken[wish.path]} of the list has the same path {wish.path}", "name every share once")
-    if not wish.row.mount_type and wish.state in _MOUNTED:
+    if not wish.row.mount_type and wish.state in planner.KEPT:
         resolve.check_mounted(wish.path, resolve.follow(wish.path, mounts), mounts, entries, resolve.clean_path(params["mount_base"], "mount_base"))
     seen = observer.observe(wish, mounts, entries, deadline)
     steps = planner.plan(wish, seen)
@@ -120,7 +118,7 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
 
 def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> tuple[tables.Mount, ...]:
     """The mounts after going where autofs would mount what the task is about; nobody goes to a share that is to be taken away."""
-    places = [parameters.place(params, mounts, entries)] if params["state"] in ("mounted", "remounted") else []
+    places = [parameters.place(params, mounts, entries)] if params["state"] in planner.MOUNTED else []
     src = params["src"]
     if src and params["path"] and resolve.is_directory_name(src):  # a bind mount is known by what its source shows
         places.append(resolve.clean_path(src, "src"))
@@ -155,7 +153,7 @@ def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...
 
 def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], check_mode: bool) -> list[str]:
     mounting = any(isinstance(step, (MountShare, Remount)) for step in steps)
-    wanted = wish.state in ("mounted", "remounted") and bool(wish.row.mount_type)
+    wanted = wish.state in planner.MOUNTED and bool(wish.row.mount_type)
     warnings = []
     if mounting and seen.mount is None and not seen.empty:
         warnings.append(f"{wish.path} was not empty: what lies there is hidden while {wish.name} is mounted")
@@ -193,7 +191,7 @@ def _report(wish: planner.Wish, steps: tuple[Step, ...], check_mode: bool, deadl
             return _picture(wish.path, wish.path, wish.row.name)
         return _with_capacity(_picture(wish.path, wish.path, wish.row.name, mounted=True), real, deadline)
     if mount is None or (check_mode and any(isinstance(step, (MountShare, Unmount)) for step in steps)):
-        coming = check_mode and wish.state in ("mounted", "remounted")
+        coming = check_mode and wish.state in planner.MOUNTED
         opts = ",".join(mount_options.for_mount(mount_options.complete(wish.row, wish.options))) if coming else ""
         return _picture(wish.src, wish.path, wish.row.name, opts, mounted=coming)
     opts = resolve.public_options(mount, wish.row)

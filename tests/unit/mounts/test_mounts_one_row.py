@@ -97,6 +97,7 @@ def test_the_documented_choices_are_the_rows() -> None:
     choices = [types.AUTO, *types.NAMES]
     assert documented["fstype"]["choices"] == documented["shares"]["suboptions"]["fstype"]["choices"] == spec["fstype"]["choices"] == choices
     assert documented["fstype"]["default"] == types.AUTO
+    assert documented["state"]["choices"] == documented["shares"]["suboptions"]["state"]["choices"] == spec["state"]["choices"] == list(planner.STATES)
 
 
 def test_the_documented_places_are_the_constants() -> None:
