@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.remotefs.storage.plugins.module_utils import command, model
-from ansible_collections.remotefs.storage.plugins.module_utils.localities import LOCALITIES
+from ansible_collections.remotefs.storage.plugins.doc_fragments import store
+from ansible_collections.remotefs.storage.plugins.module_utils import command, localities, model
+from ansible_collections.remotefs.storage.plugins.module_utils.localities import LOCALITIES, Locality
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import (
     observer,
     options,
@@ -27,7 +28,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.mounts import (
     tables,
     types,
 )
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, report, shares
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, placement, report, shares
+from ansible_collections.remotefs.storage.plugins.module_utils.store import kernel_users, resolving
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_share, remotefs_share_info
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -101,6 +103,7 @@ def test_the_documented_choices_are_the_rows() -> None:
 
 
 def test_the_documented_places_are_the_constants() -> None:
+    assert yaml.safe_load(store.ModuleDocFragment.DOCUMENTATION)["options"]["mount_base"]["default"] == model.MOUNT_BASE
     for module in (remotefs_share, remotefs_share_info):
         assert options_of(module)["mount_base"]["default"] == model.MOUNT_BASE and options_of(module)["fstab"]["default"] == tables.FSTAB
 
@@ -267,3 +270,31 @@ def test_a_new_row_is_found_and_reported(host: Host, tmp_path: Path, monkeypatch
     host.live = ""
     expected = candidates.find_candidates("fake:vols", model.MOUNT_BASE, "/dev/null").missing[0]
     assert (expected.fstype, expected.local, expected.keeps_modes) == ("fakefs", False, False)
+
+
+# -- a new file system that only this host uses
+
+
+@pytest.mark.parametrize("row", [None, Locality("newfs", True, "on a disk", subvolumes=True, shares_blocks=True)], ids=["unlisted", "listed"])
+def test_a_new_local_row_is_trusted_by_all_that_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Locality | None) -> None:
+    """The same questions about a type that nobody has listed have the other answers."""
+    text = f"1 0 8:1 / / rw - ext4 /dev/vda rw\n51 1 0:41 /sub {tmp_path} rw - newfs /dev/vdb rw\n"
+    (tmp_path / "link").symlink_to("elsewhere")
+    table = tmp_path / "proc/self/mountinfo"
+    table.parent.mkdir(parents=True)
+    table.write_text(text)
+    monkeypatch.setattr(tables, "read_mounts", lambda *_args: tables.parse_mountinfo(text))
+    monkeypatch.setattr(kernel_users, "ROOT", str(tmp_path))
+    if row is not None:
+        monkeypatch.setitem(localities._BY_TYPE, row.kernel_type, row)
+    share = resolve.find_share(str(tmp_path), fstab="/dev/null")
+    answers = (
+        share.fstype == "directory",
+        share.local and share.locks_visible and share.keeps_inodes,
+        resolve.follow(f"{tmp_path}/link", tables.read_mounts()) == f"{tmp_path}/elsewhere",
+        not resolve.is_bind(tables.read_mounts()[1]),
+        placement._copies_share_blocks(share, candidates.Candidates((share,))),
+        not kernel_users.KernelUsers(0)._may_hang(str(tmp_path / "v")),
+        resolving._mounts(0)[str(tmp_path)],
+    )
+    assert set(answers) == {row is not None}, answers
