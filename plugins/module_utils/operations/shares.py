@@ -41,10 +41,9 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
         "warnings": warnings + [warning for result in results for warning in result.pop("warnings")],
     }
     if failed:
-        answer["error_code"] = failed[0][1].error_code
-        from ..together import told_together  # late: most tasks succeed
+        from ..together import failure_of_all  # late: most tasks succeed
 
-        answer["msg"] = told_together("shares", len(results), failed)
+        answer.update(failure_of_all("shares", len(results), failed))
     return answer
 
 
