@@ -116,7 +116,10 @@ def test_each_place_is_written_once(constant: str) -> None:
 
 def test_the_documented_packages_are_those_of_the_rows() -> None:
     wanted = next(line for line in yaml.safe_load(remotefs_share.DOCUMENTATION)["requirements"] if "packages" in line)
-    assert all(row.package in wanted for row in types.FILE_SYSTEMS if row.package)
+    page, packages = (REPOSITORY / "README.md").read_text(), (REPOSITORY / "bindep.txt").read_text()
+    for row in types.FILE_SYSTEMS:
+        if row.package:
+            assert row.package in wanted and f"`{row.package}`" in page and f"{row.package} [platform:dpkg {row.name}]" in packages
 
 
 def test_the_page_about_file_systems_has_each_row() -> None:
