@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Sequence
 
 from .errors import understood
+from .model import MOUNT_BASE
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 STORE = {
     "share": {"type": "raw"},  # one share or a list: Ansible would split a list's text at commas, which names of directories may have
-    "mount_base": {"type": "path", "default": "/var/lib/remotefs/mnt"},
+    "mount_base": {"type": "path", "default": MOUNT_BASE},
 }
 _LARGE = 50_000  # characters of a result
 

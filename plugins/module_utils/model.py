@@ -19,6 +19,7 @@ SECTOR = 512
 MAX_SIZE = 2**63  # 8 EiB, exclusive: what an off_t can address
 MAX_QCOW2_SIZE = 2**51  # what QEMU's largest L1 table (32 MiB) addresses with clusters of 64 KiB
 FORMATS = ("raw", "qcow2")
+MOUNT_BASE = "/var/lib/remotefs/mnt"  # the directory under which shares are mounted, unless a task says another one
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
@@ -147,9 +148,9 @@ class Share(NamedTuple):
 
     source: str  # as the user gave it or the mount table shows it
     path: str  # the directory where its files are
-    fstype: str  # a name from mounts.types
+    fstype: str  # the name of a row of mounts.types; the kernel's type for a directory on a file system without a row that is not local
     options: str = ""  # effective mount options, secrets left out
-    mount_base: str = "/var/lib/remotefs/mnt"
+    mount_base: str = MOUNT_BASE
     keeps_modes: bool = True  # False where chmod and chown have no lasting effect
     locks_visible: bool = True  # False where the locks of other processes and hosts cannot be seen at all
     stale_seconds: float = 0.0  # how long this client may show what another one has replaced, even after opening it anew
@@ -158,6 +159,7 @@ class Share(NamedTuple):
     export: str = ""  # the source as another host mounts it; empty for a plain directory
     below: str = ""  # where the directory lies in the export; empty for the whole
     mount_words: str = ""  # options in force that another host's mount helper takes
+    local: bool = True  # False where processes of other hosts may open the files, or where a server can keep a caller waiting
 
     @property
     def label(self) -> str:

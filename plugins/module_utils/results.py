@@ -137,7 +137,7 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
     everything.update(logged(module))
     failed = [(_names(told) or [name], error) for (name, told), error in zip(names, outcomes) if isinstance(error, StorageError)]
     if failed:
-        from .together import told_together
+        from .together import failure_of_all
 
-        module.fail_json(msg=told_together(what, len(results), failed), error_code=failed[0][1].error_code, **everything)
+        module.fail_json(**failure_of_all(what, len(results), failed), **everything)
     module.exit_json(**everything)

@@ -304,19 +304,18 @@ error_code:
 
 from ..module_utils import changes
 from ..module_utils.errors import understood
-
-_STATES = ["mounted", "present", "unmounted", "absent", "remounted"]
-_FILE_SYSTEMS = ["auto", "directory", "bind", "nfs", "cifs", "glusterfs", "sshfs"]
+from ..module_utils.model import MOUNT_BASE
+from ..module_utils.mounts import planner, tables, types
 
 
 def _share_spec(with_defaults: bool) -> dict:
     """The options of one share. Items of ``shares`` have no defaults of their own, so that the task's values reach them."""
     defaults = {
-        "mount_base": "/var/lib/remotefs/mnt",
-        "fstype": "auto",
+        "mount_base": MOUNT_BASE,
+        "fstype": types.AUTO,
         "state": "mounted",
         "persist": True,
-        "fstab": "/etc/fstab",
+        "fstab": tables.FSTAB,
         "attempts": 3,
         "timeout": 60,
     }
@@ -324,7 +323,7 @@ def _share_spec(with_defaults: bool) -> dict:
         "src": {"type": "str"},
         "path": {"type": "path"},
         "mount_base": {"type": "path"},
-        "fstype": {"type": "str", "choices": _FILE_SYSTEMS},
+        "fstype": {"type": "str", "choices": [types.AUTO, *types.NAMES]},
         "opts": {"type": "list", "elements": "str"},
         # Only the password is secret: no_log on the whole would blank out the user's name wherever it occurs in the result.
         "credentials": {
@@ -332,7 +331,7 @@ def _share_spec(with_defaults: bool) -> dict:
             "no_log": False,
             "options": {"username": {"type": "str"}, "password": {"type": "str", "no_log": True}, "domain": {"type": "str"}},
         },
-        "state": {"type": "str", "choices": _STATES},
+        "state": {"type": "str", "choices": list(planner.STATES)},
         "persist": {"type": "bool"},
         "fstab": {"type": "path"},
         "attempts": {"type": "int"},
@@ -353,11 +352,11 @@ def main() -> None:
         required_one_of=[("src", "path", "shares", "shares_file")],
         mutually_exclusive=[("src", "shares"), ("src", "shares_file"), ("path", "shares"), ("path", "shares_file")],
     )
-    from ..module_utils.mounts import manager
+    from ..module_utils.operations import shares
 
     many = module.params["shares"] is not None or module.params["shares_file"] is not None
     try:
-        result = manager.ensure_all(module.params, module.check_mode) if many else manager.ensure(module.params, module.check_mode)
+        result = shares.ensure_all(module.params, module.check_mode) if many else shares.ensure(module.params, module.check_mode)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         known = understood(error, "this task")
         result = {"failed": True, "changed": False, "actions": [], "msg": str(known), "error_code": known.error_code, **known.details}

@@ -114,23 +114,25 @@ shares:
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.errors import understood
+from ..module_utils.model import MOUNT_BASE
+from ..module_utils.mounts import tables
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "share": {"type": "raw"},
-            "mount_base": {"type": "path", "default": "/var/lib/remotefs/mnt"},
-            "fstab": {"type": "path", "default": "/etc/fstab"},
+            "mount_base": {"type": "path", "default": MOUNT_BASE},
+            "fstab": {"type": "path", "default": tables.FSTAB},
             "timeout": {"type": "int", "default": 10},
         },
         supports_check_mode=True,
     )
-    from ..module_utils.mounts import manager
+    from ..module_utils.operations import shares as use_cases
 
     params = module.params
     try:
-        shares = manager.describe_all(params["share"], params["mount_base"], params["fstab"], params["timeout"])
+        shares = use_cases.describe_all(params["share"], params["mount_base"], params["fstab"], params["timeout"])
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         known = understood(error, "this task")
         module.fail_json(msg=str(known), error_code=known.error_code, shares=[], **known.details)

@@ -52,7 +52,7 @@ def test_where_the_root_is_not_shown(tmp_path: Path, name: str) -> None:
 if "IN_CHROOT" in os.environ:
 
     def test_inside_bind_mounts_settle(tmp_path: Path) -> None:
-        from ansible_collections.remotefs.storage.plugins.module_utils.mounts import resolve, tables
+        from ansible_collections.remotefs.storage.plugins.module_utils.mounts import binds, resolve, tables
 
         source, other, path = (tmp_path / name for name in ("source", "other", "path"))
         for directory in (source, other, path):
@@ -60,6 +60,6 @@ if "IN_CHROOT" in os.environ:
         subprocess.run(["mount", "--bind", str(source), str(path)], check=True)
         mounts = tables.read_mounts()
         mount = tables.mounted_at(mounts, str(path))
-        assert mount is not None and tables.shows(mounts, mount, str(source)) and not tables.shows(mounts, mount, str(other))
+        assert mount is not None and binds.shows(mounts, mount, str(source)) and not binds.shows(mounts, mount, str(other))
         share = resolve.find_share(str(source))
         assert (share.fstype, share.locks_visible) == ("directory", True)

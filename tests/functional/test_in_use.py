@@ -307,6 +307,15 @@ def test_other_names_are_no_users(store: Store, kernel: Path, tmp_path: Path) ->
     assert store.info()["in_use"] is False and store.take("b").changed
 
 
+@pytest.mark.parametrize(("below", "top", "seen"), [("autofs", "ext4", True), ("ext4", "autofs", False), ("autofs", "nfs4", False), ("ext4", "newfs", False)])
+def test_what_is_mounted_last_decides_whether_a_look_may_hang(store: Store, kernel: Path, below: str, top: str, seen: bool) -> None:
+    """An automounter's trigger has its mount on top of it; what nobody has listed is not looked at either."""
+    on_a_loop(kernel, store.path / "v.a")
+    lines = [f"{number} 1 0:9{number} / {store.path} rw - {kind} source rw" for number, kind in enumerate((below, top))]
+    put(kernel, "proc/self/mountinfo", "\n".join(["1 0 0:1 / / rw - ext4 /dev/vda rw", *lines]))
+    assert store.info()["in_use"] is seen
+
+
 def test_a_real_loop_device(tmp_path: Path) -> None:
     if os.geteuid() != 0 or shutil.which("losetup") is None:
         pytest.skip("needs root and losetup")

@@ -12,24 +12,26 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "refused", "arguments", "operations", "apply", "plan", "store", "mounts", "together", "model", "command", "errors"]
+LAYERS = ["modules", "results", "changes", "refused", "arguments", "operations", "apply", "plan", "store", "mounts"]
+LAYERS += ["together", "model", "localities", "command", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
     "changes": {"operations", "refused", "errors"},
     "refused": set(),
-    "arguments": {"operations", "errors"},
-    "operations": {"apply", "plan", "store", "mounts", "model", "errors"},
+    "arguments": {"operations", "model", "errors"},
+    "operations": {"apply", "plan", "store", "mounts", "together", "model", "localities", "errors"},
     "apply": {"plan", "store", "model", "command", "errors"},
     "plan": {"model", "errors"},
-    "store": {"model", "errors"},
-    "mounts": {"together", "model", "command", "errors"},
+    "store": {"model", "localities", "errors"},
+    "mounts": {"model", "localities", "command", "errors"},
     "together": {"model", "errors"},
     "model": {"errors"},
+    "localities": set(),
     "command": {"errors"},
     "errors": set(),
 }
-PURE = {"plan", "model", "errors"}
+PURE = {"plan", "model", "localities", "errors"}
 EFFECTS = {"os", "subprocess", "shutil", "socket", "tempfile", "ansible"}
 SOURCES = sorted([*UTILS.rglob("*.py"), *(PLUGINS / "modules").glob("*.py")])
 
@@ -93,3 +95,16 @@ def test_engines_are_chosen_in_one_place(path: Path) -> None:
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and "offline" in (node.module or "").split(".")]
     assert len(imports) == (1 if str(inside) == "apply/engine.py" else 0)
     assert "OfflineEngine" not in text or str(inside) == "apply/engine.py"
+
+
+DESCRIBED = sorted([*(UTILS / "mounts").glob("*.py"), UTILS / "operations/shares.py", UTILS / "localities.py"])
+
+
+@pytest.mark.parametrize("path", DESCRIBED, ids=lambda path: path.stem)
+def test_public_names_say_what_they_mean(path: Path) -> None:
+    """An override means what the method means that it takes the place of."""
+    lacking = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_") and ast.get_docstring(node) is None:
+            lacking.append(node.name)
+    assert not set(lacking) - {"hidden", "look"}, "'look' is what a child process does, within a function"

@@ -9,46 +9,47 @@ import time
 
 from .. import command
 from ..errors import InUse, MountFailed, StorageError, ToolFailed, from_os_error
-from . import automount, fstab, planner, probe, resolve, tables
+from . import automount, fstab, host_files, probe, resolve, tables
+from .steps import (
+    CreateDirectory,
+    MountShare,
+    Remount,
+    RemoveCredentials,
+    RemoveDirectory,
+    RemoveFstab,
+    Step,
+    Unmount,
+    WriteCredentials,
+    WriteFstab,
+)
 
 _PAUSE = 1.0  # seconds before the second attempt of a mount; each further one waits as much longer
 _ENDING = 5.0  # seconds that ending a program which is stuck in the kernel may take
 _LEAST = 1.0  # seconds that a program gets when the time is nearly over
 _USELESS = ("dmesg(1)", "Refer to the", "For several filesystems")  # what mount says that explains nothing
 # What helpers say where the kernel has no such file system.
-_NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown filesystem type", "device not found, try 'modprobe fuse'")
+_NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown filesystem type")
 
 
-class Deadline:
-    """How many seconds one share may still take."""
+def check_possible(steps: tuple[Step, ...], subject: str) -> None:
+    """Find out before the first step, and in check mode, what would stop the steps halfway. :param subject: the share, for messages.
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        return self._end - time.monotonic()
-
-
-def check_possible(steps: tuple[planner.Step, ...], subject: str) -> None:
-    """What would stop the steps halfway is found out before the first one, in check mode too.
-
-    :raises StorageError: not root, a program is missing, fstab cannot be replaced, or the share is busy.
+    :raises MountFailed: this user is not root. :raises ToolMissing: a program is not installed.
+    :raises InvalidParameter: fstab cannot be replaced. :raises InUse: the share is busy.
     """
     for step in steps:
-        if isinstance(step, (planner.MountShare, planner.Remount, planner.Unmount)) and os.geteuid() != 0:
+        if isinstance(step, (MountShare, Remount, Unmount)) and os.geteuid() != 0:
             raise MountFailed(subject, "only root can mount and unmount", "run the task with become: true")
-        if isinstance(step, (planner.MountShare, planner.Remount)):
+        if isinstance(step, (MountShare, Remount)):
             _programs(step)
-        elif isinstance(step, (planner.WriteFstab, planner.RemoveFstab)):
+        elif isinstance(step, (WriteFstab, RemoveFstab)):
             fstab.check_fstab(step.fstab)
-        elif isinstance(step, planner.Unmount):
+        elif isinstance(step, Unmount):
             _check_idle(step.path, subject)
 
 
-def _programs(step: planner.MountShare | planner.Remount) -> str:
-    if isinstance(step, planner.MountShare) and step.visit:
+def _programs(step: MountShare | Remount) -> str:
+    if isinstance(step, MountShare) and step.visit:
         return ""
     if step.row.helper:
         command.find(step.row.helper, step.row.package)
@@ -74,35 +75,40 @@ def _busy(subject: str, path: str, users: list[str]) -> InUse:
     return InUse(subject, f"it is busy at {path}{by} and was not unmounted", "end what uses it and run the task again")
 
 
-def apply(step: planner.Step, deadline: Deadline, attempts: int, subject: str) -> bool:
-    """Do one step; False if there was a reason to leave it. :raises StorageError: it failed; what was there before is as it was."""
+def apply(step: Step, deadline: probe.Deadline, attempts: int, subject: str) -> bool:
+    """Do one step. False: it left things as they are, because somebody's files are there.
+
+    :param attempts: how often mounting is tried. :param subject: the share, for messages.
+    :raises StorageError: the step failed. What was there before is as it was.
+    """
     return _ACTIONS[type(step)](step, deadline, attempts, subject) is not False
 
 
-def undo(done: list, restore: planner.MountShare | None, credentials: bytes | None, deadline: Deadline, subject: str) -> list:
-    """After a step failed, take back what was done before it; what remains done.
+def undo(done: list, restore: MountShare | None, credentials: bytes | None, deadline: probe.Deadline, subject: str) -> list:
+    """After a step failed, take back the steps ``done`` before it.
 
-    :param restore: mounts again what was unmounted. :param credentials: what the credentials file held.
+    :param restore: the step that mounts again what was unmounted. :param credentials: what the credentials file held.
+    :return: the steps that remain done, in their order.
     """
     remaining: list = []
     for step in reversed(done):
         try:
-            if isinstance(step, planner.CreateDirectory):
+            if isinstance(step, CreateDirectory):
                 os.rmdir(step.path)
-            elif isinstance(step, planner.WriteCredentials) and credentials is None:
+            elif isinstance(step, WriteCredentials) and credentials is None:
                 os.unlink(step.path)
-            elif isinstance(step, planner.WriteCredentials) and credentials is not None:
-                fstab.replace_file(step.path, credentials, mode=0o600, keep=False)
-            elif isinstance(step, planner.Unmount) and restore is not None:
+            elif isinstance(step, WriteCredentials) and credentials is not None:
+                host_files.replace_file(step.path, credentials, mode=0o600, keep=False)
+            elif isinstance(step, Unmount) and restore is not None:
                 _mount(restore, deadline, 1, subject)
             else:
                 remaining.insert(0, step)
         except (OSError, StorageError):
-            remaining.insert(0, step)  # the first failure is the one to report
+            remaining.insert(0, step)  # the task reports the first failure
     return remaining
 
 
-def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject: str) -> None:
+def _mount(step: MountShare, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     if step.visit:
         _visit(step, deadline, subject)
         return
@@ -123,14 +129,14 @@ def _mount(step: planner.MountShare, deadline: Deadline, attempts: int, subject:
         time.sleep(_PAUSE * attempt)
 
 
-def _visit(step: planner.MountShare, deadline: Deadline, subject: str) -> None:
-    """Have the automounter mount it: mount(8) at a trigger would mount it twice."""
+def _visit(step: MountShare, deadline: probe.Deadline, subject: str) -> None:
+    """Let the automounter mount it: mount(8) at a trigger would mount it twice."""
     mounts = automount.visit(step.path, tables.read_mounts(), deadline.left, subject)
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         raise MountFailed(subject, f"autofs manages {step.path} and mounted nothing there", "see the log of the automounter on this host")
 
 
-def _mount_once(argv: list[str], step: planner.MountShare, deadline: Deadline, subject: str, secret: bytes | None) -> None:
+def _mount_once(argv: list[str], step: MountShare, deadline: probe.Deadline, subject: str, secret: bytes | None) -> None:
     result = _run(argv, deadline, subject, secret)
     if result.rc != 0:
         raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", _remedy(step, result), result.details)
@@ -140,17 +146,17 @@ def _mount_once(argv: list[str], step: planner.MountShare, deadline: Deadline, s
         raise MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}", remedy, result.details)
 
 
-def _remedy(step: planner.MountShare, result: command.Result) -> str:
-    """What to do after a mount failed. What a kernel without the file system says reads as if the server were wrong."""
+def _remedy(step: MountShare, result: command.Result) -> str:
+    """What the user can do after a mount failed. The words of a kernel without the file system read as if the server were wrong."""
     said = result.err + result.out
-    if step.row.kernel_module and any(words in said for words in _NOT_IN_KERNEL):
+    if step.row.kernel_module and any(words in said for words in _NOT_IN_KERNEL + step.row.no_module):
         module = step.row.kernel_module
         return f"the running kernel has no {module}: load its module (modprobe {module}); a container has its host's kernel, so load it there"
     general = "check the server, the name of its export, the options and the credentials"
     return f"{general}; {step.row.by_hand.format(host=step.src.rsplit(':', 1)[0])}" if step.row.by_hand else general
 
 
-def _remount(step: planner.Remount, deadline: Deadline, attempts: int, subject: str) -> None:
+def _remount(step: Remount, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     argv = [_programs(step), "-t", step.row.mount_type, "-o", ",".join(step.opts), step.src, step.path]
     result = _run(argv, deadline, subject)
     if result.rc != 0:
@@ -158,7 +164,7 @@ def _remount(step: planner.Remount, deadline: Deadline, attempts: int, subject: 
         raise MountFailed(subject, f"changing the options at {step.path} failed ({_reason(result)})", remedy, result.details)
 
 
-def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: str) -> None:
+def _unmount(step: Unmount, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     remedy = "bring the server back, or unmount by hand with umount -f or umount -l, which loses what was not yet written"
     result = _run([command.find("umount", "mount"), step.path], deadline, subject, remedy=remedy)
     mounts = tables.read_mounts()
@@ -172,7 +178,7 @@ def _unmount(step: planner.Unmount, deadline: Deadline, attempts: int, subject: 
 _WAIT = "check the server and the network, or give a longer timeout"
 
 
-def _run(argv: list[str], deadline: Deadline, subject: str, secret: bytes | None = None, remedy: str = _WAIT) -> command.Result:
+def _run(argv: list[str], deadline: probe.Deadline, subject: str, secret: bytes | None = None, remedy: str = _WAIT) -> command.Result:
     try:
         return command.run(argv, timeout=max(deadline.left - _ENDING, deadline.left / 2, _LEAST), secret=secret)
     except ToolFailed as error:
@@ -186,57 +192,57 @@ def _reason(result: command.Result) -> str:
     return lines[0].rstrip(".") if lines else result.reason
 
 
-def _create_directory(step: planner.CreateDirectory, deadline: Deadline, attempts: int, subject: str) -> None:
+def _create_directory(step: CreateDirectory, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     try:
         os.makedirs(step.path, mode=0o755, exist_ok=True)
-        fstab.sync_directory(os.path.dirname(step.path) or "/")
+        host_files.sync_directory(os.path.dirname(step.path) or "/")
     except OSError as error:
         raise from_os_error(error, f"directory {step.path}") from error
 
 
-def _remove_directory(step: planner.RemoveDirectory, deadline: Deadline, attempts: int, subject: str) -> bool:
+def _remove_directory(step: RemoveDirectory, deadline: probe.Deadline, attempts: int, subject: str) -> bool:
     try:
         os.rmdir(step.path)
-        fstab.sync_directory(os.path.dirname(step.path))
+        host_files.sync_directory(os.path.dirname(step.path))
     except OSError:
         return False  # files lay hidden beneath the mount: they are somebody's, and the directory stays with them
     return True
 
 
-def _write_credentials(step: planner.WriteCredentials, deadline: Deadline, attempts: int, subject: str) -> None:
+def _write_credentials(step: WriteCredentials, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     try:
         os.makedirs(os.path.dirname(step.path), mode=0o700, exist_ok=True)
     except OSError as error:
         raise from_os_error(error, f"credentials of {subject}") from error
-    fstab.replace_file(step.path, step.credentials.content(), mode=0o600, keep=False)
+    host_files.replace_file(step.path, step.credentials.content(), mode=0o600, keep=False)
 
 
-def _remove_credentials(step: planner.RemoveCredentials, deadline: Deadline, attempts: int, subject: str) -> None:
+def _remove_credentials(step: RemoveCredentials, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     try:
         os.unlink(step.path)
-        fstab.sync_directory(os.path.dirname(step.path))
+        host_files.sync_directory(os.path.dirname(step.path))
     except FileNotFoundError:
         pass
     except OSError as error:
         raise from_os_error(error, f"credentials of {subject}") from error
 
 
-def _write_fstab(step: planner.WriteFstab, deadline: Deadline, attempts: int, subject: str) -> None:
+def _write_fstab(step: WriteFstab, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     fstab.change_fstab(step.fstab, step.path, step.entry)
 
 
-def _remove_fstab(step: planner.RemoveFstab, deadline: Deadline, attempts: int, subject: str) -> None:
+def _remove_fstab(step: RemoveFstab, deadline: probe.Deadline, attempts: int, subject: str) -> None:
     fstab.change_fstab(step.fstab, step.path, None)
 
 
 _ACTIONS: dict = {
-    planner.CreateDirectory: _create_directory,
-    planner.RemoveDirectory: _remove_directory,
-    planner.WriteCredentials: _write_credentials,
-    planner.RemoveCredentials: _remove_credentials,
-    planner.WriteFstab: _write_fstab,
-    planner.RemoveFstab: _remove_fstab,
-    planner.MountShare: _mount,
-    planner.Remount: _remount,
-    planner.Unmount: _unmount,
+    CreateDirectory: _create_directory,
+    RemoveDirectory: _remove_directory,
+    WriteCredentials: _write_credentials,
+    RemoveCredentials: _remove_credentials,
+    WriteFstab: _write_fstab,
+    RemoveFstab: _remove_fstab,
+    MountShare: _mount,
+    Remount: _remount,
+    Unmount: _unmount,
 }

@@ -10,28 +10,34 @@ from __future__ import annotations
 import os
 
 from ..errors import ShareNotMounted
-from . import probe, resolve, tables
+from . import probe, resolve, sources, tables
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 _DEPTH = 8  # triggers within what triggers have mounted
 
 
 def visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> tuple[tables.Mount, ...]:
-    """The mounts after going where ``source`` would be mounted by an automounter: at its default path, or where fstab has it."""
+    """Go where an automounter would mount ``source``: to its default path, and where fstab has it. :return: the mounts afterwards.
+
+    :param timeout: seconds for each place. :raises ShareNotMounted: nothing was mounted, or it took too long.
+    """
     entries = tables.parse_fstab(tables.read_fstab(fstab))
-    paths = [resolve.default_path(source, mount_base)] + [entry.path for entry in entries if tables.is_entry_of(entry, source)]
+    paths = [resolve.default_path(source, mount_base)] + [entry.path for entry in entries if sources.is_entry_of(entry, source)]
     for path in dict.fromkeys(paths):
         mounts = resolve.settled(path, mounts, timeout, f"share {source}")
     return mounts
 
 
 def trigger(mounts: tuple[tables.Mount, ...], path: str) -> tables.Mount | None:
-    """The autofs mount that decides what is at ``path`` (without links): the nearest one at or above it, also where it has mounted something."""
+    """The automounter's mount that decides what is at ``path`` (without links), also where it has mounted something; None where none does.
+
+    It is the nearest one at or above ``path``.
+    """
     parents = {mount.id: mount for mount in mounts}
     current = tables.enclosing(mounts, path)
     seen: set[int] = set()
     while current is not None and current.id not in seen and current.path != "/":
-        if current.fstype == "autofs":
+        if current.is_trigger:
             return current
         seen.add(current.id)
         # A mount of its own further down, not the automounter's, is none of the automounter's business.
@@ -41,15 +47,15 @@ def trigger(mounts: tuple[tables.Mount, ...], path: str) -> tables.Mount | None:
 
 
 def visit(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
-    """The kernel's mounts after somebody went to ``path``, so that everything on the way is mounted that autofs mounts there.
+    """Go to ``path``, so that autofs mounts everything on the way. :return: the kernel's mounts afterwards.
 
-    :param timeout: seconds that going there may take; it is done in a child process, because a dead server hangs.
+    :param timeout: seconds that going there may take. A child process goes, because a dead server hangs.
     :raises ShareNotMounted: nothing was mounted, or it took too long.
     """
     for _dummy in range(_DEPTH):
         real = resolve.follow(path, mounts)
         trigger = tables.enclosing(mounts, real)
-        if trigger is None or trigger.fstype != "autofs":
+        if trigger is None or not trigger.is_trigger:
             break
         reason, mounts = _go(real, timeout, subject)
         here = tables.enclosing(mounts, resolve.follow(path, mounts))

@@ -1,32 +1,34 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Changes of fstab, one line at a time, and files of the host that are replaced whole and durably."""
+"""Changes of fstab, one line at a time."""
 from __future__ import annotations
 
-import errno
 import os
 import re
 
-from ..errors import InvalidParameter, ToolFailed, from_os_error
+from ..errors import InvalidParameter, from_os_error
+from .host_files import replace_file
 from .tables import Entry, parse_entry, read_fstab
 
 _TO_ESCAPE = re.compile(r"[ \t\n\\#]")
 
 
 def escape(text: str) -> str:
+    """``text`` as a field of fstab: blanks, line breaks, backslashes and ``#`` as octal escapes. :func:`tables.unescape` undoes it."""
     return _TO_ESCAPE.sub(lambda match: f"\\{ord(match.group(0)):03o}", text)
 
 
 def render_entry(entry: Entry) -> str:
+    """The line of fstab, without its end, that :func:`tables.parse_entry` reads as ``entry``."""
     options = ",".join(escape(option) for option in entry.options) or "defaults"
     return f"{escape(entry.source)} {escape(entry.path)} {entry.fstype} {options} {entry.dump} {entry.passno}"
 
 
 def edit_fstab(text: str, path: str, entry: Entry | None) -> str:
-    """``text`` with ``entry`` as the only line that mounts at ``path`` (None: with no such line). Every other byte stays.
+    """The text of fstab with ``entry`` as the only line that mounts at ``path``; with None no line does. Every other byte stays.
 
-    A line that says the same already is not touched, whatever its spacing; a new one goes to the end.
+    A line that says the same already stays as it is, whatever its spacing. A new line goes to the end.
     """
     lines = text.split("\n")
     kept, placed = [], False
@@ -45,7 +47,10 @@ def edit_fstab(text: str, path: str, entry: Entry | None) -> str:
 
 
 def check_fstab(path: str) -> None:
-    """:raises InvalidParameter: it exists and is not a plain file, so that it cannot be replaced (nothing is followed on writing)."""
+    """Check that the file ``path`` can be replaced. Writing follows no link.
+
+    :raises InvalidParameter: the file exists and is not a plain file.
+    """
     import stat
 
     try:
@@ -58,9 +63,10 @@ def check_fstab(path: str) -> None:
 
 
 def change_fstab(path: str, mountpoint: str, entry: Entry | None) -> None:
-    """Make :func:`edit_fstab` on the file ``path``: read and replaced under a lock of its directory, durable when this returns.
+    """Do what :func:`edit_fstab` says to the file ``path``, under a lock of its directory. The change is durable when this returns.
 
-    :raises StorageError: it cannot be written; it is unchanged then.
+    :param mountpoint: the path that ``entry`` mounts at.
+    :raises StorageError: the file cannot be written. It is unchanged then.
     """
     import fcntl
 
@@ -78,63 +84,3 @@ def change_fstab(path: str, mountpoint: str, entry: Entry | None) -> None:
             replace_file(path, os.fsencode(changed))
     finally:
         os.close(folder)
-
-
-def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True) -> None:
-    """Replace a file whole and durably: temporary file beside it, fsync, rename, fsync of the directory.
-
-    Mode, owner and label of the old file stay with ``keep``; ``mode`` is for any other. Nothing is followed.
-
-    :raises StorageError: the old file stays as it is.
-    """
-    import tempfile
-
-    directory = os.path.dirname(path)
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", dir=directory)
-    except OSError as error:
-        raise from_os_error(error, path) from error
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            _take_attributes(descriptor, path if keep else None, mode)
-            stream.flush()
-            os.fsync(descriptor)
-        os.rename(temporary, path)
-        sync_directory(directory)
-    except OSError as error:
-        _discard(temporary)
-        if error.errno == errno.EBUSY:  # containers mount such files singly
-            raise ToolFailed(path, "it is a mount point of its own and cannot be replaced as a whole", "name another fstab, or set persist: false") from error
-        raise from_os_error(error, path) from error
-    except BaseException:
-        _discard(temporary)
-        raise
-
-
-def _take_attributes(descriptor: int, path: str | None, mode: int) -> None:
-    if path is None or not os.path.lexists(path):
-        os.fchmod(descriptor, mode)
-        return
-    old = os.lstat(path)
-    os.fchown(descriptor, old.st_uid, old.st_gid)
-    os.fchmod(descriptor, old.st_mode & 0o7777)
-    try:
-        os.setxattr(descriptor, "security.selinux", os.getxattr(path, "security.selinux", follow_symlinks=False))
-    except OSError:
-        pass  # no SELinux here
-
-
-def _discard(temporary: str) -> None:
-    try:
-        os.unlink(temporary)
-    except OSError:
-        pass
-
-
-def sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

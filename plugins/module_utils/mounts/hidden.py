@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 
+from ..localities import ROOT
 from .tables import HIDDEN, Mount, parse_mountinfo
 
 _INIT = "/proc/1/mountinfo"
 
 
 def root(mounts: tuple[Mount, ...]) -> Mount:
-    """What ``/`` lies on where the table does not say, as in a chroot into a directory that is no mount point."""
+    """A mount for ``/`` where the table has none, as in a chroot into a directory that is no mount point."""
     device = os.stat("/").st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     try:
@@ -21,7 +22,7 @@ def root(mounts: tuple[Mount, ...]) -> Mount:
     except OSError:
         others = mounts
     known = next((mount for mount in others if mount.device == name), None)
-    fstype = known.fstype if known is not None else "rootfs" if os.major(device) else "unknown"  # what has a device of its own is this host's
+    fstype = known.fstype if known is not None else ROOT.kernel_type if os.major(device) else "unknown"  # what has a device of its own is this host's
     identities = {mount.id for mount in mounts}
     above = [mount.parent for mount in mounts if mount.parent not in identities]
     number = max(above, key=above.count) if above else 0
@@ -34,7 +35,7 @@ def _init() -> str:
 
 
 def are_one(path: str, other: str) -> bool:
-    """Whether two paths lead to one directory."""
+    """Whether two paths lead to one directory. A path that leads nowhere is no directory."""
     try:
         return os.path.samestat(os.stat(path), os.stat(other))
     except OSError:

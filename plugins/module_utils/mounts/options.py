@@ -26,6 +26,7 @@ _LEAST_SIZE = 4096  # bytes; a smaller size is raised by the kernel
 
 
 def split(option: str) -> tuple[str, str | None]:
+    """An option as name and value; the value is None where the option has no ``=``."""
     name, equals, value = option.partition("=")
     return name, value if equals else None
 
@@ -52,11 +53,12 @@ def complete(row: FileSystem, options: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def for_fstab(options: tuple[str, ...]) -> tuple[str, ...]:
+    """The options as a line of fstab has them, where the field may not be empty."""
     return options or ("defaults",)
 
 
 def for_mount(options: tuple[str, ...]) -> tuple[str, ...]:
-    """What goes to mount(8): fstab's own options would puzzle the helper of a FUSE file system."""
+    """The options that go to mount(8), without those of fstab alone, which helpers of FUSE file systems do not know."""
     return tuple(option for option in options if not _fstab_only(option))
 
 
@@ -69,11 +71,13 @@ def for_remount(row: FileSystem, options: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def drift(row: FileSystem, wanted: tuple[str, ...], live: tuple[str, ...], previous: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """The options by which a mount differs from the wish: those not in force, and those in force that are wished no more.
+    """The options by which a mount differs from the wish: those not in force, and those in force that nobody wishes any more.
 
-    Of options that contradict each other the last one counts, as for mount(8). The mount table does not show every option. Of
-    one that it does not show, ``previous`` (the words that we mounted with, None if nobody knows) is the only witness: it counts
-    as changed where these words differ.
+    Of options that contradict each other the last one counts, as for mount(8). The mount table does not show every option. One that
+    it does not show counts as changed where ``previous`` has other words for it.
+
+    :param wanted: the options of the wish, complete. :param live: the options that the mount table shows.
+    :param previous: the options that we mounted with; None where nobody knows.
     """
     wish, before = _subjects(row, _with_access(for_mount(wanted))), _subjects(row, for_mount(previous or ()))
     in_force = dict(split(option) for option in live)
@@ -114,17 +118,17 @@ def _is_default(row: FileSystem, atom: str) -> bool:
 
 
 def of_the_mount(options: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that belong to one mount, not to the file system which several mounts on this host may share."""
+    """The options that belong to one mount. The others belong to the file system, which several mounts on this host may share."""
     return tuple(option for option in options if split(option)[0] in types.GENERAL)
 
 
 def can_remount(row: FileSystem, drifted: tuple[str, ...]) -> bool:
-    """Whether the kernel changes all of them in place."""
+    """Whether the kernel changes all of ``drifted`` in place."""
     return all(split(option)[0] in row.remountable for option in drifted)
 
 
 def spell(row: FileSystem, option: str) -> tuple[str, ...]:
-    """How the mount table spells ``option``."""
+    """How the mount table spells ``option``; one option may stand for several."""
     name, value = split(option)
     spellings = dict(row.spellings)
     patterns = spellings.get(option) or spellings.get(name)
@@ -155,7 +159,7 @@ def _is_live(condition: str, in_force: dict) -> bool:
 def _equal(row: FileSystem, name: str, wanted: str, live: str) -> bool:
     if wanted == live:
         return True
-    if name == "vers":
+    if name in row.versions:
         return _same_version(wanted, live)
     if name in row.listed and live in wanted.split(":"):
         return True

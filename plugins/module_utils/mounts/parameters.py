@@ -9,9 +9,10 @@ import re
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidParameter
+from . import binds, resolve, sources, tables, types
 from . import options as mount_options
-from . import resolve, tables, types
-from .planner import Credentials, Wish
+from .planner import KEPT, Wish
+from .steps import Credentials
 
 if TYPE_CHECKING:
     Mounts = tuple[tables.Mount, ...]
@@ -22,8 +23,9 @@ _CREDENTIAL_KEYS = ("username", "password", "domain")
 
 
 def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
-    """The wish of one share. ``mounts`` and ``entries`` decide what ``fstype: auto`` means where the source's form does not.
+    """The wish of one share. :param params: the options of remotefs_share, each key present.
 
+    :param mounts: the kernel's table. :param entries: the lines of fstab. Both decide what ``fstype: auto`` means, before the source's form.
     :raises InvalidParameter: a value is wrong or two contradict each other.
     """
     src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
@@ -32,11 +34,11 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
     path = _path(params["path"], src, row, mounts, entries, base)
     if src is None:
         src = _known_source(path, row, mounts, entries)
-    if src is None and state in ("mounted", "present", "remounted") and row.mount_type:
+    if src is None and state in KEPT and row.mount_type:
         raise InvalidParameter(f"path {path}", "no source is given for it", "give src")
-    if src is not None and not re.fullmatch(row.source, types.normalise_source(src, row) if row.network else src):
+    if src is not None and not re.fullmatch(row.source, src if row.local else sources.normalise(src, row)):
         raise InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", f"write it like {row.example}")
-    options = mount_options.check(_options(params["opts"], state, path, entries))
+    options = mount_options.check(_options(params["opts"], state, path, row, entries))
     wish = Wish(
         src=src,
         path=path,
@@ -54,15 +56,8 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
 
 
 def credentials_file(path: str) -> str:
-    """Where the credentials of what is mounted at ``path`` are: one file for one mount, so that two never share or delete one."""
+    """The file with the credentials of what is mounted at ``path``. Each mount has its own, so that two never share or delete one."""
     return os.path.join(CREDENTIALS, os.path.basename(resolve.default_path(path, "/")))
-
-
-def merge(params: dict, items: list[dict]) -> list[dict]:
-    """The items of a bulk task, each filled up with the task's own values."""
-    defaults = {key: value for key, value in params.items() if key not in ("src", "path", "shares", "shares_file")}
-    defaults.update(src=None, path=None)
-    return [{**defaults, **{key: value for key, value in item.items() if value is not None}} for item in items]
 
 
 def _source(params: dict) -> str | None:
@@ -76,24 +71,24 @@ def _source(params: dict) -> str | None:
     return resolve.clean_path(src, "src") if resolve.is_directory_name(src) else src
 
 
-def _options(given: list[str] | None, state: str, path: str, entries: Entries) -> tuple[str, ...]:
+def _options(given: list[str] | None, state: str, path: str, row: types.FileSystem, entries: Entries) -> tuple[str, ...]:
     if given is None and state == "remounted":  # it refreshes what is there
-        own = f"credentials={credentials_file(path)}"
-        return tuple(option for entry in entries if entry.path == path for option in entry.options if option != own)
+        own = {f"{name}={credentials_file(path)}" for name in row.identity_options[:1]}
+        return tuple(option for entry in entries if entry.path == path for option in entry.options if option not in own)
     # Ansible has split a text at every comma; one between quotes does not separate.
     return tuple(option.strip() for option in tables.split_options(",".join(given or ())))
 
 
 def _row(fstype: str, src: str | None, path: str | None, mounts: Mounts, entries: Entries, base: str) -> types.FileSystem:
-    if fstype != "auto":
+    if fstype != types.AUTO:
         return types.by_name(fstype)
     known = _known_row(src, path, mounts, entries, base)
     if known is not None:
         return known
     if src is None or resolve.is_directory_name(src):
         here = src is None or path is None or resolve.clean_path(path, "path") == src
-        return types.by_name("directory" if here else "bind")
-    row = types.claim(types.normalise_source(src))
+        return types.DIRECTORY if here else types.BIND
+    row = sources.claim(sources.normalise(src))
     if row is None:
         raise InvalidParameter(f"src {src!r}", "its form does not say which file system it is on", "give fstype, or an absolute path for a plain directory")
     return row
@@ -105,17 +100,17 @@ def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entri
         return None
     path = resolve.clean_path(path, "path") if path else _default_path(src or "", mounts, entries, base)
     mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
-    if mount is not None and (src is None or tables.is_mount_of(mount, src)):
+    if mount is not None and (src is None or sources.is_mount_of(mount, src)):
         row = types.by_kernel_type(mount.fstype)
-        return row or (types.by_name("bind") if src is None and resolve.is_bind(mount) else None)
+        return row or (types.BIND if src is None and resolve.is_bind(mount) else None)
     for entry in entries:
-        if entry.path == path and (src is None or tables.is_entry_of(entry, src)):
+        if entry.path == path and (src is None or sources.is_entry_of(entry, src)):
             return types.by_mount_type(entry.fstype)
     return None
 
 
 def place(params: dict, mounts: Mounts, entries: Entries) -> str | None:
-    """Where the share is or would be, as far as that is known before anything else is; None where a value is missing or wrong."""
+    """The directory where the share is or would be; None where an option that tells it is missing or wrong. See :func:`read_wish`."""
     try:
         src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
         if params["path"] or (src and resolve.is_directory_name(src)):
@@ -130,8 +125,8 @@ def _default_path(src: str, mounts: Mounts, entries: Entries, base: str) -> str:
     own = resolve.default_path(src, base)
     if tables.mounted_at(mounts, own) is not None or any(entry.path == own for entry in entries):
         return own
-    known = [mount.path for mount in mounts if tables.is_mount_of(mount, src) and tables.mounted_at(mounts, mount.path) == mount]
-    known += [entry.path for entry in entries if tables.is_entry_of(entry, src)]
+    known = [mount.path for mount in mounts if sources.is_mount_of(mount, src) and tables.mounted_at(mounts, mount.path) == mount]
+    known += [entry.path for entry in entries if sources.is_entry_of(entry, src)]
     digest = re.compile(re.escape(base.rstrip("/")) + "/[0-9a-f]{32}")
     return next((path for path in known if digest.fullmatch(path)), own)
 
@@ -141,7 +136,7 @@ def _known_source(path: str, row: types.FileSystem, mounts: Mounts, entries: Ent
         return path
     mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
     if mount is not None:
-        return mount.source if row.kernel_types else tables.origin(mounts, mount)
+        return mount.source if row.kernel_types else binds.origin(mounts, mount)
     for entry in entries:
         if entry.path == path:
             return entry.source
@@ -152,7 +147,8 @@ def _path(path: str | None, src: str | None, row: types.FileSystem, mounts: Moun
     if not row.mount_type:
         clean = resolve.clean_path(path or src or "", "path")
         if src is not None and clean != src:
-            raise InvalidParameter(f"path {clean}", "a plain directory is used where it is", f"leave path out, or use fstype bind to show {src} there")
+            remedy = f"leave path out, or use fstype {types.BIND.name} to show {src} there"
+            raise InvalidParameter(f"path {clean}", "a plain directory is used where it is", remedy)
         return clean
     clean = resolve.clean_path(path, "path") if path else _default_path(src or "", mounts, entries, base)
     if clean == "/" or clean == base:
@@ -172,16 +168,16 @@ def _credentials(given: dict | None) -> Credentials | None:
 
 def _check(wish: Wish) -> None:
     given, row = wish.credentials, wish.row
-    if wish.state not in ("mounted", "present", "remounted") or given is None:
+    if wish.state not in KEPT or given is None:
         return
     if not row.credentials:
         raise InvalidParameter(f"share {wish.name}", f"{row.name} takes no credentials", "leave them out")
     if row.credentials == "file":
-        if any(mount_options.split(option)[0] in ("credentials", "cred", "guest") for option in wish.options):
+        if any(mount_options.split(option)[0] in row.identity_options for option in wish.options):
             raise InvalidParameter(f"share {wish.name}", "opts name credentials beside 'credentials'", "keep one of the two")
         return
     if given.password is None or given.username is not None or given.domain is not None:
         raise InvalidParameter(f"share {wish.name}", f"{row.name} takes a password only", f"put the user into src, like {row.example}")
     if wish.persist:
-        remedy = "use a key (opts: IdentityFile=FILE), or set persist: false to mount until the next boot"
+        remedy = ", or ".join(filter(None, (row.without_password, "set persist: false to mount until the next boot")))
         raise InvalidParameter(f"share {wish.name}", f"fstab cannot hold a password for {row.name}", remedy)

@@ -1,10 +1,7 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What to do for one share: state and wish in, steps out. Pure: no system call, so that plain values test it.
-
-A step is a frozen value that describes itself; manager.py carries it out.
-"""
+"""What to do for one share: state and wish in, steps out. Pure: no system call, so that plain values test it."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -12,30 +9,34 @@ from typing import TYPE_CHECKING
 
 from ..errors import Conflict, InvalidParameter
 from . import options as mount_options
-from .tables import Entry, Mount, is_mount_of
-from .types import FileSystem, normalise_source
+from .sources import are_one, is_mount_of
+from .steps import (
+    CreateDirectory,
+    Credentials,
+    MountShare,
+    Remount,
+    RemoveCredentials,
+    RemoveDirectory,
+    RemoveFstab,
+    Step,
+    Unmount,
+    WriteCredentials,
+    WriteFstab,
+)
+from .tables import FSTAB, Entry, Mount, options_of
+from .types import FileSystem
 
 if TYPE_CHECKING:
     from .record import Record
 
-
-@dataclass(frozen=True)
-class Credentials:
-    """Who mounts. Never shown: neither by repr nor by any step."""
-
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    domain: str | None = None
-
-    def content(self) -> bytes:
-        """The credentials file as mount.cifs reads it."""
-        pairs = (("username", self.username), ("password", self.password), ("domain", self.domain))
-        return "".join(f"{name}={value}\n" for name, value in pairs if value is not None).encode("utf-8", "surrogateescape")
+STATES = ("mounted", "present", "unmounted", "absent", "remounted")
+KEPT = ("mounted", "present", "remounted")  # states in which the host knows the share
+MOUNTED = ("mounted", "remounted")  # states in which it is mounted
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user wants of one share. ``src`` is None where only a path was given, ``persist`` says whether fstab follows."""
+    """What the user wants of one share. ``src`` is None where the user gave only a path. ``persist``: fstab follows."""
 
     src: str | None
     path: str
@@ -45,17 +46,18 @@ class Wish:
     credentials_file: str = ""  # where a file with them belongs
     state: str = "mounted"
     persist: bool = True
-    fstab: str = "/etc/fstab"
+    fstab: str = FSTAB
     own_directory: bool = False  # the mount directory lies under mount_base and goes with the share
 
     @property
     def name(self) -> str:
+        """What messages call the share."""
         return self.src or self.path
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is: ``mount`` at the path (``bound``: it is a bind mount of the wished source), fstab's line for the path, and files."""
+    """What there is: the mount at the path, the line of fstab for the path, and files. ``bound``: the mount is a bind mount of the wished source."""
 
     mount: Mount | None = None
     source: str | None = None  # what is mounted there, as a user would name it
@@ -71,84 +73,10 @@ class Seen:
     shared: bool = False  # the same file system is mounted elsewhere too, so that its options cannot be changed from here
 
 
-@dataclass(frozen=True)
-class Step:
-    """One change. ``name`` is public, in ``actions``."""
-
-    path: str
-    name = ""
-
-    def describe(self) -> dict:
-        shown = {key: value for key, value in vars(self).items() if key not in ("credentials", "row", "entry", "visit")}
-        for key, value in shown.items():
-            if isinstance(value, tuple):
-                shown[key] = ",".join(value)
-        return {"step": self.name, **shown}
-
-
-@dataclass(frozen=True)
-class CreateDirectory(Step):
-    name = "create_directory"
-
-
-@dataclass(frozen=True)
-class RemoveDirectory(Step):
-    name = "remove_directory"
-
-
-@dataclass(frozen=True)
-class WriteCredentials(Step):
-    credentials: Credentials
-    name = "write_credentials"
-
-
-@dataclass(frozen=True)
-class RemoveCredentials(Step):
-    name = "remove_credentials"
-
-
-@dataclass(frozen=True)
-class WriteFstab(Step):
-    fstab: str
-    entry: Entry
-    name = "write_fstab"
-
-
-@dataclass(frozen=True)
-class RemoveFstab(Step):
-    fstab: str
-    name = "remove_fstab"
-
-
-@dataclass(frozen=True)
-class MountShare(Step):
-    src: str
-    fstype: str
-    row: FileSystem
-    opts: tuple[str, ...]
-    credentials: Credentials | None = field(default=None, repr=False)
-    visit: bool = False  # an automounter mounts it when somebody goes there
-    name = "mount"
-
-
-@dataclass(frozen=True)
-class Remount(Step):
-    src: str
-    row: FileSystem
-    opts: tuple[str, ...]
-    name = "remount"
-
-
-@dataclass(frozen=True)
-class Unmount(Step):
-    src: str
-    name = "unmount"
-
-
 def plan(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    """The steps that lead from what is to what is wished, none where they agree.
+    """The steps that lead from what is to what is wished; none where they agree.
 
-    :raises Conflict: another source is mounted at the path, or fstab has another one for it.
+    :raises Conflict: another source is mounted at the path, or fstab has another source for it.
     :raises InvalidParameter: the wish contradicts itself.
     """
     if not wish.row.mount_type:
@@ -191,8 +119,7 @@ def drifted_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
     options, drifted = effective_options(wish, seen), _another_user(wish, seen.mount)
     if seen.record is None or seen.record != (options, seen.mount.options):
         previous = seen.record.words if seen.record is not None else seen.entry.options if wish.persist and seen.entry is not None else None
-        live = seen.mount.options if wish.row.kernel_types else seen.mount.mount_options
-        drifted += mount_options.drift(wish.row, options, live, previous)
+        drifted += mount_options.drift(wish.row, options, options_of(seen.mount, wish.row), previous)
     if seen.trigger:  # what the automounter's own table says cannot be changed from here
         drifted = tuple(option for option in drifted if mount_options.can_remount(wish.row, (option,)))
     return mount_options.of_the_mount(drifted) if seen.shared and wish.row.kernel_types else drifted  # those of a bind mount are its own
@@ -202,8 +129,8 @@ def _another_user(wish: Wish, mount: Mount) -> tuple[str, ...]:
     """The user of the wish, if the kernel shows that somebody else mounted it. It does not show every user."""
     if wish.row.credentials != "file" or wish.credentials is None or wish.credentials.username is None:
         return ()
-    wanted = f"username={wish.credentials.username}"
-    shown = [option for option in mount.options if option.startswith("username=")]
+    wanted = f"{wish.row.user_option}={wish.credentials.username}"
+    shown = [option for option in mount.options if option.startswith(f"{wish.row.user_option}=")]
     return (wanted,) if shown and wanted not in shown else ()
 
 
@@ -211,13 +138,13 @@ def effective_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
     """The options of the wish, with defaults and with the file that holds its credentials."""
     options = mount_options.complete(wish.row, wish.options)
     if wish.row.credentials == "file" and (wish.credentials is not None or seen.credentials is not None):
-        if not any(option.split("=", 1)[0] in ("credentials", "cred", "guest") for option in options):
-            options += (f"credentials={wish.credentials_file}",)
+        if not any(option.split("=", 1)[0] in wish.row.identity_options for option in options):
+            options += (f"{wish.row.identity_options[0]}={wish.credentials_file}",)
     return options
 
 
 def fold(seen: Seen, wish: Wish, steps: tuple[Step, ...]) -> dict:
-    """What will be after ``steps``, in the words of :func:`picture`."""
+    """The share after ``steps``, in the form of :func:`picture`."""
     after = picture(seen)
     for step in steps:
         if isinstance(step, (MountShare, Remount)):
@@ -236,7 +163,7 @@ def fold(seen: Seen, wish: Wish, steps: tuple[Step, ...]) -> dict:
 
 
 def picture(seen: Seen) -> dict:
-    """The state of a share for a diff, without secrets."""
+    """The state of a share for a diff, without secrets: ``mounted`` (its source), ``opts``, ``fstab``, ``directory`` and ``credentials``."""
     return {
         "mounted": seen.source,
         "opts": ",".join(seen.mount.options) if seen.mount else None,
@@ -262,7 +189,7 @@ def same_source(wish: Wish, seen: Seen) -> bool:
 
 def _same_entry(wish: Wish, entry: Entry) -> bool:
     """Whether a line of fstab is about the wished source, however either spells it."""
-    return wish.src is None or normalise_source(entry.source, wish.row) == normalise_source(wish.src, wish.row)
+    return wish.src is None or are_one(entry.source, wish.src, wish.row)
 
 
 def _check_sources(wish: Wish, seen: Seen) -> None:
@@ -274,10 +201,14 @@ def _check_sources(wish: Wish, seen: Seen) -> None:
 
 
 def restore(wish: Wish, seen: Seen) -> MountShare | None:
-    """The step that mounts again what was mounted, should its replacement fail: with the options of fstab, or else those that were in force."""
+    """The step that mounts again what was mounted, for the case that its replacement fails; None where nothing was mounted.
+
+    The options are those of fstab, or else those that were in force.
+    """
     if seen.mount is None or seen.source is None:
         return None
-    old = seen.entry.options if seen.entry is not None else seen.mount.options if wish.row.kernel_types else wish.row.default_options + seen.mount.mount_options
+    live = options_of(seen.mount, wish.row)
+    old = seen.entry.options if seen.entry is not None else live if wish.row.kernel_types else wish.row.default_options + live
     kept = tuple(option for option in mount_options.for_mount(old) if option.split("=", 1)[0] not in wish.row.local_options)
     return MountShare(wish.path, seen.source, wish.row.name, wish.row, kept, visit=seen.trigger)
 

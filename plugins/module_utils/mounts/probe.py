@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..errors import ShareNotMounted, from_os_error
 
 
+class Deadline:
+    """How much time one share may still take. :param seconds: from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until it passes; negative afterwards."""
+        return self._end - time.monotonic()
+
+
 @dataclass(frozen=True)
 class Capacity:
-    """Bytes of a share, and whether this user may write to it as far as the kernel and the server tell."""
+    """The room of a share in bytes, and whether this user may write to it as far as the kernel and the server tell."""
 
     total: int
     free: int  # what a user may still store
@@ -26,7 +40,7 @@ class Capacity:
 
 
 def capacity(path: str, timeout: float, subject: str) -> Capacity:
-    """How much room there is on the share mounted at ``path``.
+    """How much room there is on the share mounted at ``path``. :param subject: the share, for messages.
 
     :raises ShareNotMounted: it does not answer within ``timeout`` seconds, or its server is gone.
     :raises StorageError: it cannot be read.
@@ -42,7 +56,7 @@ def capacity(path: str, timeout: float, subject: str) -> Capacity:
 
 
 def directory_state(path: str, timeout: float, subject: str) -> tuple[bool, bool, bool]:
-    """Whether ``path`` exists, is a directory and is empty. Raises what :func:`capacity` does."""
+    """(whether ``path`` exists, whether it is a directory, whether it is empty). It raises what :func:`capacity` raises."""
 
     def look() -> tuple:
         if not os.path.isdir(path):
@@ -54,7 +68,7 @@ def directory_state(path: str, timeout: float, subject: str) -> tuple[bool, bool
 
 
 def bounded(look: Callable[[], tuple], timeout: float, subject: str) -> tuple:
-    """What ``look()``, a function that returns whole numbers, returns in a child process.
+    """Call ``look`` in a child process, which can be given up. :param look: returns a tuple of whole numbers, which this returns.
 
     :raises ShareNotMounted: it took longer than ``timeout`` seconds. :raises StorageError: it met an OSError.
     """
@@ -105,7 +119,6 @@ def _answer(look: Callable[[], tuple], writer: int) -> None:
 def _leave(child: int) -> None:
     """End the child if it can be ended. One that is stuck in the kernel dies when the kernel lets go of it."""
     import signal
-    import time
 
     os.kill(child, signal.SIGKILL)
     for _dummy in range(20):
@@ -115,7 +128,7 @@ def _leave(child: int) -> None:
 
 
 def holders(path: str, limit: int = 3, trigger: int | None = None) -> list[str]:
-    """Some processes that have files or their working directory beneath ``path``, as "qemu-system-x86 (1234)".
+    """Processes that have files or their working directory beneath ``path``, as "qemu-system-x86 (1234)", up to ``limit`` of them.
 
     It reads links of /proc only, which touches no server.
 

@@ -28,7 +28,7 @@ class Record(NamedTuple):
 
 
 def read(path: str, mount: Mount | None) -> Record | None:
-    """The record of what is mounted at ``path``; None if there is none, or if it is of another mount."""
+    """How ``mount`` at ``path`` was made; None where there is no record, or where the record is of another mount."""
     if mount is None:
         return None
     try:
@@ -43,9 +43,12 @@ def read(path: str, mount: Mount | None) -> Record | None:
 
 
 def write(path: str, mount: Mount | None, words: tuple[str, ...]) -> None:
-    """Keep how ``mount`` was made, as far as this host lets us; with None the record goes."""
+    """Keep how ``mount`` at ``path`` was made; with None the record goes. A host that does not let us keep it is no error.
+
+    :param words: the options that were wished.
+    """
     from ..errors import StorageError
-    from . import fstab  # late: only changes write
+    from . import host_files  # late: only changes write
 
     try:
         if mount is None:
@@ -53,7 +56,7 @@ def write(path: str, mount: Mount | None, words: tuple[str, ...]) -> None:
             return
         os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
         content = {"mount": _identity(path, mount), "words": words, "live": mount.options}
-        fstab.replace_file(_file(path), json.dumps(content).encode("ascii"), mode=0o600, keep=False)
+        host_files.replace_file(_file(path), json.dumps(content).encode("ascii"), mode=0o600, keep=False)
     except (OSError, StorageError):
         pass  # without it the table and fstab decide
 

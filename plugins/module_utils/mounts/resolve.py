@@ -12,9 +12,10 @@ import os
 
 from .. import model
 from ..errors import InvalidParameter, ShareNotMounted
+from ..localities import locality
+from ..model import MOUNT_BASE
 from . import tables, types
 
-MOUNT_BASE = "/var/lib/remotefs/mnt"
 PATIENCE = 30.0  # seconds for a server to answer
 _MAX_LINKS = 40
 
@@ -31,18 +32,9 @@ def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FST
         path = clean_path(share, "share")
         mounts = settled(path, mounts, timeout, f"share {share}")
         return find_directory(path, mounts, tables.parse_fstab(tables.read_fstab(fstab)), mount_base)
-    if not types.is_source(types.normalise_source(share)):
-        raise InvalidParameter(f"share {share!r}", "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols", "give one of these")
-    mount = find_source(share, mounts, mount_base)
-    if mount is None and any(other.fstype == "autofs" for other in mounts):
-        from . import automount  # late: most hosts have none
+    from . import served  # late: a task on a plain directory starts faster without
 
-        mounts = automount.visit_source(share, mounts, mount_base, fstab, timeout)
-        mount = find_source(share, mounts, mount_base)
-    if mount is None:
-        remedy = f"mount it with remotefs_share and run the task again{_if_several(share)}"
-        raise ShareNotMounted(f"share {share}", "it is not mounted on this host", remedy)
-    return describe(mount, mounts, mount.path, share, mount_base, fstab)
+    return served.find_share(share, mounts, mount_base, fstab, timeout)
 
 
 def share_names(given: object) -> list[str]:
@@ -58,24 +50,16 @@ def share_names(given: object) -> list[str]:
 
 
 def settled(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
-    """``mounts``, or if autofs decides what is at ``path`` and has mounted nothing yet, the mounts after somebody went there.
+    """The mounts once it is settled what is at ``path``: where autofs has mounted nothing yet, a process goes there first.
 
     :raises ShareNotMounted: going there mounted nothing, or took longer than ``timeout`` seconds.
     """
     mount = tables.enclosing(mounts, follow(path, mounts))
-    if mount is None or mount.fstype != "autofs":
+    if mount is None or not mount.is_trigger:
         return mounts
     from . import automount  # late: most hosts have none
 
     return automount.visit(path, mounts, timeout, subject)
-
-
-def expected_share(share: str, mount_base: str = MOUNT_BASE) -> model.Share:
-    """The share that ``share`` will name once it is mounted or made, for a prediction: nothing is looked at."""
-    if is_directory_name(share):
-        return model.Share(share, clean_path(share, "share"), types.DIRECTORY.name, mount_base=mount_base)
-    row = types.claim(types.normalise_source(share)) or types.DIRECTORY
-    return model.Share(share, default_path(share, mount_base), row.name, mount_base=mount_base, keeps_modes=row.keeps_modes)
 
 
 def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
@@ -91,11 +75,12 @@ def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
 
 
 def is_directory_name(share: str) -> bool:
+    """Whether ``share`` has the form of an absolute directory. Two slashes begin a source."""
     return share.startswith("/") and not share.startswith("//")
 
 
 def clean_path(path: str, option: str) -> str:
-    """``path`` without doubled or trailing slashes.
+    """``path`` without doubled or trailing slashes. :param option: the option that has it, for a message.
 
     :raises InvalidParameter: it is not absolute, or has '..' or control characters in it.
     """
@@ -106,8 +91,10 @@ def clean_path(path: str, option: str) -> str:
 
 
 def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str = MOUNT_BASE) -> tables.Mount | None:
-    """The visible mount of ``source``, however either is spelled: at its default path if it is there, otherwise the first."""
-    found = [mount for mount in mounts if tables.is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
+    """The visible mount of ``source``, however either is spelled: the one at the default path, otherwise the first; None where there is none."""
+    from .sources import is_mount_of  # late: a plain directory has no source
+
+    found = [mount for mount in mounts if is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
     preferred = default_path(source, mount_base)
     for mount in found:
         if mount.path == preferred:
@@ -116,9 +103,9 @@ def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str =
 
 
 def find_directory(path: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str = MOUNT_BASE) -> model.Share:
-    """The share that the absolute directory ``path`` belongs to.
+    """The share that the absolute directory ``path`` belongs to. :param entries: the lines of fstab.
 
-    :raises ShareNotMounted: see :func:`find_share`. :raises InvalidParameter: it is no directory.
+    :raises ShareNotMounted: see :func:`find_share`. :raises InvalidParameter: ``path`` is no directory.
     """
     real = follow(path, mounts)
     for name in (path,) if real == path else (path, real):
@@ -160,23 +147,26 @@ def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
 
 
 def is_local(mount: tables.Mount) -> bool:
-    """Whether a look at it cannot hang: neither a network file system nor anything that a process serves. Without the root nothing works."""
-    return types.is_local(mount.fstype) or (mount.path == "/" and mount.fstype != "autofs")
+    """Whether a look at it cannot hang: no server and no process serves it. The root counts too: without it nothing works."""
+    return locality(mount.fstype).local or (mount.path == "/" and not mount.is_trigger)
 
 
 def is_untold(mount: tables.Mount) -> bool:
-    """Whether nobody has found out what is seen there of other hosts' locks: neither local nor a file system with a row."""
-    return types.by_kernel_type(mount.fstype) is None and not types.is_local(mount.fstype)
+    """Whether nobody has found out which locks of other hosts can be seen there: it is not local and has no row."""
+    return types.by_kernel_type(mount.fstype) is None and not locality(mount.fstype).local
 
 
 def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
-    """:raises ShareNotMounted: the directory ``name`` (``real`` without links) is meant for a mount and none is there.
-    :raises InvalidParameter: the kernel shows its own state there."""
+    """Check that the directory ``name`` (``real`` without links) may hold volumes.
+
+    :raises ShareNotMounted: it is meant for a mount, and nothing is mounted there.
+    :raises InvalidParameter: the kernel shows its own state there.
+    """
     mount = tables.enclosing(mounts, real)
-    if mount is not None and mount.fstype in types.PSEUDO:
+    if mount is not None and locality(mount.fstype).kernel_state:
         problem = f"the kernel shows its own state there ({mount.fstype}), and nobody can store files"
         raise InvalidParameter(f"share {name}", problem, "name a directory on a disk, or the source of a mounted share")
-    at = mount.path if mount is not None and mount.fstype != "autofs" else "/"
+    at = mount.path if mount is not None and not mount.is_trigger else "/"
     base = mount_base.rstrip("/")
     if name != base and tables.is_within(name, base):
         if not (at != base and tables.is_within(at, base)):
@@ -197,15 +187,10 @@ def _check_local_directory(path: str, real: str) -> None:
         return
     if os.path.lexists(real):
         raise InvalidParameter(f"share {path}", "it is not a directory", "name a directory or the source of a mounted share")
-    remedy = f"create it with remotefs_share (fstype directory) or mount the share{_if_several(path)}"
+    from .served import if_several
+
+    remedy = f"create it with remotefs_share (fstype {types.DIRECTORY.name}) or mount the share{if_several(path)}"
     raise ShareNotMounted(f"share {path}", "the directory does not exist", remedy)
-
-
-def _if_several(share: str) -> str:
-    """What a message adds where one text may be meant as several shares: a comma belongs to the name."""
-    parts = [part.strip() for part in share.split(",")]
-    several = len(parts) > 1 and all(is_directory_name(part) or types.is_source(part) for part in parts)
-    return "; several candidates want a YAML list" if several else ""
 
 
 def describe(
@@ -218,9 +203,9 @@ def describe(
     real: str | None = None,
     entries: tuple[tables.Entry, ...] | None = None,
 ) -> model.Share:
-    """The share value of directory ``path`` on ``mount``; ``source`` is the user's name for it, None where the mount table decides.
+    """The share in the directory ``path`` on ``mount``. :param source: the user's name for it; None: the mount table decides.
 
-    :param real: ``path`` without links. :param entries: the mounts of fstab; None: they are read if they are needed.
+    :param real: ``path`` without links. :param entries: the lines of fstab; None: they are read where something asks for them.
     """
     row = types.by_kernel_type(mount.fstype)
     if row is not None:
@@ -228,21 +213,33 @@ def describe(
 
         return served.describe(mount, row, path, source, mount_base, (real or path)[len(mount.path):], fstab, entries)
     if is_untold(mount):
-        # Nobody has found out what is seen there of other hosts, nor what else it keeps.
-        return model.Share(path, path, mount.fstype, "", mount_base, locks_visible=False, locks_readable=False, stale_seconds=1.25, keeps_inodes=False)
-    bound = source is None and is_bind(mount)
-    name = types.by_name("bind" if bound else "directory")
-    return model.Share((tables.origin(mounts, mount) if bound else None) or path, path, name.name, public_options(mount, name) if bound else "", mount_base)
+        return model.Share(path, path, mount.fstype, "", mount_base, **facts(types.untold(mount.fstype), ()))
+    if source is not None or not is_bind(mount):
+        return model.Share(path, path, types.DIRECTORY.name, "", mount_base)
+    from .binds import origin  # late: most directories are none
+
+    return model.Share(origin(mounts, mount) or path, path, types.BIND.name, public_options(mount, types.BIND), mount_base)
+
+
+def facts(row: types.FileSystem, live: tuple[str, ...]) -> dict:
+    """What :class:`model.Share` has from the row of its file system. :param live: the options in force."""
+    return {
+        "local": row.local,
+        "keeps_modes": row.keeps_modes,
+        "keeps_inodes": row.keeps_inodes(live),
+        "locks_visible": row.locks_visible(live),
+        "locks_readable": row.locks_readable(live),
+        "stale_seconds": row.stale_seconds,
+    }
 
 
 def is_bind(mount: tables.Mount) -> bool:
-    """Whether it shows part of a file system that no server has. Subvolumes of btrfs look alike and are none."""
-    return mount.path != "/" and mount.root != "/" and mount.fstype != "btrfs" and types.by_kernel_type(mount.fstype) is None
+    """Whether it shows part of a file system that no server has. Subvolumes look alike and are no bind mounts."""
+    return mount.path != "/" and mount.root != "/" and not locality(mount.fstype).subvolumes and types.by_kernel_type(mount.fstype) is None
 
 
 def public_options(mount: tables.Mount, row: types.FileSystem) -> str:
     """The effective options, without secrets and without what is true of this host or this mount alone."""
     from .options import SECRETS  # late: a plain directory has no options
 
-    options = mount.mount_options if row.name == "bind" else mount.options
-    return ",".join(option for option in options if option.split("=", 1)[0] not in SECRETS + row.local_options)
+    return ",".join(option for option in tables.options_of(mount, row) if option.split("=", 1)[0] not in SECRETS + row.local_options)

@@ -1,11 +1,51 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shares that a server has: what a mount of one is to tasks, and to another host that shall attach its volumes."""
+"""Shares of servers: how they are found by their source, and what tasks and other hosts have to know of a mount.
+
+Needed for a source and for a directory on a server only.
+"""
 from __future__ import annotations
 
 from .. import model
-from . import resolve, tables, types
+from ..errors import InvalidParameter, ShareNotMounted
+from . import resolve, sources, tables, types
+
+
+def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> model.Share:
+    """What :func:`resolve.find_share` does for a source. :param mounts: the kernel's table as it is now.
+
+    :raises InvalidParameter: ``share`` is no source. :raises ShareNotMounted: it is not mounted.
+    """
+    if not sources.is_source(sources.normalise(share)):
+        raise InvalidParameter(f"share {share!r}", "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols", "give one of these")
+    mount = resolve.find_source(share, mounts, mount_base)
+    if mount is None and any(other.is_trigger for other in mounts):
+        from . import automount  # late: most hosts have none
+
+        mounts = automount.visit_source(share, mounts, mount_base, fstab, timeout)
+        mount = resolve.find_source(share, mounts, mount_base)
+    if mount is None:
+        remedy = f"mount it with remotefs_share and run the task again{if_several(share)}"
+        raise ShareNotMounted(f"share {share}", "it is not mounted on this host", remedy)
+    return resolve.describe(mount, mounts, mount.path, share, mount_base, fstab)
+
+
+def expected_share(share: str, mount_base: str) -> model.Share:
+    """The share that ``share`` will name once it is mounted or made, for a prediction. It looks at nothing."""
+    if resolve.is_directory_name(share):
+        return model.Share(share, resolve.clean_path(share, "share"), types.DIRECTORY.name, mount_base=mount_base)
+    row = sources.claim(sources.normalise(share)) or types.DIRECTORY
+    return model.Share(share, resolve.default_path(share, mount_base), row.name, mount_base=mount_base, keeps_modes=row.keeps_modes, local=row.local)
+
+
+def if_several(share: str) -> str:
+    """What a message adds where the user may mean several shares by one text: a comma belongs to the name."""
+    parts = [part.strip() for part in share.split(",")]
+    if len(parts) == 1:
+        return ""
+    several = all(resolve.is_directory_name(part) or sources.is_source(part) for part in parts)
+    return "; several candidates want a YAML list" if several else ""
 
 
 def describe(
@@ -18,31 +58,27 @@ def describe(
     fstab: str,
     entries: tuple[tables.Entry, ...] | None,
 ) -> model.Share:
-    """See :func:`resolve.describe`; ``below`` is the place of the directory in the mount."""
-    part = _part(mount)
+    """What :func:`resolve.describe` does for a mount of the file system ``row``. :param below: the place of the directory in the mount."""
+    part = _part(mount, row)
     return model.Share(
         source=source or (path if part else mount.source),
         path=path,
         fstype=row.name,
         options=resolve.public_options(mount, row),
         mount_base=mount_base,
-        keeps_modes=row.keeps_modes,
-        locks_visible=row.locks_visible(mount.options),
-        locks_readable=row.locks_readable(mount.options),
-        stale_seconds=row.stale_seconds,
-        keeps_inodes=row.keeps_inodes(mount.options),
         export=_export(mount, source, mount_base, fstab, entries),
         below="/".join(filter(None, (part, below.strip("/")))),
         mount_words=_mount_words(mount, row),
+        **resolve.facts(row, mount.options),
     )
 
 
-def _part(mount: tables.Mount) -> str:
+def _part(mount: tables.Mount, row: types.FileSystem) -> str:
     """The place in its source that a bind mount shows; empty for the whole."""
-    if not tables.shows_part(mount):
+    if not sources.shows_part(mount):
         return ""
-    inside = "/" + "/".join(types.normalise_source(mount.source).split("/")[4:])  # //server/share/INSIDE
-    within = mount.source.startswith("//") and inside != "/" and tables.is_within(mount.root, inside)
+    inside = "/" + "/".join(sources.normalise(mount.source).split("/")[4:])  # //server/share/INSIDE
+    within = row.root_in_source == "too" and inside != "/" and tables.is_within(mount.root, inside)
     return (mount.root[len(inside):] if within else mount.root).strip("/")
 
 

@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from ..errors import InvalidParameter, from_os_error
-from . import types
+from . import sources
 
 
 def read(path: str) -> tuple[list[dict], list[str]]:
-    """The shares of the file as items with ``src`` and perhaps ``opts``, and a warning for every line that is none.
+    """The shares of the file ``path`` as items with ``src`` and maybe ``opts``, and a warning for each line that is no share.
 
-    :raises InvalidParameter: there is no such file. :raises StorageError: it cannot be read.
+    :raises InvalidParameter: there is no such file. :raises StorageError: the file cannot be read.
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
@@ -24,7 +24,10 @@ def read(path: str) -> tuple[list[dict], list[str]]:
 
 
 def parse(text: str, path: str = "shares_file") -> tuple[list[dict], list[str]]:
-    """See :func:`read`. Lines are split as Cinder does it: at the first blank; of a source that is named twice the last line counts."""
+    """What :func:`read` returns for the text of a file. :param path: its name in warnings.
+
+    Cinder splits a line at its first blank, and so does this. Of a source that is named twice the last line counts.
+    """
     shares: dict[str, dict] = {}
     warnings = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -34,7 +37,7 @@ def parse(text: str, path: str = "shares_file") -> tuple[list[dict], list[str]]:
         source, options = source.strip().replace("\\040", " "), _options(rest.split())
         if not source or any(ord(char) < 32 or ord(char) == 127 for char in source):
             warnings.append(f"{path}, line {number}: it starts with a blank or has a tab in its source, the line is passed over")
-        elif not (types.is_source(types.normalise_source(source)) or source.startswith("/")):
+        elif not (sources.is_source(sources.normalise(source)) or source.startswith("/")):
             warnings.append(f"{path}, line {number}: it does not start with a share's source, the line is passed over")
         elif options is None:
             warnings.append(f"{path}, line {number}: what follows the source is not '-o OPTIONS', the line is passed over")

@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 from ..errors import ToolFailed, from_os_error
+from ..localities import locality
 from . import types
 
 MOUNTINFO = "/proc/self/mountinfo"
@@ -29,7 +30,7 @@ def unescape(text: str) -> str:
 
 
 def split_options(text: str) -> tuple[str, ...]:
-    """The options of a comma-separated list; a comma inside double quotes does not separate (SELinux contexts have some)."""
+    """The options of a list with commas. A comma inside double quotes does not separate, as in SELinux contexts."""
     return tuple(option for option in re.findall(r'(?:[^,"]|"[^"]*"?)+', text) if option.strip())
 
 
@@ -50,6 +51,11 @@ class Mount(NamedTuple):
     super_options: tuple[str, ...]
 
     @property
+    def is_trigger(self) -> bool:
+        """Whether it only waits for somebody to go there, so that an automounter mounts something."""
+        return locality(self.fstype).trigger
+
+    @property
     def options(self) -> tuple[str, ...]:
         """The effective options: those of the mount, then those of its file system. Read-only wins on either."""
         options = self.mount_options + tuple(option for option in self.super_options if option not in ("rw", "ro") + self.mount_options)
@@ -59,7 +65,7 @@ class Mount(NamedTuple):
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """The kernel's mounts in its order. A line of another shape is passed over: newer kernels may add some."""
+    """The mounts of a mountinfo, in its order. Lines of another shape are left out: newer kernels may add some."""
     mounts = []
     for line in text.split("\n"):
         fields = line.split(" ")
@@ -84,18 +90,13 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     return tuple(mounts)
 
 
-def shows_part(mount: Mount) -> bool:
-    """Whether it shows only a directory of its source: a bind mount. (SMB has the place in the source as the root too.)"""
-    return mount.root not in ("/", HIDDEN) and not mount.source.rstrip("/").endswith(mount.root.rstrip("/"))
-
-
 def is_within(path: str, directory: str) -> bool:
     """Whether ``path`` is ``directory`` or lies beneath it, by name only."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def enclosing(mounts: tuple[Mount, ...], path: str) -> Mount | None:
-    """The mount that ``path`` (absolute, without links) lies on, found as the kernel walks: what is mounted over hides what is beneath."""
+    """The mount that ``path`` (absolute, without links) lies on; None where the table does not tell. A mount hides what is beneath it."""
     identities = {mount.id for mount in mounts}
     roots = [mount for mount in mounts if mount.parent not in identities or mount.parent == mount.id]
     current = _nearest([mount for mount in roots if is_within(path, mount.path)])
@@ -115,43 +116,14 @@ def _nearest(mounts: list[Mount]) -> Mount | None:
 
 
 def mounted_at(mounts: tuple[Mount, ...], path: str) -> Mount | None:
-    """What is mounted exactly at ``path`` and visible there. An automount trigger is nothing yet."""
+    """The mount exactly at ``path`` (without links) that is visible there. A trigger of an automounter is no mount yet."""
     mount = enclosing(mounts, path)
-    return mount if mount is not None and mount.path == path and mount.fstype != "autofs" else None
+    return mount if mount is not None and mount.path == path and not mount.is_trigger else None
 
 
-def origin(mounts: tuple[Mount, ...], mount: Mount) -> str | None:
-    """The directory that a bind mount shows, where another mount of its file system reaches it; None if none does."""
-    for other in mounts:
-        if other.id != mount.id and other.device == mount.device and is_within(mount.root, other.root):
-            below = mount.root[len(other.root.rstrip("/")):].strip("/")
-            candidate = os.path.join(other.path, below) if below else other.path
-            if candidate != mount.path and enclosing(mounts, candidate) == other:
-                return candidate
-    return None
-
-
-def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
-    """Whether ``mount`` is a bind mount of ``directory`` (without links): the same file system and the same place in it."""
-    under = enclosing(mounts, directory)
-    if under is None or under.device != mount.device:
-        return False
-    if under.root == HIDDEN:
-        from . import hidden  # late: only in some chroots
-
-        return hidden.are_one(mount.path, directory)
-    below = directory[len(under.path.rstrip("/")):].strip("/")
-    if under.fstype in ("nfs", "nfs4"):  # it shows "/" as the root of every mount, and the place in the source
-        return mount.source.rstrip("/") == os.path.join(under.source, below).rstrip("/")
-    return os.path.join(under.root, below).rstrip("/") == mount.root.rstrip("/")
-
-
-def is_mount_of(mount: Mount, source: str) -> bool:
-    """Whether it shows the whole of the network share ``source``."""
-    row = types.by_kernel_type(mount.fstype)
-    if row is None or shows_part(mount):
-        return False
-    return types.normalise_source(mount.source, row) == types.normalise_source(source, row)
+def options_of(mount: Mount, row: types.FileSystem) -> tuple[str, ...]:
+    """The options in force. Those of the file system beneath a bind mount belong to somebody else."""
+    return mount.options if row.kernel_types else mount.mount_options
 
 
 # --- the administrator's table
@@ -185,20 +157,15 @@ def parse_entry(line: str) -> Entry | None:
 
 
 def parse_fstab(text: str) -> tuple[Entry, ...]:
+    """The mounts that the text of an fstab describes, in its order."""
     return tuple(entry for entry in map(parse_entry, text.split("\n")) if entry is not None)
-
-
-def is_entry_of(entry: Entry, source: str) -> bool:
-    """Whether a line of fstab is about the network share ``source``."""
-    row = types.by_mount_type(entry.fstype)
-    return row is not None and types.normalise_source(entry.source, row) == types.normalise_source(source, row)
 
 
 # --- files
 
 
 def read_mounts(path: str = MOUNTINFO) -> tuple[Mount, ...]:
-    """The kernel's mounts as they are now. :raises ToolFailed: there is no /proc, so that nobody can tell what is a share."""
+    """The kernel's mounts as they are now. :raises ToolFailed: there is no /proc, so that nothing tells what is a share."""
     try:
         mounts = parse_mountinfo(_read(path))
     except OSError as error:

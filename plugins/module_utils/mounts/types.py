@@ -3,18 +3,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The file systems that a share can be on: one row each.
 
-To add one, add its row. Everything that differs between file systems is a column here, so that no other module asks for
-a file system by name. A second, smaller table tells the file systems
-without a row apart, on which a directory that serves as a share may lie.
+To add one, add its row. Everything that differs between file systems is a column here, so that no other module asks for a
+file system by name; tests/unit/mounts/test_mounts_one_row.py holds that. File systems that are no shares by themselves, on which
+a directory that serves as one may lie, are in :mod:`localities`.
 """
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from ..errors import InvalidParameter
 
 ALWAYS = ("*",)
+BY_PATH = "local"  # the driver_volume_type of os-brick that takes a path on this host
 
 # Options that mount(8) and fstab know but that no mount table ever shows.
 FSTAB_ONLY = ("defaults", "_netdev", "nofail", "auto", "noauto", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup", "comment")
@@ -35,7 +35,7 @@ _HOST = r"(\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9][^/:@,\s]*)"
 
 
 class FileSystem(NamedTuple):
-    """What the rest of the collection needs to know of one file system."""
+    """What the rest of the collection needs to know of one file system. Options are words as in mount(8), patterns regular expressions."""
 
     name: str
     source: str  # pattern of a valid source
@@ -47,8 +47,15 @@ class FileSystem(NamedTuple):
     package: str = ""  # Debian's package that brings it
     kernel_module: str = ""  # what the kernel needs for it
     by_hand: str = ""  # what tells more than the helper does when it fails; {host} is the source up to its directory
-    network: bool = True  # False where no server can keep a caller waiting
+    no_module: tuple[str, ...] = ()  # what the helper says where the kernel has no such file system, beside what mount(8) says
+    local: bool = False  # True where only processes of this host open the files, so that no server can keep a caller waiting
+    by_process: bool = False  # True where a process of this host serves the mount: it may die and leave a mount that answers nobody
+    root_in_source: str = ""  # where the mount table has the place in an export: "alone" in the source, "too" in source and root; empty: in the root
+    cinder_type: str = BY_PATH  # the driver_volume_type of os-brick
     credentials: str = ""  # "file": an option names a file; "stdin": the helper reads the password; empty: it has none
+    identity_options: tuple[str, ...] = ()  # options that say who mounts; the first one names the file
+    user_option: str = ""  # how the mount table shows who mounted
+    without_password: str = ""  # what a user can do where no password can be kept
     default_options: tuple[str, ...] = ()
     stdin_options: tuple[str, ...] = ()  # what makes the helper read the password
     spellings: tuple[tuple[str, tuple[str, ...]], ...] = ()  # an option and how the mount table spells it ("*": its value)
@@ -59,9 +66,11 @@ class FileSystem(NamedTuple):
     listed: tuple[str, ...] = ()  # options whose value is a choice, separated by colons, of which the live one is shown
     signed: tuple[str, ...] = ()  # options whose live value gets an "i" where the server wants signatures
     octal: tuple[str, ...] = ()  # options whose values are octal numbers
+    versions: tuple[str, ...] = ()  # options whose values are versions of the protocol
     owners: tuple[str, ...] = ()  # options whose value is a user ("uid") or a group ("gid"), by name or number
     remountable: tuple[str, ...] = ()  # options that a remount changes in place; any other takes unmounting and mounting
     remount_options: tuple[str, ...] = ("remount",)
+    separating: str = ""  # the option that keeps two mounts of one export on this host from sharing their options
     remount_whole: bool = False  # True where a remount wants every option again, not only the general ones
     local_options: tuple[str, ...] = ()  # shown, but true for one host or one mount only
     attachable: tuple[str, ...] = ()  # options that another host's mount helper takes as they are shown, beside ro
@@ -74,12 +83,15 @@ class FileSystem(NamedTuple):
     stale_seconds: float = 0.0  # how long a client may show what another one has replaced, even after opening it anew
 
     def keeps_inodes(self, options: tuple[str, ...]) -> bool:
+        """Whether a file has the same inode number after the next mount. ``options`` are those in force, here and below."""
         return not _any_of(self.renumbered_with, options)
 
     def locks_visible(self, options: tuple[str, ...]) -> bool:
+        """Whether the locks of other processes and hosts can be seen at all."""
         return not _any_of(self.blind_with, options)
 
     def locks_readable(self, options: tuple[str, ...]) -> bool:
+        """Whether somebody can ask about a lock without trying to take it."""
         return not _any_of(self.unreadable_with, options)
 
 
@@ -89,22 +101,25 @@ def _any_of(wanted: tuple[str, ...], options: tuple[str, ...]) -> bool:
 
 _FUSE_SHOWN = ("allow_other", "default_permissions", "max_read")
 _FUSE_LOCAL = ("user_id", "group_id", "rootmode", "fd")
+_FUSE_MISSING = ("device not found, try 'modprobe fuse'",)
 
-DIRECTORY = FileSystem(name="directory", source=r"/.*", example="/srv/volumes", network=False)
+DIRECTORY = FileSystem(name="directory", source=r"/.*", example="/srv/volumes", local=True)
+
+BIND = FileSystem(
+    name="bind",
+    source=r"/[^/].*",
+    example="/srv/volumes",
+    mount_type="none",
+    local=True,
+    default_options=("bind",),
+    # The options of the file system beneath belong to somebody else: a bind mount has the general ones only.
+    remountable=GENERAL,
+    remount_options=("remount", "bind"),
+)
 
 FILE_SYSTEMS: tuple[FileSystem, ...] = (
     DIRECTORY,
-    FileSystem(
-        name="bind",
-        source=r"/[^/].*",
-        example="/srv/volumes",
-        mount_type="none",
-        network=False,
-        default_options=("bind",),
-        # The options of the file system beneath belong to somebody else: a bind mount has the general ones only.
-        remountable=GENERAL,
-        remount_options=("remount", "bind"),
-    ),
+    BIND,
     FileSystem(
         name="nfs",
         source=_HOST + r":/.*",
@@ -115,6 +130,8 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         helper="mount.nfs",
         package="nfs-common",
         kernel_module="nfs",
+        root_in_source="alone",
+        cinder_type="nfs",
         spellings=(
             ("nfsvers", ("vers=*",)), ("v3", ("vers=3",)), ("v4", ("vers=4",)), ("v4.0", ("vers=4.0",)), ("v4.1", ("vers=4.1",)), ("v4.2", ("vers=4.2",)),
             ("tcp", ("proto=tcp",)), ("udp", ("proto=udp",)), ("rdma", ("proto=rdma",)),
@@ -134,6 +151,8 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         moot=(("vers=4", ("nolock", "lock", "local_lock", "acl", "noacl", "mountvers", "mountproto", "mountport", "mounthost", "mountaddr")),),
         negotiated=("rsize", "wsize"),
         listed=("sec",),
+        versions=("vers",),
+        separating="nosharecache",
         # A remount of NFS changes the general flags only; the kernel refuses the rest.
         remountable=GENERAL,
         local_options=("addr", "clientaddr", "mountaddr", "mountport", "mountvers", "mountproto", "namlen"),
@@ -155,7 +174,11 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         helper="mount.cifs",
         package="cifs-utils",
         kernel_module="cifs",
+        root_in_source="too",
+        cinder_type="smbfs",
         credentials="file",
+        identity_options=("credentials", "cred", "guest"),
+        user_option="username",
         # Without nobrl qemu's own locks keep it from creating a qcow2 file (EACCES).
         default_options=("nobrl",),
         spellings=(("user", ("username=*",)), ("dom", ("domain=*",)), ("workgroup", ("domain=*",))),
@@ -169,6 +192,8 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         negotiated=("rsize", "wsize", "bsize"),
         signed=("sec",),
         octal=("file_mode", "dir_mode"),
+        versions=("vers",),
+        separating="nosharesock",
         owners=("uid", "gid"),
         remountable=GENERAL + ("file_mode", "dir_mode", "actimeo", "nobrl", "brl", "hard", "soft", "noperm", "mfsymlinks"),
         remount_whole=True,
@@ -193,6 +218,9 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         helper="mount.glusterfs",
         package="glusterfs-client",
         kernel_module="fuse",
+        no_module=_FUSE_MISSING,
+        by_process=True,
+        cinder_type="glusterfs",
         by_hand="see its log in /var/log/glusterfs",
         slash_optional=True,
         shown=_FUSE_SHOWN,
@@ -208,9 +236,12 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         helper="sshfs",
         package="sshfs",
         kernel_module="fuse",
+        no_module=_FUSE_MISSING,
+        by_process=True,
         by_hand="try `ssh {host} true` by hand as root, which says why in its own words; sshfs does not hand them on",
         credentials="stdin",
         stdin_options=("password_stdin",),
+        without_password="use a key (opts: IdentityFile=FILE)",
         shown=_FUSE_SHOWN,
         local_options=_FUSE_LOCAL,
         # The protocol has no locks: the kernel keeps them among the processes of one host. Nor has it inode numbers.
@@ -219,7 +250,18 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
     ),
 )
 
+AUTO = "auto"  # the value of fstype that leaves the choice to the table
 NAMES: tuple[str, ...] = tuple(row.name for row in FILE_SYSTEMS)
+
+
+def untold(kernel_type: str) -> FileSystem:
+    """A row for a file system without one: nobody has found out what is seen there of other hosts, nor what else it keeps."""
+    return FileSystem(kernel_type, "", "", blind_with=ALWAYS, unreadable_with=ALWAYS, renumbered_with=ALWAYS, stale_seconds=1.25)
+
+
+def find(name: str) -> FileSystem | None:
+    """The row called ``name``; None where no row has this name, as for a share on a file system without a row."""
+    return next((row for row in FILE_SYSTEMS if row.name == name), None)
 
 
 def by_name(name: str) -> FileSystem:
@@ -227,14 +269,14 @@ def by_name(name: str) -> FileSystem:
 
     :raises InvalidParameter: there is none.
     """
-    for row in FILE_SYSTEMS:
-        if row.name == name:
-            return row
-    raise InvalidParameter(f"fstype {name!r}", "this file system is not known", "choose one of " + ", ".join(NAMES))
+    row = find(name)
+    if row is None:
+        raise InvalidParameter(f"fstype {name!r}", "this file system is not known", "choose one of " + ", ".join(NAMES))
+    return row
 
 
 def by_kernel_type(kernel_type: str) -> FileSystem | None:
-    """The row of a mounted network file system by the type that mountinfo shows; None for any other file system."""
+    """The row of a mounted file system by the type that mountinfo shows; None for one without a row, and for directories and bind mounts."""
     for row in FILE_SYSTEMS:
         if kernel_type in row.kernel_types:
             return row
@@ -242,112 +284,8 @@ def by_kernel_type(kernel_type: str) -> FileSystem | None:
 
 
 def by_mount_type(mount_type: str) -> FileSystem | None:
-    """The row of an fstab line by its third field (or a kernel type); None for any other file system."""
+    """The row of a line of fstab by its third field, or by a kernel type; None for any other file system."""
     for row in FILE_SYSTEMS:
         if row.mount_type and mount_type in (row.mount_type,) + row.kernel_types:
             return row
     return None
-
-
-def claim(source: str) -> FileSystem | None:
-    """The row that ``fstype: auto`` stands for by the form of ``source``; None for a directory or where the form says nothing."""
-    for row in FILE_SYSTEMS:
-        if row.claims and re.fullmatch(row.claims, source):
-            return row
-    return None
-
-
-def is_source(text: str) -> bool:
-    """Whether ``text`` has the form of any network share's source."""
-    return any(row.network and re.fullmatch(row.source, text) for row in FILE_SYSTEMS)
-
-
-def normalise_source(source: str, row: FileSystem | None = None) -> str:
-    """One spelling for what servers and clients treat alike.
-
-    Doubled slashes, "." and a trailing slash go, backslashes of SMB become slashes, hosts and the names of SMB shares are in small
-    letters. ``row`` tells what the form does not: whether ``host:name`` is the same as ``host:/name``.
-    """
-    if source.startswith(("//", "\\\\")) and (row is None or row.folds_case):
-        parts = _parts(source.replace("\\", "/"))
-        return "//" + "/".join([part.lower() for part in parts[:2]] + parts[2:])
-    if source.startswith("/"):
-        return "/" + "/".join(_parts(source))
-    remote = re.fullmatch(r"((?:[^@:/]*@)?)((?:\[[^\]]*\]|[^\[\]:/@])+):(.*)", source, re.DOTALL)
-    if remote is None:
-        return source
-    user, host, path = remote.groups()
-    rooted = "/" if path.startswith("/") or (path and row is not None and row.slash_optional) else ""
-    return f"{user}{_host(host.lower())}:{rooted}{'/'.join(_parts(path))}"
-
-
-def _parts(path: str) -> list[str]:
-    return [part for part in path.split("/") if part not in ("", ".")]
-
-
-def _host(host: str) -> str:
-    if not host.startswith("["):
-        return host
-    from socket import AF_INET6, inet_ntop, inet_pton  # late: such addresses are rare
-
-    address, percent, zone = host.strip("[]").partition("%")
-    try:
-        return f"[{inet_ntop(AF_INET6, inet_pton(AF_INET6, address))}{percent}{zone}]"
-    except OSError:
-        return host
-
-
-# --- file systems without a row
-
-
-class Locality(NamedTuple):
-    """A file system that a directory may lie on, by the type that mountinfo shows.
-
-    It is trusted only where it is listed as local: every process that can open its files is known to the kernel that keeps the
-    locks. Of all others, listed or not, locks of other hosts may be invisible, so they are never taken for seen. The rows of
-    what is not local change nothing: they say why they should not be added to the local ones.
-    """
-
-    kernel_type: str
-    local: bool  # only processes of this host use it, and their locks are seen; a look at it cannot hang
-    why: str
-
-
-_DISK = "on a block device, which one host mounts at a time"
-_MEMORY = "in the memory of this host"
-_IMAGE = "read-only, nobody writes it"
-_HYPERVISOR = "the files of the host that runs this machine, which opens them too"
-_SERVER = "served over the network"
-_CLUSTER = "mounted by several hosts at once"
-_PROCESS = "served by a process, which alone knows who else uses the files"
-
-LOCALITIES: tuple[Locality, ...] = (
-    *(Locality(name, True, _DISK) for name in ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "reiserfs", "reiser4", "nilfs2")),
-    *(Locality(name, True, _DISK) for name in ("vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "hfs", "hfsplus", "udf", "minix", "ufs", "affs")),
-    *(Locality(name, True, _DISK) for name in ("jffs2", "ubifs")),
-    *(Locality(name, True, _MEMORY) for name in ("tmpfs", "ramfs", "rootfs", "devtmpfs", "hugetlbfs")),
-    *(Locality(name, True, _MEMORY) for name in ("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "devpts", "mqueue")),
-    *(Locality(name, True, _IMAGE) for name in ("squashfs", "erofs", "cramfs", "iso9660", "romfs")),
-    Locality("overlay", True, "its upper directory belongs to one mount of one host"),
-    *(Locality(name, False, _HYPERVISOR) for name in ("9p", "virtiofs", "vboxsf", "prl_fs", "vmhgfs", "hgfs", "fuse.vmhgfs-fuse", "hostfs", "drvfs")),
-    *(Locality(name, False, _SERVER) for name in ("ceph", "afs", "coda", "ncpfs", "ncp", "smbfs", "davfs", "lustre", "orangefs", "pvfs2", "fuse.ceph")),
-    *(Locality(name, False, _SERVER) for name in ("fuse.curlftpfs", "fuse.davfs2", "fuse.rclone", "fuse.s3fs", "fuse.mfs", "fuse.moosefs", "fuse.juicefs")),
-    *(Locality(name, False, _SERVER) for name in ("beegfs", "gpfs", "panfs", "wekafs", "quobyte", "fuse.quobyte", "fuse.vzstorage", "fuse.goofys")),
-    *(Locality(name, False, _CLUSTER) for name in ("ocfs2", "gfs2", "vmfs")),
-    *(Locality(name, False, _PROCESS) for name in ("fuse", "fuse.mergerfs", "fuse.bindfs", "fuse.gocryptfs", "fuse.encfs", "fuse.fuse-overlayfs")),
-    *(Locality(name, False, "stacked upon a directory that may be on any file system") for name in ("ecryptfs", "aufs", "unionfs")),
-    Locality("autofs", False, "a trigger: what it mounts is known only when somebody went there"),
-)
-
-# Where the kernel shows its own state: nobody stores files there.
-PSEUDO = frozenset((
-    "proc", "sysfs", "cgroup", "cgroup2", "devpts", "debugfs", "tracefs", "securityfs", "configfs", "fusectl", "pstore", "bpf", "mqueue", "binfmt_misc",
-    "efivarfs", "selinuxfs", "rpc_pipefs", "nfsd", "nsfs", "binder", "resctrl",
-))
-
-LOCAL = frozenset(row.kernel_type for row in LOCALITIES if row.local)
-
-
-def is_local(kernel_type: str) -> bool:
-    """Whether the file system is known to be this host's alone. What nobody has listed is not."""
-    return kernel_type in LOCAL

@@ -10,13 +10,12 @@ from typing import Callable, ContextManager, Iterable, NamedTuple
 
 from ..errors import Conflict, ShareNotMounted, StorageError
 from ..model import Share
-from ..mounts.resolve import expected_share, find_share, share_names
+from ..mounts.resolve import PATIENCE, find_share, share_names
+from ..mounts.tables import FSTAB
 from ..store import inventory, records
 from ..store.directory import ShareDirectory
 
 Opened = Callable[[Share], ShareDirectory]
-_LOCAL = ("directory", "bind")
-_PATIENCE = 30  # seconds for a server to answer, before a system call that nobody could interrupt is made
 
 
 class Candidates(NamedTuple):
@@ -67,7 +66,7 @@ class Policy(NamedTuple):
     max_over_subscription_ratio: float = 20.0
 
 
-def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: str = "/etc/fstab") -> Candidates:
+def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: str = FSTAB) -> Candidates:
     """Look the shares up; one that is not mounted or whose server does not answer is kept as unreadable.
 
     :param names: the option ``share`` as it was given, one share or a list of them.
@@ -80,15 +79,17 @@ def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: s
         try:
             share = find_share(name, mount_base, fstab)
         except ShareNotMounted as error:
+            from ..mounts.served import expected_share  # late: most shares are there
+
             unreadable.append(error)
             excused.append(error)
             missing.append(expected_share(name, mount_base))
             continue
         try:
-            if share.fstype not in _LOCAL:
+            if not share.local:  # before a system call that nobody could interrupt
                 from ..mounts.probe import capacity  # late: a task that only reads a directory starts faster without
 
-                capacity(share.path, _PATIENCE, f"share {share.label}")
+                capacity(share.path, PATIENCE, f"share {share.label}")
         except ShareNotMounted as error:
             unreadable.append(error)
             continue

@@ -15,7 +15,6 @@ from .ledger import EACH, Demand, Ledger
 
 _NOISE = 1 << 20  # bytes by which what a source holds may differ from what it was thought to hold
 _QCOW2 = 5 << 16  # bytes of the header and of the smallest tables
-_SHARING = ("xfs", "btrfs", "bcachefs", "ocfs2")  # file systems on which copies share their blocks
 
 
 def demand(wish: VolumeWish) -> Demand:
@@ -46,12 +45,13 @@ def _tables(size: int) -> int:
 
 def _copies_share_blocks(source: Share, candidates: Candidates) -> bool:
     """Whether a copy of a volume on ``source`` takes no room of its own on any of the candidates, as far as that can be known."""
-    from ..mounts.tables import enclosing, read_mounts  # late: only full clones ask
+    from ..localities import locality  # late: only full clones ask
+    from ..mounts.tables import enclosing, read_mounts
 
     if any(share.path != source.path for share in candidates.shares):
         return False
     mount = enclosing(read_mounts(), os.path.realpath(source.path))
-    return mount is not None and mount.fstype in _SHARING
+    return mount is not None and locality(mount.fstype).shares_blocks
 
 
 def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, ledger: Ledger) -> Share:

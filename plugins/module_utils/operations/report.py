@@ -9,11 +9,11 @@ from typing import Sequence
 
 from ..errors import StorageError
 from ..model import Image, Share, Snapshot, Volume
+from ..mounts import types
 from ..store import inventory
 from ..store.directory import ShareDirectory
 
 _SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "expires")
-_DRIVER_TYPES = {"nfs": "nfs", "cifs": "smbfs", "glusterfs": "glusterfs"}  # Cinder's names; everything else is a path on this host
 
 
 def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
@@ -65,14 +65,14 @@ def _point(told: dict, file: str) -> str | None:
 def _connection(found: Volume, share: Share) -> dict:
     """In the form of os-brick: a mount of the whole export and a name in it, or a path on this host."""
     file = found.active.file
-    driver = _DRIVER_TYPES.get(share.fstype, "local")
+    driver = (types.find(share.fstype) or types.DIRECTORY).cinder_type
     data = {
         "export": share.export or share.source,
         "name": f"{share.below}/{file}" if share.below else file,
         "format": found.active.format,
-        "options": f"-o {share.mount_words}" if share.mount_words and driver != "local" else None,
+        "options": f"-o {share.mount_words}" if share.mount_words and driver != types.BY_PATH else None,
     }
-    if driver == "local":
+    if driver == types.BY_PATH:
         data["device_path"] = f"{share.path}/{file}"
     return {"driver_volume_type": driver, "data": data, "mount_point_base": share.mount_base}
 

@@ -370,28 +370,32 @@ class ShareDirectory:
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise from_os_error(error, self.root.subject(name)) from error
-            self._publish_by_rename(source, temporary, name)
+            self._publish_by_rename(temporary, name)
+            return
         self.root.sync()
 
-    def _publish_by_rename(self, source: Directory, temporary: str, name: str) -> None:
+    def _publish_by_rename(self, temporary: str, name: str) -> None:
         """For file systems without hard links: the volume's lock is what keeps others of us from taking the name."""
         try:
             os.lstat(name, dir_fd=self.root.fd)
         except FileNotFoundError:
-            self.verify(name)
-            os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd)
+            self.replace(temporary, name)
             return
         raise self._taken(name)
 
     def _taken(self, name: str) -> StorageError:
         return Conflict(self.root.subject(name), "the name is taken by something else", "remove or rename it, or choose another name")
 
-    def replace(self, temporary: str, name: str) -> None:
-        """Let a synced temporary file take the place of ``name`` in one atomic, durable step."""
-        source = self.make_private("tmp")
-        self.verify(name)
-        os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd)
-        self.root.sync()
+    def replace(self, temporary: str, name: str, directory: Directory | None = None, volume: str | None = None) -> None:
+        """Let a synced temporary file take the place of ``name`` in one atomic, durable step.
+
+        :param directory: where ``name`` is; None: in the share's own. :param volume: whose it is, where the name does not tell.
+        :raises LockTimeout: the task may not change it any more. :raises OSError: it may not be durable.
+        """
+        source, target = self.make_private("tmp"), self.root if directory is None else directory
+        self.verify(volume or name)
+        os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+        target.sync()
 
     def write_record(
         self, volume: str, directory: Directory, name: str, data: bytes, like: str | None = None, warn: access.Warn | None = None, last: str = ""

@@ -25,7 +25,6 @@ from .images import WORST_DAY
 if TYPE_CHECKING:
     from .inventory import Findings
 
-_LOCAL = ("directory", "bind")  # what a server's inodes were before it does not tell
 _GET_GENERATION = 2 << 30 | struct.calcsize("l") << 16 | ord("v") << 8 | 1  # FS_IOC_GETVERSION of linux/fs.h
 QCOW2 = "a qcow2 image"  # as :func:`appearance.looks_like` tells it
 
@@ -131,8 +130,8 @@ def _is_there(directory: ShareDirectory, file: str) -> bool:
 
 def generation(directory: ShareDirectory, fd: int) -> int:
     """What a file system on a disk of this host tells files apart by that had the same inode one after the other; 0 where it does not."""
-    if directory.share.fstype not in _LOCAL:
-        return 0
+    if not directory.share.local:
+        return 0  # a server does not tell
     try:
         return int.from_bytes(fcntl.ioctl(fd, _GET_GENERATION, bytes(8))[:4], sys.byteorder)
     except OSError:

@@ -14,13 +14,14 @@ import re
 import struct
 from typing import Iterator, NamedTuple
 
+from ..localities import locality
+
 ROOT = "/"  # of sysfs, procfs and devices; tests put another one here
 _DELETED = " (deleted)"
 _LOOP_GET_STATUS64 = 0x4C05
 _STATUS64 = struct.Struct("=QQ")  # the first fields of struct loop_info64: lo_device, lo_inode
 _STATUS64_SIZE = 232
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
-_SERVED = re.compile(r"(nfs|cifs|smb|fuse|ceph|9p|afs|lustre|gfs2|ocfs2|virtiofs|vboxsf)")
 
 
 class User(NamedTuple):
@@ -65,17 +66,19 @@ class KernelUsers:
     def _may_hang(self, path: str) -> bool:
         """Whether a look at the path asks another server than that of the share."""
         if self._mounts is None:
-            self._mounts = list(_mounts())
+            self._mounts = list(mounts())
         above = [mount for mount in self._mounts if path == mount[1] or path.startswith(mount[1].rstrip("/") + "/")]
-        device, _path, fstype = max(above, key=lambda mount: len(mount[1]), default=("", "", ""))
-        return device != self._device and _SERVED.match(fstype) is not None
+        if not above:
+            return False
+        device, _path, fstype = max(reversed(above), key=lambda mount: len(mount[1]))  # of several at one place the last one counts
+        return device != self._device and not locality(fstype).local
 
 
 def told(user: User) -> str:
     """The user with where it is mounted, for a message."""
     name = user.name.rpartition("/")[2]
     devices = {_read(f"sys/class/block/{one}/dev") for one in _stacked(name)} if user.name.startswith("/dev/") else set()
-    places = [path for device, path, _fstype in _mounts() if device in devices]
+    places = [path for device, path, _fstype in mounts() if device in devices]
     return ", ".join([user.name, *(f"mounted at {path}" for path in places[:3])])
 
 
@@ -138,8 +141,8 @@ def _identity_at(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _mounts() -> Iterator[tuple[str, str, str]]:
-    """(device, path, file system type) of what is mounted here."""
+def mounts() -> Iterator[tuple[str, str, str]]:
+    """What is mounted here: device as "MAJOR:MINOR", path and the kernel's type, in the order of its table. Nothing where it cannot be read."""
     for line in _read("proc/self/mountinfo").splitlines():
         fields = line.split(" ")
         if "-" in fields[6:]:

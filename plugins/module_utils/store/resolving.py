@@ -10,11 +10,11 @@ component; what lies on another network file system, or behind an automount, is 
 from __future__ import annotations
 
 import os
-import re
 import stat
 from typing import Iterator, NamedTuple
 
-from . import backing_names
+from ..localities import holds_local_files
+from . import backing_names, kernel_users
 from .backing_names import last_part
 from .dependents import Listing, names_in
 from .directory import ShareDirectory
@@ -23,8 +23,6 @@ from .qcow2 import MAGIC
 
 _MOST_LINKS = 40  # as the kernel follows
 _MOST_BEHIND = 5000  # entries of a folder elsewhere, and those below it
-# File systems of this host that have no block device of their own.
-_LOCAL = ("bcachefs", "btrfs", "devtmpfs", "overlay", "ramfs", "rootfs", "tmpfs", "zfs")
 _OPENING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -293,19 +291,10 @@ def _parts(path: str) -> list[str]:
 def _mounts(device: int) -> dict[str, bool]:
     """Mount point → whether to look there; of several mounts on one point only the last one counts. The table does not show the
     root of a chroot that is no mount point. Without it nothing works, so it is looked at."""
-    found = {"/": True}
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
-            lines = stream.read().splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        fields, _dash, kind = line.partition(" - ")
-        columns = fields.split(" ")
-        if len(columns) < 5:
-            continue
-        major, _colon, minor = columns[2].partition(":")
+    table = list(kernel_users.mounts())
+    found = {"/": True} if table else {}
+    for number, path, kind in table:
+        major, _colon, minor = number.partition(":")
         is_share = os.makedev(int(major), int(minor)) == device
-        local = is_share or major != "0" or kind.split(" ")[0] in _LOCAL
-        found[re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), columns[4])] = local
+        found[path] = is_share or major != "0" or holds_local_files(kind)
     return found

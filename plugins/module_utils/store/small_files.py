@@ -32,10 +32,7 @@ def write(
             raise
         temporary = over
     try:
-        source = share.make_private("tmp")
-        share.verify(volume)
-        os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=directory.fd)
-        directory.sync()
+        share.replace(temporary, name, directory, volume)
     except OSError as error:
         share.discard_temporary(temporary)
         raise from_os_error(error, directory.subject(name)) from error

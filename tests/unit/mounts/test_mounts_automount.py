@@ -12,7 +12,8 @@ import time
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ShareNotMounted
-from ansible_collections.remotefs.storage.plugins.module_utils.mounts import automount, manager, planner, probe, record, resolve, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import automount, planner, probe, record, resolve, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import shares
 
 from .automounter import Automounter, in_a_namespace
 
@@ -164,7 +165,7 @@ def test_a_share_that_shall_go_is_not_visited(tmp_path, monkeypatch):
         "persist": True, "fstab": str(tmp_path / "fstab"), "attempts": 1, "timeout": 5,
     }
     for state in ("unmounted", "absent"):
-        result = manager.ensure({**given, "state": state})
+        result = shares.ensure({**given, "state": state})
         assert not result["changed"] and not result["failed"] and played.went == []
     assert "autofs still manages" in result["warnings"][0]
 
@@ -254,14 +255,14 @@ def test_nothing_is_stacked_on_the_kernels_trigger(tmp_path, monkeypatch):
     def scenario():
         daemon = Automounter(str(where), ["mount", "--bind", str(source), "{}"])
         try:
-            first = manager.ensure(given)
+            first = shares.ensure(given)
             assert not first["failed"] and not first["changed"] and len(at(str(where))) == 2, first
-            again = manager.ensure({**given, "state": "remounted"})
+            again = shares.ensure({**given, "state": "remounted"})
             assert [step["step"] for step in again["actions"]] == ["unmount", "mount"] and len(at(str(where))) == 2, (again, at(str(where)))
-            read_only = manager.ensure({**given, "opts": ["ro"]})
-            assert [step["step"] for step in read_only["actions"]] == ["remount"] and not manager.ensure({**given, "opts": ["ro"]})["changed"]
-            assert manager.ensure({**given, "state": "unmounted"})["changed"] and at(str(where)) == ["autofs"]
-            assert not manager.ensure({**given, "state": "absent"})["changed"] and at(str(where)) == ["autofs"]
+            read_only = shares.ensure({**given, "opts": ["ro"]})
+            assert [step["step"] for step in read_only["actions"]] == ["remount"] and not shares.ensure({**given, "opts": ["ro"]})["changed"]
+            assert shares.ensure({**given, "state": "unmounted"})["changed"] and at(str(where)) == ["autofs"]
+            assert not shares.ensure({**given, "state": "absent"})["changed"] and at(str(where)) == ["autofs"]
         finally:
             daemon.stop()
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.engine import Terms, open_engine
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse
-from ansible_collections.remotefs.storage.plugins.module_utils.mounts import manager, resolve, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.localities import LOCALITIES, holds_local_files, locality
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import resolve, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import shares
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import OFFLINE
 from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use
 from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
@@ -53,16 +55,16 @@ def test_no_other_one_is(found, kind, root, below, tmp_path):
 
 @given(st.text(st.sampled_from("abefnstx.9-_"), min_size=1, max_size=12))
 def test_trust_is_listed(kind):
-    row, known = types.by_kernel_type(kind), {one.kernel_type: one.local for one in types.LOCALITIES}
+    row, known = types.by_kernel_type(kind), {one.kernel_type: one.local for one in LOCALITIES}
     share = resolve.describe(table(kind, "/mnt/x")[1], table(kind, "/mnt/x"), "/mnt/x", None)
     assert share.locks_visible == (known.get(kind, False) if row is None else row.locks_visible(("rw", "relatime")))
 
 
 def test_the_table_names_each_once_and_says_why():
-    names = [row.kernel_type for row in types.LOCALITIES]
-    assert len(set(names)) == len(names) and all(row.why for row in types.LOCALITIES)
+    names = [row.kernel_type for row in LOCALITIES]
+    assert len(set(names)) == len(names) and all(row.why for row in LOCALITIES)
     assert not set(names) & {name for row in types.FILE_SYSTEMS for name in row.kernel_types}
-    assert set(LOCAL) <= types.LOCAL and not set(UNTOLD) & types.LOCAL
+    assert all(locality(kind).local for kind in LOCAL) and not any(locality(kind).local for kind in UNTOLD)
 
 
 @pytest.mark.parametrize("kind", ["9p", "fuse.rclone", "newfs"])
@@ -84,10 +86,10 @@ def test_a_plain_directory_there_is_warned_about(tmp_path, monkeypatch):
         "persist": True, "fstab": "/dev/null", "attempts": 1, "timeout": 5,
     }
     monkeypatch.setattr(tables, "read_mounts", lambda *_a: table("virtiofs", tmp_path))
-    (warning,) = manager.ensure(given)["warnings"]
+    (warning,) = shares.ensure(given)["warnings"]
     assert "virtiofs" in warning and "assume_unused: true" in warning
     monkeypatch.setattr(tables, "read_mounts", lambda *_a: table("xfs", tmp_path))
-    assert manager.ensure(given)["warnings"] == []
+    assert shares.ensure(given)["warnings"] == []
 
 
 def test_links_on_it_are_not_followed_because_a_look_may_hang(tmp_path):
@@ -96,3 +98,13 @@ def test_links_on_it_are_not_followed_because_a_look_may_hang(tmp_path):
     assert resolve.follow(f"{tmp_path}/link", table("ext4", tmp_path)) == f"{tmp_path}/elsewhere"
     root = tables.parse_mountinfo("1 1 0:1 / / rw - 9p root rw\n")
     assert resolve.follow(f"{tmp_path}/link", root) == f"{tmp_path}/elsewhere"  # without its root the host does nothing at all
+
+
+@pytest.mark.parametrize("row", LOCALITIES, ids=lambda row: row.kernel_type)
+def test_paths_in_images_are_followed_only_where_users_keep_files_of_this_host(row):
+    assert holds_local_files(row.kernel_type) == (row.local and not row.kernel_state)
+    assert not (row.trigger and row.local) and not (row.kernel_state and row.shares_blocks)
+
+
+def test_what_nobody_has_listed_is_trusted_in_nothing():
+    assert not any((locality("newfs").local, holds_local_files("newfs"), locality("newfs").shares_blocks, locality("").local))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, InvalidParameter, ShareNotMounted
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import fstab as fstab_file
-from ansible_collections.remotefs.storage.plugins.module_utils.mounts import manager, parameters, planner, resolve, tables, types
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import observer, parameters, planner, probe, resolve, sources, tables, types
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, shares
 
 BASE = "/var/lib/remotefs/mnt"
 ROOT = "1 1 8:1 / / rw - ext4 /dev/vda rw\n"
@@ -55,20 +55,20 @@ OTHER = [
 @pytest.mark.parametrize(("name", "one", "other"), SAME)
 def test_the_same(name, one, other):
     row = types.by_name(name)
-    assert types.normalise_source(one, row) == types.normalise_source(other, row)
+    assert sources.normalise(one, row) == sources.normalise(other, row)
 
 
 @pytest.mark.parametrize(("name", "one", "other"), OTHER)
 def test_another(name, one, other):
     row = types.by_name(name)
-    assert types.normalise_source(one, row) != types.normalise_source(other, row)
+    assert sources.normalise(one, row) != sources.normalise(other, row)
 
 
 @given(st.text(st.sampled_from("naN1:/.\\@[]ß ,"), max_size=16))
 def test_normalising_ends(text):
     for row in (None, *types.FILE_SYSTEMS):
-        once = types.normalise_source(text, row)
-        assert types.normalise_source(once, row) == once
+        once = sources.normalise(text, row)
+        assert sources.normalise(once, row) == once
 
 
 def params(src, state="mounted", path="/mnt/t", fstype="auto", **given):
@@ -156,7 +156,7 @@ def stack(*sources, path="/mnt/t", kind="nfs4"):
 def test_absent_unmounts_every_layer_of_the_source(sources, unmounts, tmp_path, monkeypatch):
     mounts = stack(*sources)
     wish = parameters.read_wish(params("nas1://vols", "absent"), mounts, ())
-    seen = manager.observe(wish, mounts, (), manager.applier.Deadline(5))
+    seen = observer.observe(wish, mounts, (), probe.Deadline(5))
     assert [step.name for step in planner.plan(wish, seen)] == ["unmount"] * unmounts
     mounted = parameters.read_wish(params("nas1://vols", persist=False), mounts, ())
     assert planner.plan(mounted, seen) == ()
@@ -191,7 +191,7 @@ def test_a_comma_in_a_share_is_no_list(tmp_path):
     many = candidates.Finder().find([f"{tmp_path}/a", f"{tmp_path}/b"], BASE)
     assert [share.path for share in many.shares] == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert candidates.Finder().find(f"{tmp_path}/vols,old", BASE).shares == one.shares
-    told = manager.describe_all(f"{tmp_path}/vols,old", BASE, "/dev/null", 5)
+    told = shares.describe_all(f"{tmp_path}/vols,old", BASE, "/dev/null", 5)
     assert [share["src"] for share in told] == [f"{tmp_path}/vols,old"]
 
 

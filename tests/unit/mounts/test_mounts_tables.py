@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InvalidParameter
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import binds, tables
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import fstab as fstab_file
-from ansible_collections.remotefs.storage.plugins.module_utils.mounts import tables
 
 MOUNTINFO = """\
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
@@ -61,16 +61,16 @@ def test_an_automount_trigger_is_no_mount():
 
 
 def test_bind_mounts_are_known_by_device_and_place():
-    assert tables.shows(MOUNTS, by_id(37), "/srv/src")
-    assert not tables.shows(MOUNTS, by_id(37), "/srv/other")
-    assert not tables.shows(MOUNTS, by_id(37), "/dev/src")
-    assert tables.origin(MOUNTS, by_id(37)) == "/srv/src"
+    assert binds.shows(MOUNTS, by_id(37), "/srv/src")
+    assert not binds.shows(MOUNTS, by_id(37), "/srv/other")
+    assert not binds.shows(MOUNTS, by_id(37), "/dev/src")
+    assert binds.origin(MOUNTS, by_id(37)) == "/srv/src"
 
 
 def test_a_bind_mount_of_nfs_is_known_by_its_source():
     mounts = tuple(mount for mount in MOUNTS if mount.id != 39)
-    assert tables.shows(mounts, by_id(40), "/mnt/a/sub")
-    assert not tables.shows(mounts, by_id(40), "/mnt/a/other")
+    assert binds.shows(mounts, by_id(40), "/mnt/a/sub")
+    assert not binds.shows(mounts, by_id(40), "/mnt/a/other")
 
 
 FSTAB = (

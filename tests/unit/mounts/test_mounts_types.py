@@ -9,8 +9,7 @@ import re
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InvalidParameter
-from ansible_collections.remotefs.storage.plugins.module_utils.mounts import types
-from ansible_collections.remotefs.storage.plugins.modules import remotefs_share
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import sources, types
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,7 @@ from ansible_collections.remotefs.storage.plugins.modules import remotefs_share
     ],
 )
 def test_auto_goes_by_the_form(source, name):
-    row = types.claim(types.normalise_source(source))
+    row = sources.claim(sources.normalise(source))
     assert (row.name if row else None) == name
 
 
@@ -39,16 +38,14 @@ def test_auto_goes_by_the_form(source, name):
 def test_every_row_is_whole(row):
     assert re.fullmatch(row.source, row.example)
     assert bool(row.helper) == bool(row.package)
-    assert not row.network or (row.kernel_types and row.mount_type and row.helper)
+    assert (row.credentials == "file") == bool(row.identity_options) and (row.credentials == "stdin") == bool(row.stdin_options)
+    assert row.credentials in ("", "file", "stdin") and row.root_in_source in ("", "alone", "too")
+    assert row.local or (row.kernel_types and row.mount_type and row.helper)
     for kernel_type in row.kernel_types:
         assert types.by_kernel_type(kernel_type) is row
         assert types.by_mount_type(kernel_type) is row
     for option in row.remountable:
         assert "=" not in option
-
-
-def test_the_module_offers_exactly_the_rows():
-    assert tuple(remotefs_share._FILE_SYSTEMS) == ("auto",) + types.NAMES
 
 
 def test_an_unknown_name_is_refused():
@@ -60,11 +57,11 @@ def test_an_unknown_name_is_refused():
     ("one", "other"), [("nas:/vols/", "nas:/vols"), ("\\\\nas\\vols", "//nas/vols"), ("nas:/", "nas:/"), ("//nas/vols/", "//nas/vols")]
 )
 def test_spellings_of_one_source(one, other):
-    assert types.normalise_source(one) == types.normalise_source(other)
+    assert sources.normalise(one) == sources.normalise(other)
 
 
 def test_a_root_export_stays_one():
-    assert types.normalise_source("nas:/") == "nas:/" and types.normalise_source("user@host:") == "user@host:"
+    assert sources.normalise("nas:/") == "nas:/" and sources.normalise("user@host:") == "user@host:"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import errno
 import os
 
 from ...store.directory import write_all
+from ...store.holes import next_data
 from .allocate import NOT_SUPPORTED, make_zeros
 
 _CHUNK = 4 << 20  # bytes that pass through this process at a time
@@ -36,7 +37,7 @@ def tells_holes(fd: int) -> bool:
     """Whether the file system tells holes from data, asked of a file that is one hole. Where it does not, only those who look at
     all data can leave zeros out."""
     size = os.fstat(fd).st_size
-    return _next_data(fd, 0, size) == (size, size)
+    return next_data(fd, 0, size) == (size, size)
 
 
 class Copier:
@@ -55,7 +56,7 @@ class Copier:
         """
         offset, stop = start, start + length
         while offset < stop:
-            data, end = _next_data(self._source, offset, stop)
+            data, end = next_data(self._source, offset, stop)
             if data > offset and not fresh:
                 make_zeros(self._target, to + offset - start, data - offset)
             done = self._copy_data(data, to + data - start, end - data, fresh)
@@ -127,16 +128,3 @@ def _written_runs(block: bytes) -> list[tuple[int, int]]:
         begin = runs.pop()[0] if runs and runs[-1][1] == first else first
         runs.append((begin, first + len(grain)))
     return runs
-
-
-def _next_data(fd: int, offset: int, size: int) -> tuple[int, int]:
-    """Where the next data begins and ends; (``size``, ``size``) where there is none."""
-    try:
-        start = os.lseek(fd, offset, os.SEEK_DATA)
-        return min(start, size), min(os.lseek(fd, start, os.SEEK_HOLE), size)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return size, size
-        if error.errno not in NOT_SUPPORTED:
-            raise
-        return offset, size

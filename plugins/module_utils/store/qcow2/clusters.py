@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import array
 import bisect
-import errno
 import os
 import sys
 from typing import Iterator, NamedTuple
 
+from ..holes import all_data
 from .layout import CutShort, Qcow2Error
 from .reading import read_header
 from .tables import l1_table
@@ -139,7 +139,7 @@ class RawLayer:
         status = os.fstat(fd)
         self.size = status.st_size
         self._starts, self._ends = [], []
-        for start, end in _data(fd, self.size):
+        for start, end in all_data(fd, self.size):
             self._starts.append(start)
             self._ends.append(end)
             if len(self._ends) > _MOST_EXTENTS:
@@ -163,22 +163,6 @@ class RawLayer:
             begin = (max(self._starts[number], first) - first) // self.cluster_size
             end = -(-(min(self._ends[number], last) - first) // self.cluster_size)
             yield Run(begin, end - begin, first + begin * self.cluster_size)
-
-
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of a file that are no holes. :raises OSError: the file system is ill."""
-    offset = 0
-    while offset < size:
-        try:
-            start = os.lseek(fd, offset, os.SEEK_DATA)
-            offset = os.lseek(fd, start, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            start, offset = offset, size
-        yield start, min(offset, size)
 
 
 def split(table: array.array, cluster_size: int) -> Iterator[tuple[int, int, int]]:

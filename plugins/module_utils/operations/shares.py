@@ -7,18 +7,17 @@ Nothing here raises for one share of many: a failure becomes part of that share'
 """
 from __future__ import annotations
 
-import os
-
 from .. import errors
-from . import applier, automount, parameters, planner, probe, record, resolve, shares_file, tables, types
-from . import options as mount_options
-
-_MOUNTED = ("mounted", "present", "remounted")
+from ..mounts import applier, observer, parameters, planner, probe, record, resolve, shares_file, tables, types
+from ..mounts import options as mount_options
+from ..mounts.steps import MountShare, Remount, Step, Unmount, WriteFstab
 
 
 def ensure_all(params: dict, check_mode: bool = False) -> dict:
-    """Bring every share of ``shares`` and ``shares_file`` into its state: what the module returns, with ``results`` in input order.
+    """Bring each share of ``shares`` and ``shares_file`` into its state.
 
+    :param params: the options of remotefs_share, each key present.
+    :return: what the module returns, with ``results`` in input order, and ``failed``, ``diff`` and ``warnings``.
     :raises StorageError: the shares file cannot be read.
     """
     items: list[dict] = list(params["shares"] or ())
@@ -28,7 +27,7 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
         items += listed
     results: list[dict] = []
     taken: dict[str, int] = {}
-    for number, item in enumerate(parameters.merge(params, items), 1):
+    for number, item in enumerate(_merged(items, params), 1):
         results.append(_ensure_item(item, check_mode, taken, number))
     faults = [result.pop("error", None) for result in results]
     failed = [([result["name"]], error) for result, error in zip(results, faults) if error is not None]
@@ -42,11 +41,17 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
         "warnings": warnings + [warning for result in results for warning in result.pop("warnings")],
     }
     if failed:
-        answer["error_code"] = failed[0][1].error_code
-        from ..together import told_together
+        from ..together import failure_of_all  # late: most tasks succeed
 
-        answer["msg"] = told_together("shares", len(results), failed)
+        answer.update(failure_of_all("shares", len(results), failed))
     return answer
+
+
+def _merged(items: list[dict], params: dict) -> list[dict]:
+    """The items of a bulk list, each completed with the task's values."""
+    defaults = {key: value for key, value in params.items() if key not in ("shares", "shares_file")}
+    defaults.update(src=None, path=None)
+    return [{**defaults, **{key: value for key, value in item.items() if value is not None}} for item in items]
 
 
 def ensure(params: dict, check_mode: bool = False) -> dict:
@@ -87,9 +92,9 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
     result["src"], subject = wish.src, f"share {wish.name}"
     if taken.setdefault(wish.path, number) != number:
         raise errors.InvalidParameter(subject, f"item {taken[wish.path]} of the list has the same path {wish.path}", "name every share once")
-    if not wish.row.mount_type and wish.state in _MOUNTED:
+    if not wish.row.mount_type and wish.state in planner.KEPT:
         resolve.check_mounted(wish.path, resolve.follow(wish.path, mounts), mounts, entries, resolve.clean_path(params["mount_base"], "mount_base"))
-    seen = observe(wish, mounts, entries, deadline)
+    seen = observer.observe(wish, mounts, entries, deadline)
     steps = planner.plan(wish, seen)
     result["diff"] = {"before": planner.picture(seen), "after": planner.fold(seen, wish, steps), "before_header": wish.path, "after_header": wish.path}
     _check_source(wish, seen, steps, deadline)
@@ -110,9 +115,9 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
     result["share"] = _report(wish, steps, check_mode, deadline, params["mount_base"])
 
 
-def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: applier.Deadline) -> tuple[tables.Mount, ...]:
-    """The mounts after going where autofs would mount what the task is about; a share that shall not be there is left alone."""
-    places = [parameters.place(params, mounts, entries)] if params["state"] in ("mounted", "remounted") else []
+def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> tuple[tables.Mount, ...]:
+    """The mounts after going where autofs would mount what the task is about; nobody goes to a share that is to be taken away."""
+    places = [parameters.place(params, mounts, entries)] if params["state"] in planner.MOUNTED else []
     src = params["src"]
     if src and params["path"] and resolve.is_directory_name(src):  # a bind mount is known by what its source shows
         places.append(resolve.clean_path(src, "src"))
@@ -121,123 +126,33 @@ def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tabl
     return mounts
 
 
-def _record(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], failed: bool = False) -> None:
+def _record(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], failed: bool = False) -> None:
     """Keep how the share was mounted, if it was; forget it, if it is gone or nobody knows."""
-    if not any(isinstance(step, (planner.MountShare, planner.Remount, planner.Unmount)) for step in steps):
+    if not any(isinstance(step, (MountShare, Remount, Unmount)) for step in steps):
         return
     mounts = tables.read_mounts()
     mount = None if failed else tables.mounted_at(mounts, resolve.follow(wish.path, mounts))
     record.write(wish.path, mount, planner.effective_options(wish, seen))
 
 
-def _deadline(params: dict) -> applier.Deadline:
+def _deadline(params: dict) -> probe.Deadline:
     for key in ("timeout", "attempts"):
         if params[key] < 1:
             raise errors.InvalidParameter(f"{key} {params[key]}", "it is less than 1", "give a positive number")
-    return applier.Deadline(params["timeout"])
+    return probe.Deadline(params["timeout"])
 
 
-def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: applier.Deadline) -> planner.Seen:
-    """What there is at the path of the wish.
-
-    :raises InvalidParameter: something that is no directory is there. :raises ShareNotMounted: the path lies on a share that does not answer.
-    """
-    real = resolve.follow(wish.path, mounts)
-    mount = tables.mounted_at(mounts, real)
-    here = tables.enclosing(mounts, real)
-    untouched = here is not None and here.fstype == "autofs"  # a look would have it mounted
-    directory, empty = (True, True) if untouched or (mount is not None and wish.row.mount_type) else _directory(wish, real, deadline)
-    source = resolve.follow(wish.src, mounts) if wish.src and resolve.is_directory_name(wish.src) else None
-    bound = mount is not None and source is not None and tables.shows(mounts, mount, source)
-    return planner.Seen(
-        mount=mount if wish.row.mount_type else None,
-        source=(source if bound else _source_of(mount, mounts)) if wish.row.mount_type else None,
-        bound=bound,
-        entry=next((entry for entry in entries if entry.path == wish.path), None) if wish.row.mount_type else None,
-        directory=directory,
-        empty=empty,
-        credentials=_read_credentials(wish),
-        shared=mount is not None and any(other.device == mount.device and other.path != mount.path for other in mounts),
-        dead=mount is not None and mount.fstype.startswith("fuse.") and wish.state == "mounted" and _is_dead(real, deadline),
-        trigger=automount.trigger(mounts, real) is not None,
-        layers=_layers(wish, mount, source, mounts),
-        record=record.read(wish.path, mount),
-    )
-
-
-def _layers(wish: planner.Wish, mount: tables.Mount | None, source: str | None, mounts: tuple[tables.Mount, ...]) -> int:
-    """How many mounts of one source lie on top of each other at the path; what is beneath another one is not ours."""
-    if mount is None:
-        return 1
-    count = 0
-    for layer in _stacked(mounts, mount):
-        if not (tables.shows(mounts, layer, source) if source is not None else tables.is_mount_of(layer, wish.src or mount.source)):
-            break
-        count += 1
-    return max(count, 1)
-
-
-def _stacked(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> tuple[tables.Mount, ...]:
-    """``mount`` and what it covers at the same path, top first."""
-    parents = {other.id: other for other in mounts}
-    layers = [mount]
-    while True:
-        below = parents.get(layers[-1].parent)
-        if below is None or below.path != mount.path or below.fstype == "autofs" or below in layers:
-            return tuple(layers)
-        layers.append(below)
-
-
-def _source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> str | None:
-    if mount is None:
-        return None
-    return tables.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else mount.source
-
-
-def _directory(wish: planner.Wish, real: str, deadline: applier.Deadline) -> tuple[bool, bool]:
-    exists, directory, empty = probe.directory_state(real, deadline.left, f"path {wish.path}")
-    if exists and not directory:
-        raise errors.InvalidParameter(f"path {wish.path}", "it is not a directory", "choose another path")
-    return directory, empty
-
-
-def _read_credentials(wish: planner.Wish) -> bytes | None:
-    try:
-        with open(wish.credentials_file, "rb") as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return None
-    except PermissionError:
-        return None  # not root: the mount itself will say so
-    except OSError as error:
-        raise errors.from_os_error(error, f"credentials of share {wish.name}") from error
-
-
-def _is_dead(path: str, deadline: applier.Deadline) -> bool:
-    """Whether the process behind a FUSE mount is gone, so that nothing can be lost by unmounting."""
-    import errno
-
-    def look() -> tuple:
-        try:
-            os.statvfs(path)
-        except OSError as error:
-            return (int(error.errno == errno.ENOTCONN),)
-        return (0,)
-
-    return bool(probe.bounded(look, deadline.left, f"share at {path}")[0])
-
-
-def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], deadline: applier.Deadline) -> None:
+def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], deadline: probe.Deadline) -> None:
     """A bind mount's source is the one source that can be looked at before anything happens."""
-    if wish.row.network or not any(isinstance(step, (planner.MountShare, planner.WriteFstab)) for step in steps) or seen.mount is not None:
+    if not wish.row.local or not any(isinstance(step, (MountShare, WriteFstab)) for step in steps) or seen.mount is not None:
         return
     if wish.src is not None and not probe.directory_state(wish.src, deadline.left, f"share {wish.src}")[1]:
         raise errors.MountFailed(f"share {wish.src}", "there is no such directory to show elsewhere", "create it, or correct src")
 
 
-def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step, ...], check_mode: bool) -> list[str]:
-    mounting = any(isinstance(step, (planner.MountShare, planner.Remount)) for step in steps)
-    wanted = wish.state in ("mounted", "remounted") and bool(wish.row.mount_type)
+def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], check_mode: bool) -> list[str]:
+    mounting = any(isinstance(step, (MountShare, Remount)) for step in steps)
+    wanted = wish.state in planner.MOUNTED and bool(wish.row.mount_type)
     warnings = []
     if mounting and seen.mount is None and not seen.empty:
         warnings.append(f"{wish.path} was not empty: what lies there is hidden while {wish.name} is mounted")
@@ -245,26 +160,27 @@ def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[planner.Step,
     real = resolve.follow(wish.path, mounts)
     if wanted and not (check_mode and steps):
         mount = tables.mounted_at(mounts, real)
-        live = () if mount is None else mount.options if wish.row.kernel_types else mount.mount_options
+        live = () if mount is None else tables.options_of(mount, wish.row)
         drifted = mount_options.drift(wish.row, planner.effective_options(wish, seen), live)
         if drifted:
-            warnings.append(f"share {wish.name}: {', '.join(drifted)} not in force; {_who_decides(seen)}")
+            warnings.append(f"share {wish.name}: {', '.join(drifted)} not in force; {_who_decides(wish, seen)}")
     if wish.state == "absent" and seen.trigger:
         warnings.append(f"autofs still manages {wish.path}: {wish.name} is mounted when somebody goes there until the automounter's own table is changed")
     here = tables.enclosing(mounts, real)
-    if not wish.row.mount_type and here is not None and here.fstype != "autofs" and resolve.is_untold(here):
+    if not wish.row.mount_type and here is not None and not here.is_trigger and resolve.is_untold(here):
         remedy = "tasks that change an image want assume_unused: true"
         warnings.append(f"share {wish.name}: nobody can tell whether other hosts have images open on its file system ({here.fstype}); {remedy}")
     return warnings
 
 
-def _who_decides(seen: planner.Seen) -> str:
+def _who_decides(wish: planner.Wish, seen: planner.Seen) -> str:
     if seen.trigger:
         return "the automounter's own table decides (systemctl daemon-reload after a change of fstab), and state: remounted has it mounted anew"
-    return "another mount of the same export on this host decides (nosharecache separates those of NFS), or the server"
+    apart = f" ({wish.row.separating} separates the two)" if wish.row.separating else ""
+    return f"another mount of the same export on this host decides{apart}, or the server"
 
 
-def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: bool, deadline: applier.Deadline, mount_base: str) -> dict:
+def _report(wish: planner.Wish, steps: tuple[Step, ...], check_mode: bool, deadline: probe.Deadline, mount_base: str) -> dict:
     """The share as it is now; in check mode as far as it is known."""
     mounts = tables.read_mounts()
     real = resolve.follow(wish.path, mounts)
@@ -273,12 +189,12 @@ def _report(wish: planner.Wish, steps: tuple[planner.Step, ...], check_mode: boo
         if not probe.directory_state(real, deadline.left, f"path {wish.path}")[1]:
             return _picture(wish.path, wish.path, wish.row.name)
         return _with_capacity(_picture(wish.path, wish.path, wish.row.name, mounted=True), real, deadline)
-    if mount is None or (check_mode and any(isinstance(step, (planner.MountShare, planner.Unmount)) for step in steps)):
-        coming = check_mode and wish.state in ("mounted", "remounted")
+    if mount is None or (check_mode and any(isinstance(step, (MountShare, Unmount)) for step in steps)):
+        coming = check_mode and wish.state in planner.MOUNTED
         opts = ",".join(mount_options.for_mount(mount_options.complete(wish.row, wish.options))) if coming else ""
         return _picture(wish.src, wish.path, wish.row.name, opts, mounted=coming)
     opts = resolve.public_options(mount, wish.row)
-    share = _picture(wish.src or _source_of(mount, mounts), wish.path, wish.row.name, opts, mounted=True)
+    share = _picture(wish.src or observer.source_of(mount, mounts), wish.path, wish.row.name, opts, mounted=True)
     return _with_capacity(share, real, deadline) if wish.state != "present" else share
 
 
@@ -286,16 +202,19 @@ def _picture(src: str | None, path: str | None, fstype: str | None, opts: str = 
     return {"src": src, "path": path, "fstype": fstype, "opts": opts, "mounted": mounted, "total": None, "free": None, "used": None, "writable": None}
 
 
-def _with_capacity(share: dict, path: str, deadline: applier.Deadline) -> dict:
+def _with_capacity(share: dict, path: str, deadline: probe.Deadline) -> dict:
     room = probe.capacity(path, deadline.left, f"share {share['src']}")
     share.update(total=room.total, free=room.free, used=room.used, writable=room.writable)
     return share
 
 
 def describe_all(names: list[str] | str | None, mount_base: str, fstab: str, timeout: float) -> list[dict]:
-    """The shares called ``names`` (one or a list), or every mounted one: network file systems anywhere, and anything under ``mount_base``.
+    """The shares called ``names`` (one or a list), or each mounted one: network file systems anywhere, and all mounts under ``mount_base``.
 
-    A share that cannot be read comes back with ``error_code`` and ``msg``; ``timeout`` (seconds) is for each.
+    A share that cannot be read has ``error_code`` and ``msg``.
+
+    :param timeout: seconds for each share. :return: dictionaries as remotefs_share_info documents them; sizes are bytes.
+    :raises StorageError: the names or the table of mounts cannot be read.
     """
     return [_describe(name, mount_base, fstab, timeout) for name in (_mounted_paths(mount_base) if names is None else resolve.share_names(names))]
 
@@ -316,7 +235,7 @@ def _describe(name: str, mount_base: str, fstab: str, timeout: float) -> dict:
     try:
         found = resolve.find_share(name, mount_base, fstab, timeout)
         share.update(src=found.source, path=found.path, fstype=found.fstype, opts=found.options, mounted=True)
-        _with_capacity(share, found.path, applier.Deadline(timeout))
+        _with_capacity(share, found.path, probe.Deadline(timeout))
     except errors.StorageError as error:
         share.update(error_code=error.error_code, msg=str(error))
     return share

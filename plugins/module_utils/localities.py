@@ -1,0 +1,77 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The file systems that a directory of this host may lie on: one row each, by the type that the mount table shows.
+
+Those that can be mounted as a share have a row in :mod:`mounts.types` instead. Nothing else asks for a type by its name.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Locality(NamedTuple):
+    """One file system without a row in :mod:`mounts.types`.
+
+    A file system is trusted only where it is listed as local. On all others, listed or not, locks of other hosts may be invisible,
+    so they are never taken for seen. A row that is not local changes nothing about that: it says why nobody should make it local.
+    """
+
+    kernel_type: str
+    local: bool  # only processes of this host use it, and their locks are seen; a look at it cannot hang
+    why: str
+    kernel_state: bool = False  # the kernel shows its own state there: nobody stores files
+    trigger: bool = False  # what it mounts is known only when somebody went there
+    subvolumes: bool = False  # its subvolumes look like bind mounts in the mount table
+    shares_blocks: bool = False  # a copy of a file can share the blocks of the original
+
+
+_DISK = "on a block device, which one host mounts at a time"
+_MEMORY = "in the memory of this host"
+_IMAGE = "read-only, nobody writes it"
+_KERNEL = "the kernel's own state"
+_HYPERVISOR = "the files of the host that runs this machine, which opens them too"
+_SERVER = "served over the network"
+_CLUSTER = "mounted by several hosts at once"
+_PROCESS = "served by a process, which alone knows who else uses the files"
+
+ROOT = Locality("rootfs", True, _MEMORY)
+
+LOCALITIES: tuple[Locality, ...] = (
+    *(Locality(name, True, _DISK) for name in ("ext2", "ext3", "ext4", "zfs", "f2fs", "jfs", "reiserfs", "reiser4", "nilfs2")),
+    *(Locality(name, True, _DISK, shares_blocks=True) for name in ("xfs", "bcachefs")),
+    Locality("btrfs", True, _DISK, subvolumes=True, shares_blocks=True),
+    *(Locality(name, True, _DISK) for name in ("vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "hfs", "hfsplus", "udf", "minix", "ufs", "affs")),
+    *(Locality(name, True, _DISK) for name in ("jffs2", "ubifs")),
+    *(Locality(name, True, _MEMORY) for name in ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")),
+    ROOT,
+    *(Locality(name, True, _KERNEL, kernel_state=True) for name in ("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs")),
+    *(Locality(name, True, _KERNEL, kernel_state=True) for name in ("configfs", "devpts", "mqueue")),
+    *(Locality(name, False, _KERNEL, kernel_state=True) for name in ("fusectl", "pstore", "bpf", "binfmt_misc", "efivarfs", "selinuxfs", "rpc_pipefs")),
+    *(Locality(name, False, _KERNEL, kernel_state=True) for name in ("nfsd", "nsfs", "binder", "resctrl")),
+    *(Locality(name, True, _IMAGE) for name in ("squashfs", "erofs", "cramfs", "iso9660", "romfs")),
+    Locality("overlay", True, "its upper directory belongs to one mount of one host"),
+    *(Locality(name, False, _HYPERVISOR) for name in ("9p", "virtiofs", "vboxsf", "prl_fs", "vmhgfs", "hgfs", "fuse.vmhgfs-fuse", "hostfs", "drvfs")),
+    *(Locality(name, False, _SERVER) for name in ("ceph", "afs", "coda", "ncpfs", "ncp", "smbfs", "davfs", "lustre", "orangefs", "pvfs2", "fuse.ceph")),
+    *(Locality(name, False, _SERVER) for name in ("fuse.curlftpfs", "fuse.davfs2", "fuse.rclone", "fuse.s3fs", "fuse.mfs", "fuse.moosefs", "fuse.juicefs")),
+    *(Locality(name, False, _SERVER) for name in ("beegfs", "gpfs", "panfs", "wekafs", "quobyte", "fuse.quobyte", "fuse.vzstorage", "fuse.goofys")),
+    Locality("ocfs2", False, _CLUSTER, shares_blocks=True),
+    *(Locality(name, False, _CLUSTER) for name in ("gfs2", "vmfs")),
+    *(Locality(name, False, _PROCESS) for name in ("fuse", "fuse.mergerfs", "fuse.bindfs", "fuse.gocryptfs", "fuse.encfs", "fuse.fuse-overlayfs")),
+    *(Locality(name, False, "stacked upon a directory that may be on any file system") for name in ("ecryptfs", "aufs", "unionfs")),
+    Locality("autofs", False, "it belongs to an automounter", trigger=True),
+)
+
+_NOBODY_KNOWS = Locality("", False, "nobody has listed it")
+_BY_TYPE = {row.kernel_type: row for row in LOCALITIES}
+
+
+def locality(kernel_type: str) -> Locality:
+    """The row of ``kernel_type``, the type that the mount table shows. A type that nobody has listed has a row that trusts it in nothing."""
+    return _BY_TYPE.get(kernel_type, _NOBODY_KNOWS)
+
+
+def holds_local_files(kernel_type: str) -> bool:
+    """Whether users keep files on such a file system, and only processes of this host can open them."""
+    return locality(kernel_type).local and not locality(kernel_type).kernel_state

@@ -1,0 +1,37 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bind mounts: which directory one shows."""
+from __future__ import annotations
+
+import os
+
+from . import types
+from .tables import HIDDEN, Mount, enclosing, is_within
+
+
+def origin(mounts: tuple[Mount, ...], mount: Mount) -> str | None:
+    """The directory that a bind mount shows, where another mount of its file system reaches it; None if none does."""
+    for other in mounts:
+        if other.id != mount.id and other.device == mount.device and is_within(mount.root, other.root):
+            below = mount.root[len(other.root.rstrip("/")):].strip("/")
+            candidate = os.path.join(other.path, below) if below else other.path
+            if candidate != mount.path and enclosing(mounts, candidate) == other:
+                return candidate
+    return None
+
+
+def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
+    """Whether ``mount`` is a bind mount of ``directory`` (without links): the same file system and the same place in it."""
+    under = enclosing(mounts, directory)
+    if under is None or under.device != mount.device:
+        return False
+    if under.root == HIDDEN:
+        from . import hidden  # late: only in some chroots
+
+        return hidden.are_one(mount.path, directory)
+    below = directory[len(under.path.rstrip("/")):].strip("/")
+    row = types.by_kernel_type(under.fstype)
+    if row is not None and row.root_in_source == "alone":
+        return mount.source.rstrip("/") == os.path.join(under.source, below).rstrip("/")
+    return os.path.join(under.root, below).rstrip("/") == mount.root.rstrip("/")

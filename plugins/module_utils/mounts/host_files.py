@@ -1,0 +1,70 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Small files of the host (fstab, credentials, records of mounts), replaced whole and durably. Those of a share are the store's."""
+from __future__ import annotations
+
+import errno
+import os
+
+from ..errors import ToolFailed, from_os_error
+
+
+def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True) -> None:
+    """Replace the file ``path`` whole and durably: temporary file beside it, fsync, rename, fsync of the directory. No link is followed.
+
+    :param mode: of a new file. :param keep: mode, owner and label of the old file stay, where there is one.
+    :raises StorageError: the file cannot be written. The old one stays as it is.
+    """
+    import tempfile
+
+    directory = os.path.dirname(path)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", dir=directory)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            _take_attributes(descriptor, path if keep else None, mode)
+            stream.flush()
+            os.fsync(descriptor)
+        os.rename(temporary, path)
+        sync_directory(directory)
+    except OSError as error:
+        _discard(temporary)
+        if error.errno == errno.EBUSY:  # containers mount such files singly
+            raise ToolFailed(path, "it is a mount point of its own and cannot be replaced as a whole", "name another fstab, or set persist: false") from error
+        raise from_os_error(error, path) from error
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def _take_attributes(descriptor: int, path: str | None, mode: int) -> None:
+    if path is None or not os.path.lexists(path):
+        os.fchmod(descriptor, mode)
+        return
+    old = os.lstat(path)
+    os.fchown(descriptor, old.st_uid, old.st_gid)
+    os.fchmod(descriptor, old.st_mode & 0o7777)
+    try:
+        os.setxattr(descriptor, "security.selinux", os.getxattr(path, "security.selinux", follow_symlinks=False))
+    except OSError:
+        pass  # no SELinux here
+
+
+def _discard(temporary: str) -> None:
+    try:
+        os.unlink(temporary)
+    except OSError:
+        pass
+
+
+def sync_directory(path: str) -> None:
+    """Make names in the directory ``path`` durable that were made or removed. :raises OSError: they may not be."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

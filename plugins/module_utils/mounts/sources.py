@@ -1,0 +1,86 @@
+# Copyright: contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sources of network shares: their forms, the spellings that mean the same, and which lines of the two tables are about them.
+
+Pure. A task on a plain directory does without.
+"""
+from __future__ import annotations
+
+import re
+
+from . import types
+from .tables import HIDDEN, Entry, Mount
+from .types import FileSystem
+
+
+def claim(source: str) -> FileSystem | None:
+    """The row that ``fstype: auto`` means by the form of ``source`` (normalised); None for a directory and where the form tells nothing."""
+    for row in types.FILE_SYSTEMS:
+        if row.claims and re.fullmatch(row.claims, source):
+            return row
+    return None
+
+
+def is_source(text: str) -> bool:
+    """Whether ``text`` (normalised) has the form of any network share's source."""
+    return any(not row.local and re.fullmatch(row.source, text) for row in types.FILE_SYSTEMS)
+
+
+def are_one(source: str, other: str, row: FileSystem) -> bool:
+    """Whether two spellings mean one share of the file system ``row``."""
+    return normalise(source, row) == normalise(other, row)
+
+
+def normalise(source: str, row: FileSystem | None = None) -> str:
+    """One spelling for what servers and clients treat alike.
+
+    Doubled slashes, "." and a trailing slash go. Backslashes become slashes, and hosts small letters; so do names of shares whose
+    case does not matter. ``row`` tells what the form does not, such as whether ``host:name`` is ``host:/name``.
+    """
+    if source.startswith(("//", "\\\\")) and (row is None or row.folds_case):
+        parts = _parts(source.replace("\\", "/"))
+        return "//" + "/".join([part.lower() for part in parts[:2]] + parts[2:])
+    if source.startswith("/"):
+        return "/" + "/".join(_parts(source))
+    remote = re.fullmatch(r"((?:[^@:/]*@)?)((?:\[[^\]]*\]|[^\[\]:/@])+):(.*)", source, re.DOTALL)
+    if remote is None:
+        return source
+    user, host, path = remote.groups()
+    rooted = "/" if path.startswith("/") or (path and row is not None and row.slash_optional) else ""
+    return f"{user}{_host(host.lower())}:{rooted}{'/'.join(_parts(path))}"
+
+
+def shows_part(mount: Mount) -> bool:
+    """Whether it is a bind mount of a directory in its source. Some file systems have the place in the source as the root too."""
+    return mount.root not in ("/", HIDDEN) and not mount.source.rstrip("/").endswith(mount.root.rstrip("/"))
+
+
+def is_mount_of(mount: Mount, source: str) -> bool:
+    """Whether ``mount`` shows the whole of the network share ``source``, however either is spelled."""
+    row = types.by_kernel_type(mount.fstype)
+    if row is None or shows_part(mount):
+        return False
+    return are_one(mount.source, source, row)
+
+
+def is_entry_of(entry: Entry, source: str) -> bool:
+    """Whether a line of fstab mounts the network share ``source``, however either is spelled."""
+    row = types.by_mount_type(entry.fstype)
+    return row is not None and are_one(entry.source, source, row)
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _host(host: str) -> str:
+    if not host.startswith("["):
+        return host
+    from socket import AF_INET6, inet_ntop, inet_pton  # late: such addresses are rare
+
+    address, percent, zone = host.strip("[]").partition("%")
+    try:
+        return f"[{inet_ntop(AF_INET6, inet_pton(AF_INET6, address))}{percent}{zone}]"
+    except OSError:
+        return host
