@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Callable, Iterator
 
 from ..errors import Conflict, StorageError, UnsafeImage, from_os_error, share_gone
 from ..model import Share
-from . import privacy
 from .kernel_users import KernelUsers
 from .names import Names
 from .pace import Pace
@@ -299,6 +298,8 @@ class ShareDirectory:
             try:
                 os.mkdir(name, 0o700, dir_fd=parent)
                 if self.share.keeps_modes and os.fstat(parent).st_mode & stat.S_IWGRP:
+                    from . import privacy  # late: nearly always the folders are there
+
                     privacy.let_group_in(self.root.fd, parent, name)
                 if name != _BALLAST:  # which is no state
                     os.fsync(parent)
@@ -314,6 +315,8 @@ class ShareDirectory:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise UnsafeImage(subject, "it is not a directory of ours but a link or a file", remedy) from error
             if error.errno == errno.EACCES:
+                from . import privacy
+
                 raise privacy.shut_out(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
             raise from_os_error(error, subject) from error
         if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
