@@ -91,21 +91,24 @@ def core_venv(core: str) -> Path:
 def tools_venv() -> Path:
     """That of an environment with linters, builders and molecule. :raises NotPossible:"""
     core = best_core()
-    return venv("tools", python_for_core(core), f"ansible-core~={core}.0", *TOOL_PACKAGES)
+    return venv("tools", python_for_core(core), f"ansible-core~={core}.0", *TOOL_PACKAGES, compiled=False)
 
 
 def sanity_venv(core: str) -> Path:
     """One of its own: ansible-test installs into it. :raises NotPossible:"""
-    return venv(f"sanity-{core}", python_for_core(core), f"ansible-core~={core}.0", "jmespath")
+    return venv(f"sanity-{core}", python_for_core(core), f"ansible-core~={core}.0", "jmespath", compiled=False)
 
 
 def nox_venv() -> Path:
     """That of an environment with nox. :raises NotPossible:"""
-    return venv("nox", python_for_core(best_core()), *NOX_PACKAGES)
+    return venv("nox", python_for_core(best_core()), *NOX_PACKAGES, compiled=False)
 
 
-def venv(name: str, python: str, *packages: str) -> Path:
-    """Makes .venv/NAME with these packages, or leaves it alone if it has them. Returns its directory of programs."""
+def venv(name: str, python: str, *packages: str, compiled: bool = True) -> Path:
+    """Makes .venv/NAME with these packages, or leaves it alone if it has them. Returns its directory of programs.
+
+    :param compiled: whether pip compiles them all; where most are never imported, that takes half of its time for nothing.
+    """
     VENVS.mkdir(exist_ok=True)
     directory = VENVS / name
     wanted = " ".join([python, *packages])
@@ -115,7 +118,8 @@ def venv(name: str, python: str, *packages: str) -> Path:
             print(f"setting up .venv/{name}: {' '.join(packages)}", flush=True)
             shutil.rmtree(directory, ignore_errors=True)
             subprocess.run([python, "-m", "venv", str(directory)], check=True)
-            pip = [str(directory / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "--no-input", *packages]
+            pip = [str(directory / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "--no-input", *([] if compiled else ["--no-compile"]),
+                   *packages]
             if subprocess.run(pip, check=False).returncode != 0:
                 raise SystemExit(f"pip could not install: {' '.join(packages)}\n"
                                  "Look at its message above. Without access to PyPI, set PIP_INDEX_URL or PIP_FIND_LINKS to a mirror.")
