@@ -9,7 +9,9 @@ import ast
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
+from typing import Callable
 
 import pytest
 from sessions import stages
@@ -92,6 +94,7 @@ case $3 in
   "unit(2.21)") echo "==== 3 passed in 0.10s ====" ;;
   py38) echo "no Python 3.8" >"$STAGE_NOT_POSSIBLE" ;;
   docs) echo "words: $5"; touch "$TMPDIR/left"; echo "$TMPDIR" >"$WITNESS"; exit 1 ;;
+  hostile | gluster) echo "$$ $TMPDIR" >"$WITNESS.$3"; sleep 60 ;;
 esac
 """
 
@@ -110,9 +113,16 @@ def checkout(tmp_path: Path) -> Path:
     return place
 
 
-def launch(checkout: Path, *words: str) -> subprocess.CompletedProcess:
+def start(checkout: Path, *words: str) -> subprocess.Popen:
     env = {**os.environ, "STUB": str(checkout.parent / "nox"), "WITNESS": str(checkout.parent / "witness")}
-    return subprocess.run(["bash", str(checkout / "scripts" / "test"), *words], env=env, capture_output=True, text=True, check=False)
+    argv = ["bash", str(checkout / "scripts" / "test"), *words]
+    return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def launch(checkout: Path, *words: str) -> subprocess.CompletedProcess:
+    process = start(checkout, *words)
+    told, complained = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, told, complained)
 
 
 def test_the_table_and_the_last_words(checkout: Path) -> None:
@@ -139,3 +149,23 @@ def test_nothing_but_impossible_stages_is_no_success(checkout: Path) -> None:
 @pytest.mark.parametrize(("name", "status"), [("ruff", 0), ("docs", 1), ("py38", 77)])
 def test_one_stage_ends_with_its_own_status(name: str, status: int, checkout: Path) -> None:
     assert launch(checkout, "--stage", name).returncode == status
+
+
+def until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("names", [["hostile"], ["hostile", "gluster"], ["--stage", "hostile"]])
+def test_who_stops_it_stops_all_of_it(names: list[str], checkout: Path) -> None:
+    process = start(checkout, *names)
+    witnesses = [checkout.parent / f"witness.{name}" for name in names if not name.startswith("-")]
+    until(lambda: all(witness.exists() and witness.read_text() for witness in witnesses))
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 130
+    for witness in witnesses:
+        stage, scratch = witness.read_text().split()
+        until(lambda: not Path(scratch).exists() and not Path("/proc", stage, "cmdline").exists())  # noqa: B023  # it is called here
