@@ -13,6 +13,7 @@ from pathlib import Path
 from . import machine
 
 CHECKOUT = machine.CHECKOUT
+LEFTOVERS = {".ansible", ".git", ".hypothesis", ".mypy_cache", ".nox", ".pytest_cache", ".ruff_cache", ".venv", "__pycache__", "build"}
 COLLECTION = Path("ansible_collections", "remotefs", "storage")
 
 
@@ -34,18 +35,34 @@ def copy_tree(place: Path) -> Path:
 
 
 def known_files() -> list[str]:
-    """The files that git knows or would take, by their names in the checkout."""
-    let_git_see_it()
-    told = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard", "--deduplicate"], cwd=CHECKOUT, capture_output=True, check=True).stdout
-    return sorted(name for name in map(os.fsdecode, told.split(b"\0")) if name and os.path.lexists(CHECKOUT / name))
+    """The files that git knows or would take, by their names in the checkout; without git, all but what tools left there."""
+    if _git("rev-parse", "--git-dir") is not None:
+        told = _git("ls-files", "-coz", "--exclude-standard") or b""
+        found = {os.fsdecode(name) for name in told.split(b"\0") if name}
+    else:
+        found = set()
+        for directory, folders, files in os.walk(CHECKOUT):
+            here = Path(directory).relative_to(CHECKOUT)
+            folders[:] = [name for name in folders if name not in LEFTOVERS and str(here / name) != "tests/output"]
+            found.update(str(here / name) for name in files if name not in LEFTOVERS)
+    return sorted(name for name in found if os.path.lexists(CHECKOUT / name))
+
+
+def _git(*argv: str) -> bytes | None:
+    """What git says, or None if it fails or is not here."""
+    try:
+        done = subprocess.run(["git", *argv], cwd=CHECKOUT, capture_output=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def let_git_see_it() -> None:
-    """antsibull-nox and others take the files that git knows. A checkout without .git, or of another user, gets an index beside it."""
+    """antsibull-nox takes the files that git knows. A checkout without .git, or of another user, gets an index beside it."""
     machine.need("git=git")
-    if subprocess.run(["git", "rev-parse", "--git-dir"], cwd=CHECKOUT, capture_output=True, check=False).returncode != 0:
-        beside = machine.BUILD / "git"
-        os.environ.update(GIT_DIR=str(beside), GIT_WORK_TREE=str(CHECKOUT))
+    if _git("rev-parse", "--git-dir") is None:
+        machine.BUILD.mkdir(exist_ok=True)
+        os.environ.update(GIT_DIR=str(machine.BUILD / "git"), GIT_WORK_TREE=str(CHECKOUT))
         subprocess.run(["git", "init", "--quiet"], cwd=CHECKOUT, check=True)
 
 
