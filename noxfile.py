@@ -247,26 +247,26 @@ def sanity(work: Work, core: str) -> None:
     work.session.notify(f"ansible-test-sanity-{core}")
 
 
-def give_ansible_test_a_pip(core: str) -> None:
-    """ansible-test makes an environment for each test, and would download the pip for it from a host of its own. It takes a
-    bootstrap script that lies in its cache instead: this one installs the same pip from its wheel."""
-    python = machine.VENVS / f"sanity-{core}" / "bin" / "python"
-    if python.exists():  # else nox made the environment, and the machine has that host
-        home = machine.VENVS / "ansible-test-home"
-        subprocess.run([python, CHECKOUT / "tests" / "sessions" / "give_pip.py", home], check=True)
-        os.environ["HOME"] = str(home)
+def add_sanity_session(core: str) -> None:
+    """The session of antsibull-nox, which copies the collection to where ansible-test wants it."""
+    name = f"ansible-test-sanity-{core}"
+    words = ["sanity", "--color", "no", "--local", "--requirements", "--python"]
+
+    def before() -> None:
+        bin = CHECKOUT / ".nox" / name.replace(".", "-") / "bin"
+        words[6:] = [version_of(bin)]  # without it, it runs on every Python that looks as if it were here
+        if (machine.VENVS / f"sanity-{core}").exists():  # prepared by the session above; else the machine reaches ansible-test's own host
+            home = machine.VENVS / "ansible-test-home"
+            subprocess.run([bin / "python", CHECKOUT / "tests" / "sessions" / "give_pip.py", home], check=True)
+            os.environ["HOME"] = str(home)
+
+    description = f"The same through antsibull-nox, without what the session sanity({core}) prepares"
+    antsibull_nox.add_ansible_test_session(name=name, description=description, ansible_test_params=words, default=False,
+                                           ansible_core_version=core, ansible_core_source="pypi", callback_before=before)
 
 
 for core in stages.SANITY_CORES:
-    antsibull_nox.add_ansible_test_session(
-        name=f"ansible-test-sanity-{core}",
-        description=f"The same through antsibull-nox, without what the session sanity({core}) prepares",
-        ansible_test_params=["sanity", "--color", "no", "--local", "--requirements"],
-        default=False,
-        ansible_core_version=core,
-        ansible_core_source="pypi",
-        callback_before=functools.partial(give_ansible_test_a_pip, core),
-    )
+    add_sanity_session(core)
 
 
 def version_of(bin: Path) -> str:
@@ -277,6 +277,7 @@ def version_of(bin: Path) -> str:
 # ------------------------------------------------------------------------------------------ linters and documents
 
 antsibull_nox.load_antsibull_nox_toml()
+
 
 @stage
 def tools(work: Work) -> None:

@@ -1,9 +1,10 @@
 # Copyright: contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Puts a bootstrap of pip where ansible-test looks for one before it downloads it: ``python give_pip.py HOME``.
+"""Puts a bootstrap of pip where ansible-test looks before it downloads one: ``python give_pip.py HOME``.
 
-Runs on the Python of the environment whose ansible-test is meant. The bootstrap installs the version of pip that this
+ansible-test makes an environment for each test, and would download the pip for it from a host of its own.
+This runs on the Python of the environment whose ansible-test is meant. The bootstrap installs the version of pip that this
 ansible-test wants, from its wheel, which pip itself fetches from wherever the user's settings say.
 """
 

@@ -153,7 +153,7 @@ def need(*pairs: str) -> None:
     for directory in ("/usr/sbin", "/sbin"):
         if directory not in os.get_exec_path():
             os.environ["PATH"] += os.pathsep + directory
-    missing = list(dict.fromkeys(package for package, _, wanted in (pair.partition("=") for pair in pairs) if not _is_here(wanted or package)))
+    missing = list(dict.fromkeys(pair.partition("=")[0] for pair in pairs if not _is_here(pair.rpartition("=")[2])))
     if not missing:
         return
     lacking = f"missing packages: {' '.join(missing)}"
