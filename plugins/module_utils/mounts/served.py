@@ -1,4 +1,4 @@
-# Copyright: contributors to the remotefs.storage collection
+# Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Shares that a server has: what a mount of one is to tasks, and to another host that shall attach its volumes."""
