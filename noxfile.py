@@ -225,6 +225,7 @@ def integration(work: Work, core: str) -> None:
     if best and not work.fast and not work.words:
         hammer(work, bin, "--seconds", "20", "hammered")
         hammer(work, bin, "--seconds", "10", "--names", "hammered-one", "hammered-two")
+    say(f"targets on a directory: {' '.join(targets) or 'all'}")
 
 
 def hammer(work: Work, bin: Path, *words: str) -> None:
