@@ -1,4 +1,4 @@
-# Copyright: contributors to the remotefs.storage collection
+# Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A file that is adopted as raw because the user says so, and looks like something else, is adopted with a warning that names what."""

@@ -1,4 +1,4 @@
-# Copyright: contributors to the remotefs.storage collection
+# Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A volume in whose chain files are missing can be removed: what is left of it goes, nothing else does, and what is missing is told."""

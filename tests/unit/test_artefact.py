@@ -1,4 +1,4 @@
-# Copyright: contributors to the remotefs.storage collection
+# Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a release holds: links in it lead to files in it, and it claims the versions that the tests run on."""
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sessions import stages
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 IGNORED = yaml.safe_load((CHECKOUT / "galaxy.yml").read_text())["build_ignore"]
@@ -24,7 +25,8 @@ def released(path: Path) -> bool:
 
 def test_the_workshop_stays_at_home() -> None:
     for name in ("tests/conftest.py", "scripts/test", ".ci/run", "extensions/molecule/config.yml",
-                 "pyproject.toml", "changelogs/fragments/.keep", ".gitignore"):
+                 "pyproject.toml", "changelogs/fragments/.keep", ".gitignore", "noxfile.py", "antsibull-nox.toml", "REUSE.toml",
+                 "LICENSES/GPL-3.0-or-later.txt", ".nox/tools/pyvenv.cfg"):
         assert not released(CHECKOUT / name), name
     for name in ("plugins/modules/remotefs_volume.py", "plugins/filter/items.yml", "docs/errors.md", "meta/runtime.yml", "requirements.txt", "bindep.txt"):
         assert released(CHECKOUT / name), name
@@ -39,12 +41,12 @@ def test_links_lead_to_files_of_the_release(page: Path) -> None:
 
 
 def test_the_claimed_versions_are_those_of_the_tests() -> None:
-    """requires_ansible, roles, README and the linter name the oldest ansible-core that scripts/test has a lane for."""
-    script = (CHECKOUT / "scripts" / "test").read_text()
-    oldest, newest = re.search(r"OLDEST=([0-9.]+)", script).group(1), re.search(r"NEWEST=([0-9.]+)", script).group(1)
+    """requires_ansible, roles, README and the linters name the ansible-cores that the stages run on."""
+    oldest, newest = stages.OLDEST, stages.NEWEST
     assert yaml.safe_load((CHECKOUT / "meta" / "runtime.yml").read_text())["requires_ansible"] == f">={oldest}.0"
     for meta in CHECKOUT.glob("roles/*/meta/main.yml"):
         assert yaml.safe_load(meta.read_text())["galaxy_info"]["min_ansible_version"] == oldest
     assert f"ansible-core {oldest} to {newest}" in (CHECKOUT / "README.md").read_text()
+    assert set(re.findall(r"ansible-core~=([0-9.]+)", (CHECKOUT / "antsibull-nox.toml").read_text())) == {f"{newest}.0"}
     upper = f"{newest.split('.')[0]}.{int(newest.split('.')[1]) + 1}"
     assert f"ansible-core>={oldest},<{upper}" in (CHECKOUT / "scripts" / "demo").read_text()

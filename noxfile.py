@@ -1,0 +1,408 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One session for each stage of the tests: ``nox -l`` names them, ``nox -s unit`` runs one, ``nox -s "unit(2.21)"`` on one ansible-core.
+
+Words after ``--`` go to pytest or to ansible-test (``nox -s "unit(2.21)" -- -k chains``); the word ``fast`` leaves out what takes long.
+`scripts/test` runs many of them in lanes, with a log and a time limit for each.
+
+Most sessions want no environment of nox: the same few under .venv/ serve them all (tests/sessions/machine.py). Twenty of their
+own, with the same packages, would make CI some minutes longer. antsibull-nox adds the sessions of antsibull-nox.toml; those that
+belong to a stage are lent these environments too. One that a machine cannot run is skipped; its reason is also written to the file that
+STAGE_NOT_POSSIBLE names.
+"""
+
+# /// script
+# dependencies = ["nox>=2025.2.9", "antsibull-nox>=1.0.0"]
+# ///
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterator
+
+import antsibull_nox
+import nox
+
+CHECKOUT = Path(__file__).resolve().parent
+sys.path.insert(0, str(CHECKOUT / "tests"))
+
+from sessions import machine, stages, tree  # noqa: E402
+
+for slow in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):  # either makes Ansible up to three times slower
+    os.environ.pop(slow, None)
+
+nox.options.sessions = ["ruff", f"unit({stages.NEWEST})", "lint"]
+nox.options.reuse_venv = "yes"
+
+
+# ------------------------------------------------------------------------------------------- what a stage is
+
+
+class Work:
+    """What a stage works with: nox's session, a directory that is removed afterwards, and whether it is to be fast."""
+
+    def __init__(self, session: nox.Session, scratch: Path) -> None:
+        self.session, self.scratch = session, scratch
+        self.fast = "fast" in session.posargs
+        self.words = [word for word in session.posargs if word != "fast"]
+
+    def run(self, *argv: str | Path, bin: Path | None = None, env: dict | None = None) -> None:
+        """Runs a program, of the environment ``bin`` if it has it."""
+        program, *rest = map(str, argv)
+        ours = {"PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"} if bin else {}
+        found = str(bin / program) if bin and (bin / program).exists() else program
+        self.session.run(found, *rest, env={**ours, **(env or {})}, external=True)
+
+    def pytest(self, bin: Path, *paths: str, env: dict | None = None) -> None:
+        options = ["-n", "2", "--timeout=600", "-p", "no:cacheprovider", *(["-m", "not slow"] if self.fast else [])]
+        self.run("pytest", *options, *paths, *self.words, bin=bin, env=env)
+
+
+def say(text: str) -> None:
+    """A session's last word to the reader of a long log; scripts/test shows it."""
+    print(f":: {text}", flush=True)
+
+
+def stage(work: Callable | None = None, *, cores: tuple[str, ...] = (), **options: object) -> Callable:
+    """Makes a session of a function that takes its Work, and the ansible-core if there are several ``cores``."""
+    if work is None:
+        return functools.partial(stage, cores=cores, **options)
+
+    def session_function(session: nox.Session, **core: str) -> None:
+        with _scratch_directory() as scratch:
+            try:
+                work(Work(session, scratch), **core)
+            except machine.NotPossible as lacking:
+                if os.environ.get("STAGE_NOT_POSSIBLE"):
+                    Path(os.environ["STAGE_NOT_POSSIBLE"]).write_text(f"{lacking}\n")
+                session.skip(str(lacking))
+
+    session_function.__doc__ = work.__doc__
+    if cores:
+        session_function = nox.parametrize("core", [nox.param(core, id=core) for core in cores])(session_function)
+    return nox.session(name=options.pop("name", work.__name__), venv_backend="none", **options)(session_function)
+
+
+@contextmanager
+def _scratch_directory() -> Iterator[Path]:
+    """What tests leave goes with the session: many runs would fill the disk."""
+    before = os.environ.get("TMPDIR")
+    tempfile.tempdir = None
+    with tempfile.TemporaryDirectory(prefix="remotefs-", ignore_cleanup_errors=True) as scratch:
+        os.environ["TMPDIR"], tempfile.tempdir = scratch, None
+        try:
+            yield Path(scratch)
+        finally:
+            tempfile.tempdir = None
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
+
+
+# ----------------------------------------------------------------------------------------------- with pytest
+
+
+@stage
+def ruff(work: Work) -> None:
+    """ruff over everything"""
+    work.run("ruff", "check", ".", bin=machine.core_venv(machine.best_core()))
+    say("no findings")
+
+
+@stage(cores=stages.CORES)
+def unit(work: Work, core: str) -> None:
+    """Pure parts, and parts that need a directory only"""
+    bin = machine.core_venv(core)
+    machine.need_qemu()
+    work.pytest(bin, "tests/unit")
+
+
+@stage(cores=stages.CORES)
+def functional(work: Work, core: str) -> None:
+    """Through the modules and the real qemu-img, without Ansible"""
+    bin = machine.core_venv(core)
+    machine.need_qemu()
+    if not work.fast:
+        machine.try_to_have("acl=setfacl", "nfs-common=mount.nfs", "cifs-utils=mount.cifs", "glusterfs-client=mount.glusterfs", "sshfs=sshfs",
+                            "e2fsprogs=mkfs.ext4", "xfsprogs=mkfs.xfs", "btrfs-progs=mkfs.btrfs")
+    if core == machine.best_core():
+        if not work.fast:
+            machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint")
+        work.pytest(bin, "tests/functional")
+    else:  # what takes long does not depend on Ansible's version, but for the roles' templates
+        fast, work.fast = work.fast, True
+        work.pytest(bin, "tests/functional")
+        work.fast = fast
+        work.pytest(bin, "tests/functional/test_roles.py")
+
+
+@stage
+def property(work: Work) -> None:
+    """Random lives beside a model, the codec against broken images, what tasks import"""
+    bin = machine.core_venv(machine.best_core())
+    machine.need_qemu()
+    if not work.fast:
+        machine.try_to_have("strace=strace")
+    work.pytest(bin, "tests/property", "tests/fuzz", "tests/benchmark", env={"HYPOTHESIS_PROFILE": "fast" if work.fast else "full"})
+
+
+@stage
+def hostile(work: Work) -> None:
+    """Files that somebody planted on a share, under every task, with every file watched that is opened"""
+    bin = machine.core_venv(machine.best_core())
+    machine.need_qemu()
+    machine.need("strace=strace")
+    work.pytest(bin, "tests/hostile")
+
+
+@stage
+def crash(work: Work) -> None:
+    """Operations killed, cut off from power or failed at a sample of their system calls"""
+    interrupt(work, {}, os.environ.get("CRASH_TIMEOUT", "600"))
+
+
+@stage
+def nightly(work: Work) -> None:
+    """The same at every one of them: some hours"""
+    interrupt(work, {"CRASH_SWEEP": "full"}, "7200")
+
+
+def interrupt(work: Work, env: dict, timeout: str) -> None:
+    bin = machine.core_venv(machine.best_core())
+    machine.need_qemu()
+    machine.need("gcc=cc", "libc6-dev=/usr/include/stdio.h")
+    work.pytest(bin, f"--timeout={timeout}", "tests/crash", env=env)
+
+
+@stage
+def interop(work: Work) -> None:
+    """OpenStack Cinder's own NFS driver and the collection, in turns on the same volumes"""
+    bin = machine.venv("cinder", machine.python_for_core(machine.best_core()), *machine.CINDER_PACKAGES)
+    machine.need_qemu()
+    work.pytest(bin, "-W", "ignore::DeprecationWarning", "tests/interop")
+
+
+@stage
+def py38(work: Work) -> None:
+    """What runs on managed hosts, imported by the oldest Python that they may have"""
+    python = machine.find_python([stages.OLDEST_TARGET_PYTHON])
+    if python is None:
+        raise machine.NotPossible(f"no Python {stages.OLDEST_TARGET_PYTHON}")
+    ansible = next(machine.core_venv(stages.OLDEST).parent.glob("lib/python3*/site-packages/ansible"))
+    (work.scratch / "path").mkdir()
+    (work.scratch / "path" / "ansible").symlink_to(ansible)
+    path = [str(work.scratch / "path"), str(tree.link_tree(work.scratch / "tree"))]
+    work.run(python, "tests/sessions/import_all.py", env={"PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"})
+
+
+# --------------------------------------------------------------------------------------------- with ansible-test
+
+
+@stage(cores=stages.CORES)
+def integration(work: Work, core: str) -> None:
+    """ansible-test integration on a directory; on the newest ansible-core all targets, and many processes at once"""
+    bin = machine.core_venv(core)
+    machine.need_qemu()
+    best = core == machine.best_core()
+    collections = tree.copy_tree(work.scratch / "tree")
+    # Those of the group are all that depends on Ansible's version.
+    targets = work.words or (["volume_lifecycle", "refusals"] if work.fast else [] if best else ["every_core/"])
+    if work.fast:
+        (collections / tree.COLLECTION / "tests/integration/integration_config.yml").write_text(json.dumps({"test_formats": ["raw"]}))
+    (work.scratch / "home").mkdir()
+    with work.session.chdir(collections / tree.COLLECTION):
+        work.run("ansible-test", "integration", "--color", "no", "--python", version_of(bin), *targets, bin=bin, env={"HOME": str(work.scratch / "home")})
+    if best and not work.fast and not work.words:
+        hammer(work, bin, "--seconds", "20", "hammered")
+        hammer(work, bin, "--seconds", "10", "--names", "hammered-one", "hammered-two")
+    say(f"targets on a directory: {' '.join(targets) or 'all'}")
+
+
+def hammer(work: Work, bin: Path, *words: str) -> None:
+    """Many processes on few volumes at once; words that begin with "hammered" are shares."""
+    given = []
+    for word in words:
+        if word.startswith("hammered"):
+            (work.scratch / word).mkdir()
+            word = str(work.scratch / word)
+        given.append(word)
+    work.run("python", "tests/integration/hammer.py", *given, bin=bin, env={"PYTHONPATH": str(tree.link_tree(work.scratch / "linked"))})
+
+
+@stage(cores=stages.SANITY_CORES)
+def sanity(work: Work, core: str) -> None:
+    """ansible-test sanity"""
+    machine.sanity_venv(core)
+    machine.lend(f"sanity-{core}", f"ansible-test-sanity-{core}")
+    tree.let_git_see_it()
+    work.session.notify(f"ansible-test-sanity-{core}")
+
+
+def add_sanity_session(core: str) -> None:
+    """The session of antsibull-nox, which copies the collection to where ansible-test wants it."""
+    name = f"ansible-test-sanity-{core}"
+    words = ["sanity", "--color", "no", "--local", "--requirements", "--python"]
+
+    def before() -> None:
+        bin = CHECKOUT / ".nox" / name.replace(".", "-") / "bin"
+        words[6:] = [version_of(bin)]  # without it, it runs on every Python that looks as if it were here
+        if (machine.VENVS / f"sanity-{core}").exists():  # prepared by the session above; else the machine reaches ansible-test's own host
+            home = machine.VENVS / "ansible-test-home"
+            subprocess.run([bin / "python", CHECKOUT / "tests" / "sessions" / "give_pip.py", home], check=True)
+            os.environ["HOME"] = str(home)
+
+    def after() -> None:
+        shutil.rmtree("tests/output", ignore_errors=True)  # of the copy: antsibull-nox 1.10 fails to bring folders in folders home
+
+    description = f"The same through antsibull-nox, without what the session sanity({core}) prepares"
+    antsibull_nox.add_ansible_test_session(name=name, description=description, ansible_test_params=words, default=False,
+                                           ansible_core_version=core, ansible_core_source="pypi", callback_before=before, callback_after=after)
+
+
+for core in stages.SANITY_CORES:
+    add_sanity_session(core)
+
+
+def version_of(bin: Path) -> str:
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return subprocess.run([bin / "python", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+# ------------------------------------------------------------------------------------------ linters and documents
+
+antsibull_nox.load_antsibull_nox_toml()
+
+
+@stage
+def tools(work: Work) -> None:
+    """The environment of the linters, lent to antsibull-nox's sessions"""
+    machine.tools_venv()
+    tree.let_git_see_it()
+    for name in ("lint", "yamllint", "typing", "ansible-lint", "license-check", "docs-check"):
+        machine.lend("tools", name)
+
+
+@stage(requires=["tools"])
+def shellcheck(work: Work) -> None:
+    """shellcheck over all shell scripts"""
+    scripts = [name for name in tree.known_files() if is_shell_script(CHECKOUT / name)]
+    work.run("shellcheck", *scripts, bin=machine.tools_venv())
+
+
+def is_shell_script(path: Path) -> bool:
+    with path.open("rb") as stream:
+        first = stream.readline(80)
+    return first.startswith(b"#!") and first.rstrip().endswith((b"bash", b"/sh", b" sh"))
+
+
+# antsibull-nox's own session of this name runs yamllint (also over what plugins document), mypy and a look at its settings.
+lint = nox.registry.get()["lint"]
+lint.requires = ["tools", "ruff", *lint.requires, "ansible-lint", "license-check", "extra-checks", "shellcheck"]
+lint.func.__doc__ = lint.__doc__ = f"All linters: {', '.join(lint.requires[1:])}"
+
+
+@stage(requires=["tools", "docs-check"])
+def docs(work: Work) -> None:
+    """What antsibull-nox checks (docs-check), the changelog, and all of it rendered into build/docs/"""
+    bin = machine.tools_venv()
+    collections = tree.copy_tree(work.scratch / "tree")
+    env = tree.ansible_environment(work.scratch, collections, bin)
+    with work.session.chdir(collections / tree.COLLECTION):
+        work.run("antsibull-changelog", "lint", bin=bin, env=env)
+    changelog = (CHECKOUT / "CHANGELOG.rst").read_text()
+    unnamed = [path.stem for path in (CHECKOUT / "plugins" / "modules").glob("*.py") if f"{path.stem} - " not in changelog]
+    if unnamed:
+        work.session.error(f"CHANGELOG.rst does not name the modules {unnamed}")
+    pages = work.scratch / "rst"
+    pages.mkdir()
+    work.run("antsibull-docs", "collection", "--use-current", "--fail-on-error", "--squash-hierarchy", "--dest-dir", pages, "remotefs.storage",
+             bin=bin, env=env)
+    # Without the internet: references into Ansible's own documentation are left as text.
+    (pages / "conf.py").write_text('project = "remotefs.storage"\nextensions = ["sphinx_antsibull_ext"]\nhtml_theme = "alabaster"\n'
+                                   'suppress_warnings = ["ref.ref"]\n')
+    rendered = machine.BUILD / "docs"
+    shutil.rmtree(rendered, ignore_errors=True)
+    work.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", pages, rendered, bin=bin)
+    say(f"{len(list(rendered.rglob('*_module.html')))} modules rendered into build/docs/, no warnings")
+
+
+@stage
+def publish(work: Work) -> None:
+    """The archive: what it holds, that it installs and documents itself, and that galaxy-importer takes it"""
+    bin = machine.tools_venv()
+    env = tree.ansible_environment(work.scratch, tree.copy_tree(work.scratch / "tree"), bin)
+    work.run("bash", "tests/sessions/publish", work.scratch, bin=bin, env=env)
+
+
+# ------------------------------------------------------------------------------------------------------- labs
+
+
+@stage
+def gluster(work: Work) -> None:
+    """The lab: a real GlusterFS with two clients"""
+    in_lab("gluster-run", "glusterfs-server=glusterd", "glusterfs-client=mount.glusterfs", "iproute2=ip")(work)
+
+
+@stage
+def sshfs(work: Work) -> None:
+    """The lab: a real sshfs mount"""
+    in_lab("sshfs-run", "openssh-server=sshd", "openssh-client=ssh-keygen", "sshfs=sshfs")(work)
+
+
+def in_lab(script: str, *packages: str) -> Callable[[Work], None]:
+    def run(work: Work) -> None:
+        machine.need_root()
+        machine.need_qemu()
+        machine.need(*packages)
+        machine.need_fuse()
+        work.run(f"tests/lab/{script}", "tests/lab/run-playbooks", machine.core_venv(machine.best_core()))
+        say(f"tests/integration/lab on every share of {script}")
+
+    return run
+
+
+@stage
+def lab(work: Work) -> None:
+    """The lab: kernel NFS 4.2, NFSv3 and SMB 3.1.1 servers in user-mode Linux"""
+    machine.need_root()
+    machine.need_qemu()
+    if os.uname().machine != "x86_64":
+        raise machine.NotPossible("user-mode Linux exists for x86_64 only")
+    machine.need("user-mode-linux=linux.uml", "kmod=modprobe", "iproute2=ip", "nfs-kernel-server=rpc.nfsd", "nfs-common=mount.nfs", "rpcbind=rpcbind",
+                 "samba=smbd", "samba-common-bin=smbpasswd", "cifs-utils=mount.cifs", "gcc", "libc6-dev=/usr/include/unistd.h")
+    bin = machine.core_venv(machine.best_core())
+    # It does not know the registers of every processor to come, and then ends before the first program.
+    if subprocess.run(["tests/lab/uml-run", "-t", "120", "true"], stdin=subprocess.DEVNULL, check=False).returncode != 0:
+        raise machine.NotPossible("user-mode Linux does not start on this processor")
+    work.run("tests/lab/uml-both", str(stages.MINUTES * 60 - 60), "tests/lab/run-playbooks", bin)
+    say("tests/integration/lab on NFS 4.2, NFSv3 and SMB 3.1.1")
+
+
+@stage
+def molecule(work: Work) -> None:
+    """The scenarios of extensions/molecule, one of them on a real sshfs mount"""
+    scenarios = sorted(path.parent.name for path in CHECKOUT.glob("extensions/molecule/*/molecule.yml"))
+    if not scenarios:
+        work.session.error("no scenarios in extensions/molecule")
+    bin = machine.tools_venv()
+    machine.need_qemu()
+    collections = tree.copy_tree(work.scratch / "tree")
+    env = {**tree.ansible_environment(work.scratch, collections, bin), "ANSIBLE_CONFIG": None, "MOLECULE_EPHEMERAL_DIRECTORY": str(work.scratch / "molecule")}
+    with work.session.chdir(collections / tree.COLLECTION):  # where molecule finds extensions/molecule and the settings there
+        work.run("molecule", "test", "--scenario-name", "default", bin=bin, env=env)
+        if os.geteuid() != 0 or not Path("/dev/fuse").is_char_device():
+            say("the scenario default; sshfs needs root and /dev/fuse")
+            return
+        machine.need("openssh-server=sshd", "openssh-client=ssh-keygen", "sshfs=sshfs")
+        work.run("tests/lab/sshfs-run", "molecule", "test", "--scenario-name", "sshfs", bin=bin, env=env)
+    say("the scenarios default and sshfs")

@@ -1,0 +1,106 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The stages: their names, the versions that they run on, and how scripts/test lines them up. Data, and nothing that runs."""
+
+from __future__ import annotations
+
+import re
+from typing import Iterable, NamedTuple
+
+NEWEST, OLDEST, OLDEST_SANITY = "2.21", "2.17", "2.19"
+CORES = (NEWEST, "2.19", OLDEST)  # data is tagged from 2.19 on
+SANITY_CORES = (NEWEST, OLDEST_SANITY)  # ansible-test is maintained for these
+
+#: Pythons that each ansible-core runs on, the preferred one first.
+PYTHONS = {"2.21": ("3.13", "3.14", "3.12"), "2.19": ("3.11", "3.12", "3.13"), "2.17": ("3.11", "3.12", "3.10")}
+OLDEST_TARGET_PYTHON = "3.8"
+
+FIRST, BESIDE, ALONE = "first", "beside", "alone"
+MINUTES, NIGHTLY_MINUTES = 25, 240
+
+
+class Stage(NamedTuple):
+    """:ivar lane: FIRST uses all processors; BESIDE uses one, or waits, and runs beside those; ALONE comes last, by itself."""
+
+    name: str
+    lane: str = FIRST
+    cores: tuple[str, ...] = ()
+    minutes: int = MINUTES
+
+
+STAGES = (
+    Stage("ruff"),
+    Stage("unit", cores=CORES),
+    Stage("functional", cores=CORES),
+    Stage("property"),
+    Stage("hostile"),
+    Stage("crash"),
+    Stage("interop"),
+    Stage("py38"),
+    Stage("integration", BESIDE, CORES),
+    Stage("sanity", BESIDE, SANITY_CORES),
+    Stage("lint", BESIDE),
+    Stage("publish", BESIDE),
+    Stage("docs", BESIDE),
+    Stage("gluster", BESIDE),
+    Stage("sshfs", BESIDE),
+    Stage("lab", ALONE),
+    Stage("molecule", BESIDE),
+)
+NIGHTLY = Stage("nightly", minutes=NIGHTLY_MINUTES)
+FAST = ("ruff", "unit", "functional", "property", "integration")
+
+
+_WORD = re.compile(r"(?P<name>[a-z0-9]+)(:(?P<core>[0-9.]+))?(\+(?P<fast>fast))?")
+
+
+class Run(NamedTuple):
+    """One run of a stage, as a row of the launcher's table."""
+
+    item: str  # unit:2.21+fast
+    lane: str
+    minutes: int
+    title: str
+    session: str  # unit(2.21)
+    words: str  # what the session is told after "--"
+
+
+class UnknownStage(Exception):
+    """There is no stage of that name."""
+
+
+def names() -> list[str]:
+    return [stage.name for stage in STAGES]
+
+
+def runs(words: Iterable[str], best_core: str) -> list[Run]:
+    """The runs that the words of a command line ask for. :raises UnknownStage:"""
+    wanted = list(words) or ["all"]
+    if wanted[0] == "fast":
+        return [_run(_stage(name), best_core if _stage(name).cores else "", "fast") for name in FAST]
+    if wanted[0] == "all":
+        wanted = names()
+    found = []
+    for word in wanted:
+        parts = _WORD.fullmatch(word)
+        if parts is None:
+            raise UnknownStage(word)
+        stage, core, fast = _stage(parts["name"]), parts["core"], parts["fast"] or ""
+        if core and core not in stage.cores:
+            raise UnknownStage(word)
+        found += [_run(stage, version, fast) for version in ((core,) if core else stage.cores or ("",))]
+    return found
+
+
+def _stage(name: str) -> Stage:
+    for stage in (*STAGES, NIGHTLY):
+        if stage.name == name:
+            return stage
+    raise UnknownStage(name)
+
+
+def _run(stage: Stage, core: str, words: str) -> Run:
+    item = stage.name + (f":{core}" if core else "") + (f"+{words}" if words else "")
+    title = f"{stage.name}, ansible-core {core}" if core else stage.name
+    return Run(item, stage.lane, stage.minutes, title, f"{stage.name}({core})" if core else stage.name, words)
