@@ -373,10 +373,11 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
 
         layers.require_single_owners(directory, plan)
     if plan.changed:
-        work.engine(share).abilities.require_for(plan)
+        engine = work.engine(share)
+        engine.abilities.require_for(plan)
+        if work.options.check:
+            engine.predict(plan)
     if work.options.check:
-        if plan.changed:
-            work.engine(share).predict(plan)
         work.options.world[(share.path, plan.volume)] = plan.after
         after = report.volume(plan.after, share, before["in_use"] if before else False) if plan.after else None
     else:
