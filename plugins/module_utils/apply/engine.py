@@ -55,7 +55,7 @@ _LOOKING = Terms()
 class Session(Protocol):
     """The time in which one plan is carried out. What the plan works on is kept from everybody else until its end.
 
-    It is a context manager: what it holds is given back at the end, and files that it began and never published go.
+    It is a context manager: what it holds is given back at the end.
     """
 
     def __enter__(self) -> Session: ...

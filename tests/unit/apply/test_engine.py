@@ -40,10 +40,9 @@ class Noted:
         self._directory, self._fails = directory, fails
 
     def _note(self, text: str) -> None:
-        on_record = sorted(self._directory.root.names())
         self.notes.append(text)
         if text == self._fails:
-            raise NoSpace("share", f"is full at {text} ({on_record})", "make room")
+            raise NoSpace("share", f"is full at {text}", "make room")
 
     def session(self, plan: Plan, source: object = None) -> NotedSession:
         self._note(f"session of {plan.volume}")

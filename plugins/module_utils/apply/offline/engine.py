@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Iterable, Sequence
+from typing import TYPE_CHECKING, Callable, Iterable, Sequence
 
 from ...plan import intent as intents
 from ...plan.abilities import OFFLINE, Abilities
@@ -30,33 +30,31 @@ class OfflineEngine:
         self._directory, self._terms = directory, terms
 
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
-        from ...plan.room import given_up
-
-        guard = Guard(self._directory, self._terms.assume_unused)
-        try:
+        def hold(guard: Guard) -> None:
             guard.take(self._present(file for step in plan.steps for file in step.touches() if not file.endswith(".info")))
             guards.ask_unwritten(self._directory, plan, self._terms.assume_unused)
-        except BaseException:
-            guard.drop_all()
-            raise
-        return self._begin(plan, guard, source, given_up(plan.steps) if plan.intent else ())
+
+        return self._begin(plan, hold, source, on_record=plan.intent)
 
     def session_to_end(self, resumption: intents.Resumption) -> Session:
-        from ...plan.room import given_up
+        def hold(guard: Guard) -> None:
+            guard.take(self._present(resumption.closed))
+            guard.watch(self._present(resumption.unwritten))
+
+        return self._begin(resumption.plan, hold, None, on_record=True)
+
+    def _begin(self, plan: Plan, hold: Callable[[Guard], None], source: CopySource | None, on_record: bool) -> Session:
+        """:param hold: takes what the session keeps from others. :param on_record: an intent says what the plan gives up."""
+        from ...plan.room import given_up  # late, both: a prediction does without
+        from .session import OfflineSession
 
         guard = Guard(self._directory, self._terms.assume_unused)
         try:
-            guard.take(self._present(resumption.closed))
-            guard.watch(self._present(resumption.unwritten))
+            hold(guard)
         except BaseException:
             guard.drop_all()
             raise
-        return self._begin(resumption.plan, guard, None, given_up(resumption.plan.steps))
-
-    def _begin(self, plan: Plan, guard: Guard, source: CopySource | None, given_up: tuple[str, ...]) -> Session:
-        from .session import OfflineSession  # late: a prediction does without
-
-        return OfflineSession(self._directory, self._terms, plan.volume, guard, source, given_up)
+        return OfflineSession(self._directory, self._terms, plan.volume, guard, source, given_up(plan.steps) if on_record else ())
 
     def _present(self, files: Iterable[str]) -> list[str]:
         return guards.existing(self._directory, files)

@@ -109,13 +109,9 @@ class OfflineSession:
 
     def _new_file(self, name: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it, give it its name. A failure leaves nothing behind."""
-        fd, temporary = self._begun.pop(name) if name in self._begun else self._directory.create_temporary(self._volume)
+        made = self._begun.pop(name) if name in self._begun else self._directory.create_temporary(self._volume)
+        temporary = self._filled(made, fill)
         try:
-            try:
-                fill(fd)
-                self._directory.pace.sync_file(fd)
-            finally:
-                os.close(fd)
             self._directory.publish(temporary, name)
         except BaseException:
             self._directory.discard_temporary(temporary)
