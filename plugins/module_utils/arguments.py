@@ -84,9 +84,9 @@ def read_volumes(
 
     given = candidates.find_candidates(params["share"], params["mount_base"])
     if warn is not None and given.missing:
-        from .operations import foretelling
+        from .operations import assumptions
 
-        given = foretelling.reachable_for_reading(given, warn)
+        given = assumptions.reachable_for_reading(given, warn)
     given.require_all()
     found: dict[str, list[str]] = {key: [] for key in keys}
     for share in given.shares:

@@ -34,7 +34,7 @@ _GLOBS = {
     "volume": "globs are not taken here; list the volumes with remotefs_volume_info (names: [...]) and remotefs.storage.items",
     "snapshot": "give one name; globs go into names of remotefs_snapshot, with state: absent",
 }
-_TEMPORARY_ROOM = 24  # what store.directory appends to make a temporary name, with a margin
+_TEMPORARY_ROOM = 24  # what store.files.directory appends to make a temporary name, with a margin
 
 
 def parse_size(value: object) -> int:

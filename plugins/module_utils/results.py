@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
 from .changes import failure, log_failure, logged, options, result
 from .errors import InvalidParameter, StorageError, understood
-from .operations import bulk
+from .operations.bulk import runner
 from .operations.candidates import Finder
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run_many(
-    module: AnsibleModule, every: Sequence[dict], make_item: Callable[[dict, Finder], bulk.Item], what: str, key: str, claims_of: Claims | None = None
+    module: AnsibleModule, every: Sequence[dict], make_item: Callable[[dict, Finder], runner.Item], what: str, key: str, claims_of: Claims | None = None
 ) -> None:
     """Run an item for each set of parameters, and end the task.
 
@@ -31,8 +31,8 @@ def run_many(
     how, finder = options(module), Finder()
     refused = _named_twice(every, finder, claims_of) if claims_of else {}
     items = [_made(make_item, params, finder, number, key, refused.get(number)) for number, params in enumerate(every)]
-    parallel = 1 if module.check_mode else module.params["parallel"] or bulk.default_parallel()
-    leave_many(module, [(item.name, item.told) for item in items], bulk.run_all(items, parallel, how), what)
+    parallel = 1 if module.check_mode else module.params["parallel"] or runner.default_parallel()
+    leave_many(module, [(item.name, item.told) for item in items], runner.run_all(items, parallel, how), what)
 
 
 def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> dict[int, StorageError]:
@@ -57,8 +57,8 @@ def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> di
 
 
 def _made(
-    make_item: Callable[[dict, Finder], bulk.Item], params: dict, finder: Finder, number: int, key: str, refused: StorageError | None
-) -> bulk.Item:
+    make_item: Callable[[dict, Finder], runner.Item], params: dict, finder: Finder, number: int, key: str, refused: StorageError | None
+) -> runner.Item:
     """An item; one that cannot even be prepared fails in its turn, and no other one with it."""
     place = f"item {number + 1}"
     if not params.get(key):
@@ -70,11 +70,11 @@ def _made(
     return item if refused is None else _failing(item.name, refused, number, item.told)
 
 
-def _failing(name: str, error: StorageError, number: int, told: dict) -> bulk.Item:
+def _failing(name: str, error: StorageError, number: int, told: dict) -> runner.Item:
     def fail(_options: Options) -> Outcome:
         raise error
 
-    return bulk.Item(name, frozenset([f"item {number}"]), fail, told=told)
+    return runner.Item(name, frozenset([f"item {number}"]), fail, told=told)
 
 
 def _in_short(results: Sequence[dict]) -> dict:
@@ -101,10 +101,10 @@ def _label(told: dict) -> str:
 
 def _shown(told: dict, one: dict, diff: dict) -> dict | None:
     """The diff of one object of many: a line for each thing that comes, goes or changes; whole where lines do not tell it."""
-    from .operations import telling
+    from .operations import diffs
 
     header = {"before_header": _label(told), "after_header": _label(told), **told}
-    lines = telling.lines(diff["before"], diff["after"], one["actions"])
+    lines = diffs.lines(diff["before"], diff["after"], one["actions"])
     if lines is None:
         return {**header, **diff}
     return {**header, "prepared": "".join(f"{line}\n" for line in lines)} if lines else None

@@ -358,7 +358,7 @@ _DETAILS = ("description", "labels", "protected", "expires")
 
 def _check(params: dict) -> None:
     """:raises InvalidParameter: options that do not go together, or a length that no chain may have."""
-    from ..module_utils.plan.wishes import check_max_chain
+    from ..module_utils.plan.desired import check_max_chain
 
     subject = f"snapshot task on volume {params['volume']}" if params["volume"] else "snapshot task"
     if params["names"] and params["state"] != "absent":
@@ -412,7 +412,7 @@ def _policy(params: dict):
 
 
 def _wish(params: dict):
-    from ..module_utils.plan.wishes import SnapshotWish, label_texts
+    from ..module_utils.plan.desired import SnapshotWish, label_texts
 
     return SnapshotWish(
         name=params["name"],
@@ -464,15 +464,15 @@ def _completed(given: dict, params: dict) -> dict:
 
 def _item(params: dict, finder, by_volume: bool = False):
     from ..module_utils import results
-    from ..module_utils.operations import bulk
+    from ..module_utils.operations.bulk import runner
 
     candidates, volume = finder.prepare(params["share"], params["mount_base"]), str(params["volume"])
     deletes = candidates and (params["state"] != "present" or params["keep"])
-    deletion = bulk.Deletion(candidates, volume) if deletes else None
+    deletion = runner.Deletion(candidates, volume) if deletes else None
     keeps_lock = bool(deletion and params["state"] == "present" and params["name"])  # taken first, then what it replaces is merged
     name = volume if by_volume else _item_name(params)
     told = results.naming(volume, *(params["names"] or filter(None, [params["name"]])))
-    return bulk.Item(name, frozenset([volume]), partial(_run, params, finder=finder), deletion, keeps_lock=keeps_lock, told=told)
+    return runner.Item(name, frozenset([volume]), partial(_run, params, finder=finder), deletion, keeps_lock=keeps_lock, told=told)
 
 
 def _run_volumes(module: AnsibleModule) -> None:

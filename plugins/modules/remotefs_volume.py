@@ -511,9 +511,9 @@ def _run(params: dict, options, finder, asked=None):
 
 def _request(params: dict, candidates):
     from ..module_utils.model import parse_size
-    from ..module_utils.operations import existing
+    from ..module_utils.operations import updating
     from ..module_utils.operations.candidates import Policy
-    from ..module_utils.plan.wishes import VolumeWish, check_max_chain, label_texts
+    from ..module_utils.plan.desired import VolumeWish, check_max_chain, label_texts
 
     if not 0 <= params["reserved_percentage"] < 100 or not params["max_over_subscription_ratio"] > 0:  # nan is neither
         raise InvalidParameter(
@@ -535,9 +535,9 @@ def _request(params: dict, candidates):
         snapshot=params["snapshot"],
     )
     longest, given = check_max_chain(params["max_chain"]), params["source"]
-    source = existing.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
+    source = updating.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
     policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
-    return existing.VolumeRequest(candidates, wish, source, policy, longest)
+    return updating.VolumeRequest(candidates, wish, source, policy, longest)
 
 
 def _run_many(module: AnsibleModule) -> None:
@@ -557,25 +557,25 @@ def _claims(params: dict, finder) -> dict:
 
 def _item(params: dict, finder):
     from ..module_utils import results
-    from ..module_utils.operations import bulk
+    from ..module_utils.operations.bulk import runner
 
     candidates, name = finder.prepare(params["share"], params["mount_base"]), str(params["name"])
     source = frozenset([params["source"]["volume"]] if params["source"] else ())
     # Clones of a snapshot are made side by side, but where a lock for reading keeps other readers out as well.
     shared = bool(source and params["source"]["snapshot"] and candidates and all(share.locks_visible for share in candidates.shares))
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
-    deletion = bulk.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
+    deletion = runner.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
     change = _change(params, candidates, name) if candidates else None
     asked = None
     if candidates and params["state"] == "present" and params["name"] is not None:
         asked = functools.lru_cache(maxsize=None)(functools.partial(_request, params, candidates))
     run = functools.partial(_run, params, finder=finder, asked=asked)
-    return bulk.Item(name, touches, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
+    return runner.Item(name, touches, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
 
 
 def _change(params: dict, candidates, name: str):
     """What other items of the task may depend on."""
-    from ..module_utils.operations import order
+    from ..module_utils.operations.bulk import order
 
     source = params["source"]["volume"] if params["source"] else None
     return order.Change(candidates, name, params["state"] == "absent", source, bool(params["flatten"]))

@@ -50,14 +50,14 @@ def shape(image_format: str, layers: int, size: int = _SIZE, filled: int = _DATA
 
 def measure_clones(name: str, place: str, share: Path, image_format: str, layers: int, repeats: int, **sizes: int) -> Row:
     from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, volumes
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-    from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
+    from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
 
     chain = Chain(share, shape(image_format, layers, **sizes)).build()
     os.sync()
     candidates, files = chain.candidates, chain.files
-    request = existing.VolumeRequest(candidates, VolumeWish("copy", format=image_format), existing.SourceRequest("vol", None))
+    request = updating.VolumeRequest(candidates, VolumeWish("copy", format=image_format), updating.SourceRequest("vol", None))
     taken = []
 
     def clone() -> float:

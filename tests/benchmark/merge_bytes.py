@@ -131,13 +131,13 @@ class Chain:
         self.candidates = Candidates((Share(str(share), str(share), "directory"),))
 
     def build(self) -> Chain:
-        from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
+        from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
         from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-        from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+        from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
         self.share.mkdir()
         wish = VolumeWish("vol", size=self.shape.size, format=self.shape.format)
-        volumes.ensure_present(existing.VolumeRequest(self.candidates, wish), Options())
+        volumes.ensure_present(updating.VolumeRequest(self.candidates, wish), Options())
         for number, commands in enumerate(self.shape.layers):
             if number:
                 snapshots.take(snapshots.SnapshotRequest(self.candidates, "vol", SnapshotWish(f"s{number}", max_chain=200)), Options())

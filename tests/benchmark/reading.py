@@ -53,7 +53,8 @@ class Share:
 
     def _add(self, name: str) -> None:
         from ansible_collections.remotefs.storage.plugins.module_utils import model
-        from ansible_collections.remotefs.storage.plugins.module_utils.store import info_file, qcow2, records
+        from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
+        from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import info_file, records
 
         files = [name, *(f"{name}.s{number}" for number in range(1, self.files))]
         images, inode = [], 0

@@ -22,14 +22,15 @@ from property.world import World, candidates, run, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace, StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, groups, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention, room
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files import ballast
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
 from .judge import Model, Wanted, listed, remains_of
 
@@ -201,8 +202,8 @@ def _with_clone(share: Path, scratch: Path) -> Model:
     """The chain, and a linked clone of its s2 with content of its own and a snapshot."""
     model = _chain("raw")(share, scratch)
     everywhere, quiet = candidates(share), Options(lock_timeout=5)
-    source = existing.SourceRequest("vol", "s2", linked=True)
-    volumes.ensure_present(existing.VolumeRequest(everywhere, VolumeWish("copy"), source), quiet)
+    source = updating.SourceRequest("vol", "s2", linked=True)
+    volumes.ensure_present(updating.VolumeRequest(everywhere, VolumeWish("copy"), source), quiet)
     write_pattern(str(share / "copy"), "qcow2", 512 * KIB, 256 * KIB, 17)
     point = bytearray(model["vol"].points["s2"])
     point[512 * KIB : 768 * KIB] = bytes([17]) * 256 * KIB
@@ -220,7 +221,7 @@ def _three(share: Path, scratch: Path) -> Model:
     quiet = Options(lock_timeout=5)
     for name, image_format in (("a", "raw"), ("b", "qcow2")):
         wish = VolumeWish(name, size=MIB, format=image_format)
-        volumes.ensure_present(existing.VolumeRequest(everywhere, wish), quiet)
+        volumes.ensure_present(updating.VolumeRequest(everywhere, wish), quiet)
         write_pattern(str(share / name), image_format, 0, 192 * KIB, ord(name))
         model[name] = Wanted((bytes([ord(name)]) * 192 * KIB).ljust(MIB, b"\0"))
     snapshots.take(snapshots.SnapshotRequest(everywhere, "b", SnapshotWish("before")), quiet)
@@ -231,8 +232,8 @@ def _three(share: Path, scratch: Path) -> Model:
 # -- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def _ensure(wish: VolumeWish, source: existing.SourceRequest | None = None) -> Task:
-    return lambda where, options: [volumes.ensure_present(existing.VolumeRequest(where, wish, source), options)]
+def _ensure(wish: VolumeWish, source: updating.SourceRequest | None = None) -> Task:
+    return lambda where, options: [volumes.ensure_present(updating.VolumeRequest(where, wish, source), options)]
 
 
 def _take(name: str, volume: str = "vol") -> Task:
@@ -271,11 +272,11 @@ def _bulk(*tasks: tuple[str, Task], deletes: bool = False) -> Task:
     """Tasks on volumes, each named with its own, as one that keeps several under way."""
 
     def run(where: Candidates, options: Options) -> list[Outcome]:
-        def item(name: str, task: Task) -> bulk.Item:
-            deletion = bulk.Deletion(where, name) if deletes else None
-            return bulk.Item(name, frozenset([name]), lambda given: task(where, given)[0], deletion)
+        def item(name: str, task: Task) -> runner.Item:
+            deletion = runner.Deletion(where, name) if deletes else None
+            return runner.Item(name, frozenset([name]), lambda given: task(where, given)[0], deletion)
 
-        done = bulk.run_all([item(name, task) for name, task in tasks], 1 if options.check else 2, options)
+        done = runner.run_all([item(name, task) for name, task in tasks], 1 if options.check else 2, options)
         for one in done:
             if isinstance(one, StorageError):
                 raise one
@@ -345,7 +346,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "linked clone with a snapshot": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy", snapshot="c1"), existing.SourceRequest("vol", "s2", linked=True)),
+        _ensure(VolumeWish("copy", snapshot="c1"), updating.SourceRequest("vol", "s2", linked=True)),
         lambda model: {**model, "copy": Wanted(model["vol"].points["s2"]).with_point("c1")},
         tool=False,
     ),
@@ -394,31 +395,31 @@ OPERATIONS: dict[str, Operation] = {
     "delete over a shrunk file": Operation(_longer_over_shrunk, _delete("s1"), _loses("s1"), tool=False),
     "clone a shrunk file": Operation(
         _shrunk(),
-        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), existing.SourceRequest("vol", None)),
+        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), updating.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
     ),
     "clone raw": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy", size=4 * MIB), existing.SourceRequest("vol", "s2")),
+        _ensure(VolumeWish("copy", size=4 * MIB), updating.SourceRequest("vol", "s2")),
         _adds("copy", _point("s2", 4 * MIB)),
         tool=False,
     ),
     "clone qcow2": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy", format="qcow2", size=4 * MIB), existing.SourceRequest("vol")),
+        _ensure(VolumeWish("copy", format="qcow2", size=4 * MIB), updating.SourceRequest("vol")),
         _adds("copy", _active(4 * MIB)),
         tool=False,
     ),
     "clone lone raw": Operation(
         _lone("raw"),
-        _ensure(VolumeWish("copy", size=3 * MIB), existing.SourceRequest("vol", None)),
+        _ensure(VolumeWish("copy", size=3 * MIB), updating.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
     ),
     "clone lone qcow2": Operation(
         _lone("qcow2"),
-        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), existing.SourceRequest("vol", None)),
+        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), updating.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
     ),
@@ -435,13 +436,13 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "linked clone of a snapshot": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy"), existing.SourceRequest("vol", "s2", linked=True)),
+        _ensure(VolumeWish("copy"), updating.SourceRequest("vol", "s2", linked=True)),
         _adds("copy", _point("s2", 2 * MIB)),
         tool=False,
     ),
     "linked clone of a volume": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy"), existing.SourceRequest("vol", linked=True)),
+        _ensure(VolumeWish("copy"), updating.SourceRequest("vol", linked=True)),
         lambda model: {"vol": model["vol"].with_point("clone-copy"), "copy": Wanted(model["vol"].active)},
         tool=False,
     ),

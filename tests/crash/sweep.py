@@ -31,10 +31,10 @@ from engines import leave_to_qemu_img
 from property.world import candidates
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
 from . import interposer, powerloss
 from .interposer import PYTHON, TOOL, Ended, Event, Fault
@@ -209,7 +209,7 @@ class Sweep:
         """Each volume of a group is recovered by a task of its own, and they agree."""
         for name in self.operation.together:
             wish = VolumeWish(name, size=len(self.before[name].active))
-            volumes.ensure_present(existing.VolumeRequest(candidates(self.share), wish), Options(lock_timeout=2))
+            volumes.ensure_present(updating.VolumeRequest(candidates(self.share), wish), Options(lock_timeout=2))
         having = {volume["name"] for volume in listed(self.share) if any(one["name"] == "g" for one in volume["snapshots"])}
         self.judge.check(self.share, self.after if having else self.before)
 
@@ -426,7 +426,7 @@ def _take_later(name: str) -> Task:
 
 
 def _made_again(name: str, size: int) -> Task:
-    return lambda where, options: [volumes.ensure_present(existing.VolumeRequest(where, VolumeWish(name, size=size)), options)]
+    return lambda where, options: [volumes.ensure_present(updating.VolumeRequest(where, VolumeWish(name, size=size)), options)]
 
 
 def _removed(name: str) -> Task:

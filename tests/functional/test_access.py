@@ -19,11 +19,11 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import access, privacy
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files import access, privacy
 
 MIB = 1 << 20
 POSIX = "system.posix_acl_access"
@@ -40,8 +40,8 @@ class Store:
     def options(self) -> Options:
         return Options(lock_timeout=5, warn=self.warnings.append)
 
-    def present(self, name: str = "v", source: existing.SourceRequest | None = None, **wish: object) -> None:
-        volumes.ensure_present(existing.VolumeRequest(self.where, VolumeWish(name, **wish), source), self.options())  # type: ignore[arg-type]
+    def present(self, name: str = "v", source: updating.SourceRequest | None = None, **wish: object) -> None:
+        volumes.ensure_present(updating.VolumeRequest(self.where, VolumeWish(name, **wish), source), self.options())  # type: ignore[arg-type]
 
     def take(self, name: str) -> None:
         snapshots.take(snapshots.SnapshotRequest(self.where, "v", SnapshotWish(name)), self.options())

@@ -15,11 +15,12 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_snapshot, remotefs_volume
 
 MIB = 1 << 20
@@ -32,31 +33,31 @@ def candidates(path: Path) -> Candidates:
 def test_all_are_attempted_in_order_and_each_has_its_own_result(tmp_path: Path) -> None:
     shares = candidates(tmp_path)
 
-    def create(name: str, size: int) -> bulk.Item:
-        request = existing.VolumeRequest(shares, VolumeWish(name, size=size))
-        return bulk.Item(name, frozenset([name]), lambda options: volumes.ensure_present(request, options))
+    def create(name: str, size: int) -> runner.Item:
+        request = updating.VolumeRequest(shares, VolumeWish(name, size=size))
+        return runner.Item(name, frozenset([name]), lambda options: volumes.ensure_present(request, options))
 
     wanted = [(f"v{number}", MIB) for number in range(60)]
     wanted[7] = ("bad name", MIB)
-    results = bulk.run_all([create(name, size) for name, size in wanted], 8, Options())
+    results = runner.run_all([create(name, size) for name, size in wanted], 8, Options())
     assert [index for index, result in enumerate(results) if isinstance(result, StorageError)] == [7]
     assert [result.name for result in results if not isinstance(result, StorageError)] == [
         name for name, _size in wanted if name != "bad name"
     ]
-    again = bulk.run_all([create(name, size) for name, size in wanted if name != "bad name"], 8, Options())
+    again = runner.run_all([create(name, size) for name, size in wanted if name != "bad name"], 8, Options())
     assert not any(result.changed for result in again)
 
 
 def test_items_of_one_volume_keep_their_order(tmp_path: Path) -> None:
     shares = candidates(tmp_path)
-    volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish("v", size=MIB)), Options())
+    volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish("v", size=MIB)), Options())
 
-    def take(name: str) -> bulk.Item:
+    def take(name: str) -> runner.Item:
         request = snapshots.SnapshotRequest(shares, "v", SnapshotWish(name))
-        return bulk.Item("v", frozenset(["v"]), lambda options: snapshots.take(request, options))
+        return runner.Item("v", frozenset(["v"]), lambda options: snapshots.take(request, options))
 
     names = [f"s{number}" for number in range(12)]
-    assert all(result.changed for result in bulk.run_all([take(name) for name in names], 8, Options()))
+    assert all(result.changed for result in runner.run_all([take(name) for name in names], 8, Options()))
     (found,) = reading.list_volumes(shares.shares[0], ["v"])
     assert [one["name"] for one in found["snapshots"]] == names
 
@@ -77,13 +78,13 @@ def test_readers_meet_and_keep_their_place_beside_who_changes_what_they_read() -
         return run
 
     gold = frozenset(["gold"])
-    readers = [bulk.Item(name, frozenset([name]), meet, reads=gold) for name in ("one", "two")]
-    assert len(bulk.run_all(readers, 2, Options())) == 2
-    changing = bulk.Item("gold", gold, tell("change"))
-    before, after = (bulk.Item(name, frozenset([name]), tell(name), reads=gold) for name in ("before", "after"))
+    readers = [runner.Item(name, frozenset([name]), meet, reads=gold) for name in ("one", "two")]
+    assert len(runner.run_all(readers, 2, Options())) == 2
+    changing = runner.Item("gold", gold, tell("change"))
+    before, after = (runner.Item(name, frozenset([name]), tell(name), reads=gold) for name in ("before", "after"))
     for _again in range(20):
         told.clear()
-        bulk.run_all([before, changing, after], 3, Options())
+        runner.run_all([before, changing, after], 3, Options())
         assert told == ["before", "change", "after"]
 
 
@@ -118,7 +119,7 @@ def test_what_keeps_its_lock_is_not_begun_before_it_can_work(keeps_lock: bool, a
             under_way[0] -= 1
         return Outcome("", True, [], [], None, None)
 
-    bulk.run_all([bulk.Item(str(number), frozenset([str(number)]), run, keeps_lock=keeps_lock) for number in range(6)], 2, Options())
+    runner.run_all([runner.Item(str(number), frozenset([str(number)]), run, keeps_lock=keeps_lock) for number in range(6)], 2, Options())
     assert most[0] == at_once
 
 
@@ -152,7 +153,7 @@ def test_eight_tasks_on_three_volumes(tmp_path: Path) -> None:
     """Processes that snapshot and merge the same volumes: no error, and the contents that were there stay."""
     shares = candidates(tmp_path)
     for number in range(3):
-        volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish(f"v{number}", size=MIB)), Options())
+        volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish(f"v{number}", size=MIB)), Options())
         subprocess.run(["qemu-io", "-f", "raw", "-c", f"write -q -P {number + 1} 0 1M", str(tmp_path / f"v{number}")], check=True)
     context = multiprocessing.get_context("fork")
     errors = context.Queue()

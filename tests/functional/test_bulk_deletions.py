@@ -19,14 +19,16 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import moving
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, holding, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import batch_locks, runner
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk.order import Change
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.order import Change
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents, folders
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files import folders
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import dependents
 
 MIB = 1 << 20
 
@@ -46,9 +48,9 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list:
     return counted
 
 
-def make(shares: Candidates, name: str, source: existing.SourceRequest | None = None) -> None:
+def make(shares: Candidates, name: str, source: updating.SourceRequest | None = None) -> None:
     size = None if source else 4 * MIB
-    volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish(name, size=size), source), Options())
+    volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish(name, size=size), source), Options())
 
 
 def take(shares: Candidates, volume: str, name: str) -> None:
@@ -69,18 +71,18 @@ def content(shares: Candidates, name: str, into: Path) -> str:
     return hashlib.sha256(raw.read_bytes()).hexdigest()
 
 
-def removal(shares: Candidates, name: str) -> bulk.Item:
+def removal(shares: Candidates, name: str) -> runner.Item:
     def run(options: Options) -> Outcome:
         return volumes.ensure_absent(shares, name, True, options)
 
-    return bulk.Item(name, frozenset([name]), run, bulk.Deletion(shares, name), change=Change(shares, name, absent=True))
+    return runner.Item(name, frozenset([name]), run, runner.Deletion(shares, name), change=Change(shares, name, absent=True))
 
 
-def deletion(shares: Candidates, volume: str, *names: str) -> bulk.Item:
+def deletion(shares: Candidates, volume: str, *names: str) -> runner.Item:
     def run(options: Options) -> Outcome:
         return snapshots.delete(shares, volume, list(names), options)
 
-    return bulk.Item(volume, frozenset([volume]), run, bulk.Deletion(shares, volume))
+    return runner.Item(volume, frozenset([volume]), run, runner.Deletion(shares, volume))
 
 
 def names_on(shares: Candidates) -> list[str]:
@@ -95,7 +97,7 @@ def test_many_volumes_are_removed_with_one_look_at_the_share(shares: Candidates,
     wanted = [f"v{number}" for number in range(40)]
     for name in [*wanted, "stays"]:
         make(shares, name)
-    results = bulk.run_all([removal(shares, name) for name in wanted], 4, Options())
+    results = runner.run_all([removal(shares, name) for name in wanted], 4, Options())
     assert [result.name for result in results] == wanted and all(result.changed for result in results)
     assert names_on(shares) == ["stays"]
     assert len(scans) == 2, "one for the removals, one for the list"
@@ -105,13 +107,13 @@ def test_many_volumes_are_removed_with_one_look_at_the_share(shares: Candidates,
 def test_what_a_clone_rests_on_stays_and_goes_after_it(shares: Candidates) -> None:
     make(shares, "golden")
     take(shares, "golden", "v1")
-    make(shares, "clone", existing.SourceRequest("golden", "v1", linked=True))
+    make(shares, "clone", updating.SourceRequest("golden", "v1", linked=True))
     make(shares, "other")
     items = [replace(removal(shares, name), change=None) for name in ("golden", "other", "clone")]
-    assert codes(bulk.run_all(items, 4, Options())) == ["has_dependents", "", ""]
-    make(shares, "clone", existing.SourceRequest("golden", "v1", linked=True))
+    assert codes(runner.run_all(items, 4, Options())) == ["has_dependents", "", ""]
+    make(shares, "clone", updating.SourceRequest("golden", "v1", linked=True))
     make(shares, "other")
-    assert codes(bulk.run_all([removal(shares, name) for name in ("clone", "other", "golden")], 4, Options())) == ["", "", ""]
+    assert codes(runner.run_all([removal(shares, name) for name in ("clone", "other", "golden")], 4, Options())) == ["", "", ""]
     assert names_on(shares) == []
 
 
@@ -123,13 +125,13 @@ def test_a_clone_that_comes_to_rest_on_another_file_is_noticed(
     make(shares, "golden")
     write(shares, "golden", 7)
     take(shares, "golden", "v1")
-    make(shares, "clone", existing.SourceRequest("golden", "v1", linked=True))
+    make(shares, "clone", updating.SourceRequest("golden", "v1", linked=True))
     for value, snapshot in ((1, "a"), (2, "b"), (3, "c")):
         write(shares, "clone", value, value * 65536)
         take(shares, "clone", snapshot)
     before = content(shares, "clone", scratch)
     items = [deletion(shares, "clone", "a", "b", "c"), deletion(shares, "golden", "v1"), removal(shares, "golden")]
-    results = bulk.run_all(items, 4, Options())
+    results = runner.run_all(items, 4, Options())
     assert codes(results)[0] == "" and codes(results)[2] == "has_dependents", results
     assert content(shares, "clone", scratch) == before
 
@@ -138,9 +140,9 @@ def test_a_file_that_the_batch_itself_repoints_counts(shares: Candidates) -> Non
     """As above, on what the batch knows: the header is read again after each change."""
     make(shares, "golden")
     take(shares, "golden", "v1")
-    make(shares, "clone", existing.SourceRequest("golden", "v1", linked=True))
+    make(shares, "clone", updating.SourceRequest("golden", "v1", linked=True))
     take(shares, "clone", "a")
-    with holding.Holding(shares.shares[0]) as held:
+    with batch_locks.Holding(shares.shares[0]) as held:
         held.take(["clone", "golden"])
         assert held.backings().above("golden") == ["clone", "golden.v1"]
         outcome = snapshots.delete(shares, "clone", ["a"], Options(holding=held))
@@ -161,7 +163,7 @@ def test_a_volume_that_somebody_holds_is_waited_for_and_the_others_are_not(share
             entered.set()
             done.wait(30)
 
-    def noted(name: str) -> bulk.Item:
+    def noted(name: str) -> runner.Item:
         def run(options: Options) -> Outcome:
             outcome = volumes.ensure_absent(shares, name, True, options)
             order.append(name)
@@ -169,12 +171,12 @@ def test_a_volume_that_somebody_holds_is_waited_for_and_the_others_are_not(share
                 done.set()
             return outcome
 
-        return bulk.Item(name, frozenset([name]), run, bulk.Deletion(shares, name), change=Change(shares, name, absent=True))
+        return runner.Item(name, frozenset([name]), run, runner.Deletion(shares, name), change=Change(shares, name, absent=True))
 
     other = threading.Thread(target=hold)
     other.start()
     entered.wait()
-    results = bulk.run_all([noted(f"v{number}") for number in range(4)], 2, Options())
+    results = runner.run_all([noted(f"v{number}") for number in range(4)], 2, Options())
     other.join()
     assert order[-1] == "v1" and sorted(order) == ["v0", "v1", "v2", "v3"]
     assert codes(results) == [""] * 4 and names_on(shares) == []
@@ -185,7 +187,7 @@ def test_one_that_stays_locked_fails_alone(shares: Candidates) -> None:
         make(shares, f"v{number}")
     with Workspace(Options()) as work:
         work.lock([(shares.shares[0], "v1")])
-        results = bulk.run_all([removal(shares, f"v{number}") for number in range(3)], 2, Options(lock_timeout=0.2))
+        results = runner.run_all([removal(shares, f"v{number}") for number in range(3)], 2, Options(lock_timeout=0.2))
     assert codes(results) == ["", "lock_timeout", ""] and names_on(shares) == ["v1"]
 
 
@@ -194,10 +196,10 @@ def test_items_in_between_keep_their_place(shares: Candidates) -> None:
     make(shares, "v")
 
     def create(options: Options) -> Outcome:
-        return volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish("v", size=8 * MIB)), options)
+        return volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish("v", size=8 * MIB)), options)
 
-    items = [removal(shares, "v"), bulk.Item("v", frozenset(["v"]), create), removal(shares, "w"), removal(shares, "x")]
-    results = bulk.run_all(items, 4, Options())
+    items = [removal(shares, "v"), runner.Item("v", frozenset(["v"]), create), removal(shares, "w"), removal(shares, "x")]
+    results = runner.run_all(items, 4, Options())
     assert [result.changed for result in results] == [True, True, False, False]
     assert reading.list_volumes(shares.shares[0], ["v"])[0]["size"] == 8 * MIB
 
@@ -207,7 +209,7 @@ def test_check_mode_takes_no_lock_and_looks_once(shares: Candidates, scans: list
         make(shares, f"v{number}")
     with Workspace(Options()) as work:
         work.lock([(shares.shares[0], "v1")])
-        results = bulk.run_all([removal(shares, f"v{number}") for number in range(10)], 1, Options(check=True))
+        results = runner.run_all([removal(shares, f"v{number}") for number in range(10)], 1, Options(check=True))
     assert all(result.changed for result in results) and len(scans) == 1
     assert len(names_on(shares)) == 10
 
@@ -226,13 +228,13 @@ def test_the_lock_is_free_once_a_volume_is_done(shares: Candidates) -> None:
             free.append(True)
         return outcome
 
-    items = [deletion(shares, "v0", "a"), bulk.Item("v1", frozenset(["v1"]), then_look, bulk.Deletion(shares, "v1"))]
-    assert codes(bulk.run_all(items, 1, Options())) == ["", ""] and free == [True]
+    items = [deletion(shares, "v0", "a"), runner.Item("v1", frozenset(["v1"]), then_look, runner.Deletion(shares, "v1"))]
+    assert codes(runner.run_all(items, 1, Options())) == ["", ""] and free == [True]
 
 
 def test_volumes_whose_turn_does_not_come_are_given_back(shares: Candidates, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one deletion of the batch takes long, others get the volumes behind it; they are deleted all the same, later."""
-    monkeypatch.setattr(bulk, "_PATIENCE", 0.1)
+    monkeypatch.setattr(runner, "_PATIENCE", 0.1)
     for name in ("slow", "v1", "v2"):
         make(shares, name)
     seen: list[bool] = []
@@ -244,8 +246,8 @@ def test_volumes_whose_turn_does_not_come_are_given_back(shares: Candidates, mon
                 seen.append(name in names_on(shares))
         return volumes.ensure_absent(shares, "slow", True, options)
 
-    slow = bulk.Item("slow", frozenset(["slow"]), takes_long, bulk.Deletion(shares, "slow"))
-    results = bulk.run_all([slow, removal(shares, "v1"), removal(shares, "v2")], 1, Options())
+    slow = runner.Item("slow", frozenset(["slow"]), takes_long, runner.Deletion(shares, "slow"))
+    results = runner.run_all([slow, removal(shares, "v1"), removal(shares, "v2")], 1, Options())
     assert seen == [True, True] and codes(results) == [""] * 3 and names_on(shares) == []
 
 
@@ -253,7 +255,7 @@ def test_merges_of_much_data_hold_no_more_volumes_than_are_merged(
     shares: Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While two merges take long, the volumes behind them are given back untouched, and quick deletions go on."""
-    monkeypatch.setattr(bulk, "_PATIENCE", 0.2)
+    monkeypatch.setattr(runner, "_PATIENCE", 0.2)
     monkeypatch.setattr(plan, "_MUCH", 32 * 1024)
     names = [f"v{number}" for number in range(6)]
     for value, name in enumerate([*names, "quick"], 1):
@@ -278,7 +280,7 @@ def test_merges_of_much_data_hold_no_more_volumes_than_are_merged(
             merging.discard(into)
 
     monkeypatch.setattr(moving.Mover, "commit", takes_long)
-    results = bulk.run_all([deletion(shares, name, "s") for name in [*names, "quick"]], 2, Options())
+    results = runner.run_all([deletion(shares, name, "s") for name in [*names, "quick"]], 2, Options())
     assert codes(results) == [""] * 7 and most[0] == 2
     assert {name: content(shares, name, tmp_path) for name in names} == wanted
     assert not any(volume["snapshots"] or volume["pending"] for volume in reading.list_volumes(shares.shares[0], []))
@@ -303,7 +305,7 @@ def test_a_share_that_is_ill_is_told_by_each(shares: Candidates, monkeypatch: py
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(folders, "scan_all", ill)
-    results = bulk.run_all([removal(shares, f"v{number}") for number in range(count, 3)], 2, Options())
+    results = runner.run_all([removal(shares, f"v{number}") for number in range(count, 3)], 2, Options())
     assert all(isinstance(result, errors.StorageError) for result in results)
     monkeypatch.undo()
     assert len(names_on(shares)) == 3
@@ -319,23 +321,23 @@ def family(shares: Candidates, name: str, wide: int) -> list[str]:
     many = []
     for below, each in ((lambda _number: name, "mid"), (lambda number: f"{name}-mid{number}", "leaf")):
         for number in range(wide):
-            source = existing.SourceRequest(below(number), "s1", linked=True)
+            source = updating.SourceRequest(below(number), "s1", linked=True)
             wish = VolumeWish(f"{name}-{each}{number}", snapshot="s1")
-            request = existing.VolumeRequest(shares, wish, source)
-            many.append(bulk.Item(wish.name, frozenset([wish.name]), lambda options, one=request: volumes.ensure_present(one, options)))
+            request = updating.VolumeRequest(shares, wish, source)
+            many.append(runner.Item(wish.name, frozenset([wish.name]), lambda options, one=request: volumes.ensure_present(one, options)))
     for start in (0, wide):
-        assert not any(codes(bulk.run_all(many[start : start + wide], 4, Options())))
+        assert not any(codes(runner.run_all(many[start : start + wide], 4, Options())))
     return [name, *(item.name for item in many)]
 
 
 def test_families_of_several_levels_go_in_one_task(shares: Candidates) -> None:
     """More than are locked at once, so that clones and what they rest on are in different batches."""
     wanted = [*family(shares, "g1", 70), *family(shares, "g2", 40)]
-    assert len(wanted) > bulk._MOST_HELD
+    assert len(wanted) > runner._MOST_HELD
     items = [removal(shares, name) for name in wanted]
-    foretold = bulk.run_all(items, 1, Options(check=True))
+    foretold = runner.run_all(items, 1, Options(check=True))
     assert not any(codes(foretold)) and len(names_on(shares)) == len(wanted)
-    done = bulk.run_all(items, 4, Options())
+    done = runner.run_all(items, 4, Options())
     assert not any(codes(done)) and names_on(shares) == []
     assert [result.name for result in done] == wanted
     assert [(one.changed, one.actions) for one in foretold] == [(one.changed, one.actions) for one in done]
@@ -344,15 +346,15 @@ def test_families_of_several_levels_go_in_one_task(shares: Candidates) -> None:
 def test_what_rests_on_a_volume_of_an_earlier_batch_is_done_later_too(shares: Candidates, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clone that was given back, because somebody held it, goes before what it rests on all the same."""
     wanted = family(shares, "g", 4)
-    monkeypatch.setattr(bulk, "_MOST_HELD", 3)
-    taken = holding.Holding._try
+    monkeypatch.setattr(runner, "_MOST_HELD", 3)
+    taken = batch_locks.Holding._try
 
-    def busy(self: holding.Holding, name: str, shared: bool) -> None:
+    def busy(self: batch_locks.Holding, name: str, shared: bool) -> None:
         if name not in ("g-leaf0", "g-mid2"):
             taken(self, name, shared)
 
-    monkeypatch.setattr(holding.Holding, "_try", busy)
-    assert not any(codes(bulk.run_all([removal(shares, name) for name in wanted], 4, Options()))) and names_on(shares) == []
+    monkeypatch.setattr(batch_locks.Holding, "_try", busy)
+    assert not any(codes(runner.run_all([removal(shares, name) for name in wanted], 4, Options()))) and names_on(shares) == []
 
 
 def test_a_failure_stays_with_its_family(shares: Candidates) -> None:
@@ -361,7 +363,7 @@ def test_a_failure_stays_with_its_family(shares: Candidates) -> None:
     path = Path(shares.shares[0].path)
     (path / "g1-leaf1.s1").unlink()
     (path / "g1-leaf1.s1").mkdir()
-    told = dict(zip(wanted, codes(bulk.run_all([removal(shares, name) for name in wanted], 4, Options()))))
+    told = dict(zip(wanted, codes(runner.run_all([removal(shares, name) for name in wanted], 4, Options()))))
     assert {name: code for name, code in told.items() if code} == {"g1-leaf1": "unsafe_image", "g1-mid1": "has_dependents", "g1": "has_dependents"}
 
 
@@ -370,7 +372,7 @@ def test_clones_that_go_round_fail_alone(shares: Candidates) -> None:
     path = Path(shares.shares[0].path)
     for name, below in (("a", "b"), ("b", "a")):
         subprocess.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", below, "-F", "qcow2", path / name, "4M"], check=True)
-    told = codes(bulk.run_all([removal(shares, name) for name in ("a", "b", "other")], 4, Options()))
+    told = codes(runner.run_all([removal(shares, name) for name in ("a", "b", "other")], 4, Options()))
     assert told[0] and told[1] and not told[2], told
     assert sorted(file.name for file in path.iterdir() if file.is_file()) == ["a", "b"]
 
@@ -387,7 +389,7 @@ def test_a_family_costs_as_much_for_each_of_its_members(shares: Candidates, monk
             for name in names:
                 call = getattr(os, name)
                 patched.setattr(os, name, lambda *given, _call=call, _name=name, **named: (counted.update([_name]), _call(*given, **named))[1])
-            assert not any(codes(bulk.run_all([removal(shares, name) for name in wanted], 1, Options())))
+            assert not any(codes(runner.run_all([removal(shares, name) for name in wanted], 1, Options())))
         costs.append(sum(counted.values()))
     few, more, many = costs
     assert many - more < 2.6 * (more - few) + 100, costs

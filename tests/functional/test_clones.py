@@ -16,14 +16,14 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import copying
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 
 from .test_refusals import MIB, Store, refused
 
-GOLDEN = existing.SourceRequest("vol", "golden", linked=True)
+GOLDEN = updating.SourceRequest("vol", "golden", linked=True)
 
 
 def content(store: Store, name: str) -> bytes:
@@ -84,9 +84,9 @@ def test_what_does_not_go_with_it(golden: Store) -> None:
     refused(golden, errors.InvalidParameter, lambda check: golden.present("env", GOLDEN, check, format="raw"))
     refused(golden, errors.InvalidParameter, lambda check: golden.present("env", GOLDEN, check, preallocation="full"))
     refused(golden, errors.WouldShrink, lambda check: golden.present("env", GOLDEN, check, size=512 * 1024))
-    for source in (existing.SourceRequest("nobody", None, True), existing.SourceRequest("vol", "no-such", True)):
+    for source in (updating.SourceRequest("nobody", None, True), updating.SourceRequest("vol", "no-such", True)):
         refused(golden, (errors.VolumeNotFound, errors.SnapshotNotFound), lambda check, source=source: golden.present("env", source, check))
-    short = existing.SourceRequest("vol", "golden", True, max_chain=1)
+    short = updating.SourceRequest("vol", "golden", True, max_chain=1)
     found = refused(golden, errors.InvalidParameter, lambda check: golden.present("env", short, check))
     assert "max_chain" in str(found)
     (golden.path / "env").write_bytes(b"something else")
@@ -139,7 +139,7 @@ def test_overlays_made_by_hand_hold_what_they_rest_on(golden: Store, spelt: str)
 def test_a_raw_base_stays_where_it_is(golden: Store) -> None:
     """A clone rests on the file above the base, so neither can go: the base lies there without a name, and is taken in later."""
     golden.snapshot("v2")
-    golden.present("env", existing.SourceRequest("vol", "v2", True))
+    golden.present("env", updating.SourceRequest("vol", "v2", True))
     write(golden, "vol", 7)
     golden.snapshot("v3")
     shown = content(golden, "env")
@@ -153,7 +153,7 @@ def test_a_raw_base_stays_where_it_is(golden: Store) -> None:
 
 
 def test_of_a_volume_as_it_is(golden: Store) -> None:
-    now = existing.SourceRequest("vol", None, linked=True)
+    now = updating.SourceRequest("vol", None, linked=True)
     done = golden.present("env", now)
     assert done.after["parent"] == {"volume": "vol", "snapshot": "clone-env"} and done.before is None
     assert content(golden, "env")[:65536] == bytes([2]) * 65536
@@ -170,7 +170,7 @@ def test_while_virtual_machines_run(golden: Store) -> None:
     """The parent's machine disturbs no clone of a snapshot, and clones disturb no snapshot of the parent."""
     with opened(golden, "vol"):
         golden.present("env", GOLDEN)
-        refused(golden, errors.InUse, lambda check: golden.present("other", existing.SourceRequest("vol", None, True), check))
+        refused(golden, errors.InUse, lambda check: golden.present("other", updating.SourceRequest("vol", None, True), check))
     golden.snapshot("later")
     with opened(golden, "env"):
         golden.snapshot("still-later")
@@ -185,7 +185,7 @@ def test_a_machine_on_the_parent_lets_its_data_be_read(golden: Store) -> None:
     golden.present("env", GOLDEN)
     with opened(golden, "vol"):
         golden.present("env", flatten=True)
-        golden.present("whole", existing.SourceRequest("vol", "golden"))
+        golden.present("whole", updating.SourceRequest("vol", "golden"))
     for name in ("env", "whole"):
         assert content(golden, name)[:65536] == bytes([1]) * 65536
 
@@ -216,7 +216,7 @@ def test_what_somebody_writes_is_not_read(golden: Store) -> None:
         with pytest.raises(errors.InUse):
             golden.present("env", flatten=True)
         with pytest.raises(errors.InUse):
-            golden.present("whole", existing.SourceRequest("vol", "golden"))
+            golden.present("whole", updating.SourceRequest("vol", "golden"))
     finally:
         user.communicate("quit\n")
     assert golden.present("env", flatten=True).changed
@@ -240,17 +240,17 @@ def test_a_snapshot_can_be_cloned_many_times_at_once(golden: Store) -> None:
     """Who clones a snapshot only reads the parent; who clones it as it is now takes a snapshot of it first."""
     with ShareDirectory(golden.share) as directory, VolumeLock(directory, "vol", 0, shared=True):
         assert golden.present("env", GOLDEN).changed
-        assert golden.present("whole", existing.SourceRequest("vol", "golden")).changed
+        assert golden.present("whole", updating.SourceRequest("vol", "golden")).changed
         with pytest.raises(errors.LockTimeout):
-            golden.present("other", existing.SourceRequest("vol", None, linked=True))
+            golden.present("other", updating.SourceRequest("vol", None, linked=True))
     for name in ("env", "whole"):
         assert content(golden, name)[:65536] == bytes([1]) * 65536
     with ShareDirectory(golden.share) as directory, VolumeLock(directory, "vol", 0), pytest.raises(errors.LockTimeout):
         golden.present("other", GOLDEN)  # somebody changes the parent
 
 
-@pytest.mark.parametrize("source", [GOLDEN, existing.SourceRequest("vol", "golden")])
-def test_what_has_to_be_mended_is_locked_as_for_a_change(golden: Store, source: existing.SourceRequest) -> None:
+@pytest.mark.parametrize("source", [GOLDEN, updating.SourceRequest("vol", "golden")])
+def test_what_has_to_be_mended_is_locked_as_for_a_change(golden: Store, source: updating.SourceRequest) -> None:
     record = golden.path / ".remotefs" / "volumes" / "vol.json"
     content_of_record = json.loads(record.read_text())
     garbage = golden.path / "vol.gone"
@@ -268,7 +268,7 @@ def test_what_has_to_be_mended_is_locked_as_for_a_change(golden: Store, source: 
 def test_a_clone_of_a_clone(golden: Store) -> None:
     golden.present("env", GOLDEN)
     write(golden, "env", 5, "64k 64k")
-    golden.present("deep", existing.SourceRequest("env", None, True), size=2 * MIB)
+    golden.present("deep", updating.SourceRequest("env", None, True), size=2 * MIB)
     assert golden.info("deep")["parent"] == {"volume": "env", "snapshot": "clone-deep"}
     golden.present("env", flatten=True)
     assert content(golden, "deep") == bytes([1]) * 65536 + bytes([5]) * 65536 + bytes(2 * MIB - 131072)
@@ -280,7 +280,7 @@ def test_names_that_could_be_overlays_of_each_other(golden: Store) -> None:
     """``vol.env`` is a volume that rests on ``vol``, and ``vo`` rests on that one."""
     golden.present("vol.env", GOLDEN)
     golden.snapshot("s", "vol.env")
-    golden.present("vo", existing.SourceRequest("vol.env", "s", True))
+    golden.present("vo", updating.SourceRequest("vol.env", "s", True))
     found = {one["name"]: one for one in reading.list_volumes(golden.share, [])}
     assert sorted(found) == ["vo", "vol", "vol.env"]
     assert [found[name]["parent"] for name in ("vo", "vol.env", "vol")] == [
@@ -322,8 +322,8 @@ def test_a_clone_made_by_hand_on_a_lone_file(tmp_path: Path) -> None:
 def test_bulk_in_check_mode_foresees_clones_of_what_it_makes(golden: Store) -> None:
     """One task's memory: a clone of a clone that an earlier item would make."""
     options = golden.options(check=True)
-    for name, source in (("env", GOLDEN), ("deep", existing.SourceRequest("env", None, True))):
-        request = existing.VolumeRequest(golden.candidates, VolumeWish(name), source)
+    for name, source in (("env", GOLDEN), ("deep", updating.SourceRequest("env", None, True))):
+        request = updating.VolumeRequest(golden.candidates, VolumeWish(name), source)
         predicted = volumes.ensure_present(request, options)
     assert predicted.after["parent"] == {"volume": "env", "snapshot": "clone-deep"}
     assert [image["file"] for image in predicted.after["chain"]] == ["deep", "env", "vol"]

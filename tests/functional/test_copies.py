@@ -18,16 +18,16 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import allocate, copying
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
 from .test_refusals import MIB, Store
 
 TIB = 1 << 40
-SOURCE = existing.SourceRequest("vol", None)
+SOURCE = updating.SourceRequest("vol", None)
 
 
 def data_of(path: Path) -> str:
@@ -166,7 +166,7 @@ def test_nor_by_clones_and_flattening(store: Store, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result(real(fd), {"st_blocks": real(fd).st_size // 512}))
     for name, image_format in (("raw-copy", "raw"), ("qcow2-copy", "qcow2")):
         store.present(name, SOURCE, format=image_format)
-    store.present("linked", existing.SourceRequest("vol", "s", linked=True))
+    store.present("linked", updating.SourceRequest("vol", "s", linked=True))
     store.present("linked", flatten=True)
     monkeypatch.undo()
     for name in ("raw-copy", "qcow2-copy", "linked"):
@@ -192,8 +192,8 @@ def test_holes_are_asked_for_in_the_name_of_who_is_locked(store: Store, monkeypa
     store.snapshot("s")
     made, real = [], ShareDirectory.create_temporary
     monkeypatch.setattr(ShareDirectory, "create_temporary", lambda self, volume, *mode: made.append(volume) or real(self, volume, *mode))
-    store.present("whole", existing.SourceRequest("vol", None))
-    store.present("linked", existing.SourceRequest("vol", "s", linked=True))
+    store.present("whole", updating.SourceRequest("vol", None))
+    store.present("linked", updating.SourceRequest("vol", "s", linked=True))
     store.present("linked", flatten=True)
     assert set(made) == {"linked", "whole"}
 
@@ -245,7 +245,7 @@ def test_a_qcow2_volume(store: Store, size: int) -> None:
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 5 3M 2M", store.info()["path"]], check=True)
     before = command.STARTED.programs.get("qemu-img", 0)
     wish = VolumeWish("copy", size=size, format="qcow2")
-    volumes.ensure_present(existing.VolumeRequest(store.candidates, wish, SOURCE, Policy(0, 10**6)), Options())
+    volumes.ensure_present(updating.VolumeRequest(store.candidates, wish, SOURCE, Policy(0, 10**6)), Options())
     assert command.STARTED.programs.get("qemu-img", 0) == before
     subprocess.run(["qemu-img", "check", "-q", str(store.path / "copy")], check=True)
     compared = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "qcow2", str(store.path / "vol"), str(store.path / "copy")]
@@ -281,7 +281,7 @@ def reserve(store: Store, image_format: str) -> list[str]:
     """Warnings of a new volume of 8 MiB, whose space is all there afterwards."""
     told: list[str] = []
     wish = VolumeWish("vol", size=8 * MIB, format=image_format, preallocation="falloc")
-    volumes.ensure_present(existing.VolumeRequest(store.candidates, wish), Options(warn=told.append))
+    volumes.ensure_present(updating.VolumeRequest(store.candidates, wish), Options(warn=told.append))
     assert store.info()["allocated"] >= 8 * MIB and store.info()["size"] == 8 * MIB
     subprocess.run(["qemu-io", "-f", image_format, "-c", "read -q -P 0 0 8M", str(store.path / "vol")], check=True)
     return told

@@ -18,9 +18,11 @@ import pytest
 from hostile import images, resting
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, snapshots, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents, folders, names, resolving
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files import folders, names
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import dependents, resolving
 
 from .test_clones import content
 from .test_refusals import MIB, Store, refused
@@ -61,15 +63,15 @@ def everything_is_refused(store: Store, told: str = "") -> None:
 
 
 def _in_bulk(store: Store, check: bool) -> list:
-    def item(name: str) -> bulk.Item:
-        return bulk.Item(
+    def item(name: str) -> runner.Item:
+        return runner.Item(
             name,
             frozenset([name]),
             lambda options: volumes.ensure_absent(store.candidates, name, True, options),
-            bulk.Deletion(store.candidates, name),
+            runner.Deletion(store.candidates, name),
         )
 
-    return bulk.run_all([item("vol"), item("not-there")], 1 if check else 2, store.options(check=check))
+    return runner.run_all([item("vol"), item("not-there")], 1 if check else 2, store.options(check=check))
 
 
 def _one_of(results: list) -> None:
@@ -338,7 +340,7 @@ def forge(store: Store, name: str) -> None:
 @pytest.mark.parametrize("how", ["created", "cloned", "adopted", "grown"])
 def test_a_guests_bytes_block_nothing(golden: Store, how: str) -> None:
     if how == "cloned":
-        golden.present("guest", existing.SourceRequest("vol", "s1"), format="raw")
+        golden.present("guest", updating.SourceRequest("vol", "s1"), format="raw")
     elif how == "adopted":
         (golden.path / "guest").write_bytes(bytes(MIB))
         golden.present("guest", format="raw")
@@ -451,32 +453,32 @@ def test_the_users_word_counts_for_its_own_item_only(golden: Store) -> None:
     overlay(golden, "other", "vol.s1")
     overlay(golden, "another", "second", "raw")
 
-    def item(name: str, word: tuple) -> bulk.Item:
-        return bulk.Item(
+    def item(name: str, word: tuple) -> runner.Item:
+        return runner.Item(
             name,
             frozenset([name]),
             lambda options: volumes.ensure_absent(golden.candidates, name, True, replace(options, not_dependent=word)),
-            bulk.Deletion(golden.candidates, name),
+            runner.Deletion(golden.candidates, name),
         )
 
-    results = bulk.run_all([item("vol", ("other",)), item("second", ("other",))], 2, golden.options())
+    results = runner.run_all([item("vol", ("other",)), item("second", ("other",))], 2, golden.options())
     assert results[0].not_counted == ("other",)
     assert isinstance(results[1], errors.HasDependents) and "another" in str(results[1])
 
 
 def test_what_a_bulk_task_makes_and_removes_is_followed(golden: Store) -> None:
     """The headers are read once for a batch; what the batch itself changes is looked at again."""
-    golden.present("env", existing.SourceRequest("vol", "s2", linked=True))
+    golden.present("env", updating.SourceRequest("vol", "s2", linked=True))
 
-    def item(name: str) -> bulk.Item:
-        return bulk.Item(
+    def item(name: str) -> runner.Item:
+        return runner.Item(
             name,
             frozenset([name]),
             lambda options: volumes.ensure_absent(golden.candidates, name, True, options),
-            bulk.Deletion(golden.candidates, name),
+            runner.Deletion(golden.candidates, name),
         )
 
-    results = bulk.run_all([item("env"), item("vol")], 2, golden.options())
+    results = runner.run_all([item("env"), item("vol")], 2, golden.options())
     assert not [one for one in results if isinstance(one, Exception)] and os.listdir(golden.path) == [".remotefs"]
 
 

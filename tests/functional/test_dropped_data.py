@@ -16,7 +16,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
 MIB = 1 << 20
 KINDS = {

@@ -25,12 +25,13 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.engine import OfflineEngine
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import tables
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, reading, snapshots, transaction, volumes, workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, transaction, updating, volumes, workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import inventory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains
 
 MIB = 1 << 20
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -231,7 +232,7 @@ class Going:
         self.path = path / "share"
         self.path.mkdir()
         self.where = Candidates((Share(str(self.path), str(self.path), "directory"),))
-        volumes.ensure_present(existing.VolumeRequest(self.where, VolumeWish("v", size=MIB)), Options())
+        volumes.ensure_present(updating.VolumeRequest(self.where, VolumeWish("v", size=MIB)), Options())
         snapshots.take(snapshots.SnapshotRequest(self.where, "v", SnapshotWish("s")), Options())
 
     def goes_after(self, owner: object, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +249,7 @@ class Going:
 PLACES = (
     (workspace.Workspace, "lock"),
     (transaction, "find_interrupted"),
-    (inventory, "observe"),
+    (chains, "observe"),
     (OfflineEngine, "session"),
     (executor.Executor, "record_intent"),
     (ShareDirectory, "create_temporary"),
@@ -283,10 +284,10 @@ def test_bulk_on_a_share_that_is_removed_meanwhile(tmp_path: Path, monkeypatch: 
     going = Going(tmp_path)
     going.goes_after(executor.Executor, "record_intent", monkeypatch)
     items = [
-        bulk.Item(f"v{number}", frozenset([f"v{number}"]), lambda options: TASKS["deletion"](going.where))  # type: ignore[arg-type,return-value]
+        runner.Item(f"v{number}", frozenset([f"v{number}"]), lambda options: TASKS["deletion"](going.where))  # type: ignore[arg-type,return-value]
         for number in range(3)
     ]
-    done = bulk.run_all(items, 1, Options())
+    done = runner.run_all(items, 1, Options())
     assert {getattr(one, "error_code", None) for one in done} == {"share_not_mounted"}
 
 

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors, model
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, existing, groups, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, groups, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
 from .test_examples import play
 from .test_return_detail import check
@@ -36,8 +36,8 @@ class Shares:
     def options(self, assume: bool = True) -> Options:
         return Options(check=assume, assume=assume, warn=self.warnings.append)
 
-    def present(self, options: Options, name: str, source: existing.SourceRequest | None = None, **wish: object) -> Outcome:
-        return volumes.ensure_present(existing.VolumeRequest(self.found, VolumeWish(name, **wish), source), options)
+    def present(self, options: Options, name: str, source: updating.SourceRequest | None = None, **wish: object) -> Outcome:
+        return volumes.ensure_present(updating.VolumeRequest(self.found, VolumeWish(name, **wish), source), options)
 
     def take(self, options: Options, volume: str, name: str, keep: retention.Policy | None = None) -> Outcome:
         return snapshots.take(snapshots.SnapshotRequest(self.found, volume, SnapshotWish(name), keep), options)
@@ -61,14 +61,14 @@ def steps(outcome: Outcome) -> list[str]:
 
 def test_what_is_made_of_what_is_not_there(shares: Shares) -> None:
     """As each task of a playbook by itself predicts it: a world of its own, in which the tasks before it have done nothing."""
-    golden = existing.SourceRequest("golden", "s", linked=True)
+    golden = updating.SourceRequest("golden", "s", linked=True)
     clone = shares.present(shares.options(), "c", golden, labels={"a": "b"}, snapshot="fresh")
     assert steps(clone) == ["write_record", "create_clone", "create_overlay", "write_info"]
     assert clone.after["path"] == f"{shares.path}/c.fresh" and clone.after["size"] is None and clone.after["labels"] == {"a": "b"}
     assert clone.after["parent"] == {"volume": "golden", "snapshot": "s"} and clone.before is None
-    full = shares.present(shares.options(), "f", existing.SourceRequest("golden"), size=MIB)
+    full = shares.present(shares.options(), "f", updating.SourceRequest("golden"), size=MIB)
     assert steps(full) == ["write_record", "copy"] and (full.after["size"], full.after["path"]) == (MIB, f"{shares.path}/f")
-    resting = shares.present(shares.options(), "l", existing.SourceRequest("golden", linked=True), flatten=True)
+    resting = shares.present(shares.options(), "l", updating.SourceRequest("golden", linked=True), flatten=True)
     assert steps(resting) == ["create_overlay", "write_info", "write_record", "create_clone", "pull", "write_record"]
     taken = shares.take(shares.options(), "v", "s1")
     assert steps(taken) == ["create_overlay", "write_info"] and taken.after["path"] == f"{shares.path}/v.s1"
@@ -92,14 +92,14 @@ def test_what_nobody_can_know_is_null(shares: Shares) -> None:
     taken, options = shares.take(shares.options(), "v", "s1"), shares.options()
     back = snapshots.revert(shares.found, "v", "s1", False, shares.options())
     kept = snapshots.retain(shares.found, "v", retention.parse({"match": "*", "last": 1}), shares.options())
-    clone = shares.present(shares.options(), "c", existing.SourceRequest("golden", "s", linked=True))
+    clone = shares.present(shares.options(), "c", updating.SourceRequest("golden", "s", linked=True))
     for known, outcome in (("qcow2", taken), ("qcow2", back), (None, kept), ("qcow2", clone)):
         after = outcome.after
         assert (after["format"], after["base_format"], after["size"]) == (known, None, None) and after["chain"][0]["format"] == known
         assert after["chain"][-1]["format"] is None and {image["size"] for image in after["chain"]} == {None}
         assert all(action.get("size") is None for action in outcome.actions)
     assert [image["format"] for image in taken.before["chain"]] == [None] and taken.before["format"] is None
-    full = shares.present(shares.options(), "f", existing.SourceRequest("golden"))
+    full = shares.present(shares.options(), "f", updating.SourceRequest("golden"))
     assert (full.after["format"], full.after["base_format"], full.after["size"]) == ("raw", "raw", None)  # what a full clone is made as is known
     shares.present(options, "q", size=MIB, format="qcow2")
     known = shares.take(options, "q", "s1").after
@@ -117,7 +117,7 @@ def test_what_goes_is_predicted_as_it_is(shares: Shares) -> None:
 def test_items_of_one_task_build_on_each_other(shares: Shares) -> None:
     options = shares.options()
     assert steps(shares.present(options, "golden", size=8 * MIB)) == ["write_record", "create"]
-    clone = shares.present(options, "c", existing.SourceRequest("golden", linked=True))
+    clone = shares.present(options, "c", updating.SourceRequest("golden", linked=True))
     assert clone.after["size"] == 8 * MIB and clone.after["parent"] == {"volume": "golden", "snapshot": "clone-c"}
     assert not [text for text in shares.warnings if "golden" in text.split()]
     grown = shares.present(options, "c", size=16 * MIB)
@@ -134,7 +134,7 @@ def test_wrong_is_wrong_all_the_same(shares: Shares) -> None:
         (errors.InvalidParameter, lambda: shares.present(shares.options(), "v")),
         (errors.InvalidName, lambda: shares.present(shares.options(), "a b", size=MIB)),
         (errors.InvalidName, lambda: shares.present(shares.options(), "v", size=MIB, snapshot="info")),
-        (errors.InvalidParameter, lambda: shares.present(shares.options(), "c", existing.SourceRequest("g", "s", linked=True), format="raw")),
+        (errors.InvalidParameter, lambda: shares.present(shares.options(), "c", updating.SourceRequest("g", "s", linked=True), format="raw")),
         (errors.InvalidName, lambda: shares.take(shares.options(), "v", "active")),
         (errors.InvalidName, lambda: snapshots.revert(shares.found, "v", "a/b", False, shares.options())),
     ):
@@ -147,7 +147,7 @@ def test_a_run_assumes_nothing(shares: Shares) -> None:
     missing = (errors.ShareNotMounted, errors.VolumeNotFound)
     for action in (
         lambda: shares.take(real, "v", "s"),
-        lambda: shares.present(real, "c", existing.SourceRequest("golden"), size=MIB),
+        lambda: shares.present(real, "c", updating.SourceRequest("golden"), size=MIB),
         lambda: snapshots.revert(shares.found, "v", "s", False, real),
         lambda: snapshots.delete(shares.found, "v", ["s"], real),
         lambda: groups.take_group(shares.found, ["a"], SnapshotWish("g"), real),
@@ -163,7 +163,7 @@ def test_a_server_that_does_not_answer_is_no_share_to_come() -> None:
     ill, missing = errors.ShareNotMounted("share b", "it does not answer", "wait"), errors.ShareNotMounted("share a", "not mounted", "mount it")
     found = candidates.Candidates((), (missing, ill), (share,), (missing,))
     with pytest.raises(errors.ShareNotMounted, match="does not answer"):
-        volumes.ensure_present(existing.VolumeRequest(found, VolumeWish("v", size=MIB)), Options(check=True, assume=True))
+        volumes.ensure_present(updating.VolumeRequest(found, VolumeWish("v", size=MIB)), Options(check=True, assume=True))
 
 
 def test_a_snapshot_that_is_not_there_yet(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_snapshot_that_is_not_there_yet(tmp_path: Path) -> None:
     before = sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     back = snapshots.revert(shares.found, "v", "s", False, shares.options())
     assert back.changed and back.after["path"] == f"{tmp_path}/v.s" and back.after["size"] == MIB
-    clone = shares.present(shares.options(), "c", existing.SourceRequest("v", "s", linked=True))
+    clone = shares.present(shares.options(), "c", updating.SourceRequest("v", "s", linked=True))
     assert clone.after["size"] == MIB and clone.after["parent"] == {"volume": "v", "snapshot": "s"}
     assert all("snapshot s of volume v does not exist yet" in text for text in shares.warnings) and len(shares.warnings) == 2
     assert before == sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))

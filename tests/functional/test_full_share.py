@@ -21,14 +21,16 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, NoEligibleShare, NoSpace
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import ballast, packed_lines, qcow2, records
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
-from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import dropping
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files import ballast, packed_lines
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
+from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import discarding
 
 MIB = 1 << 20
 OPTIONS = Options(lock_timeout=5)
@@ -44,7 +46,7 @@ class Full:
         self.where = Candidates((self.share,))
         self.content: dict[str, bytes] = {}
         self._busy = threading.Event()
-        volumes.ensure_present(existing.VolumeRequest(self.where, VolumeWish("v", size=2 * MIB)), OPTIONS)
+        volumes.ensure_present(updating.VolumeRequest(self.where, VolumeWish("v", size=2 * MIB)), OPTIONS)
         for number, name in enumerate(("a", "b", "e")):
             active = self.info()
             pattern = f"write -q -P {number + 1} {number * 4096} 512k"
@@ -228,7 +230,7 @@ def test_a_killed_revert_of_present_content_is_on_record(older: Full, moment: st
     expected = older.shown()
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 9 0 1M", active["path"]], check=True)
     older.fill()
-    place = {"nothing": (qcow2, "drop_data"), "first table": (dropping, "_write_changed"), "all": (making_room, "_give_back")}[moment]
+    place = {"nothing": (qcow2, "drop_data"), "first table": (discarding, "_write_changed"), "all": (making_room, "_give_back")}[moment]
     with mock.patch.object(*place, side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         snapshots.revert(older.where, "v", "e", False, OPTIONS)
     assert older.info()["pending"]["operation"] == "revert"
@@ -270,7 +272,7 @@ def test_what_needs_room_does_not_take_the_ballast(full: Full) -> None:
         with pytest.raises(NoSpace):
             snapshots.take(snapshots.SnapshotRequest(full.where, "v", SnapshotWish(f"n{number}")), OPTIONS)
         with pytest.raises((NoEligibleShare, NoSpace)):
-            volumes.ensure_present(existing.VolumeRequest(full.where, VolumeWish(f"w{number}", size=MIB)), OPTIONS)
+            volumes.ensure_present(updating.VolumeRequest(full.where, VolumeWish(f"w{number}", size=MIB)), OPTIONS)
     assert sorted(os.listdir(full.path / ".remotefs" / "ballast")) == pieces
     TASKS["removal"](full)
 

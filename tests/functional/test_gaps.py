@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, order, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import order, runner
 
 from .test_clones import write
 from .test_refusals import MIB, Store, refused
@@ -49,7 +50,7 @@ def make(path: Path, clone: bool) -> None:
     write(store, "other", 5)
     store.snapshot("o1", "other")
     if clone:
-        store.present("copy", existing.SourceRequest("vol", "s2", linked=True))
+        store.present("copy", updating.SourceRequest("vol", "s2", linked=True))
         write(store, "copy", 6)
         store.snapshot("c1", "copy")
     (path / "stranger").write_bytes(b"somebody's")
@@ -95,12 +96,12 @@ def without(state: dict, name: str) -> dict:
 def in_bulk(store: Told, *names: str, check: bool = False, cascade: bool = True) -> list:
     options = store.options(check=check)
 
-    def item(name: str) -> bulk.Item:
+    def item(name: str) -> runner.Item:
         change = order.Change(store.candidates, name, absent=True)
         run: Callable = lambda given: volumes.ensure_absent(store.candidates, name, cascade, given)  # noqa: E731
-        return bulk.Item(name, frozenset({name}), run, bulk.Deletion(store.candidates, name), change=change)
+        return runner.Item(name, frozenset({name}), run, runner.Deletion(store.candidates, name), change=change)
 
-    return bulk.run_all([item(name) for name in names], 2, options)
+    return runner.run_all([item(name) for name in names], 2, options)
 
 
 def gaps(files: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -194,7 +195,7 @@ def test_a_linked_clone_of_a_volume_that_is_gone(cloned: Path, tmp_path: Path) -
 
 def test_a_clone_without_snapshots_needs_no_cascade(cloned: Path, tmp_path: Path) -> None:
     store = fresh(cloned, tmp_path)
-    store.present("second", existing.SourceRequest("vol", "s1", linked=True))
+    store.present("second", updating.SourceRequest("vol", "s1", linked=True))
     (store.path / "vol").unlink()
     before = store.state()
     assert store.absent("second").changed and "missing: vol" in " ".join(store.warnings)

@@ -18,11 +18,12 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import executor
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use, kernel_users, records
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use, kernel_users
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 
 MIB = 1 << 20
 WRITER, READER = (100, 101, 103, 201, 203), (100, 201, 203)
@@ -41,9 +42,9 @@ class Store:
     def options(self, **changes: object) -> Options:
         return Options(**{"lock_timeout": 1, **changes})  # type: ignore[arg-type]
 
-    def present(self, name: str = "v", source: existing.SourceRequest | None = None, **wish: object):
+    def present(self, name: str = "v", source: updating.SourceRequest | None = None, **wish: object):
         check, discard = bool(wish.pop("check", False)), bool(wish.pop("discard", False))
-        request = existing.VolumeRequest(self.where, VolumeWish(name, **wish), source)  # type: ignore[arg-type]
+        request = updating.VolumeRequest(self.where, VolumeWish(name, **wish), source)  # type: ignore[arg-type]
         return volumes.ensure_present(request, self.options(check=check, discard=discard))
 
     def take(self, name: str, check: bool = False):
@@ -159,7 +160,7 @@ def test_giving_a_record_up_beside_a_machine(store: Store, check: bool) -> None:
 
 
 def test_machines_on_clones_do_not_keep_a_recovery_from_the_parent(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.present("copy", existing.SourceRequest("v", "a", True))
+    store.present("copy", updating.SourceRequest("v", "a", True))
     unfinished_snapshot(store, monkeypatch)
     with opened(store.path / "copy"), opened(store.path / "v", READER):
         assert store.info()["in_use"] is False and store.info("copy")["in_use"] is True
@@ -184,7 +185,7 @@ def test_where_nobody_can_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     blind.share = blind.share._replace()
     for check in (True, False):
         with pytest.raises(InUse):
-            volumes.ensure_present(existing.VolumeRequest(blind.where, VolumeWish("v")), Options(check=check, break_lock=True))
+            volumes.ensure_present(updating.VolumeRequest(blind.where, VolumeWish("v")), Options(check=check, break_lock=True))
     assert blind.present().recovered
 
 
@@ -259,7 +260,7 @@ def test_the_kernel_has_it_open(store: Store, kernel: Path, attach: Callable[[Pa
         lambda check: snapshots.revert(store.where, "v", "a", False, store.options(check=check)),
         lambda check: snapshots.delete(store.where, "v", ["a"], store.options(check=check)),
         lambda check: volumes.ensure_absent(store.where, "v", True, store.options(check=check)),
-        lambda check: store.present("full", existing.SourceRequest("v"), check=check),
+        lambda check: store.present("full", updating.SourceRequest("v"), check=check),
         lambda check: store.present(size=2 * MIB, check=check),
     )
     state = store.state()
@@ -286,7 +287,7 @@ def test_the_kernel_has_a_lower_image(store: Store, kernel: Path) -> None:
 def test_it_is_seen_where_locks_are_not(tmp_path: Path, kernel: Path) -> None:
     blind = Store(tmp_path, locks_visible=False)
     vouched = blind.options(assume_unused=True)
-    volumes.ensure_present(existing.VolumeRequest(blind.where, VolumeWish("v", size=MIB)), vouched)
+    volumes.ensure_present(updating.VolumeRequest(blind.where, VolumeWish("v", size=MIB)), vouched)
     assert blind.info()["in_use"] is None
     on_a_loop(kernel, tmp_path / "v")
     assert blind.info()["in_use"] is True

@@ -19,12 +19,14 @@ from benchmark import measuring
 from benchmark import reading as bench
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use, inventory, qcow2, survey
-from ansible_collections.remotefs.storage.plugins.module_utils.store.names import Names
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.names import Names
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains, listing
 
 SIZE = 64 << 20
 HERE = os.getpid()
@@ -65,8 +67,8 @@ def share(tmp_path: Path) -> Share:
 @pytest.fixture
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any share is large."""
-    monkeypatch.setattr(survey, "_SHARED_OUT_FROM", 1)
-    monkeypatch.setattr(survey, "_PART", 4)
+    monkeypatch.setattr(listing, "_SHARED_OUT_FROM", 1)
+    monkeypatch.setattr(listing, "_PART", 4)
     monkeypatch.setattr(reading, "processors", lambda: 3)
 
 
@@ -119,10 +121,10 @@ def test_several_processes_say_what_one_says(share: Share, several: None, monkey
 def test_one_process_reads_as_a_single_volume_is_read(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     """Listing trusts a listing's kinds and glimpses at headers; a task on one volume does neither."""
     for one in alone(share, monkeypatch):
-        with survey.ShareDirectory(share) as directory:
+        with listing.ShareDirectory(share) as directory:
             try:
-                found = inventory.observe(directory, one["name"])
-            except inventory.StorageError as error:
+                found = chains.observe(directory, one["name"])
+            except chains.StorageError as error:
                 assert (one["error_code"], one["msg"]) == (error.error_code, str(error))
                 continue
         assert found is not None
@@ -132,26 +134,26 @@ def test_one_process_reads_as_a_single_volume_is_read(share: Share, monkeypatch:
 
 def test_a_killed_process_takes_no_volume_with_it(share: Share, several: None, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = alone(share, monkeypatch)
-    observe = inventory.observe
+    observe = chains.observe
 
-    def deadly(directory: survey.ShareDirectory, name: str, **named: object) -> object:
+    def deadly(directory: listing.ShareDirectory, name: str, **named: object) -> object:
         if name == "vol00025" and os.getpid() != HERE:
             os.kill(os.getpid(), signal.SIGKILL)
         return observe(directory, name, **named)
 
-    monkeypatch.setattr(inventory, "observe", deadly)
+    monkeypatch.setattr(chains, "observe", deadly)
     assert reading.list_volumes(share, []) == expected
 
 
 def test_an_unforeseen_error_is_that_volume_s_alone(share: Share, several: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    observe = inventory.observe
+    observe = chains.observe
 
-    def broken(directory: survey.ShareDirectory, name: str, **named: object) -> object:
+    def broken(directory: listing.ShareDirectory, name: str, **named: object) -> object:
         if name == "vol00025":
             raise ZeroDivisionError("unforeseen")
         return observe(directory, name, **named)
 
-    monkeypatch.setattr(inventory, "observe", broken)
+    monkeypatch.setattr(chains, "observe", broken)
     found = {one["name"]: one for one in reading.list_volumes(share, [])}
     broken_one = found.pop("vol00025")
     assert broken_one["error_code"] == "tool_failed" and "unforeseen" in broken_one["msg"]
@@ -168,9 +170,9 @@ def test_use_is_seen_in_every_process(share: Share, several: None) -> None:
 
 def test_a_file_exchanged_behind_the_listing_is_refused(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the listing called a regular file is not looked at again before it is opened, and no less safe for that."""
-    take = survey.Survey.read
+    take = listing.Survey.read
 
-    def exchanged(self: survey.Survey, volumes: list) -> None:
+    def exchanged(self: listing.Survey, volumes: list) -> None:
         for name, make in (("vol00003.s1", lambda at: os.symlink("/etc/passwd", at)), ("vol00004.s1", os.mkfifo)):
             at = Path(share.path, name)
             if at.is_file() and not at.is_symlink():
@@ -178,7 +180,7 @@ def test_a_file_exchanged_behind_the_listing_is_refused(share: Share, monkeypatc
                 make(at)
         take(self, volumes)
 
-    monkeypatch.setattr(survey.Survey, "read", exchanged)
+    monkeypatch.setattr(listing.Survey, "read", exchanged)
     found = {one["name"]: one.get("error_code") for one in reading.list_volumes(share, [])}
     assert found["vol00003"] == found["vol00004"] == "unsafe_image" and found["vol00005"] is None
 
@@ -186,12 +188,12 @@ def test_a_file_exchanged_behind_the_listing_is_refused(share: Share, monkeypatc
 def test_the_tasks_take_the_same_way(tmp_path: Path) -> None:
     """Both modules as Ansible starts them, on a share that is large without help, beside the same with one processor."""
     path = tmp_path / "share"
-    bench.Share(path, 10).grow(survey._SHARED_OUT_FROM // 11 + 1)
+    bench.Share(path, 10).grow(listing._SHARED_OUT_FROM // 11 + 1)
     for module, key, count in (("remotefs_volume_info", "volumes", 1), ("remotefs_snapshot_info", "snapshots", 9)):
         argv, given = measuring.module_call(module, {"share": [str(path)]})
         both = [json.loads(measuring.run([*way, *argv], given).out) for way in ([], ["taskset", "-c", "0"])]
         assert both[0] == both[1] and both[0]["changed"] is False
-        assert len(both[0][key]) == count * (survey._SHARED_OUT_FROM // 11 + 1)
+        assert len(both[0][key]) == count * (listing._SHARED_OUT_FROM // 11 + 1)
 
 
 def test_a_file_costs_one_open_one_look_and_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,9 +272,9 @@ def _strangers(path: Path, kind: str, count: int) -> Share:
     return share
 
 
-def _create(share: Share, name: str, source: existing.SourceRequest | None = None) -> None:
+def _create(share: Share, name: str, source: updating.SourceRequest | None = None) -> None:
     wish = VolumeWish(name, size=None if source else 1 << 20)
-    volumes.ensure_present(existing.VolumeRequest(Candidates((share,)), wish, source), Options())
+    volumes.ensure_present(updating.VolumeRequest(Candidates((share,)), wish, source), Options())
 
 
 def _take(share: Share) -> None:
@@ -281,7 +283,7 @@ def _take(share: Share) -> None:
 
 BESIDE: dict[str, Callable[[Share], object]] = {
     "a new volume": lambda share: _create(share, "new"),
-    "a linked clone": lambda share: _create(share, "clone", existing.SourceRequest("first", None, linked=True)),
+    "a linked clone": lambda share: _create(share, "clone", updating.SourceRequest("first", None, linked=True)),
     "info": lambda share: reading.list_volumes(share, []),
     "info of one": lambda share: reading.list_volumes(share, ["first"]),
     "a snapshot": _take,
@@ -296,7 +298,7 @@ def test_what_a_stranger_costs_does_not_grow_with_their_number(tmp_path: Path, m
     monkeypatch.setattr(reading, "processors", lambda: 1)
     listings: list = []
     naps: list = []
-    monkeypatch.setattr(inventory.time, "sleep", naps.append)
+    monkeypatch.setattr(chains.time, "sleep", naps.append)
     listdir, scandir = os.listdir, os.scandir
     monkeypatch.setattr(os, "listdir", lambda *given: (listings.append(given), listdir(*given))[1])
     monkeypatch.setattr(os, "scandir", lambda *given: (listings.append(given), scandir(*given))[1])
@@ -349,7 +351,7 @@ def test_what_cannot_be_read_is_read_again_once_for_all(tmp_path: Path, monkeypa
             for number in range(5):
                 (path / f"gone{number}").rename(path / f"vol{number:05d}")
 
-    monkeypatch.setattr(inventory.time, "sleep", mended)
+    monkeypatch.setattr(chains.time, "sleep", mended)
     found = {one["name"]: one.get("error_code") for one in reading.list_volumes(Share(str(path), str(path), "directory"), [])}
     assert [found[f"vol{number:05d}"] for number in range(20)] == [None] * 5 + ["chain_broken"] * 5 + [None] * 10
     assert len(naps) <= 2, "one for volumes with .info, one for the others"

@@ -16,10 +16,10 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
 MIB = 1 << 20
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
@@ -65,8 +65,8 @@ class Share1:
         monkeypatch.setattr(os, "fsync", counted)
         monkeypatch.setattr(os, "open", opened)
 
-    def present(self, name: str, source: existing.SourceRequest | None = None, **wish) -> None:
-        volumes.ensure_present(existing.VolumeRequest(self.candidates, VolumeWish(name, **wish), source), Options())
+    def present(self, name: str, source: updating.SourceRequest | None = None, **wish) -> None:
+        volumes.ensure_present(updating.VolumeRequest(self.candidates, VolumeWish(name, **wish), source), Options())
 
     def snapshot(self, name: str) -> None:
         snapshots.take(snapshots.SnapshotRequest(self.candidates, "vol", SnapshotWish(name)), Options())
@@ -91,7 +91,7 @@ class Share1:
 
     def cloned(self) -> None:
         self.chain()
-        self.present("copy", existing.SourceRequest("vol", "s2", True))
+        self.present("copy", updating.SourceRequest("vol", "s2", True))
 
     def chain_to_pull(self) -> None:
         """A chain in which the middle overlay holds more than the one beneath it, so that the cheapest merge pulls."""
@@ -117,13 +117,13 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
     "delete with a commit and a pull": (lambda s: s.chain_to_pull(), lambda s: s.delete("s2", "s3")),
     "extend raw": (lambda s: s.present("vol", size=8 * MIB), lambda s: s.present("vol", size=16 * MIB)),
     "extend qcow2": (lambda s: s.chain(), lambda s: s.present("vol", size=16 * MIB)),
-    "full clone": (lambda s: s.chain(), lambda s: s.present("copy", existing.SourceRequest("vol", "s2"), size=16 * MIB, format="qcow2")),
+    "full clone": (lambda s: s.chain(), lambda s: s.present("copy", updating.SourceRequest("vol", "s2"), size=16 * MIB, format="qcow2")),
     "full clone of a volume without snapshots": (
         lambda s: s.present("vol", size=8 * MIB),
-        lambda s: s.present("copy", existing.SourceRequest("vol"), size=16 * MIB),
+        lambda s: s.present("copy", updating.SourceRequest("vol"), size=16 * MIB),
     ),
-    "linked clone": (lambda s: s.chain(), lambda s: s.present("copy", existing.SourceRequest("vol", "s2", True))),
-    "linked clone of the present content": (lambda s: s.chain(), lambda s: s.present("copy", existing.SourceRequest("vol", None, True))),
+    "linked clone": (lambda s: s.chain(), lambda s: s.present("copy", updating.SourceRequest("vol", "s2", True))),
+    "linked clone of the present content": (lambda s: s.chain(), lambda s: s.present("copy", updating.SourceRequest("vol", None, True))),
     "flatten a linked clone": (lambda s: s.cloned(), lambda s: s.present("copy", flatten=True)),
     "delete a linked clone": (lambda s: s.cloned(), lambda s: volumes.ensure_absent(s.candidates, "copy", False, Options())),
     "delete a snapshot under one that a clone rests on": (lambda s: s.cloned(), lambda s: s.delete("s1")),

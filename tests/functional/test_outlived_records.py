@@ -93,9 +93,9 @@ def test_a_qcow2_image_where_a_raw_disk_was(store: Store, length: str) -> None:
 
 
 def source():  # noqa: ANN201
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating
 
-    return existing.SourceRequest("vol")
+    return updating.SourceRequest("vol")
 
 
 def test_a_raw_disk_where_a_qcow2_image_was(store: Store) -> None:

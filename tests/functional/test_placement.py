@@ -14,11 +14,12 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import changes, errors
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, ledger, placement, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import capacity, placement, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder, Policy
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.ledger import Demand, Ledger
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Demand, Ledger
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
 
 MIB = 1 << 20
@@ -46,7 +47,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], str]]:
 def run(shares: list[str], items: list[dict], parallel: int = 8, check: bool = False, **task: object) -> list:
     finder = Finder()
     every = [changes.merged(item, {**DEFAULTS, "mount_base": "/nowhere", "share": shares, **task}) for item in items]
-    return bulk.run_all([remotefs_volume._item(params, finder) for params in every], parallel, Options(check=check, assume=check))
+    return runner.run_all([remotefs_volume._item(params, finder) for params in every], parallel, Options(check=check, assume=check))
 
 
 def where(outcomes: list, shares: list[str]) -> list:
@@ -103,7 +104,7 @@ def test_what_others_take_after_a_promise_is_seen(mounted: Callable[[str], str])
 
     def create(name: str) -> str:
         wish = VolumeWish(name, size=20 * MIB, preallocation="falloc")
-        made = volumes.ensure_present(existing.VolumeRequest(candidates, wish), task)
+        made = volumes.ensure_present(updating.VolumeRequest(candidates, wish), task)
         return made.after["mountpoint"] if made.after else ""
 
     assert [create("b"), create("c")] == [shares[1], shares[1]]
@@ -119,15 +120,15 @@ def test_items_that_ask_for_nothing_beforehand_keep_the_ratio_too(tmp_path: Path
 
         def __init__(self, _path: str) -> None: ...
 
-    monkeypatch.setattr(ledger.os, "statvfs", Figures)
+    monkeypatch.setattr(capacity.os, "statvfs", Figures)
     candidates = Candidates((Share(str(tmp_path), str(tmp_path), "directory"),))
 
-    def item(number: int) -> bulk.Item:
+    def item(number: int) -> runner.Item:
         wish = VolumeWish(f"v{number}", size=30 * MIB)
-        request = existing.VolumeRequest(candidates, wish, policy=Policy(max_over_subscription_ratio=1.0))
-        return bulk.Item(wish.name, frozenset([wish.name]), lambda options: volumes.ensure_present(request, options))
+        request = updating.VolumeRequest(candidates, wish, policy=Policy(max_over_subscription_ratio=1.0))
+        return runner.Item(wish.name, frozenset([wish.name]), lambda options: volumes.ensure_present(request, options))
 
-    made = [one for one in bulk.run_all([item(number) for number in range(12)], 8, Options()) if not isinstance(one, errors.StorageError)]
+    made = [one for one in runner.run_all([item(number) for number in range(12)], 8, Options()) if not isinstance(one, errors.StorageError)]
     assert len(made) == 3 and len([name for name in os.listdir(tmp_path) if name.startswith("v")]) == 3
 
 
@@ -137,7 +138,7 @@ def test_a_refusal_tells_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         def __init__(self, _path: str) -> None: ...
 
-    monkeypatch.setattr(ledger.os, "statvfs", Figures)
+    monkeypatch.setattr(capacity.os, "statvfs", Figures)
     candidates = Candidates((Share("nas1:/vols", str(tmp_path), "directory"),))
     for size, at_once, reserved, expected in (
         (61 << 30, 0, 0, r"nas1:/vols would hold more than 20 times its size in virtual disks \(3 GiB, 20 times is 60 GiB, 0 bytes are taken\)"),

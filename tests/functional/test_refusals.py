@@ -19,13 +19,13 @@ from engines import leave_to_qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 
 MIB = 1 << 20
 
@@ -41,8 +41,8 @@ class Store:
     def options(self, **changes) -> Options:
         return Options(**{"lock_timeout": 0.2, **changes})
 
-    def present(self, name: str = "vol", source: existing.SourceRequest | None = None, check: bool = False, **wish):
-        return volumes.ensure_present(existing.VolumeRequest(self.candidates, VolumeWish(name, **wish), source), self.options(check=check))
+    def present(self, name: str = "vol", source: updating.SourceRequest | None = None, check: bool = False, **wish):
+        return volumes.ensure_present(updating.VolumeRequest(self.candidates, VolumeWish(name, **wish), source), self.options(check=check))
 
     def absent(self, name: str = "vol", cascade: bool = False, check: bool = False):
         return volumes.ensure_absent(self.candidates, name, cascade, self.options(check=check))
@@ -114,9 +114,9 @@ def test_sizes_and_formats(volume: Store) -> None:
     refused(volume, errors.InvalidParameter, lambda check: volume.present("new", check=check))
     refused(volume, errors.InvalidParameter, lambda check: volume.present("new", size=MIB, preallocation="metadata", check=check))
     refused(volume, errors.InvalidSize, lambda check: volume.present("new", size=2**52, format="qcow2", check=check))
-    refused(volume, errors.WouldShrink, lambda check: volume.present("new", existing.SourceRequest("vol"), size=MIB, check=check))
-    refused(volume, errors.VolumeNotFound, lambda check: volume.present("new", existing.SourceRequest("none"), check=check))
-    refused(volume, errors.SnapshotNotFound, lambda check: volume.present("new", existing.SourceRequest("vol", "none"), check=check))
+    refused(volume, errors.WouldShrink, lambda check: volume.present("new", updating.SourceRequest("vol"), size=MIB, check=check))
+    refused(volume, errors.VolumeNotFound, lambda check: volume.present("new", updating.SourceRequest("none"), check=check))
+    refused(volume, errors.SnapshotNotFound, lambda check: volume.present("new", updating.SourceRequest("vol", "none"), check=check))
 
 
 def test_snapshots_of_nothing(volume: Store) -> None:
@@ -220,11 +220,11 @@ def test_missing_or_old_qemu_img(volume: Store, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setattr(qemu_img.command, "_STANDARD_PATH", str(tools))
     monkeypatch.setattr(qemu_img, "_version_checked", [])
-    converted = {"source": existing.SourceRequest("vol"), "format": "qcow2"}  # from raw
+    converted = {"source": updating.SourceRequest("vol"), "format": "qcow2"}  # from raw
     volume.present("converted", **converted)  # needs no qemu-img
     leave_to_qemu_img(monkeypatch.setattr)
     refused(volume, errors.ToolMissing, lambda check: volume.present("copy", check=check, **converted), both=False)
-    volume.present("copy", existing.SourceRequest("vol"))  # needs no qemu-img
+    volume.present("copy", updating.SourceRequest("vol"))  # needs no qemu-img
     volume.present("empty", size=MIB, format="qcow2")  # needs no qemu-img
 
 
@@ -290,7 +290,7 @@ def test_lease_of_a_dead_and_of_a_living_owner(tmp_path: Path) -> None:
     lease.write_text('{"host": "elsewhere", "machine": "m", "boot": "b", "pid_namespace": "p", "pid": 1, "started": "1", "since": "today"}')
     told = refused(store, errors.LockTimeout, lambda _check: store.present(size=2 * MIB), both=False)
     assert "process 1 on elsewhere" in str(told) and "break_lock" in str(told)
-    wish = existing.VolumeRequest(store.candidates, VolumeWish("vol", size=2 * MIB))
+    wish = updating.VolumeRequest(store.candidates, VolumeWish("vol", size=2 * MIB))
     assert volumes.ensure_present(wish, store.options(break_lock=True, assume_unused=True)).changed
 
 
@@ -413,7 +413,7 @@ def test_hostile_headers(store: Store, offset: int, data: bytes) -> None:
     patch(store.path / "vol", offset, data)
     assert store.info()["error_code"] == "unsafe_image"
     refused(store, errors.UnsafeImage, lambda check: store.present(size=8 * MIB, check=check))
-    refused(store, errors.UnsafeImage, lambda check: store.present("copy", existing.SourceRequest("vol"), check=check))
+    refused(store, errors.UnsafeImage, lambda check: store.present("copy", updating.SourceRequest("vol"), check=check))
 
 
 @pytest.mark.parametrize("make", [lambda path: path.symlink_to("/etc/passwd"), os.mkfifo, Path.mkdir])
@@ -451,7 +451,7 @@ def test_a_guest_that_forges_a_header_gains_nothing(volume: Store, tmp_path: Pat
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(secret), "-F", "raw", str(forged), "4M"], check=True)
     patch(volume.path / "vol", 0, forged.read_bytes()[:65536])
     volume.snapshot("s1")
-    volume.present("copy", existing.SourceRequest("vol", "s1"))
+    volume.present("copy", updating.SourceRequest("vol", "s1"))
     with open(volume.path / "vol.s1", "rb") as stream:
         assert qcow2.read_header(stream.fileno()).backing_format == "raw"
     assert (volume.path / "copy").read_bytes()[:4] == b"QFI\xfb" and b"s3cret" not in (volume.path / "copy").read_bytes()
@@ -475,8 +475,8 @@ def test_a_clone_of_a_running_disk_is_refused_and_of_its_snapshot_is_not(volume:
         user.stdin.write("write -P 5 0 64k\n")
         user.stdin.flush()
         user.stdout.readline()
-        refused(volume, errors.InUse, lambda check: volume.present("copy", existing.SourceRequest("vol"), check=check))
-        assert volume.present("copy", existing.SourceRequest("vol", "s1")).changed
+        refused(volume, errors.InUse, lambda check: volume.present("copy", updating.SourceRequest("vol"), check=check))
+        assert volume.present("copy", updating.SourceRequest("vol", "s1")).changed
     finally:
         user.communicate("quit\n")
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command, errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, groups, report, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, report, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, retention
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 from ansible_collections.remotefs.storage.tests.property.world import World, read_content, run
 
 from .test_examples import PREPARE, play
@@ -172,8 +172,8 @@ def test_linked_clones_hold_what_they_rest_on_for_as_long_as_they_live(world: Ke
     for number in range(1, 5):
         world.write(number * 64 * KIB, 128 * KIB, number)
         world.take(f"s{number}", f"2026-05-0{number}T00:00:00Z")
-    source = existing.SourceRequest("vol", "s2", linked=True)
-    volumes.ensure_present(existing.VolumeRequest(world.candidates, VolumeWish("clone"), source), world.options())
+    source = updating.SourceRequest("vol", "s2", linked=True)
+    volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish("clone"), source), world.options())
     clone = str(world.share / "clone")
     before = read_content(clone, "qcow2", world.scratch)
     assert before == world.points["s2"]

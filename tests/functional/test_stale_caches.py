@@ -12,11 +12,12 @@ from typing import Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, holding, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import batch_locks
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store.pace import Pace
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import Pace
 
 MIB = 1 << 20
 
@@ -40,7 +41,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
     path, news = tmp_path / "share", tmp_path / "news"
     path.mkdir()
     other = Share(str(path), str(path), "directory")
-    volumes.ensure_present(existing.VolumeRequest(Candidates((other,)), VolumeWish("v", size=MIB)), Options())
+    volumes.ensure_present(updating.VolumeRequest(Candidates((other,)), VolumeWish("v", size=MIB)), Options())
     shutil.copytree(path, tmp_path / "old")
     snapshots.take(snapshots.SnapshotRequest(Candidates((other,)), "v", SnapshotWish("s1")), Options())
     path.rename(news)
@@ -61,9 +62,9 @@ def test_a_change_waits_for_what_another_client_did(client: Client) -> None:
 
 
 def test_a_bulk_change_waits_too(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding.time, "sleep", client.sleep)
+    monkeypatch.setattr(batch_locks.time, "sleep", client.sleep)
     where = Candidates((client.share,))
-    with holding.Holding(client.share) as held:
+    with batch_locks.Holding(client.share) as held:
         held.take(["v"])
         options = Options(assume_unused=True, holding=held)
         snapshots.take(snapshots.SnapshotRequest(where, "v", SnapshotWish("s2")), options)

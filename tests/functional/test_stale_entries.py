@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating
 
 from .test_clones import content
 from .test_refusals import MIB, Store, refused
@@ -40,7 +40,7 @@ def points(store: Store) -> list[bytes]:
     """The first bytes of s1, s2 and the present."""
     found = []
     for number, snapshot in enumerate(("s1", "s2")):
-        store.present(f"copy{number}", existing.SourceRequest("vol", snapshot))
+        store.present(f"copy{number}", updating.SourceRequest("vol", snapshot))
         found.append(content(store, f"copy{number}")[:1])
         store.absent(f"copy{number}")
     return [*found, content(store, "vol")[:1]]

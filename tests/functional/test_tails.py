@@ -21,7 +21,7 @@ from property.world import read_content, run, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import UnsafeImage
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clusters import COPIED, OFFSET
 
@@ -255,7 +255,7 @@ def revert(scene: Scene) -> None:
 
 def clone(image_format: str) -> Callable[[Scene], None]:
     def make(scene: Scene) -> None:
-        source = existing.SourceRequest("vol", None)
+        source = updating.SourceRequest("vol", None)
         scene.store.present("copy", source, format=image_format, size=LONG)
         scene.must_show(scene.larger(), "copy")
         scene.store.present("same", source, format=image_format)
@@ -267,8 +267,8 @@ def clone(image_format: str) -> Callable[[Scene], None]:
 
 
 def flatten(scene: Scene) -> None:
-    scene.store.present("copy", existing.SourceRequest("vol", None, linked=True), size=LONG)
-    scene.store.present("same", existing.SourceRequest("vol", None, linked=True))
+    scene.store.present("copy", updating.SourceRequest("vol", None, linked=True), size=LONG)
+    scene.store.present("same", updating.SourceRequest("vol", None, linked=True))
     for name in ("copy", "same"):
         scene.store.present(name, flatten=True)
     scene.must_show(scene.before, "same")
@@ -393,13 +393,13 @@ def test_cut_short(store: Store, amount: str, options: str) -> None:
     run("qemu-img", "create", "-q", "-f", "qcow2", *(["-o", options] if options else []), str(path), "4M")
     store.present(format="qcow2")
     store.snapshot("s")
-    store.present("linked", existing.SourceRequest("vol", "s", linked=True))
+    store.present("linked", updating.SourceRequest("vol", "s", linked=True))
     write_pattern(str(path), "qcow2", 0, 4 * MIB, 7)
     cut(path, CUTS[amount])
     for image_format in ("raw", "qcow2"):
         for point in ("s", None):
-            refused(store, UnsafeImage, lambda check, f=image_format, p=point: store.present("c", existing.SourceRequest("vol", p), check, format=f))
-    refused(store, UnsafeImage, lambda check: store.present("c", existing.SourceRequest("vol", "s", linked=True), check))
+            refused(store, UnsafeImage, lambda check, f=image_format, p=point: store.present("c", updating.SourceRequest("vol", p), check, format=f))
+    refused(store, UnsafeImage, lambda check: store.present("c", updating.SourceRequest("vol", "s", linked=True), check))
     refused(store, UnsafeImage, lambda check: store.present("linked", check=check, flatten=True))
     store.absent("linked", cascade=True)
     refused(store, UnsafeImage, lambda check: store.delete("s", check=check))
@@ -422,9 +422,9 @@ def test_a_cut_compressed_image(store: Store) -> None:
     run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", str(path) + "~", str(path))
     Path(str(path) + "~").unlink()
     store.present(format="qcow2")
-    store.present("whole", existing.SourceRequest("vol", None), format="raw")
+    store.present("whole", updating.SourceRequest("vol", None), format="raw")
     cut(path, -1024)
-    refused(store, UnsafeImage, lambda check: store.present("c", existing.SourceRequest("vol", None), check, format="raw"))
+    refused(store, UnsafeImage, lambda check: store.present("c", updating.SourceRequest("vol", None), check, format="raw"))
 
 
 @pytest.mark.parametrize("options", ["", "preallocation=metadata", "preallocation=falloc", "extended_l2=on", "cluster_size=512", "compat=0.10"])
@@ -441,5 +441,5 @@ def test_whole_images_of_qemu_are_taken(store: Store, options: str, size: int) -
         assert cluster == 512 or path.stat().st_size % 512, "its last sector is filled up"
     store.present(format="qcow2")
     store.snapshot("s")
-    store.present("c", existing.SourceRequest("vol", None), format="raw")
+    store.present("c", updating.SourceRequest("vol", None), format="raw")
     store.delete("s")

@@ -15,10 +15,10 @@ from typing import Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, groups, placement, report, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, placement, report, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Policy
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.ledger import Ledger
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Ledger
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
 from .test_refusals import MIB, Store, refused
 
@@ -74,7 +74,7 @@ def test_where_modes_mean_nothing_they_are_a_warning(tmp_path: Path) -> None:
     store = Store(tmp_path, keeps_modes=False)
     store.present(size=MIB)
     told: list[str] = []
-    request = existing.VolumeRequest(store.candidates, VolumeWish("vol", mode=0o600))
+    request = updating.VolumeRequest(store.candidates, VolumeWish("vol", mode=0o600))
     assert not volumes.ensure_present(request, store.options(warn=told.append)).changed
     assert len(told) == 1 and "keeps no owner and mode" in told[0]
 

@@ -24,8 +24,8 @@ from property.moving_world import Chain, LayerPlan, pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.moving import Mover
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Share
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import Qcow2Error, counts, filling
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import Qcow2Error, cluster_writer, refcounts
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 
@@ -318,24 +318,24 @@ def test_hostile_tables(tmp_path: Path) -> None:
     assert min(outcomes.values()) > 100, "the inputs do not reach what they are for"
 
 
-def blind_to_owners(self: filling.Filling, entry: int) -> None:
+def blind_to_owners(self: cluster_writer.Filling, entry: int) -> None:
     """Overwrites whatever an entry leads to."""
 
 
-def no_metadata(_self: filling.Filling) -> frozenset[int]:
+def no_metadata(_self: cluster_writer.Filling) -> frozenset[int]:
     return frozenset([0])
 
 
-def counts_from_the_start(self: counts.Counts, first: int, end: int, new: Any) -> None:
+def counts_from_the_start(self: refcounts.Counts, first: int, end: int, new: Any) -> None:
     write_counts(self, 0, end, new)
 
 
-write_counts = counts.Counts.write
+write_counts = refcounts.Counts.write
 
 BUGS: dict[str, tuple] = {
-    "it does not ask who owns a cluster": (filling.Filling, "_overwrite", blind_to_owners),
-    "it does not know where the tables are": (filling.Filling, "_metadata", no_metadata),
-    "it counts what was counted": (counts.Counts, "write", counts_from_the_start),
+    "it does not ask who owns a cluster": (cluster_writer.Filling, "_overwrite", blind_to_owners),
+    "it does not know where the tables are": (cluster_writer.Filling, "_metadata", no_metadata),
+    "it counts what was counted": (refcounts.Counts, "write", counts_from_the_start),
 }
 
 

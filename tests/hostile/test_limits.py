@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command, errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Share
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
 from . import images
 from .scene import Scene

@@ -17,9 +17,9 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import changes, errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import recovery
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.store import lock
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.look import Look
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import lock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes.look import Look
 
 from . import images, places, text
 from .scene import Scene

@@ -23,13 +23,13 @@ from two_clients import MIB, ONE_TURN, io, turn
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish
 
 # Before its turn: say when it waits, and what a plain look finds when the lock was had.
 WAITING_TURN = (
     """
 import os, sys
-from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 
 attempt, write = VolumeLock._try, VolumeLock._write_token
 info = sys.argv[1] + "/turns.info"

@@ -21,7 +21,7 @@ import json, sys
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
 mount, what, name = sys.argv[1:]
 shares, options = find_candidates([mount], "/var/lib/remotefs/mnt"), Options()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 
 
 class Figures:

@@ -14,9 +14,9 @@ from cinder import exception
 from oslo_concurrency import processutils
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import HasDependents
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
 
 from .turns import PAGE, Turns, digest_of
 
@@ -118,9 +118,9 @@ def test_the_size_must_be_told(untold: Turns) -> None:
 
 
 def linked_clone(world: Turns, snapshot: str, flatten: bool = False) -> str:
-    source = existing.SourceRequest(world.name, snapshot, linked=True)
+    source = updating.SourceRequest(world.name, snapshot, linked=True)
     wish = VolumeWish("clone", flatten=flatten)
-    volumes.ensure_present(existing.VolumeRequest(world.candidates, wish, source), Options())
+    volumes.ensure_present(updating.VolumeRequest(world.candidates, wish, source), Options())
     return digest_of(str(world.share / "clone"), "qcow2")
 
 

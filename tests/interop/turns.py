@@ -18,11 +18,11 @@ import uuid
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
 from .cinder_driver import EXPORT, Cinder, CinderVolume
 
@@ -140,7 +140,7 @@ class Turns:
 
     def adopt(self, volume: CinderVolume | None = None) -> Outcome:
         wish = VolumeWish((volume or self.volume).name, format=self.base_format)
-        return volumes.ensure_present(existing.VolumeRequest(self.candidates, wish), Options())
+        return volumes.ensure_present(updating.VolumeRequest(self.candidates, wish), Options())
 
     def our_snapshot(self, name: str | None = None) -> str:
         name = name or str(uuid.uuid4())
@@ -160,7 +160,7 @@ class Turns:
     def our_extend(self) -> None:
         self.adopt()
         wish = VolumeWish(self.name, size=self.active.size + GIB)
-        volumes.ensure_present(existing.VolumeRequest(self.candidates, wish), Options())
+        volumes.ensure_present(updating.VolumeRequest(self.candidates, wish), Options())
         self.active = self.active.copy(self.active.size + GIB)
         self._tell()
 
@@ -174,9 +174,9 @@ class Turns:
 
     def our_copy(self, name: str | None) -> None:
         self.adopt()
-        source = existing.SourceRequest(self.name, name)
+        source = updating.SourceRequest(self.name, name)
         wish = VolumeWish("copy", format="qcow2")
-        volumes.ensure_present(existing.VolumeRequest(self.candidates, wish, source), Options())
+        volumes.ensure_present(updating.VolumeRequest(self.candidates, wish, source), Options())
         expected = self.points[name] if name else self.active
         assert digest_of(str(self.share / "copy"), "qcow2") == expected.digest()
         volumes.ensure_absent(self.candidates, "copy", False, Options())

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
 from .world import candidates, read_content, run, write_pattern
 
@@ -48,7 +49,7 @@ class Family:
         origin = self.models[source]
         data = origin.points[snapshot] if snapshot else bytes(origin.active)
         size = len(data) + more if more else None
-        self._present(VolumeWish(name, size=size), existing.SourceRequest(source, snapshot, linked))
+        self._present(VolumeWish(name, size=size), updating.SourceRequest(source, snapshot, linked))
         if linked and snapshot is None:
             snapshot = f"clone-{name}"
             origin.points[snapshot] = data
@@ -108,16 +109,16 @@ class Family:
         for name, names in wanted:
             items.append(self._deletion(name, names))
             expected.append(self._expect_deletion(name, names))
-        results = bulk.run_all(items, parallel, Options(lock_timeout=5))
+        results = runner.run_all(items, parallel, Options(lock_timeout=5))
         assert [getattr(result, "error_code", None) for result in results] == expected, results
 
-    def _deletion(self, name: str, names: list[str] | None) -> bulk.Item:
+    def _deletion(self, name: str, names: list[str] | None) -> runner.Item:
         def run(options: Options) -> Outcome:
             if names is None:
                 return volumes.ensure_absent(self.candidates, name, True, options)
             return snapshots.delete(self.candidates, name, names, options)
 
-        return bulk.Item(name, frozenset([name]), run, bulk.Deletion(self.candidates, name))
+        return runner.Item(name, frozenset([name]), run, runner.Deletion(self.candidates, name))
 
     def _expect_deletion(self, name: str, names: list[str] | None) -> str | None:
         """Let the model follow; returns the code of the error that it must end with."""
@@ -137,8 +138,8 @@ class Family:
 
     # -- both modes --------------------------------------------------------------------------------------------------
 
-    def _present(self, wish: VolumeWish, source: existing.SourceRequest | None = None) -> Outcome:
-        return self._both_ways(lambda options: volumes.ensure_present(existing.VolumeRequest(self.candidates, wish, source), options))
+    def _present(self, wish: VolumeWish, source: updating.SourceRequest | None = None) -> Outcome:
+        return self._both_ways(lambda options: volumes.ensure_present(updating.VolumeRequest(self.candidates, wish, source), options))
 
     def _both_ways(self, operation) -> Outcome:
         predicted = operation(Options(check=True))

@@ -17,7 +17,7 @@ from typing import Callable
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.moving import Mover
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Share, round_to_sector
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
 KIB = 1024
 CLEAN, CORRUPT, LEAKS = 0, 2, 3  # exit statuses of qemu-img check

@@ -23,11 +23,11 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import moving, qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, groups, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
 
 from .test_kills import BARE, MIB, OPERATIONS, _chain
 from .world import World, read_content
@@ -54,17 +54,17 @@ def by_breaking(_work: Workspace) -> None:
 
 LOSSES: dict[str, Callable[[Workspace], None]] = {"lock taken away": by_a_server, "lock file removed": by_hand, "lease broken": by_breaking}
 CREATIONS: dict[str, Callable[[World], object]] = {
-    "create": lambda w: volumes.ensure_present(existing.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB)), w.options()),
+    "create": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB)), w.options()),
     "create qcow2": lambda w: volumes.ensure_present(
-        existing.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB, format="qcow2", preallocation="metadata")), w.options()
+        updating.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB, format="qcow2", preallocation="metadata")), w.options()
     ),
     "full clone": lambda w: volumes.ensure_present(
-        existing.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB), existing.SourceRequest("vol", "s2")), w.options()
+        updating.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB), updating.SourceRequest("vol", "s2")), w.options()
     ),
     "linked clone": lambda w: volumes.ensure_present(
-        existing.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB), existing.SourceRequest("vol", "s2", True)), w.options()
+        updating.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB), updating.SourceRequest("vol", "s2", True)), w.options()
     ),
-    "flatten": lambda w: volumes.ensure_present(existing.VolumeRequest(w.candidates, VolumeWish("copy", flatten=True)), w.options()),
+    "flatten": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, VolumeWish("copy", flatten=True)), w.options()),
 }
 
 
@@ -165,7 +165,7 @@ def breaking(world: World) -> Options:
 
 
 def grow(world: World) -> None:
-    done = volumes.ensure_present(existing.VolumeRequest(world.candidates, VolumeWish("vol", size=6 * MIB)), breaking(world))
+    done = volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish("vol", size=6 * MIB)), breaking(world))
     assert done.changed
     world.active.extend(bytes(6 * MIB - len(world.active)))
 
@@ -251,7 +251,7 @@ def test_lost_while_deleting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lo
 
     def anew(world: World) -> None:
         absent(world, break_lock=True)
-        request = existing.VolumeRequest(world.candidates, VolumeWish("vol", size=MIB))
+        request = updating.VolumeRequest(world.candidates, VolumeWish("vol", size=MIB))
         assert volumes.ensure_present(request, breaking(world)).changed
 
     count = 0
@@ -325,7 +325,7 @@ class Watch:
 
 OTHERS: dict[str, Callable[[World], object]] = {
     **CREATIONS,
-    "attributes": lambda w: volumes.ensure_present(existing.VolumeRequest(w.candidates, VolumeWish("vol", mode=0o600)), w.options()),
+    "attributes": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, VolumeWish("vol", mode=0o600)), w.options()),
     "group": lambda w: groups.take_group(w.candidates, ["vol", "vol2"], SnapshotWish("both"), w.options()),
     "remove": lambda w: volumes.ensure_absent(w.candidates, "vol", True, w.options()),
 }
@@ -336,7 +336,7 @@ def test_asked_before_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "share").mkdir()
     (tmp_path / "scratch").mkdir()
     world = _prepared(tmp_path / "share", tmp_path / "scratch", name)
-    volumes.ensure_present(existing.VolumeRequest(world.candidates, VolumeWish("vol2", size=MIB)), world.options())
+    volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish("vol2", size=MIB)), world.options())
     qemu_img._program()  # from now on it starts no program to ask for its version
     watch = Watch(world.share, monkeypatch)
     {**BARE, **OTHERS}[name](world)

@@ -23,8 +23,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, groups, reading, snapshots, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
 from .world import World, candidates
 
@@ -66,7 +66,7 @@ BARE = {
     "delete all": lambda w: snapshots.delete(w.candidates, "vol", ["s1", "s2", "s3", "s4"], w.options()),
     "revert": lambda w: snapshots.revert(w.candidates, "vol", "s4", True, w.options()),
     "revert and discard": lambda w: snapshots.revert(w.candidates, "vol", "s2", True, w.options()),
-    "grow": lambda w: volumes.ensure_present(existing.VolumeRequest(w.candidates, VolumeWish("vol", size=5 * MIB)), w.options()),
+    "grow": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, VolumeWish("vol", size=5 * MIB)), w.options()),
 }
 
 
@@ -190,7 +190,7 @@ def test_killed_while_creating_and_cloning(tmp_path: Path, image_format: str) ->
     wish = VolumeWish("copy", format=image_format, size=4 * MIB)
 
     def clone(world: World):
-        return volumes.ensure_present(existing.VolumeRequest(world.candidates, wish, existing.SourceRequest("vol", "s2")), world.options())
+        return volumes.ensure_present(updating.VolumeRequest(world.candidates, wish, updating.SourceRequest("vol", "s2")), world.options())
 
     for limit, world in states(tmp_path, _chain, clone):
         clone(world)
@@ -236,7 +236,7 @@ def test_a_volume_made_anew_after_a_killed_deletion(tmp_path: Path) -> None:
         return volumes.ensure_absent(world.candidates, "vol", True, world.options())
 
     def make(world: World, check: bool):
-        request = existing.VolumeRequest(world.candidates, VolumeWish("vol", size=MIB))
+        request = updating.VolumeRequest(world.candidates, VolumeWish("vol", size=MIB))
         return volumes.ensure_present(request, world.options(check))
 
     ended = 0
@@ -262,7 +262,7 @@ def test_killed_while_taking_a_group(tmp_path: Path) -> None:
     def prepare(share: Path, scratch: Path) -> World:
         world = _chain(share, scratch)
         for name in ("a", "b", "c"):
-            volumes.ensure_present(existing.VolumeRequest(world.candidates, VolumeWish(name, size=MIB)), world.options())
+            volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish(name, size=MIB)), world.options())
         return world
 
     def take(world: World):
@@ -270,7 +270,7 @@ def test_killed_while_taking_a_group(tmp_path: Path) -> None:
 
     for limit, world in states(tmp_path, prepare, take):
         for name in ("c", "a", "b"):  # each volume is recovered by a task of its own
-            volumes.ensure_present(existing.VolumeRequest(world.candidates, VolumeWish(name, size=2 * MIB)), world.options())
+            volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish(name, size=2 * MIB)), world.options())
         having = [name for name in ("a", "b", "c") if _has_snapshot(world.candidates.shares[0], name)]
         assert having in ([], ["a", "b", "c"]), f"after a kill before change {limit}: {having}"
         if not having:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import allocate, copying
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace
+from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.cluster_writer import Filling
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clusters import QcowLayer, big_endian
-from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.filling import Filling
 
 from .moving_world import CLEAN, KIB, LEAKS, OWN, Chain, LayerPlan, pattern, run
 

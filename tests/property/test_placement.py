@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils import changes
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, ledger
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import capacity
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Finder
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
@@ -58,9 +58,9 @@ class World:
     def run(self, items: list[dict], parallel: int, task: dict, check: bool = False) -> list:
         finder = Finder()
         every = [changes.merged(item, {**DEFAULTS, "mount_base": "/nowhere", "share": list(self.sizes), **task}) for item in items]
-        with mock.patch.object(ledger.os, "statvfs", self.statvfs):
+        with mock.patch.object(capacity.os, "statvfs", self.statvfs):
             made = [remotefs_volume._item(params, finder) for params in every]
-            return bulk.run_all(made, parallel, Options(check=check, assume=check, lock_timeout=20))
+            return items.run_all(made, parallel, Options(check=check, assume=check, lock_timeout=20))
 
 
 def blocks(path: str) -> int:

@@ -14,11 +14,11 @@ import subprocess
 from pathlib import Path
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, reading, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
 
 
 def candidates(path: Path) -> Candidates:
@@ -69,8 +69,8 @@ class World:
         assert not again.changed and not again.actions
         return done
 
-    def present(self, wish: VolumeWish, source: existing.SourceRequest | None = None) -> Outcome:
-        return self.both_ways(lambda options: volumes.ensure_present(existing.VolumeRequest(self.candidates, wish, source), options))
+    def present(self, wish: VolumeWish, source: updating.SourceRequest | None = None) -> Outcome:
+        return self.both_ways(lambda options: volumes.ensure_present(updating.VolumeRequest(self.candidates, wish, source), options))
 
     def write(self, offset: int, length: int, value: int) -> None:
         volume = self.volume()

@@ -108,3 +108,18 @@ def test_public_names_say_what_they_mean(path: Path) -> None:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_") and ast.get_docstring(node) is None:
             lacking.append(node.name)
     assert not set(lacking) - {"hidden", "look"}, "'look' is what a child process does, within a function"
+
+
+def test_the_map_names_every_room() -> None:
+    """CONTRIBUTING.md says of each module what it is for, under its folder."""
+    text = (PLUGINS.parent / "CONTRIBUTING.md").read_text()
+    named: dict[int, str] = {}
+    rooms = set()
+    for line in text[text.index("plugins/module_utils/\n") :].split("```")[0].splitlines()[1:]:
+        depth, words = (len(line) - len(line.lstrip())) // 2, line.split()
+        if words[0].endswith("/"):
+            named[depth] = words[0]
+        folder = "".join(named[level] for level in range(1, depth))
+        rooms |= {folder + word for word in words if word.endswith(".py")}
+    there = {str(path.relative_to(UTILS)) for path in UTILS.rglob("*.py") if path.name != "__init__.py"}
+    assert rooms == there, f"not in the map: {sorted(there - rooms)}; not there: {sorted(rooms - there)}"

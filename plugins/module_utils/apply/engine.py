@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ..plan.intent import Found, Intent, Resumption
     from ..plan.plan import Plan
     from ..plan.steps import Step
-    from ..store.directory import ShareDirectory
-    from ..store.look import Look
-    from ..store.records import Disk
+    from ..store.files.directory import ShareDirectory
+    from ..store.metadata.records import Disk
+    from ..store.volumes.look import Look
 
 
 @dataclass(frozen=True)

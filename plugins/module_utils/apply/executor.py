@@ -20,13 +20,14 @@ from ..plan import intent as intents
 from ..plan import room
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
-from ..store import access, info_file, records
-from ..store.directory import ShareDirectory
-from ..store.disks import disks_of, marks_of
-from ..store.look import Look
+from ..store.files import access
+from ..store.files.directory import ShareDirectory
+from ..store.metadata import info_file, records
+from ..store.volumes.look import Look
+from ..store.volumes.raw_disks import disks_of, marks_of
 from .engine import CopySource, Engine, Session
+from .interrupted import Interrupted, group_file
 from .recovery import find_interrupted
-from .traces import Interrupted, group_file
 
 StepLog = Callable[[str, dict, float], None]  # takes a volume, what is told of a step, and how many seconds that took
 

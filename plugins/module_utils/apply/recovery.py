@@ -12,11 +12,12 @@ from ..model import Volume, info_name
 from ..plan import intent as intents
 from ..plan.plan import CREATE_VOLUME, DISCARD, REBUILD_INFO, UNLINK, Plan
 from ..plan.steps import Step, Unlink, WriteRecord
-from ..store import inventory, kinship, records
-from ..store.directory import ShareDirectory
-from ..store.look import Look
+from ..store.files.directory import ShareDirectory
+from ..store.metadata import records
+from ..store.volumes import chains, ownership
+from ..store.volumes.look import Look
 from .engine import open_engine
-from .traces import Interrupted, group_file
+from .interrupted import Interrupted, group_file
 
 
 def find_interrupted(look: Look) -> Interrupted:
@@ -29,7 +30,7 @@ def find_interrupted(look: Look) -> Interrupted:
         return Interrupted((), leftovers)
     if record.intent is not None:
         return Interrupted((_resumption(look, intents.from_json(name, record.intent)),), leftovers)
-    if not inventory.exists(directory, name, look):
+    if not chains.exists(directory, name, look):
         nothing = Plan(CREATE_VOLUME, name, (), None, None)
         return Interrupted((intents.Resumption(CREATE_VOLUME, "undone", nothing),), leftovers)
     garbage = tuple(item.file for item in record.garbage if _is_garbage(directory, name, item))
@@ -48,7 +49,7 @@ def find_interrupted(look: Look) -> Interrupted:
 def _lost_info(look: Look) -> tuple[intents.Resumption, ...]:
     """``.info`` that is torn or gone and can be told for certain is written anew."""
     try:
-        if not inventory.read_info(look)[1]:
+        if not chains.read_info(look)[1]:
             return ()
     except StorageError:
         return ()  # whoever needs the volume will say so
@@ -63,12 +64,12 @@ def _is_garbage(directory: ShareDirectory, name: str, item: records.Garbage) -> 
     """Whether the file still is the one that the final record meant: same inode, same length, and nobody else's."""
     status = directory.root.status(item.file)
     same = status is not None and status.st_size == item.size and item.inode in (0, status.st_ino)
-    return same and item.file != info_name(name) and kinship.owner_of(directory, item.file, besides=name) is None
+    return same and item.file != info_name(name) and ownership.owner_of(directory, item.file, besides=name) is None
 
 
 def _readable(look: Look) -> Volume | None:
     try:
-        observed = inventory.observe(look.directory, look.name, look=look)
+        observed = chains.observe(look.directory, look.name, look=look)
     except StorageError:
         return None
     return observed.volume if observed else None
@@ -85,7 +86,7 @@ def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
 def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:
     """:raises NeedsRecovery: the record would change or remove a file that another volume claims."""
     for file in sorted({file for step in intent.steps for file in step.touches() if file != info_name(name)}):
-        owner = kinship.owner_of(directory, file, besides=name)
+        owner = ownership.owner_of(directory, file, besides=name)
         if owner is not None:
             raise NeedsRecovery(
                 f"volume {name}",
@@ -103,7 +104,7 @@ def give_up(look: Look) -> Interrupted:
     :raises StorageError: the volume cannot be read as it stands.
     """
     directory, name, record = look.directory, look.name, look.record
-    observed = inventory.observe(directory, name, look=look)
+    observed = chains.observe(directory, name, look=look)
     try:
         intent = intents.from_json(name, record.intent) if record and record.intent else None
     except NeedsRecovery:

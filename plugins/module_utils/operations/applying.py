@@ -10,11 +10,11 @@ from functools import partial
 from typing import Iterator, Sequence
 
 from ..apply.engine import CopySource, Engine, Terms, open_engine
-from ..apply.traces import Interrupted
+from ..apply.interrupted import Interrupted
 from ..model import Share
 from ..plan.abilities import OFFLINE
 from ..plan.plan import Plan
-from ..store import ballast
+from ..store.files import ballast
 from .workspace import Workspace
 
 

@@ -12,8 +12,9 @@ from ..errors import Conflict, ShareNotMounted, StorageError
 from ..model import Share
 from ..mounts.resolve import PATIENCE, find_share, share_names
 from ..mounts.tables import FSTAB
-from ..store import inventory, records
-from ..store.directory import ShareDirectory
+from ..store.files.directory import ShareDirectory
+from ..store.metadata import records
+from ..store.volumes import chains
 
 Opened = Callable[[Share], ShareDirectory]
 
@@ -116,7 +117,7 @@ def locate(candidates: Candidates, name: str, opened: Opened | None = None) -> S
 def _has_volume(opened: ContextManager[ShareDirectory], name: str) -> bool:
     """Whether the base file, ``.info`` or an unfinished deletion of the volume is there."""
     with opened as directory:
-        if inventory.exists(directory, name):
+        if chains.exists(directory, name):
             return True
         try:
             record = records.read(directory, name)

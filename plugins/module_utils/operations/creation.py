@@ -10,26 +10,26 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Sequence
 
-from ..apply.traces import find_interrupted
+from ..apply.interrupted import find_interrupted
 from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
+from ..plan.desired import SnapshotWish, Source, VolumeWish
 from ..plan.headers import require_healed_parent, require_known_formats
 from ..plan.plan import CREATE_SNAPSHOT, Plan
-from ..plan.wishes import SnapshotWish, Source, VolumeWish
-from ..store import inventory, kinship
-from ..store.look import Look
+from ..store.volumes import chains, ownership
+from ..store.volumes.look import Look
 from . import placement
 from .candidates import Candidates, locate
-from .existing import SourceRequest, VolumeRequest, bring_up, located
-from .ledger import Demand
+from .capacity import Demand
 from .refusals import require_free_name
 from .transaction import Outcome, carry_out, joined, settle
+from .updating import SourceRequest, VolumeRequest, bring_up, located
 from .workspace import Options, Workspace
 
 if TYPE_CHECKING:
     from ..apply.engine import CopySource
-    from ..store.directory import ShareDirectory
+    from ..store.files.directory import ShareDirectory
 
 
 def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
@@ -47,7 +47,7 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
         _lock(work, wanted, source_share, request.source)
         again = None if options.check else locate(candidates, name, work.directory)
-        if again is not None and inventory.observe(work.directory(again), name) is not None:
+        if again is not None and chains.observe(work.directory(again), name) is not None:
             volume, recovered = settle(work, again, name, request.wish.format)
             if volume is not None:
                 return bring_up(work, again, volume, request, ended + recovered)
@@ -74,7 +74,7 @@ def _is_at_rest(directory: ShareDirectory, name: str) -> bool:
         look = Look(directory, name)
         if find_interrupted(look):
             return False
-        observed = inventory.observe(directory, name, look=look)
+        observed = chains.observe(directory, name, look=look)
     except StorageError:
         return False  # to be told once it is locked as for a change
     return observed is not None and VolumeWish(name).is_met_by(observed.volume)
@@ -112,7 +112,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     Everything that can be refused is, before the source is touched.
     """
     from ..plan import clones
-    from . import layers
+    from . import cluster_tables
 
     wish, source = request.wish, request.source
     if source is None:
@@ -126,21 +126,21 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     planned = prepared.after or parent
     plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
     below, on_it = planned.view(planned.point_file(snapshot)), request.candidates._replace(shares=(share,))
-    layers.require_whole(work.directory(share), below, thorough=False)
+    cluster_tables.require_whole(work.directory(share), below, thorough=False)
     held = _held(work, share, source, below)
     _place(work, request, on_it, placement.demand_of_clone(wish, True, share, below[0].size, held, on_it))
     recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
     _require_free_name(work, share, wish.name, recovered)
     if prepared.operation == CREATE_SNAPSHOT and prepared.changed and planned.active.file != parent.active.file:
-        kinship.require_free_name(work.directory(share), planned.active.file, parent.name)
+        ownership.require_free_name(work.directory(share), planned.active.file, parent.name)
     first = carry_out(work, share, prepared, recovered)
     return replace(joined(first, carry_out(work, share, plan, [])), before=None)
 
 
 def _require_free_name(work: Workspace, share: Share, name: str, recovered: list) -> None:
-    """:raises Conflict: as of :func:`kinship.require_free_name`, but not for what check mode foretells to be gone by then."""
+    """:raises Conflict: as of :func:`ownership.require_free_name`, but not for what check mode foretells to be gone by then."""
     directory, world = work.directory(share), work.options.world
-    owner = kinship.owner_of(directory, name) or name if world else name
+    owner = ownership.owner_of(directory, name) or name if world else name
     goes = (share.path, owner) in world and world[(share.path, owner)] is None
     if not goes:
         require_free_name(directory, name, name, recovered if work.options.check else [])
@@ -191,7 +191,7 @@ def _held(work: Workspace, share: Share, source: SourceRequest, images: Sequence
 def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, Source, list]:
     """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
     from ..apply.engine import CopySource
-    from . import layers
+    from . import cluster_tables
     from .applying import engine_for
 
     volume, recovered = settle(work, share, source.volume)
@@ -201,7 +201,7 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     require_healed_parent(volume)
     top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
     images = volume.view(top)
-    layers.require_whole(work.directory(share), images)
+    cluster_tables.require_whole(work.directory(share), images)
     if source.snapshot is None:
         engine_for(work, share).require_unused(top, ask_only=work.options.check)
     told = Source(source.label, images[0].size, _held(work, share, source, images))

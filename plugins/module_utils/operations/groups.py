@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import Conflict, InvalidParameter, StorageError, understood
 from ..model import Share, check_snapshot_name, check_volume_name, listed, now
+from ..plan.desired import SnapshotWish
 from ..plan.plan import Plan
-from ..plan.wishes import SnapshotWish
 from .candidates import Candidates
 from .snapshots import SnapshotRequest, find, plan_taking, retain_after, settled, take
 from .transaction import Outcome, carry_out
@@ -49,9 +49,9 @@ def take_group(
     for name in volumes:
         check_snapshot_name(check_volume_name(name), wish.name)
     if options.assume:
-        from . import foretelling
+        from . import assumptions
 
-        if foretelling.any_missing(volumes, candidates, options):
+        if assumptions.any_missing(volumes, candidates, options):
             return [_taken_alone(SnapshotRequest(candidates, name, wish, keep), options) for name in volumes]
     wish = wish._replace(created=wish.created or now())
     with Workspace(options, siblings=True) as work:

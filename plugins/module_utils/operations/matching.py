@@ -10,9 +10,9 @@ from typing import Sequence
 
 from ..errors import StorageError
 from ..model import is_glob, listed
-from ..store.directory import ShareDirectory
-from ..store.inventory import Observed
-from ..store.survey import survey
+from ..store.files.directory import ShareDirectory
+from ..store.volumes.chains import Observed
+from ..store.volumes.listing import survey
 from .candidates import Candidates
 from .workspace import Options
 
@@ -43,7 +43,7 @@ def volumes_named(candidates: Candidates, names: Sequence[str], options: Options
 def _volumes(candidates: Candidates, options: Options) -> dict[str, bool]:
     """Name → whether it is known to be a volume; one that cannot be read is, so that its item tells why."""
     if options.assume:
-        from .foretelling import reachable
+        from .assumptions import reachable
 
         candidates = reachable(candidates, options)
     candidates.require_all()

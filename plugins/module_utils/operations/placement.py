@@ -9,9 +9,9 @@ import os
 
 from ..errors import NoEligibleShare
 from ..model import Share, told_size
-from ..plan.wishes import VolumeWish
+from ..plan.desired import VolumeWish
 from .candidates import Candidates, Policy
-from .ledger import EACH, Demand, Ledger
+from .capacity import EACH, Demand, Ledger
 
 _NOISE = 1 << 20  # bytes by which what a source holds may differ from what it was thought to hold
 _QCOW2 = 5 << 16  # bytes of the header and of the smallest tables

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Callable
 
 from ..errors import StorageError
 from ..model import Share
-from ..store import dependents, kinship, records
-from ..store.directory import ShareDirectory
-from ..store.inventory import Observed
-from ..store.survey import Survey, processors, survey
+from ..store.files.directory import ShareDirectory
+from ..store.metadata import records
+from ..store.volumes import dependents, ownership
+from ..store.volumes.chains import Observed
+from ..store.volumes.listing import Survey, processors, survey
 from . import report
 
 if TYPE_CHECKING:
-    from .strangers import Strangers
+    from .unknown_files import Strangers
 
 Shape = Callable[[dict], "dict[str, list]"]  # a volume → what a result has of it, by the result's keys
 
@@ -50,7 +51,7 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
             return {}
         if isinstance(found, Observed) and found.lone:
             if not strangers:
-                from .strangers import Strangers  # late: most shares have none
+                from .unknown_files import Strangers  # late: most shares have none
 
                 strangers.append(Strangers(share, lambda volume: _texts(shape(volume))))
             return strangers[0].text(found)
@@ -95,7 +96,7 @@ def _dependents(directory: ShareDirectory, found: Survey) -> dict[str, tuple[tup
     backings = dependents.scan(directory, found.known_backings(), found.listed)
     told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.told[name])
     shared = ((name, files, own) for name, files, own in told if not backings.only_within(files[:own]))
-    pairs = ((name, kinship.dependents_on(directory, files[:own], files, backings)) for name, files, own in shared)
+    pairs = ((name, ownership.dependents_on(directory, files[:own], files, backings)) for name, files, own in shared)
     return {name: resting for name, resting in pairs if resting}
 
 

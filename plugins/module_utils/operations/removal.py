@@ -8,19 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..apply.traces import Interrupted, forget_groups
+from ..apply.interrupted import Interrupted, forget_groups
 from ..errors import ChainBroken, Conflict
 from ..model import Share, Volume, listed
 from ..plan import planner
 from ..plan.steps import Unlink
-from ..store import inventory, stale
+from ..store.metadata import stale
+from ..store.volumes import chains
 from .applying import finish
-from .existing import refuse_member
 from .transaction import Outcome, carry_out, find_left, settle
+from .updating import refuse_member
 from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from ..store import gaps
+    from ..store.volumes import broken_chains
 
 
 def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
@@ -54,15 +55,16 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
     return outcome
 
 
-def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> gaps.Broken | None:
+def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> broken_chains.Broken | None:
     """The volume as far as it is there, if the matter with it is that files are missing; these are told. None otherwise, or
     where it has unfinished work and not all of it is to go."""
-    from ..store import gaps, records  # late: hardly any volume has gaps
+    from ..store.metadata import records  # late: hardly any volume has gaps
+    from ..store.volumes import broken_chains
 
     directory = work.directory(share)
     directory.refresh()
     record = records.read(directory, name)
-    broken = gaps.find(directory, name)
+    broken = broken_chains.find(directory, name)
     if broken is None or (record is not None and record.intent is not None and not cascade):
         return None
     told = f"volume {name} on {share.label}: files of its chain are missing: {listed(broken.missing)}"
@@ -78,7 +80,7 @@ def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> gaps.Bro
 
 def _given_up(work: Workspace, share: Share, name: str, leftovers: tuple[str, ...]) -> list:
     """What an interrupted task left of a volume with gaps: its temporary files are removed, other work is not ended any more."""
-    from ..store import records
+    from ..store.metadata import records
 
     directory = work.directory(share)
     record = records.read(directory, name)
@@ -109,7 +111,7 @@ def _settle(work: Workspace, share: Share, name: str) -> tuple[Volume | None, li
     directory = work.directory(share)
     interrupted = find_left(work, share, name, discard=True)
     begun = [one for one in interrupted.resumptions if one.plan.after is not None]
-    observed = inventory.observe(directory, name) if begun else None
+    observed = chains.observe(directory, name) if begun else None
     if observed is None or (share.path, name) in work.options.world:
         return (*settle(work, share, name, dependents=True), ())
     left = Interrupted((), interrupted.leftovers)

@@ -10,8 +10,8 @@ from typing import Sequence
 from ..errors import StorageError
 from ..model import Image, Share, Snapshot, Volume
 from ..mounts import types
-from ..store import inventory
-from ..store.directory import ShareDirectory
+from ..store.files.directory import ShareDirectory
+from ..store.volumes import chains
 
 _SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "expires")
 
@@ -102,7 +102,7 @@ def image(found: Image) -> dict:
 def read_volume(directory: ShareDirectory, found: Volume) -> dict:
     """A volume of an opened share, with whether somebody uses it."""
     try:
-        in_use = inventory.used_by_somebody(directory, found)
+        in_use = chains.used_by_somebody(directory, found)
     except (OSError, StorageError):
         in_use = None
     return volume(found, directory.share, in_use)

@@ -14,12 +14,12 @@ from typing import Callable, NamedTuple, Sequence
 
 from ..errors import NoEligibleShare, StorageError, VolumeNotFound
 from ..model import Share, Volume, check_volume_name
-from ..store import inventory
-from ..store.directory import ShareDirectory
+from ..store.files.directory import ShareDirectory
+from ..store.volumes import chains
 from . import placement
 from .candidates import Candidates
-from .existing import VolumeRequest
-from .ledger import Demand
+from .capacity import Demand
+from .updating import VolumeRequest
 from .workspace import Options
 
 Asked = Sequence["tuple[int, Callable[[], VolumeRequest]]"]
@@ -128,7 +128,7 @@ class _View:
             return self._options.world[key] is not None
         if key not in self._there:
             try:
-                self._there[key] = inventory.exists(self._directory(share), name)
+                self._there[key] = chains.exists(self._directory(share), name)
             except (StorageError, OSError):
                 return True  # nothing is decided about it here
         return self._there[key]
@@ -159,7 +159,7 @@ class _View:
     def _look(self, share: Share, name: str, snapshot: str | None) -> _Seen:
         volume: Volume | None = self._options.world.get((share.path, name))
         if volume is None:
-            observed = inventory.observe(self._directory(share), name)
+            observed = chains.observe(self._directory(share), name)
             volume = observed.volume if observed else None
         if volume is None:
             raise VolumeNotFound(f"source volume {name}", "it went away while the task ran", "run the task again")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 from ..errors import VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name, is_glob, now
+from ..plan.desired import SnapshotWish
 from ..plan.plan import CREATE_SNAPSHOT, DELETE_SNAPSHOT, Plan
-from ..plan.wishes import SnapshotWish
 from .candidates import Candidates, locate
 from .transaction import Outcome, carry_out, joined, observed_under_lock, settle
 from .workspace import Options, Workspace
@@ -37,9 +37,9 @@ def find(work: Workspace, candidates: Candidates, name: str) -> Share:
     options = work.options
     check_volume_name(name, "globs go into volumes")
     if options.assume:
-        from . import foretelling
+        from . import assumptions
 
-        candidates = foretelling.reachable(candidates, options)
+        candidates = assumptions.reachable(candidates, options)
     for share in candidates.shares:
         if options.world.get((share.path, name)) is not None:
             return share
@@ -65,9 +65,9 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
     ``request.keep`` does not keep."""
     check_snapshot_name(request.volume, request.wish.name)
     if options.assume:
-        from . import foretelling
+        from . import assumptions
 
-        foretold = foretelling.taken(request, options)
+        foretold = assumptions.taken(request, options)
         if foretold is not None:
             return foretold
     with Workspace(options) as work:
@@ -86,9 +86,9 @@ def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWis
     from .refusals import require_free_name
 
     if not volume.adopted:
-        from . import layers
+        from . import cluster_tables
 
-        layers.require_whole(work.directory(share), volume.chain)
+        cluster_tables.require_whole(work.directory(share), volume.chain)
     plan = planner.create_snapshot(volume, wish._replace(created=wish.created or now()))
     if plan.intent and plan.after is not None:
         require_free_name(work.directory(share), plan.after.active.file, volume.name, recovered if work.options.check else [])
@@ -98,9 +98,9 @@ def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWis
 def retain(candidates: Candidates, volume_name: str, policy: retention.Policy | None, options: Options) -> Outcome:
     """Remove the snapshots that have expired and those that a policy does not keep, in one pass."""
     if options.assume:
-        from . import foretelling
+        from . import assumptions
 
-        told = foretelling.kept(candidates, volume_name, policy, options) if policy else foretelling.deleted(candidates, volume_name, (), options)
+        told = assumptions.kept(candidates, volume_name, policy, options) if policy else assumptions.deleted(candidates, volume_name, (), options)
         if told is not None:
             return told
     with Workspace(options) as work:
@@ -144,9 +144,9 @@ def delete(candidates: Candidates, volume_name: str, names: list[str], options: 
         if not is_glob(name):
             check_snapshot_name(volume_name, name)
     if options.assume:
-        from . import foretelling
+        from . import assumptions
 
-        foretold = foretelling.deleted(candidates, volume_name, names, options)
+        foretold = assumptions.deleted(candidates, volume_name, names, options)
         if foretold is not None:
             return foretold
     with Workspace(options) as work:
@@ -170,14 +170,14 @@ def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -
     if not stale and not any(volume.has_snapshot(name) for name in names):
         return Plan(DELETE_SNAPSHOT, volume.name, (), volume, volume)
     from ..plan import merge
-    from . import layers
+    from . import cluster_tables
 
     if stale:
         return _deletion_with_stale(work, share, volume, names)
 
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
     backings = {str(volume.image(file).backing_file) for file in overlays}
-    known = layers.look_into(work.directory(share), volume, {*overlays, *backings}, not work.options.drop_bitmaps)
+    known = cluster_tables.look_into(work.directory(share), volume, {*overlays, *backings}, not work.options.drop_bitmaps)
     return merge.delete_snapshots(volume, names, known.allocations, known.stiff, known.bitmaps)
 
 
@@ -185,7 +185,7 @@ def _deletion_with_stale(work: Workspace, share: Share, volume: Volume, names: l
     """As :func:`_deletion`, where some of the names are entries of ``.info`` whose file is no overlay of the chain. Such a file goes as
     well, if it is surely this volume's and nobody rests on it."""
     from ..plan import merge
-    from ..store.stale import remains_of
+    from ..store.metadata.stale import remains_of
 
     remains = remains_of(work.directory(share), volume, names)
     resting = {file for _clone, file in volume.dependents}
@@ -197,12 +197,12 @@ def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: b
     """Make the volume's content that of a snapshot."""
     check_snapshot_name(volume_name, name)
     from ..plan import planner
-    from . import telling
+    from . import diffs
 
     if options.assume:
-        from . import foretelling
+        from . import assumptions
 
-        foretold = foretelling.reverted(candidates, volume_name, name, discard_newer, options)
+        foretold = assumptions.reverted(candidates, volume_name, name, discard_newer, options)
         if foretold is not None:
             return foretold
     with Workspace(options) as work:
@@ -210,6 +210,6 @@ def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: b
         work.lock([(share, volume_name)])
         volume, recovered = settled(work, share, volume_name, dependents=True)
         if options.assume and not volume.has_snapshot(name):
-            volume = foretelling.with_snapshot(volume, name, options)
+            volume = assumptions.with_snapshot(volume, name, options)
         plan = planner.revert(volume, name, discard_newer)
-        return replace(carry_out(work, share, plan, recovered), content=telling.content_goes_back(plan, name))
+        return replace(carry_out(work, share, plan, recovered), content=diffs.content_goes_back(plan, name))

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..apply.traces import Interrupted, find_interrupted, forget_groups
+from ..apply.interrupted import Interrupted, find_interrupted, forget_groups
 from ..errors import NeedsRecovery
 from ..model import Share, Volume
 from ..plan.plan import Plan
-from ..store import inventory, kinship
-from ..store.images import Glance
+from ..store.volumes import chains, ownership
+from ..store.volumes.images import Glance
 from . import report
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def settle(work: Workspace, share: Share, name: str, said: str | None = None, de
         forget_groups(directory)
     volume = _look(work, share, name, said, interrupted)
     if volume is not None and volume.info and not volume.adopted:
-        kinship.require_own_files(directory, volume)
+        ownership.require_own_files(directory, volume)
     if volume is not None and volume.stale:
         _tell_stale(work, share, volume)
     if volume is not None and dependents:
@@ -120,11 +120,11 @@ def _look(work: Workspace, share: Share, name: str, said: str | None, interrupte
 def observed_under_lock(work: Workspace, share: Share, name: str, said: str | None = None) -> Volume | None:
     """A volume as it stands, and whether somebody uses it, in one reading of its images.
 
-    :param said: as of :func:`inventory.observe`. :raises StorageError: it cannot be read.
+    :param said: as of :func:`chains.observe`. :raises StorageError: it cannot be read.
     """
     look = work.look(share, name)
     if look.observed is None or said is not None:
-        look.observed = inventory.observe(look.directory, name, said, partial(Glance, full=True), look=look)
+        look.observed = chains.observe(look.directory, name, said, partial(Glance, full=True), look=look)
     return look.observed.volume if look.observed else None
 
 
@@ -133,9 +133,9 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
     directory = work.directory(share)
     before = _told(work, share, plan.before) if plan.before else None
     if any(step.name in ("commit", "pull") for step in plan.steps):
-        from . import layers
+        from . import cluster_tables
 
-        layers.require_single_owners(directory, plan)
+        cluster_tables.require_single_owners(directory, plan)
     if work.options.check:
         if plan.changed:
             from .applying import predict

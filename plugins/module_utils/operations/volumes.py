@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from ..errors import VolumeNotFound
 from ..model import Share, check_snapshot_name, check_volume_name
-from ..store.look import Look
+from ..store.volumes.look import Look
 from .candidates import Candidates
-from .existing import VolumeRequest, bring_up, located
 from .transaction import Outcome, carry_out, joined, settle
+from .updating import VolumeRequest, bring_up, located
 from .workspace import Options, Workspace
 
 # What only changes need is imported where it is used: importing is most of what a task costs that changes nothing.
@@ -27,12 +27,12 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
     if request.wish.snapshot is not None:
         check_snapshot_name(name, request.wish.snapshot)
     if options.assume:
-        from . import foretelling
+        from . import assumptions
 
-        foretold = foretelling.present(request, options)
+        foretold = assumptions.present(request, options)
         if foretold is not None:
             return foretold
-        request = request._replace(candidates=foretelling.reachable(request.candidates, options))
+        request = request._replace(candidates=assumptions.reachable(request.candidates, options))
     outcome = _updated_or_created(request, options)
     outcome = _flattened(request, options, outcome) if request.wish.flatten else outcome
     return outcome if request.wish.snapshot is None else _with_snapshot(request, options, outcome)
@@ -40,7 +40,7 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
 
 def _with_snapshot(request: VolumeRequest, options: Options, present: Outcome) -> Outcome:
     """Take the snapshot that the volume is to have, unless it has it."""
-    from ..plan.wishes import SnapshotWish
+    from ..plan.desired import SnapshotWish
     from .snapshots import SnapshotRequest, take
 
     wish = SnapshotWish(str(request.wish.snapshot), max_chain=request.max_chain)
@@ -53,7 +53,7 @@ def _with_snapshot(request: VolumeRequest, options: Options, present: Outcome) -
 def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Outcome:
     """Cut a linked clone loose, now that it is there and its headers are in order."""
     from ..plan import clones
-    from . import layers
+    from . import cluster_tables
 
     name = request.wish.name
     with Workspace(options) as work:
@@ -64,7 +64,7 @@ def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Ou
         volume, recovered = settle(work, share, name)
         if volume is None:
             raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
-        read = layers.look_into(work.directory(share), volume, volume.files[len(volume.own) - 1 :] if volume.parent else (), False)
+        read = cluster_tables.look_into(work.directory(share), volume, volume.files[len(volume.own) - 1 :] if volume.parent else (), False)
         known = read.allocations
         told = [] if options.check else recovered  # check mode has ended nothing, and has told of it already
         return joined(present, carry_out(work, share, clones.flatten(volume, known), told))
@@ -90,12 +90,12 @@ def _updated_or_created(request: VolumeRequest, options: Options) -> Outcome:
 def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> Outcome:
     """Remove a volume; one that does not exist on any candidate is no change."""
     if options.assume:
-        from . import foretelling
+        from . import assumptions
 
-        foretold = foretelling.absent(candidates, check_volume_name(name), cascade, options)
+        foretold = assumptions.absent(candidates, check_volume_name(name), cascade, options)
         if foretold is not None:
             return foretold
-        candidates = foretelling.reachable(candidates, options)
+        candidates = assumptions.reachable(candidates, options)
     with Workspace(options) as work:
         share = located(candidates, check_volume_name(name), options, work.directory) or _unfinished_on(work, candidates, name)
         if share is None:
@@ -107,6 +107,6 @@ def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Opt
 
 def _unfinished_on(work: Workspace, candidates: Candidates, name: str) -> Share | None:
     """Where an interrupted task left a record or temporary files of a volume that is not there."""
-    from ..apply.traces import find_interrupted
+    from ..apply.interrupted import find_interrupted
 
     return next((share for share in candidates.shares if find_interrupted(Look(work.directory(share), name))), None)

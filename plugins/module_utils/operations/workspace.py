@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Callable, Collection, Iterable
 
 from ..errors import ShareNotWritable, StorageError, from_os_error, share_gone
 from ..model import Share, Volume
-from ..store import inventory, kinship
-from ..store.directory import ShareDirectory
-from ..store.lock import VolumeLock
-from ..store.look import Look
-from ..store.pace import Pace
+from ..store.files.directory import ShareDirectory
+from ..store.files.waiting import Pace
+from ..store.locks.lock import VolumeLock
+from ..store.volumes import chains, ownership
+from ..store.volumes.look import Look
 
 if TYPE_CHECKING:
-    from .holding import Holding
-    from .ledger import Ledger
+    from .bulk.batch_locks import Holding
+    from .capacity import Ledger
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Options:
     """How a task works, whatever it does. ``lock_timeout`` in seconds; ``discard`` gives up a record that cannot be honoured.
 
     ``not_dependent`` are files that do not count as resting on what is destroyed, because the user says so.
-    ``assume`` lets check mode assume what is not there yet (see :mod:`foretelling`), ``assumed`` is what it has assumed, by (share
+    ``assume`` lets check mode assume what is not there yet (see :mod:`assumptions`), ``assumed`` is what it has assumed, by (share
     path, name). ``drop_bitmaps`` gives up dirty bitmaps that a merge cannot carry.
 
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
@@ -60,7 +60,7 @@ class Options:
     @property
     def ledger(self) -> Ledger:
         if "ledger" not in self.kept:
-            from .ledger import Ledger  # late: most tasks find all as it should be
+            from .capacity import Ledger  # late: most tasks find all as it should be
 
             self.kept.setdefault("ledger", Ledger())  # threads that come at once get the same
         return self.kept["ledger"]
@@ -172,10 +172,10 @@ class Workspace:
             self.lock_families(wanted, reading)
 
     def _ancestors_of(self, pairs: Iterable[tuple[Share, str]]) -> set[tuple[Share, str]]:
-        return {(share, one) for share, name in pairs for one in kinship.ancestors_of(self.directory(share), name)}
+        return {(share, one) for share, name in pairs for one in ownership.ancestors_of(self.directory(share), name)}
 
     def _marks_of(self, pairs: Iterable[tuple[Share, str]]) -> dict[tuple[Share, str], tuple]:
-        return {(share, name): inventory.marks(self.directory(share), name) for share, name in pairs}
+        return {(share, name): chains.marks(self.directory(share), name) for share, name in pairs}
 
     def _verify(self, name: str) -> None:
         """The fence of all directories here: the locks that a change of file or volume ``name`` rests on must still be ours.
@@ -213,7 +213,7 @@ class Workspace:
         :param besides: files that go with the volume.
         :raises StorageError, OSError: the share cannot be read.
         """
-        from .resting import as_foretold, dependents_of  # late: only what destroys asks
+        from .dependency_check import as_foretold, dependents_of  # late: only what destroys asks
 
         found = dependents_of(self.directory(share), volume, self.options, besides)
         self.not_counted[volume.name] = found.not_counted

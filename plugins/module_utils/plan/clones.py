@@ -10,11 +10,11 @@ from dataclasses import replace
 from ..errors import Conflict, InvalidParameter, WouldShrink
 from ..model import Image, Parent, Volume, told_size
 from . import cost
+from .desired import VolumeWish
 from .headers import require_healed_parent, require_known_formats
 from .plan import CREATE_VOLUME, FLATTEN, Plan
 from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size, with_details
 from .steps import CreateClone, Pull, WriteRecord
-from .wishes import VolumeWish
 
 
 def snapshot_for(clone: str) -> str:

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from ..errors import InvalidParameter, UnsafeImage
 from ..model import Volume
+from .desired import is_spelled_out
 from .steps import Repoint, Step
-from .wishes import is_spelled_out
 
 NOT_RECORDED = "is recorded nowhere and is never guessed"
 LET_GO = "delete or flatten those first, or name in not_dependent the files that do not count"  # what rests on something that would go

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name, listed, told_size
+from .desired import SnapshotWish, VolumeWish
 from .headers import LET_GO, NOT_RECORDED, healing, require_format_below, require_known_formats
 from .plan import CREATE_SNAPSHOT, CREATE_VOLUME, DELETE_VOLUME, PRESENT, REVERT, Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
-from .wishes import SnapshotWish, VolumeWish
 
 DEFAULT_MODE = 0o660
 

@@ -19,7 +19,7 @@ from typing import Callable, Iterable, Mapping, Sequence
 
 from ..errors import InvalidParameter
 from ..model import Snapshot, Volume
-from .wishes import Expiry, label_texts
+from .desired import Expiry, label_texts
 
 _SUBJECT = "option keep"
 _TIME = re.compile(

@@ -19,11 +19,11 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Nee
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import Abilities
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import inventory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.look import Look
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes.look import Look
 
 MIB = 1 << 20
 
@@ -98,7 +98,7 @@ def directory(tmp_path: Path) -> Iterator[ShareDirectory]:
 
 
 def observed(directory: ShareDirectory, name: str):
-    return inventory.observe(directory, name, "raw").volume
+    return chains.observe(directory, name, "raw").volume
 
 
 def snapshot_of(directory: ShareDirectory, name: str) -> Plan:

@@ -14,8 +14,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.localities import
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import resolve, tables, types
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import shares
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import OFFLINE
-from ansible_collections.remotefs.storage.plugins.module_utils.store import in_use
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
 
 # Real names of mount tables, and whether other hosts can be at the same files behind this kernel's back.
 LOCAL = "ext2 ext3 ext4 xfs btrfs zfs tmpfs ramfs overlay f2fs bcachefs vfat exfat ntfs3 fuseblk squashfs jfs reiserfs nilfs2 udf hfsplus".split()

@@ -29,7 +29,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.mounts import (
     types,
 )
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, placement, report, shares
-from ansible_collections.remotefs.storage.plugins.module_utils.store import kernel_users, resolving
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import kernel_users
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import resolving
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_share, remotefs_share_info
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import bulk, existing, order, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import order, runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
 
 MIB = 1 << 20
 
@@ -46,13 +47,13 @@ def acyclic(count: int, edges: set) -> bool:
 def put(path: Path, *names: str) -> Candidates:
     shares = Candidates((Share(str(path), str(path), "directory"),))
     for name in names:
-        volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish(name, size=MIB)), Options())
+        volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish(name, size=MIB)), Options())
     return shares
 
 
 def link(shares: Candidates, clone: str, parent: str) -> None:
-    source = existing.SourceRequest(parent, linked=True)
-    volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish(clone), source), Options())
+    source = updating.SourceRequest(parent, linked=True)
+    volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish(clone), source), Options())
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_orders(tmp_path: Path, wanted: str, expected: list[int]) -> None:
     for word in wanted.split():
         name, _sign, source = word.lstrip("-=").partition("<")
         change = order.Change(shares, name, word[0] == "-", source or None, word[0] == "=")
-        items.append(bulk.Item(name, frozenset([name]), lambda _options: None, change=change))
+        items.append(runner.Item(name, frozenset([name]), lambda _options: None, change=change))
     found, _names = order.arrange(items)
     if wanted == "-a =c1 -c2":
         assert found[-1] == 0 and sorted(found) == [0, 1, 2]
@@ -95,6 +96,6 @@ def test_items_that_wait_share_a_name(tmp_path: Path) -> None:
     """So that they are never under way side by side, even where a batch leaves them to be run alone."""
     shares = put(tmp_path, "a")
     link(shares, "c", "a")
-    items = [bulk.Item(name, frozenset([name]), lambda _options: None, change=order.Change(shares, name, True)) for name in ("a", "c")]
+    items = [runner.Item(name, frozenset([name]), lambda _options: None, change=order.Change(shares, name, True)) for name in ("a", "c")]
     found, names = order.arrange(items)
     assert found == [1, 0] and names == {0: frozenset({"c"})}

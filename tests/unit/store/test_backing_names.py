@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.remotefs.storage.plugins.module_utils.store.backing_names import Target, foreign_targets, last_part, targets
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes.backing_names import Target, foreign_targets, last_part, targets
 
 # name → paths of this host that it surely means, and names that count where nothing is sure
 SPELLINGS: dict[str, tuple[set[str], set[str]]] = {

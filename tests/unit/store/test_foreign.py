@@ -14,7 +14,7 @@ from hostile import images, resting
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.remotefs.storage.plugins.module_utils.store import dependents, foreign
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import dependents, foreign
 
 EXAMPLES = {
     "qcow": images.qcow1("base"),

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.store import formats, records
-from ansible_collections.remotefs.storage.plugins.module_utils.store.records import OTHER, SAME, UNKNOWN, Disk, Record
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import formats, records
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata.records import OTHER, SAME, UNKNOWN, Disk, Record
 
 ASK, BROKEN = "ask", "broken"
 QCOW2, VMDK = formats.QCOW2, "a VMDK image"

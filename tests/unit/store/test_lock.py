@@ -23,9 +23,9 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import (
 )
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.store import lock as locking
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import Owner, VolumeLock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import lock as locking
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import Owner, VolumeLock
 
 OFD_SETLK = 37
 

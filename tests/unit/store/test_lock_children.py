@@ -17,16 +17,16 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 
 # A task that holds the lock and has started a program with its descriptor, as qemu-img is started.
 TASK = """
 import sys
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.lock import VolumeLock
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 
 share, *program = sys.argv[1:]
 with ShareDirectory(Share(share, share, "directory")) as directory, VolumeLock(directory, "vol") as lock:

@@ -17,10 +17,10 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import observed_under_lock, settle
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import planner
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import info_file, records
-from ansible_collections.remotefs.storage.plugins.module_utils.store.directory import ShareDirectory
-from ansible_collections.remotefs.storage.plugins.module_utils.store.look import Look
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import info_file, records
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes.look import Look
 
 MIB = 1 << 20
 

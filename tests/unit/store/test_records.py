@@ -12,8 +12,8 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ChainBroken, NeedsRecovery
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Snapshot, Volume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import intent, planner
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.wishes import SnapshotWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store import records
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 
 CREATED = "2026-11-22T14:40:00Z"
 

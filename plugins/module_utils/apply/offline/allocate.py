@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ...store.directory import write_all
+from ...store.files.directory import write_all
 
 _CHUNK = 4 << 20  # bytes that are written at a time
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # fallocate(2)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 
-from ...store.directory import write_all
-from ...store.holes import next_data
+from ...store.files.directory import write_all
+from ...store.files.holes import next_data
 from .allocate import NOT_SUPPORTED, make_zeros
 
 _CHUNK = 4 << 20  # bytes that pass through this process at a time

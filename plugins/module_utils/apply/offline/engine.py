@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Callable, Iterable, Sequence
 from ...plan import intent as intents
 from ...plan.abilities import OFFLINE, Abilities
 from ...plan.plan import Plan
-from ...store import info_file, qcow2
-from ...store.directory import ShareDirectory
+from ...store import qcow2
+from ...store.files.directory import ShareDirectory
+from ...store.metadata import info_file
 from . import guard as guards
 from .guard import Guard
 

@@ -9,7 +9,7 @@ from typing import Iterable, Sequence
 
 from ...model import Image
 from ...store import qcow2
-from ...store.directory import ShareDirectory
+from ...store.files.directory import ShareDirectory
 from ...store.qcow2.clusters import Unsuited
 from . import qemu_img
 

@@ -11,8 +11,8 @@ from typing import Iterable
 from ...errors import ShareNotWritable, UnsafeImage
 from ...plan.intent import Resumption
 from ...plan.plan import Plan
-from ...store import in_use
-from ...store.directory import ShareDirectory
+from ...store.files.directory import ShareDirectory
+from ...store.locks import in_use
 
 
 class Guard:

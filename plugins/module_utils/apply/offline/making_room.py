@@ -15,8 +15,9 @@ from typing import Callable, Iterable
 
 from ...errors import NoSpace
 from ...plan.steps import ReplaceOverlay
-from ...store import ballast, qcow2
-from ...store.directory import ShareDirectory
+from ...store import qcow2
+from ...store.files import ballast
+from ...store.files.directory import ShareDirectory
 from . import allocate
 
 

@@ -21,11 +21,11 @@ from typing import Callable, Container, Iterable, Iterator, NamedTuple, Sequence
 
 from ...errors import StorageError
 from ...model import Image
-from ...store import in_use
-from ...store.directory import ShareDirectory
+from ...store.files.directory import ShareDirectory
+from ...store.locks import in_use
 from ...store.qcow2 import grow, read_header
+from ...store.qcow2.cluster_writer import Filling, Place
 from ...store.qcow2.clusters import MOST_TABLE_BYTES, ZEROS, QcowLayer, RawLayer, Run, Unsuited
-from ...store.qcow2.filling import Filling, Place
 from . import allocate, copying
 
 Layer = Union[QcowLayer, RawLayer]

@@ -19,7 +19,7 @@ from ... import command
 from ...errors import ChainBroken, ToolMissing
 from ...model import Image
 from ...store import qcow2
-from ...store.directory import ShareDirectory
+from ...store.files.directory import ShareDirectory
 
 MINIMUM_VERSION = (7, 2)  # the oldest release that this collection's merges were proven with
 _PACKAGE = "qemu-utils"

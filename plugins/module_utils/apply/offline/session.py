@@ -26,11 +26,15 @@ from ...plan.steps import (
     Step,
     Truncate,
 )
-from ...store import access, in_use, inventory, qcow2, records
-from ...store.directory import ShareDirectory
-from ...store.disks import mark_of
-from ...store.look import Look
+from ...store import qcow2
+from ...store.files import access
+from ...store.files.directory import ShareDirectory
+from ...store.locks import in_use
+from ...store.metadata import records
 from ...store.qcow2.clusters import Unsuited
+from ...store.volumes import chains
+from ...store.volumes.look import Look
+from ...store.volumes.raw_disks import mark_of
 from ..engine import CopySource, Terms
 from . import allocate, copying, growing, making_room, moving, qemu_img
 from .guard import Guard
@@ -254,7 +258,7 @@ class OfflineSession:
 
     def _chain(self, file: str) -> tuple[Image, ...]:
         """The chain as it is now from ``file`` down, read from the headers."""
-        return inventory.walk(self._directory, self._volume, file, self._look.info, self._look.record)
+        return chains.walk(self._directory, self._volume, file, self._look.info, self._look.record)
 
     def _by_ourselves(self, move: Callable[[moving.Mover], None]) -> bool:
         """Move clusters without qemu-img; false where the images are not plain, or not in order, which is for qemu-img to say.

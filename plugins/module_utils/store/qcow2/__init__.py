@@ -16,13 +16,13 @@ from .layout import MAGIC, CutShort, Qcow2Error
 
 if TYPE_CHECKING:
     from .bitmaps import Bitmap, read_bitmaps
-    from .dropping import drop_data
+    from .cluster_uses import require_single_owners
+    from .completeness import require_whole
+    from .discarding import drop_data
     from .growing import grow
-    from .owners import require_single_owners
     from .reading import Glimpse, Header, glimpse, has_magic, is_empty, read_backing_name, read_header
     from .tables import allocation
     from .tails import clear_tail, is_stiff, tail_end
-    from .whole import require_whole
     from .writing import bytes_of_image, repoint, write_image
 
 __all__ = [
@@ -56,9 +56,9 @@ _HOMES = {
     **dict.fromkeys(("Bitmap", "read_bitmaps"), "bitmaps"),
     "allocation": "tables",
     **dict.fromkeys(("clear_tail", "is_stiff", "tail_end"), "tails"),
-    "drop_data": "dropping",
-    "require_whole": "whole",
-    "require_single_owners": "owners",
+    "drop_data": "discarding",
+    "require_whole": "completeness",
+    "require_single_owners": "cluster_uses",
     "grow": "growing",
     **dict.fromkeys(("bytes_of_image", "repoint", "write_image"), "writing"),
 }

@@ -15,7 +15,7 @@ import os
 import sys
 from typing import Iterator, NamedTuple
 
-from ..holes import all_data
+from ..files.holes import all_data
 from .layout import CutShort, Qcow2Error
 from .reading import read_header
 from .tables import l1_table

@@ -13,10 +13,10 @@ import os
 from typing import Iterator, NamedTuple
 
 from .clusters import COPIED, MOST_TABLE_BYTES, OFFSET, Unsuited
-from .counts import Counts
-from .entries import COMPRESSED, SUBCLUSTERS, compressed_range, entry_bytes, packed_by_zlib, pairs, refcount_table, shows_data
+from .l2_entries import COMPRESSED, SUBCLUSTERS, compressed_range, entry_bytes, packed_by_zlib, pairs, refcount_table, shows_data
 from .layout import CutShort, Qcow2Error
 from .reading import Header, is_zero, read_header
+from .refcounts import Counts
 from .tables import l1_table
 from .writing import write_whole
 

@@ -1,0 +1,95 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a task was interrupted, and what it left. Nearly always none was, so :mod:`recovery` is imported only where traces of one are
+found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import StorageError
+from ..store.metadata import records
+from ..store.volumes import chains
+
+if TYPE_CHECKING:
+    from ..model import Volume
+    from ..plan.intent import Resumption
+    from ..store.files.directory import ShareDirectory
+    from ..store.volumes.look import Look
+
+
+class Interrupted:
+    """What a killed task left of a volume: resumptions to run, temporary files to remove."""
+
+    def __init__(self, resumptions: tuple[Resumption, ...] = (), leftovers: tuple[str, ...] = ()) -> None:
+        self.resumptions = resumptions
+        self.leftovers = leftovers
+
+    def __bool__(self) -> bool:
+        return bool(self.resumptions or self.leftovers)
+
+    @property
+    def after(self) -> Volume | None:
+        return self.resumptions[-1].plan.after
+
+    def describe(self) -> list[dict]:
+        told = [item.describe() for item in self.resumptions]
+        if self.leftovers:
+            from ..plan.steps import Unlink
+
+            told.append(
+                {"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]}
+            )
+        return told
+
+
+def group_file(group: str) -> str:
+    """The name of the decision that the snapshots of a group are taken."""
+    return group + ".json"
+
+
+def find_interrupted(look: Look) -> Interrupted:
+    """As :func:`recovery.find_interrupted`, which is asked where there are traces."""
+    if not _has_traces(look):
+        return Interrupted()
+    from . import recovery
+
+    return recovery.find_interrupted(look)
+
+
+def _has_traces(look: Look) -> bool:
+    """:raises StorageError: the record cannot be understood, or something that is no file has a name on record."""
+    directory, record = look.directory, look.record
+    if look.leftovers:
+        return True
+    if record is None:
+        return False
+    if record.intent is not None or not chains.exists(directory, look.name, look):
+        return True
+    if any(directory.root.status(item.file) is not None for item in record.garbage):
+        return True
+    try:
+        return chains.read_info(look)[1]
+    except StorageError:
+        return False  # whoever needs the volume will say so
+
+
+def forget_groups(directory: ShareDirectory) -> None:
+    """Remove the decisions on groups that no volume's record waits for any more.
+
+    They are listed before the records are read: a group that is decided meanwhile is not among them.
+    """
+    private = directory.private("groups")
+    decided = private.names() if private else []
+    volumes = directory.private("volumes")
+    if not private or not decided or not volumes:
+        return
+    suffix = len(records.file_name(""))
+    try:
+        found = [records.read(directory, name[:-suffix]) for name in volumes.names()]
+    except StorageError:
+        return  # a record that nobody can read may wait for any of them
+    waiting = {group_file(str(record.intent.get("group"))) for record in found if record and record.intent}
+    for name in sorted(set(decided) - waiting):
+        private.unlink(name)

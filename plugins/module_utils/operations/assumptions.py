@@ -1,0 +1,286 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check mode before the first run: volumes, sources and shares that are not there yet.
+
+An earlier task of the playbook would have made them by then. So check mode names what is missing in a warning, assumes that it is
+there, and predicts the change from that. What nobody can know, such as the size of a volume that is not there, is null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Callable, Iterable, Sequence
+
+from ..errors import StorageError
+from ..model import Image, Share, Volume, check_volume_name, listed, now
+from ..plan import planner
+from ..plan.desired import SnapshotWish, Source
+from ..plan.plan import Plan
+from ..store.files.directory import ShareDirectory
+from ..store.volumes import chains
+from . import diffs, placement, report
+from .candidates import Candidates
+from .capacity import Demand
+from .transaction import Outcome
+from .updating import located
+from .workspace import Options
+
+if TYPE_CHECKING:
+    from ..plan.retention import Policy
+    from .snapshots import SnapshotRequest
+    from .updating import VolumeRequest
+
+_MADE_EARLIER = "check mode assumes that an earlier task makes it"
+
+
+def reachable(candidates: Candidates, options: Options) -> Candidates:
+    """The candidates without the shares that are not there yet. Servers that do not answer are still errors."""
+    return reachable_for_reading(candidates, options.warn)
+
+
+def reachable_for_reading(candidates: Candidates, warn: Callable[[str], None]) -> Candidates:
+    if not candidates.missing:
+        return candidates
+    sources = listed(share.source for share in candidates.missing)
+    warn(f"share {sources} is not mounted or does not exist yet: check mode assumes that an earlier task sees to it")
+    return Candidates(candidates.shares, tuple(error for error in candidates.unreadable if error not in candidates.excused))
+
+
+# -- volumes ---------------------------------------------------------------------------------------------------------------
+
+
+def present(request: VolumeRequest, options: Options) -> Outcome | None:
+    """The creation of a volume whose share or source is not there yet; None where both are there, so that nothing is assumed."""
+    wish, there = request.wish, reachable(request.candidates, options)
+    check_volume_name(wish.name)
+    known = _assumed(request.candidates, wish.name, options)
+    if known is not None:
+        share, volume = known
+        return _outcome(share, options, [planner.ensure_volume(volume, wish)], volume)
+    if not there.shares:
+        if there.unreadable or not request.candidates.missing:
+            return None
+        return _create(request, request.candidates.missing[0], options, there)
+    if request.source is None or request.source.volume in options.failed:  # no other task makes what an item of this one could not
+        return None
+    if located(there, wish.name, options) or _has_source(request, there, options):
+        return None
+    share = placement.place(wish.name, there, there, Demand(wish.size or 0), request.policy, options.ledger, options.check)
+    return _create(request, share, options, there)
+
+
+def _create(request: VolumeRequest, share: Share, options: Options, there: Candidates) -> Outcome:
+    from ..plan import clones
+
+    wish, source = request.wish, request.source
+    if source is None:
+        plans = [planner.create_volume(wish)]
+    else:
+        parent = _source(request, there, options)
+        snapshot, prepared = source.snapshot, []
+        if source.linked and snapshot is None:
+            snapshot = clones.snapshot_for(wish.name)
+            prepared = [planner.create_snapshot(parent, SnapshotWish(snapshot, created=now(), max_chain=source.max_chain))]
+            parent = prepared[0].after or parent
+        if source.linked:
+            plans = [*prepared, clones.create_clone(wish, parent, str(snapshot), source.max_chain)]
+        else:
+            seen = parent.view(parent.point_file(snapshot) if snapshot else parent.active.file)
+            label = Source(source.label, seen[0].size, sum(image.allocated for image in seen))
+            plans = [planner.create_volume(wish._replace(source=label))]
+    volume = plans[-1].after
+    if wish.flatten and volume is not None:
+        plans.append(clones.flatten(volume, {}))
+        volume = plans[-1].after
+    if wish.snapshot and volume is not None:
+        plans.append(planner.create_snapshot(volume, SnapshotWish(wish.snapshot, created=now(), max_chain=request.max_chain)))
+    return _outcome(share, options, plans, None)
+
+
+def _source(request: VolumeRequest, there: Candidates, options: Options) -> Volume:
+    """The source as it is, or as it is assumed to be: a volume with the snapshot that is asked for."""
+    source = request.source
+    if source is None:
+        raise ValueError("there is no source")
+    found = _known(there, check_volume_name(source.volume), options)
+    if found is None:
+        options.warn(f"source volume {source.volume} does not exist yet: {_MADE_EARLIER}")
+        found = assumed_volume(source.volume)
+    return with_snapshot(found, source.snapshot, options) if source.snapshot else found
+
+
+def _has_source(request: VolumeRequest, there: Candidates, options: Options) -> bool:
+    source = request.source
+    found = None if source is None else _known(there, check_volume_name(source.volume), options)
+    return found is not None and source is not None and (source.snapshot is None or found.has_snapshot(source.snapshot))
+
+
+def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> Outcome | None:
+    """What the removal of a volume meets where its share is not there yet; None where it is."""
+    there = reachable(candidates, options)
+    known = _assumed(candidates, name, options)
+    if known is not None:
+        share, volume = known
+        plan = planner.delete_volume(volume, cascade)
+        options.world[(share.path, name)] = None
+        options.ledger.follow(share, volume, None)
+        return Outcome(name, True, plan.actions, [], _told(volume, share), None)
+    gone = (share.path for share in (*candidates.shares, *candidates.missing) if (share.path, name) in options.world)
+    if any(options.world[path, name] is None for path in gone):
+        return Outcome(name, False, [], [], None, None)  # an earlier item removes it
+    return Outcome(name, False, [], [], None, None) if candidates.missing and not there.shares and not there.unreadable else None
+
+
+# -- snapshots -------------------------------------------------------------------------------------------------------------
+
+
+def missing_volume(candidates: Candidates, name: str, options: Options, quiet: bool = False) -> tuple[Share, Volume] | None:
+    """A volume that is not there yet, as it is assumed to be, and where; None where it is there, or where only a server that does
+    not answer could tell."""
+    check_volume_name(name, "globs go into volumes")
+    known = _assumed(candidates, name, options)
+    if known is not None:
+        return known
+    there = reachable(candidates, options)
+    if there.unreadable or not (there.shares or candidates.missing) or located(there, name, options):
+        return None
+    share = (there.shares or candidates.missing)[0]
+    if not quiet:
+        options.warn(f"volume {name} does not exist yet on {share.source}: {_MADE_EARLIER}")
+    return share, assumed_volume(name)
+
+
+class AssumedImage(Image):
+    """The base of a volume of which only the name is known. It counts as raw and empty, and both are told as null."""
+
+
+def assumed_volume(name: str) -> Volume:
+    """A volume of which only the name is known: neither its format nor its size, nor whether it is a linked clone."""
+    return Volume(name, (AssumedImage(name, "raw", 0),), adopted=True)
+
+
+def with_snapshot(volume: Volume, name: str, options: Options) -> Volume:
+    """The volume with a snapshot that it has not yet, and written to since."""
+    if volume.has_snapshot(name):
+        return volume
+    options.warn(f"snapshot {name} of volume {volume.name} does not exist yet: {_MADE_EARLIER}")
+    plan = planner.create_snapshot(volume, SnapshotWish(name, max_chain=chains.MAX_CHAIN))
+    after = plan.after or volume
+    return after.with_images(**{after.active.file: replace(after.active, empty=False)})
+
+
+def taken(request: SnapshotRequest, options: Options) -> Outcome | None:
+    """The snapshot of a volume that is not there yet; None where it is."""
+    found = missing_volume(request.candidates, request.volume, options)
+    if found is None:
+        return None
+    share, volume = found
+    plan = planner.create_snapshot(volume, request.wish._replace(created=request.wish.created or now()))
+    outcome = _outcome(share, options, [plan], volume)
+    return outcome if request.keep is None else _judged(outcome, plan.after or volume, request.keep, request.wish.name)
+
+
+def kept(candidates: Candidates, name: str, policy: Policy, options: Options) -> Outcome | None:
+    """Retention on a volume that is not there yet; None where it is."""
+    found = missing_volume(candidates, name, options)
+    if found is None:
+        return None
+    share, volume = found
+    outcome = _outcome(share, options, [], volume)
+    return _judged(replace(outcome, changed=True), volume, policy, None)
+
+
+def _judged(outcome: Outcome, volume: Volume, policy: Policy, named: str | None) -> Outcome:
+    from ..plan import retention
+
+    return replace(outcome, retention=[verdict.describe() for verdict in retention.judge(volume, policy, named, now())])
+
+
+def reverted(candidates: Candidates, name: str, snapshot: str, discard_newer: bool, options: Options) -> Outcome | None:
+    """The revert of a volume that is not there yet; None where it is."""
+    found = missing_volume(candidates, name, options)
+    if found is None:
+        return None
+    share, volume = found[0], with_snapshot(found[1], snapshot, options)
+    plan = planner.revert(volume, snapshot, discard_newer)
+    return replace(_outcome(share, options, [plan], volume), content=diffs.content_goes_back(plan, snapshot))
+
+
+def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Options) -> Outcome | None:
+    """Deletions on a volume that is not there yet, with those snapshots only that earlier items of the task take. None where it
+    is there."""
+    found = missing_volume(candidates, name, options)
+    if found is None:
+        return None
+    share, volume = found
+    if (share.path, name) not in options.assumed:
+        return Outcome(name, False, [], [], None, None)
+    from ..plan import merge
+    from .snapshots import meant
+
+    return _outcome(share, options, [merge.delete_snapshots(volume, meant(volume, names), {})], volume)
+
+
+# -- what is known and assumed -------------------------------------------------------------------------------------------------
+
+
+def _assumed(candidates: Candidates, name: str, options: Options) -> tuple[Share, Volume] | None:
+    """What an earlier item of this task has assumed to be there."""
+    for share in (*candidates.shares, *candidates.missing):
+        volume = options.world.get((share.path, name))
+        if (share.path, name) in options.assumed and volume is not None:
+            return share, volume
+    return None
+
+
+def _known(there: Candidates, name: str, options: Options) -> Volume | None:
+    """A volume as it is, or as earlier items of the task leave it."""
+    for (_path, other), volume in options.world.items():
+        if other == name and volume is not None:
+            return volume
+    share = located(there, name, options)
+    if share is None:
+        return None
+    with ShareDirectory(share) as directory:
+        observed = chains.observe(directory, name)
+    return observed.volume if observed else None
+
+
+def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volume | None) -> Outcome:
+    after = before
+    for plan in plans:
+        after = plan.after
+        options.world[(share.path, plan.volume)] = after
+        options.ledger.follow(share, plan.before, after)
+        options.assumed.add((share.path, plan.volume))
+    if after is None:
+        raise ValueError("something is assumed to be there afterwards")
+    if not plans:
+        options.world[(share.path, after.name)] = after
+        options.assumed.add((share.path, after.name))
+    actions = [{**action, "size": None} if action.get("size") == 0 else action for plan in plans for action in plan.actions]
+    return Outcome(after.name, any(plan.changed for plan in plans), actions, [], _told(before, share) if before else None, _told(after, share))
+
+
+def _told(volume: Volume, share: Share) -> dict:
+    """The volume for users. Where its size is not known, null says so, and what is not known of its base neither."""
+    told = report.volume(volume, share, False)
+    if isinstance(volume.base, AssumedImage):
+        chain = [*told["chain"][:-1], {**told["chain"][-1], "format": None}]
+        told = {**told, "format": chain[0]["format"], "base_format": None, "chain": chain}
+    if volume.base.size:
+        return told
+    unknown = [{**image, "size": image["size"] or None} for image in told["chain"]]
+    return {**told, "size": told["size"] or None, "chain": unknown}
+
+
+def any_missing(names: Iterable[str], candidates: Candidates, options: Options) -> bool:
+    """Whether one of these volumes is not there yet."""
+    found = False
+    for name in names:
+        try:
+            found = missing_volume(candidates, name, options, quiet=True) is not None or found
+        except StorageError:
+            continue  # whoever works on it will tell
+    return found

@@ -1,0 +1,298 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Many objects in one task: all attempted, results in the order asked for, several under way at a time.
+
+They wait together for the disk (see :mod:`shared_syncs`). Deletions that stand next to each other in a task work in batches under
+locks taken together, so that the headers of a share are read once for a batch and not once for each of its volumes (see
+:mod:`batch_locks`).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Callable, Iterable, Iterator, Sequence
+
+from ...errors import StorageError, understood
+from ...model import Share, info_name, is_safe_file_name
+from ...store.files.waiting import NoTurn
+from ..candidates import Candidates, locate
+from ..transaction import Outcome
+from ..updating import VolumeRequest
+from ..workspace import Options
+from .batch_locks import Holding, NotHeld
+from .order import Change, arrange
+from .shared_syncs import Turns
+
+_UNDER_WAY = 16  # changes that have begun: enough to share syncs, few enough to be left unfinished by a killed task
+_MOST_HELD = 200  # locks at once, each of them an open file
+_OPEN_FILES = 8192  # a change of a long chain has each of its files open
+_PATIENCE = 10  # seconds after which volumes of a batch whose turn has not come are given back, because others may wait for them
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """An item's volume, of which something is going to be deleted, and where that may be."""
+
+    candidates: Candidates
+    volume: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object of a bulk task. Items that share a name in ``touches``, their own volume's among them, run in order, and so do
+    those that have it in ``reads``.
+
+    ``asked`` tells what volume it wants to be there, if any: its room is promised before items run side by side (see :mod:`reserving`).
+    ``told`` are keys of its result that name its volume and its snapshot. ``change`` tells what others may depend on (see :mod:`order`).
+    ``keeps_lock`` says that it moves data when the volume has been changed already, and cannot be given back to be done later.
+    No more of such items are under way than work, because others wait for their volumes.
+    """
+
+    name: str
+    touches: frozenset
+    run: Callable[[Options], Outcome]
+    deletion: Deletion | None = None
+    reads: frozenset = frozenset()
+    keeps_lock: bool = False
+    change: Change | None = None
+    told: dict = field(default_factory=dict)
+    asked: Callable[[], VolumeRequest] | None = None
+
+
+def default_parallel() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outcome | StorageError]:
+    """Run every item, those that depend on each other in the order that works; an item that fails leaves its error in its place
+    and stops no other. Results are in the order asked for.
+
+    :param parallel: how many items work at a time, those not counted that wait for the disk or for a lock. With 1 they run
+        strictly one after the other.
+    """
+    order, names = arrange(items)
+    items = [replace(items[index], touches=items[index].touches | names.get(index, frozenset())) for index in order]
+    task = _Task(items, parallel, options)
+    for is_deletion, group in groupby(range(len(items)), lambda index: items[index].deletion is not None):
+        indexes = list(group)
+        if is_deletion and len(indexes) > 1:
+            # What comes back can take long, and holds its locks all the while: no more of that at once than work.
+            task.run(task.delete_in_batches(indexes), parallel)
+        else:
+            task.run(indexes, task.at_once(indexes))
+    results = {index: task.results[place] for place, index in enumerate(order)}
+    return [results[index] for index in range(len(items))]
+
+
+def _look_at_room(items: Sequence[Item], options: Options) -> bool:
+    """Whether any of the volumes that are asked for is to be made. If so, the room on the shares is read before anything changes, so
+    that a run and its prediction start from the same figures."""
+    asked = [item.change for item in items if item.asked is not None and item.change is not None]
+    makes = bool(asked) and (any(item.deletion for item in items) or not all(_is_there(change) for change in asked))
+    for change in asked if makes else ():
+        with suppress(OSError):  # to be told where a share is chosen
+            options.ledger.look(change.candidates.shares)
+    return makes
+
+
+def _is_there(change: Change) -> bool:
+    """Whether a file of that name is; a hint that costs little."""
+    if not is_safe_file_name(change.volume):
+        return True  # it is never made
+    names = (change.volume, info_name(change.volume))
+    return any(os.path.lexists(os.path.join(share.path, name)) for share in change.candidates.shares for name in names)
+
+
+class _Task:
+    """The items of one bulk task, and the results of those that are done, by index."""
+
+    def __init__(self, items: Sequence[Item], parallel: int, options: Options) -> None:
+        self.results: dict[int, Outcome | StorageError] = {}
+        self._makes = _look_at_room(items, options)
+        self._items = items
+        self._turns = Turns(parallel)
+        self._parallel = parallel
+        self._under_way = 1
+        self._options = options
+        if parallel > 1:
+            _allow_open_files()
+            self._under_way = max(parallel, _UNDER_WAY)
+            self._options = replace(options, pace=self._turns)
+
+    def at_once(self, indexes: Iterable[int]) -> int:
+        """How many of these items may be under way."""
+        return self._parallel if any(self._items[index].keeps_lock for index in indexes) else self._under_way
+
+    def _run_item(self, index: int, options: Options) -> None:
+        """:raises NotHeld, NoTurn: as the item does under a holding that has not the locks which it needs, or not for so long."""
+        try:
+            self.results[index] = self._items[index].run(options)
+        except (NotHeld, NoTurn):
+            raise
+        except Exception as error:  # whatever it is, it is this item's, and no other one is to suffer
+            self.results[index] = understood(error, self._items[index].name)
+        change = self._items[index].change
+        if change is not None:
+            if "ledger" in self._options.kept:
+                self._options.ledger.give_back(change.candidates, change.volume)
+            if isinstance(self.results[index], StorageError):
+                self._options.failed.add(change.volume)
+
+    def run(self, indexes: list[int], at_once: int) -> None:
+        """Run items, of which ``at_once`` may be under way. Those for which there is no room come last, one after the other: others that
+        fail may leave them theirs."""
+        touched = frozenset().union(*(self._items[index].touches for index in indexes))
+        names = {index: self._items[index].touches | (self._items[index].reads & touched) for index in indexes}
+
+        def run_row(row: list[int]) -> None:
+            with self._turns.turn():
+                for index in row:
+                    self._run_item(index, self._options)
+
+        rows, last = _parted(_rows(names), self._without_room(indexes))
+        if at_once == 1 or len(rows) <= 1:
+            for row in rows:
+                run_row(row)
+        else:
+            with ThreadPoolExecutor(max_workers=at_once) as pool:
+                list(pool.map(run_row, rows))
+        for index in last:
+            run_row([index])
+
+    def _without_room(self, indexes: list[int]) -> frozenset:
+        asked = [(index, ask) for index, ask in ((index, self._items[index].asked) for index in indexes) if ask is not None]
+        if not self._makes or len(asked) < 2:
+            return frozenset()
+        from ..reserving import reserve_all  # late: other tasks start faster without
+
+        return reserve_all(asked, self._options)
+
+    # -- deletions in batches ----------------------------------------------------------------------------------------
+
+    def delete_in_batches(self, indexes: Iterable[int]) -> list[int]:
+        """Run these deletions as far as their locks are free. Returns those that are still to be run alone, in order."""
+        left: list[int] = []
+        for share, volumes in self._batches(indexes, left):
+            volumes = self._not_behind(volumes, left)
+            try:
+                with Holding(share, self._options.break_lock) as holding:
+                    left += self._delete_batch(volumes, holding)
+            except Exception:  # the share is ill: each of them will tell
+                left += [index for index in volumes if index not in self.results]
+        return sorted(set(left))
+
+    def _batches(self, indexes: Iterable[int], left: list[int]) -> Iterator[tuple[Share, dict[int, str]]]:
+        """Deletions on one share with their volumes, as many as may be locked at once; those that cannot be located go to
+        ``left``."""
+        by_share: dict[str, tuple[Share, list[tuple[int, str]]]] = {}
+        for index in indexes:
+            deletion = self._items[index].deletion
+            share = _share_of(deletion)
+            if deletion is None or share is None:
+                left.append(index)
+            else:
+                by_share.setdefault(share.path, (share, []))[1].append((index, deletion.volume))
+        for share, found in by_share.values():
+            for start in range(0, len(found), _MOST_HELD):
+                yield share, dict(found[start : start + _MOST_HELD])
+
+    def _not_behind(self, volumes: dict[int, str], left: list[int]) -> dict[int, str]:
+        """Without those that wait for one which is ``left`` to be done later: they go there too."""
+        waited_for = set().union(*(self._items[index].touches for index in left))
+        kept = {}
+        for index, volume in volumes.items():
+            if waited_for.isdisjoint(self._items[index].touches):
+                kept[index] = volume
+            else:
+                left.append(index)
+                waited_for |= self._items[index].touches
+        return kept
+
+    def _delete_batch(self, volumes: dict[int, str], holding: Holding) -> list[int]:
+        """Returns the indexes of items that need locks which the holding has not, or whose turn did not come in time."""
+        families = holding.look(volumes.values()) if self._options.check else holding.take(volumes.values())
+        held = replace(self._options, holding=holding)
+        left = [index for index, volume in volumes.items() if volume not in families]
+        ready = self._not_behind({index: volume for index, volume in volumes.items() if volume in families}, left)
+        names = {index: families[volume] for index, volume in ready.items()}
+        deadline = holding.until = time.monotonic() + _PATIENCE
+
+        def run_row(row: list[int]) -> None:
+            with self._turns.turn(deadline) as mine:
+                left.extend(row[self._run_held(row, held) if mine else 0 :])
+            give_back(row)
+
+        def give_back(row: list[int]) -> None:
+            for name in {name for index in row for name in names[index]}:
+                holding.release(name)
+
+        with ThreadPoolExecutor(max_workers=self.at_once(names)) as pool:
+            rows = {pool.submit(run_row, row): row for row in _rows(names)}
+            for late in wait(rows, timeout=_PATIENCE).not_done:
+                if late.cancel():
+                    left += rows[late]
+                    give_back(rows.pop(late))
+        for done in rows:
+            done.result()
+        return left
+
+    def _run_held(self, row: list[int], options: Options) -> int:
+        """Returns how many were run: where a lock or the time is missing, the rest of the row keeps its place behind that item."""
+        for position, index in enumerate(row):
+            try:
+                self._run_item(index, options)
+            except (NotHeld, NoTurn):
+                return position
+        return len(row)
+
+
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _share_of(deletion: Deletion | None) -> Share | None:
+    if deletion is None or not is_safe_file_name(deletion.volume):
+        return None
+    try:
+        return locate(deletion.candidates, deletion.volume)
+    except Exception:  # the item itself will tell
+        return None
+
+
+def _rows(names_of: dict[int, frozenset]) -> list[list[int]]:
+    """Items that must keep their order, because they share a name directly or through others."""
+    leaders: dict[str, str] = {}
+
+    def leader(name: str) -> str:
+        while leaders.setdefault(name, name) != name:
+            leaders[name] = name = leaders[leaders[name]]  # shortens the way for the next one
+        return name
+
+    for names in names_of.values():
+        first, *others = sorted(names)
+        for name in others:
+            leaders[leader(name)] = leader(first)
+    rows: dict[str, list[int]] = {}
+    for index, names in names_of.items():
+        rows.setdefault(leader(min(names)), []).append(index)
+    return list(rows.values())
+
+
+def _parted(rows: list[list[int]], without_room: frozenset) -> tuple[list[list[int]], list[int]]:
+    """(rows up to the first item without room, all that is behind those in order)."""
+    first, last = [], []
+    for row in rows:
+        cut = next((place for place, index in enumerate(row) if index in without_room), len(row))
+        first += [row[:cut]] if cut else []
+        last += row[cut:]
+    return first, sorted(last)

@@ -1,0 +1,105 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Volumes that exist: what a task asks of them, where they are, and how they are brought to it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..errors import Conflict
+from ..model import Share, Volume
+from ..plan.desired import MAX_CHAIN, VolumeWish
+from ..plan.plan import PRESENT, Plan
+from ..store.volumes import ownership
+from .candidates import Candidates, Opened, Policy, locate
+from .transaction import Outcome, carry_out
+from .workspace import Options, Workspace
+
+
+class SourceRequest(NamedTuple):
+    """What a clone is made from: a volume, or one of its snapshots; ``linked`` to it, or with data of its own."""
+
+    volume: str
+    snapshot: str | None = None
+    linked: bool = False
+    max_chain: int = MAX_CHAIN
+
+    @property
+    def label(self) -> str:
+        return f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
+
+
+class VolumeRequest(NamedTuple):
+    """A volume as a task asks for it, on one of ``candidates``."""
+
+    candidates: Candidates
+    wish: VolumeWish
+    source: SourceRequest | None = None
+    policy: Policy = Policy()
+    max_chain: int = MAX_CHAIN
+
+
+def located(candidates: Candidates, name: str, options: Options, opened: Opened | None = None) -> Share | None:
+    """Where the volume is; check mode also remembers what earlier items of the task would have done.
+
+    :param opened: has each share opened already, as of :func:`locate`.
+    """
+    known = {share.path: options.world[(share.path, name)] for share in candidates.shares if (share.path, name) in options.world}
+    for share in candidates.shares:
+        if known.get(share.path) is not None:
+            return share
+    return locate(candidates._replace(shares=tuple(share for share in candidates.shares if share.path not in known)), name, opened)
+
+
+def bring_up(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
+    """Bring a volume that exists to what is wished, under its lock."""
+    refuse_member(work, share, volume)
+    if not volume.adopted:
+        from . import cluster_tables  # late: most tasks find a volume that they know
+
+        cluster_tables.require_whole(work.directory(share), volume.chain)
+        _warn_of_another_format(work, share, volume)
+    wish = _only_what_the_share_keeps(request.wish, share, work.options)
+    return carry_out(work, share, _plan_for(volume, wish), recovered)
+
+
+def _warn_of_another_format(work: Workspace, share: Share, volume: Volume) -> None:
+    """The user's word counts, but a VMDK image that is said to be raw is nearly always a mistake."""
+    from ..store.volumes.appearance import looks_like
+
+    base, directory = volume.own_base, work.directory(share)
+    if base.format != "raw" or directory.root.status(base.file) is None:
+        return
+    with directory.root.opened(base.file) as fd:
+        seen = looks_like(fd)
+    if seen:
+        work.options.warn(
+            f"{directory.root.subject(base.file)} is taken for a raw disk, as you said, but it begins or ends like {seen}: a machine would see "
+            "that file's own bytes; convert it first (qemu-img convert) if it is one"
+        )
+
+
+def _plan_for(volume: Volume, wish: VolumeWish) -> Plan:
+    if wish.is_met_by(volume):
+        return Plan(PRESENT, volume.name, (), volume, volume)
+    from ..plan import planner
+
+    return planner.ensure_volume(volume, wish)
+
+
+def _only_what_the_share_keeps(wish: VolumeWish, share: Share, options: Options) -> VolumeWish:
+    """Owner and mode mean nothing where the mount options decide them: asking would be a change every time."""
+    if share.keeps_modes or (wish.mode, wish.uid, wish.gid) == (None, None, None):
+        return wish
+    options.warn(f"{share.source} ({share.fstype}) keeps no owner and mode of single files: the mount options decide them")
+    return wish._replace(mode=None, uid=None, gid=None)
+
+
+def refuse_member(work: Workspace, share: Share, volume: Volume) -> None:
+    """:raises Conflict: the lone file of this name belongs to another volume's chain."""
+    if volume.info:
+        return
+    owner = ownership.owner_of(work.directory(share), volume.name, besides=volume.name)
+    if owner is not None:
+        raise Conflict(f"volume {volume.name}", f"the file of that name belongs to volume {owner}", "choose another name")

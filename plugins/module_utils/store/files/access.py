@@ -1,0 +1,254 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who may open a file: owner, group, mode, access control list and labels, set or copied between opened files.
+
+The group bits of a mode are the mask of a POSIX ACL where there is one. A mode that is copied without its ACL would give the
+owning group what named users had, so the ACL comes first, and where the file system refuses it the group gets its own rights only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from typing import Callable, Iterator, NamedTuple
+
+from ...errors import ShareNotWritable, from_os_error
+
+Warn = Callable[[str], None]
+
+_POSIX, _POSIX_DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+_NFS4 = ("system.nfs4_acl", "system.nfs4_acl_xdr")
+_LABELS = ("security.selinux", "security.SMACK64", "security.NTACL")
+_POSIX_ENTRY = struct.Struct("<HHI")  # after four bytes of version: tag, rights, id
+_USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x02, 0x04, 0x08, 0x10, 0x20
+_NFS4_RIGHTS = ((0x1, 4), (0x2, 2), (0x20, 1))  # read, write, execute: of an entry, and of a mode
+_NFS4_ALLOW = 0
+_OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+
+
+class _Refused(NamedTuple):
+    """An ACL that the file system did not take: whom it names, and the rights that it leaves to group and others in a mode."""
+
+    names: list[str]
+    group: int
+    other: int
+    words: str
+
+
+def copy_access(source: int, target: int, keeps_modes: bool, warn: Warn, subject: str) -> bool:
+    """Give an opened file owner, group, mode, ACL and labels of another one, so that whoever could open that one can open this,
+    and nobody else. What the file system refuses of an ACL or a label is a warning that names who loses access.
+
+    :param keeps_modes: whether owner and mode mean anything on the share.
+    :returns: whether anything differed.
+    :raises ShareNotWritable: the share refuses the owner, and the file would be out of its users' reach.
+    """
+    names, like, changed = _listed(source), os.fstat(source), False
+    if keeps_modes:
+        changed = _give(source, target, like, names, warn, subject)
+        posix, posix_changed = _copy_acl(source, target, _POSIX, names, subject)
+        mode = _narrowed(stat.S_IMODE(like.st_mode), posix)
+        changed = set_ownership(target, None, None, mode, subject) or posix_changed or changed
+        for name in _NFS4:
+            refused, acl_changed = _copy_acl(source, target, name, names, subject)
+            changed = changed or acl_changed
+            if refused is not None:
+                posix, mode = refused, _narrowed(mode, refused)
+                set_ownership(target, None, None, mode, subject)
+        if posix is not None:
+            _warn_of_loss(posix, warn, subject)
+    return copy_labels(source, target, warn, subject) or changed
+
+
+def _give(source: int, target: int, like: os.stat_result, names: frozenset[str], warn: Warn, subject: str) -> bool:
+    """Owner and group of another file. A member of the group that may do everything there may keep the file as its own.
+
+    :raises ShareNotWritable: the owner of the other file could not open this one.
+    """
+    try:
+        return set_ownership(target, like.st_uid, like.st_gid, None, subject)
+    except ShareNotWritable:
+        acl = _read(source, _POSIX) if _POSIX in names else None
+        group = (like.st_mode >> 3 if acl is None else _refused(_POSIX, acl, OSError()).group) & 7
+        if (like.st_mode >> 6) & 7 & ~group:
+            raise
+        changed = set_ownership(target, None, like.st_gid, None, subject)
+    warn(
+        f"{subject}: it now belongs to uid {os.geteuid()} and not to uid {like.st_uid}, who can open it only as a member of group {like.st_gid}"
+    )
+    return changed
+
+
+def share_folder(share: int, folder: int) -> None:
+    """Let those whom the ACL of the share's directory names use a folder in it, and what is made there."""
+    acl = _read(share, _POSIX) if _POSIX in _listed(share) else None
+    if acl is None:
+        return
+    kept = [(tag, 0 if tag == _OTHER else rights, number) for tag, rights, number in _posix_entries(acl)]
+    value = acl[:4] + b"".join(_POSIX_ENTRY.pack(*entry) for entry in kept)
+    for name in (_POSIX, _POSIX_DEFAULT):
+        try:
+            os.setxattr(folder, name, value)
+        except OSError:
+            return  # the mode alone decides
+
+
+def copy_labels(source: int, target: int, warn: Warn, subject: str) -> bool:
+    """Copy security labels and users' attributes between opened files; returns whether any differed."""
+    changed, there = False, _listed(target)
+    for name in sorted(_listed(source)):
+        if name not in _LABELS and not name.startswith("user."):
+            continue
+        wanted = _read(source, name)
+        if wanted is None or (name in there and _read(target, name) == wanted):
+            continue
+        try:
+            os.setxattr(target, name, wanted)
+            changed = True
+        except OSError as error:
+            if name in _LABELS:
+                text = wanted.rstrip(b"\0").decode("utf-8", "replace") if name != "security.NTACL" else "its Windows ACL"
+                warn(f"{subject}: the file system refuses {name} ({error.strerror}); programs that need {text} lose access to it")
+    return changed
+
+
+def settle_new(fd: int, parent: int, uid: int | None, gid: int | None, mode: int | None, warn: Warn, subject: str) -> None:
+    """Access of a new volume's file: the default ACL of the directory ``parent`` as if it had been made there, and then owner,
+    group and mode as given. What it got from the directory that it was made in does not stay."""
+    default = _read(parent, _POSIX_DEFAULT)
+    present = _read(fd, _POSIX) if _POSIX in _listed(fd) else None
+    try:
+        if default is not None and default != present:
+            os.setxattr(fd, _POSIX, default)
+        elif default is None and present is not None:
+            os.removexattr(fd, _POSIX)
+    except OSError as error:
+        if error.errno in _OUT_OF_ROOM or default is None:
+            raise from_os_error(error, subject) from error
+        _warn_of_loss(_refused(_POSIX, default, error), warn, subject)
+    set_ownership(fd, uid, gid, mode, subject)
+
+
+def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None, subject: str) -> bool:
+    """Set what is given and differs; returns whether anything did. :raises ShareNotWritable: the share refuses."""
+    mine = os.fstat(fd)
+    uid = mine.st_uid if uid is None else uid
+    gid = mine.st_gid if gid is None else gid
+    changed = False
+    try:
+        if (mine.st_uid, mine.st_gid) != (uid, gid):
+            os.fchown(fd, uid, gid)
+            changed = True
+        if mode is not None and stat.S_IMODE(mine.st_mode) != mode:
+            os.fchmod(fd, mode)
+            changed = True
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):  # the share is ill, which is not about this owner
+            raise from_os_error(error, subject) from error
+        raise ShareNotWritable(
+            subject,
+            f"it cannot be given to uid {uid}, gid {gid} ({error.strerror})",
+            "run the task as root or as the owner of the volume",
+        ) from error
+    return changed
+
+
+def _copy_acl(source: int, target: int, name: str, names: frozenset[str], subject: str) -> tuple[_Refused | None, bool]:
+    """(what was refused, whether anything differed). An ACL that the source has not is taken away: it was inherited."""
+    wanted = _read(source, name) if name in names else None
+    present = _read(target, name) if name in _listed(target) else None
+    if wanted == present or (wanted is None and name != _POSIX):
+        return None, False
+    try:
+        if wanted is None:
+            os.removexattr(target, name)
+        else:
+            os.setxattr(target, name, wanted)
+    except OSError as error:
+        if error.errno in _OUT_OF_ROOM or wanted is None:
+            raise from_os_error(error, f"access control list of {subject}") from error
+        return _refused(name, wanted, error), False
+    return None, True
+
+
+def _narrowed(mode: int, refused: _Refused | None) -> int:
+    return mode if refused is None else mode & (0o7700 | refused.group << 3 | refused.other)
+
+
+def _warn_of_loss(refused: _Refused, warn: Warn, subject: str) -> None:
+    if refused.names:
+        who = ", ".join(refused.names)
+        warn(
+            f"{subject}: the file system refuses the access control list of the image ({refused.words}), so that {who} cannot open it; "
+            "give them access through owner, group or mode"
+        )
+
+
+def _refused(name: str, acl: bytes, error: OSError) -> _Refused:
+    words = error.strerror or str(error)
+    if name == _POSIX:
+        entries = list(_posix_entries(acl))
+        mask = next((rights for tag, rights, _id in entries if tag == _MASK), 7)
+        group = next((rights for tag, rights, _id in entries if tag == _GROUP_OBJ), 0) & mask
+        named = [_name(tag == _GROUP, number) for tag, rights, number in entries if tag in (_USER, _GROUP) and rights & mask]
+        return _Refused(named, group, 7, words)
+    if name == "system.nfs4_acl":
+        aces = [(flags, rights, who) for kind, flags, rights, who in _nfs4_entries(acl) if kind == _NFS4_ALLOW]
+        named = [f"{'group' if flags & 0x40 else 'user'} {who}" for flags, _rights, who in aces if not who.endswith("@")]
+        return _Refused(named, _nfs4_rights(aces, "GROUP@"), _nfs4_rights(aces, "EVERYONE@"), words)
+    return _Refused(["whoever its NFSv4 list names"], 0, 0, words)
+
+
+def _nfs4_rights(aces: list[tuple[int, int, str]], who: str) -> int:
+    """What an NFSv4 ACL allows to one of its special names, as the three bits of a mode."""
+    found = 0
+    for _flags, rights, name in aces:
+        if name in (who, "EVERYONE@"):
+            found |= sum(bit for right, bit in _NFS4_RIGHTS if rights & right)
+    return found
+
+
+def _posix_entries(acl: bytes) -> Iterator[tuple[int, int, int]]:
+    whole = (len(acl) - 4) // _POSIX_ENTRY.size * _POSIX_ENTRY.size
+    yield from _POSIX_ENTRY.iter_unpack(acl[4 : 4 + max(0, whole)])
+
+
+def _nfs4_entries(acl: bytes) -> Iterator[tuple[int, int, int, str]]:
+    """(type, flags, rights, who) of each entry; nothing of what is not whole."""
+    place = 4
+    while place + 16 <= len(acl):
+        kind, flags, rights, length = struct.unpack_from(">4I", acl, place)
+        place += 16
+        yield kind, flags, rights, acl[place : place + length].decode("utf-8", "replace")
+        place += (length + 3) // 4 * 4
+
+
+def _name(is_group: bool, number: int) -> str:
+    """A user or group as people know it."""
+    try:
+        if is_group:
+            import grp
+
+            return f"group {grp.getgrgid(number).gr_name}"
+        import pwd
+
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"{'group' if is_group else 'user'} {number}"
+
+
+def _listed(fd: int) -> frozenset[str]:
+    try:
+        return frozenset(os.listxattr(fd))
+    except OSError:
+        return frozenset()  # a file system without attributes
+
+
+def _read(fd: int, name: str) -> bytes | None:
+    try:
+        return os.getxattr(fd, name)
+    except OSError:
+        return None

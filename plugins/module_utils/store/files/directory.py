@@ -1,0 +1,417 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Access to the files of a share: relative to an opened directory, following no link, durable where it says so.
+
+The share is not trusted. Every open refuses symbolic links, devices, FIFOs and directories; every write refuses files
+that have a second name. This is the only place where a file on a share is opened, created, renamed or unlinked.
+
+"Durable" means: temporary file, fsync, rename or link, fsync of the directory.
+
+Every change asks first whether the task still may (:meth:`ShareDirectory.verify`): before an open for writing, a new file, a
+name given or taken. Cleaning up is a change too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Callable, Iterator
+
+from ...errors import Conflict, StorageError, UnsafeImage, from_os_error, share_gone
+from ...model import Share
+from ..locks.kernel_users import KernelUsers
+from .names import Names
+from .waiting import Pace
+
+if TYPE_CHECKING:
+    from . import access
+
+PRIVATE = ".remotefs"
+_BALLAST = "ballast"  # its folder there
+SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
+_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_WRITING = _READING | os.O_RDWR
+_NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_ALONE = Pace()
+_TEMPORARY_MARK = "~"  # not in the alphabet of names: no volume's file can look like a temporary one
+
+
+def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeImage(
+            subject, "it is a link, device or directory where a regular file should be", "find out who put it there and remove it"
+        )
+    return status
+
+
+Fence = Callable[[str], None]  # takes the name of what is about to change; raises where the task may change it no more
+
+
+def _unreadable(error: OSError, subject: str) -> StorageError:
+    return from_os_error(error, subject, os.geteuid())
+
+
+def _nothing_to_ask(_name: str) -> None:
+    """The fence of who holds no locks."""
+
+
+class Directory(Names):
+    """One opened directory of a share."""
+
+    def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask, pace: Pace = _ALONE) -> None:
+        super().__init__(fd)
+        self.label = label
+        self._fence = fence
+        self._pace = pace
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def subject(self, name: str) -> str:
+        return f"file {name} on {self.label}"
+
+    def names(self) -> list[str]:
+        """All names, sorted. :raises StorageError: they may not be read."""
+        try:
+            return super().names()
+        except PermissionError as error:
+            raise _unreadable(error, self.label) from error
+
+    def status(self, name: str) -> os.stat_result | None:
+        """lstat of a regular file; None where nothing has that name.
+
+        :raises UnsafeImage: something else than a regular file has it.
+        """
+        try:
+            return _checked_stat(self.fd, name, self.subject(name))
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            raise _unreadable(error, self.subject(name)) from error
+
+    def open(self, name: str, write: bool = False) -> int:
+        """The descriptor that :meth:`examine` has."""
+        return self.examine(name, write)[0]
+
+    def examine(self, name: str, write: bool = False) -> tuple[int, os.stat_result]:
+        """Open an existing regular file: (descriptor, its fstat).
+
+        :raises UnsafeImage: it is a link or a device, or has several names (hard links) and is to be written.
+        :raises FileNotFoundError: nothing has that name.
+        """
+        if write:
+            self._fence(name)
+        if write or name not in self._stock:
+            _checked_stat(self.fd, name, self.subject(name))  # before the open: opening a device can already act
+        try:
+            fd = os.open(name, _WRITING if write else _READING, dir_fd=self.fd)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise UnsafeImage(self.subject(name), "it was exchanged for a link or device", "find out who changes the share") from error
+            raise from_os_error(error, self.subject(name), None if write else os.geteuid()) from error
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink > 1):
+            os.close(fd)
+            raise UnsafeImage(
+                self.subject(name),
+                "it has another name somewhere (a hard link), so writing it could change a foreign file",
+                "copy the file and remove the link",
+            )
+        return fd, status
+
+    @contextmanager
+    def opened(self, name: str, write: bool = False) -> Iterator[int]:
+        fd = self.open(name, write)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def read_small(self, name: str) -> bytes | None:
+        """The content of a record; None where it does not exist.
+
+        :raises UnsafeImage: it is larger than any record can be.
+        """
+        if self.lacks(name):
+            return None
+        try:
+            fd, status = self.examine(name)
+            try:
+                data = os.read(fd, min(status.st_size, SMALL_FILE) + 1)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None  # a stray file's name may leave no room for that of its record
+            raise
+        if len(data) > SMALL_FILE:
+            raise UnsafeImage(self.subject(name), "it is too large for a record", "see docs/worst-day.md for how to rebuild it")
+        return data
+
+    def unlink(self, name: str) -> bool:
+        """Remove a name; false where it was gone already."""
+        self._fence(name)
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            return False
+        except IsADirectoryError as error:
+            raise UnsafeImage(self.subject(name), "it is a directory where a file should be", "find out who made it and remove it") from error
+        return True
+
+    def sync(self) -> None:
+        """Return when the names that were given and taken here are durable."""
+        self._pace.sync_directory(self.fd)
+
+
+class ShareDirectory:
+    """The directory of a share, with the private ``.remotefs`` beside the volumes.
+
+    :param fence: is asked before every change; see :meth:`verify`.
+    :param pace: how a change waits for the disk and for others.
+    """
+
+    def __init__(self, share: Share, fence: Fence = _nothing_to_ask, pace: Pace = _ALONE) -> None:
+        self.share = share
+        self.pace = pace
+        self._fence = fence
+        self.root = Directory(-1, share.label)
+        self._private: dict[str, Directory] = {}
+        self._top = -1  # .remotefs
+        self._missing: set[str] = set()
+        self._kernel_users: KernelUsers | None = None
+        self.refresh()
+
+    def __enter__(self) -> ShareDirectory:
+        return self
+
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        gone = error is not None and self.is_gone()
+        self.close()
+        if gone:
+            raise share_gone(self.share.label)
+        if isinstance(error, OSError):
+            reader = os.geteuid() if self._fence is _nothing_to_ask else None
+            raise from_os_error(error, f"share {self.share.label}", reader) from error
+
+    def is_gone(self) -> bool:
+        """Whether the directory was removed, so that whatever else went wrong is due to that."""
+        try:
+            return os.fstat(self.root.fd).st_nlink == 0 and not os.path.lexists(self.share.path)
+        except OSError as error:
+            return error.errno != errno.EBADF
+
+    def close(self) -> None:
+        for directory in list(self._private.values()) + [self.root]:
+            directory.close()
+        if self._top >= 0:
+            os.close(self._top)
+        self._private, self._top, self._missing = {}, -1, set()
+
+    def refresh(self, keep_listing: bool = False) -> None:
+        """Open the directories anew. After taking a lock this is what makes another host's new files visible (NFS keeps
+        a remembered absence for half a minute, a fresh open revalidates it).
+
+        :param keep_listing: go on with the names that :meth:`Directory.names_from` has, and with what the kernel was seen to have open,
+            for who only looks at many volumes.
+        """
+        known, users = (self.root._listing, self._kernel_users) if keep_listing else (None, None)
+        try:
+            fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:  # what was open stays so: whoever goes on meets the share's own error
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise share_gone(self.share.label) from error
+            raise _unreadable(error, f"share {self.share.label}") from error
+        self.close()
+        self._kernel_users = users
+        self.root = Directory(fd, self.share.label, self.verify, self.pace)
+        self.root._listing = known
+
+    @property
+    def kernel_users(self) -> KernelUsers:
+        """What this host's kernel has open, found out once each time that the directory is opened anew."""
+        if self._kernel_users is None:
+            self._kernel_users = KernelUsers(os.fstat(self.root.fd).st_dev)
+        return self._kernel_users
+
+    def verify(self, name: str) -> None:
+        """Ask whether the task may still change ``name``, a file or a volume.
+
+        :raises LockTimeout: a lock that it needs was lost, and somebody else may be at work.
+        """
+        self._fence(name)
+
+    def look_afresh(self) -> None:
+        """:meth:`refresh`, and list the names: on GlusterFS only a listing replaces remembered ones at once."""
+        self.refresh()
+        for directory in (self.root, self.private("volumes")):
+            if directory is not None:
+                directory.names()
+
+    def private(self, name: str, create: bool = False) -> Directory | None:
+        """``.remotefs/NAME``; None where it does not exist and is not to be created."""
+        if name in self._private:
+            return self._private[name]
+        if not create and (self.root.lacks(PRIVATE) or name in self._missing):
+            return None
+        if self._top < 0:
+            top = self._subdirectory(self.root.fd, PRIVATE, create)
+            if top is None:
+                return None
+            self._top = top
+        fd = self._subdirectory(self._top, name, create)
+        if fd is None:
+            return None
+        fence = _nothing_to_ask if name == "locks" else self.verify  # the lock files are what the answer comes from
+        self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence, self.pace)
+        return self._private[name]
+
+    def take_stock_of_private(self, name: str) -> list[os.DirEntry]:
+        """:meth:`Names.take_stock` of ``.remotefs/NAME``, which is not looked for again where it does not exist."""
+        directory = self.private(name)
+        if directory is not None:
+            return directory.take_stock()
+        self._missing.add(name)
+        return []
+
+    def make_private(self, name: str) -> Directory:
+        directory = self.private(name, create=True)
+        if directory is None:
+            raise from_os_error(FileNotFoundError(errno.ENOENT, "it vanished"), f"directory {PRIVATE}/{name} on {self.share.label}")
+        return directory
+
+    def _subdirectory(self, parent: int, name: str, create: bool) -> int | None:
+        subject = f"directory {name if parent == self.root.fd else f'{PRIVATE}/{name}'} on {self.share.label}"
+        remedy = f"remove what stands at {PRIVATE} on the share if it is not this collection's"
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        if create:
+            try:
+                os.mkdir(name, 0o700, dir_fd=parent)
+                if self.share.keeps_modes and os.fstat(parent).st_mode & stat.S_IWGRP:
+                    from . import privacy  # late: nearly always the folders are there
+
+                    privacy.let_group_in(self.root.fd, parent, name)
+                if name != _BALLAST:  # which is no state
+                    os.fsync(parent)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise from_os_error(error, subject) from error
+        try:
+            fd = os.open(name, flags, dir_fd=parent)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise UnsafeImage(subject, "it is not a directory of ours but a link or a file", remedy) from error
+            if error.errno == errno.EACCES:
+                from . import privacy
+
+                raise privacy.shut_out(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
+            raise from_os_error(error, subject) from error
+        if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
+            os.close(fd)
+            raise UnsafeImage(subject, "everybody may write to it", f"check its content and set its mode to 0700; {remedy}")
+        if create and name == "volumes":
+            with os.scandir(fd) as entries:
+                if next(entries, None) is None:
+                    os.fsync(parent)  # whoever made it may have been killed before this; now it gets its first record
+        return fd
+
+    def keep_as_private(self, fd: int, directory: Directory) -> None:
+        """Let those use a file of ours who may use its folder."""
+        if self.share.keeps_modes and os.fstat(directory.fd).st_mode & stat.S_IWGRP:
+            if os.fstat(fd).st_uid == os.geteuid():
+                os.fchmod(fd, 0o660)
+
+    # -- temporary files and how they get their names ------------------------------------------------------------
+
+    def create_temporary(self, volume: str, mode: int = 0o600) -> tuple[int, str]:
+        """A new file that no name of a volume leads to yet: (descriptor, temporary name)."""
+        directory, name = self.make_private("tmp"), self.temporary_name(volume)
+        try:
+            return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory.fd), name
+        except OSError as error:
+            raise from_os_error(error, f"share {self.share.label}") from error
+
+    def temporary_name(self, volume: str) -> str:
+        """A name for a new file in ``.remotefs/tmp``. :raises LockTimeout: the task may not change the volume any more."""
+        self.verify(volume)
+        return f"{volume}{_TEMPORARY_MARK}{os.urandom(6).hex()}"
+
+    def discard_temporary(self, name: str) -> None:
+        self.make_private("tmp").unlink(name)
+
+    def leftovers(self, volume: str) -> list[str]:
+        """Temporary files that an interrupted task on ``volume`` left. Only meaningful under the volume's lock."""
+        directory = self.private("tmp")
+        prefix = volume + _TEMPORARY_MARK
+        return [name for name in directory.names() if name.startswith(prefix)] if directory else []
+
+    def publish(self, temporary: str, name: str) -> None:
+        """Give a synced temporary file its name, provided that nothing has it. Durable.
+
+        :raises Conflict: the name is taken, by whatever it is.
+        """
+        source = self.make_private("tmp")
+        self.verify(name)
+        try:
+            os.link(temporary, name, src_dir_fd=source.fd, dst_dir_fd=self.root.fd, follow_symlinks=False)
+            source.unlink(temporary)
+        except FileExistsError as error:
+            raise self._taken(name) from error
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise from_os_error(error, self.root.subject(name)) from error
+            self._publish_by_rename(temporary, name)
+            return
+        self.root.sync()
+
+    def _publish_by_rename(self, temporary: str, name: str) -> None:
+        """For file systems without hard links: the volume's lock is what keeps others of us from taking the name."""
+        try:
+            os.lstat(name, dir_fd=self.root.fd)
+        except FileNotFoundError:
+            self.replace(temporary, name)
+            return
+        raise self._taken(name)
+
+    def _taken(self, name: str) -> StorageError:
+        return Conflict(self.root.subject(name), "the name is taken by something else", "remove or rename it, or choose another name")
+
+    def replace(self, temporary: str, name: str, directory: Directory | None = None, volume: str | None = None) -> None:
+        """Let a synced temporary file take the place of ``name`` in one atomic, durable step.
+
+        :param directory: where ``name`` is; None: in the share's own. :param volume: whose it is, where the name does not tell.
+        :raises LockTimeout: the task may not change it any more. :raises OSError: it may not be durable.
+        """
+        source, target = self.make_private("tmp"), self.root if directory is None else directory
+        self.verify(volume or name)
+        os.rename(temporary, name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+        target.sync()
+
+    def write_record(
+        self, volume: str, directory: Directory, name: str, data: bytes, like: str | None = None, warn: access.Warn | None = None, last: str = ""
+    ) -> None:
+        """Write a small file whole and durable, as :func:`small_files.write` says."""
+        from . import small_files  # late: only changes write any
+
+        small_files.write(self, volume, directory, name, data, like, warn, last)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
+    """Write all of ``data`` at ``offset``, however little the file system takes at a time."""
+    left = memoryview(data)
+    while left:
+        done = os.pwrite(fd, left, offset)
+        left, offset = left[done:], offset + done

@@ -1,0 +1,115 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who rests on whom on all of a share, for who is going to destroy something: its directory, and its folders as far as they can be
+searched in a bounded time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import Collection, Mapping
+
+from ..volumes.dependents import Backings, Search, listing, note, search_root
+from .directory import PRIVATE, Directory, ShareDirectory
+from .names import shown
+
+# What servers show of the past: whatever rests on something there rests on what was, not on what is.
+SNAPSHOT_FOLDERS = frozenset((".snapshot", ".snapshots", ".zfs", ".snaps", "~snapshot", "#recycle"))
+MOST_ENTRIES = 50_000
+MOST_SECONDS = 10.0
+_DEEPEST = 64
+_OPENING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def scan_all(directory: ShareDirectory, known: Mapping[str, str | None] | None = None) -> Backings:
+    """Who rests on whom, for who is going to destroy something: also in the share's folders, and behind symbolic links.
+
+    :param known: file → backing file of files that the caller has just read under their volume's lock.
+    """
+    listed = listing(directory)
+    found = Backings(known)
+    search = found.search = Search(directory, listed, outside=True)
+    search_root(directory, search, listed, found, known or {})
+    search_folders(directory, search, listed.folders, found)
+    return found
+
+
+def search_folders(directory: ShareDirectory, how: Search, folders: Collection[str], found: Backings) -> None:
+    """Look into the ``folders`` of the share's directory and all below them. Other file systems and :data:`SNAPSHOT_FOLDERS` are
+    passed over; what was not reached is told in ``found.unreached``."""
+    device = os.fstat(directory.root.fd).st_dev
+    deadline, entries_left = time.monotonic() + MOST_SECONDS, MOST_ENTRIES
+    waiting = deque((name,) for name in sorted(folders) if _is_searched(name))
+    refused: list[str] = []
+    while waiting:
+        folder = waiting.popleft()
+        if entries_left <= 0 or time.monotonic() > deadline or len(folder) > _DEEPEST:
+            refused += ["/".join(folder), *("/".join(one) for one in waiting)]
+            break
+        try:
+            fd = _opened(directory.root.fd, folder)
+        except OSError as error:
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                refused.append("/".join(folder))
+            continue
+        try:
+            if os.fstat(fd).st_dev == device:
+                entries_left -= _look_into(fd, folder, how, found, waiting, refused, deadline)
+        except OSError:
+            refused.append("/".join(folder))
+        finally:
+            os.close(fd)
+    if refused:
+        found.unreached += (_told(directory, refused),)
+    found.unreached += tuple(how.unreached)
+
+
+def _is_searched(name: str) -> bool:
+    return name != PRIVATE and name not in SNAPSHOT_FOLDERS
+
+
+def _opened(root: int, folder: tuple[str, ...]) -> int:
+    """A folder of the share, reached without following a link."""
+    fd = os.dup(root)
+    for part in folder:
+        try:
+            deeper = os.open(part, _OPENING, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = deeper
+    return fd
+
+
+def _look_into(
+    fd: int, folder: tuple[str, ...], how: Search, found: Backings, waiting: deque, refused: list[str], deadline: float
+) -> int:
+    """Read all files of a folder. Returns how many entries it has."""
+    place, count = "/".join(folder), 0
+    opened = Directory(fd, place)
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            count += 1
+            file = f"{place}/{entry.name}"
+            if count % 64 == 0 and time.monotonic() > deadline:
+                refused.append(place)
+                break
+            if entry.is_symlink():
+                note(found, file, how.of_link, fd, entry.name, place)
+            elif entry.is_file(follow_symlinks=False):
+                note(found, file, how.read, opened, entry.name, place)
+            elif entry.is_dir(follow_symlinks=False) and _is_searched(entry.name):
+                waiting.append((*folder, entry.name))
+            if file in found.unread:  # in folders that are no part of the share's business; in its directory it would be a doubt
+                del found.unread[file]
+                refused.append(file)
+    return count
+
+
+def _told(directory: ShareDirectory, refused: list[str]) -> str:
+    names = ", ".join(map(shown, refused[:3])) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
+    return (
+        f"{directory.share.label}: not all of its folders could be searched for files that rest on what is destroyed (not looked at: {names}); "
+        "make sure that nothing there does"
+    )

@@ -1,0 +1,340 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One task at a time on a volume, across hosts: a lock file on the share, or a lease where locks are not seen.
+
+Where the kernel's locks travel (local, NFS, GlusterFS, sshfs on one host), an open-file-description lock on
+``.remotefs/locks/NAME.lock`` decides alone: it ends with its last holder, and programs inherit it. Tasks that only read a
+volume's files share it. On CIFS with ``nobrl`` nobody sees it; there a file made with O_EXCL is the lease, which a dead
+owner leaves behind, and which is never shared.
+
+A lock can be lost while its holder works: a server gives it away after a partition, an administrator breaks a lease. So the
+file holds a token: the holder's name with a random generation, or nothing while readers hold it. Before each change a task
+asks with :meth:`VolumeLock.verify` whether lock, file and token are still its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from typing import NamedTuple
+
+from ...errors import LockTimeout, StorageError, UnsafeImage, from_os_error
+from ...model import info_name
+from ..files.directory import Directory, ShareDirectory
+
+_OFD_SETLK = 37
+_WHOLE_FILE = {kind: struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0) for kind in (fcntl.F_WRLCK, fcntl.F_RDLCK)}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25  # seconds
+_LOST = (errno.ENOENT, errno.ESTALE)
+_REFUSED = (errno.EAGAIN, errno.EACCES)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Owner(NamedTuple):
+    """Who holds a lock, as others are told. ``started`` is the process's start time in the kernel's clock ticks;
+    ``generation`` is random, so that no two takings look alike; ``task`` is the module's name."""
+
+    host: str
+    machine: str
+    boot: str
+    pid_namespace: str
+    pid: int
+    started: str
+    since: str
+    generation: str = ""
+    task: str = ""
+
+    @staticmethod
+    def of_this_process() -> Owner:
+        pid = os.getpid()
+        return Owner(
+            socket.gethostname(),
+            _first_line("/etc/machine-id"),
+            _first_line("/proc/sys/kernel/random/boot_id"),
+            _pid_namespace(),
+            pid,
+            _start_time(pid),
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            os.urandom(8).hex(),
+            os.path.splitext(os.path.basename(sys.argv[0]))[0],
+        )
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self._asdict()).encode("utf-8")
+
+    def is_dead(self) -> bool:
+        """Whether this host can prove that the owner is gone: same machine, boot and PID namespace, other process."""
+        here = Owner.of_this_process()
+        if not self.boot or (self.machine, self.boot, self.pid_namespace) != (here.machine, here.boot, here.pid_namespace):
+            return False
+        return _start_time(self.pid) != self.started
+
+    def __str__(self) -> str:
+        task = f" ({self.task})" if self.task else ""
+        return f"process {self.pid} on {self.host}{task} since {self.since}"
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            return stream.readline().strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str:
+    """Field 22 of /proc/PID/stat; empty where there is no such process."""
+    line = _first_line(f"/proc/{pid}/stat")
+    return line.rpartition(")")[2].split()[19] if ")" in line else ""
+
+
+def _parse_owner(data: bytes) -> Owner | None:
+    """What a lock's file says of its holder; None where that is not what one of ours has written."""
+    try:
+        owner = Owner(**json.loads(data.decode("utf-8")))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    texts = [value for name, value in owner._asdict().items() if name != "pid"]
+    honest = isinstance(owner.pid, int) and not isinstance(owner.pid, bool) and all(isinstance(text, str) and text.isprintable() for text in texts)
+    return owner if honest else None  # a process id becomes part of a path, and the rest is shown to users
+
+
+class VolumeLock:
+    """The lock of one volume name on a share; a context manager.
+
+    :param timeout: seconds to wait for it.
+    :param break_lease: take a lease away from an owner that cannot be proven dead.
+    :param shared: only keep others from changing the volume; many tasks can hold it so at once. A lease is never shared.
+    :raises LockTimeout: another task held it all the time; the message names its owner where there is only one.
+    """
+
+    def __init__(
+        self, directory: ShareDirectory, volume: str, timeout: float = 90, break_lease: bool = False, shared: bool = False
+    ) -> None:
+        self.volume = volume
+        self._directory = directory
+        self._timeout = timeout
+        self._break_lease = break_lease
+        self._lease = not directory.share.locks_visible
+        self._kind = fcntl.F_RDLCK if shared and not self._lease else fcntl.F_WRLCK
+        self._name = volume + (".lease" if self._lease else ".lock")
+        self._taken = False
+        self._fd = -1  # of a lock; a lease is not kept open, because SMB would not let anybody break it then
+        self._identity = (0, 0)  # device and inode of the file that is locked
+        self._token = b""  # what the file holds for as long as the lock is ours
+        self._stale: OSError | None = None  # what the last attempt met, where that was a file that the server knows no more
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What programs inherit, so that the lock lasts as long as their work."""
+        return (self._fd,) if self._fd >= 0 else ()
+
+    @property
+    def shared(self) -> bool:
+        return self._kind == fcntl.F_RDLCK
+
+    def protects(self, file: str) -> bool:
+        """Whether the lock's volume is what a name speaks of: the volume itself, or a file or temporary file named after it."""
+        return file == self.volume or file.startswith((self.volume + ".", self.volume + "~"))
+
+    def __enter__(self) -> VolumeLock:
+        deadline = time.monotonic() + self._timeout
+        pause = _FIRST_PAUSE
+        while not self._try():
+            if time.monotonic() >= deadline:
+                raise from_os_error(self._stale, self._subject) if self._stale else self._timed_out()
+            self._directory.pace.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        try:
+            if self._lease and self._is_held():  # another one's lease is not ours to remove
+                self._directory.make_private("locks").unlink(self._name)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._taken = False
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def forget_file(self) -> None:
+        """Remove the lock file of a volume that is gone; whoever waits on it notices and takes a new one.
+
+        Not where clients remember names: another one could lock the file that is gone.
+        """
+        if not self._lease and not self.shared and not self._directory.share.stale_seconds and self._is_held():
+            self._directory.make_private("locks").unlink(self._name)
+
+    def verify(self) -> None:
+        """Ask whether the lock is still ours; three system calls where the kernel's locks are used, none of them an fsync.
+
+        :raises LockTimeout: somebody else has it or had it in between. Nothing may be changed any more, not even cleaned up.
+        """
+        if not self._is_held():
+            raise LockTimeout(
+                self._subject,
+                f"it was lost to {self._owner() or 'another task'} while this task worked",
+                "run the task again: it finishes or undoes what this one began",
+            )
+
+    def _is_held(self) -> bool:
+        locks = self._directory.private("locks")
+        if locks is None or not self._taken:
+            return False
+        try:
+            if self._lease:
+                return locks.read_small(self._name) == self._token
+            # The request first: where locks are a server's, it is what asks the server and drops what is remembered of the file.
+            fcntl.fcntl(self._fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
+            return _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) == self._identity and self._token_stands()
+        except OSError as error:
+            if error.errno in (*_REFUSED, *_LOST, errno.EIO):  # EIO: what NFS says of files whose lock it has lost
+                return False
+            raise from_os_error(error, self._subject) from error
+
+    def _token_stands(self) -> bool:
+        return os.pread(self._fd, len(self._token) + 1, 0) == self._token
+
+    def _try(self) -> bool:
+        self._stale = None
+        try:
+            return self._try_lease() if self._lease else self._try_lock()
+        except OSError as error:
+            if error.errno not in _LOST:
+                raise from_os_error(error, self._subject) from error
+            # The file went away under us: a deletion finished. Or the server's directory is another one by now. Start over.
+            self._stale = error if error.errno == errno.ESTALE else None
+            self._directory.refresh()
+            return False
+
+    @property
+    def _subject(self) -> str:
+        return f"lock of volume {self.volume} on {self._directory.share.label}"
+
+    def _try_lock(self) -> bool:
+        locks = self._directory.make_private("locks")
+        self._refuse_foreign(locks)
+        self._fd = self._open(locks, os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            self._directory.keep_as_private(self._fd, locks)
+            if os.fstat(self._fd).st_nlink > 1:
+                raise self._foreign("it has another name somewhere (a hard link), so writing it could change a foreign file")
+            fcntl.fcntl(self._fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
+            self._identity = _identity(os.fstat(self._fd))
+            if _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) != self._identity:
+                raise FileNotFoundError(errno.ENOENT, "lock file replaced")
+            # Readers write no name: they cannot all be told, and what an earlier writer left must not be taken for one of them.
+            # The empty file tells each of them that no writer came in between.
+            self._claim(self._fd, b"" if self.shared else Owner.of_this_process().to_bytes())
+            self._directory.refresh()
+        except BaseException as error:
+            self._let_go()
+            if isinstance(error, OSError) and error.errno in _REFUSED:
+                return False
+            raise
+        self._taken = True
+        return True
+
+    def _open(self, locks: Directory, flags: int) -> int:
+        """Open or make the lock's file; on a full share some ballast makes room for it."""
+        flags |= os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(self._name, flags, 0o600, dir_fd=locks.fd)
+        except OSError as error:
+            if error.errno not in _FULL or not self._make_room():
+                raise
+        return os.open(self._name, flags, 0o600, dir_fd=locks.fd)
+
+    def _refuse_foreign(self, locks: Directory) -> None:
+        """Before the open, because opening a device can already act. :raises UnsafeImage: what stands there is no regular file."""
+        try:
+            locks.status(self._name)
+        except UnsafeImage as error:
+            raise self._foreign(error.problem) from error
+
+    def _foreign(self, problem: str) -> UnsafeImage:
+        return UnsafeImage(self._subject, problem, f"find out who put .remotefs/locks/{self._name} there and remove it")
+
+    def _try_lease(self) -> bool:
+        locks = self._directory.make_private("locks")
+        try:
+            fd = self._open(locks, os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            owner = self._owner()
+            if self._break_lease or (owner is not None and owner.is_dead()):
+                self._break_lease = False  # once: a lease that appears afterwards belongs to a living task
+                locks.unlink(self._name)
+            return False
+        try:
+            try:
+                token = Owner.of_this_process().to_bytes()
+                try:
+                    self._write_token(fd, token)
+                except OSError as error:
+                    if error.errno not in _FULL or not self._make_room():
+                        raise
+                    self._write_token(fd, token)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            locks.unlink(self._name)  # nobody could tell whose it is
+            raise
+        self._taken = True
+        self._directory.refresh()
+        return True
+
+    def _make_room(self) -> bool:
+        """Give some ballast back for the lock of a volume that is there; who makes a new one needs more room anyway."""
+        from ..files import ballast  # late: few shares are full
+
+        there = any(self._directory.root.status(name) is not None for name in (self.volume, info_name(self.volume)))
+        return there and ballast.release(self._directory)
+
+    def _claim(self, fd: int, token: bytes) -> None:
+        """Write the token. Where the share has no room for it, the lock is held without, as readers hold it."""
+        try:
+            self._write_token(fd, token)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            self._write_token(fd, b"")
+
+    def _write_token(self, fd: int, token: bytes) -> None:
+        os.pwrite(fd, token, 0)
+        os.ftruncate(fd, len(token))
+        self._token = token
+
+    def _owner(self) -> Owner | None:
+        try:
+            return _parse_owner(self._directory.make_private("locks").read_small(self._name) or b"")
+        except (OSError, StorageError):
+            return None
+
+    def _timed_out(self) -> LockTimeout:
+        owner = self._owner()
+        remedy = "wait for that task to end or raise lock_timeout"
+        if self._lease:
+            remedy += "; if its host is dead, run the task with break_lock: true"
+        return LockTimeout(self._subject, f"it is held by {owner or 'another task'} and was not freed within {self._timeout:g} s", remedy)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -1,0 +1,58 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``NAME.info``: which file is active, and which overlay each snapshot made, as OpenStack Cinder's remotefs keeps it.
+
+Flat JSON ``{"active": FILE, SNAPSHOT: FILE, ...}`` with basenames only. Values are followed, never rebuilt from keys.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...errors import ChainBroken, UnsafeImage
+from ...model import are_safe_file_names, info_name, is_safe_file_name
+
+if TYPE_CHECKING:
+    from ..files.directory import ShareDirectory
+
+_ACTIVE = "active"
+_MOST_ENTRIES = 512  # twice the files that a chain may have; more would not fit a record of ours
+
+
+class Info(NamedTuple):
+    """Content of an ``.info`` file: the active file, and (snapshot, file) pairs."""
+
+    active: str
+    snapshots: tuple[tuple[str, str], ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Serialised the way Cinder does it, so that turns taken do not show up as differences."""
+        content = dict(self.snapshots)
+        content[_ACTIVE] = self.active
+        return json.dumps(content, indent=1, sort_keys=True).encode("utf-8")
+
+
+def read(directory: ShareDirectory, volume: str) -> Info | None:
+    """``.info`` of a volume on a share; None where there is none. Raises as :func:`parse` does."""
+    data = directory.root.read_small(info_name(volume))
+    return None if data is None else parse(volume, data)
+
+
+def parse(volume: str, data: bytes) -> Info:
+    """:raises ChainBroken: torn or no flat JSON. :raises UnsafeImage: a value is no plain file name."""
+    subject = f"snapshot record {info_name(volume)}"
+    remedy = "restore it from a backup or write it anew by hand as docs/worst-day.md shows"
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ChainBroken(subject, f"it is damaged ({error})", remedy) from error
+    if not isinstance(content, dict) or not isinstance(content.get(_ACTIVE), str):
+        raise ChainBroken(subject, "it does not name the active file", remedy)
+    if len(content) > _MOST_ENTRIES:
+        raise UnsafeImage(subject, f"it has {len(content)} entries, more than any chain has files", remedy)
+    if not are_safe_file_names(content.values()):
+        wrong = next(key for key, value in content.items() if not is_safe_file_name(value))
+        raise UnsafeImage(subject, f"the value of {wrong!r} is no plain file name", remedy)
+    return Info(content[_ACTIVE], tuple(sorted((key, value) for key, value in content.items() if key != _ACTIVE)))

@@ -1,0 +1,46 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``.info`` that is missing or torn, as it must have been."""
+
+from __future__ import annotations
+
+from ...errors import ChainBroken, StorageError
+from ...model import info_name, listed
+from ..volumes import ownership
+from ..volumes.chains import walk
+from ..volumes.look import Look
+from . import info_file
+
+
+def rebuilt_info(look: Look, torn: ChainBroken | None) -> info_file.Info:
+    """What ``.info`` said, from our own record, where the chain agrees with that in every point.
+
+    :param torn: what is wrong with the one that is there. :raises ChainBroken: what it said is not certain.
+    """
+    rebuilt = _from_record(look)
+    if rebuilt is not None:
+        return rebuilt
+    seen = listed(f"{file} on {below}" for file, below in ownership.overlays_named_after(look.directory, look.name).items()) or "none"
+    wrong = torn.problem if torn else "it is missing although snapshots were taken"
+    raise ChainBroken(
+        f"snapshot record {info_name(look.name)} on {look.directory.share.label}",
+        f"{wrong}, and nothing tells for certain what it said (overlays seen: {seen})",
+        "restore it from a backup or write it anew by hand as docs/worst-day.md shows",
+    ) from torn
+
+
+def _from_record(look: Look) -> info_file.Info | None:
+    directory, record = look.directory, look.record
+    if record is None or record.intent is not None or record.active is None:
+        return None
+    info = info_file.Info(record.active, tuple(sorted((snapshot, str(one["file"])) for snapshot, one in record.snapshots.items())))
+    try:
+        chain = walk(directory, look.name, record.active, info, record)
+    except (OSError, StorageError):
+        return None
+    own = {image.file for image in chain} & set(record.formats)
+    overlays = {image.file for image in chain if image.backing_file}
+    agrees = own == set(record.formats) and all(file in overlays & own for _snapshot, file in info.snapshots)
+    went_on = record.active in ownership.overlays_named_after(directory, look.name).values()
+    return info if agrees and not went_on else None

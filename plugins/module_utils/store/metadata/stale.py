@@ -1,0 +1,71 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Entries of ``.info`` whose file is no overlay of the chain: which may be so, and what is left of them on the share."""
+
+from __future__ import annotations
+
+import os
+from typing import Collection
+
+from ...errors import ChainBroken, StorageError
+from ...model import Volume
+from .. import qcow2
+from ..files.directory import ShareDirectory
+from ..volumes import ownership
+from . import records
+
+_MOST_FILES = 256  # followed below an entry's file
+_WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
+
+
+def require_stale(directory: ShareDirectory, name: str, files: Collection[str], snapshot: str, file: str) -> None:
+    """An entry of ``.info`` can go only where its file cannot hold newer data of this volume than the active image does.
+
+    It is gone, or a plain file that rests on nothing, or on what is not in the chain: Cinder leaves such entries behind.
+
+    :param files: those of the chain.
+    :raises ChainBroken: it rests on a file of the chain, or its header cannot be understood. Then ``.info`` may be the wrong one.
+    """
+    seen: set[str] = set()
+    below: str | None = file
+    while below is not None and below not in files and below not in seen and len(seen) < _MOST_FILES:
+        seen.add(below)
+        try:
+            with directory.root.opened(below) as fd:
+                spelt = qcow2.read_header(fd).backing_file if qcow2.has_magic(fd) else None
+        except FileNotFoundError:
+            return
+        except (StorageError, qcow2.Qcow2Error) as error:
+            raise _contradiction(name, snapshot, file) from error
+        below = os.path.basename(spelt) if spelt else None
+    if below in files and file not in files:
+        raise _contradiction(name, snapshot, file)
+
+
+def _contradiction(name: str, snapshot: str, file: str) -> ChainBroken:
+    return ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain, and may belong above it", _WORST_DAY)
+
+
+def remains_of(directory: ShareDirectory, volume: Volume, names: Collection[str] | None = None) -> tuple[str, ...]:
+    """Files that only stale entries of ``.info`` name and that go with these: of the snapshots ``names``, or of all.
+
+    They are this volume's by their names or by its record, nobody else's, and in no chain; anything else is left where it is.
+    """
+    try:
+        record = records.read(directory, volume.name)
+    except StorageError:
+        record = None
+    kept = {*volume.files, *(file for snapshot, file in volume.stale if names is not None and snapshot not in names)}
+    found = []
+    for snapshot, file in volume.stale:
+        ours = file == f"{volume.name}.{snapshot}" or (record is not None and file in record.formats and file != volume.name)
+        if (names is not None and snapshot not in names) or not ours or file in kept or file in found:
+            continue
+        try:
+            status = directory.root.status(file)
+        except StorageError:
+            continue
+        if status is not None and status.st_nlink == 1 and ownership.owner_of(directory, file, besides=volume.name) is None:
+            found.append(file)
+    return tuple(found)

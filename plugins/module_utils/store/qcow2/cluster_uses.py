@@ -1,0 +1,236 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether each cluster of a file has one use, before anything is written into the image.
+
+Where two entries of its tables lead to one cluster, a write to one part of the disk changes another part, and where an entry
+leads to a table, the image is lost. QEMU sees neither: it writes in place what is flagged as having one owner, and takes for
+free what is not counted. So a merge must not begin, whoever does it.
+
+All tables are looked at, and not just those of the clusters that are written: a merge writes clusters that nobody has planned
+(tables, counts), and who is asked to repair an image wants to know it before its data moves. What costs is reading the tables,
+which a merge does anyway to find the end of what is in use.
+
+Section "Host cluster management" of QEMU's docs/interop/qcow2.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import struct
+import sys
+from typing import Iterator
+
+from .bitmaps import ranges_of_bitmaps
+from .clusters import COPIED, MOST_TABLE_BYTES, OFFSET, READS_ZERO, big_endian
+from .l2_entries import COMPRESSED, compressed_range, refcount_table
+from .layout import FIELDS, FIELDS_OF_3, Qcow2Error
+from .reading import Header, read_header
+from .tables import l1_table
+
+_ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8  # of the binary logarithm of a count's width
+_MOST_CLUSTERS = 64 << 20  # of a file, up to five bytes of memory for each
+_MOST_BEHIND = 1 << 20  # clusters behind the end of the file
+_MOST_USES = (1 << 16) - 1
+_SHARED = "a cluster has two uses, so that a write to one part of the disk would change another part, or a table"
+_UNCOUNTED = "a cluster is counted less often than it is used, so that a write may take it for free"
+
+
+def require_single_owners(fd: int) -> None:
+    """Make sure that nothing else is changed when the image is written. Reads all tables and counts, as ``qemu-img check`` does.
+
+    In order are several compressed clusters in one cluster of the file, and several owners that are counted and not flagged as the
+    only one: QEMU copies these before it writes. Counts mean nothing where the image says that they are to be repaired. Not looked
+    at are files of more than 64 Mi clusters or 512 MiB of L2 tables: 4 TiB in clusters of 64 KiB.
+
+    :raises Qcow2Error: a cluster has two uses, or is in use and not counted; or the tables are damaged in another way.
+    """
+    header = read_header(fd)
+    clusters = -(-os.fstat(fd).st_size // header.cluster_size)
+    tables = l1_table(fd, header, MOST_TABLE_BYTES // header.cluster_size)
+    if header.internal_snapshots or clusters > _MOST_CLUSTERS or tables is None:
+        return
+    at, blocks = refcount_table(fd, header)
+    if blocks is None:
+        raise Qcow2Error("its table of reference counts is cut short")
+    uses = _Uses(header, clusters)
+    uses.take_bytes(0, 1)
+    uses.take_bytes(header.l1_offset, header.l1_entries * 8)
+    uses.take_bytes(at, len(blocks) * 8)
+    for block in blocks:
+        if block:
+            uses.take_whole(block)
+    for start, length in ranges_of_bitmaps(fd, header):
+        uses.take_bytes(start, length)
+    for entry in tables.values():
+        uses.take_whole(entry & OFFSET)  # no two of them are one, as l1_table has it
+    for entry in tables.values():
+        uses.take_table(os.pread(fd, header.cluster_size, entry & OFFSET).ljust(header.cluster_size, b"\0"))
+    uses.finish()
+    if not header.dirty:
+        _require_counts(fd, header, blocks, uses)
+
+
+class _Uses:
+    """The uses of each cluster of a file: by its one owner, by entries that are not flagged as that, and by compressed data."""
+
+    def __init__(self, header: Header, clusters: int) -> None:
+        self._header = header
+        self._size = header.cluster_size
+        self._bits = header.cluster_bits
+        entries = header.cluster_size // 8
+        self._misplaced = int.from_bytes((OFFSET & (header.cluster_size - 1)).to_bytes(8, "big") * entries, "big")
+        self.owned = bytearray(clusters)
+        self.others: array.array | None = None  # how many entries that are not flagged lead there
+        self.packed: array.array | None = None  # how many compressed clusters lie there
+        self.behind: set[int] = set()  # in use and behind the end of the file
+
+    def take_bytes(self, offset: int, length: int) -> None:
+        """A part of the file that is no data."""
+        for number in range(offset >> self._bits, -(-(offset + length) >> self._bits)):
+            self._own(number)
+
+    def take_whole(self, offset: int) -> None:
+        """A cluster that is a table or a block of counts."""
+        if offset & (self._size - 1):
+            raise Qcow2Error("a cluster is not where the format wants it")
+        self._own(offset >> self._bits)
+
+    def take_table(self, data: bytes) -> None:
+        """All that an L2 table leads to."""
+        if data.count(0) == len(data) or self._take_run(data) or self._take_flagged(data):
+            return
+        entries = big_endian(data)
+        mask = self._size - 1
+        for entry in entries[0::2] if self._header.extended_l2 else entries:
+            if entry & COMPRESSED:
+                self._pack(entry)
+                continue
+            offset = entry & OFFSET
+            if not offset:
+                continue
+            if offset & mask:
+                raise Qcow2Error("a cluster is not where the format wants it")
+            if entry & COPIED:
+                self._own(offset >> self._bits)
+            else:
+                self.others = self._count(self.others, offset >> self._bits)
+
+    def _take_run(self, data: bytes) -> bool:
+        """Take a table in which each cluster lies behind the one before, as most tables of a disk that was filled once."""
+        first, number = int.from_bytes(data[:8], "big"), len(data) // 8
+        if self._header.extended_l2 or not first & COPIED or first & (COMPRESSED | READS_ZERO):
+            return False
+        step = int.from_bytes(self._size.to_bytes(8, "big") * (number - 1), "big")
+        if int.from_bytes(data[8:], "big") - int.from_bytes(data[:-8], "big") != step:
+            return False
+        begin, end = (first & OFFSET) >> self._bits, ((first & OFFSET) >> self._bits) + number
+        if first & OFFSET & (self._size - 1) or end > len(self.owned):
+            return False
+        if self.owned.find(1, begin, end) >= 0:
+            raise Qcow2Error(_SHARED)
+        self.owned[begin:end] = b"\1" * number
+        return True
+
+    def _take_flagged(self, data: bytes) -> bool:
+        """Take a table of which each entry leads nowhere or is flagged as the only owner, by a few operations on all of them."""
+        flags = data[::8]
+        flagged = flags.count(0x80)
+        if self._header.extended_l2 or flagged + flags.count(0) < len(flags) or int.from_bytes(data, "big") & self._misplaced:
+            return False
+        numbers = [(entry & OFFSET) >> self._bits for entry in big_endian(data) if entry & OFFSET]
+        if len(numbers) != flagged or max(numbers, default=0) >= len(self.owned):
+            return False
+        if len(set(numbers)) < flagged or any(map(self.owned.__getitem__, numbers)):
+            raise Qcow2Error(_SHARED)
+        for number in numbers:
+            self.owned[number] = 1
+        return True
+
+    def _own(self, number: int) -> None:
+        if number >= len(self.owned):
+            if number in self.behind:
+                raise Qcow2Error(_SHARED)
+            self._note_behind(number)
+        elif self.owned[number]:
+            raise Qcow2Error(_SHARED)
+        else:
+            self.owned[number] = 1
+
+    def _pack(self, entry: int) -> None:
+        start, length = compressed_range(entry, self._header)
+        for number in range(start >> self._bits, ((start + length - 1) >> self._bits) + 1):
+            self.packed = self._count(self.packed, number)
+
+    def _count(self, counts: array.array | None, number: int) -> array.array:
+        counts = array.array("H", bytes(2 * len(self.owned))) if counts is None else counts
+        if number >= len(counts):
+            self._note_behind(number)
+        elif counts[number] < _MOST_USES:
+            counts[number] += 1
+        return counts
+
+    def _note_behind(self, number: int) -> None:
+        self.behind.add(number)
+        if len(self.behind) > _MOST_BEHIND:
+            raise Qcow2Error("too many of its clusters lie behind the end of the file")
+
+    def finish(self) -> None:
+        """Compare the kinds of uses. :raises Qcow2Error: a cluster has two that do not go together."""
+        for counts, besides in ((self.others, self.packed), (self.packed, None), (self.others, None)):
+            for number in _used(counts):
+                if self.owned[number] or (besides is not None and besides[number]):
+                    raise Qcow2Error(_SHARED)
+
+    def counted(self) -> Iterator[tuple[int, int]]:
+        """(number of a cluster, its uses), of those without one owner."""
+        for counts in (self.others, self.packed):
+            for number in _used(counts):
+                yield number, counts[number] if counts is not None else 0
+
+
+def _used(counts: array.array | None) -> Iterator[int]:
+    chunk = 4096
+    for start in range(0, len(counts) if counts is not None else 0, chunk):
+        part = counts[start : start + chunk] if counts is not None else array.array("H")
+        if any(part):
+            yield from (start + position for position, count in enumerate(part) if count)
+
+
+def _require_counts(fd: int, header: Header, blocks: list[int], uses: _Uses) -> None:
+    """:raises Qcow2Error: a cluster is counted less often than it is used."""
+    order = 4 if header.version == 2 else struct.unpack(">I", os.pread(fd, 4, _ORDER_AT))[0]
+    per_block = header.cluster_size * 8 >> order
+    loose: dict[int, list[tuple[int, int]]] = {}
+    for number, count in uses.counted():
+        loose.setdefault(number // per_block, []).append((number, count))
+    for index in range(-(-len(uses.owned) // per_block)):
+        owned = bytes(uses.owned[index * per_block : (index + 1) * per_block])
+        if not loose.get(index) and not owned.count(1):
+            continue
+        block = blocks[index] if index < len(blocks) else 0
+        counts = _counts(os.pread(fd, header.cluster_size, block).ljust(header.cluster_size, b"\0") if block else b"", order)
+        counted = int.from_bytes(_is_counted(counts, len(owned)), "big")
+        if int.from_bytes(owned, "big") & ~counted:
+            raise Qcow2Error(_UNCOUNTED)
+        for number, count in loose.get(index, ()):
+            position = number % per_block
+            if (counts[position] if position < len(counts) else 0) < count:
+                raise Qcow2Error(_UNCOUNTED)
+
+
+def _is_counted(counts: array.array | list[int], number: int) -> bytes:
+    """A byte 1 for each cluster whose count is not zero, of ``number`` clusters."""
+    return bytes([1 if count else 0 for count in counts[:number]]).ljust(number, b"\0")
+
+
+def _counts(block: bytes, order: int) -> array.array | list[int]:
+    """The counts of a block, each of 2^order bits. Those of less than a byte begin at its lowest bits."""
+    if order >= 3:
+        found = array.array("BHIQ"[order - 3], block)
+        if sys.byteorder == "little":
+            found.byteswap()
+        return found
+    width = 1 << order
+    return [byte >> shift & ((1 << width) - 1) for byte in block for shift in range(0, 8, width)]

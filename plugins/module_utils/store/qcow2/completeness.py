@@ -1,0 +1,97 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a file has all that its tables lead to. QEMU reads what is behind the end of a file as zeros, and says nothing."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from .clusters import MOST_TABLE_BYTES, OFFSET, big_endian
+from .l2_entries import COMPRESSED, SECTOR, SUBCLUSTERS, compressed_range, entry_bytes, pairs, refcount_table, shows_data
+from .layout import FIELDS, FIELDS_OF_3, CutShort
+from .reading import Header, read_header
+from .tables import l1_table
+
+_ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8  # of the binary logarithm of a count's width
+
+_NOT_COMPRESSED = bytes(byte & 0x40 for byte in range(256))
+
+
+def require_whole(fd: int, thorough: bool = True) -> None:
+    """Make sure that the file does not end before the data which its tables lead to.
+
+    All tables are looked at. Who is not ``thorough`` believes the counts of clusters, which tell in two or three reads how long the
+    file must be, and looks at the tables only where it is shorter: a crash leaves counted clusters that nothing leads to.
+    Legitimate, and met in files of QEMU: compressed data whose last sector is not filled up, and clusters of which the file lacks
+    subclusters that nobody wrote, or what lies behind the virtual end.
+
+    :raises CutShort: data is missing. :raises Qcow2Error: the image is damaged in another way, or hostile.
+    """
+    header = read_header(fd)
+    length = os.fstat(fd).st_size
+    if not thorough and not header.dirty and length >= _counted_end(fd, header, length) * header.cluster_size:
+        return
+    tables = l1_table(fd, header, MOST_TABLE_BYTES // header.cluster_size)
+    if tables is None:
+        return  # more tables than anything here reads
+    for index, table in tables.items():
+        _check_table(fd, header, length, index, table & OFFSET)
+
+
+def _counted_end(fd: int, header: Header, length: int) -> int:
+    """Number of the cluster behind the last one that is counted; one that no file can have where a count is missing."""
+    order = 4 if header.version == 2 else struct.unpack(">I", os.pread(fd, 4, _ORDER_AT))[0]
+    per_block = header.cluster_size * 8 >> order
+    _offset, blocks = refcount_table(fd, header)
+    if blocks is None:
+        return length + 1
+    for number in range(len(blocks) - 1, -1, -1):
+        if not blocks[number]:
+            continue
+        if blocks[number] + header.cluster_size > length:
+            return length + 1
+        counts = os.pread(fd, header.cluster_size, blocks[number]).rstrip(b"\0")
+        if counts:
+            return number * per_block + -(-len(counts) * 8 >> order)
+    return 0
+
+
+def _check_table(fd: int, header: Header, length: int, index: int, offset: int) -> None:
+    size, first = header.cluster_size, index * header.l2_entries
+    data = os.pread(fd, size, offset).ljust(size, b"\0")
+    if data.count(0) == size or _lies_within(data, header, length):
+        return
+    for position, (entry, bitmap) in enumerate(pairs(data, header)):
+        if not shows_data(entry, bitmap, header):
+            continue
+        within = min(size, header.size - (first + position) * size)
+        if within > 0 and _end_of(entry, bitmap, header, within) > length:
+            raise CutShort("a cluster lies behind the end of the file (the file was cut short)")
+
+
+def _lies_within(data: bytes, header: Header, length: int) -> bool:
+    """Whether nothing of a table can lie behind the end of the file, by a few operations on all entries at once."""
+    width = entry_bytes(header)
+    if data[::width].translate(_NOT_COMPRESSED).strip(b"\0"):
+        return False
+    offsets = bytearray(data)
+    offsets[::width] = bytes(len(data) // width)  # the flags
+    entries = big_endian(bytes(offsets))
+    return (max(entries[0::2] if header.extended_l2 else entries) & OFFSET) + header.cluster_size <= length
+
+
+def _end_of(entry: int, bitmap: int, header: Header, within: int) -> int:
+    """The least length of a file that has the data of an entry, of which ``within`` bytes are within the virtual size."""
+    if entry & COMPRESSED:
+        start, length = compressed_range(entry, header)
+        return max(start + 1, start + length - (SECTOR - 1))
+    if header.extended_l2:
+        grain = header.cluster_size // SUBCLUSTERS
+        last = min((bitmap & 0xFFFFFFFF).bit_length(), -(-within // grain)) - 1
+        while last >= 0 and not bitmap >> last & 1:
+            last -= 1
+        within = min(within, (last + 1) * grain)
+        return (entry & OFFSET) + within if within else 0
+    return (entry & OFFSET) + within

@@ -1,0 +1,173 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Volumes in whose chain a file is missing, as far as they are there: for who removes what is left of one.
+
+Headers lead no further than to the first gap. What lies below is found by what ``.info`` and the record name. Such a name alone
+is weak: it counts only for files that are called after the volume and that no other volume claims. A file that headers lead to
+is the volume's only where ``.info`` or the record names it too, so that a parent's files never are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from ...errors import ChainBroken, Conflict
+from ...model import Image, Parent, Snapshot, Volume, is_safe_file_name
+from ..files.directory import ShareDirectory
+from ..metadata import info_file, records, unfinished
+from . import ownership
+from .chains import MAX_CHAIN, decide_format
+from .images import WORST_DAY, read_image
+
+
+class Broken(NamedTuple):
+    """A volume with gaps: in its chain, missing files have images without format and size. ``missing`` are all files that are known
+    and gone, its parent's among them; ``left`` are those that are named as its own, but not surely are."""
+
+    volume: Volume
+    missing: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def find(directory: ShareDirectory, name: str) -> Broken | None:
+    """The volume ``name`` where headers lead from its active image to a file that is missing; None where they do not.
+
+    :raises ChainBroken: ``.info`` or the record is damaged, or the chain loops. :raises UnsafeImage: a header is damaged or hostile.
+    :raises Conflict: a file that is called after the volume is claimed by another one.
+    """
+    record = records.read(directory, name)
+    written = info_file.read(directory, name)
+    info = written if written is not None else _info_on(name, record)
+    if info is None and record is None:
+        return None
+    look = _Look(directory, name, info, record)
+    look.follow(info.active if info else name)
+    if not look.missing:
+        return None
+    look.meet_the_rest()
+    return Broken(look.volume(written is not None), tuple(look.missing), tuple(look.left))
+
+
+def _info_on(name: str, record: records.Record | None) -> info_file.Info | None:
+    """What ``.info`` said, as the record has it."""
+    if record is None or record.active is None or (record.active == name and not record.snapshots):
+        return None
+    return info_file.Info(record.active, tuple(sorted((snapshot, str(one["file"])) for snapshot, one in record.snapshots.items())))
+
+
+class _Look:
+    """What is found of one volume, from its active image down."""
+
+    def __init__(self, directory: ShareDirectory, name: str, info: info_file.Info | None, record: records.Record | None) -> None:
+        self._directory, self._name, self._info, self._record = directory, name, info, record
+        self._images: dict[str, Image] = {}
+        self._own: set[str] = set()
+        self._named = self._all_named()
+        self.missing: dict[str, None] = {}
+        self.left: list[str] = []
+
+    def _all_named(self) -> list[str]:
+        """The files that ``.info`` and the record name as this volume's, those of unfinished work and garbage too."""
+        info, record = self._info, self._record
+        named = [info.active, *reversed(list(dict(info.snapshots).values()))] if info else []
+        if record is not None:
+            named += [*record.formats, *(unfinished.own_images(record.intent) if record.intent else ())]
+            named += [item.file for item in record.garbage if self._is_there(item.file)]
+        return [file for file in dict.fromkeys(named) if is_safe_file_name(file) and not file.endswith(".info")]
+
+    def _is_there(self, file: str) -> bool:
+        return self._directory.root.status(file) is not None
+
+    def follow(self, file: str | None) -> None:
+        """From ``file`` down to the first gap, also through a parent's files."""
+        seen: set[str] = set()
+        said: str | None = None
+        while file is not None:
+            if file in seen or len(seen) >= MAX_CHAIN:
+                raise ChainBroken(f"volume {self._name} on {self._directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
+            seen.add(file)
+            if file in self._named and self._belongs(file):
+                self._own.add(file)
+            image = self._read(file, said)
+            file, said = (image.backing_file, image.backing_format) if image else (None, None)
+
+    def _read(self, file: str, said: str | None) -> Image | None:
+        """One file, put down; None where it is missing."""
+        image_format = decide_format(self._name, file, said, self._info, self._record)
+        if image_format is None and self._images:
+            image_format = ownership.format_of_another(self._directory, self._name, file)
+        try:
+            image = self._images[file] = read_image(self._directory, file, image_format, None, self._record)
+        except FileNotFoundError:
+            self._miss(file)
+            return None
+        return image
+
+    def _miss(self, file: str) -> None:
+        self.missing[file] = None
+        self._images[file] = Image(file, None, 0)
+
+    def _is_called_after(self, file: str) -> bool:
+        return file == self._name or file.startswith(self._name + ".")
+
+    def _belongs(self, file: str) -> bool:
+        """Whether no other volume claims a file. :raises Conflict: one does, and it is called after this one."""
+        owner = ownership.owner_of(self._directory, file, besides=self._name)
+        if owner is not None and self._is_called_after(file):
+            told = f"volume {self._name} and volume {owner} both claim it"
+            raise Conflict(self._directory.root.subject(file), told, "see which .info is wrong and mend it")
+        return owner is None
+
+    def meet_the_rest(self) -> None:
+        """The files below a gap: those that are named. What they rest on is only noted, because it is the parent's."""
+        below = []
+        for file in self._named:
+            if file in self._images:
+                continue
+            if not self._is_called_after(file):
+                self.left += [file] if self._is_there(file) else []
+            elif self._belongs(file):
+                self._own.add(file)
+                image = self._read(file, None)
+                below += [image.backing_file] if image and image.backing_file else []
+        if self._record is not None and self._record.parent is not None:
+            below.append(self._record.parent.file)
+        if self._name not in self._images and self._name not in self._named and self._is_there(self._name):
+            self.left.append(self._name)  # the base may have been merged away, and this be somebody's
+        for file in below:
+            if file in self._images:
+                continue
+            if self._is_there(file):
+                self._images[file] = Image(file, None, 0)
+            else:
+                self._miss(file)
+
+    def volume(self, has_info: bool) -> Volume:
+        own = [image for file, image in self._images.items() if file in self._own]
+        others = [image for file, image in self._images.items() if file not in self._own]
+        parent = self._record.parent if self._record is not None else None
+        if parent is None and others:
+            file = others[0].file
+            parent = Parent(ownership.owner_of(self._directory, file) or file, None, file)
+        if parent is not None:
+            others.sort(key=lambda image: image.file != parent.file)
+        chain = (*own, *others)
+        snapshots, stale = self._snapshots([image.file for image in own])
+        found = Volume(self._name, chain, snapshots, has_info, True, parent=parent, stale=stale)
+        if self._record is None:
+            return found
+        return replace(found, created=self._record.created, description=self._record.description, labels=self._record.labels)
+
+    def _snapshots(self, own: list[str]) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
+        """The entries of ``.info``: snapshots where their file is, or was, the volume's own; the others as stale ones."""
+        found, stale = [], []
+        for snapshot, file in self._info.snapshots if self._info else ():
+            if file not in self._own:
+                stale.append((snapshot, file))
+                continue
+            details = self._record.snapshots.get(snapshot) if self._record else None
+            told = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
+            found.append(Snapshot(snapshot, file, *told))
+        return tuple(sorted(found, key=lambda one: (-own.index(one.file), one.name))), tuple(stale)

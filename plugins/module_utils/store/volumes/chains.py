@@ -1,0 +1,375 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is on a share: volumes with their chains, made from ``.info``, our records and the headers.
+
+Formats are decided here and nowhere else, and never by looking at content: see :func:`decide_format`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, NamedTuple
+
+from ...errors import ChainBroken, Conflict, StorageError, from_os_error
+from ...model import Image, Snapshot, Volume, info_name
+from .. import qcow2
+from ..files.directory import ShareDirectory
+from ..metadata import info_file, records
+from . import ownership
+from .images import PUT_BACK, WORST_DAY, Glance, Judge, meet_all, read_image
+from .look import Look
+
+MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
+PAUSE = 0.02  # seconds before a volume is read again, the first time; then more
+_READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
+AT_FIRST, AGAIN = range(1), range(1, _READ_AGAIN + 1)  # attempts, for who reads many volumes and waits once for all of them
+
+
+@dataclass
+class Findings:
+    """What reading a chain finds of the record: ``outlived``, it is of other files; ``unmarked``, it does not know which file its base
+    is; ``doubt``, why the user has to say the format."""
+
+    outlived: bool = False
+    unmarked: bool = False
+    doubt: str | None = None
+
+
+class Observed(NamedTuple):
+    """A volume, and what it was read from; ``in_use`` of its images where a :class:`Glance` was to ask for that."""
+
+    volume: Volume
+    info: info_file.Info | None
+    record: records.Record | None
+    in_use: bool | None = None
+    silent: bool = False  # the lowest file of the chain can rest on nothing, as far as a :class:`Glance` asked
+    lone: bool = False  # nothing on the share says anything of it
+
+
+def _nothing_less() -> None:
+    """For who may change what is read."""
+
+
+def observe(
+    directory: ShareDirectory,
+    name: str,
+    said: str | None = None,
+    glance: Callable[[], Glance | None] = _nothing_less,
+    attempts: range = range(_READ_AGAIN + 1),
+    look: Look | None = None,
+) -> Observed | None:
+    """The volume ``name`` as it stands; None where the share has no such volume.
+
+    :param said: the format that the user says the base file has, for where nothing on the share records it.
+    :param glance: makes the :class:`Glance` of who wants to know whether somebody uses the images.
+    :param attempts: which of them to make: :data:`AT_FIRST`, or :data:`AGAIN` once that has failed and a :data:`PAUSE` is over.
+    :param look: what is known of the volume, where somebody has looked under its lock.
+
+    Takes no lock. A read that fails while somebody changes the volume is repeated before it counts.
+
+    :raises StorageError: the volume cannot be read (chain_broken, unsafe_image, needs_recovery).
+    """
+    before: tuple = ()
+    for attempt in attempts:
+        before = marks(directory, name) if attempt else before
+        try:
+            return _observe(look if look is not None and not attempt else Look(directory, name), said, glance)
+        except OSError as error:
+            failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
+        except StorageError as error:
+            failure = error
+        if attempt == attempts[-1] or (attempt > 0 and marks(directory, name) == before):
+            raise failure
+        time.sleep(PAUSE * (attempt + 1))
+        directory.refresh(keep_listing=glance is not _nothing_less)
+    raise AssertionError("unreachable")
+
+
+def observe_lone(directory: ShareDirectory, name: str) -> Observed:
+    """As :func:`observe`, for who only looks, of a file that is all of its volume: a listing of the share has no record, no ``.info``
+    and no other file of it. Makes one attempt.
+
+    :raises StorageError, OSError: it cannot be read, or went away.
+    """
+    glance = Glance()
+    image = read_image(directory, name, None, glance)
+    return Observed(Volume(name, (image,)), None, None, glance.in_use, name in glance.silent, lone=True)
+
+
+def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bool:
+    """Whether the share has the volume's base file or its ``.info``, whatever these are, or a file that only its record
+    tells to be its own.
+
+    :raises Conflict: the share ignores case, and what is there is spelt otherwise.
+    """
+    for file in (name, info_name(name)):
+        if directory.root.in_stock(file):
+            return True
+        try:
+            found = os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        _require_same_spelling(directory, file, found)
+        return True
+    try:
+        record = (look or Look(directory, name)).record
+    except StorageError:
+        return True  # whoever reads the volume will say what is wrong
+    own = [file for file in record.formats if file.startswith(name + ".")] if record else []
+    return any(is_there(directory, file) and not ownership.is_its_own(directory, name, file) for file in own)
+
+
+def is_there(directory: ShareDirectory, name: str) -> bool:
+    """Whether a file has that name, or something else, which whoever reads it will say."""
+    try:
+        return directory.root.in_stock(name) or directory.root.status(name) is not None
+    except StorageError:
+        return True
+
+
+def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_result) -> None:
+    try:
+        other = os.stat(file.swapcase(), dir_fd=directory.root.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if file != file.swapcase() and other.st_ino == found.st_ino and file not in directory.root.names():
+        spelt = next((name for name in directory.root.names() if name.lower() == file.lower()), "another name")
+        raise Conflict(
+            directory.root.subject(file),
+            f"the share ignores case, and the file there is spelt {spelt}",
+            "use that spelling, or another name",
+        )
+
+
+def marks(directory: ShareDirectory, name: str) -> tuple:
+    """What changes when a task works on the volume: identity of its ``.info``, of its record and of the file of its name."""
+    private = directory.private("volumes")
+    found = []
+    for place, file in ((directory.root, info_name(name)), (private, records.file_name(name)), (directory.root, name)):
+        try:
+            status = os.stat(file, dir_fd=place.fd, follow_symlinks=False) if place else None
+        except OSError:
+            status = None
+        found.append((status.st_ino, status.st_mtime_ns) if status else None)
+    return tuple(found)
+
+
+def _observe(look: Look, said: str | None, make_glance: Callable[[], Glance | None]) -> Observed | None:
+    directory, name, record = look.directory, look.name, look.record
+    if not exists(directory, name, look):
+        return None
+    found = Findings()
+    try:
+        info, _rebuilt = read_info(look)
+    except ChainBroken:
+        from ..metadata import formats
+
+        if record is None or not formats.is_new_without_overlays(directory, name, record, said, found):
+            raise
+        info, record = None, None
+    active = info.active if info else name
+    if info is None and directory.root.status(name) is None:
+        return None
+    glance = make_glance()
+    chain = walk(directory, name, active, info, record, said, glance, found)
+    if found.outlived and record is not None:
+        record = records.Record(intent=record.intent, garbage=record.garbage)
+    snapshots, stale = _snapshots(directory, name, chain, info, record)
+    pending = record.intent if record else None
+    parent = ownership.parent_of(directory, name, chain, info, record)
+    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
+    if record is not None:
+        make = partial(make, created=record.created, description=record.description, labels=record.labels)
+    adopted = not found.unmarked and _is_adopted(make(), record)
+    make = partial(make, doubt=found.doubt)
+    if glance is None:
+        return Observed(make(adopted=adopted), info, record)
+    if record is not None and (pending is not None or record.garbage):
+        meet_all(glance, directory, (*_images_of(pending), *_garbage(directory, record)))
+    silent = chain[-1].format == "qcow2" or chain[-1].file in glance.silent
+    return Observed(make(adopted=adopted), info, record, glance.in_use, silent)
+
+
+def read_info(look: Look) -> tuple[info_file.Info | None, bool]:
+    """``.info`` as it is, or as it must have been where it is missing or torn: (content, whether it had to be rebuilt).
+
+    It is rebuilt from our own record, and only where the chain agrees with that in every point, so that nobody can have
+    changed the volume since. While a task's intent is on record, that decides.
+
+    :raises ChainBroken: it is torn, or missing although there are overlays, and what it said is not certain.
+    """
+    directory, name, record, torn = look.directory, look.name, look.record, None
+    try:
+        info = look.info
+        if info is not None or (record is not None and record.intent is not None):
+            return info, False
+    except ChainBroken as error:
+        torn = error
+    if torn is None and not _must_have_had_info(directory, name, record):
+        return None, False
+    from ..metadata.rebuilding import rebuilt_info  # late: hardly any is missing or torn
+
+    return rebuilt_info(look, torn), True
+
+
+def _must_have_had_info(directory: ShareDirectory, name: str, record: records.Record | None) -> bool:
+    if record is not None and (record.snapshots or record.active not in (None, name)):
+        return True
+    known_as_lone = record is not None and set(record.formats) == {name}
+    return not known_as_lone and bool(ownership.overlays_named_after(directory, name))
+
+
+def _is_adopted(volume: Volume, record: records.Record | None) -> bool:
+    return record is not None and record.parent == volume.parent and all(file in record.formats for file in volume.own_files)
+
+
+def walk(
+    directory: ShareDirectory,
+    name: str,
+    active: str,
+    info: info_file.Info | None,
+    record: records.Record | None,
+    said: str | None = None,
+    glance: Glance | None = None,
+    found: Findings | None = None,
+) -> tuple[Image, ...]:
+    """The chain from ``active`` down.
+
+    :raises ChainBroken: a file is missing, formats contradict each other, it loops or is absurdly long.
+    :raises UnsafeImage: a header is damaged or hostile, a backing name leads out of the share.
+    """
+    chain: list[Image] = []
+    seen: set[str] = set()
+    file: str | None = active
+    said_above: str | None = None
+    while file is not None:
+        if file in seen or len(chain) >= MAX_CHAIN:
+            raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
+        image_format = decide_format(name, file, said_above, info, record)
+        judge = _judge(directory, name, file, said_above, info, record, said, found or Findings())
+        if image_format is None and chain:
+            image_format = ownership.format_of_another(directory, name, file)
+        if image_format is None and said is not None:
+            image_format, said = _believe(directory, file, said), None  # what lies beneath is another file
+        try:
+            image = read_image(directory, file, image_format, glance, record, judge)
+        except FileNotFoundError as error:
+            raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", PUT_BACK) from error
+        chain.append(image)
+        seen.add(file)
+        file, said_above = image.backing_file, image.backing_format
+    return tuple(chain)
+
+
+def _judge(
+    directory: ShareDirectory,
+    name: str,
+    file: str,
+    above: str | None,
+    info: info_file.Info | None,
+    record: records.Record | None,
+    said: str | None,
+    found: Findings,
+) -> Judge | None:
+    """Who decides the format where a record says it and no header above agrees: the record may be of another file."""
+    recorded = record.formats.get(file) if record is not None else None
+    if record is None or recorded is None or recorded == above:
+        return None
+
+    def decide(fd: int, status: os.stat_result) -> str | None:
+        marked = file in record.marks or file in record.disks
+        if above is None and recorded == "raw" and (not marked or records.identity(record, file, status) == records.SAME):
+            return recorded
+        from ..metadata import formats  # late: hardly any record is of another file
+
+        return formats.judge(directory, name, file, fd, record, above, _is_overlay(name, file, info), said, found)
+
+    return Judge(decide, at_once=recorded == "raw" or above is not None)
+
+
+def _is_overlay(name: str, file: str, info: info_file.Info | None) -> bool:
+    return info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
+
+
+def decide_format(name: str, file: str, said_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
+    """The place where a format is decided, but for files that may not be the recorded ones (:mod:`formats`).
+
+    In this order: our record; the format field of the header above; being an overlay in ``.info``. Where nothing of these says it,
+    the record of the volume that owns the file may (:func:`ownership.format_of_another`). None where nothing does: a guest can
+    write any header into a raw disk, so content never decides.
+    """
+    recorded = record.formats.get(file) if record else None
+    return recorded or said_above or ("qcow2" if _is_overlay(name, file, info) else None)
+
+
+def _believe(directory: ShareDirectory, file: str, said: str) -> str:
+    """The format that the user says a file has. :raises Conflict: it cannot be that."""
+    with directory.root.opened(file) as fd:
+        if said == "qcow2" and not qcow2.has_magic(fd):
+            raise Conflict(directory.root.subject(file), "it is no qcow2 image", "say format: raw, if that is what it is")
+    return said
+
+
+def _snapshots(
+    directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None
+) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
+    """The snapshots, oldest first, as the order of the chain is, and the entries of ``.info`` that are stale.
+
+    While a task is under way or was interrupted between its merge and its ``.info``, a snapshot whose overlay has left the
+    chain is looked up in what that task was about to record; one that is not there either is being deleted.
+
+    :raises ChainBroken: an entry's file is no overlay of the chain, and may be what ``.info`` should call active.
+    """
+    depth = {image.file: position for position, image in enumerate(chain) if image.backing_file is not None}
+    planned: dict[str, str] | None = None
+    left: set[tuple[str, str]] = set()
+    if record is not None and record.intent is not None:
+        from ..metadata import unfinished
+
+        planned, left = unfinished.planned_files(record.intent), unfinished.planned_stale(record.intent)
+    found, stale = [], []
+    for snapshot, recorded in info.snapshots if info else ():
+        file = recorded if recorded in depth or planned is None else planned.get(snapshot, "")
+        if file not in depth:
+            if planned is None:
+                from ..metadata.stale import require_stale  # late: hardly any share has such entries
+
+                require_stale(directory, name, {image.file for image in chain}, snapshot, file)
+                stale.append((snapshot, file))
+            elif (snapshot, recorded) in left:
+                stale.append((snapshot, recorded))
+            continue
+        details = record.snapshots.get(snapshot) if record else None
+        told = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
+        found.append(Snapshot(snapshot, file, *told))
+    return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name))), tuple(stale)
+
+
+def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
+    """``in_use`` of a volume: whether its active image is open somewhere, or another image of its chain or of pending work is
+    open for writing. None where the file system cannot tell."""
+    glance = Glance()
+    meet_all(glance, directory, (*volume.files, *_images_of(volume.pending)))
+    return glance.in_use
+
+
+def _images_of(intent: object) -> tuple[str, ...]:
+    if not isinstance(intent, dict):
+        return ()
+    from ..metadata import unfinished
+
+    return unfinished.images(intent)
+
+
+def _garbage(directory: ShareDirectory, record: records.Record) -> list[str]:
+    """Files that a task was about to remove and that are still there."""
+    found = []
+    for item in record.garbage:
+        status = directory.root.status(item.file)
+        if status is not None and status.st_size == item.size and item.inode in (0, status.st_ino):
+            found.append(item.file)
+    return found

@@ -1,0 +1,283 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who rests on the files of a share: asked of every file there, whatever its name or format, and answered generously.
+
+What a file names is read by :mod:`foreign` and taken apart by :mod:`backing_names`; here it becomes names of files in the share's
+directory. Where that is not certain, a file of the same name counts.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Callable, Collection, Iterable, Mapping, NamedTuple, Sequence
+
+from ...errors import StorageError, UnsafeImage
+from ...model import is_safe_file_name
+from ..files.directory import Directory, ShareDirectory
+from ..metadata import records
+
+if TYPE_CHECKING:
+    from .resolving import Resolver
+
+
+# What files begin with that can name others; all else need not be taken apart. A test compares this with :mod:`foreign`.
+MAGICS = frozenset((b"QFI\xfb", b"QED\0", b"KDMV", b"COWD", b"cone", b"vhdx", b"OOOM", b"MOOO"))
+_QCOW2 = b"QFI\xfb"  # relative names in it are resolved from its own folder alone
+TEXT = frozenset(b"#vVcCpP \t\n\r<\xef")
+
+
+class Backings:
+    """Which files rest on which: ``put`` what a file names, ask what is ``above`` another one.
+
+    ``unread`` are files that could not be read, ``unreached`` sentences about folders that were not searched.
+    """
+
+    def __init__(self, known: Mapping[str, str | None] | None = None) -> None:
+        below = {file: backing for file, backing in (known or {}).items() if backing is not None}
+        self._below: dict[str, str | frozenset[str]] = {}  # nearly always a file names one other, and only one rests on it
+        self._above: dict[str, str | frozenset[str]] = {}
+        self.unread: dict[str, OSError] = {}
+        self.unreached: tuple[str, ...] = ()
+        self.search: Search | None = None  # what found it, to look again
+        if len(set(below.values())) == len(below):
+            self._below.update(below)
+            self._above.update({backing: file for file, backing in below.items()})
+        else:
+            for file, backing in below.items():
+                self.put(file, (backing,))
+
+    def above(self, file: str) -> list[str]:
+        """The files that rest on ``file`` directly."""
+        return sorted(_members(self._above.get(file)))
+
+    def only_within(self, files: Sequence[str]) -> bool:
+        """Whether on each of the files of a chain just the one before it rests, and on the first one nobody."""
+        return list(map(self._above.get, files)) == [None, *files[:-1]]
+
+    def put(self, file: str, backings: Collection[str]) -> None:
+        """``file`` rests on these, whatever was known of it before."""
+        for before in _members(self._below.pop(file, None)):
+            rest = _members(self._above.pop(before, None)) - {file}
+            if rest:
+                self._above[before] = _packed(rest)
+        self.unread.pop(file, None)
+        if backings:
+            self._below[file] = _packed(backings)
+        for backing in backings:
+            self._above[backing] = _packed({*_members(self._above.get(backing)), file})
+
+
+def _members(packed: str | frozenset[str] | None) -> frozenset[str]:
+    return frozenset() if packed is None else frozenset([packed]) if isinstance(packed, str) else packed
+
+
+def _packed(members: Collection[str]) -> str | frozenset[str]:
+    return next(iter(members)) if len(members) == 1 else frozenset(members)
+
+
+class Listing(NamedTuple):
+    """What stands in the share's directory: regular files, symbolic links and folders by name. ``twins`` are the names of
+    files that have several of them there."""
+
+    files: frozenset[str]
+    links: frozenset[str]
+    folders: frozenset[str]
+    twins: Mapping[str, frozenset[str]]
+
+
+def listing(directory: ShareDirectory) -> Listing:
+    """The names of the share's directory by what stands there."""
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.root.fd)
+    try:
+        with os.scandir(fd) as entries:
+            return sorted_out(directory, list(entries))
+    finally:
+        os.close(fd)
+
+
+def sorted_out(directory: ShareDirectory, entries: Sequence[os.DirEntry]) -> Listing:
+    """A listing of entries of the share's directory."""
+    files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    others = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
+    links = frozenset([entry.name for entry in others if entry.is_symlink()])
+    folders = frozenset([entry.name for entry in others if entry.is_dir(follow_symlinks=False)])
+    return Listing(frozenset([entry.name for entry in files]), links, folders, _twins(directory, files))
+
+
+def _twins(directory: ShareDirectory, files: Sequence[os.DirEntry]) -> dict[str, frozenset[str]]:
+    """Files of one inode, by each of their names. A listing's inodes are only a hint: some file systems invent them."""
+    if not directory.share.keeps_inodes:
+        return {}
+    inodes = [entry.inode() for entry in files]
+    if len(set(inodes)) == len(inodes):
+        return {}
+    named: dict[int, list[str]] = {}
+    for entry in files:
+        named.setdefault(entry.inode(), []).append(entry.name)
+    found: dict[str, frozenset[str]] = {}
+    for names in (names for names in named.values() if 1 < len(names) <= 64):
+        same = {name for name in names if _has_several_names(directory, name)}
+        found.update(dict.fromkeys(same, frozenset(same)) if len(same) > 1 else {})
+    return found
+
+
+def _has_several_names(directory: ShareDirectory, name: str) -> bool:
+    try:
+        status = directory.root.status(name)
+    except StorageError:
+        return False  # it was exchanged meanwhile
+    return status is not None and status.st_nlink > 1
+
+
+class Search:
+    """One search of a share: what each of its files rests on.
+
+    :param listed: what stands in the share's directory.
+    :param outside: whether to follow symbolic links that lead out of the share, to read what is there.
+    """
+
+    def __init__(self, directory: ShareDirectory, listed: Listing, outside: bool = False) -> None:
+        self._directory = directory
+        self._listed = listed
+        self._outside = outside
+        self._places: Resolver | None = None
+        self._recorded: frozenset[str] | None = None  # names of all records on the share, once they were listed
+        self._records: dict[str, records.Record | None] = {}  # those that were read, by volume
+
+    def look_anew(self) -> None:
+        """Records may have been written since."""
+        self._recorded, self._records = None, {}
+
+    def of_file(self, file: str) -> frozenset[str]:
+        """What a file in the share's directory rests on; nothing where it is a raw disk of ours. :raises OSError: unreadable."""
+        return self.read(self._directory.root, file, "", lambda fd: self._is_our_disk(file, os.fstat(fd)))
+
+    def _is_our_disk(self, file: str, status: os.stat_result) -> bool:
+        """Whether a file is the very raw disk that a record says it is: what stands in it is its guest's, and means nothing."""
+        if not is_safe_file_name(file):
+            return False
+        for volume in [file, *(file[:position] for position, letter in enumerate(file) if letter == ".")]:
+            record = self._record_of(volume)
+            if record is not None and records.is_disk(record, file, status.st_ino, status.st_size):
+                return True
+        return False
+
+    def _record_of(self, volume: str) -> records.Record | None:
+        """None where there is none, or it cannot be read."""
+        if volume not in self._records:
+            try:
+                self._records[volume] = records.read(self._directory, volume) if self._is_recorded(volume) else None
+            except (OSError, StorageError):
+                self._records[volume] = None
+        return self._records[volume]
+
+    def _is_recorded(self, volume: str) -> bool:
+        """Asked of one listing: a file's name has many beginnings, and most are no volume's."""
+        if self._recorded is None:
+            private = self._directory.private("volumes")
+            self._recorded = frozenset(private.names()) if private is not None else frozenset()
+        return records.file_name(volume) in self._recorded
+
+    def read(self, place: Directory, name: str, folder: str, is_ours: Callable[[int], bool] = lambda _fd: False) -> frozenset[str]:
+        """What the regular file ``name`` of an opened folder rests on; nothing where none is there.
+
+        :raises OSError: it is there and cannot be read.
+        """
+        try:
+            fd = place.open(name)
+        except (FileNotFoundError, UnsafeImage):
+            return frozenset()  # it went away, or is no file that could rest on one
+        except StorageError as error:
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
+        try:
+            names = names_in(fd)
+            if not names or is_ours(fd):
+                return frozenset()
+            return self.meant(names, folder, os.pread(fd, 4, 0) == _QCOW2)
+        finally:
+            os.close(fd)
+
+    def meant(self, names: Iterable[str], folder: str, plain: bool = True) -> frozenset[str]:
+        """Which files of the share's directory the names in a file of ``folder`` may mean.
+
+        :param folder: of the share, "" for its own directory; an absolute path for one elsewhere.
+        :param plain: the names are spelt as in qcow2 images.
+        """
+        found: set[str] = set()
+        for name in names:
+            if plain and not folder and name in self._listed.files and name not in self._listed.twins and is_safe_file_name(name):
+                found.add(name)
+            else:
+                found |= self._resolver().resolve(name, folder, plain)
+        return frozenset(found)
+
+    def of_link(self, folder_fd: int, name: str, folder: str) -> frozenset[str]:
+        """What a symbolic link leads to, and what the file rests on to which it leads."""
+        return self._resolver().of_link(folder_fd, name, folder, self._outside)
+
+    @property
+    def unreached(self) -> list[str]:
+        """Sentences about what symbolic links lead to and nobody looked at."""
+        return self._places.unreached if self._places is not None else []
+
+    def _resolver(self) -> Resolver:
+        """Nearly every name is a plain one, and needs no more than the listing."""
+        if self._places is None:
+            from .resolving import Resolver
+
+            self._places = Resolver(self._directory, self._listed)
+        return self._places
+
+
+def names_in(fd: int) -> tuple[str, ...]:
+    """The names of other files that an opened file has in it, as :func:`foreign.names_in`. :raises OSError: it cannot be read."""
+    first = os.pread(fd, 16, 0)
+    if first[:4] not in MAGICS and (not first or first[0] not in TEXT or b"\0" in first):
+        return ()
+    from . import foreign  # late: most files name nothing
+
+    return foreign.names_in(fd)
+
+
+def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = None, listed: Listing | None = None) -> Backings:
+    """Who rests on whom in the share's directory. For who looks: files that cannot be read are in ``unread``.
+
+    :param known: file → backing file of files that the caller has just read; their headers are not read once more.
+    :param listed: what stands there, where the caller has just listed it.
+    """
+    listed = listed or listing(directory)
+    found = Backings(known)
+    search = Search(directory, listed)
+    search_root(directory, search, listed, found, known or {})
+    return found
+
+
+def search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
+    """Put down what the files and links of the share's directory rest on, but for those that are ``known``."""
+    for file in listed.files.difference(known):
+        note(found, file, search.of_file, file)
+    for link in listed.links:
+        note(found, link, search.of_link, directory.root.fd, link, "")
+
+
+def note(found: Backings, file: str, look: Callable[..., Collection[str]], *given: object) -> None:
+    """Put down what a file rests on, which ``look`` finds out of what is ``given``, or that it cannot be read."""
+    try:
+        backings = look(*given)
+    except OSError as error:
+        found.unread[file] = error
+        return
+    if backings:
+        found.put(file, backings)
+
+
+def look_again(found: Backings, files: Iterable[str]) -> None:
+    """Bring up to date what is known of some files of the share's directory, which a task may have changed, made or removed."""
+    search = found.search
+    if search is None:
+        return
+    search.look_anew()
+    for file in files:
+        found.put(file, ())
+        note(found, file, search.of_file, file)

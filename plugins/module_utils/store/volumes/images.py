@@ -1,0 +1,185 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One file of a chain as its header tells it, and whether somebody uses it while it is open to be read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import Callable, Iterable, NamedTuple
+
+from ...errors import StorageError, UnsafeImage
+from ...model import Image, is_safe_file_name, round_to_sector
+from .. import qcow2
+from ..files.directory import ShareDirectory
+from ..locks.in_use import ask, is_written
+from ..metadata import records
+
+WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
+PUT_BACK = "put the file back from a backup of the share, or remove the volume with state: absent (and cascade: true where it has snapshots)"
+_BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
+
+
+@dataclass
+class Glance:
+    """Asks for the use of each image of one volume while that is open to be read, the active one first.
+
+    :param full: for who may change the volume: which images are empty is found out too, and an answer that cannot be had is none.
+        Who changes nothing is spared the first, and meets the second as an error.
+    """
+
+    full: bool = False
+    asked: bool = False
+    in_use: bool | None = None
+    silent: set[str] = field(default_factory=set)  # files that were read as raw, and name no other file
+
+    def meet(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
+        """Take an opened image of the volume into account: of the first one nobody may even rely on the content, the others
+        may have readers (machines on linked clones) but no writer."""
+        try:
+            self._meet(fd, status, directory)
+        except (OSError, StorageError):
+            if not self.full:
+                raise
+            self.asked, self.in_use = True, None
+
+    def _meet(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
+        share, first = directory.share, not self.asked
+        if first:
+            self.asked, self.in_use = True, ask(fd, share)
+        elif self.in_use is False:
+            self.in_use = is_written(fd, share)
+        elif self.in_use is None and is_written(fd, share):
+            self.in_use = True
+        users = directory.kernel_users.found
+        user = users.get((status.st_dev, status.st_ino)) if users else None
+        if user is not None and (user.writes or first):
+            self.in_use = True
+
+    def listen(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
+        """Find out whether a raw file can rest on another one: not where it is a disk of ours, whatever its guest wrote."""
+        if self.full:
+            return
+        known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
+        if not known:
+            from .dependents import names_in  # late: nearly every raw disk is known
+
+            known = not names_in(fd)
+        if known:
+            self.silent.add(file)
+
+
+class Judge(NamedTuple):
+    """Who decides a format when the file is open, and whether it does so before the file is read."""
+
+    decide: Callable[[int, os.stat_result], str | None]
+    at_once: bool
+
+
+def read_image(
+    directory: ShareDirectory,
+    file: str,
+    image_format: str | None,
+    glance: Glance | None = None,
+    record: records.Record | None = None,
+    judge: Judge | None = None,
+) -> Image:
+    """One file of a chain, read with the format that it is known to have.
+
+    :param judge: decides the format once the file is open, where a record says it. A qcow2 image is only judged where it is none.
+    """
+    fd, status = directory.root.examine(file)
+    try:
+        if glance is not None:
+            glance.meet(fd, status, directory)
+        says = None
+        if judge is not None and judge.at_once:
+            image_format = judge.decide(fd, status)
+        if image_format == "qcow2":
+            try:
+                says = _read_header(directory, file, fd, None if glance is None or glance.full else status.st_size)
+            except UnsafeImage:
+                image_format = judge.decide(fd, status) if judge is not None and not qcow2.has_magic(fd) else "qcow2"
+                if image_format == "qcow2":
+                    raise
+        if says is None:
+            says = (round_to_sector(status.st_size), None, None, False, False)
+            if glance is not None:
+                glance.listen(file, fd, status, record)
+    finally:
+        os.close(fd)
+    size, backing_file, backing_format, empty, absolute = says
+    return Image(
+        file,
+        image_format,
+        size,
+        status.st_blocks * _BLOCK,
+        backing_file,
+        backing_format,
+        empty,
+        absolute,
+        stat.S_IMODE(status.st_mode),
+        status.st_uid,
+        status.st_gid,
+    )
+
+
+def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | None) -> tuple[int, str | None, str | None, bool, bool]:
+    """What a header adds to an image: its size, backing file and that one's format, emptiness, and whether the backing file is
+    spelt as a path or its format by another name.
+
+    :param glimpsed: the size of the file, where nobody asks whether the image is empty.
+    :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry.
+    """
+    try:
+        header = qcow2.read_header(fd) if glimpsed is None else qcow2.glimpse(fd, glimpsed)
+        empty = isinstance(header, qcow2.Header) and qcow2.is_empty(fd, header)
+    except qcow2.Qcow2Error as error:
+        raise UnsafeImage(directory.root.subject(file), f"as a qcow2 image it cannot be used: {error}", WORST_DAY) from error
+    if header.internal_snapshots:
+        raise UnsafeImage(
+            directory.root.subject(file),
+            "it holds internal snapshots, which a merge would not carry",
+            "remove them with qemu-img snapshot -d first",
+        )
+    backing_file, absolute = _backing_name(directory, file, header.backing_file)
+    return header.size, backing_file, header.backing_format, empty, absolute or header.alias
+
+
+def _backing_name(directory: ShareDirectory, file: str, name: str | None) -> tuple[str | None, bool]:
+    """A backing name as a basename, and whether the header spells it otherwise, as a path into the share's directory."""
+    if name is None or is_safe_file_name(name):
+        return name, False
+    parent, _slash, base = name.rpartition("/")
+    plain = ".." not in parent.split("/") and is_safe_file_name(base)
+    if not (plain and (_is_share(directory, os.path.normpath(parent)) if name.startswith("/") else parent.strip("./") == "")):
+        raise UnsafeImage(
+            directory.root.subject(file),
+            f"its backing file {name!r} is not a file of this share",
+            "find out who made it; qemu-img rebase -u can point it back",
+        )
+    return base, True
+
+
+def _is_share(directory: ShareDirectory, path: str) -> bool:
+    """Whether an absolute path is that of the share's directory, spelt in any way."""
+    if path in (os.path.normpath(directory.share.path), os.path.realpath(directory.share.path)):
+        return True
+    from .resolving import Places  # late: nearly all names are plain
+
+    return Places(directory).is_share(path)
+
+
+def meet_all(glance: Glance, directory: ShareDirectory, files: Iterable[str]) -> None:
+    """Ask for the use of files that are not read otherwise."""
+    for file in dict.fromkeys(files):
+        try:
+            fd, status = directory.root.examine(file)
+        except FileNotFoundError:
+            continue  # pending work names files that are not there yet, or no more
+        try:
+            glance.meet(fd, status, directory)
+        finally:
+            os.close(fd)

@@ -1,0 +1,79 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which raw disks of a volume hold nothing but what a guest writes, so that nobody takes that for a header."""
+
+from __future__ import annotations
+
+import os
+from typing import Mapping
+
+from ...errors import StorageError
+from ...model import Volume
+from ..files.directory import ShareDirectory
+from ..metadata import records
+from ..metadata.formats import generation
+from .dependents import names_in
+
+
+def disks_of(
+    directory: ShareDirectory, volume: Volume, before: records.Record | None, made: Mapping[str, records.Disk]
+) -> dict[str, records.Disk]:
+    """The raw disks of a volume whose content is a guest's, for its record.
+
+    :param before: the record that it had.
+    :param made: those that the task itself made. What a record knows already stays as it was, while it is of the same file; another one
+        is taken in only while it names no other file: a user may have called an overlay raw, and then it is better to ask.
+    """
+    found: dict[str, records.Disk] = {}
+    for file in [image.file for image in volume.own if image.format == "raw"]:
+        try:
+            disk = made.get(file) or (before.disks.get(file) if before and _is_recorded(directory, before, file) else None)
+            found.update({file: disk} if disk else _innocent(directory, file))
+        except (OSError, StorageError):
+            continue  # it is looked at again when the next record is written
+    return found
+
+
+def marks_of(
+    directory: ShareDirectory, volume: Volume, before: records.Record | None, made: Mapping[str, records.Disk]
+) -> dict[str, records.Disk]:
+    """Which file the base of a volume is, for its record. :param before: the one that it had. :param made: files that the task makes."""
+    file = volume.own_base.file
+    try:
+        mark = made.get(file) or (before.marks.get(file) if before and _is_recorded(directory, before, file) else None)
+        return {file: mark or _mark(directory, file)}
+    except (OSError, StorageError):
+        return {}  # as records of older releases
+
+
+def _is_recorded(directory: ShareDirectory, record: records.Record, file: str) -> bool:
+    """Whether a record is still of the file that stands there."""
+    status = directory.root.status(file)
+    if status is None:
+        return True
+
+    def ask() -> int:
+        with directory.root.opened(file) as fd:
+            return generation(directory, fd)
+
+    return records.identity(record, file, status, ask) != records.OTHER
+
+
+def _mark(directory: ShareDirectory, file: str) -> records.Disk:
+    with directory.root.opened(file) as fd:
+        return mark_of(directory, fd, os.fstat(fd).st_size)
+
+
+def mark_of(directory: ShareDirectory, fd: int, length: int) -> records.Disk:
+    """What tells an opened file from all others, of which the length in bytes will be this."""
+    if not directory.share.keeps_inodes:
+        return records.Disk(0, length)
+    return records.Disk(os.fstat(fd).st_ino, length, generation(directory, fd))
+
+
+def _innocent(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
+    with directory.root.opened(file) as fd:
+        status = os.fstat(fd)
+        inode = status.st_ino if directory.share.keeps_inodes else 0
+        return {} if names_in(fd) else {file: records.Disk(inode, status.st_size)}
