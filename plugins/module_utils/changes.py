@@ -138,7 +138,7 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
             except (ArithmeticError, TypeError, ValueError) as error:  # of Ansible's own look at them
                 from . import refused
 
-                self.params = refused.that_can_be_told(dict(vars(self)["params"]))
+                self.params = refused.printable(dict(vars(self)["params"]))
                 self.fail_json(refused.no_such_value(error))
 
         def _load_params(self) -> None:

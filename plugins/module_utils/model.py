@@ -55,7 +55,7 @@ def parse_size(value: object) -> int:
         raise InvalidSize(f"size {text!r}", "it is not a size", remedy)
     size = int(match.group(1)) << _UNITS[(match.group(2) or "").upper()]
     if size <= 0 or size % SECTOR or size >= MAX_SIZE:
-        raise InvalidSize(f"size {text!r}", f"{told_size(size)} is no valid disk size", remedy)
+        raise InvalidSize(f"size {text!r}", f"{size_text(size)} is no valid disk size", remedy)
     return size
 
 
@@ -66,7 +66,7 @@ def listed(names: Iterable[object], most: int = 20) -> str:
     return f"{shown} and {len(every) - most} more" if len(every) > most else shown
 
 
-def told_size(size: int) -> str:
+def size_text(size: int) -> str:
     """A size as messages tell it: as people read it, and in bytes ("10 GiB (10737418240 bytes)")."""
     if size < 1024:
         return f"{size} bytes"

@@ -13,12 +13,12 @@ def no_such_value(error: Exception) -> str:
     return f"an option has a value that its kind cannot have ({error}); see the types of the options in ansible-doc."
 
 
-def that_can_be_told(params: dict) -> dict:
+def printable(params: dict) -> dict:
     """The options without those that the result of a task cannot hold: Python writes no number of more than 4300 digits."""
-    return {name: value for name, value in params.items() if _can_be_told(value)}
+    return {name: value for name, value in params.items() if _is_printable(value)}
 
 
-def _can_be_told(value: object) -> bool:
+def _is_printable(value: object) -> bool:
     try:
         str(value)
     except ValueError:

@@ -14,11 +14,11 @@ Failures = Sequence[Tuple[Sequence[str], StorageError]]
 
 
 def failure_of_all(what: str, total: int, failures: Failures) -> dict:
-    """``error_code`` and ``msg`` of a task about many objects of which some failed; see :func:`told_together`. The first failure gives the code."""
-    return {"error_code": failures[0][1].error_code, "msg": told_together(what, total, failures)}
+    """``error_code`` and ``msg`` of a task about many objects of which some failed; see :func:`combined_message`. The first failure gives the code."""
+    return {"error_code": failures[0][1].error_code, "msg": combined_message(what, total, failures)}
 
 
-def told_together(what: str, total: int, failures: Failures, most: int = 20) -> str:
+def combined_message(what: str, total: int, failures: Failures, most: int = 20) -> str:
     """The message of a task about many objects: each reason once, with the names of those that failed for it where it does not have them.
 
     :param what: the objects, as "volumes". :param failures: the names of each, as volume and snapshot, and its error.

@@ -12,7 +12,8 @@ version_added: 1.0.0
 description:
   - Mounts shares, keeps them in fstab, changes their options and takes them away again. A plain directory is a share too.
   - What is mounted, and with which options, is read from the kernel. Another source at the path is an error and is never unmounted;
-    an option that differs from the wish is a change, remounted in place where the file system can do that and unmounted and mounted anew where it cannot.
+    an option that differs from what is asked for is a change. It is remounted in place where the file system can do that, and unmounted
+    and mounted anew where it cannot.
   - A share that is in use is never unmounted by force or lazily. The data on a share is never deleted.
   - Where autofs manages the path (an automount daemon, or C(x-systemd.automount) in fstab) the task goes there and looks at what was mounted.
     It never mounts a second time on top. Options that only the automounter's own table can change are told in a warning.

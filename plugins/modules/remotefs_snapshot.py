@@ -395,7 +395,7 @@ def _run(params: dict, options, finder):
         return snapshots.revert(candidates, params["volume"], params["name"], params["discard_newer"], options)
     if params["state"] == "pruned" or not params["name"]:
         return snapshots.retain(candidates, params["volume"], keep, options)
-    return snapshots.take(snapshots.SnapshotRequest(candidates, params["volume"], _wish(params), keep), options)
+    return snapshots.take(snapshots.SnapshotRequest(candidates, params["volume"], _desired(params), keep), options)
 
 
 def _with_word(options, params: dict):
@@ -411,10 +411,10 @@ def _policy(params: dict):
     return retention.parse(params["keep"])
 
 
-def _wish(params: dict):
-    from ..module_utils.plan.desired import SnapshotWish, label_texts
+def _desired(params: dict):
+    from ..module_utils.plan.desired import DesiredSnapshot, label_texts
 
-    return SnapshotWish(
+    return DesiredSnapshot(
         name=params["name"],
         description=params["description"],
         labels=None if params["labels"] is None else label_texts(params["labels"]),
@@ -489,7 +489,7 @@ def _run_volumes(module: AnsibleModule) -> None:
     volumes = matching.volumes_named(found, params["volumes"], options)
     if params["state"] != "present" or not params["name"]:
         _run_many(module, [{"volume": volume} for volume in volumes], "volumes")
-    outcomes = groups.take_group(found, volumes, _wish(params), options, keep) if volumes else []
+    outcomes = groups.take_group(found, volumes, _desired(params), options, keep) if volumes else []
     named = [(volume, results.naming(volume, params["name"])) for volume in volumes]
     results.leave_many(module, named, outcomes, "volumes")
 

@@ -513,7 +513,7 @@ def _request(params: dict, candidates):
     from ..module_utils.model import parse_size
     from ..module_utils.operations import updating
     from ..module_utils.operations.candidates import Policy
-    from ..module_utils.plan.desired import VolumeWish, check_max_chain, label_texts
+    from ..module_utils.plan.desired import DesiredVolume, check_max_chain, label_texts
 
     if not 0 <= params["reserved_percentage"] < 100 or not params["max_over_subscription_ratio"] > 0:  # nan is neither
         raise InvalidParameter(
@@ -521,7 +521,7 @@ def _request(params: dict, candidates):
             "reserved_percentage or max_over_subscription_ratio is out of range",
             "give 0 to 99, and more than 0",
         )
-    wish = VolumeWish(
+    desired = DesiredVolume(
         name=params["name"],
         size=None if params["size"] is None else parse_size(params["size"]),
         format=params["format"],
@@ -537,7 +537,7 @@ def _request(params: dict, candidates):
     longest, given = check_max_chain(params["max_chain"]), params["source"]
     source = updating.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
     policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
-    return updating.VolumeRequest(candidates, wish, source, policy, longest)
+    return updating.VolumeRequest(candidates, desired, source, policy, longest)
 
 
 def _run_many(module: AnsibleModule) -> None:

@@ -52,12 +52,12 @@ def measure_clones(name: str, place: str, share: Path, image_format: str, layers
     from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
     from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
     from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-    from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
+    from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
     chain = Chain(share, shape(image_format, layers, **sizes)).build()
     os.sync()
     candidates, files = chain.candidates, chain.files
-    request = updating.VolumeRequest(candidates, VolumeWish("copy", format=image_format), updating.SourceRequest("vol", None))
+    request = updating.VolumeRequest(candidates, DesiredVolume("copy", format=image_format), updating.SourceRequest("vol", None))
     taken = []
 
     def clone() -> float:

@@ -133,14 +133,14 @@ class Chain:
     def build(self) -> Chain:
         from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
         from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-        from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+        from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
         self.share.mkdir()
-        wish = VolumeWish("vol", size=self.shape.size, format=self.shape.format)
-        volumes.ensure_present(updating.VolumeRequest(self.candidates, wish), Options())
+        desired = DesiredVolume("vol", size=self.shape.size, format=self.shape.format)
+        volumes.ensure_present(updating.VolumeRequest(self.candidates, desired), Options())
         for number, commands in enumerate(self.shape.layers):
             if number:
-                snapshots.take(snapshots.SnapshotRequest(self.candidates, "vol", SnapshotWish(f"s{number}", max_chain=200)), Options())
+                snapshots.take(snapshots.SnapshotRequest(self.candidates, "vol", DesiredSnapshot(f"s{number}", max_chain=200)), Options())
             if commands:
                 image_format = "qcow2" if number else self.shape.format
                 run(

@@ -115,7 +115,7 @@ def listed(share: Path) -> list[dict]:
     return reading.list_volumes(Share(str(share), str(share), "directory"), [])
 
 
-def remains_of(share: Path, name: str) -> dict[str, str]:
+def left_by_stale(share: Path, name: str) -> dict[str, str]:
     """Hashes of a volume's files and its ``.info``, as far as they are there."""
     return {path.name: _hash_file(path) for path in share.iterdir() if path.is_file() and (path.name == name or path.name.startswith(f"{name}."))}
 

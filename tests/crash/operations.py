@@ -28,11 +28,11 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.candid
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention, room
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import ballast
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
-from .judge import Model, Wanted, listed, remains_of
+from .judge import Model, Wanted, left_by_stale, listed
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -116,7 +116,7 @@ def _without(prepare: Callable[[Path, Path], Model], *gone: str) -> Callable[[Pa
         for file in gone:
             (share / file).unlink()
         broken = {one["name"] for one in listed(share) if one.get("error_code") == "chain_broken"}
-        return {name: replace(wanted, remains=remains_of(share, name)) if name in broken else wanted for name, wanted in model.items()}
+        return {name: replace(wanted, remains=left_by_stale(share, name)) if name in broken else wanted for name, wanted in model.items()}
 
     return lose
 
@@ -203,11 +203,11 @@ def _with_clone(share: Path, scratch: Path) -> Model:
     model = _chain("raw")(share, scratch)
     everywhere, quiet = candidates(share), Options(lock_timeout=5)
     source = updating.SourceRequest("vol", "s2", linked=True)
-    volumes.ensure_present(updating.VolumeRequest(everywhere, VolumeWish("copy"), source), quiet)
+    volumes.ensure_present(updating.VolumeRequest(everywhere, DesiredVolume("copy"), source), quiet)
     write_pattern(str(share / "copy"), "qcow2", 512 * KIB, 256 * KIB, 17)
     point = bytearray(model["vol"].points["s2"])
     point[512 * KIB : 768 * KIB] = bytes([17]) * 256 * KIB
-    snapshots.take(snapshots.SnapshotRequest(everywhere, "copy", SnapshotWish("c1")), quiet)
+    snapshots.take(snapshots.SnapshotRequest(everywhere, "copy", DesiredSnapshot("c1")), quiet)
     write_pattern(str(share / "copy.c1"), "qcow2", 640 * KIB, 256 * KIB, 18)
     active = bytearray(point)
     active[640 * KIB : 896 * KIB] = bytes([18]) * 256 * KIB
@@ -220,11 +220,11 @@ def _three(share: Path, scratch: Path) -> Model:
     everywhere = candidates(share)
     quiet = Options(lock_timeout=5)
     for name, image_format in (("a", "raw"), ("b", "qcow2")):
-        wish = VolumeWish(name, size=MIB, format=image_format)
-        volumes.ensure_present(updating.VolumeRequest(everywhere, wish), quiet)
+        desired = DesiredVolume(name, size=MIB, format=image_format)
+        volumes.ensure_present(updating.VolumeRequest(everywhere, desired), quiet)
         write_pattern(str(share / name), image_format, 0, 192 * KIB, ord(name))
         model[name] = Wanted((bytes([ord(name)]) * 192 * KIB).ljust(MIB, b"\0"))
-    snapshots.take(snapshots.SnapshotRequest(everywhere, "b", SnapshotWish("before")), quiet)
+    snapshots.take(snapshots.SnapshotRequest(everywhere, "b", DesiredSnapshot("before")), quiet)
     model["b"] = model["b"].with_point("before")
     return model
 
@@ -232,16 +232,16 @@ def _three(share: Path, scratch: Path) -> Model:
 # -- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def _ensure(wish: VolumeWish, source: updating.SourceRequest | None = None) -> Task:
-    return lambda where, options: [volumes.ensure_present(updating.VolumeRequest(where, wish, source), options)]
+def _ensure(desired: DesiredVolume, source: updating.SourceRequest | None = None) -> Task:
+    return lambda where, options: [volumes.ensure_present(updating.VolumeRequest(where, desired, source), options)]
 
 
 def _take(name: str, volume: str = "vol") -> Task:
-    return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, volume, SnapshotWish(name)), options)]
+    return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, volume, DesiredSnapshot(name)), options)]
 
 
 def _take_group(where: Candidates, options: Options) -> list[Outcome]:
-    return groups.take_group(where, ["vol", "a", "b"], SnapshotWish("g"), options)
+    return groups.take_group(where, ["vol", "a", "b"], DesiredSnapshot("g"), options)
 
 
 def _delete(*names: str, volume: str = "vol") -> Task:
@@ -257,7 +257,7 @@ def _keep(last: int) -> retention.Policy:
 
 
 def _take_and_retain(where: Candidates, options: Options) -> list[Outcome]:
-    return [snapshots.take(snapshots.SnapshotRequest(where, "vol", SnapshotWish("new"), _keep(2)), options)]
+    return [snapshots.take(snapshots.SnapshotRequest(where, "vol", DesiredSnapshot("new"), _keep(2)), options)]
 
 
 def _retain(where: Candidates, options: Options) -> list[Outcome]:
@@ -327,32 +327,32 @@ def _grown(size: int) -> Callable[[Model], Model]:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "create raw": Operation(_nothing, _ensure(VolumeWish("new", size=MIB)), _adds("new", _empty(MIB)), tool=False),
-    "create qcow2": Operation(_lone("raw"), _ensure(VolumeWish("new", size=MIB, format="qcow2")), _adds("new", _empty(MIB)), tool=False),
+    "create raw": Operation(_nothing, _ensure(DesiredVolume("new", size=MIB)), _adds("new", _empty(MIB)), tool=False),
+    "create qcow2": Operation(_lone("raw"), _ensure(DesiredVolume("new", size=MIB, format="qcow2")), _adds("new", _empty(MIB)), tool=False),
     "create qcow2, preallocated": Operation(
-        _nothing, _ensure(VolumeWish("new", size=MIB, format="qcow2", preallocation="metadata")), _adds("new", _empty(MIB)), tool=True
+        _nothing, _ensure(DesiredVolume("new", size=MIB, format="qcow2", preallocation="metadata")), _adds("new", _empty(MIB)), tool=True
     ),
     "create with a snapshot": Operation(
         _nothing,
-        _ensure(VolumeWish("new", size=MIB, snapshot="s1")),
+        _ensure(DesiredVolume("new", size=MIB, snapshot="s1")),
         lambda _model: {"new": Wanted(bytes(MIB)).with_point("s1")},
         tool=False,
     ),
     "create qcow2 with a snapshot": Operation(
         _lone("raw"),
-        _ensure(VolumeWish("new", size=MIB, format="qcow2", snapshot="s1")),
+        _ensure(DesiredVolume("new", size=MIB, format="qcow2", snapshot="s1")),
         lambda model: {**model, "new": Wanted(bytes(MIB)).with_point("s1")},
         tool=False,
     ),
     "linked clone with a snapshot": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy", snapshot="c1"), updating.SourceRequest("vol", "s2", linked=True)),
+        _ensure(DesiredVolume("copy", snapshot="c1"), updating.SourceRequest("vol", "s2", linked=True)),
         lambda model: {**model, "copy": Wanted(model["vol"].points["s2"]).with_point("c1")},
         tool=False,
     ),
     "grow and snapshot": Operation(
         _lone("raw"),
-        _ensure(VolumeWish("vol", size=5 * MIB, snapshot="new")),
+        _ensure(DesiredVolume("vol", size=5 * MIB, snapshot="new")),
         lambda model: _changes(lambda wanted: wanted.with_point("new"))(_grown(5 * MIB)(model)),
         tool=False,
         halfway=_grown(5 * MIB),
@@ -380,51 +380,51 @@ OPERATIONS: dict[str, Operation] = {
     "delete over a short file": Operation(_chain_with_a_short_file, _delete("s2"), _loses("s2"), tool=True),
     "revert": Operation(_chain("raw"), _revert("s4"), _reverted("s4"), tool=False),
     "revert and discard": Operation(_chain("raw"), _revert("s2"), _reverted("s2"), tool=False),
-    "grow raw": Operation(_lone("raw"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
-    "grow qcow2": Operation(_lone("qcow2"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
-    "grow overlay": Operation(_chain("raw"), _ensure(VolumeWish("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
-    "grow a short file": Operation(_short_over_long, _ensure(VolumeWish("vol", size=4 * MIB)), _grown(4 * MIB), tool=True),
+    "grow raw": Operation(_lone("raw"), _ensure(DesiredVolume("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
+    "grow qcow2": Operation(_lone("qcow2"), _ensure(DesiredVolume("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
+    "grow overlay": Operation(_chain("raw"), _ensure(DesiredVolume("vol", size=5 * MIB)), _grown(5 * MIB), tool=False),
+    "grow a short file": Operation(_short_over_long, _ensure(DesiredVolume("vol", size=4 * MIB)), _grown(4 * MIB), tool=True),
     "grow a short file of version 2": Operation(
-        _short_over_long_of_version_2, _ensure(VolumeWish("vol", size=4 * MIB)), _grown(4 * MIB), tool=True
+        _short_over_long_of_version_2, _ensure(DesiredVolume("vol", size=4 * MIB)), _grown(4 * MIB), tool=True
     ),
-    "grow a shrunk file": Operation(_shrunk(), _ensure(VolumeWish("vol", size=3 * MIB)), _grown(3 * MIB), tool=False),
+    "grow a shrunk file": Operation(_shrunk(), _ensure(DesiredVolume("vol", size=3 * MIB)), _grown(3 * MIB), tool=False),
     "grow what was cut by its header": Operation(
-        _shrunk(by_header=True), _ensure(VolumeWish("vol", size=3 * MIB)), _grown(3 * MIB), tool=False
+        _shrunk(by_header=True), _ensure(DesiredVolume("vol", size=3 * MIB)), _grown(3 * MIB), tool=False
     ),
-    "grow a packed file": Operation(_shrunk(packed=True), _ensure(VolumeWish("vol", size=3 * MIB)), _grown(3 * MIB), tool=True),
+    "grow a packed file": Operation(_shrunk(packed=True), _ensure(DesiredVolume("vol", size=3 * MIB)), _grown(3 * MIB), tool=True),
     "delete over a shrunk file": Operation(_longer_over_shrunk, _delete("s1"), _loses("s1"), tool=False),
     "clone a shrunk file": Operation(
         _shrunk(),
-        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), updating.SourceRequest("vol", None)),
+        _ensure(DesiredVolume("copy", format="qcow2", size=3 * MIB), updating.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
     ),
     "clone raw": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy", size=4 * MIB), updating.SourceRequest("vol", "s2")),
+        _ensure(DesiredVolume("copy", size=4 * MIB), updating.SourceRequest("vol", "s2")),
         _adds("copy", _point("s2", 4 * MIB)),
         tool=False,
     ),
     "clone qcow2": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy", format="qcow2", size=4 * MIB), updating.SourceRequest("vol")),
+        _ensure(DesiredVolume("copy", format="qcow2", size=4 * MIB), updating.SourceRequest("vol")),
         _adds("copy", _active(4 * MIB)),
         tool=False,
     ),
     "clone lone raw": Operation(
         _lone("raw"),
-        _ensure(VolumeWish("copy", size=3 * MIB), updating.SourceRequest("vol", None)),
+        _ensure(DesiredVolume("copy", size=3 * MIB), updating.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
     ),
     "clone lone qcow2": Operation(
         _lone("qcow2"),
-        _ensure(VolumeWish("copy", format="qcow2", size=3 * MIB), updating.SourceRequest("vol", None)),
+        _ensure(DesiredVolume("copy", format="qcow2", size=3 * MIB), updating.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
     ),
     "details of a volume": Operation(
-        _chain("raw"), _ensure(VolumeWish("vol", description="told", labels={"a": "b"})), lambda model: model, tool=False
+        _chain("raw"), _ensure(DesiredVolume("vol", description="told", labels={"a": "b"})), lambda model: model, tool=False
     ),
     "delete volume": Operation(_chain("raw"), _remove("vol"), lambda _model: {}, tool=False, removes=True),
     "delete a volume with a gap": Operation(_without(_chain("raw"), "vol.s2"), _remove("vol"), lambda _model: {}, tool=False, removes=True),
@@ -436,17 +436,17 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "linked clone of a snapshot": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy"), updating.SourceRequest("vol", "s2", linked=True)),
+        _ensure(DesiredVolume("copy"), updating.SourceRequest("vol", "s2", linked=True)),
         _adds("copy", _point("s2", 2 * MIB)),
         tool=False,
     ),
     "linked clone of a volume": Operation(
         _chain("raw"),
-        _ensure(VolumeWish("copy"), updating.SourceRequest("vol", linked=True)),
+        _ensure(DesiredVolume("copy"), updating.SourceRequest("vol", linked=True)),
         lambda model: {"vol": model["vol"].with_point("clone-copy"), "copy": Wanted(model["vol"].active)},
         tool=False,
     ),
-    "flatten": Operation(_with_clone, _ensure(VolumeWish("copy", flatten=True)), lambda model: model, tool=False),
+    "flatten": Operation(_with_clone, _ensure(DesiredVolume("copy", flatten=True)), lambda model: model, tool=False),
     "delete beneath a clone": Operation(_with_clone, _delete("s1", "s3"), _loses("s1", "s3"), tool=False),
     "delete a clone": Operation(_with_clone, _remove("copy"), lambda model: {"vol": model["vol"]}, tool=False, removes=True),
     "retention": Operation(_chain("raw"), _retain, _loses("s1", "s2"), tool=False),
@@ -459,7 +459,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "create many": Operation(
         _nothing,
-        _bulk(*((name, _ensure(VolumeWish(name, size=MIB, format=kind))) for name, kind in (("n1", "raw"), ("n2", "qcow2"), ("n3", "raw")))),
+        _bulk(*((name, _ensure(DesiredVolume(name, size=MIB, format=kind))) for name, kind in (("n1", "raw"), ("n2", "qcow2"), ("n3", "raw")))),
         lambda _model: {name: Wanted(bytes(MIB)) for name in ("n1", "n2", "n3")},
         tool=False,
         apart=True,

@@ -34,7 +34,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from . import interposer, powerloss
 from .interposer import PYTHON, TOOL, Ended, Event, Fault
@@ -169,16 +169,16 @@ class Sweep:
             return happened, f"{type(error).__name__}: {error}"
         return happened, None
 
-    def _verify(self, finished: bool, foretold: bool = True) -> None:
+    def _verify(self, finished: bool, predicted: bool = True) -> None:
         """The task again: foretold, done, and then nothing more to do.
 
-        :param foretold: not where a program may still be dying: check mode waits for no lock, and may rightly meet it.
+        :param predicted: not where a program may still be dying: check mode waits for no lock, and may rightly meet it.
         :param finished: the interrupted run had reported success, so nothing of it may be undone.
         """
         self._readable()
         if self.operation.together and self._state % 2:
             _phase("one volume of the group after the other", self._all_or_none)
-        done = self._foretold_and_done(self._task) if foretold else _phase("the next run", self._task)
+        done = self._foretold_and_done(self._task) if predicted else _phase("the next run", self._task)
         if finished:
             undone = [step for one in done for step in one.actions]
             undone += [one for outcome in done for one in outcome.recovered if one["operation"] != "temporary_files"]
@@ -193,8 +193,8 @@ class Sweep:
         predicted = _phase("check mode", lambda: task(True))
         assert before == _marks(self.share), "check mode touched the share"
         done = _phase("the next run", lambda: task(False))
-        for foretold, one in zip(predicted, done):
-            assert _told(foretold) == _told(one), f"check mode said {_told(foretold)}, the run did {_told(one)}"
+        for said, one in zip(predicted, done):
+            assert _told(said) == _told(one), f"check mode said {_told(said)}, the run did {_told(one)}"
         return done
 
     def _readable(self) -> None:
@@ -208,8 +208,8 @@ class Sweep:
     def _all_or_none(self) -> None:
         """Each volume of a group is recovered by a task of its own, and they agree."""
         for name in self.operation.together:
-            wish = VolumeWish(name, size=len(self.before[name].active))
-            volumes.ensure_present(updating.VolumeRequest(candidates(self.share), wish), Options(lock_timeout=2))
+            desired = DesiredVolume(name, size=len(self.before[name].active))
+            volumes.ensure_present(updating.VolumeRequest(candidates(self.share), desired), Options(lock_timeout=2))
         having = {volume["name"] for volume in listed(self.share) if any(one["name"] == "g" for one in volume["snapshots"])}
         self.judge.check(self.share, self.after if having else self.before)
 
@@ -236,7 +236,7 @@ class Sweep:
                 if mode == "group" and at > 1 and mine[at - 2].kind == "fsync":
                     continue  # what is seen after an fsync is what was seen before it
                 fault = Fault(at, counted, victims, leave=mode == "orphan")
-                verify = (lambda: self._verify(False, foretold=False)) if fault.leave else None
+                verify = (lambda: self._verify(False, predicted=False)) if fault.leave else None
                 row.add(*self._labelled(f"kill {mode} before call {at} of {len(mine)}", lambda fault=fault: self._killed(fault), verify))
         self._kill_recoveries(calls)
         self._continue_otherwise(_counted(calls, PYTHON | TOOL))
@@ -422,11 +422,11 @@ def _with_later(model: Model) -> Model:
 
 
 def _take_later(name: str) -> Task:
-    return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, name, SnapshotWish("later")), options)]
+    return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, name, DesiredSnapshot("later")), options)]
 
 
 def _made_again(name: str, size: int) -> Task:
-    return lambda where, options: [volumes.ensure_present(updating.VolumeRequest(where, VolumeWish(name, size=size)), options)]
+    return lambda where, options: [volumes.ensure_present(updating.VolumeRequest(where, DesiredVolume(name, size=size)), options)]
 
 
 def _removed(name: str) -> Task:

@@ -22,7 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import access, privacy
 
 MIB = 1 << 20
@@ -40,11 +40,11 @@ class Store:
     def options(self) -> Options:
         return Options(lock_timeout=5, warn=self.warnings.append)
 
-    def present(self, name: str = "v", source: updating.SourceRequest | None = None, **wish: object) -> None:
-        volumes.ensure_present(updating.VolumeRequest(self.where, VolumeWish(name, **wish), source), self.options())  # type: ignore[arg-type]
+    def present(self, name: str = "v", source: updating.SourceRequest | None = None, **desired: object) -> None:
+        volumes.ensure_present(updating.VolumeRequest(self.where, DesiredVolume(name, **desired), source), self.options())  # type: ignore[arg-type]
 
     def take(self, name: str) -> None:
-        snapshots.take(snapshots.SnapshotRequest(self.where, "v", SnapshotWish(name)), self.options())
+        snapshots.take(snapshots.SnapshotRequest(self.where, "v", DesiredSnapshot(name)), self.options())
 
     def revert(self, name: str, discard: bool = False) -> None:
         snapshots.revert(self.where, "v", name, discard, self.options())

@@ -15,7 +15,7 @@ from typing import Callable
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
 from .test_refusals import MIB, Store
 
@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
 def adopted(store: Store, check: bool) -> list[str]:
     warnings: list[str] = []
     options = store.options(check=check, warn=warnings.append)
-    volumes.ensure_present(updating.VolumeRequest(store.candidates, VolumeWish("x", format="raw")), options)
+    volumes.ensure_present(updating.VolumeRequest(store.candidates, DesiredVolume("x", format="raw")), options)
     return [warning for warning in warnings if "raw disk, as you said" in warning]
 
 

@@ -20,7 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk i
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_snapshot, remotefs_volume
 
 MIB = 1 << 20
@@ -34,7 +34,7 @@ def test_all_are_attempted_in_order_and_each_has_its_own_result(tmp_path: Path) 
     shares = candidates(tmp_path)
 
     def create(name: str, size: int) -> runner.Item:
-        request = updating.VolumeRequest(shares, VolumeWish(name, size=size))
+        request = updating.VolumeRequest(shares, DesiredVolume(name, size=size))
         return runner.Item(name, frozenset([name]), lambda options: volumes.ensure_present(request, options))
 
     wanted = [(f"v{number}", MIB) for number in range(60)]
@@ -50,10 +50,10 @@ def test_all_are_attempted_in_order_and_each_has_its_own_result(tmp_path: Path) 
 
 def test_items_of_one_volume_keep_their_order(tmp_path: Path) -> None:
     shares = candidates(tmp_path)
-    volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish("v", size=MIB)), Options())
+    volumes.ensure_present(updating.VolumeRequest(shares, DesiredVolume("v", size=MIB)), Options())
 
     def take(name: str) -> runner.Item:
-        request = snapshots.SnapshotRequest(shares, "v", SnapshotWish(name))
+        request = snapshots.SnapshotRequest(shares, "v", DesiredSnapshot(name))
         return runner.Item("v", frozenset(["v"]), lambda options: snapshots.take(request, options))
 
     names = [f"s{number}" for number in range(12)]
@@ -66,7 +66,7 @@ def test_readers_meet_and_keep_their_place_beside_who_changes_what_they_read() -
     """Two that read ``gold`` meet, which they can only side by side; the one behind its change starts when that has ended."""
     meeting, told = threading.Barrier(2), []
 
-    def meet(_options: Options) -> Outcome:
+    def probe(_options: Options) -> Outcome:
         meeting.wait(60)
         return Outcome("", True, [], [], None, None)
 
@@ -78,7 +78,7 @@ def test_readers_meet_and_keep_their_place_beside_who_changes_what_they_read() -
         return run
 
     gold = frozenset(["gold"])
-    readers = [runner.Item(name, frozenset([name]), meet, reads=gold) for name in ("one", "two")]
+    readers = [runner.Item(name, frozenset([name]), probe, reads=gold) for name in ("one", "two")]
     assert len(runner.run_all(readers, 2, Options())) == 2
     changing = runner.Item("gold", gold, tell("change"))
     before, after = (runner.Item(name, frozenset([name]), tell(name), reads=gold) for name in ("before", "after"))
@@ -114,7 +114,7 @@ def test_what_keeps_its_lock_is_not_begun_before_it_can_work(keeps_lock: bool, a
         with mutex:
             under_way[0] += 1
             most[0] = max(most[0], under_way[0])
-        options.pace.sleep(0.2)
+        options.waiting.sleep(0.2)
         with mutex:
             under_way[0] -= 1
         return Outcome("", True, [], [], None, None)
@@ -143,7 +143,7 @@ def _hammer(path: str, worker: int, errors: multiprocessing.Queue) -> None:
     for turn in range(6):
         name = f"v{(worker + turn) % 3}"
         try:
-            snapshots.take(snapshots.SnapshotRequest(shares, name, SnapshotWish(f"w{worker}-{turn}")), Options(lock_timeout=60))
+            snapshots.take(snapshots.SnapshotRequest(shares, name, DesiredSnapshot(f"w{worker}-{turn}")), Options(lock_timeout=60))
             snapshots.delete(shares, name, [f"w{worker}-{turn}"], Options(lock_timeout=60))
         except StorageError as error:
             errors.put(f"{error.error_code}: {error}")
@@ -153,7 +153,7 @@ def test_eight_tasks_on_three_volumes(tmp_path: Path) -> None:
     """Processes that snapshot and merge the same volumes: no error, and the contents that were there stay."""
     shares = candidates(tmp_path)
     for number in range(3):
-        volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish(f"v{number}", size=MIB)), Options())
+        volumes.ensure_present(updating.VolumeRequest(shares, DesiredVolume(f"v{number}", size=MIB)), Options())
         subprocess.run(["qemu-io", "-f", "raw", "-c", f"write -q -P {number + 1} 0 1M", str(tmp_path / f"v{number}")], check=True)
     context = multiprocessing.get_context("fork")
     errors = context.Queue()

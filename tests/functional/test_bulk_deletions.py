@@ -26,7 +26,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.candid
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import folders
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import dependents
 
@@ -50,11 +50,11 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list:
 
 def make(shares: Candidates, name: str, source: updating.SourceRequest | None = None) -> None:
     size = None if source else 4 * MIB
-    volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish(name, size=size), source), Options())
+    volumes.ensure_present(updating.VolumeRequest(shares, DesiredVolume(name, size=size), source), Options())
 
 
 def take(shares: Candidates, volume: str, name: str) -> None:
-    snapshots.take(snapshots.SnapshotRequest(shares, volume, SnapshotWish(name)), Options())
+    snapshots.take(snapshots.SnapshotRequest(shares, volume, DesiredSnapshot(name)), Options())
 
 
 def write(shares: Candidates, name: str, value: int, offset: int = 0) -> None:
@@ -142,10 +142,10 @@ def test_a_file_that_the_batch_itself_repoints_counts(shares: Candidates) -> Non
     take(shares, "golden", "v1")
     make(shares, "clone", updating.SourceRequest("golden", "v1", linked=True))
     take(shares, "clone", "a")
-    with batch_locks.Holding(shares.shares[0]) as held:
+    with batch_locks.BatchLocks(shares.shares[0]) as held:
         held.take(["clone", "golden"])
         assert held.backings().above("golden") == ["clone", "golden.v1"]
-        outcome = snapshots.delete(shares, "clone", ["a"], Options(holding=held))
+        outcome = snapshots.delete(shares, "clone", ["a"], Options(batch_locks=held))
         (left,) = {"clone", "clone.a"} & {path.name for path in Path(shares.shares[0].path).iterdir()}
         assert outcome.changed and held.backings().above("golden") == [left, "golden.v1"]
         assert held.backings().above("clone") == []
@@ -196,7 +196,7 @@ def test_items_in_between_keep_their_place(shares: Candidates) -> None:
     make(shares, "v")
 
     def create(options: Options) -> Outcome:
-        return volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish("v", size=8 * MIB)), options)
+        return volumes.ensure_present(updating.VolumeRequest(shares, DesiredVolume("v", size=8 * MIB)), options)
 
     items = [removal(shares, "v"), runner.Item("v", frozenset(["v"]), create), removal(shares, "w"), removal(shares, "x")]
     results = runner.run_all(items, 4, Options())
@@ -322,9 +322,9 @@ def family(shares: Candidates, name: str, wide: int) -> list[str]:
     for below, each in ((lambda _number: name, "mid"), (lambda number: f"{name}-mid{number}", "leaf")):
         for number in range(wide):
             source = updating.SourceRequest(below(number), "s1", linked=True)
-            wish = VolumeWish(f"{name}-{each}{number}", snapshot="s1")
-            request = updating.VolumeRequest(shares, wish, source)
-            many.append(runner.Item(wish.name, frozenset([wish.name]), lambda options, one=request: volumes.ensure_present(one, options)))
+            desired = DesiredVolume(f"{name}-{each}{number}", snapshot="s1")
+            request = updating.VolumeRequest(shares, desired, source)
+            many.append(runner.Item(desired.name, frozenset([desired.name]), lambda options, one=request: volumes.ensure_present(one, options)))
     for start in (0, wide):
         assert not any(codes(runner.run_all(many[start : start + wide], 4, Options())))
     return [name, *(item.name for item in many)]
@@ -335,25 +335,25 @@ def test_families_of_several_levels_go_in_one_task(shares: Candidates) -> None:
     wanted = [*family(shares, "g1", 70), *family(shares, "g2", 40)]
     assert len(wanted) > runner._MOST_HELD
     items = [removal(shares, name) for name in wanted]
-    foretold = runner.run_all(items, 1, Options(check=True))
-    assert not any(codes(foretold)) and len(names_on(shares)) == len(wanted)
+    predicted = runner.run_all(items, 1, Options(check=True))
+    assert not any(codes(predicted)) and len(names_on(shares)) == len(wanted)
     done = runner.run_all(items, 4, Options())
     assert not any(codes(done)) and names_on(shares) == []
     assert [result.name for result in done] == wanted
-    assert [(one.changed, one.actions) for one in foretold] == [(one.changed, one.actions) for one in done]
+    assert [(one.changed, one.actions) for one in predicted] == [(one.changed, one.actions) for one in done]
 
 
 def test_what_rests_on_a_volume_of_an_earlier_batch_is_done_later_too(shares: Candidates, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clone that was given back, because somebody held it, goes before what it rests on all the same."""
     wanted = family(shares, "g", 4)
     monkeypatch.setattr(runner, "_MOST_HELD", 3)
-    taken = batch_locks.Holding._try
+    taken = batch_locks.BatchLocks._try
 
-    def busy(self: batch_locks.Holding, name: str, shared: bool) -> None:
+    def busy(self: batch_locks.BatchLocks, name: str, shared: bool) -> None:
         if name not in ("g-leaf0", "g-mid2"):
             taken(self, name, shared)
 
-    monkeypatch.setattr(batch_locks.Holding, "_try", busy)
+    monkeypatch.setattr(batch_locks.BatchLocks, "_try", busy)
     assert not any(codes(runner.run_all([removal(shares, name) for name in wanted], 4, Options()))) and names_on(shares) == []
 
 

@@ -17,7 +17,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import copying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 
@@ -323,7 +323,7 @@ def test_bulk_in_check_mode_foresees_clones_of_what_it_makes(golden: Store) -> N
     """One task's memory: a clone of a clone that an earlier item would make."""
     options = golden.options(check=True)
     for name, source in (("env", GOLDEN), ("deep", updating.SourceRequest("env", None, True))):
-        request = updating.VolumeRequest(golden.candidates, VolumeWish(name), source)
+        request = updating.VolumeRequest(golden.candidates, DesiredVolume(name), source)
         predicted = volumes.ensure_present(request, options)
     assert predicted.after["parent"] == {"volume": "env", "snapshot": "clone-deep"}
     assert [image["file"] for image in predicted.after["chain"]] == ["deep", "env", "vol"]

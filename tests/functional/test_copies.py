@@ -21,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
 from .test_refusals import MIB, Store
@@ -244,8 +244,8 @@ def test_a_qcow2_volume(store: Store, size: int) -> None:
     store.present(size=64 * MIB, format="qcow2")
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 5 3M 2M", store.info()["path"]], check=True)
     before = command.STARTED.programs.get("qemu-img", 0)
-    wish = VolumeWish("copy", size=size, format="qcow2")
-    volumes.ensure_present(updating.VolumeRequest(store.candidates, wish, SOURCE, Policy(0, 10**6)), Options())
+    desired = DesiredVolume("copy", size=size, format="qcow2")
+    volumes.ensure_present(updating.VolumeRequest(store.candidates, desired, SOURCE, Policy(0, 10**6)), Options())
     assert command.STARTED.programs.get("qemu-img", 0) == before
     subprocess.run(["qemu-img", "check", "-q", str(store.path / "copy")], check=True)
     compared = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "qcow2", str(store.path / "vol"), str(store.path / "copy")]
@@ -280,8 +280,8 @@ def test_blocks_are_shared_where_the_file_system_can(reflinking: Path, monkeypat
 def reserve(store: Store, image_format: str) -> list[str]:
     """Warnings of a new volume of 8 MiB, whose space is all there afterwards."""
     told: list[str] = []
-    wish = VolumeWish("vol", size=8 * MIB, format=image_format, preallocation="falloc")
-    volumes.ensure_present(updating.VolumeRequest(store.candidates, wish), Options(warn=told.append))
+    desired = DesiredVolume("vol", size=8 * MIB, format=image_format, preallocation="falloc")
+    volumes.ensure_present(updating.VolumeRequest(store.candidates, desired), Options(warn=told.append))
     assert store.info()["allocated"] >= 8 * MIB and store.info()["size"] == 8 * MIB
     subprocess.run(["qemu-io", "-f", image_format, "-c", "read -q -P 0 0 8M", str(store.path / "vol")], check=True)
     return told

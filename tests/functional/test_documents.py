@@ -70,11 +70,11 @@ def test_the_playbook_of_the_readme_is_foretold(there: bool, share: Path, tmp_pa
     if not there:
         share.rmdir()
     book = readme_book(share)
-    foretold = play(book, tmp_path, ansible_environment, "--check", "--diff")
+    predicted = play(book, tmp_path, ansible_environment, "--check", "--diff")
     assert share.exists() == there and not (there and any(share.iterdir()))
     reverts = sum(task.get("remotefs.storage.remotefs_snapshot", {}).get("state") == "reverted" for task in book[0]["tasks"])
-    expected, done = (int(re.search(r"changed=(\d+)", told).group(1)) for told in (foretold, play(book, tmp_path, ansible_environment)))
-    assert done <= expected <= done + reverts, foretold
+    expected, done = (int(re.search(r"changed=(\d+)", told).group(1)) for told in (predicted, play(book, tmp_path, ansible_environment)))
+    assert done <= expected <= done + reverts, predicted
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains
 
@@ -163,7 +163,7 @@ def test_an_unexpected_fault_is_its_items_alone(tmp_path: Path, state: str, para
         "import ansible_collections.remotefs.storage.plugins.module_utils.operations.volumes as volumes\n"
         f"real = volumes.{'ensure_absent' if state == 'absent' else 'ensure_present'}\n"
         "def sick(first, *others):\n"
-        "    if 'v2' in (getattr(getattr(first, 'wish', None), 'name', None), *others[:1]): raise MemoryError('no more')\n"
+        "    if 'v2' in (getattr(getattr(first, 'desired', None), 'name', None), *others[:1]): raise MemoryError('no more')\n"
         "    return real(first, *others)\n"
         f"volumes.{'ensure_absent' if state == 'absent' else 'ensure_present'} = sick"
     )
@@ -232,8 +232,8 @@ class Going:
         self.path = path / "share"
         self.path.mkdir()
         self.where = Candidates((Share(str(self.path), str(self.path), "directory"),))
-        volumes.ensure_present(updating.VolumeRequest(self.where, VolumeWish("v", size=MIB)), Options())
-        snapshots.take(snapshots.SnapshotRequest(self.where, "v", SnapshotWish("s")), Options())
+        volumes.ensure_present(updating.VolumeRequest(self.where, DesiredVolume("v", size=MIB)), Options())
+        snapshots.take(snapshots.SnapshotRequest(self.where, "v", DesiredSnapshot("s")), Options())
 
     def goes_after(self, owner: object, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         real = getattr(owner, name)
@@ -255,7 +255,7 @@ PLACES = (
     (ShareDirectory, "create_temporary"),
 )
 TASKS: dict[str, Callable[[Candidates], object]] = {
-    "snapshot": lambda where: snapshots.take(snapshots.SnapshotRequest(where, "v", SnapshotWish("t")), Options(lock_timeout=1)),
+    "snapshot": lambda where: snapshots.take(snapshots.SnapshotRequest(where, "v", DesiredSnapshot("t")), Options(lock_timeout=1)),
     "deletion": lambda where: snapshots.delete(where, "v", ["s"], Options(lock_timeout=1)),
     "revert": lambda where: snapshots.revert(where, "v", "s", True, Options(lock_timeout=1)),
 }

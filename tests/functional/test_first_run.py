@@ -16,7 +16,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from .test_examples import play
 from .test_return_detail import check
@@ -36,11 +36,11 @@ class Shares:
     def options(self, assume: bool = True) -> Options:
         return Options(check=assume, assume=assume, warn=self.warnings.append)
 
-    def present(self, options: Options, name: str, source: updating.SourceRequest | None = None, **wish: object) -> Outcome:
-        return volumes.ensure_present(updating.VolumeRequest(self.found, VolumeWish(name, **wish), source), options)
+    def present(self, options: Options, name: str, source: updating.SourceRequest | None = None, **desired: object) -> Outcome:
+        return volumes.ensure_present(updating.VolumeRequest(self.found, DesiredVolume(name, **desired), source), options)
 
     def take(self, options: Options, volume: str, name: str, keep: retention.Policy | None = None) -> Outcome:
-        return snapshots.take(snapshots.SnapshotRequest(self.found, volume, SnapshotWish(name), keep), options)
+        return snapshots.take(snapshots.SnapshotRequest(self.found, volume, DesiredSnapshot(name), keep), options)
 
 
 @pytest.fixture(params=["missing", "empty"])
@@ -80,7 +80,7 @@ def test_what_is_made_of_what_is_not_there(shares: Shares) -> None:
     back = snapshots.revert(shares.found, "v", "s1", False, shares.options())
     assert back.changed and steps(back) == ["replace_overlay"] and back.after["path"] == f"{shares.path}/v.s1"
     assert back.content[1] == "goes back to snapshot s1"
-    group = groups.take_group(shares.found, ["a", "b"], SnapshotWish("g"), shares.options())
+    group = groups.take_group(shares.found, ["a", "b"], DesiredSnapshot("g"), shares.options())
     assert [one.after["path"] for one in group] == [f"{shares.path}/a.g", f"{shares.path}/b.g"]
     for name in ("golden", "v", "a", "b"):
         assert any(name in text.split() and "does not exist yet" in text for text in shares.warnings), name
@@ -150,7 +150,7 @@ def test_a_run_assumes_nothing(shares: Shares) -> None:
         lambda: shares.present(real, "c", updating.SourceRequest("golden"), size=MIB),
         lambda: snapshots.revert(shares.found, "v", "s", False, real),
         lambda: snapshots.delete(shares.found, "v", ["s"], real),
-        lambda: groups.take_group(shares.found, ["a"], SnapshotWish("g"), real),
+        lambda: groups.take_group(shares.found, ["a"], DesiredSnapshot("g"), real),
     ):
         with pytest.raises(missing):
             action()
@@ -163,7 +163,7 @@ def test_a_server_that_does_not_answer_is_no_share_to_come() -> None:
     ill, missing = errors.ShareNotMounted("share b", "it does not answer", "wait"), errors.ShareNotMounted("share a", "not mounted", "mount it")
     found = candidates.Candidates((), (missing, ill), (share,), (missing,))
     with pytest.raises(errors.ShareNotMounted, match="does not answer"):
-        volumes.ensure_present(updating.VolumeRequest(found, VolumeWish("v", size=MIB)), Options(check=True, assume=True))
+        volumes.ensure_present(updating.VolumeRequest(found, DesiredVolume("v", size=MIB)), Options(check=True, assume=True))
 
 
 def test_a_snapshot_that_is_not_there_yet(tmp_path: Path) -> None:

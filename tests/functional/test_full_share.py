@@ -24,7 +24,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import ballast, packed_lines
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
@@ -46,12 +46,12 @@ class Full:
         self.where = Candidates((self.share,))
         self.content: dict[str, bytes] = {}
         self._busy = threading.Event()
-        volumes.ensure_present(updating.VolumeRequest(self.where, VolumeWish("v", size=2 * MIB)), OPTIONS)
+        volumes.ensure_present(updating.VolumeRequest(self.where, DesiredVolume("v", size=2 * MIB)), OPTIONS)
         for number, name in enumerate(("a", "b", "e")):
             active = self.info()
             pattern = f"write -q -P {number + 1} {number * 4096} 512k"
             subprocess.run(["qemu-io", "-f", active["format"], "-c", pattern, active["path"]], check=True)
-            snapshots.take(snapshots.SnapshotRequest(self.where, "v", SnapshotWish(name)), OPTIONS)
+            snapshots.take(snapshots.SnapshotRequest(self.where, "v", DesiredSnapshot(name)), OPTIONS)
 
     def info(self) -> dict:
         (found,) = reading.list_volumes(self.share, ["v"])
@@ -239,7 +239,7 @@ def test_a_killed_revert_of_present_content_is_on_record(older: Full, moment: st
 
 
 def test_where_nothing_is_given_up_a_revert_refuses_before_it_begins(older: Full) -> None:
-    snapshots.take(snapshots.SnapshotRequest(older.where, "v", SnapshotWish("f")), OPTIONS)
+    snapshots.take(snapshots.SnapshotRequest(older.where, "v", DesiredSnapshot("f")), OPTIONS)
     shutil.rmtree(older.path / ".remotefs" / "ballast")  # which that change has made
     older.fill()
     before = older.info()
@@ -270,9 +270,9 @@ def test_what_needs_room_does_not_take_the_ballast(full: Full) -> None:
     pieces = sorted(os.listdir(full.path / ".remotefs" / "ballast"))
     for number in range(3):
         with pytest.raises(NoSpace):
-            snapshots.take(snapshots.SnapshotRequest(full.where, "v", SnapshotWish(f"n{number}")), OPTIONS)
+            snapshots.take(snapshots.SnapshotRequest(full.where, "v", DesiredSnapshot(f"n{number}")), OPTIONS)
         with pytest.raises((NoEligibleShare, NoSpace)):
-            volumes.ensure_present(updating.VolumeRequest(full.where, VolumeWish(f"w{number}", size=MIB)), OPTIONS)
+            volumes.ensure_present(updating.VolumeRequest(full.where, DesiredVolume(f"w{number}", size=MIB)), OPTIONS)
     assert sorted(os.listdir(full.path / ".remotefs" / "ballast")) == pieces
     TASKS["removal"](full)
 
@@ -284,7 +284,7 @@ def test_it_is_made_again_when_there_is_room(in_place: Full) -> None:
     in_place.fill()
     TASKS["deletion"](in_place)
     os.unlink(in_place.mount / "filler")
-    snapshots.take(snapshots.SnapshotRequest(in_place.where, "v", SnapshotWish("later")), OPTIONS)
+    snapshots.take(snapshots.SnapshotRequest(in_place.where, "v", DesiredSnapshot("later")), OPTIONS)
     assert sorted(os.listdir(folder)) == whole
     assert all((folder / name).stat().st_blocks * 512 >= int(name.partition("-")[0]) for name in whole)
 

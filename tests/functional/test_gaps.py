@@ -30,7 +30,7 @@ CLONE = ("copy", "copy.c1")
 RECORDS = ("vol.json", "copy.json", "other.json")
 
 
-class Told(Store):
+class Described(Store):
     """Keeps the warnings of its tasks."""
 
     def options(self, **changes):
@@ -80,11 +80,11 @@ def alone(tmp_path_factory) -> Path:
     return path
 
 
-def fresh(template: Path, tmp_path: Path) -> Told:
+def fresh(template: Path, tmp_path: Path) -> Described:
     path = tmp_path / "share"
     shutil.rmtree(path, ignore_errors=True)
     subprocess.run(["cp", "-a", str(template), str(path)], check=True)
-    return Told(path)
+    return Described(path)
 
 
 def without(state: dict, name: str) -> dict:
@@ -93,7 +93,7 @@ def without(state: dict, name: str) -> dict:
     return {file: value for file, value in state.items() if file not in mine and not file.startswith(name + ".")}
 
 
-def in_bulk(store: Told, *names: str, check: bool = False, cascade: bool = True) -> list:
+def in_bulk(store: Described, *names: str, check: bool = False, cascade: bool = True) -> list:
     options = store.options(check=check)
 
     def item(name: str) -> runner.Item:
@@ -108,19 +108,19 @@ def gaps(files: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [gone for count in (1, 2, len(files)) for gone in combinations(files, count)]
 
 
-def removed(store: Told, name: str, gone: tuple[str, ...], how: str, left: tuple[str, ...] = ()) -> None:
+def removed(store: Described, name: str, gone: tuple[str, ...], how: str, left: tuple[str, ...] = ()) -> None:
     """The removal in check mode and in earnest, alone or as items; what it leaves is all that was not the volume's, and files that
     nothing but their name makes the volume's."""
     before = store.state()
     run = {"single": lambda check: store.absent(name, cascade=True, check=check), "bulk": lambda check: in_bulk(store, name, "none", check=check)[0]}[how]
-    predicted, foretold = run(True), [*store.warnings]
+    predicted, predicted = run(True), [*store.warnings]
     assert store.state() == before
     done = run(False)
     assert done.changed and (done.actions, done.recovered) == (predicted.actions, predicted.recovered)
-    assert foretold == store.warnings and done.before == predicted.before and done.after is None
+    assert predicted == store.warnings and done.before == predicted.before and done.after is None
     assert [step for step in done.actions if step["file"] in gone] == []
     assert store.state() == {**without(before, name), **{file: before[file] for file in left}}
-    assert all(f"{file} is left where it is" in " ".join(foretold) for file in left)
+    assert all(f"{file} is left where it is" in " ".join(predicted) for file in left)
     if left:
         return  # a lone file of which nothing is on record is not ours: the next removal is a conflict
     assert not run(False).changed and store.warnings == []
@@ -158,7 +158,7 @@ def test_somebodys_file_called_as_the_volume(tmp_path: Path, leading: str, how: 
     """Its base was merged away long since, nothing is on record, and no header leads to the file."""
     share = tmp_path / "share"
     share.mkdir()
-    store = Told(share)
+    store = Described(share)
     (share / "vol").write_bytes(b"an installation medium, and no disk of this volume")
     (share / "vol.info").write_text(json.dumps({"active": "vol.s2", "s2": "vol.s2"}))
     if leading != "only .info":
@@ -210,10 +210,10 @@ def test_who_rests_on_it_is_kept(cloned: Path, tmp_path: Path, gone: tuple[str, 
         (store.path / file).unlink()
     refused(store, errors.HasDependents, lambda check: store.absent(cascade=True, check=check))
     before = store.state()
-    foretold = in_bulk(store, "vol", "copy", check=True)
+    predicted = in_bulk(store, "vol", "copy", check=True)
     assert store.state() == before
     done = in_bulk(store, "vol", "copy")
-    assert [one.actions for one in done] == [one.actions for one in foretold] and all(one.changed for one in done)
+    assert [one.actions for one in done] == [one.actions for one in predicted] and all(one.changed for one in done)
     assert store.state() == without(without(before, "vol"), "copy")
 
 

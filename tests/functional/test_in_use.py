@@ -21,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use, kernel_users
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 
@@ -42,13 +42,13 @@ class Store:
     def options(self, **changes: object) -> Options:
         return Options(**{"lock_timeout": 1, **changes})  # type: ignore[arg-type]
 
-    def present(self, name: str = "v", source: updating.SourceRequest | None = None, **wish: object):
-        check, discard = bool(wish.pop("check", False)), bool(wish.pop("discard", False))
-        request = updating.VolumeRequest(self.where, VolumeWish(name, **wish), source)  # type: ignore[arg-type]
+    def present(self, name: str = "v", source: updating.SourceRequest | None = None, **desired: object):
+        check, discard = bool(desired.pop("check", False)), bool(desired.pop("discard", False))
+        request = updating.VolumeRequest(self.where, DesiredVolume(name, **desired), source)  # type: ignore[arg-type]
         return volumes.ensure_present(request, self.options(check=check, discard=discard))
 
     def take(self, name: str, check: bool = False):
-        return snapshots.take(snapshots.SnapshotRequest(self.where, "v", SnapshotWish(name)), self.options(check=check))
+        return snapshots.take(snapshots.SnapshotRequest(self.where, "v", DesiredSnapshot(name)), self.options(check=check))
 
     def delete(self, *names: str):
         return snapshots.delete(self.where, "v", list(names), self.options())
@@ -185,7 +185,7 @@ def test_where_nobody_can_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     blind.share = blind.share._replace()
     for check in (True, False):
         with pytest.raises(InUse):
-            volumes.ensure_present(updating.VolumeRequest(blind.where, VolumeWish("v")), Options(check=check, break_lock=True))
+            volumes.ensure_present(updating.VolumeRequest(blind.where, DesiredVolume("v")), Options(check=check, break_lock=True))
     assert blind.present().recovered
 
 
@@ -287,12 +287,12 @@ def test_the_kernel_has_a_lower_image(store: Store, kernel: Path) -> None:
 def test_it_is_seen_where_locks_are_not(tmp_path: Path, kernel: Path) -> None:
     blind = Store(tmp_path, locks_visible=False)
     vouched = blind.options(assume_unused=True)
-    volumes.ensure_present(updating.VolumeRequest(blind.where, VolumeWish("v", size=MIB)), vouched)
+    volumes.ensure_present(updating.VolumeRequest(blind.where, DesiredVolume("v", size=MIB)), vouched)
     assert blind.info()["in_use"] is None
     on_a_loop(kernel, tmp_path / "v")
     assert blind.info()["in_use"] is True
     with pytest.raises(InUse):
-        snapshots.take(snapshots.SnapshotRequest(blind.where, "v", SnapshotWish("b")), vouched)
+        snapshots.take(snapshots.SnapshotRequest(blind.where, "v", DesiredSnapshot("b")), vouched)
 
 
 def test_other_names_are_no_users(store: Store, kernel: Path, tmp_path: Path) -> None:

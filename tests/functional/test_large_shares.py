@@ -22,7 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.names import Names
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
@@ -170,9 +170,9 @@ def test_use_is_seen_in_every_process(share: Share, several: None) -> None:
 
 def test_a_file_exchanged_behind_the_listing_is_refused(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the listing called a regular file is not looked at again before it is opened, and no less safe for that."""
-    take = listing.Survey.read
+    take = listing.Listing.read
 
-    def exchanged(self: listing.Survey, volumes: list) -> None:
+    def exchanged(self: listing.Listing, volumes: list) -> None:
         for name, make in (("vol00003.s1", lambda at: os.symlink("/etc/passwd", at)), ("vol00004.s1", os.mkfifo)):
             at = Path(share.path, name)
             if at.is_file() and not at.is_symlink():
@@ -180,7 +180,7 @@ def test_a_file_exchanged_behind_the_listing_is_refused(share: Share, monkeypatc
                 make(at)
         take(self, volumes)
 
-    monkeypatch.setattr(listing.Survey, "read", exchanged)
+    monkeypatch.setattr(listing.Listing, "read", exchanged)
     found = {one["name"]: one.get("error_code") for one in reading.list_volumes(share, [])}
     assert found["vol00003"] == found["vol00004"] == "unsafe_image" and found["vol00005"] is None
 
@@ -256,7 +256,7 @@ STRANGERS: dict[str, Callable[[int], str]] = {
 }
 
 
-def _strangers(path: Path, kind: str, count: int) -> Share:
+def _unknown(path: Path, kind: str, count: int) -> Share:
     path.mkdir()
     for number in range(count):
         at = path / STRANGERS[kind](number)
@@ -273,12 +273,12 @@ def _strangers(path: Path, kind: str, count: int) -> Share:
 
 
 def _create(share: Share, name: str, source: updating.SourceRequest | None = None) -> None:
-    wish = VolumeWish(name, size=None if source else 1 << 20)
-    volumes.ensure_present(updating.VolumeRequest(Candidates((share,)), wish, source), Options())
+    desired = DesiredVolume(name, size=None if source else 1 << 20)
+    volumes.ensure_present(updating.VolumeRequest(Candidates((share,)), desired, source), Options())
 
 
 def _take(share: Share) -> None:
-    snapshots.take(snapshots.SnapshotRequest(Candidates((share,)), "first", SnapshotWish("s1")), Options())
+    snapshots.take(snapshots.SnapshotRequest(Candidates((share,)), "first", DesiredSnapshot("s1")), Options())
 
 
 BESIDE: dict[str, Callable[[Share], object]] = {
@@ -304,7 +304,7 @@ def test_what_a_stranger_costs_does_not_grow_with_their_number(tmp_path: Path, m
     monkeypatch.setattr(os, "scandir", lambda *given: (listings.append(given), scandir(*given))[1])
 
     def costs(count: int) -> tuple[int, int]:
-        share = _strangers(tmp_path / str(count), kind, count)
+        share = _unknown(tmp_path / str(count), kind, count)
         listings.clear()
         naps.clear()
         return _steps(lambda: BESIDE[task](share)), len(listings)
@@ -325,7 +325,7 @@ def test_how_often_a_stranger_is_opened(tmp_path: Path, monkeypatch: pytest.Monk
     """A new volume asks for the sizes alone; who destroys something, and who tells of dependents, opens each file once."""
     monkeypatch.setattr(reading, "processors", lambda: 1)
     count = 300
-    share = _strangers(tmp_path / "share", "with an extension", count)
+    share = _unknown(tmp_path / "share", "with an extension", count)
     for number in range(10):
         overlay(Path(share.path, f"lone{number}.qcow2"), "elsewhere.img", "raw")
     opened: Counter = Counter()
@@ -358,7 +358,7 @@ def test_what_cannot_be_read_is_read_again_once_for_all(tmp_path: Path, monkeypa
 
 
 def test_names_and_globs_choose_the_same_as_before(tmp_path: Path) -> None:
-    share = _strangers(tmp_path / "share", "with an extension", 5)
+    share = _unknown(tmp_path / "share", "with an extension", 5)
     (tmp_path / "share" / "a[b").write_bytes(b"x" * 512)
     wanted = {"first": ["first"], "disk?.img": [f"disk{number}.img" for number in range(5)], "disk[12].img": ["disk1.img", "disk2.img"], "nothing": []}
     for pattern, names in wanted.items():

@@ -19,7 +19,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 MIB = 1 << 20
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
@@ -65,11 +65,11 @@ class Share1:
         monkeypatch.setattr(os, "fsync", counted)
         monkeypatch.setattr(os, "open", opened)
 
-    def present(self, name: str, source: updating.SourceRequest | None = None, **wish) -> None:
-        volumes.ensure_present(updating.VolumeRequest(self.candidates, VolumeWish(name, **wish), source), Options())
+    def present(self, name: str, source: updating.SourceRequest | None = None, **desired) -> None:
+        volumes.ensure_present(updating.VolumeRequest(self.candidates, DesiredVolume(name, **desired), source), Options())
 
     def snapshot(self, name: str) -> None:
-        snapshots.take(snapshots.SnapshotRequest(self.candidates, "vol", SnapshotWish(name)), Options())
+        snapshots.take(snapshots.SnapshotRequest(self.candidates, "vol", DesiredSnapshot(name)), Options())
 
     def delete(self, *names: str) -> None:
         snapshots.delete(self.candidates, "vol", list(names), Options())
@@ -145,7 +145,7 @@ def test_costs_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     share = Share1(tmp_path, monkeypatch)
     prepare, operation = OPERATIONS[name]
     share.present("other", size=MIB)  # .remotefs exists, as on every share that was used before
-    snapshots.take(snapshots.SnapshotRequest(share.candidates, "other", SnapshotWish("s")), Options())
+    snapshots.take(snapshots.SnapshotRequest(share.candidates, "other", DesiredSnapshot("s")), Options())
     prepare(share)
     monkeypatch.setattr(qemu_img, "_version_checked", [])  # each operation as a task of its own: it asks qemu-img's version
     programs, share.fsyncs, share.opened = command.STARTED.total, 0, Opened()

@@ -179,8 +179,8 @@ def test_the_old_base_alone_is_no_volume(store: Store) -> None:
     store.snapshot("s1")
     for file in ("vol.s1", "vol.info"):
         (store.path / file).unlink()
-    for wish in ({}, {"format": "raw"}):
-        refused(store, errors.ChainBroken, lambda check, wish=wish: store.present(check=check, **wish))
+    for desired in ({}, {"format": "raw"}):
+        refused(store, errors.ChainBroken, lambda check, desired=desired: store.present(check=check, **desired))
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])

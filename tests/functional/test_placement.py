@@ -17,9 +17,9 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import capacity, placement, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder, Policy
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Demand, Ledger
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Capacity, Demand
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
 
 MIB = 1 << 20
@@ -99,12 +99,12 @@ def test_what_others_take_after_a_promise_is_seen(mounted: Callable[[str], str])
     candidates = Candidates(tuple(Share(path, path, "directory") for path in shares))
     task, wanted = Options(), Demand(20 * MIB, 20 * MIB, 20 * MIB)
     for name in ("b", "c", "d"):
-        placement.reserve(name, candidates, candidates, wanted, Policy(), task.ledger)
+        placement.reserve(name, candidates, candidates, wanted, Policy(), task.capacity)
     Path(shares[0], "stranger").write_bytes(bytes(50 * MIB))
 
     def create(name: str) -> str:
-        wish = VolumeWish(name, size=20 * MIB, preallocation="falloc")
-        made = volumes.ensure_present(updating.VolumeRequest(candidates, wish), task)
+        desired = DesiredVolume(name, size=20 * MIB, preallocation="falloc")
+        made = volumes.ensure_present(updating.VolumeRequest(candidates, desired), task)
         return made.after["mountpoint"] if made.after else ""
 
     assert [create("b"), create("c")] == [shares[1], shares[1]]
@@ -124,9 +124,9 @@ def test_items_that_ask_for_nothing_beforehand_keep_the_ratio_too(tmp_path: Path
     candidates = Candidates((Share(str(tmp_path), str(tmp_path), "directory"),))
 
     def item(number: int) -> runner.Item:
-        wish = VolumeWish(f"v{number}", size=30 * MIB)
-        request = updating.VolumeRequest(candidates, wish, policy=Policy(max_over_subscription_ratio=1.0))
-        return runner.Item(wish.name, frozenset([wish.name]), lambda options: volumes.ensure_present(request, options))
+        desired = DesiredVolume(f"v{number}", size=30 * MIB)
+        request = updating.VolumeRequest(candidates, desired, policy=Policy(max_over_subscription_ratio=1.0))
+        return runner.Item(desired.name, frozenset([desired.name]), lambda options: volumes.ensure_present(request, options))
 
     made = [one for one in runner.run_all([item(number) for number in range(12)], 8, Options()) if not isinstance(one, errors.StorageError)]
     assert len(made) == 3 and len([name for name in os.listdir(tmp_path) if name.startswith("v")]) == 3
@@ -147,4 +147,4 @@ def test_a_refusal_tells_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (1 << 29, 0, 50, r"nas1:/vols is full \(1 GiB are free, 1\.5 GiB stay reserved\)"),
     ):
         with pytest.raises(errors.NoEligibleShare, match=expected):
-            placement.choose(candidates, size, at_once, Policy(reserved), Ledger())
+            placement.choose(candidates, size, at_once, Policy(reserved), Capacity())

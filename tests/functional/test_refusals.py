@@ -22,7 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
@@ -41,14 +41,14 @@ class Store:
     def options(self, **changes) -> Options:
         return Options(**{"lock_timeout": 0.2, **changes})
 
-    def present(self, name: str = "vol", source: updating.SourceRequest | None = None, check: bool = False, **wish):
-        return volumes.ensure_present(updating.VolumeRequest(self.candidates, VolumeWish(name, **wish), source), self.options(check=check))
+    def present(self, name: str = "vol", source: updating.SourceRequest | None = None, check: bool = False, **desired):
+        return volumes.ensure_present(updating.VolumeRequest(self.candidates, DesiredVolume(name, **desired), source), self.options(check=check))
 
     def absent(self, name: str = "vol", cascade: bool = False, check: bool = False):
         return volumes.ensure_absent(self.candidates, name, cascade, self.options(check=check))
 
     def snapshot(self, name: str = "s1", volume: str = "vol", check: bool = False):
-        return snapshots.take(snapshots.SnapshotRequest(self.candidates, volume, SnapshotWish(name)), self.options(check=check))
+        return snapshots.take(snapshots.SnapshotRequest(self.candidates, volume, DesiredSnapshot(name)), self.options(check=check))
 
     def delete(self, *names: str, check: bool = False):
         return snapshots.delete(self.candidates, "vol", list(names), self.options(check=check))
@@ -273,7 +273,7 @@ def test_where_locks_cannot_be_seen(tmp_path: Path) -> None:
     assert store.info()["in_use"] is None
     refused(store, errors.InUse, lambda check: store.snapshot(check=check))
     options = store.options(assume_unused=True)
-    assert snapshots.take(snapshots.SnapshotRequest(store.candidates, "vol", SnapshotWish("s1")), options).changed
+    assert snapshots.take(snapshots.SnapshotRequest(store.candidates, "vol", DesiredSnapshot("s1")), options).changed
     assert not list((tmp_path / ".remotefs" / "locks").iterdir()), "the lease is given back"
 
 
@@ -290,8 +290,8 @@ def test_lease_of_a_dead_and_of_a_living_owner(tmp_path: Path) -> None:
     lease.write_text('{"host": "elsewhere", "machine": "m", "boot": "b", "pid_namespace": "p", "pid": 1, "started": "1", "since": "today"}')
     told = refused(store, errors.LockTimeout, lambda _check: store.present(size=2 * MIB), both=False)
     assert "process 1 on elsewhere" in str(told) and "break_lock" in str(told)
-    wish = updating.VolumeRequest(store.candidates, VolumeWish("vol", size=2 * MIB))
-    assert volumes.ensure_present(wish, store.options(break_lock=True, assume_unused=True)).changed
+    desired = updating.VolumeRequest(store.candidates, DesiredVolume("vol", size=2 * MIB))
+    assert volumes.ensure_present(desired, store.options(break_lock=True, assume_unused=True)).changed
 
 
 # -- hostile content -------------------------------------------------------------------------------------------------

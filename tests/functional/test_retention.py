@@ -21,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, retention
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.tests.property.world import World, read_content, run
 
 from .test_examples import PREPARE, play
@@ -42,8 +42,8 @@ def verdicts(outcome: Outcome) -> dict[str, list]:
 class Kept(World):
     """A volume beside its model, with policies."""
 
-    def take(self, name: str, created: str | None = None, keep: retention.Policy | None = None, **wish: object) -> Outcome:
-        request = snapshots.SnapshotRequest(self.candidates, "vol", SnapshotWish(name, created=created, **wish), keep)
+    def take(self, name: str, created: str | None = None, keep: retention.Policy | None = None, **desired: object) -> Outcome:
+        request = snapshots.SnapshotRequest(self.candidates, "vol", DesiredSnapshot(name, created=created, **desired), keep)
         if name not in self.points:
             self.points[name] = bytes(self.active)
         return self.judged(lambda options: snapshots.take(request, options))
@@ -159,7 +159,7 @@ def test_what_another_program_took_stays(world: Kept) -> None:
         world.write(number * KIB, 64 * KIB, number + 1)
         world.snapshot()
     shutil.rmtree(world.share / ".remotefs" / "volumes")
-    world.present(VolumeWish("vol", format=world.volume()["base_format"] or world.volume()["chain"][-1]["format"]))
+    world.present(DesiredVolume("vol", format=world.volume()["base_format"] or world.volume()["chain"][-1]["format"]))
     done = world.retain(policy(last=1))
     assert not done.changed and set(map(tuple, verdicts(done).values())) == {
         ("created at an unknown time",),
@@ -173,7 +173,7 @@ def test_linked_clones_hold_what_they_rest_on_for_as_long_as_they_live(world: Ke
         world.write(number * 64 * KIB, 128 * KIB, number)
         world.take(f"s{number}", f"2026-05-0{number}T00:00:00Z")
     source = updating.SourceRequest("vol", "s2", linked=True)
-    volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish("clone"), source), world.options())
+    volumes.ensure_present(updating.VolumeRequest(world.candidates, DesiredVolume("clone"), source), world.options())
     clone = str(world.share / "clone")
     before = read_content(clone, "qcow2", world.scratch)
     assert before == world.points["s2"]
@@ -256,8 +256,8 @@ def test_groups_keep_after_all_are_taken(tmp_path: Path) -> None:
     keep = policy("g*", daily=2)
 
     def take(night: int, check: bool = False) -> list[Outcome]:
-        wish = SnapshotWish(f"g{night}", created=f"{date_of(night)}T01:00:00Z", protected=night == 0)
-        return groups.take_group(store.candidates, ["a", "b"], wish, store.options(check=check), keep)
+        desired = DesiredSnapshot(f"g{night}", created=f"{date_of(night)}T01:00:00Z", protected=night == 0)
+        return groups.take_group(store.candidates, ["a", "b"], desired, store.options(check=check), keep)
 
     for night in range(5):
         predicted, done = take(night, check=True), take(night)
@@ -282,8 +282,8 @@ def test_a_group_in_which_one_cannot_keep(tmp_path: Path, monkeypatch: pytest.Mo
         return real(volume, names, *facts)
 
     def take(night: int) -> list:
-        wish = SnapshotWish(f"g{night}", created=f"{date_of(night)}T01:00:00Z")
-        return groups.take_group(store.candidates, ["a", "b", "c"], wish, store.options(), policy("g*", last=1))
+        desired = DesiredSnapshot(f"g{night}", created=f"{date_of(night)}T01:00:00Z")
+        return groups.take_group(store.candidates, ["a", "b", "c"], desired, store.options(), policy("g*", last=1))
 
     take(0)
     monkeypatch.setattr(merge, "delete_snapshots", full)
@@ -318,8 +318,8 @@ def test_a_chain_has_a_longest_length(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.present(size=MIB)
 
-    def take(name: str, check: bool = False, **wish: object) -> Outcome:
-        return snapshots.take(snapshots.SnapshotRequest(store.candidates, "vol", SnapshotWish(name, **wish)), store.options(check=check))
+    def take(name: str, check: bool = False, **desired: object) -> Outcome:
+        return snapshots.take(snapshots.SnapshotRequest(store.candidates, "vol", DesiredSnapshot(name, **desired)), store.options(check=check))
 
     take("s1", max_chain=3)
     take("s2", max_chain=3)
@@ -330,7 +330,7 @@ def test_a_chain_has_a_longest_length(tmp_path: Path) -> None:
     assert take("s3", max_chain=4).changed
 
     def group(check: bool) -> None:
-        groups.take_group(store.candidates, ["vol"], SnapshotWish("g", max_chain=4), store.options(check=check))
+        groups.take_group(store.candidates, ["vol"], DesiredSnapshot("g", max_chain=4), store.options(check=check))
 
     refused(store, errors.InvalidParameter, group)
     for number in range(4, 64):
@@ -344,8 +344,8 @@ def test_protection_is_a_change_that_a_diff_shows(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.present(size=MIB)
 
-    def take(check: bool = False, **wish: object) -> Outcome:
-        return snapshots.take(snapshots.SnapshotRequest(store.candidates, "vol", SnapshotWish("s1", **wish)), store.options(check=check))
+    def take(check: bool = False, **desired: object) -> Outcome:
+        return snapshots.take(snapshots.SnapshotRequest(store.candidates, "vol", DesiredSnapshot("s1", **desired)), store.options(check=check))
 
     take(protected=True)
     assert store.info()["snapshots"][0]["protected"] is True

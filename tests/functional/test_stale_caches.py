@@ -16,13 +16,13 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import batch_locks
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
-from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import Pace
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import Waiting
 
 MIB = 1 << 20
 
 
-class Client(Pace):
+class Client(Waiting):
     """Sees what another client did only when it has slept as long as its cache lasts."""
 
     def __init__(self, path: Path, news: Path, share: Share) -> None:
@@ -41,9 +41,9 @@ def client(tmp_path: Path) -> Iterator[Client]:
     path, news = tmp_path / "share", tmp_path / "news"
     path.mkdir()
     other = Share(str(path), str(path), "directory")
-    volumes.ensure_present(updating.VolumeRequest(Candidates((other,)), VolumeWish("v", size=MIB)), Options())
+    volumes.ensure_present(updating.VolumeRequest(Candidates((other,)), DesiredVolume("v", size=MIB)), Options())
     shutil.copytree(path, tmp_path / "old")
-    snapshots.take(snapshots.SnapshotRequest(Candidates((other,)), "v", SnapshotWish("s1")), Options())
+    snapshots.take(snapshots.SnapshotRequest(Candidates((other,)), "v", DesiredSnapshot("s1")), Options())
     path.rename(news)
     (tmp_path / "old").rename(path)
     yield Client(path, news, Share(str(path), str(path), "cifs", stale_seconds=1.25))
@@ -56,16 +56,16 @@ def points(client: Client) -> list[str]:
 
 
 def test_a_change_waits_for_what_another_client_did(client: Client) -> None:
-    options = Options(assume_unused=True, pace=client)
-    snapshots.take(snapshots.SnapshotRequest(Candidates((client.share,)), "v", SnapshotWish("s2")), options)
+    options = Options(assume_unused=True, waiting=client)
+    snapshots.take(snapshots.SnapshotRequest(Candidates((client.share,)), "v", DesiredSnapshot("s2")), options)
     assert client.slept == [1.25] and points(client) == ["s1", "s2"]
 
 
 def test_a_bulk_change_waits_too(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_locks.time, "sleep", client.sleep)
     where = Candidates((client.share,))
-    with batch_locks.Holding(client.share) as held:
+    with batch_locks.BatchLocks(client.share) as held:
         held.take(["v"])
-        options = Options(assume_unused=True, holding=held)
-        snapshots.take(snapshots.SnapshotRequest(where, "v", SnapshotWish("s2")), options)
+        options = Options(assume_unused=True, batch_locks=held)
+        snapshots.take(snapshots.SnapshotRequest(where, "v", DesiredSnapshot("s2")), options)
     assert client.slept[:1] == [1.25] and points(client) == ["s1", "s2"]

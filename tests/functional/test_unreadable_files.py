@@ -17,7 +17,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import foreign
 
 OPTIONS = Options(lock_timeout=5)
@@ -27,10 +27,10 @@ OPTIONS = Options(lock_timeout=5)
 def where(tmp_path: Path) -> Candidates:
     """Volume ``vol`` with the snapshots s1 and s2, and its linked clone ``copy`` on s2."""
     found = Candidates((Share(str(tmp_path), str(tmp_path), "directory"),))
-    volumes.ensure_present(updating.VolumeRequest(found, VolumeWish("vol", size=1 << 20)), OPTIONS)
+    volumes.ensure_present(updating.VolumeRequest(found, DesiredVolume("vol", size=1 << 20)), OPTIONS)
     for name in ("s1", "s2"):
-        snapshots.take(snapshots.SnapshotRequest(found, "vol", SnapshotWish(name)), OPTIONS)
-    volumes.ensure_present(updating.VolumeRequest(found, VolumeWish("copy"), updating.SourceRequest("vol", "s2", linked=True)), OPTIONS)
+        snapshots.take(snapshots.SnapshotRequest(found, "vol", DesiredSnapshot(name)), OPTIONS)
+    volumes.ensure_present(updating.VolumeRequest(found, DesiredVolume("copy"), updating.SourceRequest("vol", "s2", linked=True)), OPTIONS)
     return found
 
 

@@ -17,8 +17,8 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, placement, report, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Policy
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Ledger
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Capacity
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from .test_refusals import MIB, Store, refused
 
@@ -74,7 +74,7 @@ def test_where_modes_mean_nothing_they_are_a_warning(tmp_path: Path) -> None:
     store = Store(tmp_path, keeps_modes=False)
     store.present(size=MIB)
     told: list[str] = []
-    request = updating.VolumeRequest(store.candidates, VolumeWish("vol", mode=0o600))
+    request = updating.VolumeRequest(store.candidates, DesiredVolume("vol", mode=0o600))
     assert not volumes.ensure_present(request, store.options(warn=told.append)).changed
     assert len(told) == 1 and "keeps no owner and mode" in told[0]
 
@@ -82,8 +82,8 @@ def test_where_modes_mean_nothing_they_are_a_warning(tmp_path: Path) -> None:
 def test_descriptions_and_labels(store: Store) -> None:
     store.present(size=MIB)
 
-    def take(**wish: object):
-        return snapshots.take(snapshots.SnapshotRequest(store.candidates, "vol", SnapshotWish("s1", **wish)), store.options())
+    def take(**desired: object):
+        return snapshots.take(snapshots.SnapshotRequest(store.candidates, "vol", DesiredSnapshot("s1", **desired)), store.options())
 
     assert take(description="before", labels={"a": "1"}).changed
     assert not take().changed and not take(description="before").changed
@@ -102,7 +102,7 @@ def test_groups_are_all_or_nothing(store: Store) -> None:
         store.present(name, size=MIB)
 
     def take(names: list[str], snapshot: str, check: bool = False):
-        return groups.take_group(store.candidates, names, SnapshotWish(snapshot), store.options(check=check))
+        return groups.take_group(store.candidates, names, DesiredSnapshot(snapshot), store.options(check=check))
 
     assert [outcome.changed for outcome in take(["a", "b", "c"], "g", check=True)] == [True] * 3
     assert [outcome.changed for outcome in take(["a", "b", "c"], "g")] == [True] * 3
@@ -139,7 +139,7 @@ def test_a_group_that_fails_in_the_middle_leaves_no_snapshot(store: Store, monke
 
     monkeypatch.setattr(session.qcow2, "write_image", full)
     with pytest.raises(errors.NoSpace):
-        groups.take_group(store.candidates, ["a", "b", "c"], SnapshotWish("g"), store.options())
+        groups.take_group(store.candidates, ["a", "b", "c"], DesiredSnapshot("g"), store.options())
     for name, path in before.items():
         assert (store.info(name)["path"], store.info(name)["snapshots"], store.info(name)["pending"]) == (path, [], None)
     assert not [name for name in os.listdir(store.path) if name.endswith(".g")]
@@ -159,7 +159,7 @@ def test_the_share_with_most_room_within_the_policy(tmp_path: Path, monkeypatch:
 
     def chosen(needed: int, at_once: int = 0, names: tuple = tuple(figures), **policy: float) -> str:
         candidates = Candidates(tuple(shares[name] for name in names))
-        return Path(placement.choose(candidates, needed * MIB, at_once * MIB, Policy(**policy), Ledger()).path).name
+        return Path(placement.choose(candidates, needed * MIB, at_once * MIB, Policy(**policy), Capacity()).path).name
 
     assert chosen(10) == "large"
     assert chosen(10, names=("small", "full")) == "small"

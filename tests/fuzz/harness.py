@@ -138,9 +138,9 @@ def _check(fd: int, rng: random.Random) -> tuple:
 def _check_glimpse(fd: int, header: qcow2.Header | None, refusal: str | None) -> None:
     """A glimpse remembers headers of images that were here before; it must never show."""
     for _again in range(2):
-        glimpse, refused = _attempt(lambda: qcow2.glimpse(fd, os.fstat(fd).st_size))
+        read_summary, refused = _attempt(lambda: qcow2.read_summary(fd, os.fstat(fd).st_size))
         _require(refused == refusal, "a glimpse refuses other images than read_header")
-        _require(header is None or glimpse == tuple(getattr(header, field) for field in glimpse._fields), "a glimpse sees something else")
+        _require(header is None or read_summary == tuple(getattr(header, field) for field in read_summary._fields), "a glimpse sees something else")
 
 
 def _attempt(action: Callable[[], Any]) -> tuple:
@@ -265,12 +265,12 @@ def _check_grow(fd: int, header: qcow2.Header | None, before: dict, by: int) -> 
 
 def _check_tail(fd: int, header: qcow2.Header | None, before: dict) -> list:
     """What lies behind the virtual end becomes zeros, or the image is refused unchanged; doing it again does nothing."""
-    stiff, unreadable = _attempt(lambda: qcow2.is_stiff(fd))
+    fixed_tails, unreadable = _attempt(lambda: qcow2.has_fixed_tail(fd))
     whole, cut_short = _attempt(lambda: qcow2.require_whole(fd))
     _require(pages(fd) == before, "looking changed the file")
     cleared, refusal = _attempt(lambda: qcow2.clear_tail(fd))
     after = pages(fd)
-    _require((refusal is None) == (stiff is False), "it is said to be stiff and is not, or the other way round")
+    _require((refusal is None) == (fixed_tails is False), "it is said to be stiff and is not, or the other way round")
     if refusal is not None or not cleared:
         _require(after == before, "nothing was to be taken away, and the file was changed")
         return [refusal, unreadable, cut_short, whole]

@@ -318,11 +318,11 @@ def test_hostile_tables(tmp_path: Path) -> None:
     assert min(outcomes.values()) > 100, "the inputs do not reach what they are for"
 
 
-def blind_to_owners(self: cluster_writer.Filling, entry: int) -> None:
+def blind_to_owners(self: cluster_writer.ClusterWriter, entry: int) -> None:
     """Overwrites whatever an entry leads to."""
 
 
-def no_metadata(_self: cluster_writer.Filling) -> frozenset[int]:
+def no_metadata(_self: cluster_writer.ClusterWriter) -> frozenset[int]:
     return frozenset([0])
 
 
@@ -333,8 +333,8 @@ def counts_from_the_start(self: refcounts.Counts, first: int, end: int, new: Any
 write_counts = refcounts.Counts.write
 
 BUGS: dict[str, tuple] = {
-    "it does not ask who owns a cluster": (cluster_writer.Filling, "_overwrite", blind_to_owners),
-    "it does not know where the tables are": (cluster_writer.Filling, "_metadata", no_metadata),
+    "it does not ask who owns a cluster": (cluster_writer.ClusterWriter, "_overwrite", blind_to_owners),
+    "it does not know where the tables are": (cluster_writer.ClusterWriter, "_metadata", no_metadata),
     "it counts what was counted": (refcounts.Counts, "write", counts_from_the_start),
 }
 

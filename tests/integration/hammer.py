@@ -41,7 +41,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 MIB, KIB = 1 << 20, 1 << 10
 REGION = 64 * KIB  # what a worker calls its own in each volume, at worker number times this
@@ -160,7 +160,7 @@ class Worker:
             model.state["points"].append([snapshot, *json.loads(json.dumps(model.state["active"]))])
             model.state["taken"] += 1
 
-        request = snapshots.SnapshotRequest(candidates, name, SnapshotWish(snapshot))
+        request = snapshots.SnapshotRequest(candidates, name, DesiredSnapshot(snapshot))
         self.change(candidates, name, taken, lambda: snapshots.take(request, self.options), look_at=snapshot)
 
     def delete(self, candidates: Candidates, name: str) -> None:
@@ -194,7 +194,7 @@ class Worker:
         def grown(model: Model) -> None:
             model.state["active"][0] = size
 
-        request = updating.VolumeRequest(candidates, VolumeWish(name, size=size))
+        request = updating.VolumeRequest(candidates, DesiredVolume(name, size=size))
         with self.perhaps_overtaken(candidates, name, (errors.WouldShrink,), lambda model: model.size > size):
             self.change(candidates, name, grown, lambda: volumes.ensure_present(request, self.options))
 
@@ -231,7 +231,7 @@ class Worker:
 
         source = updating.SourceRequest(name, snapshot, linked=True)
         with self.perhaps_overtaken(candidates, name, (errors.SnapshotNotFound,), lambda model: snapshot not in model.names):
-            self.ending(made, lambda: volumes.ensure_present(updating.VolumeRequest(candidates, VolumeWish(clone), source), self.options))
+            self.ending(made, lambda: volumes.ensure_present(updating.VolumeRequest(candidates, DesiredVolume(clone), source), self.options))
 
     def are_cloned(self, names: list[str]) -> bool:
         """Whether one of these snapshots was ever cloned; by now its clone may be gone."""
@@ -251,7 +251,7 @@ class Worker:
             holds["regions"][str(self.number)] = value
 
     def flatten_clone(self, candidates: Candidates, _name: str = "") -> None:
-        request = updating.VolumeRequest(candidates, VolumeWish(self.clone[0], flatten=True))
+        request = updating.VolumeRequest(candidates, DesiredVolume(self.clone[0], flatten=True))
         assert volumes.ensure_present(request, self.options).after["parent"] is None
         self.use_clone(candidates)
 
@@ -336,7 +336,7 @@ class NameWorker(Worker):
 
     def create(self, candidates: Candidates, name: str) -> None:
         self.witness.before_unlocking = lambda: self.on_one_at_most(candidates, name)
-        done = volumes.ensure_present(updating.VolumeRequest(candidates, VolumeWish(name, size=MIB)), self.options)
+        done = volumes.ensure_present(updating.VolumeRequest(candidates, DesiredVolume(name, size=MIB)), self.options)
         assert done.after["size"] == MIB and done.recovered == []
 
     def remove(self, candidates: Candidates, name: str) -> None:
@@ -386,8 +386,8 @@ def hammer_volumes(mounts: list[str], scratch: Path, arguments: argparse.Namespa
     candidates = find_candidates(mounts[:1], "/var/lib/remotefs/mnt")
     options = Options(lock_timeout=LOCK_TIMEOUT, assume_unused=True)
     for number, name in enumerate(names):
-        wish = VolumeWish(name, size=SMALLEST, format=("raw", "qcow2")[number % 2])
-        volumes.ensure_present(updating.VolumeRequest(candidates, wish), options)
+        desired = DesiredVolume(name, size=SMALLEST, format=("raw", "qcow2")[number % 2])
+        volumes.ensure_present(updating.VolumeRequest(candidates, desired), options)
         Model(scratch / f"{name}.json").save()
     figures = hammer(Worker, mounts, names, scratch, arguments)
     if not figures.errors:

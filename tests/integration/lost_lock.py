@@ -24,7 +24,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
 POINTS = (1, 6)  # before anything is recorded, and after the overlay was filled
 
@@ -60,7 +60,7 @@ def lose_at(point: int, one: str, two: str, cut: str, mend: str) -> None:
         real(work, name)
 
     shares = find_candidates([one], "/var/lib/remotefs/mnt")
-    request = snapshots.SnapshotRequest(shares, "turns", SnapshotWish(f"cut{point}"))
+    request = snapshots.SnapshotRequest(shares, "turns", DesiredSnapshot(f"cut{point}"))
     Workspace._verify = asked  # type: ignore[method-assign] # looks on at each question, and asks it
     told = ""
     try:

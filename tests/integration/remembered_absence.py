@@ -23,7 +23,7 @@ from two_clients import MIB, ONE_TURN, io, turn
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
 # Before its turn: say when it waits, and what a plain look finds when the lock was had.
 WAITING_TURN = (
@@ -83,7 +83,7 @@ def snapshots_one_after_the_other(one: str, two: str) -> tuple[dict, str]:
 
     shares = find_candidates([one], "/var/lib/remotefs/mnt")
     Workspace._verify = asked  # type: ignore[method-assign] # looks on at each question, and asks it
-    snapshots.take(snapshots.SnapshotRequest(shares, "turns", SnapshotWish("first")), Options())
+    snapshots.take(snapshots.SnapshotRequest(shares, "turns", DesiredSnapshot("first")), Options())
     Workspace._verify = real  # type: ignore[method-assign] # as it was
     out, err = started[0].communicate()
     assert started[0].returncode == 0, err

@@ -16,7 +16,7 @@ from oslo_concurrency import processutils
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import HasDependents
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
 from .turns import PAGE, Turns, digest_of
 
@@ -119,8 +119,8 @@ def test_the_size_must_be_told(untold: Turns) -> None:
 
 def linked_clone(world: Turns, snapshot: str, flatten: bool = False) -> str:
     source = updating.SourceRequest(world.name, snapshot, linked=True)
-    wish = VolumeWish("clone", flatten=flatten)
-    volumes.ensure_present(updating.VolumeRequest(world.candidates, wish, source), Options())
+    desired = DesiredVolume("clone", flatten=flatten)
+    volumes.ensure_present(updating.VolumeRequest(world.candidates, desired, source), Options())
     return digest_of(str(world.share / "clone"), "qcow2")
 
 

@@ -22,7 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from .cinder_driver import EXPORT, Cinder, CinderVolume
 
@@ -139,13 +139,13 @@ class Turns:
     # -- the collection's turn ----------------------------------------------------------------------------------------
 
     def adopt(self, volume: CinderVolume | None = None) -> Outcome:
-        wish = VolumeWish((volume or self.volume).name, format=self.base_format)
-        return volumes.ensure_present(updating.VolumeRequest(self.candidates, wish), Options())
+        desired = DesiredVolume((volume or self.volume).name, format=self.base_format)
+        return volumes.ensure_present(updating.VolumeRequest(self.candidates, desired), Options())
 
     def our_snapshot(self, name: str | None = None) -> str:
         name = name or str(uuid.uuid4())
         self.adopt()
-        snapshots.take(snapshots.SnapshotRequest(self.candidates, self.name, SnapshotWish(name)), Options())
+        snapshots.take(snapshots.SnapshotRequest(self.candidates, self.name, DesiredSnapshot(name)), Options())
         self.points[name] = self.active.copy()
         self._tell()
         return name
@@ -159,8 +159,8 @@ class Turns:
 
     def our_extend(self) -> None:
         self.adopt()
-        wish = VolumeWish(self.name, size=self.active.size + GIB)
-        volumes.ensure_present(updating.VolumeRequest(self.candidates, wish), Options())
+        desired = DesiredVolume(self.name, size=self.active.size + GIB)
+        volumes.ensure_present(updating.VolumeRequest(self.candidates, desired), Options())
         self.active = self.active.copy(self.active.size + GIB)
         self._tell()
 
@@ -175,8 +175,8 @@ class Turns:
     def our_copy(self, name: str | None) -> None:
         self.adopt()
         source = updating.SourceRequest(self.name, name)
-        wish = VolumeWish("copy", format="qcow2")
-        volumes.ensure_present(updating.VolumeRequest(self.candidates, wish, source), Options())
+        desired = DesiredVolume("copy", format="qcow2")
+        volumes.ensure_present(updating.VolumeRequest(self.candidates, desired, source), Options())
         expected = self.points[name] if name else self.active
         assert digest_of(str(self.share / "copy"), "qcow2") == expected.digest()
         volumes.ensure_absent(self.candidates, "copy", False, Options())

@@ -16,7 +16,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from .world import candidates, read_content, run, write_pattern
 
@@ -41,7 +41,7 @@ class Family:
         self.models: dict[str, Model] = {}
 
     def create(self, name: str, image_format: str, size: int) -> None:
-        self._present(VolumeWish(name, size=size, format=image_format))
+        self._present(DesiredVolume(name, size=size, format=image_format))
         self.models[name] = Model(bytearray(size))
 
     def clone(self, name: str, source: str, snapshot: str | None, linked: bool, more: int = 0) -> None:
@@ -49,7 +49,7 @@ class Family:
         origin = self.models[source]
         data = origin.points[snapshot] if snapshot else bytes(origin.active)
         size = len(data) + more if more else None
-        self._present(VolumeWish(name, size=size), updating.SourceRequest(source, snapshot, linked))
+        self._present(DesiredVolume(name, size=size), updating.SourceRequest(source, snapshot, linked))
         if linked and snapshot is None:
             snapshot = f"clone-{name}"
             origin.points[snapshot] = data
@@ -64,7 +64,7 @@ class Family:
             active[offset : offset + length] = bytes([value]) * length
 
     def snapshot(self, name: str, snapshot: str) -> None:
-        request = snapshots.SnapshotRequest(self.candidates, name, SnapshotWish(snapshot))
+        request = snapshots.SnapshotRequest(self.candidates, name, DesiredSnapshot(snapshot))
         self._both_ways(lambda options: snapshots.take(request, options))
         self.models[name].points[snapshot] = bytes(self.models[name].active)
 
@@ -89,12 +89,12 @@ class Family:
         model.active = bytearray(model.points[snapshot].ljust(len(model.active), b"\0"))
 
     def grow(self, name: str, size: int) -> None:
-        self._present(VolumeWish(name, size=size))
+        self._present(DesiredVolume(name, size=size))
         active = self.models[name].active
         active.extend(bytes(size - len(active)))
 
     def flatten(self, name: str) -> None:
-        self._present(VolumeWish(name, flatten=True))
+        self._present(DesiredVolume(name, flatten=True))
         self.models[name].parent = None
 
     def remove(self, name: str) -> None:
@@ -138,8 +138,8 @@ class Family:
 
     # -- both modes --------------------------------------------------------------------------------------------------
 
-    def _present(self, wish: VolumeWish, source: updating.SourceRequest | None = None) -> Outcome:
-        return self._both_ways(lambda options: volumes.ensure_present(updating.VolumeRequest(self.candidates, wish, source), options))
+    def _present(self, desired: DesiredVolume, source: updating.SourceRequest | None = None) -> Outcome:
+        return self._both_ways(lambda options: volumes.ensure_present(updating.VolumeRequest(self.candidates, desired, source), options))
 
     def _both_ways(self, operation) -> Outcome:
         predicted = operation(Options(check=True))

@@ -26,7 +26,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Loc
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
 
 from .test_kills import BARE, MIB, OPERATIONS, _chain
@@ -54,17 +54,17 @@ def by_breaking(_work: Workspace) -> None:
 
 LOSSES: dict[str, Callable[[Workspace], None]] = {"lock taken away": by_a_server, "lock file removed": by_hand, "lease broken": by_breaking}
 CREATIONS: dict[str, Callable[[World], object]] = {
-    "create": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB)), w.options()),
+    "create": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, DesiredVolume("copy", size=4 * MIB)), w.options()),
     "create qcow2": lambda w: volumes.ensure_present(
-        updating.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB, format="qcow2", preallocation="metadata")), w.options()
+        updating.VolumeRequest(w.candidates, DesiredVolume("copy", size=4 * MIB, format="qcow2", preallocation="metadata")), w.options()
     ),
     "full clone": lambda w: volumes.ensure_present(
-        updating.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB), updating.SourceRequest("vol", "s2")), w.options()
+        updating.VolumeRequest(w.candidates, DesiredVolume("copy", size=4 * MIB), updating.SourceRequest("vol", "s2")), w.options()
     ),
     "linked clone": lambda w: volumes.ensure_present(
-        updating.VolumeRequest(w.candidates, VolumeWish("copy", size=4 * MIB), updating.SourceRequest("vol", "s2", True)), w.options()
+        updating.VolumeRequest(w.candidates, DesiredVolume("copy", size=4 * MIB), updating.SourceRequest("vol", "s2", True)), w.options()
     ),
-    "flatten": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, VolumeWish("copy", flatten=True)), w.options()),
+    "flatten": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, DesiredVolume("copy", flatten=True)), w.options()),
 }
 
 
@@ -165,14 +165,14 @@ def breaking(world: World) -> Options:
 
 
 def grow(world: World) -> None:
-    done = volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish("vol", size=6 * MIB)), breaking(world))
+    done = volumes.ensure_present(updating.VolumeRequest(world.candidates, DesiredVolume("vol", size=6 * MIB)), breaking(world))
     assert done.changed
     world.active.extend(bytes(6 * MIB - len(world.active)))
 
 
 def snapshot(world: World) -> None:
     """Another snapshot; its size tells whether a growth that it met was finished or undone before."""
-    done = snapshots.take(snapshots.SnapshotRequest(world.candidates, "vol", SnapshotWish("other")), breaking(world))
+    done = snapshots.take(snapshots.SnapshotRequest(world.candidates, "vol", DesiredSnapshot("other")), breaking(world))
     assert done.changed
     world.points["other"] = bytes(world.active.ljust(done.after["size"], b"\0"))
 
@@ -251,7 +251,7 @@ def test_lost_while_deleting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lo
 
     def anew(world: World) -> None:
         absent(world, break_lock=True)
-        request = updating.VolumeRequest(world.candidates, VolumeWish("vol", size=MIB))
+        request = updating.VolumeRequest(world.candidates, DesiredVolume("vol", size=MIB))
         assert volumes.ensure_present(request, breaking(world)).changed
 
     count = 0
@@ -325,8 +325,8 @@ class Watch:
 
 OTHERS: dict[str, Callable[[World], object]] = {
     **CREATIONS,
-    "attributes": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, VolumeWish("vol", mode=0o600)), w.options()),
-    "group": lambda w: groups.take_group(w.candidates, ["vol", "vol2"], SnapshotWish("both"), w.options()),
+    "attributes": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, DesiredVolume("vol", mode=0o600)), w.options()),
+    "group": lambda w: groups.take_group(w.candidates, ["vol", "vol2"], DesiredSnapshot("both"), w.options()),
     "remove": lambda w: volumes.ensure_absent(w.candidates, "vol", True, w.options()),
 }
 
@@ -336,7 +336,7 @@ def test_asked_before_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "share").mkdir()
     (tmp_path / "scratch").mkdir()
     world = _prepared(tmp_path / "share", tmp_path / "scratch", name)
-    volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish("vol2", size=MIB)), world.options())
+    volumes.ensure_present(updating.VolumeRequest(world.candidates, DesiredVolume("vol2", size=MIB)), world.options())
     qemu_img._program()  # from now on it starts no program to ask for its version
     watch = Watch(world.share, monkeypatch)
     {**BARE, **OTHERS}[name](world)

@@ -24,7 +24,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, reading, snapshots, updating, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from .world import World, candidates
 
@@ -58,7 +58,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 # The same without the comparisons that World makes: what the child does until it is killed.
 BARE = {
-    "snapshot": lambda w: snapshots.take(snapshots.SnapshotRequest(w.candidates, "vol", SnapshotWish("new")), w.options()),
+    "snapshot": lambda w: snapshots.take(snapshots.SnapshotRequest(w.candidates, "vol", DesiredSnapshot("new")), w.options()),
     "delete oldest": lambda w: snapshots.delete(w.candidates, "vol", ["s1"], w.options()),
     "delete middle": lambda w: snapshots.delete(w.candidates, "vol", ["s3"], w.options()),
     "delete newest": lambda w: snapshots.delete(w.candidates, "vol", ["s4"], w.options()),
@@ -66,7 +66,7 @@ BARE = {
     "delete all": lambda w: snapshots.delete(w.candidates, "vol", ["s1", "s2", "s3", "s4"], w.options()),
     "revert": lambda w: snapshots.revert(w.candidates, "vol", "s4", True, w.options()),
     "revert and discard": lambda w: snapshots.revert(w.candidates, "vol", "s2", True, w.options()),
-    "grow": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, VolumeWish("vol", size=5 * MIB)), w.options()),
+    "grow": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, DesiredVolume("vol", size=5 * MIB)), w.options()),
 }
 
 
@@ -187,10 +187,10 @@ def _follow_in_model(world: World, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_killed_while_creating_and_cloning(tmp_path: Path, image_format: str) -> None:
-    wish = VolumeWish("copy", format=image_format, size=4 * MIB)
+    desired = DesiredVolume("copy", format=image_format, size=4 * MIB)
 
     def clone(world: World):
-        return volumes.ensure_present(updating.VolumeRequest(world.candidates, wish, updating.SourceRequest("vol", "s2")), world.options())
+        return volumes.ensure_present(updating.VolumeRequest(world.candidates, desired, updating.SourceRequest("vol", "s2")), world.options())
 
     for limit, world in states(tmp_path, _chain, clone):
         clone(world)
@@ -236,7 +236,7 @@ def test_a_volume_made_anew_after_a_killed_deletion(tmp_path: Path) -> None:
         return volumes.ensure_absent(world.candidates, "vol", True, world.options())
 
     def make(world: World, check: bool):
-        request = updating.VolumeRequest(world.candidates, VolumeWish("vol", size=MIB))
+        request = updating.VolumeRequest(world.candidates, DesiredVolume("vol", size=MIB))
         return volumes.ensure_present(request, world.options(check))
 
     ended = 0
@@ -262,15 +262,15 @@ def test_killed_while_taking_a_group(tmp_path: Path) -> None:
     def prepare(share: Path, scratch: Path) -> World:
         world = _chain(share, scratch)
         for name in ("a", "b", "c"):
-            volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish(name, size=MIB)), world.options())
+            volumes.ensure_present(updating.VolumeRequest(world.candidates, DesiredVolume(name, size=MIB)), world.options())
         return world
 
     def take(world: World):
-        return groups.take_group(world.candidates, ["a", "b", "c"], SnapshotWish("g"), world.options())
+        return groups.take_group(world.candidates, ["a", "b", "c"], DesiredSnapshot("g"), world.options())
 
     for limit, world in states(tmp_path, prepare, take):
         for name in ("c", "a", "b"):  # each volume is recovered by a task of its own
-            volumes.ensure_present(updating.VolumeRequest(world.candidates, VolumeWish(name, size=2 * MIB)), world.options())
+            volumes.ensure_present(updating.VolumeRequest(world.candidates, DesiredVolume(name, size=2 * MIB)), world.options())
         having = [name for name in ("a", "b", "c") if _has_snapshot(world.candidates.shares[0], name)]
         assert having in ([], ["a", "b", "c"]), f"after a kill before change {limit}: {having}"
         if not having:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import allocate, copying
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace
-from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.cluster_writer import Filling
+from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.cluster_writer import ClusterWriter
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clusters import QcowLayer, big_endian
 
 from .moving_world import CLEAN, KIB, LEAKS, OWN, Chain, LayerPlan, pattern, run
@@ -418,9 +418,9 @@ def test_an_interruption_at_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """After the counts, after the new blocks, after the tables: what shows is right, and the next attempt takes the leaks back."""
     chain = grown_chain(tmp_path)
     before, tables = chain.all_show(), tables_of(tmp_path / target)
-    finish = Filling.finish
+    finish = ClusterWriter.finish
 
-    def interrupted(self: Filling, sync: Callable[[], None]) -> list[int]:
+    def interrupted(self: ClusterWriter, sync: Callable[[], None]) -> list[int]:
         calls = itertools.count(1)
 
         def failing() -> None:
@@ -431,7 +431,7 @@ def test_an_interruption_at_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return finish(self, failing)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Filling, "finish", interrupted)
+        patched.setattr(ClusterWriter, "finish", interrupted)
         with pytest.raises(Interrupted):
             chain.commit("f2", target)
     if number == 1:

@@ -18,7 +18,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 
 def candidates(path: Path) -> Candidates:
@@ -49,7 +49,7 @@ class World:
         self.active = bytearray(size)
         self.points: dict[str, bytes] = {}
         self.taken = 0
-        self.present(VolumeWish("vol", size=size, format=image_format))
+        self.present(DesiredVolume("vol", size=size, format=image_format))
 
     # -- operations, each on the volume and on the model -------------------------------------------------------------
 
@@ -69,8 +69,8 @@ class World:
         assert not again.changed and not again.actions
         return done
 
-    def present(self, wish: VolumeWish, source: updating.SourceRequest | None = None) -> Outcome:
-        return self.both_ways(lambda options: volumes.ensure_present(updating.VolumeRequest(self.candidates, wish, source), options))
+    def present(self, desired: DesiredVolume, source: updating.SourceRequest | None = None) -> Outcome:
+        return self.both_ways(lambda options: volumes.ensure_present(updating.VolumeRequest(self.candidates, desired, source), options))
 
     def write(self, offset: int, length: int, value: int) -> None:
         volume = self.volume()
@@ -84,7 +84,7 @@ class World:
         return self.snapshot_named(f"s{self.taken}")
 
     def snapshot_named(self, name: str) -> str:
-        request = snapshots.SnapshotRequest(self.candidates, "vol", SnapshotWish(name))
+        request = snapshots.SnapshotRequest(self.candidates, "vol", DesiredSnapshot(name))
         self.both_ways(lambda options: snapshots.take(request, options))
         self.points[name] = bytes(self.active)
         return name
@@ -104,7 +104,7 @@ class World:
         self.active = bytearray(self.points[name][:size].ljust(size, b"\0"))
 
     def grow(self, size: int) -> None:
-        self.present(VolumeWish("vol", size=size))
+        self.present(DesiredVolume("vol", size=size))
         self.active.extend(bytes(size - len(self.active)))
 
     def shrink_by_hand(self, size: int) -> None:

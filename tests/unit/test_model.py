@@ -90,7 +90,7 @@ def test_every_error_has_a_code_of_its_own_and_a_whole_sentence() -> None:
     ],
 )
 def test_sizes_for_people(size: int, told: str) -> None:
-    assert model.told_size(size) == told
+    assert model.size_text(size) == told
 
 
 def test_lists_for_people() -> None:

@@ -217,7 +217,7 @@ class Executor:
         with root.opened(files[0]) as old, root.opened(files[1]) as new:
             try:
                 if access.copy_access(old, new, self._directory.share.keeps_modes, self._warn, root.subject(files[1])):
-                    self._directory.pace.sync_file(new)
+                    self._directory.waiting.sync_file(new)
             except ShareNotWritable as error:  # it stays as accessible as it was
                 self._warn(f"{error} It has become the active image of volume {plan.volume}.")
 

@@ -64,7 +64,7 @@ def _is_garbage(directory: ShareDirectory, name: str, item: records.Garbage) -> 
     """Whether the file still is the one that the final record meant: same inode, same length, and nobody else's."""
     status = directory.root.status(item.file)
     same = status is not None and status.st_size == item.size and item.inode in (0, status.st_ino)
-    return same and item.file != info_name(name) and ownership.owner_of(directory, item.file, besides=name) is None
+    return same and item.file != info_name(name) and ownership.owner_of(directory, item.file, excluding=name) is None
 
 
 def _readable(look: Look) -> Volume | None:
@@ -86,7 +86,7 @@ def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
 def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:
     """:raises NeedsRecovery: the record would change or remove a file that another volume claims."""
     for file in sorted({file for step in intent.steps for file in step.touches() if file != info_name(name)}):
-        owner = ownership.owner_of(directory, file, besides=name)
+        owner = ownership.owner_of(directory, file, excluding=name)
         if owner is not None:
             raise NeedsRecovery(
                 f"volume {name}",

@@ -24,7 +24,7 @@ def visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str,
     entries = tables.parse_fstab(tables.read_fstab(fstab))
     paths = [resolve.default_path(source, mount_base)] + [entry.path for entry in entries if sources.is_entry_of(entry, source)]
     for path in dict.fromkeys(paths):
-        mounts = resolve.settled(path, mounts, timeout, f"share {source}")
+        mounts = resolve.after_automount(path, mounts, timeout, f"share {source}")
     return mounts
 
 

@@ -10,43 +10,43 @@ from .. import errors
 from . import automount, binds, planner, probe, record, resolve, sources, tables
 
 
-def observe(wish: planner.Wish, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> planner.Seen:
-    """What there is at the path of the wish.
+def observe(desired: planner.DesiredShare, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> planner.Seen:
+    """What there is at the path of the desired share.
 
     :param mounts: the kernel's table. :param entries: the lines of fstab.
     :raises InvalidParameter: something that is no directory is there. :raises ShareNotMounted: the path lies on a share that does not answer.
     :raises StorageError: the credentials file cannot be read.
     """
-    real = resolve.follow(wish.path, mounts)
+    real = resolve.follow(desired.path, mounts)
     mount = tables.mounted_at(mounts, real)
     here = tables.enclosing(mounts, real)
     untouched = here is not None and here.is_trigger  # a look would have it mounted
-    directory, empty = (True, True) if untouched or (mount is not None and wish.row.mount_type) else _directory(wish, real, deadline)
-    source = resolve.follow(wish.src, mounts) if wish.src and resolve.is_directory_name(wish.src) else None
+    directory, empty = (True, True) if untouched or (mount is not None and desired.row.mount_type) else _directory(desired, real, deadline)
+    source = resolve.follow(desired.src, mounts) if desired.src and resolve.is_directory_name(desired.src) else None
     bound = mount is not None and source is not None and binds.shows(mounts, mount, source)
     return planner.Seen(
-        mount=mount if wish.row.mount_type else None,
-        source=(source if bound else source_of(mount, mounts)) if wish.row.mount_type else None,
+        mount=mount if desired.row.mount_type else None,
+        source=(source if bound else source_of(mount, mounts)) if desired.row.mount_type else None,
         bound=bound,
-        entry=next((entry for entry in entries if entry.path == wish.path), None) if wish.row.mount_type else None,
+        entry=next((entry for entry in entries if entry.path == desired.path), None) if desired.row.mount_type else None,
         directory=directory,
         empty=empty,
-        credentials=_read_credentials(wish),
+        credentials=_read_credentials(desired),
         shared=mount is not None and any(other.device == mount.device and other.path != mount.path for other in mounts),
-        dead=mount is not None and wish.row.by_process and wish.state == "mounted" and _is_dead(real, deadline),
+        dead=mount is not None and desired.row.by_process and desired.state == "mounted" and _is_dead(real, deadline),
         trigger=automount.trigger(mounts, real) is not None,
-        layers=_layers(wish, mount, source, mounts),
-        record=record.read(wish.path, mount),
+        layers=_layers(desired, mount, source, mounts),
+        record=record.read(desired.path, mount),
     )
 
 
-def _layers(wish: planner.Wish, mount: tables.Mount | None, source: str | None, mounts: tuple[tables.Mount, ...]) -> int:
+def _layers(desired: planner.DesiredShare, mount: tables.Mount | None, source: str | None, mounts: tuple[tables.Mount, ...]) -> int:
     """How many mounts of one source lie on top of each other at the path; what is beneath another one is not ours."""
     if mount is None:
         return 1
     count = 0
     for layer in _stacked(mounts, mount):
-        if not (binds.shows(mounts, layer, source) if source is not None else sources.is_mount_of(layer, wish.src or mount.source)):
+        if not (binds.shows(mounts, layer, source) if source is not None else sources.is_mount_of(layer, desired.src or mount.source)):
             break
         count += 1
     return max(count, 1)
@@ -70,23 +70,23 @@ def source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> s
     return binds.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else mount.source
 
 
-def _directory(wish: planner.Wish, real: str, deadline: probe.Deadline) -> tuple[bool, bool]:
-    exists, directory, empty = probe.directory_state(real, deadline.left, f"path {wish.path}")
+def _directory(desired: planner.DesiredShare, real: str, deadline: probe.Deadline) -> tuple[bool, bool]:
+    exists, directory, empty = probe.directory_state(real, deadline.left, f"path {desired.path}")
     if exists and not directory:
-        raise errors.InvalidParameter(f"path {wish.path}", "it is not a directory", "choose another path")
+        raise errors.InvalidParameter(f"path {desired.path}", "it is not a directory", "choose another path")
     return directory, empty
 
 
-def _read_credentials(wish: planner.Wish) -> bytes | None:
+def _read_credentials(desired: planner.DesiredShare) -> bytes | None:
     try:
-        with open(wish.credentials_file, "rb") as stream:
+        with open(desired.credentials_file, "rb") as stream:
             return stream.read()
     except FileNotFoundError:
         return None
     except PermissionError:
         return None  # not root: the mount itself will say so
     except OSError as error:
-        raise errors.from_os_error(error, f"credentials of share {wish.name}") from error
+        raise errors.from_os_error(error, f"credentials of share {desired.name}") from error
 
 
 def _is_dead(path: str, deadline: probe.Deadline) -> bool:

@@ -71,18 +71,18 @@ def for_remount(row: FileSystem, options: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def drift(row: FileSystem, wanted: tuple[str, ...], live: tuple[str, ...], previous: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """The options by which a mount differs from the wish: those not in force, and those in force that nobody wishes any more.
+    """The options by which a mount differs from the desired ones: those not in force, and those in force that nobody wants any more.
 
     Of options that contradict each other the last one counts, as for mount(8). The mount table does not show every option. One that
     it does not show counts as changed where ``previous`` has other words for it.
 
-    :param wanted: the options of the wish, complete. :param live: the options that the mount table shows.
+    :param wanted: the desired options, complete. :param live: the options that the mount table shows.
     :param previous: the options that we mounted with; None where nobody knows.
     """
-    wish, before = _subjects(row, _with_access(for_mount(wanted))), _subjects(row, for_mount(previous or ()))
+    desired, before = _subjects(row, _with_access(for_mount(wanted))), _subjects(row, for_mount(previous or ()))
     in_force = dict(split(option) for option in live)
     drifted: list[str] = []
-    for subject, atoms in wish.items():
+    for subject, atoms in desired.items():
         atom, option = atoms[-1]
         verdict = _verdict(row, atom, in_force)
         untold = verdict is None and previous is not None and option not in row.default_options
@@ -90,7 +90,7 @@ def drift(row: FileSystem, wanted: tuple[str, ...], live: tuple[str, ...], previ
             drifted.append(option)
     for subject, atoms in before.items():
         atom, option = atoms[-1]
-        if subject not in wish and option not in row.default_options + ("ro", "rw") and not _is_default(row, atom):
+        if subject not in desired and option not in row.default_options + ("ro", "rw") and not _is_default(row, atom):
             if all(_verdict(row, spelled, in_force) is not False for spelled in spell(row, option)):
                 drifted.append(option)
     return tuple(dict.fromkeys(drifted))

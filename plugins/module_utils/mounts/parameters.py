@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From what a task says to a wish: every value is checked here, once, before anything is looked at or changed."""
+"""From what a task says to a desired share: every value is checked here, once, before anything is looked at or changed."""
 from __future__ import annotations
 
 import os
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidParameter
 from . import binds, resolve, sources, tables, types
 from . import options as mount_options
-from .planner import KEPT, Wish
+from .planner import KEPT, DesiredShare
 from .steps import Credentials
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ CREDENTIALS = "/etc/remotefs/credentials"
 _CREDENTIAL_KEYS = ("username", "password", "domain")
 
 
-def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
-    """The wish of one share. :param params: the options of remotefs_share, each key present.
+def read_desired(params: dict, mounts: Mounts, entries: Entries) -> DesiredShare:
+    """What a task wants of one share. :param params: the options of remotefs_share, each key present.
 
     :param mounts: the kernel's table. :param entries: the lines of fstab. Both decide what ``fstype: auto`` means, before the source's form.
     :raises InvalidParameter: a value is wrong or two contradict each other.
@@ -39,7 +39,7 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
     if src is not None and not re.fullmatch(row.source, src if row.local else sources.normalise(src, row)):
         raise InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", f"write it like {row.example}")
     options = mount_options.check(_options(params["opts"], state, path, row, entries))
-    wish = Wish(
+    desired = DesiredShare(
         src=src,
         path=path,
         row=row,
@@ -51,8 +51,8 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> Wish:
         fstab=resolve.clean_path(params["fstab"], "fstab"),
         own_directory=bool(row.mount_type) and path != base and tables.is_within(path, base),
     )
-    _check(wish)
-    return wish
+    _check(desired)
+    return desired
 
 
 def credentials_file(path: str) -> str:
@@ -110,7 +110,7 @@ def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entri
 
 
 def place(params: dict, mounts: Mounts, entries: Entries) -> str | None:
-    """The directory where the share is or would be; None where an option that tells it is missing or wrong. See :func:`read_wish`."""
+    """The directory where the share is or would be; None where an option that tells it is missing or wrong. See :func:`read_desired`."""
     try:
         src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
         if params["path"] or (src and resolve.is_directory_name(src)):
@@ -166,18 +166,18 @@ def _credentials(given: dict | None) -> Credentials | None:
     return Credentials(**{key: values.get(key) for key in _CREDENTIAL_KEYS})
 
 
-def _check(wish: Wish) -> None:
-    given, row = wish.credentials, wish.row
-    if wish.state not in KEPT or given is None:
+def _check(desired: DesiredShare) -> None:
+    given, row = desired.credentials, desired.row
+    if desired.state not in KEPT or given is None:
         return
     if not row.credentials:
-        raise InvalidParameter(f"share {wish.name}", f"{row.name} takes no credentials", "leave them out")
+        raise InvalidParameter(f"share {desired.name}", f"{row.name} takes no credentials", "leave them out")
     if row.credentials == "file":
-        if any(mount_options.split(option)[0] in row.identity_options for option in wish.options):
-            raise InvalidParameter(f"share {wish.name}", "opts name credentials beside 'credentials'", "keep one of the two")
+        if any(mount_options.split(option)[0] in row.identity_options for option in desired.options):
+            raise InvalidParameter(f"share {desired.name}", "opts name credentials beside 'credentials'", "keep one of the two")
         return
     if given.password is None or given.username is not None or given.domain is not None:
-        raise InvalidParameter(f"share {wish.name}", f"{row.name} takes a password only", f"put the user into src, like {row.example}")
-    if wish.persist:
+        raise InvalidParameter(f"share {desired.name}", f"{row.name} takes a password only", f"put the user into src, like {row.example}")
+    if desired.persist:
         remedy = ", or ".join(filter(None, (row.without_password, "set persist: false to mount until the next boot")))
-        raise InvalidParameter(f"share {wish.name}", f"fstab cannot hold a password for {row.name}", remedy)
+        raise InvalidParameter(f"share {desired.name}", f"fstab cannot hold a password for {row.name}", remedy)

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What to do for one share: state and wish in, steps out. Pure: no system call, so that plain values test it."""
+"""What to do for one share: state and desired state in, steps out. Pure: no system call, so that plain values test it."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ MOUNTED = ("mounted", "remounted")  # states in which it is mounted
 
 
 @dataclass(frozen=True)
-class Wish:
+class DesiredShare:
     """What the user wants of one share. ``src`` is None where the user gave only a path. ``persist``: fstab follows."""
 
     src: str | None
@@ -73,82 +73,82 @@ class Seen:
     shared: bool = False  # the same file system is mounted elsewhere too, so that its options cannot be changed from here
 
 
-def plan(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    """The steps that lead from what is to what is wished; none where they agree.
+def plan(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
+    """The steps that lead from what is there to what is desired; none where they agree.
 
     :raises Conflict: another source is mounted at the path, or fstab has another source for it.
-    :raises InvalidParameter: the wish contradicts itself.
+    :raises InvalidParameter: what is desired contradicts itself.
     """
-    if not wish.row.mount_type:
-        return _create(wish, seen) if wish.state in ("mounted", "present") else ()
-    _check_sources(wish, seen)
-    if wish.state == "present":
-        if not wish.persist:
+    if not desired.row.mount_type:
+        return _create(desired, seen) if desired.state in ("mounted", "present") else ()
+    _check_sources(desired, seen)
+    if desired.state == "present":
+        if not desired.persist:
             problem = "state present is about fstab, which persist: false leaves alone"
-            raise InvalidParameter(f"share {wish.name}", problem, "set persist: true or another state")
-        return _write_credentials(wish, seen) + _create(wish, seen) + _write_fstab(wish, seen)
-    if wish.state == "unmounted":
-        return _unmount(wish, seen)
-    if wish.state == "absent":
-        return _unmount(wish, seen) + _forget(wish, seen)
-    if wish.state == "remounted":
-        return _unmount(wish, seen) + _write_credentials(wish, seen) + _create(wish, seen) + (_mount(wish, seen),) + _write_fstab(wish, seen)
-    return _plan_mounted(wish, seen)
+            raise InvalidParameter(f"share {desired.name}", problem, "set persist: true or another state")
+        return _write_credentials(desired, seen) + _create(desired, seen) + _write_fstab(desired, seen)
+    if desired.state == "unmounted":
+        return _unmount(desired, seen)
+    if desired.state == "absent":
+        return _unmount(desired, seen) + _forget(desired, seen)
+    if desired.state == "remounted":
+        return _unmount(desired, seen) + _write_credentials(desired, seen) + _create(desired, seen) + (_mount(desired, seen),) + _write_fstab(desired, seen)
+    return _plan_mounted(desired, seen)
 
 
-def _plan_mounted(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    credentials, fstab = _write_credentials(wish, seen), _write_fstab(wish, seen)
+def _plan_mounted(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
+    credentials, fstab = _write_credentials(desired, seen), _write_fstab(desired, seen)
     if seen.mount is None:
-        return credentials + _create(wish, seen) + (_mount(wish, seen),) + fstab
-    drifted = drifted_options(wish, seen)
+        return credentials + _create(desired, seen) + (_mount(desired, seen),) + fstab
+    drifted = drifted_options(desired, seen)
     if not (drifted or credentials or seen.dead):
         return fstab
-    if not credentials and not seen.dead and mount_options.can_remount(wish.row, drifted):
-        return (Remount(wish.path, _source(wish), wish.row, mount_options.for_remount(wish.row, effective_options(wish, seen))),) + fstab
+    if not credentials and not seen.dead and mount_options.can_remount(desired.row, drifted):
+        return (Remount(desired.path, _source(desired), desired.row, mount_options.for_remount(desired.row, effective_options(desired, seen))),) + fstab
     # Unmounting comes first: if the share is busy, nothing has been changed.
-    return _unmount(wish, seen) + credentials + (_mount(wish, seen),) + fstab
+    return _unmount(desired, seen) + credentials + (_mount(desired, seen),) + fstab
 
 
-def drifted_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
-    """The options by which the live mount differs from the wish, and which a task can change.
+def drifted_options(desired: DesiredShare, seen: Seen) -> tuple[str, ...]:
+    """The options by which the live mount differs from the desired ones, and which a task can change.
 
-    What was mounted with exactly these words and has not altered since is as wished, whatever the kernel shows of it.
+    What was mounted with exactly these words and has not altered since is as desired, whatever the kernel shows of it.
     """
     if seen.mount is None:
         return ()
-    options, drifted = effective_options(wish, seen), _another_user(wish, seen.mount)
+    options, drifted = effective_options(desired, seen), _another_user(desired, seen.mount)
     if seen.record is None or seen.record != (options, seen.mount.options):
-        previous = seen.record.words if seen.record is not None else seen.entry.options if wish.persist and seen.entry is not None else None
-        drifted += mount_options.drift(wish.row, options, options_of(seen.mount, wish.row), previous)
+        previous = seen.record.words if seen.record is not None else seen.entry.options if desired.persist and seen.entry is not None else None
+        drifted += mount_options.drift(desired.row, options, options_of(seen.mount, desired.row), previous)
     if seen.trigger:  # what the automounter's own table says cannot be changed from here
-        drifted = tuple(option for option in drifted if mount_options.can_remount(wish.row, (option,)))
-    return mount_options.of_the_mount(drifted) if seen.shared and wish.row.kernel_types else drifted  # those of a bind mount are its own
+        drifted = tuple(option for option in drifted if mount_options.can_remount(desired.row, (option,)))
+    return mount_options.of_the_mount(drifted) if seen.shared and desired.row.kernel_types else drifted  # those of a bind mount are its own
 
 
-def _another_user(wish: Wish, mount: Mount) -> tuple[str, ...]:
-    """The user of the wish, if the kernel shows that somebody else mounted it. It does not show every user."""
-    if wish.row.credentials != "file" or wish.credentials is None or wish.credentials.username is None:
+def _another_user(desired: DesiredShare, mount: Mount) -> tuple[str, ...]:
+    """The desired user, if the kernel shows that somebody else mounted it. It does not show every user."""
+    if desired.row.credentials != "file" or desired.credentials is None or desired.credentials.username is None:
         return ()
-    wanted = f"{wish.row.user_option}={wish.credentials.username}"
-    shown = [option for option in mount.options if option.startswith(f"{wish.row.user_option}=")]
+    wanted = f"{desired.row.user_option}={desired.credentials.username}"
+    shown = [option for option in mount.options if option.startswith(f"{desired.row.user_option}=")]
     return (wanted,) if shown and wanted not in shown else ()
 
 
-def effective_options(wish: Wish, seen: Seen) -> tuple[str, ...]:
-    """The options of the wish, with defaults and with the file that holds its credentials."""
-    options = mount_options.complete(wish.row, wish.options)
-    if wish.row.credentials == "file" and (wish.credentials is not None or seen.credentials is not None):
-        if not any(option.split("=", 1)[0] in wish.row.identity_options for option in options):
-            options += (f"{wish.row.identity_options[0]}={wish.credentials_file}",)
+def effective_options(desired: DesiredShare, seen: Seen) -> tuple[str, ...]:
+    """The desired options, with defaults and with the file that holds its credentials."""
+    options = mount_options.complete(desired.row, desired.options)
+    if desired.row.credentials == "file" and (desired.credentials is not None or seen.credentials is not None):
+        if not any(option.split("=", 1)[0] in desired.row.identity_options for option in options):
+            options += (f"{desired.row.identity_options[0]}={desired.credentials_file}",)
     return options
 
 
-def fold(seen: Seen, wish: Wish, steps: tuple[Step, ...]) -> dict:
+def fold(seen: Seen, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
     """The share after ``steps``, in the form of :func:`picture`."""
     after = picture(seen)
     for step in steps:
         if isinstance(step, (MountShare, Remount)):
-            after.update(mounted=step.src, opts=",".join(mount_options.for_mount(effective_options(wish, seen))))
+            after.update(mounted=step.src, opts=",".join(mount_options.for_mount(effective_options(desired, seen))))
         elif isinstance(step, Unmount):
             after.update(mounted=None, opts=None)
         elif isinstance(step, WriteFstab):
@@ -178,85 +178,86 @@ def _line(entry: Entry) -> str:
     return f"{entry.source} {entry.path} {entry.fstype} {','.join(options)}"
 
 
-def same_source(wish: Wish, seen: Seen) -> bool:
-    """Whether what is mounted at the path is the wished source."""
-    if wish.src is None or seen.mount is None:
+def same_source(desired: DesiredShare, seen: Seen) -> bool:
+    """Whether what is mounted at the path is the desired source."""
+    if desired.src is None or seen.mount is None:
         return True
-    if not wish.row.kernel_types:
+    if not desired.row.kernel_types:
         return seen.bound
-    return seen.mount.fstype in wish.row.kernel_types and is_mount_of(seen.mount, wish.src)
+    return seen.mount.fstype in desired.row.kernel_types and is_mount_of(seen.mount, desired.src)
 
 
-def _same_entry(wish: Wish, entry: Entry) -> bool:
-    """Whether a line of fstab is about the wished source, however either spells it."""
-    return wish.src is None or are_one(entry.source, wish.src, wish.row)
+def _same_entry(desired: DesiredShare, entry: Entry) -> bool:
+    """Whether a line of fstab is about the desired source, however either spells it."""
+    return desired.src is None or are_one(entry.source, desired.src, desired.row)
 
 
-def _check_sources(wish: Wish, seen: Seen) -> None:
-    if wish.state != "present" and seen.mount is not None and not same_source(wish, seen):
-        raise Conflict(f"path {wish.path}", f"{seen.source} ({seen.mount.fstype}) is mounted there, not {wish.src}", "choose another path or unmount that one")
-    if seen.entry is not None and wish.persist and wish.state != "unmounted" and not _same_entry(wish, seen.entry):
+def _check_sources(desired: DesiredShare, seen: Seen) -> None:
+    if desired.state != "present" and seen.mount is not None and not same_source(desired, seen):
+        problem = f"{seen.source} ({seen.mount.fstype}) is mounted there, not {desired.src}"
+        raise Conflict(f"path {desired.path}", problem, "choose another path or unmount that one")
+    if seen.entry is not None and desired.persist and desired.state != "unmounted" and not _same_entry(desired, seen.entry):
         remedy = "choose another path or remove that line (state: absent)"
-        raise Conflict(f"path {wish.path}", f"{wish.fstab} mounts {seen.entry.source} there, not {wish.src}", remedy)
+        raise Conflict(f"path {desired.path}", f"{desired.fstab} mounts {seen.entry.source} there, not {desired.src}", remedy)
 
 
-def restore(wish: Wish, seen: Seen) -> MountShare | None:
+def restore(desired: DesiredShare, seen: Seen) -> MountShare | None:
     """The step that mounts again what was mounted, for the case that its replacement fails; None where nothing was mounted.
 
     The options are those of fstab, or else those that were in force.
     """
     if seen.mount is None or seen.source is None:
         return None
-    live = options_of(seen.mount, wish.row)
-    old = seen.entry.options if seen.entry is not None else live if wish.row.kernel_types else wish.row.default_options + live
-    kept = tuple(option for option in mount_options.for_mount(old) if option.split("=", 1)[0] not in wish.row.local_options)
-    return MountShare(wish.path, seen.source, wish.row.name, wish.row, kept, visit=seen.trigger)
+    live = options_of(seen.mount, desired.row)
+    old = seen.entry.options if seen.entry is not None else live if desired.row.kernel_types else desired.row.default_options + live
+    kept = tuple(option for option in mount_options.for_mount(old) if option.split("=", 1)[0] not in desired.row.local_options)
+    return MountShare(desired.path, seen.source, desired.row.name, desired.row, kept, visit=seen.trigger)
 
 
-def _source(wish: Wish) -> str:
-    if wish.src is None:
-        raise InvalidParameter(f"path {wish.path}", "no source is given for it", "give src")
-    return wish.src
+def _source(desired: DesiredShare) -> str:
+    if desired.src is None:
+        raise InvalidParameter(f"path {desired.path}", "no source is given for it", "give src")
+    return desired.src
 
 
-def _create(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    return () if seen.directory or seen.trigger or seen.mount is not None else (CreateDirectory(wish.path),)
+def _create(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
+    return () if seen.directory or seen.trigger or seen.mount is not None else (CreateDirectory(desired.path),)
 
 
-def _mount(wish: Wish, seen: Seen) -> Step:
-    options = mount_options.for_mount(effective_options(wish, seen))
-    if wish.row.credentials == "stdin" and wish.credentials is not None:
-        options += wish.row.stdin_options
-    return MountShare(wish.path, _source(wish), wish.row.name, wish.row, options, wish.credentials, seen.trigger)
+def _mount(desired: DesiredShare, seen: Seen) -> Step:
+    options = mount_options.for_mount(effective_options(desired, seen))
+    if desired.row.credentials == "stdin" and desired.credentials is not None:
+        options += desired.row.stdin_options
+    return MountShare(desired.path, _source(desired), desired.row.name, desired.row, options, desired.credentials, seen.trigger)
 
 
-def _unmount(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    return (Unmount(wish.path, wish.src or seen.source or wish.path),) * seen.layers if seen.mount is not None else ()
+def _unmount(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
+    return (Unmount(desired.path, desired.src or seen.source or desired.path),) * seen.layers if seen.mount is not None else ()
 
 
-def _write_credentials(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    if wish.credentials is None or wish.row.credentials != "file" or wish.credentials.content() == seen.credentials:
+def _write_credentials(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
+    if desired.credentials is None or desired.row.credentials != "file" or desired.credentials.content() == seen.credentials:
         return ()
-    return (WriteCredentials(wish.credentials_file, wish.credentials),)
+    return (WriteCredentials(desired.credentials_file, desired.credentials),)
 
 
-def _write_fstab(wish: Wish, seen: Seen) -> tuple[Step, ...]:
-    if not wish.persist:
+def _write_fstab(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
+    if not desired.persist:
         return ()
-    options = mount_options.for_fstab(effective_options(wish, seen))
+    options = mount_options.for_fstab(effective_options(desired, seen))
     old = seen.entry
-    fstype = old.fstype if old and old.fstype in wish.row.kernel_types else wish.row.mount_type  # nfs4 is as good as nfs
-    source = old.source if old and _same_entry(wish, old) else _source(wish)  # its spelling names the default path
-    entry = Entry(source, wish.path, fstype, options, old.dump if old else "0", old.passno if old else "0")
-    return () if entry == old else (WriteFstab(wish.path, wish.fstab, entry),)
+    fstype = old.fstype if old and old.fstype in desired.row.kernel_types else desired.row.mount_type  # nfs4 is as good as nfs
+    source = old.source if old and _same_entry(desired, old) else _source(desired)  # its spelling names the default path
+    entry = Entry(source, desired.path, fstype, options, old.dump if old else "0", old.passno if old else "0")
+    return () if entry == old else (WriteFstab(desired.path, desired.fstab, entry),)
 
 
-def _forget(wish: Wish, seen: Seen) -> tuple[Step, ...]:
+def _forget(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
     steps: tuple[Step, ...] = ()
-    if wish.persist and seen.entry is not None:
-        steps += (RemoveFstab(wish.path, wish.fstab),)
+    if desired.persist and seen.entry is not None:
+        steps += (RemoveFstab(desired.path, desired.fstab),)
     if seen.credentials is not None:
-        steps += (RemoveCredentials(wish.credentials_file),)
-    if wish.own_directory and seen.directory and not seen.trigger and (seen.empty or seen.mount is not None):
-        steps += (RemoveDirectory(wish.path),)
+        steps += (RemoveCredentials(desired.credentials_file),)
+    if desired.own_directory and seen.directory and not seen.trigger and (seen.empty or seen.mount is not None):
+        steps += (RemoveDirectory(desired.path),)
     return steps

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The words that each of our mounts was made with, and what the kernel showed of it then.
 
-The mount table leaves options out, alters some, and gives others to whoever mounted first: it cannot always say whether a wish is
-fulfilled. A mount that we made with exactly these words and that looks as it did then is as wished. The records lie where a
+The mount table leaves options out, alters some, and gives others to whoever mounted first: it cannot always say whether a
+mount is as desired. One that we made with exactly these words and that looks as it did then is. The records lie where a
 reboot clears them, as it does mounts. They are a help, nothing else: without one the table and fstab decide.
 """
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST = 65536  # bytes of a record
 class Record(NamedTuple):
     """How a mount was made."""
 
-    words: tuple[str, ...]  # the options that were wished
+    words: tuple[str, ...]  # the options that were asked for
     live: tuple[str, ...]  # the options that the kernel showed then
 
 
@@ -45,7 +45,7 @@ def read(path: str, mount: Mount | None) -> Record | None:
 def write(path: str, mount: Mount | None, words: tuple[str, ...]) -> None:
     """Keep how ``mount`` at ``path`` was made; with None the record goes. A host that does not let us keep it is no error.
 
-    :param words: the options that were wished.
+    :param words: the options that were asked for.
     """
     from ..errors import StorageError
     from . import host_files  # late: only changes write

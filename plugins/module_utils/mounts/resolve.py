@@ -30,7 +30,7 @@ def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FST
     mounts = tables.read_mounts()
     if is_directory_name(share):
         path = clean_path(share, "share")
-        mounts = settled(path, mounts, timeout, f"share {share}")
+        mounts = after_automount(path, mounts, timeout, f"share {share}")
         return find_directory(path, mounts, tables.parse_fstab(tables.read_fstab(fstab)), mount_base)
     from . import served  # late: a task on a plain directory starts faster without
 
@@ -49,8 +49,8 @@ def share_names(given: object) -> list[str]:
     return [str(name) for name in names]
 
 
-def settled(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
-    """The mounts once it is settled what is at ``path``: where autofs has mounted nothing yet, a process goes there first.
+def after_automount(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
+    """The mounts once it is known what is at ``path``: where autofs has mounted nothing yet, a process goes there first.
 
     :raises ShareNotMounted: going there mounted nothing, or took longer than ``timeout`` seconds.
     """
@@ -151,7 +151,7 @@ def is_local(mount: tables.Mount) -> bool:
     return locality(mount.fstype).local or (mount.path == "/" and not mount.is_trigger)
 
 
-def is_untold(mount: tables.Mount) -> bool:
+def is_unknown_file_system(mount: tables.Mount) -> bool:
     """Whether nobody has found out which locks of other hosts can be seen there: it is not local and has no row."""
     return types.by_kernel_type(mount.fstype) is None and not locality(mount.fstype).local
 
@@ -212,8 +212,8 @@ def describe(
         from . import served  # late: a task on a plain directory starts faster without
 
         return served.describe(mount, row, path, source, mount_base, (real or path)[len(mount.path):], fstab, entries)
-    if is_untold(mount):
-        return model.Share(path, path, mount.fstype, "", mount_base, **facts(types.untold(mount.fstype), ()))
+    if is_unknown_file_system(mount):
+        return model.Share(path, path, mount.fstype, "", mount_base, **facts(types.unknown_file_system(mount.fstype), ()))
     if source is not None or not is_bind(mount):
         return model.Share(path, path, types.DIRECTORY.name, "", mount_base)
     from .binds import origin  # late: most directories are none

@@ -254,7 +254,7 @@ AUTO = "auto"  # the value of fstype that leaves the choice to the table
 NAMES: tuple[str, ...] = tuple(row.name for row in FILE_SYSTEMS)
 
 
-def untold(kernel_type: str) -> FileSystem:
+def unknown_file_system(kernel_type: str) -> FileSystem:
     """A row for a file system without one: nobody has found out what is seen there of other hosts, nor what else it keeps."""
     return FileSystem(kernel_type, "", "", blind_with=ALWAYS, unreadable_with=ALWAYS, renumbered_with=ALWAYS, stale_seconds=1.25)
 

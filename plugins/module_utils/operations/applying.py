@@ -39,7 +39,7 @@ def predict_end(work: Workspace, share: Share, interrupted: Interrupted) -> None
 
 
 def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None = None) -> None:
-    """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NoTurn: it was not begun."""
+    """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NotBegun: it was not begun."""
     from ..apply.executor import Executor
 
     engine = engine_for(work, share)
@@ -74,17 +74,17 @@ def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
 
 @contextmanager
 def _in_their_time(work: Workspace, plans: Sequence[Plan]) -> Iterator[None]:
-    """What moves much data waits for its place; under a holding not for ever, unless this change has begun already. Afterwards
+    """What moves much data waits for its place; under the locks of a batch not for ever, unless this change has begun already. Afterwards
     nothing is known any more of what was there before."""
-    holding, begun, work.begun = work.options.holding, work.begun, True
+    batch_locks, begun, work.begun = work.options.batch_locks, work.begun, True
     try:
         if any(plan.moves_much for plan in plans):
-            with work.options.pace.long_work(holding.until if holding is not None and not begun else None):
+            with work.options.waiting.long_work(batch_locks.until if batch_locks is not None and not begun else None):
                 yield
         else:
             yield
     finally:
         work.look_anew()
-        if holding is not None:
+        if batch_locks is not None:
             for plan in plans:
-                holding.follow(plan)
+                batch_locks.follow(plan)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Callable, Iterable, Sequence
 from ..errors import StorageError
 from ..model import Image, Share, Volume, check_volume_name, listed, now
 from ..plan import planner
-from ..plan.desired import SnapshotWish, Source
+from ..plan.desired import DesiredSnapshot, Source
 from ..plan.plan import Plan
 from ..store.files.directory import ShareDirectory
 from ..store.volumes import chains
@@ -52,49 +52,49 @@ def reachable_for_reading(candidates: Candidates, warn: Callable[[str], None]) -
 
 def present(request: VolumeRequest, options: Options) -> Outcome | None:
     """The creation of a volume whose share or source is not there yet; None where both are there, so that nothing is assumed."""
-    wish, there = request.wish, reachable(request.candidates, options)
-    check_volume_name(wish.name)
-    known = _assumed(request.candidates, wish.name, options)
+    desired, there = request.desired, reachable(request.candidates, options)
+    check_volume_name(desired.name)
+    known = _assumed(request.candidates, desired.name, options)
     if known is not None:
         share, volume = known
-        return _outcome(share, options, [planner.ensure_volume(volume, wish)], volume)
+        return _outcome(share, options, [planner.ensure_volume(volume, desired)], volume)
     if not there.shares:
         if there.unreadable or not request.candidates.missing:
             return None
         return _create(request, request.candidates.missing[0], options, there)
     if request.source is None or request.source.volume in options.failed:  # no other task makes what an item of this one could not
         return None
-    if located(there, wish.name, options) or _has_source(request, there, options):
+    if located(there, desired.name, options) or _has_source(request, there, options):
         return None
-    share = placement.place(wish.name, there, there, Demand(wish.size or 0), request.policy, options.ledger, options.check)
+    share = placement.place(desired.name, there, there, Demand(desired.size or 0), request.policy, options.capacity, options.check)
     return _create(request, share, options, there)
 
 
 def _create(request: VolumeRequest, share: Share, options: Options, there: Candidates) -> Outcome:
     from ..plan import clones
 
-    wish, source = request.wish, request.source
+    desired, source = request.desired, request.source
     if source is None:
-        plans = [planner.create_volume(wish)]
+        plans = [planner.create_volume(desired)]
     else:
         parent = _source(request, there, options)
         snapshot, prepared = source.snapshot, []
         if source.linked and snapshot is None:
-            snapshot = clones.snapshot_for(wish.name)
-            prepared = [planner.create_snapshot(parent, SnapshotWish(snapshot, created=now(), max_chain=source.max_chain))]
+            snapshot = clones.snapshot_for(desired.name)
+            prepared = [planner.create_snapshot(parent, DesiredSnapshot(snapshot, created=now(), max_chain=source.max_chain))]
             parent = prepared[0].after or parent
         if source.linked:
-            plans = [*prepared, clones.create_clone(wish, parent, str(snapshot), source.max_chain)]
+            plans = [*prepared, clones.create_clone(desired, parent, str(snapshot), source.max_chain)]
         else:
             seen = parent.view(parent.point_file(snapshot) if snapshot else parent.active.file)
             label = Source(source.label, seen[0].size, sum(image.allocated for image in seen))
-            plans = [planner.create_volume(wish._replace(source=label))]
+            plans = [planner.create_volume(desired._replace(source=label))]
     volume = plans[-1].after
-    if wish.flatten and volume is not None:
+    if desired.flatten and volume is not None:
         plans.append(clones.flatten(volume, {}))
         volume = plans[-1].after
-    if wish.snapshot and volume is not None:
-        plans.append(planner.create_snapshot(volume, SnapshotWish(wish.snapshot, created=now(), max_chain=request.max_chain)))
+    if desired.snapshot and volume is not None:
+        plans.append(planner.create_snapshot(volume, DesiredSnapshot(desired.snapshot, created=now(), max_chain=request.max_chain)))
     return _outcome(share, options, plans, None)
 
 
@@ -124,7 +124,7 @@ def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -
         share, volume = known
         plan = planner.delete_volume(volume, cascade)
         options.world[(share.path, name)] = None
-        options.ledger.follow(share, volume, None)
+        options.capacity.follow(share, volume, None)
         return Outcome(name, True, plan.actions, [], _told(volume, share), None)
     gone = (share.path for share in (*candidates.shares, *candidates.missing) if (share.path, name) in options.world)
     if any(options.world[path, name] is None for path in gone):
@@ -165,7 +165,7 @@ def with_snapshot(volume: Volume, name: str, options: Options) -> Volume:
     if volume.has_snapshot(name):
         return volume
     options.warn(f"snapshot {name} of volume {volume.name} does not exist yet: {_MADE_EARLIER}")
-    plan = planner.create_snapshot(volume, SnapshotWish(name, max_chain=chains.MAX_CHAIN))
+    plan = planner.create_snapshot(volume, DesiredSnapshot(name, max_chain=chains.MAX_CHAIN))
     after = plan.after or volume
     return after.with_images(**{after.active.file: replace(after.active, empty=False)})
 
@@ -176,9 +176,9 @@ def taken(request: SnapshotRequest, options: Options) -> Outcome | None:
     if found is None:
         return None
     share, volume = found
-    plan = planner.create_snapshot(volume, request.wish._replace(created=request.wish.created or now()))
+    plan = planner.create_snapshot(volume, request.desired._replace(created=request.desired.created or now()))
     outcome = _outcome(share, options, [plan], volume)
-    return outcome if request.keep is None else _judged(outcome, plan.after or volume, request.keep, request.wish.name)
+    return outcome if request.keep is None else _judged(outcome, plan.after or volume, request.keep, request.desired.name)
 
 
 def kept(candidates: Candidates, name: str, policy: Policy, options: Options) -> Outcome | None:
@@ -252,7 +252,7 @@ def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volu
     for plan in plans:
         after = plan.after
         options.world[(share.path, plan.volume)] = after
-        options.ledger.follow(share, plan.before, after)
+        options.capacity.follow(share, plan.before, after)
         options.assumed.add((share.path, plan.volume))
     if after is None:
         raise ValueError("something is assumed to be there afterwards")

@@ -44,7 +44,7 @@ class Figures(NamedTuple):
 
 @dataclass
 class Claim:
-    """What an item was promised on a share. ``before`` is what the ledger had of its volume, and ``made`` says that it is so by now."""
+    """What an item was promised on a share. ``before`` is what was counted of its volume, and ``made`` says that it is so by now."""
 
     key: tuple
     share: Share
@@ -55,7 +55,7 @@ class Claim:
     made: bool = False
 
 
-class Ledger:
+class Capacity:
     """The virtual sizes of all volumes of a share together, and the room on it, in bytes: read once in a task, which then follows
     what it promises and changes itself. What other tasks create meanwhile is not in it, nor could it be: placement takes no lock
     on a share.
@@ -195,7 +195,7 @@ def _figures(share: Share) -> Figures:
 
 def _sizes(share: Share) -> dict[str, int]:
     """The virtual sizes of all volumes that can be read, in bytes."""
-    from ..store.volumes.listing import survey  # late: only creation asks
+    from ..store.volumes.listing import read_volumes  # late: only creation asks
 
     with ShareDirectory(share) as directory:
-        return survey(directory, lambda _name, found: found.volume.size if isinstance(found, Observed) else 0, tell_of_nobodys=round_to_sector).told
+        return read_volumes(directory, lambda _name, found: found.volume.size if isinstance(found, Observed) else 0, describe_unclaimed=round_to_sector).told

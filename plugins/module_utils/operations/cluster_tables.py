@@ -23,7 +23,7 @@ class Merged(NamedTuple):
 
     allocations: Allocations
     bitmaps: dict[str, tuple[Bitmap, ...]]
-    stiff: frozenset[str]
+    fixed_tails: frozenset[str]
 
 
 def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], with_bitmaps: bool) -> Merged:
@@ -36,7 +36,7 @@ def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], 
     wanted, longest = set(wanted), 0
     known: dict[str, Allocation] = {}
     bitmaps: dict[str, tuple[Bitmap, ...]] = {}
-    stiff: set[str] = set()
+    fixed_tails: set[str] = set()
     for image in volume.chain:
         shorter, longest = image.size < longest, max(longest, image.size)
         if image.file not in wanted or not _is_there(directory, image):
@@ -50,12 +50,12 @@ def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], 
             except qcow2.Qcow2Error as error:
                 raise _unusable(directory, image.file, error) from error
             if shorter and _is_stiff(fd):
-                stiff.add(image.file)
+                fixed_tails.add(image.file)
         if held:
             bitmaps[image.file] = tuple(Bitmap(one.name, one.tracks) for one in held)
         if tables is not None:
             known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
-    return Merged(known, bitmaps, frozenset(stiff))
+    return Merged(known, bitmaps, frozenset(fixed_tails))
 
 
 def _is_there(directory: ShareDirectory, image: Image) -> bool:
@@ -64,7 +64,7 @@ def _is_there(directory: ShareDirectory, image: Image) -> bool:
 
 def _is_stiff(fd: int) -> bool:
     try:
-        return qcow2.is_stiff(fd)
+        return qcow2.has_fixed_tail(fd)
     except qcow2.Qcow2Error:
         return True
 

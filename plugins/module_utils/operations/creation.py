@@ -14,7 +14,7 @@ from ..apply.interrupted import find_interrupted
 from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
-from ..plan.desired import SnapshotWish, Source, VolumeWish
+from ..plan.desired import DesiredSnapshot, DesiredVolume, Source
 from ..plan.headers import require_healed_parent, require_known_formats
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.volumes import chains, ownership
@@ -23,8 +23,8 @@ from . import placement
 from .candidates import Candidates, locate
 from .capacity import Demand
 from .refusals import require_free_name
-from .transaction import Outcome, carry_out, joined, settle
-from .updating import SourceRequest, VolumeRequest, bring_up, located
+from .transaction import Outcome, carry_out, joined, recover
+from .updating import SourceRequest, VolumeRequest, located, update_volume
 from .workspace import Options, Workspace
 
 if TYPE_CHECKING:
@@ -37,20 +37,20 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
 
     :param ended: what was recovered on the way here.
     """
-    request = request._replace(wish=request.wish._replace(created=request.wish.created or now()))
-    name, candidates = request.wish.name, request.candidates
+    request = request._replace(desired=request.desired._replace(created=request.desired.created or now()))
+    name, candidates = request.desired.name, request.candidates
     candidates.require_all()
     with suppress(OSError):  # to be told where a share is chosen
-        options.ledger.look(candidates.shares)
+        options.capacity.look(candidates.shares)
     with Workspace(options) as work:
         source_share = _source_share(work, request)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
         _lock(work, wanted, source_share, request.source)
         again = None if options.check else locate(candidates, name, work.directory)
         if again is not None and chains.observe(work.directory(again), name) is not None:
-            volume, recovered = settle(work, again, name, request.wish.format)
+            volume, recovered = recover(work, again, name, request.desired.format)
             if volume is not None:
-                return bring_up(work, again, volume, request, ended + recovered)
+                return update_volume(work, again, volume, request, ended + recovered)
         return _create_locked(work, request, source_share, ended)
 
 
@@ -77,7 +77,7 @@ def _is_at_rest(directory: ShareDirectory, name: str) -> bool:
         observed = chains.observe(directory, name, look=look)
     except StorageError:
         return False  # to be told once it is locked as for a change
-    return observed is not None and VolumeWish(name).is_met_by(observed.volume)
+    return observed is not None and DesiredVolume(name).is_met_by(observed.volume)
 
 
 def _writable(share: Share) -> bool:
@@ -87,23 +87,23 @@ def _writable(share: Share) -> bool:
 def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share | None, ended: list) -> Outcome:
     if request.source and request.source.linked and source_share:
         return _create_linked(work, request, source_share, ended)
-    wish, copy = request.wish, None
+    desired, copy = request.desired, None
     source_told: list = []
     if request.source and source_share:
         copy, told, source_told = _open_source(work, source_share, request.source)
-        wish = wish._replace(source=told)
-    wanted = placement.demand(wish)
-    if wish.source and source_share:
-        wanted = placement.demand_of_clone(wish, False, source_share, wish.source.size, wish.source.allocated, request.candidates)
-    plan = planner.create_volume(wish)
+        desired = desired._replace(source=told)
+    wanted = placement.demand(desired)
+    if desired.source and source_share:
+        wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated, request.candidates)
+    plan = planner.create_volume(desired)
     share = _place(work, request, request.candidates, wanted)
-    recovered = ended + source_told + _clear_unfinished(work, request.candidates, wish.name)
-    _require_free_name(work, share, wish.name, recovered)
+    recovered = ended + source_told + _clear_unfinished(work, request.candidates, desired.name)
+    _require_free_name(work, share, desired.name, recovered)
     return carry_out(work, share, plan, recovered, copy)
 
 
 def _place(work: Workspace, request: VolumeRequest, able: Candidates, wanted: Demand) -> Share:
-    return placement.place(request.wish.name, request.candidates, able, wanted, request.policy, work.options.ledger, work.options.check)
+    return placement.place(request.desired.name, request.candidates, able, wanted, request.policy, work.options.capacity, work.options.check)
 
 
 def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended: list) -> Outcome:
@@ -114,23 +114,23 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     from ..plan import clones
     from . import cluster_tables
 
-    wish, source = request.wish, request.source
+    desired, source = request.desired, request.source
     if source is None:
-        raise VolumeNotFound(f"source of volume {wish.name}", "it is not given", "say source.volume")
-    parent, told = settle(work, share, source.volume)
+        raise VolumeNotFound(f"source of volume {desired.name}", "it is not given", "say source.volume")
+    parent, told = recover(work, share, source.volume)
     if parent is None:
         raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
-    snapshot = source.snapshot or clones.snapshot_for(wish.name)
+    snapshot = source.snapshot or clones.snapshot_for(desired.name)
     check_snapshot_name(source.volume, snapshot)
     prepared = _prepare_parent(parent, source, snapshot)
     planned = prepared.after or parent
-    plan = clones.create_clone(wish, planned, snapshot, source.max_chain)
+    plan = clones.create_clone(desired, planned, snapshot, source.max_chain)
     below, on_it = planned.view(planned.point_file(snapshot)), request.candidates._replace(shares=(share,))
     cluster_tables.require_whole(work.directory(share), below, thorough=False)
     held = _held(work, share, source, below)
-    _place(work, request, on_it, placement.demand_of_clone(wish, True, share, below[0].size, held, on_it))
-    recovered = ended + told + _clear_unfinished(work, request.candidates, wish.name)
-    _require_free_name(work, share, wish.name, recovered)
+    _place(work, request, on_it, placement.demand_of_clone(desired, True, share, below[0].size, held, on_it))
+    recovered = ended + told + _clear_unfinished(work, request.candidates, desired.name)
+    _require_free_name(work, share, desired.name, recovered)
     if prepared.operation == CREATE_SNAPSHOT and prepared.changed and planned.active.file != parent.active.file:
         ownership.require_free_name(work.directory(share), planned.active.file, parent.name)
     first = carry_out(work, share, prepared, recovered)
@@ -152,11 +152,11 @@ def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Pla
 
     if source.snapshot is None and not parent.has_snapshot(snapshot):
         return planner.create_snapshot(
-            parent, SnapshotWish(snapshot, created=now(), description="taken for a linked clone", max_chain=source.max_chain)
+            parent, DesiredSnapshot(snapshot, created=now(), description="taken for a linked clone", max_chain=source.max_chain)
         )
     if source.snapshot is None:
         clones.require_current(parent, snapshot)
-    return planner.ensure_volume(parent, VolumeWish(parent.name))
+    return planner.ensure_volume(parent, DesiredVolume(parent.name))
 
 
 def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> list:
@@ -164,7 +164,7 @@ def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> lis
     recovered = []
     for share in candidates.shares:
         if find_interrupted(work.look(share, name)):
-            volume, told = settle(work, share, name)
+            volume, told = recover(work, share, name)
             if volume is not None:
                 raise Conflict(f"volume {name}", f"an interrupted task left it standing on {share.source}", "run the task again")
             recovered += told
@@ -184,7 +184,7 @@ def _source_share(work: Workspace, request: VolumeRequest) -> Share | None:
 
 def _held(work: Workspace, share: Share, source: SourceRequest, images: Sequence[Image]) -> int:
     """Bytes that what is cloned takes on its share. A source that check mode only predicts takes what was promised to it."""
-    claim = work.options.ledger.standing(share, source.volume) if work.options.check else None
+    claim = work.options.capacity.standing(share, source.volume) if work.options.check else None
     return max(sum(image.allocated for image in images), claim.demand.at_once if claim is not None else 0)
 
 
@@ -194,7 +194,7 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     from . import cluster_tables
     from .applying import engine_for
 
-    volume, recovered = settle(work, share, source.volume)
+    volume, recovered = recover(work, share, source.volume)
     if volume is None:
         raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
     require_known_formats(volume)

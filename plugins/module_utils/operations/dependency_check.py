@@ -26,19 +26,19 @@ class Found(NamedTuple):
     not_counted: tuple[str, ...]
 
 
-def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, besides: Collection[str] = ()) -> Found:
+def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, excluding: Collection[str] = ()) -> Found:
     """Ask every file of the share. One that this user may not read may rest on anything, and counts.
 
     :raises StorageError: a file cannot be read for another reason, and the user did not say that it does not count.
     :raises OSError: the share cannot be listed.
     """
-    holding = options.holding
-    backings = holding.backings() if holding is not None else folders.scan_all(directory, _just_read(volume))
+    batch_locks = options.batch_locks
+    backings = batch_locks.backings() if batch_locks is not None else folders.scan_all(directory, _just_read(volume))
     for sentence in backings.unreached:
         if sentence not in options.told:
             options.told.add(sentence)
             options.warn(sentence)
-    own = {*volume.files, *besides}
+    own = {*volume.files, *excluding}
     unread = _unread(directory, backings, own, options.not_dependent)
     files = tuple(dict.fromkeys((*volume.own_files, *(file for _snapshot, file in volume.stale))))
     resting = {file for backing in files for file in backings.above(backing) if file not in own}
@@ -71,7 +71,7 @@ def _is_named(directory: ShareDirectory, file: str, names: Collection[str]) -> b
     return bool(names) and (file in names or shown(file) in names or ownership.owner_of(directory, file) in names)
 
 
-def as_foretold(world: Mapping, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+def as_predicted(world: Mapping, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones beside.
 
     :param world: volumes as check mode remembers them, by (share path, name).

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Sequence
 
-from ..model import listed, told_size
+from ..model import listed, size_text
 from ..plan.plan import Plan
 
 _MOST_REASONS = 20  # in one message
@@ -25,7 +25,7 @@ def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:
     if plan.before.size and all(image.empty for image in above):  # an overlay's own tables are nobody's data
         return f"as {said}, since which nothing was written", f"goes back to {said}"
     dropped = sum(image.allocated for image in above if not image.empty)
-    about = f"about {told_size(dropped)}" if plan.before.size else "nobody knows how much"
+    about = f"about {size_text(dropped)}" if plan.before.size else "nobody knows how much"
     return f"as written since {said} ({about}), which is dropped", f"goes back to {said}"
 
 
@@ -115,7 +115,7 @@ def _access(actions: Sequence[dict], usual: dict) -> list[str]:
 
 
 def _size(size: int | None) -> str:
-    return "size unknown" if size is None else told_size(size).split(" (", 1)[0]
+    return "size unknown" if size is None else size_text(size).split(" (", 1)[0]
 
 
 def _value(value: object) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import Conflict, InvalidParameter, StorageError, understood
 from ..model import Share, check_snapshot_name, check_volume_name, listed, now
-from ..plan.desired import SnapshotWish
+from ..plan.desired import DesiredSnapshot
 from ..plan.plan import Plan
 from .candidates import Candidates
-from .snapshots import SnapshotRequest, find, plan_taking, retain_after, settled, take
+from .snapshots import SnapshotRequest, find, plan_taking, recovered_volume, retain_after, take
 from .transaction import Outcome, carry_out
 from .workspace import Options, Workspace
 
@@ -34,7 +34,7 @@ class _Member:
 def take_group(
     candidates: Candidates,
     volumes: list[str],
-    wish: SnapshotWish,
+    desired: DesiredSnapshot,
     options: Options,
     keep: retention.Policy | None = None,
 ) -> list[Outcome | StorageError]:
@@ -47,13 +47,13 @@ def take_group(
     :raises Conflict: some of them have the snapshot already and others have not.
     """
     for name in volumes:
-        check_snapshot_name(check_volume_name(name), wish.name)
+        check_snapshot_name(check_volume_name(name), desired.name)
     if options.assume:
         from . import assumptions
 
         if assumptions.any_missing(volumes, candidates, options):
-            return [_taken_alone(SnapshotRequest(candidates, name, wish, keep), options) for name in volumes]
-    wish = wish._replace(created=wish.created or now())
+            return [_taken_alone(SnapshotRequest(candidates, name, desired, keep), options) for name in volumes]
+    desired = desired._replace(created=desired.created or now())
     with Workspace(options, siblings=True) as work:
         shares = {name: find(work, candidates, name) for name in volumes}
         if len({share.path for share in shares.values()}) > 1:
@@ -63,8 +63,8 @@ def take_group(
                 "group volumes of one share",
             )
         work.lock_families([(shares[name], name) for name in volumes])
-        members = [_plan_member(work, shares[name], name, wish, keep is not None) for name in volumes]
-        _require_same_state(members, wish.name)
+        members = [_plan_member(work, shares[name], name, desired, keep is not None) for name in volumes]
+        _require_same_state(members, desired.name)
         if not options.check and members[0].plan.intent:
             _apply_group(work, members)
             outcomes = [_outcome_of(work, member) for member in members]
@@ -72,7 +72,7 @@ def take_group(
             outcomes = [carry_out(work, member.share, member.plan, member.recovered) for member in members]
         if keep is None:
             return list(outcomes)
-        return [_retain_member(work, member, outcome, keep, wish.name) for member, outcome in zip(members, outcomes)]
+        return [_retain_member(work, member, outcome, keep, desired.name) for member, outcome in zip(members, outcomes)]
 
 
 def _taken_alone(request: SnapshotRequest, options: Options) -> Outcome | StorageError:
@@ -90,9 +90,9 @@ def _retain_member(work: Workspace, member: _Member, taken: Outcome, keep: reten
         return understood(error, f"volume {member.plan.volume} on {member.share.label}")
 
 
-def _plan_member(work: Workspace, share: Share, name: str, wish: SnapshotWish, dependents: bool) -> _Member:
-    volume, recovered = settled(work, share, name, dependents=dependents)
-    return _Member(share, plan_taking(work, share, volume, wish, recovered), recovered)
+def _plan_member(work: Workspace, share: Share, name: str, desired: DesiredSnapshot, dependents: bool) -> _Member:
+    volume, recovered = recovered_volume(work, share, name, dependents=dependents)
+    return _Member(share, plan_taking(work, share, volume, desired, recovered), recovered)
 
 
 def _require_same_state(members: list[_Member], snapshot: str) -> None:

@@ -12,7 +12,7 @@ from ..errors import StorageError
 from ..model import is_glob, listed
 from ..store.files.directory import ShareDirectory
 from ..store.volumes.chains import Observed
-from ..store.volumes.listing import survey
+from ..store.volumes.listing import read_volumes
 from .candidates import Candidates
 from .workspace import Options
 
@@ -50,7 +50,7 @@ def _volumes(candidates: Candidates, options: Options) -> dict[str, bool]:
     known: dict[str, bool] = {}
     for share in candidates.shares:
         with ShareDirectory(share) as directory:
-            told = survey(directory, _is_known, tell_of_nobodys=lambda _size: False).told
+            told = read_volumes(directory, _is_known, describe_unclaimed=lambda _size: False).told
         for name, sure in told.items():
             known[name] = known.get(name, False) or sure
     return known

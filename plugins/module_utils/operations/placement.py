@@ -1,41 +1,41 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which share a new volume goes to. What it takes is promised to it in the ledger, before anything is written."""
+"""Which share a new volume goes to. What it takes is promised to it, before anything is written."""
 
 from __future__ import annotations
 
 import os
 
 from ..errors import NoEligibleShare
-from ..model import Share, told_size
-from ..plan.desired import VolumeWish
+from ..model import Share, size_text
+from ..plan.desired import DesiredVolume
 from .candidates import Candidates, Policy
-from .capacity import EACH, Demand, Ledger
+from .capacity import EACH, Capacity, Demand
 
 _NOISE = 1 << 20  # bytes by which what a source holds may differ from what it was thought to hold
 _QCOW2 = 5 << 16  # bytes of the header and of the smallest tables
 
 
-def demand(wish: VolumeWish) -> Demand:
+def demand(desired: DesiredVolume) -> Demand:
     """What a new empty volume takes. Tables of what is not preallocated count as nothing."""
-    size = wish.size or 0
-    tables = _tables(size) if wish.format == "qcow2" and wish.preallocation != "off" else 0
-    data = size if wish.preallocation in ("falloc", "full") else 0
-    return Demand(size, data + tables, data + tables, _small(wish, False))
+    size = desired.size or 0
+    tables = _tables(size) if desired.format == "qcow2" and desired.preallocation != "off" else 0
+    data = size if desired.preallocation in ("falloc", "full") else 0
+    return Demand(size, data + tables, data + tables, _small(desired, False))
 
 
-def demand_of_clone(wish: VolumeWish, linked: bool, source: Share, size: int, allocated: int, able: Candidates) -> Demand:
+def demand_of_clone(desired: DesiredVolume, linked: bool, source: Share, size: int, allocated: int, able: Candidates) -> Demand:
     """What a clone takes of a point of ``size`` bytes of which the share holds ``allocated``. One that is linked, and is not cut loose
     in the same task, copies nothing. Room for all is asked for even where blocks will be shared, because nobody can be sure of that."""
-    copied = 0 if linked and not wish.flatten else allocated
-    written = copied + (_tables(copied) if copied and (linked or wish.format == "qcow2") else 0)
+    copied = 0 if linked and not desired.flatten else allocated
+    written = copied + (_tables(copied) if copied and (linked or desired.format == "qcow2") else 0)
     kept = 0 if copied and _copies_share_blocks(source, able) else written
-    return Demand(wish.size or size, written, kept, _small(wish, linked))
+    return Demand(desired.size or size, written, kept, _small(desired, linked))
 
 
-def _small(wish: VolumeWish, linked: bool) -> int:
-    return EACH + (_QCOW2 if linked or wish.format == "qcow2" else 0) + (_QCOW2 if wish.snapshot else 0)
+def _small(desired: DesiredVolume, linked: bool) -> int:
+    return EACH + (_QCOW2 if linked or desired.format == "qcow2" else 0) + (_QCOW2 if desired.snapshot else 0)
 
 
 def _tables(size: int) -> int:
@@ -54,7 +54,7 @@ def _copies_share_blocks(source: Share, candidates: Candidates) -> bool:
     return mount is not None and locality(mount.fstype).shares_blocks
 
 
-def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, ledger: Ledger) -> Share:
+def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, capacity: Capacity) -> Share:
     """The eligible share with the most free space for a new volume of ``needed`` bytes virtual size; of equal ones the first.
 
     :param allocated_now: bytes that its creation writes at once (preallocation, a clone's data).
@@ -63,44 +63,44 @@ def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Poli
     candidates.require_all()
     reasons, eligible = [], []
     for share in candidates.shares:
-        free, reason = _room(share, needed, allocated_now, policy, ledger)
+        free, reason = _room(share, needed, allocated_now, policy, capacity)
         if reason:
             reasons.append(f"{share.source} {reason}")
         else:
             eligible.append((free, share))
     if not eligible:
         raise NoEligibleShare(
-            f"new volume of {told_size(needed)}",
+            f"new volume of {size_text(needed)}",
             "no share can take it (" + "; ".join(reasons) + ")",
             "free space, add a share, or change reserved_percentage or max_over_subscription_ratio",
         )
     return max(eligible, key=lambda pair: pair[0])[1]
 
 
-def reserve(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, ledger: Ledger) -> Share:
+def reserve(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, capacity: Capacity) -> Share:
     """Choose one of the candidates that are ``able`` to have the volume, and promise it the room there.
 
     :raises NoEligibleShare: as :func:`choose`.
     """
-    with ledger.lock:
-        share = choose(able, wanted.size, wanted.at_once, policy, ledger)
-        ledger.promise(asked, share, name, wanted)
+    with capacity.lock:
+        share = choose(able, wanted.size, wanted.at_once, policy, capacity)
+        capacity.promise(asked, share, name, wanted)
         return share
 
 
-def place(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, ledger: Ledger, check: bool) -> Share:
+def place(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, capacity: Capacity, check: bool) -> Share:
     """Where a volume goes that is made now: where it was promised room, unless that went away or it turned out to need more.
 
     :raises NoEligibleShare: as :func:`choose`. :raises OSError: a share cannot be asked for its room.
     """
-    with ledger.lock:
-        claim = ledger.promised(asked, name)
+    with capacity.lock:
+        claim = capacity.promised(asked, name)
         if claim is not None and not claim.made and _still_good(claim.share, claim.demand, able, wanted, policy, check):
             return claim.share
-        ledger.give_back(asked, name)
+        capacity.give_back(asked, name)
         if not check:
-            ledger.look_again(able.shares)
-        return reserve(name, asked, able, wanted, policy, ledger)
+            capacity.look_again(able.shares)
+        return reserve(name, asked, able, wanted, policy, capacity)
 
 
 def _still_good(share: Share, promised: Demand, able: Candidates, wanted: Demand, policy: Policy, check: bool) -> bool:
@@ -114,18 +114,18 @@ def _still_good(share: Share, promised: Demand, able: Candidates, wanted: Demand
     return usable > 0 and wanted.at_once <= usable and os.access(share.path, os.W_OK)
 
 
-def _room(share: Share, needed: int, allocated_now: int, policy: Policy, ledger: Ledger) -> tuple[int, str]:
+def _room(share: Share, needed: int, allocated_now: int, policy: Policy, capacity: Capacity) -> tuple[int, str]:
     if not os.access(share.path, os.W_OK):
         return 0, "is not writable"
-    total, free = ledger.room(share)
+    total, free = capacity.room(share)
     reserved = total * policy.reserved_percentage // 100
     usable = free - reserved
     if usable <= 0:
         return 0, "is full" if not reserved else f"is full ({_short(max(free, 0))} are free, {_short(reserved)} stay reserved)"
-    if allocated_now and allocated_now + ledger.small(share) > usable:
+    if allocated_now and allocated_now + capacity.small(share) > usable:
         kept = f", beside {_short(reserved)} that stay reserved" if reserved else ""
-        return 0, f"has {told_size(usable)} free for use{kept}, and {_short(allocated_now)} are needed at once beside some for records"
-    taken, most = ledger.provisioned(share) if total else 0, total * policy.max_over_subscription_ratio
+        return 0, f"has {size_text(usable)} free for use{kept}, and {_short(allocated_now)} are needed at once beside some for records"
+    taken, most = capacity.provisioned(share) if total else 0, total * policy.max_over_subscription_ratio
     if total and taken + needed > most:
         ratio = f"{policy.max_over_subscription_ratio:g}"
         figures = f"{_short(total)}, {ratio} times is {_short(int(most))}, {_short(taken)} are taken"
@@ -134,4 +134,4 @@ def _room(share: Share, needed: int, allocated_now: int, policy: Policy, ledger:
 
 
 def _short(size: int) -> str:
-    return told_size(size).split(" (", 1)[0]
+    return size_text(size).split(" (", 1)[0]

@@ -19,11 +19,11 @@ from ..store.files.directory import ShareDirectory
 from ..store.metadata import records
 from ..store.volumes import dependents, ownership
 from ..store.volumes.chains import Observed
-from ..store.volumes.listing import Survey, processors, survey
+from ..store.volumes.listing import Listing, processors, read_volumes
 from . import report
 
 if TYPE_CHECKING:
-    from .unknown_files import Strangers
+    from .unknown_files import UnknownFiles
 
 Shape = Callable[[dict], "dict[str, list]"]  # a volume → what a result has of it, by the result's keys
 
@@ -51,15 +51,15 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
             return {}
         if isinstance(found, Observed) and found.lone:
             if not strangers:
-                from .unknown_files import Strangers  # late: most shares have none
+                from .unknown_files import UnknownFiles  # late: most shares have none
 
-                strangers.append(Strangers(share, lambda volume: _texts(shape(volume))))
+                strangers.append(UnknownFiles(share, lambda volume: _texts(shape(volume))))
             return strangers[0].text(found)
         return _texts(shape(_told(directory, name, found)))
 
-    strangers: list[Strangers] = []
+    strangers: list[UnknownFiles] = []
     with ShareDirectory(share) as directory:
-        found: Survey[dict[str, str]] = survey(directory, tell, processors(), skip=skip if patterns else None)
+        found: Listing[dict[str, str]] = read_volumes(directory, tell, processors(), skip=skip if patterns else None)
         if any(found.told.values()):
             for name, resting in _dependents(directory, found).items():
                 found.told[name] = {key: _completed(text, resting) for key, text in found.told[name].items()}
@@ -91,7 +91,7 @@ def _pending(directory: ShareDirectory, name: str) -> dict | None:
     return report.pending(record.intent) if record is not None else None
 
 
-def _dependents(directory: ShareDirectory, found: Survey) -> dict[str, tuple[tuple[str, str], ...]]:
+def _dependents(directory: ShareDirectory, found: Listing) -> dict[str, tuple[tuple[str, str], ...]]:
     """Who rests on which of the volumes that are told: known only once all files of the share were looked at."""
     backings = dependents.scan(directory, found.known_backings(), found.listed)
     told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.told[name])

@@ -9,11 +9,11 @@ from ..store.files.directory import ShareDirectory
 from ..store.volumes import ownership
 
 
-def require_free_name(directory: ShareDirectory, file: str, volume: str, foretold: list) -> None:
-    """:param foretold: what a prediction has told to be recovered: it has not removed what the run will have removed by then.
+def require_free_name(directory: ShareDirectory, file: str, volume: str, predicted: list) -> None:
+    """:param predicted: what a prediction has told to be recovered: it has not removed what the run will have removed by then.
 
     :raises Conflict: as of :func:`ownership.require_free_name`.
     """
-    going = {step["file"] for one in foretold for step in one["steps"] if step["step"] == "unlink"}
+    going = {step["file"] for one in predicted for step in one["steps"] if step["step"] == "unlink"}
     if file not in going:
         ownership.require_free_name(directory, file, volume)

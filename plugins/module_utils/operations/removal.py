@@ -16,7 +16,7 @@ from ..plan.steps import Unlink
 from ..store.metadata import stale
 from ..store.volumes import chains
 from .applying import finish
-from .transaction import Outcome, carry_out, find_left, settle
+from .transaction import Outcome, carry_out, find_left, recover
 from .updating import refuse_member
 from .workspace import Workspace
 
@@ -31,9 +31,9 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
     missing: tuple[str, ...] = ()
     try:
         if cascade:
-            volume, recovered, strays = _settle(work, share, name)
+            volume, recovered, strays = _recover_for_removal(work, share, name)
         else:
-            volume, recovered = settle(work, share, name, dependents=True)
+            volume, recovered = recover(work, share, name, dependents=True)
             strays = ()
     except ChainBroken:
         broken = _broken(work, share, name, cascade)
@@ -47,7 +47,7 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
     refuse_member(work, share, volume)
     if not missing:
         _refuse_foreign(volume)
-        strays += stale.remains_of(work.directory(share), volume)
+        strays += stale.left_by_stale(work.directory(share), volume)
     outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays, missing), recovered)
     if not work.options.check:
         forget_groups(work.directory(share))
@@ -104,8 +104,8 @@ def _refuse_foreign(volume: Volume) -> None:
         )
 
 
-def _settle(work: Workspace, share: Share, name: str) -> tuple[Volume | None, list, tuple[str, ...]]:
-    """As :func:`settle`, for a volume that is to go with all its snapshots: what an interrupted task had begun to merge
+def _recover_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume | None, list, tuple[str, ...]]:
+    """As :func:`recover`, for a volume that is to go with all its snapshots: what an interrupted task had begun to merge
     is not merged any more, which a full share might not allow. The third value names its files outside the chain; where
     somebody changed the share since, those are left alone and told."""
     directory = work.directory(share)
@@ -113,7 +113,7 @@ def _settle(work: Workspace, share: Share, name: str) -> tuple[Volume | None, li
     begun = [one for one in interrupted.resumptions if one.plan.after is not None]
     observed = chains.observe(directory, name) if begun else None
     if observed is None or (share.path, name) in work.options.world:
-        return (*settle(work, share, name, dependents=True), ())
+        return (*recover(work, share, name, dependents=True), ())
     left = Interrupted((), interrupted.leftovers)
     if not work.options.check:
         finish(work, share, left)

@@ -42,17 +42,17 @@ def reserve_all(asked: Asked, options: Options) -> frozenset:
         if not any(view.where(request) is None for _index, request in requests):
             return frozenset()  # the usual case: all are there, and nothing more has to be read
         touched = {share.path: share for _index, request in requests for share in request.candidates.shares if view.where(request) is None}
-        names, refused, without = {request.wish.name for _index, request in requests}, set(), set()
-        with options.ledger.lock:
+        names, refused, without = {request.desired.name for _index, request in requests}, set(), set()
+        with options.capacity.lock:
             if not options.check:
                 _look_again(touched, options)
             for index, request in requests:
                 try:
-                    if request.wish.name not in refused and _is_decided_here(request, view, names):
+                    if request.desired.name not in refused and _is_decided_here(request, view, names):
                         _reserve(request, view, options, touched)
                 except NoEligibleShare:
                     without.add(index)
-                    refused.add(request.wish.name)
+                    refused.add(request.desired.name)
                 except (StorageError, OSError, ValueError):
                     continue  # the item itself will tell
         return frozenset(without)
@@ -66,7 +66,7 @@ def _is_decided_here(request: VolumeRequest, view: _View, names: set[str]) -> bo
 def _look_again(shares: dict[str, Share], options: Options) -> None:
     for share in shares.values():
         try:
-            options.ledger.look_again([share])
+            options.capacity.look_again([share])
         except OSError:
             continue
 
@@ -75,7 +75,7 @@ def _understood(ask: Callable[[], VolumeRequest], options: Options) -> VolumeReq
     """A request on candidates of which all that could have its volume can be read; None where there is nothing to be decided."""
     try:
         request = ask()
-        check_volume_name(request.wish.name)
+        check_volume_name(request.desired.name)
     except Exception:  # whatever it is, the item itself will tell
         return None
     there = request.candidates
@@ -87,27 +87,27 @@ def _understood(ask: Callable[[], VolumeRequest], options: Options) -> VolumeReq
 
 def _reserve(request: VolumeRequest, view: _View, options: Options, touched: dict[str, Share]) -> None:
     """:raises NoEligibleShare: there is no room."""
-    name, ledger, where = request.wish.name, options.ledger, view.where(request)
+    name, capacity, where = request.desired.name, options.capacity, view.where(request)
     if where is not None:
-        if request.wish.size is not None and where.path in touched and ledger.promised(request.candidates, name) is None:
-            size = ledger.size_of(where, name)
-            if size is not None and request.wish.size > size:
-                ledger.promise(request.candidates, where, name, Demand(request.wish.size), new=False)
+        if request.desired.size is not None and where.path in touched and capacity.promised(request.candidates, name) is None:
+            size = capacity.size_of(where, name)
+            if size is not None and request.desired.size > size:
+                capacity.promise(request.candidates, where, name, Demand(request.desired.size), new=False)
         return
     source = None if request.source is None else view.source(request)
     if request.source is None or (source is None and options.assume):
-        wanted = placement.demand(request.wish)
+        wanted = placement.demand(request.desired)
         if request.source is None and not wanted.size:
             return  # it has no size, and will be told so
-        placement.reserve(name, request.candidates, request.candidates, wanted, request.policy, ledger)
+        placement.reserve(name, request.candidates, request.candidates, wanted, request.policy, capacity)
     elif source is not None:
         able = request.candidates._replace(shares=(source.share,)) if request.source.linked else request.candidates
-        wanted = placement.demand_of_clone(request.wish, request.source.linked, source.share, source.size, source.allocated, able)
-        placement.reserve(name, request.candidates, able, wanted, request.policy, ledger)
+        wanted = placement.demand_of_clone(request.desired, request.source.linked, source.share, source.size, source.allocated, able)
+        placement.reserve(name, request.candidates, able, wanted, request.policy, capacity)
 
 
 class _View:
-    """What is on the shares, and what check mode and the ledger know beside."""
+    """What is on the shares, and what check mode and earlier promises say beside."""
 
     def __init__(self, stack: ExitStack, options: Options) -> None:
         self._stack = stack
@@ -118,11 +118,11 @@ class _View:
 
     def where(self, request: VolumeRequest) -> Share | None:
         """Where the volume is, or will be by then."""
-        return next((share for share in request.candidates.shares if self._has(share, request.wish.name)), None)
+        return next((share for share in request.candidates.shares if self._has(share, request.desired.name)), None)
 
     def _has(self, share: Share, name: str) -> bool:
         key = (share.path, name)
-        if self._options.ledger.standing(share, name) is not None:
+        if self._options.capacity.standing(share, name) is not None:
             return True
         if key in self._options.world:
             return self._options.world[key] is not None
@@ -146,7 +146,7 @@ class _View:
         share = next((share for share in request.candidates.shares if self._has(share, source.volume)), None)
         if share is None:
             return None
-        claim = self._options.ledger.standing(share, source.volume)
+        claim = self._options.capacity.standing(share, source.volume)
         if claim is not None and claim.new:
             return _Seen(share, claim.demand.size, claim.demand.at_once)
         key = (share.path, source.volume, source.snapshot)

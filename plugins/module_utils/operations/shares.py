@@ -88,16 +88,16 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
     mounts = tables.read_mounts()
     entries = tables.parse_fstab(tables.read_fstab(resolve.clean_path(params["fstab"], "fstab")))
     mounts = _settled(params, mounts, entries, deadline)
-    wish = parameters.read_wish(params, mounts, entries)
-    result["src"], subject = wish.src, f"share {wish.name}"
-    if taken.setdefault(wish.path, number) != number:
-        raise errors.InvalidParameter(subject, f"item {taken[wish.path]} of the list has the same path {wish.path}", "name every share once")
-    if not wish.row.mount_type and wish.state in planner.KEPT:
-        resolve.check_mounted(wish.path, resolve.follow(wish.path, mounts), mounts, entries, resolve.clean_path(params["mount_base"], "mount_base"))
-    seen = observer.observe(wish, mounts, entries, deadline)
-    steps = planner.plan(wish, seen)
-    result["diff"] = {"before": planner.picture(seen), "after": planner.fold(seen, wish, steps), "before_header": wish.path, "after_header": wish.path}
-    _check_source(wish, seen, steps, deadline)
+    desired = parameters.read_desired(params, mounts, entries)
+    result["src"], subject = desired.src, f"share {desired.name}"
+    if taken.setdefault(desired.path, number) != number:
+        raise errors.InvalidParameter(subject, f"item {taken[desired.path]} of the list has the same path {desired.path}", "name every share once")
+    if not desired.row.mount_type and desired.state in planner.KEPT:
+        resolve.check_mounted(desired.path, resolve.follow(desired.path, mounts), mounts, entries, resolve.clean_path(params["mount_base"], "mount_base"))
+    seen = observer.observe(desired, mounts, entries, deadline)
+    steps = planner.plan(desired, seen)
+    result["diff"] = {"before": planner.picture(seen), "after": planner.fold(seen, desired, steps), "before_header": desired.path, "after_header": desired.path}
+    _check_source(desired, seen, steps, deadline)
     applier.check_possible(steps, subject)
     if check_mode:
         done.extend(steps)
@@ -106,13 +106,13 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
             if applier.apply(step, deadline, params["attempts"], subject):
                 done.append(step)
         except errors.StorageError:
-            done[:] = applier.undo(done, planner.restore(wish, seen), seen.credentials, deadline, subject)
-            _record(wish, seen, steps, failed=True)
+            done[:] = applier.undo(done, planner.restore(desired, seen), seen.credentials, deadline, subject)
+            _record(desired, seen, steps, failed=True)
             raise
     if not check_mode:
-        _record(wish, seen, steps)
-    result["warnings"] = _warnings(wish, seen, steps, check_mode)
-    result["share"] = _report(wish, steps, check_mode, deadline, params["mount_base"])
+        _record(desired, seen, steps)
+    result["warnings"] = _warnings(desired, seen, steps, check_mode)
+    result["share"] = _report(desired, steps, check_mode, deadline, params["mount_base"])
 
 
 def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> tuple[tables.Mount, ...]:
@@ -122,17 +122,17 @@ def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tabl
     if src and params["path"] and resolve.is_directory_name(src):  # a bind mount is known by what its source shows
         places.append(resolve.clean_path(src, "src"))
     for place in filter(None, places):
-        mounts = resolve.settled(place, mounts, deadline.left, f"share {src or place}")
+        mounts = resolve.after_automount(place, mounts, deadline.left, f"share {src or place}")
     return mounts
 
 
-def _record(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], failed: bool = False) -> None:
+def _record(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[Step, ...], failed: bool = False) -> None:
     """Keep how the share was mounted, if it was; forget it, if it is gone or nobody knows."""
     if not any(isinstance(step, (MountShare, Remount, Unmount)) for step in steps):
         return
     mounts = tables.read_mounts()
-    mount = None if failed else tables.mounted_at(mounts, resolve.follow(wish.path, mounts))
-    record.write(wish.path, mount, planner.effective_options(wish, seen))
+    mount = None if failed else tables.mounted_at(mounts, resolve.follow(desired.path, mounts))
+    record.write(desired.path, mount, planner.effective_options(desired, seen))
 
 
 def _deadline(params: dict) -> probe.Deadline:
@@ -142,60 +142,60 @@ def _deadline(params: dict) -> probe.Deadline:
     return probe.Deadline(params["timeout"])
 
 
-def _check_source(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], deadline: probe.Deadline) -> None:
+def _check_source(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[Step, ...], deadline: probe.Deadline) -> None:
     """A bind mount's source is the one source that can be looked at before anything happens."""
-    if not wish.row.local or not any(isinstance(step, (MountShare, WriteFstab)) for step in steps) or seen.mount is not None:
+    if not desired.row.local or not any(isinstance(step, (MountShare, WriteFstab)) for step in steps) or seen.mount is not None:
         return
-    if wish.src is not None and not probe.directory_state(wish.src, deadline.left, f"share {wish.src}")[1]:
-        raise errors.MountFailed(f"share {wish.src}", "there is no such directory to show elsewhere", "create it, or correct src")
+    if desired.src is not None and not probe.directory_state(desired.src, deadline.left, f"share {desired.src}")[1]:
+        raise errors.MountFailed(f"share {desired.src}", "there is no such directory to show elsewhere", "create it, or correct src")
 
 
-def _warnings(wish: planner.Wish, seen: planner.Seen, steps: tuple[Step, ...], check_mode: bool) -> list[str]:
+def _warnings(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[Step, ...], check_mode: bool) -> list[str]:
     mounting = any(isinstance(step, (MountShare, Remount)) for step in steps)
-    wanted = wish.state in planner.MOUNTED and bool(wish.row.mount_type)
+    wanted = desired.state in planner.MOUNTED and bool(desired.row.mount_type)
     warnings = []
     if mounting and seen.mount is None and not seen.empty:
-        warnings.append(f"{wish.path} was not empty: what lies there is hidden while {wish.name} is mounted")
+        warnings.append(f"{desired.path} was not empty: what lies there is hidden while {desired.name} is mounted")
     mounts = tables.read_mounts()
-    real = resolve.follow(wish.path, mounts)
+    real = resolve.follow(desired.path, mounts)
     if wanted and not (check_mode and steps):
         mount = tables.mounted_at(mounts, real)
-        live = () if mount is None else tables.options_of(mount, wish.row)
-        drifted = mount_options.drift(wish.row, planner.effective_options(wish, seen), live)
+        live = () if mount is None else tables.options_of(mount, desired.row)
+        drifted = mount_options.drift(desired.row, planner.effective_options(desired, seen), live)
         if drifted:
-            warnings.append(f"share {wish.name}: {', '.join(drifted)} not in force; {_who_decides(wish, seen)}")
-    if wish.state == "absent" and seen.trigger:
-        warnings.append(f"autofs still manages {wish.path}: {wish.name} is mounted when somebody goes there until the automounter's own table is changed")
+            warnings.append(f"share {desired.name}: {', '.join(drifted)} not in force; {_who_decides(desired, seen)}")
+    if desired.state == "absent" and seen.trigger:
+        warnings.append(f"autofs still manages {desired.path}: {desired.name} is mounted when somebody goes there until the automounter's own table is changed")
     here = tables.enclosing(mounts, real)
-    if not wish.row.mount_type and here is not None and not here.is_trigger and resolve.is_untold(here):
+    if not desired.row.mount_type and here is not None and not here.is_trigger and resolve.is_unknown_file_system(here):
         remedy = "tasks that change an image want assume_unused: true"
-        warnings.append(f"share {wish.name}: nobody can tell whether other hosts have images open on its file system ({here.fstype}); {remedy}")
+        warnings.append(f"share {desired.name}: nobody can tell whether other hosts have images open on its file system ({here.fstype}); {remedy}")
     return warnings
 
 
-def _who_decides(wish: planner.Wish, seen: planner.Seen) -> str:
+def _who_decides(desired: planner.DesiredShare, seen: planner.Seen) -> str:
     if seen.trigger:
         return "the automounter's own table decides (systemctl daemon-reload after a change of fstab), and state: remounted has it mounted anew"
-    apart = f" ({wish.row.separating} separates the two)" if wish.row.separating else ""
+    apart = f" ({desired.row.separating} separates the two)" if desired.row.separating else ""
     return f"another mount of the same export on this host decides{apart}, or the server"
 
 
-def _report(wish: planner.Wish, steps: tuple[Step, ...], check_mode: bool, deadline: probe.Deadline, mount_base: str) -> dict:
+def _report(desired: planner.DesiredShare, steps: tuple[Step, ...], check_mode: bool, deadline: probe.Deadline, mount_base: str) -> dict:
     """The share as it is now; in check mode as far as it is known."""
     mounts = tables.read_mounts()
-    real = resolve.follow(wish.path, mounts)
+    real = resolve.follow(desired.path, mounts)
     mount = tables.mounted_at(mounts, real)
-    if not wish.row.mount_type:
-        if not probe.directory_state(real, deadline.left, f"path {wish.path}")[1]:
-            return _picture(wish.path, wish.path, wish.row.name)
-        return _with_capacity(_picture(wish.path, wish.path, wish.row.name, mounted=True), real, deadline)
+    if not desired.row.mount_type:
+        if not probe.directory_state(real, deadline.left, f"path {desired.path}")[1]:
+            return _picture(desired.path, desired.path, desired.row.name)
+        return _with_capacity(_picture(desired.path, desired.path, desired.row.name, mounted=True), real, deadline)
     if mount is None or (check_mode and any(isinstance(step, (MountShare, Unmount)) for step in steps)):
-        coming = check_mode and wish.state in planner.MOUNTED
-        opts = ",".join(mount_options.for_mount(mount_options.complete(wish.row, wish.options))) if coming else ""
-        return _picture(wish.src, wish.path, wish.row.name, opts, mounted=coming)
-    opts = resolve.public_options(mount, wish.row)
-    share = _picture(wish.src or observer.source_of(mount, mounts), wish.path, wish.row.name, opts, mounted=True)
-    return _with_capacity(share, real, deadline) if wish.state != "present" else share
+        coming = check_mode and desired.state in planner.MOUNTED
+        opts = ",".join(mount_options.for_mount(mount_options.complete(desired.row, desired.options))) if coming else ""
+        return _picture(desired.src, desired.path, desired.row.name, opts, mounted=coming)
+    opts = resolve.public_options(mount, desired.row)
+    share = _picture(desired.src or observer.source_of(mount, mounts), desired.path, desired.row.name, opts, mounted=True)
+    return _with_capacity(share, real, deadline) if desired.state != "present" else share
 
 
 def _picture(src: str | None, path: str | None, fstype: str | None, opts: str = "", mounted: bool = False) -> dict:

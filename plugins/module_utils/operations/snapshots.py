@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 from ..errors import VolumeNotFound
 from ..model import Share, Volume, check_snapshot_name, check_volume_name, is_glob, now
-from ..plan.desired import SnapshotWish
+from ..plan.desired import DesiredSnapshot
 from ..plan.plan import CREATE_SNAPSHOT, DELETE_SNAPSHOT, Plan
 from .candidates import Candidates, locate
-from .transaction import Outcome, carry_out, joined, observed_under_lock, settle
+from .transaction import Outcome, carry_out, joined, observed_under_lock, recover
 from .workspace import Options, Workspace
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class SnapshotRequest(NamedTuple):
 
     candidates: Candidates
     volume: str
-    wish: SnapshotWish
+    desired: DesiredSnapshot
     keep: retention.Policy | None = None
 
 
@@ -51,8 +51,8 @@ def find(work: Workspace, candidates: Candidates, name: str) -> Share:
     return found
 
 
-def settled(work: Workspace, share: Share, name: str, dependents: bool = False) -> tuple[Volume, list]:
-    volume, recovered = settle(work, share, name, dependents=dependents)
+def recovered_volume(work: Workspace, share: Share, name: str, dependents: bool = False) -> tuple[Volume, list]:
+    volume, recovered = recover(work, share, name, dependents=dependents)
     if volume is None:
         raise VolumeNotFound(f"volume {name}", f"it is not on {share.source}", "check the name, or create it first with remotefs_volume")
     if work.options.check:  # files that are only predicted to be gone still stand on this volume's own
@@ -63,24 +63,24 @@ def settled(work: Workspace, share: Share, name: str, dependents: bool = False) 
 def take(request: SnapshotRequest, options: Options) -> Outcome:
     """Take a snapshot; one that exists is no change but for a description, labels or protection that differ. Then remove what
     ``request.keep`` does not keep."""
-    check_snapshot_name(request.volume, request.wish.name)
+    check_snapshot_name(request.volume, request.desired.name)
     if options.assume:
         from . import assumptions
 
-        foretold = assumptions.taken(request, options)
-        if foretold is not None:
-            return foretold
+        predicted = assumptions.taken(request, options)
+        if predicted is not None:
+            return predicted
     with Workspace(options) as work:
         share = find(work, request.candidates, request.volume)
         (work.lock_families if request.keep else work.lock)([(share, request.volume)])
-        volume, recovered = settled(work, share, request.volume, dependents=request.keep is not None)
-        plan = plan_taking(work, share, volume, request.wish, recovered)
+        volume, recovered = recovered_volume(work, share, request.volume, dependents=request.keep is not None)
+        plan = plan_taking(work, share, volume, request.desired, recovered)
         taken = carry_out(work, share, plan, recovered)
-        return taken if request.keep is None else retain_after(work, share, plan, taken, request.keep, request.wish.name)
+        return taken if request.keep is None else retain_after(work, share, plan, taken, request.keep, request.desired.name)
 
 
-def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWish, recovered: list) -> Plan:
-    if wish.is_met_by(volume):
+def plan_taking(work: Workspace, share: Share, volume: Volume, desired: DesiredSnapshot, recovered: list) -> Plan:
+    if desired.is_met_by(volume):
         return Plan(CREATE_SNAPSHOT, volume.name, (), volume, volume)
     from ..plan import planner
     from .refusals import require_free_name
@@ -89,7 +89,7 @@ def plan_taking(work: Workspace, share: Share, volume: Volume, wish: SnapshotWis
         from . import cluster_tables
 
         cluster_tables.require_whole(work.directory(share), volume.chain)
-    plan = planner.create_snapshot(volume, wish._replace(created=wish.created or now()))
+    plan = planner.create_snapshot(volume, desired._replace(created=desired.created or now()))
     if plan.intent and plan.after is not None:
         require_free_name(work.directory(share), plan.after.active.file, volume.name, recovered if work.options.check else [])
     return plan
@@ -106,7 +106,7 @@ def retain(candidates: Candidates, volume_name: str, policy: retention.Policy | 
     with Workspace(options) as work:
         share = find(work, candidates, volume_name)
         work.lock_families([(share, volume_name)])
-        volume, recovered = settled(work, share, volume_name, dependents=True)
+        volume, recovered = recovered_volume(work, share, volume_name, dependents=True)
         return _retain(work, share, volume, recovered, policy, None)
 
 
@@ -146,13 +146,13 @@ def delete(candidates: Candidates, volume_name: str, names: list[str], options: 
     if options.assume:
         from . import assumptions
 
-        foretold = assumptions.deleted(candidates, volume_name, names, options)
-        if foretold is not None:
-            return foretold
+        predicted = assumptions.deleted(candidates, volume_name, names, options)
+        if predicted is not None:
+            return predicted
     with Workspace(options) as work:
         share = find(work, candidates, volume_name)
         work.lock_families([(share, volume_name)])
-        volume, recovered = settled(work, share, volume_name, dependents=True)
+        volume, recovered = recovered_volume(work, share, volume_name, dependents=True)
         plan = _deletion(work, share, volume, meant(volume, names))
         return carry_out(work, share, plan, recovered)
 
@@ -178,16 +178,16 @@ def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
     backings = {str(volume.image(file).backing_file) for file in overlays}
     known = cluster_tables.look_into(work.directory(share), volume, {*overlays, *backings}, not work.options.drop_bitmaps)
-    return merge.delete_snapshots(volume, names, known.allocations, known.stiff, known.bitmaps)
+    return merge.delete_snapshots(volume, names, known.allocations, known.fixed_tails, known.bitmaps)
 
 
 def _deletion_with_stale(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:
     """As :func:`_deletion`, where some of the names are entries of ``.info`` whose file is no overlay of the chain. Such a file goes as
     well, if it is surely this volume's and nobody rests on it."""
     from ..plan import merge
-    from ..store.metadata.stale import remains_of
+    from ..store.metadata.stale import left_by_stale
 
-    remains = remains_of(work.directory(share), volume, names)
+    remains = left_by_stale(work.directory(share), volume, names)
     resting = {file for _clone, file in volume.dependents}
     rest = replace(volume, stale=tuple(pair for pair in volume.stale if pair[0] not in names))
     return merge.drop_stale(volume, _deletion(work, share, rest, names), tuple(file for file in remains if file not in resting))
@@ -202,13 +202,13 @@ def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: b
     if options.assume:
         from . import assumptions
 
-        foretold = assumptions.reverted(candidates, volume_name, name, discard_newer, options)
-        if foretold is not None:
-            return foretold
+        predicted = assumptions.reverted(candidates, volume_name, name, discard_newer, options)
+        if predicted is not None:
+            return predicted
     with Workspace(options) as work:
         share = find(work, candidates, volume_name)
         work.lock([(share, volume_name)])
-        volume, recovered = settled(work, share, volume_name, dependents=True)
+        volume, recovered = recovered_volume(work, share, volume_name, dependents=True)
         if options.assume and not volume.has_snapshot(name):
             volume = assumptions.with_snapshot(volume, name, options)
         plan = planner.revert(volume, name, discard_newer)

@@ -18,7 +18,7 @@ from ..errors import NeedsRecovery
 from ..model import Share, Volume
 from ..plan.plan import Plan
 from ..store.volumes import chains, ownership
-from ..store.volumes.images import Glance
+from ..store.volumes.images import UseProbe
 from . import report
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
     )
 
 
-def settle(work: Workspace, share: Share, name: str, said: str | None = None, dependents: bool = False) -> tuple[Volume | None, list]:
+def recover(work: Workspace, share: Share, name: str, said: str | None = None, dependents: bool = False) -> tuple[Volume | None, list]:
     """The volume after what an interrupted task left has been ended (in check mode: as it would be), and ``recovered``."""
     directory = work.directory(share)
     interrupted = find_left(work, share, name)
@@ -124,7 +124,7 @@ def observed_under_lock(work: Workspace, share: Share, name: str, said: str | No
     """
     look = work.look(share, name)
     if look.observed is None or said is not None:
-        look.observed = chains.observe(look.directory, name, said, partial(Glance, full=True), look=look)
+        look.observed = chains.observe(look.directory, name, said, partial(UseProbe, full=True), look=look)
     return look.observed.volume if look.observed else None
 
 
@@ -151,7 +151,7 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
         looked = not plan.changed and plan.before is plan.after  # at this very volume, under the lock
         after = before if looked else _observed_after(work, share, plan)
     if plan.changed:
-        work.options.ledger.follow(share, plan.before, plan.after)
+        work.options.capacity.follow(share, plan.before, plan.after)
     overruled = work.not_counted.get(plan.volume, ()) if plan.changed else ()
     if overruled:
         work.options.warn(f"volume {plan.volume} on {share.label}: not counted as resting on it, as not_dependent says: {', '.join(overruled)}")

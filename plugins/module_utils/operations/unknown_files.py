@@ -14,7 +14,7 @@ from ..store.volumes.chains import Observed
 from . import report
 
 
-class Strangers:
+class UnknownFiles:
     """Texts of files of which nothing on the share says anything: there can be very many, and they differ in name and sizes alone.
     So the first of them becomes a pattern for the others, as long as it has shown to make the same text."""
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import Conflict
 from ..model import Share, Volume
-from ..plan.desired import MAX_CHAIN, VolumeWish
+from ..plan.desired import MAX_CHAIN, DesiredVolume
 from ..plan.plan import PRESENT, Plan
 from ..store.volumes import ownership
 from .candidates import Candidates, Opened, Policy, locate
@@ -34,7 +34,7 @@ class VolumeRequest(NamedTuple):
     """A volume as a task asks for it, on one of ``candidates``."""
 
     candidates: Candidates
-    wish: VolumeWish
+    desired: DesiredVolume
     source: SourceRequest | None = None
     policy: Policy = Policy()
     max_chain: int = MAX_CHAIN
@@ -52,16 +52,16 @@ def located(candidates: Candidates, name: str, options: Options, opened: Opened 
     return locate(candidates._replace(shares=tuple(share for share in candidates.shares if share.path not in known)), name, opened)
 
 
-def bring_up(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
-    """Bring a volume that exists to what is wished, under its lock."""
+def update_volume(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
+    """Bring a volume that exists to what is desired, under its lock."""
     refuse_member(work, share, volume)
     if not volume.adopted:
         from . import cluster_tables  # late: most tasks find a volume that they know
 
         cluster_tables.require_whole(work.directory(share), volume.chain)
         _warn_of_another_format(work, share, volume)
-    wish = _only_what_the_share_keeps(request.wish, share, work.options)
-    return carry_out(work, share, _plan_for(volume, wish), recovered)
+    desired = _only_what_the_share_keeps(request.desired, share, work.options)
+    return carry_out(work, share, _plan_for(volume, desired), recovered)
 
 
 def _warn_of_another_format(work: Workspace, share: Share, volume: Volume) -> None:
@@ -80,26 +80,26 @@ def _warn_of_another_format(work: Workspace, share: Share, volume: Volume) -> No
         )
 
 
-def _plan_for(volume: Volume, wish: VolumeWish) -> Plan:
-    if wish.is_met_by(volume):
+def _plan_for(volume: Volume, desired: DesiredVolume) -> Plan:
+    if desired.is_met_by(volume):
         return Plan(PRESENT, volume.name, (), volume, volume)
     from ..plan import planner
 
-    return planner.ensure_volume(volume, wish)
+    return planner.ensure_volume(volume, desired)
 
 
-def _only_what_the_share_keeps(wish: VolumeWish, share: Share, options: Options) -> VolumeWish:
+def _only_what_the_share_keeps(desired: DesiredVolume, share: Share, options: Options) -> DesiredVolume:
     """Owner and mode mean nothing where the mount options decide them: asking would be a change every time."""
-    if share.keeps_modes or (wish.mode, wish.uid, wish.gid) == (None, None, None):
-        return wish
+    if share.keeps_modes or (desired.mode, desired.uid, desired.gid) == (None, None, None):
+        return desired
     options.warn(f"{share.source} ({share.fstype}) keeps no owner and mode of single files: the mount options decide them")
-    return wish._replace(mode=None, uid=None, gid=None)
+    return desired._replace(mode=None, uid=None, gid=None)
 
 
 def refuse_member(work: Workspace, share: Share, volume: Volume) -> None:
     """:raises Conflict: the lone file of this name belongs to another volume's chain."""
     if volume.info:
         return
-    owner = ownership.owner_of(work.directory(share), volume.name, besides=volume.name)
+    owner = ownership.owner_of(work.directory(share), volume.name, excluding=volume.name)
     if owner is not None:
         raise Conflict(f"volume {volume.name}", f"the file of that name belongs to volume {owner}", "choose another name")

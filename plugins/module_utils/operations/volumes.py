@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Use cases of volumes: make sure that one exists as wished or is gone."""
+"""Use cases of volumes: make sure that one exists as desired or is gone."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from ..errors import VolumeNotFound
 from ..model import Share, check_snapshot_name, check_volume_name
 from ..store.volumes.look import Look
 from .candidates import Candidates
-from .transaction import Outcome, carry_out, joined, settle
-from .updating import VolumeRequest, bring_up, located
+from .transaction import Outcome, carry_out, joined, recover
+from .updating import VolumeRequest, located, update_volume
 from .workspace import Options, Workspace
 
 # What only changes need is imported where it is used: importing is most of what a task costs that changes nothing.
 
 
 def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
-    """Create the volume (empty or as a clone) or bring the existing one to what is wished.
+    """Create the volume (empty or as a clone) or bring the existing one to what is desired.
 
     :raises StorageError: with the code that docs/errors.md lists for it.
     """
-    name = check_volume_name(request.wish.name)
-    if request.wish.snapshot is not None:
-        check_snapshot_name(name, request.wish.snapshot)
+    name = check_volume_name(request.desired.name)
+    if request.desired.snapshot is not None:
+        check_snapshot_name(name, request.desired.snapshot)
     if options.assume:
         from . import assumptions
 
-        foretold = assumptions.present(request, options)
-        if foretold is not None:
-            return foretold
+        predicted = assumptions.present(request, options)
+        if predicted is not None:
+            return predicted
         request = request._replace(candidates=assumptions.reachable(request.candidates, options))
     outcome = _updated_or_created(request, options)
-    outcome = _flattened(request, options, outcome) if request.wish.flatten else outcome
-    return outcome if request.wish.snapshot is None else _with_snapshot(request, options, outcome)
+    outcome = _flattened(request, options, outcome) if request.desired.flatten else outcome
+    return outcome if request.desired.snapshot is None else _with_snapshot(request, options, outcome)
 
 
 def _with_snapshot(request: VolumeRequest, options: Options, present: Outcome) -> Outcome:
     """Take the snapshot that the volume is to have, unless it has it."""
-    from ..plan.desired import SnapshotWish
+    from ..plan.desired import DesiredSnapshot
     from .snapshots import SnapshotRequest, take
 
-    wish = SnapshotWish(str(request.wish.snapshot), max_chain=request.max_chain)
-    taken = take(SnapshotRequest(request.candidates, request.wish.name, wish), options)
+    desired = DesiredSnapshot(str(request.desired.snapshot), max_chain=request.max_chain)
+    taken = take(SnapshotRequest(request.candidates, request.desired.name, desired), options)
     if options.check:  # it has ended nothing, and has told of it already
         taken = replace(taken, recovered=[])
     return joined(present, taken)
@@ -55,13 +55,13 @@ def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Ou
     from ..plan import clones
     from . import cluster_tables
 
-    name = request.wish.name
+    name = request.desired.name
     with Workspace(options) as work:
         share = located(request.candidates, name, options, work.directory)
         if share is None:
             raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
         work.lock_families([(share, name)])
-        volume, recovered = settle(work, share, name)
+        volume, recovered = recover(work, share, name)
         if volume is None:
             raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
         read = cluster_tables.look_into(work.directory(share), volume, volume.files[len(volume.own) - 1 :] if volume.parent else (), False)
@@ -71,15 +71,15 @@ def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Ou
 
 
 def _updated_or_created(request: VolumeRequest, options: Options) -> Outcome:
-    name = request.wish.name
+    name = request.desired.name
     recovered: list[dict] = []
     with Workspace(options) as work:
         share = located(request.candidates, name, options, work.directory)
         if share is not None:
             work.lock([(share, name)])
-            volume, recovered = settle(work, share, name, request.wish.format)
+            volume, recovered = recover(work, share, name, request.desired.format)
             if volume is not None:
-                return bring_up(work, share, volume, request, recovered)
+                return update_volume(work, share, volume, request, recovered)
     # It is not there, it went away before the lock was ours, or only its unfinished deletion was left. Check mode, which ended
     # nothing, meets that once more; a run has ended it here.
     from .creation import create
@@ -92,9 +92,9 @@ def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Opt
     if options.assume:
         from . import assumptions
 
-        foretold = assumptions.absent(candidates, check_volume_name(name), cascade, options)
-        if foretold is not None:
-            return foretold
+        predicted = assumptions.absent(candidates, check_volume_name(name), cascade, options)
+        if predicted is not None:
+            return predicted
         candidates = assumptions.reachable(candidates, options)
     with Workspace(options) as work:
         share = located(candidates, check_volume_name(name), options, work.directory) or _unfinished_on(work, candidates, name)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Callable, Collection, Iterable
 from ..errors import ShareNotWritable, StorageError, from_os_error, share_gone
 from ..model import Share, Volume
 from ..store.files.directory import ShareDirectory
-from ..store.files.waiting import Pace
+from ..store.files.waiting import Waiting
 from ..store.locks.lock import VolumeLock
 from ..store.volumes import chains, ownership
 from ..store.volumes.look import Look
 
 if TYPE_CHECKING:
-    from .bulk.batch_locks import Holding
-    from .capacity import Ledger
+    from .bulk.batch_locks import BatchLocks
+    from .capacity import Capacity
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Options:
     ``world`` is check mode's memory within one task: volumes as earlier items would leave them, by (share path, name);
     ``failed`` are volumes that items of the task were to make or to change, and could not;
     ``told`` are warnings that it has given; ``log`` takes each step with its seconds;
-    ``ledger`` is what all volumes of a share together take (in ``kept`` from its first use on);
-    ``holding`` the locks under which a part of a bulk task works; ``pace`` how its parts wait.
+    ``capacity`` is what all volumes of a share together take (in ``kept`` from its first use on);
+    ``batch_locks`` the locks under which a part of a bulk task works; ``waiting`` how its parts wait.
     """
 
     check: bool = False
@@ -53,17 +53,17 @@ class Options:
     failed: set = field(default_factory=set)
     told: set = field(default_factory=set)
     kept: dict = field(default_factory=dict)
-    holding: Holding | None = None
-    pace: Pace = field(default_factory=Pace)
+    batch_locks: BatchLocks | None = None
+    waiting: Waiting = field(default_factory=Waiting)
     log: Callable[[str, dict, float], None] | None = None
 
     @property
-    def ledger(self) -> Ledger:
-        if "ledger" not in self.kept:
-            from .capacity import Ledger  # late: most tasks find all as it should be
+    def capacity(self) -> Capacity:
+        if "capacity" not in self.kept:
+            from .capacity import Capacity  # late: most tasks find all as it should be
 
-            self.kept.setdefault("ledger", Ledger())  # threads that come at once get the same
-        return self.kept["ledger"]
+            self.kept.setdefault("capacity", Capacity())  # threads that come at once get the same
+        return self.kept["capacity"]
 
 
 class Workspace:
@@ -107,7 +107,7 @@ class Workspace:
 
     def directory(self, share: Share) -> ShareDirectory:
         if share.path not in self._directories:
-            self._directories[share.path] = self._stack.enter_context(ShareDirectory(share, self._verify, self.options.pace))
+            self._directories[share.path] = self._stack.enter_context(ShareDirectory(share, self._verify, self.options.waiting))
         return self._directories[share.path]
 
     def look(self, share: Share, name: str) -> Look:
@@ -133,9 +133,9 @@ class Workspace:
             for share in every.values():
                 _require_writable(share)
             return
-        holding = self.options.holding
-        if holding is not None:
-            self._locks = [holding.lock_of(every[pair], pair[1], pair not in exclusive) for pair in sorted(every)]
+        batch_locks = self.options.batch_locks
+        if batch_locks is not None:
+            self._locks = [batch_locks.lock_of(every[pair], pair[1], pair not in exclusive) for pair in sorted(every)]
             return
         for path, name in sorted(every):
             directory, reading = self.directory(every[(path, name)]), (path, name) not in exclusive
@@ -203,21 +203,21 @@ class Workspace:
         """
         seconds = max((share.stale_seconds for share in shares), default=0.0)
         if seconds:
-            self.options.pace.sleep(seconds)
+            self.options.waiting.sleep(seconds)
             for share in shares:
                 self.directory(share).look_afresh()
 
-    def dependents(self, share: Share, volume: Volume, besides: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
+    def dependents(self, share: Share, volume: Volume, excluding: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
         """Who rests on a volume, as :attr:`Volume.dependents`, asked under the locks that are held before something is destroyed.
 
-        :param besides: files that go with the volume.
+        :param excluding: files that go with the volume.
         :raises StorageError, OSError: the share cannot be read.
         """
-        from .dependency_check import as_foretold, dependents_of  # late: only what destroys asks
+        from .dependency_check import as_predicted, dependents_of  # late: only what destroys asks
 
-        found = dependents_of(self.directory(share), volume, self.options, besides)
+        found = dependents_of(self.directory(share), volume, self.options, excluding)
         self.not_counted[volume.name] = found.not_counted
-        return as_foretold(self.options.world, share, volume.name, found.dependents) if self.options.check else found.dependents
+        return as_predicted(self.options.world, share, volume.name, found.dependents) if self.options.check else found.dependents
 
     @property
     def lock_descriptors(self) -> tuple[int, ...]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import Conflict, InvalidParameter, WouldShrink
-from ..model import Image, Parent, Volume, told_size
+from ..model import Image, Parent, Volume, size_text
 from . import cost
-from .desired import VolumeWish
+from .desired import DesiredVolume
 from .headers import require_healed_parent, require_known_formats
 from .plan import CREATE_VOLUME, FLATTEN, Plan
 from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size, with_details
@@ -36,45 +36,45 @@ def require_current(parent: Volume, snapshot: str) -> None:
         )
 
 
-def create_clone(wish: VolumeWish, parent: Volume, snapshot: str, max_chain: int) -> Plan:
+def create_clone(desired: DesiredVolume, parent: Volume, snapshot: str, max_chain: int) -> Plan:
     """A linked clone that does not exist yet, on the point of ``snapshot``.
 
-    :raises InvalidParameter: what is wished does not go with a linked clone. :raises WouldShrink: it would be smaller than its
+    :raises InvalidParameter: what is desired does not go with a linked clone. :raises WouldShrink: it would be smaller than its
         source.
     """
-    subject = f"volume {wish.name}"
+    subject = f"volume {desired.name}"
     point = parent.point_file(snapshot)
     below = parent.view(point)
-    size = wish.size or below[0].size
-    if wish.format == "raw":
+    size = desired.size or below[0].size
+    if desired.format == "raw":
         raise InvalidParameter(subject, "a linked clone is a qcow2 overlay and cannot be raw", "leave format out, or say method: full")
-    if wish.preallocation != "off":
+    if desired.preallocation != "off":
         raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
     if size < below[0].size:
         raise WouldShrink(
             subject,
-            f"{told_size(size)} is less than its source has, {told_size(below[0].size)}",
+            f"{size_text(size)} is less than its source has, {size_text(below[0].size)}",
             "ask for at least the source's size",
         )
     require_known_formats(parent)
     check_qcow2_size(subject, "qcow2", size)
     check_chain_length(subject, len(below), max_chain)
-    mode = DEFAULT_MODE if wish.mode is None else wish.mode
-    step = CreateClone(wish.name, point, str(below[0].format), size, mode, wish.uid, wish.gid)
+    mode = DEFAULT_MODE if desired.mode is None else desired.mode
+    step = CreateClone(desired.name, point, str(below[0].format), size, mode, desired.uid, desired.gid)
     image = Image(
-        wish.name,
+        desired.name,
         "qcow2",
         size,
         backing_file=point,
         backing_format=below[0].format,
         empty=True,
         mode=mode,
-        uid=wish.uid or 0,
-        gid=wish.gid or 0,
+        uid=desired.uid or 0,
+        gid=desired.gid or 0,
     )
-    after = Volume(wish.name, (image, *below), adopted=True, parent=Parent(parent.name, snapshot, point), created=wish.created)
-    after = with_details(after, wish)
-    return Plan(CREATE_VOLUME, wish.name, (WriteRecord(wish.name), step), None, after)
+    after = Volume(desired.name, (image, *below), adopted=True, parent=Parent(parent.name, snapshot, point), created=desired.created)
+    after = with_details(after, desired)
+    return Plan(CREATE_VOLUME, desired.name, (WriteRecord(desired.name), step), None, after)
 
 
 def flatten(volume: Volume, known: cost.Allocations) -> Plan:

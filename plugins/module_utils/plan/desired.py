@@ -24,7 +24,7 @@ class Source(NamedTuple):
     allocated: int
 
 
-class VolumeWish(NamedTuple):
+class DesiredVolume(NamedTuple):
     """What a playbook wants a volume to be. None means that the playbook says nothing of it; ``size`` is in bytes, ``created`` is
     for a volume that is made."""
 
@@ -73,7 +73,7 @@ class Expiry(NamedTuple):
         return present if self.relative and present is not None else self.time
 
 
-class SnapshotWish(NamedTuple):
+class DesiredSnapshot(NamedTuple):
     """What a playbook wants a snapshot to be; description, labels, protected and expires are left alone where they are None.
 
     ``created`` is for a snapshot that is taken, ``max_chain`` the number of files that its volume's chain may have then.

@@ -54,12 +54,12 @@ class _Group:
 
 
 def delete_snapshots(
-    volume: Volume, names: Iterable[str], known: cost.Allocations, stiff: Container[str] = (), bitmaps: Bitmaps | None = None
+    volume: Volume, names: Iterable[str], known: cost.Allocations, fixed_tails: Container[str] = (), bitmaps: Bitmaps | None = None
 ) -> Plan:
     """Drop the points of the snapshots ``names`` in one plan; names that do not exist are no change.
 
     :param known: allocated clusters by file, for choosing pivots and estimating bytes; files may be missing.
-    :param stiff: files that no commit may make larger, because old data behind their end would come to light.
+    :param fixed_tails: files that no commit may make larger, because old data behind their end would come to light.
     :param bitmaps: dirty bitmaps that must not be lost, by file.
     :raises HasDependents: a linked clone rests on the data of one of them. :raises Conflict: dirty bitmaps would be lost.
     """
@@ -78,7 +78,7 @@ def delete_snapshots(
     dropped = [snapshot.file for snapshot in going]
     while dropped:
         group = _next_group(current, dropped)
-        merged, pivot = _merge(group, known, stiff, bitmaps or {})
+        merged, pivot = _merge(group, known, fixed_tails, bitmaps or {})
         _refuse_losing_bitmaps(volume, group, pivot, merged, bitmaps or {})
         all_steps += merged
         gone = [image.file for image in group.files if image.file != pivot.file]
@@ -156,27 +156,27 @@ def _refuse_losing_bitmaps(volume: Volume, group: _Group, pivot: Image, merged: 
         )
 
 
-def _merge(group: _Group, known: cost.Allocations, stiff: Container[str], bitmaps: Bitmaps) -> tuple[list[Step], Image]:
+def _merge(group: _Group, known: cost.Allocations, fixed_tails: Container[str], bitmaps: Bitmaps) -> tuple[list[Step], Image]:
     """Steps that leave the group's top point in the pivot, and the pivot as it is then."""
     files = group.files
     if group.below is None and files[0].format == "raw":
         steps, pivot = _commit_into_raw(files, known)
     else:
         costs = cost.estimates([image.file for image in files], group.below is not None, known)
-        steps, pivot = _commit_and_pull(group, _pivot(group, costs, stiff, bitmaps), costs)
+        steps, pivot = _commit_and_pull(group, _pivot(group, costs, fixed_tails, bitmaps), costs)
     if group.child is not None and group.child.backing_file != pivot.file:
         steps.append(Repoint(group.child.file, pivot.file, str(pivot.format)))
     return steps, pivot
 
 
-def _pivot(group: _Group, costs: list[cost.Estimate] | None, stiff: Container[str], bitmaps: Bitmaps) -> int:
+def _pivot(group: _Group, costs: list[cost.Estimate] | None, fixed_tails: Container[str], bitmaps: Bitmaps) -> int:
     """Index of the file that stays: the one that has dirty bitmaps, or else the one that costs least, the lowest one where that is
     unknown or equal.
 
     A commit into p is only right where no file from p to the top is shorter than one beneath it: what a longer file holds
     beyond the end of a shorter one would come back to light. Nor into a file that would grow beyond its own end over longer
     ones: qemu-img records the size before the zeros, and a crash in between brings to light what lies there. Nor into one that
-    would grow and cannot (``stiff``). The top itself, which only pulls, is always possible.
+    would grow and cannot (``fixed_tails``). The top itself, which only pulls, is always possible.
     """
     sizes = [image.size for image in group.files]
     top = len(sizes) - 1
@@ -187,7 +187,7 @@ def _pivot(group: _Group, costs: list[cost.Estimate] | None, stiff: Container[st
         index
         for index in range(top + 1)
         if all(sizes[k] <= sizes[k + 1] for k in range(index, top))
-        and (sizes[index] == sizes[top] or (sizes[index] >= beneath[index] and group.files[index].file not in stiff))
+        and (sizes[index] == sizes[top] or (sizes[index] >= beneath[index] and group.files[index].file not in fixed_tails))
     ]
     marked = [index for index in possible if bitmaps.get(group.files[index].file)]
     possible = marked or possible

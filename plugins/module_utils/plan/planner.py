@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
-from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name, listed, told_size
-from .desired import SnapshotWish, VolumeWish
+from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name, listed, size_text
+from .desired import DesiredSnapshot, DesiredVolume
 from .headers import LET_GO, NOT_RECORDED, healing, require_format_below, require_known_formats
 from .plan import CREATE_SNAPSHOT, CREATE_VOLUME, DELETE_VOLUME, PRESENT, REVERT, Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
@@ -17,49 +17,49 @@ from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, 
 DEFAULT_MODE = 0o660
 
 
-def create_volume(wish: VolumeWish) -> Plan:
-    """A volume that does not exist yet: empty, or a full clone of ``wish.source``.
+def create_volume(desired: DesiredVolume) -> Plan:
+    """A volume that does not exist yet: empty, or a full clone of ``desired.source``.
 
     :raises InvalidParameter: no size is given and no source has one, or the preallocation does not go with the format.
     :raises WouldShrink: the clone would be smaller than its source.
     """
-    subject = f"volume {wish.name}"
-    image_format = wish.format or "raw"
-    size = wish.size or (wish.source.size if wish.source else None)
+    subject = f"volume {desired.name}"
+    image_format = desired.format or "raw"
+    size = desired.size or (desired.source.size if desired.source else None)
     if size is None:
         raise InvalidParameter(subject, "it does not exist, and no size is given to create it with", "give size or source")
-    if wish.source and size < wish.source.size:
+    if desired.source and size < desired.source.size:
         raise WouldShrink(
             subject,
-            f"{told_size(size)} is less than its source has, {told_size(wish.source.size)}",
+            f"{size_text(size)} is less than its source has, {size_text(desired.source.size)}",
             "ask for at least the source's size",
         )
-    if image_format == "raw" and wish.preallocation == "metadata":
+    if image_format == "raw" and desired.preallocation == "metadata":
         raise InvalidParameter(
             subject, "a raw image has no metadata to preallocate", "choose preallocation off, falloc or full, or format qcow2"
         )
-    if wish.source and wish.preallocation != "off":
+    if desired.source and desired.preallocation != "off":
         raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
     check_qcow2_size(subject, image_format, size)
-    mode = DEFAULT_MODE if wish.mode is None else wish.mode
-    make: Step = CreateImage(wish.name, image_format, size, wish.preallocation, mode, wish.uid, wish.gid)
-    if wish.source:
-        make = CopyImage(wish.name, image_format, size, wish.source.label, wish.source.allocated, mode, wish.uid, wish.gid)
-    image = Image(wish.name, image_format, size, mode=mode, uid=wish.uid or 0, gid=wish.gid or 0)
-    after = with_details(Volume(wish.name, (image,), adopted=True, created=wish.created), wish)
-    return Plan(CREATE_VOLUME, wish.name, (WriteRecord(wish.name), make), None, after)
+    mode = DEFAULT_MODE if desired.mode is None else desired.mode
+    make: Step = CreateImage(desired.name, image_format, size, desired.preallocation, mode, desired.uid, desired.gid)
+    if desired.source:
+        make = CopyImage(desired.name, image_format, size, desired.source.label, desired.source.allocated, mode, desired.uid, desired.gid)
+    image = Image(desired.name, image_format, size, mode=mode, uid=desired.uid or 0, gid=desired.gid or 0)
+    after = with_details(Volume(desired.name, (image,), adopted=True, created=desired.created), desired)
+    return Plan(CREATE_VOLUME, desired.name, (WriteRecord(desired.name), make), None, after)
 
 
-def with_details(volume: Volume, wish: VolumeWish) -> Volume:
+def with_details(volume: Volume, desired: DesiredVolume) -> Volume:
     """The volume with the description and labels that are asked for; what is not said stays."""
     return replace(
         volume,
-        description=volume.description if wish.description is None else wish.description,
-        labels=volume.labels if wish.labels is None else dict(wish.labels),
+        description=volume.description if desired.description is None else desired.description,
+        labels=volume.labels if desired.labels is None else dict(desired.labels),
     )
 
 
-def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
+def ensure_volume(volume: Volume, desired: DesiredVolume) -> Plan:
     """A volume that exists: adopt it, heal absolute names, grow it, set what is asked of its ownership, description and labels.
 
     :raises InvalidParameter: a lone file's format is recorded nowhere and not said.
@@ -72,27 +72,27 @@ def ensure_volume(volume: Volume, wish: VolumeWish) -> Plan:
             subject, f"the format of {base.file} {volume.doubt or NOT_RECORDED}", "say its format: raw or qcow2"
         )
     require_format_below(volume)
-    if wish.format and wish.format != base.format:
+    if desired.format and desired.format != base.format:
         raise Conflict(
             subject,
-            f"its base file is {base.format}, not {wish.format}",
+            f"its base file is {base.format}, not {desired.format}",
             "ask for the format it has, or clone it into a new volume of the other format",
         )
-    if wish.size is not None and wish.size < volume.size:
+    if desired.size is not None and desired.size < volume.size:
         raise WouldShrink(
             subject,
-            f"it has {told_size(volume.size)} and is never shrunk to {told_size(wish.size)}",
+            f"it has {size_text(volume.size)} and is never shrunk to {size_text(desired.size)}",
             f"ask for at least {volume.size}",
         )
     heal, after = healing(volume)
-    after = with_details(after, wish)
+    after = with_details(after, desired)
     on_record = volume.adopted and (after.description, after.labels) == (volume.description, volume.labels)
     steps: list[Step] = [] if on_record else [WriteRecord(volume.name)]
     steps += heal
-    if wish.size is not None and wish.size > volume.size:
-        grow, after = _grow(after, wish.size)
+    if desired.size is not None and desired.size > volume.size:
+        grow, after = _grow(after, desired.size)
         steps.append(grow)
-    steps += _attributes(volume, wish)
+    steps += _attributes(volume, desired)
     return Plan(PRESENT, volume.name, tuple(steps), volume, replace(after, adopted=True))
 
 
@@ -107,16 +107,16 @@ def _grow(volume: Volume, size: int) -> tuple[Step, Volume]:
 def check_qcow2_size(subject: str, image_format: str | None, size: int) -> None:
     """:raises InvalidSize: no qcow2 image with clusters of 64 KiB can be that large."""
     if image_format == "qcow2" and size > MAX_QCOW2_SIZE:
-        raise InvalidSize(subject, f"a qcow2 image of {told_size(size)} is more than QEMU opens", f"stay within {told_size(MAX_QCOW2_SIZE)}")
+        raise InvalidSize(subject, f"a qcow2 image of {size_text(size)} is more than QEMU opens", f"stay within {size_text(MAX_QCOW2_SIZE)}")
 
 
-def _attributes(volume: Volume, wish: VolumeWish) -> list[Step]:
+def _attributes(volume: Volume, desired: DesiredVolume) -> list[Step]:
     """One step for each of its files that has not the asked owner, group or mode."""
     steps: list[Step] = []
     for image in volume.own:
-        uid = wish.uid if wish.uid is not None and wish.uid != image.uid else None
-        gid = wish.gid if wish.gid is not None and wish.gid != image.gid else None
-        mode = wish.mode if wish.mode is not None and wish.mode != image.mode else None
+        uid = desired.uid if desired.uid is not None and desired.uid != image.uid else None
+        gid = desired.gid if desired.gid is not None and desired.gid != image.gid else None
+        mode = desired.mode if desired.mode is not None and desired.mode != image.mode else None
         if (uid, gid, mode) != (None, None, None):
             steps.append(SetAttributes(image.file, uid, gid, mode))
     return steps
@@ -139,19 +139,19 @@ def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = (), m
     return Plan(DELETE_VOLUME, volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1 or bool(missing))
 
 
-def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
+def create_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
     """Take a snapshot: a new overlay becomes the active image. Where it exists, only what is said of it is updated.
 
-    :raises InvalidParameter: the chain would have more than ``wish.max_chain`` files.
+    :raises InvalidParameter: the chain would have more than ``desired.max_chain`` files.
     """
-    if volume.has_snapshot(wish.name):
-        return _describe_snapshot(volume, wish)
+    if volume.has_snapshot(desired.name):
+        return _describe_snapshot(volume, desired)
     require_known_formats(volume)
-    check_chain_length(f"snapshot {wish.name} of volume {volume.name}", len(volume.chain), wish.max_chain)
+    check_chain_length(f"snapshot {desired.name} of volume {volume.name}", len(volume.chain), desired.max_chain)
     heal, current = healing(volume)
     active = current.active
     check_qcow2_size(f"snapshot of volume {volume.name}", "qcow2", active.size)
-    file = overlay_name(volume, wish.name)
+    file = overlay_name(volume, desired.name)
     overlay = Image(
         file,
         "qcow2",
@@ -163,23 +163,23 @@ def create_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
         uid=active.uid,
         gid=active.gid,
     )
-    expires = None if wish.expires is None else wish.expires.time
-    snapshot = Snapshot(wish.name, file, wish.created, wish.description or "", dict(wish.labels or {}), bool(wish.protected), expires)
-    stale = tuple(pair for pair in current.stale if pair[0] != wish.name)
+    expires = None if desired.expires is None else desired.expires.time
+    snapshot = Snapshot(desired.name, file, desired.created, desired.description or "", dict(desired.labels or {}), bool(desired.protected), expires)
+    stale = tuple(pair for pair in current.stale if pair[0] != desired.name)
     snapshots = current.snapshots + (snapshot,)
     after = replace(current, chain=(overlay,) + current.chain, snapshots=snapshots, stale=stale, info=True, adopted=True)
     steps = heal + (CreateOverlay(file, active.file, str(active.format), active.size), write_info(after))
     return Plan(CREATE_SNAPSHOT, volume.name, steps, volume, after, intent=True)
 
 
-def _describe_snapshot(volume: Volume, wish: SnapshotWish) -> Plan:
-    present = volume.snapshot(wish.name)
+def _describe_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
+    present = volume.snapshot(desired.name)
     wanted = replace(
         present,
-        description=present.description if wish.description is None else wish.description,
-        labels=present.labels if wish.labels is None else dict(wish.labels),
-        protected=present.protected if wish.protected is None else wish.protected,
-        expires=present.expires if wish.expires is None else wish.expires.for_one_with(present.expires),
+        description=present.description if desired.description is None else desired.description,
+        labels=present.labels if desired.labels is None else dict(desired.labels),
+        protected=present.protected if desired.protected is None else desired.protected,
+        expires=present.expires if desired.expires is None else desired.expires.for_one_with(present.expires),
     )
     if wanted == present:
         return Plan(CREATE_SNAPSHOT, volume.name, (), volume, volume)

@@ -19,7 +19,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Nee
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import Abilities
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains
@@ -102,7 +102,7 @@ def observed(directory: ShareDirectory, name: str):
 
 
 def snapshot_of(directory: ShareDirectory, name: str) -> Plan:
-    return planner.create_snapshot(observed(directory, name), SnapshotWish("s", created="2026-01-01T00:00:00Z"))
+    return planner.create_snapshot(observed(directory, name), DesiredSnapshot("s", created="2026-01-01T00:00:00Z"))
 
 
 def executor(directory: ShareDirectory, engine: Noted) -> Executor:

@@ -17,7 +17,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes.look import Look
@@ -75,8 +75,8 @@ def asked(look: Callable, directory: ShareDirectory) -> object:
 def test_both_answers_are_one(tmp_path: Path, state: str) -> None:
     share = Share(str(tmp_path), str(tmp_path), "directory")
     candidates = Candidates((share,))
-    volumes.ensure_present(updating.VolumeRequest(candidates, VolumeWish("vol", size=1 << 20)), Options())
-    snapshots.take(snapshots.SnapshotRequest(candidates, "vol", SnapshotWish("s")), Options())
+    volumes.ensure_present(updating.VolumeRequest(candidates, DesiredVolume("vol", size=1 << 20)), Options())
+    snapshots.take(snapshots.SnapshotRequest(candidates, "vol", DesiredSnapshot("s")), Options())
     spoil, left = STATES[state]
     spoil(tmp_path)
     with ShareDirectory(share) as directory:

@@ -235,17 +235,17 @@ def test_a_new_row_is_mounted_and_taken_away(host: Host, tmp_path: Path) -> None
 
 def test_a_new_row_is_planned_by_its_columns(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shares.ensure(given(tmp_path))
-    wish = parameters.read_wish(given(tmp_path), host.mounts(), ())
-    seen = observer.observe(wish, host.mounts(), (), shares._deadline(given(tmp_path)))
-    assert wish.row is FAKE and seen.source == "fake:vols" and not seen.dead
-    other = dataclasses.replace(wish, credentials=dataclasses.replace(wish.credentials, username="bob"))
-    assert planner.drifted_options(wish, seen) == () and planner.drifted_options(other, seen) == ("login=bob",)
+    desired = parameters.read_desired(given(tmp_path), host.mounts(), ())
+    seen = observer.observe(desired, host.mounts(), (), shares._deadline(given(tmp_path)))
+    assert desired.row is FAKE and seen.source == "fake:vols" and not seen.dead
+    other = dataclasses.replace(desired, credentials=dataclasses.replace(desired.credentials, username="bob"))
+    assert planner.drifted_options(desired, seen) == () and planner.drifted_options(other, seen) == ("login=bob",)
     assert options.drift(FAKE, ("rev=20",), ("rw", "rev=2.0")) == () and options.drift(FAKE, ("rev=21",), ("rw", "rev=2.0")) == ("rev=21",)
     named_twice = shares.ensure(given(tmp_path, opts=["nobody"]))
     assert named_twice["error_code"] == "invalid_parameter" and "opts name credentials" in named_twice["msg"]
     monkeypatch.setattr(observer, "_is_dead", lambda *_args: True)
     assert steps(shares.ensure(given(tmp_path))) == ["unmount", "mount"]
-    assert "alone separates" in shares._who_decides(wish, seen)
+    assert "alone separates" in shares._who_decides(desired, seen)
 
 
 def test_the_advice_for_a_new_row_fits(host: Host, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def params(**given):
 
 
 def read(**given):
-    return parameters.read_wish(params(**given), MOUNTS, ENTRIES)
+    return parameters.read_desired(params(**given), MOUNTS, ENTRIES)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def read(**given):
     ],
 )
 def test_what_is_meant(given, name, src, path):
-    wish = read(**given)
-    assert (wish.row.name, wish.src, wish.path) == (name, src, path)
+    desired = read(**given)
+    assert (desired.row.name, desired.src, desired.path) == (name, src, path)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ PATH = "/mnt/x"
 SECRET = planner.Credentials("me", "hidden-word", "HOME")
 
 
-def wish(row=NFS, src="nas:/x", **changes):
-    return planner.Wish(src=src, path=PATH, row=row, credentials_file="/c/file", **changes)
+def desired(row=NFS, src="nas:/x", **changes):
+    return planner.DesiredShare(src=src, path=PATH, row=row, credentials_file="/c/file", **changes)
 
 
 def mount(source="nas:/x", fstype="nfs4", options=("rw", "vers=4.2", "hard")):
@@ -38,37 +38,37 @@ def names(steps):
 
 
 CASES = [
-    ("nothing there", wish(), seen(), ["create_directory", "mount", "write_fstab"]),
-    ("directory there", wish(), seen(directory=True), ["mount", "write_fstab"]),
-    ("without fstab", wish(persist=False), seen(), ["create_directory", "mount"]),
-    ("all there", wish(), seen(mount(), entry=entry()), []),
-    ("server's spelling", wish(src="nas:/x/"), seen(mount(), entry=entry(source="nas:/x/")), []),
-    ("fstab says nfs4", wish(), seen(mount(), entry=entry(fstype="nfs4")), []),
-    ("fstab says something else", wish(), seen(mount(), entry=entry(fstype="ext4")), ["write_fstab"]),
-    ("only fstab missing", wish(), seen(mount()), ["write_fstab"]),
-    ("general option", wish(options=("ro",)), seen(mount(), entry=entry()), ["remount", "write_fstab"]),
-    ("live option drifted", wish(options=("ro",)), seen(mount(), entry=entry("ro")), ["remount"]),
-    ("option that needs a new mount", wish(options=("vers=3",)), seen(mount(), entry=entry()), ["unmount", "mount", "write_fstab"]),
-    ("dead process", wish(SSHFS, "u@h:/x", persist=False), seen(mount("u@h:/x", "fuse.sshfs"), dead=True), ["unmount", "mount"]),
-    ("credentials", wish(CIFS, "//n/x", credentials=SECRET), seen(), ["write_credentials", "create_directory", "mount", "write_fstab"]),
-    ("present", wish(state="present"), seen(), ["create_directory", "write_fstab"]),
-    ("present already", wish(state="present"), seen(directory=True, entry=entry()), []),
-    ("present ignores what is mounted", wish(state="present"), seen(mount("other:/y"), entry=entry()), []),
-    ("unmounted", wish(state="unmounted"), seen(mount(), entry=entry()), ["unmount"]),
-    ("unmounted already", wish(state="unmounted"), seen(entry=entry()), []),
-    ("absent", wish(state="absent"), seen(mount(), entry=entry()), ["unmount", "remove_fstab"]),
-    ("absent, own directory", wish(state="absent", own_directory=True), seen(mount(), entry=entry()), ["unmount", "remove_fstab", "remove_directory"]),
-    ("absent, directory with files", wish(state="absent", own_directory=True), seen(directory=True, empty=False), []),
-    ("absent, credentials", wish(CIFS, "//n/x", state="absent"), seen(credentials=b"x"), ["remove_credentials"]),
-    ("absent, fstab not ours", wish(state="absent", persist=False), seen(mount(), entry=entry()), ["unmount"]),
-    ("absent already", wish(state="absent"), seen(), []),
-    ("remounted", wish(state="remounted"), seen(mount(), entry=entry()), ["unmount", "mount"]),
-    ("remounted, not mounted", wish(state="remounted"), seen(entry=entry()), ["create_directory", "mount"]),
-    ("directory", wish(DIRECTORY, PATH), seen(), ["create_directory"]),
-    ("directory there already", wish(DIRECTORY, PATH), seen(directory=True), []),
-    ("directory is never removed", wish(DIRECTORY, PATH, state="absent"), seen(directory=True), []),
-    ("bind", wish(BIND, "/src"), seen(), ["create_directory", "mount", "write_fstab"]),
-    ("bind there", wish(BIND, "/src"), seen(mount("/dev/v", "ext4", ("rw",)), bound=True, entry=entry("bind", source="/src", fstype="none")), []),
+    ("nothing there", desired(), seen(), ["create_directory", "mount", "write_fstab"]),
+    ("directory there", desired(), seen(directory=True), ["mount", "write_fstab"]),
+    ("without fstab", desired(persist=False), seen(), ["create_directory", "mount"]),
+    ("all there", desired(), seen(mount(), entry=entry()), []),
+    ("server's spelling", desired(src="nas:/x/"), seen(mount(), entry=entry(source="nas:/x/")), []),
+    ("fstab says nfs4", desired(), seen(mount(), entry=entry(fstype="nfs4")), []),
+    ("fstab says something else", desired(), seen(mount(), entry=entry(fstype="ext4")), ["write_fstab"]),
+    ("only fstab missing", desired(), seen(mount()), ["write_fstab"]),
+    ("general option", desired(options=("ro",)), seen(mount(), entry=entry()), ["remount", "write_fstab"]),
+    ("live option drifted", desired(options=("ro",)), seen(mount(), entry=entry("ro")), ["remount"]),
+    ("option that needs a new mount", desired(options=("vers=3",)), seen(mount(), entry=entry()), ["unmount", "mount", "write_fstab"]),
+    ("dead process", desired(SSHFS, "u@h:/x", persist=False), seen(mount("u@h:/x", "fuse.sshfs"), dead=True), ["unmount", "mount"]),
+    ("credentials", desired(CIFS, "//n/x", credentials=SECRET), seen(), ["write_credentials", "create_directory", "mount", "write_fstab"]),
+    ("present", desired(state="present"), seen(), ["create_directory", "write_fstab"]),
+    ("present already", desired(state="present"), seen(directory=True, entry=entry()), []),
+    ("present ignores what is mounted", desired(state="present"), seen(mount("other:/y"), entry=entry()), []),
+    ("unmounted", desired(state="unmounted"), seen(mount(), entry=entry()), ["unmount"]),
+    ("unmounted already", desired(state="unmounted"), seen(entry=entry()), []),
+    ("absent", desired(state="absent"), seen(mount(), entry=entry()), ["unmount", "remove_fstab"]),
+    ("absent, own directory", desired(state="absent", own_directory=True), seen(mount(), entry=entry()), ["unmount", "remove_fstab", "remove_directory"]),
+    ("absent, directory with files", desired(state="absent", own_directory=True), seen(directory=True, empty=False), []),
+    ("absent, credentials", desired(CIFS, "//n/x", state="absent"), seen(credentials=b"x"), ["remove_credentials"]),
+    ("absent, fstab not ours", desired(state="absent", persist=False), seen(mount(), entry=entry()), ["unmount"]),
+    ("absent already", desired(state="absent"), seen(), []),
+    ("remounted", desired(state="remounted"), seen(mount(), entry=entry()), ["unmount", "mount"]),
+    ("remounted, not mounted", desired(state="remounted"), seen(entry=entry()), ["create_directory", "mount"]),
+    ("directory", desired(DIRECTORY, PATH), seen(), ["create_directory"]),
+    ("directory there already", desired(DIRECTORY, PATH), seen(directory=True), []),
+    ("directory is never removed", desired(DIRECTORY, PATH, state="absent"), seen(directory=True), []),
+    ("bind", desired(BIND, "/src"), seen(), ["create_directory", "mount", "write_fstab"]),
+    ("bind there", desired(BIND, "/src"), seen(mount("/dev/v", "ext4", ("rw",)), bound=True, entry=entry("bind", source="/src", fstype="none")), []),
 ]
 
 
@@ -80,14 +80,14 @@ def test_steps(wished, there, steps):
 @pytest.mark.parametrize(
     ("wished", "there"),
     [
-        (wish(), seen(mount("other:/y"))),
-        (wish(), seen(mount(fstype="ext4"))),
-        (wish(state="unmounted"), seen(mount("other:/y"))),
-        (wish(state="absent"), seen(mount("other:/y"))),
-        (wish(state="remounted"), seen(mount("other:/y"))),
-        (wish(), seen(entry=entry(source="other:/y"))),
-        (wish(state="absent"), seen(entry=entry(source="other:/y"))),
-        (wish(BIND, "/src"), seen(mount("/dev/v", "ext4"), bound=False)),
+        (desired(), seen(mount("other:/y"))),
+        (desired(), seen(mount(fstype="ext4"))),
+        (desired(state="unmounted"), seen(mount("other:/y"))),
+        (desired(state="absent"), seen(mount("other:/y"))),
+        (desired(state="remounted"), seen(mount("other:/y"))),
+        (desired(), seen(entry=entry(source="other:/y"))),
+        (desired(state="absent"), seen(entry=entry(source="other:/y"))),
+        (desired(BIND, "/src"), seen(mount("/dev/v", "ext4"), bound=False)),
     ],
 )
 def test_another_source_is_a_conflict(wished, there):
@@ -96,49 +96,49 @@ def test_another_source_is_a_conflict(wished, there):
 
 
 def test_another_source_in_fstab_does_not_matter_where_fstab_does_not():
-    assert names(planner.plan(wish(persist=False), seen(entry=entry(source="other:/y")))) == ["create_directory", "mount"]
+    assert names(planner.plan(desired(persist=False), seen(entry=entry(source="other:/y")))) == ["create_directory", "mount"]
 
 
 def test_present_without_fstab_is_nonsense():
     with pytest.raises(InvalidParameter):
-        planner.plan(wish(state="present", persist=False), seen())
+        planner.plan(desired(state="present", persist=False), seen())
 
 
 def test_changed_credentials_mount_anew_and_the_unmount_comes_first():
     line = entry("nobrl", "credentials=/c/file", source="//n/x", fstype="cifs")
     there = seen(mount("//n/x", "cifs", ("rw", "nobrl", "username=me")), credentials=b"username=old\n", entry=line)
-    wished = wish(CIFS, "//n/x", credentials=SECRET)
+    wished = desired(CIFS, "//n/x", credentials=SECRET)
     assert names(planner.plan(wished, there)) == ["unmount", "write_credentials", "mount"]
     assert planner.plan(wished, dataclasses.replace(there, credentials=SECRET.content())) == ()
 
 
 def test_options_that_another_mount_decides_are_left():
     there = seen(mount(), shared=True, entry=entry())
-    assert names(planner.plan(wish(options=("vers=3",), persist=False), there)) == []
-    assert names(planner.plan(wish(options=("vers=3", "ro"), persist=False), there)) == ["remount"]
+    assert names(planner.plan(desired(options=("vers=3",), persist=False), there)) == []
+    assert names(planner.plan(desired(options=("vers=3", "ro"), persist=False), there)) == ["remount"]
 
 
 def test_another_user_in_force_is_a_drift():
     there = seen(mount("//n/x", "cifs", ("rw", "nobrl", "username=root")), credentials=SECRET.content())
-    assert names(planner.plan(wish(CIFS, "//n/x", credentials=SECRET, persist=False), there)) == ["unmount", "mount"]
+    assert names(planner.plan(desired(CIFS, "//n/x", credentials=SECRET, persist=False), there)) == ["unmount", "mount"]
 
 
 def test_credentials_left_out_keep_the_file_that_is_there():
-    steps = planner.plan(wish(CIFS, "//n/x"), seen(credentials=b"x"))
+    steps = planner.plan(desired(CIFS, "//n/x"), seen(credentials=b"x"))
     assert steps[1].opts == ("nobrl", "credentials=/c/file") and steps[2].entry.options == ("nobrl", "credentials=/c/file")
-    assert planner.plan(wish(CIFS, "//n/x", options=("guest",)), seen(credentials=b"x"))[1].opts == ("nobrl", "guest")
+    assert planner.plan(desired(CIFS, "//n/x", options=("guest",)), seen(credentials=b"x"))[1].opts == ("nobrl", "guest")
 
 
 def test_no_step_shows_a_password():
     for row, source in ((CIFS, "//n/x"), (SSHFS, "u@h:/x")):
-        wished = wish(row, source, credentials=SECRET)
+        wished = desired(row, source, credentials=SECRET)
         steps = planner.plan(wished, seen())
         assert "hidden-word" not in repr(steps) + repr(wished) + repr([step.describe() for step in steps]) + repr(planner.fold(seen(), wished, steps))
     assert steps[1].opts == ("password_stdin",)
 
 
 def test_a_step_describes_itself():
-    assert [step.describe() for step in planner.plan(wish(options=("ro", "_netdev")), seen())] == [
+    assert [step.describe() for step in planner.plan(desired(options=("ro", "_netdev")), seen())] == [
         {"step": "create_directory", "path": PATH},
         {"step": "mount", "path": PATH, "src": "nas:/x", "fstype": "nfs", "opts": "ro"},
         {"step": "write_fstab", "path": PATH, "fstab": "/etc/fstab"},
@@ -164,7 +164,7 @@ def test_a_second_plan_is_empty(wished, there):
 
 
 def test_fold_tells_what_will_be():
-    wished, there = wish(options=("ro",)), seen()
+    wished, there = desired(options=("ro",)), seen()
     assert planner.fold(there, wished, planner.plan(wished, there)) == {
         "mounted": "nas:/x", "opts": "ro", "fstab": "nas:/x /mnt/x nfs ro", "directory": True, "credentials": "none",
     }

@@ -33,18 +33,18 @@ def seen_after(row, wanted, live, persist=True, recorded=False, credentials=None
     source = SOURCES[row.name]
     kind = row.kernel_types[-1] if row.kernel_types else "ext4"
     mount = tables.Mount(9, 1, "0:50", "/", "/mnt/t", kind, source, tuple(live.split(",")), ())
-    wish = planner.Wish(source, "/mnt/t", row, tuple(wanted), persist=persist, credentials=credentials, credentials_file="/c/file")
+    desired = planner.DesiredShare(source, "/mnt/t", row, tuple(wanted), persist=persist, credentials=credentials, credentials_file="/c/file")
     seen = planner.Seen(directory=True, credentials=credentials.content() if credentials else None)
-    first = planner.plan(wish if previous is None else dataclasses.replace(wish, options=tuple(previous)), seen)
+    first = planner.plan(desired if previous is None else dataclasses.replace(desired, options=tuple(previous)), seen)
     entry = next((step.entry for step in first if isinstance(step, planner.WriteFstab)), None)
     seen = dataclasses.replace(seen, mount=mount, source=source, bound=True, entry=entry)
-    words = planner.effective_options(wish if previous is None else dataclasses.replace(wish, options=tuple(previous)), seen)
-    return wish, dataclasses.replace(seen, record=record.Record(words, mount.options) if recorded else None)
+    words = planner.effective_options(desired if previous is None else dataclasses.replace(desired, options=tuple(previous)), seen)
+    return desired, dataclasses.replace(seen, record=record.Record(words, mount.options) if recorded else None)
 
 
 def steps(*given, **more):
-    wish, seen = seen_after(*given, **more)
-    return [step.name for step in planner.plan(wish, seen)]
+    desired, seen = seen_after(*given, **more)
+    return [step.name for step in planner.plan(desired, seen)]
 
 
 # Options, and what the kernel shows after a mount with them: no record is needed to see that all is as wished.
@@ -151,10 +151,10 @@ def test_other_words_for_what_is_never_shown_are_a_change(name, before, now, liv
 
 
 def test_a_mount_that_altered_since_is_compared_anew():
-    wish, seen = seen_after(types.by_name("nfs"), ["hard"], NFS4.format(hard="hard"), recorded=True)
-    assert planner.plan(wish, seen) == ()
+    desired, seen = seen_after(types.by_name("nfs"), ["hard"], NFS4.format(hard="hard"), recorded=True)
+    assert planner.plan(desired, seen) == ()
     altered = seen.mount._replace(mount_options=tuple(option.replace("rw", "ro") for option in seen.mount.mount_options))
-    assert [step.name for step in planner.plan(wish, dataclasses.replace(seen, mount=altered))] == ["remount"]
+    assert [step.name for step in planner.plan(desired, dataclasses.replace(seen, mount=altered))] == ["remount"]
 
 
 def test_credentials_whose_user_the_kernel_does_not_show():
@@ -169,11 +169,11 @@ def test_credentials_left_out_later_are_no_change():
     secret = planner.Credentials("me", "hidden-word", None)
     live = CIFS.format(vers="3.1.1", sec="ntlmssp", user=",username=me")
     for recorded in (True, False):
-        wish, seen = seen_after(types.by_name("cifs"), ["_netdev"], live, credentials=secret, recorded=recorded)
-        assert planner.plan(wish, seen) == planner.plan(dataclasses.replace(wish, credentials=None), seen) == ()
+        desired, seen = seen_after(types.by_name("cifs"), ["_netdev"], live, credentials=secret, recorded=recorded)
+        assert planner.plan(desired, seen) == planner.plan(dataclasses.replace(desired, credentials=None), seen) == ()
         other = planner.Credentials("other", "hidden-word", None)
         seen = dataclasses.replace(seen, credentials=other.content())
-        assert [step.name for step in planner.plan(dataclasses.replace(wish, credentials=other), seen)] == ["unmount", "mount"]
+        assert [step.name for step in planner.plan(dataclasses.replace(desired, credentials=other), seen)] == ["unmount", "mount"]
 
 
 def words(row):
@@ -191,8 +191,8 @@ def test_whatever_the_kernel_makes_of_our_mount_settles(name, data):
     row = types.by_name(name)
     wanted = data.draw(words(row))
     shown = data.draw(st.lists(st.sampled_from(wanted + ["rw", "relatime", "hard", "vers=4.2", "nobrl", "noatime"]), max_size=8))
-    wish, seen = seen_after(row, wanted, ",".join(["rw", *shown]), data.draw(st.booleans()), recorded=True)
-    assert planner.plan(wish, seen) == ()
+    desired, seen = seen_after(row, wanted, ",".join(["rw", *shown]), data.draw(st.booleans()), recorded=True)
+    assert planner.plan(desired, seen) == ()
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
@@ -205,8 +205,8 @@ def test_words_that_are_all_in_force_need_no_record(name, data):
     for word in options.for_mount(("rw", *row.default_options, *wanted)):
         for atom in options.spell(row, word):
             last[options._subject(options.split(atom)[0])] = atom
-    wish, seen = seen_after(row, wanted, ",".join(last.values()), recorded=False)
-    assert planner.plan(wish, seen) == ()
+    desired, seen = seen_after(row, wanted, ",".join(last.values()), recorded=False)
+    assert planner.plan(desired, seen) == ()
 
 
 def test_a_record_is_of_one_mount_only(tmp_path, monkeypatch):

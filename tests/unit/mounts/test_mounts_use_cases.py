@@ -121,7 +121,7 @@ def test_bulk_names_each_share_that_failed_with_its_reason(tmp_path, monkeypatch
 
 def test_a_fault_that_nobody_foresaw_is_one_shares_failure(tmp_path, monkeypatch):
     observe = observer.observe
-    monkeypatch.setattr(observer, "observe", lambda wish, *more: int("b") if wish.src.endswith("/b") else observe(wish, *more))
+    monkeypatch.setattr(observer, "observe", lambda desired, *more: int("b") if desired.src.endswith("/b") else observe(desired, *more))
     result = shares.ensure_all(params(tmp_path, shares=[{"src": f"{tmp_path}/{name}"} for name in "abc"]))
     assert [one["failed"] for one in result["results"]] == [False, True, False]
     assert "traceback" in result["results"][1] and result["error_code"] == "tool_failed" and f"share {tmp_path}/b: an unexpected fault" in result["msg"]

@@ -66,13 +66,13 @@ def test_each_failure_is_named_once_and_long_lists_are_cut() -> None:
     def failure(subject: str) -> errors.StorageError:
         return errors.Conflict(subject, "it is so", "mend it")
 
-    told = together.told_together("items", 9, [
+    told = together.combined_message("items", 9, [
         (["v"], failure("volume v")), (["v", "s"], failure("snapshot s of volume v")), (["v", "s"], failure("volume v")), (["v"], failure("owner 'x'")),
         (["item 4"], failure("item 4")), (["v1"], failure("volume w")),
     ])
     assert told == "6 of 9 items failed. " + " ".join(f"{one}: it is so; mend it." for one in (
         "v, v@s: volume v", "snapshot s of volume v", "v: owner 'x'", "item 4", "v1: volume w"))
-    told = together.told_together("volumes", 30, [([f"a{number}"], failure("new volume of 1 GiB")) for number in range(30)])
+    told = together.combined_message("volumes", 30, [([f"a{number}"], failure("new volume of 1 GiB")) for number in range(30)])
     assert told.endswith("a19 and 10 more: new volume of 1 GiB: it is so; mend it.")
-    told = together.told_together("volumes", 30, [([f"v{number}"], failure(f"volume v{number}")) for number in range(25)])
+    told = together.combined_message("volumes", 30, [([f"v{number}"], failure(f"volume v{number}")) for number in range(25)])
     assert told.endswith("volume v19: it is so; mend it. (and 5 more reasons, see results)")

@@ -16,7 +16,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import order, runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
 MIB = 1 << 20
 
@@ -47,13 +47,13 @@ def acyclic(count: int, edges: set) -> bool:
 def put(path: Path, *names: str) -> Candidates:
     shares = Candidates((Share(str(path), str(path), "directory"),))
     for name in names:
-        volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish(name, size=MIB)), Options())
+        volumes.ensure_present(updating.VolumeRequest(shares, DesiredVolume(name, size=MIB)), Options())
     return shares
 
 
 def link(shares: Candidates, clone: str, parent: str) -> None:
     source = updating.SourceRequest(parent, linked=True)
-    volumes.ensure_present(updating.VolumeRequest(shares, VolumeWish(clone), source), Options())
+    volumes.ensure_present(updating.VolumeRequest(shares, DesiredVolume(clone), source), Options())
 
 
 @pytest.mark.parametrize(

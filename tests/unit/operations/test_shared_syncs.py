@@ -18,8 +18,8 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import shared_syncs
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk.shared_syncs import Turns
-from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import NoTurn
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk.shared_syncs import SharedSyncs
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import NotBegun
 
 
 class Syncs:
@@ -77,15 +77,15 @@ def side_by_side(actions: list[Callable[[], Any]]) -> list[Any]:
 
 @pytest.mark.parametrize("at_work", [1, 3])
 def test_each_goes_on_after_a_sync_that_began_after_its_change(syncs: Syncs, directories: list[int], at_work: int) -> None:
-    pace = Turns(at_work)
+    waiting = SharedSyncs(at_work)
 
     def change(seed: int) -> list[tuple[int, int]]:
         chance, waited = random.Random(seed), []
-        with pace.turn():
+        with waiting.turn():
             for _phase in range(10):
                 time.sleep(chance.random() / 500)
                 changed = next(syncs.clock)
-                pace.sync_directory(directories[0])
+                waiting.sync_directory(directories[0])
                 waited.append((changed, next(syncs.clock)))
         return waited
 
@@ -96,7 +96,7 @@ def test_each_goes_on_after_a_sync_that_began_after_its_change(syncs: Syncs, dir
 
 
 def test_a_sync_that_another_began_is_waited_for_however_long_it_takes(syncs: Syncs, directories: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    pace, two, begun, goes_on = Turns(3), threading.Barrier(2), threading.Event(), threading.Event()
+    waiting, two, begun, goes_on = SharedSyncs(3), threading.Barrier(2), threading.Event(), threading.Event()
     quick, ended = syncs.fsync, []
     assert shared_syncs._LONGEST_WAIT < 0.2
 
@@ -108,9 +108,9 @@ def test_a_sync_that_another_began_is_waited_for_however_long_it_takes(syncs: Sy
     monkeypatch.setattr(shared_syncs.os, "fsync", slow)
 
     def change() -> None:
-        with pace.turn():
+        with waiting.turn():
             two.wait(60)
-            pace.sync_directory(directories[0])
+            waiting.sync_directory(directories[0])
             ended.append(goes_on.is_set())
 
     def server() -> None:
@@ -123,63 +123,63 @@ def test_a_sync_that_another_began_is_waited_for_however_long_it_takes(syncs: Sy
 
 
 def test_changes_in_step_share_one_sync(syncs: Syncs, directories: list[int]) -> None:
-    pace, together = Turns(8), threading.Barrier(8)
+    waiting, together = SharedSyncs(8), threading.Barrier(8)
 
     def change(number: int) -> None:
-        with pace.turn():
+        with waiting.turn():
             together.wait(60)
-            pace.sync_directory(directories[number % 2])
+            waiting.sync_directory(directories[number % 2])
 
     side_by_side([lambda number=number: change(number) for number in range(8)])
     assert len(syncs.spans) == 1
 
 
 def test_each_directory_is_synced(syncs: Syncs, directories: list[int]) -> None:
-    pace, together = Turns(2), threading.Barrier(2)
+    waiting, together = SharedSyncs(2), threading.Barrier(2)
 
     def change(fd: int) -> None:
-        with pace.turn():
+        with waiting.turn():
             together.wait(60)
-            pace.sync_directory(fd)
+            waiting.sync_directory(fd)
 
     side_by_side([lambda fd=fd: change(fd) for fd in directories[1:]])
     assert len(syncs.spans) == 2
 
 
 def test_who_shares_a_sync_shares_its_failure(syncs: Syncs, directories: list[int]) -> None:
-    pace, together, syncs.fails = Turns(4), threading.Barrier(4), True
+    waiting, together, syncs.fails = SharedSyncs(4), threading.Barrier(4), True
 
     def change() -> int | None:
-        with pace.turn():
+        with waiting.turn():
             together.wait(60)
             try:
-                pace.sync_directory(directories[0])
+                waiting.sync_directory(directories[0])
             except OSError as error:
                 return error.errno
         return None
 
     assert side_by_side([change] * 4) == [errno.EIO] * 4
     syncs.fails = False
-    with pace.turn():
-        pace.sync_directory(directories[0])  # the next one is a new one
+    with waiting.turn():
+        waiting.sync_directory(directories[0])  # the next one is a new one
 
 
 @pytest.mark.parametrize("how", ["at work", "asleep"])
 def test_one_that_does_not_come_holds_nobody_up(syncs: Syncs, directories: list[int], how: str) -> None:
-    pace, others_are_done = Turns(2), threading.Event()
+    waiting, others_are_done = SharedSyncs(2), threading.Event()
 
     def long() -> bool:
-        with pace.turn():
+        with waiting.turn():
             if how == "at work":
                 return others_are_done.wait(60)
             while not others_are_done.is_set():
-                pace.sleep(0.01)
+                waiting.sleep(0.01)
         return True
 
     def short() -> bool:
-        with pace.turn():
+        with waiting.turn():
             for _phase in range(3):
-                pace.sync_directory(directories[0])
+                waiting.sync_directory(directories[0])
         others_are_done.set()
         return True
 
@@ -187,11 +187,11 @@ def test_one_that_does_not_come_holds_nobody_up(syncs: Syncs, directories: list[
 
 
 def test_no_more_are_at_work_than_may(syncs: Syncs, directories: list[int]) -> None:
-    pace, working = Turns(2), Crowd()
+    waiting, working = SharedSyncs(2), Crowd()
 
     def change() -> None:
-        with pace.turn():
-            for wait in (lambda: pace.sync_file(directories[0]), lambda: pace.sync_directory(directories[0]), lambda: pace.sleep(0.001)):
+        with waiting.turn():
+            for wait in (lambda: waiting.sync_file(directories[0]), lambda: waiting.sync_directory(directories[0]), lambda: waiting.sleep(0.001)):
                 working.visit(0.001)
                 wait()
             working.visit(0.001)
@@ -201,41 +201,41 @@ def test_no_more_are_at_work_than_may(syncs: Syncs, directories: list[int]) -> N
 
 
 def test_no_turn_until_the_deadline(directories: list[int]) -> None:
-    pace = Turns(1)
-    with pace.turn() as first:
-        with pace.turn(time.monotonic() + 0.01) as second:
+    waiting = SharedSyncs(1)
+    with waiting.turn() as first:
+        with waiting.turn(time.monotonic() + 0.01) as second:
             assert (first, second) == (True, False)
-    with pace.turn(time.monotonic()) as third:
+    with waiting.turn(time.monotonic()) as third:
         assert third
 
 
 def test_quick_changes_go_on_beside_long_work(syncs: Syncs, directories: list[int]) -> None:
     """Two that move data have the only two turns, and wait until others, which need turns and syncs, are done."""
-    pace, others = Turns(2), threading.Barrier(6)
+    waiting, others = SharedSyncs(2), threading.Barrier(6)
 
     def long() -> None:
-        with pace.turn(), pace.long_work():
-            pace.sync_directory(directories[0])
+        with waiting.turn(), waiting.long_work():
+            waiting.sync_directory(directories[0])
             others.wait(60)
-            pace.sync_file(directories[0])
+            waiting.sync_file(directories[0])
 
     def quick() -> None:
-        with pace.turn():
+        with waiting.turn():
             for _phase in range(3):
-                pace.sync_file(directories[0])
-                pace.sync_directory(directories[0])
+                waiting.sync_file(directories[0])
+                waiting.sync_directory(directories[0])
         others.wait(60)
 
     side_by_side([long, long, quick, quick, quick, quick])
-    with pace.turn(time.monotonic()) as one, pace.turn(time.monotonic()) as two, pace.turn(time.monotonic()) as three:
+    with waiting.turn(time.monotonic()) as one, waiting.turn(time.monotonic()) as two, waiting.turn(time.monotonic()) as three:
         assert (one, two, three) == (True, True, False), "turns were lost, or there are more of them now"
 
 
 def test_long_work_has_as_many_places_as_there_are_turns(directories: list[int]) -> None:
-    pace, working = Turns(2), Crowd()
+    waiting, working = SharedSyncs(2), Crowd()
 
     def change() -> None:
-        with pace.turn(), pace.long_work():
+        with waiting.turn(), waiting.long_work():
             working.visit(0.01)
 
     side_by_side([change] * 8)
@@ -243,26 +243,26 @@ def test_long_work_has_as_many_places_as_there_are_turns(directories: list[int])
 
 
 def test_no_place_for_long_work_until_the_deadline() -> None:
-    pace, ended = Turns(1), threading.Event()
+    waiting, ended = SharedSyncs(1), threading.Event()
 
     def long() -> None:
-        with pace.turn(), pace.long_work():
+        with waiting.turn(), waiting.long_work():
             ended.wait(60)
 
     def another() -> str:
         try:
-            with pace.turn(), pace.long_work(time.monotonic() + 0.01):
+            with waiting.turn(), waiting.long_work(time.monotonic() + 0.01):
                 return "begun"
-        except NoTurn:
+        except NotBegun:
             return "given back"
         finally:
             ended.set()
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(long)
-        while pace._long._value:
+        while waiting._long._value:
             time.sleep(0.001)
         assert pool.submit(another).result(60) == "given back"
         first.result(60)
-    with pace.turn(time.monotonic()) as mine, pace.long_work(time.monotonic()):
+    with waiting.turn(time.monotonic()) as mine, waiting.long_work(time.monotonic()):
         assert mine

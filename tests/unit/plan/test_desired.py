@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Parent, Snapshot, Volume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import planner
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
 
 FILES = ("vol.s", "vol", "parent")  # active first; the last one is another volume's where there is a parent
@@ -51,10 +51,10 @@ def maybe(values: st.SearchStrategy) -> st.SearchStrategy:
     return st.none() | values
 
 
-def leaves_alone(plan_for: Callable[[Volume, Any], Plan], volume: Volume, wish: VolumeWish | SnapshotWish) -> bool:
+def leaves_alone(plan_for: Callable[[Volume, Any], Plan], volume: Volume, desired: DesiredVolume | DesiredSnapshot) -> bool:
     """Whether the planner refuses nothing, and finds nothing to do."""
     try:
-        plan = plan_for(volume, wish)
+        plan = plan_for(volume, desired)
     except StorageError:
         return False
     return not plan.steps and plan.after == volume
@@ -64,7 +64,7 @@ def leaves_alone(plan_for: Callable[[Volume, Any], Plan], volume: Volume, wish: 
 @given(
     volumes(),
     st.builds(
-        VolumeWish,
+        DesiredVolume,
         st.just("vol"),
         maybe(SIZES),
         maybe(st.sampled_from(["raw", "qcow2"])),
@@ -73,14 +73,14 @@ def leaves_alone(plan_for: Callable[[Volume, Any], Plan], volume: Volume, wish: 
         gid=maybe(IDS),
     ),
 )
-def test_of_volumes(volume: Volume, wish: VolumeWish) -> None:
-    assert wish.is_met_by(volume) is leaves_alone(planner.ensure_volume, volume, wish)
+def test_of_volumes(volume: Volume, desired: DesiredVolume) -> None:
+    assert desired.is_met_by(volume) is leaves_alone(planner.ensure_volume, volume, desired)
 
 
 @settings(max_examples=500)
 @given(
     volumes(),
-    st.builds(SnapshotWish, st.sampled_from("st"), description=maybe(TEXTS), labels=maybe(LABELS), protected=maybe(st.booleans())),
+    st.builds(DesiredSnapshot, st.sampled_from("st"), description=maybe(TEXTS), labels=maybe(LABELS), protected=maybe(st.booleans())),
 )
-def test_of_snapshots(volume: Volume, wish: SnapshotWish) -> None:
-    assert wish.is_met_by(volume) is leaves_alone(planner.create_snapshot, volume, wish)
+def test_of_snapshots(volume: Volume, desired: DesiredSnapshot) -> None:
+    assert desired.is_met_by(volume) is leaves_alone(planner.create_snapshot, volume, desired)

@@ -47,7 +47,7 @@ def found(files: dict | None = None, **changes) -> intent.Found:
     "plan",
     [
         PLAN,
-        planner.create_snapshot(BEFORE, planner.SnapshotWish("new")),
+        planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new")),
         planner.revert(BEFORE, "s1", True),
         planner.delete_volume(BEFORE, True),
         clones.flatten(replace(BEFORE, parent=Parent("p", "golden", "v")), {}),
@@ -157,7 +157,7 @@ def test_an_overlay_that_was_replaced_is_not_replaced_again() -> None:
 
 
 def test_a_snapshot_without_its_overlay_is_undone_and_with_it_finished() -> None:
-    plan = planner.create_snapshot(BEFORE, planner.SnapshotWish("new"))
+    plan = planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new"))
     published = found({"v.new": {"backing_file": "v.s2"}})
     assert intent.resume("v", BEFORE, recorded(plan), found()).outcome == "undone"
     assert intent.resume("v", BEFORE, recorded(plan), published).outcome == "finished"

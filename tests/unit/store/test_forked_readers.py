@@ -42,7 +42,7 @@ def in_copies(action: Callable[[int], object]) -> Callable[[int], list]:
 
 def done(work: Callable[[int], list], processes: int = 3) -> dict[int, int]:
     """Part → who did it; all of them once, and whole."""
-    found = list(forked_readers.share_out(PARTS, work, processes))
+    found = list(forked_readers.in_processes(PARTS, work, processes))
     assert sorted(part for part, _who, _text in found) == PARTS and all(text == BIG for _part, _who, text in found)
     return {part: who for part, who, _text in found}
 
@@ -86,11 +86,11 @@ def test_an_error_is_met_here_in_its_own_words() -> None:
         return [part]
 
     with pytest.raises(ValueError, match="part 7 is ill"):
-        list(forked_readers.share_out(PARTS, work, 3))
+        list(forked_readers.in_processes(PARTS, work, 3))
 
 
 def test_what_cannot_be_handed_over_is_done_here() -> None:
-    assert [who for (who,) in forked_readers.share_out([0], lambda _part: [os.getpid] if os.getpid() != HERE else [HERE], 1)] == [HERE]
+    assert [who for (who,) in forked_readers.in_processes([0], lambda _part: [os.getpid] if os.getpid() != HERE else [HERE], 1)] == [HERE]
 
 
 @pytest.mark.parametrize("started", [0, 2])
@@ -108,7 +108,7 @@ def test_no_more_processes_can_be_had(started: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_who_asks_no_further_leaves_nobody_at_work() -> None:
-    found = forked_readers.share_out(PARTS, in_copies(lambda _part: None), 3)
+    found = forked_readers.in_processes(PARTS, in_copies(lambda _part: None), 3)
     next(found)
     found.close()
 
@@ -126,7 +126,7 @@ def test_copies_end_with_this_process() -> None:
     if asking == 0:
         try:
             os.close(reading)
-            for part, who, _text in forked_readers.share_out(PARTS, lambda part: [part, os.getpid(), BIG], 2):
+            for part, who, _text in forked_readers.in_processes(PARTS, lambda part: [part, os.getpid(), BIG], 2):
                 os.write(writing, b"%d\n" % who)
                 if part > 10:
                     killed(0)

@@ -14,10 +14,10 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ChainBroken
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import applying
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import observed_under_lock, settle
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import observed_under_lock, recover
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import planner
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import info_file, records
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes.look import Look
@@ -72,8 +72,8 @@ def work(share: Share) -> Iterator[Workspace]:
 
 
 def adopt(work: Workspace, share: Share) -> None:
-    volume, _recovered = settle(work, share, "vol", "raw")
-    applying.apply(work, share, planner.ensure_volume(volume, VolumeWish("vol")))
+    volume, _recovered = recover(work, share, "vol", "raw")
+    applying.apply(work, share, planner.ensure_volume(volume, DesiredVolume("vol")))
 
 
 def test_it_is_thrown_away_by_a_change(work: Workspace, share: Share) -> None:
@@ -83,7 +83,7 @@ def test_it_is_thrown_away_by_a_change(work: Workspace, share: Share) -> None:
     second = work.look(share, "vol")
     assert second is not first and second.record is not None
     volume = observed_under_lock(work, share, "vol")
-    applying.apply(work, share, planner.create_snapshot(volume, SnapshotWish("s", created="2026-01-01T00:00:00Z")))
+    applying.apply(work, share, planner.create_snapshot(volume, DesiredSnapshot("s", created="2026-01-01T00:00:00Z")))
     assert observed_under_lock(work, share, "vol").active.file == "vol.s"
 
 
@@ -92,7 +92,7 @@ def test_it_is_thrown_away_by_a_change_that_fails(work: Workspace, share: Share,
     volume, first = observed_under_lock(work, share, "vol"), work.look(share, "vol")
     monkeypatch.setattr(ShareDirectory, "publish", lambda *_given: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(Exception, match="Input/output error"):
-        applying.apply(work, share, planner.create_snapshot(volume, SnapshotWish("s", created="2026-01-01T00:00:00Z")))
+        applying.apply(work, share, planner.create_snapshot(volume, DesiredSnapshot("s", created="2026-01-01T00:00:00Z")))
     assert work.look(share, "vol") is not first
 
 

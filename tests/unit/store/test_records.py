@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ChainBroken, NeedsRecovery
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Snapshot, Volume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import intent, planner
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 
 CREATED = "2026-11-22T14:40:00Z"
@@ -54,7 +54,7 @@ def test_labels_that_are_none(labels: object) -> None:
 
 
 def planned() -> dict:
-    plan = planner.create_snapshot(volume(), SnapshotWish("n", created=CREATED))
+    plan = planner.create_snapshot(volume(), DesiredSnapshot("n", created=CREATED))
     return json.loads(json.dumps(intent.of_plan(plan, CREATED, {}).to_json()))
 
 

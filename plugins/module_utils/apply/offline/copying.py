@@ -30,10 +30,10 @@ def copy_data(source: int, target: int) -> None:
         return
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
-    Copier(source, target, by_kernel=tells_holes(target)).copy(0, 0, size)
+    Copier(source, target, by_kernel=reports_holes(target)).copy(0, 0, size)
 
 
-def tells_holes(fd: int) -> bool:
+def reports_holes(fd: int) -> bool:
     """Whether the file system tells holes from data, asked of a file that is one hole. Where it does not, only those who look at
     all data can leave zeros out."""
     size = os.fstat(fd).st_size

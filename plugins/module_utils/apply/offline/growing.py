@@ -32,7 +32,7 @@ def grow_copy(directory: ShareDirectory, images: Sequence[Image], fd: int, size:
     :param images: the chain, top first. :raises Qcow2Error: the image is damaged or hostile.
     """
     file, old = images[0].file, images[0].size
-    stop = min(size, qcow2.tail_end(fd)) if qcow2.is_stiff(fd) else old
+    stop = min(size, qcow2.tail_end(fd)) if qcow2.has_fixed_tail(fd) else old
     if stop == old:
         qcow2.clear_tail(fd)
     with qemu_img.OpenedChain(directory, images, instead={file: fd}) as chain:

@@ -91,7 +91,7 @@ class Guard:
 def require_vouched(directory: ShareDirectory, file: str, assume_unused: bool) -> None:
     """:raises InUse: the file system cannot tell whether the image is open, and the user does not vouch for it."""
     if not directory.share.locks_visible and not assume_unused:
-        raise in_use.untold(file, directory.share.label)
+        raise in_use.use_unknown(file, directory.share.label)
 
 
 def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: bool = False) -> None:

@@ -24,7 +24,7 @@ from ...model import Image
 from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
 from ...store.qcow2 import grow, read_header
-from ...store.qcow2.cluster_writer import Filling, Place
+from ...store.qcow2.cluster_writer import ClusterWriter, Place
 from ...store.qcow2.clusters import MOST_TABLE_BYTES, ZEROS, QcowLayer, RawLayer, Run, Unsuited
 from . import allocate, copying
 
@@ -33,10 +33,10 @@ _CLUSTER = 64 << 10  # bytes at a time where no layer has clusters
 _FENCED = 64 << 20  # bytes that are moved at most until the task asks again whether it may
 
 
-class RawFilling:
+class RawClusterWriter:
     """A raw image that takes clusters in, each at its own place. :param fresh: the file reads as zeros throughout."""
 
-    fills_up = False  # its last cluster ends with the file
+    pads_last_cluster = False  # its last cluster ends with the file
 
     def __init__(self, cluster_size: int, fresh: bool) -> None:
         self.cluster_size = cluster_size
@@ -47,12 +47,12 @@ class RawFilling:
         yield Place(position, count, index * self._covered + position * self.cluster_size, self._fresh)
 
     def restart(self) -> None:
-        """As of :class:`Filling`; nothing is remembered here."""
+        """As of :class:`ClusterWriter`; nothing is remembered here."""
 
     forget_tables = restart
 
 
-Filler = Union[Filling, RawFilling]
+AnyClusterWriter = Union[ClusterWriter, RawClusterWriter]
 
 
 class Piece(NamedTuple):
@@ -128,17 +128,17 @@ class Layers:
                 offset = ZEROS if run.start == ZEROS else run.start + (position - run.position) * self.cluster_size
                 yield Piece(position, end - position, layer, offset)
 
-    def copies(self, index: int, piece: Piece, filling: Filler) -> Iterator[_Copy]:
+    def copies(self, index: int, piece: Piece, filling: AnyClusterWriter) -> Iterator[_Copy]:
         """The bytes of a piece and their places: those within the size, and within their layer. What is behind it becomes zeros.
 
-        :raises Unsuited: the rest of a cluster would have to be filled up, or as of :meth:`Filling.place`.
+        :raises Unsuited: the rest of a cluster would have to be filled up, or as of :meth:`ClusterWriter.place`.
         """
         for position, count, to, fresh in filling.place(index, piece.position, piece.clusters, piece.start == ZEROS):
             if to == ZEROS:
                 continue
             start = (index * self._per_table + position) * self.cluster_size
             within = min(count * self.cluster_size, self.size - start)
-            if filling.fills_up and not fresh and within < count * self.cluster_size:
+            if filling.pads_last_cluster and not fresh and within < count * self.cluster_size:
                 # Behind the end there may be old data, which nobody saw as long as the cluster read as zeros.
                 yield _Copy(piece.layer, ZEROS, to + within, count * self.cluster_size - within, fresh)
             if piece.start == ZEROS:
@@ -161,7 +161,7 @@ class _Move:
 
     layers: Layers
     target: int
-    filling: Filler
+    filling: AnyClusterWriter
     keep: bool
     sync: Callable[[], None]
     verify: Callable[[], None]
@@ -178,7 +178,7 @@ class _Move:
             filling.forget_tables()
         if any(length > os.fstat(layer.fd).st_size for length, layer in zip(moved, self.layers.layers)):
             raise Unsuited("its tables lead to the same clusters many times")
-        if isinstance(filling, Filling):
+        if isinstance(filling, ClusterWriter):
             filling.require_room()
 
     def run(self) -> None:
@@ -187,7 +187,7 @@ class _Move:
         filling = self.filling
         filling.restart()
         copiers = [copying.Copier(layer.fd, self.target) for layer in self.layers.layers]
-        if isinstance(filling, Filling):
+        if isinstance(filling, ClusterWriter):
             filling.begin()
         left = _FENCED
         for index in self.layers.indices():
@@ -197,7 +197,7 @@ class _Move:
                     left = _FENCED
                 left -= part.length
                 self._do(part, copiers[part.layer])
-            if isinstance(filling, Filling) and filling.is_full:
+            if isinstance(filling, ClusterWriter) and filling.is_full:
                 self._finish()
         self._finish()
 
@@ -209,7 +209,7 @@ class _Move:
 
     def _copies(self, index: int) -> Iterator[_Copy]:
         """What is to be copied for a table, adjacent parts as one."""
-        held = self.filling.holds(index) if self.keep and isinstance(self.filling, Filling) else ()
+        held = self.filling.holds(index) if self.keep and isinstance(self.filling, ClusterWriter) else ()
         last: _Copy | None = None
         for piece in self.layers.pieces(index, held):
             for one in self.layers.copies(index, piece, self.filling):
@@ -222,7 +222,7 @@ class _Move:
 
     def _finish(self) -> None:
         self.verify()
-        if isinstance(self.filling, RawFilling):
+        if isinstance(self.filling, RawClusterWriter):
             self.sync()
             return
         for start, length in self.filling.finish(self.sync):
@@ -252,11 +252,11 @@ class Mover:
             layers = Layers(self._open(stack, self._directory, images[:position]), size, [lower.size])
             target = stack.enter_context(self._directory.root.opened(into, write=True))
             if lower.format == "raw":
-                move = self._move(layers, target, into, RawFilling(layers.cluster_size, fresh=False))
+                move = self._move(layers, target, into, RawClusterWriter(layers.cluster_size, fresh=False))
             else:
                 if lower.size < size and not grow(target, size):  # what is behind its end was taken away then, all the same
                     raise Unsuited("qemu-img has to make it larger")
-                move = self._move(layers, target, into, Filling(target, hides=lower.backing_file is not None))
+                move = self._move(layers, target, into, ClusterWriter(target, hides=lower.backing_file is not None))
             move.check()
             if lower.format == "raw" and lower.size < size:
                 os.ftruncate(target, size)
@@ -274,7 +274,7 @@ class Mover:
             cluster_size = read_header(target).cluster_size
             opened = self._open(stack, self._directory, images[1:position], cluster_size)
             layers = Layers(opened, images[0].size, [image.size for image in images[position:]])
-            move = self._move(layers, target, files[0], Filling(target, hides=below is not None), keep=True)
+            move = self._move(layers, target, files[0], ClusterWriter(target, hides=below is not None), keep=True)
             move.check()
             move.run()
 
@@ -283,12 +283,12 @@ class Mover:
         cluster_size = read_header(target).cluster_size if image_format == "qcow2" else None
         with ExitStack() as stack:
             layers = Layers(self._open(stack, source, images, cluster_size), images[0].size)
-            filling: Filler = RawFilling(layers.cluster_size, fresh=True) if image_format == "raw" else Filling(target, hides=False)
+            filling: AnyClusterWriter = RawClusterWriter(layers.cluster_size, fresh=True) if image_format == "raw" else ClusterWriter(target, hides=False)
             move = _Move(layers, target, filling, False, lambda: None, lambda: self._directory.verify(self._volume))
             move.check()
             move.run()
 
-    def _tells_holes(self, fd: int) -> bool:
+    def _reports_holes(self, fd: int) -> bool:
         """Whether the file system of an opened file tells holes from data; asked of a new file beside the volume, and answered
         with no where none can be made or it would be on another one."""
         if os.fstat(fd).st_dev != os.fstat(self._directory.root.fd).st_dev:
@@ -299,13 +299,13 @@ class Mover:
             return False
         try:
             os.ftruncate(probe, _CLUSTER)
-            return copying.tells_holes(probe)
+            return copying.reports_holes(probe)
         finally:
             os.close(probe)
             self._directory.discard_temporary(temporary)
 
-    def _move(self, layers: Layers, target: int, file: str, filling: Filler, keep: bool = False) -> _Move:
-        return _Move(layers, target, filling, keep, lambda: self._directory.pace.sync_file(target), lambda: self._directory.verify(file))
+    def _move(self, layers: Layers, target: int, file: str, filling: AnyClusterWriter, keep: bool = False) -> _Move:
+        return _Move(layers, target, filling, keep, lambda: self._directory.waiting.sync_file(target), lambda: self._directory.verify(file))
 
     def _open(
         self, stack: ExitStack, directory: ShareDirectory, images: Sequence[Image], cluster_size: int | None = None
@@ -317,7 +317,7 @@ class Mover:
                 in_use.hold_for_reading(fd, image.file, directory.share)
             if image.format == "raw":
                 raw = RawLayer(fd, cluster_size or (layers[-1].cluster_size if layers else _CLUSTER))
-                if raw.looks_full and not self._tells_holes(fd):
+                if raw.looks_full and not self._reports_holes(fd):
                     raise Unsuited("the file system does not tell where its holes are")
                 layers.append(raw)
                 continue

@@ -124,7 +124,7 @@ class OfflineSession:
     def _own(self, fd: int, step: CreateImage | CopyImage | CreateClone) -> None:
         if self._directory.share.keeps_modes:
             root = self._directory.root
-            access.settle_new(fd, root.fd, step.uid, step.gid, step.mode, self._warn, root.subject(step.file))
+            access.set_access_of_new(fd, root.fd, step.uid, step.gid, step.mode, self._warn, root.subject(step.file))
 
     def _give_access_of(self, original: int, fd: int, file: str) -> None:
         """Let those open the file behind ``fd``, which is to be ``file``, who may open the one that it replaces."""
@@ -134,7 +134,7 @@ class OfflineSession:
         def fill(fd: int) -> None:
             self._own(fd, step)
             if step.format == "raw":
-                self._fill_raw(fd, step)
+                self._write_raw(fd, step)
             elif step.preallocation == "off":
                 qcow2.write_image(fd, step.size)
             else:
@@ -150,7 +150,7 @@ class OfflineSession:
         self._warn_of_zeros(step)
         return "full"
 
-    def _fill_raw(self, fd: int, step: CreateImage) -> None:
+    def _write_raw(self, fd: int, step: CreateImage) -> None:
         os.ftruncate(fd, step.size)
         if step.preallocation == "off" or (step.preallocation == "falloc" and allocate.fallocate(fd, step.size)):
             return
@@ -238,7 +238,7 @@ class OfflineSession:
         try:
             try:
                 fill(fd)
-                self._directory.pace.sync_file(fd)
+                self._directory.waiting.sync_file(fd)
             finally:
                 os.close(fd)
         except BaseException:
@@ -296,7 +296,7 @@ class OfflineSession:
     def _truncate(self, step: Truncate) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
             os.ftruncate(fd, step.size)
-            self._directory.pace.sync_file(fd)
+            self._directory.waiting.sync_file(fd)
 
     def _grow(self, step: Grow) -> None:
         if not step.zero and self._grow_in_place(step):
@@ -317,7 +317,7 @@ class OfflineSession:
         with self._directory.root.opened(step.file, write=True) as fd:
             if step.format == "raw":
                 os.ftruncate(fd, step.size)
-                self._directory.pace.sync_file(fd)
+                self._directory.waiting.sync_file(fd)
                 return True
             try:
                 if qcow2.grow(fd, step.size):
@@ -360,7 +360,7 @@ class OfflineSession:
         self._directory.verify(step.file)
         with self._directory.root.opened(step.file) as fd:
             access.set_ownership(fd, step.uid, step.gid, step.mode, self._directory.root.subject(step.file))
-            self._directory.pace.sync_file(fd)
+            self._directory.waiting.sync_file(fd)
 
 
 def _is_complete(fd: int) -> bool:

@@ -23,11 +23,11 @@ from ...store.locks.lock import VolumeLock
 from ...store.volumes import dependents, ownership
 
 
-class NotHeld(Exception):
-    """A change needs a lock that its holding does not have. It must be made on its own, with locks of its own."""
+class NotLocked(Exception):
+    """A change needs a lock that its batch does not hold. It must be made on its own, with locks of its own."""
 
 
-class Holding:
+class BatchLocks:
     """Locks of volumes of one share; a context manager. What works under it is safe to run in several threads, as long as
     volumes that rest on each other are not changed at the same time (see :meth:`look`).
 
@@ -44,7 +44,7 @@ class Holding:
         self._backings: dependents.Backings | None = None
         self._mutex = threading.Lock()
 
-    def __enter__(self) -> Holding:
+    def __enter__(self) -> BatchLocks:
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -83,10 +83,10 @@ class Holding:
         return name in self._locks
 
     def lock_of(self, share: Share, name: str, shared: bool) -> VolumeLock:
-        """:raises NotHeld: it is not held, or only for reading."""
+        """:raises NotLocked: it is not held, or only for reading."""
         lock = self._locks.get(name) if share.path == self.share.path else None
         if lock is None or (lock.shared and not shared):
-            raise NotHeld(name)
+            raise NotLocked(name)
         return lock
 
     def release(self, name: str) -> None:

@@ -21,14 +21,14 @@ from typing import Callable, Iterable, Iterator, Sequence
 
 from ...errors import StorageError, understood
 from ...model import Share, info_name, is_safe_file_name
-from ...store.files.waiting import NoTurn
+from ...store.files.waiting import NotBegun
 from ..candidates import Candidates, locate
 from ..transaction import Outcome
 from ..updating import VolumeRequest
 from ..workspace import Options
-from .batch_locks import Holding, NotHeld
+from .batch_locks import BatchLocks, NotLocked
 from .order import Change, arrange
-from .shared_syncs import Turns
+from .shared_syncs import SharedSyncs
 
 _UNDER_WAY = 16  # changes that have begun: enough to share syncs, few enough to be left unfinished by a killed task
 _MOST_HELD = 200  # locks at once, each of them an open file
@@ -98,7 +98,7 @@ def _look_at_room(items: Sequence[Item], options: Options) -> bool:
     makes = bool(asked) and (any(item.deletion for item in items) or not all(_is_there(change) for change in asked))
     for change in asked if makes else ():
         with suppress(OSError):  # to be told where a share is chosen
-            options.ledger.look(change.candidates.shares)
+            options.capacity.look(change.candidates.shares)
     return makes
 
 
@@ -117,31 +117,31 @@ class _Task:
         self.results: dict[int, Outcome | StorageError] = {}
         self._makes = _look_at_room(items, options)
         self._items = items
-        self._turns = Turns(parallel)
+        self._turns = SharedSyncs(parallel)
         self._parallel = parallel
         self._under_way = 1
         self._options = options
         if parallel > 1:
             _allow_open_files()
             self._under_way = max(parallel, _UNDER_WAY)
-            self._options = replace(options, pace=self._turns)
+            self._options = replace(options, waiting=self._turns)
 
     def at_once(self, indexes: Iterable[int]) -> int:
         """How many of these items may be under way."""
         return self._parallel if any(self._items[index].keeps_lock for index in indexes) else self._under_way
 
     def _run_item(self, index: int, options: Options) -> None:
-        """:raises NotHeld, NoTurn: as the item does under a holding that has not the locks which it needs, or not for so long."""
+        """:raises NotLocked, NotBegun: as the item does where its batch does not hold the locks that it needs, or not for so long."""
         try:
             self.results[index] = self._items[index].run(options)
-        except (NotHeld, NoTurn):
+        except (NotLocked, NotBegun):
             raise
         except Exception as error:  # whatever it is, it is this item's, and no other one is to suffer
             self.results[index] = understood(error, self._items[index].name)
         change = self._items[index].change
         if change is not None:
-            if "ledger" in self._options.kept:
-                self._options.ledger.give_back(change.candidates, change.volume)
+            if "capacity" in self._options.kept:
+                self._options.capacity.give_back(change.candidates, change.volume)
             if isinstance(self.results[index], StorageError):
                 self._options.failed.add(change.volume)
 
@@ -182,8 +182,8 @@ class _Task:
         for share, volumes in self._batches(indexes, left):
             volumes = self._not_behind(volumes, left)
             try:
-                with Holding(share, self._options.break_lock) as holding:
-                    left += self._delete_batch(volumes, holding)
+                with BatchLocks(share, self._options.break_lock) as batch_locks:
+                    left += self._delete_batch(volumes, batch_locks)
             except Exception:  # the share is ill: each of them will tell
                 left += [index for index in volumes if index not in self.results]
         return sorted(set(left))
@@ -215,14 +215,14 @@ class _Task:
                 waited_for |= self._items[index].touches
         return kept
 
-    def _delete_batch(self, volumes: dict[int, str], holding: Holding) -> list[int]:
-        """Returns the indexes of items that need locks which the holding has not, or whose turn did not come in time."""
-        families = holding.look(volumes.values()) if self._options.check else holding.take(volumes.values())
-        held = replace(self._options, holding=holding)
+    def _delete_batch(self, volumes: dict[int, str], batch_locks: BatchLocks) -> list[int]:
+        """Returns the indexes of items that need locks which the batch does not hold, or whose turn did not come in time."""
+        families = batch_locks.look(volumes.values()) if self._options.check else batch_locks.take(volumes.values())
+        held = replace(self._options, batch_locks=batch_locks)
         left = [index for index, volume in volumes.items() if volume not in families]
         ready = self._not_behind({index: volume for index, volume in volumes.items() if volume in families}, left)
         names = {index: families[volume] for index, volume in ready.items()}
-        deadline = holding.until = time.monotonic() + _PATIENCE
+        deadline = batch_locks.until = time.monotonic() + _PATIENCE
 
         def run_row(row: list[int]) -> None:
             with self._turns.turn(deadline) as mine:
@@ -231,7 +231,7 @@ class _Task:
 
         def give_back(row: list[int]) -> None:
             for name in {name for index in row for name in names[index]}:
-                holding.release(name)
+                batch_locks.release(name)
 
         with ThreadPoolExecutor(max_workers=self.at_once(names)) as pool:
             rows = {pool.submit(run_row, row): row for row in _rows(names)}
@@ -248,7 +248,7 @@ class _Task:
         for position, index in enumerate(row):
             try:
                 self._run_item(index, options)
-            except (NotHeld, NoTurn):
+            except (NotLocked, NotBegun):
                 return position
         return len(row)
 

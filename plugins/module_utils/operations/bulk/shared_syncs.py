@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Iterator
 
-from ...store.files.waiting import NoTurn, Pace
+from ...store.files.waiting import NotBegun, Waiting
 
 _LONGEST_WAIT = 0.05  # seconds that a sync is put off for others to join: one of them may move data for an hour
 
@@ -42,8 +42,8 @@ class _Round:
         self.over.set()
 
 
-class Turns(Pace):
-    """A pace shared by the threads of one task. Each change is made inside :meth:`turn`.
+class SharedSyncs(Waiting):
+    """Waiting shared by the threads of one task. Each change is made inside :meth:`turn`.
 
     :param at_work: how many of them work at one time, those not counted that wait; and how many move much data beside those.
     """
@@ -132,7 +132,7 @@ class Turns(Pace):
         """As many at a time as :meth:`turn` lets work, beside those: quick changes go on meanwhile, and wait for none of these."""
         with self._aside(), self._not_coming():
             if not self._long.acquire(timeout=_left_until(deadline)):
-                raise NoTurn
+                raise NotBegun
             try:
                 yield
             finally:

@@ -115,7 +115,7 @@ def copy_labels(source: int, target: int, warn: Warn, subject: str) -> bool:
     return changed
 
 
-def settle_new(fd: int, parent: int, uid: int | None, gid: int | None, mode: int | None, warn: Warn, subject: str) -> None:
+def set_access_of_new(fd: int, parent: int, uid: int | None, gid: int | None, mode: int | None, warn: Warn, subject: str) -> None:
     """Access of a new volume's file: the default ACL of the directory ``parent`` as if it had been made there, and then owner,
     group and mode as given. What it got from the directory that it was made in does not stay."""
     default = _read(parent, _POSIX_DEFAULT)

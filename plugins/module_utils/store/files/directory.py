@@ -24,7 +24,7 @@ from ...errors import Conflict, StorageError, UnsafeImage, from_os_error, share_
 from ...model import Share
 from ..locks.kernel_users import KernelUsers
 from .names import Names
-from .waiting import Pace
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from . import access
@@ -35,7 +35,7 @@ SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITING = _READING | os.O_RDWR
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_ALONE = Pace()
+_ALONE = Waiting()
 _TEMPORARY_MARK = "~"  # not in the alphabet of names: no volume's file can look like a temporary one
 
 
@@ -62,11 +62,11 @@ def _nothing_to_ask(_name: str) -> None:
 class Directory(Names):
     """One opened directory of a share."""
 
-    def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask, pace: Pace = _ALONE) -> None:
+    def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask, waiting: Waiting = _ALONE) -> None:
         super().__init__(fd)
         self.label = label
         self._fence = fence
-        self._pace = pace
+        self._pace = waiting
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -178,12 +178,12 @@ class ShareDirectory:
     """The directory of a share, with the private ``.remotefs`` beside the volumes.
 
     :param fence: is asked before every change; see :meth:`verify`.
-    :param pace: how a change waits for the disk and for others.
+    :param waiting: how a change waits for the disk and for others.
     """
 
-    def __init__(self, share: Share, fence: Fence = _nothing_to_ask, pace: Pace = _ALONE) -> None:
+    def __init__(self, share: Share, fence: Fence = _nothing_to_ask, waiting: Waiting = _ALONE) -> None:
         self.share = share
-        self.pace = pace
+        self.waiting = waiting
         self._fence = fence
         self.root = Directory(-1, share.label)
         self._private: dict[str, Directory] = {}
@@ -234,7 +234,7 @@ class ShareDirectory:
             raise _unreadable(error, f"share {self.share.label}") from error
         self.close()
         self._kernel_users = users
-        self.root = Directory(fd, self.share.label, self.verify, self.pace)
+        self.root = Directory(fd, self.share.label, self.verify, self.waiting)
         self.root._listing = known
 
     @property
@@ -273,14 +273,14 @@ class ShareDirectory:
         if fd is None:
             return None
         fence = _nothing_to_ask if name == "locks" else self.verify  # the lock files are what the answer comes from
-        self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence, self.pace)
+        self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence, self.waiting)
         return self._private[name]
 
     def take_stock_of_private(self, name: str) -> list[os.DirEntry]:
-        """:meth:`Names.take_stock` of ``.remotefs/NAME``, which is not looked for again where it does not exist."""
+        """:meth:`Names.read_entries` of ``.remotefs/NAME``, which is not looked for again where it does not exist."""
         directory = self.private(name)
         if directory is not None:
-            return directory.take_stock()
+            return directory.read_entries()
         self._missing.add(name)
         return []
 

@@ -25,7 +25,7 @@ class Names:
         finally:
             os.close(fd)
 
-    def take_stock(self) -> list[os.DirEntry]:
+    def read_entries(self) -> list[os.DirEntry]:
         """All entries, in no order, for who reads most of them and changes nothing.
 
         Until the directory is opened anew, what this calls a regular file is opened without a look at it first, and a record that it
@@ -38,11 +38,11 @@ class Names:
         return entries
 
     def lacks(self, name: str) -> bool:
-        """Whether :meth:`take_stock` listed the directory and met nothing of this name."""
+        """Whether :meth:`read_entries` listed the directory and met nothing of this name."""
         return self._met is not None and name not in self._met
 
     def in_stock(self, name: str) -> bool:
-        """Whether :meth:`take_stock` met a regular file of this very name. False tells nothing."""
+        """Whether :meth:`read_entries` met a regular file of this very name. False tells nothing."""
         return name in self._stock
 
     def names_from(self, prefix: str) -> list[str]:

@@ -67,7 +67,7 @@ def _written(
                     access.copy_access(original, fd, share.share.keeps_modes, warn or _unheard, directory.subject(name))
             else:
                 share.keep_as_private(fd, directory)
-            share.pace.sync_file(fd)
+            share.waiting.sync_file(fd)
         finally:
             os.close(fd)
     except OSError as error:
@@ -86,7 +86,7 @@ def _write_in_place(share: ShareDirectory, directory: Directory, name: str, data
     if fd < 0:
         return False
     try:
-        share.pace.sync_file(fd)
+        share.waiting.sync_file(fd)
     finally:
         os.close(fd)
     return True

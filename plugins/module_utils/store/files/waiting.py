@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Iterator
 
 
-class NoTurn(Exception):
+class NotBegun(Exception):
     """Others are at work for so long that a change was not begun. It is to be made later."""
 
 
-class Pace:
-    """Waiting alone, at once. Tasks on many objects have a pace that lets them wait together (see ``operations/bulk/shared_syncs.py``)."""
+class Waiting:
+    """Waiting alone, at once. Tasks on many objects wait together (see ``operations/bulk/shared_syncs.py``)."""
 
     def sync_file(self, fd: int) -> None:
         """Return when what was written to an opened file is durable. :raises OSError: it may not be."""
@@ -28,7 +28,7 @@ class Pace:
 
     @contextmanager
     def long_work(self, _deadline: float | None = None) -> Iterator[None]:
-        """Around what moves much data. :raises NoTurn: there was no place for it until ``_deadline`` (monotonic); nothing is begun."""
+        """Around what moves much data. :raises NotBegun: there was no place for it until ``_deadline`` (monotonic); nothing is begun."""
         yield
 
     def sleep(self, seconds: float) -> None:

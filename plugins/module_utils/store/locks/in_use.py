@@ -86,7 +86,7 @@ def met_kernel(user: KernelUser, file: str, label: str) -> InUse:
     )
 
 
-def untold(file: str, label: str) -> InUse:
+def use_unknown(file: str, label: str) -> InUse:
     """The error for an image of which nobody can tell."""
     return InUse(
         f"image {file} on {label}",

@@ -157,7 +157,7 @@ class VolumeLock:
         while not self._try():
             if time.monotonic() >= deadline:
                 raise from_os_error(self._stale, self._subject) if self._stale else self._timed_out()
-            self._directory.pace.sleep(pause)
+            self._directory.waiting.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         return self
 

@@ -47,7 +47,7 @@ def _contradiction(name: str, snapshot: str, file: str) -> ChainBroken:
     return ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain, and may belong above it", _WORST_DAY)
 
 
-def remains_of(directory: ShareDirectory, volume: Volume, names: Collection[str] | None = None) -> tuple[str, ...]:
+def left_by_stale(directory: ShareDirectory, volume: Volume, names: Collection[str] | None = None) -> tuple[str, ...]:
     """Files that only stale entries of ``.info`` name and that go with these: of the snapshots ``names``, or of all.
 
     They are this volume's by their names or by its record, nobody else's, and in no chain; anything else is left where it is.
@@ -66,6 +66,6 @@ def remains_of(directory: ShareDirectory, volume: Volume, names: Collection[str]
             status = directory.root.status(file)
         except StorageError:
             continue
-        if status is not None and status.st_nlink == 1 and ownership.owner_of(directory, file, besides=volume.name) is None:
+        if status is not None and status.st_nlink == 1 and ownership.owner_of(directory, file, excluding=volume.name) is None:
             found.append(file)
     return tuple(found)

@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from .completeness import require_whole
     from .discarding import drop_data
     from .growing import grow
-    from .reading import Glimpse, Header, glimpse, has_magic, is_empty, read_backing_name, read_header
+    from .reading import Header, HeaderSummary, has_magic, is_empty, read_backing_name, read_header, read_summary
     from .tables import allocation
-    from .tails import clear_tail, is_stiff, tail_end
+    from .tails import clear_tail, has_fixed_tail, tail_end
     from .writing import bytes_of_image, repoint, write_image
 
 __all__ = [
     "MAGIC",
     "Bitmap",
     "CutShort",
-    "Glimpse",
+    "HeaderSummary",
     "Header",
     "Qcow2Error",
     "allocation",
     "clear_tail",
     "drop_data",
-    "glimpse",
+    "read_summary",
     "grow",
     "has_magic",
     "is_empty",
-    "is_stiff",
+    "has_fixed_tail",
     "read_backing_name",
     "read_bitmaps",
     "read_header",
@@ -52,10 +52,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Glimpse", "Header", "glimpse", "has_magic", "is_empty", "read_backing_name", "read_header"), "reading"),
+    **dict.fromkeys(("HeaderSummary", "Header", "read_summary", "has_magic", "is_empty", "read_backing_name", "read_header"), "reading"),
     **dict.fromkeys(("Bitmap", "read_bitmaps"), "bitmaps"),
     "allocation": "tables",
-    **dict.fromkeys(("clear_tail", "is_stiff", "tail_end"), "tails"),
+    **dict.fromkeys(("clear_tail", "has_fixed_tail", "tail_end"), "tails"),
     "drop_data": "discarding",
     "require_whole": "completeness",
     "require_single_owners": "cluster_uses",

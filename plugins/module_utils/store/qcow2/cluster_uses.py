@@ -178,9 +178,9 @@ class _Uses:
 
     def finish(self) -> None:
         """Compare the kinds of uses. :raises Qcow2Error: a cluster has two that do not go together."""
-        for counts, besides in ((self.others, self.packed), (self.packed, None), (self.others, None)):
+        for counts, excluding in ((self.others, self.packed), (self.packed, None), (self.others, None)):
             for number in _used(counts):
-                if self.owned[number] or (besides is not None and besides[number]):
+                if self.owned[number] or (excluding is not None and excluding[number]):
                     raise Qcow2Error(_SHARED)
 
     def counted(self) -> Iterator[tuple[int, int]]:

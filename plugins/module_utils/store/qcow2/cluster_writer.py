@@ -42,7 +42,7 @@ class _Changed(NamedTuple):
     last: int
 
 
-class Filling:
+class ClusterWriter:
     """An opened image that takes clusters in: :meth:`place` says where the data of each goes, and once it is there
     :meth:`finish` makes it part of the image.
 
@@ -50,7 +50,7 @@ class Filling:
     :raises Qcow2Error: it is damaged or hostile. :raises Unsuited: it is not plain. Nothing was written.
     """
 
-    fills_up = True  # a last cluster that is cut by the size is whole in the file
+    pads_last_cluster = True  # a last cluster that is cut by the size is whole in the file
 
     def __init__(self, fd: int, hides: bool) -> None:
         self._fd = fd

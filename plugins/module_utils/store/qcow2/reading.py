@@ -118,7 +118,7 @@ def _parse_or_read_on(data: bytes, fd: int, file_size: int) -> Header:
         return _parse(os.pread(fd, MOST_HEADER, 0), file_size)
 
 
-class Glimpse(NamedTuple):
+class HeaderSummary(NamedTuple):
     """What of a :class:`Header` those want to know who only look."""
 
     size: int
@@ -132,7 +132,7 @@ class Glimpse(NamedTuple):
 _alike: dict[bytes, tuple[int, str | None, int, int, bool]] = {}
 
 
-def glimpse(fd: int, file_size: int) -> Glimpse:
+def read_summary(fd: int, file_size: int) -> HeaderSummary:
     """A part of what :func:`read_header` says of a file of ``file_size`` bytes, refusing the same.
 
     Most headers on a share are alike but for the backing name. What is said and refused follows from the bytes before that
@@ -144,7 +144,7 @@ def glimpse(fd: int, file_size: int) -> Glimpse:
     end = offset + length
     if not 0 < offset <= _FAR or not offset < end <= len(data):
         header = _parse_or_read_on(data, fd, file_size)
-        return Glimpse(header.size, header.backing_file, header.backing_format, header.internal_snapshots, header.alias)
+        return HeaderSummary(header.size, header.backing_file, header.backing_format, header.internal_snapshots, header.alias)
     before = data[:offset]
     found = _alike.get(before)
     if found is None or file_size < found[3]:
@@ -153,7 +153,7 @@ def glimpse(fd: int, file_size: int) -> Glimpse:
         if len(_alike) >= _MOST_ALIKE:
             _alike.clear()
         found = _alike[before] = (header.size, header.backing_format, header.internal_snapshots, least, header.alias)
-    return Glimpse(found[0], _decoded(data[offset:end]), found[1], found[2], found[4])
+    return HeaderSummary(found[0], _decoded(data[offset:end]), found[1], found[2], found[4])
 
 
 def _parse(data: bytes, file_size: int) -> Header:

@@ -64,7 +64,7 @@ def clear_tail(fd: int) -> bool:
     return True
 
 
-def is_stiff(fd: int) -> bool:
+def has_fixed_tail(fd: int) -> bool:
     """Whether the image holds something behind its virtual end that :func:`clear_tail` cannot take away."""
     try:
         _find(fd, read_header(fd))

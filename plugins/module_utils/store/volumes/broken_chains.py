@@ -114,7 +114,7 @@ class _Look:
 
     def _belongs(self, file: str) -> bool:
         """Whether no other volume claims a file. :raises Conflict: one does, and it is called after this one."""
-        owner = ownership.owner_of(self._directory, file, besides=self._name)
+        owner = ownership.owner_of(self._directory, file, excluding=self._name)
         if owner is not None and self._is_called_after(file):
             told = f"volume {self._name} and volume {owner} both claim it"
             raise Conflict(self._directory.root.subject(file), told, "see which .info is wrong and mend it")

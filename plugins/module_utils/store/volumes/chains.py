@@ -20,7 +20,7 @@ from .. import qcow2
 from ..files.directory import ShareDirectory
 from ..metadata import info_file, records
 from . import ownership
-from .images import PUT_BACK, WORST_DAY, Glance, Judge, meet_all, read_image
+from .images import PUT_BACK, WORST_DAY, Judge, UseProbe, probe_all, read_image
 from .look import Look
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
@@ -40,13 +40,13 @@ class Findings:
 
 
 class Observed(NamedTuple):
-    """A volume, and what it was read from; ``in_use`` of its images where a :class:`Glance` was to ask for that."""
+    """A volume, and what it was read from; ``in_use`` of its images where a :class:`UseProbe` was to ask for that."""
 
     volume: Volume
     info: info_file.Info | None
     record: records.Record | None
     in_use: bool | None = None
-    silent: bool = False  # the lowest file of the chain can rest on nothing, as far as a :class:`Glance` asked
+    silent: bool = False  # the lowest file of the chain can rest on nothing, as far as a :class:`UseProbe` asked
     lone: bool = False  # nothing on the share says anything of it
 
 
@@ -58,14 +58,14 @@ def observe(
     directory: ShareDirectory,
     name: str,
     said: str | None = None,
-    glance: Callable[[], Glance | None] = _nothing_less,
+    use_probe: Callable[[], UseProbe | None] = _nothing_less,
     attempts: range = range(_READ_AGAIN + 1),
     look: Look | None = None,
 ) -> Observed | None:
     """The volume ``name`` as it stands; None where the share has no such volume.
 
     :param said: the format that the user says the base file has, for where nothing on the share records it.
-    :param glance: makes the :class:`Glance` of who wants to know whether somebody uses the images.
+    :param use_probe: makes the :class:`UseProbe` of who wants to know whether somebody uses the images.
     :param attempts: which of them to make: :data:`AT_FIRST`, or :data:`AGAIN` once that has failed and a :data:`PAUSE` is over.
     :param look: what is known of the volume, where somebody has looked under its lock.
 
@@ -77,7 +77,7 @@ def observe(
     for attempt in attempts:
         before = marks(directory, name) if attempt else before
         try:
-            return _observe(look if look is not None and not attempt else Look(directory, name), said, glance)
+            return _observe(look if look is not None and not attempt else Look(directory, name), said, use_probe)
         except OSError as error:
             failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
         except StorageError as error:
@@ -85,7 +85,7 @@ def observe(
         if attempt == attempts[-1] or (attempt > 0 and marks(directory, name) == before):
             raise failure
         time.sleep(PAUSE * (attempt + 1))
-        directory.refresh(keep_listing=glance is not _nothing_less)
+        directory.refresh(keep_listing=use_probe is not _nothing_less)
     raise AssertionError("unreachable")
 
 
@@ -95,9 +95,9 @@ def observe_lone(directory: ShareDirectory, name: str) -> Observed:
 
     :raises StorageError, OSError: it cannot be read, or went away.
     """
-    glance = Glance()
-    image = read_image(directory, name, None, glance)
-    return Observed(Volume(name, (image,)), None, None, glance.in_use, name in glance.silent, lone=True)
+    use_probe = UseProbe()
+    image = read_image(directory, name, None, use_probe)
+    return Observed(Volume(name, (image,)), None, None, use_probe.in_use, name in use_probe.silent, lone=True)
 
 
 def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bool:
@@ -158,7 +158,7 @@ def marks(directory: ShareDirectory, name: str) -> tuple:
     return tuple(found)
 
 
-def _observe(look: Look, said: str | None, make_glance: Callable[[], Glance | None]) -> Observed | None:
+def _observe(look: Look, said: str | None, make_glance: Callable[[], UseProbe | None]) -> Observed | None:
     directory, name, record = look.directory, look.name, look.record
     if not exists(directory, name, look):
         return None
@@ -174,8 +174,8 @@ def _observe(look: Look, said: str | None, make_glance: Callable[[], Glance | No
     active = info.active if info else name
     if info is None and directory.root.status(name) is None:
         return None
-    glance = make_glance()
-    chain = walk(directory, name, active, info, record, said, glance, found)
+    use_probe = make_glance()
+    chain = walk(directory, name, active, info, record, said, use_probe, found)
     if found.outlived and record is not None:
         record = records.Record(intent=record.intent, garbage=record.garbage)
     snapshots, stale = _snapshots(directory, name, chain, info, record)
@@ -186,12 +186,12 @@ def _observe(look: Look, said: str | None, make_glance: Callable[[], Glance | No
         make = partial(make, created=record.created, description=record.description, labels=record.labels)
     adopted = not found.unmarked and _is_adopted(make(), record)
     make = partial(make, doubt=found.doubt)
-    if glance is None:
+    if use_probe is None:
         return Observed(make(adopted=adopted), info, record)
     if record is not None and (pending is not None or record.garbage):
-        meet_all(glance, directory, (*_images_of(pending), *_garbage(directory, record)))
-    silent = chain[-1].format == "qcow2" or chain[-1].file in glance.silent
-    return Observed(make(adopted=adopted), info, record, glance.in_use, silent)
+        probe_all(use_probe, directory, (*_images_of(pending), *_garbage(directory, record)))
+    silent = chain[-1].format == "qcow2" or chain[-1].file in use_probe.silent
+    return Observed(make(adopted=adopted), info, record, use_probe.in_use, silent)
 
 
 def read_info(look: Look) -> tuple[info_file.Info | None, bool]:
@@ -234,7 +234,7 @@ def walk(
     info: info_file.Info | None,
     record: records.Record | None,
     said: str | None = None,
-    glance: Glance | None = None,
+    use_probe: UseProbe | None = None,
     found: Findings | None = None,
 ) -> tuple[Image, ...]:
     """The chain from ``active`` down.
@@ -256,7 +256,7 @@ def walk(
         if image_format is None and said is not None:
             image_format, said = _believe(directory, file, said), None  # what lies beneath is another file
         try:
-            image = read_image(directory, file, image_format, glance, record, judge)
+            image = read_image(directory, file, image_format, use_probe, record, judge)
         except FileNotFoundError as error:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", PUT_BACK) from error
         chain.append(image)
@@ -352,9 +352,9 @@ def _snapshots(
 def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
     """``in_use`` of a volume: whether its active image is open somewhere, or another image of its chain or of pending work is
     open for writing. None where the file system cannot tell."""
-    glance = Glance()
-    meet_all(glance, directory, (*volume.files, *_images_of(volume.pending)))
-    return glance.in_use
+    use_probe = UseProbe()
+    probe_all(use_probe, directory, (*volume.files, *_images_of(volume.pending)))
+    return use_probe.in_use
 
 
 def _images_of(intent: object) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class _Copy:
             pass  # whoever started this task ignores the ends of children, and nothing is left of them
 
 
-def share_out(parts: Sequence[Part], work: Callable[[Part], list], processes: int) -> Iterator[list]:
+def in_processes(parts: Sequence[Part], work: Callable[[Part], list], processes: int) -> Iterator[list]:
     """What ``work`` finds in each part, in any order.
 
     :param work: changes nothing, and returns a list of plain values.

@@ -23,7 +23,7 @@ _BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
 
 
 @dataclass
-class Glance:
+class UseProbe:
     """Asks for the use of each image of one volume while that is open to be read, the active one first.
 
     :param full: for who may change the volume: which images are empty is found out too, and an answer that cannot be had is none.
@@ -35,17 +35,17 @@ class Glance:
     in_use: bool | None = None
     silent: set[str] = field(default_factory=set)  # files that were read as raw, and name no other file
 
-    def meet(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
+    def probe(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
         """Take an opened image of the volume into account: of the first one nobody may even rely on the content, the others
         may have readers (machines on linked clones) but no writer."""
         try:
-            self._meet(fd, status, directory)
+            self._probe(fd, status, directory)
         except (OSError, StorageError):
             if not self.full:
                 raise
             self.asked, self.in_use = True, None
 
-    def _meet(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
+    def _probe(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
         share, first = directory.share, not self.asked
         if first:
             self.asked, self.in_use = True, ask(fd, share)
@@ -82,7 +82,7 @@ def read_image(
     directory: ShareDirectory,
     file: str,
     image_format: str | None,
-    glance: Glance | None = None,
+    use_probe: UseProbe | None = None,
     record: records.Record | None = None,
     judge: Judge | None = None,
 ) -> Image:
@@ -92,22 +92,22 @@ def read_image(
     """
     fd, status = directory.root.examine(file)
     try:
-        if glance is not None:
-            glance.meet(fd, status, directory)
+        if use_probe is not None:
+            use_probe.probe(fd, status, directory)
         says = None
         if judge is not None and judge.at_once:
             image_format = judge.decide(fd, status)
         if image_format == "qcow2":
             try:
-                says = _read_header(directory, file, fd, None if glance is None or glance.full else status.st_size)
+                says = _read_header(directory, file, fd, None if use_probe is None or use_probe.full else status.st_size)
             except UnsafeImage:
                 image_format = judge.decide(fd, status) if judge is not None and not qcow2.has_magic(fd) else "qcow2"
                 if image_format == "qcow2":
                     raise
         if says is None:
             says = (round_to_sector(status.st_size), None, None, False, False)
-            if glance is not None:
-                glance.listen(file, fd, status, record)
+            if use_probe is not None:
+                use_probe.listen(file, fd, status, record)
     finally:
         os.close(fd)
     size, backing_file, backing_format, empty, absolute = says
@@ -126,15 +126,15 @@ def read_image(
     )
 
 
-def _read_header(directory: ShareDirectory, file: str, fd: int, glimpsed: int | None) -> tuple[int, str | None, str | None, bool, bool]:
+def _read_header(directory: ShareDirectory, file: str, fd: int, summary: int | None) -> tuple[int, str | None, str | None, bool, bool]:
     """What a header adds to an image: its size, backing file and that one's format, emptiness, and whether the backing file is
     spelt as a path or its format by another name.
 
-    :param glimpsed: the size of the file, where nobody asks whether the image is empty.
+    :param summary: the size of the file, where nobody asks whether the image is empty.
     :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry.
     """
     try:
-        header = qcow2.read_header(fd) if glimpsed is None else qcow2.glimpse(fd, glimpsed)
+        header = qcow2.read_header(fd) if summary is None else qcow2.read_summary(fd, summary)
         empty = isinstance(header, qcow2.Header) and qcow2.is_empty(fd, header)
     except qcow2.Qcow2Error as error:
         raise UnsafeImage(directory.root.subject(file), f"as a qcow2 image it cannot be used: {error}", WORST_DAY) from error
@@ -172,7 +172,7 @@ def _is_share(directory: ShareDirectory, path: str) -> bool:
     return Places(directory).is_share(path)
 
 
-def meet_all(glance: Glance, directory: ShareDirectory, files: Iterable[str]) -> None:
+def probe_all(use_probe: UseProbe, directory: ShareDirectory, files: Iterable[str]) -> None:
     """Ask for the use of files that are not read otherwise."""
     for file in dict.fromkeys(files):
         try:
@@ -180,6 +180,6 @@ def meet_all(glance: Glance, directory: ShareDirectory, files: Iterable[str]) ->
         except FileNotFoundError:
             continue  # pending work names files that are not there yet, or no more
         try:
-            glance.meet(fd, status, directory)
+            use_probe.probe(fd, status, directory)
         finally:
             os.close(fd)

@@ -18,10 +18,10 @@ from ..files.directory import ShareDirectory
 from ..metadata import records
 from . import chains, dependents, ownership
 from .chains import Observed
-from .images import Glance
+from .images import UseProbe
 
-Told = TypeVar("Told")
-Tell = Callable[[str, "Observed | StorageError"], Told]
+Described = TypeVar("Described")
+Describe = Callable[[str, "Observed | StorageError"], Described]
 _INFO = ".info"
 _RECORD = records.file_name("")
 _SHARED_OUT_FROM = 4000  # names on a share, from which on it pays to start processes
@@ -48,21 +48,21 @@ class Chain(NamedTuple):
         return cls("/".join(volume.files), len(volume.own_files), observed.silent)
 
 
-class Survey(Generic[Told]):
+class Listing(Generic[Described]):
     """What was told of each volume, by name, the chains of those that can be read, and what stands on the share: ``listed``, and the
     ``names`` in it that a volume's file can have."""
 
-    def __init__(self, directory: ShareDirectory, tell: Tell, processes: int) -> None:
+    def __init__(self, directory: ShareDirectory, tell: Describe, processes: int) -> None:
         self.directory = directory
         self._tell = tell
-        self.told: dict[str, Told] = {}
+        self.told: dict[str, Described] = {}
         self.chains: dict[str, Chain] = {}
-        entries = directory.root.take_stock()
+        entries = directory.root.read_entries()
         self.listed = dependents.sorted_out(directory, entries)
         self.names = safe_file_names([entry.name for entry in entries])
         self._processes = processes if len(self.names) >= _SHARED_OUT_FROM else 1
         self._claimants: frozenset[str] | None = None
-        self._strangers: frozenset[str] | None = None
+        self._unknown: frozenset[str] | None = None
         self._take_stock_of_records()
 
     def _take_stock_of_records(self) -> None:
@@ -82,7 +82,7 @@ class Survey(Generic[Told]):
         time.sleep(chains.PAUSE)
         self.directory.refresh(keep_listing=True)  # what is read again is to be seen as it is now, listed or not
         self._read(failed, chains.AGAIN)
-        self.directory.root.take_stock()
+        self.directory.root.read_entries()
         self._take_stock_of_records()
 
     def _read(self, volumes: list[str], attempts: range) -> list[str]:
@@ -107,12 +107,12 @@ class Survey(Generic[Told]):
             return map(work, parts)
         from . import forked_readers  # late: few shares are that large
 
-        return forked_readers.share_out(parts, work, processes)
+        return forked_readers.in_processes(parts, work, processes)
 
-    def _read_part(self, volumes: list[str], attempts: range) -> list[tuple[str, Told | None, tuple | None]]:
+    def _read_part(self, volumes: list[str], attempts: range) -> list[tuple[str, Described | None, tuple | None]]:
         return list(self._observed(volumes, attempts))
 
-    def _observed(self, volumes: list[str], attempts: range) -> Iterator[tuple[str, Told | None, tuple | None]]:
+    def _observed(self, volumes: list[str], attempts: range) -> Iterator[tuple[str, Described | None, tuple | None]]:
         """A volume that cannot be read has its error told, or None where it is to be read again; one that went away meanwhile is
         left out."""
         for name in volumes:
@@ -131,7 +131,7 @@ class Survey(Generic[Told]):
         """:raises StorageError, OSError: the volume cannot be read."""
         if attempts is chains.AT_FIRST and name in self.strangers():
             return chains.observe_lone(self.directory, name)
-        return chains.observe(self.directory, name, glance=Glance, attempts=attempts)
+        return chains.observe(self.directory, name, use_probe=UseProbe, attempts=attempts)
 
     def _may_change(self, name: str) -> bool:
         """Whether somebody may be at work on a volume that cannot be read: not where a link, a folder or a device has its name, of
@@ -145,9 +145,9 @@ class Survey(Generic[Told]):
     def strangers(self) -> frozenset[str]:
         """The regular files of which nothing on the share says anything: no record and no ``.info`` could claim them, and no file is
         called as if it had been made by taking a snapshot of one."""
-        if self._strangers is None:
-            self._strangers = frozenset() if self._claimants is None else self._find_strangers(self._claimants)
-        return self._strangers
+        if self._unknown is None:
+            self._unknown = frozenset() if self._claimants is None else self._find_strangers(self._claimants)
+        return self._unknown
 
     def _find_strangers(self, claimants: frozenset[str]) -> frozenset[str]:
         stems = set()
@@ -165,7 +165,7 @@ class Survey(Generic[Told]):
         """Whether nothing on the share says anything of a name, whatever stands there."""
         return name in self.strangers() or not (self.may_claim(name) or self.directory.root.names_from(name + "."))
 
-    def pass_over(self, names: Iterable[str], tell: Callable[[int], Told]) -> set[str]:
+    def pass_over(self, names: Iterable[str], tell: Callable[[int], Described]) -> set[str]:
         """Tell of those of these names that are lone files of nobody, or no files at all. Returns their names."""
         root = self.directory.root
         passed = set()
@@ -210,23 +210,23 @@ class Survey(Generic[Told]):
         return known
 
 
-def survey(
+def read_volumes(
     directory: ShareDirectory,
-    tell: Tell,
+    tell: Describe,
     processes: int = 1,
-    tell_of_nobodys: Callable[[int], Told] | None = None,
+    describe_unclaimed: Callable[[int], Described] | None = None,
     skip: Callable[[str], bool] | None = None,
-) -> Survey:
+) -> Listing:
     """All volumes of a share: those with an ``.info``, and every other file that belongs to no chain of theirs.
 
     :param tell: makes what is to be known of a volume from how it was observed, or from why it cannot be read. For a large
         share that happens in other processes, so it has to be plain values only.
     :param processes: how many may read a large share. More than one only where this process has no other threads.
-    :param tell_of_nobodys: makes the same from the length in bytes of a lone file of which nothing on the share says anything, so
+    :param describe_unclaimed: makes the same from the length in bytes of a lone file of which nothing on the share says anything, so
         that such files need not be opened.
     :param skip: which names of such files need not be told at all.
     """
-    found: Survey = Survey(directory, tell, processes)
+    found: Listing = Listing(directory, tell, processes)
     with_info = sorted([name[: -len(_INFO)] for name in found.names if name.endswith(_INFO)])
     found.read(with_info)
     others = set(found.names) - found.members(with_info)
@@ -235,18 +235,18 @@ def survey(
     claims: dict[str, set[str]] = {}
     owners = {_owner_of(found, name, claims) for name in lone}  # a volume can have lost its .info
     left = owners.union(strangers if skip is None else [name for name in strangers if not skip(name)]).difference(found.told)
-    if tell_of_nobodys is not None:
-        left -= found.pass_over(left, tell_of_nobodys)
+    if describe_unclaimed is not None:
+        left -= found.pass_over(left, describe_unclaimed)
     found.read(sorted(left))
     return found
 
 
-def _owner_of(found: Survey, name: str, claims: dict[str, set[str]]) -> str:
+def _owner_of(found: Listing, name: str, claims: dict[str, set[str]]) -> str:
     """The volume that claims a file, which nearly always none can: nothing on the share has a part of its name."""
     end = name.rfind(".")
     while end > 0:
         if found.may_claim(name[:end]):
-            return ownership.owner_of(found.directory, name, besides=name, known=claims) or name
+            return ownership.owner_of(found.directory, name, excluding=name, known=claims) or name
         end = name.rfind(".", 0, end)
     return name
 

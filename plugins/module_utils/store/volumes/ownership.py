@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _MOST_FILES = 256  # followed in a chain that nobody vouches for
 
 
-def owner_of(directory: ShareDirectory, file: str, besides: str | None = None, known: dict[str, set[str]] | None = None) -> str | None:
-    """The volume that claims ``file``, ``besides`` one that is not asked; None where no record and no ``.info`` does.
+def owner_of(directory: ShareDirectory, file: str, excluding: str | None = None, known: dict[str, set[str]] | None = None) -> str | None:
+    """The volume that claims ``file``, ``excluding`` one that is not asked; None where no record and no ``.info`` does.
 
     Files of a volume are called ``NAME`` or ``NAME.something``, so only the parts of the file's own name are asked.
 
@@ -36,8 +36,8 @@ def owner_of(directory: ShareDirectory, file: str, besides: str | None = None, k
     parts = file.split(".")
     for length in range(len(parts), 0, -1):
         volume = ".".join(parts[:length])
-        if volume != besides and is_safe_file_name(volume) and _claims(directory, volume, file, known):
-            if besides != file or not is_its_own(directory, volume, file):
+        if volume != excluding and is_safe_file_name(volume) and _claims(directory, volume, file, known):
+            if excluding != file or not is_its_own(directory, volume, file):
                 return volume
     return None
 
@@ -126,7 +126,7 @@ def parent_of(
 
 def format_of_another(directory: ShareDirectory, name: str, file: str) -> str | None:
     """The format of a file beneath volume ``name`` as the record of the volume has it that owns the file."""
-    owner = owner_of(directory, file, besides=name)
+    owner = owner_of(directory, file, excluding=name)
     try:
         record = records.read(directory, owner) if owner is not None else None
         status = directory.root.status(file)
@@ -190,7 +190,7 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
     rests on."""
     found = {}
     for file in directory.root.names_from(name + "."):
-        if not is_safe_file_name(file) or file.endswith(".info") or owner_of(directory, file, besides=name):
+        if not is_safe_file_name(file) or file.endswith(".info") or owner_of(directory, file, excluding=name):
             continue
         backing = _backing_of_unknown(directory, file)
         if backing is not None:
@@ -199,11 +199,11 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
 
 
 def dependents_on(
-    directory: ShareDirectory, files: Sequence[str], besides: Collection[str], backings: Backings
+    directory: ShareDirectory, files: Sequence[str], excluding: Collection[str], backings: Backings
 ) -> tuple[tuple[str, str], ...]:
-    """(linked clone, file out of ``files`` that it rests on), ``besides`` files that do not count. A file that no volume claims is
+    """(linked clone, file out of ``files`` that it rests on), ``excluding`` files that do not count. A file that no volume claims is
     told by its own name."""
-    found = [(file, backing) for backing in files for file in backings.above(backing) if file not in besides]
+    found = [(file, backing) for backing in files for file in backings.above(backing) if file not in excluding]
     return tuple((owner_of(directory, file) or shown(file), backing) for file, backing in sorted(found))
 
 
@@ -220,7 +220,7 @@ def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
 def require_own_files(directory: ShareDirectory, volume: Volume) -> None:
     """:raises Conflict: ``.info`` gives the volume a file that another volume claims as its own."""
     for file in (*volume.own_files, *(file for _snapshot, file in volume.stale)):
-        owner = None if file == volume.name else owner_of(directory, file, besides=volume.name)
+        owner = None if file == volume.name else owner_of(directory, file, excluding=volume.name)
         if owner is not None:
             raise Conflict(
                 directory.root.subject(file), f"volume {volume.name} and volume {owner} both claim it", "see which .info is wrong and mend it"
