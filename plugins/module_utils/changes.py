@@ -8,7 +8,6 @@ The documentation of these options is in doc_fragments/store.py; a test compares
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable
 
 from .errors import InvalidParameter, StorageError
@@ -102,12 +101,13 @@ def _number_or(value: str | None, option: str, look_up: Callable[[str], int]) ->
 
 def options(module: AnsibleModule) -> Options:
     """How the task works, from the common options of a changing module."""
-    from .operations.workspace import Options
+    from .operations.workspace import Options, Task
 
     params = module.params
     check_numbers(params)
-    how = Options(module.check_mode, params["lock_timeout"], params["break_lock"], params["assume_unused"], warn=_once(module.warn))
-    return replace(how, assume=module.check_mode, log=_step_log(module))
+    task = Task(_once(module.warn), _step_log(module))
+    check = module.check_mode
+    return Options(check, params["lock_timeout"], params["break_lock"], params["assume_unused"], assume=check, task=task)
 
 
 def _once(warn: Callable[[str], None]) -> Callable[[str], None]:

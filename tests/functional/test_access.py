@@ -21,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Sto
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import access, privacy
 
@@ -38,7 +38,7 @@ class Store:
         self.warnings: list[str] = []
 
     def options(self) -> Options:
-        return Options(lock_timeout=5, warn=self.warnings.append)
+        return Options(lock_timeout=5, task=Task(warn=self.warnings.append))
 
     def present(self, name: str = "v", source: updating.SourceRequest | None = None, **desired: object) -> None:
         volumes.ensure_present(updating.VolumeRequest(self.where, DesiredVolume(name, **desired), source), self.options())  # type: ignore[arg-type]

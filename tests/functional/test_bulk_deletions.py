@@ -24,7 +24,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk i
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk.order import Change
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import folders
@@ -145,7 +145,7 @@ def test_a_file_that_the_batch_itself_repoints_counts(shares: Candidates) -> Non
     with batch_locks.BatchLocks(shares.shares[0]) as held:
         held.take(["clone", "golden"])
         assert held.backings().above("golden") == ["clone", "golden.v1"]
-        outcome = snapshots.delete(shares, "clone", ["a"], Options(batch_locks=held))
+        outcome = snapshots.delete(shares, "clone", ["a"], Options(task=Task(batch_locks=held)))
         (left,) = {"clone", "clone.a"} & {path.name for path in Path(shares.shares[0].path).iterdir()}
         assert outcome.changed and held.backings().above("golden") == [left, "golden.v1"]
         assert held.backings().above("clone") == []
@@ -159,7 +159,7 @@ def test_a_volume_that_somebody_holds_is_waited_for_and_the_others_are_not(share
 
     def hold() -> None:
         with Workspace(Options()) as work:
-            work.lock([(shares.shares[0], "v1")])
+            work.locks.take([(shares.shares[0], "v1")])
             entered.set()
             done.wait(30)
 
@@ -186,7 +186,7 @@ def test_one_that_stays_locked_fails_alone(shares: Candidates) -> None:
     for number in range(3):
         make(shares, f"v{number}")
     with Workspace(Options()) as work:
-        work.lock([(shares.shares[0], "v1")])
+        work.locks.take([(shares.shares[0], "v1")])
         results = runner.run_all([removal(shares, f"v{number}") for number in range(3)], 2, Options(lock_timeout=0.2))
     assert codes(results) == ["", "lock_timeout", ""] and names_on(shares) == ["v1"]
 
@@ -208,7 +208,7 @@ def test_check_mode_takes_no_lock_and_looks_once(shares: Candidates, scans: list
     for number in range(10):
         make(shares, f"v{number}")
     with Workspace(Options()) as work:
-        work.lock([(shares.shares[0], "v1")])
+        work.locks.take([(shares.shares[0], "v1")])
         results = runner.run_all([removal(shares, f"v{number}") for number in range(10)], 1, Options(check=True))
     assert all(result.changed for result in results) and len(scans) == 1
     assert len(names_on(shares)) == 10
@@ -224,7 +224,7 @@ def test_the_lock_is_free_once_a_volume_is_done(shares: Candidates) -> None:
     def then_look(options: Options) -> Outcome:
         outcome = snapshots.delete(shares, "v1", ["a"], options)
         with Workspace(Options(lock_timeout=0)) as work:
-            work.lock([(shares.shares[0], "v0")])
+            work.locks.take([(shares.shares[0], "v0")])
             free.append(True)
         return outcome
 
@@ -242,7 +242,7 @@ def test_volumes_whose_turn_does_not_come_are_given_back(shares: Candidates, mon
     def takes_long(options: Options) -> Outcome:
         for name in ("v1", "v2"):
             with Workspace(Options(lock_timeout=20)) as work:
-                work.lock([(shares.shares[0], name)])
+                work.locks.take([(shares.shares[0], name)])
                 seen.append(name in names_on(shares))
         return volumes.ensure_absent(shares, "slow", True, options)
 
@@ -289,7 +289,7 @@ def test_merges_of_much_data_hold_no_more_volumes_than_are_merged(
 def _can_be_locked(shares: Candidates, name: str) -> bool:
     try:
         with Workspace(Options(lock_timeout=0)) as work:
-            work.lock([(shares.shares[0], name)])
+            work.locks.take([(shares.shares[0], name)])
             (volume,) = reading.list_volumes(shares.shares[0], [name])
             return not volume["pending"]
     except errors.LockTimeout:

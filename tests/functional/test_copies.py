@@ -20,7 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import allocate, copying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
@@ -281,7 +281,7 @@ def reserve(store: Store, image_format: str) -> list[str]:
     """Warnings of a new volume of 8 MiB, whose space is all there afterwards."""
     told: list[str] = []
     desired = DesiredVolume("vol", size=8 * MIB, format=image_format, preallocation="falloc")
-    volumes.ensure_present(updating.VolumeRequest(store.candidates, desired), Options(warn=told.append))
+    volumes.ensure_present(updating.VolumeRequest(store.candidates, desired), Options(task=Task(warn=told.append)))
     assert store.info()["allocated"] >= 8 * MIB and store.info()["size"] == 8 * MIB
     subprocess.run(["qemu-io", "-f", image_format, "-c", "read -q -P 0 0 8M", str(store.path / "vol")], check=True)
     return told

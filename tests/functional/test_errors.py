@@ -25,7 +25,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.engine import OfflineEngine
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import tables
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, transaction, updating, volumes, workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import locking, reading, snapshots, transaction, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
@@ -247,7 +247,7 @@ class Going:
 
 
 PLACES = (
-    (workspace.Workspace, "lock"),
+    (locking.Locks, "take"),
     (transaction, "find_interrupted"),
     (chains, "observe"),
     (OfflineEngine, "session"),

@@ -14,7 +14,7 @@ import yaml
 from ansible_collections.remotefs.storage.plugins.module_utils import errors, model
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, groups, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
@@ -34,7 +34,7 @@ class Shares:
         self.found = candidates.find_candidates([str(path)], "/var/lib/remotefs/mnt")
 
     def options(self, assume: bool = True) -> Options:
-        return Options(check=assume, assume=assume, warn=self.warnings.append)
+        return Options(check=assume, assume=assume, task=Task(warn=self.warnings.append))
 
     def present(self, options: Options, name: str, source: updating.SourceRequest | None = None, **desired: object) -> Outcome:
         return volumes.ensure_present(updating.VolumeRequest(self.found, DesiredVolume(name, **desired), source), options)

@@ -15,7 +15,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import batch_locks
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import Waiting
 
@@ -56,7 +56,7 @@ def points(client: Client) -> list[str]:
 
 
 def test_a_change_waits_for_what_another_client_did(client: Client) -> None:
-    options = Options(assume_unused=True, waiting=client)
+    options = Options(assume_unused=True, task=Task(waiting=client))
     snapshots.take(snapshots.SnapshotRequest(Candidates((client.share,)), "v", DesiredSnapshot("s2")), options)
     assert client.slept == [1.25] and points(client) == ["s1", "s2"]
 
@@ -66,6 +66,6 @@ def test_a_bulk_change_waits_too(client: Client, monkeypatch: pytest.MonkeyPatch
     where = Candidates((client.share,))
     with batch_locks.BatchLocks(client.share) as held:
         held.take(["v"])
-        options = Options(assume_unused=True, batch_locks=held)
+        options = Options(assume_unused=True, task=Task(batch_locks=held))
         snapshots.take(snapshots.SnapshotRequest(where, "v", DesiredSnapshot("s2")), options)
     assert client.slept[:1] == [1.25] and points(client) == ["s1", "s2"]

@@ -242,7 +242,7 @@ class Worker:
         clone, holds = self.clone
         value, mine = self.random.randint(1, 255), f"{self.number * REGION} {REGION}"
         with Workspace(self.options) as work:
-            work.lock_families([(candidates.shares[0], clone)])
+            work.locks.take_families([(candidates.shares[0], clone)])
             (volume,) = reading.list_volumes(candidates.shares[0], [clone])
             assert "error_code" not in volume and volume["pending"] is None, volume
             found = read_digest(volume["path"], volume["format"])
@@ -296,7 +296,7 @@ class Worker:
     def locked(self, candidates: Candidates, name: str, shared: bool = False) -> Iterator[tuple[Model, dict]]:
         with Workspace(self.options) as work:
             wanted = [(candidates.shares[0], name)]
-            work.lock(*(((), wanted) if shared else (wanted, ())))
+            work.locks.take(*(((), wanted) if shared else (wanted, ())))
             model = self.peek(name)
             yield model, self.look(candidates, name, model)
 
@@ -343,7 +343,7 @@ class NameWorker(Worker):
         done = volumes.ensure_absent(candidates, name, True, self.options)
         assert done.after is None and done.recovered == []
         with Workspace(self.options) as work:
-            work.lock([(share, name) for share in candidates.shares])
+            work.locks.take([(share, name) for share in candidates.shares])
             self.on_one_at_most(candidates, name)
 
     def on_one_at_most(self, candidates: Candidates, name: str) -> None:

@@ -23,7 +23,8 @@ from two_clients import MIB, ONE_TURN, io, turn
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.locking import Locks
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
 POINTS = (1, 6)  # before anything is recorded, and after the overlay was filled
@@ -48,20 +49,20 @@ def main(one: str, two: str, cut: str, mend: str) -> None:
 
 
 def lose_at(point: int, one: str, two: str, cut: str, mend: str) -> None:
-    real, left, seen = Workspace._verify, [point], []
+    real, left, seen = Locks.verify, [point], []
 
-    def asked(work: Workspace, name: str) -> None:
+    def asked(locks: Locks, name: str) -> None:
         left[0] -= 1
         if left[0] == 0:
             subprocess.run(cut, shell=True, check=True)
             seen.append(others_turn(two, f"other{point}"))
             seen.append(listing(two))
             subprocess.run(mend, shell=True, check=True)
-        real(work, name)
+        real(locks, name)
 
     shares = find_candidates([one], "/var/lib/remotefs/mnt")
     request = snapshots.SnapshotRequest(shares, "turns", DesiredSnapshot(f"cut{point}"))
-    Workspace._verify = asked  # type: ignore[method-assign] # looks on at each question, and asks it
+    Locks.verify = asked  # type: ignore[method-assign] # looks on at each question, and asks it
     told = ""
     try:
         snapshots.take(request, Options())
@@ -70,7 +71,7 @@ def lose_at(point: int, one: str, two: str, cut: str, mend: str) -> None:
     else:
         raise AssertionError(f"the task did not notice at point {point} that it had lost its lock")
     finally:
-        Workspace._verify = real  # type: ignore[method-assign] # as it was
+        Locks.verify = real  # type: ignore[method-assign] # as it was
     assert "it was lost to " in told, told
     assert len(seen) == 2, told
     assert listing(two) == seen[1], f"the task went on after it had lost its lock at point {point}"

@@ -22,7 +22,8 @@ from two_clients import MIB, ONE_TURN, io, turn
 
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.locking import Locks
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
 # Before its turn: say when it waits, and what a plain look finds when the lock was had.
@@ -72,19 +73,19 @@ def main(one: str, two: str, must_remember: bool) -> None:
 
 def snapshots_one_after_the_other(one: str, two: str) -> tuple[dict, str]:
     """The first client's task starts the second's once it has the lock, and ends while that one waits."""
-    real, started = Workspace._verify, []
+    real, started = Locks.verify, []
 
-    def asked(work: Workspace, name: str) -> None:
+    def asked(locks: Locks, name: str) -> None:
         if not started:
             argv = [sys.executable, "-c", WAITING_TURN, two, "snapshot", "second"]
             started.append(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
             assert started[0].stderr.readline() == "waiting\n"
-        real(work, name)
+        real(locks, name)
 
     shares = find_candidates([one], "/var/lib/remotefs/mnt")
-    Workspace._verify = asked  # type: ignore[method-assign] # looks on at each question, and asks it
+    Locks.verify = asked  # type: ignore[method-assign] # looks on at each question, and asks it
     snapshots.take(snapshots.SnapshotRequest(shares, "turns", DesiredSnapshot("first")), Options())
-    Workspace._verify = real  # type: ignore[method-assign] # as it was
+    Locks.verify = real  # type: ignore[method-assign] # as it was
     out, err = started[0].communicate()
     assert started[0].returncode == 0, err
     return json.loads(out)["volume"], err.split()[-1]

@@ -25,7 +25,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.locking import Locks
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
 
@@ -35,24 +36,24 @@ from .world import World, read_content
 OFD_SETLK = 37
 
 
-def by_a_server(work: Workspace) -> None:
+def by_a_server(locks: Locks) -> None:
     """The server gives the lock of a client that it believes to be dead to another one."""
-    for lock in work._locks:
+    for lock in locks._locks:
         fcntl.fcntl(lock.descriptors[0], OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 
 
-def by_hand(work: Workspace) -> None:
+def by_hand(locks: Locks) -> None:
     """Somebody removes the lock files."""
-    for directory in work._directories.values():
-        for file in Path(directory.share.path, ".remotefs", "locks").iterdir():
+    for path in {share.path for share, _name in locks._names}:
+        for file in Path(path, ".remotefs", "locks").iterdir():
             file.unlink()
 
 
-def by_breaking(_work: Workspace) -> None:
+def by_breaking(_locks: Locks) -> None:
     """The other task says ``break_lock: true``: it is a lease."""
 
 
-LOSSES: dict[str, Callable[[Workspace], None]] = {"lock taken away": by_a_server, "lock file removed": by_hand, "lease broken": by_breaking}
+LOSSES: dict[str, Callable[[Locks], None]] = {"lock taken away": by_a_server, "lock file removed": by_hand, "lease broken": by_breaking}
 CREATIONS: dict[str, Callable[[World], object]] = {
     "create": lambda w: volumes.ensure_present(updating.VolumeRequest(w.candidates, DesiredVolume("copy", size=4 * MIB)), w.options()),
     "create qcow2": lambda w: volumes.ensure_present(
@@ -85,14 +86,14 @@ class Fenced(World):
 class Point:
     """Runs an action at the n-th question of the task under test, and what the share looked like right after it."""
 
-    def __init__(self, number: int, action: Callable[[Workspace], None], share: Path) -> None:
+    def __init__(self, number: int, action: Callable[[Locks], None], share: Path) -> None:
         self.left, self.action, self.share = number, action, share
         self.seen: dict | None = None
 
-    def __call__(self, work: Workspace) -> None:
+    def __call__(self, locks: Locks) -> None:
         self.left -= 1
         if self.left == 0:
-            self.action(work)
+            self.action(locks)
             self.seen = fingerprint(self.share)
 
 
@@ -107,17 +108,17 @@ def taken_over(
 ) -> Iterator[World]:
     """Yield a world for each point at which ``operation`` (``name`` says which) lost its lock to ``other``."""
     points: list[Point] = []
-    real = Workspace._verify
+    real = Locks.verify
 
-    def asked(work: Workspace, name: str) -> None:
+    def asked(locks: Locks, name: str) -> None:
         if points:
             point = points.pop()
-            point(work)
+            point(locks)
             if point.seen is None:
                 points.append(point)
-        real(work, name)
+        real(locks, name)
 
-    monkeypatch.setattr(Workspace, "_verify", asked)
+    monkeypatch.setattr(Locks, "verify", asked)
     # Whoever loses a lock to a partition has lost QEMU's byte locks as well: the fence is all that is left.
     monkeypatch.setattr(in_use, "hold", lambda fd, file, label: None)
     (tmp_path / "prepared").mkdir()
@@ -126,8 +127,8 @@ def taken_over(
     for number in range(1, 200):
         world = fresh(prepared, tmp_path / "share", leases=loss is by_breaking)
 
-        def strike(work: Workspace, here: World = world) -> None:
-            loss(work)
+        def strike(locks: Locks, here: World = world) -> None:
+            loss(locks)
             other(here)
 
         point = Point(number, strike, world.share)
@@ -282,8 +283,8 @@ class Watch:
         self.share = str(share.resolve())
         self.may: object = None  # what was asked for: True for the next change, or the file that is being changed
         self.changes, self.unasked = 0, []
-        asked = Workspace._verify
-        monkeypatch.setattr(Workspace, "_verify", lambda work, name: (asked(work, name), setattr(self, "may", True))[0])
+        asked = Locks.verify
+        monkeypatch.setattr(Locks, "verify", lambda locks, name: (asked(locks, name), setattr(self, "may", True))[0])
         for name in self.BY_NAME:
             monkeypatch.setattr(os, name, self._watched(getattr(os, name), self._named))
         for name in self.BY_DESCRIPTOR:

@@ -17,7 +17,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 
@@ -54,7 +54,7 @@ class World:
     # -- operations, each on the volume and on the model -------------------------------------------------------------
 
     def options(self, check: bool = False) -> Options:
-        return Options(check=check, lock_timeout=5, warn=self.warnings.append)
+        return Options(check=check, lock_timeout=5, task=Task(warn=self.warnings.append))
 
     def both_ways(self, operation) -> Outcome:
         """Predict in check mode, do it, and compare: changed, steps, and the chain that results."""

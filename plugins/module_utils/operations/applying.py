@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from functools import partial
 from typing import Iterator, Sequence
@@ -21,21 +22,7 @@ from .workspace import Workspace
 def engine_for(work: Workspace, share: Share) -> Engine:
     """What reaches the images of volumes on this share."""
     options = work.options
-    return open_engine(OFFLINE, work.directory(share), Terms(work.lock_descriptors, options.assume_unused, options.warn, partial(work.look, share)))
-
-
-def predict(work: Workspace, share: Share, plan: Plan) -> None:
-    """Fail where :func:`apply` would fail because somebody uses the images, by asking only. :raises InUse: it would."""
-    engine = engine_for(work, share)
-    engine.abilities.require_for(plan)
-    engine.predict(plan)
-
-
-def predict_end(work: Workspace, share: Share, interrupted: Interrupted) -> None:
-    """The same for :func:`finish`."""
-    engine = engine_for(work, share)
-    for resumption in interrupted.resumptions:
-        engine.predict_end(resumption)
+    return open_engine(OFFLINE, work.directory(share), Terms(work.locks.descriptors, options.assume_unused, options.task.warn, partial(work.look, share)))
 
 
 def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None = None) -> None:
@@ -46,20 +33,20 @@ def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None =
     engine.abilities.require_for(plan)
     with _in_their_time(work, [plan]):
         ballast.keep(work.directory(share))
-        Executor(work.directory(share), engine, work.options.warn, work.options.log, partial(work.look, share)).apply(plan, source)
+        Executor(work.directory(share), engine, work.options.task.warn, work.options.task.log, partial(work.look, share)).apply(plan, source)
     if any(step.name == "unlink" for step in plan.steps):
         ballast.keep(work.directory(share))  # with what was freed
 
 
-def apply_together(work: Workspace, share: Share, plans: Sequence[Plan], group: str) -> None:
-    """Take one snapshot of several volumes, as :meth:`Executor.apply_together` does."""
+def apply_together(work: Workspace, share: Share, plans: Sequence[Plan]) -> None:
+    """Take one snapshot of several volumes, as :meth:`Executor.apply_together` does, with a name for the group that no other has."""
     from ..apply.executor import Executor
 
     directory = work.directory(share)
     with _in_their_time(work, plans):
         ballast.keep(directory)
-        executor = Executor(directory, engine_for(work, share), work.options.warn, work.options.log, partial(work.look, share))
-        executor.apply_together(plans, group)
+        executor = Executor(directory, engine_for(work, share), work.options.task.warn, work.options.task.log, partial(work.look, share))
+        executor.apply_together(plans, os.urandom(8).hex())
 
 
 def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
@@ -68,7 +55,7 @@ def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
 
     with _in_their_time(work, [one.plan for one in interrupted.resumptions]):
         ballast.keep(work.directory(share))
-        executor = Executor(work.directory(share), engine_for(work, share), work.options.warn, work.options.log, partial(work.look, share))
+        executor = Executor(work.directory(share), engine_for(work, share), work.options.task.warn, work.options.task.log, partial(work.look, share))
         executor.finish(interrupted)
 
 
@@ -76,10 +63,10 @@ def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
 def _in_their_time(work: Workspace, plans: Sequence[Plan]) -> Iterator[None]:
     """What moves much data waits for its place; under the locks of a batch not for ever, unless this change has begun already. Afterwards
     nothing is known any more of what was there before."""
-    batch_locks, begun, work.begun = work.options.batch_locks, work.begun, True
+    batch_locks, begun, work.begun = work.options.task.batch_locks, work.begun, True
     try:
         if any(plan.moves_much for plan in plans):
-            with work.options.waiting.long_work(batch_locks.until if batch_locks is not None and not begun else None):
+            with work.options.task.waiting.long_work(batch_locks.until if batch_locks is not None and not begun else None):
                 yield
         else:
             yield

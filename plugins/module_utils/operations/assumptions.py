@@ -36,7 +36,7 @@ _MADE_EARLIER = "check mode assumes that an earlier task makes it"
 
 def reachable(candidates: Candidates, options: Options) -> Candidates:
     """The candidates without the shares that are not there yet. Servers that do not answer are still errors."""
-    return reachable_for_reading(candidates, options.warn)
+    return reachable_for_reading(candidates, options.task.warn)
 
 
 def reachable_for_reading(candidates: Candidates, warn: Callable[[str], None]) -> Candidates:
@@ -62,11 +62,11 @@ def present(request: VolumeRequest, options: Options) -> Outcome | None:
         if there.unreadable or not request.candidates.missing:
             return None
         return _create(request, request.candidates.missing[0], options, there)
-    if request.source is None or request.source.volume in options.failed:  # no other task makes what an item of this one could not
+    if request.source is None or request.source.volume in options.task.failed:  # no other task makes what an item of this one could not
         return None
     if located(there, desired.name, options) or _has_source(request, there, options):
         return None
-    share = placement.place(desired.name, there, there, Demand(desired.size or 0), request.policy, options.capacity, options.check)
+    share = placement.place(desired.name, there, there, Demand(desired.size or 0), request.policy, options.task.capacity, options.check)
     return _create(request, share, options, there)
 
 
@@ -105,7 +105,7 @@ def _source(request: VolumeRequest, there: Candidates, options: Options) -> Volu
         raise ValueError("there is no source")
     found = _known(there, check_volume_name(source.volume), options)
     if found is None:
-        options.warn(f"source volume {source.volume} does not exist yet: {_MADE_EARLIER}")
+        options.task.warn(f"source volume {source.volume} does not exist yet: {_MADE_EARLIER}")
         found = assumed_volume(source.volume)
     return with_snapshot(found, source.snapshot, options) if source.snapshot else found
 
@@ -123,11 +123,11 @@ def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -
     if known is not None:
         share, volume = known
         plan = planner.delete_volume(volume, cascade)
-        options.world[(share.path, name)] = None
-        options.capacity.follow(share, volume, None)
+        options.task.predicted[(share.path, name)] = None
+        options.task.capacity.follow(share, volume, None)
         return Outcome(name, True, plan.actions, [], _told(volume, share), None)
-    gone = (share.path for share in (*candidates.shares, *candidates.missing) if (share.path, name) in options.world)
-    if any(options.world[path, name] is None for path in gone):
+    gone = (share.path for share in (*candidates.shares, *candidates.missing) if (share.path, name) in options.task.predicted)
+    if any(options.task.predicted[path, name] is None for path in gone):
         return Outcome(name, False, [], [], None, None)  # an earlier item removes it
     return Outcome(name, False, [], [], None, None) if candidates.missing and not there.shares and not there.unreadable else None
 
@@ -147,7 +147,7 @@ def missing_volume(candidates: Candidates, name: str, options: Options, quiet: b
         return None
     share = (there.shares or candidates.missing)[0]
     if not quiet:
-        options.warn(f"volume {name} does not exist yet on {share.source}: {_MADE_EARLIER}")
+        options.task.warn(f"volume {name} does not exist yet on {share.source}: {_MADE_EARLIER}")
     return share, assumed_volume(name)
 
 
@@ -164,7 +164,7 @@ def with_snapshot(volume: Volume, name: str, options: Options) -> Volume:
     """The volume with a snapshot that it has not yet, and written to since."""
     if volume.has_snapshot(name):
         return volume
-    options.warn(f"snapshot {name} of volume {volume.name} does not exist yet: {_MADE_EARLIER}")
+    options.task.warn(f"snapshot {name} of volume {volume.name} does not exist yet: {_MADE_EARLIER}")
     plan = planner.create_snapshot(volume, DesiredSnapshot(name, max_chain=chains.MAX_CHAIN))
     after = plan.after or volume
     return after.with_images(**{after.active.file: replace(after.active, empty=False)})
@@ -214,7 +214,7 @@ def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Op
     if found is None:
         return None
     share, volume = found
-    if (share.path, name) not in options.assumed:
+    if (share.path, name) not in options.task.assumed:
         return Outcome(name, False, [], [], None, None)
     from ..plan import merge
     from .snapshots import meant
@@ -228,15 +228,15 @@ def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Op
 def _assumed(candidates: Candidates, name: str, options: Options) -> tuple[Share, Volume] | None:
     """What an earlier item of this task has assumed to be there."""
     for share in (*candidates.shares, *candidates.missing):
-        volume = options.world.get((share.path, name))
-        if (share.path, name) in options.assumed and volume is not None:
+        volume = options.task.predicted.get((share.path, name))
+        if (share.path, name) in options.task.assumed and volume is not None:
             return share, volume
     return None
 
 
 def _known(there: Candidates, name: str, options: Options) -> Volume | None:
     """A volume as it is, or as earlier items of the task leave it."""
-    for (_path, other), volume in options.world.items():
+    for (_path, other), volume in options.task.predicted.items():
         if other == name and volume is not None:
             return volume
     share = located(there, name, options)
@@ -251,14 +251,14 @@ def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volu
     after = before
     for plan in plans:
         after = plan.after
-        options.world[(share.path, plan.volume)] = after
-        options.capacity.follow(share, plan.before, after)
-        options.assumed.add((share.path, plan.volume))
+        options.task.predicted[(share.path, plan.volume)] = after
+        options.task.capacity.follow(share, plan.before, after)
+        options.task.assumed.add((share.path, plan.volume))
     if after is None:
         raise ValueError("something is assumed to be there afterwards")
     if not plans:
-        options.world[(share.path, after.name)] = after
-        options.assumed.add((share.path, after.name))
+        options.task.predicted[(share.path, after.name)] = after
+        options.task.assumed.add((share.path, after.name))
     actions = [{**action, "size": None} if action.get("size") == 0 else action for plan in plans for action in plan.actions]
     return Outcome(after.name, any(plan.changed for plan in plans), actions, [], _told(before, share) if before else None, _told(after, share))
 

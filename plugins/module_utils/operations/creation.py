@@ -20,10 +20,10 @@ from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.volumes import chains, ownership
 from ..store.volumes.look import Look
 from . import placement
-from .candidates import Candidates, locate
+from .candidates import Candidates
 from .capacity import Demand
 from .refusals import require_free_name
-from .transaction import Outcome, carry_out, joined, recover
+from .transaction import Outcome, carry_out, each_once, joined, recover
 from .updating import SourceRequest, VolumeRequest, located, update_volume
 from .workspace import Options, Workspace
 
@@ -41,12 +41,12 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
     name, candidates = request.desired.name, request.candidates
     candidates.require_all()
     with suppress(OSError):  # to be told where a share is chosen
-        options.capacity.look(candidates.shares)
+        options.task.capacity.look(candidates.shares)
     with Workspace(options) as work:
         source_share = _source_share(work, request)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
         _lock(work, wanted, source_share, request.source)
-        again = None if options.check else locate(candidates, name, work.directory)
+        again = work.mode.located(candidates, name)
         if again is not None and chains.observe(work.directory(again), name) is not None:
             volume, recovered = recover(work, again, name, request.desired.format)
             if volume is not None:
@@ -58,14 +58,14 @@ def _lock(work: Workspace, own: list[tuple[Share, str]], share: Share | None, so
     """Lock the new name, and the source: only for reading where a snapshot of it is asked for and nothing of it has to be mended, so
     that many clones can be made of one source at the same time."""
     if source is None or share is None:
-        work.lock_families(own)
+        work.locks.take_families(own)
         return
     if source.snapshot is not None:
-        work.lock_families(own, [(share, source.volume)])
-        if work.options.check or _is_at_rest(work.directory(share), source.volume):
+        work.locks.take_families(own, [(share, source.volume)])
+        if work.mode.asks_only or _is_at_rest(work.directory(share), source.volume):
             return
-        work.unlock_all()
-    work.lock_families([*own, (share, source.volume)])
+        work.locks.give_back()
+    work.locks.take_families([*own, (share, source.volume)])
 
 
 def _is_at_rest(directory: ShareDirectory, name: str) -> bool:
@@ -97,13 +97,13 @@ def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share 
         wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated, request.candidates)
     plan = planner.create_volume(desired)
     share = _place(work, request, request.candidates, wanted)
-    recovered = ended + source_told + _clear_unfinished(work, request.candidates, desired.name)
+    recovered = each_once(ended, source_told, _clear_unfinished(work, request.candidates, desired.name))
     _require_free_name(work, share, desired.name, recovered)
     return carry_out(work, share, plan, recovered, copy)
 
 
 def _place(work: Workspace, request: VolumeRequest, able: Candidates, wanted: Demand) -> Share:
-    return placement.place(request.desired.name, request.candidates, able, wanted, request.policy, work.options.capacity, work.options.check)
+    return placement.place(request.desired.name, request.candidates, able, wanted, request.policy, work.options.task.capacity, work.options.check)
 
 
 def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended: list) -> Outcome:
@@ -129,7 +129,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     cluster_tables.require_whole(work.directory(share), below, thorough=False)
     held = _held(work, share, source, below)
     _place(work, request, on_it, placement.demand_of_clone(desired, True, share, below[0].size, held, on_it))
-    recovered = ended + told + _clear_unfinished(work, request.candidates, desired.name)
+    recovered = each_once(ended, told, _clear_unfinished(work, request.candidates, desired.name))
     _require_free_name(work, share, desired.name, recovered)
     if prepared.operation == CREATE_SNAPSHOT and prepared.changed and planned.active.file != parent.active.file:
         ownership.require_free_name(work.directory(share), planned.active.file, parent.name)
@@ -139,11 +139,11 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
 
 def _require_free_name(work: Workspace, share: Share, name: str, recovered: list) -> None:
     """:raises Conflict: as of :func:`ownership.require_free_name`, but not for what check mode foretells to be gone by then."""
-    directory, world = work.directory(share), work.options.world
+    directory, world = work.directory(share), work.options.task.predicted
     owner = ownership.owner_of(directory, name) or name if world else name
     goes = (share.path, owner) in world and world[(share.path, owner)] is None
     if not goes:
-        require_free_name(directory, name, name, recovered if work.options.check else [])
+        require_free_name(directory, name, name, work.mode.still_there(recovered))
 
 
 def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Plan:
@@ -184,8 +184,7 @@ def _source_share(work: Workspace, request: VolumeRequest) -> Share | None:
 
 def _held(work: Workspace, share: Share, source: SourceRequest, images: Sequence[Image]) -> int:
     """Bytes that what is cloned takes on its share. A source that check mode only predicts takes what was promised to it."""
-    claim = work.options.capacity.standing(share, source.volume) if work.options.check else None
-    return max(sum(image.allocated for image in images), claim.demand.at_once if claim is not None else 0)
+    return max(sum(image.allocated for image in images), work.mode.promised(share, source.volume))
 
 
 def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, Source, list]:
@@ -203,6 +202,6 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     images = volume.view(top)
     cluster_tables.require_whole(work.directory(share), images)
     if source.snapshot is None:
-        engine_for(work, share).require_unused(top, ask_only=work.options.check)
+        engine_for(work, share).require_unused(top, ask_only=work.mode.asks_only)
     told = Source(source.label, images[0].size, _held(work, share, source, images))
     return CopySource(work.directory(share), images), told, recovered

@@ -32,12 +32,10 @@ def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, e
     :raises StorageError: a file cannot be read for another reason, and the user did not say that it does not count.
     :raises OSError: the share cannot be listed.
     """
-    batch_locks = options.batch_locks
+    batch_locks = options.task.batch_locks
     backings = batch_locks.backings() if batch_locks is not None else folders.scan_all(directory, _just_read(volume))
     for sentence in backings.unreached:
-        if sentence not in options.told:
-            options.told.add(sentence)
-            options.warn(sentence)
+        options.task.warn_once(sentence)
     own = {*volume.files, *excluding}
     unread = _unread(directory, backings, own, options.not_dependent)
     files = tuple(dict.fromkeys((*volume.own_files, *(file for _snapshot, file in volume.stale))))

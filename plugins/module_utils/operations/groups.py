@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -62,11 +61,11 @@ def take_group(
                 "they are on different shares, where no single record can decide for all",
                 "group volumes of one share",
             )
-        work.lock_families([(shares[name], name) for name in volumes])
+        work.locks.take_families([(shares[name], name) for name in volumes])
         members = [_plan_member(work, shares[name], name, desired, keep is not None) for name in volumes]
         _require_same_state(members, desired.name)
-        if not options.check and members[0].plan.intent:
-            _apply_group(work, members)
+        if members[0].plan.intent:
+            work.mode.apply_together(members[0].share, [member.plan for member in members])
             outcomes = [_outcome_of(work, member) for member in members]
         else:
             outcomes = [carry_out(work, member.share, member.plan, member.recovered) for member in members]
@@ -99,12 +98,6 @@ def _require_same_state(members: list[_Member], snapshot: str) -> None:
     having = [member.plan.volume for member in members if member.plan.before and member.plan.before.has_snapshot(snapshot)]
     if having and len(having) < len(members):
         raise Conflict(f"snapshot {snapshot}", f"of this group only {listed(having)} have it", "choose another name, or delete it there")
-
-
-def _apply_group(work: Workspace, members: list[_Member]) -> None:
-    from .applying import apply_together
-
-    apply_together(work, members[0].share, [member.plan for member in members], os.urandom(8).hex())
 
 
 def _outcome_of(work: Workspace, member: _Member) -> Outcome:

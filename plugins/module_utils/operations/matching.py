@@ -32,10 +32,10 @@ def volumes_named(candidates: Candidates, names: Sequence[str], options: Options
         matching = sorted(volume for volume in known if fnmatchcase(volume, name)) if is_glob(name) else [name]
         unknown = [volume for volume in matching if known.get(volume) is False and is_glob(name)]
         if unknown:
-            options.warn(f"{listed(unknown)} match {name} and are left out: nothing records that these files are volumes")
+            options.task.warn(f"{listed(unknown)} match {name} and are left out: nothing records that these files are volumes")
         meant = [volume for volume in matching if volume not in unknown]
         if not meant:
-            options.warn(f"no volume matches {name}")
+            options.task.warn(f"no volume matches {name}")
         found.update(dict.fromkeys(meant))
     return list(found)
 

@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+from typing import Container
+
 from ..store.files.directory import ShareDirectory
 from ..store.volumes import ownership
 
 
-def require_free_name(directory: ShareDirectory, file: str, volume: str, predicted: list) -> None:
-    """:param predicted: what a prediction has told to be recovered: it has not removed what the run will have removed by then.
+def require_free_name(directory: ShareDirectory, file: str, volume: str, still_there: Container[str]) -> None:
+    """:param still_there: files that a recovery removes which was only predicted.
 
     :raises Conflict: as of :func:`ownership.require_free_name`.
     """
-    going = {step["file"] for one in predicted for step in one["steps"] if step["step"] == "unlink"}
-    if file not in going:
+    if file not in still_there:
         ownership.require_free_name(directory, file, volume)

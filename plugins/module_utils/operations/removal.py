@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..apply.interrupted import Interrupted, forget_groups
+from ..apply.interrupted import Interrupted
 from ..errors import ChainBroken, Conflict
 from ..model import Share, Volume, listed
 from ..plan import planner
 from ..plan.steps import Unlink
 from ..store.metadata import stale
 from ..store.volumes import chains
-from .applying import finish
 from .transaction import Outcome, carry_out, find_left, recover
 from .updating import refuse_member
 from .workspace import Workspace
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
     """Remove a volume that was there, or whose remains were, before its lock was taken."""
-    work.lock([(share, name)])
+    work.locks.take([(share, name)])
     leftovers = tuple(work.directory(share).leftovers(name))
     missing: tuple[str, ...] = ()
     try:
@@ -42,16 +41,15 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
         volume, missing, strays = broken.volume, broken.missing, ()
         recovered = _given_up(work, share, name, leftovers)
     if volume is None:
-        work.forget_locks()
+        work.mode.forget_locks()
         return Outcome(name, bool(recovered), [], recovered, None, None)
     refuse_member(work, share, volume)
     if not missing:
         _refuse_foreign(volume)
         strays += stale.left_by_stale(work.directory(share), volume)
     outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays, missing), recovered)
-    if not work.options.check:
-        forget_groups(work.directory(share))
-        work.forget_locks()
+    work.mode.forget_groups(share)
+    work.mode.forget_locks()
     return outcome
 
 
@@ -69,12 +67,10 @@ def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> broken_c
         return None
     told = f"volume {name} on {share.label}: files of its chain are missing: {listed(broken.missing)}"
     told += f"; {listed(broken.left)} is left where it is, because nothing but a name makes it this volume's" if broken.left else ""
-    if told not in work.options.told:
-        work.options.told.add(told)
-        work.options.warn(told)
+    work.options.task.warn_once(told)
     # A file of a parent that rests on one of this volume's own counts as well, and what rests on one that is left: then .info may be wrong.
     asked = replace(broken.volume, chain=broken.volume.own, parent=None, stale=(*broken.volume.stale, *((file, file) for file in broken.left)))
-    found = work.dependents(share, asked, broken.left)
+    found = work.mode.dependents(share, asked, broken.left)
     return broken._replace(volume=replace(broken.volume, dependents=found))
 
 
@@ -84,8 +80,7 @@ def _given_up(work: Workspace, share: Share, name: str, leftovers: tuple[str, ..
 
     directory = work.directory(share)
     record = records.read(directory, name)
-    if not work.options.check:
-        finish(work, share, Interrupted((), tuple(directory.leftovers(name))))
+    work.mode.finish(share, Interrupted((), tuple(directory.leftovers(name))))
     told = Interrupted((), leftovers).describe()
     if record is not None and record.intent is not None:
         told.append({"operation": str(record.intent.get("operation")), "outcome": "discarded", "steps": [], "left": []})
@@ -112,13 +107,12 @@ def _recover_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volu
     interrupted = find_left(work, share, name, discard=True)
     begun = [one for one in interrupted.resumptions if one.plan.after is not None]
     observed = chains.observe(directory, name) if begun else None
-    if observed is None or (share.path, name) in work.options.world:
+    if observed is None or (share.path, name) in work.options.task.predicted:
         return (*recover(work, share, name, dependents=True), ())
     left = Interrupted((), interrupted.leftovers)
-    if not work.options.check:
-        finish(work, share, left)
+    work.mode.finish(share, left)
     volume, told = observed.volume, [replace(one, outcome="discarded", plan=replace(one.plan, steps=())).describe() for one in begun]
     made = {file for one in begun if one.plan.after for file in one.plan.after.own_files}
     strays = (made | {step.file for one in begun for step in one.plan.steps if isinstance(step, Unlink)}) - set(volume.files)
-    volume = replace(volume, dependents=work.dependents(share, volume, strays))
+    volume = replace(volume, dependents=work.mode.dependents(share, volume, strays))
     return volume, told + left.describe(), tuple(sorted(file for file in strays if directory.root.status(file) is not None))

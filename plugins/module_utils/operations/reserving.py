@@ -43,7 +43,7 @@ def reserve_all(asked: Asked, options: Options) -> frozenset:
             return frozenset()  # the usual case: all are there, and nothing more has to be read
         touched = {share.path: share for _index, request in requests for share in request.candidates.shares if view.where(request) is None}
         names, refused, without = {request.desired.name for _index, request in requests}, set(), set()
-        with options.capacity.lock:
+        with options.task.capacity.lock:
             if not options.check:
                 _look_again(touched, options)
             for index, request in requests:
@@ -66,7 +66,7 @@ def _is_decided_here(request: VolumeRequest, view: _View, names: set[str]) -> bo
 def _look_again(shares: dict[str, Share], options: Options) -> None:
     for share in shares.values():
         try:
-            options.capacity.look_again([share])
+            options.task.capacity.look_again([share])
         except OSError:
             continue
 
@@ -87,7 +87,7 @@ def _understood(ask: Callable[[], VolumeRequest], options: Options) -> VolumeReq
 
 def _reserve(request: VolumeRequest, view: _View, options: Options, touched: dict[str, Share]) -> None:
     """:raises NoEligibleShare: there is no room."""
-    name, capacity, where = request.desired.name, options.capacity, view.where(request)
+    name, capacity, where = request.desired.name, options.task.capacity, view.where(request)
     if where is not None:
         if request.desired.size is not None and where.path in touched and capacity.promised(request.candidates, name) is None:
             size = capacity.size_of(where, name)
@@ -122,10 +122,10 @@ class _View:
 
     def _has(self, share: Share, name: str) -> bool:
         key = (share.path, name)
-        if self._options.capacity.standing(share, name) is not None:
+        if self._options.task.capacity.standing(share, name) is not None:
             return True
-        if key in self._options.world:
-            return self._options.world[key] is not None
+        if key in self._options.task.predicted:
+            return self._options.task.predicted[key] is not None
         if key not in self._there:
             try:
                 self._there[key] = chains.exists(self._directory(share), name)
@@ -146,7 +146,7 @@ class _View:
         share = next((share for share in request.candidates.shares if self._has(share, source.volume)), None)
         if share is None:
             return None
-        claim = self._options.capacity.standing(share, source.volume)
+        claim = self._options.task.capacity.standing(share, source.volume)
         if claim is not None and claim.new:
             return _Seen(share, claim.demand.size, claim.demand.at_once)
         key = (share.path, source.volume, source.snapshot)
@@ -157,7 +157,7 @@ class _View:
         return seen._replace(size=max(seen.size, claim.demand.size)) if grown and claim is not None else seen
 
     def _look(self, share: Share, name: str, snapshot: str | None) -> _Seen:
-        volume: Volume | None = self._options.world.get((share.path, name))
+        volume: Volume | None = self._options.task.predicted.get((share.path, name))
         if volume is None:
             observed = chains.observe(self._directory(share), name)
             volume = observed.volume if observed else None

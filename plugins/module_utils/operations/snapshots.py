@@ -14,7 +14,7 @@ from ..model import Share, Volume, check_snapshot_name, check_volume_name, is_gl
 from ..plan.desired import DesiredSnapshot
 from ..plan.plan import CREATE_SNAPSHOT, DELETE_SNAPSHOT, Plan
 from .candidates import Candidates, locate
-from .transaction import Outcome, carry_out, joined, observed_under_lock, recover
+from .transaction import Outcome, carry_out, joined, recover
 from .workspace import Options, Workspace
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def find(work: Workspace, candidates: Candidates, name: str) -> Share:
 
         candidates = assumptions.reachable(candidates, options)
     for share in candidates.shares:
-        if options.world.get((share.path, name)) is not None:
+        if options.task.predicted.get((share.path, name)) is not None:
             return share
     found = locate(candidates, name, work.directory)
     if found is None:
@@ -55,9 +55,7 @@ def recovered_volume(work: Workspace, share: Share, name: str, dependents: bool 
     volume, recovered = recover(work, share, name, dependents=dependents)
     if volume is None:
         raise VolumeNotFound(f"volume {name}", f"it is not on {share.source}", "check the name, or create it first with remotefs_volume")
-    if work.options.check:  # files that are only predicted to be gone still stand on this volume's own
-        volume = replace(volume, dependents=tuple(pair for pair in volume.dependents if pair[0] != name))
-    return volume, recovered
+    return work.mode.without_itself(volume), recovered
 
 
 def take(request: SnapshotRequest, options: Options) -> Outcome:
@@ -72,7 +70,7 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
             return predicted
     with Workspace(options) as work:
         share = find(work, request.candidates, request.volume)
-        (work.lock_families if request.keep else work.lock)([(share, request.volume)])
+        (work.locks.take_families if request.keep else work.locks.take)([(share, request.volume)])
         volume, recovered = recovered_volume(work, share, request.volume, dependents=request.keep is not None)
         plan = plan_taking(work, share, volume, request.desired, recovered)
         taken = carry_out(work, share, plan, recovered)
@@ -91,7 +89,7 @@ def plan_taking(work: Workspace, share: Share, volume: Volume, desired: DesiredS
         cluster_tables.require_whole(work.directory(share), volume.chain)
     plan = planner.create_snapshot(volume, desired._replace(created=desired.created or now()))
     if plan.intent and plan.after is not None:
-        require_free_name(work.directory(share), plan.after.active.file, volume.name, recovered if work.options.check else [])
+        require_free_name(work.directory(share), plan.after.active.file, volume.name, work.mode.still_there(recovered))
     return plan
 
 
@@ -105,7 +103,7 @@ def retain(candidates: Candidates, volume_name: str, policy: retention.Policy | 
             return told
     with Workspace(options) as work:
         share = find(work, candidates, volume_name)
-        work.lock_families([(share, volume_name)])
+        work.locks.take_families([(share, volume_name)])
         volume, recovered = recovered_volume(work, share, volume_name, dependents=True)
         return _retain(work, share, volume, recovered, policy, None)
 
@@ -125,16 +123,8 @@ def retain_after(work: Workspace, share: Share, plan: Plan, taken: Outcome, poli
     volume = plan.after
     if volume is None:
         raise ValueError("a snapshot is of a volume")
-    if not work.options.check:
-        observed = observed_under_lock(work, share, volume.name)
-        if observed is None:
-            raise VolumeNotFound(f"volume {volume.name}", "it went away while the task held its lock", "find out who removed its files")
-        volume = replace(observed, dependents=volume.dependents)
-    kept = _retain(work, share, volume, [], policy, name)
-    both = joined(taken, kept)
-    if work.options.check and both.after and taken.after:  # whoever uses a file that is only predicted cannot be asked
-        both = replace(both, after={**both.after, "in_use": taken.after["in_use"]})
-    return replace(both, retention=kept.retention)
+    kept = _retain(work, share, work.mode.volume_after(share, volume), [], policy, name)
+    return replace(joined(taken, kept), retention=kept.retention)
 
 
 def delete(candidates: Candidates, volume_name: str, names: list[str], options: Options) -> Outcome:
@@ -151,7 +141,7 @@ def delete(candidates: Candidates, volume_name: str, names: list[str], options: 
             return predicted
     with Workspace(options) as work:
         share = find(work, candidates, volume_name)
-        work.lock_families([(share, volume_name)])
+        work.locks.take_families([(share, volume_name)])
         volume, recovered = recovered_volume(work, share, volume_name, dependents=True)
         plan = _deletion(work, share, volume, meant(volume, names))
         return carry_out(work, share, plan, recovered)
@@ -207,7 +197,7 @@ def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: b
             return predicted
     with Workspace(options) as work:
         share = find(work, candidates, volume_name)
-        work.lock([(share, volume_name)])
+        work.locks.take([(share, volume_name)])
         volume, recovered = recovered_volume(work, share, volume_name, dependents=True)
         if options.assume and not volume.has_snapshot(name):
             volume = assumptions.with_snapshot(volume, name, options)

@@ -45,7 +45,7 @@ def located(candidates: Candidates, name: str, options: Options, opened: Opened 
 
     :param opened: has each share opened already, as of :func:`locate`.
     """
-    known = {share.path: options.world[(share.path, name)] for share in candidates.shares if (share.path, name) in options.world}
+    known = {share.path: options.task.predicted[(share.path, name)] for share in candidates.shares if (share.path, name) in options.task.predicted}
     for share in candidates.shares:
         if known.get(share.path) is not None:
             return share
@@ -74,7 +74,7 @@ def _warn_of_another_format(work: Workspace, share: Share, volume: Volume) -> No
     with directory.root.opened(base.file) as fd:
         seen = looks_like(fd)
     if seen:
-        work.options.warn(
+        work.options.task.warn(
             f"{directory.root.subject(base.file)} is taken for a raw disk, as you said, but it begins or ends like {seen}: a machine would see "
             "that file's own bytes; convert it first (qemu-img convert) if it is one"
         )
@@ -92,7 +92,7 @@ def _only_what_the_share_keeps(desired: DesiredVolume, share: Share, options: Op
     """Owner and mode mean nothing where the mount options decide them: asking would be a change every time."""
     if share.keeps_modes or (desired.mode, desired.uid, desired.gid) == (None, None, None):
         return desired
-    options.warn(f"{share.source} ({share.fstype}) keeps no owner and mode of single files: the mount options decide them")
+    options.task.warn(f"{share.source} ({share.fstype}) keeps no owner and mode of single files: the mount options decide them")
     return desired._replace(mode=None, uid=None, gid=None)
 
 

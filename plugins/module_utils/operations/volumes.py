@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..errors import VolumeNotFound
 from ..model import Share, check_snapshot_name, check_volume_name
 from ..store.volumes.look import Look
@@ -44,10 +42,7 @@ def _with_snapshot(request: VolumeRequest, options: Options, present: Outcome) -
     from .snapshots import SnapshotRequest, take
 
     desired = DesiredSnapshot(str(request.desired.snapshot), max_chain=request.max_chain)
-    taken = take(SnapshotRequest(request.candidates, request.desired.name, desired), options)
-    if options.check:  # it has ended nothing, and has told of it already
-        taken = replace(taken, recovered=[])
-    return joined(present, taken)
+    return joined(present, take(SnapshotRequest(request.candidates, request.desired.name, desired), options))
 
 
 def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Outcome:
@@ -60,14 +55,13 @@ def _flattened(request: VolumeRequest, options: Options, present: Outcome) -> Ou
         share = located(request.candidates, name, options, work.directory)
         if share is None:
             raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
-        work.lock_families([(share, name)])
+        work.locks.take_families([(share, name)])
         volume, recovered = recover(work, share, name)
         if volume is None:
             raise VolumeNotFound(f"volume {name}", "it went away while the task ran", "run the task again")
         read = cluster_tables.look_into(work.directory(share), volume, volume.files[len(volume.own) - 1 :] if volume.parent else (), False)
         known = read.allocations
-        told = [] if options.check else recovered  # check mode has ended nothing, and has told of it already
-        return joined(present, carry_out(work, share, clones.flatten(volume, known), told))
+        return joined(present, carry_out(work, share, clones.flatten(volume, known), recovered))
 
 
 def _updated_or_created(request: VolumeRequest, options: Options) -> Outcome:
@@ -76,15 +70,14 @@ def _updated_or_created(request: VolumeRequest, options: Options) -> Outcome:
     with Workspace(options) as work:
         share = located(request.candidates, name, options, work.directory)
         if share is not None:
-            work.lock([(share, name)])
+            work.locks.take([(share, name)])
             volume, recovered = recover(work, share, name, request.desired.format)
             if volume is not None:
                 return update_volume(work, share, volume, request, recovered)
-    # It is not there, it went away before the lock was ours, or only its unfinished deletion was left. Check mode, which ended
-    # nothing, meets that once more; a run has ended it here.
+    # It is not there, it went away before the lock was ours, or only its unfinished deletion was left.
     from .creation import create
 
-    return create(request, options, [] if options.check else recovered)
+    return create(request, options, recovered)
 
 
 def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> Outcome:

@@ -136,23 +136,23 @@ def test_all_locks_are_taken_in_one_order(tmp_path: Path, order: list) -> None:
     one.mkdir()
     two.mkdir()
     with Workspace(Options(lock_timeout=0.05)) as work:
-        work.lock([(share(two), "a"), (share(one), "c")], shared=[(share(two), "b"), (share(one), "a"), (share(one), "c")])
+        work.locks.take([(share(two), "a"), (share(one), "c")], shared=[(share(two), "b"), (share(one), "a"), (share(one), "c")])
     assert order == [("1", "a", True), ("1", "c", False), ("2", "a", False), ("2", "b", True)]
 
 
 def test_given_back_and_taken_anew(tmp_path: Path) -> None:
     with Workspace(Options(lock_timeout=0.05)) as work:
-        work.lock([(share(tmp_path), "vol")])
+        work.locks.take([(share(tmp_path), "vol")])
         refused(a_lock(tmp_path))
-        work.unlock_all()
+        work.locks.give_back()
         with a_lock(tmp_path):
             pass
-        work.lock([(share(tmp_path), "other")], shared=[(share(tmp_path), "vol")])
+        work.locks.take([(share(tmp_path), "other")], shared=[(share(tmp_path), "vol")])
         with a_lock(tmp_path, shared=True):
             pass
         refused(a_lock(tmp_path))
         work.directory(share(tmp_path)).verify("other")
-        assert len(work.lock_descriptors) == 2  # programs inherit the locks that are held now
+        assert len(work.locks.descriptors) == 2  # programs inherit the locks that are held now
     with a_lock(tmp_path):
         pass
 
@@ -166,7 +166,7 @@ def test_which_locks_a_change_rests_on(tmp_path: Path) -> None:
         (True, "parent", ("a", "b.info", "0123.json")),
     ):
         with Workspace(Options(lock_timeout=0.05), siblings) as work:
-            work.lock(wanted, read)
+            work.locks.take(wanted, read)
             directory = work.directory(share(tmp_path))
             (tmp_path / ".remotefs" / "locks" / f"{lost_name}.lock").unlink()
             for name in stopped:
@@ -179,12 +179,12 @@ def test_which_locks_a_change_rests_on(tmp_path: Path) -> None:
 
 def test_check_mode_takes_none_and_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Workspace(Options(check=True)) as work:
-        work.lock([(share(tmp_path), "vol")], shared=[(share(tmp_path), "other")])
+        work.locks.take([(share(tmp_path), "vol")], shared=[(share(tmp_path), "other")])
         work.directory(share(tmp_path)).verify("vol")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path / "ro"))
     with Workspace(Options(check=True)) as work, pytest.raises(ShareNotWritable):
-        work.lock([(share(tmp_path), "vol")], shared=[(share(tmp_path / "ro"), "other")])
+        work.locks.take([(share(tmp_path), "vol")], shared=[(share(tmp_path / "ro"), "other")])
 
 
 # -- losing it -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ChainBroken
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import applying
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import observed_under_lock, recover
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.locking import Locks
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import recover
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
@@ -67,7 +68,7 @@ def test_an_error_is_raised_at_each_question(share: Share, read: Counter) -> Non
 @pytest.fixture
 def work(share: Share) -> Iterator[Workspace]:
     with Workspace(Options(lock_timeout=1)) as opened:
-        opened.lock([(share, "vol")])
+        opened.locks.take([(share, "vol")])
         yield opened
 
 
@@ -82,25 +83,25 @@ def test_it_is_thrown_away_by_a_change(work: Workspace, share: Share) -> None:
     adopt(work, share)
     second = work.look(share, "vol")
     assert second is not first and second.record is not None
-    volume = observed_under_lock(work, share, "vol")
+    volume = work.mode.observe(share, "vol")
     applying.apply(work, share, planner.create_snapshot(volume, DesiredSnapshot("s", created="2026-01-01T00:00:00Z")))
-    assert observed_under_lock(work, share, "vol").active.file == "vol.s"
+    assert work.mode.observe(share, "vol").active.file == "vol.s"
 
 
 def test_it_is_thrown_away_by_a_change_that_fails(work: Workspace, share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     adopt(work, share)
-    volume, first = observed_under_lock(work, share, "vol"), work.look(share, "vol")
+    volume, first = work.mode.observe(share, "vol"), work.look(share, "vol")
     monkeypatch.setattr(ShareDirectory, "publish", lambda *_given: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(Exception, match="Input/output error"):
         applying.apply(work, share, planner.create_snapshot(volume, DesiredSnapshot("s", created="2026-01-01T00:00:00Z")))
     assert work.look(share, "vol") is not first
 
 
-@pytest.mark.parametrize("change", [Workspace.unlock_all, lambda work: work.lock_ancestors(*next(iter(work._wanted)))])
-def test_it_is_thrown_away_with_the_lock(work: Workspace, share: Share, change: Callable[[Workspace], None]) -> None:
+@pytest.mark.parametrize("change", [Locks.give_back, lambda locks: locks.add_ancestors(*next(iter(locks._wanted)))])
+def test_it_is_thrown_away_with_the_lock(work: Workspace, share: Share, change: Callable[[Locks], None]) -> None:
     first = work.look(share, "vol")
-    if change is not Workspace.unlock_all:
-        work._held_names = set()
-        work._ancestors_of = lambda _pairs: {(share, "other")}  # type: ignore[method-assign]
-    change(work)
+    if change is not Locks.give_back:
+        work.locks._names = set()
+        work.locks._ancestors_of = lambda _pairs: {(share, "other")}  # type: ignore[method-assign]
+    change(work.locks)
     assert work.look(share, "vol") is not first

@@ -26,7 +26,7 @@ from ..candidates import Candidates, locate
 from ..transaction import Outcome
 from ..updating import VolumeRequest
 from ..workspace import Options
-from .batch_locks import BatchLocks, NotLocked
+from .batch_locks import BatchLocks, NotLocked, PredictedBatchLocks
 from .order import Change, arrange
 from .shared_syncs import SharedSyncs
 
@@ -98,7 +98,7 @@ def _look_at_room(items: Sequence[Item], options: Options) -> bool:
     makes = bool(asked) and (any(item.deletion for item in items) or not all(_is_there(change) for change in asked))
     for change in asked if makes else ():
         with suppress(OSError):  # to be told where a share is chosen
-            options.capacity.look(change.candidates.shares)
+            options.task.capacity.look(change.candidates.shares)
     return makes
 
 
@@ -124,7 +124,7 @@ class _Task:
         if parallel > 1:
             _allow_open_files()
             self._under_way = max(parallel, _UNDER_WAY)
-            self._options = replace(options, waiting=self._turns)
+            self._options = replace(options, task=replace(options.task, waiting=self._turns))
 
     def at_once(self, indexes: Iterable[int]) -> int:
         """How many of these items may be under way."""
@@ -140,10 +140,10 @@ class _Task:
             self.results[index] = understood(error, self._items[index].name)
         change = self._items[index].change
         if change is not None:
-            if "capacity" in self._options.kept:
-                self._options.capacity.give_back(change.candidates, change.volume)
+            if "capacity" in self._options.task.kept:
+                self._options.task.capacity.give_back(change.candidates, change.volume)
             if isinstance(self.results[index], StorageError):
-                self._options.failed.add(change.volume)
+                self._options.task.failed.add(change.volume)
 
     def run(self, indexes: list[int], at_once: int) -> None:
         """Run items, of which ``at_once`` may be under way. Those for which there is no room come last, one after the other: others that
@@ -182,7 +182,7 @@ class _Task:
         for share, volumes in self._batches(indexes, left):
             volumes = self._not_behind(volumes, left)
             try:
-                with BatchLocks(share, self._options.break_lock) as batch_locks:
+                with (PredictedBatchLocks if self._options.check else BatchLocks)(share, self._options.break_lock) as batch_locks:
                     left += self._delete_batch(volumes, batch_locks)
             except Exception:  # the share is ill: each of them will tell
                 left += [index for index in volumes if index not in self.results]
@@ -217,8 +217,8 @@ class _Task:
 
     def _delete_batch(self, volumes: dict[int, str], batch_locks: BatchLocks) -> list[int]:
         """Returns the indexes of items that need locks which the batch does not hold, or whose turn did not come in time."""
-        families = batch_locks.look(volumes.values()) if self._options.check else batch_locks.take(volumes.values())
-        held = replace(self._options, batch_locks=batch_locks)
+        families = batch_locks.take(volumes.values())
+        held = replace(self._options, task=replace(self._options.task, batch_locks=batch_locks))
         left = [index for index, volume in volumes.items() if volume not in families]
         ready = self._not_behind({index: volume for index, volume in volumes.items() if volume in families}, left)
         names = {index: families[volume] for index, volume in ready.items()}

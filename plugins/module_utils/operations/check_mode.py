@@ -1,0 +1,131 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a change would do to shares: the verbs of :mod:`run_mode` and its locks, which change nothing and remember what they predict.
+
+The memory is the task's, so that later items meet what earlier ones would leave. Imported in check mode only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Collection, Iterable, Sequence
+
+from ..apply.interrupted import Interrupted
+from ..errors import ShareNotWritable
+from ..model import Share, Volume
+from ..plan.plan import Plan
+from . import report
+from .applying import engine_for
+from .candidates import Candidates
+from .dependency_check import as_predicted
+from .locking import Locks, Name
+from .run_mode import RunMode
+
+if TYPE_CHECKING:
+    from ..apply.engine import CopySource
+    from .workspace import Workspace
+
+
+class PredictedLocks(Locks):
+    """Takes no locks, and fails where they could not be taken because nothing may be written."""
+
+    def take(self, wanted: Iterable[Name], shared: Iterable[Name] = ()) -> None:
+        """:raises ShareNotWritable: this user may not write to one of the shares."""
+        self._note(wanted, shared)
+        for share, _name in self._names:
+            if not os.access(share.path, os.W_OK):
+                remedy = "check the export, the mount options and the permissions of the share"
+                raise ShareNotWritable(f"share {share.source}", "this user may not write to it", remedy)
+
+    def take_families(self, wanted: Iterable[Name], reading: Iterable[Name] = ()) -> None:
+        """As of :class:`Locks`, asked once."""
+        own, others = set(wanted), set(reading)
+        self.take(own, others | self._ancestors_of(own | others))
+        self._reading = others
+
+    def add_ancestors(self, share: Share, name: str) -> None:
+        """Nothing that was read becomes untrue."""
+
+
+class CheckMode(RunMode):
+    """The verbs of a change that is predicted."""
+
+    asks_only = True
+
+    def __init__(self, work: Workspace) -> None:
+        super().__init__(work)
+        self._predicted = work.options.task.predicted
+        self._in_use: dict[tuple[str, str], bool | None] = {}  # of what is predicted here: whoever uses it cannot be asked
+
+    def finish(self, share: Share, interrupted: Interrupted) -> None:
+        """:raises InUse: the images that it needs are open."""
+        if interrupted.resumptions:
+            engine = engine_for(self._work, share)
+            for resumption in interrupted.resumptions:
+                engine.predict_end(resumption)
+
+    def forget_groups(self, share: Share) -> None:
+        """They stay."""
+
+    def forget_locks(self) -> None:
+        """There are none."""
+
+    def located(self, candidates: Candidates, name: str) -> Share | None:
+        """Nobody is locked out, so that it is where it was."""
+        return None
+
+    def observe(self, share: Share, name: str, said: str | None = None, interrupted: Interrupted | None = None) -> Volume | None:
+        """A volume as earlier items of the task, or the end of an interrupted one, would leave it."""
+        if (share.path, name) in self._predicted:
+            return self._predicted[(share.path, name)]
+        if interrupted is not None and interrupted.resumptions:
+            return interrupted.after
+        return super().observe(share, name, said)
+
+    def without_itself(self, volume: Volume) -> Volume:
+        """Files that are only predicted to be gone still stand on the volume's own."""
+        return replace(volume, dependents=tuple(pair for pair in volume.dependents if pair[0] != volume.name))
+
+    def dependents(self, share: Share, volume: Volume, excluding: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
+        """As earlier items would leave them."""
+        found = super().dependents(share, volume, excluding)
+        return as_predicted(self._predicted, share, volume.name, found)
+
+    def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
+        """:raises InUse: an image is open that the plan needs for itself. :raises Conflict: no engine can carry it out."""
+        engine = engine_for(self._work, share)
+        engine.abilities.require_for(plan)
+        engine.predict(plan)
+
+    def apply_together(self, share: Share, plans: Sequence[Plan]) -> None:
+        """As of :meth:`apply`, of each plan."""
+        for plan in plans:
+            self.apply(share, plan)
+
+    def described(self, share: Share, volume: Volume) -> dict:
+        """As of :class:`RunMode`; of what is predicted here it is known who uses it."""
+        if (share.path, volume.name) in self._in_use:
+            return report.volume(volume, share, self._in_use[(share.path, volume.name)])
+        return super().described(share, volume)
+
+    def described_after(self, share: Share, plan: Plan, before: dict | None) -> dict | None:
+        """The volume as the plan would leave it."""
+        key = (share.path, plan.volume)
+        self._predicted[key] = plan.after
+        self._in_use[key] = before["in_use"] if before else False
+        return report.volume(plan.after, share, self._in_use[key]) if plan.after else None
+
+    def volume_after(self, share: Share, planned: Volume) -> Volume:
+        """What was planned."""
+        return planned
+
+    def still_there(self, recovered: list) -> frozenset[str]:
+        """Files that the run will have removed by then."""
+        return frozenset(step["file"] for one in recovered for step in one["steps"] if step["step"] == "unlink")
+
+    def promised(self, share: Share, name: str) -> int:
+        """What the room that was promised to it amounts to."""
+        claim = self._work.options.task.capacity.standing(share, name)
+        return claim.demand.at_once if claim is not None else 0

@@ -1,0 +1,120 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a change does to shares. :mod:`check_mode` has the same verbs, and only predicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Collection, Sequence
+
+from ..apply.interrupted import Interrupted, forget_groups
+from ..errors import VolumeNotFound
+from ..model import Share, Volume
+from ..plan.plan import Plan
+from ..store.volumes import chains
+from ..store.volumes.images import UseProbe
+from . import report
+from .candidates import Candidates, locate
+
+if TYPE_CHECKING:
+    from ..apply.engine import CopySource
+    from .workspace import Workspace
+
+# What only changes need is imported where it is used.
+
+
+class RunMode:
+    """The verbs of a change that is made."""
+
+    asks_only = False  # whether files may only be looked at
+
+    def __init__(self, work: Workspace) -> None:
+        self._work = work
+
+    def finish(self, share: Share, interrupted: Interrupted) -> None:
+        """End what an interrupted task left."""
+        from .applying import finish
+
+        finish(self._work, share, interrupted)
+
+    def forget_groups(self, share: Share) -> None:
+        """Remove the decisions on groups that no volume waits for any more."""
+        forget_groups(self._work.directory(share))
+
+    def forget_locks(self) -> None:
+        """The volumes are gone: their lock files go with the locks."""
+        self._work.locks.forget_files()
+
+    def located(self, candidates: Candidates, name: str) -> Share | None:
+        """Where a volume is that was nowhere before the locks were taken."""
+        return locate(candidates, name, self._work.directory)
+
+    def observe(self, share: Share, name: str, said: str | None = None, _interrupted: Interrupted | None = None) -> Volume | None:
+        """A volume as it stands, and whether somebody uses it, in one reading of its images.
+
+        :param said: as of :func:`chains.observe`. :param _interrupted: what was left of it, which is ended.
+        :raises StorageError: it cannot be read.
+        """
+        look = self._work.look(share, name)
+        if look.observed is None or said is not None:
+            look.observed = chains.observe(look.directory, name, said, partial(UseProbe, full=True), look=look)
+        return look.observed.volume if look.observed else None
+
+    def dependents(self, share: Share, volume: Volume, excluding: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
+        """Who rests on a volume, as :attr:`Volume.dependents`, asked under the locks that are held before something is destroyed.
+
+        :param excluding: files that go with the volume.
+        :raises StorageError, OSError: the share cannot be read.
+        """
+        from .dependency_check import dependents_of
+
+        found = dependents_of(self._work.directory(share), volume, self._work.options, excluding)
+        self._work.not_counted[volume.name] = found.not_counted
+        return found.dependents
+
+    def without_itself(self, volume: Volume) -> Volume:
+        """The volume without dependents of its own name."""
+        return volume
+
+    def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
+        """Carry out a plan that changes something."""
+        from .applying import apply
+
+        apply(self._work, share, plan, source)
+
+    def apply_together(self, share: Share, plans: Sequence[Plan]) -> None:
+        """Take one snapshot of several volumes at one instant, all or none."""
+        from .applying import apply_together
+
+        apply_together(self._work, share, plans)
+
+    def described(self, share: Share, volume: Volume) -> dict:
+        """A volume as modules return it; whether it is used was asked when it was read."""
+        look = self._work.look(share, volume.name)
+        return report.volume(volume, share, look.observed.in_use) if look.observed else report.read_volume(look.directory, volume)
+
+    def described_after(self, share: Share, plan: Plan, before: dict | None) -> dict | None:
+        """The volume after its plan, as modules return it. :param before: the same before the plan."""
+        if not plan.changed and plan.before is plan.after:
+            return before  # it was looked at, at this very volume, under the lock
+        volume = self.observe(share, plan.volume) if plan.after is not None else None
+        if volume is None or plan.after is None:
+            return None
+        return self.described(share, replace(volume, dependents=plan.after.dependents))
+
+    def volume_after(self, share: Share, planned: Volume) -> Volume:
+        """The volume after a plan that was to make it ``planned``. :raises VolumeNotFound: it is not there."""
+        observed = self.observe(share, planned.name)
+        if observed is None:
+            raise VolumeNotFound(f"volume {planned.name}", "it went away while the task held its lock", "find out who removed its files")
+        return replace(observed, dependents=planned.dependents)
+
+    def still_there(self, _recovered: list) -> frozenset[str]:
+        """Files that a recovery removes and that are there yet."""
+        return frozenset()
+
+    def promised(self, _share: Share, _name: str) -> int:
+        """Bytes that a volume is going to take which is only predicted."""
+        return 0
