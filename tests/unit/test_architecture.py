@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,13 @@ def test_engines_are_chosen_in_one_place(path: Path) -> None:
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and "offline" in (node.module or "").split(".")]
     assert len(imports) == (1 if str(inside) == "apply/engine.py" else 0)
     assert "OfflineEngine" not in text or str(inside) == "apply/engine.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PLUGINS)))
+def test_what_an_intent_looks_like_is_known_in_two_rooms(path: Path) -> None:
+    """One that writes and understands it, and one that picks names out of what may be broken."""
+    if str(path.relative_to(PLUGINS)) not in ("module_utils/plan/intent.py", "module_utils/store/metadata/unfinished.py"):
+        assert not re.search(r"\bintent(\.get\(|\[)", path.read_text())
 
 
 DESCRIBED = sorted([*(UTILS / "mounts").glob("*.py"), UTILS / "operations/shares.py", UTILS / "localities.py"])

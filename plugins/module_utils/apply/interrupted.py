@@ -90,6 +90,8 @@ def forget_groups(directory: ShareDirectory) -> None:
         found = [records.read(directory, name[:-suffix]) for name in volumes.names()]
     except StorageError:
         return  # a record that nobody can read may wait for any of them
-    waiting = {group_file(str(record.intent.get("group"))) for record in found if record and record.intent}
+    from ..store.metadata import unfinished  # late: hardly any group was interrupted
+
+    waiting = {group_file(unfinished.group(record.intent)) for record in found if record and record.intent}
     for name in sorted(set(decided) - waiting):
         private.unlink(name)

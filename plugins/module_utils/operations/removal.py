@@ -76,14 +76,14 @@ def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> broken_c
 
 def _given_up(work: Workspace, share: Share, name: str, leftovers: tuple[str, ...]) -> list:
     """What an interrupted task left of a volume with gaps: its temporary files are removed, other work is not ended any more."""
-    from ..store.metadata import records
+    from ..store.metadata import records, unfinished
 
     directory = work.directory(share)
     record = records.read(directory, name)
     work.mode.finish(share, Interrupted((), tuple(directory.leftovers(name))))
     told = Interrupted((), leftovers).describe()
     if record is not None and record.intent is not None:
-        told.append({"operation": str(record.intent.get("operation")), "outcome": "discarded", "steps": [], "left": []})
+        told.append({"operation": unfinished.operation(record.intent), "outcome": "discarded", "steps": [], "left": []})
     return told
 
 

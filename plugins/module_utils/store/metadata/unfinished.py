@@ -11,6 +11,16 @@ from __future__ import annotations
 from ...model import is_safe_file_name
 
 
+def operation(intent: dict) -> str:
+    """What the task was about, as ``actions`` and ``pending`` name it."""
+    return str(intent.get("operation"))
+
+
+def group(intent: dict) -> str:
+    """The name of the group that the snapshot belongs to; that of no group where it is taken alone."""
+    return str(intent.get("group"))
+
+
 def planned_files(intent: dict) -> dict[str, str]:
     """Snapshot name → overlay, as the task will write them to ``.info``."""
     after = intent.get("after")
