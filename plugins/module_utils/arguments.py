@@ -38,7 +38,7 @@ def run_info(spec: dict, read: Callable[[dict, Callable[[str], None] | None], di
     module = AnsibleModule(argument_spec={**STORE, "share": {**STORE["share"], "required": True}, **spec}, supports_check_mode=True)
     try:
         found = read(module.params, module.warn if module.check_mode else None)
-    except Exception as error:  # one that nobody foresaw is a failure with a code too
+    except Exception as error:  # an unexpected one is a failure with a code, too
         known = understood(error, "this task")
         module.fail_json(msg=str(known), error_code=known.error_code, **known.details)
     _leave_reading(module, found)
@@ -77,7 +77,7 @@ def read_volumes(
 ) -> dict[str, list[str]]:
     """What ``shape`` makes of the volumes of all given shares, under these keys, as pieces of JSON.
 
-    :param warn: shares that are not there yet are empty, and told so by this; None: they cannot be read.
+    :param warn: takes a warning for each share that is not there yet, which counts as empty; None: such a share is an error.
     :raises StorageError: one of the shares cannot be read.
     """
     from .operations import candidates, reading

@@ -207,6 +207,7 @@ def _diff(before: dict, after: dict, content: tuple[str, str] | None) -> dict:
 
 
 def failure(error: StorageError) -> dict:
+    """The result of an object whose change failed: ``msg``, ``error_code`` and what else the error says."""
     return {"changed": False, "actions": [], "recovered": [], "msg": str(error), "error_code": error.error_code, **error.details}
 
 

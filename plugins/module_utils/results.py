@@ -36,13 +36,13 @@ def run_many(
 
 
 def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> dict[int, StorageError]:
-    """Items by index that say of one object something else than another one: which of them is meant nobody knows."""
+    """Items, by index, that contradict another item about the same object: it is not known which of them is meant."""
     subjects: list[dict[Hashable, str]] = []
     holders: dict[Hashable, list[int]] = {}
     for index, params in enumerate(every):
         try:
             subjects.append(claims_of(params, finder))
-        except Exception:  # the item itself will tell
+        except Exception:  # the item itself reports it
             subjects.append({})
         for claim in subjects[-1]:
             holders.setdefault(claim, []).append(index)
@@ -78,7 +78,7 @@ def _failing(name: str, error: StorageError, number: int, told: dict) -> runner.
 
 
 def _in_short(results: Sequence[dict]) -> dict:
-    """``results`` and ``volumes`` for tasks about so many objects that nobody looks at each."""
+    """``results`` and ``volumes`` for tasks about so many objects that a reader does not look at each."""
     kept = ("name", "share", "path", "format", "size", "allocated")
     return {
         "results": [{key: value for key, value in one.items() if key not in ("actions", "retention", "volume")} for one in results],
@@ -100,7 +100,7 @@ def _label(told: dict) -> str:
 
 
 def _shown(told: dict, one: dict, diff: dict) -> dict | None:
-    """The diff of one object of many: a line for each thing that comes, goes or changes; whole where lines do not tell it."""
+    """The diff of one object of many: a line for each thing that comes, goes or changes; in full where lines cannot show it."""
     from .operations import diffs
 
     header = {"before_header": _label(told), "after_header": _label(told), **told}

@@ -28,6 +28,7 @@ from .workspace import Options
 
 if TYPE_CHECKING:
     from ..plan.retention import Policy
+    from .shapes import VolumeResult
     from .snapshots import SnapshotRequest
     from .updating import VolumeRequest
 
@@ -40,6 +41,7 @@ def reachable(candidates: Candidates, options: Options) -> Candidates:
 
 
 def reachable_for_reading(candidates: Candidates, warn: Callable[[str], None]) -> Candidates:
+    """The candidates without the shares that are not there yet, which a warning names."""
     if not candidates.missing:
         return candidates
     sources = listed(share.source for share in candidates.missing)
@@ -117,7 +119,7 @@ def _has_source(request: VolumeRequest, there: Candidates, options: Options) -> 
 
 
 def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> Outcome | None:
-    """What the removal of a volume meets where its share is not there yet; None where it is."""
+    """What the removal of a volume would find where its share is not there yet; None where it is."""
     there = reachable(candidates, options)
     known = _assumed(candidates, name, options)
     if known is not None:
@@ -125,7 +127,7 @@ def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -
         plan = planner.delete_volume(volume, cascade)
         options.task.predicted[(share.path, name)] = None
         options.task.capacity.follow(share, volume, None)
-        return Outcome(name, True, plan.actions, [], _told(volume, share), None)
+        return Outcome(name, True, plan.actions, [], _result(volume, share), None)
     gone = (share.path for share in (*candidates.shares, *candidates.missing) if (share.path, name) in options.task.predicted)
     if any(options.task.predicted[path, name] is None for path in gone):
         return Outcome(name, False, [], [], None, None)  # an earlier item removes it
@@ -152,7 +154,7 @@ def missing_volume(candidates: Candidates, name: str, options: Options, quiet: b
 
 
 class AssumedImage(Image):
-    """The base of a volume of which only the name is known. It counts as raw and empty, and both are told as null."""
+    """The base of a volume of which only the name is known. It counts as raw and empty. Results show null for both."""
 
 
 def assumed_volume(name: str) -> Volume:
@@ -260,19 +262,20 @@ def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volu
         options.task.predicted[(share.path, after.name)] = after
         options.task.assumed.add((share.path, after.name))
     actions = [{**action, "size": None} if action.get("size") == 0 else action for plan in plans for action in plan.actions]
-    return Outcome(after.name, any(plan.changed for plan in plans), actions, [], _told(before, share) if before else None, _told(after, share))
+    return Outcome(after.name, any(plan.changed for plan in plans), actions, [], _result(before, share) if before else None, _result(after, share))
 
 
-def _told(volume: Volume, share: Share) -> dict:
-    """The volume for users. Where its size is not known, null says so, and what is not known of its base neither."""
-    told = report.volume(volume, share, False)
+def _result(volume: Volume, share: Share) -> VolumeResult:
+    """The volume for users. What is not known of its size and of its base is None."""
+    result = report.volume(volume, share, False)
     if isinstance(volume.base, AssumedImage):
-        chain = [*told["chain"][:-1], {**told["chain"][-1], "format": None}]
-        told = {**told, "format": chain[0]["format"], "base_format": None, "chain": chain}
-    if volume.base.size:
-        return told
-    unknown = [{**image, "size": image["size"] or None} for image in told["chain"]]
-    return {**told, "size": told["size"] or None, "chain": unknown}
+        result["chain"][-1]["format"] = result["base_format"] = None
+        result["format"] = result["chain"][0]["format"]
+    if not volume.base.size:
+        result["size"] = result["size"] or None
+        for image in result["chain"]:
+            image["size"] = image["size"] or None
+    return result
 
 
 def any_missing(names: Iterable[str], candidates: Candidates, options: Options) -> bool:
@@ -282,5 +285,5 @@ def any_missing(names: Iterable[str], candidates: Candidates, options: Options) 
         try:
             found = missing_volume(candidates, name, options, quiet=True) is not None or found
         except StorageError:
-            continue  # whoever works on it will tell
+            continue  # the work on it will report the error
     return found

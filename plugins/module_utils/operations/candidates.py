@@ -52,7 +52,7 @@ class Finder:
         return self._known[key]
 
     def prepare(self, names: Iterable[str] | str | None, mount_base: str) -> Candidates | None:
-        """Look them up before threads start, because asking a server forks; an error waits for the item that meets it."""
+        """Look them up before threads start, because asking a server forks; an error is kept for the first item that needs them."""
         try:
             return self.find(names, mount_base)
         except StorageError:
@@ -87,7 +87,7 @@ def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: s
             missing.append(expected_share(name, mount_base))
             continue
         try:
-            if not share.local:  # before a system call that nobody could interrupt
+            if not share.local:  # before a system call that could not be interrupted
                 from ..mounts.probe import capacity  # late: a task that only reads a directory starts faster without
 
                 capacity(share.path, PATIENCE, f"share {share.label}")

@@ -20,7 +20,7 @@ from ..store.volumes.chains import Observed
 from .candidates import Candidates
 
 _FIRST = 576 << 10  # bytes that the first change of a share takes for .remotefs: its folders and the ballast
-EACH = 32 << 10  # bytes that a volume takes beside its data: a record, and a lock on each candidate
+EACH = 32 << 10  # bytes that a volume takes besides its data: a record, and a lock on each candidate
 _NOISE = 1 << 20  # bytes by which the file system's figures may differ from what was foreseen before others must have taken them
 
 
@@ -60,7 +60,7 @@ class Capacity:
     what it promises and changes itself. What other tasks create meanwhile is not in it, nor could it be: placement takes no lock
     on a share.
 
-    Whoever asks and then promises holds ``lock`` meanwhile.
+    A caller that asks and then promises holds ``lock`` meanwhile.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Capacity:
                         self._small[read.system] = self._small.get(read.system, 0) + _FIRST
 
     def look_again(self, shares: Iterable[Share]) -> None:
-        """Lower the room to what the file system tells now: others may have taken some. :raises OSError: as :meth:`look`."""
+        """Lower the room to what the file system reports now: others may have taken some. :raises OSError: as :meth:`look`."""
         with self.lock:
             for share in shares:
                 self.look([share])
@@ -96,7 +96,7 @@ class Capacity:
                     self._figures[share.path] = known._replace(free=free)
 
     def room(self, share: Share) -> tuple[int, int]:
-        """(total size, bytes that are free and promised to nobody)."""
+        """(total size, bytes that are free and not promised)."""
         with self.lock:
             self.look([share])
             known = self._figures[share.path]
@@ -109,6 +109,7 @@ class Capacity:
     # -- virtual sizes -------------------------------------------------------------------------------------------------
 
     def provisioned(self, share: Share) -> int:
+        """The virtual sizes of all volumes of the share, in bytes, as this task leaves them."""
         with self.lock:
             own = self._own.get(share.path, {})
             return sum(size for name, size in self._sizes(share).items() if name not in own) + sum(own.values())
@@ -137,7 +138,7 @@ class Capacity:
                 self._take(share, demand.kept, demand.small)
 
     def promised(self, candidates: Candidates, name: str) -> Claim | None:
-        """What :meth:`promise` gave to this volume on these candidates, and nobody gave back."""
+        """What :meth:`promise` gave to this volume on these candidates, unless it was given back."""
         return self._claims.get(_key(candidates, name))
 
     def standing(self, share: Share, name: str) -> Claim | None:

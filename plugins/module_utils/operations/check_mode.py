@@ -25,6 +25,7 @@ from .run_mode import RunMode
 
 if TYPE_CHECKING:
     from ..apply.engine import CopySource
+    from .shapes import VolumeResult
     from .workspace import Workspace
 
 
@@ -57,7 +58,7 @@ class CheckMode(RunMode):
     def __init__(self, work: Workspace) -> None:
         super().__init__(work)
         self._predicted = work.options.task.predicted
-        self._in_use: dict[tuple[str, str], bool | None] = {}  # of what is predicted here: whoever uses it cannot be asked
+        self._in_use: dict[tuple[str, str], bool | None] = {}  # of volumes predicted here: their images cannot be asked
 
     def finish(self, share: Share, interrupted: Interrupted) -> None:
         """:raises InUse: the images that it needs are open."""
@@ -104,13 +105,13 @@ class CheckMode(RunMode):
         for plan in plans:
             self.apply(share, plan)
 
-    def described(self, share: Share, volume: Volume) -> dict:
-        """As of :class:`RunMode`; of what is predicted here it is known who uses it."""
+    def described(self, share: Share, volume: Volume) -> VolumeResult:
+        """As of :class:`RunMode`. For a volume that is predicted here, ``in_use`` is remembered."""
         if (share.path, volume.name) in self._in_use:
             return report.volume(volume, share, self._in_use[(share.path, volume.name)])
         return super().described(share, volume)
 
-    def described_after(self, share: Share, plan: Plan, before: dict | None) -> dict | None:
+    def described_after(self, share: Share, plan: Plan, before: VolumeResult | None) -> VolumeResult | None:
         """The volume as the plan would leave it."""
         key = (share.path, plan.volume)
         self._predicted[key] = plan.after

@@ -78,7 +78,7 @@ def _unusable(directory: ShareDirectory, file: str, error: qcow2.Qcow2Error) -> 
 def require_whole(directory: ShareDirectory, images: Iterable[Image], thorough: bool = True) -> None:
     """Before the data of these images is moved or something is built on them.
 
-    :param thorough: all tables are read. Otherwise two or three reads tell it of each image whose counts are right.
+    :param thorough: all tables are read. Otherwise two or three reads are enough for each image whose counts are right.
 
     :raises UnsafeImage: the file of one ends before its data. qemu-img would read zeros there, and say nothing.
     """
@@ -96,7 +96,7 @@ def _require_whole(directory: ShareDirectory, file: str, fd: int, thorough: bool
             directory.root.subject(file), f"it is damaged: {error}", "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
         ) from error
     except qcow2.Qcow2Error:
-        return  # whoever reads its tables says what is wrong with them
+        return  # the reader of its tables reports what is wrong with them
 
 
 def require_single_owners(directory: ShareDirectory, plan: Plan) -> None:

@@ -55,8 +55,8 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
 
 
 def _lock(work: Workspace, own: list[tuple[Share, str]], share: Share | None, source: SourceRequest | None) -> None:
-    """Lock the new name, and the source: only for reading where a snapshot of it is asked for and nothing of it has to be mended, so
-    that many clones can be made of one source at the same time."""
+    """Lock the new name and the source. The source is locked for reading only where a snapshot is asked for and nothing of it has to be
+    repaired, so that many clones can be made of one source at the same time."""
     if source is None or share is None:
         work.locks.take_families(own)
         return
@@ -76,7 +76,7 @@ def _is_at_rest(directory: ShareDirectory, name: str) -> bool:
             return False
         observed = chains.observe(directory, name, look=look)
     except StorageError:
-        return False  # to be told once it is locked as for a change
+        return False  # the error is reported under the lock for a change
     return observed is not None and DesiredVolume(name).is_met_by(observed.volume)
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who rests on a volume of which something is to be destroyed, and what the user says does not count."""
+"""What rests on a volume of which something is to be destroyed, and what does not count because the user says so."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _is_named(directory: ShareDirectory, file: str, names: Collection[str]) -> b
 
 
 def as_predicted(world: Mapping, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones beside.
+    """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones added.
 
     :param world: volumes as check mode remembers them, by (share path, name).
     """

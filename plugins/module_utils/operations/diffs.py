@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What diffs tell beside the volume before and after: content that goes back, and the changes of a task about many in one line each."""
+"""What diffs show besides the volume before and after: content that goes back, and in a task about many volumes one line per change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_REASONS = 20  # in one message
 
 
 def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:
-    """How a diff tells a revert: the content before and after it. None where nothing is discarded."""
+    """How a diff shows a revert: the content before and after it. None where nothing is discarded."""
     if plan.before is None or plan.after is None or not plan.changed:
         return None
     point = plan.before.point_file(snapshot)
@@ -41,7 +41,7 @@ _DERIVED = ("chain", "path", "format")  # what follows from snapshots that come 
 
 
 def lines(before: dict, after: dict, actions: Sequence[dict]) -> list[str] | None:
-    """The changes of one volume, for the diff of a task about many; None where lines cannot tell them.
+    """The changes of one volume, for the diff of a task about many; None where lines cannot show them.
 
     :param before: the volume as :func:`report.difference` has it, empty where it is not there; and so ``after``.
     :param actions: the steps, because owner and mode are no part of that.
@@ -100,7 +100,7 @@ def _what_became_of(name: str, gone: Sequence[str], before: dict, after: dict) -
 
 
 def _details(found: dict) -> list[str]:
-    """What was asked for of a volume or a snapshot beside its name."""
+    """What was asked for of a volume or a snapshot, besides its name."""
     told = [f"labels {_value(found['labels'])}"] if found["labels"] else []
     told += [_value(found["description"])] if found["description"] else []
     told += ["protected"] if found.get("protected") else []

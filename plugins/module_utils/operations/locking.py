@@ -37,10 +37,11 @@ class Locks:
         self._names: set[Name] = set()
 
     def take(self, wanted: Iterable[Name], shared: Iterable[Name] = ()) -> None:
-        """Take the locks of several names in one fixed order, so that tasks never wait for each other in a circle. Once: who
-        needs other ones after all gives these back with :meth:`give_back`, locks again, and looks again.
+        """Take the locks of several names in one fixed order, so that tasks never wait for each other in a circle.
 
-        :param shared: names whose files are only read: many tasks may hold them so at once, while nobody changes them.
+        This is done once. A change that needs other locks gives these back (:meth:`give_back`), takes all again, and reads all again.
+
+        :param shared: names whose files are only read. Many tasks may hold them at once; a task that changes them waits.
         """
         self._note(wanted, shared)
         exclusive = {(share.path, name): share for share, name in self._wanted}
@@ -64,8 +65,8 @@ class Locks:
         self._names = self._wanted | set(reading)
 
     def take_families(self, wanted: Iterable[Name], reading: Iterable[Name] = ()) -> None:
-        """Lock volumes whose data is going to be moved, and for reading others and all volumes that any of them rest on, whose
-        files must not change meanwhile. Who they rest on is only certain under the locks, so it is asked again then."""
+        """Lock volumes whose data is going to be moved. Lock for reading others, and all volumes that any of these rest on: their files
+        must not change meanwhile. What they rest on is only certain under the locks, so it is read again then."""
         own, others = set(wanted), set(reading)
         marks = self._marks_of(own | others)
         family = others | self._ancestors_of(own | others)
@@ -73,7 +74,7 @@ class Locks:
             self.take(own, family)
             self._reading = others
             if family == others and marks == self._marks_of(own | others):
-                return  # nobody has changed them since they were found to rest on nothing
+                return  # they have not changed since they were found to rest on nothing
             now = self._ancestors_of(own | others)
             if now <= family:
                 return
@@ -81,8 +82,8 @@ class Locks:
             self.give_back()
 
     def add_ancestors(self, share: Share, name: str) -> None:
-        """Lock for reading what a volume rests on, unless it is locked. This may give all locks back and take them again, so
-        that nothing that was read under them counts any more."""
+        """Lock for reading what a volume rests on, unless it is locked. This may give all locks back and take them again: what was read
+        before may be true no more."""
         if not self._ancestors_of([(share, name)]) <= self._names:
             wanted, reading = self._wanted, self._reading
             self.give_back()
@@ -95,7 +96,7 @@ class Locks:
         return {(share, name): chains.marks(self._directory(share), name) for share, name in pairs}
 
     def verify(self, name: str) -> None:
-        """The fence of all directories here: the locks that a change of file or volume ``name`` rests on must still be ours.
+        """The fence of all directories here: the locks that protect a change of file or volume ``name`` must still be ours.
 
         :raises LockTimeout: one was lost.
         """
@@ -106,14 +107,14 @@ class Locks:
             lock.verify()
 
     def give_back(self) -> None:
-        """Give all locks back. What was read under them is no longer to be relied on."""
+        """Give all locks back. What was read under them may be true no more."""
         self._changed()
         self._locks = []
         self._wanted, self._reading, self._names = set(), set(), set()
         self._stack.close()
 
     def _outwait_caches(self, shares: set[Share]) -> None:
-        """Now that nobody else changes anything, wait until this client cannot show what the last one has replaced.
+        """No other task changes anything now. Wait until this client cannot show any more what the last task has replaced.
 
         A lock orders tasks, but on some file systems a client goes on showing old names, sizes and content for a while: a
         snapshot would be taken of an image that is no longer the active one.

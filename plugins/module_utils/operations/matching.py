@@ -20,7 +20,7 @@ from .workspace import Options
 def volumes_named(candidates: Candidates, names: Sequence[str], options: Options) -> list[str]:
     """The names as they are, each once, with the volumes that match it in the place of a glob.
 
-    A lone file of which nothing records that it is a volume is matched by no glob: it may be anything that somebody put there.
+    A glob does not match a lone file that no record calls a volume: it may be anything.
 
     :raises StorageError: a glob is given, and one of the shares cannot be read.
     """
@@ -41,7 +41,7 @@ def volumes_named(candidates: Candidates, names: Sequence[str], options: Options
 
 
 def _volumes(candidates: Candidates, options: Options) -> dict[str, bool]:
-    """Name → whether it is known to be a volume; one that cannot be read is, so that its item tells why."""
+    """Name → whether it is known to be a volume. One that cannot be read counts as known, so that its item reports the reason."""
     if options.assume:
         from .assumptions import reachable
 

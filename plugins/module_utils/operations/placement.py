@@ -27,7 +27,7 @@ def demand(desired: DesiredVolume) -> Demand:
 
 def demand_of_clone(desired: DesiredVolume, linked: bool, source: Share, size: int, allocated: int, able: Candidates) -> Demand:
     """What a clone takes of a point of ``size`` bytes of which the share holds ``allocated``. One that is linked, and is not cut loose
-    in the same task, copies nothing. Room for all is asked for even where blocks will be shared, because nobody can be sure of that."""
+    in the same task, copies nothing. Room for all is required even where blocks will probably be shared, because that is not certain."""
     copied = 0 if linked and not desired.flatten else allocated
     written = copied + (_tables(copied) if copied and (linked or desired.format == "qcow2") else 0)
     kept = 0 if copied and _copies_share_blocks(source, able) else written
@@ -108,7 +108,7 @@ def _still_good(share: Share, promised: Demand, able: Candidates, wanted: Demand
         return False
     if check:
         return True
-    figures = os.statvfs(share.path)  # nobody but this task keeps to its promises
+    figures = os.statvfs(share.path)  # other tasks know nothing of the promises
     total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
     usable = free - total * policy.reserved_percentage // 100
     return usable > 0 and wanted.at_once <= usable and os.access(share.path, os.W_OK)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Mapping
 
 from ..errors import StorageError
 from ..model import Share
@@ -25,7 +25,7 @@ from . import report
 if TYPE_CHECKING:
     from .unknown_files import UnknownFiles
 
-Shape = Callable[[dict], "dict[str, list]"]  # a volume → what a result has of it, by the result's keys
+Shape = Callable[[Mapping], "dict[str, list]"]  # a volume → what a result has of it, by the result's keys
 
 _OF_GLOBS = frozenset("*?[")  # letters that make a name a glob
 
@@ -50,14 +50,14 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
         if patterns and skip(name):
             return {}
         if isinstance(found, Observed) and found.lone:
-            if not strangers:
+            if not unknown:
                 from .unknown_files import UnknownFiles  # late: most shares have none
 
-                strangers.append(UnknownFiles(share, lambda volume: _texts(shape(volume))))
-            return strangers[0].text(found)
-        return _texts(shape(_told(directory, name, found)))
+                unknown.append(UnknownFiles(share, lambda volume: _texts(shape(volume))))
+            return unknown[0].text(found)
+        return _texts(shape(_result(directory, name, found)))
 
-    strangers: list[UnknownFiles] = []
+    unknown: list[UnknownFiles] = []
     with ShareDirectory(share) as directory:
         found: Listing[dict[str, str]] = read_volumes(directory, tell, processors(), skip=skip if patterns else None)
         if any(found.told.values()):
@@ -70,7 +70,7 @@ def _texts(shaped: dict[str, list]) -> dict[str, str]:
     return {key: json.dumps(objects)[1:-1] for key, objects in shaped.items() if objects}
 
 
-def _told(directory: ShareDirectory, name: str, found: Observed | StorageError) -> dict:
+def _result(directory: ShareDirectory, name: str, found: Observed | StorageError) -> Mapping:
     share = directory.share
     if not isinstance(found, StorageError):
         return report.volume(found.volume, share, found.in_use)
@@ -92,7 +92,7 @@ def _pending(directory: ShareDirectory, name: str) -> dict | None:
 
 
 def _dependents(directory: ShareDirectory, found: Listing) -> dict[str, tuple[tuple[str, str], ...]]:
-    """Who rests on which of the volumes that are told: known only once all files of the share were looked at."""
+    """What rests on which of the volumes in the result. It is known only once all files of the share were read."""
     backings = dependents.scan(directory, found.known_backings(), found.listed)
     told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.told[name])
     shared = ((name, files, own) for name, files, own in told if not backings.only_within(files[:own]))

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a change must not meet, asked before it begins: a name that is taken."""
+"""What is checked before a change begins: its new names must be free."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
 
 
 def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> broken_chains.Broken | None:
-    """The volume as far as it is there, if the matter with it is that files are missing; these are told. None otherwise, or
-    where it has unfinished work and not all of it is to go."""
+    """The volume as far as it is there, if files of its chain are missing; a warning names them. None otherwise, or where it has
+    unfinished work and not all of it is to go."""
     from ..store.metadata import records  # late: hardly any volume has gaps
     from ..store.volumes import broken_chains
 
@@ -88,7 +88,7 @@ def _given_up(work: Workspace, share: Share, name: str, leftovers: tuple[str, ..
 
 
 def _refuse_foreign(volume: Volume) -> None:
-    """:raises Conflict: nothing says that the lone file is a disk; it may be anything that somebody put there."""
+    """:raises Conflict: nothing says that the lone file is a disk; it may be anything."""
     if volume.base.format is None:
         raise Conflict(
             f"volume {volume.name}",
@@ -100,9 +100,9 @@ def _refuse_foreign(volume: Volume) -> None:
 
 
 def _recover_for_removal(work: Workspace, share: Share, name: str) -> tuple[Volume | None, list, tuple[str, ...]]:
-    """As :func:`recover`, for a volume that is to go with all its snapshots: what an interrupted task had begun to merge
-    is not merged any more, which a full share might not allow. The third value names its files outside the chain; where
-    somebody changed the share since, those are left alone and told."""
+    """As :func:`recover`, for a volume that is to go with all its snapshots. A merge that was interrupted is not finished: a full share
+    might not allow it. The third value names the volume's files outside the chain. Where the share was changed since, they are left
+    alone and named in the result."""
     directory = work.directory(share)
     interrupted = find_left(work, share, name, discard=True)
     begun = [one for one in interrupted.resumptions if one.plan.after is not None]

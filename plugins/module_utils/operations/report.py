@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import TYPE_CHECKING, Mapping, Sequence
 
 from ..errors import StorageError
 from ..model import Image, Share, Snapshot, Volume
@@ -13,12 +13,15 @@ from ..mounts import types
 from ..store.files.directory import ShareDirectory
 from ..store.volumes import chains
 
+if TYPE_CHECKING:
+    from .shapes import ImageResult, SnapshotResult, VolumeResult
+
 _SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "expires")
 
 
-def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
+def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
     """A volume for users; sizes are bytes."""
-    told = {
+    result: VolumeResult = {
         "name": found.name,
         "share": share.source,
         "mountpoint": share.path,
@@ -39,12 +42,12 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> dict:
         "pending": pending(found.pending),
         "connection": _connection(found, share),
     }
-    return with_dependents(told, found.dependents) if found.dependents else told
+    return with_dependents(result, found.dependents) if found.dependents else result
 
 
-def with_dependents(told: dict, dependents: Sequence[tuple[str, str]]) -> dict:
-    """A volume for users, with who rests on it: (linked clone, file of the volume)."""
-    return {**told, "dependents": [{"volume": clone, "snapshot": _point(told, file)} for clone, file in dependents]}
+def with_dependents(result: VolumeResult, dependents: Sequence[tuple[str, str]]) -> VolumeResult:
+    """A volume for users, with what rests on it: (linked clone, file of the volume)."""
+    return {**result, "dependents": [{"volume": clone, "snapshot": _point(result, file)} for clone, file in dependents]}
 
 
 def pending(intent: object) -> dict | None:
@@ -56,10 +59,10 @@ def pending(intent: object) -> dict | None:
     return summary(intent)
 
 
-def _point(told: dict, file: str) -> str | None:
+def _point(result: VolumeResult, file: str) -> str | None:
     """The snapshot whose data is what ``file`` shows."""
-    above = [image["file"] for image in told["chain"] if image["backing_file"] == file]
-    return next((item["name"] for item in told["snapshots"] if item["file"] in above), None)
+    above = [image["file"] for image in result["chain"] if image["backing_file"] == file]
+    return next((item["name"] for item in result["snapshots"] if item["file"] in above), None)
 
 
 def _connection(found: Volume, share: Share) -> dict:
@@ -77,7 +80,8 @@ def _connection(found: Volume, share: Share) -> dict:
     return {"driver_volume_type": driver, "data": data, "mount_point_base": share.mount_base}
 
 
-def snapshot(found: Snapshot) -> dict:
+def snapshot(found: Snapshot) -> SnapshotResult:
+    """A snapshot for users."""
     return {
         "name": found.name,
         "file": found.file,
@@ -89,7 +93,8 @@ def snapshot(found: Snapshot) -> dict:
     }
 
 
-def image(found: Image) -> dict:
+def image(found: Image) -> ImageResult:
+    """One file of a chain for users. Sizes are in bytes."""
     return {
         "file": found.file,
         "format": found.format,
@@ -99,8 +104,8 @@ def image(found: Image) -> dict:
     }
 
 
-def read_volume(directory: ShareDirectory, found: Volume) -> dict:
-    """A volume of an opened share, with whether somebody uses it."""
+def read_volume(directory: ShareDirectory, found: Volume) -> VolumeResult:
+    """A volume of an opened share, with whether it is in use."""
     try:
         in_use = chains.used_by_somebody(directory, found)
     except (OSError, StorageError):
@@ -108,8 +113,8 @@ def read_volume(directory: ShareDirectory, found: Volume) -> dict:
     return volume(found, directory.share, in_use)
 
 
-def difference(found: dict | None) -> dict:
-    """The part of a volume that a diff shows: what tasks change, not what the world does."""
+def difference(found: Mapping | None) -> dict:
+    """The part of a :class:`shapes.VolumeResult` that a diff shows: what tasks change, not what the world does."""
     if found is None:
         return {}
     kept = ("name", "share", "path", "format", "base_format", "size", "description", "labels", "parent")

@@ -35,7 +35,7 @@ class _Seen(NamedTuple):
 
 def reserve_all(asked: Asked, options: Options) -> frozenset:
     """Promise room to those of these items (index, what it asks for) that make a volume. Returns the indexes of those for which there
-    is none. An item about which something cannot be read, or that asks for nonsense, gets nothing here: it will tell."""
+    is none. An item about which something cannot be read, or that asks for nonsense, gets nothing here: it fails by itself later."""
     with ExitStack() as stack:
         view = _View(stack, options)
         requests = [(index, request) for index, request in ((index, _understood(ask, options)) for index, ask in asked) if request is not None]
@@ -54,7 +54,7 @@ def reserve_all(asked: Asked, options: Options) -> frozenset:
                     without.add(index)
                     refused.add(request.desired.name)
                 except (StorageError, OSError, ValueError):
-                    continue  # the item itself will tell
+                    continue  # the item itself reports it
         return frozenset(without)
 
 
@@ -76,7 +76,7 @@ def _understood(ask: Callable[[], VolumeRequest], options: Options) -> VolumeReq
     try:
         request = ask()
         check_volume_name(request.desired.name)
-    except Exception:  # whatever it is, the item itself will tell
+    except Exception:  # whatever it is, the item itself reports it
         return None
     there = request.candidates
     left = [error for error in there.unreadable if error not in there.excused] if options.assume else there.unreadable
@@ -98,7 +98,7 @@ def _reserve(request: VolumeRequest, view: _View, options: Options, touched: dic
     if request.source is None or (source is None and options.assume):
         wanted = placement.demand(request.desired)
         if request.source is None and not wanted.size:
-            return  # it has no size, and will be told so
+            return  # it has no size, and fails for that later
         placement.reserve(name, request.candidates, request.candidates, wanted, request.policy, capacity)
     elif source is not None:
         able = request.candidates._replace(shares=(source.share,)) if request.source.linked else request.candidates
@@ -107,7 +107,7 @@ def _reserve(request: VolumeRequest, view: _View, options: Options, touched: dic
 
 
 class _View:
-    """What is on the shares, and what check mode and earlier promises say beside."""
+    """What is on the shares, with what check mode and earlier promises add."""
 
     def __init__(self, stack: ExitStack, options: Options) -> None:
         self._stack = stack

@@ -20,6 +20,7 @@ from .candidates import Candidates, locate
 
 if TYPE_CHECKING:
     from ..apply.engine import CopySource
+    from .shapes import VolumeResult
     from .workspace import Workspace
 
 # What only changes need is imported where it is used.
@@ -52,7 +53,7 @@ class RunMode:
         return locate(candidates, name, self._work.directory)
 
     def observe(self, share: Share, name: str, said: str | None = None, _interrupted: Interrupted | None = None) -> Volume | None:
-        """A volume as it stands, and whether somebody uses it, in one reading of its images.
+        """A volume as it stands, and whether it is in use, in one reading of its images.
 
         :param said: as of :func:`chains.observe`. :param _interrupted: what was left of it, which is ended.
         :raises StorageError: it cannot be read.
@@ -63,7 +64,7 @@ class RunMode:
         return look.observed.volume if look.observed else None
 
     def dependents(self, share: Share, volume: Volume, excluding: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
-        """Who rests on a volume, as :attr:`Volume.dependents`, asked under the locks that are held before something is destroyed.
+        """What rests on a volume, as :attr:`Volume.dependents`; read under the locks, before something is destroyed.
 
         :param excluding: files that go with the volume.
         :raises StorageError, OSError: the share cannot be read.
@@ -90,12 +91,12 @@ class RunMode:
 
         apply_together(self._work, share, plans)
 
-    def described(self, share: Share, volume: Volume) -> dict:
+    def described(self, share: Share, volume: Volume) -> VolumeResult:
         """A volume as modules return it; whether it is used was asked when it was read."""
         look = self._work.look(share, volume.name)
         return report.volume(volume, share, look.observed.in_use) if look.observed else report.read_volume(look.directory, volume)
 
-    def described_after(self, share: Share, plan: Plan, before: dict | None) -> dict | None:
+    def described_after(self, share: Share, plan: Plan, before: VolumeResult | None) -> VolumeResult | None:
         """The volume after its plan, as modules return it. :param before: the same before the plan."""
         if not plan.changed and plan.before is plan.after:
             return before  # it was looked at, at this very volume, under the lock

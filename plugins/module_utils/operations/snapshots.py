@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SnapshotRequest(NamedTuple):
-    """A volume on one of ``candidates``, what is wanted of one of its snapshots, and what to ``keep`` beside that one."""
+    """A volume on one of ``candidates``, what is desired of one of its snapshots, and what to ``keep`` besides that one."""
 
     candidates: Candidates
     volume: str
@@ -52,6 +52,7 @@ def find(work: Workspace, candidates: Candidates, name: str) -> Share:
 
 
 def recovered_volume(work: Workspace, share: Share, name: str, dependents: bool = False) -> tuple[Volume, list]:
+    """As :func:`recover`. :raises VolumeNotFound: there is no such volume."""
     volume, recovered = recover(work, share, name, dependents=dependents)
     if volume is None:
         raise VolumeNotFound(f"volume {name}", f"it is not on {share.source}", "check the name, or create it first with remotefs_volume")
@@ -59,7 +60,7 @@ def recovered_volume(work: Workspace, share: Share, name: str, dependents: bool 
 
 
 def take(request: SnapshotRequest, options: Options) -> Outcome:
-    """Take a snapshot; one that exists is no change but for a description, labels or protection that differ. Then remove what
+    """Take a snapshot. One that exists is no change, unless its description, labels or protection differ. Then remove what
     ``request.keep`` does not keep."""
     check_snapshot_name(request.volume, request.desired.name)
     if options.assume:
@@ -78,6 +79,7 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
 
 
 def plan_taking(work: Workspace, share: Share, volume: Volume, desired: DesiredSnapshot, recovered: list) -> Plan:
+    """The plan that takes a snapshot, or changes what is said of it. :param recovered: as :func:`recover` returns it."""
     if desired.is_met_by(volume):
         return Plan(CREATE_SNAPSHOT, volume.name, (), volume, volume)
     from ..plan import planner
@@ -173,7 +175,7 @@ def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -
 
 def _deletion_with_stale(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:
     """As :func:`_deletion`, where some of the names are entries of ``.info`` whose file is no overlay of the chain. Such a file goes as
-    well, if it is surely this volume's and nobody rests on it."""
+    well, if it is surely this volume's and nothing rests on it."""
     from ..plan import merge
     from ..store.metadata.stale import left_by_stale
 

@@ -38,7 +38,7 @@ class StepLog:
                 raise InvalidParameter("option log_path", told, "name a file in a directory that exists on the managed host") from error
 
     def __call__(self, volume: str, told: dict, seconds: float) -> None:
-        """Add a step that took ``seconds``; ``told`` is what ``actions`` say of it, and its share."""
+        """Add a step that took ``seconds``; ``told`` is its entry of ``actions``, and its share."""
         instant = time.time()
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(instant)) + f".{int(instant * 1000) % 1000:03d}Z"
         line = {"time": moment, "volume": volume, **told, "seconds": round(seconds, 6)}

@@ -20,6 +20,7 @@ from ..store.volumes import ownership
 
 if TYPE_CHECKING:
     from ..apply.engine import CopySource
+    from .shapes import Action, Recovered, VolumeResult
     from .workspace import Workspace
 
 
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 class Outcome:
     """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them, ``retention``
     the verdicts on snapshots where a policy was applied, ``not_counted`` the files that ``not_dependent`` overruled, ``content`` how a
-    diff tells content that goes back: before and after."""
+    diff shows content that goes back: before and after."""
 
     name: str
     changed: bool
-    actions: list
-    recovered: list
-    before: dict | None
-    after: dict | None
+    actions: list[Action]
+    recovered: list[Recovered]
+    before: VolumeResult | None
+    after: VolumeResult | None
     retention: list | None = None
     not_counted: tuple[str, ...] = ()
     content: tuple[str, str] | None = None
@@ -54,7 +55,7 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
 
 
 def each_once(*recovered: list) -> list:
-    """What was recovered on the way, in order. Check mode ends nothing, and meets the same again."""
+    """What was recovered on the way, in order. Check mode ends nothing, so that it finds the same again."""
     every: list = []
     for one in (one for part in recovered for one in part):
         if one not in every:

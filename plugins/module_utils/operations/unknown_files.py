@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Callable
+from typing import Callable, Mapping
 
 from ..model import Image, Share
 from ..store.volumes.chains import Observed
@@ -15,17 +15,21 @@ from . import report
 
 
 class UnknownFiles:
-    """Texts of files of which nothing on the share says anything: there can be very many, and they differ in name and sizes alone.
-    So the first of them becomes a pattern for the others, as long as it has shown to make the same text."""
+    """Results, as texts, for files of which nothing on the share says anything.
+
+    There can be very many, and they differ in name and sizes only. So the first text becomes a pattern for the others, once it is known
+    that the pattern makes the same text.
+    """
 
     _NAME, _SIZE, _ALLOCATED = "\0", 8642 << 50, 8643 << 50  # what no name has in it, and no file has
 
-    def __init__(self, share: Share, texts: Callable[[dict], dict[str, str]]) -> None:
+    def __init__(self, share: Share, texts: Callable[[Mapping], dict[str, str]]) -> None:
         self._share = share
         self._texts = texts
         self._patterns: dict[bool | None, dict[str, str] | None] = {}
 
     def text(self, found: Observed) -> dict[str, str]:
+        """The texts of one file, by the key of the result that they are for."""
         image = found.volume.active
         if found.in_use not in self._patterns:
             whole = self._texts(report.volume(found.volume, self._share, found.in_use))

@@ -27,6 +27,7 @@ class SourceRequest(NamedTuple):
 
     @property
     def label(self) -> str:
+        """How messages and ``actions`` name it: ``VOLUME`` or ``VOLUME@SNAPSHOT``."""
         return f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
 
 

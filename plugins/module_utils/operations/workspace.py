@@ -52,6 +52,7 @@ class Task:
         return self.kept["capacity"]
 
     def warn_once(self, sentence: str) -> None:
+        """Warn, unless the task has given the same warning already."""
         if sentence not in self.warned:
             self.warned.add(sentence)
             self.warn(sentence)
@@ -119,14 +120,15 @@ class Workspace:
             raise from_os_error(error, f"share {places}") from error
 
     def directory(self, share: Share) -> ShareDirectory:
+        """The opened share, open until the workspace ends. Each change in it verifies the locks first."""
         if share.path not in self._directories:
             self._directories[share.path] = self._stack.enter_context(ShareDirectory(share, self.locks.verify, self.options.task.waiting))
         return self._directories[share.path]
 
     def look(self, share: Share, name: str) -> Look:
-        """What is known of a volume. Whatever changes it, or lets others change it, makes the next one look anew."""
+        """What is known of a volume. Whatever changes it, or lets others change it, makes the next call read it anew."""
         return self._looks.setdefault((share.path, name), Look(self.directory(share), name))
 
     def look_anew(self) -> None:
-        """What is known is true no more."""
+        """Forget what is known: it may be true no more."""
         self._looks.clear()

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Locks of many volumes held together, and one look at who rests on whom under them.
+"""Locks of many volumes held together, and one reading of what rests on what under them.
 
 A deletion must know every linked clone of its volume, which only all headers of the share can tell, read while the volume's
 lock keeps new clones from being made. Bulk deletions therefore take the locks of many volumes first and read the headers once.
@@ -51,10 +51,10 @@ class BatchLocks:
         self._stack.__exit__(*error)
 
     def take(self, names: Iterable[str]) -> dict[str, frozenset]:
-        """Lock these volumes, and for reading those that they rest on, as far as nobody else holds them just now. Returns those
+        """Lock these volumes, and for reading those that they rest on, as far as no other task holds them just now. Returns those
         that are locked, as :meth:`look` does.
 
-        Nobody is waited for while locks are held, so that no two tasks can wait for each other.
+        This never waits while locks are held, so that no two tasks can wait for each other.
         """
         wanted = set(names)
         for name in sorted(wanted):
@@ -77,9 +77,10 @@ class BatchLocks:
         try:
             self._locks[name] = self._stack.enter_context(lock)
         except StorageError:
-            pass  # somebody has it, or the share is ill; the change on its own will wait, or tell
+            pass  # another task has it, or the share fails; the change on its own will wait, or report the error
 
     def has(self, name: str) -> bool:
+        """Whether the volume is locked, for a change or for reading."""
         return name in self._locks
 
     def lock_of(self, share: Share, name: str, shared: bool) -> VolumeLock:
@@ -96,7 +97,7 @@ class BatchLocks:
             lock.__exit__(None, None, None)
 
     def backings(self) -> dependents.Backings:
-        """Who rests on whom: from all headers, read once, and followed since.
+        """What rests on what: from all headers, read once, and kept up to date since.
 
         :raises StorageError, OSError: the share cannot be listed.
         """

@@ -97,7 +97,7 @@ def _families(changes: dict[int, Change]) -> Iterable[tuple[int, str, set[str]]]
                 with ShareDirectory(share) as directory:
                     yield index, change.volume, ownership.ancestors_of(directory, change.volume)
         except (OSError, StorageError):
-            continue  # the item itself will tell
+            continue  # the item itself reports it
 
 
 def _is_there(candidates: Candidates, name: str) -> bool:

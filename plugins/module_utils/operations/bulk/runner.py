@@ -49,8 +49,9 @@ class Item:
     """One object of a bulk task. Items that share a name in ``touches``, their own volume's among them, run in order, and so do
     those that have it in ``reads``.
 
-    ``asked`` tells what volume it wants to be there, if any: its room is promised before items run side by side (see :mod:`reserving`).
-    ``told`` are keys of its result that name its volume and its snapshot. ``change`` tells what others may depend on (see :mod:`order`).
+    ``asked`` returns the volume that it wants to be there, if any: room is promised to it before items run side by side (see
+    :mod:`reserving`). ``told`` are keys of its result that name its volume and its snapshot. ``change`` is what others may depend on
+    (see :mod:`order`).
     ``keeps_lock`` says that it moves data when the volume has been changed already, and cannot be given back to be done later.
     No more of such items are under way than work, because others wait for their volumes.
     """
@@ -67,6 +68,7 @@ class Item:
 
 
 def default_parallel() -> int:
+    """How many items work at a time where the user does not say."""
     return min(8, os.cpu_count() or 1)
 
 
@@ -184,7 +186,7 @@ class _Task:
             try:
                 with (PredictedBatchLocks if self._options.check else BatchLocks)(share, self._options.break_lock) as batch_locks:
                     left += self._delete_batch(volumes, batch_locks)
-            except Exception:  # the share is ill: each of them will tell
+            except Exception:  # the share fails: each of them will report it
                 left += [index for index in volumes if index not in self.results]
         return sorted(set(left))
 
@@ -265,7 +267,7 @@ def _share_of(deletion: Deletion | None) -> Share | None:
         return None
     try:
         return locate(deletion.candidates, deletion.volume)
-    except Exception:  # the item itself will tell
+    except Exception:  # the item itself reports it
         return None
 
 

@@ -27,7 +27,7 @@ def _left_until(deadline: float | None) -> float | None:
 
 
 class _Round:
-    """One sync of a directory that has not begun yet, and who waits for it."""
+    """One sync of a directory that has not begun yet, and the threads that wait for it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd  # of a waiting change, which keeps it open until the sync is over
@@ -35,6 +35,7 @@ class _Round:
         self.error: OSError | None = None
 
     def run(self) -> None:
+        """Sync, and let those go on that wait. An error is for all of them."""
         try:
             os.fsync(self.fd)
         except OSError as error:
@@ -45,7 +46,7 @@ class _Round:
 class SharedSyncs(Waiting):
     """Waiting shared by the threads of one task. Each change is made inside :meth:`turn`.
 
-    :param at_work: how many of them work at one time, those not counted that wait; and how many move much data beside those.
+    :param at_work: how many of them work at one time, not counting those that wait. As many more may move much data.
     """
 
     def __init__(self, at_work: int) -> None:
@@ -79,7 +80,7 @@ class SharedSyncs(Waiting):
         return True
 
     def _stop_coming(self) -> None:
-        """One less is to be waited for. Whoever leaves last syncs for all that wait."""
+        """One less is waited for. The last to leave syncs for all that wait."""
         with self._mutex:
             self._coming -= 1
             if self._coming > 0:
@@ -89,10 +90,12 @@ class SharedSyncs(Waiting):
             one.run()
 
     def sync_file(self, fd: int) -> None:
+        """As of :class:`Waiting`; another change works meanwhile."""
         with self._aside():
             os.fsync(fd)
 
     def sleep(self, seconds: float) -> None:
+        """As of :class:`Waiting`; another change works meanwhile."""
         with self._aside(), self._not_coming():
             time.sleep(seconds)
 
@@ -116,6 +119,7 @@ class SharedSyncs(Waiting):
                 self._coming += 1
 
     def sync_directory(self, fd: int) -> None:
+        """As of :class:`Waiting`: one sync serves all changes that wait for the same directory."""
         status = os.fstat(fd)
         key = (status.st_dev, status.st_ino)
         with self._mutex:
@@ -129,7 +133,7 @@ class SharedSyncs(Waiting):
 
     @contextmanager
     def long_work(self, deadline: float | None = None) -> Iterator[None]:
-        """As many at a time as :meth:`turn` lets work, beside those: quick changes go on meanwhile, and wait for none of these."""
+        """As many at a time as :meth:`turn` lets work, in addition to those: quick changes go on meanwhile, and wait for none of these."""
         with self._aside(), self._not_coming():
             if not self._long.acquire(timeout=_left_until(deadline)):
                 raise NotBegun
@@ -139,7 +143,7 @@ class SharedSyncs(Waiting):
                 self._long.release()
 
     def _begin(self, key: tuple[int, int], mine: _Round) -> None:
-        """Sync without those that have not come yet, unless somebody has begun."""
+        """Sync without those that have not come yet, unless another thread has begun."""
         with self._mutex:
             if self._rounds.get(key) is not mine:
                 return
