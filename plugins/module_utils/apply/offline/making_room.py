@@ -112,12 +112,12 @@ def take_data_out(directory: ShareDirectory, volume: str, files: Iterable[str]) 
                 kept = qcow2.drop_data(fd)
             except qcow2.Qcow2Error:
                 continue
-            _free_from(fd, kept)
+            _give_back(fd, kept)
             done = True
     return done
 
 
-def _free_from(fd: int, start: int) -> None:
+def _give_back(fd: int, start: int) -> None:
     """Free the blocks of a file from offset ``start`` to its end, durably. Its length stays."""
     length = os.fstat(fd).st_size
     if length > start and not allocate.make_hole(fd, start, length - start):
