@@ -77,7 +77,7 @@ def _is_at_rest(directory: ShareDirectory, name: str) -> bool:
         observed = chains.observe(directory, name, look=look)
     except StorageError:
         return False  # to be told once it is locked as for a change
-    return observed is not None and DesiredVolume(name).is_met_by(observed.volume)
+    return observed is not None and DesiredVolume(name).is_satisfied_by(observed.volume)
 
 
 def _writable(share: Share) -> bool:

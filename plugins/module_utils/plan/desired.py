@@ -42,7 +42,7 @@ class DesiredVolume(NamedTuple):
     labels: dict | None = None
     snapshot: str | None = None  # taken of the volume once it is there
 
-    def is_met_by(self, volume: Volume) -> bool:
+    def is_satisfied_by(self, volume: Volume) -> bool:
         """Whether :func:`planner.ensure_volume` has nothing to do and nothing to refuse. Then the volume has a record, its headers
         are in order, and format, size, ownership, description and labels are as desired."""
         return (
@@ -87,7 +87,7 @@ class DesiredSnapshot(NamedTuple):
     max_chain: int = MAX_CHAIN
     expires: Expiry | None = None
 
-    def is_met_by(self, volume: Volume) -> bool:
+    def is_satisfied_by(self, volume: Volume) -> bool:
         """Whether :func:`planner.create_snapshot` has nothing to do: the snapshot exists and is as desired."""
         return any(
             snapshot.name == self.name
