@@ -96,7 +96,7 @@ def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent
             )
 
 
-def give_up(look: Look) -> Interrupted:
+def discard_interrupted(look: Look) -> Interrupted:
     """Discard an intent that cannot be resumed. From now on the volume is what is on the share.
 
     Snapshots that the interrupted task had begun to delete lose their names, because their data may be damaged. Files that it
