@@ -65,7 +65,7 @@ class Executor:
         try:
             self._apply(plan, source)
         except NoSpace:
-            again = room.on_record(plan)
+            again = room.with_intent(plan)
             if again is None:
                 raise
             self._apply(again, source)

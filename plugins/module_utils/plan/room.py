@@ -30,7 +30,7 @@ def gives_enough(plan: Plan) -> bool:
     return sum(max(0, image.allocated - _TABLES) for image in images) >= _NEEDED
 
 
-def on_record(plan: Plan) -> Plan | None:
+def with_intent(plan: Plan) -> Plan | None:
     """The plan of a revert to the newest snapshot, with an intent. It needs one where data is given up first. Otherwise such a revert
     is one rename and needs none. None for other plans, and where the revert would give up too little."""
     if plan.intent or not given_up(plan.steps) or not gives_enough(plan):
