@@ -158,7 +158,7 @@ class Executor:
         steps = list(plan.steps)
         kinds = [type(step) for step in steps]
         later = steps[kinds.index(WriteRecord) + 1 :] if WriteRecord in kinds else []
-        with session.begun(later) as made:
+        with session.prepared(later) as made:
             for position, step in enumerate(steps):
                 if session.can(step):
                     self._do(session, step, plan.volume)

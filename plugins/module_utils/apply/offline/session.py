@@ -59,7 +59,7 @@ class OfflineSession:
         self._guard = guard
         self._source = source
         self._given_up = given_up
-        self._begun: dict[str, tuple[int, str]] = {}  # files that have no name of their own yet: descriptor, temporary name
+        self._prepared: dict[str, tuple[int, str]] = {}  # files that have no name of their own yet: descriptor, temporary name
         self._methods: dict[type, Callable] = {
             CreateImage: self._create_image,
             CopyImage: self._copy_image,
@@ -100,24 +100,24 @@ class OfflineSession:
     # -- new files ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def begun(self, steps: Iterable[Step]) -> Iterator[dict[str, records.Disk]]:
-        """See :meth:`engine.Session.begun`. The base files of new volumes are created early. An overlay needs no mark."""
+    def prepared(self, steps: Iterable[Step]) -> Iterator[dict[str, records.Disk]]:
+        """See :meth:`engine.Session.prepared`. The base files of new volumes are created early. An overlay needs no mark."""
         try:
             made = {}
             for step in steps:
                 if isinstance(step, (CreateImage, CopyImage)):
-                    fd, _temporary = self._begun[step.file] = self._directory.create_temporary(self._volume)
+                    fd, _temporary = self._prepared[step.file] = self._directory.create_temporary(self._volume)
                     made[step.file] = mark_of(self._directory, fd, step.size)
             yield made
         finally:
-            for fd, temporary in self._begun.values():
+            for fd, temporary in self._prepared.values():
                 os.close(fd)
                 self._directory.discard_temporary(temporary)
-            self._begun = {}
+            self._prepared = {}
 
     def _new_file(self, name: str, fill: Callable[[int], None]) -> None:
         """Fill a temporary file, sync it and publish it as ``name``. A failure leaves nothing behind."""
-        made = self._begun.pop(name) if name in self._begun else self._directory.create_temporary(self._volume)
+        made = self._prepared.pop(name) if name in self._prepared else self._directory.create_temporary(self._volume)
         temporary = self._filled(made, fill)
         try:
             self._directory.publish(temporary, name)
