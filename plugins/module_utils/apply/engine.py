@@ -111,10 +111,10 @@ class Engine(Protocol):
     def predict_end(self, resumption: Resumption) -> None:
         """Check whether :meth:`session_to_end` would fail, without taking anything. :raises InUse: it would."""
 
-    def require_unused(self, file: str, ask_only: bool) -> None:
+    def require_unused(self, file: str, check_only: bool) -> None:
         """Check that nobody uses ``file`` before it is read as the present content of a volume.
 
-        :param ask_only: take nothing, not even for a moment. :raises InUse: somebody has it open.
+        :param check_only: take nothing, not even for a moment. :raises InUse: somebody has it open.
         """
 
     def found(self, volume: str, intent: Intent) -> Found:

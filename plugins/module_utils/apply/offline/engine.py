@@ -35,7 +35,7 @@ class OfflineEngine:
 
         def hold(guard: Guard) -> None:
             guard.take(self._present(file for step in plan.steps for file in step.touches() if not file.endswith(".info")))
-            guards.ask_unwritten(self._directory, plan, self._terms.assume_unused)
+            guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 
         return self._begin(plan, hold, source, on_record=plan.intent)
 
@@ -71,18 +71,18 @@ class OfflineEngine:
         """See :meth:`engine.Engine.predict`."""
         chain = plan.before.files if plan.before else ()
         for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
-            guards.ask_unused(self._directory, file, self._terms.assume_unused)
-        guards.ask_unwritten(self._directory, plan, self._terms.assume_unused)
+            guards.check_unused(self._directory, file, self._terms.assume_unused)
+        guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 
     def predict_end(self, resumption: intents.Resumption) -> None:
         """See :meth:`engine.Engine.predict_end`."""
-        guards.ask_resumption(self._directory, resumption, self._terms.assume_unused)
+        guards.check_resumption(self._directory, resumption, self._terms.assume_unused)
 
-    def require_unused(self, file: str, ask_only: bool) -> None:
-        """See :meth:`engine.Engine.require_unused`. Without ``ask_only`` the lock bytes of ``file`` are taken, and released at once."""
+    def require_unused(self, file: str, check_only: bool) -> None:
+        """See :meth:`engine.Engine.require_unused`. Without ``check_only`` the lock bytes of ``file`` are taken, and released at once."""
         share = self._directory.share
-        if ask_only or not share.locks_visible or not os.access(share.path, os.W_OK):
-            guards.ask_unused(self._directory, file, self._terms.assume_unused)
+        if check_only or not share.locks_visible or not os.access(share.path, os.W_OK):
+            guards.check_unused(self._directory, file, self._terms.assume_unused)
         elif self._directory.root.status(file) is not None:
             with Guard(self._directory, self._terms.assume_unused) as guard:
                 guard.take([file])

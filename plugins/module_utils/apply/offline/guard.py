@@ -109,7 +109,7 @@ def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: b
         raise in_use.met_kernel(user, file, directory.share.label)
 
 
-def ask_unused(directory: ShareDirectory, file: str, assume_unused: bool, writing: bool = False) -> None:
+def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writing: bool = False) -> None:
     """Check whether :meth:`Guard.take` (``writing``: :meth:`Guard.watch`) would fail, without taking anything.
 
     :raises InUse: it would.
@@ -124,15 +124,15 @@ def ask_unused(directory: ShareDirectory, file: str, assume_unused: bool, writin
             raise in_use.met(file, share.label)
 
 
-def ask_resumption(directory: ShareDirectory, resumption: Resumption, assume_unused: bool) -> None:
+def check_resumption(directory: ShareDirectory, resumption: Resumption, assume_unused: bool) -> None:
     """Check that nobody uses the volume's images, before an interrupted task is ended. :raises InUse: somebody does."""
     for file in existing(directory, resumption.closed):
-        ask_unused(directory, file, assume_unused)
+        check_unused(directory, file, assume_unused)
     for file in existing(directory, resumption.unwritten):
-        ask_unused(directory, file, assume_unused, writing=True)
+        check_unused(directory, file, assume_unused, writing=True)
 
 
-def ask_unwritten(directory: ShareDirectory, plan: Plan, assume_unused: bool) -> None:
+def check_unwritten(directory: ShareDirectory, plan: Plan, assume_unused: bool) -> None:
     """Check that nobody writes to images of the volume that the plan does not touch. A machine does so if it was started on a file that
     is no longer the active image. A plan that touches no files is not checked.
 
@@ -141,7 +141,7 @@ def ask_unwritten(directory: ShareDirectory, plan: Plan, assume_unused: bool) ->
     touched = {file for step in plan.steps for file in step.touches()}
     if touched and plan.before is not None:
         for file in existing(directory, set(plan.before.own_files) - touched):
-            ask_unused(directory, file, assume_unused, writing=True)
+            check_unused(directory, file, assume_unused, writing=True)
 
 
 def existing(directory: ShareDirectory, files: Iterable[str]) -> list[str]:
