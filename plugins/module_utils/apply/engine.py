@@ -19,7 +19,7 @@ from ..plan.abilities import OFFLINE
 if TYPE_CHECKING:
     from ..model import Image
     from ..plan.abilities import Abilities
-    from ..plan.intent import Found, Intent, Resumption
+    from ..plan.intent import Intent, ObservedState, Resumption
     from ..plan.plan import Plan
     from ..plan.steps import Step
     from ..store.files.directory import ShareDirectory
@@ -117,7 +117,7 @@ class Engine(Protocol):
         :param check_only: take nothing, not even for a moment. :raises InUse: somebody has it open.
         """
 
-    def found(self, volume: str, intent: Intent) -> Found:
+    def observe(self, volume: str, intent: Intent) -> ObservedState:
         """What an interrupted task left: the volume's ``.info`` and the files that the intent names, as they are now."""
 
 

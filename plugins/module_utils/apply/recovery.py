@@ -80,8 +80,8 @@ def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
     directory, name = look.directory, look.name
     _refuse_foreign(directory, name, intent)
     decided = intent.group is None or _group_decided(directory, intent.group)
-    found = replace(open_engine(intent.engine, directory).found(name, intent), decided=decided)
-    return replace(intents.resume(name, _readable(look), intent, found), images=intent.files)
+    observed = replace(open_engine(intent.engine, directory).observe(name, intent), decided=decided)
+    return replace(intents.resume(name, _readable(look), intent, observed), images=intent.files)
 
 
 def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:

@@ -67,7 +67,7 @@ class Intent:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The volume's own files before and after the plan. :class:`Found` must show each of them that exists."""
+        """The volume's own files before and after the plan. :class:`ObservedState` must show each of them that exists."""
         named = dict.fromkeys(self.before.own_files)
         named.update(dict.fromkeys(self.after.own_files if self.after else ()))
         named.update(dict.fromkeys(step.file for step in self.steps if isinstance(step, CreateOverlay)))
@@ -154,7 +154,7 @@ def summary(content: dict) -> dict:
 
 
 @dataclass(frozen=True)
-class FoundFile:
+class ObservedFile:
     """A file that exists: its inode, its length in bytes, and what its qcow2 header says. Without such a header ``size`` is None."""
 
     inode: int
@@ -164,7 +164,7 @@ class FoundFile:
 
 
 @dataclass(frozen=True)
-class Found:
+class ObservedState:
     """What is on the share before an interrupted task is resumed.
 
     ``active`` is the active image that ``.info`` names (None: there is no ``.info``), ``snapshots`` are its pairs (snapshot,
@@ -173,7 +173,7 @@ class Found:
 
     active: str | None
     snapshots: tuple[tuple[str, str], ...]
-    files: dict[str, FoundFile]
+    files: dict[str, ObservedFile]
     decided: bool = True  # the decision of its group is recorded, or it has no group
 
     def backing(self, file: str) -> str | None:
@@ -210,14 +210,14 @@ class Resumption:
         return {**item, "left": list(self.left)} if self.outcome == "discarded" else item
 
 
-def resume(name: str, present: Volume | None, intent: Intent, found: Found) -> Resumption:
+def resume(name: str, present: Volume | None, intent: Intent, observed: ObservedState) -> Resumption:
     """The plan that finishes an interrupted task or undoes it.
 
     :param name: the name of the volume.
     :param present: the volume as it is now. None where it cannot be read, because some of its files are already removed.
     :raises NeedsRecovery: the interrupted task cannot have left the share in this state.
     """
-    check = _Check(name, intent, found)
+    check = _Check(name, intent, observed)
     check.same_files()
     if intent.after is None:
         left: tuple[Step, ...] = tuple(step for step in intent.steps if isinstance(step, Unlink))
@@ -237,18 +237,18 @@ def resume(name: str, present: Volume | None, intent: Intent, found: Found) -> R
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, intent.after))
     check.info_as_before()
     check.chain_between()
-    redo = tuple(_restored_backing_files(intent, found)) + _not_done(intent, found)
+    redo = tuple(_restored_backing_files(intent, observed)) + _not_done(intent, observed)
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, redo, present, intent.after))
 
 
 class _Check:
     """Conditions that a share must fulfil before an intent is resumed.
 
-    The methods raise NeedsRecovery where a condition is not fulfilled. The error says what was expected and what was found.
+    The methods raise NeedsRecovery where a condition is not fulfilled. The error says what was expected and what was observed.
     """
 
-    def __init__(self, volume: str, intent: Intent, found: Found) -> None:
-        self.volume, self.intent, self.found = volume, intent, found
+    def __init__(self, volume: str, intent: Intent, observed: ObservedState) -> None:
+        self.volume, self.intent, self.observed = volume, intent, observed
 
     def differs(self, expected: str, present: str) -> NeedsRecovery:
         """The error for a condition that is not fulfilled."""
@@ -259,7 +259,7 @@ class _Check:
         """Every file that exists is still the recorded one, except an active image that the plan itself replaced."""
         replaced = {step.file: step.backing_file for step in self.intent.steps if isinstance(step, ReplaceOverlay)}
         for file, proof in self.intent.proofs.items():
-            now = self.found.files.get(file)
+            now = self.observed.files.get(file)
             if now is None or (file in replaced and now.backing_file == replaced[file]):
                 continue
             if proof.inode and now.inode != proof.inode:
@@ -269,18 +269,18 @@ class _Check:
 
     def info_is(self, step: WriteInfo) -> bool:
         """Whether ``.info`` says what the step writes."""
-        return self.found.active == step.active and sorted(self.found.snapshots) == sorted(step.snapshots)
+        return self.observed.active == step.active and sorted(self.observed.snapshots) == sorted(step.snapshots)
 
     def info_as_before(self) -> None:
         """``.info`` says what it said before the plan."""
         before = self.intent.before
-        if self.found.active is None and not before.info:
+        if self.observed.active is None and not before.info:
             return
-        if self.found.active != before.active.file:
-            raise self.differs(f"active file {before.active.file}", str(self.found.active))
+        if self.observed.active != before.active.file:
+            raise self.differs(f"active file {before.active.file}", str(self.observed.active))
         pairs = sorted([*((snapshot.name, snapshot.file) for snapshot in before.snapshots), *before.stale])
-        if sorted(self.found.snapshots) != pairs:
-            raise self.differs(f"snapshots {dict(pairs)} in .info", str(dict(sorted(self.found.snapshots))))
+        if sorted(self.observed.snapshots) != pairs:
+            raise self.differs(f"snapshots {dict(pairs)} in .info", str(dict(sorted(self.observed.snapshots))))
 
     def chain_between(self) -> None:
         """Every file exists. Its backing file and size are the old ones, or those that the plan gives it."""
@@ -300,18 +300,18 @@ class _Check:
             self._has(image, {image.backing_file})
         shrinks = any(isinstance(step, ReplaceOverlay) for step in self.intent.steps)  # their data may be given up
         for file in [step.file for step in self.intent.steps if isinstance(step, Unlink)]:
-            now, proof = self.found.files.get(file), self.intent.proofs.get(file)
+            now, proof = self.observed.files.get(file), self.intent.proofs.get(file)
             if now is not None and proof is not None and now.length != proof.length and not (shrinks and now.length < proof.length):
                 raise self.differs(f"{file}, which is to go, to have {proof.length} bytes", f"{now.length}")
 
     def _exists(self, file: str) -> None:
-        if file not in self.found.files:
+        if file not in self.observed.files:
             raise self.differs(f"file {file}", "no such file")
 
     def _has(self, image: Image, backings: set) -> None:
         if image.format != "qcow2":
             return
-        now = self.found.files[image.file]
+        now = self.observed.files[image.file]
         if now.backing_file not in backings:
             raise self.differs(f"{image.file} on {' or '.join(sorted(map(str, backings)))}", f"it on {now.backing_file}")
         sizes = {volume.image(image.file).size for volume in (self.intent.before, self.intent.after) if volume and image.file in volume.files}
@@ -321,15 +321,15 @@ class _Check:
 
 def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:
     """If the overlay was published, the snapshot is finished, unless its group was not decided. Otherwise the snapshot is undone."""
-    intent, found, name = check.intent, check.found, check.volume
+    intent, observed, name = check.intent, check.observed, check.volume
     overlay = next((step for step in intent.steps if isinstance(step, CreateOverlay)), None)
     info = next((step for step in intent.steps if isinstance(step, WriteInfo)), None)
     if overlay is None or info is None:
         raise check.differs("an overlay in its record", "none")
-    published = overlay.file in found.files
-    if published and found.backing(overlay.file) != overlay.backing_file:
-        raise check.differs(f"{overlay.file} on {overlay.backing_file}", f"it on {found.backing(overlay.file)}")
-    if published and (found.decided or check.info_is(info)):
+    published = overlay.file in observed.files
+    if published and observed.backing(overlay.file) != overlay.backing_file:
+        raise check.differs(f"{overlay.file} on {overlay.backing_file}", f"it on {observed.backing(overlay.file)}")
+    if published and (observed.decided or check.info_is(info)):
         if not check.info_is(info):
             check.info_as_before()
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, (info,), present, intent.after))
@@ -348,36 +348,36 @@ def _resume_flatten(check: _Check, present: Volume | None) -> Resumption:
     check.info_as_before()
     check.chain_between()
     base = intent.before.own_base.file
-    done = check.found.backing(base) is None
+    done = check.observed.backing(base) is None
     steps: tuple[Step, ...] = (WriteRecord(name),) if done else intent.steps
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
 
 
 def _resume_replacement(check: _Check, present: Volume | None) -> Resumption:
     """A revert to the newest snapshot, on a full share. It is done if another file has the name of the active image."""
-    intent, found, name = check.intent, check.found, check.volume
+    intent, observed, name = check.intent, check.observed, check.volume
     check.info_as_before()
     check.chain_between()
     active = intent.before.active.file
     inode = intent.proofs[active].inode if active in intent.proofs else 0
     steps = intent.steps
-    if inode and found.files[active].inode != inode:
+    if inode and observed.files[active].inode != inode:
         steps = tuple(step for step in steps if not isinstance(step, ReplaceOverlay))
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
 
 
-def _restored_backing_files(intent: Intent, found: Found) -> list[Step]:
+def _restored_backing_files(intent: Intent, observed: ObservedState) -> list[Step]:
     """Steps that put the old backing files into the headers. Steps that move data may be done again only from where they started."""
     replaced = {step.file for step in intent.steps if isinstance(step, ReplaceOverlay)}
     steps: list[Step] = []
     for image in intent.before.own:
-        if image.file not in replaced and image.backing_file is not None and found.backing(image.file) != image.backing_file:
+        if image.file not in replaced and image.backing_file is not None and observed.backing(image.file) != image.backing_file:
             steps.append(Repoint(image.file, image.backing_file, str(intent.before.image(image.backing_file).format)))
     return steps
 
 
-def _not_done(intent: Intent, found: Found) -> tuple[Step, ...]:
+def _not_done(intent: Intent, observed: ObservedState) -> tuple[Step, ...]:
     """All steps, but not the replacement of an overlay if that was done. Somebody may have written to the new overlay since."""
     return tuple(
-        step for step in intent.steps if not (isinstance(step, ReplaceOverlay) and found.files[step.file].backing_file == step.backing_file)
+        step for step in intent.steps if not (isinstance(step, ReplaceOverlay) and observed.files[step.file].backing_file == step.backing_file)
     )

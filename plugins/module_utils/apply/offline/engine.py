@@ -87,13 +87,13 @@ class OfflineEngine:
             with Guard(self._directory, self._terms.assume_unused) as guard:
                 guard.take([file])
 
-    def found(self, volume: str, intent: intents.Intent) -> intents.Found:
-        """See :meth:`engine.Engine.found`. It reads ``.info`` and the headers of the files."""
+    def observe(self, volume: str, intent: intents.Intent) -> intents.ObservedState:
+        """See :meth:`engine.Engine.observe`. It reads ``.info`` and the headers of the files."""
         info = info_file.read(self._directory, volume)
-        files = {file: found for file in intent.files for found in [self._found_file(file)] if found is not None}
-        return intents.Found(info.active if info else None, info.snapshots if info else (), files)
+        files = {file: found for file in intent.files for found in [self._observed_file(file)] if found is not None}
+        return intents.ObservedState(info.active if info else None, info.snapshots if info else (), files)
 
-    def _found_file(self, file: str) -> intents.FoundFile | None:
+    def _observed_file(self, file: str) -> intents.ObservedFile | None:
         status = self._directory.root.status(file)
         if status is None:
             return None
@@ -101,6 +101,6 @@ class OfflineEngine:
             with self._directory.root.opened(file) as fd:
                 header = qcow2.read_header(fd)
         except qcow2.Qcow2Error:
-            return intents.FoundFile(status.st_ino, status.st_size)
+            return intents.ObservedFile(status.st_ino, status.st_size)
         backing = os.path.basename(header.backing_file) if header.backing_file else None
-        return intents.FoundFile(status.st_ino, status.st_size, header.size, backing)
+        return intents.ObservedFile(status.st_ino, status.st_size, header.size, backing)
