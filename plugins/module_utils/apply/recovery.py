@@ -113,11 +113,11 @@ def discard_interrupted(look: Look) -> Interrupted:
     operation = intent.operation if intent else "unknown"
     leftovers = look.leftovers
     if observed is None:
-        gone = Plan(DISCARD, name, (), None, None)
-        return Interrupted((intents.Resumption(operation, "discarded", gone),), leftovers)
+        without_volume = Plan(DISCARD, name, (), None, None)
+        return Interrupted((intents.Resumption(operation, "discarded", without_volume),), leftovers)
     volume = observed.volume
-    doomed = intent.doomed if intent else ()
-    after = replace(volume, snapshots=tuple(one for one in volume.snapshots if one.name not in doomed), pending=None)
+    deleted = intent.deleted_snapshots if intent else ()
+    after = replace(volume, snapshots=tuple(one for one in volume.snapshots if one.name not in deleted), pending=None)
     named = [*(intent.files if intent else ()), *(item.file for item in record.garbage if record)] if record else []
     left = tuple(sorted({file for file in named if file not in volume.files and directory.root.status(file) is not None}))
     steps: tuple[Step, ...] = (intents.write_info(after),) if volume.info else (WriteRecord(name),)

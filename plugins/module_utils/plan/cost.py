@@ -16,8 +16,8 @@ from typing import Mapping, Sequence
 
 _ENTRY = 8  # bytes of an entry of an L2 table. A table is written from the first entry that changes to the last one.
 _SECTOR = 512  # bytes of the header, which a pull changes last
-_ANY = bytes.maketrans(b"\2", b"\1")
-_DATA_ALONE = bytes.maketrans(b"\2", b"\0")
+_ANY = bytes.maketrans(b"\2", b"\1")  # zeros count as data does
+_DATA_ALONE = bytes.maketrans(b"\2", b"\0")  # zeros count as nothing
 
 
 @dataclass(frozen=True)

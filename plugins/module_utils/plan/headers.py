@@ -14,7 +14,7 @@ from .steps import Repoint, Step
 
 NOT_RECORDED = "is recorded nowhere and is never guessed"
 # The remedy where something that would be removed has dependents.
-LET_GO = "delete or flatten those first, or name in not_dependent the files that do not count"
+DEPENDENTS_REMEDY = "delete or flatten those first, or name in not_dependent the files that do not count"
 
 
 def require_known_formats(volume: Volume) -> None:

@@ -60,7 +60,7 @@ class Intent:
         }
 
     @property
-    def doomed(self) -> tuple[str, ...]:
+    def deleted_snapshots(self) -> tuple[str, ...]:
         """Names of the snapshots whose data the steps may have begun to destroy."""
         kept = {snapshot.name for snapshot in self.after.snapshots} if self.after else set()
         return tuple(snapshot.name for snapshot in self.before.snapshots if snapshot.name not in kept)
@@ -147,7 +147,7 @@ def summary(content: dict) -> dict:
     """
     shown: dict = {"operation": content.get("operation"), "started": content.get("started"), "snapshots": []}
     try:
-        shown["snapshots"] = list(from_json("", content).doomed)
+        shown["snapshots"] = list(from_json("", content).deleted_snapshots)
     except NeedsRecovery:
         pass
     return shown

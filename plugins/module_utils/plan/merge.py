@@ -23,7 +23,7 @@ from typing import Container, Iterable, Mapping, NamedTuple
 from ..errors import Conflict, HasDependents
 from ..model import Image, Snapshot, Volume, listed
 from . import cost
-from .headers import LET_GO, header_repairs, require_healed_parent, require_known_formats
+from .headers import DEPENDENTS_REMEDY, header_repairs, require_healed_parent, require_known_formats
 from .plan import DELETE_SNAPSHOT, Plan
 from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, write_info
 
@@ -186,12 +186,12 @@ def _pivot(group: _Group, costs: list[cost.Estimate] | None, fixed_tails: Contai
     top = len(sizes) - 1
     if group.must_stay:
         return top
-    beneath = [max([group.longest_below, *sizes[:index]]) for index in range(top + 1)]
+    sizes_below = [max([group.longest_below, *sizes[:index]]) for index in range(top + 1)]
     possible = [
         index
         for index in range(top + 1)
         if all(sizes[k] <= sizes[k + 1] for k in range(index, top))
-        and (sizes[index] == sizes[top] or (sizes[index] >= beneath[index] and group.files[index].file not in fixed_tails))
+        and (sizes[index] == sizes[top] or (sizes[index] >= sizes_below[index] and group.files[index].file not in fixed_tails))
     ]
     marked = [index for index in possible if bitmaps.get(group.files[index].file)]
     possible = marked or possible
@@ -267,5 +267,5 @@ def _refuse_dependents(volume: Volume, dropped_points: list[Snapshot]) -> None:
     ]
     if blocked:
         raise HasDependents(
-            f"volume {volume.name}", f"linked clones or other files rest on what would go: {listed(blocked)}", LET_GO
+            f"volume {volume.name}", f"linked clones or other files rest on what would go: {listed(blocked)}", DEPENDENTS_REMEDY
         )

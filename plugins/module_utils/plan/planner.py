@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name, listed, size_text
 from .desired import DesiredSnapshot, DesiredVolume
-from .headers import LET_GO, NOT_RECORDED, header_repairs, require_format_below, require_known_formats
+from .headers import DEPENDENTS_REMEDY, NOT_RECORDED, header_repairs, require_format_below, require_known_formats
 from .plan import CREATE_SNAPSHOT, CREATE_VOLUME, DELETE_VOLUME, PRESENT, REVERT, Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
 
@@ -138,7 +138,7 @@ def delete_volume(volume: Volume, cascade: bool, leftovers: tuple[str, ...] = ()
         raise HasSnapshots(subject, f"it still has snapshots ({names})", "delete them first or say cascade: true")
     if volume.dependents:
         names = listed(sorted({clone for clone, _file in volume.dependents}))
-        raise HasDependents(subject, f"linked clones or other files rest on it: {names}", LET_GO)
+        raise HasDependents(subject, f"linked clones or other files rest on it: {names}", DEPENDENTS_REMEDY)
     files = [*(file for file in volume.own_files if file not in missing), *leftovers] + ([info_name(volume.name)] if volume.info else [])
     return Plan(DELETE_VOLUME, volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1 or bool(missing))
 
@@ -268,5 +268,5 @@ def _refuse_losing_clones(volume: Volume, depth: int) -> None:
         raise HasDependents(
             f"volume {volume.name}",
             f"linked clones or other files rest on what would be discarded: {listed(names)}",
-            LET_GO,
+            DEPENDENTS_REMEDY,
         )

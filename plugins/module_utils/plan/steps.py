@@ -56,7 +56,7 @@ class CreateImage(Step):
     name = "create"
 
     def describe(self) -> dict:
-        """As of every step; the mode is an octal text."""
+        """As :meth:`Step.describe`, with the mode as an octal text."""
         return {**super().describe(), "mode": f"{self.mode:04o}"}
 
     def moves(self) -> int | None:
@@ -80,7 +80,7 @@ class CopyImage(Step):
     name = "copy"
 
     def describe(self) -> dict:
-        """As of every step; the mode is an octal text."""
+        """As :meth:`Step.describe`, with the mode as an octal text."""
         return {**super().describe(), "mode": f"{self.mode:04o}"}
 
     def moves(self) -> int | None:
@@ -107,7 +107,7 @@ class CreateClone(Step):
         return ("backing_format",)
 
     def describe(self) -> dict:
-        """As of every step; the mode is an octal text."""
+        """As :meth:`Step.describe`, with the mode as an octal text."""
         return {**super().describe(), "mode": f"{self.mode:04o}"}
 
 
@@ -202,7 +202,7 @@ class Commit(Step):
 
 @dataclass(frozen=True)
 class Truncate(Step):
-    """Cut the raw file ``file`` to ``size`` bytes, so that a shorter overlay can be committed into it."""
+    """Cut the raw file ``file`` to ``size`` bytes, before a shorter overlay is committed into it. Beyond its end an overlay shows zeros."""
 
     file: str
     size: int
@@ -269,7 +269,7 @@ class SetAttributes(Step):
     name = "set_attributes"
 
     def describe(self) -> dict:
-        """As of every step; the mode is an octal text."""
+        """As :meth:`Step.describe`, with the mode as an octal text."""
         shown = super().describe()
         if self.mode is not None:
             shown["mode"] = f"{self.mode:04o}"
@@ -287,7 +287,7 @@ class WriteInfo(Step):
     name = "write_info"
 
     def describe(self) -> dict:
-        """As of every step; the snapshots are a dict from name to overlay."""
+        """As :meth:`Step.describe`, with the snapshots as a dict from name to overlay."""
         return {"step": self.name, "file": self.file, "active": self.active, "snapshots": dict(self.snapshots)}
 
 

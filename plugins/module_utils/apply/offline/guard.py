@@ -43,7 +43,7 @@ class Guard:
         for file in files:
             if file in self._fds:
                 continue
-            require_vouched(self._directory, file, self._assume_unused)
+            require_checkable(self._directory, file, self._assume_unused)
             fd = self._directory.root.open(file, write=True)
             self._fds[file] = fd
             refuse_kernel_user(self._directory, fd, file)
@@ -59,7 +59,7 @@ class Guard:
         for file in files:
             if file in self._fds:
                 continue
-            require_vouched(self._directory, file, self._assume_unused)
+            require_checkable(self._directory, file, self._assume_unused)
             writable, fd = True, -1
             try:
                 fd = self._directory.root.open(file, write=True)
@@ -93,7 +93,7 @@ class Guard:
                 os.close(fd)
 
 
-def require_vouched(directory: ShareDirectory, file: str, assume_unused: bool) -> None:
+def require_checkable(directory: ShareDirectory, file: str, assume_unused: bool) -> None:
     """:raises InUse: it cannot be checked on this share whether ``file`` is open, and the user does not promise that it is unused."""
     if not directory.share.locks_visible and not assume_unused:
         raise in_use.use_unknown(file, directory.share.label)
@@ -115,7 +115,7 @@ def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writ
     :raises InUse: it would.
     """
     share = directory.share
-    require_vouched(directory, file, assume_unused)
+    require_checkable(directory, file, assume_unused)
     if directory.root.status(file) is None:
         return  # an earlier item of the same prediction would create it
     with directory.root.opened(file) as fd:

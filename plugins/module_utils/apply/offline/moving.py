@@ -96,16 +96,16 @@ class _Copy(NamedTuple):
 class Layers:
     """Adjacent opened layers of a chain, top first, and what they hold together up to ``size`` bytes.
 
-    :param beneath: sizes in bytes of the files below them.
+    :param sizes_below: sizes in bytes of the files below them.
     :raises Unsuited: the layers have clusters of different sizes, or a file is shorter than one below it. No table says what the
         shorter file hides beyond its end.
     """
 
-    def __init__(self, layers: Sequence[Layer], size: int, beneath: Sequence[int] = ()) -> None:
+    def __init__(self, layers: Sequence[Layer], size: int, sizes_below: Sequence[int] = ()) -> None:
         self.layers = layers
         self.size = size
         self.cluster_size = layers[0].cluster_size
-        sizes = [min(length, size) for length in (*(layer.size for layer in layers), *beneath)]
+        sizes = [min(length, size) for length in (*(layer.size for layer in layers), *sizes_below)]
         if any(layer.cluster_size != self.cluster_size for layer in layers) or sizes != sorted(sizes, reverse=True):
             raise Unsuited("its layers have clusters of different sizes, or one is shorter than what it rests on")
         self._per_table = self.cluster_size // 8
