@@ -52,7 +52,7 @@ class Executor:
     ) -> None:
         self._directory = directory
         self._look = look or (lambda volume: Look(directory, volume))
-        self._records: dict[str, records.Record | None] = {}  # as they are on the share, by volume
+        self._records: dict[str, records.Record | None] = {}  # the records on the share, by name of the volume
         self._engine = engine
         self._warn = warn
         self._log = log

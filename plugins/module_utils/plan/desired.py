@@ -40,7 +40,7 @@ class DesiredVolume(NamedTuple):
     created: str | None = None
     description: str | None = None
     labels: dict | None = None
-    snapshot: str | None = None  # taken of the volume once it is there
+    snapshot: str | None = None  # the name of a snapshot that is taken after the volume exists
 
     def is_satisfied_by(self, volume: Volume) -> bool:
         """Whether :func:`planner.ensure_volume` has nothing to do and nothing to refuse. Then the volume has a record, its headers

@@ -243,7 +243,7 @@ def _commit_waiting(base: Image, waiting: list[Image], steps: list[Step], known:
 
 
 def _nothing_to_commit(pivot: Image, above: tuple[Image, ...]) -> bool:
-    """Empty overlays of the same size add nothing to what the pivot shows."""
+    """Whether a commit is not needed: empty overlays of the same size add nothing to what the pivot shows."""
     return all(image.empty and image.size == pivot.size for image in above)
 
 

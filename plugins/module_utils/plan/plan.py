@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A plan: what an operation will do to one volume, and what will be there afterwards."""
+"""A plan: the steps that an operation will do for one volume, and the volume before and after them."""
 
 from __future__ import annotations
 

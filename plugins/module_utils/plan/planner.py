@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pure functions from what is there and what is wanted to a plan. Nothing here opens a file or starts a program."""
+"""Pure functions that make a plan from the present state and the desired one. Nothing here opens a file or starts a program."""
 
 from __future__ import annotations
 

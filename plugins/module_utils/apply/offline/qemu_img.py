@@ -27,14 +27,14 @@ _version_checked: list[str] = []
 
 # Limits for qemu-img, because it reads images that somebody else has written. docs/hostile-content.md explains the numbers.
 _MIB = 1 << 20
-_CPU_SECONDS = 300  # for any image, however empty
-_CPU_SECONDS_PER_MIB = 4  # and for each MiB that the images take on disk
-_CPU_SECONDS_PER_RAW_GIB = 16  # and for each GiB of a raw image, holes too: a rebase reads them
-_MEMORY = 10240 * _MIB  # of address space, for qemu-img itself: each of its 64 threads reserves a stack and a heap
-_MEMORY_PER_LAYER = 128 * _MIB  # for the tables and caches of each image
+_CPU_SECONDS = 300  # for any image, even an empty one
+_CPU_SECONDS_PER_MIB = 4  # added for each MiB that the images take on disk
+_CPU_SECONDS_PER_RAW_GIB = 16  # added for each GiB of a raw image. Holes count, because a rebase reads them.
+_MEMORY = 10240 * _MIB  # bytes of address space for qemu-img itself: each of its 64 threads reserves a stack and a heap
+_MEMORY_PER_LAYER = 128 * _MIB  # added for each image: its tables and caches
 _METADATA = 16  # the tables need less than this part (1/16) of an image, even with the smallest possible clusters
-_SLACK = 64 * _MIB
-_LONGEST = 2**63 - 1
+_SLACK = 64 * _MIB  # added to the length that a file may get
+_LONGEST = 2**63 - 1  # bytes of the longest possible file
 _BLOCK = 512  # bytes: the unit of st_blocks, whatever the block size of the file system is
 
 

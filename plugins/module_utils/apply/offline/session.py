@@ -59,7 +59,7 @@ class OfflineSession:
         self._guard = guard
         self._source = source
         self._given_up = given_up
-        self._prepared: dict[str, tuple[int, str]] = {}  # files that have no name of their own yet: descriptor, temporary name
+        self._prepared: dict[str, tuple[int, str]] = {}  # files that are not published yet, by final name: (descriptor, temporary name)
         self._methods: dict[type, Callable] = {
             CreateImage: self._create_image,
             CopyImage: self._copy_image,
