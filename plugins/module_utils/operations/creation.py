@@ -15,7 +15,7 @@ from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.desired import DesiredSnapshot, DesiredVolume, Source
-from ..plan.headers import require_healed_parent, require_known_formats
+from ..plan.headers import require_repaired_parent, require_known_formats
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.volumes import chains, ownership
 from ..store.volumes.look import Look
@@ -198,7 +198,7 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     if volume is None:
         raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
     require_known_formats(volume)
-    require_healed_parent(volume)
+    require_repaired_parent(volume)
     top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
     images = volume.view(top)
     cluster_tables.require_whole(work.directory(share), images)

@@ -14,7 +14,7 @@ from ..errors import Conflict, InvalidParameter, WouldShrink
 from ..model import Image, Parent, Volume, size_text
 from . import cost
 from .desired import DesiredVolume
-from .headers import require_healed_parent, require_known_formats
+from .headers import require_repaired_parent, require_known_formats
 from .plan import CREATE_VOLUME, FLATTEN, Plan
 from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size, with_details
 from .steps import CreateClone, Pull, WriteRecord
@@ -90,7 +90,7 @@ def flatten(volume: Volume, known: cost.Allocations) -> Plan:
     if volume.parent is None:
         return Plan(FLATTEN, volume.name, (), volume, volume)
     require_known_formats(volume)
-    require_healed_parent(volume)
+    require_repaired_parent(volume)
     base = volume.own_base
     alone = replace(base, backing_file=None, backing_format=None, empty=False)
     after = replace(volume, chain=(*volume.own[:-1], alone), parent=None, adopted=True)

@@ -57,7 +57,7 @@ def header_repairs(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
     return tuple(steps), volume
 
 
-def require_healed_parent(volume: Volume) -> None:
+def require_repaired_parent(volume: Volume) -> None:
     """Check the headers of a linked clone's parent. qemu-img needs the name and format of every layer from them, and a task for the
     clone does not write to its parent.
 

@@ -23,7 +23,7 @@ from typing import Container, Iterable, Mapping, NamedTuple
 from ..errors import Conflict, HasDependents
 from ..model import Image, Snapshot, Volume, listed
 from . import cost
-from .headers import DEPENDENTS_REMEDY, header_repairs, require_healed_parent, require_known_formats
+from .headers import DEPENDENTS_REMEDY, header_repairs, require_repaired_parent, require_known_formats
 from .plan import DELETE_SNAPSHOT, Plan
 from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, write_info
 
@@ -68,7 +68,7 @@ def delete_snapshots(
     if not deleted:
         return Plan(DELETE_SNAPSHOT, volume.name, (), volume, volume)
     require_known_formats(volume)
-    require_healed_parent(volume)
+    require_repaired_parent(volume)
     steps, current = header_repairs(volume)
     all_steps = list(steps)
     garbage: list[str] = []
