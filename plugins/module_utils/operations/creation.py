@@ -15,7 +15,7 @@ from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.desired import DesiredSnapshot, DesiredVolume, Source
-from ..plan.headers import require_repaired_parent, require_known_formats
+from ..plan.headers import require_known_formats, require_repaired_parent
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.volumes import chains, ownership
 from ..store.volumes.look import Look

@@ -14,7 +14,7 @@ from ..errors import Conflict, InvalidParameter, WouldShrink
 from ..model import Image, Parent, Volume, size_text
 from . import cost
 from .desired import DesiredVolume
-from .headers import require_repaired_parent, require_known_formats
+from .headers import require_known_formats, require_repaired_parent
 from .plan import CREATE_VOLUME, FLATTEN, Plan
 from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size, with_details
 from .steps import CreateClone, Pull, WriteRecord

@@ -23,7 +23,7 @@ from typing import Container, Iterable, Mapping, NamedTuple
 from ..errors import Conflict, HasDependents
 from ..model import Image, Snapshot, Volume, listed
 from . import cost
-from .headers import DEPENDENTS_REMEDY, header_repairs, require_repaired_parent, require_known_formats
+from .headers import DEPENDENTS_REMEDY, header_repairs, require_known_formats, require_repaired_parent
 from .plan import DELETE_SNAPSHOT, Plan
 from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, write_info
 
