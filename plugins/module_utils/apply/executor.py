@@ -58,7 +58,7 @@ class Executor:
         self._log = log
 
     def apply(self, plan: Plan, source: CopySource | None = None) -> None:
-        """Carry out a plan. After an error the intent stays recorded, and the next task resumes it. If nothing was begun, there is none.
+        """Carry out a plan. After an error the intent stays recorded and the next task resumes it, unless no step was begun.
 
         :param source: what a full clone is copied from.
         """
@@ -85,8 +85,8 @@ class Executor:
         """Take one snapshot of several volumes: all or none.
 
         First all overlays are published. Then the decision for the group is recorded. Only then ``.info`` files name the overlays.
-        After a crash before the decision all snapshots are undone. After a crash behind it all are finished. The recovery of each
-        volume sees from the decision which of the two it must do.
+        After a crash before the decision all snapshots are undone. After a later crash all are finished. The recovery of each volume
+        sees from the decision which of the two it must do.
 
         :param group: the name under which the decision is recorded.
         """

@@ -101,7 +101,7 @@ class OfflineSession:
 
     @contextmanager
     def prepared(self, steps: Iterable[Step]) -> Iterator[dict[str, records.Disk]]:
-        """See :meth:`engine.Session.prepared`. The base files of new volumes are created early. An overlay needs no mark."""
+        """See :meth:`engine.Session.prepared`. Only base files of new volumes and of full clones are created early."""
         try:
             made = {}
             for step in steps:
@@ -193,8 +193,8 @@ class OfflineSession:
             qcow2.write_image(fd, step.size)
 
     def _copy_as_it_is(self, fd: int, step: CopyImage, source: CopySource) -> bool:
-        """Copy a source that is one file of the same format as the clone, without reading its tables. False where the source is no such
-        file, or where the copy is too small and cannot grow. Then the new file is empty."""
+        """Copy a source byte by byte, if it is one complete file of the same format as the clone. False where it is not, or where the
+        copy is too small and cannot grow. Then the new file is empty."""
         if len(source.images) != 1 or source.images[0].format != step.format:
             return False
         (image,) = source.images
