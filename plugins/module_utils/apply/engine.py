@@ -1,11 +1,11 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an engine is. An engine carries out the steps of a plan that make or change images; it is chosen for each change.
+"""What an engine is. An engine carries out the steps of a plan that make or change images. One is chosen for each change.
 
-The executor orders the work: intent, steps, ``.info``, final record, removal of files. It knows engines by these protocols
-only. An engine knows how images are reached: as files that nobody has open (:mod:`offline`), or through the machine that has
-them open. A new engine is a package beside ``offline`` and a line in :func:`open_engine`.
+The executor orders the work: intent, steps, ``.info``, final record, removal of files. It knows engines only by the protocols in
+this file. An engine knows how to reach images: as files that nobody has open (:mod:`offline`), or through the machine that has
+them open. A new engine is a package next to ``offline`` and a line in :func:`open_engine`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..plan.abilities import OFFLINE
 if TYPE_CHECKING:
     from ..model import Image
     from ..plan.abilities import Abilities
-    from ..plan.intent import Found, Intent, Resumption
+    from ..plan.intent import Intent, ObservedState, Resumption
     from ..plan.plan import Plan
     from ..plan.steps import Step
     from ..store.files.directory import ShareDirectory
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CopySource:
-    """Where a full clone reads: an opened share and the images that make up the point, top first."""
+    """What a full clone reads: an opened share, and the images that make up the source, top first."""
 
     directory: ShareDirectory
     images: tuple[Image, ...]
 
 
 class Terms(NamedTuple):
-    """Under which conditions an engine works.
+    """The conditions under which an engine works.
 
-    ``locks`` are descriptors of the held volume locks, which the programs that it starts inherit. ``assume_unused``: the user
-    vouches that nobody has the images open, where the file system cannot tell. ``warn`` takes sentences for the user. ``look``
-    has what is known of a volume under its lock, by its name.
+    ``locks`` are descriptors of the held volume locks. Programs that the engine starts inherit them. ``assume_unused``: the user
+    promises that nobody has the images open, for file systems where this cannot be checked. ``warn`` takes sentences for the
+    user. ``look`` takes the name of a volume and returns what was read of it under its lock.
     """
 
     locks: tuple[int, ...] = ()
@@ -53,9 +53,9 @@ _LOOKING = Terms()
 
 
 class Session(Protocol):
-    """The time in which one plan is carried out. What the plan works on is kept from everybody else until its end.
+    """One plan being carried out. A session keeps everybody else away from the images that the plan works on.
 
-    It is a context manager: what it holds is given back at the end.
+    It is a context manager. At its end it releases what it holds.
     """
 
     def __enter__(self) -> Session: ...
@@ -63,56 +63,69 @@ class Session(Protocol):
     def __exit__(self, *_exc: object) -> None: ...
 
     def can(self, step: Step) -> bool:
-        """Whether the step makes or changes images. All other steps are the executor's."""
+        """Whether the step makes or changes images. The executor itself does all other steps."""
 
     def do(self, step: Step) -> None:
-        """Carry out a step. What it has done is durable when it returns, and doing it again gives the same result.
+        """Carry out a step. The result is durable when this returns. Doing the step again gives the same result.
 
-        :raises StorageError, OSError: it could not be done.
+        :raises StorageError, OSError: the step could not be done.
         """
 
-    def begun(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, Disk]]:
-        """Make the images of later steps under temporary names, so that a record written before them can say which files they
-        are: their marks by the names that they will have. Those that were not published by the end of the context go."""
+    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, Disk]]:
+        """Create the files of later steps under temporary names. So a record that is written before these steps can identify the files.
+
+        The context has the marks of these files, by their final names. Files that no step has published by its end are removed.
+        """
 
     def closing(self, file: str) -> ContextManager[None]:
-        """While the name of ``file`` is removed: nobody opens it any more."""
+        """A context in which the caller removes the name of ``file``. Nobody can open it any more meanwhile."""
 
 
 class Engine(Protocol):
-    """How the images of one share are reached. Every method but :meth:`barrier` may raise the errors of the share."""
+    """A way to reach the images of one share. Every method except :meth:`barrier` may raise the errors of the share."""
 
     name: str  # what an intent records
     abilities: Abilities
 
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
-        """Begin to carry out a plan. :raises InUse: somebody else has an image open that it needs for itself."""
+        """Begin to carry out a plan. ``source`` is what a full clone is copied from.
+
+        :raises InUse: somebody else has an image open that the plan needs for itself.
+        """
 
     def session_to_end(self, resumption: Resumption) -> Session:
-        """The same for what ends an interrupted task: it keeps all images of the volume from others."""
+        """Begin to end an interrupted task. The session keeps others away from all images of the volume.
+
+        :raises InUse: somebody else has one open, or writes to one.
+        """
 
     def barrier(self, sessions: Sequence[Session]) -> None:
-        """Between ``.info`` and the final record: the images that ``.info`` names become the ones that are used. Of a group all
-        at once, which is the instant of its snapshots."""
+        """Switch to the images that ``.info`` names. The executor calls this between ``.info`` and the final record.
+
+        The images of a group are switched all at once. This is the instant of the group's snapshots.
+        """
 
     def predict(self, plan: Plan) -> None:
-        """Fail where :meth:`session` would fail, by asking only."""
+        """Check whether :meth:`session` would fail, without taking anything. :raises InUse: it would."""
 
     def predict_end(self, resumption: Resumption) -> None:
-        """Fail where :meth:`session_to_end` would fail, by asking only."""
+        """Check whether :meth:`session_to_end` would fail, without taking anything. :raises InUse: it would."""
 
-    def require_unused(self, file: str, ask_only: bool) -> None:
-        """Before ``file`` is read as the present content of a volume. :raises InUse: somebody has it open."""
+    def require_unused(self, file: str, check_only: bool) -> None:
+        """Check that nobody uses ``file`` before it is read as the present content of a volume.
 
-    def found(self, volume: str, intent: Intent) -> Found:
-        """What is so of an interrupted task: the volume's ``.info`` and the files that the intent names, as they are now."""
+        :param check_only: take nothing, not even for a moment. :raises InUse: somebody has it open.
+        """
+
+    def observe(self, volume: str, intent: Intent) -> ObservedState:
+        """What an interrupted task left: the volume's ``.info`` and the files that the intent names, as they are now."""
 
 
 def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -> Engine:
     """The engine of this name for the images of one share.
 
-    :param terms: may be left out by who only looks.
-    :raises NeedsRecovery: an intent names an engine that this release does not have.
+    :param terms: not needed by a caller who only reads.
+    :raises NeedsRecovery: this release does not have the engine that an intent names.
     """
     if name != OFFLINE:
         raise NeedsRecovery(
@@ -120,6 +133,6 @@ def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -
             f"an interrupted task used the engine {name!r}, which this release does not have",
             "run the task with the release that began it, or a newer one",
         )
-    from .offline.engine import OfflineEngine  # a statement, because Ansible sends what it sees imported
+    from .offline.engine import OfflineEngine  # an import statement, because Ansible sends only modules that it sees imported
 
     return OfflineEngine(directory, terms)

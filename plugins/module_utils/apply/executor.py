@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Carries plans out: durable intent, the steps in order, durable final record, and only then unlinking.
+"""Carries out plans: a durable intent, the steps in order, a durable final record, and only then the removal of files.
 
-Also what an interrupted task left: :mod:`recovery` sees it, :meth:`Executor.finish` ends it. Steps that make or change images
-are an engine's (see :mod:`engine`).
+It also ends interrupted tasks: :mod:`recovery` says how, :meth:`Executor.finish` does it. An engine does the steps that make or
+change images (see :mod:`engine`).
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from .engine import CopySource, Engine, Session
 from .interrupted import Interrupted, group_file
 from .recovery import find_interrupted
 
-StepLog = Callable[[str, dict, float], None]  # takes a volume, what is told of a step, and how many seconds that took
+# Takes the name of a volume, a step (what describe() returns, with "share", and "failed" if it failed), and the seconds that it took.
+StepLog = Callable[[str, dict, float], None]
 
 
 class Executor:
     """Applies plans to volumes of one share while the caller holds their locks.
 
-    :param engine: reaches the images of that share.
+    :param engine: the engine for the images of that share.
     :param warn: takes sentences for the user.
-    :param log: takes each step, once it is done or has failed.
-    :param look: has what is known of a volume under its lock, by its name.
+    :param log: takes each step when it is done or has failed.
+    :param look: takes the name of a volume and returns what was read of it under its lock.
     """
 
     def __init__(
@@ -51,20 +52,20 @@ class Executor:
     ) -> None:
         self._directory = directory
         self._look = look or (lambda volume: Look(directory, volume))
-        self._records: dict[str, records.Record | None] = {}  # as they are on the share, by volume
+        self._records: dict[str, records.Record | None] = {}  # the records on the share, by name of the volume
         self._engine = engine
         self._warn = warn
         self._log = log
 
     def apply(self, plan: Plan, source: CopySource | None = None) -> None:
-        """Carry out a plan. On an error the intent stays on record and the next task resumes it, unless nothing was begun.
+        """Carry out a plan. After an error the intent stays recorded and the next task resumes it, unless no step was begun.
 
         :param source: what a full clone is copied from.
         """
         try:
             self._apply(plan, source)
         except NoSpace:
-            again = room.on_record(plan)
+            again = room.with_intent(plan)
             if again is None:
                 raise
             self._apply(again, source)
@@ -83,8 +84,9 @@ class Executor:
     def apply_together(self, plans: Sequence[Plan], group: str) -> None:
         """Take one snapshot of several volumes: all or none.
 
-        All overlays are published before the group is decided, and it is decided before any ``.info`` names one. A crash before
-        the decision undoes them all, one after it finishes them all: each volume's own recovery can tell from the decision.
+        First all overlays are published. Then the decision for the group is recorded. Only then ``.info`` files name the overlays.
+        After a crash before the decision all snapshots are undone. After a later crash all are finished. The recovery of each volume
+        sees from the decision which of the two it must do.
 
         :param group: the name under which the decision is recorded.
         """
@@ -108,15 +110,16 @@ class Executor:
         self._directory.make_private("groups").unlink(group_file(group))
 
     def _decide(self, volume: str, group: str) -> None:
+        """Record, durably, the decision to take the snapshots of the group."""
         self._directory.write_record(volume, self._directory.make_private("groups"), group_file(group), b"{}")
 
     def _forget_unmade(self, plan: Plan) -> None:
-        """Remove the record of a volume that could not be made."""
+        """Remove the record of a volume that could not be created."""
         if plan.before is None and self._directory.root.status(plan.volume) is None:
             self._forget(plan.volume)
 
     def _undo_snapshot(self, plan: Plan, session: Session) -> None:
-        """Take back at once what a failed snapshot left; where that fails too (full disk), the next task does it."""
+        """Undo at once what a failed snapshot left. If that fails too (full disk), the next task does it."""
         if plan.operation != CREATE_SNAPSHOT or not plan.intent:
             return
         try:
@@ -126,9 +129,10 @@ class Executor:
         except (StorageError, OSError):
             pass
 
-    # -- the order of things -----------------------------------------------------------------------------------------
+    # -- the order of steps ------------------------------------------------------------------------------------------
 
     def record_intent(self, plan: Plan, group: str | None = None) -> None:
+        """Record a plan durably before its first step. ``group`` names a snapshot of several volumes together."""
         record = self._record(plan.volume) or records.Record()
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
@@ -142,7 +146,7 @@ class Executor:
         return self._records[volume]
 
     def _proofs(self, plan: Plan) -> dict[str, intents.Proof]:
-        """What proves each own file of the volume to be the same one later on."""
+        """A proof of identity for each of the volume's own files, by name. Recovery compares it."""
         keeps_inodes, proofs = self._directory.share.keeps_inodes, {}
         for file in plan.before.own_files if plan.before else ():
             status = self._directory.root.status(file)
@@ -154,7 +158,7 @@ class Executor:
         steps = list(plan.steps)
         kinds = [type(step) for step in steps]
         later = steps[kinds.index(WriteRecord) + 1 :] if WriteRecord in kinds else []
-        with session.begun(later) as made:
+        with session.prepared(later) as made:
             for position, step in enumerate(steps):
                 if session.can(step):
                     self._do(session, step, plan.volume)
@@ -186,30 +190,31 @@ class Executor:
                 raise from_os_error(error, f"volume {volume} on {self._directory.share.label}") from error
 
     @contextmanager
-    def _logged(self, volume: str, told: dict) -> Iterator[None]:
+    def _logged(self, volume: str, entry: dict) -> Iterator[None]:
+        """Log the step that is done in this context, with the time that it took and its error, if any."""
         began = time.monotonic()
         try:
             yield
         except BaseException as error:
-            told = {**told, "failed": f"{type(error).__name__}: {error}"}
+            entry = {**entry, "failed": f"{type(error).__name__}: {error}"}
             raise
         finally:
             if self._log is not None:
-                self._log(volume, {"share": self._directory.share.source, **told}, time.monotonic() - began)
+                self._log(volume, {"share": self._directory.share.source, **entry}, time.monotonic() - began)
 
     # -- records -----------------------------------------------------------------------------------------------------
 
     def _write_info(self, plan: Plan, step: WriteInfo) -> None:
-        self._hand_access_on(plan)
+        self._keep_access(plan)
         root = self._directory.root
         like = next((file for file in (step.file, step.active) if root.status(file) is not None), None)
         data = info_file.Info(step.active, step.snapshots).to_bytes()
         with self._logged(plan.volume, step.describe()):
             self._directory.write_record(plan.volume, root, step.file, data, like, self._warn, "blocks")
 
-    def _hand_access_on(self, plan: Plan) -> None:
-        """Before another file becomes the active one: whoever could open the volume still can, and nobody else. A snapshot's overlay
-        was made so."""
+    def _keep_access(self, plan: Plan) -> None:
+        """Give the next active image the access of the present one. So the same users can open the volume afterwards, and nobody else.
+        The overlay of a snapshot already has this access when it is made."""
         files = [volume.active.file for volume in (plan.before, plan.after) if volume is not None]
         root = self._directory.root
         if plan.operation == CREATE_SNAPSHOT or len(set(files)) < 2 or any(root.status(file) is None for file in files):
@@ -218,7 +223,7 @@ class Executor:
             try:
                 if access.copy_access(old, new, self._directory.share.keeps_modes, self._warn, root.subject(files[1])):
                     self._directory.waiting.sync_file(new)
-            except ShareNotWritable as error:  # it stays as accessible as it was
+            except ShareNotWritable as error:  # the next active image keeps its own access
                 self._warn(f"{error} It has become the active image of volume {plan.volume}.")
 
     def _write_final_record(self, plan: Plan, later: Iterable[Step], made: Mapping[str, records.Disk] | None = None) -> None:
@@ -232,12 +237,13 @@ class Executor:
         self._write_record(plan.volume, record, "" if plan.before is None else "blocks")
 
     def _garbage(self, file: str) -> records.Garbage | None:
+        """What the final record says of a file that will be removed. None where it does not exist."""
         status = self._directory.root.status(file)
         inode = status.st_ino if status and self._directory.share.keeps_inodes else 0
         return records.Garbage(file, inode, status.st_size) if status else None
 
     def _write_record(self, volume: str, record: records.Record, last: str) -> None:
-        """:param last: what may be used on a full share, as :meth:`ShareDirectory.write_record` has it."""
+        """:param last: what may be used on a full share, as for :meth:`ShareDirectory.write_record`."""
         data, private = record.to_bytes(volume), self._directory.make_private("volumes")
         with self._logged(volume, {"step": "write_record" if record.intent is None else "write_intent"}):
             self._directory.write_record(volume, private, records.file_name(volume), data, last=last)
@@ -263,9 +269,9 @@ class Executor:
     # -- interrupted tasks -------------------------------------------------------------------------------------------
 
     def finish(self, interrupted: Interrupted) -> None:
-        """End what an earlier task left; ``interrupted.describe()`` is ``recovered`` as modules report it.
+        """End an interrupted task. ``interrupted.describe()`` is ``recovered`` as modules return it.
 
-        :raises InUse: somebody has an image of the volume open. Nothing was changed.
+        :raises InUse: somebody has an image of the volume open. Nothing was changed then.
         """
         for resumption in interrupted.resumptions:
             self._engine.predict_end(resumption)
@@ -277,12 +283,13 @@ class Executor:
 
 
 def _last_resort(plan: Plan) -> str:
-    """What may be used on a full share to record an intent. A revert must not begin where it could not go on."""
+    """What may be used on a full share to record an intent: nothing, "blocks" or "ballast". A revert must not begin if it could not go on
+    afterwards."""
     if not _frees_room(plan):
         return ""
     return "blocks" if not room.given_up(plan.steps) or room.gives_enough(plan) else "ballast"
 
 
 def _frees_room(plan: Plan) -> bool:
-    """Whether a plan is worth the ballast of a full share: it gives room back, and needs none for data on the way."""
+    """Whether a plan may use the ballast of a full share: it frees space, and needs none for data before that."""
     return any(isinstance(step, (Unlink, ReplaceOverlay)) for step in plan.steps) and all(step.moves() == 0 for step in plan.steps)

@@ -1,8 +1,8 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a task was interrupted, and what it left. Nearly always none was, so :mod:`recovery` is imported only where traces of one are
-found."""
+"""Whether a task was interrupted, and what it left. Most often no task was. So :mod:`recovery` is imported only where there are traces of
+one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Interrupted:
-    """What a killed task left of a volume: resumptions to run, temporary files to remove."""
+    """What an interrupted task left of a volume: resumptions to run, and temporary files to remove."""
 
     def __init__(self, resumptions: tuple[Resumption, ...] = (), leftovers: tuple[str, ...] = ()) -> None:
         self.resumptions = resumptions
@@ -31,26 +31,26 @@ class Interrupted:
 
     @property
     def after(self) -> Volume | None:
+        """The volume after the last resumption; None where it is removed."""
         return self.resumptions[-1].plan.after
 
     def describe(self) -> list[dict]:
-        told = [item.describe() for item in self.resumptions]
+        """``recovered`` as modules return it: dicts with operation, outcome and steps (what :meth:`Resumption.describe` returns)."""
+        items = [item.describe() for item in self.resumptions]
         if self.leftovers:
             from ..plan.steps import Unlink
 
-            told.append(
-                {"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]}
-            )
-        return told
+            items.append({"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]})
+        return items
 
 
 def group_file(group: str) -> str:
-    """The name of the decision that the snapshots of a group are taken."""
+    """The name of the file that records the decision to take the snapshots of a group."""
     return group + ".json"
 
 
 def find_interrupted(look: Look) -> Interrupted:
-    """As :func:`recovery.find_interrupted`, which is asked where there are traces."""
+    """As :func:`recovery.find_interrupted`, which is called only where there are traces."""
     if not _has_traces(look):
         return Interrupted()
     from . import recovery
@@ -59,7 +59,7 @@ def find_interrupted(look: Look) -> Interrupted:
 
 
 def _has_traces(look: Look) -> bool:
-    """:raises StorageError: the record cannot be understood, or something that is no file has a name on record."""
+    """:raises StorageError: the record cannot be understood, or a recorded name belongs to something that is no regular file."""
     directory, record = look.directory, look.record
     if look.leftovers:
         return True
@@ -72,13 +72,13 @@ def _has_traces(look: Look) -> bool:
     try:
         return chains.read_info(look)[1]
     except StorageError:
-        return False  # whoever needs the volume will say so
+        return False  # a task that needs the volume reports it
 
 
 def forget_groups(directory: ShareDirectory) -> None:
-    """Remove the decisions on groups that no volume's record waits for any more.
+    """Remove the decisions on groups for which no volume's record waits any more.
 
-    They are listed before the records are read: a group that is decided meanwhile is not among them.
+    The decisions are listed before the records are read. So a group that is decided meanwhile is not among them.
     """
     private = directory.private("groups")
     decided = private.names() if private else []
@@ -87,11 +87,11 @@ def forget_groups(directory: ShareDirectory) -> None:
         return
     suffix = len(records.file_name(""))
     try:
-        found = [records.read(directory, name[:-suffix]) for name in volumes.names()]
+        every = [records.read(directory, name[:-suffix]) for name in volumes.names()]
     except StorageError:
-        return  # a record that nobody can read may wait for any of them
+        return  # a record that cannot be read may wait for any of them
     from ..store.metadata import unfinished  # late: hardly any group was interrupted
 
-    waiting = {group_file(unfinished.group(record.intent)) for record in found if record and record.intent}
+    waiting = {group_file(unfinished.group(record.intent)) for record in every if record and record.intent}
     for name in sorted(set(decided) - waiting):
         private.unlink(name)

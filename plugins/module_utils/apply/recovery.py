@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an interrupted task left, and how it will end. Looks only; the executor does it."""
+"""What an interrupted task left, and how it will end. This module only reads. The executor ends the task."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .interrupted import Interrupted, group_file
 
 
 def find_interrupted(look: Look) -> Interrupted:
-    """What is to be resumed of a volume. Only meaningful under its lock; without it a prediction.
+    """How the interrupted task of a volume will end. Without the volume's lock this is only a prediction.
 
-    :raises NeedsRecovery: the share is in no state that the interrupted task can have left.
+    :raises NeedsRecovery: the interrupted task cannot have left the share in this state.
     """
     directory, name, record, leftovers = look.directory, look.name, look.record, look.leftovers
     if record is None:
@@ -47,12 +47,12 @@ def find_interrupted(look: Look) -> Interrupted:
 
 
 def _lost_info(look: Look) -> tuple[intents.Resumption, ...]:
-    """``.info`` that is torn or gone and can be told for certain is written anew."""
+    """If ``.info`` is torn or missing and its content is certain, it is written again."""
     try:
         if not chains.read_info(look)[1]:
             return ()
     except StorageError:
-        return ()  # whoever needs the volume will say so
+        return ()  # a task that needs the volume reports it
     present = _readable(look)
     if present is None:
         return ()
@@ -61,13 +61,14 @@ def _lost_info(look: Look) -> tuple[intents.Resumption, ...]:
 
 
 def _is_garbage(directory: ShareDirectory, name: str, item: records.Garbage) -> bool:
-    """Whether the file still is the one that the final record meant: same inode, same length, and nobody else's."""
+    """Whether the file is still the one that the final record meant: same inode, same length, and no other volume owns it."""
     status = directory.root.status(item.file)
     same = status is not None and status.st_size == item.size and item.inode in (0, status.st_ino)
     return same and item.file != info_name(name) and ownership.owner_of(directory, item.file, excluding=name) is None
 
 
 def _readable(look: Look) -> Volume | None:
+    """The volume as it is now. None where there is none, or it cannot be read."""
     try:
         observed = chains.observe(look.directory, look.name, look=look)
     except StorageError:
@@ -79,12 +80,12 @@ def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
     directory, name = look.directory, look.name
     _refuse_foreign(directory, name, intent)
     decided = intent.group is None or _group_decided(directory, intent.group)
-    found = replace(open_engine(intent.engine, directory).found(name, intent), decided=decided)
-    return replace(intents.resume(name, _readable(look), intent, found), images=intent.files)
+    observed = replace(open_engine(intent.engine, directory).observe(name, intent), decided=decided)
+    return replace(intents.resume(name, _readable(look), intent, observed), images=intent.files)
 
 
 def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:
-    """:raises NeedsRecovery: the record would change or remove a file that another volume claims."""
+    """:raises NeedsRecovery: the recorded steps would change or remove a file that belongs to another volume."""
     for file in sorted({file for step in intent.steps for file in step.touches() if file != info_name(name)}):
         owner = ownership.owner_of(directory, file, excluding=name)
         if owner is not None:
@@ -95,13 +96,13 @@ def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent
             )
 
 
-def give_up(look: Look) -> Interrupted:
-    """The end of a record that cannot be honoured: what stands on the share counts from now on.
+def discard_interrupted(look: Look) -> Interrupted:
+    """Discard an intent that cannot be resumed. From now on the volume is what is on the share.
 
-    Snapshots that the interrupted task had begun to delete lose their names, because their data may be damaged; files that
-    it was about to remove are left, and told.
+    Snapshots that the interrupted task had begun to delete lose their names, because their data may be damaged. Files that it
+    was about to remove stay, and are reported.
 
-    :raises StorageError: the volume cannot be read as it stands.
+    :raises StorageError: the volume cannot be read in its present state.
     """
     directory, name, record = look.directory, look.name, look.record
     observed = chains.observe(directory, name, look=look)
@@ -112,11 +113,11 @@ def give_up(look: Look) -> Interrupted:
     operation = intent.operation if intent else "unknown"
     leftovers = look.leftovers
     if observed is None:
-        gone = Plan(DISCARD, name, (), None, None)
-        return Interrupted((intents.Resumption(operation, "discarded", gone),), leftovers)
+        without_volume = Plan(DISCARD, name, (), None, None)
+        return Interrupted((intents.Resumption(operation, "discarded", without_volume),), leftovers)
     volume = observed.volume
-    doomed = intent.doomed if intent else ()
-    after = replace(volume, snapshots=tuple(one for one in volume.snapshots if one.name not in doomed), pending=None)
+    deleted = intent.deleted_snapshots if intent else ()
+    after = replace(volume, snapshots=tuple(one for one in volume.snapshots if one.name not in deleted), pending=None)
     named = [*(intent.files if intent else ()), *(item.file for item in record.garbage if record)] if record else []
     left = tuple(sorted({file for file in named if file not in volume.files and directory.root.status(file) is not None}))
     steps: tuple[Step, ...] = (intents.write_info(after),) if volume.info else (WriteRecord(name),)
@@ -125,5 +126,6 @@ def give_up(look: Look) -> Interrupted:
 
 
 def _group_decided(directory: ShareDirectory, group: str) -> bool:
+    """Whether the decision to take the snapshots of the group is recorded."""
     private = directory.private("groups")
     return private is not None and private.status(group_file(group)) is not None

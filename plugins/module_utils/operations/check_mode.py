@@ -53,7 +53,7 @@ class PredictedLocks(Locks):
 class CheckMode(RunMode):
     """The verbs of a change that is predicted."""
 
-    asks_only = True
+    checks_only = True
 
     def __init__(self, work: Workspace) -> None:
         super().__init__(work)

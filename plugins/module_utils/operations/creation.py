@@ -15,7 +15,7 @@ from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.desired import DesiredSnapshot, DesiredVolume, Source
-from ..plan.headers import require_healed_parent, require_known_formats
+from ..plan.headers import require_known_formats, require_repaired_parent
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.volumes import chains, ownership
 from ..store.volumes.look import Look
@@ -62,7 +62,7 @@ def _lock(work: Workspace, own: list[tuple[Share, str]], share: Share | None, so
         return
     if source.snapshot is not None:
         work.locks.take_families(own, [(share, source.volume)])
-        if work.mode.asks_only or _is_at_rest(work.directory(share), source.volume):
+        if work.mode.checks_only or _is_at_rest(work.directory(share), source.volume):
             return
         work.locks.give_back()
     work.locks.take_families([*own, (share, source.volume)])
@@ -77,7 +77,7 @@ def _is_at_rest(directory: ShareDirectory, name: str) -> bool:
         observed = chains.observe(directory, name, look=look)
     except StorageError:
         return False  # the error is reported under the lock for a change
-    return observed is not None and DesiredVolume(name).is_met_by(observed.volume)
+    return observed is not None and DesiredVolume(name).is_satisfied_by(observed.volume)
 
 
 def _writable(share: Share) -> bool:
@@ -197,11 +197,11 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     if volume is None:
         raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
     require_known_formats(volume)
-    require_healed_parent(volume)
+    require_repaired_parent(volume)
     top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
     images = volume.view(top)
     cluster_tables.require_whole(work.directory(share), images)
     if source.snapshot is None:
-        engine_for(work, share).require_unused(top, ask_only=work.mode.asks_only)
+        engine_for(work, share).require_unused(top, check_only=work.mode.checks_only)
     told = Source(source.label, images[0].size, _held(work, share, source, images))
     return CopySource(work.directory(share), images), told, recovered

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class RunMode:
     """The verbs of a change that is made."""
 
-    asks_only = False  # whether files may only be looked at
+    checks_only = False  # whether files may only be looked at
 
     def __init__(self, work: Workspace) -> None:
         self._work = work

@@ -80,7 +80,7 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
 
 def plan_taking(work: Workspace, share: Share, volume: Volume, desired: DesiredSnapshot, recovered: list) -> Plan:
     """The plan that takes a snapshot, or changes what is said of it. :param recovered: as :func:`recover` returns it."""
-    if desired.is_met_by(volume):
+    if desired.is_satisfied_by(volume):
         return Plan(CREATE_SNAPSHOT, volume.name, (), volume, volume)
     from ..plan import planner
     from .refusals import require_free_name

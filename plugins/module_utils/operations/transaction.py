@@ -100,9 +100,9 @@ def find_left(work: Workspace, share: Share, name: str, discard: bool = False) -
     except NeedsRecovery:
         if not (discard or work.options.discard):
             raise
-        from ..apply.recovery import give_up
+        from ..apply.recovery import discard_interrupted
 
-        return give_up(work.look(share, name))
+        return discard_interrupted(work.look(share, name))
 
 
 def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source: CopySource | None = None) -> Outcome:

@@ -82,7 +82,7 @@ def _warn_of_another_format(work: Workspace, share: Share, volume: Volume) -> No
 
 
 def _plan_for(volume: Volume, desired: DesiredVolume) -> Plan:
-    if desired.is_met_by(volume):
+    if desired.is_satisfied_by(volume):
         return Plan(PRESENT, volume.name, (), volume, volume)
     from ..plan import planner
 

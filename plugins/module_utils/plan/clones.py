@@ -1,7 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Linked clones: a volume whose base file is an overlay over a snapshot's point of another volume, and how it is cut loose."""
+"""Plans for linked clones: how one is created, and how it becomes independent (flatten).
+
+The base file of a linked clone is an overlay. Its backing file is the file that shows a snapshot of another volume.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,21 @@ from ..errors import Conflict, InvalidParameter, WouldShrink
 from ..model import Image, Parent, Volume, size_text
 from . import cost
 from .desired import DesiredVolume
-from .headers import require_healed_parent, require_known_formats
+from .headers import require_known_formats, require_repaired_parent
 from .plan import CREATE_VOLUME, FLATTEN, Plan
 from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size, with_details
 from .steps import CreateClone, Pull, WriteRecord
 
 
 def snapshot_for(clone: str) -> str:
-    """The snapshot that is taken of a volume from which ``clone`` is made."""
+    """The name of the snapshot that is taken of the source volume so that ``clone`` can be made from it."""
     return f"clone-{clone}"
 
 
 def require_current(parent: Volume, snapshot: str) -> None:
-    """A snapshot of that name may be there from an earlier, interrupted run: good as long as it shows what the volume holds.
+    """Check that ``snapshot`` shows what the volume holds now. It may exist since an earlier run that was interrupted.
 
-    :raises Conflict: the volume was written since, so that the clone would not be one of the volume as it is.
+    :raises Conflict: the volume was written since then. The clone would not show the volume as it is now.
     """
     overlay = parent.image(parent.snapshot(snapshot).file)
     if overlay != parent.active or not overlay.empty or overlay.size != parent.image(str(overlay.backing_file)).size:
@@ -37,10 +40,11 @@ def require_current(parent: Volume, snapshot: str) -> None:
 
 
 def create_clone(desired: DesiredVolume, parent: Volume, snapshot: str, max_chain: int) -> Plan:
-    """A linked clone that does not exist yet, on the point of ``snapshot``.
+    """Plan a linked clone that does not exist yet. It rests on the file that shows ``snapshot``.
 
-    :raises InvalidParameter: what is desired does not go with a linked clone. :raises WouldShrink: it would be smaller than its
-        source.
+    :param max_chain: the number of files that the clone's chain may have.
+    :raises InvalidParameter: a linked clone cannot have the desired format or preallocation, or its chain would be too long.
+    :raises WouldShrink: it would be smaller than its source. :raises UnsafeImage: a format in the parent's chain is unknown.
     """
     subject = f"volume {desired.name}"
     point = parent.point_file(snapshot)
@@ -78,11 +82,15 @@ def create_clone(desired: DesiredVolume, parent: Volume, snapshot: str, max_chai
 
 
 def flatten(volume: Volume, known: cost.Allocations) -> Plan:
-    """Give a linked clone its own data; no change where it rests on no other volume."""
+    """Plan to give a linked clone its own data. A volume that is no linked clone needs no steps.
+
+    :param known: allocated clusters by file, for the estimate of bytes. Files may be missing.
+    :raises UnsafeImage: a format in the chain is unknown, or a header of the parent must be repaired first.
+    """
     if volume.parent is None:
         return Plan(FLATTEN, volume.name, (), volume, volume)
     require_known_formats(volume)
-    require_healed_parent(volume)
+    require_repaired_parent(volume)
     base = volume.own_base
     alone = replace(base, backing_file=None, backing_format=None, empty=False)
     after = replace(volume, chain=(*volume.own[:-1], alone), parent=None, adopted=True)
@@ -91,6 +99,7 @@ def flatten(volume: Volume, known: cost.Allocations) -> Plan:
 
 
 def _bytes_of_parent(volume: Volume, known: cost.Allocations) -> int:
+    """Bytes that a pull of the parent's data writes. Where the clusters are unknown, what the parent's files take on disk."""
     below = volume.chain[len(volume.own) :]
     moved = cost.pulled([image.file for image in reversed(below)], [volume.own_base.file], False, known)
     return sum(image.allocated for image in below) if moved is None else moved

@@ -4,9 +4,9 @@
 """What a merge costs: sets of allocated clusters, and the bytes that are written to move them.
 
 Deleting snapshots merges adjacent files into one of them, the pivot. Keeping file p in place writes at least
-``|union| - |visible(p)|``, where visible(p) are p's clusters that nothing above overwrites. Beside the data there are the
-table entries that find it. So the pivot is the file for which data and tables together are least. Where qemu-img has to do
-it, because an image is not plain, it writes more tables than is said here.
+``|union| - |visible(p)|``. Here visible(p) are the clusters of p that nothing above overwrites. The table entries that find
+the data are written too. So the pivot is the file for which data and tables together are least. qemu-img has to do the merge
+where an image is not plain. It writes more tables than this estimate says.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 
-_ENTRY = 8  # bytes of an L2 table's entry: a table is written from the first one that changes to the last
-_SECTOR = 512  # bytes of the header that a pull changes in the end
-_ANY = bytes.maketrans(b"\2", b"\1")
-_DATA_ALONE = bytes.maketrans(b"\2", b"\0")
+_ENTRY = 8  # bytes of an entry of an L2 table. A table is written from the first entry that changes to the last one.
+_SECTOR = 512  # bytes of the header, which a pull changes last
+_ANY = bytes.maketrans(b"\2", b"\1")  # zeros count as data does
+_DATA_ALONE = bytes.maketrans(b"\2", b"\0")  # zeros count as nothing
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What an image holds of its own: L1 index → one byte per L2 entry, 0 for nothing, 1 for data, 2 for zeros.
+    """What an image itself holds, without its backing files.
 
-    Zeros hide what lies beneath as data does, and take no room. ``cluster_size`` in bytes and ``per_table`` entries give the
-    geometry; only equal geometries can be compared.
+    ``tables`` maps an L1 index to one byte for each L2 entry: 0 for nothing, 1 for data, 2 for zeros. Zeros hide what lies
+    below, as data does, but take no space. ``cluster_size`` (bytes) and ``per_table`` (entries of a table) are the geometry.
+    Only allocations with the same geometry can be compared.
     """
 
     cluster_size: int
@@ -38,10 +39,11 @@ class Allocation:
         return self.cluster_size * sum(table.count(1) for table in self.tables.values())
 
     def comparable(self, other: Allocation) -> bool:
+        """Whether both have the same geometry."""
         return (self.cluster_size, self.per_table) == (other.cluster_size, other.per_table)
 
     def over(self, lower: Allocation) -> Allocation:
-        """What this image on top of ``lower`` holds together with it."""
+        """What both images hold together when this one lies on ``lower``."""
         tables = dict(lower.tables)
         for index, mine in self.tables.items():
             tables[index] = _put_over(mine, tables[index]) if index in tables else mine
@@ -54,10 +56,12 @@ class Allocation:
 
 
 def _put_over(upper: bytes, lower: bytes) -> bytes:
+    """One table from two: each entry of ``upper``, or that of ``lower`` where ``upper`` has none."""
     return (_number(upper) | _number(_cut_out(lower, upper))).to_bytes(max(len(upper), len(lower)), "little")
 
 
 def _cut_out(table: bytes, other: bytes) -> bytes:
+    """The entries of ``table`` where ``other`` has none."""
     taken = _number(other.translate(_ANY)) * 3  # 3 covers both kinds, and carries nothing into the next byte
     return (_number(table) & ~taken).to_bytes(len(table), "little")
 
@@ -66,21 +70,21 @@ def _number(table: bytes) -> int:
     return int.from_bytes(table, "little")
 
 
-Allocations = Mapping[str, Allocation]
+Allocations = Mapping[str, Allocation]  # by file name
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that keeping one file of a group writes: by the commit into it, and by the pull into it."""
+    """Bytes that are written to keep one file of a group: by the commit into it, and by the pull into it."""
 
     commit: int
     pull: int
 
 
-def estimates(files: Sequence[str], onto: bool, known: Allocations) -> list[Estimate] | None:
-    """For each of the adjacent ``files``, bottom first, what keeping that one costs.
+def estimates(files: Sequence[str], has_below: bool, known: Allocations) -> list[Estimate] | None:
+    """What it costs to keep each of the adjacent ``files``, bottom first. None where one is unknown, or geometries differ.
 
-    :param onto: something lies beneath them. None where one of them is unknown, or geometries differ.
+    :param has_below: whether another file lies below them.
     """
     layers = _comparable_layers(files, known)
     if layers is None:
@@ -92,27 +96,33 @@ def estimates(files: Sequence[str], onto: bool, known: Allocations) -> list[Esti
     under = layers[0]
     for index in range(1, len(layers)):
         commit = _commit(shown[index + 1], layers[index]) if index + 1 < len(layers) else 0
-        result.append(Estimate(commit, _pull(under, shown[index], onto)))
+        result.append(Estimate(commit, _pull(under, shown[index], has_below)))
         under = layers[index].over(under)
     return result
 
 
 def committed_into_raw(files: Sequence[str], known: Allocations) -> int | None:
-    """Bytes that a commit of ``files``, bottom first, writes into a raw image: it has no tables, and zeros are holes."""
+    """Bytes that a commit of ``files``, bottom first, writes into a raw image; None where unknown.
+
+    A raw image has no tables, and its zeros are holes.
+    """
     merged = stacked(files, known)
     return None if merged is None else merged.data
 
 
-def pulled(files: Sequence[str], stay: Sequence[str], onto: bool, known: Allocations) -> int | None:
-    """Bytes that pulling what ``files`` hold into the top of ``stay`` writes, both bottom first; None where unknown."""
+def pulled(files: Sequence[str], stay: Sequence[str], has_below: bool, known: Allocations) -> int | None:
+    """Bytes that are written when what ``files`` hold is pulled into the top of ``stay``; None where unknown.
+
+    :param files: bottom first, as ``stay``. :param has_below: whether another file lies below the files that are pulled.
+    """
     under, staying = stacked(files, known), stacked(stay, known)
     if under is None or staying is None or not under.comparable(staying):
         return None
-    return _pull(under, staying, onto)
+    return _pull(under, staying, has_below)
 
 
 def stacked(files: Sequence[str], known: Allocations) -> Allocation | None:
-    """What ``files``, bottom first, hold together; None where one is unknown, or geometries differ."""
+    """What ``files``, bottom first, hold together. None where one is unknown, or geometries differ."""
     layers = _comparable_layers(files, known)
     if not layers:
         return None
@@ -130,19 +140,20 @@ def _comparable_layers(files: Sequence[str], known: Allocations) -> list[Allocat
 
 
 def _commit(above: Allocation, into: Allocation) -> int:
-    """Data, and the tables that get other entries. What is overwritten in its place changes no table."""
+    """Bytes of data, and of the tables whose entries change. Data that is overwritten in place changes no table."""
     new = above.outside(into)
     changed = [table for index, table in above.tables.items() if any(new.tables[index]) or 2 in table]
     return above.data + sum(_span(table) for table in changed)
 
 
-def _pull(under: Allocation, staying: Allocation, onto: bool) -> int:
-    """Data, tables and in the end the header. Zeros are entries of a table where something lies beneath that they hide, and
-    nothing where nothing does."""
+def _pull(under: Allocation, staying: Allocation, has_below: bool) -> int:
+    """Bytes of data, of tables, and of the header at the end. Zeros become table entries only where a file lies below, whose data
+    they must hide."""
     moving = under.outside(staying)
-    kinds = _ANY if onto else _DATA_ALONE
+    kinds = _ANY if has_below else _DATA_ALONE
     return moving.data + sum(_span(table.translate(kinds)) for table in moving.tables.values()) + _SECTOR
 
 
 def _span(table: bytes) -> int:
+    """Bytes from the first entry of a table that is used to the last one."""
     return len(table.strip(b"\0")) * _ENTRY

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What playbooks want volumes and snapshots to be, and whether they are so already.
 
-Most tasks find what they want. Then nothing has to be planned, and the planner is not even imported.
+Most tasks find that nothing has to change. They need no plan and do not import the planner.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Mapping, NamedTuple
 from ..errors import InvalidParameter
 from ..model import Image, Volume
 
-MAX_CHAIN = 64  # files, where the user says nothing: a read of something never written looks through all of them
+MAX_CHAIN = 64  # files of a chain, by default: a read of a part that was never written looks through all of them
 
 
 class Source(NamedTuple):
-    """What a full clone is made from: a label for ``actions``, its size and the bytes that its chain holds."""
+    """What a full clone is made from: a label for ``actions``, its size in bytes, and the bytes that its chain holds."""
 
     label: str
     size: int
@@ -25,8 +25,8 @@ class Source(NamedTuple):
 
 
 class DesiredVolume(NamedTuple):
-    """What a playbook wants a volume to be. None means that the playbook says nothing of it; ``size`` is in bytes, ``created`` is
-    for a volume that is made."""
+    """What a playbook wants a volume to be. None: the playbook does not say. ``size`` is in bytes. ``created`` is the time for a
+    new volume. ``labels`` maps texts to texts."""
 
     name: str
     size: int | None = None
@@ -40,11 +40,11 @@ class DesiredVolume(NamedTuple):
     created: str | None = None
     description: str | None = None
     labels: dict | None = None
-    snapshot: str | None = None  # taken of the volume once it is there
+    snapshot: str | None = None  # the name of a snapshot that is taken after the volume exists
 
-    def is_met_by(self, volume: Volume) -> bool:
-        """Whether :func:`planner.ensure_volume` has nothing to do and nothing to refuse: a volume that is on record, whose
-        headers are in order, and which has the asked format, size, ownership, description and labels."""
+    def is_satisfied_by(self, volume: Volume) -> bool:
+        """Whether :func:`planner.ensure_volume` has nothing to do and nothing to refuse. Then the volume has a record, its headers
+        are in order, and format, size, ownership, description and labels are as desired."""
         return (
             volume.adopted
             and volume.own_base.format is not None
@@ -60,23 +60,23 @@ class DesiredVolume(NamedTuple):
 
 
 class Expiry(NamedTuple):
-    """When a snapshot expires: at a ``time`` as records spell it, None for never.
+    """When a snapshot expires. ``time`` is in the form that records use; None means never. ``relative``: it was counted from now.
 
-    ``relative`` says that the time was counted from now. That is done once: a snapshot that has an expiry keeps it, or each run
-    of a task would put it off.
+    A relative time is set once only. A snapshot that has an expiry keeps it, because otherwise each run of a task would delay it.
     """
 
     time: str | None
     relative: bool = False
 
-    def for_one_with(self, present: str | None) -> str | None:
+    def time_for(self, present: str | None) -> str | None:
+        """When a snapshot expires from now on. :param present: its expiry so far; None for never."""
         return present if self.relative and present is not None else self.time
 
 
 class DesiredSnapshot(NamedTuple):
-    """What a playbook wants a snapshot to be; description, labels, protected and expires are left alone where they are None.
+    """What a playbook wants a snapshot to be. Where description, labels, protected or expires is None, it stays as it is.
 
-    ``created`` is for a snapshot that is taken, ``max_chain`` the number of files that its volume's chain may have then.
+    ``created`` is the time for a new snapshot. ``max_chain`` is the number of files that the chain may have with its overlay.
     """
 
     name: str
@@ -87,33 +87,33 @@ class DesiredSnapshot(NamedTuple):
     max_chain: int = MAX_CHAIN
     expires: Expiry | None = None
 
-    def is_met_by(self, volume: Volume) -> bool:
-        """Whether :func:`planner.create_snapshot` has nothing to do: the snapshot exists, as it is described."""
+    def is_satisfied_by(self, volume: Volume) -> bool:
+        """Whether :func:`planner.create_snapshot` has nothing to do: the snapshot exists and is as desired."""
         return any(
             snapshot.name == self.name
             and self.description in (None, snapshot.description)
             and self.labels in (None, snapshot.labels)
             and self.protected in (None, snapshot.protected)
-            and (self.expires is None or self.expires.for_one_with(snapshot.expires) == snapshot.expires)
+            and (self.expires is None or self.expires.time_for(snapshot.expires) == snapshot.expires)
             for snapshot in volume.snapshots
         )
 
 
 def label_texts(labels: Mapping) -> dict[str, str]:
-    """Labels as they are kept and compared: texts, nothing at all as the empty one."""
+    """Labels in the form that is stored and compared: every value is a text, and None is the empty text."""
     return {str(name): "" if value is None else str(value) for name, value in labels.items()}
 
 
 def is_spelled_out(image: Image) -> bool:
-    """Whether its header names its backing file as it should, relative to the share and with its format.
+    """Whether the header names its backing file as it should: relative to the share, and with its format.
 
-    A header without the format would let qemu-img guess it from content that a guest may have written.
+    Without the format in the header, qemu-img would guess it from content that a guest may have written.
     """
     return not image.backing_file or not (image.absolute or image.backing_format is None)
 
 
 def check_max_chain(max_chain: int) -> int:
-    """:raises InvalidParameter: no limit for a chain that leaves room for a snapshot and can still be read."""
+    """Return ``max_chain``. :raises InvalidParameter: it leaves no room for a snapshot, or such a chain could not be read."""
     if not 2 <= max_chain <= 200:
         raise InvalidParameter("option max_chain", f"{max_chain} is no limit for the files of a chain", "give a number from 2 to 200")
     return max_chain

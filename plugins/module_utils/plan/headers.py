@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What headers must say before anything is built on them: every format, and every backing file by its plain name."""
+"""Checks of what the headers of a chain say, and repairs. They must give every format, and every backing file by its plain name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from .desired import is_spelled_out
 from .steps import Repoint, Step
 
 NOT_RECORDED = "is recorded nowhere and is never guessed"
-LET_GO = "delete or flatten those first, or name in not_dependent the files that do not count"  # what rests on something that would go
+# The remedy where something that would be removed has dependents.
+DEPENDENTS_REMEDY = "delete or flatten those first, or name in not_dependent the files that do not count"
 
 
 def require_known_formats(volume: Volume) -> None:
-    """:raises UnsafeImage: a file's format is recorded nowhere, so that nothing may be built on it."""
+    """Check that the format of every file of the chain is known.
+
+    :raises UnsafeImage: the format of one is recorded nowhere. Nothing may be built on such a file.
+    """
     for image in volume.chain:
         if image.format is None:
             raise UnsafeImage(
@@ -28,7 +32,10 @@ def require_known_formats(volume: Volume) -> None:
 
 
 def require_format_below(volume: Volume) -> None:
-    """:raises InvalidParameter: the format of what a linked clone rests on is in no header and in no record."""
+    """Check that the format of the file on which a linked clone rests is known.
+
+    :raises InvalidParameter: it is in no header and in no record.
+    """
     base = volume.own_base
     below = volume.chain[len(volume.own) :][:1]
     if below and below[0].format is None and base.backing_format is None:
@@ -39,8 +46,8 @@ def require_format_below(volume: Volume) -> None:
         )
 
 
-def healing(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
-    """Steps that make absolute backing names relative and spell missing backing formats, and the volume after them."""
+def header_repairs(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
+    """Steps that make absolute backing names relative and write missing backing formats, and the volume after these steps."""
     steps: list[Step] = []
     for image in volume.own:
         if image.backing_file and not is_spelled_out(image):
@@ -50,10 +57,11 @@ def healing(volume: Volume) -> tuple[tuple[Step, ...], Volume]:
     return tuple(steps), volume
 
 
-def require_healed_parent(volume: Volume) -> None:
-    """qemu-img must be told every layer's name and format, and a clone's task does not write its parent's headers.
+def require_repaired_parent(volume: Volume) -> None:
+    """Check the headers of a linked clone's parent. qemu-img needs the name and format of every layer from them, and a task for the
+    clone does not write to its parent.
 
-    :raises UnsafeImage: a header of the parent spells its backing file as a path, or does not say its format.
+    :raises UnsafeImage: a header of the parent names its backing file by a path, or does not say its format.
     """
     for image in volume.chain[len(volume.own) :]:
         if volume.parent and not is_spelled_out(image):

@@ -1,11 +1,11 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is recorded durably before a plan begins, and what to do with it after a crash.
+"""Intents: what is recorded durably before a plan begins, and how an interrupted plan ends after a crash.
 
-An intent holds the steps, the volume before and after them, and what proves each file to be the one that was meant.
-:func:`resume` is pure: from an intent and what is found it makes the plan that ends the matter. It acts on nothing but
-states that the recorded plan itself can have left.
+An intent has the steps, the volume before and after them, and a proof of identity for each file.
+:func:`resume` is pure. From an intent and what is on the share now, it makes the plan that ends the interrupted task. It accepts
+only states that the recorded plan itself can have left.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .abilities import OFFLINE
 from .plan import CREATE_SNAPSHOT, FLATTEN, Plan
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
-_LONGEST_ENGINE = 40  # letters of a name
+_LONGEST_ENGINE = 40  # letters of an engine's name
 _BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A file as it was when the intent was recorded: its inode (0 where the file system keeps none), its length in bytes."""
+    """A file as it was when the intent was recorded: its inode (0 where the file system does not keep inodes) and length in bytes."""
 
     inode: int
     length: int
@@ -33,7 +33,8 @@ class Proof:
 
 @dataclass(frozen=True)
 class Intent:
-    """A plan on record. ``proofs`` has the volume's own files as they were before, ``engine`` is the one that was at work."""
+    """A recorded plan. ``started`` is the time in the form that records use. ``proofs`` has a proof for each of the volume's own files
+    before the plan. ``group`` names a snapshot of several volumes together. ``engine`` names the engine that did the work."""
 
     operation: str
     started: str
@@ -45,6 +46,8 @@ class Intent:
     engine: str = OFFLINE
 
     def to_json(self) -> dict:
+        """The intent as the record of the volume has it: the fields by name. A step is what :meth:`Step.to_json` returns, a volume a
+        dict of its fields, a proof [inode, length]. :func:`from_json` reads it."""
         return {
             "operation": self.operation,
             "started": self.started,
@@ -57,14 +60,14 @@ class Intent:
         }
 
     @property
-    def doomed(self) -> tuple[str, ...]:
-        """Snapshots whose points the steps may have begun to destroy."""
+    def deleted_snapshots(self) -> tuple[str, ...]:
+        """Names of the snapshots whose data the steps may have begun to destroy."""
         kept = {snapshot.name for snapshot in self.after.snapshots} if self.after else set()
         return tuple(snapshot.name for snapshot in self.before.snapshots if snapshot.name not in kept)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files of the volume's own before and after, each of which :class:`Found` must show if it exists."""
+        """The volume's own files before and after the plan. :class:`ObservedState` must show each of them that exists."""
         named = dict.fromkeys(self.before.own_files)
         named.update(dict.fromkeys(self.after.own_files if self.after else ()))
         named.update(dict.fromkeys(step.file for step in self.steps if isinstance(step, CreateOverlay)))
@@ -72,6 +75,7 @@ class Intent:
 
 
 def of_plan(plan: Plan, started: str, proofs: dict[str, Proof], group: str | None = None, engine: str = OFFLINE) -> Intent:
+    """The intent of a plan. :raises ValueError: the plan makes a new volume. Such a plan needs no intent."""
     if plan.before is None:
         raise ValueError("a plan without a volume before it needs no intent")
     return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine)
@@ -82,7 +86,10 @@ def _volume_to_json(volume: Volume) -> dict:
 
 
 def from_json(volume: str, content: dict) -> Intent:
-    """:raises NeedsRecovery: the record cannot be understood."""
+    """The intent that :meth:`Intent.to_json` wrote, for the volume of this name.
+
+    :raises NeedsRecovery: the record cannot be understood.
+    """
     try:
         after = content["after"]
         return Intent(
@@ -93,32 +100,35 @@ def from_json(volume: str, content: dict) -> Intent:
             after=None if after is None else _volume_from_json(after),
             proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},
             group=_group(content.get("group")),
-            engine=_engine(content.get("engine", OFFLINE)),  # older records name none
+            engine=_engine(content.get("engine", OFFLINE)),  # older records do not name an engine
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
 
 
 def _group(value: object) -> str | None:
+    """A group's name. :raises ValueError: it cannot be the name of a file."""
     if value is not None and not is_safe_file_name(value):
         raise ValueError(f"no group: {value!r}")
     return None if value is None else str(value)
 
 
 def _engine(value: object) -> str:
+    """An engine's name. :raises ValueError: it is no name."""
     if not isinstance(value, str) or not value.isidentifier() or len(value) > _LONGEST_ENGINE:
         raise ValueError("no name of an engine")
     return value
 
 
 def _volume_from_json(content: dict) -> Volume:
+    """:raises KeyError, TypeError, ValueError: it is no volume that can be, or a file name leads out of the share."""
     chain = tuple(Image(**image) for image in content["chain"])
     snapshots = tuple(Snapshot(**snapshot) for snapshot in content["snapshots"])
     parent = None if content["parent"] is None else Parent(**content["parent"])
     stale = tuple((str(name), str(file)) for name, file in content.get("stale", ()))
     volume = replace(
         Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent, stale=stale),
-        created=content.get("created"),  # older records have none of these
+        created=content.get("created"),  # older records do not have these fields
         description=str(content.get("description", "")),
         labels=dict(content.get("labels", {})),
     )
@@ -130,19 +140,22 @@ def _volume_from_json(content: dict) -> Volume:
 
 
 def summary(content: dict) -> dict:
-    """``pending`` as info modules show it; ``snapshots`` are those whose data may be damaged until the work is finished."""
+    """``pending`` as info modules show it: operation, started, and snapshots (a list of names). The data of these snapshots may be
+    damaged until the work is finished.
+
+    :param content: an intent as the record has it.
+    """
     shown: dict = {"operation": content.get("operation"), "started": content.get("started"), "snapshots": []}
     try:
-        shown["snapshots"] = list(from_json("", content).doomed)
+        shown["snapshots"] = list(from_json("", content).deleted_snapshots)
     except NeedsRecovery:
         pass
     return shown
 
 
 @dataclass(frozen=True)
-class FoundFile:
-    """A file that exists: inode, length in bytes, and what its header says where it has a qcow2 header (``size`` is None
-    where it has none)."""
+class ObservedFile:
+    """A file that exists: its inode, its length in bytes, and what its qcow2 header says. Without such a header ``size`` is None."""
 
     inode: int
     length: int
@@ -151,26 +164,27 @@ class FoundFile:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What stands on the share when a task is to be resumed.
+class ObservedState:
+    """What is on the share before an interrupted task is resumed.
 
-    ``active`` and ``snapshots`` are those of ``.info`` (None: there is no ``.info``); ``files`` has each file of the intent
-    that exists.
+    ``active`` is the active image that ``.info`` names (None: there is no ``.info``), ``snapshots`` are its pairs (snapshot,
+    overlay). ``files`` has each file of the intent that exists, by name.
     """
 
     active: str | None
     snapshots: tuple[tuple[str, str], ...]
-    files: dict[str, FoundFile]
-    decided: bool = True  # the record of its group exists, or it has no group
+    files: dict[str, ObservedFile]
+    decided: bool = True  # the decision of its group is recorded, or it has no group
 
     def backing(self, file: str) -> str | None:
+        """The backing file that the header of an existing file names."""
         return self.files[file].backing_file
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """How an interrupted operation ends: ``plan.steps`` still to do, and finished, undone or discarded. ``left`` are files
-    that it leaves for somebody to look at, ``images`` what the interrupted plan was about beside those of ``plan``."""
+    """How an interrupted operation ends. ``plan`` has the steps that are still to do. ``outcome`` is finished, undone or discarded.
+    ``left`` are files that stay for somebody to look at. ``images`` are files of the interrupted plan besides those of ``plan``."""
 
     operation: str
     outcome: str
@@ -180,28 +194,30 @@ class Resumption:
 
     @property
     def closed(self) -> frozenset[str]:
-        """Files that nobody may have open: those that the steps touch, and what is or will be the active image."""
+        """Files that nobody may have open: those that the steps touch, and the active images before and after."""
         touched = {file for step in self.plan.steps for file in step.touches() if not file.endswith(".info")}
         return frozenset(touched | {volume.active.file for volume in (self.plan.before, self.plan.after) if volume is not None})
 
     @property
     def unwritten(self) -> frozenset[str]:
-        """Other files of the volume, before and after. Machines on linked clones may read them, but nobody may write there."""
+        """The other files of the volume, before and after. Machines on linked clones may read them, but nobody may write to them."""
         own = {file for volume in (self.plan.before, self.plan.after) if volume is not None for file in volume.own_files}
         return frozenset(own.union(self.images)) - self.closed
 
     def describe(self) -> dict:
-        told = {"operation": self.operation, "outcome": self.outcome, "steps": self.plan.actions}
-        return {**told, "left": list(self.left)} if self.outcome == "discarded" else told
+        """An item of ``recovered`` as modules return it: operation, outcome, steps (as in ``actions``), and left if discarded."""
+        item = {"operation": self.operation, "outcome": self.outcome, "steps": self.plan.actions}
+        return {**item, "left": list(self.left)} if self.outcome == "discarded" else item
 
 
-def resume(name: str, present: Volume | None, intent: Intent, found: Found) -> Resumption:
-    """The rest of an interrupted task, or its undoing.
+def resume(name: str, present: Volume | None, intent: Intent, observed: ObservedState) -> Resumption:
+    """The plan that finishes an interrupted task or undoes it.
 
-    :param present: the volume as it can be read now; None where it cannot (some of its files are gone already).
-    :raises NeedsRecovery: the share is in no state that the task can have left.
+    :param name: the name of the volume.
+    :param present: the volume as it is now. None where it cannot be read, because some of its files are already removed.
+    :raises NeedsRecovery: the interrupted task cannot have left the share in this state.
     """
-    check = _Check(name, intent, found)
+    check = _Check(name, intent, observed)
     check.same_files()
     if intent.after is None:
         left: tuple[Step, ...] = tuple(step for step in intent.steps if isinstance(step, Unlink))
@@ -221,26 +237,29 @@ def resume(name: str, present: Volume | None, intent: Intent, found: Found) -> R
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, intent.after))
     check.info_as_before()
     check.chain_between()
-    redo = tuple(_put_back(intent, found)) + _not_done(intent, found)
+    redo = tuple(_restored_backing_files(intent, observed)) + _not_done(intent, observed)
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, redo, present, intent.after))
 
 
 class _Check:
-    """What must be true of a share for the intent to be resumed. Each method raises NeedsRecovery where it is not, with what
-    was expected and what was found."""
+    """Conditions that a share must fulfil before an intent is resumed.
 
-    def __init__(self, volume: str, intent: Intent, found: Found) -> None:
-        self.volume, self.intent, self.found = volume, intent, found
+    The methods raise NeedsRecovery where a condition is not fulfilled. The error says what was expected and what was observed.
+    """
+
+    def __init__(self, volume: str, intent: Intent, observed: ObservedState) -> None:
+        self.volume, self.intent, self.observed = volume, intent, observed
 
     def differs(self, expected: str, present: str) -> NeedsRecovery:
-        told = f"its {self.intent.operation} of {self.intent.started} was interrupted and somebody changed the share since"
-        return NeedsRecovery(f"volume {self.volume}", f"{told}: expected {expected}, found {present}", _BY_HAND)
+        """The error for a condition that is not fulfilled."""
+        problem = f"its {self.intent.operation} of {self.intent.started} was interrupted and somebody changed the share since"
+        return NeedsRecovery(f"volume {self.volume}", f"{problem}: expected {expected}, found {present}", _BY_HAND)
 
     def same_files(self) -> None:
-        """Every file that is there is the one that was there, but for an active image that the plan itself replaced."""
+        """Every file that exists is still the recorded one, except an active image that the plan itself replaced."""
         replaced = {step.file: step.backing_file for step in self.intent.steps if isinstance(step, ReplaceOverlay)}
         for file, proof in self.intent.proofs.items():
-            now = self.found.files.get(file)
+            now = self.observed.files.get(file)
             if now is None or (file in replaced and now.backing_file == replaced[file]):
                 continue
             if proof.inode and now.inode != proof.inode:
@@ -249,20 +268,22 @@ class _Check:
                 raise self.differs(f"{file} to be a qcow2 image", "no valid header in it")
 
     def info_is(self, step: WriteInfo) -> bool:
-        return self.found.active == step.active and sorted(self.found.snapshots) == sorted(step.snapshots)
+        """Whether ``.info`` says what the step writes."""
+        return self.observed.active == step.active and sorted(self.observed.snapshots) == sorted(step.snapshots)
 
     def info_as_before(self) -> None:
+        """``.info`` says what it said before the plan."""
         before = self.intent.before
-        if self.found.active is None and not before.info:
+        if self.observed.active is None and not before.info:
             return
-        if self.found.active != before.active.file:
-            raise self.differs(f"active file {before.active.file}", str(self.found.active))
+        if self.observed.active != before.active.file:
+            raise self.differs(f"active file {before.active.file}", str(self.observed.active))
         pairs = sorted([*((snapshot.name, snapshot.file) for snapshot in before.snapshots), *before.stale])
-        if sorted(self.found.snapshots) != pairs:
-            raise self.differs(f"snapshots {dict(pairs)} in .info", str(dict(sorted(self.found.snapshots))))
+        if sorted(self.observed.snapshots) != pairs:
+            raise self.differs(f"snapshots {dict(pairs)} in .info", str(dict(sorted(self.observed.snapshots))))
 
     def chain_between(self) -> None:
-        """Every file is there and has its old backing file and size, or those that the plan gives it."""
+        """Every file exists. Its backing file and size are the old ones, or those that the plan gives it."""
         given: dict[str, set] = {}
         for step in self.intent.steps:
             if isinstance(step, (Repoint, Pull, ReplaceOverlay)):
@@ -272,25 +293,25 @@ class _Check:
             self._has(image, given.get(image.file, set()) | {image.backing_file})
 
     def as_after(self) -> None:
-        """The final state is on record: its files are as they were left, and what is to go was not written since."""
+        """For a plan whose final state is recorded: the files are in that state, and nobody wrote to those that are to be removed."""
         after = self.intent.after
         for image in after.own if after else ():
             self._exists(image.file)
             self._has(image, {image.backing_file})
-        shrinks = any(isinstance(step, ReplaceOverlay) for step in self.intent.steps)  # it may have taken the data out of what is to go
+        shrinks = any(isinstance(step, ReplaceOverlay) for step in self.intent.steps)  # their data may be given up
         for file in [step.file for step in self.intent.steps if isinstance(step, Unlink)]:
-            now, proof = self.found.files.get(file), self.intent.proofs.get(file)
+            now, proof = self.observed.files.get(file), self.intent.proofs.get(file)
             if now is not None and proof is not None and now.length != proof.length and not (shrinks and now.length < proof.length):
                 raise self.differs(f"{file}, which is to go, to have {proof.length} bytes", f"{now.length}")
 
     def _exists(self, file: str) -> None:
-        if file not in self.found.files:
+        if file not in self.observed.files:
             raise self.differs(f"file {file}", "no such file")
 
     def _has(self, image: Image, backings: set) -> None:
         if image.format != "qcow2":
             return
-        now = self.found.files[image.file]
+        now = self.observed.files[image.file]
         if now.backing_file not in backings:
             raise self.differs(f"{image.file} on {' or '.join(sorted(map(str, backings)))}", f"it on {now.backing_file}")
         sizes = {volume.image(image.file).size for volume in (self.intent.before, self.intent.after) if volume and image.file in volume.files}
@@ -299,16 +320,16 @@ class _Check:
 
 
 def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:
-    """An overlay that was published is finished, unless its group never got that far; without one there is nothing."""
-    intent, found, name = check.intent, check.found, check.volume
+    """If the overlay was published, the snapshot is finished, unless its group was not decided. Otherwise the snapshot is undone."""
+    intent, observed, name = check.intent, check.observed, check.volume
     overlay = next((step for step in intent.steps if isinstance(step, CreateOverlay)), None)
     info = next((step for step in intent.steps if isinstance(step, WriteInfo)), None)
     if overlay is None or info is None:
         raise check.differs("an overlay in its record", "none")
-    published = overlay.file in found.files
-    if published and found.backing(overlay.file) != overlay.backing_file:
-        raise check.differs(f"{overlay.file} on {overlay.backing_file}", f"it on {found.backing(overlay.file)}")
-    if published and (found.decided or check.info_is(info)):
+    published = overlay.file in observed.files
+    if published and observed.backing(overlay.file) != overlay.backing_file:
+        raise check.differs(f"{overlay.file} on {overlay.backing_file}", f"it on {observed.backing(overlay.file)}")
+    if published and (observed.decided or check.info_is(info)):
         if not check.info_is(info):
             check.info_as_before()
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, (info,), present, intent.after))
@@ -321,42 +342,42 @@ def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:
 
 
 def _resume_flatten(check: _Check, present: Volume | None) -> Resumption:
-    """Its one pull is complete when the header names no backing file any more: then the parent may be gone, and nothing is
-    put back."""
+    """A flatten has one pull. The pull is complete when the header names no backing file any more. Then the parent may already be
+    removed, and the header stays as it is."""
     intent, name = check.intent, check.volume
     check.info_as_before()
     check.chain_between()
     base = intent.before.own_base.file
-    done = check.found.backing(base) is None
+    done = check.observed.backing(base) is None
     steps: tuple[Step, ...] = (WriteRecord(name),) if done else intent.steps
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
 
 
 def _resume_replacement(check: _Check, present: Volume | None) -> Resumption:
-    """A revert to the newest snapshot, on a full share: it is done when another file has the active image's name."""
-    intent, found, name = check.intent, check.found, check.volume
+    """A revert to the newest snapshot, on a full share. It is done if another file has the name of the active image."""
+    intent, observed, name = check.intent, check.observed, check.volume
     check.info_as_before()
     check.chain_between()
     active = intent.before.active.file
     inode = intent.proofs[active].inode if active in intent.proofs else 0
     steps = intent.steps
-    if inode and found.files[active].inode != inode:
+    if inode and observed.files[active].inode != inode:
         steps = tuple(step for step in steps if not isinstance(step, ReplaceOverlay))
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
 
 
-def _put_back(intent: Intent, found: Found) -> list[Step]:
-    """Repoints to the old backing files: doing the data steps again is only right on what they started from."""
+def _restored_backing_files(intent: Intent, observed: ObservedState) -> list[Step]:
+    """Steps that put the old backing files into the headers. Steps that move data may be done again only from where they started."""
     replaced = {step.file for step in intent.steps if isinstance(step, ReplaceOverlay)}
     steps: list[Step] = []
     for image in intent.before.own:
-        if image.file not in replaced and image.backing_file is not None and found.backing(image.file) != image.backing_file:
+        if image.file not in replaced and image.backing_file is not None and observed.backing(image.file) != image.backing_file:
             steps.append(Repoint(image.file, image.backing_file, str(intent.before.image(image.backing_file).format)))
     return steps
 
 
-def _not_done(intent: Intent, found: Found) -> tuple[Step, ...]:
-    """All steps but an overlay's replacement that has happened: somebody may have written to it since."""
+def _not_done(intent: Intent, observed: ObservedState) -> tuple[Step, ...]:
+    """All steps, but not the replacement of an overlay if that was done. Somebody may have written to the new overlay since."""
     return tuple(
-        step for step in intent.steps if not (isinstance(step, ReplaceOverlay) and found.files[step.file].backing_file == step.backing_file)
+        step for step in intent.steps if not (isinstance(step, ReplaceOverlay) and observed.files[step.file].backing_file == step.backing_file)
     )

@@ -3,16 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Deleting snapshots: which files merge into which.
 
-Files are numbered from the base f0 to the active image fn; the point Pk is what fk shows. The overlay of snapshot S is a
+Files are numbered from the base f0 to the active image fn. The point Pk is what fk shows. The overlay of snapshot S is a
 file fk, and S is the point P(k-1). Deleting S drops that point: fk and its **backing** file become one. Adjacent dropped
-points form one group fi…fj that becomes a single file with the content of Pj; one of them, the pivot p, stays:
+points form one group fi…fj. It becomes a single file with the content of Pj. One file of the group, the pivot p, stays:
 
 1. commit fj (and all layers down to p) into fp,   where p < j
 2. pull what lies below into fp and put it on f(i-1), where p > i
 3. repoint the child f(j+1) to fp
 4. write ``.info``, 5. unlink the others.
 
-At every instant Pj and all points outside the group show what they showed before.
+At every instant Pj and all points outside the group show the same content as before.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Container, Iterable, Mapping, NamedTuple
 from ..errors import Conflict, HasDependents
 from ..model import Image, Snapshot, Volume, listed
 from . import cost
-from .headers import LET_GO, healing, require_healed_parent, require_known_formats
+from .headers import DEPENDENTS_REMEDY, header_repairs, require_known_formats, require_repaired_parent
 from .plan import DELETE_SNAPSHOT, Plan
 from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, write_info
 
 
 class Bitmap(NamedTuple):
-    """A persistent dirty bitmap. ``tracks`` says that whoever writes to its image marks it."""
+    """A persistent dirty bitmap. ``tracks``: programs that write to its image mark the writes in it."""
 
     name: str
     tracks: bool
@@ -40,51 +40,52 @@ Bitmaps = Mapping[str, "tuple[Bitmap, ...]"]  # by file
 
 @dataclass(frozen=True)
 class _Group:
-    """Files that become one, bottom first; ``below`` and ``child`` are what stands under and on them.
+    """Files that become one, bottom first. ``below`` is the image under them, ``child`` the one on them (None: there is none).
 
-    ``held`` says that linked clones rest on the topmost: it must stay, and only pulls. ``longest_below`` is the size in bytes
-    of the longest file under the group.
+    ``must_stay``: linked clones rest on the topmost file. It must stay, and can only pull. ``longest_below`` is the size in bytes of
+    the longest file under the group.
     """
 
     files: tuple[Image, ...]
     below: Image | None
     child: Image | None
-    held: bool = False
+    must_stay: bool = False
     longest_below: int = 0
 
 
 def delete_snapshots(
     volume: Volume, names: Iterable[str], known: cost.Allocations, fixed_tails: Container[str] = (), bitmaps: Bitmaps | None = None
 ) -> Plan:
-    """Drop the points of the snapshots ``names`` in one plan; names that do not exist are no change.
+    """Plan to delete the snapshots ``names`` together. Names that do not exist change nothing.
 
-    :param known: allocated clusters by file, for choosing pivots and estimating bytes; files may be missing.
-    :param fixed_tails: files that no commit may make larger, because old data behind their end would come to light.
+    :param known: allocated clusters by file, to choose pivots and to estimate bytes. Files may be missing.
+    :param fixed_tails: files that no commit may make larger, because old data behind their end would become visible.
     :param bitmaps: dirty bitmaps that must not be lost, by file.
     :raises HasDependents: a linked clone rests on the data of one of them. :raises Conflict: dirty bitmaps would be lost.
+    :raises UnsafeImage: a format in the chain is unknown, or a header of a linked clone's parent must be repaired first.
     """
-    doomed = [snapshot for snapshot in volume.snapshots if snapshot.name in set(names)]
-    if not doomed:
+    deleted = [snapshot for snapshot in volume.snapshots if snapshot.name in set(names)]
+    if not deleted:
         return Plan(DELETE_SNAPSHOT, volume.name, (), volume, volume)
     require_known_formats(volume)
-    require_healed_parent(volume)
-    steps, current = healing(volume)
+    require_repaired_parent(volume)
+    steps, current = header_repairs(volume)
     all_steps = list(steps)
     garbage: list[str] = []
-    remaining = tuple(snapshot for snapshot in volume.snapshots if snapshot not in doomed)
+    remaining = tuple(snapshot for snapshot in volume.snapshots if snapshot not in deleted)
     kept_overlays = {snapshot.file for snapshot in remaining}
-    going = [snapshot for snapshot in doomed if snapshot.file not in kept_overlays and not _rests_on_parent(volume, snapshot)]
-    _refuse_dependents(volume, going)
-    dropped = [snapshot.file for snapshot in going]
+    dropped_points = [snapshot for snapshot in deleted if snapshot.file not in kept_overlays and not _rests_on_parent(volume, snapshot)]
+    _refuse_dependents(volume, dropped_points)
+    dropped = [snapshot.file for snapshot in dropped_points]
     while dropped:
         group = _next_group(current, dropped)
         merged, pivot = _merge(group, known, fixed_tails, bitmaps or {})
         _refuse_losing_bitmaps(volume, group, pivot, merged, bitmaps or {})
         all_steps += merged
-        gone = [image.file for image in group.files if image.file != pivot.file]
-        garbage += gone
+        removed = [image.file for image in group.files if image.file != pivot.file]
+        garbage += removed
         dropped = [file for file in dropped if file not in [image.file for image in group.files]]
-        remaining = _follow(remaining, group, pivot)
+        remaining = _snapshots_after_merge(remaining, group, pivot)
         current = _after_merge(current, group, pivot)
     after = replace(current, snapshots=remaining, info=True, adopted=True, pending=None)
     all_steps.append(write_info(after))
@@ -92,61 +93,65 @@ def delete_snapshots(
     return Plan(DELETE_SNAPSHOT, volume.name, tuple(all_steps), volume, after, intent=True)
 
 
-def drop_stale(volume: Volume, plan: Plan, remains: tuple[str, ...]) -> Plan:
-    """A plan that also takes stale entries out of ``.info``.
+def drop_stale(volume: Volume, plan: Plan, leftovers: tuple[str, ...]) -> Plan:
+    """A plan that also removes stale entries from ``.info``.
 
-    :param plan: what happens to real snapshots, and ``plan.after`` without those entries; it may have no steps.
-    :param remains: files that only those entries name, to be removed.
+    :param plan: what happens to the real snapshots. It may have no steps. ``plan.after`` is without the stale entries.
+    :param leftovers: files that only those entries name. They are removed.
     """
     if plan.after is None:
         raise ValueError("a deletion of snapshots leaves a volume")
     steps, after = plan.steps, plan.after
     if not steps:
-        heal, after = healing(after)
+        repairs, after = header_repairs(after)
         after = replace(after, info=True, adopted=True, pending=None)
-        steps = (*heal, write_info(after))
-    return Plan(DELETE_SNAPSHOT, volume.name, (*steps, *(Unlink(file) for file in remains)), volume, after, intent=True)
+        steps = (*repairs, write_info(after))
+    return Plan(DELETE_SNAPSHOT, volume.name, (*steps, *(Unlink(file) for file in leftovers)), volume, after, intent=True)
 
 
 def _next_group(volume: Volume, dropped: list[str]) -> _Group:
-    """The lowest run of files whose points go: overlays of doomed snapshots, and the file under the lowest of them.
+    """The lowest adjacent files that become one: overlays of snapshots that are deleted, and the file under the lowest overlay.
 
-    A raw base stays raw and in its place. So where the topmost of them must stay too, the base is left out and lies there
-    without a name, until a later deletion above it can take it in.
+    A raw base stays raw and keeps its place. Where the topmost file must stay too, the base is left out of the group. It then
+    stays without a snapshot that names it, until a later deletion above it can merge it.
     """
     bottom_up = tuple(reversed(volume.chain))
-    resting = {file for _clone, file in volume.dependents}
+    with_dependents = {file for _clone, file in volume.dependents}
     first = min(index for index, image in enumerate(bottom_up) if image.file in dropped) - 1
     last = first
     while last + 1 < len(bottom_up) and bottom_up[last + 1].file in dropped:
         last += 1
-    held = bottom_up[last].file in resting
+    must_stay = bottom_up[last].file in with_dependents
     if bottom_up[0].format == "raw" and volume.parent is None:
-        if first == 0 and held:
+        if first == 0 and must_stay:
             first = 1
-        elif first == 1 and not held and bottom_up[0].file not in resting and not _is_named(volume, bottom_up[1]):
+        elif first == 1 and not must_stay and bottom_up[0].file not in with_dependents and not _is_named(volume, bottom_up[1]):
             first = 0
     below = bottom_up[first - 1] if first else None
     child = bottom_up[last + 1] if last + 1 < len(bottom_up) else None
     longest_below = max((image.size for image in bottom_up[:first]), default=0)
-    return _Group(bottom_up[first : last + 1], below, child, held, longest_below)
+    return _Group(bottom_up[first : last + 1], below, child, must_stay, longest_below)
 
 
 def _is_named(volume: Volume, overlay: Image) -> bool:
+    """Whether the image is the overlay of a snapshot."""
     return any(snapshot.file == overlay.file for snapshot in volume.snapshots)
 
 
 def _rests_on_parent(volume: Volume, snapshot: Snapshot) -> bool:
-    """Whether the snapshot's point is a file of the parent, into which nothing may be merged: only the name goes."""
+    """Whether the snapshot's point is a file of the parent. Nothing may be merged into that. Only the snapshot's name is removed."""
     return volume.parent is not None and snapshot.file == volume.own_base.file
 
 
 def _refuse_losing_bitmaps(volume: Volume, group: _Group, pivot: Image, merged: list[Step], bitmaps: Bitmaps) -> None:
-    """A bitmap says what changed since a backup. It goes with its file, and in the file that stays it must be marked with all that is
-    committed into that one, which qemu-img does for one that tracks."""
+    """A bitmap says what changed since a backup. It is lost with its file. In the file that stays, everything that is committed into
+    that file must be marked in the bitmap. qemu-img does so for a bitmap that tracks writes.
+
+    :raises Conflict: a bitmap would be lost, or would no longer be right.
+    """
     filled = any(isinstance(step, Commit) and step.into == pivot.file for step in merged)
-    going = [image.file for image in group.files if image.file != pivot.file]
-    lost = [f"{one.name} of {file}" for file in going for one in bitmaps.get(file, ())]
+    removed = [image.file for image in group.files if image.file != pivot.file]
+    lost = [f"{one.name} of {file}" for file in removed for one in bitmaps.get(file, ())]
     lost += [f"{one.name} of {pivot.file}" for one in bitmaps.get(pivot.file, ()) if filled and not one.tracks]
     if lost:
         raise Conflict(
@@ -157,7 +162,7 @@ def _refuse_losing_bitmaps(volume: Volume, group: _Group, pivot: Image, merged: 
 
 
 def _merge(group: _Group, known: cost.Allocations, fixed_tails: Container[str], bitmaps: Bitmaps) -> tuple[list[Step], Image]:
-    """Steps that leave the group's top point in the pivot, and the pivot as it is then."""
+    """Steps after which the pivot shows what the top of the group showed, and the pivot as it is then."""
     files = group.files
     if group.below is None and files[0].format == "raw":
         steps, pivot = _commit_into_raw(files, known)
@@ -170,24 +175,23 @@ def _merge(group: _Group, known: cost.Allocations, fixed_tails: Container[str], 
 
 
 def _pivot(group: _Group, costs: list[cost.Estimate] | None, fixed_tails: Container[str], bitmaps: Bitmaps) -> int:
-    """Index of the file that stays: the one that has dirty bitmaps, or else the one that costs least, the lowest one where that is
-    unknown or equal.
+    """Index of the file that stays: one that has dirty bitmaps, or else the cheapest. The lowest one where costs are unknown or equal.
 
-    A commit into p is only right where no file from p to the top is shorter than one beneath it: what a longer file holds
-    beyond the end of a shorter one would come back to light. Nor into a file that would grow beyond its own end over longer
-    ones: qemu-img records the size before the zeros, and a crash in between brings to light what lies there. Nor into one that
-    would grow and cannot (``fixed_tails``). The top itself, which only pulls, is always possible.
+    A commit into p is wrong in three cases. First: a file from p to the top is shorter than one below it. What the longer file
+    holds beyond the end of the shorter one would become visible again. Second: p would grow, and a file below it is longer than p.
+    qemu-img records the new size before it writes the zeros. A crash in between makes visible what lies below. Third: p would
+    grow and cannot (``fixed_tails``). The top itself only pulls. It is always possible.
     """
     sizes = [image.size for image in group.files]
     top = len(sizes) - 1
-    if group.held:
+    if group.must_stay:
         return top
-    beneath = [max([group.longest_below, *sizes[:index]]) for index in range(top + 1)]
+    sizes_below = [max([group.longest_below, *sizes[:index]]) for index in range(top + 1)]
     possible = [
         index
         for index in range(top + 1)
         if all(sizes[k] <= sizes[k + 1] for k in range(index, top))
-        and (sizes[index] == sizes[top] or (sizes[index] >= beneath[index] and group.files[index].file not in fixed_tails))
+        and (sizes[index] == sizes[top] or (sizes[index] >= sizes_below[index] and group.files[index].file not in fixed_tails))
     ]
     marked = [index for index in possible if bitmaps.get(group.files[index].file)]
     possible = marked or possible
@@ -215,8 +219,8 @@ def _commit_and_pull(group: _Group, index: int, costs: list[cost.Estimate] | Non
 
 
 def _commit_into_raw(files: tuple[Image, ...], known: cost.Allocations) -> tuple[list[Step], Image]:
-    """A raw base can only receive. Where an overlay is shorter than what lies beneath it, everything up to that point is
-    committed first and the base is cut to the overlay's size: beyond it the overlay shows zeros."""
+    """A raw base can only be committed into. Where an overlay is shorter than the file below it, everything up to that file is
+    committed first. Then the base is cut to the overlay's size, because beyond its end the overlay shows zeros."""
     base = files[0]
     steps: list[Step] = []
     waiting: list[Image] = []
@@ -231,6 +235,7 @@ def _commit_into_raw(files: tuple[Image, ...], known: cost.Allocations) -> tuple
 
 
 def _commit_waiting(base: Image, waiting: list[Image], steps: list[Step], known: cost.Allocations) -> Image:
+    """Add the commit of ``waiting`` (bottom first) to ``steps``, if one is needed. Returns the base as it is then."""
     if not waiting or _nothing_to_commit(base, tuple(waiting)):
         return base
     steps.append(Commit(waiting[-1].file, base.file, str(base.format), cost.committed_into_raw([image.file for image in waiting], known)))
@@ -238,12 +243,12 @@ def _commit_waiting(base: Image, waiting: list[Image], steps: list[Step], known:
 
 
 def _nothing_to_commit(pivot: Image, above: tuple[Image, ...]) -> bool:
-    """Empty overlays of the same size add nothing to what the pivot shows."""
+    """Whether a commit is not needed: empty overlays of the same size add nothing to what the pivot shows."""
     return all(image.empty and image.size == pivot.size for image in above)
 
 
-def _follow(snapshots: tuple[Snapshot, ...], group: _Group, pivot: Image) -> tuple[Snapshot, ...]:
-    """A snapshot that remains and whose overlay was the group's lowest file now belongs to the pivot."""
+def _snapshots_after_merge(snapshots: tuple[Snapshot, ...], group: _Group, pivot: Image) -> tuple[Snapshot, ...]:
+    """The remaining snapshots after a merge. One whose overlay was the group's lowest file now has the pivot as its overlay."""
     lowest = group.files[0].file
     return tuple(replace(snapshot, file=pivot.file) if snapshot.file == lowest else snapshot for snapshot in snapshots)
 
@@ -256,11 +261,11 @@ def _after_merge(volume: Volume, group: _Group, pivot: Image) -> Volume:
     return volume.with_images(**changes)
 
 
-def _refuse_dependents(volume: Volume, going: list[Snapshot]) -> None:
+def _refuse_dependents(volume: Volume, dropped_points: list[Snapshot]) -> None:
     blocked = [
-        f"{clone} on {snapshot.name}" for snapshot in going for clone, file in volume.dependents if file == volume.point_file(snapshot.name)
+        f"{clone} on {snapshot.name}" for snapshot in dropped_points for clone, file in volume.dependents if file == volume.point_file(snapshot.name)
     ]
     if blocked:
         raise HasDependents(
-            f"volume {volume.name}", f"linked clones or other files rest on what would go: {listed(blocked)}", LET_GO
+            f"volume {volume.name}", f"linked clones or other files rest on what would go: {listed(blocked)}", DEPENDENTS_REMEDY
         )

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A plan: what an operation will do to one volume, and what will be there afterwards."""
+"""A plan: the steps that an operation will do for one volume, and the volume before and after them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING
 from ..model import Volume
 
 if TYPE_CHECKING:
-    from .steps import Step  # late: a plan that changes nothing has none
+    from .steps import Step  # not at run time: a plan that changes nothing has no steps
 
 
-# What plans are for, as records and ``recovered`` have it. The first seven are what users ask for.
+# The operations, as records and ``recovered`` name them. Users ask for the first seven.
 CREATE_VOLUME, PRESENT, DELETE_VOLUME, FLATTEN = "create_volume", "present", "delete_volume", "flatten"
 CREATE_SNAPSHOT, DELETE_SNAPSHOT, REVERT = "create_snapshot", "delete_snapshot", "revert"
-UNLINK, REBUILD_INFO, DISCARD = "unlink", "rebuild_info", "discard"  # ends of interrupted ones
+UNLINK, REBUILD_INFO, DISCARD = "unlink", "rebuild_info", "discard"  # how interrupted operations end
 
-_MUCH = 16 << 20  # bytes that are written before anybody notices
+_MUCH = 16 << 20  # bytes: writing fewer takes so little time that nobody notices
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order, and the volume before and after them (None: there is none).
-
-    ``intent`` says that the steps only make sense together: the executor records them durably before the first one.
-    """
+    """Steps in order, and the volume before and after them (None: there is none). ``intent``: the steps only make sense together. The
+    executor makes a durable record of them before it does the first one."""
 
     operation: str
     volume: str
@@ -37,20 +35,22 @@ class Plan:
     intent: bool = False
 
     def __post_init__(self) -> None:
-        """Nothing is unlinked before what replaces it is recorded."""
+        """:raises ValueError: a file would be removed before ``.info`` names what replaces it."""
         kinds = [step.name for step in self.steps]
         if self.after is not None and "unlink" in kinds and "write_info" not in kinds[: kinds.index("unlink")]:
             raise ValueError("a plan that unlinks must write .info first")
 
     @property
     def changed(self) -> bool:
+        """Whether the operation changes anything."""
         return bool(self.steps)
 
     @property
     def moves_much(self) -> bool:
-        """Whether it may take long, because much data is to be written."""
+        """Whether it may take long, because much data (or nobody knows how much) must be written."""
         return any(moved is None or moved > _MUCH for moved in (step.moves() for step in self.steps))
 
     @property
     def actions(self) -> list[dict]:
+        """The steps as users see them: of each what :meth:`steps.Step.describe` returns."""
         return [step.describe() for step in self.steps]

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pure functions from what is there and what is wanted to a plan. Nothing here opens a file or starts a program."""
+"""Pure functions that make a plan from the present state and the desired one. Nothing here opens a file or starts a program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
 from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name, listed, size_text
 from .desired import DesiredSnapshot, DesiredVolume
-from .headers import LET_GO, NOT_RECORDED, healing, require_format_below, require_known_formats
+from .headers import DEPENDENTS_REMEDY, NOT_RECORDED, header_repairs, require_format_below, require_known_formats
 from .plan import CREATE_SNAPSHOT, CREATE_VOLUME, DELETE_VOLUME, PRESENT, REVERT, Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
 
@@ -18,10 +18,10 @@ DEFAULT_MODE = 0o660
 
 
 def create_volume(desired: DesiredVolume) -> Plan:
-    """A volume that does not exist yet: empty, or a full clone of ``desired.source``.
+    """Plan a volume that does not exist yet: empty, or a full clone of ``desired.source``.
 
-    :raises InvalidParameter: no size is given and no source has one, or the preallocation does not go with the format.
-    :raises WouldShrink: the clone would be smaller than its source.
+    :raises InvalidParameter: there is neither a size nor a source, or the preallocation does not fit the format or a clone.
+    :raises InvalidSize: no qcow2 image can be that large. :raises WouldShrink: the clone would be smaller than its source.
     """
     subject = f"volume {desired.name}"
     image_format = desired.format or "raw"
@@ -42,16 +42,16 @@ def create_volume(desired: DesiredVolume) -> Plan:
         raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
     check_qcow2_size(subject, image_format, size)
     mode = DEFAULT_MODE if desired.mode is None else desired.mode
-    make: Step = CreateImage(desired.name, image_format, size, desired.preallocation, mode, desired.uid, desired.gid)
+    step: Step = CreateImage(desired.name, image_format, size, desired.preallocation, mode, desired.uid, desired.gid)
     if desired.source:
-        make = CopyImage(desired.name, image_format, size, desired.source.label, desired.source.allocated, mode, desired.uid, desired.gid)
+        step = CopyImage(desired.name, image_format, size, desired.source.label, desired.source.allocated, mode, desired.uid, desired.gid)
     image = Image(desired.name, image_format, size, mode=mode, uid=desired.uid or 0, gid=desired.gid or 0)
     after = with_details(Volume(desired.name, (image,), adopted=True, created=desired.created), desired)
-    return Plan(CREATE_VOLUME, desired.name, (WriteRecord(desired.name), make), None, after)
+    return Plan(CREATE_VOLUME, desired.name, (WriteRecord(desired.name), step), None, after)
 
 
 def with_details(volume: Volume, desired: DesiredVolume) -> Volume:
-    """The volume with the description and labels that are asked for; what is not said stays."""
+    """The volume with the desired description and labels. Where the playbook does not say, they stay."""
     return replace(
         volume,
         description=volume.description if desired.description is None else desired.description,
@@ -60,10 +60,11 @@ def with_details(volume: Volume, desired: DesiredVolume) -> Volume:
 
 
 def ensure_volume(volume: Volume, desired: DesiredVolume) -> Plan:
-    """A volume that exists: adopt it, heal absolute names, grow it, set what is asked of its ownership, description and labels.
+    """Plan for a volume that exists: adopt it, repair its headers, grow it, set ownership, description and labels as desired.
 
-    :raises InvalidParameter: a lone file's format is recorded nowhere and not said.
-    :raises Conflict: another format than asked. :raises WouldShrink: it is larger than asked.
+    :raises InvalidParameter: the format of its base, or of the file on which that rests, is unknown.
+    :raises Conflict: its format is not the desired one. :raises WouldShrink: it is larger than desired.
+    :raises InvalidSize: no qcow2 image can be that large.
     """
     subject = f"volume {volume.name}"
     base = volume.own_base
@@ -84,11 +85,11 @@ def ensure_volume(volume: Volume, desired: DesiredVolume) -> Plan:
             f"it has {size_text(volume.size)} and is never shrunk to {size_text(desired.size)}",
             f"ask for at least {volume.size}",
         )
-    heal, after = healing(volume)
+    repairs, after = header_repairs(volume)
     after = with_details(after, desired)
     on_record = volume.adopted and (after.description, after.labels) == (volume.description, volume.labels)
     steps: list[Step] = [] if on_record else [WriteRecord(volume.name)]
-    steps += heal
+    steps += repairs
     if desired.size is not None and desired.size > volume.size:
         grow, after = _grow(after, desired.size)
         steps.append(grow)
@@ -97,6 +98,7 @@ def ensure_volume(volume: Volume, desired: DesiredVolume) -> Plan:
 
 
 def _grow(volume: Volume, size: int) -> tuple[Step, Volume]:
+    """The step that raises the size to ``size`` bytes, and the volume after it."""
     active = volume.active
     longer_below = any(image.size > active.size for image in volume.chain[1:])
     check_qcow2_size(f"volume {volume.name}", active.format, size)
@@ -105,13 +107,13 @@ def _grow(volume: Volume, size: int) -> tuple[Step, Volume]:
 
 
 def check_qcow2_size(subject: str, image_format: str | None, size: int) -> None:
-    """:raises InvalidSize: no qcow2 image with clusters of 64 KiB can be that large."""
+    """Check the size in bytes of a new or grown image. :raises InvalidSize: no qcow2 image with clusters of 64 KiB can be that large."""
     if image_format == "qcow2" and size > MAX_QCOW2_SIZE:
         raise InvalidSize(subject, f"a qcow2 image of {size_text(size)} is more than QEMU opens", f"stay within {size_text(MAX_QCOW2_SIZE)}")
 
 
 def _attributes(volume: Volume, desired: DesiredVolume) -> list[Step]:
-    """One step for each of its files that has not the asked owner, group or mode."""
+    """One step for each of the volume's own files whose owner, group or mode is not the desired one."""
     steps: list[Step] = []
     for image in volume.own:
         uid = desired.uid if desired.uid is not None and desired.uid != image.uid else None
@@ -122,10 +124,12 @@ def _attributes(volume: Volume, desired: DesiredVolume) -> list[Step]:
     return steps
 
 
-def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> Plan:
-    """Remove all files of a volume, the active image first, and ``strays`` that an interrupted merge left; not those that are
-    ``missing``.
+def delete_volume(volume: Volume, cascade: bool, leftovers: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> Plan:
+    """Plan to remove all files of a volume, the active image first.
 
+    :param cascade: remove its snapshots too.
+    :param leftovers: files that an interrupted merge left. They are removed as well.
+    :param missing: files of the chain that do not exist. They need no step.
     :raises HasSnapshots: it has snapshots and ``cascade`` is false. :raises HasDependents: linked clones rest on it.
     """
     subject = f"volume {volume.name}"
@@ -134,21 +138,22 @@ def delete_volume(volume: Volume, cascade: bool, strays: tuple[str, ...] = (), m
         raise HasSnapshots(subject, f"it still has snapshots ({names})", "delete them first or say cascade: true")
     if volume.dependents:
         names = listed(sorted({clone for clone, _file in volume.dependents}))
-        raise HasDependents(subject, f"linked clones or other files rest on it: {names}", LET_GO)
-    files = [*(file for file in volume.own_files if file not in missing), *strays] + ([info_name(volume.name)] if volume.info else [])
+        raise HasDependents(subject, f"linked clones or other files rest on it: {names}", DEPENDENTS_REMEDY)
+    files = [*(file for file in volume.own_files if file not in missing), *leftovers] + ([info_name(volume.name)] if volume.info else [])
     return Plan(DELETE_VOLUME, volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1 or bool(missing))
 
 
 def create_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
-    """Take a snapshot: a new overlay becomes the active image. Where it exists, only what is said of it is updated.
+    """Plan to take a snapshot: a new overlay becomes the active image. If the snapshot exists, only its details are updated.
 
     :raises InvalidParameter: the chain would have more than ``desired.max_chain`` files.
+    :raises UnsafeImage: a format in the chain is unknown. :raises InvalidSize: no qcow2 overlay can be as large as the volume.
     """
     if volume.has_snapshot(desired.name):
-        return _describe_snapshot(volume, desired)
+        return _update_details(volume, desired)
     require_known_formats(volume)
     check_chain_length(f"snapshot {desired.name} of volume {volume.name}", len(volume.chain), desired.max_chain)
-    heal, current = healing(volume)
+    repairs, current = header_repairs(volume)
     active = current.active
     check_qcow2_size(f"snapshot of volume {volume.name}", "qcow2", active.size)
     file = overlay_name(volume, desired.name)
@@ -168,18 +173,19 @@ def create_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
     stale = tuple(pair for pair in current.stale if pair[0] != desired.name)
     snapshots = current.snapshots + (snapshot,)
     after = replace(current, chain=(overlay,) + current.chain, snapshots=snapshots, stale=stale, info=True, adopted=True)
-    steps = heal + (CreateOverlay(file, active.file, str(active.format), active.size), write_info(after))
+    steps = repairs + (CreateOverlay(file, active.file, str(active.format), active.size), write_info(after))
     return Plan(CREATE_SNAPSHOT, volume.name, steps, volume, after, intent=True)
 
 
-def _describe_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
+def _update_details(volume: Volume, desired: DesiredSnapshot) -> Plan:
+    """Plan to bring description, labels, protection and expiry of an existing snapshot to what is desired."""
     present = volume.snapshot(desired.name)
     wanted = replace(
         present,
         description=present.description if desired.description is None else desired.description,
         labels=present.labels if desired.labels is None else dict(desired.labels),
         protected=present.protected if desired.protected is None else desired.protected,
-        expires=present.expires if desired.expires is None else desired.expires.for_one_with(present.expires),
+        expires=present.expires if desired.expires is None else desired.expires.time_for(present.expires),
     )
     if wanted == present:
         return Plan(CREATE_SNAPSHOT, volume.name, (), volume, volume)
@@ -188,10 +194,10 @@ def _describe_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
 
 
 def check_chain_length(subject: str, files: int, max_chain: int) -> None:
-    """Before one more overlay is put on a chain.
+    """Check that a chain may get one more overlay.
 
-    :param files: how many files the chain has without the new overlay.
-    :raises InvalidParameter: with it there would be more than ``max_chain``.
+    :param files: number of files of the chain without the new overlay.
+    :raises InvalidParameter: with it the chain would have more than ``max_chain`` files.
     """
     if files + 1 > max_chain:
         raise InvalidParameter(
@@ -202,9 +208,10 @@ def check_chain_length(subject: str, files: int, max_chain: int) -> None:
 
 
 def overlay_name(volume: Volume, snapshot: str) -> str:
-    """``NAME.SNAPSHOT``; numbered where a file of the volume's own chain has that name since an earlier merge.
+    """The file name for a new overlay: ``NAME.SNAPSHOT``, or ``NAME.SNAPSHOT-NUMBER`` if a file of the chain has that name already
+    (since an earlier merge).
 
-    With a dash, because OpenStack Cinder accepts one dot only in the name of a backing file.
+    The number follows a dash, because OpenStack Cinder accepts only one dot in the name of a backing file.
     """
     plain = f"{volume.name}.{snapshot}"
     taken = {file.lower() for file in volume.files}
@@ -214,13 +221,14 @@ def overlay_name(volume: Volume, snapshot: str) -> str:
 
 
 def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
-    """Make the volume's content that of snapshot ``name``; its size is kept.
+    """Plan to give the volume the content of snapshot ``name``. The volume keeps its size.
 
-    An empty overlay takes the place of the active image in one rename. It stands on the snapshot's point at once, so that
-    no instant shows a mixture; overlays in between (newer snapshots) go afterwards.
+    One rename puts an empty overlay in the place of the active image. Its backing file is the snapshot's point from the start,
+    so that the volume never shows a mixture. Overlays in between (newer snapshots) are removed afterwards.
 
-    :raises HasNewerSnapshots: newer ones exist and ``discard_newer`` is false.
-    :raises HasDependents: a linked clone rests on a newer point.
+    :raises HasNewerSnapshots: newer snapshots exist and ``discard_newer`` is false.
+    :raises HasDependents: a linked clone rests on data that would be discarded.
+    :raises UnsafeImage: a format in the chain is unknown. :raises SnapshotNotFound: the volume has no such snapshot.
     """
     point = volume.point_file(name)
     overlay = volume.snapshot(name).file
@@ -237,7 +245,7 @@ def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
         return Plan(REVERT, volume.name, (), volume, volume)
     require_known_formats(volume)
     _refuse_losing_clones(volume, depth)
-    heal, current = healing(volume)
+    repairs, current = header_repairs(volume)
     active, below = current.active, current.image(point)
     fresh = replace(active, backing_file=point, backing_format=below.format, empty=True)
     kept = tuple(
@@ -246,18 +254,19 @@ def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
         if snapshot not in newer
     )
     after = replace(current, chain=(fresh,) + current.view(point), snapshots=kept, adopted=True)
-    steps: list[Step] = list(heal) + [ReplaceOverlay(active.file, point, str(below.format), active.size)]
+    steps: list[Step] = list(repairs) + [ReplaceOverlay(active.file, point, str(below.format), active.size)]
     if depth:
         steps += [write_info(after)] + [Unlink(file) for file in volume.files[1 : depth + 1]]
     return Plan(REVERT, volume.name, tuple(steps), volume, after, intent=depth > 0)
 
 
 def _refuse_losing_clones(volume: Volume, depth: int) -> None:
-    doomed = set(volume.files[: depth + 1])
-    names = sorted({clone for clone, file in volume.dependents if file in doomed})
+    """:raises HasDependents: a linked clone rests on one of the topmost ``depth`` + 1 files of the chain."""
+    discarded = set(volume.files[: depth + 1])
+    names = sorted({clone for clone, file in volume.dependents if file in discarded})
     if names:
         raise HasDependents(
             f"volume {volume.name}",
             f"linked clones or other files rest on what would be discarded: {listed(names)}",
-            LET_GO,
+            DEPENDENTS_REMEDY,
         )

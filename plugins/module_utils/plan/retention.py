@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Retention: which of a volume's snapshots stay, and why.
 
-Nothing here looks at a clock. The newest snapshot is the one highest in the chain, and periods count from there downwards,
-so that the same snapshots get the same verdict whenever they are judged, and a clock that ran backwards removes nothing that
-the rules keep. The time of the task, which callers give, matters only to what has expired, and keeps ``within`` from counting
-from a time that has not come yet.
+Nothing here reads a clock. The newest snapshot is the highest one in the chain, and periods are counted from there downwards.
+So the same snapshots always get the same verdict, and a clock that ran backwards removes nothing that the rules keep.
+Callers give the time of the task. It is used for two things only: it says which snapshots have expired, and it keeps ``within``
+from counting from a time in the future.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ _CREATED = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):(
 
 
 def _week(time: datetime) -> str:
+    """The week as ISO 8601 names it, such as 2027-W04."""
     year, week, _day = time.isocalendar()
     return f"{year:04}-W{week:02}"
 
 
-# Each rule's period of a time, as reasons show it. ISO 8601, UTC; the first days of January can be in a week of the old year.
+# By rule: from a time to the name of its period, as reasons show it. ISO 8601, UTC. The first days of January can be in a week of
+# the old year.
 _PERIODS: dict[str, Callable[[datetime], str]] = {
     "hourly": lambda time: time.isoformat()[:13],
     "daily": lambda time: time.isoformat()[:10],
@@ -44,13 +46,16 @@ _PERIODS: dict[str, Callable[[datetime], str]] = {
     "yearly": lambda time: time.isoformat()[:4],
 }
 RULES = ("last", *_PERIODS)
-_LONGEST = 100 * 366 * 86400  # seconds; longer ones lead out of the calendar
+_LONGEST = 100 * 366 * 86400  # seconds: with longer durations a date could leave the calendar
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What to keep: ``counts`` of every rule in :data:`RULES`, and all of the last ``within`` seconds (``span`` is how the user
-    says it), for snapshots that ``match`` (a glob of names, or labels)."""
+    """What to keep of the snapshots that ``match``: a glob of names, or a dict of labels (text to text).
+
+    ``counts`` has a number of snapshots for every rule in :data:`RULES`. ``within``: all snapshots of the last so many seconds
+    stay. ``span`` is the same duration as the user wrote it.
+    """
 
     match: str | dict
     counts: Mapping[str, int]
@@ -58,6 +63,7 @@ class Policy:
     span: str = ""
 
     def matches(self, snapshot: Snapshot) -> bool:
+        """Whether the policy is about this snapshot: its name matches the glob, or it has all the labels."""
         if isinstance(self.match, str):
             return fnmatch.fnmatchcase(snapshot.name, self.match)
         return all(snapshot.labels.get(name) == value for name, value in self.match.items())
@@ -65,12 +71,13 @@ class Policy:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One snapshot that matches or has expired; without ``reasons`` it goes."""
+    """The verdict on one snapshot that matches or has expired. ``reasons`` say why it stays. Without any it is deleted."""
 
     snapshot: Snapshot
     reasons: tuple[str, ...]
 
     def describe(self) -> dict:
+        """The verdict as modules return it: name, created, expires (texts or None), keep (bool), reasons (list of texts)."""
         return {
             "name": self.snapshot.name,
             "created": self.snapshot.created,
@@ -81,10 +88,10 @@ class Verdict:
 
 
 def parse(content: object) -> Policy:
-    """A policy from what a playbook says.
+    """A policy from the option ``keep`` of a playbook: a dict with the key match and at least one of :data:`RULES` and within.
 
-    :raises InvalidParameter: it is no dictionary, has an unknown key (a rule that is misspelt would keep nothing), matches
-        nothing, has a count that is none, or no rule above 0.
+    :raises InvalidParameter: it is no dictionary, has an unknown key (a misspelled rule would keep nothing), has no match, has
+        a value that is no count or duration, or has no rule above 0.
     """
     example = "give match and at least one of " + ", ".join((*RULES, "within"))
     if not isinstance(content, Mapping):
@@ -100,6 +107,7 @@ def parse(content: object) -> Policy:
 
 
 def _match(value: object) -> str | dict:
+    """A glob, or labels as they are stored. :raises InvalidParameter: it is neither."""
     if isinstance(value, str) and value.strip():
         return value
     if isinstance(value, Mapping) and value:
@@ -109,7 +117,10 @@ def _match(value: object) -> str | dict:
 
 
 def _count(rule: str, value: object) -> int:
-    """A count from a number or its text, which templates may make; None, as for a rule that is not given, is 0."""
+    """A count from a number or a text (templates may make texts). None means that the rule is not given: 0.
+
+    :raises InvalidParameter: it is no whole number, or it is negative.
+    """
     text = "0" if value is None else str(value).strip()
     if not re.match(r"-?[0-9]+\Z", text):
         raise InvalidParameter(_SUBJECT, f"{rule} is no whole number: {value!r}", "give the number of snapshots to keep")
@@ -119,9 +130,9 @@ def _count(rule: str, value: object) -> int:
 
 
 def parse_duration(value: object, subject: str) -> int:
-    """Seconds from a number with its unit: s, m (minutes), h, d or w.
+    """Seconds from a whole number with a unit: s, m (minutes), h, d or w. ``subject`` names the option in the error.
 
-    :raises InvalidParameter: it is none, or not above 0.
+    :raises InvalidParameter: it is no duration, or not above 0.
     """
     match = _DURATION.match(str(value).strip())
     seconds = int(match.group(1)) * _SECONDS[match.group(2)] if match else 0
@@ -131,32 +142,34 @@ def parse_duration(value: object, subject: str) -> int:
 
 
 def _within(value: object) -> int:
-    """Seconds; None, as for a rule that is not given, is 0. :raises InvalidParameter: it is no duration."""
+    """Seconds. None means that the rule is not given: 0. :raises InvalidParameter: it is no duration."""
     return 0 if value is None or str(value).strip() in ("", "0") else _in_calendar(parse_duration(value, f"{_SUBJECT}.within"), f"{_SUBJECT}.within")
 
 
 def _in_calendar(seconds: int, subject: str) -> int:
+    """Return ``seconds``. :raises InvalidParameter: it is so long that a date could leave the calendar."""
     if seconds > _LONGEST:
         raise InvalidParameter(subject, "it is more than a hundred years", "give a shorter time")
     return seconds
 
 
 def parse_expiry(value: str, now: str) -> Expiry:
-    """When a snapshot expires, from a time (ISO 8601, UTC where it names no zone), a duration from ``now``, or ``never``.
+    """When a snapshot expires, from what a playbook says: a time (ISO 8601; UTC where it has no zone), a duration from ``now``, or
+    ``never``.
 
-    :raises InvalidParameter: it is none of these.
+    :param now: the time of the task, in the form that records use. :raises InvalidParameter: the value is none of these.
     """
     subject, text = "option expires", value.strip()
     if text.lower() == "never":
         return Expiry(None)
-    found = _TIME.match(text)
-    present = _recorded(now)
+    match = _TIME.match(text)
+    present = _parse_recorded(now)
     try:
-        if found:
-            return Expiry(_spelt(_zoned(found)))
+        if match:
+            return Expiry(_format_time(_to_utc(match)))
         if present is not None and re.match(r"[0-9]+\s*[smhdw]\Z", text):
             seconds = _in_calendar(parse_duration(text, subject), subject)
-            return Expiry(_spelt(present + timedelta(seconds=seconds)), relative=True)
+            return Expiry(_format_time(present + timedelta(seconds=seconds)), relative=True)
     except (ValueError, OverflowError):
         pass
     raise InvalidParameter(
@@ -166,9 +179,9 @@ def parse_expiry(value: str, now: str) -> Expiry:
     )
 
 
-def _zoned(found: re.Match) -> datetime:
-    """A time of :data:`_TIME` in UTC."""
-    *parts, zone = found.groups()
+def _to_utc(match: re.Match) -> datetime:
+    """The time in UTC that a match of :data:`_TIME` says."""
+    *parts, zone = match.groups()
     time = datetime(*(int(part or 0) for part in parts))  # type: ignore[arg-type] # six numbers, by the pattern
     if zone in (None, "Z", "z"):
         return time
@@ -177,91 +190,97 @@ def _zoned(found: re.Match) -> datetime:
     return time - offset if zone[0] == "+" else time + offset
 
 
-def _spelt(time: datetime) -> str:
+def _format_time(time: datetime) -> str:
+    """A time in UTC in the form that records use."""
     return time.replace(tzinfo=timezone.utc, microsecond=0).isoformat().replace("+00:00", "Z")
 
 
 def created_at(snapshot: Snapshot) -> datetime | None:
-    """When it was taken (UTC); None where that is not recorded as our records spell it."""
-    return _recorded(snapshot.created)
+    """When the snapshot was taken (UTC). None where its record does not say so in the form that records use."""
+    return _parse_recorded(snapshot.created)
 
 
 def has_expired(snapshot: Snapshot, now: str) -> bool:
-    """Whether its time has passed; one whose expiry is not recorded as our records spell it has none."""
-    expires, present = _recorded(snapshot.expires), _recorded(now)
+    """Whether the snapshot has expired. One whose expiry is not in the form that records use never expires.
+
+    :param now: the time of the task, in the form that records use.
+    """
+    expires, present = _parse_recorded(snapshot.expires), _parse_recorded(now)
     return expires is not None and present is not None and expires <= present
 
 
-def _recorded(time: str | None) -> datetime | None:
-    found = _CREATED.match(time or "")
+def _parse_recorded(time: str | None) -> datetime | None:
+    """The time (UTC) that a text in the form of records says. None where it is in no such form."""
+    match = _CREATED.match(time or "")
     try:
-        return datetime(*(int(part) for part in found.groups())) if found else None  # type: ignore[arg-type] # six numbers, by the pattern
+        return datetime(*(int(part) for part in match.groups())) if match else None  # type: ignore[arg-type] # six numbers, by the pattern
     except ValueError:
         return None
 
 
 def judge(volume: Volume, policy: Policy | None, named: str | None = None, now: str = "") -> tuple[Verdict, ...]:
-    """A verdict on every snapshot that matches or has expired, oldest first. Without a policy on those that have expired.
+    """A verdict on every snapshot that matches or has expired, oldest first. Without a policy: on those that have expired.
 
-    What has expired goes, and takes no rule's place, unless something keeps it whatever the rules say.
+    An expired snapshot is deleted and does not count for any rule, unless it must stay whatever the rules say.
 
-    :param named: a snapshot that the same task wants to exist, which therefore stays.
-    :param now: the time of the task as records spell it; where it is not given, nothing has expired.
+    :param named: a snapshot that the same task wants to exist. It stays.
+    :param now: the time of the task, in the form that records use. Without it nothing has expired.
     """
     expired = {snapshot.name for snapshot in volume.snapshots if has_expired(snapshot, now)}
     matching = [snapshot for snapshot in volume.snapshots if policy is not None and policy.matches(snapshot)]
-    told = [snapshot for snapshot in volume.snapshots if snapshot in matching or snapshot.name in expired]
-    fixed = {snapshot.name: _whatever_the_rules(volume, snapshot) for snapshot in told}
-    reasons: dict[str, list[str]] = {snapshot.name: [] for snapshot in told}
+    judged = [snapshot for snapshot in volume.snapshots if snapshot in matching or snapshot.name in expired]
+    other_reasons = {snapshot.name: _reasons_besides_rules(volume, snapshot) for snapshot in judged}
+    reasons: dict[str, list[str]] = {snapshot.name: [] for snapshot in judged}
     if policy is not None:
-        standing = [snapshot for snapshot in matching if snapshot.name not in expired or fixed[snapshot.name] or snapshot.name == named]
-        _apply_rules(policy, list(reversed(standing)), reasons, now)
-    for snapshot in told:
-        reasons[snapshot.name] += fixed[snapshot.name]
+        counted = [snapshot for snapshot in matching if snapshot.name not in expired or other_reasons[snapshot.name] or snapshot.name == named]
+        _apply_rules(policy, list(reversed(counted)), reasons, now)
+    for snapshot in judged:
+        reasons[snapshot.name] += other_reasons[snapshot.name]
         if snapshot.name == named and not reasons[snapshot.name]:
             reasons[snapshot.name].append("named by this task")
-    return tuple(Verdict(snapshot, tuple(reasons[snapshot.name])) for snapshot in told)
+    return tuple(Verdict(snapshot, tuple(reasons[snapshot.name])) for snapshot in judged)
 
 
 def _apply_rules(policy: Policy, newest_first: Sequence[Snapshot], reasons: dict[str, list[str]], now: str) -> None:
+    """Add to ``reasons`` (by snapshot name) why the rules of the policy keep snapshots."""
     for place, snapshot in enumerate(newest_first[: policy.counts["last"]], 1):
         reasons[snapshot.name].append(f"last {place} of {policy.counts['last']}")
     for rule, period_of in _PERIODS.items():
         for name, period in _newest_of_periods(newest_first, period_of, policy.counts[rule]):
             reasons[name].append(f"{rule} {period}")
     if policy.within:
-        for name in _of_the_last(newest_first, policy.within, now):
+        for name in _within_seconds(newest_first, policy.within, now):
             reasons[name].append(f"within {policy.span}")
 
 
-def _of_the_last(newest_first: Sequence[Snapshot], seconds: int, now: str) -> list[str]:
-    """Snapshots that are less than so many seconds older than the newest one, as restic counts: a volume whose snapshots stopped
-    keeps its last ones.
+def _within_seconds(newest_first: Sequence[Snapshot], seconds: int, now: str) -> list[str]:
+    """Names of the snapshots that are less than so many seconds older than the newest one.
 
-    Where the newest one claims a time that has not come yet, a clock was wrong: it does not make the others old. Where all do,
-    they all stay.
+    restic counts in the same way. So a volume of which no more snapshots are taken keeps its last ones. If the time of the newest
+    one is in the future, a clock was wrong. Then it does not make the others old. If the times of all are in the future, they
+    all stay.
     """
     times = [(snapshot.name, time) for snapshot, time in ((one, created_at(one)) for one in newest_first) if time is not None]
-    present = _recorded(now)
+    present = _parse_recorded(now)
     newest = next((time for _name, time in times if present is None or time <= present), None)
     return [name for name, time in times if newest is None or time - newest > timedelta(seconds=-seconds)]
 
 
 def _newest_of_periods(newest_first: Iterable[Snapshot], period_of: Callable[[datetime], str], count: int) -> list[tuple[str, str]]:
-    """(snapshot, period) for the first ``count`` periods that a walk down the chain comes to."""
-    found: dict[str, str] = {}
+    """(snapshot name, period) for the first ``count`` periods from the top of the chain downwards: the highest snapshot of each."""
+    newest: dict[str, str] = {}
     for snapshot in newest_first:
         time = created_at(snapshot)
-        if time is not None and len(found) < count:
-            found.setdefault(period_of(time), snapshot.name)
-    return [(name, period) for period, name in found.items()]
+        if time is not None and len(newest) < count:
+            newest.setdefault(period_of(time), snapshot.name)
+    return [(name, period) for period, name in newest.items()]
 
 
-def _whatever_the_rules(volume: Volume, snapshot: Snapshot) -> list[str]:
-    """Reasons for which a snapshot stays that no rule keeps."""
-    found = ["protected"] if snapshot.protected else []
+def _reasons_besides_rules(volume: Volume, snapshot: Snapshot) -> list[str]:
+    """Reasons why a snapshot stays even if no rule keeps it."""
+    reasons = ["protected"] if snapshot.protected else []
     if created_at(snapshot) is None:
-        found.append("created at an unknown time")
+        reasons.append("created at an unknown time")
     point = volume.point_file(snapshot.name)
     clones = sorted({clone for clone, file in volume.dependents if file == point})
-    return found + [f"linked clone {clone} rests on it" for clone in clones]
+    return reasons + [f"linked clone {clone} rests on it" for clone in clones]

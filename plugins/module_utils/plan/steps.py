@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The steps that plans are made of: small frozen values that describe themselves and survive a round through JSON.
+"""The steps of a plan. A step is a small frozen value. It describes itself, and can be written as JSON and read again.
 
-``describe()`` is what users see in ``actions``. Bytes are estimates made before the run. A step that recovery may meet
-half done is written so that doing it again gives the same result.
+Sizes and offsets are in bytes. ``bytes`` is an estimate that was made before the run. Users see ``describe()`` in ``actions``.
+Recovery may find a step half done. Each such step is written so that doing it again gives the same result.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from ..model import Volume, info_name, is_safe_file_name
 
 @dataclass(frozen=True)
 class Step:
-    """Base of all steps. ``name`` is its public name in ``actions``."""
+    """Base of all steps. ``name`` is the public name of a step in ``actions``."""
 
     name = ""
 
     def describe(self) -> dict:
-        """The step as ``actions`` shows it."""
+        """The step as ``actions`` shows it: ``step`` (its name) and its fields. Hidden ones and those that are None are left out."""
         return {"step": self.name, **{key: value for key, value in asdict(self).items() if value is not None and key not in self.hidden()}}
 
     def hidden(self) -> tuple[str, ...]:
+        """Names of the fields that :meth:`describe` leaves out."""
         return ()
 
     def touches(self) -> tuple[str, ...]:
-        """Existing files that the step writes or removes, for the question whether somebody uses them."""
+        """Existing files that the step writes or removes, or that must not change. Nobody else may use them meanwhile."""
         return ()
 
     def moves(self) -> int | None:
-        """Bytes that it is expected to write beside headers and tables; None where nobody knows."""
+        """Bytes that it is expected to write, without headers and tables. None where nobody knows."""
         return 0
 
     def to_json(self) -> dict:
+        """The step as an intent records it: ``type`` (the name of the class) and all fields. :func:`from_json` reads it."""
         return {"type": type(self).__name__, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class CreateImage(Step):
-    """Make the base file of a volume. ``size`` bytes; ``preallocation`` as qemu-img names it."""
+    """Make the base file of a volume, of ``size`` bytes. ``preallocation`` is one of the words of qemu-img."""
 
     file: str
     format: str
@@ -54,15 +56,17 @@ class CreateImage(Step):
     name = "create"
 
     def describe(self) -> dict:
+        """As :meth:`Step.describe`, with the mode as an octal text."""
         return {**super().describe(), "mode": f"{self.mode:04o}"}
 
     def moves(self) -> int | None:
+        """The whole size where the data is preallocated."""
         return 0 if self.preallocation in ("off", "metadata") else self.size
 
 
 @dataclass(frozen=True)
 class CopyImage(Step):
-    """Make the base file of a full clone from what ``source`` shows, ``bytes`` being what its chain holds."""
+    """Make the base file of a full clone with the content of ``source`` (a label). ``bytes``: what the chain of the source holds."""
 
     file: str
     format: str
@@ -76,15 +80,17 @@ class CopyImage(Step):
     name = "copy"
 
     def describe(self) -> dict:
+        """As :meth:`Step.describe`, with the mode as an octal text."""
         return {**super().describe(), "mode": f"{self.mode:04o}"}
 
     def moves(self) -> int | None:
+        """What the chain of the source holds."""
         return self.bytes
 
 
 @dataclass(frozen=True)
 class CreateClone(Step):
-    """Make the base file of a linked clone: an empty qcow2 overlay over a file of its parent, which is only read."""
+    """Make the base file of a linked clone: an empty qcow2 overlay over a file of its parent. The parent's file is only read."""
 
     file: str
     backing_file: str
@@ -97,9 +103,11 @@ class CreateClone(Step):
     name = "create_clone"
 
     def hidden(self) -> tuple[str, ...]:
+        """The format is only for the header."""
         return ("backing_format",)
 
     def describe(self) -> dict:
+        """As :meth:`Step.describe`, with the mode as an octal text."""
         return {**super().describe(), "mode": f"{self.mode:04o}"}
 
 
@@ -115,9 +123,11 @@ class CreateOverlay(Step):
     name = "create_overlay"
 
     def hidden(self) -> tuple[str, ...]:
+        """The format is only for the header."""
         return ("backing_format",)
 
     def touches(self) -> tuple[str, ...]:
+        """The old active image, which must not change any more."""
         return (self.backing_file,)
 
 
@@ -133,15 +143,18 @@ class ReplaceOverlay(Step):
     name = "replace_overlay"
 
     def hidden(self) -> tuple[str, ...]:
+        """The format is only for the header."""
         return ("backing_format",)
 
     def touches(self) -> tuple[str, ...]:
+        """The old active image, which is removed."""
         return (self.file,)
 
 
 @dataclass(frozen=True)
 class Grow(Step):
-    """Raise the virtual size of ``file`` to ``size`` bytes; ``zero`` where its backing file is longer than it was."""
+    """Raise the virtual size of ``file`` to ``size`` bytes. ``zero``: a file below it is longer than ``file`` was. The new part must
+    read as zeros all the same."""
 
     file: str
     format: str
@@ -151,18 +164,21 @@ class Grow(Step):
     name = "grow"
 
     def hidden(self) -> tuple[str, ...]:
+        """How it is done, which does not matter to users."""
         return ("format", "zero")
 
     def touches(self) -> tuple[str, ...]:
+        """The file that grows."""
         return (self.file,)
 
     def moves(self) -> int | None:
+        """Unknown where a copy of the file is made, to write zeros into it."""
         return None if self.zero else 0
 
 
 @dataclass(frozen=True)
 class Commit(Step):
-    """Write what ``file`` and the layers down to ``into`` (not included) hold into ``into``."""
+    """Write into ``into`` what ``file`` and the layers down to ``into`` (not included) hold."""
 
     file: str
     into: str
@@ -172,18 +188,21 @@ class Commit(Step):
     name = "commit"
 
     def hidden(self) -> tuple[str, ...]:
+        """The format is only for the engine."""
         return ("into_format",)
 
     def touches(self) -> tuple[str, ...]:
+        """The top, which must not change, and the file that is written."""
         return (self.file, self.into)
 
     def moves(self) -> int | None:
+        """The estimate of the plan."""
         return self.bytes
 
 
 @dataclass(frozen=True)
 class Truncate(Step):
-    """Cut the raw file ``file`` down to ``size`` bytes, after a shorter overlay was committed into it."""
+    """Cut the raw file ``file`` to ``size`` bytes, before a shorter overlay is committed into it. Beyond its end an overlay shows zeros."""
 
     file: str
     size: int
@@ -191,12 +210,13 @@ class Truncate(Step):
     name = "truncate"
 
     def touches(self) -> tuple[str, ...]:
+        """The file that is cut."""
         return (self.file,)
 
 
 @dataclass(frozen=True)
 class Pull(Step):
-    """Copy into ``file`` what lies between it and ``backing_file``, then make that its backing file (None: none)."""
+    """Copy into ``file`` what lies between it and ``backing_file``. Then make that its backing file (None: it has none any more)."""
 
     file: str
     backing_file: str | None
@@ -206,18 +226,21 @@ class Pull(Step):
     name = "pull"
 
     def hidden(self) -> tuple[str, ...]:
+        """The format is only for the header."""
         return ("backing_format",)
 
     def touches(self) -> tuple[str, ...]:
+        """The file that is written."""
         return (self.file,)
 
     def moves(self) -> int | None:
+        """The estimate of the plan."""
         return self.bytes
 
 
 @dataclass(frozen=True)
 class Repoint(Step):
-    """Make the header of ``file`` name ``backing_file``, which shows the same content as the one named before."""
+    """Write ``backing_file`` into the header of ``file``. It shows the same content as the backing file that was named before."""
 
     file: str
     backing_file: str
@@ -226,15 +249,17 @@ class Repoint(Step):
     name = "repoint"
 
     def hidden(self) -> tuple[str, ...]:
+        """The format is only for the header."""
         return ("backing_format",)
 
     def touches(self) -> tuple[str, ...]:
+        """The file whose header is written."""
         return (self.file,)
 
 
 @dataclass(frozen=True)
 class SetAttributes(Step):
-    """Set owner, group (numeric) and mode of ``file`` where given."""
+    """Set owner and group (numbers) and mode of ``file``. None leaves one as it is."""
 
     file: str
     uid: int | None = None
@@ -244,6 +269,7 @@ class SetAttributes(Step):
     name = "set_attributes"
 
     def describe(self) -> dict:
+        """As :meth:`Step.describe`, with the mode as an octal text."""
         shown = super().describe()
         if self.mode is not None:
             shown["mode"] = f"{self.mode:04o}"
@@ -252,7 +278,7 @@ class SetAttributes(Step):
 
 @dataclass(frozen=True)
 class WriteInfo(Step):
-    """Write ``.info`` whole and durable: which file is active, which overlay belongs to which snapshot."""
+    """Write ``.info`` as a whole, durably. ``active`` is the active image, ``snapshots`` are pairs (snapshot, its overlay)."""
 
     file: str
     active: str
@@ -261,12 +287,13 @@ class WriteInfo(Step):
     name = "write_info"
 
     def describe(self) -> dict:
+        """As :meth:`Step.describe`, with the snapshots as a dict from name to overlay."""
         return {"step": self.name, "file": self.file, "active": self.active, "snapshots": dict(self.snapshots)}
 
 
 @dataclass(frozen=True)
 class WriteRecord(Step):
-    """Write the record of formats and snapshot details."""
+    """Write the final record of ``volume``: formats, and the details of its snapshots."""
 
     volume: str
 
@@ -282,10 +309,12 @@ class Unlink(Step):
     name = "unlink"
 
     def touches(self) -> tuple[str, ...]:
+        """The file that is removed."""
         return (self.file,)
 
 
 def write_info(volume: Volume) -> WriteInfo:
+    """The step that writes ``.info`` for a volume as it is given. Stale entries stay."""
     entries = [(snapshot.name, snapshot.file) for snapshot in volume.snapshots]
     return WriteInfo(info_name(volume.name), volume.active.file, (*entries, *volume.stale))
 
@@ -315,7 +344,7 @@ _FILE_FIELDS = ("file", "backing_file", "into", "active", "volume")
 
 
 def from_json(content: dict) -> Step:
-    """The step that :meth:`Step.to_json` wrote. :raises ValueError: it is none."""
+    """The step that :meth:`Step.to_json` wrote. :raises ValueError: it is no step, or a file name leads out of the share."""
     try:
         fields = dict(content)
         kind = _TYPES[fields.pop("type")]

@@ -78,8 +78,8 @@ class NotedSession:
         self._real.do(step)
 
     @contextmanager
-    def begun(self, steps: object) -> Iterator[dict]:
-        with self._real.begun(steps) as made:
+    def prepared(self, steps: object) -> Iterator[dict]:
+        with self._real.prepared(steps) as made:
             yield made
 
     @contextmanager

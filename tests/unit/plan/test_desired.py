@@ -74,7 +74,7 @@ def leaves_alone(plan_for: Callable[[Volume, Any], Plan], volume: Volume, desire
     ),
 )
 def test_of_volumes(volume: Volume, desired: DesiredVolume) -> None:
-    assert desired.is_met_by(volume) is leaves_alone(planner.ensure_volume, volume, desired)
+    assert desired.is_satisfied_by(volume) is leaves_alone(planner.ensure_volume, volume, desired)
 
 
 @settings(max_examples=500)
@@ -83,4 +83,4 @@ def test_of_volumes(volume: Volume, desired: DesiredVolume) -> None:
     st.builds(DesiredSnapshot, st.sampled_from("st"), description=maybe(TEXTS), labels=maybe(LABELS), protected=maybe(st.booleans())),
 )
 def test_of_snapshots(volume: Volume, desired: DesiredSnapshot) -> None:
-    assert desired.is_met_by(volume) is leaves_alone(planner.create_snapshot, volume, desired)
+    assert desired.is_satisfied_by(volume) is leaves_alone(planner.create_snapshot, volume, desired)

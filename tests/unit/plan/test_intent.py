@@ -32,15 +32,15 @@ def recorded(plan, group: str | None = None) -> intent.Intent:
 INTENT = recorded(PLAN)
 
 
-def found(files: dict | None = None, **changes) -> intent.Found:
+def found(files: dict | None = None, **changes) -> intent.ObservedState:
     """The share as it was before, with other ``files`` (None: gone) and other values of ``.info``."""
-    present = {image.file: intent.FoundFile(INODES[image.file], LENGTH, image.size, image.backing_file) for image in BEFORE.chain}
+    present = {image.file: intent.ObservedFile(INODES[image.file], LENGTH, image.size, image.backing_file) for image in BEFORE.chain}
     for file, changed in (files or {}).items():
         if changed is None:
             del present[file]
         else:
-            present[file] = replace(present.get(file, intent.FoundFile(9, LENGTH, 8)), **changed)
-    return replace(intent.Found("v.s2", INFO_BEFORE, present), **changes)
+            present[file] = replace(present.get(file, intent.ObservedFile(9, LENGTH, 8)), **changed)
+    return replace(intent.ObservedState("v.s2", INFO_BEFORE, present), **changes)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_after_the_info_only_the_end_is_left() -> None:
     ],
     ids=range(13),
 )
-def test_a_share_that_somebody_changed_since_is_not_touched(state: intent.Found) -> None:
+def test_a_share_that_somebody_changed_since_is_not_touched(state: intent.ObservedState) -> None:
     with pytest.raises(NeedsRecovery) as caught:
         intent.resume("v", BEFORE, INTENT, state)
     assert "expected" in str(caught.value) and "found" in str(caught.value)

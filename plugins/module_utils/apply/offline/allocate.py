@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Blocks of files: reserving them, filling them with zeros, giving them back.
+"""Blocks of files: reserve them, fill them with zeros, free them.
 
-Reserving is fallocate(2) where the file system has it, written zeros where it has not. It is not posix_fallocate(3), which
-writes into every block where it finds no fallocate(2), and tells nobody.
+Space is reserved with fallocate(2) where the file system has it, and with written zeros where not. posix_fallocate(3) is not used:
+without fallocate(2) it writes into every block, and does not report that.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def fallocate(fd: int, size: int) -> bool:
-    """Reserve ``size`` bytes; false where the file system cannot. :raises OSError: it can, and it failed (ENOSPC)."""
+    """Reserve the first ``size`` bytes of a file. False where the file system cannot. :raises OSError: it can, but failed (ENOSPC)."""
     return _fallocate(fd, 0, 0, size)
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
+    """Call fallocate(2). False where the file system does not have it. :raises OSError: it failed for another reason."""
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)
-    call = getattr(library, "fallocate64", None) or library.fallocate  # some C libraries have one name for both
+    call = getattr(library, "fallocate64", None) or library.fallocate  # some C libraries have only one name
     call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     if call(fd, mode, offset, length) == 0:
         return True
@@ -39,7 +40,7 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
 
 
 def can_fallocate(fd: int) -> bool:
-    """Whether the file system of an empty file has fallocate(2); the file is empty again afterwards."""
+    """Whether the file system of an empty file has fallocate(2). The file is empty again afterwards."""
     try:
         return fallocate(fd, 1)
     finally:
@@ -47,17 +48,18 @@ def can_fallocate(fd: int) -> bool:
 
 
 def write_zeros(fd: int, size: int, start: int = 0) -> None:
+    """Write ``size`` bytes of zeros at offset ``start``."""
     zeros = memoryview(bytes(min(size, _CHUNK)))
     for offset in range(0, size, _CHUNK):
         write_all(fd, zeros[: size - offset], start + offset)
 
 
 def make_hole(fd: int, offset: int, length: int) -> bool:
-    """Give the space of a part of a file back, which reads as zeros then; false where the file system cannot."""
+    """Free the space of ``length`` bytes at ``offset``. They read as zeros then. False where the file system cannot."""
     return _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
 
 
 def make_zeros(fd: int, offset: int, length: int) -> None:
-    """Let a part of a file read as zeros: as a hole, else written ones."""
+    """Make ``length`` bytes at ``offset`` read as zeros: with a hole, or with written zeros where the file system has no holes."""
     if not make_hole(fd, offset, length):
         write_zeros(fd, length, offset)

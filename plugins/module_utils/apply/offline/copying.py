@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Copies of opened files and of parts of them, with as few bytes moved as the share allows, holes as holes."""
+"""Copies opened files, and parts of them. Moves as few bytes as the share allows. Holes stay holes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .allocate import NOT_SUPPORTED, make_zeros
 
 _CHUNK = 4 << 20  # bytes that pass through this process at a time
 _SERVER_CHUNK = 64 << 20  # bytes that the kernel or the server is asked to copy at a time
-_GRAIN = 64 << 10  # bytes: runs of zeros this long are left out of what is written
+_GRAIN = 64 << 10  # bytes: zeros are not written where a piece of this size has nothing else
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
-# What copy_file_range(2) says where it cannot work between these two files, on any kernel and file system so far.
+# The errors of copy_file_range(2) where it cannot copy between two files, on all kernels and file systems seen so far.
 _NO_SERVER_COPY = (*NOT_SUPPORTED, errno.EXDEV, errno.EBADF, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.ENOTTY, errno.EIO)
 
 
 def copy_data(source: int, target: int) -> None:
-    """Make an empty file the same as another, byte by byte, whatever these bytes mean. Holes stay holes.
+    """Copy a file byte by byte into an empty one, whatever the bytes mean. Holes stay holes.
 
-    The two share their blocks where the file system can (reflink). Else the kernel, or the share's server, copies what is
-    data; and where they cannot, this process does. The caller makes it durable.
+    Where the file system can, both files share their blocks (reflink). Otherwise the kernel, or the share's server, copies the data.
+    Where neither can, this process does. The caller makes the copy durable.
     """
     if _reflink(source, target):
         return
@@ -34,14 +34,14 @@ def copy_data(source: int, target: int) -> None:
 
 
 def reports_holes(fd: int) -> bool:
-    """Whether the file system tells holes from data, asked of a file that is one hole. Where it does not, only those who look at
-    all data can leave zeros out."""
+    """Whether the file system reports holes. ``fd`` is a file that is one hole. Without such reports zeros can only be left out by
+    reading all data."""
     size = os.fstat(fd).st_size
     return next_data(fd, 0, size) == (size, size)
 
 
 class Copier:
-    """Copies parts of one opened file to another, holes as holes, with as few bytes through this process as possible."""
+    """Copies parts of one opened file to another. Holes stay holes. As few bytes as possible pass through this process."""
 
     def __init__(self, source: int, target: int, by_kernel: bool = True) -> None:
         self._source = source
@@ -49,10 +49,10 @@ class Copier:
         self._by_kernel = by_kernel
 
     def copy(self, start: int, to: int, length: int, fresh: bool = True) -> None:
-        """Copy ``length`` bytes from offset ``start`` to offset ``to``; what lies behind the end of the source reads as zeros.
+        """Copy ``length`` bytes from offset ``start`` to offset ``to``. Beyond the end of the source there are zeros.
 
-        :param fresh: the target has nothing there yet, and reads as zeros.
-        :raises OSError: ENOSPC, a lost share.
+        :param fresh: this part of the target is still empty and reads as zeros.
+        :raises OSError: ENOSPC, or the share is lost.
         """
         offset, stop = start, start + length
         while offset < stop:
@@ -65,6 +65,7 @@ class Copier:
             offset = end
 
     def _copy_data(self, start: int, to: int, length: int, fresh: bool) -> int:
+        """Copy data. Returns how many bytes there were before the end of the source."""
         done = 0
         if self._by_kernel:
             done = _copy_by_kernel(self._source, self._target, start, to, length)
@@ -73,39 +74,42 @@ class Copier:
 
 
 def _reflink(source: int, target: int) -> bool:
+    """Let ``target`` share all blocks of ``source``. False where that is not possible."""
     import fcntl
 
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:
-        return False  # whatever it is: a copy meets it too and says so, unless it was about reflinks alone
+        return False  # for any reason: a copy reports it too, unless it concerns only reflinks
     return True
 
 
 def _copy_by_kernel(source: int, target: int, start: int, to: int, length: int) -> int:
-    """Copy without moving the bytes through this process; returns how many it did.
+    """Copy without moving the bytes through this process. Returns how many bytes were copied.
 
-    :raises OSError: it is not about this way to copy (ENOSPC, a lost share).
+    :raises OSError: the error does not concern this way of copying (ENOSPC, a lost share).
     """
     done = 0
     while done < length:
         try:
-            some = os.copy_file_range(source, target, min(_SERVER_CHUNK, length - done), start + done, to + done)
-        except AttributeError:  # a C library without it
+            copied = os.copy_file_range(source, target, min(_SERVER_CHUNK, length - done), start + done, to + done)
+        except AttributeError:  # the C library does not have it
             break
         except OSError as error:
             if error.errno not in _NO_SERVER_COPY:
                 raise
             break
-        if not some:  # the end of the source, or a kernel that copies nothing and calls it a success
+        if not copied:  # the end of the source, or a kernel that copies nothing and reports success
             break
-        done += some
+        done += copied
     return done
 
 
 def _copy_by_hand(source: int, target: int, start: int, to: int, length: int, fresh: bool) -> int:
-    """Read and write; returns how many bytes there were. Where the target reads as zeros, these are left out: a file system
-    that cannot tell holes from data must not fill them."""
+    """Copy by reading and writing. Returns how many bytes there were before the end of the source.
+
+    Where the target reads as zeros, zeros are not written. So holes stay holes on a file system that does not report them.
+    """
     done = 0
     while done < length:
         block = os.pread(source, min(_CHUNK, length - done), start + done)
@@ -118,7 +122,7 @@ def _copy_by_hand(source: int, target: int, start: int, to: int, length: int, fr
 
 
 def _written_runs(block: bytes) -> list[tuple[int, int]]:
-    """Parts of a block that are not zeros, in grains, adjacent ones as one."""
+    """(first, last) of the parts of a block that are not zeros, in units of :data:`_GRAIN`. Adjacent parts are joined."""
     runs: list[tuple[int, int]] = []
     zeros = bytes(_GRAIN)
     for first in range(0, len(block), _GRAIN):

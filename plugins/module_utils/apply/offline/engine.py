@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The offline engine: images are files that nobody has open, and QEMU's lock bytes on them keep it so."""
+"""The offline engine. It works on images as files that nobody has open. QEMU's lock bytes on them keep others away."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class OfflineEngine:
-    """As of :class:`engine.Engine`."""
+    """The :class:`engine.Engine` for images that nobody has open."""
 
     name = OFFLINE
     abilities = Abilities()
@@ -31,13 +31,17 @@ class OfflineEngine:
         self._directory, self._terms = directory, terms
 
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
+        """See :meth:`engine.Engine.session`. It takes the lock bytes of the images that the steps touch."""
+
         def hold(guard: Guard) -> None:
             guard.take(self._present(file for step in plan.steps for file in step.touches() if not file.endswith(".info")))
-            guards.ask_unwritten(self._directory, plan, self._terms.assume_unused)
+            guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 
         return self._begin(plan, hold, source, on_record=plan.intent)
 
     def session_to_end(self, resumption: intents.Resumption) -> Session:
+        """See :meth:`engine.Engine.session_to_end`. Others may still read images that the steps do not touch."""
+
         def hold(guard: Guard) -> None:
             guard.take(self._present(resumption.closed))
             guard.watch(self._present(resumption.unwritten))
@@ -45,8 +49,8 @@ class OfflineEngine:
         return self._begin(resumption.plan, hold, None, on_record=True)
 
     def _begin(self, plan: Plan, hold: Callable[[Guard], None], source: CopySource | None, on_record: bool) -> Session:
-        """:param hold: takes what the session keeps from others. :param on_record: an intent says what the plan gives up."""
-        from ...plan.room import given_up  # late, both: a prediction does without
+        """:param hold: takes the files that others may not use. :param on_record: there is an intent, so that a revert may give up data."""
+        from ...plan.room import given_up  # both are imported late, because a prediction does not need them
         from .session import OfflineSession
 
         guard = Guard(self._directory, self._terms.assume_unused)
@@ -61,32 +65,35 @@ class OfflineEngine:
         return guards.existing(self._directory, files)
 
     def barrier(self, sessions: Sequence[Session]) -> None:
-        """Nobody uses the images, so there is nothing to switch: who opens the volume next opens what ``.info`` names."""
+        """Nothing to do: nobody uses the images, and the next user of the volume opens what ``.info`` names."""
 
     def predict(self, plan: Plan) -> None:
+        """See :meth:`engine.Engine.predict`."""
         chain = plan.before.files if plan.before else ()
         for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
-            guards.ask_unused(self._directory, file, self._terms.assume_unused)
-        guards.ask_unwritten(self._directory, plan, self._terms.assume_unused)
+            guards.check_unused(self._directory, file, self._terms.assume_unused)
+        guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 
     def predict_end(self, resumption: intents.Resumption) -> None:
-        guards.ask_resumption(self._directory, resumption, self._terms.assume_unused)
+        """See :meth:`engine.Engine.predict_end`."""
+        guards.check_resumption(self._directory, resumption, self._terms.assume_unused)
 
-    def require_unused(self, file: str, ask_only: bool) -> None:
-        """In earnest the lock bytes of ``file`` are tried, and given back at once."""
+    def require_unused(self, file: str, check_only: bool) -> None:
+        """See :meth:`engine.Engine.require_unused`. Without ``check_only`` the lock bytes of ``file`` are taken, and released at once."""
         share = self._directory.share
-        if ask_only or not share.locks_visible or not os.access(share.path, os.W_OK):
-            guards.ask_unused(self._directory, file, self._terms.assume_unused)
+        if check_only or not share.locks_visible or not os.access(share.path, os.W_OK):
+            guards.check_unused(self._directory, file, self._terms.assume_unused)
         elif self._directory.root.status(file) is not None:
             with Guard(self._directory, self._terms.assume_unused) as guard:
                 guard.take([file])
 
-    def found(self, volume: str, intent: intents.Intent) -> intents.Found:
+    def observe(self, volume: str, intent: intents.Intent) -> intents.ObservedState:
+        """See :meth:`engine.Engine.observe`. It reads ``.info`` and the headers of the files."""
         info = info_file.read(self._directory, volume)
-        files = {file: found for file in intent.files for found in [self._found_file(file)] if found is not None}
-        return intents.Found(info.active if info else None, info.snapshots if info else (), files)
+        files = {file: found for file in intent.files for found in [self._observed_file(file)] if found is not None}
+        return intents.ObservedState(info.active if info else None, info.snapshots if info else (), files)
 
-    def _found_file(self, file: str) -> intents.FoundFile | None:
+    def _observed_file(self, file: str) -> intents.ObservedFile | None:
         status = self._directory.root.status(file)
         if status is None:
             return None
@@ -94,6 +101,6 @@ class OfflineEngine:
             with self._directory.root.opened(file) as fd:
                 header = qcow2.read_header(fd)
         except qcow2.Qcow2Error:
-            return intents.FoundFile(status.st_ino, status.st_size)
+            return intents.ObservedFile(status.st_ino, status.st_size)
         backing = os.path.basename(header.backing_file) if header.backing_file else None
-        return intents.FoundFile(status.st_ino, status.st_size, header.size, backing)
+        return intents.ObservedFile(status.st_ino, status.st_size, header.size, backing)

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Nobody has the images open that a plan works on: asked before it, and kept so until it is done."""
+"""Makes sure that nobody else has the images of a plan open: checks it before the plan, and keeps others away until its end."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ...store.locks import in_use
 
 
 class Guard:
-    """QEMU's lock bytes on every file that a plan touches, held from before the first step to after the last one.
+    """QEMU's lock bytes on every file that a plan touches. They are held from before the first step until after the last one.
 
-    They are lent out where qemu-img takes its own, and where a name is removed or replaced (some file systems refuse that
-    for a file that is open here).
+    They are released for a while in two cases: qemu-img takes its own lock bytes, or a name is removed or replaced (some file
+    systems refuse that for a file that this process has open).
     """
 
     def __init__(self, directory: ShareDirectory, assume_unused: bool) -> None:
@@ -35,12 +35,15 @@ class Guard:
         self.drop_all()
 
     def take(self, files: Iterable[str]) -> None:
-        """:raises InUse: one is open somewhere, or the file system cannot tell and the user does not vouch for it."""
+        """Open the files and take their lock bytes, so that nobody else can open them.
+
+        :raises InUse: one is open somewhere, or this cannot be checked and the user does not promise that it is unused.
+        """
         share = self._directory.share
         for file in files:
             if file in self._fds:
                 continue
-            require_vouched(self._directory, file, self._assume_unused)
+            require_checkable(self._directory, file, self._assume_unused)
             fd = self._directory.root.open(file, write=True)
             self._fds[file] = fd
             refuse_kernel_user(self._directory, fd, file)
@@ -48,19 +51,19 @@ class Guard:
                 in_use.hold(fd, file, share.label)
 
     def watch(self, files: Iterable[str]) -> None:
-        """Keep writers away from files that the plan does not touch; those who read them may go on, and others may begin to.
+        """Keep writers away from files that the plan does not touch. Others may read them, now and later.
 
-        :raises InUse: somebody writes to one, or the file system cannot tell and the user does not vouch for it.
+        :raises InUse: somebody writes to one, or this cannot be checked and the user does not promise that it is unused.
         """
         share = self._directory.share
         for file in files:
             if file in self._fds:
                 continue
-            require_vouched(self._directory, file, self._assume_unused)
+            require_checkable(self._directory, file, self._assume_unused)
             writable, fd = True, -1
             try:
                 fd = self._directory.root.open(file, write=True)
-            except (ShareNotWritable, UnsafeImage):  # of another owner, or with a second name: nothing is written there
+            except (ShareNotWritable, UnsafeImage):  # it has another owner, or a second name. Nothing is written to it.
                 writable, fd = False, self._directory.root.open(file)
             self._fds[file] = fd
             self._watched.add(file)
@@ -74,13 +77,15 @@ class Guard:
         return file in self._fds
 
     def held(self, files: Iterable[str]) -> list[str]:
-        """Those of the files whose lock bytes keep even readers out."""
+        """Those of the files whose lock bytes keep readers away, too."""
         return [file for file in files if file in self._fds and file not in self._watched]
 
     def drop_all(self) -> None:
+        """Release all files."""
         self.drop(list(self._fds))
 
     def drop(self, files: Iterable[str]) -> None:
+        """Close those of the files that are held, which releases their lock bytes."""
         for file in files:
             fd = self._fds.pop(file, -1)
             self._watched.discard(file)
@@ -88,51 +93,57 @@ class Guard:
                 os.close(fd)
 
 
-def require_vouched(directory: ShareDirectory, file: str, assume_unused: bool) -> None:
-    """:raises InUse: the file system cannot tell whether the image is open, and the user does not vouch for it."""
+def require_checkable(directory: ShareDirectory, file: str, assume_unused: bool) -> None:
+    """:raises InUse: it cannot be checked on this share whether ``file`` is open, and the user does not promise that it is unused."""
     if not directory.share.locks_visible and not assume_unused:
         raise in_use.use_unknown(file, directory.share.label)
 
 
 def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: bool = False) -> None:
-    """:param writing: only who may write to the file counts. :raises InUse: the kernel of this host has it open."""
+    """Check that this host's kernel does not use the file (as a loop device, for instance).
+
+    :param writing: a user that cannot write to it does not count. :raises InUse: the kernel has it open.
+    """
     user = directory.kernel_users.of(os.fstat(fd))
     if user is not None and (user.writes or not writing):
         raise in_use.met_kernel(user, file, directory.share.label)
 
 
-def ask_unused(directory: ShareDirectory, file: str, assume_unused: bool, writing: bool = False) -> None:
-    """Fail where :meth:`Guard.take` would (``writing``: :meth:`Guard.watch`), by asking only.
+def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writing: bool = False) -> None:
+    """Check whether :meth:`Guard.take` (``writing``: :meth:`Guard.watch`) would fail, without taking anything.
 
-    :raises InUse: as there.
+    :raises InUse: it would.
     """
     share = directory.share
-    require_vouched(directory, file, assume_unused)
+    require_checkable(directory, file, assume_unused)
     if directory.root.status(file) is None:
-        return  # made by an earlier item of a prediction
+        return  # an earlier item of the same prediction would create it
     with directory.root.opened(file) as fd:
         refuse_kernel_user(directory, fd, file, writing)
         if in_use.is_written(fd, share) if writing else in_use.ask(fd, share):
             raise in_use.met(file, share.label)
 
 
-def ask_resumption(directory: ShareDirectory, resumption: Resumption, assume_unused: bool) -> None:
-    """Fail where the end of an interrupted task would meet a user of the volume's images. :raises InUse: it would."""
+def check_resumption(directory: ShareDirectory, resumption: Resumption, assume_unused: bool) -> None:
+    """Check that nobody uses the volume's images, before an interrupted task is ended. :raises InUse: somebody does."""
     for file in existing(directory, resumption.closed):
-        ask_unused(directory, file, assume_unused)
+        check_unused(directory, file, assume_unused)
     for file in existing(directory, resumption.unwritten):
-        ask_unused(directory, file, assume_unused, writing=True)
+        check_unused(directory, file, assume_unused, writing=True)
 
 
-def ask_unwritten(directory: ShareDirectory, plan: Plan, assume_unused: bool) -> None:
-    """Ask whether somebody writes to an image of the volume that a plan which works on others does not touch, as a machine does
-    that was started on a file which is no longer the active one. :raises InUse: somebody does."""
+def check_unwritten(directory: ShareDirectory, plan: Plan, assume_unused: bool) -> None:
+    """Check that nobody writes to images of the volume that the plan does not touch. A machine does so if it was started on a file that
+    is no longer the active image. A plan that touches no files is not checked.
+
+    :raises InUse: somebody writes to one.
+    """
     touched = {file for step in plan.steps for file in step.touches()}
     if touched and plan.before is not None:
         for file in existing(directory, set(plan.before.own_files) - touched):
-            ask_unused(directory, file, assume_unused, writing=True)
+            check_unused(directory, file, assume_unused, writing=True)
 
 
 def existing(directory: ShareDirectory, files: Iterable[str]) -> list[str]:
-    """Those of these names that files have, in one order."""
+    """Those of the files that exist, sorted by name."""
     return sorted(file for file in set(files) if directory.root.status(file) is not None)

@@ -1,11 +1,11 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Room for a revert on a share that is full and has no ballast: the data that the revert gives up is taken out first.
+"""Space for a revert on a share that is full and has no ballast. The old files give up their data first.
 
-The new overlay needs a few blocks before the old files can go. Those files belong to nothing that stays, so their data goes
-in place, each of them remains a valid image, and the intent on record says what is to be done after a crash. A guest of another
-volume may take the blocks first. Then the revert is pending until there is room.
+The new overlay needs a few blocks before the old files can be removed. No remaining snapshot needs these files. So their data is
+discarded in place. Each of them stays a valid image, and the recorded intent says what to do after a crash. A guest of another volume
+may take the freed blocks first. Then the revert is pending until there is space.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from . import allocate
 
 
 class NewOverlay:
-    """The empty overlay that a revert puts in the place of the active image, wherever it finds room.
+    """The empty overlay that a revert puts in the place of the active image. It is made wherever there is space.
 
-    :param filled: fills a temporary file, (descriptor, name), syncs and closes it, and returns its name.
-    :param fill: fills an empty file for a step, with the access of another file.
-    :param give_access: gives an opened file the access of another one, by both descriptors and the name that it is to have.
+    :param filled: takes a temporary file (descriptor, name) and a function that fills it. Syncs and closes it, returns its name.
+    :param fill: takes the descriptor of an empty file, the name of a file whose access it gets, and the step. Writes the overlay.
+    :param give_access: takes two descriptors and a file name. Gives the second file, which will have this name, the access of the first.
     """
 
     def __init__(
@@ -42,28 +42,31 @@ class NewOverlay:
         self._filled, self._fill, self._give_access = filled, fill, give_access
 
     def make(self, given_up: Iterable[str]) -> str:
-        """Returns its temporary name. On a full share it is written over some of the ballast, because a revert is to make room.
-        Without any, what the revert gives up makes room.
+        """Make the overlay. Returns its temporary name.
 
-        :param given_up: files whose data may go, because that is on record. :raises StorageError, OSError: there is no room, or the share is ill.
+        On a full share it is written over a part of the ballast, because a revert frees space afterwards. Without ballast the files that
+        the revert gives up are emptied first.
+
+        :param given_up: files whose data may be discarded, because an intent says so.
+        :raises StorageError, OSError: there is no space, or the share does not work.
         """
         try:
-            return self._anew()
+            return self._in_new_file()
         except (OSError, NoSpace) as error:
             if not _is_full(error):
                 raise
-            over = self._over_ballast()
-            if over is not None:
-                return over
+            temporary = self._over_ballast()
+            if temporary is not None:
+                return temporary
             if not take_data_out(self._directory, self._volume, given_up):
                 raise
-        return self._anew()
+        return self._in_new_file()
 
-    def _anew(self) -> str:
+    def _in_new_file(self) -> str:
         return self._filled(self._directory.create_temporary(self._volume), lambda fd: self._fill(fd, self._step.file, self._step))
 
     def _over_ballast(self) -> str | None:
-        """With what ballast there is; None where there is none, or not enough."""
+        """Make the overlay from ballast. None where there is no ballast, or not enough."""
 
         def fill(fd: int) -> None:
             if os.fstat(fd).st_size:
@@ -80,7 +83,7 @@ class NewOverlay:
         return None
 
     def _fill_in_place(self, fd: int) -> None:
-        """Over a file whose blocks are there already, holes and all."""
+        """Write the overlay over a file that already has its blocks. Holes are written too."""
         step = self._step
         memory = os.memfd_create("overlay")
         try:
@@ -98,7 +101,7 @@ def _is_full(error: OSError | NoSpace) -> bool:
 
 
 def take_data_out(directory: ShareDirectory, volume: str, files: Iterable[str]) -> bool:
-    """Give the blocks of these files back, all but those of their tables. False where none of them could be emptied."""
+    """Free the blocks of these files, except those of their tables. False where none of the files could be emptied."""
     done = False
     for file in files:
         if directory.root.status(file) is None:
@@ -115,6 +118,7 @@ def take_data_out(directory: ShareDirectory, volume: str, files: Iterable[str]) 
 
 
 def _give_back(fd: int, start: int) -> None:
+    """Free the blocks of a file from offset ``start`` to its end, durably. Its length stays."""
     length = os.fstat(fd).st_size
     if length > start and not allocate.make_hole(fd, start, length - start):
         os.ftruncate(fd, start)

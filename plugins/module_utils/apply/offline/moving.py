@@ -3,12 +3,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Moves clusters between the files of a chain without qemu-img: commits, pulls, and clones of chains.
 
-The tables of all layers say which file has each cluster's data; the kernel or the share's server copies it from there to
-its place, without a byte passing through this process, and shares the blocks where the file system can. What is not plain
-(see :mod:`clusters`) raises :class:`Unsuited` before anything is written, and is left to qemu-img.
+The tables of all layers say which file has the data of each cluster. The kernel or the share's server copies the data from there to
+its place. No byte passes through this process, and the blocks are shared where the file system can. An image that is not plain (see
+:mod:`clusters`) raises :class:`Unsuited` before anything is written. Such images are left to qemu-img.
 
-Whatever is interrupted leaves the images showing what they showed: clusters come to a file that shows them already, or go
-to one into which only files above it look that have them too. So it can be done again from the start.
+After an interruption the images show what they showed before. A pull writes clusters into a file that shows them already. A commit
+writes clusters into a file that only files above it read, and those have the clusters too. So a move can be done again from the start.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ from ...store.qcow2.clusters import MOST_TABLE_BYTES, ZEROS, QcowLayer, RawLayer
 from . import allocate, copying
 
 Layer = Union[QcowLayer, RawLayer]
-_CLUSTER = 64 << 10  # bytes at a time where no layer has clusters
-_FENCED = 64 << 20  # bytes that are moved at most until the task asks again whether it may
+_CLUSTER = 64 << 10  # bytes: the unit where no layer has clusters
+_FENCED = 64 << 20  # bytes that are moved at most before the task checks again that it still holds its lock
 
 
 class RawClusterWriter:
-    """A raw image that takes clusters in, each at its own place. :param fresh: the file reads as zeros throughout."""
+    """Finds the places of clusters that are written into a raw image: each at its virtual offset. As :class:`ClusterWriter` for qcow2.
 
-    pads_last_cluster = False  # its last cluster ends with the file
+    :param cluster_size: bytes of a cluster of the layers. :param fresh: the whole file reads as zeros.
+    """
+
+    pads_last_cluster = False  # the last cluster ends where the file ends
 
     def __init__(self, cluster_size: int, fresh: bool) -> None:
         self.cluster_size = cluster_size
@@ -44,10 +47,11 @@ class RawClusterWriter:
         self._covered = cluster_size * (cluster_size // 8)
 
     def place(self, index: int, position: int, count: int, _zeros: bool) -> Iterator[Place]:
+        """The place of ``count`` clusters of table ``index`` from ``position`` on: always one, at their virtual offset."""
         yield Place(position, count, index * self._covered + position * self.cluster_size, self._fresh)
 
     def restart(self) -> None:
-        """As of :class:`ClusterWriter`; nothing is remembered here."""
+        """As :meth:`ClusterWriter.restart`. Nothing is remembered here."""
 
     forget_tables = restart
 
@@ -56,8 +60,8 @@ AnyClusterWriter = Union[ClusterWriter, RawClusterWriter]
 
 
 class Piece(NamedTuple):
-    """Adjacent clusters of one layer: position of the first in its table, how many, number of the layer, offset in its file or
-    ZEROS."""
+    """Adjacent clusters of one layer. ``position`` is that of the first cluster in its table, ``clusters`` how many there are.
+    ``layer`` is the number of the layer, ``start`` the offset in its file or ZEROS."""
 
     position: int
     clusters: int
@@ -66,7 +70,8 @@ class Piece(NamedTuple):
 
 
 class _Copy(NamedTuple):
-    """Bytes that go from a layer's offset ``start`` (ZEROS: they are zeros) to the target's offset ``to``."""
+    """``length`` bytes that go from offset ``start`` of a layer (ZEROS: they are zeros) to offset ``to`` of the target. ``fresh``: the
+    target already reads as zeros there."""
 
     layer: int
     start: int
@@ -74,44 +79,49 @@ class _Copy(NamedTuple):
     length: int
     fresh: bool
 
-    def and_then(self, other: _Copy) -> _Copy | None:
-        """Both as one, where they are adjacent."""
-        goes_on = other.start == (ZEROS if self.start == ZEROS else self.start + self.length)
-        if goes_on and (self.layer, self.fresh, self.to + self.length) == (other.layer, other.fresh, other.to):
+    def joined_with(self, other: _Copy) -> _Copy | None:
+        """One copy for both. None where they are not adjacent."""
+        continues = other.start == (ZEROS if self.start == ZEROS else self.start + self.length)
+        if continues and (self.layer, self.fresh, self.to + self.length) == (other.layer, other.fresh, other.to):
             return self._replace(length=self.length + other.length)
         return None
 
     def parts(self, most: int) -> Iterator[_Copy]:
-        """The same in parts of so many bytes at most."""
+        """The same copy in parts of at most ``most`` bytes."""
         for done in range(0, self.length, most):
             start = ZEROS if self.start == ZEROS else self.start + done
             yield self._replace(start=start, to=self.to + done, length=min(most, self.length - done))
 
 
 class Layers:
-    """Opened layers that lie on each other, top first, and what they hold together up to ``size`` bytes.
+    """Adjacent opened layers of a chain, top first, and what they hold together up to ``size`` bytes.
 
-    :param beneath: sizes of files under them. :raises Unsuited: clusters of different sizes, or a file that is shorter than one
-        beneath it: what it hides there is in no table.
+    :param sizes_below: sizes in bytes of the files below them.
+    :raises Unsuited: the layers have clusters of different sizes, or a file is shorter than one below it. No table says what the
+        shorter file hides beyond its end.
     """
 
-    def __init__(self, layers: Sequence[Layer], size: int, beneath: Sequence[int] = ()) -> None:
+    def __init__(self, layers: Sequence[Layer], size: int, sizes_below: Sequence[int] = ()) -> None:
         self.layers = layers
         self.size = size
         self.cluster_size = layers[0].cluster_size
-        sizes = [min(length, size) for length in (*(layer.size for layer in layers), *beneath)]
+        sizes = [min(length, size) for length in (*(layer.size for layer in layers), *sizes_below)]
         if any(layer.cluster_size != self.cluster_size for layer in layers) or sizes != sorted(sizes, reverse=True):
             raise Unsuited("its layers have clusters of different sizes, or one is shorter than what it rests on")
         self._per_table = self.cluster_size // 8
 
     def indices(self) -> list[int]:
-        found = {index for layer in self.layers for index in layer.indices()}
-        return sorted(index for index in found if index * self._per_table * self.cluster_size < self.size)
+        """L1 indices of all tables within the size in which a layer has clusters, sorted."""
+        used = {index for layer in self.layers for index in layer.indices()}
+        return sorted(index for index in used if index * self._per_table * self.cluster_size < self.size)
 
     def pieces(self, index: int, held: Iterable[Run] = ()) -> Iterator[Piece]:
-        """What the layers hold of a table, in order, without what lies under ``held``."""
-        origins: list[tuple[int, Run]] = [(0, Run(0, 0, ZEROS))]  # the first stands for nothing
-        shown = array.array("I", bytes(4 * self._per_table))  # number of the origin of each cluster
+        """What the layers hold of the table with L1 index ``index``, in order.
+
+        :param held: clusters that the target itself holds. They are left out.
+        """
+        origins: list[tuple[int, Run]] = [(0, Run(0, 0, ZEROS))]  # layer and run; the first one means that no layer has the cluster
+        shown = array.array("I", bytes(4 * self._per_table))  # for each cluster its index in ``origins``
         for number in range(len(self.layers) - 1, -1, -1):
             for run in self.layers[number].runs(index):
                 shown[run.position : run.position + run.clusters] = array.array("I", [len(origins)]) * run.clusters
@@ -128,18 +138,18 @@ class Layers:
                 offset = ZEROS if run.start == ZEROS else run.start + (position - run.position) * self.cluster_size
                 yield Piece(position, end - position, layer, offset)
 
-    def copies(self, index: int, piece: Piece, filling: AnyClusterWriter) -> Iterator[_Copy]:
-        """The bytes of a piece and their places: those within the size, and within their layer. What is behind it becomes zeros.
+    def copies(self, index: int, piece: Piece, writer: AnyClusterWriter) -> Iterator[_Copy]:
+        """Where the bytes of a piece go. Only bytes within the size and within their layer are copied. Behind them there are zeros.
 
-        :raises Unsuited: the rest of a cluster would have to be filled up, or as of :meth:`ClusterWriter.place`.
+        :raises Unsuited: the rest of a cluster would have to be filled with zeros, or as :meth:`ClusterWriter.place`.
         """
-        for position, count, to, fresh in filling.place(index, piece.position, piece.clusters, piece.start == ZEROS):
+        for position, count, to, fresh in writer.place(index, piece.position, piece.clusters, piece.start == ZEROS):
             if to == ZEROS:
                 continue
             start = (index * self._per_table + position) * self.cluster_size
             within = min(count * self.cluster_size, self.size - start)
-            if filling.pads_last_cluster and not fresh and within < count * self.cluster_size:
-                # Behind the end there may be old data, which nobody saw as long as the cluster read as zeros.
+            if writer.pads_last_cluster and not fresh and within < count * self.cluster_size:
+                # Behind the end there may be old data. Nobody could see it as long as the cluster read as zeros.
                 yield _Copy(piece.layer, ZEROS, to + within, count * self.cluster_size - within, fresh)
             if piece.start == ZEROS:
                 yield _Copy(piece.layer, ZEROS, to, within, fresh)
@@ -152,43 +162,44 @@ class Layers:
 
 @dataclass(frozen=True)
 class _Move:
-    """One merge or copy: what comes from ``layers`` into the file ``target``.
+    """One merge or copy: clusters of ``layers`` are written into the file behind the descriptor ``target``.
 
-    :param filling: finds the places there.
-    :param keep: what the target holds stays, as the upper one. Otherwise it is overwritten, as the lower one.
-    :param sync: returns when everything written to the target is durable. :param verify: raises where the task may not go on.
+    :param writer: finds the places in the target.
+    :param keep: the target is above the layers, so that what it holds stays. Otherwise it is below them and is overwritten.
+    :param sync: returns when everything written to the target is durable.
+    :param verify: raises an error if the task may not continue, because it lost its lock.
     """
 
     layers: Layers
     target: int
-    filling: AnyClusterWriter
+    writer: AnyClusterWriter
     keep: bool
     sync: Callable[[], None]
     verify: Callable[[], None]
 
     def check(self) -> None:
-        """:raises Unsuited: it cannot be done here. Nothing was written."""
-        filling = self.filling
-        if filling.cluster_size != self.layers.cluster_size:
+        """Check that the move can be done by this module. Nothing is written. :raises Unsuited: it cannot."""
+        writer = self.writer
+        if writer.cluster_size != self.layers.cluster_size:
             raise Unsuited("its clusters are of another size than those of the layers")
         moved = [0] * len(self.layers.layers)
         for index in self.layers.indices():
             for run in self._copies(index):
                 moved[run.layer] += run.length if run.start != ZEROS else 0
-            filling.forget_tables()
+            writer.forget_tables()
         if any(length > os.fstat(layer.fd).st_size for length, layer in zip(moved, self.layers.layers)):
             raise Unsuited("its tables lead to the same clusters many times")
-        if isinstance(filling, ClusterWriter):
-            filling.require_room()
+        if isinstance(writer, ClusterWriter):
+            writer.require_room()
 
     def run(self) -> None:
-        """Do it, durably. :raises OSError: ENOSPC, a lost share; it can be done again from the start."""
+        """Do the move, durably. :raises OSError: ENOSPC, or the share is lost. The move can be done again from the start."""
         self.verify()
-        filling = self.filling
-        filling.restart()
+        writer = self.writer
+        writer.restart()
         copiers = [copying.Copier(layer.fd, self.target) for layer in self.layers.layers]
-        if isinstance(filling, ClusterWriter):
-            filling.begin()
+        if isinstance(writer, ClusterWriter):
+            writer.begin()
         left = _FENCED
         for index in self.layers.indices():
             for part in (part for run in self._copies(index) for part in run.parts(_FENCED)):
@@ -197,7 +208,7 @@ class _Move:
                     left = _FENCED
                 left -= part.length
                 self._do(part, copiers[part.layer])
-            if isinstance(filling, ClusterWriter) and filling.is_full:
+            if isinstance(writer, ClusterWriter) and writer.is_full:
                 self._finish()
         self._finish()
 
@@ -208,12 +219,12 @@ class _Move:
             allocate.make_zeros(self.target, part.to, part.length)
 
     def _copies(self, index: int) -> Iterator[_Copy]:
-        """What is to be copied for a table, adjacent parts as one."""
-        held = self.filling.holds(index) if self.keep and isinstance(self.filling, ClusterWriter) else ()
+        """What must be copied for the table with L1 index ``index``. Adjacent parts are joined."""
+        held = self.writer.holds(index) if self.keep and isinstance(self.writer, ClusterWriter) else ()
         last: _Copy | None = None
         for piece in self.layers.pieces(index, held):
-            for one in self.layers.copies(index, piece, self.filling):
-                joined = last.and_then(one) if last else None
+            for one in self.layers.copies(index, piece, self.writer):
+                joined = last.joined_with(one) if last else None
                 if last and not joined:
                     yield last
                 last = joined or one
@@ -221,19 +232,21 @@ class _Move:
             yield last
 
     def _finish(self) -> None:
+        """Make what was written durable, and then visible in the tables of the target."""
         self.verify()
-        if isinstance(self.filling, RawClusterWriter):
+        if isinstance(self.writer, RawClusterWriter):
             self.sync()
             return
-        for start, length in self.filling.finish(self.sync):
+        for start, length in self.writer.finish(self.sync):
             allocate.make_hole(self.target, start, length)
 
 
 class Mover:
-    """Merges and copies for one volume; each method raises :class:`Unsuited`, before it wrote anything, where it cannot.
+    """Merges and copies for one volume. A method that cannot do its work raises :class:`Unsuited` before it writes anything.
 
-    :param directory: the share of ``volume``, whose lock the task holds: what it leaves when it is killed is found by that name.
-    :param held: files whose lock bytes the task holds; those of others that it reads are taken for reading.
+    :param directory: the share of ``volume``. The task holds the volume's lock. If the task is killed, its leftovers are found by
+        the name of the volume.
+    :param held: files whose lock bytes the task holds. When other files are read, their lock bytes are taken for reading.
     """
 
     def __init__(self, directory: ShareDirectory, volume: str, held: Container[str] = ()) -> None:
@@ -242,9 +255,10 @@ class Mover:
         self._held = held
 
     def commit(self, images: Sequence[Image], into: str) -> None:
-        """Write what the files above ``into`` hold into it, and let it have the size of the topmost.
+        """Write what the files above ``into`` hold into it. If it is smaller than the topmost file, it gets that file's size.
 
-        :param images: the chain, top first. :raises Unsuited: nothing was done, but that ``into`` may have grown, as it does first.
+        :param images: the chain, top first.
+        :raises Unsuited: nothing was written. But ``into`` may have grown already, because it grows first.
         """
         position = [image.file for image in images].index(into)
         lower, size = images[position], images[0].size
@@ -254,7 +268,7 @@ class Mover:
             if lower.format == "raw":
                 move = self._move(layers, target, into, RawClusterWriter(layers.cluster_size, fresh=False))
             else:
-                if lower.size < size and not grow(target, size):  # what is behind its end was taken away then, all the same
+                if lower.size < size and not grow(target, size):  # even then data behind its end was removed
                     raise Unsuited("qemu-img has to make it larger")
                 move = self._move(layers, target, into, ClusterWriter(target, hides=lower.backing_file is not None))
             move.check()
@@ -263,7 +277,9 @@ class Mover:
             move.run()
 
     def pull(self, images: Sequence[Image], below: str | None) -> None:
-        """Copy into the topmost file what it shows of the files down to ``below`` (not included; None: of all).
+        """Copy into the topmost file what it shows of the files down to ``below`` (not included; None: of all files below it).
+
+        The header still names the old backing file afterwards.
 
         :param images: the chain, top first.
         """
@@ -279,18 +295,22 @@ class Mover:
             move.run()
 
     def copy(self, source: ShareDirectory, images: Sequence[Image], target: int, image_format: str) -> None:
-        """Copy what a chain on any share shows into an empty, large enough image that nobody knows yet; the caller makes it durable."""
+        """Copy what a chain on any share shows into an empty image that is large enough and not published yet. The caller makes it durable.
+
+        :param images: the chain on the share ``source``, top first. :param target: descriptor of the image.
+        :param image_format: raw or qcow2.
+        """
         cluster_size = read_header(target).cluster_size if image_format == "qcow2" else None
         with ExitStack() as stack:
             layers = Layers(self._open(stack, source, images, cluster_size), images[0].size)
-            filling: AnyClusterWriter = RawClusterWriter(layers.cluster_size, fresh=True) if image_format == "raw" else ClusterWriter(target, hides=False)
-            move = _Move(layers, target, filling, False, lambda: None, lambda: self._directory.verify(self._volume))
+            writer: AnyClusterWriter = RawClusterWriter(layers.cluster_size, fresh=True) if image_format == "raw" else ClusterWriter(target, hides=False)
+            move = _Move(layers, target, writer, False, lambda: None, lambda: self._directory.verify(self._volume))
             move.check()
             move.run()
 
     def _reports_holes(self, fd: int) -> bool:
-        """Whether the file system of an opened file tells holes from data; asked of a new file beside the volume, and answered
-        with no where none can be made or it would be on another one."""
+        """Whether the file system of an opened file reports holes. A new file next to the volume is used to find out. False where no
+        new file can be created, or where it would be on another file system."""
         if os.fstat(fd).st_dev != os.fstat(self._directory.root.fd).st_dev:
             return False
         try:
@@ -304,12 +324,13 @@ class Mover:
             os.close(probe)
             self._directory.discard_temporary(temporary)
 
-    def _move(self, layers: Layers, target: int, file: str, filling: AnyClusterWriter, keep: bool = False) -> _Move:
-        return _Move(layers, target, filling, keep, lambda: self._directory.waiting.sync_file(target), lambda: self._directory.verify(file))
+    def _move(self, layers: Layers, target: int, file: str, writer: AnyClusterWriter, keep: bool = False) -> _Move:
+        return _Move(layers, target, writer, keep, lambda: self._directory.waiting.sync_file(target), lambda: self._directory.verify(file))
 
     def _open(
         self, stack: ExitStack, directory: ShareDirectory, images: Sequence[Image], cluster_size: int | None = None
     ) -> list[Layer]:
+        """Open images as layers, top first. ``cluster_size`` is the unit of raw ones. :raises Unsuited: this module cannot read one."""
         layers: list[Layer] = []
         for image in images:
             fd = stack.enter_context(directory.root.opened(image.file))

@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""qemu-img on opened files: it never sees a path on the share.
+"""Runs qemu-img on opened files. qemu-img never sees a path on the share.
 
-A private directory holds symbolic links with the files' own names to ``/proc/self/fd/N``; relative backing names in the
-headers resolve among them. So what qemu-img opens is what was checked, even if somebody exchanges names on the share.
+A private directory has symbolic links to ``/proc/self/fd/N``, with the names of the files. The relative backing names in the headers
+lead to these links. So qemu-img opens exactly the files that were checked, even if somebody exchanges names on the share.
 """
 
 from __future__ import annotations
@@ -21,40 +21,41 @@ from ...model import Image
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 
-MINIMUM_VERSION = (7, 2)  # the oldest release that this collection's merges were proven with
+MINIMUM_VERSION = (7, 2)  # the oldest release with which the merges of this collection were tested
 _PACKAGE = "qemu-utils"
 _version_checked: list[str] = []
 
-# Limits of a qemu-img that reads images which somebody else has written; docs/hostile-content.md has what they rest on.
+# Limits for qemu-img, because it reads images that somebody else has written. docs/hostile-content.md explains the numbers.
 _MIB = 1 << 20
-_CPU_SECONDS = 300  # for any image, however empty
-_CPU_SECONDS_PER_MIB = 4  # and for each MiB that the images take on disk
-_CPU_SECONDS_PER_RAW_GIB = 16  # and for each GiB of a raw image, holes too: a rebase reads them
-_MEMORY = 10240 * _MIB  # of address space, for qemu-img itself: each of its 64 threads reserves a stack and a heap
-_MEMORY_PER_LAYER = 128 * _MIB  # for the tables and caches of each image
-_METADATA = 16  # one part in so many of an image is more than its tables need, with the smallest clusters that there are
-_SLACK = 64 * _MIB
-_LONGEST = 2**63 - 1
-_BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
+_CPU_SECONDS = 300  # for any image, even an empty one
+_CPU_SECONDS_PER_MIB = 4  # added for each MiB that the images take on disk
+_CPU_SECONDS_PER_RAW_GIB = 16  # added for each GiB of a raw image. Holes count, because a rebase reads them.
+_MEMORY = 10240 * _MIB  # bytes of address space for qemu-img itself: each of its 64 threads reserves a stack and a heap
+_MEMORY_PER_LAYER = 128 * _MIB  # added for each image: its tables and caches
+_METADATA = 16  # the tables need less than this part (1/16) of an image, even with the smallest possible clusters
+_SLACK = 64 * _MIB  # added to the length that a file may get
+_LONGEST = 2**63 - 1  # bytes of the longest possible file
+_BLOCK = 512  # bytes: the unit of st_blocks, whatever the block size of the file system is
 
 
 def _program() -> str:
-    """Path of qemu-img. :raises ToolMissing: absent, or older than :data:`MINIMUM_VERSION`."""
+    """Path of qemu-img. :raises ToolMissing: it is not installed, or it is older than :data:`MINIMUM_VERSION`."""
     if _version_checked:
         return _version_checked[0]
     path = command.find("qemu-img", _PACKAGE)
-    said = command.run([path, "--version"], timeout=30).out
-    match = re.search(r"version (\d+)\.(\d+)", said)
+    output = command.run([path, "--version"], timeout=30).out
+    match = re.search(r"version (\d+)\.(\d+)", output)
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_VERSION:
         wanted = ".".join(str(part) for part in MINIMUM_VERSION)
         raise ToolMissing(
-            "program qemu-img", f"version {wanted} or newer is needed, found {said.splitlines()[0] if said else 'nothing'!r}", "upgrade it"
+            "program qemu-img", f"version {wanted} or newer is needed, found {output.splitlines()[0] if output else 'nothing'!r}", "upgrade it"
         )
     _version_checked.append(path)
     return path
 
 
 def _still_names(fd: int, backing_file: str | None) -> bool:
+    """Whether the header of an opened image names this backing file."""
     try:
         return qcow2.read_header(fd).backing_file == backing_file
     except qcow2.Qcow2Error:
@@ -62,9 +63,10 @@ def _still_names(fd: int, backing_file: str | None) -> bool:
 
 
 class OpenedChain:
-    """Opened files of a chain under their own names in a private directory; a context manager.
+    """Opened files of a chain, as links with their own names in a private directory. A context manager.
 
-    :param instead: descriptors of files that stand in for those of the chain.
+    :param images: the chain, top first. :param writable: names of the files that are opened for writing.
+    :param instead: by file name, descriptors of files that are used instead of those of the chain.
     """
 
     def __init__(
@@ -105,34 +107,37 @@ class OpenedChain:
             )
 
     def verify(self) -> None:
-        """:raises LockTimeout: the task may not work on these files any more."""
+        """Check that the task may still work on these files. :raises LockTimeout: it may not, because it lost its lock."""
         self._directory.verify(self._images[0].file)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
+        """Descriptors of all files. qemu-img must inherit them."""
         return tuple(self._fds.values())
 
     def fd(self, file: str) -> int:
+        """The descriptor of a file of the chain."""
         return self._fds[file]
 
     def limits(self, size: int = 0) -> command.Limits:
-        """What a program may take to work on these images, or to make one of ``size`` bytes: far more than honest ones need."""
-        found = [os.fstat(fd) for fd in self._fds.values()]
-        allocated = sum(status.st_blocks for status in found) * _BLOCK
-        raw = sum(status.st_size for image, status in zip(self._images, found) if image.format == "raw")
+        """The limits of a program that works on these images, or makes one of ``size`` bytes. Valid images need far less."""
+        statuses = [os.fstat(fd) for fd in self._fds.values()]
+        allocated = sum(status.st_blocks for status in statuses) * _BLOCK
+        raw = sum(status.st_size for image, status in zip(self._images, statuses) if image.format == "raw")
         virtual = max([size, *(image.size for image in self._images)])
-        longest = max(status.st_size for status in found) + virtual + virtual // _METADATA + _SLACK
+        longest = max(status.st_size for status in statuses) + virtual + virtual // _METADATA + _SLACK
         return command.Limits(
             cpu_seconds=_CPU_SECONDS + allocated // _MIB * _CPU_SECONDS_PER_MIB + raw // (1024 * _MIB) * _CPU_SECONDS_PER_RAW_GIB,
-            memory=_MEMORY + len(found) * _MEMORY_PER_LAYER,
+            memory=_MEMORY + len(statuses) * _MEMORY_PER_LAYER,
             file_size=longest if longest <= _LONGEST else None,
         )
 
     def path(self, file: str) -> str:
+        """The path of a file's link in the private directory."""
         return os.path.join(self._path, file)
 
     def graph(self) -> str:
-        """The chain as a ``json:`` name for reading, in which every layer and format is spelt out."""
+        """The chain as a ``json:`` file name for reading. It gives every layer and every format explicitly."""
         node: dict | None = None
         for image in reversed(self._images):
             inner = {"driver": "file", "filename": f"/proc/self/fd/{self._fds[image.file]}"}
@@ -144,6 +149,7 @@ class OpenedChain:
 
 
 def _run(arguments: list[str], chain: OpenedChain, locks: Iterable[int], subject: str, extra: Iterable[int] = (), size: int = 0) -> None:
+    """Run qemu-img. It inherits the descriptors of the chain, of ``locks`` and of ``extra``. ``subject`` names the work in errors."""
     argv = [_program()] + arguments
     chain.verify()
     result = command.run(argv, descriptors=chain.descriptors + tuple(locks) + tuple(extra), limits=chain.limits(size))
@@ -151,16 +157,16 @@ def _run(arguments: list[str], chain: OpenedChain, locks: Iterable[int], subject
 
 
 def commit(chain: OpenedChain, file: str, into: str, locks: Iterable[int]) -> None:
-    """Merge ``file`` and the layers down to ``into`` into it, in one pass; the layers keep what they hold."""
+    """Write into ``into`` what ``file`` and the layers down to ``into`` hold, in one pass. The layers keep what they hold."""
     arguments = ["commit", "-q", "-f", "qcow2", "-d", "-b", chain.path(into), chain.path(file)]
     _run(arguments, chain, locks, f"merge of {file} into {into}")
     os.fsync(chain.fd(into))
 
 
 def rebase(chain: OpenedChain, file: str, backing_file: str | None, backing_format: str | None, locks: Iterable[int]) -> None:
-    """Copy into ``file`` what it shows beyond ``backing_file``, then make that its backing file.
+    """Copy into ``file`` what it shows beyond ``backing_file``. Then make that its backing file.
 
-    Write-through, because with write-back the new backing name can reach the disk before the data that it needs.
+    The cache mode is write-through. With write-back the new backing name could reach the disk before the data that it needs.
     """
     arguments = ["rebase", "-q", "-f", "qcow2", "-t", "writethrough", "-b", backing_file or ""]
     arguments += ["-F", backing_format] if backing_file and backing_format else []
@@ -169,17 +175,18 @@ def rebase(chain: OpenedChain, file: str, backing_file: str | None, backing_form
 
 
 def resize(chain: OpenedChain, file: str, size: int, locks: Iterable[int]) -> None:
+    """Raise the virtual size of the qcow2 image ``file`` to ``size`` bytes, durably."""
     _run(["resize", "-q", "-f", "qcow2", chain.path(file), str(size)], chain, locks, f"growing {file}", size=size)
     os.fsync(chain.fd(file))
 
 
 def upgrade(chain: OpenedChain, file: str, locks: Iterable[int]) -> None:
-    """Make an image of version 2 one of version 3, which has clusters of zeros. Not for a file that somebody may need afterwards."""
+    """Change an image from version 2 to version 3, which has clusters of zeros. Use it only for a file that nobody needs if this fails."""
     _run(["amend", "-q", "-f", "qcow2", "-o", "compat=1.1", chain.path(file)], chain, locks, f"upgrade of {file}")
 
 
 def write_zeros(chain: OpenedChain, file: str, start: int, stop: int, locks: Iterable[int]) -> None:
-    """Let ``file`` read as zeros from virtual offset ``start`` to ``stop``, whatever form its clusters have."""
+    """Make ``file`` read as zeros from virtual offset ``start`` to ``stop`` (bytes), whatever form its clusters have."""
     with command.scratch_file("zeros") as zeros:
         zeros.truncate(stop - start)
         path = chain.path(file).replace(",", ",,")
@@ -190,7 +197,7 @@ def write_zeros(chain: OpenedChain, file: str, start: int, stop: int, locks: Ite
 
 
 def convert(chain: OpenedChain, target: int, target_format: str, locks: Iterable[int]) -> None:
-    """Copy what the chain shows into the empty, large enough image behind the descriptor ``target``; holes stay holes."""
+    """Copy what the chain shows into the image behind the descriptor ``target``, which is empty and large enough. Holes stay holes."""
     arguments = ["convert", "-q", "-n", "--target-is-zero", "-O", target_format, chain.graph(), f"/proc/self/fd/{target}"]
     _run(arguments, chain, locks, "copy into a new image", [target])
     os.fsync(target)
@@ -199,7 +206,8 @@ def convert(chain: OpenedChain, target: int, target_format: str, locks: Iterable
 def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iterable[int], verify: Callable[[], None]) -> None:
     """Make a qcow2 image of ``size`` bytes in the empty file behind ``path_fd``, with its metadata or data allocated.
 
-    :param verify: asked last: raises where the task may not go on.
+    :param preallocation: as qemu-img names it.
+    :param verify: called last before qemu-img starts. It raises an error if the task may not continue.
     """
     argv = [_program(), "create", "-q", "-f", "qcow2", "-o", f"preallocation={preallocation}", f"/proc/self/fd/{path_fd}", str(size)]
     verify()

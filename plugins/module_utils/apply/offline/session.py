@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Carries out one plan's steps on images that nobody has open, with Python and qemu-img."""
+"""Carries out the steps of one plan on images that nobody has open, with Python and qemu-img."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _CUT = "restore the file from a backup; docs/worst-day.md shows how to save what
 
 
 class OfflineSession:
-    """As of :class:`engine.Session`. Entering and leaving it takes and gives back nothing but the guard.
+    """The :class:`engine.Session` of the offline engine. The guard already holds the files. They are released at the end.
 
-    :param guard: has taken the files that the plan works on.
-    :param given_up: files whose data may go first, where a revert finds no room.
+    :param guard: holds the files that the plan works on.
+    :param given_up: files whose data may be discarded first, if a revert finds no space.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class OfflineSession:
         self._guard = guard
         self._source = source
         self._given_up = given_up
-        self._begun: dict[str, tuple[int, str]] = {}  # files that have no name of their own yet: descriptor, temporary name
-        self._verbs: dict[type, Callable] = {
+        self._prepared: dict[str, tuple[int, str]] = {}  # files that are not published yet, by final name: (descriptor, temporary name)
+        self._methods: dict[type, Callable] = {
             CreateImage: self._create_image,
             CopyImage: self._copy_image,
             CreateClone: self._create_clone,
@@ -75,10 +75,12 @@ class OfflineSession:
         }
 
     def can(self, step: Step) -> bool:
-        return type(step) in self._verbs
+        """See :meth:`engine.Session.can`."""
+        return type(step) in self._methods
 
     def do(self, step: Step) -> None:
-        self._verbs[type(step)](step)
+        """See :meth:`engine.Session.do`."""
+        self._methods[type(step)](step)
 
     def __enter__(self) -> OfflineSession:
         return self
@@ -88,7 +90,8 @@ class OfflineSession:
 
     @contextmanager
     def closing(self, file: str) -> Iterator[None]:
-        """Where an open file can lose its name, the lock bytes are held until it has: nobody opens it in between."""
+        """See :meth:`engine.Session.closing`. If an open file can be removed on this share, its lock bytes are held until it is removed.
+        So nobody opens it in between."""
         if not self._directory.share.locks_visible:
             self._guard.drop([file])
         yield
@@ -97,23 +100,24 @@ class OfflineSession:
     # -- new files ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def begun(self, steps: Iterable[Step]) -> Iterator[dict[str, records.Disk]]:
+    def prepared(self, steps: Iterable[Step]) -> Iterator[dict[str, records.Disk]]:
+        """See :meth:`engine.Session.prepared`. Only base files of new volumes and of full clones are created early."""
         try:
             made = {}
             for step in steps:
                 if isinstance(step, (CreateImage, CopyImage)):
-                    fd, _temporary = self._begun[step.file] = self._directory.create_temporary(self._volume)
+                    fd, _temporary = self._prepared[step.file] = self._directory.create_temporary(self._volume)
                     made[step.file] = mark_of(self._directory, fd, step.size)
             yield made
         finally:
-            for fd, temporary in self._begun.values():
+            for fd, temporary in self._prepared.values():
                 os.close(fd)
                 self._directory.discard_temporary(temporary)
-            self._begun = {}
+            self._prepared = {}
 
     def _new_file(self, name: str, fill: Callable[[int], None]) -> None:
-        """Fill a temporary file, sync it, give it its name. A failure leaves nothing behind."""
-        made = self._begun.pop(name) if name in self._begun else self._directory.create_temporary(self._volume)
+        """Fill a temporary file, sync it and publish it as ``name``. A failure leaves nothing behind."""
+        made = self._prepared.pop(name) if name in self._prepared else self._directory.create_temporary(self._volume)
         temporary = self._filled(made, fill)
         try:
             self._directory.publish(temporary, name)
@@ -121,33 +125,34 @@ class OfflineSession:
             self._directory.discard_temporary(temporary)
             raise
 
-    def _own(self, fd: int, step: CreateImage | CopyImage | CreateClone) -> None:
+    def _set_access(self, fd: int, step: CreateImage | CopyImage | CreateClone) -> None:
+        """Set owner, group and mode of a new file as the step says."""
         if self._directory.share.keeps_modes:
             root = self._directory.root
             access.set_access_of_new(fd, root.fd, step.uid, step.gid, step.mode, self._warn, root.subject(step.file))
 
     def _give_access_of(self, original: int, fd: int, file: str) -> None:
-        """Let those open the file behind ``fd``, which is to be ``file``, who may open the one that it replaces."""
+        """Give the file behind ``fd``, which will have the name ``file``, the access of the file that it replaces."""
         access.copy_access(original, fd, self._directory.share.keeps_modes, self._warn, self._directory.root.subject(file))
 
     def _create_image(self, step: CreateImage) -> None:
         def fill(fd: int) -> None:
-            self._own(fd, step)
+            self._set_access(fd, step)
             if step.format == "raw":
                 self._write_raw(fd, step)
             elif step.preallocation == "off":
                 qcow2.write_image(fd, step.size)
             else:
                 verify = partial(self._directory.verify, step.file)
-                qemu_img.create_preallocated(fd, step.size, self._way_to_reserve(fd, step), self._locks, verify)
+                qemu_img.create_preallocated(fd, step.size, self._preallocation(fd, step), self._locks, verify)
 
         self._new_file(step.file, fill)
 
-    def _way_to_reserve(self, fd: int, step: CreateImage) -> str:
-        """What to ask qemu-img for. Its ``falloc`` writes into every block, slowly and silently, where there is no fallocate."""
+    def _preallocation(self, fd: int, step: CreateImage) -> str:
+        """The preallocation that qemu-img shall use. Without fallocate its ``falloc`` writes into every block, slowly and with no warning."""
         if step.preallocation != "falloc" or allocate.can_fallocate(fd):
             return step.preallocation
-        self._warn_of_zeros(step)
+        self._warn_about_zeros(step)
         return "full"
 
     def _write_raw(self, fd: int, step: CreateImage) -> None:
@@ -155,10 +160,10 @@ class OfflineSession:
         if step.preallocation == "off" or (step.preallocation == "falloc" and allocate.fallocate(fd, step.size)):
             return
         if step.preallocation == "falloc":
-            self._warn_of_zeros(step)
+            self._warn_about_zeros(step)
         allocate.write_zeros(fd, step.size)
 
-    def _warn_of_zeros(self, step: CreateImage) -> None:
+    def _warn_about_zeros(self, step: CreateImage) -> None:
         self._warn(f"{self._directory.share.label} has no fallocate: the space of {step.file} was reserved by writing zeros")
 
     def _copy_image(self, step: CopyImage) -> None:
@@ -167,11 +172,11 @@ class OfflineSession:
             raise ChainBroken(f"copy {step.file}", "its source is not open", "run the task again")
 
         def fill(fd: int) -> None:
-            self._own(fd, step)
+            self._set_access(fd, step)
             if self._copy_as_it_is(fd, step, source):
                 return
             self._make_empty(fd, step)
-            if self._by_ourselves(lambda mover: mover.copy(source.directory, source.images, fd, step.format)):
+            if self._without_qemu_img(lambda mover: mover.copy(source.directory, source.images, fd, step.format)):
                 return
             os.ftruncate(fd, 0)
             self._make_empty(fd, step)
@@ -188,8 +193,8 @@ class OfflineSession:
             qcow2.write_image(fd, step.size)
 
     def _copy_as_it_is(self, fd: int, step: CopyImage, source: CopySource) -> bool:
-        """Copy a source that is one file of the same format as the clone, without looking at what it holds. False where it is
-        not, or where that leaves the clone too small; the file is empty then."""
+        """Copy a source byte by byte, if it is one complete file of the same format as the clone. False where it is not, or where the
+        copy is too small and cannot grow. Then the new file is empty."""
         if len(source.images) != 1 or source.images[0].format != step.format:
             return False
         (image,) = source.images
@@ -208,13 +213,14 @@ class OfflineSession:
         return False
 
     def _fill_overlay(self, fd: int, like: str, step: CreateOverlay | ReplaceOverlay) -> None:
+        """Write an empty overlay into a new file, with the access of the file ``like``."""
         with self._directory.root.opened(like) as original:
             self._give_access_of(original, fd, step.file)
         qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
 
     def _create_clone(self, step: CreateClone) -> None:
         def fill(fd: int) -> None:
-            self._own(fd, step)
+            self._set_access(fd, step)
             with self._directory.root.opened(step.backing_file) as original:
                 access.copy_labels(original, fd, self._warn, self._directory.root.subject(step.file))
             qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
@@ -229,11 +235,11 @@ class OfflineSession:
         self._put_in_place(making.make(self._given_up), step.file)
 
     def _replace(self, file: str, fill: Callable[[int], None]) -> None:
-        """Fill a temporary file, sync it, let it take the place of ``file``. A failure leaves nothing behind."""
+        """Fill a temporary file, sync it and replace ``file`` with it. A failure leaves nothing behind."""
         self._put_in_place(self._filled(self._directory.create_temporary(self._volume), fill), file)
 
     def _filled(self, made: tuple[int, str], fill: Callable[[int], None]) -> str:
-        """Fill and sync a temporary file, and close it; returns its name."""
+        """Fill, sync and close a temporary file (descriptor, name). Returns its name."""
         fd, temporary = made
         try:
             try:
@@ -257,13 +263,13 @@ class OfflineSession:
     # -- existing files ----------------------------------------------------------------------------------------------
 
     def _chain(self, file: str) -> tuple[Image, ...]:
-        """The chain as it is now from ``file`` down, read from the headers."""
+        """The present chain from ``file`` downwards, top first, read from the headers."""
         return chains.walk(self._directory, self._volume, file, self._look.info, self._look.record)
 
-    def _by_ourselves(self, move: Callable[[moving.Mover], None]) -> bool:
-        """Move clusters without qemu-img; false where the images are not plain, or not in order, which is for qemu-img to say.
+    def _without_qemu_img(self, move: Callable[[moving.Mover], None]) -> bool:
+        """Move clusters without qemu-img. False where the images are not plain or are damaged. qemu-img then reports any damage.
 
-        :raises UnsafeImage: a file was cut short. qemu-img would take zeros for what is missing.
+        :raises UnsafeImage: a file was cut short. qemu-img would read the missing part as zeros.
         """
         try:
             move(moving.Mover(self._directory, self._volume, self._guard))
@@ -274,7 +280,7 @@ class OfflineSession:
         return True
 
     def _require_whole(self, directory: ShareDirectory, images: Iterable[Image]) -> None:
-        """Before qemu-img reads these images. :raises UnsafeImage: the file of one ends before its data."""
+        """Check images before qemu-img reads them. :raises UnsafeImage: a file ends before its data."""
         for image in (image for image in images if image.format == "qcow2"):
             with directory.root.opened(image.file) as fd:
                 self._codec(image.file, partial(qcow2.require_whole, fd))
@@ -284,6 +290,7 @@ class OfflineSession:
             self._codec(step.file, lambda: qcow2.repoint(fd, step.backing_file, step.backing_format))
 
     def _codec(self, file: str, action: Callable[[], Any]) -> Any:
+        """The result of ``action``, with errors of the qcow2 codec as errors for the user. :raises UnsafeImage: ``file`` is damaged."""
         try:
             return action()
         except qcow2.Qcow2Error as error:
@@ -307,13 +314,13 @@ class OfflineSession:
             with self._directory.root.opened(step.file) as original:
                 self._give_access_of(original, fd, step.file)
                 copying.copy_data(original, fd)
-            with _Lent(self._guard, images[1:]):
+            with _LockBytesReleased(self._guard, images[1:]):
                 self._codec(step.file, lambda: growing.grow_copy(self._directory, images, fd, step.size, step.zero, self._locks))
 
         self._replace(step.file, fill)
 
     def _grow_in_place(self, step: Grow) -> bool:
-        """False, and nothing written, where data behind the end cannot be taken away in place."""
+        """Grow a file in place. False where data behind its end cannot be removed in place. Then nothing was written."""
         with self._directory.root.opened(step.file, write=True) as fd:
             if step.format == "raw":
                 os.ftruncate(fd, step.size)
@@ -327,28 +334,28 @@ class OfflineSession:
             except qcow2.Qcow2Error as error:
                 raise self._unsafe(step.file, error) from error
         images = self._chain(step.file)
-        with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
+        with _LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.resize(chain, step.file, step.size, self._locks)
         return True
 
     def _commit(self, step: Commit) -> None:
         images = self._chain(step.file)
-        if self._by_ourselves(lambda mover: mover.commit(images, step.into)):
+        if self._without_qemu_img(lambda mover: mover.commit(images, step.into)):
             return
         self._require_whole(self._directory, images)
         into = next(image for image in images if image.file == step.into)
         if into.format == "qcow2" and into.size < images[0].size:
             with self._directory.root.opened(step.into, write=True) as fd:
                 self._codec(step.into, lambda: qcow2.clear_tail(fd))
-        with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into]) as chain:
+        with _LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into]) as chain:
             qemu_img.commit(chain, step.file, step.into, self._locks)
 
     def _pull(self, step: Pull) -> None:
         images = self._chain(step.file)
-        if self._by_ourselves(lambda mover: self._pull_clusters(mover, images, step)):
+        if self._without_qemu_img(lambda mover: self._pull_clusters(mover, images, step)):
             return
         self._require_whole(self._directory, images)
-        with _Lent(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
+        with _LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
 
     def _pull_clusters(self, mover: moving.Mover, images: tuple[Image, ...], step: Pull) -> None:
@@ -364,7 +371,7 @@ class OfflineSession:
 
 
 def _is_complete(fd: int) -> bool:
-    """Whether a qcow2 image is complete by itself, and in order as it lies on the disk.
+    """Whether a copy of the file alone is a valid image: no backing file, no internal snapshots, and not marked as dirty.
 
     :raises Qcow2Error: the file was cut short.
     """
@@ -373,8 +380,8 @@ def _is_complete(fd: int) -> bool:
     return header.backing_file is None and not header.internal_snapshots and not header.dirty
 
 
-class _Lent:
-    """The lock bytes of a chain's files given back while qemu-img takes its own, which ours would keep out."""
+class _LockBytesReleased:
+    """A context in which the lock bytes of a chain's files are released. qemu-img takes its own, and cannot while we hold ours."""
 
     def __init__(self, guard: Guard, images: Iterable[Image]) -> None:
         self._guard = guard
