@@ -6,22 +6,24 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
+    """The attributes; each constant is a fragment of its own."""
+
     DOCUMENTATION = r"""
 options: {}
 attributes:
   check_mode:
     description: Can run in C(check_mode) and return the same RV(ignore:changed) and the same steps without touching the target.
   diff_mode:
-    description: Returns what changes (or would change in C(check_mode)) when in diff mode.
+    description: Returns what changes (in C(check_mode), what would change) when in diff mode.
   idempotent:
-    description: Run a second time with the same parameters, it changes nothing and reports RV(ignore:changed=false).
+    description: A second run with the same parameters changes nothing and returns RV(ignore:changed=false).
   platform:
     description: Target operating systems.
     support: full
     platforms: posix
 """
 
-    # What a module that changes something supports. Extend this or INFO beside the plain fragment.
+    # What a module that changes something supports. A module extends the plain fragment and either this one or INFO.
     CHANGE = r"""
 options: {}
 attributes:
@@ -57,7 +59,7 @@ attributes:
       - remotefs.storage.remotefs
 """
 
-    # Of a module that takes a share, and of one that changes volumes. Extend one of these instead of ACTION_GROUP.
+    # The first is for a module that takes a share, the second for a module that changes volumes. Extend one of these instead of ACTION_GROUP.
     ACTION_GROUP_VOLUMES = r"""
 options: {}
 attributes:
@@ -77,7 +79,7 @@ attributes:
   action_group:
     description:
       - Use C(group/remotefs.storage.volumes) in C(module_defaults) to set O(ignore:share) and O(ignore:mount_base) for all modules that take a share,
-        and C(group/remotefs.storage.changes) for the options that those have in common which change volumes, such as O(ignore:lock_timeout).
+        and C(group/remotefs.storage.changes) for the common options of all modules that change volumes, such as O(ignore:lock_timeout).
       - C(group/remotefs.storage.remotefs) has all modules of this collection.
     support: full
     membership:

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
+    """The options; each constant is a fragment of its own."""
+
     DOCUMENTATION = r"""
 options:
   share:
     description:
       - The share, as the source string of a mounted share (V(nas1:/vols)) or as an absolute directory.
-      - A list names candidates. A volume that is on any of them is used there.
-      - Commas in a text belong to the name; candidates want a real list.
+      - A list names several candidates. If one of them has the volume, that one is used.
+      - Commas in a text belong to the name. Write several candidates as a YAML list.
       - A directory under O(mount_base), or one that fstab names as a mount point, counts only while something is mounted there.
     type: raw
   mount_base:
@@ -29,37 +31,37 @@ options:
     default: 90
   break_lock:
     description:
-      - Take the lock from a task whose host died, where the file system leaves such a lock behind (CIFS mounted with C(nobrl)).
-      - Elsewhere the kernel frees the lock of a dead holder, and this changes nothing.
+      - Take the lock from a task whose host died. Only one file system leaves such a lock behind (CIFS mounted with C(nobrl)).
+      - Elsewhere the kernel releases the lock of a dead holder, and this option has no effect.
     type: bool
     default: false
   assume_unused:
     description:
-      - Vouch that nobody has the images open, where the file system cannot tell (CIFS mounted with C(nobrl), sshfs, and every file system
-        that is neither supported nor known to be this host's alone, such as 9p, virtiofs or C(fuse.rclone)).
-      - Elsewhere an image that is open anywhere is refused all the same.
+      - Confirm that no program has the images open. This is needed where the file system cannot show that (CIFS mounted with C(nobrl), sshfs,
+        and every file system that is neither supported nor known to belong to this host only, such as 9p, virtiofs or C(fuse.rclone)).
+      - Elsewhere this option has no effect. An image that is open anywhere is refused.
     type: bool
     default: false
   parallel:
     description:
-      - How many volumes a bulk task works on at a time. Those that wait for the disk or for a lock do not count; up to 16 are under way,
-        or as many as this says.
-      - With V(1) they are done strictly one after the other, and each waits for the disk by itself.
+      - How many volumes a bulk task works on at a time. Volumes that wait for the disk or for a lock do not count. With them, up to 16 volumes
+        are under way, or as many as this option says if that is more.
+      - With V(1) the task finishes each volume before the next one, and each waits for the disk by itself.
       - The default is the number of processors, at most 8.
     type: int
   return_detail:
     description:
-      - What a task about many objects returns of each. A volume with ten snapshots takes about four kilobytes, twice.
-      - With V(false) RV(results) come without C(actions), C(retention) and C(volume), and each of RV(volumes) holds C(name), C(share),
-        C(path), C(format), C(size) and C(allocated) only. Errors and what was recovered are always there.
+      - Whether a task about many objects returns all details of each. A volume with ten snapshots takes about four kilobytes, twice.
+      - With V(false) RV(results) have no C(actions), C(retention) and C(volume), and each of RV(volumes) has only C(name), C(share),
+        C(path), C(format), C(size) and C(allocated). Errors and recovered work are always returned.
       - A task about one object returns everything.
     type: bool
     default: true
   log_path:
     description:
-      - A file on the managed host to which the task appends each step, one line of JSON with the time (UTC), the volume, its share, the step
-        and the seconds that it took. A volume whose work failed has a line with the step C(fail), the error code and the
-        message. The file is made with mode 0600. In check mode nothing is written.
+      - A file on the managed host to which the task appends each step. A step is one line of JSON with the time (UTC), the volume, its share,
+        the step and the seconds that it took. If the work on a volume failed, a line has the step C(fail), the error code and the
+        message. The file is created with mode 0600. In check mode nothing is written.
       - With C(-vvv) the same lines are in RV(log).
     type: path
 """

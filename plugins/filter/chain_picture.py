@@ -1,7 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Volumes for people: the chain of one as a drawing, many as a table. Documented in chain_picture.yml and volume_table.yml."""
+"""Show volumes to people: the chain of one volume as a drawing, many volumes as a table.
+
+Documented in chain_picture.yml and volume_table.yml.
+"""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -13,28 +16,34 @@ _SHOWN_SNAPSHOTS = 3
 
 
 def chain_picture(volume: object) -> str:
-    """The chain of one volume as text."""
+    """The chain of one volume as lines of text. :param volume: a volume as the modules return it.
+
+    :raises AnsibleFilterError: ``volume`` is not a volume.
+    """
     _check_volume("chain_picture", volume)
     if "error_code" in volume:
         return f"{volume['name']}: cannot be read ({volume['error_code']}): {_one_line(volume.get('msg'))}"
-    taken = {}
+    snapshots_by_file = {}
     for snapshot in volume["snapshots"]:
-        taken.setdefault(snapshot["file"], []).append(snapshot)
+        snapshots_by_file.setdefault(snapshot["file"], []).append(snapshot)
     chain = list(volume["chain"])
     rows = [_image(image, first=place == 0, last=place == len(chain) - 1) for place, image in enumerate(chain)]
     lines = [f"{volume['name']}: {human_size(volume['size'])}, {human_size(volume.get('allocated'))} on disk" + _state(volume)]
     for image, row in zip(chain, aligned(rows, right=(2, 3))):
         lines.append("  " + row)
         if image["backing_file"] is not None:
-            lines.extend("  |  " + _snapshot(snapshot) for snapshot in taken.get(image["file"], []))
-            if image["file"] not in taken:
+            lines.extend("  |  " + _snapshot(snapshot) for snapshot in snapshots_by_file.get(image["file"], []))
+            if image["file"] not in snapshots_by_file:
                 lines.append("  |")
     lines.extend("  " + relation for relation in _relations(volume))
     return "\n".join(lines)
 
 
 def volume_table(volumes: object) -> str:
-    """Volumes as an aligned table."""
+    """The volumes as a table with aligned columns and a heading. :param volumes: a list of volumes as the modules return them.
+
+    :raises AnsibleFilterError: ``volumes`` is not a list of volumes.
+    """
     if isinstance(volumes, (str, bytes, Mapping)) or not isinstance(volumes, Sequence):
         raise AnsibleFilterError("remotefs.storage.volume_table: the input must be a list of volumes, such as the volumes of remotefs_volume_info.")
     rows = [["NAME", "SIZE", "ALLOCATED", "FORMAT", "SNAPSHOTS", "SHARE"]]
@@ -45,7 +54,7 @@ def volume_table(volumes: object) -> str:
 
 
 def human_size(size: object) -> str:
-    """Bytes for people, in powers of 1024 with at most one decimal: ``1536`` is ``1.5 KiB``."""
+    """A size in bytes as text, in powers of 1024 with at most one decimal: ``1536`` is ``1.5 KiB``. None, an unknown size, is ``?``."""
     if size is None:
         return "?"
     tenths, unit = int(size) * 10, 0
@@ -57,7 +66,7 @@ def human_size(size: object) -> str:
 
 
 def aligned(rows: list, right: tuple) -> list:
-    """Cells as lines with columns of equal width; the columns in ``right`` are aligned at their ends."""
+    """Rows of cells (lists of text of one length) as lines of text with aligned columns. :param right: the numbers of columns to align right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [
         "  ".join(cell.rjust(width) if number in right else cell.ljust(width) for number, (cell, width) in enumerate(zip(row, widths))).rstrip()
@@ -87,12 +96,12 @@ def _snapshot(snapshot: Mapping) -> str:
 
 
 def _one_line(text: object) -> str:
-    """Free text from a share without what could play tricks on a terminal."""
+    """Free text from a share as one line, without control characters, which could manipulate a terminal."""
     return " ".join("".join(character if character.isprintable() else " " for character in str(text or "")).split())
 
 
 def _when(created: str) -> str:
-    """``2026-11-22T14:40:07Z`` as ``2026-11-22 14:40 UTC``; what looks otherwise stays."""
+    """``2026-11-22T14:40:07Z`` as ``2026-11-22 14:40 UTC``; a text of another form stays as it is."""
     day, separator, time = created.partition("T")
     return f"{day} {time[:5]} UTC" if separator and time.endswith("Z") and len(time) >= 6 else created
 
@@ -107,7 +116,7 @@ def _state(volume: Mapping) -> str:
 
 
 def _relations(volume: Mapping) -> list:
-    """Lines about the volumes that this one rests on and that rest on it."""
+    """Lines about the volume that this one rests on, and about the volumes that rest on it."""
     lines = []
     if volume.get("parent"):
         lines.append("rests on " + _point(volume["parent"]))
@@ -141,4 +150,5 @@ class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict:
+        """The filters by name."""
         return {"chain_picture": chain_picture, "volume_table": volume_table}

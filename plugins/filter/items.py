@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The list of dictionaries that bulk options take, from the other ways to write it. Documented in items.yml."""
+"""Make the list of dictionaries that bulk options take from shorter ways to write it. Documented in items.yml."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Set
 from ansible.errors import AnsibleFilterError
 
 _NAME = "remotefs.storage.items"
-_SHOWN = 40  # characters of what was given, in a message
+_SHOWN = 40  # how many characters of a wrong value a message shows
 
 
 def items(given: object, key: str = "name") -> list:
-    """A list of dictionaries, each with its name under ``key``: from names, dictionaries, a mixture, or a dictionary of dictionaries by name.
+    """A list of dictionaries, each with its name under ``key``.
 
-    :raises AnsibleFilterError: what was given is none of these, or a dictionary names itself differently from its key.
+    :param given: a list of names and dictionaries, or a dictionary of dictionaries by name.
+    :raises AnsibleFilterError: ``given`` is neither, or a dictionary contains another name than its key.
     """
     if not isinstance(key, str) or not key:
         raise AnsibleFilterError(f"{_NAME}: the key must be the name of an option, not {_shown(key)}; give for example 'volume', or leave it out.")
@@ -31,7 +32,7 @@ def items(given: object, key: str = "name") -> list:
 
 
 def _listed(number: int, item: object, key: str) -> dict:
-    """One member of a list."""
+    """The dictionary for one element of a list."""
     if isinstance(item, str):
         return {key: item}
     if isinstance(item, Mapping):
@@ -40,7 +41,7 @@ def _listed(number: int, item: object, key: str) -> dict:
 
 
 def _named(name: object, options: object, key: str) -> dict:
-    """One member of a dictionary by name; nothing behind the name (``db01:`` in YAML) says that it has no options."""
+    """The dictionary for one entry of a dictionary by name. No value after the name (``db01:`` in YAML) means that it has no options."""
     if not isinstance(name, str):
         raise AnsibleFilterError(f"{_NAME}: a name must be a string, not {_shown(name)}; put it in quotes.")
     if options is None:
@@ -61,7 +62,7 @@ def _advice(item: object) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as a message names it: its kind, and its beginning."""
+    """A value for a message: its kind, and its first characters."""
     kinds = {bool: "the boolean", int: "the number", float: "the number", str: "the string", bytes: "the string"}
     if value is None:
         return "null"
@@ -78,4 +79,5 @@ class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict:
+        """The filters by name."""
         return {"items": items}

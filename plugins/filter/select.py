@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Select from inventories of volumes and other data with JMESPath."""
+"""Select from lists of volumes and from other data with JMESPath."""
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -10,7 +10,7 @@ short_description: Select from volumes, snapshots and other data with a JMESPath
 version_added: 1.0.0
 description:
   - Applies a JMESPath expression to a list or a dictionary, such as the volumes that M(remotefs.storage.remotefs_volume_info) returns.
-  - Strings that ansible-core has tagged are handed over as plain ones, so functions like C(starts_with) work on every supported ansible-core.
+  - Strings that ansible-core has tagged are converted to plain ones, so functions like C(starts_with) work on every supported ansible-core.
   - What the expression does not find is null, as everywhere in JMESPath. In particular a filter (C([?...])) on something that is not a list is null.
 author:
   - remotefs.storage contributors (@remotefs)
@@ -73,7 +73,10 @@ _NAME = "remotefs.storage.select"
 
 
 def select(data: object, expression: str) -> object:
-    """What the JMESPath ``expression`` selects from ``data``."""
+    """What the JMESPath ``expression`` selects from ``data``, in plain types; None if it selects nothing. :param data: a list or a dictionary.
+
+    :raises AnsibleFilterError: jmespath is not installed, an argument has a wrong type, or the expression is wrong.
+    """
     try:
         import jmespath
         from jmespath.exceptions import JMESPathError
@@ -93,7 +96,7 @@ def select(data: object, expression: str) -> object:
 
 
 def plain(value: object) -> object:
-    """A copy of ``value`` in the exact types that JSON has: jmespath looks at the type's name, and tagged strings have another one."""
+    """A copy of ``value`` in the exact types of JSON. jmespath compares the name of a type, and tagged strings have another name."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -118,7 +121,7 @@ def _type_name(value: object) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """One line; jmespath draws the place below the expression, which no task output would keep aligned, and prints whole values."""
+    """The error as one line. jmespath marks the position on a second line, which task output would not keep aligned, and prints whole values."""
     if hasattr(error, "expected_types"):
         wanted = " or ".join(error.expected_types)
         return f"{error.function_name}() wants {wanted} and got {error.actual_type}. What may be missing gets a value with ||, as in (snapshots || `[]`)."
@@ -132,4 +135,5 @@ class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict:
+        """The filters by name."""
         return {"select": select}

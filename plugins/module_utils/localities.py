@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The file systems that a directory of this host may lie on: one row each, by the type that the mount table shows.
 
-Those that can be mounted as a share have a row in :mod:`mounts.types` instead. Nothing else asks for a type by its name.
+File systems that can be mounted as a share have a row in :mod:`mounts.types` instead. No other module compares a type's name.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import NamedTuple
 class Locality(NamedTuple):
     """One file system without a row in :mod:`mounts.types`.
 
-    A file system is trusted only where it is listed as local. On all others, listed or not, locks of other hosts may be invisible,
-    so they are never taken for seen. A row that is not local changes nothing about that: it says why nobody should make it local.
+    A file system is trusted only if its row is local. On all others, listed or not, locks of other hosts may be invisible, so the
+    collection never relies on them. A row that is not local does not change this: it records why it must not be made local.
     """
 
     kernel_type: str
-    local: bool  # only processes of this host use it, and their locks are seen; a look at it cannot hang
-    why: str
-    kernel_state: bool = False  # the kernel shows its own state there: nobody stores files
-    trigger: bool = False  # what it mounts is known only when somebody went there
+    local: bool  # only processes of this host use it, their locks are visible, and no access can hang
+    why: str  # the reason for ``local``
+    kernel_state: bool = False  # the kernel shows its own state there, so that no files can be stored
+    trigger: bool = False  # an automounter's placeholder: it mounts something at the first access
     subvolumes: bool = False  # its subvolumes look like bind mounts in the mount table
-    shares_blocks: bool = False  # a copy of a file can share the blocks of the original
+    shares_blocks: bool = False  # a copy of a file can share the blocks of the original (reflink)
 
 
 _DISK = "on a block device, which one host mounts at a time"
@@ -68,10 +68,10 @@ _BY_TYPE = {row.kernel_type: row for row in LOCALITIES}
 
 
 def locality(kernel_type: str) -> Locality:
-    """The row of ``kernel_type``, the type that the mount table shows. A type that nobody has listed has a row that trusts it in nothing."""
+    """The row of ``kernel_type``, the type that the mount table shows. For a type without a row it is one that is not local."""
     return _BY_TYPE.get(kernel_type, _NOBODY_KNOWS)
 
 
 def holds_local_files(kernel_type: str) -> bool:
-    """Whether users keep files on such a file system, and only processes of this host can open them."""
+    """Whether users can store files on a file system of this type and only processes of this host can open them."""
     return locality(kernel_type).local and not locality(kernel_type).kernel_state

@@ -2,7 +2,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Mount shares, keep them in fstab, and take them away."""
+"""Mount shares, keep them in fstab, and remove them again."""
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -10,13 +10,13 @@ module: remotefs_share
 short_description: Mount shares that hold volumes
 version_added: 1.0.0
 description:
-  - Mounts shares, keeps them in fstab, changes their options and takes them away again. A plain directory is a share too.
-  - What is mounted, and with which options, is read from the kernel. Another source at the path is an error and is never unmounted;
-    an option that differs from what is asked for is a change. It is remounted in place where the file system can do that, and unmounted
-    and mounted anew where it cannot.
+  - Mounts shares, keeps them in fstab, changes their options and removes them again. A plain directory is a share too.
+  - The module reads from the kernel what is mounted and with which options. If another source is mounted at the path, the task fails
+    and does not unmount it. If an option differs from the desired one, that is a change. The share is remounted in place if the file system
+    can do that. Otherwise it is unmounted and mounted again.
   - A share that is in use is never unmounted by force or lazily. The data on a share is never deleted.
-  - Where autofs manages the path (an automount daemon, or C(x-systemd.automount) in fstab) the task goes there and looks at what was mounted.
-    It never mounts a second time on top. Options that only the automounter's own table can change are told in a warning.
+  - If autofs manages the path (an automount daemon, or C(x-systemd.automount) in fstab), the task accesses it and reads what autofs mounted.
+    It never adds a second mount on top. A warning names options that only the automounter's own table can change.
 author:
   - remotefs.storage contributors (@remotefs)
 requirements:
@@ -29,20 +29,21 @@ extends_documentation_fragment:
 attributes:
   idempotent:
     support: partial
-    details: O(state=remounted) mounts anew each time.
+    details: O(state=remounted) mounts again each time.
 options:
   src:
     description:
       - The source of the share, such as V(nas1:/vols), V(//nas1/vols), V(user@host:/dir) or V(/srv/volumes).
-      - Spellings that a server treats alike are one source. Doubled slashes, C(/./), a trailing slash and the letter case of a host
-        do not matter, nor do backslashes and the letter case of the share's name for SMB.
-      - It may be left out with O(path) where the mount table or fstab tells it, for O(state=unmounted), O(state=absent) and O(state=remounted).
+      - Different spellings that a server treats alike are the same source. Doubled slashes, C(/./), a trailing slash and the letter case of
+        a host do not matter. For SMB, backslashes and the letter case of the share's name do not matter either.
+      - It may be left out if O(path) is given and the mount table or fstab has the source, for O(state=unmounted), O(state=absent)
+        and O(state=remounted).
     type: str
   path:
     description:
       - The directory where it is mounted. It is created if missing.
-      - The default is a directory under O(mount_base) named by the MD5 of the exact source, as OpenStack's os-brick has it.
-        If the share is mounted in such a directory under another spelling of its source, that directory is used.
+      - The default is a directory under O(mount_base), named by the MD5 of the exact source, as in OpenStack's os-brick.
+        If the share is already mounted in the directory of another spelling of its source, that directory is used.
       - For O(fstype=directory) it is O(src) itself.
     type: path
   mount_base:
@@ -52,7 +53,7 @@ options:
   fstype:
     description:
       - The file system.
-      - With V(auto), what is mounted at the path or listed in fstab decides, then the form of O(src).
+      - With V(auto), what is mounted at the path or listed in fstab decides. If there is nothing, the form of O(src) decides.
         V(//host/share) is V(cifs), V(user@host:/dir) is V(sshfs), V(host:/dir) is V(nfs).
         A directory is V(bind) if O(path) names another directory and V(directory) otherwise.
         GlusterFS must be named, since its sources look like those of NFS.
@@ -63,20 +64,21 @@ options:
     description:
       - Mount options, as a list or separated by commas.
       - For V(cifs), C(nobrl) is added unless C(brl) is given, because C(qemu-img) cannot create qcow2 files without it.
-      - Of options that contradict each other the last one counts, as for mount(8).
-      - The kernel does not show every option. One that it does not show counts as being in force if the share was mounted with exactly these words.
-        They are in fstab, and until the next boot in C(/run/remotefs/mounts/).
-      - A password among them is refused, see O(credentials).
-      - Left out with O(state=remounted), those of fstab stay.
+      - If options contradict each other, the last one counts, as for mount(8).
+      - The kernel does not show every option. An option that it does not show counts as being in force if the share was mounted with exactly
+        the same options. These are in fstab, and until the next boot in C(/run/remotefs/mounts/).
+      - A password among the options is refused. See O(credentials).
+      - If this option is left out with O(state=remounted), the options in fstab stay.
     type: list
     elements: str
   credentials:
     description:
-      - Who mounts. Never part of a command line, of fstab or of a result.
-      - For V(cifs) they are written to a file that only root can read, C(/etc/remotefs/credentials/) and the MD5 of the path, which the options name.
-        Left out, a file that was written for the path before stays in use. Changed credentials mount the share anew.
-      - For V(sshfs) O(credentials.password) alone is taken, and handed to ssh when mounting. It cannot be kept for the next boot, so it wants O(persist=false);
-        a key (C(IdentityFile=) in O(opts)) has no such limit.
+      - The user who mounts, and the password. They are never part of a command line, of fstab or of a result.
+      - For V(cifs) they are written to a file that only root can read. It lies in C(/etc/remotefs/credentials/), its name is the MD5 of the path,
+        and the mount options name it. If credentials are left out, a file from an earlier task for this path stays in use. If they change,
+        the share is unmounted and mounted again.
+      - For V(sshfs) only O(credentials.password) is allowed. It is given to ssh when the share is mounted. It cannot be stored for the next boot,
+        so it requires O(persist=false). A key (C(IdentityFile=) in O(opts)) has no such limit.
     type: dict
     suboptions:
       username:
@@ -93,31 +95,33 @@ options:
       - V(mounted) mounts the share and, with O(persist), writes it to fstab.
       - V(present) only writes it to fstab. A plain directory is created.
       - V(unmounted) unmounts it and leaves fstab alone.
-      - V(absent) unmounts it and removes its line from fstab, its credentials and, if empty and under O(mount_base), its mount directory.
-        A share that is mounted several times at the path is unmounted as often. An automounter's own table is not changed.
-      - V(remounted) unmounts it if it is mounted and mounts it, always a change. This is what mends a share whose server came back with stale file handles.
+      - V(absent) unmounts it and removes its line from fstab and its credentials. It also removes its mount directory, if that is empty and
+        under O(mount_base). If a share is mounted several times at the path, each mount is unmounted. An automounter's own table is not changed.
+      - V(remounted) unmounts it if it is mounted, and mounts it. This is always a change. It repairs a share whose server came back with stale file handles.
       - A plain directory is not touched by V(unmounted), V(absent) and V(remounted).
     type: str
     choices: [mounted, present, unmounted, absent, remounted]
     default: mounted
   persist:
-    description: Whether fstab follows. With V(false) it is neither written nor looked at for options.
+    description: Whether to keep the share in fstab. With V(false) fstab is not written, and its options are not used.
     type: bool
     default: true
   fstab:
-    description: The table to edit. The new file replaces the old one in one step; comments, order and the lines of others stay as they are.
+    description: The table to edit. The new file replaces the old one in one step. Comments, the order and all other lines stay as they are.
     type: path
     default: /etc/fstab
   attempts:
-    description: How often mounting is tried, with growing pauses that start at one second, within O(timeout).
+    description: How many times mounting is tried within O(timeout). The pauses in between start at one second and grow.
     type: int
     default: 3
   timeout:
-    description: Seconds that one share may take in all. A server that does not answer within them fails the task.
+    description: Seconds that one share may take in all. If its server does not answer in this time, the task fails.
     type: int
     default: 60
   shares:
-    description: Many shares in one task. The task's own values are the defaults of each. All are attempted, and the task fails at the end if any did.
+    description:
+      - Many shares in one task. The task's own values are the defaults of each share.
+      - The task attempts all shares, and fails at the end if one of them failed.
     type: list
     elements: dict
     suboptions:
@@ -140,10 +144,10 @@ options:
       timeout: {description: See O(timeout)., type: int}
   shares_file:
     description:
-      - A file on the managed host with one share a line, in the format of Cinder's remotefs drivers. A line is C(SOURCE) or C(SOURCE -o OPTIONS),
-        and is split as Cinder splits it, at its first blank. Comments start with C(#) in the first column, and C(\040) in the source stands for a space.
-      - A line of another form is passed over with a warning that names its number. Of a source that is there twice the last line counts.
-      - May be combined with O(shares), whose items come first.
+      - A file on the managed host with one share per line, in the format of Cinder's remotefs drivers. A line is C(SOURCE) or C(SOURCE -o OPTIONS).
+        It is split at its first blank, as Cinder does. Comments start with C(#) in the first column, and C(\040) in the source stands for a space.
+      - A line of another form is skipped, and a warning names its number. If a source is listed twice, the last line counts.
+      - It can be combined with O(shares), whose items come first.
     type: path
 seealso:
   - module: remotefs.storage.remotefs_share_info
@@ -195,7 +199,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 share:
-  description: The share after the task, or in check mode what is known of it beforehand. Not with O(shares) or O(shares_file).
+  description: The share after the task. In check mode, what is known about it before. Not with O(shares) or O(shares_file).
   returned: success, for a single share
   type: dict
   contains: &share
@@ -204,7 +208,7 @@ share:
       type: str
       sample: nas1:/vols
     path:
-      description: The directory where it is, or would be, mounted.
+      description: The directory where it is mounted or would be mounted.
       type: str
       sample: /var/lib/remotefs/mnt/15e1e4a2e0c67b0d4ae2ac2f33eb35e8
     fstype:
@@ -216,7 +220,7 @@ share:
       type: str
       sample: rw,relatime,vers=4.2,hard
     mounted:
-      description: Whether it can be used. For a plain directory, whether it exists.
+      description: Whether it is mounted. For a plain directory, whether it exists.
       type: bool
     total:
       description: Its size in bytes. This key and the next three are null for what is not mounted.
@@ -228,7 +232,7 @@ share:
       description: Bytes in use.
       type: int
     writable:
-      description: Whether the user of the task may write to it, as far as the kernel and the server tell beforehand.
+      description: Whether the user of the task may write to it, as far as the kernel and the server report that before a write.
       type: bool
 shares:
   description: The shares in input order, without those that failed.
@@ -237,7 +241,7 @@ shares:
   elements: dict
   contains: *share
 results:
-  description: One for each share, in input order.
+  description: One result for each share, in input order.
   returned: with O(shares) or O(shares_file)
   type: list
   elements: dict
@@ -255,11 +259,11 @@ results:
       description: Whether it failed.
       type: bool
     error_code:
-      description: Why, for programs.
+      description: Why it failed, as a code for programs.
       type: str
       returned: when it failed
     msg:
-      description: Why, for people.
+      description: Why it failed, for people.
       type: str
       returned: when it failed
     actions:
@@ -270,7 +274,7 @@ results:
       description: As at the top level. Null if it failed.
       type: dict
 cmd:
-  description: The program that failed, such as mount. RV(rc) is its exit status and RV(stderr) what it said. In bulk they stand in RV(results).
+  description: The program that failed, such as mount. RV(rc) is its exit status and RV(stderr) its error output. For many shares these are in RV(results).
   returned: when a program failed
   type: str
 rc:
@@ -278,17 +282,18 @@ rc:
   returned: when a program failed
   type: int
 stderr:
-  description: What the program that failed said.
+  description: The error output of the program that failed.
   returned: when a program failed
   type: str
 traceback:
-  description: Where a fault that nobody foresaw happened.
+  description: The place in the code where an unexpected error happened.
   returned: when there was one
   type: str
 actions:
   description:
-    - The steps done, in order; in check mode those to be done. C(step) is one of C(create_directory), C(write_credentials), C(mount), C(remount), C(unmount),
-      C(write_fstab), C(remove_fstab), C(remove_credentials) and C(remove_directory).
+    - The steps that were done, in order. In check mode, the steps that would be done.
+    - C(step) is one of C(create_directory), C(write_credentials), C(mount), C(remount), C(unmount), C(write_fstab),
+      C(remove_fstab), C(remove_credentials) and C(remove_directory).
   returned: always
   type: list
   elements: dict
@@ -297,8 +302,9 @@ actions:
     - {step: mount, path: /mnt/vols, src: "nas1:/vols", fstype: nfs, opts: vers=4.2}
 error_code:
   description:
-    - Why the task failed, for programs. One of C(invalid_parameter), C(conflict) (another source is at the path), C(mount_failed), C(share_not_mounted)
-      (it does not answer, or a directory meant for a mount has none), C(share_not_writable), C(in_use), C(tool_missing), C(no_space) and C(tool_failed).
+    - Why the task failed, as a code for programs. One of C(invalid_parameter), C(conflict) (another source is at the path), C(mount_failed),
+      C(share_not_mounted) (it does not answer, or nothing is mounted at a directory that is meant for a mount),
+      C(share_not_writable), C(in_use), C(tool_missing), C(no_space) and C(tool_failed).
   returned: failure
   type: str
 """
@@ -310,7 +316,7 @@ from ..module_utils.mounts import planner, tables, types
 
 
 def _share_spec(with_defaults: bool) -> dict:
-    """The options of one share. Items of ``shares`` have no defaults of their own, so that the task's values reach them."""
+    """The argument spec of one share. Items of ``shares`` have no defaults of their own, so that they take the task's values."""
     defaults = {
         "mount_base": MOUNT_BASE,
         "fstype": types.AUTO,
@@ -326,7 +332,7 @@ def _share_spec(with_defaults: bool) -> dict:
         "mount_base": {"type": "path"},
         "fstype": {"type": "str", "choices": [types.AUTO, *types.NAMES]},
         "opts": {"type": "list", "elements": "str"},
-        # Only the password is secret: no_log on the whole would blank out the user's name wherever it occurs in the result.
+        # Only the password is secret: no_log on the whole option would remove the user's name everywhere in the result.
         "credentials": {
             "type": "dict",
             "no_log": False,
@@ -345,6 +351,7 @@ def _share_spec(with_defaults: bool) -> dict:
 
 
 def main() -> None:
+    """Run the module: one use case, one exit."""
     spec = _share_spec(with_defaults=True)
     spec["shares"] = {"type": "list", "elements": "dict", "options": _share_spec(with_defaults=False)}
     spec["shares_file"] = {"type": "path"}
@@ -358,7 +365,7 @@ def main() -> None:
     many = module.params["shares"] is not None or module.params["shares_file"] is not None
     try:
         result = shares.ensure_all(module.params, module.check_mode) if many else shares.ensure(module.params, module.check_mode)
-    except Exception as error:  # one that nobody foresaw is a failure with a code too
+    except Exception as error:  # an unexpected exception also becomes a failure with a code
         known = understood(error, "this task")
         result = {"failed": True, "changed": False, "actions": [], "msg": str(known), "error_code": known.error_code, **known.details}
     for warning in result.pop("warnings", []):

@@ -2,17 +2,17 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tell about shares."""
+"""Return shares with their mount options and capacity."""
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: remotefs_share_info
-short_description: Tell which shares are mounted and how much room they have
+short_description: Return which shares are mounted and how much space they have
 version_added: 1.0.0
 description:
-  - Returns shares with their source, path, effective options and capacity, as the kernel has them.
-  - A share that cannot be read comes back with RV(shares[].error_code) and RV(shares[].msg); the task does not fail for it, and a server that does not answer
-    takes O(timeout) seconds and no longer.
+  - Returns shares with their source, path, options in force and capacity, as the kernel reports them.
+  - A share that cannot be read is returned with RV(shares[].error_code) and RV(shares[].msg). The task does not fail because of it.
+    The task waits O(timeout) seconds for a server that does not answer, and no longer.
 author:
   - remotefs.storage contributors (@remotefs)
 extends_documentation_fragment:
@@ -23,14 +23,14 @@ options:
   share:
     description:
       - The source of a mounted share, or an absolute directory, or a list of them. Commas in a text belong to the name.
-      - Without it, every mounted share is returned whose file system this collection supports over the network, and everything mounted under O(mount_base).
+      - Without this option, the module returns every mount of a network file system that this collection supports, and every mount under O(mount_base).
     type: raw
   mount_base:
-    description: The directory under which shares are mounted by default. A directory beneath it is a share only while something is mounted there.
+    description: The directory under which shares are mounted by default. A directory below it is a share only while something is mounted there.
     type: path
     default: /var/lib/remotefs/mnt
   fstab:
-    description: The table of the administrator. A directory that it names as a mount point is a share only while something is mounted there.
+    description: The administrator's table of mounts. A directory that it names as a mount point is a share only while something is mounted there.
     type: path
     default: /etc/fstab
   timeout:
@@ -63,23 +63,24 @@ EXAMPLES = r"""
 
 RETURN = r"""
 shares:
-  description: The shares, in the order asked for or in that of the mount table.
+  description: The shares, in the order of O(share), or of the mount table.
   returned: always
   type: list
   elements: dict
   contains:
     src:
-      description: The source, as asked for or as the mount table shows it.
+      description: The source, as given in O(share) or as the mount table shows it.
       type: str
       sample: nas1:/vols
     path:
-      description: The directory where it is mounted. Null if it is not mounted and was asked for by its source.
+      description: The directory where it is mounted. Null if it is not mounted and O(share) has its source.
       type: str
       sample: /var/lib/remotefs/mnt/15e1e4a2e0c67b0d4ae2ac2f33eb35e8
     fstype:
       description:
         - The file system. Null if it is not mounted.
-        - A directory on a file system that this collection does not know to be local has the type that the kernel shows, such as V(9p) or V(fuse.rclone).
+        - For a directory on a file system that is neither supported nor known to be local, it is the type that the kernel shows,
+          such as V(9p) or V(fuse.rclone).
       type: str
       sample: nfs
     opts:
@@ -90,7 +91,7 @@ shares:
       description: Whether it is mounted. For a plain directory, whether it exists.
       type: bool
     total:
-      description: Its size in bytes. This key and the next three are null for what cannot be read.
+      description: Its size in bytes. This key and the next three are null for a share that cannot be read.
       type: int
     free:
       description: Bytes that can still be stored.
@@ -99,10 +100,10 @@ shares:
       description: Bytes in use.
       type: int
     writable:
-      description: Whether the user of the task may write to it, as far as the kernel and the server tell beforehand.
+      description: Whether the user of the task may write to it, as far as the kernel and the server report that before a write.
       type: bool
     error_code:
-      description: Why it cannot be read, for programs, such as C(share_not_mounted).
+      description: Why it cannot be read, as a code for programs, such as C(share_not_mounted).
       type: str
       returned: for a share that cannot be read
     msg:
@@ -119,6 +120,7 @@ from ..module_utils.mounts import tables
 
 
 def main() -> None:
+    """Run the module: one use case, one exit."""
     module = AnsibleModule(
         argument_spec={
             "share": {"type": "raw"},
@@ -133,7 +135,7 @@ def main() -> None:
     params = module.params
     try:
         shares = use_cases.describe_all(params["share"], params["mount_base"], params["fstab"], params["timeout"])
-    except Exception as error:  # one that nobody foresaw is a failure with a code too
+    except Exception as error:  # an unexpected exception also becomes a failure with a code
         known = understood(error, "this task")
         module.fail_json(msg=str(known), error_code=known.error_code, shares=[], **known.details)
     module.exit_json(changed=False, shares=shares)

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Carrying out the steps for one share. The only part of mounts/ that changes anything."""
+"""Carry out the steps for one share. Only this module of mounts/ changes anything."""
 from __future__ import annotations
 
 import os
@@ -23,32 +23,33 @@ from .steps import (
     WriteFstab,
 )
 
-_PAUSE = 1.0  # seconds before the second attempt of a mount; each further one waits as much longer
-_ENDING = 5.0  # seconds that ending a program which is stuck in the kernel may take
-_LEAST = 1.0  # seconds that a program gets when the time is nearly over
-_USELESS = ("dmesg(1)", "Refer to the", "For several filesystems")  # what mount says that explains nothing
-# What helpers say where the kernel has no such file system.
+_PAUSE = 1.0  # seconds before the second attempt to mount; the pause grows by this much before each further attempt
+_KILL_TIME = 5.0  # seconds that it may take to end a program that is stuck in the kernel
+_MIN_TIMEOUT = 1.0  # seconds that a program gets even if the time limit is nearly reached
+_UNHELPFUL = ("dmesg(1)", "Refer to the", "For several filesystems")  # starts of lines that mount prints and that explain nothing
+# Messages of helpers that mean: the kernel does not have this file system.
 _NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown filesystem type")
 
 
 def check_possible(steps: tuple[Step, ...], subject: str) -> None:
-    """Find out before the first step, and in check mode, what would stop the steps halfway. :param subject: the share, for messages.
+    """Check, before the first step and in check mode, that nothing will stop the steps halfway. :param subject: the share, for messages.
 
-    :raises MountFailed: this user is not root. :raises ToolMissing: a program is not installed.
+    :raises MountFailed: the user is not root. :raises ToolMissing: a program is not installed.
     :raises InvalidParameter: fstab cannot be replaced. :raises InUse: the share is busy.
     """
     for step in steps:
         if isinstance(step, (MountShare, Remount, Unmount)) and os.geteuid() != 0:
             raise MountFailed(subject, "only root can mount and unmount", "run the task with become: true")
         if isinstance(step, (MountShare, Remount)):
-            _programs(step)
+            _find_mount(step)
         elif isinstance(step, (WriteFstab, RemoveFstab)):
             fstab.check_fstab(step.fstab)
         elif isinstance(step, Unmount):
             _check_idle(step.path, subject)
 
 
-def _programs(step: MountShare | Remount) -> str:
+def _find_mount(step: MountShare | Remount) -> str:
+    """The path of mount(8), after a check that the helper of the file system is there, too. Empty for a visit, which needs no program."""
     if isinstance(step, MountShare) and step.visit:
         return ""
     if step.row.helper:
@@ -76,19 +77,19 @@ def _busy(subject: str, path: str, users: list[str]) -> InUse:
 
 
 def apply(step: Step, deadline: probe.Deadline, attempts: int, subject: str) -> bool:
-    """Do one step. False: it left things as they are, because somebody's files are there.
+    """Do one step. :return: False if it changed nothing, because the directory to remove is not empty.
 
-    :param attempts: how often mounting is tried. :param subject: the share, for messages.
-    :raises StorageError: the step failed. What was there before is as it was.
+    :param attempts: how many times mounting is tried. :param subject: the share, for messages.
+    :raises StorageError: the step failed. The state is as it was before the step.
     """
     return _ACTIONS[type(step)](step, deadline, attempts, subject) is not False
 
 
 def undo(done: list, restore: MountShare | None, credentials: bytes | None, deadline: probe.Deadline, subject: str) -> list:
-    """After a step failed, take back the steps ``done`` before it.
+    """Undo the steps ``done`` after a later step failed.
 
-    :param restore: the step that mounts again what was unmounted. :param credentials: what the credentials file held.
-    :return: the steps that remain done, in their order.
+    :param restore: the step that mounts the old share again. :param credentials: the old content of the credentials file; None: there was none.
+    :return: the steps that could not be undone, in their order.
     """
     remaining: list = []
     for step in reversed(done):
@@ -104,7 +105,7 @@ def undo(done: list, restore: MountShare | None, credentials: bytes | None, dead
             else:
                 remaining.insert(0, step)
         except (OSError, StorageError):
-            remaining.insert(0, step)  # the task reports the first failure
+            remaining.insert(0, step)  # no error from here: the task reports the first failure
     return remaining
 
 
@@ -112,7 +113,7 @@ def _mount(step: MountShare, deadline: probe.Deadline, attempts: int, subject: s
     if step.visit:
         _visit(step, deadline, subject)
         return
-    argv = [_programs(step), "-t", step.row.mount_type]
+    argv = [_find_mount(step), "-t", step.row.mount_type]
     if step.opts:
         argv += ["-o", ",".join(step.opts)]
     argv += [step.src, step.path]
@@ -130,7 +131,7 @@ def _mount(step: MountShare, deadline: probe.Deadline, attempts: int, subject: s
 
 
 def _visit(step: MountShare, deadline: probe.Deadline, subject: str) -> None:
-    """Let the automounter mount it: mount(8) at a trigger would mount it twice."""
+    """Make the automounter mount the share. mount(8) at a trigger would mount it a second time."""
     mounts = automount.visit(step.path, tables.read_mounts(), deadline.left, subject)
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         raise MountFailed(subject, f"autofs manages {step.path} and mounted nothing there", "see the log of the automounter on this host")
@@ -147,9 +148,9 @@ def _mount_once(argv: list[str], step: MountShare, deadline: probe.Deadline, sub
 
 
 def _remedy(step: MountShare, result: command.Result) -> str:
-    """What the user can do after a mount failed. The words of a kernel without the file system read as if the server were wrong."""
-    said = result.err + result.out
-    if step.row.kernel_module and any(words in said for words in _NOT_IN_KERNEL + step.row.no_module):
+    """The remedy for a mount that failed. A kernel without the file system gives errors that sound like a fault of the server."""
+    output = result.err + result.out
+    if step.row.kernel_module and any(words in output for words in _NOT_IN_KERNEL + step.row.no_module):
         module = step.row.kernel_module
         return f"the running kernel has no {module}: load its module (modprobe {module}); a container has its host's kernel, so load it there"
     general = "check the server, the name of its export, the options and the credentials"
@@ -157,7 +158,7 @@ def _remedy(step: MountShare, result: command.Result) -> str:
 
 
 def _remount(step: Remount, deadline: probe.Deadline, attempts: int, subject: str) -> None:
-    argv = [_programs(step), "-t", step.row.mount_type, "-o", ",".join(step.opts), step.src, step.path]
+    argv = [_find_mount(step), "-t", step.row.mount_type, "-o", ",".join(step.opts), step.src, step.path]
     result = _run(argv, deadline, subject)
     if result.rc != 0:
         remedy = "unmount it (state: unmounted) and mount it with the new options"
@@ -180,7 +181,7 @@ _WAIT = "check the server and the network, or give a longer timeout"
 
 def _run(argv: list[str], deadline: probe.Deadline, subject: str, secret: bytes | None = None, remedy: str = _WAIT) -> command.Result:
     try:
-        return command.run(argv, timeout=max(deadline.left - _ENDING, deadline.left / 2, _LEAST), secret=secret)
+        return command.run(argv, timeout=max(deadline.left - _KILL_TIME, deadline.left / 2, _MIN_TIMEOUT), secret=secret)
     except ToolFailed as error:
         problem = f"the server did not answer within {deadline.seconds:g} s"
         raise MountFailed(subject, problem, remedy, error.details) from error
@@ -188,7 +189,7 @@ def _run(argv: list[str], deadline: probe.Deadline, subject: str, secret: bytes 
 
 def _reason(result: command.Result) -> str:
     lines = [line.strip() for line in (result.err or result.out).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(_USELESS)]
+    lines = [line for line in lines if line and not line.startswith(_UNHELPFUL)]
     return lines[0].rstrip(".") if lines else result.reason
 
 
@@ -205,7 +206,7 @@ def _remove_directory(step: RemoveDirectory, deadline: probe.Deadline, attempts:
         os.rmdir(step.path)
         host_files.sync_directory(os.path.dirname(step.path))
     except OSError:
-        return False  # files lay hidden beneath the mount: they are somebody's, and the directory stays with them
+        return False  # the mount had hidden files in the directory: they may be needed, so the directory stays
     return True
 
 

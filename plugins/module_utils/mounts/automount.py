@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shares behind autofs: the automount daemon, and systemd's ``.automount`` units.
+"""Shares that autofs mounts, for the automount daemon and for systemd's ``.automount`` units.
 
-Until somebody goes there the mount table names the trigger, and not what it will mount. So somebody goes there first.
+Until the first access, the mount table shows only the automounter's trigger and not what it will mount. So a process accesses the path first.
 """
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..errors import ShareNotMounted
 from . import probe, resolve, sources, tables
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
-_DEPTH = 8  # triggers within what triggers have mounted
+_DEPTH = 8  # how many triggers may lie within each other: one may be on what another has mounted
 
 
 def visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> tuple[tables.Mount, ...]:
-    """Go where an automounter would mount ``source``: to its default path, and where fstab has it. :return: the mounts afterwards.
+    """Access the paths where an automounter may mount ``source``: its default path and its paths in fstab. :return: the mounts afterwards.
 
-    :param timeout: seconds for each place. :raises ShareNotMounted: nothing was mounted, or it took too long.
+    :param timeout: seconds for each path. :raises ShareNotMounted: nothing was mounted, or it took too long.
     """
     entries = tables.parse_fstab(tables.read_fstab(fstab))
     paths = [resolve.default_path(source, mount_base)] + [entry.path for entry in entries if sources.is_entry_of(entry, source)]
@@ -29,9 +29,9 @@ def visit_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str,
 
 
 def trigger(mounts: tuple[tables.Mount, ...], path: str) -> tables.Mount | None:
-    """The automounter's mount that decides what is at ``path`` (without links), also where it has mounted something; None where none does.
+    """The automounter's trigger for ``path`` (without links), even if the automounter has mounted something there; None if there is none.
 
-    It is the nearest one at or above ``path``.
+    It is the nearest trigger at or above ``path``.
     """
     parents = {mount.id: mount for mount in mounts}
     current = tables.enclosing(mounts, path)
@@ -40,16 +40,16 @@ def trigger(mounts: tuple[tables.Mount, ...], path: str) -> tables.Mount | None:
         if current.is_trigger:
             return current
         seen.add(current.id)
-        # A mount of its own further down, not the automounter's, is none of the automounter's business.
+        # Go up only from a mount exactly at the path. Any other mount in between was not made by the automounter.
         above = parents.get(current.parent)
         current = above if above is not None and current.path == path else None
     return None
 
 
 def visit(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
-    """Go to ``path``, so that autofs mounts everything on the way. :return: the kernel's mounts afterwards.
+    """Access ``path``, so that autofs mounts everything on the way. :return: the kernel's mounts afterwards.
 
-    :param timeout: seconds that going there may take. A child process goes, because a dead server hangs.
+    :param timeout: seconds that an access may take. A child process makes it, because a dead server would make it hang.
     :raises ShareNotMounted: nothing was mounted, or it took too long.
     """
     for _dummy in range(_DEPTH):
@@ -66,7 +66,7 @@ def visit(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: 
 
 
 def _go(path: str, timeout: float, subject: str) -> tuple[str, tuple[tables.Mount, ...]]:
-    """Open ``path``: why that failed, and the mounts afterwards."""
+    """Open ``path``. :return: (the reason why that failed or mounted nothing, the mounts afterwards)."""
 
     def look() -> tuple:
         try:
@@ -79,7 +79,7 @@ def _go(path: str, timeout: float, subject: str) -> tuple[str, tuple[tables.Moun
     if number:
         return os.strerror(number), tables.read_mounts()
     try:
-        descriptor = os.open(path, _FLAGS)  # it answers: held open, it does not expire while the table is read
+        descriptor = os.open(path, _FLAGS)  # the server answers. While this is open, the mount does not expire, and the table is read meanwhile
     except OSError as error:
         return error.strerror or str(error), tables.read_mounts()
     try:

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bind mounts: which directory one shows."""
+"""Bind mounts: the directory that a bind mount shows."""
 from __future__ import annotations
 
 import os
@@ -11,7 +11,7 @@ from .tables import HIDDEN, Mount, enclosing, is_within
 
 
 def origin(mounts: tuple[Mount, ...], mount: Mount) -> str | None:
-    """The directory that a bind mount shows, where another mount of its file system reaches it; None if none does."""
+    """The path of the directory that a bind mount shows, through another mount of its file system; None if no other mount reaches it."""
     for other in mounts:
         if other.id != mount.id and other.device == mount.device and is_within(mount.root, other.root):
             below = mount.root[len(other.root.rstrip("/")):].strip("/")
@@ -22,7 +22,7 @@ def origin(mounts: tuple[Mount, ...], mount: Mount) -> str | None:
 
 
 def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
-    """Whether ``mount`` is a bind mount of ``directory`` (without links): the same file system and the same place in it."""
+    """Whether ``mount`` is a bind mount of ``directory`` (without links): both are the same directory of the same file system."""
     under = enclosing(mounts, directory)
     if under is None or under.device != mount.device:
         return False

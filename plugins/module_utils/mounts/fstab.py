@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Changes of fstab, one line at a time."""
+"""Change fstab, one line at a time."""
 from __future__ import annotations
 
 import os
@@ -20,15 +20,15 @@ def escape(text: str) -> str:
 
 
 def render_entry(entry: Entry) -> str:
-    """The line of fstab, without its end, that :func:`tables.parse_entry` reads as ``entry``."""
+    """``entry`` as a line of fstab, without the line break. :func:`tables.parse_entry` reads it back."""
     options = ",".join(escape(option) for option in entry.options) or "defaults"
     return f"{escape(entry.source)} {escape(entry.path)} {entry.fstype} {options} {entry.dump} {entry.passno}"
 
 
 def edit_fstab(text: str, path: str, entry: Entry | None) -> str:
-    """The text of fstab with ``entry`` as the only line that mounts at ``path``; with None no line does. Every other byte stays.
+    """The text of fstab with ``entry`` as the only line that mounts at ``path``; None: with no such line. All other bytes stay.
 
-    A line that says the same already stays as it is, whatever its spacing. A new line goes to the end.
+    A line that already means the same stays as it is, with its spacing. A new line is added at the end.
     """
     lines = text.split("\n")
     kept, placed = [], False
@@ -47,7 +47,7 @@ def edit_fstab(text: str, path: str, entry: Entry | None) -> str:
 
 
 def check_fstab(path: str) -> None:
-    """Check that the file ``path`` can be replaced. Writing follows no link.
+    """Check that the file ``path`` can be replaced. A symbolic link cannot: writing never follows one.
 
     :raises InvalidParameter: the file exists and is not a plain file.
     """
@@ -63,10 +63,10 @@ def check_fstab(path: str) -> None:
 
 
 def change_fstab(path: str, mountpoint: str, entry: Entry | None) -> None:
-    """Do what :func:`edit_fstab` says to the file ``path``, under a lock of its directory. The change is durable when this returns.
+    """Edit the file ``path`` as :func:`edit_fstab` edits a text, under a lock on its directory. The change is durable afterwards.
 
-    :param mountpoint: the path that ``entry`` mounts at.
-    :raises StorageError: the file cannot be written. It is unchanged then.
+    :param mountpoint: the path where ``entry`` mounts. :param entry: None removes the lines for that path.
+    :raises StorageError: the file cannot be written. It is unchanged in that case.
     """
     import fcntl
 

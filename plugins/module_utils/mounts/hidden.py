@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The root of a chroot into a directory that is no mount point: the kernel's table of mounts does not show it."""
+"""The root of a chroot into a directory that is not a mount point: the kernel's table of mounts does not show it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INIT = "/proc/1/mountinfo"
 
 
 def root(mounts: tuple[Mount, ...]) -> Mount:
-    """A mount for ``/`` where the table has none, as in a chroot into a directory that is no mount point."""
+    """A mount for ``/`` for a table that has none, as in a chroot into a directory that is not a mount point."""
     device = os.stat("/").st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     try:
@@ -22,7 +22,7 @@ def root(mounts: tuple[Mount, ...]) -> Mount:
     except OSError:
         others = mounts
     known = next((mount for mount in others if mount.device == name), None)
-    fstype = known.fstype if known is not None else ROOT.kernel_type if os.major(device) else "unknown"  # what has a device of its own is this host's
+    fstype = known.fstype if known is not None else ROOT.kernel_type if os.major(device) else "unknown"  # a file system on a device belongs to this host
     identities = {mount.id for mount in mounts}
     above = [mount.parent for mount in mounts if mount.parent not in identities]
     number = max(above, key=above.count) if above else 0
@@ -35,7 +35,7 @@ def _init() -> str:
 
 
 def are_one(path: str, other: str) -> bool:
-    """Whether two paths lead to one directory. A path that leads nowhere is no directory."""
+    """Whether two paths lead to the same directory. False if one of them leads nowhere."""
     try:
         return os.path.samestat(os.stat(path), os.stat(other))
     except OSError:

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Small files of the host (fstab, credentials, records of mounts), replaced whole and durably. Those of a share are the store's."""
+"""Replace small files of the host (fstab, credentials, records of mounts) whole and durably. The files of a share belong to store/."""
 from __future__ import annotations
 
 import errno
@@ -11,10 +11,12 @@ from ..errors import ToolFailed, from_os_error
 
 
 def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True) -> None:
-    """Replace the file ``path`` whole and durably: temporary file beside it, fsync, rename, fsync of the directory. No link is followed.
+    """Replace the file ``path`` whole and durably: temporary file in the same directory, fsync, rename, fsync of the directory.
 
-    :param mode: of a new file. :param keep: mode, owner and label of the old file stay, where there is one.
-    :raises StorageError: the file cannot be written. The old one stays as it is.
+    No link is followed.
+
+    :param mode: the mode of a new file. :param keep: keep the mode, owner and SELinux label of an existing file.
+    :raises StorageError: the file cannot be written. The old file is unchanged in that case.
     """
     import tempfile
 
@@ -33,7 +35,7 @@ def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True
         sync_directory(directory)
     except OSError as error:
         _discard(temporary)
-        if error.errno == errno.EBUSY:  # containers mount such files singly
+        if error.errno == errno.EBUSY:  # containers bind-mount single files such as fstab
             raise ToolFailed(path, "it is a mount point of its own and cannot be replaced as a whole", "name another fstab, or set persist: false") from error
         raise from_os_error(error, path) from error
     except BaseException:
@@ -51,7 +53,7 @@ def _take_attributes(descriptor: int, path: str | None, mode: int) -> None:
     try:
         os.setxattr(descriptor, "security.selinux", os.getxattr(path, "security.selinux", follow_symlinks=False))
     except OSError:
-        pass  # no SELinux here
+        pass  # this host or this file has no SELinux label
 
 
 def _discard(temporary: str) -> None:
@@ -62,7 +64,7 @@ def _discard(temporary: str) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Make names in the directory ``path`` durable that were made or removed. :raises OSError: they may not be."""
+    """Make the creation and removal of names in the directory ``path`` durable. :raises OSError: they may not be durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

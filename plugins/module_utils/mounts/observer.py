@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What there is of one share: its mount, its line of fstab, its directory and its credentials. Nothing here changes anything."""
+"""Observe one share: its mount, its line of fstab, its directory and its credentials. Nothing here changes anything."""
 from __future__ import annotations
 
 import os
@@ -11,16 +11,16 @@ from . import automount, binds, planner, probe, record, resolve, sources, tables
 
 
 def observe(desired: planner.DesiredShare, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> planner.Seen:
-    """What there is at the path of the desired share.
+    """The state at the path of the desired share.
 
     :param mounts: the kernel's table. :param entries: the lines of fstab.
-    :raises InvalidParameter: something that is no directory is there. :raises ShareNotMounted: the path lies on a share that does not answer.
+    :raises InvalidParameter: something other than a directory is there. :raises ShareNotMounted: the path lies on a share that does not answer.
     :raises StorageError: the credentials file cannot be read.
     """
     real = resolve.follow(desired.path, mounts)
     mount = tables.mounted_at(mounts, real)
     here = tables.enclosing(mounts, real)
-    untouched = here is not None and here.is_trigger  # a look would have it mounted
+    untouched = here is not None and here.is_trigger  # an access would make the automounter mount it
     directory, empty = (True, True) if untouched or (mount is not None and desired.row.mount_type) else _directory(desired, real, deadline)
     source = resolve.follow(desired.src, mounts) if desired.src and resolve.is_directory_name(desired.src) else None
     bound = mount is not None and source is not None and binds.shows(mounts, mount, source)
@@ -41,7 +41,7 @@ def observe(desired: planner.DesiredShare, mounts: tuple[tables.Mount, ...], ent
 
 
 def _layers(desired: planner.DesiredShare, mount: tables.Mount | None, source: str | None, mounts: tuple[tables.Mount, ...]) -> int:
-    """How many mounts of one source lie on top of each other at the path; what is beneath another one is not ours."""
+    """How many mounts of the desired source lie on top of each other at the path. Mounts beneath one of another source are not ours."""
     if mount is None:
         return 1
     count = 0
@@ -53,7 +53,7 @@ def _layers(desired: planner.DesiredShare, mount: tables.Mount | None, source: s
 
 
 def _stacked(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> tuple[tables.Mount, ...]:
-    """``mount`` and what it covers at the same path, top first."""
+    """``mount`` and the mounts that it covers at the same path, topmost first."""
     parents = {other.id: other for other in mounts}
     layers = [mount]
     while True:
@@ -64,7 +64,7 @@ def _stacked(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> tuple[tab
 
 
 def source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> str | None:
-    """The source of a mount as a user would name it; of a bind mount the directory that it shows. None for no mount."""
+    """The source of a mount, as a user would name it; for a bind mount the directory that it shows. None if ``mount`` is None."""
     if mount is None:
         return None
     return binds.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else mount.source
@@ -84,20 +84,20 @@ def _read_credentials(desired: planner.DesiredShare) -> bytes | None:
     except FileNotFoundError:
         return None
     except PermissionError:
-        return None  # not root: the mount itself will say so
+        return None  # this user is not root: the step that mounts reports that
     except OSError as error:
         raise errors.from_os_error(error, f"credentials of share {desired.name}") from error
 
 
 def _is_dead(path: str, deadline: probe.Deadline) -> bool:
-    """Whether the process behind a FUSE mount is gone, so that nothing can be lost by unmounting."""
+    """Whether the process that served a FUSE mount is gone, so that an unmount cannot lose anything."""
     import errno
 
-    def look() -> tuple:
+    def query() -> tuple:
         try:
             os.statvfs(path)
         except OSError as error:
             return (int(error.errno == errno.ENOTCONN),)
         return (0,)
 
-    return bool(probe.bounded(look, deadline.left, f"share at {path}")[0])
+    return bool(probe.bounded(query, deadline.left, f"share at {path}")[0])

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Mount options: what is asked, what is in force, and whether the two differ. Pure functions over one row of the table."""
+"""Mount options: the desired ones, those in force, and how the two differ. Pure functions that take one row of the table of file systems."""
 from __future__ import annotations
 
 from ..errors import InvalidParameter
@@ -26,15 +26,15 @@ _LEAST_SIZE = 4096  # bytes; a smaller size is raised by the kernel
 
 
 def split(option: str) -> tuple[str, str | None]:
-    """An option as name and value; the value is None where the option has no ``=``."""
+    """An option as (name, value); the value is None if the option has no ``=``."""
     name, equals, value = option.partition("=")
     return name, value if equals else None
 
 
 def check(options: tuple[str, ...]) -> tuple[str, ...]:
-    """``options`` as they came.
+    """``options``, unchanged, after a check.
 
-    :raises InvalidParameter: one holds a password, or a character that would break the line of a table.
+    :raises InvalidParameter: an option contains a password, or a control character that would break its line in fstab or mountinfo.
     """
     for option in options:
         name, value = split(option)
@@ -46,24 +46,24 @@ def check(options: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def complete(row: FileSystem, options: tuple[str, ...]) -> tuple[str, ...]:
-    """``options`` with the defaults of the file system in front, where nothing else was said about them."""
+    """``options`` with the default options of the file system in front, except for defaults that ``options`` set or negate."""
     names = {split(option)[0] for option in options}
     added = tuple(option for option in row.default_options if not names & {split(option)[0], _opposite(split(option)[0]), "r" + option})
     return added + options
 
 
 def for_fstab(options: tuple[str, ...]) -> tuple[str, ...]:
-    """The options as a line of fstab has them, where the field may not be empty."""
+    """The options for a line of fstab, where the field must not be empty."""
     return options or ("defaults",)
 
 
 def for_mount(options: tuple[str, ...]) -> tuple[str, ...]:
-    """The options that go to mount(8), without those of fstab alone, which helpers of FUSE file systems do not know."""
+    """The options for mount(8): without those that only fstab uses, because the helpers of FUSE file systems do not know them."""
     return tuple(option for option in options if not _fstab_only(option))
 
 
 def for_remount(row: FileSystem, options: tuple[str, ...]) -> tuple[str, ...]:
-    """The options of a remount that brings ``options`` into force."""
+    """The options for a remount that puts ``options`` into force."""
     wanted = tuple(option for option in for_mount(options) if option not in row.default_options or row.remount_whole)
     if not row.remount_whole:
         wanted = tuple(option for option in wanted if split(option)[0] in types.GENERAL)
@@ -71,38 +71,38 @@ def for_remount(row: FileSystem, options: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def drift(row: FileSystem, wanted: tuple[str, ...], live: tuple[str, ...], previous: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """The options by which a mount differs from the desired ones: those not in force, and those in force that nobody wants any more.
+    """The options in which a mount differs from the desired ones: those not in force, and those in force that are no longer desired.
 
-    Of options that contradict each other the last one counts, as for mount(8). The mount table does not show every option. One that
-    it does not show counts as changed where ``previous`` has other words for it.
+    If options contradict each other, the last one counts, as for mount(8). The mount table does not show every option. An option that
+    it does not show counts as changed if ``previous`` spells it differently.
 
     :param wanted: the desired options, complete. :param live: the options that the mount table shows.
-    :param previous: the options that we mounted with; None where nobody knows.
+    :param previous: the options of our last mount command; None if they are unknown.
     """
     desired, before = _subjects(row, _with_access(for_mount(wanted))), _subjects(row, for_mount(previous or ()))
     in_force = dict(split(option) for option in live)
     drifted: list[str] = []
-    for subject, atoms in desired.items():
-        atom, option = atoms[-1]
-        verdict = _verdict(row, atom, in_force)
-        untold = verdict is None and previous is not None and option not in row.default_options
-        if verdict is False or (untold and [said for dummy, said in atoms] != [said for dummy, said in before.get(subject, ())]):
+    for subject, pairs in desired.items():
+        shown, option = pairs[-1]
+        verdict = _verdict(row, shown, in_force)
+        unknown = verdict is None and previous is not None and option not in row.default_options
+        if verdict is False or (unknown and [given for dummy, given in pairs] != [given for dummy, given in before.get(subject, ())]):
             drifted.append(option)
-    for subject, atoms in before.items():
-        atom, option = atoms[-1]
-        if subject not in desired and option not in row.default_options + ("ro", "rw") and not _is_default(row, atom):
-            if all(_verdict(row, spelled, in_force) is not False for spelled in spell(row, option)):
+    for subject, pairs in before.items():
+        shown, option = pairs[-1]
+        if subject not in desired and option not in row.default_options + ("ro", "rw") and not _is_default(row, shown):
+            if all(_verdict(row, spelling, in_force) is not False for spelling in spell(row, option)):
                 drifted.append(option)
     return tuple(dict.fromkeys(drifted))
 
 
 def _subjects(row: FileSystem, options: tuple[str, ...]) -> dict[str, list[tuple[str, str]]]:
-    """What is said of each subject, in order: (as the mount table spells it, as it was said). Options that exclude each other have one subject."""
-    said: dict[str, list[tuple[str, str]]] = {}
+    """The options by subject, each as (as the mount table shows it, as given), in order. Options that exclude each other have the same subject."""
+    pairs: dict[str, list[tuple[str, str]]] = {}
     for option in options:
-        for atom in spell(row, option):
-            said.setdefault(_subject(split(atom)[0]), []).append((atom, option))
-    return said
+        for shown in spell(row, option):
+            pairs.setdefault(_subject(split(shown)[0]), []).append((shown, option))
+    return pairs
 
 
 def _subject(name: str) -> str:
@@ -112,23 +112,23 @@ def _subject(name: str) -> str:
     return name[2:] if name.startswith("no") else name
 
 
-def _is_default(row: FileSystem, atom: str) -> bool:
-    """Whether it says what holds anyway, so that it is nothing that could be taken back."""
-    return atom in row.silent or split(atom)[0] in types.CONTRARIES
+def _is_default(row: FileSystem, shown: str) -> bool:
+    """Whether an option (as the mount table spells it) only confirms a default, so that dropping it changes nothing."""
+    return shown in row.silent or split(shown)[0] in types.CONTRARIES
 
 
 def of_the_mount(options: tuple[str, ...]) -> tuple[str, ...]:
-    """The options that belong to one mount. The others belong to the file system, which several mounts on this host may share."""
+    """Those of ``options`` that belong to one mount. The others belong to the file system, which several mounts of this host may share."""
     return tuple(option for option in options if split(option)[0] in types.GENERAL)
 
 
 def can_remount(row: FileSystem, drifted: tuple[str, ...]) -> bool:
-    """Whether the kernel changes all of ``drifted`` in place."""
+    """Whether a remount can change all options ``drifted`` in place."""
     return all(split(option)[0] in row.remountable for option in drifted)
 
 
 def spell(row: FileSystem, option: str) -> tuple[str, ...]:
-    """How the mount table spells ``option``; one option may stand for several."""
+    """The spelling of ``option`` in the mount table. The result has several elements if the option stands for several others."""
     name, value = split(option)
     spellings = dict(row.spellings)
     patterns = spellings.get(option) or spellings.get(name)
@@ -136,7 +136,7 @@ def spell(row: FileSystem, option: str) -> tuple[str, ...]:
 
 
 def _verdict(row: FileSystem, option: str, in_force: dict) -> bool | None:
-    """Whether an option is in force; None where the mount table cannot tell."""
+    """Whether an option is in force; None if the mount table cannot show that."""
     name, value = split(option)
     if name in types.CONTRARIES:
         return not any(other in in_force for other in types.CONTRARIES[name])
@@ -178,7 +178,7 @@ def _equal(row: FileSystem, name: str, wanted: str, live: str) -> bool:
 
 
 def _same_version(wanted: str, live: str) -> bool:
-    """4 stands for any 4.x and 3 for any 3.x; 3.11 is 3.1.1, 3.02 is 3.0.2."""
+    """Whether both mean the same version: 4 means any 4.x, and 3 any 3.x; 3.11 is 3.1.1, and 3.02 is 3.0.2."""
     wanted, live = wanted.replace(".", ""), live.replace(".", "")
     return wanted in ("default", live) or (len(wanted) == 1 and live.startswith(wanted))
 

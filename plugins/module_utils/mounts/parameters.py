@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From what a task says to a desired share: every value is checked here, once, before anything is looked at or changed."""
+"""Make a desired share from the options of a task. Each value is checked here, once, before anything is observed or changed."""
 from __future__ import annotations
 
 import os
@@ -23,10 +23,10 @@ _CREDENTIAL_KEYS = ("username", "password", "domain")
 
 
 def read_desired(params: dict, mounts: Mounts, entries: Entries) -> DesiredShare:
-    """What a task wants of one share. :param params: the options of remotefs_share, each key present.
+    """The share that a task desires. :param params: the options of remotefs_share. Every option has a key.
 
-    :param mounts: the kernel's table. :param entries: the lines of fstab. Both decide what ``fstype: auto`` means, before the source's form.
-    :raises InvalidParameter: a value is wrong or two contradict each other.
+    :param mounts: the kernel's table. :param entries: the lines of fstab. These two decide what ``fstype: auto`` means, before the source's form does.
+    :raises InvalidParameter: a value is wrong, or two values contradict each other.
     """
     src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
     state = params["state"]
@@ -56,7 +56,7 @@ def read_desired(params: dict, mounts: Mounts, entries: Entries) -> DesiredShare
 
 
 def credentials_file(path: str) -> str:
-    """The file with the credentials of what is mounted at ``path``. Each mount has its own, so that two never share or delete one."""
+    """The path of the credentials file for a mount at ``path``. Each mount has its own file, so that no mount uses or deletes another one's."""
     return os.path.join(CREDENTIALS, os.path.basename(resolve.default_path(path, "/")))
 
 
@@ -72,10 +72,10 @@ def _source(params: dict) -> str | None:
 
 
 def _options(given: list[str] | None, state: str, path: str, row: types.FileSystem, entries: Entries) -> tuple[str, ...]:
-    if given is None and state == "remounted":  # it refreshes what is there
+    if given is None and state == "remounted":  # mount again with the same options
         own = {f"{name}={credentials_file(path)}" for name in row.identity_options[:1]}
         return tuple(option for entry in entries if entry.path == path for option in entry.options if option not in own)
-    # Ansible has split a text at every comma; one between quotes does not separate.
+    # Ansible has split a text at every comma, but a comma between quotes does not separate.
     return tuple(option.strip() for option in tables.split_options(",".join(given or ())))
 
 
@@ -95,7 +95,7 @@ def _row(fstype: str, src: str | None, path: str | None, mounts: Mounts, entries
 
 
 def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entries, base: str) -> types.FileSystem | None:
-    """What is mounted there already, or what fstab says of it: the form of a GlusterFS source is that of an NFS one."""
+    """The row of what is mounted there or listed in fstab; None if neither decides. The source's form cannot: GlusterFS and NFS have the same one."""
     if path is None and (src is None or resolve.is_directory_name(src)):
         return None
     path = resolve.clean_path(path, "path") if path else _default_path(src or "", mounts, entries, base)
@@ -110,7 +110,7 @@ def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entri
 
 
 def place(params: dict, mounts: Mounts, entries: Entries) -> str | None:
-    """The directory where the share is or would be; None where an option that tells it is missing or wrong. See :func:`read_desired`."""
+    """The directory where the share is or would be; None if an option that decides this is missing or wrong. See :func:`read_desired`."""
     try:
         src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
         if params["path"] or (src and resolve.is_directory_name(src)):
@@ -121,7 +121,7 @@ def place(params: dict, mounts: Mounts, entries: Entries) -> str | None:
 
 
 def _default_path(src: str, mounts: Mounts, entries: Entries, base: str) -> str:
-    """The directory named by the exact source, or the one named by another spelling of it where that has the share already."""
+    """The default directory of the exact source, or the default directory of another spelling if the share is there already."""
     own = resolve.default_path(src, base)
     if tables.mounted_at(mounts, own) is not None or any(entry.path == own for entry in entries):
         return own
@@ -174,7 +174,7 @@ def _check(desired: DesiredShare) -> None:
         raise InvalidParameter(f"share {desired.name}", f"{row.name} takes no credentials", "leave them out")
     if row.credentials == "file":
         if any(mount_options.split(option)[0] in row.identity_options for option in desired.options):
-            raise InvalidParameter(f"share {desired.name}", "opts name credentials beside 'credentials'", "keep one of the two")
+            raise InvalidParameter(f"share {desired.name}", "opts name credentials besides 'credentials'", "keep one of the two")
         return
     if given.password is None or given.username is not None or given.domain is not None:
         raise InvalidParameter(f"share {desired.name}", f"{row.name} takes a password only", f"put the user into src, like {row.example}")

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What to do for one share: state and desired state in, steps out. Pure: no system call, so that plain values test it."""
+"""Plan the work on one share: from the state and the desired state to steps. Pure: no system call, so that tests need only plain values."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from .record import Record
 
 STATES = ("mounted", "present", "unmounted", "absent", "remounted")
-KEPT = ("mounted", "present", "remounted")  # states in which the host knows the share
-MOUNTED = ("mounted", "remounted")  # states in which it is mounted
+KEPT = ("mounted", "present", "remounted")  # states that keep the share on this host, mounted or in fstab
+MOUNTED = ("mounted", "remounted")  # states in which the share is mounted
 
 
 @dataclass(frozen=True)
 class DesiredShare:
-    """What the user wants of one share. ``src`` is None where the user gave only a path. ``persist``: fstab follows."""
+    """The desired state of one share. ``src`` is None if the user gave only a path. ``persist``: fstab is changed too."""
 
     src: str | None
     path: str
     row: FileSystem
     options: tuple[str, ...] = ()
     credentials: Credentials | None = None
-    credentials_file: str = ""  # where a file with them belongs
+    credentials_file: str = ""  # the path of the file for the credentials, whether it exists or not
     state: str = "mounted"
     persist: bool = True
     fstab: str = FSTAB
-    own_directory: bool = False  # the mount directory lies under mount_base and goes with the share
+    own_directory: bool = False  # the mount directory lies under mount_base, and is removed together with the share
 
     @property
     def name(self) -> str:
@@ -57,24 +57,24 @@ class DesiredShare:
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is: the mount at the path, the line of fstab for the path, and files. ``bound``: the mount is a bind mount of the wished source."""
+    """The observed state of one share: the mount at its path, the line of fstab for the path, and its files."""
 
     mount: Mount | None = None
-    source: str | None = None  # what is mounted there, as a user would name it
-    bound: bool = False
-    entry: Entry | None = None
-    directory: bool = False
-    empty: bool = True
+    source: str | None = None  # the source that is mounted there, as a user would name it
+    bound: bool = False  # the mount is a bind mount of the desired source
+    entry: Entry | None = None  # the line of fstab
+    directory: bool = False  # the directory at the path exists
+    empty: bool = True  # nothing is in that directory
     credentials: bytes | None = field(default=None, repr=False)  # content of the credentials file
-    dead: bool = False  # mounted, but the process that served it is gone
-    trigger: bool = False  # autofs decides what is at the path: mounting there would put a second mount on top
-    layers: int = 1  # how often the source is mounted there, one upon the other
-    record: Record | None = None  # how we mounted it
-    shared: bool = False  # the same file system is mounted elsewhere too, so that its options cannot be changed from here
+    dead: bool = False  # it is mounted, but the process that served it is gone
+    trigger: bool = False  # autofs decides what is mounted at the path: our own mount there would be a second one on top
+    layers: int = 1  # how many mounts of the source lie on top of each other at the path
+    record: Record | None = None  # how we mounted it; None if there is no record of this mount
+    shared: bool = False  # the same file system is mounted elsewhere too, so its options cannot be changed by a mount at this path
 
 
 def plan(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
-    """The steps that lead from what is there to what is desired; none where they agree.
+    """The steps that lead from the observed state to the desired one, in order; none if the two agree.
 
     :raises Conflict: another source is mounted at the path, or fstab has another source for it.
     :raises InvalidParameter: what is desired contradicts itself.
@@ -105,14 +105,14 @@ def _plan_mounted(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
         return fstab
     if not credentials and not seen.dead and mount_options.can_remount(desired.row, drifted):
         return (Remount(desired.path, _source(desired), desired.row, mount_options.for_remount(desired.row, effective_options(desired, seen))),) + fstab
-    # Unmounting comes first: if the share is busy, nothing has been changed.
+    # Unmount first: if the share is busy, the task fails before anything has changed.
     return _unmount(desired, seen) + credentials + (_mount(desired, seen),) + fstab
 
 
 def drifted_options(desired: DesiredShare, seen: Seen) -> tuple[str, ...]:
-    """The options by which the live mount differs from the desired ones, and which a task can change.
+    """The options in which the mount differs from the desired ones, as far as a task can change them.
 
-    What was mounted with exactly these words and has not altered since is as desired, whatever the kernel shows of it.
+    A mount that was made with exactly the desired options and has not changed since is as desired, whatever the kernel shows.
     """
     if seen.mount is None:
         return ()
@@ -120,13 +120,13 @@ def drifted_options(desired: DesiredShare, seen: Seen) -> tuple[str, ...]:
     if seen.record is None or seen.record != (options, seen.mount.options):
         previous = seen.record.words if seen.record is not None else seen.entry.options if desired.persist and seen.entry is not None else None
         drifted += mount_options.drift(desired.row, options, options_of(seen.mount, desired.row), previous)
-    if seen.trigger:  # what the automounter's own table says cannot be changed from here
+    if seen.trigger:  # only the automounter's own table can change the other options
         drifted = tuple(option for option in drifted if mount_options.can_remount(desired.row, (option,)))
-    return mount_options.of_the_mount(drifted) if seen.shared and desired.row.kernel_types else drifted  # those of a bind mount are its own
+    return mount_options.of_the_mount(drifted) if seen.shared and desired.row.kernel_types else drifted  # a bind mount has options of its own
 
 
 def _another_user(desired: DesiredShare, mount: Mount) -> tuple[str, ...]:
-    """The desired user, if the kernel shows that somebody else mounted it. It does not show every user."""
+    """The option for the desired user, if the kernel shows that another user mounted the share. It does not show every user."""
     if desired.row.credentials != "file" or desired.credentials is None or desired.credentials.username is None:
         return ()
     wanted = f"{desired.row.user_option}={desired.credentials.username}"
@@ -135,7 +135,7 @@ def _another_user(desired: DesiredShare, mount: Mount) -> tuple[str, ...]:
 
 
 def effective_options(desired: DesiredShare, seen: Seen) -> tuple[str, ...]:
-    """The desired options, with defaults and with the file that holds its credentials."""
+    """The desired options, with the defaults and with the option that names the credentials file."""
     options = mount_options.complete(desired.row, desired.options)
     if desired.row.credentials == "file" and (desired.credentials is not None or seen.credentials is not None):
         if not any(option.split("=", 1)[0] in desired.row.identity_options for option in options):
@@ -144,7 +144,7 @@ def effective_options(desired: DesiredShare, seen: Seen) -> tuple[str, ...]:
 
 
 def fold(seen: Seen, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
-    """The share after ``steps``, in the form of :func:`picture`."""
+    """The state of the share after ``steps``, with the keys of :func:`picture`."""
     after = picture(seen)
     for step in steps:
         if isinstance(step, (MountShare, Remount)):
@@ -163,7 +163,11 @@ def fold(seen: Seen, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
 
 
 def picture(seen: Seen) -> dict:
-    """The state of a share for a diff, without secrets: ``mounted`` (its source), ``opts``, ``fstab``, ``directory`` and ``credentials``."""
+    """The state of a share for a diff, without secrets.
+
+    :return: ``mounted`` (the source, or None), ``opts`` (separated by commas, or None), ``fstab`` (the line, or None),
+        ``directory`` (whether it exists) and ``credentials`` (whether there is a file, in words).
+    """
     return {
         "mounted": seen.source,
         "opts": ",".join(seen.mount.options) if seen.mount else None,
@@ -179,7 +183,7 @@ def _line(entry: Entry) -> str:
 
 
 def same_source(desired: DesiredShare, seen: Seen) -> bool:
-    """Whether what is mounted at the path is the desired source."""
+    """Whether the desired source is mounted at the path; also True if there is no mount or no desired source."""
     if desired.src is None or seen.mount is None:
         return True
     if not desired.row.kernel_types:
@@ -188,7 +192,7 @@ def same_source(desired: DesiredShare, seen: Seen) -> bool:
 
 
 def _same_entry(desired: DesiredShare, entry: Entry) -> bool:
-    """Whether a line of fstab is about the desired source, however either spells it."""
+    """Whether a line of fstab is about the desired source, in any spelling."""
     return desired.src is None or are_one(entry.source, desired.src, desired.row)
 
 
@@ -202,9 +206,9 @@ def _check_sources(desired: DesiredShare, seen: Seen) -> None:
 
 
 def restore(desired: DesiredShare, seen: Seen) -> MountShare | None:
-    """The step that mounts again what was mounted, for the case that its replacement fails; None where nothing was mounted.
+    """The step that mounts the old share again, for the case that its replacement fails; None if nothing was mounted.
 
-    The options are those of fstab, or else those that were in force.
+    Its options are those of fstab, or else those that were in force.
     """
     if seen.mount is None or seen.source is None:
         return None
@@ -246,8 +250,8 @@ def _write_fstab(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
         return ()
     options = mount_options.for_fstab(effective_options(desired, seen))
     old = seen.entry
-    fstype = old.fstype if old and old.fstype in desired.row.kernel_types else desired.row.mount_type  # nfs4 is as good as nfs
-    source = old.source if old and _same_entry(desired, old) else _source(desired)  # its spelling names the default path
+    fstype = old.fstype if old and old.fstype in desired.row.kernel_types else desired.row.mount_type  # keep nfs4 where nfs would be written
+    source = old.source if old and _same_entry(desired, old) else _source(desired)  # keep its spelling: the name of the default path comes from it
     entry = Entry(source, desired.path, fstype, options, old.dump if old else "0", old.passno if old else "0")
     return () if entry == old else (WriteFstab(desired.path, desired.fstab, entry),)
 

@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Looking at a mounted share without trusting that its server answers.
+"""Query a mounted share whose server may not answer.
 
-A system call on a dead server cannot be interrupted, so it is made in a child process that can be given up.
+A system call on a dead server cannot be interrupted. So a child process makes it, and the parent stops waiting after a time limit.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import ShareNotMounted, from_os_error
 
 
 class Deadline:
-    """How much time one share may still take. :param seconds: from now on."""
+    """The time limit for the work on one share. :param seconds: the limit, counted from now."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -25,66 +25,67 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds until it passes; negative afterwards."""
+        """Seconds until the limit; negative after it."""
         return self._end - time.monotonic()
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """The room of a share in bytes, and whether this user may write to it as far as the kernel and the server tell."""
+    """The capacity of a share in bytes, and whether this user may write to it, as far as the kernel and the server report it."""
 
     total: int
-    free: int  # what a user may still store
+    free: int  # bytes that a user may still store
     used: int
     writable: bool
 
 
 def capacity(path: str, timeout: float, subject: str) -> Capacity:
-    """How much room there is on the share mounted at ``path``. :param subject: the share, for messages.
+    """The capacity of the share that is mounted at ``path``. :param subject: the share, for messages.
 
     :raises ShareNotMounted: it does not answer within ``timeout`` seconds, or its server is gone.
     :raises StorageError: it cannot be read.
     """
 
-    def look() -> tuple:
+    def query() -> tuple:
         room = os.statvfs(path)
         writable = os.access(path, os.W_OK | os.X_OK)
         return room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize, (room.f_blocks - room.f_bfree) * room.f_frsize, int(writable)
 
-    total, free, used, writable = bounded(look, timeout, subject)
+    total, free, used, writable = bounded(query, timeout, subject)
     return Capacity(total, free, used, bool(writable))
 
 
 def directory_state(path: str, timeout: float, subject: str) -> tuple[bool, bool, bool]:
-    """(whether ``path`` exists, whether it is a directory, whether it is empty). It raises what :func:`capacity` raises."""
+    """(whether ``path`` exists, whether it is a directory, whether it is empty). It raises the same errors as :func:`capacity`."""
 
-    def look() -> tuple:
+    def query() -> tuple:
         if not os.path.isdir(path):
             return int(os.path.lexists(path)), 0, 1
         return 1, 1, int(not os.listdir(path))
 
-    exists, directory, empty = bounded(look, timeout, subject)
+    exists, directory, empty = bounded(query, timeout, subject)
     return bool(exists), bool(directory), bool(empty)
 
 
-def bounded(look: Callable[[], tuple], timeout: float, subject: str) -> tuple:
-    """Call ``look`` in a child process, which can be given up. :param look: returns a tuple of whole numbers, which this returns.
+def bounded(query: Callable[[], tuple], timeout: float, subject: str) -> tuple:
+    """Call ``query`` in a child process and return its result. :param query: a function that returns a tuple of integers.
 
-    :raises ShareNotMounted: it took longer than ``timeout`` seconds. :raises StorageError: it met an OSError.
+    :param timeout: seconds to wait for it. :param subject: the share, for messages.
+    :raises ShareNotMounted: it took longer, or the path does not exist. :raises StorageError: it raised another OSError.
     """
     import select
 
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _answer(look, writer)
+        _run_in_child(query, writer)
     os.close(writer)
     try:
         ready = select.select([reader], [], [], max(timeout, 0.1))[0]
         answer = os.read(reader, 4096).decode("ascii") if ready else ""
     finally:
         os.close(reader)
-        _leave(child)
+        _kill(child)
     if not ready:
         raise ShareNotMounted(subject, f"it does not answer within {timeout:.0f} s", "check its server, or mount it anew with state: remounted")
     numbers = tuple(int(number) for number in answer.split())
@@ -99,8 +100,8 @@ def _os_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def _answer(look: Callable[[], tuple], writer: int) -> None:
-    """The child: nothing of the parent's may stay open, because a stuck child would keep its pipes from ending."""
+def _run_in_child(query: Callable[[], tuple], writer: int) -> None:
+    """Run ``query`` in the child and write the result to ``writer``. All other descriptors are closed first: a stuck child would keep pipes open."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -108,7 +109,7 @@ def _answer(look: Callable[[], tuple], writer: int) -> None:
         os.closerange(3, writer)
         os.closerange(writer + 1, 1024)
         try:
-            answer = (0,) + tuple(look())
+            answer = (0,) + tuple(query())
         except OSError as error:
             answer = (error.errno or 5,)
         os.write(writer, " ".join(map(str, answer)).encode("ascii"))
@@ -116,8 +117,8 @@ def _answer(look: Callable[[], tuple], writer: int) -> None:
         os._exit(0)
 
 
-def _leave(child: int) -> None:
-    """End the child if it can be ended. One that is stuck in the kernel dies when the kernel lets go of it."""
+def _kill(child: int) -> None:
+    """Kill the child and wait 0.1 s for its end. A child that is stuck in the kernel ends later, when its system call returns."""
     import signal
 
     os.kill(child, signal.SIGKILL)
@@ -128,17 +129,17 @@ def _leave(child: int) -> None:
 
 
 def holders(path: str, limit: int = 3, trigger: int | None = None) -> list[str]:
-    """Processes that have files or their working directory beneath ``path``, as "qemu-system-x86 (1234)", up to ``limit`` of them.
+    """Up to ``limit`` processes that have open files or their working directory at or beneath ``path``, as "qemu-system-x86 (1234)".
 
-    It reads links of /proc only, which touches no server.
+    It reads only links in /proc, so it does not access any server.
 
-    :param trigger: the mount id of an autofs trigger at ``path``, which its automounter keeps open whatever is mounted over it.
+    :param trigger: the mount id of an autofs trigger at ``path``. Its automounter keeps it open all the time, so that does not count.
     """
     found = []
     namespace = _namespace("self")
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if _namespace(pid) != namespace:
-            continue  # in a container the same path means something else
+            continue  # a process in another mount namespace (a container), where the same path is another directory
         if any((link == path and (trigger is None or _mount_of(name) != trigger)) or link.startswith(path + "/") for name, link in _links(pid)):
             found.append(f"{_name(pid)} ({pid})")
             if len(found) == limit:
@@ -147,7 +148,7 @@ def holders(path: str, limit: int = 3, trigger: int | None = None) -> list[str]:
 
 
 def _mount_of(name: str) -> int | None:
-    """The mount id of an open file, by its name under /proc."""
+    """The mount id of an open file, by its path under /proc; None if it cannot be read."""
     try:
         with open(name.replace("/fd/", "/fdinfo/"), encoding="ascii", errors="replace") as stream:
             return next((int(line.split()[1]) for line in stream if line.startswith("mnt_id:")), None)
@@ -167,7 +168,7 @@ def _links(pid: str) -> Iterator[tuple[str, str]]:
     try:
         names += [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
-        pass  # it ended, or belongs to another user
+        pass  # the process has ended, or it belongs to another user
     for name in names:
         try:
             yield name, os.readlink(name)

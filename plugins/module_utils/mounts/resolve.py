@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From what a user calls a share to the directory where its files are.
+"""Find the directory that belongs to the user's name for a share.
 
-Nothing here touches a network mount: every answer comes from the two tables, because one look at a dead server hangs. The one
-exception is a place that autofs manages: see :mod:`automount`.
+Nothing here accesses a network mount, because a single access to a dead server hangs. The two tables give every answer. The only
+exception is a directory that autofs manages: see :mod:`automount`.
 """
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..localities import locality
 from ..model import MOUNT_BASE
 from . import tables, types
 
-PATIENCE = 30.0  # seconds for a server to answer
+PATIENCE = 30.0  # seconds that a server may take to answer
 _MAX_LINKS = 40
 
 
 def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FSTAB, timeout: float = PATIENCE) -> model.Share:
-    """The share that ``share`` names: the source string of a mounted share, or an absolute directory.
+    """The share with the name ``share``: the source string of a mounted share, or an absolute directory.
 
     :param timeout: seconds that an automounter may take to mount it.
-    :raises ShareNotMounted: the source is not mounted, or nothing is mounted at a directory which is meant for a mount.
+    :raises ShareNotMounted: the source is not mounted, or nothing is mounted at a directory that is meant for a mount.
     :raises InvalidParameter: it is neither a source nor an absolute directory.
     """
     mounts = tables.read_mounts()
@@ -32,15 +32,15 @@ def find_share(share: str, mount_base: str = MOUNT_BASE, fstab: str = tables.FST
         path = clean_path(share, "share")
         mounts = after_automount(path, mounts, timeout, f"share {share}")
         return find_directory(path, mounts, tables.parse_fstab(tables.read_fstab(fstab)), mount_base)
-    from . import served  # late: a task on a plain directory starts faster without
+    from . import served  # late: a task on a plain directory starts faster without it
 
     return served.find_share(share, mounts, mount_base, fstab, timeout)
 
 
 def share_names(given: object) -> list[str]:
-    """The option ``share`` as a list. A string is one share: its commas belong to the name.
+    """The value of the option ``share`` as a list of names; empty for None. A string is one name: its commas belong to the name.
 
-    :raises InvalidParameter: it is neither a string nor a list of strings.
+    :raises InvalidParameter: the value is neither a string nor a list of strings.
     """
     names = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
     for name in names:
@@ -50,20 +50,20 @@ def share_names(given: object) -> list[str]:
 
 
 def after_automount(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: str) -> tuple[tables.Mount, ...]:
-    """The mounts once it is known what is at ``path``: where autofs has mounted nothing yet, a process goes there first.
+    """The kernel's mounts after an automounter has mounted what belongs at ``path``. Without an automounter they are ``mounts``.
 
-    :raises ShareNotMounted: going there mounted nothing, or took longer than ``timeout`` seconds.
+    :raises ShareNotMounted: the access to ``path`` mounted nothing, or took longer than ``timeout`` seconds.
     """
     mount = tables.enclosing(mounts, follow(path, mounts))
     if mount is None or not mount.is_trigger:
         return mounts
-    from . import automount  # late: most hosts have none
+    from . import automount  # late: most hosts have no automounter
 
     return automount.visit(path, mounts, timeout, subject)
 
 
 def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
-    """Where a share is mounted unless a path is given: named by the MD5 of the exact source string, as os-brick does."""
+    """The directory where a share is mounted if no path is given. Its name is the MD5 of the exact source string, as in os-brick."""
     import hashlib
 
     try:
@@ -75,14 +75,14 @@ def default_path(source: str, mount_base: str = MOUNT_BASE) -> str:
 
 
 def is_directory_name(share: str) -> bool:
-    """Whether ``share`` has the form of an absolute directory. Two slashes begin a source."""
+    """Whether ``share`` has the form of an absolute directory. With two slashes at the start it is a source."""
     return share.startswith("/") and not share.startswith("//")
 
 
 def clean_path(path: str, option: str) -> str:
-    """``path`` without doubled or trailing slashes. :param option: the option that has it, for a message.
+    """``path`` without "." and without doubled or trailing slashes. :param option: the option with this value, for the message.
 
-    :raises InvalidParameter: it is not absolute, or has '..' or control characters in it.
+    :raises InvalidParameter: ``path`` is not absolute, or contains '..' or a control character.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not path.startswith("/") or ".." in parts or any(ord(char) < 32 or ord(char) == 127 for char in path):
@@ -91,7 +91,7 @@ def clean_path(path: str, option: str) -> str:
 
 
 def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str = MOUNT_BASE) -> tables.Mount | None:
-    """The visible mount of ``source``, however either is spelled: the one at the default path, otherwise the first; None where there is none."""
+    """The visible mount of ``source``, in any spelling: the one at the default path, else the first; None if it is not mounted."""
     from .sources import is_mount_of  # late: a plain directory has no source
 
     found = [mount for mount in mounts if is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
@@ -103,9 +103,9 @@ def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str =
 
 
 def find_directory(path: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str = MOUNT_BASE) -> model.Share:
-    """The share that the absolute directory ``path`` belongs to. :param entries: the lines of fstab.
+    """The share that the absolute directory ``path`` is on. :param entries: the lines of fstab.
 
-    :raises ShareNotMounted: see :func:`find_share`. :raises InvalidParameter: ``path`` is no directory.
+    :raises ShareNotMounted: see :func:`find_share`. :raises InvalidParameter: ``path`` is not a directory.
     """
     real = follow(path, mounts)
     for name in (path,) if real == path else (path, real):
@@ -119,7 +119,7 @@ def find_directory(path: str, mounts: tuple[tables.Mount, ...], entries: tuple[t
 
 
 def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
-    """``path`` with its symbolic links followed as far as that touches no network mount.
+    """``path`` with its symbolic links followed, as far as that is possible without access to a network mount.
 
     :raises InvalidParameter: the links form a loop.
     """
@@ -147,19 +147,19 @@ def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
 
 
 def is_local(mount: tables.Mount) -> bool:
-    """Whether a look at it cannot hang: no server and no process serves it. The root counts too: without it nothing works."""
+    """Whether no access to it can hang, because no server and no process serves it. The root counts as local: without it nothing works."""
     return locality(mount.fstype).local or (mount.path == "/" and not mount.is_trigger)
 
 
 def is_unknown_file_system(mount: tables.Mount) -> bool:
-    """Whether nobody has found out which locks of other hosts can be seen there: it is not local and has no row."""
+    """Whether it is unknown which locks of other hosts are visible there: the file system is not local and has no row."""
     return types.by_kernel_type(mount.fstype) is None and not locality(mount.fstype).local
 
 
 def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
-    """Check that the directory ``name`` (``real`` without links) may hold volumes.
+    """Check that the directory ``name`` may hold volumes. :param real: the same directory without links. :param entries: the lines of fstab.
 
-    :raises ShareNotMounted: it is meant for a mount, and nothing is mounted there.
+    :raises ShareNotMounted: the directory is meant for a mount, but nothing is mounted there.
     :raises InvalidParameter: the kernel shows its own state there.
     """
     mount = tables.enclosing(mounts, real)
@@ -203,26 +203,26 @@ def describe(
     real: str | None = None,
     entries: tuple[tables.Entry, ...] | None = None,
 ) -> model.Share:
-    """The share in the directory ``path`` on ``mount``. :param source: the user's name for it; None: the mount table decides.
+    """The share in the directory ``path`` on ``mount``. :param source: the user's name for the share; None: the mount table decides.
 
-    :param real: ``path`` without links. :param entries: the lines of fstab; None: they are read where something asks for them.
+    :param real: ``path`` without links. :param entries: the lines of fstab; None: they are read when they are needed.
     """
     row = types.by_kernel_type(mount.fstype)
     if row is not None:
-        from . import served  # late: a task on a plain directory starts faster without
+        from . import served  # late: a task on a plain directory starts faster without it
 
         return served.describe(mount, row, path, source, mount_base, (real or path)[len(mount.path):], fstab, entries)
     if is_unknown_file_system(mount):
         return model.Share(path, path, mount.fstype, "", mount_base, **facts(types.unknown_file_system(mount.fstype), ()))
     if source is not None or not is_bind(mount):
         return model.Share(path, path, types.DIRECTORY.name, "", mount_base)
-    from .binds import origin  # late: most directories are none
+    from .binds import origin  # late: most directories are no bind mounts
 
     return model.Share(origin(mounts, mount) or path, path, types.BIND.name, public_options(mount, types.BIND), mount_base)
 
 
 def facts(row: types.FileSystem, live: tuple[str, ...]) -> dict:
-    """What :class:`model.Share` has from the row of its file system. :param live: the options in force."""
+    """The fields of :class:`model.Share` that follow from the row of its file system, by name. :param live: the options in force."""
     return {
         "local": row.local,
         "keeps_modes": row.keeps_modes,
@@ -234,12 +234,12 @@ def facts(row: types.FileSystem, live: tuple[str, ...]) -> dict:
 
 
 def is_bind(mount: tables.Mount) -> bool:
-    """Whether it shows part of a file system that no server has. Subvolumes look alike and are no bind mounts."""
+    """Whether it shows a part of a file system that has no server. Subvolumes look the same in the table, but are not bind mounts."""
     return mount.path != "/" and mount.root != "/" and not locality(mount.fstype).subvolumes and types.by_kernel_type(mount.fstype) is None
 
 
 def public_options(mount: tables.Mount, row: types.FileSystem) -> str:
-    """The effective options, without secrets and without what is true of this host or this mount alone."""
+    """The options in force, separated by commas, without secrets and without those that describe only this host or this mount."""
     from .options import SECRETS  # late: a plain directory has no options
 
     return ",".join(option for option in tables.options_of(mount, row) if option.split("=", 1)[0] not in SECRETS + row.local_options)

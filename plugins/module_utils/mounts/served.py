@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shares of servers: how they are found by their source, and what tasks and other hosts have to know of a mount.
+"""Shares on servers: find them by their source, and describe their mount to tasks and to other hosts.
 
-Needed for a source and for a directory on a server only.
+Only tasks that name a source, or a directory on a server, need this module.
 """
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from . import resolve, sources, tables, types
 
 
 def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> model.Share:
-    """What :func:`resolve.find_share` does for a source. :param mounts: the kernel's table as it is now.
+    """The part of :func:`resolve.find_share` for a source. :param mounts: the kernel's table at this moment.
 
-    :raises InvalidParameter: ``share`` is no source. :raises ShareNotMounted: it is not mounted.
+    :param timeout: seconds that an automounter may take for each place.
+    :raises InvalidParameter: ``share`` is not a source. :raises ShareNotMounted: it is not mounted.
     """
     if not sources.is_source(sources.normalise(share)):
         raise InvalidParameter(f"share {share!r}", "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols", "give one of these")
     mount = resolve.find_source(share, mounts, mount_base)
     if mount is None and any(other.is_trigger for other in mounts):
-        from . import automount  # late: most hosts have none
+        from . import automount  # late: most hosts have no automounter
 
         mounts = automount.visit_source(share, mounts, mount_base, fstab, timeout)
         mount = resolve.find_source(share, mounts, mount_base)
@@ -32,7 +33,10 @@ def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fs
 
 
 def expected_share(share: str, mount_base: str) -> model.Share:
-    """The share that ``share`` will name once it is mounted or made, for a prediction. It looks at nothing."""
+    """The share that ``share`` will name once it is mounted or created, for check mode. It reads neither tables nor files.
+
+    :raises InvalidParameter: ``share`` is a directory name with '..' or a control character.
+    """
     if resolve.is_directory_name(share):
         return model.Share(share, resolve.clean_path(share, "share"), types.DIRECTORY.name, mount_base=mount_base)
     row = sources.claim(sources.normalise(share)) or types.DIRECTORY
@@ -40,7 +44,7 @@ def expected_share(share: str, mount_base: str) -> model.Share:
 
 
 def if_several(share: str) -> str:
-    """What a message adds where the user may mean several shares by one text: a comma belongs to the name."""
+    """The hint that a message adds where the user may have written several shares as one text; empty otherwise. A comma belongs to the name."""
     parts = [part.strip() for part in share.split(",")]
     if len(parts) == 1:
         return ""
@@ -58,7 +62,7 @@ def describe(
     fstab: str,
     entries: tuple[tables.Entry, ...] | None,
 ) -> model.Share:
-    """What :func:`resolve.describe` does for a mount of the file system ``row``. :param below: the place of the directory in the mount."""
+    """The part of :func:`resolve.describe` for a mount of the file system ``row``. :param below: the path of the directory within the mount."""
     part = _part(mount, row)
     return model.Share(
         source=source or (path if part else mount.source),
@@ -74,7 +78,7 @@ def describe(
 
 
 def _part(mount: tables.Mount, row: types.FileSystem) -> str:
-    """The place in its source that a bind mount shows; empty for the whole."""
+    """The path within the source that a bind mount shows; empty if the mount shows the whole source."""
     if not sources.shows_part(mount):
         return ""
     inside = "/" + "/".join(sources.normalise(mount.source).split("/")[4:])  # //server/share/INSIDE
@@ -83,7 +87,7 @@ def _part(mount: tables.Mount, row: types.FileSystem) -> str:
 
 
 def _export(mount: tables.Mount, given: str | None, mount_base: str, fstab: str, entries: tuple[tables.Entry, ...] | None) -> str:
-    """The source as another host mounts it: in the spelling that names the mount directory, for os-brick goes by its MD5."""
+    """The source, spelled for another host. The MD5 of this spelling names the mount directory, because os-brick finds it that way."""
     if not tables.is_within(mount.path, mount_base.rstrip("/")):
         return mount.source
     for spelling in (given, mount.source):
@@ -96,7 +100,7 @@ def _export(mount: tables.Mount, given: str | None, mount_base: str, fstab: str,
 
 
 def _mount_words(mount: tables.Mount, row: types.FileSystem) -> str:
-    """The options in force that the mount helper of another host takes."""
+    """The options in force that the mount helper of another host accepts, separated by commas."""
     options: tuple[str, ...] = ("ro",) if "ro" in mount.options else ()
     options += tuple(option for option in mount.super_options if option.split("=", 1)[0] in row.attachable and option not in row.silent)
     return ",".join(options)

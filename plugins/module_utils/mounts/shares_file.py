@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The list of shares that Cinder's remotefs drivers read: ``SOURCE [-o OPTIONS]`` a line."""
+"""The file with a list of shares that Cinder's remotefs drivers read: one ``SOURCE [-o OPTIONS]`` per line."""
 from __future__ import annotations
 
 from ..errors import InvalidParameter, from_os_error
@@ -9,7 +9,9 @@ from . import sources
 
 
 def read(path: str) -> tuple[list[dict], list[str]]:
-    """The shares of the file ``path`` as items with ``src`` and maybe ``opts``, and a warning for each line that is no share.
+    """Read the file ``path``. :return: (one dict per share, one warning per line that does not describe a share).
+
+    A dict has the key ``src`` (text), and ``opts`` (a list with one text of options) where the line has options.
 
     :raises InvalidParameter: there is no such file. :raises StorageError: the file cannot be read.
     """
@@ -24,9 +26,9 @@ def read(path: str) -> tuple[list[dict], list[str]]:
 
 
 def parse(text: str, path: str = "shares_file") -> tuple[list[dict], list[str]]:
-    """What :func:`read` returns for the text of a file. :param path: its name in warnings.
+    """What :func:`read` returns for the text of a file. :param path: the name of the file, for warnings.
 
-    Cinder splits a line at its first blank, and so does this. Of a source that is named twice the last line counts.
+    A line is split at its first blank, as Cinder does it. If a source is listed twice, the last line counts.
     """
     shares: dict[str, dict] = {}
     warnings = []
@@ -47,7 +49,7 @@ def parse(text: str, path: str = "shares_file") -> tuple[list[dict], list[str]]:
 
 
 def _options(words: list[str]) -> str | None:
-    """The options of words such as ``-o ro,hard -o vers=4.2``, as mount(8) takes them; None for other words."""
+    """The options in words such as ``-o ro,hard -o vers=4.2``, joined by commas; None if there are other words."""
     found = []
     while words:
         word = words.pop(0)

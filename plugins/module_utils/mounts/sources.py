@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sources of network shares: their forms, the spellings that mean the same, and which lines of the two tables are about them.
+"""Sources of network shares: their forms, the spellings that mean the same share, and the lines of the two tables that are about them.
 
-Pure. A task on a plain directory does without.
+Pure. A task on a plain directory does not import this module.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .types import FileSystem
 
 
 def claim(source: str) -> FileSystem | None:
-    """The row that ``fstype: auto`` means by the form of ``source`` (normalised); None for a directory and where the form tells nothing."""
+    """The row that ``fstype: auto`` chooses by the form of ``source`` (normalised); None for a directory and for a form that fits no row."""
     for row in types.FILE_SYSTEMS:
         if row.claims and re.fullmatch(row.claims, source):
             return row
@@ -23,20 +23,20 @@ def claim(source: str) -> FileSystem | None:
 
 
 def is_source(text: str) -> bool:
-    """Whether ``text`` (normalised) has the form of any network share's source."""
+    """Whether ``text`` (normalised) has the form of a source of any network file system."""
     return any(not row.local and re.fullmatch(row.source, text) for row in types.FILE_SYSTEMS)
 
 
 def are_one(source: str, other: str, row: FileSystem) -> bool:
-    """Whether two spellings mean one share of the file system ``row``."""
+    """Whether two spellings of a source mean the same share of the file system ``row``."""
     return normalise(source, row) == normalise(other, row)
 
 
 def normalise(source: str, row: FileSystem | None = None) -> str:
-    """One spelling for what servers and clients treat alike.
+    """``source`` in one spelling, so that all spellings which servers and clients treat alike become equal.
 
-    Doubled slashes, "." and a trailing slash go. Backslashes become slashes, and hosts small letters; so do names of shares whose
-    case does not matter. ``row`` tells what the form does not, such as whether ``host:name`` is ``host:/name``.
+    Doubled slashes, "." and a trailing slash are removed. Backslashes become slashes. Host names become lower case; so do share names
+    if their case does not matter. ``row`` adds what the form does not show, for example whether ``host:name`` means ``host:/name``.
     """
     if source.startswith(("//", "\\\\")) and (row is None or row.folds_case):
         parts = _parts(source.replace("\\", "/"))
@@ -52,12 +52,12 @@ def normalise(source: str, row: FileSystem | None = None) -> str:
 
 
 def shows_part(mount: Mount) -> bool:
-    """Whether it is a bind mount of a directory in its source. Some file systems have the place in the source as the root too."""
+    """Whether it is a bind mount of a directory within its source. Some file systems show that directory in the source and in the root."""
     return mount.root not in ("/", HIDDEN) and not mount.source.rstrip("/").endswith(mount.root.rstrip("/"))
 
 
 def is_mount_of(mount: Mount, source: str) -> bool:
-    """Whether ``mount`` shows the whole of the network share ``source``, however either is spelled."""
+    """Whether ``mount`` shows the whole network share ``source``, in any spelling."""
     row = types.by_kernel_type(mount.fstype)
     if row is None or shows_part(mount):
         return False
@@ -65,7 +65,7 @@ def is_mount_of(mount: Mount, source: str) -> bool:
 
 
 def is_entry_of(entry: Entry, source: str) -> bool:
-    """Whether a line of fstab mounts the network share ``source``, however either is spelled."""
+    """Whether a line of fstab mounts the network share ``source``, in any spelling."""
     row = types.by_mount_type(entry.fstype)
     return row is not None and are_one(entry.source, source, row)
 

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The steps that plans of shares are made of: small frozen values that describe themselves; applier.py carries them out."""
+"""The steps of a plan for a share: small frozen values that describe themselves. applier.py carries them out."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from .types import FileSystem
 
 @dataclass(frozen=True)
 class Credentials:
-    """Who mounts. Never shown: neither by repr nor by any step."""
+    """The user who mounts, with the password. Never shown: neither the password by repr nor any of it by a step."""
 
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     domain: str | None = None
 
     def content(self) -> bytes:
-        """The credentials file as mount.cifs reads it."""
+        """The content of the credentials file, as mount.cifs reads it."""
         pairs = (("username", self.username), ("password", self.password), ("domain", self.domain))
         return "".join(f"{name}={value}\n" for name, value in pairs if value is not None).encode("utf-8", "surrogateescape")
 
@@ -33,12 +33,12 @@ class Step:
     name = ""
 
     def describe(self) -> dict:
-        """The step as ``actions`` shows it: its name under ``step``, and its fields; lists are separated by commas."""
+        """The step for ``actions``: its name under the key ``step``, and each visible field under its own; a tuple becomes one text with commas."""
         shown = {key: value for key, value in vars(self).items() if key not in self.hidden()}
         return {"step": self.name, **{key: ",".join(value) if isinstance(value, tuple) else value for key, value in shown.items()}}
 
     def hidden(self) -> tuple[str, ...]:
-        """The fields that users do not see."""
+        """The names of the fields that :meth:`describe` leaves out."""
         return ()
 
 
@@ -58,19 +58,20 @@ class RemoveDirectory(Step):
 
 @dataclass(frozen=True)
 class WriteCredentials(Step):
-    """Write the file ``path``, which only root can read."""
+    """Write the credentials file ``path``, which only root can read."""
 
     credentials: Credentials
 
     name = "write_credentials"
 
     def hidden(self) -> tuple[str, ...]:
+        """See :meth:`Step.hidden`."""
         return ("credentials",)
 
 
 @dataclass(frozen=True)
 class RemoveCredentials(Step):
-    """Remove the file ``path``."""
+    """Remove the credentials file ``path``."""
 
     name = "remove_credentials"
 
@@ -85,12 +86,13 @@ class WriteFstab(Step):
     name = "write_fstab"
 
     def hidden(self) -> tuple[str, ...]:
+        """See :meth:`Step.hidden`."""
         return ("entry",)
 
 
 @dataclass(frozen=True)
 class RemoveFstab(Step):
-    """Take the lines that mount at ``path`` out of the file ``fstab``."""
+    """Remove all lines that mount at ``path`` from the file ``fstab``."""
 
     fstab: str
 
@@ -106,17 +108,18 @@ class MountShare(Step):
     row: FileSystem
     opts: tuple[str, ...]
     credentials: Credentials | None = field(default=None, repr=False)
-    visit: bool = False  # an automounter mounts it when somebody goes there
+    visit: bool = False  # True: an access to the path is enough, because an automounter mounts the share
 
     name = "mount"
 
     def hidden(self) -> tuple[str, ...]:
+        """See :meth:`Step.hidden`."""
         return ("row", "credentials", "visit")
 
 
 @dataclass(frozen=True)
 class Remount(Step):
-    """Bring ``opts`` into force in place."""
+    """Put ``opts`` into force on the mount at ``path``, without an unmount."""
 
     src: str
     row: FileSystem
@@ -125,12 +128,13 @@ class Remount(Step):
     name = "remount"
 
     def hidden(self) -> tuple[str, ...]:
+        """See :meth:`Step.hidden`."""
         return ("row",)
 
 
 @dataclass(frozen=True)
 class Unmount(Step):
-    """Unmount what is at ``path``."""
+    """Unmount the topmost mount at ``path``."""
 
     src: str
 

@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The two tables of mounts: the kernel's (mountinfo) and the administrator's (fstab). Parsing is pure; see the last section for files.
+"""The two tables of mounts: the kernel's (mountinfo) and the administrator's (fstab). Parsing is pure; the last section reads the files.
 
-Nearly every task reads them; what changes fstab is in :mod:`fstab`.
+Nearly every task reads these tables. :mod:`fstab` changes fstab.
 """
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 def unescape(text: str) -> str:
-    """Undo the kernel's and fstab's octal escapes: ``\\040`` is a space, ``\\303\\251`` are the two bytes of one letter in UTF-8."""
+    """``text`` without the octal escapes of mountinfo and fstab: ``\\040`` is a space, ``\\303\\251`` are the two bytes of one letter in UTF-8."""
     if "\\" not in text:
         return text
     return os.fsdecode(_ESCAPE.sub(lambda match: bytes((int(match.group(1), 8),)), os.fsencode(text)))
 
 
 def split_options(text: str) -> tuple[str, ...]:
-    """The options of a list with commas. A comma inside double quotes does not separate, as in SELinux contexts."""
+    """The options in a text that separates them by commas. A comma inside double quotes does not separate (SELinux contexts have some)."""
     return tuple(option for option in re.findall(r'(?:[^,"]|"[^"]*"?)+', text) if option.strip())
 
 
@@ -43,21 +43,21 @@ class Mount(NamedTuple):
     id: int
     parent: int
     device: str  # major:minor
-    root: str  # which directory of the file system is mounted; not "/" for most bind mounts
-    path: str
-    fstype: str
+    root: str  # the directory of the file system that is mounted; not "/" for most bind mounts
+    path: str  # the directory where it is mounted
+    fstype: str  # the kernel's name of the file system
     source: str
-    mount_options: tuple[str, ...]
-    super_options: tuple[str, ...]
+    mount_options: tuple[str, ...]  # options of this mount
+    super_options: tuple[str, ...]  # options of its file system, which other mounts may share
 
     @property
     def is_trigger(self) -> bool:
-        """Whether it only waits for somebody to go there, so that an automounter mounts something."""
+        """Whether it is an automounter's placeholder: the first access makes the automounter mount something there."""
         return locality(self.fstype).trigger
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The effective options: those of the mount, then those of its file system. Read-only wins on either."""
+        """The options in force: those of the mount, then those of its file system. If either is read-only, so is the mount."""
         options = self.mount_options + tuple(option for option in self.super_options if option not in ("rw", "ro") + self.mount_options)
         if "ro" in self.super_options:
             options = tuple("ro" if option == "rw" else option for option in options)
@@ -65,7 +65,7 @@ class Mount(NamedTuple):
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """The mounts of a mountinfo, in its order. Lines of another shape are left out: newer kernels may add some."""
+    """The mounts in the text of a mountinfo file, in its order. Lines of another form are left out: newer kernels may add some."""
     mounts = []
     for line in text.split("\n"):
         fields = line.split(" ")
@@ -91,12 +91,12 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
 
 
 def is_within(path: str, directory: str) -> bool:
-    """Whether ``path`` is ``directory`` or lies beneath it, by name only."""
+    """Whether ``path`` is ``directory`` or lies beneath it. Only the names are compared; no link is followed."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def enclosing(mounts: tuple[Mount, ...], path: str) -> Mount | None:
-    """The mount that ``path`` (absolute, without links) lies on; None where the table does not tell. A mount hides what is beneath it."""
+    """The mount that ``path`` (absolute, without links) lies on; None if the table has none. A mount hides everything beneath it."""
     identities = {mount.id for mount in mounts}
     roots = [mount for mount in mounts if mount.parent not in identities or mount.parent == mount.id]
     current = _nearest([mount for mount in roots if is_within(path, mount.path)])
@@ -111,18 +111,18 @@ def enclosing(mounts: tuple[Mount, ...], path: str) -> Mount | None:
 
 
 def _nearest(mounts: list[Mount]) -> Mount | None:
-    """The one that a walk from the root meets first."""
+    """The mount with the shortest path: a walk down from the root reaches it first. None if there is none."""
     return min(mounts, key=lambda mount: len(mount.path)) if mounts else None
 
 
 def mounted_at(mounts: tuple[Mount, ...], path: str) -> Mount | None:
-    """The mount exactly at ``path`` (without links) that is visible there. A trigger of an automounter is no mount yet."""
+    """The mount that is visible exactly at ``path`` (without links); None if there is none. An automounter's trigger does not count as a mount."""
     mount = enclosing(mounts, path)
     return mount if mount is not None and mount.path == path and not mount.is_trigger else None
 
 
 def options_of(mount: Mount, row: types.FileSystem) -> tuple[str, ...]:
-    """The options in force. Those of the file system beneath a bind mount belong to somebody else."""
+    """The options in force. For a bind mount only its own: those of the file system beneath belong to another mount."""
     return mount.options if row.kernel_types else mount.mount_options
 
 
@@ -130,7 +130,7 @@ def options_of(mount: Mount, row: types.FileSystem) -> tuple[str, ...]:
 
 
 class Entry(NamedTuple):
-    """One mount of fstab."""
+    """One line of fstab that describes a mount. ``dump`` and ``passno`` are its last two fields."""
 
     source: str
     path: str
@@ -141,8 +141,8 @@ class Entry(NamedTuple):
 
 
 def parse_entry(line: str) -> Entry | None:
-    """The mount that a line of fstab describes; None for a comment, a blank line or one that mount(8) would not read."""
-    fields = _BLANKS.split(line.strip(" \t\r"))  # what else is white space to Python belongs to a name
+    """The mount that a line of fstab describes; None for a comment, a blank line or a line that mount(8) would not read."""
+    fields = _BLANKS.split(line.strip(" \t\r"))  # any other character that Python calls white space is part of a name
     if len(fields) < 3 or fields[0].startswith("#"):
         return None
     path = unescape(fields[1])
@@ -165,7 +165,7 @@ def parse_fstab(text: str) -> tuple[Entry, ...]:
 
 
 def read_mounts(path: str = MOUNTINFO) -> tuple[Mount, ...]:
-    """The kernel's mounts as they are now. :raises ToolFailed: there is no /proc, so that nothing tells what is a share."""
+    """The kernel's mounts at this moment. :raises ToolFailed: there is no /proc, so that nothing shows which shares are mounted."""
     try:
         mounts = parse_mountinfo(_read(path))
     except OSError as error:
@@ -179,9 +179,9 @@ def read_mounts(path: str = MOUNTINFO) -> tuple[Mount, ...]:
 
 
 def read_fstab(path: str = FSTAB) -> str:
-    """The text of fstab, empty if there is none.
+    """The text of the file ``path``; empty if there is none.
 
-    :raises StorageError: it cannot be read.
+    :raises StorageError: the file cannot be read.
     """
     try:
         return _read(path)

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The file systems that a share can be on: one row each.
 
-To add one, add its row. Everything that differs between file systems is a column here, so that no other module asks for a
-file system by name; tests/unit/mounts/test_mounts_one_row.py holds that. File systems that are no shares by themselves, on which
-a directory that serves as one may lie, are in :mod:`localities`.
+To add a file system, add its row. Each difference between file systems is a column, so that no other module compares a file
+system's name; tests/unit/mounts/test_mounts_one_row.py checks that. :mod:`localities` has the file systems that cannot be mounted
+as a share themselves, but that may hold a directory which serves as a share.
 """
 from __future__ import annotations
 
@@ -16,74 +16,74 @@ from ..errors import InvalidParameter
 ALWAYS = ("*",)
 BY_PATH = "local"  # the driver_volume_type of os-brick that takes a path on this host
 
-# Options that mount(8) and fstab know but that no mount table ever shows.
+# Options of mount(8) and fstab that the mount table never shows.
 FSTAB_ONLY = ("defaults", "_netdev", "nofail", "auto", "noauto", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup", "comment")
 
-# What the mount table shows of every file system while it is in force.
+# Options that the mount table shows on every file system while they are in force.
 GENERAL_SHOWN = ("ro", "rw", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "sync", "dirsync", "nosymfollow", "lazytime")
 
-# What it never shows, because it says that others are not in force.
+# Options that the mount table never shows, because they only cancel others. The values are the options that each one cancels.
 CONTRARIES = {
     "suid": ("nosuid",), "dev": ("nodev",), "exec": ("noexec",), "async": ("sync",), "diratime": ("nodiratime",), "symfollow": ("nosymfollow",),
     "nolazytime": ("lazytime",), "atime": ("noatime",), "strictatime": ("noatime", "relatime"), "norelatime": ("relatime",), "nostrictatime": (),
 }
 
-# What a remount changes on every file system.
+# Options that a remount can change on every file system.
 GENERAL = GENERAL_SHOWN + tuple(CONTRARIES)
 
 _HOST = r"(\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9][^/:@,\s]*)"
 
 
 class FileSystem(NamedTuple):
-    """What the rest of the collection needs to know of one file system. Options are words as in mount(8), patterns regular expressions."""
+    """All properties of one file system that the collection uses. Options are written as for mount(8). Patterns are regular expressions."""
 
     name: str
     source: str  # pattern of a valid source
     example: str  # a source, for messages
-    claims: str = ""  # pattern of the sources which fstype auto takes for this file system
-    kernel_types: tuple[str, ...] = ()  # as mountinfo shows them
-    mount_type: str = ""  # as mount -t and fstab want it; empty: nothing is ever mounted
+    claims: str = ""  # pattern of the sources that fstype auto takes for this file system
+    kernel_types: tuple[str, ...] = ()  # its types in mountinfo
+    mount_type: str = ""  # its type for mount -t and in fstab; empty: it is never mounted
     helper: str = ""  # the program that mount(8) calls for it
-    package: str = ""  # Debian's package that brings it
-    kernel_module: str = ""  # what the kernel needs for it
-    by_hand: str = ""  # what tells more than the helper does when it fails; {host} is the source up to its directory
-    no_module: tuple[str, ...] = ()  # what the helper says where the kernel has no such file system, beside what mount(8) says
-    local: bool = False  # True where only processes of this host open the files, so that no server can keep a caller waiting
-    by_process: bool = False  # True where a process of this host serves the mount: it may die and leave a mount that answers nobody
-    root_in_source: str = ""  # where the mount table has the place in an export: "alone" in the source, "too" in source and root; empty: in the root
+    package: str = ""  # the Debian package with that program
+    kernel_module: str = ""  # the kernel module that it needs
+    by_hand: str = ""  # for messages: where to find out more when the helper fails; {host} is the source up to its directory
+    no_module: tuple[str, ...] = ()  # further messages of the helper that mean: the kernel does not have this file system
+    local: bool = False  # True: only processes of this host open the files, so no server can make a caller hang
+    by_process: bool = False  # True: a process of this host serves the mount. If it dies, the mount stays, but every access fails
+    root_in_source: str = ""  # where the mount table shows a directory within an export: "alone": in the source; "too": in source and root; empty: in the root
     cinder_type: str = BY_PATH  # the driver_volume_type of os-brick
-    credentials: str = ""  # "file": an option names a file; "stdin": the helper reads the password; empty: it has none
-    identity_options: tuple[str, ...] = ()  # options that say who mounts; the first one names the file
-    user_option: str = ""  # how the mount table shows who mounted
-    without_password: str = ""  # what a user can do where no password can be kept
+    credentials: str = ""  # "file": an option names a file; "stdin": the helper reads the password; empty: it takes no credentials
+    identity_options: tuple[str, ...] = ()  # options that say which user mounts; the first one names the credentials file
+    user_option: str = ""  # the option in the mount table that shows which user mounted
+    without_password: str = ""  # for messages: what a user can do where no password can be stored
     default_options: tuple[str, ...] = ()
-    stdin_options: tuple[str, ...] = ()  # what makes the helper read the password
-    spellings: tuple[tuple[str, tuple[str, ...]], ...] = ()  # an option and how the mount table spells it ("*": its value)
-    shown: tuple[str, ...] = ()  # options that the mount table shows when they are in force, beside the general ones
-    silent: tuple[str, ...] = ()  # values that it leaves out, because they are the default
-    moot: tuple[tuple[str, tuple[str, ...]], ...] = ()  # beside which live option which others mean nothing, so that none of them is shown
-    negotiated: tuple[str, ...] = ()  # sizes that a server may lower, and that very small ones are raised from
-    listed: tuple[str, ...] = ()  # options whose value is a choice, separated by colons, of which the live one is shown
-    signed: tuple[str, ...] = ()  # options whose live value gets an "i" where the server wants signatures
+    stdin_options: tuple[str, ...] = ()  # options that make the helper read the password
+    spellings: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (option, how the mount table spells it); "*" stands for its value
+    shown: tuple[str, ...] = ()  # options that the mount table shows when they are in force, besides the general ones
+    silent: tuple[str, ...] = ()  # options with their values that the mount table leaves out, because they are the default
+    moot: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (option, others): while the option is in force, the others have no effect and are not shown
+    negotiated: tuple[str, ...] = ()  # sizes that a server may lower; the kernel raises very small ones
+    listed: tuple[str, ...] = ()  # options with several allowed values, separated by colons; the mount table shows the one in use
+    signed: tuple[str, ...] = ()  # options whose value is shown with an "i" at the end where the server requires signatures
     octal: tuple[str, ...] = ()  # options whose values are octal numbers
     versions: tuple[str, ...] = ()  # options whose values are versions of the protocol
     owners: tuple[str, ...] = ()  # options whose value is a user ("uid") or a group ("gid"), by name or number
-    remountable: tuple[str, ...] = ()  # options that a remount changes in place; any other takes unmounting and mounting
+    remountable: tuple[str, ...] = ()  # options that a remount changes in place; all others need an unmount and a mount
     remount_options: tuple[str, ...] = ("remount",)
-    separating: str = ""  # the option that keeps two mounts of one export on this host from sharing their options
-    remount_whole: bool = False  # True where a remount wants every option again, not only the general ones
-    local_options: tuple[str, ...] = ()  # shown, but true for one host or one mount only
-    attachable: tuple[str, ...] = ()  # options that another host's mount helper takes as they are shown, beside ro
-    folds_case: bool = False  # the first part of the path in a source is a name whose letter case does not matter
-    slash_optional: bool = False  # host:name is host:/name
-    keeps_modes: bool = True
+    separating: str = ""  # the option that stops two mounts of one export on this host from sharing their options
+    remount_whole: bool = False  # True: a remount needs all options again, not only the general ones
+    local_options: tuple[str, ...] = ()  # options that are shown but describe only this host or this mount
+    attachable: tuple[str, ...] = ()  # options, besides ro, that the mount helper of another host accepts as they are shown
+    folds_case: bool = False  # True: letter case does not matter in the first part of the path in a source
+    slash_optional: bool = False  # True: host:name and host:/name are the same
+    keeps_modes: bool = True  # False: a file does not keep the mode that it is given
     blind_with: tuple[str, ...] = ()  # options with which the locks of other hosts cannot be seen at all
-    unreadable_with: tuple[str, ...] = ()  # options with which a held lock can be met but not asked about
-    renumbered_with: tuple[str, ...] = ()  # options with which inode numbers are the client's own
-    stale_seconds: float = 0.0  # how long a client may show what another one has replaced, even after opening it anew
+    unreadable_with: tuple[str, ...] = ()  # options with which a lock cannot be queried: only an attempt to take it shows that another one holds it
+    renumbered_with: tuple[str, ...] = ()  # options with which the client makes up the inode numbers
+    stale_seconds: float = 0.0  # how long a client may show old data after another client replaced it, even after it opens the file again
 
     def keeps_inodes(self, options: tuple[str, ...]) -> bool:
-        """Whether a file has the same inode number after the next mount. ``options`` are those in force, here and below."""
+        """Whether a file keeps its inode number at the next mount. ``options`` are those in force, as in the other methods."""
         return not _any_of(self.renumbered_with, options)
 
     def locks_visible(self, options: tuple[str, ...]) -> bool:
@@ -91,7 +91,7 @@ class FileSystem(NamedTuple):
         return not _any_of(self.blind_with, options)
 
     def locks_readable(self, options: tuple[str, ...]) -> bool:
-        """Whether somebody can ask about a lock without trying to take it."""
+        """Whether a lock can be queried without an attempt to take it."""
         return not _any_of(self.unreadable_with, options)
 
 
@@ -112,7 +112,7 @@ BIND = FileSystem(
     mount_type="none",
     local=True,
     default_options=("bind",),
-    # The options of the file system beneath belong to somebody else: a bind mount has the general ones only.
+    # The options of the file system beneath belong to another mount: a bind mount has only the general ones.
     remountable=GENERAL,
     remount_options=("remount", "bind"),
 )
@@ -142,12 +142,12 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
             "vers", "proto", "rsize", "wsize", "hard", "soft", "softerr", "timeo", "retrans", "sec", "noac", "nocto", "nolock",
             "nosharecache", "nordirplus", "noresvport", "lookupcache", "local_lock", "acregmin", "acregmax", "acdirmin", "acdirmax",
         ),
-        # Not nconnect, fsc and softreval: the first mount of a server decides, or the kernel lacks them and shows nothing.
+        # Without nconnect, fsc and softreval: the first mount of a server decides on them, or the kernel lacks them and shows nothing.
         silent=(
             "acregmin=3", "acregmax=60", "acdirmin=30", "acdirmax=60", "lookupcache=all", "nconnect=1", "port=0", "port=2049",
             "sharecache", "rdirplus", "resvport", "cto", "ac", "lock", "local_lock=none",
         ),
-        # NFSv4 has locking and ACLs in the protocol: the kernel drops what speaks of the helpers of NFSv3.
+        # The protocol of NFSv4 includes locks and ACLs: the kernel drops options that are about the helper protocols of NFSv3.
         moot=(("vers=4", ("nolock", "lock", "local_lock", "acl", "noacl", "mountvers", "mountproto", "mountport", "mounthost", "mountaddr")),),
         negotiated=("rsize", "wsize"),
         listed=("sec",),
@@ -179,7 +179,7 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         credentials="file",
         identity_options=("credentials", "cred", "guest"),
         user_option="username",
-        # Without nobrl qemu's own locks keep it from creating a qcow2 file (EACCES).
+        # Without nobrl QEMU cannot create a qcow2 file: its own locks block it (EACCES).
         default_options=("nobrl",),
         spellings=(("user", ("username=*",)), ("dom", ("domain=*",)), ("workgroup", ("domain=*",))),
         shown=(
@@ -187,7 +187,7 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
             "actimeo", "username", "domain", "seal", "multiuser", "mfsymlinks", "noperm", "cifsacl", "modefromsid", "echo_interval",
         ),
         silent=("vers=default", "sec=none"),
-        # Who mounted is shown neither of a mount for many users nor of one for guests.
+        # The mount table does not show the user of a multiuser mount or of a guest mount.
         moot=(("multiuser", ("username", "domain")), ("sec=none", ("username", "domain", "guest")), ("username=guest", ("guest",))),
         negotiated=("rsize", "wsize", "bsize"),
         signed=("sec",),
@@ -244,28 +244,28 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         without_password="use a key (opts: IdentityFile=FILE)",
         shown=_FUSE_SHOWN,
         local_options=_FUSE_LOCAL,
-        # The protocol has no locks: the kernel keeps them among the processes of one host. Nor has it inode numbers.
+        # The protocol has no locks: the kernel applies them only among the processes of one host. It has no inode numbers either.
         blind_with=ALWAYS,
         renumbered_with=ALWAYS,
     ),
 )
 
-AUTO = "auto"  # the value of fstype that leaves the choice to the table
+AUTO = "auto"  # the value of fstype with which this table chooses the file system
 NAMES: tuple[str, ...] = tuple(row.name for row in FILE_SYSTEMS)
 
 
 def unknown_file_system(kernel_type: str) -> FileSystem:
-    """A row for a file system without one: nobody has found out what is seen there of other hosts, nor what else it keeps."""
+    """A row for a file system that is not in the table. It assumes the worst of locks, inode numbers and caches, because nothing is known of them."""
     return FileSystem(kernel_type, "", "", blind_with=ALWAYS, unreadable_with=ALWAYS, renumbered_with=ALWAYS, stale_seconds=1.25)
 
 
 def find(name: str) -> FileSystem | None:
-    """The row called ``name``; None where no row has this name, as for a share on a file system without a row."""
+    """The row with the name ``name``; None if there is none, as for a share on a file system without a row."""
     return next((row for row in FILE_SYSTEMS if row.name == name), None)
 
 
 def by_name(name: str) -> FileSystem:
-    """The row called ``name``.
+    """The row with the name ``name``.
 
     :raises InvalidParameter: there is none.
     """
@@ -276,7 +276,7 @@ def by_name(name: str) -> FileSystem:
 
 
 def by_kernel_type(kernel_type: str) -> FileSystem | None:
-    """The row of a mounted file system by the type that mountinfo shows; None for one without a row, and for directories and bind mounts."""
+    """The row of a mounted file system, by its type in mountinfo; None if there is none, as for directories and bind mounts."""
     for row in FILE_SYSTEMS:
         if kernel_type in row.kernel_types:
             return row
@@ -284,7 +284,7 @@ def by_kernel_type(kernel_type: str) -> FileSystem | None:
 
 
 def by_mount_type(mount_type: str) -> FileSystem | None:
-    """The row of a line of fstab by its third field, or by a kernel type; None for any other file system."""
+    """The row of a line of fstab, by its third field, which may be a mount type or a kernel type; None for any other file system."""
     for row in FILE_SYSTEMS:
         if row.mount_type and mount_type in (row.mount_type,) + row.kernel_types:
             return row

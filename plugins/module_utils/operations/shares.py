@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The use cases of shares: bring one or many into a state, and tell about them. Observe, plan, apply.
+"""The use cases of shares: bring one or many into a state, and describe them. Observe, plan, apply.
 
-Nothing here raises for one share of many: a failure becomes part of that share's result.
+The failure of one share among many is not raised: it becomes part of that share's result.
 """
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from ..mounts.steps import MountShare, Remount, Step, Unmount, WriteFstab
 
 
 def ensure_all(params: dict, check_mode: bool = False) -> dict:
-    """Bring each share of ``shares`` and ``shares_file`` into its state.
+    """Bring each share of ``shares`` and ``shares_file`` into its desired state.
 
-    :param params: the options of remotefs_share, each key present.
-    :return: what the module returns, with ``results`` in input order, and ``failed``, ``diff`` and ``warnings``.
+    :param params: the options of remotefs_share. Every option has a key.
+    :return: ``changed``, ``failed``, ``results`` (one dict per share in input order, as :func:`ensure` returns it without ``diff`` and ``warnings``),
+        ``shares`` (the ``share`` of each result that has one), ``actions``, ``diff`` and ``warnings`` (each a list for all shares). If a share
+        failed, also the keys of :func:`together.failure_of_all`.
     :raises StorageError: the shares file cannot be read.
     """
     items: list[dict] = list(params["shares"] or ())
@@ -26,12 +28,12 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
         listed, warnings = shares_file.read(params["shares_file"])
         items += listed
     results: list[dict] = []
-    taken: dict[str, int] = {}
-    for number, item in enumerate(_merged(items, params), 1):
-        results.append(_ensure_item(item, check_mode, taken, number))
-    faults = [result.pop("error", None) for result in results]
-    failed = [([result["name"]], error) for result, error in zip(results, faults) if error is not None]
-    answer = {
+    number_of_path: dict[str, int] = {}
+    for number, item in enumerate(_with_defaults(items, params), 1):
+        results.append(_ensure_item(item, check_mode, number_of_path, number))
+    item_errors = [result.pop("error", None) for result in results]
+    failed = [([result["name"]], error) for result, error in zip(results, item_errors) if error is not None]
+    combined = {
         "changed": any(result["changed"] for result in results),
         "failed": bool(failed),
         "results": results,
@@ -43,12 +45,12 @@ def ensure_all(params: dict, check_mode: bool = False) -> dict:
     if failed:
         from ..together import failure_of_all  # late: most tasks succeed
 
-        answer.update(failure_of_all("shares", len(results), failed))
-    return answer
+        combined.update(failure_of_all("shares", len(results), failed))
+    return combined
 
 
-def _merged(items: list[dict], params: dict) -> list[dict]:
-    """The items of a bulk list, each completed with the task's values."""
+def _with_defaults(items: list[dict], params: dict) -> list[dict]:
+    """The items of a bulk list. A value that an item does not give comes from the task."""
     defaults = {key: value for key, value in params.items() if key not in ("shares", "shares_file")}
     defaults.update(src=None, path=None)
     return [{**defaults, **{key: value for key, value in item.items() if value is not None}} for item in items]
@@ -57,25 +59,27 @@ def _merged(items: list[dict], params: dict) -> list[dict]:
 def ensure(params: dict, check_mode: bool = False) -> dict:
     """Bring one share into ``params["state"]``.
 
-    :param params: the options of remotefs_share, each key present.
-    :return: name, src, changed, failed, actions, share, diff, warnings; with ``failed`` error_code and msg as well, and what the error carries.
+    :param params: the options of remotefs_share. Every option has a key.
+    :return: ``name`` and ``src`` (texts), ``changed`` and ``failed``, ``actions`` (the steps as :meth:`Step.describe` returns them),
+        ``share`` (the share as the module documents it, None after a failure), ``diff`` (``before`` and ``after`` as :func:`planner.picture`
+        returns them, and their headers) and ``warnings`` (texts). If ``failed``, also ``error_code``, ``msg`` and the details of the error.
     """
     result = _ensure_item(params, check_mode, {}, 1)
     result.pop("error", None)
     return result
 
 
-def _ensure_item(params: dict, check_mode: bool, taken: dict, number: int) -> dict:
-    """As :func:`ensure`, with the ``error`` itself.
+def _ensure_item(params: dict, check_mode: bool, number_of_path: dict, number: int) -> dict:
+    """As :func:`ensure`, with the exception under ``error`` if the item failed.
 
-    :param taken: the paths of earlier items of the same task, to refuse a second item for one of them.
+    :param number_of_path: the number of the item for each path so far, so that a second item for the same path is refused.
     """
     name = params["src"] or params["path"] or f"item {number}"
     result = {"name": name, "src": params["src"], "changed": False, "failed": False, "actions": [], "share": None, "diff": {}, "warnings": []}
     done: list = []
     try:
-        _ensure(params, check_mode, taken, number, result, done)
-    except Exception as error:  # one that nobody foresaw is the failure of this share alone
+        _ensure(params, check_mode, number_of_path, number, result, done)
+    except Exception as error:  # an unexpected exception, too, is the failure of this share only
         known = errors.understood(error, f"share {name}")
         result.update(failed=True, error_code=known.error_code, msg=str(known), error=known, **known.details)
     result["actions"] = [step.describe() for step in done]
@@ -83,15 +87,15 @@ def _ensure_item(params: dict, check_mode: bool, taken: dict, number: int) -> di
     return result
 
 
-def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: dict, done: list) -> None:
+def _ensure(params: dict, check_mode: bool, number_of_path: dict, number: int, result: dict, done: list) -> None:
     deadline = _deadline(params)
     mounts = tables.read_mounts()
     entries = tables.parse_fstab(tables.read_fstab(resolve.clean_path(params["fstab"], "fstab")))
-    mounts = _settled(params, mounts, entries, deadline)
+    mounts = _after_automounts(params, mounts, entries, deadline)
     desired = parameters.read_desired(params, mounts, entries)
     result["src"], subject = desired.src, f"share {desired.name}"
-    if taken.setdefault(desired.path, number) != number:
-        raise errors.InvalidParameter(subject, f"item {taken[desired.path]} of the list has the same path {desired.path}", "name every share once")
+    if number_of_path.setdefault(desired.path, number) != number:
+        raise errors.InvalidParameter(subject, f"item {number_of_path[desired.path]} of the list has the same path {desired.path}", "name every share once")
     if not desired.row.mount_type and desired.state in planner.KEPT:
         resolve.check_mounted(desired.path, resolve.follow(desired.path, mounts), mounts, entries, resolve.clean_path(params["mount_base"], "mount_base"))
     seen = observer.observe(desired, mounts, entries, deadline)
@@ -115,19 +119,21 @@ def _ensure(params: dict, check_mode: bool, taken: dict, number: int, result: di
     result["share"] = _report(desired, steps, check_mode, deadline, params["mount_base"])
 
 
-def _settled(params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline) -> tuple[tables.Mount, ...]:
-    """The mounts after going where autofs would mount what the task is about; nobody goes to a share that is to be taken away."""
-    places = [parameters.place(params, mounts, entries)] if params["state"] in planner.MOUNTED else []
+def _after_automounts(
+    params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline
+) -> tuple[tables.Mount, ...]:
+    """The mounts after autofs has mounted what the task is about. A share that is to be unmounted or removed is not accessed for that."""
+    paths = [parameters.place(params, mounts, entries)] if params["state"] in planner.MOUNTED else []
     src = params["src"]
-    if src and params["path"] and resolve.is_directory_name(src):  # a bind mount is known by what its source shows
-        places.append(resolve.clean_path(src, "src"))
-    for place in filter(None, places):
-        mounts = resolve.after_automount(place, mounts, deadline.left, f"share {src or place}")
+    if src and params["path"] and resolve.is_directory_name(src):  # a bind mount is recognised by the directory that its source is
+        paths.append(resolve.clean_path(src, "src"))
+    for path in filter(None, paths):
+        mounts = resolve.after_automount(path, mounts, deadline.left, f"share {src or path}")
     return mounts
 
 
 def _record(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[Step, ...], failed: bool = False) -> None:
-    """Keep how the share was mounted, if it was; forget it, if it is gone or nobody knows."""
+    """Write the record of the mount if the steps mounted the share. Remove it if the share is unmounted or its state is uncertain."""
     if not any(isinstance(step, (MountShare, Remount, Unmount)) for step in steps):
         return
     mounts = tables.read_mounts()
@@ -143,7 +149,7 @@ def _deadline(params: dict) -> probe.Deadline:
 
 
 def _check_source(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[Step, ...], deadline: probe.Deadline) -> None:
-    """A bind mount's source is the one source that can be looked at before anything happens."""
+    """Check that the source of a bind mount is a directory. No other kind of source can be checked before mounting."""
     if not desired.row.local or not any(isinstance(step, (MountShare, WriteFstab)) for step in steps) or seen.mount is not None:
         return
     if desired.src is not None and not probe.directory_state(desired.src, deadline.left, f"share {desired.src}")[1]:
@@ -163,7 +169,7 @@ def _warnings(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[St
         live = () if mount is None else tables.options_of(mount, desired.row)
         drifted = mount_options.drift(desired.row, planner.effective_options(desired, seen), live)
         if drifted:
-            warnings.append(f"share {desired.name}: {', '.join(drifted)} not in force; {_who_decides(desired, seen)}")
+            warnings.append(f"share {desired.name}: {', '.join(drifted)} not in force; {_why_not_in_force(desired, seen)}")
     if desired.state == "absent" and seen.trigger:
         warnings.append(f"autofs still manages {desired.path}: {desired.name} is mounted when somebody goes there until the automounter's own table is changed")
     here = tables.enclosing(mounts, real)
@@ -173,7 +179,7 @@ def _warnings(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[St
     return warnings
 
 
-def _who_decides(desired: planner.DesiredShare, seen: planner.Seen) -> str:
+def _why_not_in_force(desired: planner.DesiredShare, seen: planner.Seen) -> str:
     if seen.trigger:
         return "the automounter's own table decides (systemctl daemon-reload after a change of fstab), and state: remounted has it mounted anew"
     apart = f" ({desired.row.separating} separates the two)" if desired.row.separating else ""
@@ -181,24 +187,25 @@ def _who_decides(desired: planner.DesiredShare, seen: planner.Seen) -> str:
 
 
 def _report(desired: planner.DesiredShare, steps: tuple[Step, ...], check_mode: bool, deadline: probe.Deadline, mount_base: str) -> dict:
-    """The share as it is now; in check mode as far as it is known."""
+    """The share as it is now, with the keys of :func:`_share_dict`; in check mode as far as it is known."""
     mounts = tables.read_mounts()
     real = resolve.follow(desired.path, mounts)
     mount = tables.mounted_at(mounts, real)
     if not desired.row.mount_type:
         if not probe.directory_state(real, deadline.left, f"path {desired.path}")[1]:
-            return _picture(desired.path, desired.path, desired.row.name)
-        return _with_capacity(_picture(desired.path, desired.path, desired.row.name, mounted=True), real, deadline)
+            return _share_dict(desired.path, desired.path, desired.row.name)
+        return _with_capacity(_share_dict(desired.path, desired.path, desired.row.name, mounted=True), real, deadline)
     if mount is None or (check_mode and any(isinstance(step, (MountShare, Unmount)) for step in steps)):
         coming = check_mode and desired.state in planner.MOUNTED
         opts = ",".join(mount_options.for_mount(mount_options.complete(desired.row, desired.options))) if coming else ""
-        return _picture(desired.src, desired.path, desired.row.name, opts, mounted=coming)
+        return _share_dict(desired.src, desired.path, desired.row.name, opts, mounted=coming)
     opts = resolve.public_options(mount, desired.row)
-    share = _picture(desired.src or observer.source_of(mount, mounts), desired.path, desired.row.name, opts, mounted=True)
+    share = _share_dict(desired.src or observer.source_of(mount, mounts), desired.path, desired.row.name, opts, mounted=True)
     return _with_capacity(share, real, deadline) if desired.state != "present" else share
 
 
-def _picture(src: str | None, path: str | None, fstype: str | None, opts: str = "", mounted: bool = False) -> dict:
+def _share_dict(src: str | None, path: str | None, fstype: str | None, opts: str = "", mounted: bool = False) -> dict:
+    """A share as the modules return it. Sizes are bytes; they and ``writable`` are None until :func:`_with_capacity` sets them."""
     return {"src": src, "path": path, "fstype": fstype, "opts": opts, "mounted": mounted, "total": None, "free": None, "used": None, "writable": None}
 
 
@@ -209,11 +216,11 @@ def _with_capacity(share: dict, path: str, deadline: probe.Deadline) -> dict:
 
 
 def describe_all(names: list[str] | str | None, mount_base: str, fstab: str, timeout: float) -> list[dict]:
-    """The shares called ``names`` (one or a list), or each mounted one: network file systems anywhere, and all mounts under ``mount_base``.
+    """Describe the shares ``names`` (one or a list). None: each mounted share, which is each network file system, and each mount under ``mount_base``.
 
-    A share that cannot be read has ``error_code`` and ``msg``.
-
-    :param timeout: seconds for each share. :return: dictionaries as remotefs_share_info documents them; sizes are bytes.
+    :param timeout: seconds for each share.
+    :return: one dict per share: ``src``, ``path``, ``fstype``, ``opts`` (separated by commas), ``mounted``, ``total``, ``free`` and ``used`` (bytes),
+        and ``writable``. A share that cannot be read has ``error_code`` and ``msg`` as well, and None for the unknown values.
     :raises StorageError: the names or the table of mounts cannot be read.
     """
     return [_describe(name, mount_base, fstab, timeout) for name in (_mounted_paths(mount_base) if names is None else resolve.share_names(names))]
@@ -231,7 +238,7 @@ def _mounted_paths(mount_base: str) -> list[str]:
 
 
 def _describe(name: str, mount_base: str, fstab: str, timeout: float) -> dict:
-    share = _picture(name, name if resolve.is_directory_name(name) else None, None)
+    share = _share_dict(name, name if resolve.is_directory_name(name) else None, None)
     try:
         found = resolve.find_share(name, mount_base, fstab, timeout)
         share.update(src=found.source, path=found.path, fstype=found.fstype, opts=found.options, mounted=True)

@@ -245,7 +245,7 @@ def test_a_new_row_is_planned_by_its_columns(host: Host, tmp_path: Path, monkeyp
     assert named_twice["error_code"] == "invalid_parameter" and "opts name credentials" in named_twice["msg"]
     monkeypatch.setattr(observer, "_is_dead", lambda *_args: True)
     assert steps(shares.ensure(given(tmp_path))) == ["unmount", "mount"]
-    assert "alone separates" in shares._who_decides(desired, seen)
+    assert "alone separates" in shares._why_not_in_force(desired, seen)
 
 
 def test_the_advice_for_a_new_row_fits(host: Host, tmp_path: Path) -> None:

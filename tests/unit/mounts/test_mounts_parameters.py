@@ -106,7 +106,7 @@ def test_a_remount_keeps_the_options_of_fstab():
 def test_items_take_the_task_s_values_but_not_its_source():
     task = params(src="a:/b", path="/p", opts=["ro"], timeout=9)
     task.update(shares=[], shares_file=None)
-    merged = shares._merged([{"src": "nas:/x", "opts": None, "timeout": 3}], task)
+    merged = shares._with_defaults([{"src": "nas:/x", "opts": None, "timeout": 3}], task)
     assert merged == [params(src="nas:/x", opts=["ro"], timeout=3)]
 
 
