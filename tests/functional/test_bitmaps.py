@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -59,7 +60,8 @@ class Backed(World):
 
     def marked(self, file: str, bitmap: str) -> set[int]:
         """Numbers of the grains that are dirty."""
-        socket = self.scratch / "nbd"
+        directory = tempfile.mkdtemp(dir="/tmp")  # a socket's whole path has 107 bytes at most
+        socket = Path(directory, "nbd")
         server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-f", "qcow2", "-B", bitmap, "-k", str(socket), str(self.share / file)])
         try:
             for _attempt in range(100):
@@ -71,7 +73,7 @@ class Backed(World):
         finally:
             server.terminate()
             server.wait()
-            socket.unlink(missing_ok=True)
+            shutil.rmtree(directory)
         dirty = [part for part in parts if not part["data"]]
         return {place // GRAIN for part in dirty for place in range(part["start"], part["start"] + part["length"], GRAIN)}
 

@@ -117,7 +117,8 @@ READABLE = (  # single files that a task or a program of its may read
 SOCKETS = ("/dev/log", "/var/run/nscd/socket")  # Ansible tells the system log what runs; the C library looks names up
 READABLE_UNDER = (
     "/proc/",
-    "/sys/block",  # what the kernel of this host has open
+    "/sys/block",  # what the kernel of this host has open; it leads to the next one
+    "/sys/devices/virtual/block",
     "/sys/class/block",
     "/sys/kernel/config",
     "/sys/devices/system/",

@@ -85,10 +85,12 @@ class Witness:
             forget(lock)
 
         def ended(work: Workspace, kind: object, error: object, trace: object) -> None:
-            callback, self.before_unlocking = self.before_unlocking, None
+            callback = self.before_unlocking if work.locks._names else None  # one that only looked has changed nothing
             try:
-                if error is None and callback is not None:
-                    callback()
+                if callback is not None:
+                    self.before_unlocking = None
+                    if error is None:
+                        callback()
             finally:
                 end(work, kind, error, trace)
 

@@ -89,9 +89,12 @@ def test_it_is_thrown_away_by_a_change(work: Workspace, share: Share) -> None:
 
 
 def test_it_is_thrown_away_by_a_change_that_fails(work: Workspace, share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_given: object) -> None:
+        raise OSError(5, "Input/output error")
+
     adopt(work, share)
     volume, first = work.mode.observe(share, "vol"), work.look(share, "vol")
-    monkeypatch.setattr(ShareDirectory, "publish", lambda *_given: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(ShareDirectory, "publish", broken)
     with pytest.raises(Exception, match="Input/output error"):
         applying.apply(work, share, planner.create_snapshot(volume, DesiredSnapshot("s", created="2026-01-01T00:00:00Z")))
     assert work.look(share, "vol") is not first
