@@ -149,9 +149,9 @@ def effective_options(desired: DesiredShare, observed: ObservedShare) -> tuple[s
     return options
 
 
-def fold(observed: ObservedShare, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
-    """The state of the share after ``steps``, with the keys of :func:`picture`."""
-    after = picture(observed)
+def state_after(observed: ObservedShare, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
+    """The state of the share after ``steps``, with the keys of :func:`state_of`."""
+    after = state_of(observed)
     for step in steps:
         if isinstance(step, (MountShare, Remount)):
             after.update(mounted=step.src, opts=",".join(mount_options.for_mount(effective_options(desired, observed))))
@@ -168,7 +168,7 @@ def fold(observed: ObservedShare, desired: DesiredShare, steps: tuple[Step, ...]
     return after
 
 
-def picture(observed: ObservedShare) -> dict:
+def state_of(observed: ObservedShare) -> dict:
     """The state of a share for a diff, without secrets.
 
     :return: ``mounted`` (the source, or None), ``opts`` (separated by commas, or None), ``fstab`` (the line, or None),

@@ -61,7 +61,7 @@ def ensure(params: dict, check_mode: bool = False) -> dict:
 
     :param params: the options of remotefs_share. Every option has a key.
     :return: ``name`` and ``src`` (texts), ``changed`` and ``failed``, ``actions`` (the steps as :meth:`Step.describe` returns them),
-        ``share`` (the share as the module documents it, None after a failure), ``diff`` (``before`` and ``after`` as :func:`planner.picture`
+        ``share`` (the share as the module documents it, None after a failure), ``diff`` (``before`` and ``after`` as :func:`planner.state_of`
         returns them, and their headers) and ``warnings`` (texts). If ``failed``, also ``error_code``, ``msg`` and the details of the error.
     """
     result = _ensure_item(params, check_mode, {}, 1)
@@ -101,8 +101,8 @@ def _ensure(params: dict, check_mode: bool, number_of_path: dict, number: int, r
     observed = observer.observe(desired, mounts, entries, deadline)
     steps = planner.plan(desired, observed)
     result["diff"] = {
-        "before": planner.picture(observed),
-        "after": planner.fold(observed, desired, steps),
+        "before": planner.state_of(observed),
+        "after": planner.state_after(observed, desired, steps),
         "before_header": desired.path,
         "after_header": desired.path,
     }
