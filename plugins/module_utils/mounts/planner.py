@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Conflict, InvalidParameter
 from . import options as mount_options
-from .sources import are_one, is_mount_of
+from .sources import is_mount_of, is_same_share
 from .steps import (
     CreateDirectory,
     Credentials,
@@ -199,7 +199,7 @@ def same_source(desired: DesiredShare, observed: ObservedShare) -> bool:
 
 def _same_entry(desired: DesiredShare, entry: Entry) -> bool:
     """Whether a line of fstab is about the desired source, in any spelling."""
-    return desired.src is None or are_one(entry.source, desired.src, desired.row)
+    return desired.src is None or is_same_share(entry.source, desired.src, desired.row)
 
 
 def _check_sources(desired: DesiredShare, observed: ObservedShare) -> None:
