@@ -128,7 +128,7 @@ def _after_automounts(
     params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline
 ) -> tuple[tables.Mount, ...]:
     """The mounts after autofs has mounted what the task is about. A share that is to be unmounted or removed is not accessed for that."""
-    paths = [parameters.place(params, mounts, entries)] if params["state"] in planner.MOUNTED else []
+    paths = [parameters.share_path(params, mounts, entries)] if params["state"] in planner.MOUNTED else []
     src = params["src"]
     if src and params["path"] and resolve.is_directory_name(src):  # a bind mount is recognised by the directory that its source is
         paths.append(resolve.clean_path(src, "src"))
