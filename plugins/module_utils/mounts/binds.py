@@ -29,7 +29,7 @@ def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
     if under.root == HIDDEN:
         from . import hidden  # late: only in some chroots
 
-        return hidden.are_one(mount.path, directory)
+        return hidden.is_same_directory(mount.path, directory)
     below = directory[len(under.path.rstrip("/")):].strip("/")
     row = types.by_kernel_type(under.fstype)
     if row is not None and row.root_in_source == "alone":

@@ -34,7 +34,7 @@ def _init() -> str:
         return os.fsdecode(stream.read())
 
 
-def are_one(path: str, other: str) -> bool:
+def is_same_directory(path: str, other: str) -> bool:
     """Whether two paths lead to the same directory. False if one of them leads nowhere."""
     try:
         return os.path.samestat(os.stat(path), os.stat(other))

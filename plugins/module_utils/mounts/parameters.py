@@ -109,7 +109,7 @@ def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entri
     return None
 
 
-def place(params: dict, mounts: Mounts, entries: Entries) -> str | None:
+def share_path(params: dict, mounts: Mounts, entries: Entries) -> str | None:
     """The directory where the share is or would be; None if an option that decides this is missing or wrong. See :func:`read_desired`."""
     try:
         src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")

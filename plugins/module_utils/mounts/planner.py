@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Conflict, InvalidParameter
 from . import options as mount_options
-from .sources import are_one, is_mount_of
+from .sources import is_mount_of, is_same_share
 from .steps import (
     CreateDirectory,
     Credentials,
@@ -56,7 +56,7 @@ class DesiredShare:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedShare:
     """The observed state of one share: the mount at its path, the line of fstab for the path, and its files."""
 
     mount: Mount | None = None
@@ -73,56 +73,62 @@ class Seen:
     shared: bool = False  # the same file system is mounted elsewhere too, so its options cannot be changed by a mount at this path
 
 
-def plan(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
+def plan(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
     """The steps that lead from the observed state to the desired one, in order; none if the two agree.
 
     :raises Conflict: another source is mounted at the path, or fstab has another source for it.
     :raises InvalidParameter: what is desired contradicts itself.
     """
     if not desired.row.mount_type:
-        return _create(desired, seen) if desired.state in ("mounted", "present") else ()
-    _check_sources(desired, seen)
+        return _create(desired, observed) if desired.state in ("mounted", "present") else ()
+    _check_sources(desired, observed)
     if desired.state == "present":
         if not desired.persist:
             problem = "state present is about fstab, which persist: false leaves alone"
             raise InvalidParameter(f"share {desired.name}", problem, "set persist: true or another state")
-        return _write_credentials(desired, seen) + _create(desired, seen) + _write_fstab(desired, seen)
+        return _write_credentials(desired, observed) + _create(desired, observed) + _write_fstab(desired, observed)
     if desired.state == "unmounted":
-        return _unmount(desired, seen)
+        return _unmount(desired, observed)
     if desired.state == "absent":
-        return _unmount(desired, seen) + _forget(desired, seen)
+        return _unmount(desired, observed) + _forget(desired, observed)
     if desired.state == "remounted":
-        return _unmount(desired, seen) + _write_credentials(desired, seen) + _create(desired, seen) + (_mount(desired, seen),) + _write_fstab(desired, seen)
-    return _plan_mounted(desired, seen)
+        return (
+            _unmount(desired, observed)
+            + _write_credentials(desired, observed)
+            + _create(desired, observed)
+            + (_mount(desired, observed),)
+            + _write_fstab(desired, observed)
+        )
+    return _plan_mounted(desired, observed)
 
 
-def _plan_mounted(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
-    credentials, fstab = _write_credentials(desired, seen), _write_fstab(desired, seen)
-    if seen.mount is None:
-        return credentials + _create(desired, seen) + (_mount(desired, seen),) + fstab
-    drifted = drifted_options(desired, seen)
-    if not (drifted or credentials or seen.dead):
+def _plan_mounted(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+    credentials, fstab = _write_credentials(desired, observed), _write_fstab(desired, observed)
+    if observed.mount is None:
+        return credentials + _create(desired, observed) + (_mount(desired, observed),) + fstab
+    drifted = drifted_options(desired, observed)
+    if not (drifted or credentials or observed.dead):
         return fstab
-    if not credentials and not seen.dead and mount_options.can_remount(desired.row, drifted):
-        return (Remount(desired.path, _source(desired), desired.row, mount_options.for_remount(desired.row, effective_options(desired, seen))),) + fstab
+    if not credentials and not observed.dead and mount_options.can_remount(desired.row, drifted):
+        return (Remount(desired.path, _source(desired), desired.row, mount_options.for_remount(desired.row, effective_options(desired, observed))),) + fstab
     # Unmount first: if the share is busy, the task fails before anything has changed.
-    return _unmount(desired, seen) + credentials + (_mount(desired, seen),) + fstab
+    return _unmount(desired, observed) + credentials + (_mount(desired, observed),) + fstab
 
 
-def drifted_options(desired: DesiredShare, seen: Seen) -> tuple[str, ...]:
+def drifted_options(desired: DesiredShare, observed: ObservedShare) -> tuple[str, ...]:
     """The options in which the mount differs from the desired ones, as far as a task can change them.
 
     A mount that was made with exactly the desired options and has not changed since is as desired, whatever the kernel shows.
     """
-    if seen.mount is None:
+    if observed.mount is None:
         return ()
-    options, drifted = effective_options(desired, seen), _another_user(desired, seen.mount)
-    if seen.record is None or seen.record != (options, seen.mount.options):
-        previous = seen.record.words if seen.record is not None else seen.entry.options if desired.persist and seen.entry is not None else None
-        drifted += mount_options.drift(desired.row, options, options_of(seen.mount, desired.row), previous)
-    if seen.trigger:  # only the automounter's own table can change the other options
+    options, drifted = effective_options(desired, observed), _another_user(desired, observed.mount)
+    if observed.record is None or observed.record != (options, observed.mount.options):
+        previous = observed.record.words if observed.record is not None else observed.entry.options if desired.persist and observed.entry is not None else None
+        drifted += mount_options.drift(desired.row, options, options_of(observed.mount, desired.row), previous)
+    if observed.trigger:  # only the automounter's own table can change the other options
         drifted = tuple(option for option in drifted if mount_options.can_remount(desired.row, (option,)))
-    return mount_options.of_the_mount(drifted) if seen.shared and desired.row.kernel_types else drifted  # a bind mount has options of its own
+    return mount_options.of_the_mount(drifted) if observed.shared and desired.row.kernel_types else drifted  # a bind mount has options of its own
 
 
 def _another_user(desired: DesiredShare, mount: Mount) -> tuple[str, ...]:
@@ -134,21 +140,21 @@ def _another_user(desired: DesiredShare, mount: Mount) -> tuple[str, ...]:
     return (wanted,) if shown and wanted not in shown else ()
 
 
-def effective_options(desired: DesiredShare, seen: Seen) -> tuple[str, ...]:
+def effective_options(desired: DesiredShare, observed: ObservedShare) -> tuple[str, ...]:
     """The desired options, with the defaults and with the option that names the credentials file."""
     options = mount_options.complete(desired.row, desired.options)
-    if desired.row.credentials == "file" and (desired.credentials is not None or seen.credentials is not None):
+    if desired.row.credentials == "file" and (desired.credentials is not None or observed.credentials is not None):
         if not any(option.split("=", 1)[0] in desired.row.identity_options for option in options):
             options += (f"{desired.row.identity_options[0]}={desired.credentials_file}",)
     return options
 
 
-def fold(seen: Seen, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
-    """The state of the share after ``steps``, with the keys of :func:`picture`."""
-    after = picture(seen)
+def state_after(observed: ObservedShare, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
+    """The state of the share after ``steps``, with the keys of :func:`state_of`."""
+    after = state_of(observed)
     for step in steps:
         if isinstance(step, (MountShare, Remount)):
-            after.update(mounted=step.src, opts=",".join(mount_options.for_mount(effective_options(desired, seen))))
+            after.update(mounted=step.src, opts=",".join(mount_options.for_mount(effective_options(desired, observed))))
         elif isinstance(step, Unmount):
             after.update(mounted=None, opts=None)
         elif isinstance(step, WriteFstab):
@@ -162,18 +168,18 @@ def fold(seen: Seen, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
     return after
 
 
-def picture(seen: Seen) -> dict:
+def state_of(observed: ObservedShare) -> dict:
     """The state of a share for a diff, without secrets.
 
     :return: ``mounted`` (the source, or None), ``opts`` (separated by commas, or None), ``fstab`` (the line, or None),
         ``directory`` (whether it exists) and ``credentials`` (whether there is a file, in words).
     """
     return {
-        "mounted": seen.source,
-        "opts": ",".join(seen.mount.options) if seen.mount else None,
-        "fstab": _line(seen.entry) if seen.entry else None,
-        "directory": seen.directory,
-        "credentials": "none" if seen.credentials is None else "a file",
+        "mounted": observed.source,
+        "opts": ",".join(observed.mount.options) if observed.mount else None,
+        "fstab": _line(observed.entry) if observed.entry else None,
+        "directory": observed.directory,
+        "credentials": "none" if observed.credentials is None else "a file",
     }
 
 
@@ -182,40 +188,40 @@ def _line(entry: Entry) -> str:
     return f"{entry.source} {entry.path} {entry.fstype} {','.join(options)}"
 
 
-def same_source(desired: DesiredShare, seen: Seen) -> bool:
+def same_source(desired: DesiredShare, observed: ObservedShare) -> bool:
     """Whether the desired source is mounted at the path; also True if there is no mount or no desired source."""
-    if desired.src is None or seen.mount is None:
+    if desired.src is None or observed.mount is None:
         return True
     if not desired.row.kernel_types:
-        return seen.bound
-    return seen.mount.fstype in desired.row.kernel_types and is_mount_of(seen.mount, desired.src)
+        return observed.bound
+    return observed.mount.fstype in desired.row.kernel_types and is_mount_of(observed.mount, desired.src)
 
 
 def _same_entry(desired: DesiredShare, entry: Entry) -> bool:
     """Whether a line of fstab is about the desired source, in any spelling."""
-    return desired.src is None or are_one(entry.source, desired.src, desired.row)
+    return desired.src is None or is_same_share(entry.source, desired.src, desired.row)
 
 
-def _check_sources(desired: DesiredShare, seen: Seen) -> None:
-    if desired.state != "present" and seen.mount is not None and not same_source(desired, seen):
-        problem = f"{seen.source} ({seen.mount.fstype}) is mounted there, not {desired.src}"
+def _check_sources(desired: DesiredShare, observed: ObservedShare) -> None:
+    if desired.state != "present" and observed.mount is not None and not same_source(desired, observed):
+        problem = f"{observed.source} ({observed.mount.fstype}) is mounted there, not {desired.src}"
         raise Conflict(f"path {desired.path}", problem, "choose another path or unmount that one")
-    if seen.entry is not None and desired.persist and desired.state != "unmounted" and not _same_entry(desired, seen.entry):
+    if observed.entry is not None and desired.persist and desired.state != "unmounted" and not _same_entry(desired, observed.entry):
         remedy = "choose another path or remove that line (state: absent)"
-        raise Conflict(f"path {desired.path}", f"{desired.fstab} mounts {seen.entry.source} there, not {desired.src}", remedy)
+        raise Conflict(f"path {desired.path}", f"{desired.fstab} mounts {observed.entry.source} there, not {desired.src}", remedy)
 
 
-def restore(desired: DesiredShare, seen: Seen) -> MountShare | None:
+def restore(desired: DesiredShare, observed: ObservedShare) -> MountShare | None:
     """The step that mounts the old share again, for the case that its replacement fails; None if nothing was mounted.
 
     Its options are those of fstab, or else those that were in force.
     """
-    if seen.mount is None or seen.source is None:
+    if observed.mount is None or observed.source is None:
         return None
-    live = options_of(seen.mount, desired.row)
-    old = seen.entry.options if seen.entry is not None else live if desired.row.kernel_types else desired.row.default_options + live
+    live = options_of(observed.mount, desired.row)
+    old = observed.entry.options if observed.entry is not None else live if desired.row.kernel_types else desired.row.default_options + live
     kept = tuple(option for option in mount_options.for_mount(old) if option.split("=", 1)[0] not in desired.row.local_options)
-    return MountShare(desired.path, seen.source, desired.row.name, desired.row, kept, visit=seen.trigger)
+    return MountShare(desired.path, observed.source, desired.row.name, desired.row, kept, visit=observed.trigger)
 
 
 def _source(desired: DesiredShare) -> str:
@@ -224,44 +230,44 @@ def _source(desired: DesiredShare) -> str:
     return desired.src
 
 
-def _create(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
-    return () if seen.directory or seen.trigger or seen.mount is not None else (CreateDirectory(desired.path),)
+def _create(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+    return () if observed.directory or observed.trigger or observed.mount is not None else (CreateDirectory(desired.path),)
 
 
-def _mount(desired: DesiredShare, seen: Seen) -> Step:
-    options = mount_options.for_mount(effective_options(desired, seen))
+def _mount(desired: DesiredShare, observed: ObservedShare) -> Step:
+    options = mount_options.for_mount(effective_options(desired, observed))
     if desired.row.credentials == "stdin" and desired.credentials is not None:
         options += desired.row.stdin_options
-    return MountShare(desired.path, _source(desired), desired.row.name, desired.row, options, desired.credentials, seen.trigger)
+    return MountShare(desired.path, _source(desired), desired.row.name, desired.row, options, desired.credentials, observed.trigger)
 
 
-def _unmount(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
-    return (Unmount(desired.path, desired.src or seen.source or desired.path),) * seen.layers if seen.mount is not None else ()
+def _unmount(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+    return (Unmount(desired.path, desired.src or observed.source or desired.path),) * observed.layers if observed.mount is not None else ()
 
 
-def _write_credentials(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
-    if desired.credentials is None or desired.row.credentials != "file" or desired.credentials.content() == seen.credentials:
+def _write_credentials(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+    if desired.credentials is None or desired.row.credentials != "file" or desired.credentials.content() == observed.credentials:
         return ()
     return (WriteCredentials(desired.credentials_file, desired.credentials),)
 
 
-def _write_fstab(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
+def _write_fstab(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
     if not desired.persist:
         return ()
-    options = mount_options.for_fstab(effective_options(desired, seen))
-    old = seen.entry
+    options = mount_options.for_fstab(effective_options(desired, observed))
+    old = observed.entry
     fstype = old.fstype if old and old.fstype in desired.row.kernel_types else desired.row.mount_type  # keep nfs4 where nfs would be written
     source = old.source if old and _same_entry(desired, old) else _source(desired)  # keep its spelling: the name of the default path comes from it
     entry = Entry(source, desired.path, fstype, options, old.dump if old else "0", old.passno if old else "0")
     return () if entry == old else (WriteFstab(desired.path, desired.fstab, entry),)
 
 
-def _forget(desired: DesiredShare, seen: Seen) -> tuple[Step, ...]:
+def _forget(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
     steps: tuple[Step, ...] = ()
-    if desired.persist and seen.entry is not None:
+    if desired.persist and observed.entry is not None:
         steps += (RemoveFstab(desired.path, desired.fstab),)
-    if seen.credentials is not None:
+    if observed.credentials is not None:
         steps += (RemoveCredentials(desired.credentials_file),)
-    if desired.own_directory and seen.directory and not seen.trigger and (seen.empty or seen.mount is not None):
+    if desired.own_directory and observed.directory and not observed.trigger and (observed.empty or observed.mount is not None):
         steps += (RemoveDirectory(desired.path),)
     return steps

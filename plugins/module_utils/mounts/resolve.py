@@ -187,9 +187,9 @@ def _check_local_directory(path: str, real: str) -> None:
         return
     if os.path.lexists(real):
         raise InvalidParameter(f"share {path}", "it is not a directory", "name a directory or the source of a mounted share")
-    from .served import if_several
+    from .served import hint_for_several
 
-    remedy = f"create it with remotefs_share (fstype {types.DIRECTORY.name}) or mount the share{if_several(path)}"
+    remedy = f"create it with remotefs_share (fstype {types.DIRECTORY.name}) or mount the share{hint_for_several(path)}"
     raise ShareNotMounted(f"share {path}", "the directory does not exist", remedy)
 
 

@@ -27,7 +27,7 @@ def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fs
         mounts = automount.visit_source(share, mounts, mount_base, fstab, timeout)
         mount = resolve.find_source(share, mounts, mount_base)
     if mount is None:
-        remedy = f"mount it with remotefs_share and run the task again{if_several(share)}"
+        remedy = f"mount it with remotefs_share and run the task again{hint_for_several(share)}"
         raise ShareNotMounted(f"share {share}", "it is not mounted on this host", remedy)
     return resolve.describe(mount, mounts, mount.path, share, mount_base, fstab)
 
@@ -43,7 +43,7 @@ def expected_share(share: str, mount_base: str) -> model.Share:
     return model.Share(share, resolve.default_path(share, mount_base), row.name, mount_base=mount_base, keeps_modes=row.keeps_modes, local=row.local)
 
 
-def if_several(share: str) -> str:
+def hint_for_several(share: str) -> str:
     """The hint that a message adds where the user may have written several shares as one text; empty otherwise. A comma belongs to the name."""
     parts = [part.strip() for part in share.split(",")]
     if len(parts) == 1:

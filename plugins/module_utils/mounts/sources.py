@@ -27,7 +27,7 @@ def is_source(text: str) -> bool:
     return any(not row.local and re.fullmatch(row.source, text) for row in types.FILE_SYSTEMS)
 
 
-def are_one(source: str, other: str, row: FileSystem) -> bool:
+def is_same_share(source: str, other: str, row: FileSystem) -> bool:
     """Whether two spellings of a source mean the same share of the file system ``row``."""
     return normalise(source, row) == normalise(other, row)
 
@@ -61,13 +61,13 @@ def is_mount_of(mount: Mount, source: str) -> bool:
     row = types.by_kernel_type(mount.fstype)
     if row is None or shows_part(mount):
         return False
-    return are_one(mount.source, source, row)
+    return is_same_share(mount.source, source, row)
 
 
 def is_entry_of(entry: Entry, source: str) -> bool:
     """Whether a line of fstab mounts the network share ``source``, in any spelling."""
     row = types.by_mount_type(entry.fstype)
-    return row is not None and are_one(entry.source, source, row)
+    return row is not None and is_same_share(entry.source, source, row)
 
 
 def _parts(path: str) -> list[str]:

@@ -61,7 +61,7 @@ def ensure(params: dict, check_mode: bool = False) -> dict:
 
     :param params: the options of remotefs_share. Every option has a key.
     :return: ``name`` and ``src`` (texts), ``changed`` and ``failed``, ``actions`` (the steps as :meth:`Step.describe` returns them),
-        ``share`` (the share as the module documents it, None after a failure), ``diff`` (``before`` and ``after`` as :func:`planner.picture`
+        ``share`` (the share as the module documents it, None after a failure), ``diff`` (``before`` and ``after`` as :func:`planner.state_of`
         returns them, and their headers) and ``warnings`` (texts). If ``failed``, also ``error_code``, ``msg`` and the details of the error.
     """
     result = _ensure_item(params, check_mode, {}, 1)
@@ -98,10 +98,15 @@ def _ensure(params: dict, check_mode: bool, number_of_path: dict, number: int, r
         raise errors.InvalidParameter(subject, f"item {number_of_path[desired.path]} of the list has the same path {desired.path}", "name every share once")
     if not desired.row.mount_type and desired.state in planner.KEPT:
         resolve.check_mounted(desired.path, resolve.follow(desired.path, mounts), mounts, entries, resolve.clean_path(params["mount_base"], "mount_base"))
-    seen = observer.observe(desired, mounts, entries, deadline)
-    steps = planner.plan(desired, seen)
-    result["diff"] = {"before": planner.picture(seen), "after": planner.fold(seen, desired, steps), "before_header": desired.path, "after_header": desired.path}
-    _check_source(desired, seen, steps, deadline)
+    observed = observer.observe(desired, mounts, entries, deadline)
+    steps = planner.plan(desired, observed)
+    result["diff"] = {
+        "before": planner.state_of(observed),
+        "after": planner.state_after(observed, desired, steps),
+        "before_header": desired.path,
+        "after_header": desired.path,
+    }
+    _check_source(desired, observed, steps, deadline)
     applier.check_possible(steps, subject)
     if check_mode:
         done.extend(steps)
@@ -110,12 +115,12 @@ def _ensure(params: dict, check_mode: bool, number_of_path: dict, number: int, r
             if applier.apply(step, deadline, params["attempts"], subject):
                 done.append(step)
         except errors.StorageError:
-            done[:] = applier.undo(done, planner.restore(desired, seen), seen.credentials, deadline, subject)
-            _record(desired, seen, steps, failed=True)
+            done[:] = applier.undo(done, planner.restore(desired, observed), observed.credentials, deadline, subject)
+            _record(desired, observed, steps, failed=True)
             raise
     if not check_mode:
-        _record(desired, seen, steps)
-    result["warnings"] = _warnings(desired, seen, steps, check_mode)
+        _record(desired, observed, steps)
+    result["warnings"] = _warnings(desired, observed, steps, check_mode)
     result["share"] = _report(desired, steps, check_mode, deadline, params["mount_base"])
 
 
@@ -123,7 +128,7 @@ def _after_automounts(
     params: dict, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline
 ) -> tuple[tables.Mount, ...]:
     """The mounts after autofs has mounted what the task is about. A share that is to be unmounted or removed is not accessed for that."""
-    paths = [parameters.place(params, mounts, entries)] if params["state"] in planner.MOUNTED else []
+    paths = [parameters.share_path(params, mounts, entries)] if params["state"] in planner.MOUNTED else []
     src = params["src"]
     if src and params["path"] and resolve.is_directory_name(src):  # a bind mount is recognised by the directory that its source is
         paths.append(resolve.clean_path(src, "src"))
@@ -132,13 +137,13 @@ def _after_automounts(
     return mounts
 
 
-def _record(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[Step, ...], failed: bool = False) -> None:
+def _record(desired: planner.DesiredShare, observed: planner.ObservedShare, steps: tuple[Step, ...], failed: bool = False) -> None:
     """Write the record of the mount if the steps mounted the share. Remove it if the share is unmounted or its state is uncertain."""
     if not any(isinstance(step, (MountShare, Remount, Unmount)) for step in steps):
         return
     mounts = tables.read_mounts()
     mount = None if failed else tables.mounted_at(mounts, resolve.follow(desired.path, mounts))
-    record.write(desired.path, mount, planner.effective_options(desired, seen))
+    record.write(desired.path, mount, planner.effective_options(desired, observed))
 
 
 def _deadline(params: dict) -> probe.Deadline:
@@ -148,29 +153,29 @@ def _deadline(params: dict) -> probe.Deadline:
     return probe.Deadline(params["timeout"])
 
 
-def _check_source(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[Step, ...], deadline: probe.Deadline) -> None:
+def _check_source(desired: planner.DesiredShare, observed: planner.ObservedShare, steps: tuple[Step, ...], deadline: probe.Deadline) -> None:
     """Check that the source of a bind mount is a directory. No other kind of source can be checked before mounting."""
-    if not desired.row.local or not any(isinstance(step, (MountShare, WriteFstab)) for step in steps) or seen.mount is not None:
+    if not desired.row.local or not any(isinstance(step, (MountShare, WriteFstab)) for step in steps) or observed.mount is not None:
         return
     if desired.src is not None and not probe.directory_state(desired.src, deadline.left, f"share {desired.src}")[1]:
         raise errors.MountFailed(f"share {desired.src}", "there is no such directory to show elsewhere", "create it, or correct src")
 
 
-def _warnings(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[Step, ...], check_mode: bool) -> list[str]:
+def _warnings(desired: planner.DesiredShare, observed: planner.ObservedShare, steps: tuple[Step, ...], check_mode: bool) -> list[str]:
     mounting = any(isinstance(step, (MountShare, Remount)) for step in steps)
     wanted = desired.state in planner.MOUNTED and bool(desired.row.mount_type)
     warnings = []
-    if mounting and seen.mount is None and not seen.empty:
+    if mounting and observed.mount is None and not observed.empty:
         warnings.append(f"{desired.path} was not empty: what lies there is hidden while {desired.name} is mounted")
     mounts = tables.read_mounts()
     real = resolve.follow(desired.path, mounts)
     if wanted and not (check_mode and steps):
         mount = tables.mounted_at(mounts, real)
         live = () if mount is None else tables.options_of(mount, desired.row)
-        drifted = mount_options.drift(desired.row, planner.effective_options(desired, seen), live)
+        drifted = mount_options.drift(desired.row, planner.effective_options(desired, observed), live)
         if drifted:
-            warnings.append(f"share {desired.name}: {', '.join(drifted)} not in force; {_why_not_in_force(desired, seen)}")
-    if desired.state == "absent" and seen.trigger:
+            warnings.append(f"share {desired.name}: {', '.join(drifted)} not in force; {_why_not_in_force(desired, observed)}")
+    if desired.state == "absent" and observed.trigger:
         warnings.append(f"autofs still manages {desired.path}: {desired.name} is mounted when somebody goes there until the automounter's own table is changed")
     here = tables.enclosing(mounts, real)
     if not desired.row.mount_type and here is not None and not here.is_trigger and resolve.is_unknown_file_system(here):
@@ -179,8 +184,8 @@ def _warnings(desired: planner.DesiredShare, seen: planner.Seen, steps: tuple[St
     return warnings
 
 
-def _why_not_in_force(desired: planner.DesiredShare, seen: planner.Seen) -> str:
-    if seen.trigger:
+def _why_not_in_force(desired: planner.DesiredShare, observed: planner.ObservedShare) -> str:
+    if observed.trigger:
         return "the automounter's own table decides (systemctl daemon-reload after a change of fstab), and state: remounted has it mounted anew"
     apart = f" ({desired.row.separating} separates the two)" if desired.row.separating else ""
     return f"another mount of the same export on this host decides{apart}, or the server"

@@ -26,7 +26,7 @@ def mount(source="nas:/x", fstype="nfs4", options=("rw", "vers=4.2", "hard")):
 
 
 def seen(mounted=None, **changes):
-    return planner.Seen(mount=mounted, source=mounted.source if mounted else None, directory=changes.pop("directory", mounted is not None), **changes)
+    return planner.ObservedShare(mount=mounted, source=mounted.source if mounted else None, directory=changes.pop("directory", mounted is not None), **changes)
 
 
 def entry(*options, source="nas:/x", fstype="nfs"):
@@ -133,7 +133,7 @@ def test_no_step_shows_a_password():
     for row, source in ((CIFS, "//n/x"), (SSHFS, "u@h:/x")):
         wished = desired(row, source, credentials=SECRET)
         steps = planner.plan(wished, seen())
-        assert "hidden-word" not in repr(steps) + repr(wished) + repr([step.describe() for step in steps]) + repr(planner.fold(seen(), wished, steps))
+        assert "hidden-word" not in repr(steps) + repr(wished) + repr([step.describe() for step in steps]) + repr(planner.state_after(seen(), wished, steps))
     assert steps[1].opts == ("password_stdin",)
 
 
@@ -165,6 +165,6 @@ def test_a_second_plan_is_empty(wished, there):
 
 def test_fold_tells_what_will_be():
     wished, there = desired(options=("ro",)), seen()
-    assert planner.fold(there, wished, planner.plan(wished, there)) == {
+    assert planner.state_after(there, wished, planner.plan(wished, there)) == {
         "mounted": "nas:/x", "opts": "ro", "fstab": "nas:/x /mnt/x nfs ro", "directory": True, "credentials": "none",
     }

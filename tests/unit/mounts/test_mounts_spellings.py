@@ -84,7 +84,7 @@ def test_a_share_is_mounted_found_and_removed_by_any_spelling(name, shown, given
     found = resolve.find_share(given, fstab="/dev/null")
     assert (found.path, found.source, found.export) == ("/mnt/t", given, shown)
     entry = tables.Entry(shown, "/mnt/t", row.mount_type, row.default_options or ("defaults",))
-    there = planner.Seen(mount=mounts[1], source=shown, entry=entry, directory=True)
+    there = planner.ObservedShare(mount=mounts[1], source=shown, entry=entry, directory=True)
     for state, steps in (("mounted", []), ("absent", ["unmount", "remove_fstab"])):
         assert [step.name for step in planner.plan(parameters.read_desired(params(given, state, fstype=name), mounts, (entry,)), there)] == steps
 
@@ -97,7 +97,7 @@ def test_another_share_is_not(name, shown, given, monkeypatch):
     with pytest.raises(ShareNotMounted):
         resolve.find_share(given, fstab="/dev/null")
     with pytest.raises(Conflict):
-        planner.plan(parameters.read_desired(params(given, fstype=name), mounts, ()), planner.Seen(mount=mounts[1], source=shown, directory=True))
+        planner.plan(parameters.read_desired(params(given, fstype=name), mounts, ()), planner.ObservedShare(mount=mounts[1], source=shown, directory=True))
 
 
 def test_the_default_path_is_of_the_exact_spelling_unless_another_one_has_the_share():
@@ -116,7 +116,7 @@ def test_the_spelling_in_fstab_stays():
     entry = tables.Entry("nas1://vols", "/mnt/t", "nfs", ("ro",))
     (mount,) = tables.parse_mountinfo("9 1 0:50 / /mnt/t rw - nfs4 nas1:/vols rw,vers=4.2")
     desired = parameters.read_desired(params("nas1:/vols"), (mount,), (entry,))
-    (step,) = planner.plan(desired, planner.Seen(mount=mount, source="nas1:/vols", entry=entry, directory=True))
+    (step,) = planner.plan(desired, planner.ObservedShare(mount=mount, source="nas1:/vols", entry=entry, directory=True))
     assert (step.entry.source, step.entry.options) == ("nas1://vols", ("defaults",))
 
 
@@ -177,7 +177,7 @@ def test_a_bind_mount_of_a_part_is_not_the_share(monkeypatch):
     assert (inner.source, inner.export, inner.below) == ("/mnt/in", "//nas/vols/dir", "in")
     desired = parameters.read_desired(params("//nas/vols", path="/mnt/bound"), mounts, ())
     with pytest.raises(Conflict):
-        planner.plan(desired, planner.Seen(mount=mounts[1], source="//nas/vols", directory=True))
+        planner.plan(desired, planner.ObservedShare(mount=mounts[1], source="//nas/vols", directory=True))
 
 
 # --- what `share` is
