@@ -1,8 +1,8 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who rests on whom on all of a share, for who is going to destroy something: its directory, and its folders as far as they can be
-searched in a bounded time."""
+"""Finds which files rest on which on all of a share, before a task destroys something. Its directory is read whole, its folders as
+far as a bounded search gets."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _OPENING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def scan_all(directory: ShareDirectory, known: Mapping[str, str | None] | None = None) -> Backings:
-    """Who rests on whom, for who is going to destroy something: also in the share's folders, and behind symbolic links.
+    """Find which files rest on which, before a task destroys something. Folders of the share and targets of links are read, too.
 
-    :param known: file → backing file of files that the caller has just read under their volume's lock.
+    :param known: file → backing file, of files that the caller has just read under the lock of their volume.
     """
     listed = listing(directory)
     found = Backings(known)
@@ -37,8 +37,8 @@ def scan_all(directory: ShareDirectory, known: Mapping[str, str | None] | None =
 
 
 def search_folders(directory: ShareDirectory, how: Search, folders: Collection[str], found: Backings) -> None:
-    """Look into the ``folders`` of the share's directory and all below them. Other file systems and :data:`SNAPSHOT_FOLDERS` are
-    passed over; what was not reached is told in ``found.unreached``."""
+    """Search ``folders`` of the share's directory and all folders below them. Other file systems and :data:`SNAPSHOT_FOLDERS` are
+    skipped. ``found.unreached`` gets sentences about what was not searched."""
     device = os.fstat(directory.root.fd).st_dev
     deadline, entries_left = time.monotonic() + MOST_SECONDS, MOST_ENTRIES
     waiting = deque((name,) for name in sorted(folders) if _is_searched(name))
@@ -71,7 +71,7 @@ def _is_searched(name: str) -> bool:
 
 
 def _opened(root: int, folder: tuple[str, ...]) -> int:
-    """A folder of the share, reached without following a link."""
+    """Open a folder of the share without following any link."""
     fd = os.dup(root)
     for part in folder:
         try:
@@ -85,7 +85,7 @@ def _opened(root: int, folder: tuple[str, ...]) -> int:
 def _look_into(
     fd: int, folder: tuple[str, ...], how: Search, found: Backings, waiting: deque, refused: list[str], deadline: float
 ) -> int:
-    """Read all files of a folder. Returns how many entries it has."""
+    """Read all files of an opened folder. Returns how many entries were read."""
     place, count = "/".join(folder), 0
     opened = Directory(fd, place)
     with os.scandir(fd) as entries:
@@ -101,7 +101,7 @@ def _look_into(
                 note(found, file, how.read, opened, entry.name, place)
             elif entry.is_dir(follow_symlinks=False) and _is_searched(entry.name):
                 waiting.append((*folder, entry.name))
-            if file in found.unread:  # in folders that are no part of the share's business; in its directory it would be a doubt
+            if file in found.unread:  # in a folder this only leads to a warning; in the share's directory it would be a doubt
                 del found.unread[file]
                 refused.append(file)
     return count

@@ -1,11 +1,11 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Volumes in whose chain a file is missing, as far as they are there: for who removes what is left of one.
+"""Volumes with missing files in their chain, described so that a task can remove what is left of them.
 
-Headers lead no further than to the first gap. What lies below is found by what ``.info`` and the record name. Such a name alone
-is weak: it counts only for files that are called after the volume and that no other volume claims. A file that headers lead to
-is the volume's only where ``.info`` or the record names it too, so that a parent's files never are.
+Headers lead only to the first gap. The files below it are found by the names in ``.info`` and in the record. Such a name alone is
+weak evidence: it counts only for files that are named after the volume and that no other volume claims. A file that headers lead to
+belongs to the volume only if ``.info`` or the record names it too. So files of a parent never belong to it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .images import WORST_DAY, read_image
 
 
 class Broken(NamedTuple):
-    """A volume with gaps: in its chain, missing files have images without format and size. ``missing`` are all files that are known
-    and gone, its parent's among them; ``left`` are those that are named as its own, but not surely are."""
+    """A volume with gaps. In the chain of ``volume``, missing files are images without format and size. ``missing``: all known files
+    that are gone, those of its parent included. ``left``: existing files that are named as its own but may not be."""
 
     volume: Volume
     missing: tuple[str, ...]
@@ -32,10 +32,10 @@ class Broken(NamedTuple):
 
 
 def find(directory: ShareDirectory, name: str) -> Broken | None:
-    """The volume ``name`` where headers lead from its active image to a file that is missing; None where they do not.
+    """Read volume ``name`` if headers lead from its active image to a missing file. None if no file is missing.
 
     :raises ChainBroken: ``.info`` or the record is damaged, or the chain loops. :raises UnsafeImage: a header is damaged or hostile.
-    :raises Conflict: a file that is called after the volume is claimed by another one.
+    :raises Conflict: another volume claims a file that is named after this one.
     """
     record = records.read(directory, name)
     written = info_file.read(directory, name)
@@ -51,14 +51,14 @@ def find(directory: ShareDirectory, name: str) -> Broken | None:
 
 
 def _info_on(name: str, record: records.Record | None) -> info_file.Info | None:
-    """What ``.info`` said, as the record has it."""
+    """The content of ``.info`` as the record has it."""
     if record is None or record.active is None or (record.active == name and not record.snapshots):
         return None
     return info_file.Info(record.active, tuple(sorted((snapshot, str(one["file"])) for snapshot, one in record.snapshots.items())))
 
 
 class _Look:
-    """What is found of one volume, from its active image down."""
+    """The search for the files of one volume, from its active image down."""
 
     def __init__(self, directory: ShareDirectory, name: str, info: info_file.Info | None, record: records.Record | None) -> None:
         self._directory, self._name, self._info, self._record = directory, name, info, record
@@ -69,7 +69,7 @@ class _Look:
         self.left: list[str] = []
 
     def _all_named(self) -> list[str]:
-        """The files that ``.info`` and the record name as this volume's, those of unfinished work and garbage too."""
+        """The files that ``.info`` and the record name as this volume's. Files of unfinished work and garbage are included."""
         info, record = self._info, self._record
         named = [info.active, *reversed(list(dict(info.snapshots).values()))] if info else []
         if record is not None:
@@ -81,7 +81,7 @@ class _Look:
         return self._directory.root.status(file) is not None
 
     def follow(self, file: str | None) -> None:
-        """From ``file`` down to the first gap, also through a parent's files."""
+        """Read images from ``file`` down to the first gap, including files of a parent."""
         seen: set[str] = set()
         said: str | None = None
         while file is not None:
@@ -94,7 +94,7 @@ class _Look:
             file, said = (image.backing_file, image.backing_format) if image else (None, None)
 
     def _read(self, file: str, said: str | None) -> Image | None:
-        """One file, put down; None where it is missing."""
+        """Read one file and remember its image. None if it is missing."""
         image_format = decide_format(self._name, file, said, self._info, self._record)
         if image_format is None and self._images:
             image_format = ownership.format_of_another(self._directory, self._name, file)
@@ -113,7 +113,7 @@ class _Look:
         return file == self._name or file.startswith(self._name + ".")
 
     def _belongs(self, file: str) -> bool:
-        """Whether no other volume claims a file. :raises Conflict: one does, and it is called after this one."""
+        """Whether no other volume claims a file. :raises Conflict: one does, and the file is named after this volume."""
         owner = ownership.owner_of(self._directory, file, excluding=self._name)
         if owner is not None and self._is_called_after(file):
             told = f"volume {self._name} and volume {owner} both claim it"
@@ -121,7 +121,7 @@ class _Look:
         return owner is None
 
     def meet_the_rest(self) -> None:
-        """The files below a gap: those that are named. What they rest on is only noted, because it is the parent's."""
+        """Read the named files below a gap. The files that these rest on are noted but not read, because they are the parent's."""
         below = []
         for file in self._named:
             if file in self._images:
@@ -135,7 +135,7 @@ class _Look:
         if self._record is not None and self._record.parent is not None:
             below.append(self._record.parent.file)
         if self._name not in self._images and self._name not in self._named and self._is_there(self._name):
-            self.left.append(self._name)  # the base may have been merged away, and this be somebody's
+            self.left.append(self._name)  # the base may have been merged away, and this file may be somebody else's
         for file in below:
             if file in self._images:
                 continue
@@ -145,6 +145,7 @@ class _Look:
                 self._miss(file)
 
     def volume(self, has_info: bool) -> Volume:
+        """The volume, made of what was read. ``has_info``: its ``.info`` exists."""
         own = [image for file, image in self._images.items() if file in self._own]
         others = [image for file, image in self._images.items() if file not in self._own]
         parent = self._record.parent if self._record is not None else None
@@ -161,7 +162,7 @@ class _Look:
         return replace(found, created=self._record.created, description=self._record.description, labels=self._record.labels)
 
     def _snapshots(self, own: list[str]) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
-        """The entries of ``.info``: snapshots where their file is, or was, the volume's own; the others as stale ones."""
+        """The entries of ``.info``: (snapshots whose file is or was the volume's own, the others as stale (snapshot, file) pairs)."""
         found, stale = [], []
         for snapshot, file in self._info.snapshots if self._info else ():
             if file not in self._own:
