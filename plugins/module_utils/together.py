@@ -30,9 +30,9 @@ def combined_message(what: str, total: int, failures: Failures, most: int = 20) 
     subjects = {str(error): error.subject for _names, error in failures}
     reasons = []
     for reason, several in list(groups.items())[:most]:
-        said = {subjects[reason], *subjects[reason].replace(",", " ").split()}
+        words_in_subject = {subjects[reason], *subjects[reason].replace(",", " ").split()}
         labels = list(dict.fromkeys("@".join(names) for names in several))
-        known = len(labels) == 1 and said.issuperset(several[0])
+        known = len(labels) == 1 and words_in_subject.issuperset(several[0])
         reasons.append(reason if known else f"{listed(labels)}: {reason}")
     more = f" (and {len(groups) - most} more reasons, see results)" if len(groups) > most else ""
     return f"{len(failures)} of {total} {what} failed. {' '.join(reasons)}{more}"

@@ -48,7 +48,7 @@ def copy_access(source: int, target: int, keeps_modes: bool, warn: Warn, subject
     """
     names, like, changed = _listed(source), os.fstat(source), False
     if keeps_modes:
-        changed = _give(source, target, like, names, warn, subject)
+        changed = _copy_owner(source, target, like, names, warn, subject)
         posix, posix_changed = _copy_acl(source, target, _POSIX, names, subject)
         mode = _narrowed(stat.S_IMODE(like.st_mode), posix)
         changed = set_ownership(target, None, None, mode, subject) or posix_changed or changed
@@ -63,7 +63,7 @@ def copy_access(source: int, target: int, keeps_modes: bool, warn: Warn, subject
     return copy_labels(source, target, warn, subject) or changed
 
 
-def _give(source: int, target: int, like: os.stat_result, names: frozenset[str], warn: Warn, subject: str) -> bool:
+def _copy_owner(source: int, target: int, like: os.stat_result, names: frozenset[str], warn: Warn, subject: str) -> bool:
     """Copy owner and group. If the share refuses, the file may stay this user's, as long as its group has all rights of its owner.
 
     :returns: whether anything differed. :raises ShareNotWritable: the owner of ``source`` could not open ``target``.
@@ -98,12 +98,12 @@ def share_folder(share: int, folder: int) -> None:
 
 def copy_labels(source: int, target: int, warn: Warn, subject: str) -> bool:
     """Copy security labels and ``user.*`` attributes between opened files. Returns whether any differed."""
-    changed, there = False, _listed(target)
+    changed, present = False, _listed(target)
     for name in sorted(_listed(source)):
         if name not in _LABELS and not name.startswith("user."):
             continue
         wanted = _read(source, name)
-        if wanted is None or (name in there and _read(target, name) == wanted):
+        if wanted is None or (name in present and _read(target, name) == wanted):
             continue
         try:
             os.setxattr(target, name, wanted)

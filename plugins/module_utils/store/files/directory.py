@@ -35,7 +35,7 @@ SMALL_FILE = 1 << 20  # bytes; all records of ours and of Cinder are much smalle
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITING = _READING | os.O_RDWR
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_ALONE = Waiting()
+_WAITING_ALONE = Waiting()
 _TEMPORARY_MARK = "~"  # not allowed in names, so no volume's file can look like a temporary one
 
 
@@ -53,18 +53,18 @@ def _unreadable(error: OSError, subject: str) -> StorageError:
     return from_os_error(error, subject, os.geteuid())
 
 
-def _nothing_to_ask(_name: str) -> None:
+def _no_fence(_name: str) -> None:
     """The fence for callers that hold no locks."""
 
 
 class Directory(Names):
     """One opened directory of a share."""
 
-    def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask, waiting: Waiting = _ALONE) -> None:
+    def __init__(self, fd: int, label: str, fence: Fence = _no_fence, waiting: Waiting = _WAITING_ALONE) -> None:
         super().__init__(fd)
         self.label = label
         self._fence = fence
-        self._pace = waiting
+        self._waiting = waiting
 
     def close(self) -> None:
         """Close the descriptor. May be called twice."""
@@ -104,7 +104,7 @@ class Directory(Names):
         """
         if write:
             self._fence(name)
-        if write or name not in self._stock:
+        if write or name not in self._listed_files:
             _checked_stat(self.fd, name, self.subject(name))  # before the open: opening a device can already act
         try:
             fd = os.open(name, _WRITING if write else _READING, dir_fd=self.fd)
@@ -135,7 +135,7 @@ class Directory(Names):
 
     def read_small(self, name: str) -> bytes | None:
         """The whole content of a small file; None if it does not exist. :raises UnsafeImage: it has more than SMALL_FILE bytes."""
-        if self.lacks(name):
+        if self.is_not_listed(name):
             return None
         try:
             fd, status = self.examine(name)
@@ -166,7 +166,7 @@ class Directory(Names):
 
     def sync(self) -> None:
         """Return when the names that were made and removed here are durable."""
-        self._pace.sync_directory(self.fd)
+        self._waiting.sync_directory(self.fd)
 
 
 class ShareDirectory:
@@ -176,7 +176,7 @@ class ShareDirectory:
     :param waiting: how a change waits for the disk and for other changes.
     """
 
-    def __init__(self, share: Share, fence: Fence = _nothing_to_ask, waiting: Waiting = _ALONE) -> None:
+    def __init__(self, share: Share, fence: Fence = _no_fence, waiting: Waiting = _WAITING_ALONE) -> None:
         self.share = share
         self.waiting = waiting
         self._fence = fence
@@ -196,7 +196,7 @@ class ShareDirectory:
         if gone:
             raise share_gone(self.share.label)
         if isinstance(error, OSError):
-            reader = os.geteuid() if self._fence is _nothing_to_ask else None
+            reader = os.geteuid() if self._fence is _no_fence else None
             raise from_os_error(error, f"share {self.share.label}", reader) from error
 
     def is_gone(self) -> bool:
@@ -258,7 +258,7 @@ class ShareDirectory:
         """The folder ``.remotefs/NAME``. None if it does not exist and ``create`` is false."""
         if name in self._private:
             return self._private[name]
-        if not create and (self.root.lacks(PRIVATE) or name in self._missing):
+        if not create and (self.root.is_not_listed(PRIVATE) or name in self._missing):
             return None
         if self._top < 0:
             top = self._subdirectory(self.root.fd, PRIVATE, create)
@@ -268,11 +268,11 @@ class ShareDirectory:
         fd = self._subdirectory(self._top, name, create)
         if fd is None:
             return None
-        fence = _nothing_to_ask if name == "locks" else self.verify  # verify reads the lock files, so it cannot guard them
+        fence = _no_fence if name == "locks" else self.verify  # verify reads the lock files, so it cannot guard them
         self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence, self.waiting)
         return self._private[name]
 
-    def take_stock_of_private(self, name: str) -> list[os.DirEntry]:
+    def read_private_entries(self, name: str) -> list[os.DirEntry]:
         """:meth:`Names.read_entries` of ``.remotefs/NAME``. If it does not exist, that is remembered."""
         directory = self.private(name)
         if directory is not None:
@@ -297,7 +297,7 @@ class ShareDirectory:
                 if self.share.keeps_modes and os.fstat(parent).st_mode & stat.S_IWGRP:
                     from . import privacy  # late: nearly always the folders exist
 
-                    privacy.let_group_in(self.root.fd, parent, name)
+                    privacy.allow_group(self.root.fd, parent, name)
                 if name != _BALLAST:  # ballast is no state, so it need not be durable
                     os.fsync(parent)
             except FileExistsError:
@@ -314,7 +314,7 @@ class ShareDirectory:
             if error.errno == errno.EACCES:
                 from . import privacy
 
-                raise privacy.shut_out(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
+                raise privacy.refused_error(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
             raise from_os_error(error, subject) from error
         if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
             os.close(fd)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import Collection, Mapping
 
-from ..volumes.dependents import Backings, Search, listing, note, search_root
+from ..volumes.dependents import Backings, Search, listing, record_backings, search_root
 from .directory import PRIVATE, Directory, ShareDirectory
 from .names import shown
 
@@ -36,34 +36,34 @@ def scan_all(directory: ShareDirectory, known: Mapping[str, str | None] | None =
     return found
 
 
-def search_folders(directory: ShareDirectory, how: Search, folders: Collection[str], found: Backings) -> None:
+def search_folders(directory: ShareDirectory, search: Search, folders: Collection[str], found: Backings) -> None:
     """Search ``folders`` of the share's directory and all folders below them. Other file systems and :data:`SNAPSHOT_FOLDERS` are
     skipped. ``found.unreached`` gets sentences about what was not searched."""
     device = os.fstat(directory.root.fd).st_dev
     deadline, entries_left = time.monotonic() + MOST_SECONDS, MOST_ENTRIES
     waiting = deque((name,) for name in sorted(folders) if _is_searched(name))
-    refused: list[str] = []
+    not_searched: list[str] = []
     while waiting:
         folder = waiting.popleft()
         if entries_left <= 0 or time.monotonic() > deadline or len(folder) > _DEEPEST:
-            refused += ["/".join(folder), *("/".join(one) for one in waiting)]
+            not_searched += ["/".join(folder), *("/".join(one) for one in waiting)]
             break
         try:
             fd = _opened(directory.root.fd, folder)
         except OSError as error:
             if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                refused.append("/".join(folder))
+                not_searched.append("/".join(folder))
             continue
         try:
             if os.fstat(fd).st_dev == device:
-                entries_left -= _look_into(fd, folder, how, found, waiting, refused, deadline)
+                entries_left -= _look_into(fd, folder, search, found, waiting, not_searched, deadline)
         except OSError:
-            refused.append("/".join(folder))
+            not_searched.append("/".join(folder))
         finally:
             os.close(fd)
-    if refused:
-        found.unreached += (_told(directory, refused),)
-    found.unreached += tuple(how.unreached)
+    if not_searched:
+        found.unreached += (_sentence_about_unreached(directory, not_searched),)
+    found.unreached += tuple(search.unreached)
 
 
 def _is_searched(name: str) -> bool:
@@ -83,7 +83,7 @@ def _opened(root: int, folder: tuple[str, ...]) -> int:
 
 
 def _look_into(
-    fd: int, folder: tuple[str, ...], how: Search, found: Backings, waiting: deque, refused: list[str], deadline: float
+    fd: int, folder: tuple[str, ...], search: Search, found: Backings, waiting: deque, not_searched: list[str], deadline: float
 ) -> int:
     """Read all files of an opened folder. Returns how many entries were read."""
     place, count = "/".join(folder), 0
@@ -93,22 +93,22 @@ def _look_into(
             count += 1
             file = f"{place}/{entry.name}"
             if count % 64 == 0 and time.monotonic() > deadline:
-                refused.append(place)
+                not_searched.append(place)
                 break
             if entry.is_symlink():
-                note(found, file, how.of_link, fd, entry.name, place)
+                record_backings(found, file, search.of_link, fd, entry.name, place)
             elif entry.is_file(follow_symlinks=False):
-                note(found, file, how.read, opened, entry.name, place)
+                record_backings(found, file, search.read, opened, entry.name, place)
             elif entry.is_dir(follow_symlinks=False) and _is_searched(entry.name):
                 waiting.append((*folder, entry.name))
             if file in found.unread:  # in a folder this only leads to a warning; in the share's directory it would be a doubt
                 del found.unread[file]
-                refused.append(file)
+                not_searched.append(file)
     return count
 
 
-def _told(directory: ShareDirectory, refused: list[str]) -> str:
-    names = ", ".join(map(shown, refused[:3])) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
+def _sentence_about_unreached(directory: ShareDirectory, not_searched: list[str]) -> str:
+    names = ", ".join(map(shown, not_searched[:3])) + (f" and {len(not_searched) - 3} more" if len(not_searched) > 3 else "")
     return (
         f"{directory.share.label}: not all of its folders could be searched for files that rest on what is destroyed (not looked at: {names}); "
         "make sure that nothing there does"

@@ -15,8 +15,8 @@ class Names:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._listing: list[str] | None = None
-        self._stock: frozenset[str] = frozenset()
-        self._met: frozenset[str] | None = None
+        self._listed_files: frozenset[str] = frozenset()
+        self._listed_names: frozenset[str] | None = None
 
     def names(self) -> list[str]:
         """All names, sorted, from a new listing."""
@@ -34,17 +34,17 @@ class Names:
         """
         with os.scandir(self.fd) as found:
             entries = list(found)
-        self._stock = frozenset([entry.name for entry in entries if entry.is_file(follow_symlinks=False)])
-        self._met = frozenset([entry.name for entry in entries])
+        self._listed_files = frozenset([entry.name for entry in entries if entry.is_file(follow_symlinks=False)])
+        self._listed_names = frozenset([entry.name for entry in entries])
         return entries
 
-    def lacks(self, name: str) -> bool:
+    def is_not_listed(self, name: str) -> bool:
         """Whether :meth:`read_entries` listed the directory, and this name was not in it."""
-        return self._met is not None and name not in self._met
+        return self._listed_names is not None and name not in self._listed_names
 
-    def in_stock(self, name: str) -> bool:
+    def is_listed_file(self, name: str) -> bool:
         """Whether :meth:`read_entries` saw a regular file of exactly this name. False proves nothing."""
-        return name in self._stock
+        return name in self._listed_files
 
     def names_from(self, prefix: str) -> list[str]:
         """Sorted names that begin with ``prefix``, from one listing that is kept until the directory is opened anew."""

@@ -11,7 +11,7 @@ import stat
 from ...errors import StorageError, ToolFailed, from_os_error
 
 
-def let_group_in(share: int, parent: int, name: str) -> None:
+def allow_group(share: int, parent: int, name: str) -> None:
     """Give a new folder, ``.remotefs`` itself or one in it, to the group that may write to its parent directory.
 
     :param share: descriptor of the share's directory. :param parent: descriptor of the directory that the folder is in.
@@ -31,7 +31,7 @@ def let_group_in(share: int, parent: int, name: str) -> None:
         os.close(fd)
 
 
-def shut_out(share: int, path: str, parent: int, name: str, subject: str, error: OSError) -> StorageError:
+def refused_error(share: int, path: str, parent: int, name: str, subject: str, error: OSError) -> StorageError:
     """The error for a user who may not open a folder of ours. ``path``: that of ``.remotefs`` on this host, for the message."""
     refused = from_os_error(error, subject, os.geteuid())
     try:

@@ -25,7 +25,7 @@ def write(
     try:
         temporary = _written(share, directory, name, data, like, warn, share.create_temporary(volume))
     except NoSpace:
-        over = _over_ballast(share, volume, directory, name, data, like, warn) if last else None
+        over = _written_using_ballast(share, volume, directory, name, data, like, warn) if last else None
         if over is None and last == "blocks" and _write_in_place(share, directory, name, data):
             return
         if over is None:
@@ -38,7 +38,7 @@ def write(
         raise from_os_error(error, directory.subject(name)) from error
 
 
-def _over_ballast(
+def _written_using_ballast(
     share: ShareDirectory, volume: str, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn | None
 ) -> str | None:
     """As :func:`_written`, using ballast. None if there is none, or not enough."""
@@ -50,7 +50,7 @@ def _over_ballast(
     return None
 
 
-def _unheard(_warning: str) -> None:
+def _ignore_warning(_warning: str) -> None:
     """Ignores warnings about records, because only this collection needs access to them."""
 
 
@@ -64,7 +64,7 @@ def _written(
             ballast.overwrite(fd, data)
             if like is not None:
                 with share.root.opened(like) as original:
-                    access.copy_access(original, fd, share.share.keeps_modes, warn or _unheard, directory.subject(name))
+                    access.copy_access(original, fd, share.share.keeps_modes, warn or _ignore_warning, directory.subject(name))
             else:
                 share.keep_as_private(fd, directory)
             share.waiting.sync_file(fd)

@@ -79,10 +79,10 @@ def met(file: str, label: str) -> InUse:
 
 def met_kernel(user: KernelUser, file: str, label: str) -> InUse:
     """The error for an image that the kernel of this host has open."""
-    from .kernel_users import told
+    from .kernel_users import description
 
     return InUse(
-        f"image {file} on {label}", f"the kernel of this host has it open ({told(user)})", "unmount and detach it, then run the task again"
+        f"image {file} on {label}", f"the kernel of this host has it open ({description(user)})", "unmount and detach it, then run the task again"
     )
 
 

@@ -74,7 +74,7 @@ class KernelUsers:
         return device != self._device and not locality(fstype).local
 
 
-def told(user: User) -> str:
+def description(user: User) -> str:
     """The name of a user and where its device is mounted, for a message."""
     name = user.name.rpartition("/")[2]
     devices = {_read(f"sys/class/block/{one}/dev") for one in _stacked(name)} if user.name.startswith("/dev/") else set()
@@ -111,8 +111,8 @@ def _served() -> Iterator[tuple[str, User, str | None]]:
         for name in _names(f"{core}/{group}"):
             path = _read(f"{core}/{group}/{name}/udev_path")
             if not path.startswith("/"):
-                said = re.search(r"File: (/.*?)\s+Size:", _read(f"{core}/{group}/{name}/info"))
-                path = said.group(1) if said else ""
+                match = re.search(r"File: (/.*?)\s+Size:", _read(f"{core}/{group}/{name}/info"))
+                path = match.group(1) if match else ""
             if path:
                 yield path, User(f"the LIO backstore {name}"), None
     subsystems = "sys/kernel/config/nvmet/subsystems"

@@ -111,8 +111,8 @@ def _parse_owner(data: bytes) -> Owner | None:
     except (ValueError, TypeError, RecursionError):
         return None
     texts = [value for name, value in owner._asdict().items() if name != "pid"]
-    honest = isinstance(owner.pid, int) and not isinstance(owner.pid, bool) and all(isinstance(text, str) and text.isprintable() for text in texts)
-    return owner if honest else None  # the process id becomes part of a path, and users see the texts
+    is_valid = isinstance(owner.pid, int) and not isinstance(owner.pid, bool) and all(isinstance(text, str) and text.isprintable() for text in texts)
+    return owner if is_valid else None  # the process id becomes part of a path, and users see the texts
 
 
 class VolumeLock:
@@ -138,7 +138,7 @@ class VolumeLock:
         self._fd = -1  # of a lock; a lease is not kept open, because then SMB would let nobody break it
         self._identity = (0, 0)  # device and inode of the file that is locked
         self._token = b""  # the content of the file as long as the lock is ours
-        self._stale: OSError | None = None  # the ESTALE error of the last attempt, if there was one
+        self._stale_error: OSError | None = None  # the ESTALE error of the last attempt, if there was one
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ class VolumeLock:
         pause = _FIRST_PAUSE
         while not self._try():
             if time.monotonic() >= deadline:
-                raise from_os_error(self._stale, self._subject) if self._stale else self._timed_out()
+                raise from_os_error(self._stale_error, self._subject) if self._stale_error else self._timed_out()
             self._directory.waiting.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         return self
@@ -169,9 +169,9 @@ class VolumeLock:
             if self._lease and self._is_held():  # the lease of another task must not be removed
                 self._directory.make_private("locks").unlink(self._name)
         finally:
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._taken = False
         if self._fd >= 0:
             os.close(self._fd)
@@ -206,24 +206,24 @@ class VolumeLock:
                 return locks.read_small(self._name) == self._token
             # The lock request comes first. If a server keeps the locks, this asks the server and drops the cached data of the file.
             fcntl.fcntl(self._fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
-            return _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) == self._identity and self._token_stands()
+            return _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) == self._identity and self._has_own_token()
         except OSError as error:
             if error.errno in (*_REFUSED, *_LOST, errno.EIO):  # EIO: the error of NFS for files whose lock it has lost
                 return False
             raise from_os_error(error, self._subject) from error
 
-    def _token_stands(self) -> bool:
+    def _has_own_token(self) -> bool:
         return os.pread(self._fd, len(self._token) + 1, 0) == self._token
 
     def _try(self) -> bool:
-        self._stale = None
+        self._stale_error = None
         try:
             return self._try_lease() if self._lease else self._try_lock()
         except OSError as error:
             if error.errno not in _LOST:
                 raise from_os_error(error, self._subject) from error
             # The file went away meanwhile, because a deletion finished or the server has another directory by now. Start over.
-            self._stale = error if error.errno == errno.ESTALE else None
+            self._stale_error = error if error.errno == errno.ESTALE else None
             self._directory.refresh()
             return False
 
@@ -248,7 +248,7 @@ class VolumeLock:
             self._claim(self._fd, b"" if self.shared else Owner.of_this_process().to_bytes())
             self._directory.refresh()
         except BaseException as error:
-            self._let_go()
+            self._release()
             if isinstance(error, OSError) and error.errno in _REFUSED:
                 return False
             raise
@@ -308,8 +308,8 @@ class VolumeLock:
         """Release ballast for the lock of a volume that exists. A task that makes a new volume needs more room anyway."""
         from ..files import ballast  # late: few shares are full
 
-        there = any(self._directory.root.status(name) is not None for name in (self.volume, info_name(self.volume)))
-        return there and ballast.release(self._directory)
+        exists = any(self._directory.root.status(name) is not None for name in (self.volume, info_name(self.volume)))
+        return exists and ballast.release(self._directory)
 
     def _claim(self, fd: int, token: bytes) -> None:
         """Write the token. If the share has no room for it, the lock is held without a token, as readers hold it."""

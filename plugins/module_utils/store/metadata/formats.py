@@ -42,44 +42,44 @@ class Verdict(NamedTuple):
     doubt: str | None = None
 
 
-def decide(recorded: str, above: str | None, overlay: bool, identity: str, looks: str | None, said: str | None) -> Verdict:
+def decide(recorded: str, above: str | None, overlay: bool, identity: str, looks: str | None, user_format: str | None) -> Verdict:
     """Decide the format of a file that a record has a format for.
 
     :param recorded: the format in the record. :param above: that in the header above, which is as good as a record.
     :param overlay: whether ``.info`` calls the file an overlay. Overlays are always qcow2.
     :param identity: the result of :func:`records.identity`. :param looks: that of :func:`appearance.looks_like`.
-    :param said: the format that the user gave.
+    :param user_format: the format that the user gave.
     """
     if above is not None and above != recorded:
-        if identity == records.OTHER and (above == "raw" or said == above):
+        if identity == records.OTHER and (above == "raw" or user_format == above):
             return Verdict(above, outlived=True)
         return Verdict(None, doubt=f"is recorded as {recorded}, but the header above calls it {above}")
     if above is not None:
         return Verdict(recorded)
-    return _of_raw(identity, looks, said) if recorded == "raw" else _of_qcow2(overlay, identity, looks, said)
+    return _of_raw(identity, looks, user_format) if recorded == "raw" else _of_qcow2(overlay, identity, looks, user_format)
 
 
-def _of_raw(identity: str, looks: str | None, said: str | None) -> Verdict:
+def _of_raw(identity: str, looks: str | None, user_format: str | None) -> Verdict:
     if identity != records.OTHER:
         return Verdict("raw")
-    if looks is None or said == "raw":
+    if looks is None or user_format == "raw":
         return Verdict("raw", unmarked=True)  # restored, or replaced by another disk
-    if said == "qcow2" and looks == QCOW2:
+    if user_format == "qcow2" and looks == QCOW2:
         return Verdict("qcow2", outlived=True)
     return Verdict(None, doubt=f"is not certain (the record of the volume says raw, but of another file, and this one looks like {looks})")
 
 
-def _of_qcow2(overlay: bool, identity: str, looks: str | None, said: str | None) -> Verdict:
+def _of_qcow2(overlay: bool, identity: str, looks: str | None, user_format: str | None) -> Verdict:
     if looks == QCOW2 or overlay or identity == records.SAME:
         return Verdict("qcow2")  # if its header is damaged, reading it reports that
-    if said == "raw":
+    if user_format == "raw":
         return Verdict("raw", outlived=True)
     if identity == records.OTHER:
         return Verdict(None, doubt="is not certain (the record of the volume says qcow2, but of another file, and this one has no such header)")
     return Verdict("qcow2")
 
 
-def without_overlays(identity: str, said: str | None) -> Verdict:
+def without_overlays(identity: str, user_format: str | None) -> Verdict:
     """Decide about a base file without ``.info`` whose recorded overlays are all gone. It is a new volume only if it is another file.
 
     It may also be the restored base of a volume whose overlays are missing. So the user has to give its format to make it a new volume.
@@ -87,18 +87,18 @@ def without_overlays(identity: str, said: str | None) -> Verdict:
     if identity != records.OTHER:
         return Verdict(None)
     why = "is not certain (the record of the volume tells of snapshots that are gone, and of another file)"
-    return Verdict(said, outlived=True, doubt=None if said else why)
+    return Verdict(user_format, outlived=True, doubt=None if user_format else why)
 
 
 def judge(
-    directory: ShareDirectory, name: str, file: str, fd: int, record: records.Record, above: str | None, overlay: bool, said: str | None, found: Findings
+    directory: ShareDirectory, name: str, file: str, fd: int, record: records.Record, above: str | None, overlay: bool, user_format: str | None, found: Findings
 ) -> str | None:
     """Decide the format of an opened file of volume ``name`` by :func:`decide`. What this shows about the record is put into ``found``.
 
     :raises ChainBroken: the record and the header above contradict each other.
     """
     identity = records.identity(record, file, os.fstat(fd), lambda: generation(directory, fd))
-    verdict = decide(record.formats[file], above, overlay, identity, appearance.looks_like(fd), said)
+    verdict = decide(record.formats[file], above, overlay, identity, appearance.looks_like(fd), user_format)
     if above is not None and verdict.format is None:
         raise ChainBroken(f"volume {name}", f"{file} {verdict.doubt}", WORST_DAY)
     found.outlived |= verdict.outlived
@@ -107,7 +107,7 @@ def judge(
     return verdict.format
 
 
-def is_new_without_overlays(directory: ShareDirectory, name: str, record: records.Record, said: str | None, found: Findings) -> bool:
+def is_new_without_overlays(directory: ShareDirectory, name: str, record: records.Record, user_format: str | None, found: Findings) -> bool:
     """Whether ``name`` is another file than the recorded one, and only the record still mentions snapshots: no overlay is left."""
     others = [info_name(name), *(file for file in record.formats if file != name)]
     if record.intent is not None or any(_is_there(directory, file) for file in others) or ownership.overlays_named_after(directory, name):
@@ -116,7 +116,7 @@ def is_new_without_overlays(directory: ShareDirectory, name: str, record: record
         return False
     with directory.root.opened(name) as fd:
         identity = records.identity(record, name, os.fstat(fd), lambda: generation(directory, fd))
-    verdict = without_overlays(identity, said)
+    verdict = without_overlays(identity, user_format)
     found.doubt = verdict.doubt
     return verdict.outlived
 

@@ -42,5 +42,5 @@ def _from_record(look: Look) -> info_file.Info | None:
     own = {image.file for image in chain} & set(record.formats)
     overlays = {image.file for image in chain if image.backing_file}
     agrees = own == set(record.formats) and all(file in overlays & own for _snapshot, file in info.snapshots)
-    went_on = record.active in ownership.overlays_named_after(directory, look.name).values()
-    return info if agrees and not went_on else None
+    has_overlay_above = record.active in ownership.overlays_named_after(directory, look.name).values()
+    return info if agrees and not has_overlay_above else None

@@ -33,12 +33,12 @@ def require_stale(directory: ShareDirectory, name: str, files: Collection[str], 
         seen.add(below)
         try:
             with directory.root.opened(below) as fd:
-                spelt = qcow2.read_header(fd).backing_file if qcow2.has_magic(fd) else None
+                backing_name = qcow2.read_header(fd).backing_file if qcow2.has_magic(fd) else None
         except FileNotFoundError:
             return
         except (StorageError, qcow2.Qcow2Error) as error:
             raise _contradiction(name, snapshot, file) from error
-        below = os.path.basename(spelt) if spelt else None
+        below = os.path.basename(backing_name) if backing_name else None
     if below in files and file not in files:
         raise _contradiction(name, snapshot, file)
 

@@ -105,7 +105,7 @@ class _Uses:
         mask = self._size - 1
         for entry in entries[0::2] if self._header.extended_l2 else entries:
             if entry & COMPRESSED:
-                self._pack(entry)
+                self._count_compressed(entry)
                 continue
             offset = entry & OFFSET
             if not offset:
@@ -158,7 +158,7 @@ class _Uses:
         else:
             self.owned[number] = 1
 
-    def _pack(self, entry: int) -> None:
+    def _count_compressed(self, entry: int) -> None:
         start, length = compressed_range(entry, self._header)
         for number in range(start >> self._bits, ((start + length - 1) >> self._bits) + 1):
             self.packed = self._count(self.packed, number)
@@ -202,19 +202,19 @@ def _require_counts(fd: int, header: Header, blocks: list[int], uses: _Uses) -> 
     """Compare uses with counts. :raises Qcow2Error: a cluster is counted less often than it is used."""
     order = 4 if header.version == 2 else struct.unpack(">I", os.pread(fd, 4, _ORDER_AT))[0]
     per_block = header.cluster_size * 8 >> order
-    loose: dict[int, list[tuple[int, int]]] = {}
+    without_owner: dict[int, list[tuple[int, int]]] = {}
     for number, count in uses.counted():
-        loose.setdefault(number // per_block, []).append((number, count))
+        without_owner.setdefault(number // per_block, []).append((number, count))
     for index in range(-(-len(uses.owned) // per_block)):
         owned = bytes(uses.owned[index * per_block : (index + 1) * per_block])
-        if not loose.get(index) and not owned.count(1):
+        if not without_owner.get(index) and not owned.count(1):
             continue
         block = blocks[index] if index < len(blocks) else 0
         counts = _counts(os.pread(fd, header.cluster_size, block).ljust(header.cluster_size, b"\0") if block else b"", order)
         counted = int.from_bytes(_is_counted(counts, len(owned)), "big")
         if int.from_bytes(owned, "big") & ~counted:
             raise Qcow2Error(_UNCOUNTED)
-        for number, count in loose.get(index, ()):
+        for number, count in without_owner.get(index, ()):
             position = number % per_block
             if (counts[position] if position < len(counts) else 0) < count:
                 raise Qcow2Error(_UNCOUNTED)

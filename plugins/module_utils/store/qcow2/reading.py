@@ -35,8 +35,8 @@ _BACKING = struct.Struct(">QI")  # offset and length of the backing name, at byt
 _PAGE = 4096  # bytes; a header fits into it, unless a foreign program wrote it
 _MAX_REFCOUNT_TABLE = 8 << 20  # bytes
 _CHUNK = 1 << 20
-_MOST_ALIKE = 1024
-_FAR = 1024  # the most bytes before the backing name, in headers that QEMU or this collection wrote
+_MOST_SUMMARIES = 1024
+_MOST_BEFORE_NAME = 1024  # the most bytes before the backing name, in headers that QEMU or this collection wrote
 
 
 class _Beyond(Qcow2Error):
@@ -143,7 +143,7 @@ def read_summary(fd: int, file_size: int) -> HeaderSummary:
     data = os.pread(fd, _PAGE, 0)
     offset, length = _BACKING.unpack_from(data, 8) if len(data) >= FIELDS.size else (0, 0)
     end = offset + length
-    if not 0 < offset <= _FAR or not offset < end <= len(data):
+    if not 0 < offset <= _MOST_BEFORE_NAME or not offset < end <= len(data):
         header = _parse_or_read_on(data, fd, file_size)
         return HeaderSummary(header.size, header.backing_file, header.backing_format, header.internal_snapshots, header.alias)
     before = data[:offset]
@@ -151,7 +151,7 @@ def read_summary(fd: int, file_size: int) -> HeaderSummary:
     if found is None or file_size < found[3]:
         header = _parse_or_read_on(data, fd, file_size)
         least = max(header.l1_offset + header.l1_entries * 8, int.from_bytes(data[48:56], "big") + 1)
-        if len(_alike) >= _MOST_ALIKE:
+        if len(_alike) >= _MOST_SUMMARIES:
             _alike.clear()
         found = _alike[before] = (header.size, header.backing_format, header.internal_snapshots, least, header.alias)
     return HeaderSummary(found[0], _decoded(data[offset:end]), found[1], found[2], found[4])
@@ -277,8 +277,8 @@ def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
     if format_offset is not None and name not in (b"raw", b"qcow2") and not alias:
         raise Qcow2Error(f"its backing format {name[:16]!r} is neither raw nor qcow2")
     unknown = not found.keys() <= {EXT_BACKING_FORMAT, EXT_BITMAPS, EXT_FEATURE_NAMES}
-    told = "raw" if alias else name.decode("ascii") or None
-    return _Extensions(offset, offset < limit, format_offset, told, EXT_BITMAPS in found, unknown, alias)
+    backing_format = "raw" if alias else name.decode("ascii") or None
+    return _Extensions(offset, offset < limit, format_offset, backing_format, EXT_BITMAPS in found, unknown, alias)
 
 
 def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str | None:
@@ -292,9 +292,9 @@ def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str
     return _decoded(data[offset : offset + length])
 
 
-def _decoded(spelt: bytes) -> str:
+def _decoded(encoded: bytes) -> str:
     try:
-        name = spelt.decode("utf-8")
+        name = encoded.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Qcow2Error("its backing name is no text") from error
     if "\0" in name:

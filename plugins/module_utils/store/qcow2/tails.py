@@ -142,7 +142,7 @@ def _rest_of(fd: int, header: Header, entry: int, bitmap: int) -> tuple[int, int
     :raises Unsuited: it cannot be overwritten."""
     kept = header.size % header.cluster_size
     if entry & COMPRESSED:
-        data = _inflated(fd, header, entry)
+        data = _decompressed(fd, header, entry)
         if data is None or data[kept:].strip(b"\0"):
             raise Unsuited("compressed data reaches behind its virtual end")
         return None
@@ -156,7 +156,7 @@ def _rest_of(fd: int, header: Header, entry: int, bitmap: int) -> tuple[int, int
     return offset, length
 
 
-def _inflated(fd: int, header: Header, entry: int) -> bytes | None:
+def _decompressed(fd: int, header: Header, entry: int) -> bytes | None:
     """The data of a compressed cluster; None if it cannot be decompressed here."""
     import zlib  # late: images hardly ever have compressed data at their end
 
@@ -200,11 +200,11 @@ def _require_own(fd: int, header: Header, rest: tuple[int, int] | None, entries:
         raise Unsuited("an L2 table may have several owners")
     if rest is None:
         return
-    mine, uses = rest[0] // size, 0
+    last_cluster, uses = rest[0] // size, 0
     for table in tables.values():
         for entry, _bitmap in pairs(os.pread(fd, size, table & OFFSET).ljust(size, b"\0"), header):
-            uses += mine in _clusters(entry, header)
-    if uses != 1 or mine in parts:
+            uses += last_cluster in _clusters(entry, header)
+    if uses != 1 or last_cluster in parts:
         raise Unsuited("data reaches behind its virtual end in a cluster that has several owners")
 
 

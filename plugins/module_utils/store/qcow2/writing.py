@@ -90,7 +90,7 @@ def repoint(fd: int, backing_file: str | None, backing_format: str | None) -> No
     """
     header = read_header(fd)
     if backing_file is None or backing_format is None:
-        _leave(fd, header)
+        _remove_backing_file(fd, header)
         return
     name = backing_file.encode("utf-8")
     if not 0 < len(name) <= MAX_BACKING_NAME:
@@ -114,7 +114,7 @@ def repoint(fd: int, backing_file: str | None, backing_format: str | None) -> No
     os.fsync(fd)
 
 
-def _leave(fd: int, header: Header) -> None:
+def _remove_backing_file(fd: int, header: Header) -> None:
     """Remove the backing file from a header by writing one sector. The list of header extensions becomes empty: it has the backing
     format, which is removed too, and names of features, which serve only for messages."""
     if header.unknown_extensions or header.bitmaps:

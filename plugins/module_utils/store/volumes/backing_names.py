@@ -61,8 +61,8 @@ def shows_folders(name: str) -> bool:
 def foreign_targets(name: str) -> tuple[Target, ...]:
     """As :func:`targets`, for names in other formats than qcow2. It is less certain where these begin, and some have backslashes."""
     found = dict.fromkeys(targets(name))
-    for spelt in (name, name.replace("\\", "/")):
-        found.update(dict.fromkeys([Target(spelt, True), Target(last_part(spelt), False)]))
+    for spelling in (name, name.replace("\\", "/")):
+        found.update(dict.fromkeys([Target(spelling, True), Target(last_part(spelling), False)]))
     return tuple(target for target in found if target.path.strip("/"))
 
 
@@ -96,19 +96,19 @@ def _targets(name: str, depth: int) -> Iterator[Target]:
 
 def _on_this_host(rest: str, depth: int) -> Iterator[Target]:
     """Paths from what follows a prefix for local files. Unless absolute, they are relative to an unknown working directory."""
-    for spelt in dict.fromkeys((rest, unquote(rest))):
-        yield Target(spelt, spelt.startswith("/"))
-        if _PROTOCOL.match(spelt):
-            yield from _targets(spelt, depth + 1)
+    for spelling in dict.fromkeys((rest, unquote(rest))):
+        yield Target(spelling, spelling.startswith("/"))
+        if _PROTOCOL.match(spelling):
+            yield from _targets(spelling, depth + 1)
 
 
 def _on_a_server(name: str, depth: int) -> Iterator[Target]:
     """The parts of a URL, or of a list with colons, that can be the name of a file."""
     if "json:" in name:
         yield from _in_json(name.partition("json:")[2], depth + 1)
-    for spelt in dict.fromkeys((name, unquote(name))):
-        yield Target(last_part(re.split(r"[?#]", spelt)[0]), False)
-        for part in re.split(r"[?#&;,=]", spelt):
+    for spelling in dict.fromkeys((name, unquote(name))):
+        yield Target(last_part(re.split(r"[?#]", spelling)[0]), False)
+        for part in re.split(r"[?#&;,=]", spelling):
             yield Target(last_part(part), False)
             pieces = part.split(":")
             for position, piece in enumerate(pieces):

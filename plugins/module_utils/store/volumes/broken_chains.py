@@ -39,25 +39,25 @@ def find(directory: ShareDirectory, name: str) -> Broken | None:
     """
     record = records.read(directory, name)
     written = info_file.read(directory, name)
-    info = written if written is not None else _info_on(name, record)
+    info = written if written is not None else _info_from_record(name, record)
     if info is None and record is None:
         return None
-    look = _Look(directory, name, info, record)
+    look = _Search(directory, name, info, record)
     look.follow(info.active if info else name)
     if not look.missing:
         return None
-    look.meet_the_rest()
+    look.read_below_gaps()
     return Broken(look.volume(written is not None), tuple(look.missing), tuple(look.left))
 
 
-def _info_on(name: str, record: records.Record | None) -> info_file.Info | None:
+def _info_from_record(name: str, record: records.Record | None) -> info_file.Info | None:
     """The content of ``.info`` as the record has it."""
     if record is None or record.active is None or (record.active == name and not record.snapshots):
         return None
     return info_file.Info(record.active, tuple(sorted((snapshot, str(one["file"])) for snapshot, one in record.snapshots.items())))
 
 
-class _Look:
+class _Search:
     """The search for the files of one volume, from its active image down."""
 
     def __init__(self, directory: ShareDirectory, name: str, info: info_file.Info | None, record: records.Record | None) -> None:
@@ -83,50 +83,50 @@ class _Look:
     def follow(self, file: str | None) -> None:
         """Read images from ``file`` down to the first gap, including files of a parent."""
         seen: set[str] = set()
-        said: str | None = None
+        format_above: str | None = None
         while file is not None:
             if file in seen or len(seen) >= MAX_CHAIN:
                 raise ChainBroken(f"volume {self._name} on {self._directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
             seen.add(file)
             if file in self._named and self._belongs(file):
                 self._own.add(file)
-            image = self._read(file, said)
-            file, said = (image.backing_file, image.backing_format) if image else (None, None)
+            image = self._read(file, format_above)
+            file, format_above = (image.backing_file, image.backing_format) if image else (None, None)
 
-    def _read(self, file: str, said: str | None) -> Image | None:
+    def _read(self, file: str, format_above: str | None) -> Image | None:
         """Read one file and remember its image. None if it is missing."""
-        image_format = decide_format(self._name, file, said, self._info, self._record)
+        image_format = decide_format(self._name, file, format_above, self._info, self._record)
         if image_format is None and self._images:
             image_format = ownership.format_of_another(self._directory, self._name, file)
         try:
             image = self._images[file] = read_image(self._directory, file, image_format, None, self._record)
         except FileNotFoundError:
-            self._miss(file)
+            self._note_missing(file)
             return None
         return image
 
-    def _miss(self, file: str) -> None:
+    def _note_missing(self, file: str) -> None:
         self.missing[file] = None
         self._images[file] = Image(file, None, 0)
 
-    def _is_called_after(self, file: str) -> bool:
+    def _is_named_after(self, file: str) -> bool:
         return file == self._name or file.startswith(self._name + ".")
 
     def _belongs(self, file: str) -> bool:
         """Whether no other volume claims a file. :raises Conflict: one does, and the file is named after this volume."""
         owner = ownership.owner_of(self._directory, file, excluding=self._name)
-        if owner is not None and self._is_called_after(file):
-            told = f"volume {self._name} and volume {owner} both claim it"
-            raise Conflict(self._directory.root.subject(file), told, "see which .info is wrong and mend it")
+        if owner is not None and self._is_named_after(file):
+            problem = f"volume {self._name} and volume {owner} both claim it"
+            raise Conflict(self._directory.root.subject(file), problem, "see which .info is wrong and mend it")
         return owner is None
 
-    def meet_the_rest(self) -> None:
+    def read_below_gaps(self) -> None:
         """Read the named files below a gap. The files that these rest on are noted but not read, because they are the parent's."""
         below = []
         for file in self._named:
             if file in self._images:
                 continue
-            if not self._is_called_after(file):
+            if not self._is_named_after(file):
                 self.left += [file] if self._is_there(file) else []
             elif self._belongs(file):
                 self._own.add(file)
@@ -142,7 +142,7 @@ class _Look:
             if self._is_there(file):
                 self._images[file] = Image(file, None, 0)
             else:
-                self._miss(file)
+                self._note_missing(file)
 
     def volume(self, has_info: bool) -> Volume:
         """The volume, made of what was read. ``has_info``: its ``.info`` exists."""
@@ -169,6 +169,6 @@ class _Look:
                 stale.append((snapshot, file))
                 continue
             details = self._record.snapshots.get(snapshot) if self._record else None
-            told = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
-            found.append(Snapshot(snapshot, file, *told))
+            fields = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
+            found.append(Snapshot(snapshot, file, *fields))
         return tuple(sorted(found, key=lambda one: (-own.index(one.file), one.name))), tuple(stale)

@@ -46,25 +46,25 @@ class Observed(NamedTuple):
     info: info_file.Info | None
     record: records.Record | None
     in_use: bool | None = None
-    silent: bool = False  # the lowest file of the chain names no other file, as a :class:`UseProbe` found out
+    rests_on_nothing: bool = False  # the lowest file of the chain names no other file, as a :class:`UseProbe` found out
     lone: bool = False  # no record, no .info and no other file on the share mentions it
 
 
-def _nothing_less() -> None:
+def _no_probe() -> None:
     """For callers that may change the volume, and so ask for the use of its images by themselves."""
 
 
 def observe(
     directory: ShareDirectory,
     name: str,
-    said: str | None = None,
-    use_probe: Callable[[], UseProbe | None] = _nothing_less,
+    user_format: str | None = None,
+    use_probe: Callable[[], UseProbe | None] = _no_probe,
     attempts: range = range(_READ_AGAIN + 1),
     look: Look | None = None,
 ) -> Observed | None:
     """Read volume ``name`` as it is now. None if the share has no such volume.
 
-    :param said: the format of the base file as the user gave it. It counts only if nothing on the share records the format.
+    :param user_format: the format of the base file as the user gave it. It counts only if nothing on the share records the format.
     :param use_probe: makes a :class:`UseProbe`, for callers that want to know whether the images are in use.
     :param attempts: which attempts to make: :data:`AT_FIRST`, or :data:`AGAIN` after that has failed and a :data:`PAUSE` is over.
     :param look: what was already read of the volume under its lock.
@@ -77,7 +77,7 @@ def observe(
     for attempt in attempts:
         before = marks(directory, name) if attempt else before
         try:
-            return _observe(look if look is not None and not attempt else Look(directory, name), said, use_probe)
+            return _observe(look if look is not None and not attempt else Look(directory, name), user_format, use_probe)
         except OSError as error:
             failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
         except StorageError as error:
@@ -85,7 +85,7 @@ def observe(
         if attempt == attempts[-1] or (attempt > 0 and marks(directory, name) == before):
             raise failure
         time.sleep(PAUSE * (attempt + 1))
-        directory.refresh(keep_listing=use_probe is not _nothing_less)
+        directory.refresh(keep_listing=use_probe is not _no_probe)
     raise AssertionError("unreachable")
 
 
@@ -97,7 +97,7 @@ def observe_lone(directory: ShareDirectory, name: str) -> Observed:
     """
     use_probe = UseProbe()
     image = read_image(directory, name, None, use_probe)
-    return Observed(Volume(name, (image,)), None, None, use_probe.in_use, name in use_probe.silent, lone=True)
+    return Observed(Volume(name, (image,)), None, None, use_probe.in_use, name in use_probe.rests_on_nothing, lone=True)
 
 
 def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bool:
@@ -106,7 +106,7 @@ def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bo
     :raises Conflict: the share ignores case, and the name there has other letter case.
     """
     for file in (name, info_name(name)):
-        if directory.root.in_stock(file):
+        if directory.root.is_listed_file(file):
             return True
         try:
             found = os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
@@ -125,7 +125,7 @@ def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bo
 def is_there(directory: ShareDirectory, name: str) -> bool:
     """Whether anything has that name. If it is not a regular file, a later read reports that."""
     try:
-        return directory.root.in_stock(name) or directory.root.status(name) is not None
+        return directory.root.is_listed_file(name) or directory.root.status(name) is not None
     except StorageError:
         return True
 
@@ -136,10 +136,10 @@ def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_
     except FileNotFoundError:
         return
     if file != file.swapcase() and other.st_ino == found.st_ino and file not in directory.root.names():
-        spelt = next((name for name in directory.root.names() if name.lower() == file.lower()), "another name")
+        spelling = next((name for name in directory.root.names() if name.lower() == file.lower()), "another name")
         raise Conflict(
             directory.root.subject(file),
-            f"the share ignores case, and the file there is spelt {spelt}",
+            f"the share ignores case, and the file there is spelt {spelling}",
             "use that spelling, or another name",
         )
 
@@ -157,7 +157,7 @@ def marks(directory: ShareDirectory, name: str) -> tuple:
     return tuple(found)
 
 
-def _observe(look: Look, said: str | None, make_glance: Callable[[], UseProbe | None]) -> Observed | None:
+def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UseProbe | None]) -> Observed | None:
     directory, name, record = look.directory, look.name, look.record
     if not exists(directory, name, look):
         return None
@@ -167,14 +167,14 @@ def _observe(look: Look, said: str | None, make_glance: Callable[[], UseProbe | 
     except ChainBroken:
         from ..metadata import formats
 
-        if record is None or not formats.is_new_without_overlays(directory, name, record, said, found):
+        if record is None or not formats.is_new_without_overlays(directory, name, record, user_format, found):
             raise
         info, record = None, None
     active = info.active if info else name
     if info is None and directory.root.status(name) is None:
         return None
-    use_probe = make_glance()
-    chain = walk(directory, name, active, info, record, said, use_probe, found)
+    use_probe = make_probe()
+    chain = walk(directory, name, active, info, record, user_format, use_probe, found)
     if found.outlived and record is not None:
         record = records.Record(intent=record.intent, garbage=record.garbage)
     snapshots, stale = _snapshots(directory, name, chain, info, record)
@@ -189,8 +189,8 @@ def _observe(look: Look, said: str | None, make_glance: Callable[[], UseProbe | 
         return Observed(make(adopted=adopted), info, record)
     if record is not None and (pending is not None or record.garbage):
         probe_all(use_probe, directory, (*_images_of(pending), *_garbage(directory, record)))
-    silent = chain[-1].format == "qcow2" or chain[-1].file in use_probe.silent
-    return Observed(make(adopted=adopted), info, record, use_probe.in_use, silent)
+    rests_on_nothing = chain[-1].format == "qcow2" or chain[-1].file in use_probe.rests_on_nothing
+    return Observed(make(adopted=adopted), info, record, use_probe.in_use, rests_on_nothing)
 
 
 def read_info(look: Look) -> tuple[info_file.Info | None, bool]:
@@ -232,7 +232,7 @@ def walk(
     active: str,
     info: info_file.Info | None,
     record: records.Record | None,
-    said: str | None = None,
+    user_format: str | None = None,
     use_probe: UseProbe | None = None,
     found: Findings | None = None,
 ) -> tuple[Image, ...]:
@@ -244,23 +244,23 @@ def walk(
     chain: list[Image] = []
     seen: set[str] = set()
     file: str | None = active
-    said_above: str | None = None
+    format_above: str | None = None
     while file is not None:
         if file in seen or len(chain) >= MAX_CHAIN:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
-        image_format = decide_format(name, file, said_above, info, record)
-        judge = _judge(directory, name, file, said_above, info, record, said, found or Findings())
+        image_format = decide_format(name, file, format_above, info, record)
+        judge = _judge(directory, name, file, format_above, info, record, user_format, found or Findings())
         if image_format is None and chain:
             image_format = ownership.format_of_another(directory, name, file)
-        if image_format is None and said is not None:
-            image_format, said = _believe(directory, file, said), None  # it counts for one file, not for those below
+        if image_format is None and user_format is not None:
+            image_format, user_format = _checked_user_format(directory, file, user_format), None  # it counts for one file, not for those below
         try:
             image = read_image(directory, file, image_format, use_probe, record, judge)
         except FileNotFoundError as error:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", PUT_BACK) from error
         chain.append(image)
         seen.add(file)
-        file, said_above = image.backing_file, image.backing_format
+        file, format_above = image.backing_file, image.backing_format
     return tuple(chain)
 
 
@@ -271,7 +271,7 @@ def _judge(
     above: str | None,
     info: info_file.Info | None,
     record: records.Record | None,
-    said: str | None,
+    user_format: str | None,
     found: Findings,
 ) -> Judge | None:
     """What decides the format if a record has one and no header above agrees, because the record may be about another file."""
@@ -285,7 +285,7 @@ def _judge(
             return recorded
         from ..metadata import formats  # late: a record is hardly ever about another file
 
-        return formats.judge(directory, name, file, fd, record, above, _is_overlay(name, file, info), said, found)
+        return formats.judge(directory, name, file, fd, record, above, _is_overlay(name, file, info), user_format, found)
 
     return Judge(decide, at_once=recorded == "raw" or above is not None)
 
@@ -294,7 +294,7 @@ def _is_overlay(name: str, file: str, info: info_file.Info | None) -> bool:
     return info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
 
 
-def decide_format(name: str, file: str, said_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
+def decide_format(name: str, file: str, format_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
     """The format of a file. This is the one place that decides it; :mod:`formats` decides for files that may not be the recorded ones.
 
     It is taken from, in this order: our record; the format field of the header above; ``.info``, if that calls the file an overlay.
@@ -302,15 +302,15 @@ def decide_format(name: str, file: str, said_above: str | None, info: info_file.
     Content never decides, because a guest can write any header into a raw disk.
     """
     recorded = record.formats.get(file) if record else None
-    return recorded or said_above or ("qcow2" if _is_overlay(name, file, info) else None)
+    return recorded or format_above or ("qcow2" if _is_overlay(name, file, info) else None)
 
 
-def _believe(directory: ShareDirectory, file: str, said: str) -> str:
+def _checked_user_format(directory: ShareDirectory, file: str, user_format: str) -> str:
     """The format that the user gave for a file. :raises Conflict: the file cannot have it."""
     with directory.root.opened(file) as fd:
-        if said == "qcow2" and not qcow2.has_magic(fd):
+        if user_format == "qcow2" and not qcow2.has_magic(fd):
             raise Conflict(directory.root.subject(file), "it is no qcow2 image", "say format: raw, if that is what it is")
-    return said
+    return user_format
 
 
 def _snapshots(
@@ -343,8 +343,8 @@ def _snapshots(
                 stale.append((snapshot, recorded))
             continue
         details = record.snapshots.get(snapshot) if record else None
-        told = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
-        found.append(Snapshot(snapshot, file, *told))
+        fields = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
+        found.append(Snapshot(snapshot, file, *fields))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name))), tuple(stale)
 
 

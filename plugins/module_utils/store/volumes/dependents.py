@@ -91,12 +91,12 @@ def listing(directory: ShareDirectory) -> Listing:
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.root.fd)
     try:
         with os.scandir(fd) as entries:
-            return sorted_out(directory, list(entries))
+            return group_entries(directory, list(entries))
     finally:
         os.close(fd)
 
 
-def sorted_out(directory: ShareDirectory, entries: Sequence[os.DirEntry]) -> Listing:
+def group_entries(directory: ShareDirectory, entries: Sequence[os.DirEntry]) -> Listing:
     """Group entries of the share's directory by file type."""
     files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
     others = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
@@ -256,15 +256,15 @@ def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = Non
 def search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
     """Record in ``found`` what the files and links of the share's directory rest on, except the ``known`` ones."""
     for file in listed.files.difference(known):
-        note(found, file, search.of_file, file)
+        record_backings(found, file, search.of_file, file)
     for link in listed.links:
-        note(found, link, search.of_link, directory.root.fd, link, "")
+        record_backings(found, link, search.of_link, directory.root.fd, link, "")
 
 
-def note(found: Backings, file: str, look: Callable[..., Collection[str]], *given: object) -> None:
+def record_backings(found: Backings, file: str, look: Callable[..., Collection[str]], *arguments: object) -> None:
     """Record in ``found`` what ``file`` rests on, as ``look(*given)`` returns it, or that it cannot be read."""
     try:
-        backings = look(*given)
+        backings = look(*arguments)
     except OSError as error:
         found.unread[file] = error
         return
@@ -280,4 +280,4 @@ def look_again(found: Backings, files: Iterable[str]) -> None:
     search.look_anew()
     for file in files:
         found.put(file, ())
-        note(found, file, search.of_file, file)
+        record_backings(found, file, search.of_file, file)

@@ -33,7 +33,7 @@ class UseProbe:
     full: bool = False
     asked: bool = False
     in_use: bool | None = None
-    silent: set[str] = field(default_factory=set)  # files that were read as raw and name no other file
+    rests_on_nothing: set[str] = field(default_factory=set)  # files that were read as raw and name no other file
 
     def probe(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
         """Ask for the use of an opened image. The first one (active) counts as used even by a reader. The others may have readers
@@ -58,8 +58,8 @@ class UseProbe:
         if user is not None and (user.writes or first):
             self.in_use = True
 
-    def listen(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
-        """Add a raw file to ``silent`` if it rests on no other file. A disk of ours does not, whatever its guest wrote."""
+    def note_if_unnamed(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
+        """Add a raw file to ``rests_on_nothing`` if it rests on no other file. A disk of ours does not, whatever its guest wrote."""
         if self.full:
             return
         known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
@@ -68,7 +68,7 @@ class UseProbe:
 
             known = not names_in(fd)
         if known:
-            self.silent.add(file)
+            self.rests_on_nothing.add(file)
 
 
 class Judge(NamedTuple):
@@ -96,23 +96,23 @@ def read_image(
     try:
         if use_probe is not None:
             use_probe.probe(fd, status, directory)
-        says = None
+        header_fields = None
         if judge is not None and judge.at_once:
             image_format = judge.decide(fd, status)
         if image_format == "qcow2":
             try:
-                says = _read_header(directory, file, fd, None if use_probe is None or use_probe.full else status.st_size)
+                header_fields = _read_header(directory, file, fd, None if use_probe is None or use_probe.full else status.st_size)
             except UnsafeImage:
                 image_format = judge.decide(fd, status) if judge is not None and not qcow2.has_magic(fd) else "qcow2"
                 if image_format == "qcow2":
                     raise
-        if says is None:
-            says = (round_to_sector(status.st_size), None, None, False, False)
+        if header_fields is None:
+            header_fields = (round_to_sector(status.st_size), None, None, False, False)
             if use_probe is not None:
-                use_probe.listen(file, fd, status, record)
+                use_probe.note_if_unnamed(file, fd, status, record)
     finally:
         os.close(fd)
-    size, backing_file, backing_format, empty, absolute = says
+    size, backing_file, backing_format, empty, absolute = header_fields
     return Image(
         file,
         image_format,

@@ -34,11 +34,11 @@ _PARTS = 8  # the fewest parts for each process, so that all processes end at ab
 
 class Chain(NamedTuple):
     """The files of a chain, active first, ``joined`` with "/" to one string. The first ``own`` of them belong to the volume.
-    ``silent``: the last file is known to rest on nothing. Only for the last one this can be unknown."""
+    ``rests_on_nothing``: the last file is known to rest on nothing. Only for the last one this can be unknown."""
 
     joined: str
     own: int
-    silent: bool
+    rests_on_nothing: bool
 
     @property
     def files(self) -> list[str]:
@@ -49,30 +49,30 @@ class Chain(NamedTuple):
     def of(cls, observed: Observed) -> Chain:
         """The chain of a volume that was read."""
         volume = observed.volume
-        return cls("/".join(volume.files), len(volume.own_files), observed.silent)
+        return cls("/".join(volume.files), len(volume.own_files), observed.rests_on_nothing)
 
 
 class Listing(Generic[Described]):
     """The volumes of a share. ``told``: volume name → its description. ``chains``: volume name → chain, for volumes that can be read.
     ``listed``: the listing of the directory. ``names``: those names in it that a file of a volume can have."""
 
-    def __init__(self, directory: ShareDirectory, tell: Describe, processes: int) -> None:
+    def __init__(self, directory: ShareDirectory, describe: Describe, processes: int) -> None:
         self.directory = directory
-        self._tell = tell
+        self._describe = describe
         self.told: dict[str, Described] = {}
         self.chains: dict[str, Chain] = {}
         entries = directory.root.read_entries()
-        self.listed = dependents.sorted_out(directory, entries)
+        self.listed = dependents.group_entries(directory, entries)
         self.names = safe_file_names([entry.name for entry in entries])
         self._processes = processes if len(self.names) >= _SHARED_OUT_FROM else 1
         self._claimants: frozenset[str] | None = None
-        self._unknown: frozenset[str] | None = None
-        self._take_stock_of_records()
+        self._unmentioned: frozenset[str] | None = None
+        self._list_records()
 
-    def _take_stock_of_records(self) -> None:
+    def _list_records(self) -> None:
         """List the records, and find out which volumes can claim files: those with a record or an ``.info``."""
         try:
-            recorded = [entry.name[: -len(_RECORD)] for entry in self.directory.take_stock_of_private("volumes") if entry.name.endswith(_RECORD)]
+            recorded = [entry.name[: -len(_RECORD)] for entry in self.directory.read_private_entries("volumes") if entry.name.endswith(_RECORD)]
         except (OSError, StorageError):
             self._claimants = None  # reading each volume reports the error
             return
@@ -87,7 +87,7 @@ class Listing(Generic[Described]):
         self.directory.refresh(keep_listing=True)  # the second read must see the present state, not the listed one
         self._read(failed, chains.AGAIN)
         self.directory.root.read_entries()
-        self._take_stock_of_records()
+        self._list_records()
 
     def _read(self, volumes: list[str], attempts: range) -> list[str]:
         """Read volumes once. Returns the names of those that have to be read again."""
@@ -129,11 +129,11 @@ class Listing(Generic[Described]):
                     continue
             if observed is not None:
                 chain = tuple(Chain.of(observed)) if isinstance(observed, Observed) else None
-                yield name, self._tell(name, observed), chain
+                yield name, self._describe(name, observed), chain
 
     def _observe(self, name: str, attempts: range) -> Observed | None:
         """:raises StorageError, OSError: the volume cannot be read."""
-        if attempts is chains.AT_FIRST and name in self.strangers():
+        if attempts is chains.AT_FIRST and name in self.unmentioned_files():
             return chains.observe_lone(self.directory, name)
         return chains.observe(self.directory, name, use_probe=UseProbe, attempts=attempts)
 
@@ -146,14 +146,14 @@ class Listing(Generic[Described]):
         """Whether a volume has a record or an ``.info``, by which it could claim files."""
         return self._claimants is None or volume in self._claimants
 
-    def strangers(self) -> frozenset[str]:
+    def unmentioned_files(self) -> frozenset[str]:
         """The regular files that nothing on the share mentions. No record and no ``.info`` could claim them, and no file is named like
         an overlay of a snapshot of one."""
-        if self._unknown is None:
-            self._unknown = frozenset() if self._claimants is None else self._find_strangers(self._claimants)
-        return self._unknown
+        if self._unmentioned is None:
+            self._unmentioned = frozenset() if self._claimants is None else self._find_unmentioned(self._claimants)
+        return self._unmentioned
 
-    def _find_strangers(self, claimants: frozenset[str]) -> frozenset[str]:
+    def _find_unmentioned(self, claimants: frozenset[str]) -> frozenset[str]:
         stems = set()
         for name in self.names:
             end = name.find(".", 1)
@@ -165,32 +165,32 @@ class Listing(Generic[Described]):
             claimed.update(self.directory.root.names_from(volume + "."))
         return self.listed.files.intersection(self.names) - stems - claimants - claimed
 
-    def is_nobodys(self, name: str) -> bool:
+    def is_unmentioned(self, name: str) -> bool:
         """Whether nothing on the share mentions this name, whatever has it."""
-        return name in self.strangers() or not (self.may_claim(name) or self.directory.root.names_from(name + "."))
+        return name in self.unmentioned_files() or not (self.may_claim(name) or self.directory.root.names_from(name + "."))
 
-    def pass_over(self, names: Iterable[str], tell: Callable[[int], Described]) -> set[str]:
+    def describe_unopened(self, names: Iterable[str], describe: Callable[[int], Described]) -> set[str]:
         """Describe unclaimed lone files, and names that are no files, without opening them. Returns the names that it described.
 
-        :param tell: makes the description from the length in bytes; 0 for what is no regular file.
+        :param describe: makes the description from the length in bytes; 0 for what is no regular file.
         """
         root = self.directory.root
-        passed = set()
+        described = set()
         for name in names:
-            if not self.is_nobodys(name):
+            if not self.is_unmentioned(name):
                 continue
             if name not in self.listed.files:  # a link, a folder or a device
-                self.told[name] = tell(0)
-                passed.add(name)
+                self.told[name] = describe(0)
+                described.add(name)
                 continue
             try:
                 status = root.status(name)
             except StorageError:
                 continue  # it was replaced meanwhile
             if status is not None:
-                self.told[name] = tell(status.st_size)
-                passed.add(name)
-        return passed
+                self.told[name] = describe(status.st_size)
+                described.add(name)
+        return described
 
     def members(self, volumes: Iterable[str]) -> set[str]:
         """The files that belong to ``volumes``, which were read. For a volume that cannot be read, file names decide."""
@@ -210,7 +210,7 @@ class Listing(Generic[Described]):
         for chain in self.chains.values():
             files = chain.files
             known.update(zip(files, files[1:]))
-            if chain.silent:
+            if chain.rests_on_nothing:
                 known[files[-1]] = None
         if self.listed.twins:
             known = {file: backing for file, backing in known.items() if backing not in self.listed.twins}
@@ -219,31 +219,31 @@ class Listing(Generic[Described]):
 
 def read_volumes(
     directory: ShareDirectory,
-    tell: Describe,
+    describe: Describe,
     processes: int = 1,
     describe_unclaimed: Callable[[int], Described] | None = None,
     skip: Callable[[str], bool] | None = None,
 ) -> Listing:
     """Read all volumes of a share: those with an ``.info``, and every other file that belongs to no chain of these.
 
-    :param tell: makes the description of a volume, from its name and what was read of it or the error. For a large share this runs in
+    :param describe: makes the description of a volume, from its name and what was read of it or the error. For a large share this runs in
         other processes, so it must return plain values only.
     :param processes: how many may read a large share. More than one is allowed only if this process has no other threads.
     :param describe_unclaimed: makes the description of a lone file that nothing on the share mentions, from its length in bytes. Then
         such files are not opened.
     :param skip: takes the name of such a file; whether it is left out.
     """
-    found: Listing = Listing(directory, tell, processes)
+    found: Listing = Listing(directory, describe, processes)
     with_info = sorted([name[: -len(_INFO)] for name in found.names if name.endswith(_INFO)])
     found.read(with_info)
     others = set(found.names) - found.members(with_info)
-    strangers = others & found.strangers()
-    lone = [name for name in others - strangers if not name.endswith(_INFO) and chains.is_there(directory, name)]
+    unmentioned_files = others & found.unmentioned_files()
+    lone = [name for name in others - unmentioned_files if not name.endswith(_INFO) and chains.is_there(directory, name)]
     claims: dict[str, set[str]] = {}
     owners = {_owner_of(found, name, claims) for name in lone}  # a volume can have lost its .info
-    left = owners.union(strangers if skip is None else [name for name in strangers if not skip(name)]).difference(found.told)
+    left = owners.union(unmentioned_files if skip is None else [name for name in unmentioned_files if not skip(name)]).difference(found.told)
     if describe_unclaimed is not None:
-        left -= found.pass_over(left, describe_unclaimed)
+        left -= found.describe_unopened(left, describe_unclaimed)
     found.read(sorted(left))
     return found
 

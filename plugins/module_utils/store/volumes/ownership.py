@@ -238,5 +238,5 @@ def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None
     if not stat.S_ISREG(status.st_mode):
         raise Conflict(subject, "something that is no regular file has this name", remedy)
     owner = owner_of(directory, file)
-    told = f"the name belongs to volume {owner}" if owner not in (None, volume) else "the name is taken by a file that is not this volume's"
-    raise Conflict(subject, told, remedy)
+    problem = f"the name belongs to volume {owner}" if owner not in (None, volume) else "the name is taken by a file that is not this volume's"
+    raise Conflict(subject, problem, remedy)

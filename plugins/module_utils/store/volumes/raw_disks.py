@@ -29,7 +29,7 @@ def disks_of(
     for file in [image.file for image in volume.own if image.format == "raw"]:
         try:
             disk = made.get(file) or (before.disks.get(file) if before and _is_recorded(directory, before, file) else None)
-            found.update({file: disk} if disk else _innocent(directory, file))
+            found.update({file: disk} if disk else _disk_without_names(directory, file))
         except (OSError, StorageError):
             continue  # the next record tries again
     return found
@@ -53,11 +53,11 @@ def _is_recorded(directory: ShareDirectory, record: records.Record, file: str) -
     if status is None:
         return True
 
-    def ask() -> int:
+    def read_generation() -> int:
         with directory.root.opened(file) as fd:
             return generation(directory, fd)
 
-    return records.identity(record, file, status, ask) != records.OTHER
+    return records.identity(record, file, status, read_generation) != records.OTHER
 
 
 def _mark(directory: ShareDirectory, file: str) -> records.Disk:
@@ -72,7 +72,7 @@ def mark_of(directory: ShareDirectory, fd: int, length: int) -> records.Disk:
     return records.Disk(os.fstat(fd).st_ino, length, generation(directory, fd))
 
 
-def _innocent(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
+def _disk_without_names(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
     with directory.root.opened(file) as fd:
         status = os.fstat(fd)
         inode = status.st_ino if directory.share.keeps_inodes else 0

@@ -122,7 +122,7 @@ class Resolver:
         if backing_names.shows_folders(name) and any(self._places.is_share(self._absolute(target.path, folder)) for target in targets):
             return set(self._listed.files)  # vvfat shows every file of the folder
         for target in targets:
-            found |= self._of_path(target.path, folder) if target.sure else self._called(last_part(target.path))
+            found |= self._of_path(target.path, folder) if target.sure else self._all_names_of(last_part(target.path))
         return found
 
     def of_link(self, folder_fd: int, name: str, folder: str, outside: bool) -> frozenset[str]:
@@ -143,7 +143,7 @@ class Resolver:
                 self.unreached.append(f"the link {os.path.join(folder, name)} leads to another file system, where nobody looked")
             return frozenset(found)
         inside = place is not None and place.path.startswith(self._path + "/")
-        if place is not None and stat.S_ISDIR(place.status.st_mode) and outside and not inside and not self._is_it(place):
+        if place is not None and stat.S_ISDIR(place.status.st_mode) and outside and not inside and not self._is_share_or_snapshots(place):
             return frozenset(found | self._in_folder(place, os.path.join(folder, name)))
         if place is None or not stat.S_ISREG(place.status.st_mode) or not place.status.st_blocks:
             return frozenset(found)  # files of proc and sysfs have no blocks, and reading some of them has effects
@@ -197,7 +197,7 @@ class Resolver:
 
     # -- names in the share's directory ---------------------------------------------------------------------------------
 
-    def _called(self, name: str, depth: int = 0) -> set[str]:
+    def _all_names_of(self, name: str, depth: int = 0) -> set[str]:
         """A name in the share's directory, with all other names that the same file has there."""
         if not name or name in (".", ".."):
             return set()
@@ -238,36 +238,36 @@ class Resolver:
         """The names that a path may mean. It is absolute or relative to ``folder``."""
         absolute = self._absolute(path, folder)
         parent, name = os.path.split(os.path.normpath(absolute))
-        found = self._called(name, depth) if parent in self._spellings else set()
+        found = self._all_names_of(name, depth) if parent in self._spellings else set()
         if found and ".." not in path.split("/"):
             return found
         try:
             place = self._places.walk(absolute)
         except (NotLookedAt, OSError):
-            return found | self._called(name, depth)
+            return found | self._all_names_of(name, depth)
         if place is None:
             if folder and not path.startswith("/") and parent.startswith(self._path + "/"):
                 return found  # a relative name in a folder counts from there, and there is no such file
-            return found | self._called(name, depth)  # another host may have something there
-        return found | (self._same(place, name) if stat.S_ISREG(place.status.st_mode) else set())
+            return found | self._all_names_of(name, depth)  # another host may have something there
+        return found | (self._same_files(place, name) if stat.S_ISREG(place.status.st_mode) else set())
 
-    def _same(self, place: Place, name: str) -> set[str]:
+    def _same_files(self, place: Place, name: str) -> set[str]:
         """The files of the directory that are the same file as ``place``: by device and inode, or, because another mount shows the
         same file with another device, by name, size and modification time."""
         found = {other for other in self._with_inode(place.status.st_ino) if self._is(other, place.status)}
         for other in dict.fromkeys((name, os.path.basename(place.path))):
-            mine = self._status(other)
-            alike = mine is not None and (mine.st_size, mine.st_mtime_ns) == (place.status.st_size, place.status.st_mtime_ns)
-            if alike and mine is not None and place.status.st_dev != mine.st_dev:
+            own_status = self._status(other)
+            alike = own_status is not None and (own_status.st_size, own_status.st_mtime_ns) == (place.status.st_size, place.status.st_mtime_ns)
+            if alike and own_status is not None and place.status.st_dev != own_status.st_dev:
                 found.add(other)
-        return {same for other in found for same in self._called(other)}
+        return {same for other in found for same in self._all_names_of(other)}
 
-    def _is_it(self, place: Place) -> bool:
+    def _is_share_or_snapshots(self, place: Place) -> bool:
         return place.path == self._path or not SNAPSHOT_FOLDERS.isdisjoint(place.path.split("/")) or self._places.is_share(place.path)
 
     def _is(self, name: str, status: os.stat_result) -> bool:
-        mine = self._status(name)
-        return mine is not None and (mine.st_dev, mine.st_ino) == (status.st_dev, status.st_ino)
+        own_status = self._status(name)
+        return own_status is not None and (own_status.st_dev, own_status.st_ino) == (status.st_dev, status.st_ino)
 
     def _status(self, name: str) -> os.stat_result | None:
         try:
