@@ -178,7 +178,7 @@ def share_gone(label: str) -> ShareNotMounted:
     )
 
 
-def understood(error: BaseException, subject: str) -> StorageError:
+def as_storage_error(error: BaseException, subject: str) -> StorageError:
     """Translate any exception of a task, or of one of its items, to a failure with a code. An unforeseen one gets its traceback."""
     if isinstance(error, StorageError):
         return error

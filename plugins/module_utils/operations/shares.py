@@ -76,7 +76,7 @@ def _ensure_item(params: dict, check_mode: bool, taken: dict, number: int) -> di
     try:
         _ensure(params, check_mode, taken, number, result, done)
     except Exception as error:  # one that nobody foresaw is the failure of this share alone
-        known = errors.understood(error, f"share {name}")
+        known = errors.as_storage_error(error, f"share {name}")
         result.update(failed=True, error_code=known.error_code, msg=str(known), error=known, **known.details)
     result["actions"] = [step.describe() for step in done]
     result["changed"] = bool(done)

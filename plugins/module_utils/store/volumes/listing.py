@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 
-from ...errors import StorageError, understood
+from ...errors import StorageError, as_storage_error
 from ...model import safe_file_names
 from ..files.directory import ShareDirectory
 from ..metadata import records
@@ -123,7 +123,7 @@ class Listing(Generic[Described]):
             try:
                 observed: Observed | StorageError | None = self._observe(name, attempts)
             except Exception as error:  # any error counts for this volume only
-                observed = understood(error, f"volume {name} on {self.directory.share.label}")
+                observed = as_storage_error(error, f"volume {name} on {self.directory.share.label}")
                 if attempts is chains.AT_FIRST and self._may_change(name):
                     yield name, None, None
                     continue
