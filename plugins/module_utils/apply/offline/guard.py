@@ -91,14 +91,14 @@ class Guard:
 def require_vouched(directory: ShareDirectory, file: str, assume_unused: bool) -> None:
     """:raises InUse: the file system cannot tell whether the image is open, and the user does not vouch for it."""
     if not directory.share.locks_visible and not assume_unused:
-        raise in_use.use_unknown(file, directory.share.label)
+        raise in_use.image_use_unknown(file, directory.share.label)
 
 
 def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: bool = False) -> None:
     """:param writing: only who may write to the file counts. :raises InUse: the kernel of this host has it open."""
     user = directory.kernel_users.of(os.fstat(fd))
     if user is not None and (user.writes or not writing):
-        raise in_use.met_kernel(user, file, directory.share.label)
+        raise in_use.kernel_uses_image(user, file, directory.share.label)
 
 
 def ask_unused(directory: ShareDirectory, file: str, assume_unused: bool, writing: bool = False) -> None:
@@ -113,7 +113,7 @@ def ask_unused(directory: ShareDirectory, file: str, assume_unused: bool, writin
     with directory.root.opened(file) as fd:
         refuse_kernel_user(directory, fd, file, writing)
         if in_use.is_written(fd, share) if writing else in_use.ask(fd, share):
-            raise in_use.met(file, share.label)
+            raise in_use.image_in_use(file, share.label)
 
 
 def ask_resumption(directory: ShareDirectory, resumption: Resumption, assume_unused: bool) -> None:

@@ -48,7 +48,7 @@ def hold_for_reading(fd: int, file: str, share: Share) -> None:
     if share.locks_visible:
         _take(fd, fcntl.F_RDLCK, _READERS_BYTES, file, share.label)
         if _is_held(fd, _LOCK_BYTES[0]):
-            raise met(file, share.label)
+            raise image_in_use(file, share.label)
 
 
 def keep_writers_out(fd: int, file: str, label: str) -> None:
@@ -69,15 +69,15 @@ def _take(fd: int, kind: int, places: tuple[int, ...], file: str, label: str) ->
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise met(file, label) from error
+            raise image_in_use(file, label) from error
 
 
-def met(file: str, label: str) -> InUse:
+def image_in_use(file: str, label: str) -> InUse:
     """The error for an image that a program has open."""
     return InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again")
 
 
-def met_kernel(user: KernelUser, file: str, label: str) -> InUse:
+def kernel_uses_image(user: KernelUser, file: str, label: str) -> InUse:
     """The error for an image that the kernel of this host has open."""
     from .kernel_users import description
 
@@ -86,7 +86,7 @@ def met_kernel(user: KernelUser, file: str, label: str) -> InUse:
     )
 
 
-def use_unknown(file: str, label: str) -> InUse:
+def image_use_unknown(file: str, label: str) -> InUse:
     """The error for an image whose use the file system cannot show."""
     return InUse(
         f"image {file} on {label}",
