@@ -175,7 +175,7 @@ class Workspace:
         return {(share, one) for share, name in pairs for one in ownership.ancestors_of(self.directory(share), name)}
 
     def _marks_of(self, pairs: Iterable[tuple[Share, str]]) -> dict[tuple[Share, str], tuple]:
-        return {(share, name): chains.marks(self.directory(share), name) for share, name in pairs}
+        return {(share, name): chains.change_marks(self.directory(share), name) for share, name in pairs}
 
     def _verify(self, name: str) -> None:
         """The fence of all directories here: the locks that a change of file or volume ``name`` rests on must still be ours.

@@ -75,14 +75,14 @@ def observe(
     """
     before: tuple = ()
     for attempt in attempts:
-        before = marks(directory, name) if attempt else before
+        before = change_marks(directory, name) if attempt else before
         try:
             return _observe(look if look is not None and not attempt else Look(directory, name), user_format, use_probe)
         except OSError as error:
             failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
         except StorageError as error:
             failure = error
-        if attempt == attempts[-1] or (attempt > 0 and marks(directory, name) == before):
+        if attempt == attempts[-1] or (attempt > 0 and change_marks(directory, name) == before):
             raise failure
         time.sleep(PAUSE * (attempt + 1))
         directory.refresh(keep_listing=use_probe is not _no_probe)
@@ -144,7 +144,7 @@ def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_
         )
 
 
-def marks(directory: ShareDirectory, name: str) -> tuple:
+def change_marks(directory: ShareDirectory, name: str) -> tuple:
     """What changes when a task works on the volume: (inode, mtime in ns) or None, each for its ``.info``, its record and its base file."""
     private = directory.private("volumes")
     found = []
