@@ -53,13 +53,13 @@ class Chain(NamedTuple):
 
 
 class Listing(Generic[Described]):
-    """The volumes of a share. ``told``: volume name → its description. ``chains``: volume name → chain, for volumes that can be read.
+    """The volumes of a share. ``descriptions``: volume name → what ``describe`` made. ``chains``: volume name → chain, for volumes that can be read.
     ``listed``: the listing of the directory. ``names``: those names in it that a file of a volume can have."""
 
     def __init__(self, directory: ShareDirectory, describe: Describe, processes: int) -> None:
         self.directory = directory
         self._describe = describe
-        self.told: dict[str, Described] = {}
+        self.descriptions: dict[str, Described] = {}
         self.chains: dict[str, Chain] = {}
         entries = directory.root.read_entries()
         self.listed = dependents.group_entries(directory, entries)
@@ -95,11 +95,11 @@ class Listing(Generic[Described]):
         parts = [volumes[start : start + size] for start in range(0, len(volumes), size)]
         failed = []
         for found in self._read_parts(parts, attempts):
-            for name, told, chain in found:
-                if told is None:
+            for name, description, chain in found:
+                if description is None:
                     failed.append(name)
                 else:
-                    self.told[name] = told
+                    self.descriptions[name] = description
                 if chain is not None:
                     self.chains[name] = Chain(*chain)
         return failed
@@ -180,7 +180,7 @@ class Listing(Generic[Described]):
             if not self.is_unmentioned(name):
                 continue
             if name not in self.listed.files:  # a link, a folder or a device
-                self.told[name] = describe(0)
+                self.descriptions[name] = describe(0)
                 described.add(name)
                 continue
             try:
@@ -188,7 +188,7 @@ class Listing(Generic[Described]):
             except StorageError:
                 continue  # it was replaced meanwhile
             if status is not None:
-                self.told[name] = describe(status.st_size)
+                self.descriptions[name] = describe(status.st_size)
                 described.add(name)
         return described
 
@@ -199,7 +199,7 @@ class Listing(Generic[Described]):
             chain = self.chains.get(name)
             if chain is not None:
                 found.update(chain.files[: chain.own])
-            elif name in self.told:
+            elif name in self.descriptions:
                 found.update((name, *self.directory.root.names_from(name + ".")))
         return found
 
@@ -241,7 +241,7 @@ def read_volumes(
     lone = [name for name in others - unmentioned_files if not name.endswith(_INFO) and chains.is_there(directory, name)]
     claims: dict[str, set[str]] = {}
     owners = {_owner_of(found, name, claims) for name in lone}  # a volume can have lost its .info
-    left = owners.union(unmentioned_files if skip is None else [name for name in unmentioned_files if not skip(name)]).difference(found.told)
+    left = owners.union(unmentioned_files if skip is None else [name for name in unmentioned_files if not skip(name)]).difference(found.descriptions)
     if describe_unclaimed is not None:
         left -= found.describe_unopened(left, describe_unclaimed)
     found.read(sorted(left))
