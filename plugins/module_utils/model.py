@@ -104,9 +104,7 @@ def is_glob(name: str) -> bool:
 
 
 def check_volume_name(name: str, globs: str = _GLOBS["volume"]) -> str:
-    """Return a valid volume name. :param globs: the remedy in a message about a glob.
-
-    :raises InvalidName: not every supported share can have a file of this name, or the name is reserved."""
+    """Return a valid volume name. :param globs: the remedy for a glob. :raises InvalidName: some shares cannot store the name, or it is reserved."""
     _check_name("volume", name, name + ".info", globs)
     if name.lower().endswith(".info"):
         raise InvalidName(f"volume name {name!r}", "names ending in .info are reserved for snapshot records", "choose another name")
@@ -301,9 +299,7 @@ class Volume:
         raise SnapshotNotFound(f"snapshot {name} of volume {self.name}", f"it does not exist (existing: {known})", "check the name")
 
     def point_file(self, snapshot: str) -> str:
-        """The file that shows the data of ``snapshot``: the backing file of its overlay.
-
-        :raises ChainBroken: the overlay has no backing file. :raises SnapshotNotFound: there is no such snapshot."""
+        """The file that shows the data of ``snapshot``: the backing file of its overlay. :raises ChainBroken: the overlay has none."""
         overlay = self.image(self.snapshot(snapshot).file)
         if overlay.backing_file is None:
             raise ChainBroken(

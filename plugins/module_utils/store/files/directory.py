@@ -357,10 +357,7 @@ class ShareDirectory:
         return [name for name in directory.names() if name.startswith(prefix)] if directory else []
 
     def publish(self, temporary: str, name: str) -> None:
-        """Give a synced temporary file its final name, if nothing has that name. Durable.
-
-        :raises Conflict: something has the name, of any file type.
-        """
+        """Give a synced temporary file its final name, if nothing has that name. Durable. :raises Conflict: something has the name, of any file type."""
         source = self.make_private("tmp")
         self.verify(name)
         try:

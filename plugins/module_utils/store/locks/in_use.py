@@ -81,9 +81,7 @@ def kernel_uses_image(user: KernelUser, file: str, label: str) -> InUse:
     """The error for an image that the kernel of this host has open."""
     from .kernel_users import description
 
-    return InUse(
-        f"image {file} on {label}", f"the kernel of this host has it open ({description(user)})", "unmount and detach it, then run the task again"
-    )
+    return InUse(f"image {file} on {label}", f"the kernel of this host has it open ({description(user)})", "unmount and detach it, then run the task again")
 
 
 def image_use_unknown(file: str, label: str) -> InUse:

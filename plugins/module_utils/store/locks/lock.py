@@ -124,9 +124,7 @@ class VolumeLock:
     :raises LockTimeout: another task held it all the time. The message names its owner if there is only one.
     """
 
-    def __init__(
-        self, directory: ShareDirectory, volume: str, timeout: float = 90, break_lease: bool = False, shared: bool = False
-    ) -> None:
+    def __init__(self, directory: ShareDirectory, volume: str, timeout: float = 90, break_lease: bool = False, shared: bool = False) -> None:
         self.volume = volume
         self._directory = directory
         self._timeout = timeout

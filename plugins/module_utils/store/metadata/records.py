@@ -86,9 +86,7 @@ class Record:
         return replace(self, intent=intent)
 
 
-def describing(
-    volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[str, Disk] | None = None, marks: dict[str, Disk] | None = None
-) -> Record:
+def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[str, Disk] | None = None, marks: dict[str, Disk] | None = None) -> Record:
     """The record of a volume after a task: formats of its files, details of its snapshots, no intent."""
     details = {
         snapshot.name: {

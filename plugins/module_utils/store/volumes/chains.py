@@ -137,11 +137,7 @@ def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_
         return
     if file != file.swapcase() and other.st_ino == found.st_ino and file not in directory.root.names():
         spelling = next((name for name in directory.root.names() if name.lower() == file.lower()), "another name")
-        raise Conflict(
-            directory.root.subject(file),
-            f"the share ignores case, and the file there is spelt {spelling}",
-            "use that spelling, or another name",
-        )
+        raise Conflict(directory.root.subject(file), f"the share ignores case, and the file there is spelt {spelling}", "use that spelling, or another name")
 
 
 def change_marks(directory: ShareDirectory, name: str) -> tuple:

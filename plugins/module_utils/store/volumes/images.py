@@ -36,8 +36,8 @@ class UseProbe:
     rests_on_nothing: set[str] = field(default_factory=set)  # files that were read as raw and name no other file
 
     def probe(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
-        """Ask for the use of an opened image. The first one (active) counts as used even by a reader. The others may have readers
-        (machines on linked clones), so only a writer counts."""
+        """Ask for the use of an opened image. The first one (active) is in use if it has readers or writers. The others may have readers
+        (machines on linked clones); they are in use only if they have a writer."""
         try:
             self._probe(fd, status, directory)
         except (OSError, StorageError):
@@ -72,8 +72,7 @@ class UseProbe:
 
 
 class Judge(NamedTuple):
-    """How a format is decided once the file is open. ``decide`` takes the descriptor and its fstat, and returns the format.
-    ``at_once``: it is called before the file is read."""
+    """How a format is decided once the file is open. ``decide`` takes descriptor and fstat. ``at_once``: call it before the file is read."""
 
     decide: Callable[[int, os.stat_result], str | None]
     at_once: bool

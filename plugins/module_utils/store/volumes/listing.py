@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Lists all volumes of a share. Each is read once and described at once.
 
-A share can hold very many volumes, so what was read of one is dropped before the next one is read. Only the file names of each chain
-are kept, which need little memory.
+A share can have very many volumes, so what was read of one is dropped before the next is read. Only the file names are kept.
 """
 
 from __future__ import annotations
@@ -138,8 +137,7 @@ class Listing(Generic[Described]):
         return chains.observe(self.directory, name, use_probe=UseProbe, attempts=attempts)
 
     def _may_change(self, name: str) -> bool:
-        """Whether a task may be at work on a volume that cannot be read. Not if its name is that of a link, folder or device, and it
-        has no record and no ``.info``."""
+        """Whether a task may be at work on a volume that cannot be read: its name is that of a file, or it has a record or an ``.info``."""
         return name in self.listed.files or self.may_claim(name)
 
     def may_claim(self, volume: str) -> bool:
@@ -147,8 +145,7 @@ class Listing(Generic[Described]):
         return self._claimants is None or volume in self._claimants
 
     def unmentioned_files(self) -> frozenset[str]:
-        """The regular files that nothing on the share mentions. No record and no ``.info`` could claim them, and no file is named like
-        an overlay of a snapshot of one."""
+        """Regular files that no record and no ``.info`` could claim, and of which no other file is named like an overlay."""
         if self._unmentioned is None:
             self._unmentioned = frozenset() if self._claimants is None else self._find_unmentioned(self._claimants)
         return self._unmentioned
@@ -170,10 +167,7 @@ class Listing(Generic[Described]):
         return name in self.unmentioned_files() or not (self.may_claim(name) or self.directory.root.names_from(name + "."))
 
     def describe_unopened(self, names: Iterable[str], describe: Callable[[int], Described]) -> set[str]:
-        """Describe unclaimed lone files, and names that are no files, without opening them. Returns the names that it described.
-
-        :param describe: makes the description from the length in bytes; 0 for what is no regular file.
-        """
+        """Describe unmentioned files without opening them, from their length in bytes (0: no regular file). Returns the names described."""
         root = self.directory.root
         described = set()
         for name in names:

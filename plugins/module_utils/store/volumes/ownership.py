@@ -103,9 +103,7 @@ def _qcow2_backing_of(directory: ShareDirectory, file: str) -> str | None:
     return name if is_safe_file_name(name) and header.backing_format else None
 
 
-def parent_of(
-    directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None
-) -> Parent | None:
+def parent_of(directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None) -> Parent | None:
     """What volume ``name`` rests on, if its chain continues into files of another volume; else None.
 
     The record decides if the chain agrees with it. Otherwise names decide: below the last file that is certainly its own, the first
@@ -222,9 +220,7 @@ def require_own_files(directory: ShareDirectory, volume: Volume) -> None:
     for file in (*volume.own_files, *(file for _snapshot, file in volume.stale)):
         owner = None if file == volume.name else owner_of(directory, file, excluding=volume.name)
         if owner is not None:
-            raise Conflict(
-                directory.root.subject(file), f"volume {volume.name} and volume {owner} both claim it", "see which .info is wrong and mend it"
-            )
+            raise Conflict(directory.root.subject(file), f"volume {volume.name} and volume {owner} both claim it", "see which .info is wrong and mend it")
 
 
 def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None:
