@@ -108,7 +108,7 @@ def run(
     STARTED.add(os.path.basename(argv[0]))
     with scratch_file("stdout") as out, scratch_file("stderr") as err:
         try:
-            # run_command of AnsibleModule passes no descriptors and kills no group; this layer knows no module.
+            # run_command of AnsibleModule cannot pass descriptors or kill a process group, and there is no module object here.
             process = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 argv,
                 stdin=subprocess.PIPE if secret is not None else subprocess.DEVNULL,

@@ -172,7 +172,7 @@ def from_os_error(error: OSError, subject: str, reader: int | None = None) -> St
 
 
 def share_gone(label: str) -> ShareNotMounted:
-    """The error for a share that was taken away while a task worked on it."""
+    """The error for a share that was removed or unmounted while a task worked on it."""
     return ShareNotMounted(
         f"share {label}", "its directory was removed or unmounted while the task worked", "mount it with remotefs_share and run the task again"
     )

@@ -189,13 +189,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A named point in time. Its data is what the backing file of overlay ``file`` shows."""
+    """A named point in time. Its data is what the backing file of overlay ``file`` shows. ``created``, ``expires``: as :func:`now`, or None."""
 
     name: str
     file: str
     created: str | None = None
     description: str = ""
-    labels: dict = field(default_factory=dict)
+    labels: dict = field(default_factory=dict)  # label → value, both str
     protected: bool = False
     expires: str | None = None
 
@@ -231,7 +231,7 @@ class Volume:
     stale: tuple[tuple[str, str], ...] = ()  # (snapshot, file)
     created: str | None = None  # as :func:`now`; None if it was not recorded
     description: str = ""
-    labels: dict = field(default_factory=dict)
+    labels: dict = field(default_factory=dict)  # label → value, both str
     doubt: str | None = None  # why the user has to give a format although a record has one
 
     @property

@@ -105,7 +105,7 @@ class Directory(Names):
         if write:
             self._fence(name)
         if write or name not in self._listed_files:
-            _checked_stat(self.fd, name, self.subject(name))  # before the open: opening a device can already act
+            _checked_stat(self.fd, name, self.subject(name))  # before the open, because opening a device can have effects
         try:
             fd = os.open(name, _WRITING if write else _READING, dir_fd=self.fd)
         except FileNotFoundError:

@@ -15,7 +15,7 @@ from ..volumes.dependents import Backings, Search, listing, record_backings, sea
 from .directory import PRIVATE, Directory, ShareDirectory
 from .names import shown
 
-# What servers show of the past: whatever rests on something there rests on what was, not on what is.
+# Folders in which servers show older states of the share. A file there rests on older files, not on the present ones.
 SNAPSHOT_FOLDERS = frozenset((".snapshot", ".snapshots", ".zfs", ".snaps", "~snapshot", "#recycle"))
 MOST_ENTRIES = 50_000
 MOST_SECONDS = 10.0

@@ -99,7 +99,7 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat; empty where there is no such process."""
+    """Field 22 of /proc/PID/stat, in clock ticks; empty if there is no such process."""
     line = _first_line(f"/proc/{pid}/stat")
     return line.rpartition(")")[2].split()[19] if ")" in line else ""
 
@@ -241,7 +241,7 @@ class VolumeLock:
             self._identity = _identity(os.fstat(self._fd))
             if _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) != self._identity:
                 raise FileNotFoundError(errno.ENOENT, "lock file replaced")
-            # Readers write no name. The file has no room for all of them, and the name of an earlier writer must not be taken for
+            # Readers write no name. The file cannot name all of them, and the name of an earlier writer must not be taken for
             # one of them. An empty file shows each of them that no writer came in between.
             self._claim(self._fd, b"" if self.shared else Owner.of_this_process().to_bytes())
             self._directory.refresh()

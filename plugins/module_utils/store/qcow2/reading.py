@@ -129,7 +129,7 @@ class HeaderSummary(NamedTuple):
     alias: bool = False
 
 
-# What stands before a backing name → what follows from it, and the least size of a file that holds the tables it names.
+# Bytes before a backing name → (virtual size, backing format, number of internal snapshots, least size of a file that has the tables, alias).
 _alike: dict[bytes, tuple[int, str | None, int, int, bool]] = {}
 
 
@@ -241,6 +241,8 @@ def _check_features(incompatible: int, crypt: int) -> None:
 
 
 class _Extensions(NamedTuple):
+    """What the header extensions say; the fields are those of :class:`Header`."""
+
     end: int
     end_marked: bool
     format_offset: int | None

@@ -331,7 +331,7 @@ def _snapshots(
         file = recorded if recorded in depth or planned is None else planned.get(snapshot, "")
         if file not in depth:
             if planned is None:
-                from ..metadata.stale import require_stale  # late: hardly any share has such entries
+                from ..metadata.stale import require_stale  # late: such entries are rare
 
                 require_stale(directory, name, {image.file for image in chain}, snapshot, file)
                 stale.append((snapshot, file))

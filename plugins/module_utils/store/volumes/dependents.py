@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .resolving import Resolver
 
 
-# What files begin with that can name others; all else need not be taken apart. A test compares this with :mod:`foreign`.
+# The first bytes of files that can name other files. No other file has to be parsed. A test compares this with :mod:`foreign`.
 MAGICS = frozenset((b"QFI\xfb", b"QED\0", b"KDMV", b"COWD", b"cone", b"vhdx", b"OOOM", b"MOOO"))
 _QCOW2 = b"QFI\xfb"  # a relative name in such a file counts from the file's own folder only
 TEXT = frozenset(b"#vVcCpP \t\n\r<\xef")

@@ -131,7 +131,7 @@ class Listing(Generic[Described]):
                 yield name, self._describe(name, observed), chain
 
     def _observe(self, name: str, attempts: range) -> Observed | None:
-        """:raises StorageError, OSError: the volume cannot be read."""
+        """Read one volume; None if it went away. :raises StorageError, OSError: it cannot be read."""
         if attempts is chains.AT_FIRST and name in self.unmentioned_files():
             return chains.observe_lone(self.directory, name)
         return chains.observe(self.directory, name, use_probe=UseProbe, attempts=attempts)
