@@ -241,7 +241,7 @@ def _check_features(incompatible: int, crypt: int) -> None:
 
 
 class _Extensions(NamedTuple):
-    """What the header extensions say; the fields are those of :class:`Header`."""
+    """The content of the header extensions. The fields are those of :class:`Header`."""
 
     end: int
     end_marked: bool
