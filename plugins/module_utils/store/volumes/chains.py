@@ -51,7 +51,7 @@ class Observed(NamedTuple):
 
 
 def _no_probe() -> None:
-    """For callers that may change the volume, and so ask for the use of its images by themselves."""
+    """Makes no probe, for callers that may change the volume. With this default, a repeated read also lists the directory anew."""
 
 
 def observe(

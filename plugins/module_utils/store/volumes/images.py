@@ -58,8 +58,8 @@ class UseProbe:
         if user is not None and (user.writes or first):
             self.in_use = True
 
-    def note_if_unnamed(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
-        """Add a raw file to ``rests_on_nothing`` if it rests on no other file. A disk of ours does not, whatever its guest wrote."""
+    def note_if_resting_on_nothing(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
+        """Add a raw file to ``rests_on_nothing`` if it names no other file. A disk of ours rests on nothing, whatever its guest wrote."""
         if self.full:
             return
         known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
@@ -108,7 +108,7 @@ def read_image(
         if header_fields is None:
             header_fields = (round_to_sector(status.st_size), None, None, False, False)
             if use_probe is not None:
-                use_probe.note_if_unnamed(file, fd, status, record)
+                use_probe.note_if_resting_on_nothing(file, fd, status, record)
     finally:
         os.close(fd)
     size, backing_file, backing_format, empty, absolute = header_fields

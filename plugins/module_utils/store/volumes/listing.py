@@ -89,7 +89,7 @@ class Listing(Generic[Described]):
         self._list_records()
 
     def _read(self, volumes: list[str], attempts: range) -> list[str]:
-        """Read volumes once. Returns the names of those that have to be read again."""
+        """Read volumes with these attempts. Returns the names of those that have to be read again."""
         size = max(1, min(_PART, len(volumes) // (_PARTS * self._processes)))
         parts = [volumes[start : start + size] for start in range(0, len(volumes), size)]
         failed = []
