@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Sequence
 
-from .errors import understood
+from .errors import as_storage_error
 from .model import MOUNT_BASE
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def run_info(spec: dict, read: Callable[[dict, Callable[[str], None] | None], di
     try:
         found = read(module.params, module.warn if module.check_mode else None)
     except Exception as error:  # an unexpected one is a failure with a code, too
-        known = understood(error, "this task")
+        known = as_storage_error(error, "this task")
         module.fail_json(msg=str(known), error_code=known.error_code, **known.details)
     _leave_reading(module, found)
 

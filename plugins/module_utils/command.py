@@ -1,11 +1,11 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The only place that starts a program.
+"""The only file that starts programs.
 
-Every program runs without a shell, in the C locale, with closed standard input, in a process group of its own, under a
-time limit, and dies with the thread that started it (a merge must not outlive the lock that protects it). Files travel as
-opened descriptors. ``STARTED`` counts the programs, because they are the cost that docs/performance.md accounts for.
+Every program runs without a shell, in the C locale, with closed standard input, in a process group of its own, and with a time
+limit. It dies with the thread that started it, because a merge must not outlive the lock that protects it. Files are passed as
+opened descriptors. ``STARTED`` counts the programs; docs/performance.md lists their number for each operation.
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ from .errors import NoSpace, ToolFailed, ToolMissing
 
 _PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = ("Cannot allocate memory", "failed to allocate", "Could not allocate", "Out of memory")
-_GRACE = 5  # seconds between the signal of a met processor limit and the kill
+_GRACE = 5  # seconds between the signal for an exceeded processor limit and the kill
 _OUTPUT_KEPT = 64 * 1024  # bytes of each stream that are read back
 _STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits of a program that reads content which we did not create. A stricter limit of this process stays."""
+    """Resource limits of a program that reads untrusted content. A stricter limit of this process stays in force."""
 
     cpu_seconds: int | None = None
     memory: int | None = None  # bytes of address space
-    file_size: int | None = None  # bytes that a file which it writes may reach
+    file_size: int | None = None  # the most bytes of a file that the program writes
 
 
 @dataclass(frozen=True)
 class Result:
+    """What a program returned: exit status, standard output, standard error; and the limits and command line that it ran with."""
+
     rc: int
     out: str
     err: str
@@ -49,29 +51,31 @@ class Result:
 
     @property
     def details(self) -> dict:
-        """What a failure carries beside its message. Secrets never are on a command line."""
+        """The keys ``cmd``, ``rc`` and ``stderr`` for the result of a failure. A command line never contains secrets."""
         return {"cmd": " ".join(map(shlex.quote, self.argv)), "rc": self.rc, "stderr": self.err}
 
     @property
     def reason(self) -> str:
-        """The last line that the program said, for a message."""
+        """The last line that the program printed, for a message."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
         return lines[-1] if lines else f"it exited with status {self.rc} and said nothing"
 
 
 class _Counter:
-    """How many programs this process has started, by name."""
+    """Counts the programs that this process has started. ``programs``: name → number."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.programs: dict[str, int] = {}
 
     def add(self, name: str) -> None:
+        """Count one start of program ``name``."""
         with self._lock:
             self.programs[name] = self.programs.get(name, 0) + 1
 
     @property
     def total(self) -> int:
+        """The number of all programs that were started."""
         return sum(self.programs.values())
 
 
@@ -81,7 +85,7 @@ STARTED = _Counter()
 def find(name: str, package: str) -> str:
     """The path of program ``name``.
 
-    :raises ToolMissing: it is not installed; the message names the ``package`` that brings it.
+    :raises ToolMissing: it is not installed. The message names the ``package`` that has it.
     """
     for directory in (os.environ.get("PATH") or _STANDARD_PATH).split(":") + _STANDARD_PATH.split(":"):
         candidate = os.path.join(directory, name)
@@ -93,17 +97,18 @@ def find(name: str, package: str) -> str:
 def run(
     argv, *, descriptors=(), timeout: float | None = None, limits: Limits = Limits(), cwd: str = "/", secret: bytes | None = None
 ) -> Result:
-    """Run ``argv`` (an absolute program path first) and return what it said, whatever its exit status.
+    """Run ``argv`` (the absolute path of a program first) and return its result, whatever its exit status is.
 
-    :param descriptors: opened files that the program inherits under the same numbers.
-    :param timeout: seconds after which the whole process group is killed.
-    :param secret: bytes for its standard input, where a password must not be seen on a command line.
+    :param descriptors: opened files that the program inherits with the same numbers.
+    :param timeout: seconds after which the whole process group is killed; None for no limit.
+    :param cwd: the working directory of the program.
+    :param secret: bytes for its standard input, such as a password that must not be visible on a command line.
     :raises ToolFailed: it ran longer than ``timeout`` or could not be started.
     """
     STARTED.add(os.path.basename(argv[0]))
     with scratch_file("stdout") as out, scratch_file("stderr") as err:
         try:
-            # run_command of AnsibleModule passes no descriptors and kills no group; this layer knows no module.
+            # run_command of AnsibleModule cannot pass descriptors or kill a process group, and there is no module object here.
             process = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 argv,
                 stdin=subprocess.PIPE if secret is not None else subprocess.DEVNULL,
@@ -134,7 +139,7 @@ def run(
 
 
 def require_success(result: Result, subject: str) -> Result:
-    """:raises NoSpace: the program met a full file system. :raises ToolFailed: it failed for another reason."""
+    """Return ``result`` if the program succeeded. :raises NoSpace: the file system is full. :raises ToolFailed: it failed otherwise."""
     if result.rc == 0:
         return result
     if "No space left on device" in result.err or "Disk quota exceeded" in result.err:
@@ -147,7 +152,7 @@ def require_success(result: Result, subject: str) -> Result:
 
 
 def private_directory() -> str:
-    """A new directory of this user alone. :raises ToolFailed: there is no room for temporary files on this host."""
+    """Make a directory that only this user may open. :raises ToolFailed: this host has no room for temporary files."""
     try:
         return tempfile.mkdtemp(prefix="remotefs-")
     except OSError as error:
@@ -155,7 +160,7 @@ def private_directory() -> str:
 
 
 def scratch_file(name: str) -> IO[bytes]:
-    """An opened file without a name, in memory where the kernel has such files. :raises ToolFailed: there is no room for it."""
+    """Open a file without a name, in memory if the kernel supports that. :raises ToolFailed: there is no room for it."""
     try:
         return os.fdopen(os.memfd_create(f"remotefs-{name}"), "w+b")
     except (AttributeError, OSError):
@@ -176,7 +181,7 @@ def _no_temporary(error: OSError) -> ToolFailed:
 
 
 def _limit_met(result: Result) -> str:
-    """Which resource limit ended a program, in words; empty where none did."""
+    """The end of a sentence about the resource limit that ended a program; empty if none did."""
     limits = result.limits
     if limits.cpu_seconds is not None and result.rc == -signal.SIGXCPU:
         return f"took more than {limits.cpu_seconds} s of processor time, far more than images of this size need"
@@ -215,7 +220,7 @@ def _child_setup(limits: Limits):
 
 
 def _limit(which: int, soft: int, hard: int) -> None:
-    """Set a limit of this process, but never above the one that it has: only root could."""
+    """Set a limit of this process, but never above its present limit, because only root may raise it."""
     _soft, highest = resource.getrlimit(which)
     if highest != resource.RLIM_INFINITY:
         soft, hard = min(soft, highest), min(hard, highest)
@@ -230,7 +235,7 @@ def _kill(process: subprocess.Popen) -> None:
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        pass  # stuck in the kernel on a dead server: it dies when the kernel lets go of it
+        pass  # it is stuck in the kernel on a dead server, and dies when the kernel returns
 
 
 def _read_back(stream) -> str:

@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every failure that the collection can report, one type per public ``error_code``.
+"""All failures that the collection can report, one type per public ``error_code``.
 
-A message is one sentence made of three parts: the object, what is wrong with it, and what to do.
-Code that raises says all three; nothing below ``main()`` catches an error to rephrase it.
+A message is one sentence of three parts: the object, what is wrong with it, and what to do.
+The code that raises gives all three. Nothing below ``main()`` catches an error to rephrase it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import errno
 class StorageError(Exception):
     """A failure with a public code.
 
-    :param subject: the object, as the user knows it ("volume db01 on nas1:/vols").
+    :param subject: the object, as users call it ("volume db01 on nas1:/vols").
     :param problem: what is wrong with it.
     :param remedy: what the user can do about it.
-    :param details: what a result has beside the message: ``cmd``, ``rc`` and ``stderr`` of a program, ``traceback`` of a fault.
+    :param details: further keys of the result: ``cmd``, ``rc`` and ``stderr`` of a program, ``traceback`` of a fault.
     """
 
     error_code = "tool_failed"
@@ -32,90 +32,112 @@ class StorageError(Exception):
 
 
 class InvalidName(StorageError):
+    """A name that cannot be a file name on every supported share, or is reserved."""
     error_code = "invalid_name"
 
 
 class InvalidSize(StorageError):
+    """A size that is no size, or that no disk can have."""
     error_code = "invalid_size"
 
 
 class InvalidParameter(StorageError):
+    """An option is missing, cannot have this value, or does not go together with another one."""
     error_code = "invalid_parameter"
 
 
 class ShareNotMounted(StorageError):
+    """The share is not mounted, or its server does not answer."""
     error_code = "share_not_mounted"
 
 
 class MountFailed(StorageError):
+    """The mount helper reported an error."""
     error_code = "mount_failed"
 
 
 class ShareNotWritable(StorageError):
+    """The share refuses to be written to."""
     error_code = "share_not_writable"
 
 
 class NoEligibleShare(StorageError):
+    """No share that the task names has room for the new volume within the policy."""
     error_code = "no_eligible_share"
 
 
 class NoSpace(StorageError):
+    """The share, or the user's quota on it, is full."""
     error_code = "no_space"
 
 
 class VolumeNotFound(StorageError):
+    """No share of those that the task names has the volume."""
     error_code = "volume_not_found"
 
 
 class SnapshotNotFound(StorageError):
+    """The volume has no such snapshot."""
     error_code = "snapshot_not_found"
 
 
 class Conflict(StorageError):
+    """Something exists that differs from what the task asks for."""
     error_code = "conflict"
 
 
 class WouldShrink(StorageError):
+    """The size that the task asks for is smaller than that of the volume or of a clone's source."""
     error_code = "would_shrink"
 
 
 class HasSnapshots(StorageError):
+    """The volume to remove still has snapshots."""
     error_code = "has_snapshots"
 
 
 class HasNewerSnapshots(StorageError):
+    """A revert would destroy newer snapshots."""
     error_code = "has_newer_snapshots"
 
 
 class HasDependents(StorageError):
+    """Linked clones or other files rest on what the task would destroy."""
     error_code = "has_dependents"
 
 
 class InUse(StorageError):
+    """An image is open, or the file system cannot show whether it is."""
     error_code = "in_use"
 
 
 class LockTimeout(StorageError):
+    """A lock was not free in time, or was lost while the task worked."""
     error_code = "lock_timeout"
 
 
 class UnsafeImage(StorageError):
+    """A file is damaged or hostile, has features that are not supported, or is no regular file."""
     error_code = "unsafe_image"
 
 
 class ChainBroken(StorageError):
+    """The chain of a volume, its ``.info`` or its record is damaged."""
     error_code = "chain_broken"
 
 
 class NeedsRecovery(StorageError):
+    """The share or the record changed after a task was interrupted, so that it cannot be finished or undone."""
     error_code = "needs_recovery"
 
 
 class ToolMissing(StorageError):
+    """A program is not installed, or too old."""
     error_code = "tool_missing"
 
 
 class ToolFailed(StorageError):
+    """A program or a system call failed for another reason, or the code has a fault."""
     error_code = "tool_failed"
 
 
@@ -126,12 +148,12 @@ _GONE = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errn
 
 
 def from_os_error(error: OSError, subject: str, reader: int | None = None) -> StorageError:
-    """Translate what the kernel said about an object on a share.
+    """Translate the kernel's error for an object on a share.
 
-    A full or over-quota file system is :class:`NoSpace`, a refused write :class:`ShareNotWritable`, a share whose server
-    is gone :class:`ShareNotMounted`; anything else is :class:`ToolFailed` with the kernel's own words, refused reading too.
+    A full or over-quota file system becomes :class:`NoSpace`, a refused write :class:`ShareNotWritable`, and a share whose server
+    is gone :class:`ShareNotMounted`. Anything else, also a refused read, becomes :class:`ToolFailed` with the kernel's message.
 
-    :param reader: the number of the user who was only reading; None where something was to be written.
+    :param reader: uid of the user if the task was only reading; None if it was writing.
     """
     words = error.strerror or str(error)
     if reader is not None and error.errno in _REFUSED:
@@ -141,34 +163,28 @@ def from_os_error(error: OSError, subject: str, reader: int | None = None) -> St
             "run the task as a user who may read it (become), or give this user the right",
         )
     if error.errno in _SPACE:
-        return NoSpace(
-            subject, f"the file system refused to store more ({words})", "free some space and run the task again, nothing was lost"
-        )
+        return NoSpace(subject, f"the file system refused to store more ({words})", "free some space and run the task again, nothing was lost")
     if error.errno in _READ_ONLY:
-        return ShareNotWritable(
-            subject, f"writing was refused ({words})", "check the export, the mount options and the permissions of the share"
-        )
+        return ShareNotWritable(subject, f"writing was refused ({words})", "check the export, the mount options and the permissions of the share")
     if error.errno in _GONE:
-        return ShareNotMounted(
-            subject, f"the server behind the share does not answer ({words})", "remount it with remotefs_share and run the task again"
-        )
+        return ShareNotMounted(subject, f"the server behind the share does not answer ({words})", "remount it with remotefs_share and run the task again")
     return ToolFailed(subject, f"the system call failed ({words})", "see the kernel log of this host, nothing was lost")
 
 
 def share_gone(label: str) -> ShareNotMounted:
-    """The error for a share that was taken away while a task worked on it."""
+    """The error for a share that was removed or unmounted while a task worked on it."""
     return ShareNotMounted(
         f"share {label}", "its directory was removed or unmounted while the task worked", "mount it with remotefs_share and run the task again"
     )
 
 
-def understood(error: BaseException, subject: str) -> StorageError:
-    """Any fault of a task or of one of its items as a failure with a code. What nobody foresaw brings its traceback."""
+def as_storage_error(error: BaseException, subject: str) -> StorageError:
+    """Translate any exception of a task, or of one of its items, to a failure with a code. An unforeseen one gets its traceback."""
     if isinstance(error, StorageError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
         return from_os_error(error, subject)
-    if isinstance(error, ValueError) and "integer string conversion" in str(error):  # Python's bound on digits
+    if isinstance(error, ValueError) and "integer string conversion" in str(error):  # Python limits the number of digits
         return InvalidParameter(subject, "an option is a number of thousands of digits", "give the number that is meant")
     import traceback
 

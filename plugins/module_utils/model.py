@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The values that everything else passes around: frozen, and validated once, at the edge.
+"""The values that all other code passes around. They are frozen, and validated once, where they come in.
 
-All sizes are bytes. Nothing here opens a file or starts a program.
+All sizes are in bytes. Nothing here opens a file or starts a program.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Collection, Iterable, NamedTuple
 from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
 
 SECTOR = 512
-MAX_SIZE = 2**63  # 8 EiB, exclusive: what an off_t can address
-MAX_QCOW2_SIZE = 2**51  # what QEMU's largest L1 table (32 MiB) addresses with clusters of 64 KiB
+MAX_SIZE = 2**63  # 8 EiB, exclusive: the limit of an off_t
+MAX_QCOW2_SIZE = 2**51  # the limit of QEMU's largest L1 table (32 MiB) with clusters of 64 KiB
 FORMATS = ("raw", "qcow2")
-MOUNT_BASE = "/var/lib/remotefs/mnt"  # the directory under which shares are mounted, unless a task says another one
+MOUNT_BASE = "/var/lib/remotefs/mnt"  # the directory under which shares are mounted, unless a task names another one
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
@@ -34,17 +34,17 @@ _GLOBS = {
     "volume": "globs are not taken here; list the volumes with remotefs_volume_info (names: [...]) and remotefs.storage.items",
     "snapshot": "give one name; globs go into names of remotefs_snapshot, with state: absent",
 }
-_TEMPORARY_ROOM = 24  # what store.files.directory appends to make a temporary name, with a margin
+_TEMPORARY_ROOM = 24  # characters that store.files.directory appends to make a temporary name, with a margin
 
 
 def parse_size(value: object) -> int:
-    """A size in bytes from a number or a string with an IEC suffix (``512``, ``"10G"``, ``"1 TiB"``).
+    """Parse a size: bytes from a number or from a string with an IEC suffix (``512``, ``"10G"``, ``"1 TiB"``).
 
     :raises InvalidSize: not a positive whole multiple of 512 below 8 EiB.
     """
     remedy = "give a positive whole multiple of 512 below 8 EiB, in bytes or with K, M, G, T or P (IEC)"
     if (isinstance(value, int) and abs(value) >> 64) or (isinstance(value, str) and len(value) > _LONGEST_SIZE):
-        raise InvalidSize("option size", "it is longer than any size", remedy)  # before Python's bound on digits is met
+        raise InvalidSize("option size", "it is longer than any size", remedy)  # Python itself fails on too many digits
     text = str(value).strip()
     match = _SIZE.match(text) if not isinstance(value, bool) else None
     ambiguous = _AMBIGUOUS_SIZE.match(text)
@@ -60,14 +60,14 @@ def parse_size(value: object) -> int:
 
 
 def listed(names: Iterable[object], most: int = 20) -> str:
-    """Names for a message, cut where there are too many to be read."""
+    """Names for a message, separated by commas. After ``most`` names only the number of the others follows."""
     every = [str(name) for name in names]
     shown = ", ".join(every[:most])
     return f"{shown} and {len(every) - most} more" if len(every) > most else shown
 
 
 def size_text(size: int) -> str:
-    """A size as messages tell it: as people read it, and in bytes ("10 GiB (10737418240 bytes)")."""
+    """A size in bytes for a message, with a unit and in bytes ("10 GiB (10737418240 bytes)")."""
     if size < 1024:
         return f"{size} bytes"
     power = min((size.bit_length() - 1) // 10, 6)
@@ -76,35 +76,35 @@ def size_text(size: int) -> str:
 
 
 def round_to_sector(size: int) -> int:
-    """The virtual size of a raw file of ``size`` bytes, as QEMU sees it: whole sectors, rounded up."""
+    """The virtual size in bytes that QEMU sees in a raw file of ``size`` bytes: whole sectors, rounded up."""
     return (size + SECTOR - 1) // SECTOR * SECTOR
 
 
 def is_safe_file_name(name: object) -> bool:
-    """Whether a file name from a share may be handed on at all (no path, option, protocol or list syntax)."""
+    """Whether a file name from a share is safe to use: no path, and no syntax of options, protocols or lists."""
     return isinstance(name, str) and _FILE_NAME.match(name) is not None
 
 
 def safe_file_names(names: Iterable[str]) -> list[str]:
-    """Those of very many file names that may be handed on."""
+    """Those file names that are safe to use; fast for very many names."""
     return list(filter(_FILE_NAME.match, names))
 
 
 def are_safe_file_names(names: Collection[object]) -> bool:
-    """Whether all of them may be handed on. Each is looked at once, however often it is there."""
+    """Whether all names are safe to use. Repeated names are checked once."""
     try:
         return all(map(is_safe_file_name, set(names)))
     except TypeError:
-        return False  # what cannot be in a set is no text
+        return False  # a value that cannot be in a set is no text
 
 
 def is_glob(name: str) -> bool:
-    """Whether it stands for names that match it: it holds what no name may hold."""
+    """Whether ``name`` is a pattern for names. It is if it has a character that no name may have."""
     return any(mark in name for mark in "*?[")
 
 
 def check_volume_name(name: str, globs: str = _GLOBS["volume"]) -> str:
-    """:param globs: what a message says about a glob. :raises InvalidName: the name cannot be a file name that every supported share can hold."""
+    """Return a valid volume name. :param globs: the remedy for a glob. :raises InvalidName: some shares cannot store the name, or it is reserved."""
     _check_name("volume", name, name + ".info", globs)
     if name.lower().endswith(".info"):
         raise InvalidName(f"volume name {name!r}", "names ending in .info are reserved for snapshot records", "choose another name")
@@ -112,7 +112,7 @@ def check_volume_name(name: str, globs: str = _GLOBS["volume"]) -> str:
 
 
 def check_snapshot_name(volume: str, name: str) -> str:
-    """:raises InvalidName: the name is reserved, or ``VOLUME.NAME`` cannot be a file name."""
+    """Return a valid snapshot name. :raises InvalidName: the name is reserved, or ``VOLUME.NAME`` cannot be a file name."""
     _check_name("snapshot", name, f"{volume}.{name}", _GLOBS["snapshot"])
     if name.lower() in _RESERVED_SNAPSHOTS or name.lower().endswith(".info"):
         raise InvalidName(f"snapshot name {name!r}", "'active', 'info' and names ending in .info are reserved", "choose another name")
@@ -120,7 +120,7 @@ def check_snapshot_name(volume: str, name: str) -> str:
 
 
 def info_name(volume: str) -> str:
-    """The file that records a volume's snapshots, shared with OpenStack Cinder's remotefs drivers."""
+    """The name of the file that lists a volume's snapshots. OpenStack Cinder's remotefs drivers use the same file."""
     return volume + ".info"
 
 
@@ -133,47 +133,45 @@ def _check_name(kind: str, name: str, composed: str, globs: str) -> None:
         )
     limit = _NAME_MAX - _TEMPORARY_ROOM
     if len(composed) > limit:
-        raise InvalidName(
-            f"{kind} name {name!r}", f"the file name {composed!r} would be longer than {limit} bytes", "choose a shorter name"
-        )
+        raise InvalidName(f"{kind} name {name!r}", f"the file name {composed!r} would be longer than {limit} bytes", "choose a shorter name")
 
 
 def now() -> str:
-    """The time as records spell it: UTC, whole seconds, ISO 8601."""
+    """The present time as records have it: UTC, whole seconds, ISO 8601."""
     return time.strftime(_TIME, time.gmtime())
 
 
 class Share(NamedTuple):
-    """A mounted share, or a plain directory that serves as one."""
+    """A mounted share, or a plain directory that is used as a share."""
 
     source: str  # as the user gave it or the mount table shows it
     path: str  # the directory where its files are
-    fstype: str  # the name of a row of mounts.types; the kernel's type for a directory on a file system without a row that is not local
-    options: str = ""  # effective mount options, secrets left out
+    fstype: str  # the name of a row of mounts.types; for a directory on a file system without a row that is not local, the kernel's type
+    options: str = ""  # effective mount options, without secrets
     mount_base: str = MOUNT_BASE
-    keeps_modes: bool = True  # False where chmod and chown have no lasting effect
-    locks_visible: bool = True  # False where the locks of other processes and hosts cannot be seen at all
-    stale_seconds: float = 0.0  # how long this client may show what another one has replaced, even after opening it anew
-    keeps_inodes: bool = True  # False where a file's inode number is another one after the next mount
-    locks_readable: bool = True  # False where a held lock can be met but not asked about (NFSv3 answers GETLK wrongly)
+    keeps_modes: bool = True  # False if chmod and chown have no lasting effect
+    locks_visible: bool = True  # False if the locks of other processes and hosts cannot be seen at all
+    stale_seconds: float = 0.0  # how long this client may show a file that another one has replaced, even after a new open
+    keeps_inodes: bool = True  # False if a file's inode number changes with the next mount
+    locks_readable: bool = True  # False if held locks make an attempt fail, but a query does not show them (NFSv3 answers GETLK wrongly)
     export: str = ""  # the source as another host mounts it; empty for a plain directory
-    below: str = ""  # where the directory lies in the export; empty for the whole
-    mount_words: str = ""  # options in force that another host's mount helper takes
-    local: bool = True  # False where processes of other hosts may open the files, or where a server can keep a caller waiting
+    below: str = ""  # the path of the directory in the export; empty for the whole export
+    mount_words: str = ""  # options in force that another host's mount helper accepts
+    local: bool = True  # False if processes of other hosts may open the files, or if a server can make a caller wait
 
     @property
     def label(self) -> str:
-        """Its name in messages; where locks are not seen, with the file system that is the reason."""
+        """Its name in messages. If locks are not visible, the type of the file system is added as the reason."""
         return self.source if self.locks_visible else f"{self.source} ({self.fstype})"
 
 
 @dataclass(frozen=True)
 class Image:
-    """One file of a chain, as its header and the records tell.
+    """One file of a chain, as its header and the records describe it.
 
-    ``size`` is the virtual size, ``allocated`` what the file takes on disk. ``empty`` is true for a qcow2 image whose L1
-    table is all zero: it adds nothing to what its backing file shows. ``backing_file`` is always a basename; ``absolute``
-    says that the header spells it as a path into the same share, or its format as a protocol, which the next change heals.
+    ``size`` is the virtual size, ``allocated`` the bytes that the file takes on disk. ``format`` is "raw" or "qcow2", None if unknown.
+    ``empty``: a qcow2 image whose L1 table is all zero, which shows just its backing file. ``backing_file`` is always a basename.
+    ``absolute``: the header has it as a path into the same share, or its format as a protocol; the next change corrects that.
     """
 
     file: str
@@ -191,21 +189,21 @@ class Image:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A named point in time. Its data is what the backing file of ``file`` shows."""
+    """A named point in time. Its data is what the backing file of overlay ``file`` shows. ``created``, ``expires``: as :func:`now`, or None."""
 
     name: str
     file: str
     created: str | None = None
     description: str = ""
-    labels: dict = field(default_factory=dict)
+    labels: dict = field(default_factory=dict)  # label → value, both str
     protected: bool = False
     expires: str | None = None
 
 
 @dataclass(frozen=True)
 class Parent:
-    """What a linked clone rests on: ``file`` is the topmost file of its chain that belongs to ``volume``, and shows the data
-    of ``snapshot`` (None where no snapshot of that volume names it)."""
+    """What a linked clone rests on. ``file`` is the topmost file of its chain that belongs to ``volume``. It shows the data of
+    ``snapshot`` (None if no snapshot of that volume names it)."""
 
     volume: str
     snapshot: str | None
@@ -214,12 +212,12 @@ class Parent:
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume as it stands on a share: its chain (active image first) and its snapshots (oldest first).
+    """A volume as it is on a share: its chain (active image first) and its snapshots (oldest first).
 
-    The chain of a linked clone goes on into files of its ``parent``, which only that volume's tasks may change.
-    ``info`` tells whether ``NAME.info`` exists, ``adopted`` whether our own record of the formats does; ``pending`` is the
-    intent of an interrupted task. ``stale`` has the entries of ``.info`` whose file is no overlay of the chain, by snapshot: they
-    stay there until a task deletes the snapshot.
+    The chain of a linked clone continues into files of its ``parent``, which only tasks on that volume may change.
+    ``info``: ``NAME.info`` exists. ``adopted``: our own record has the formats of its files. ``pending``: the intent of an
+    interrupted task. ``stale``: the entries of ``.info`` whose file is no overlay of the chain. They stay there until a task
+    deletes the snapshot.
     """
 
     name: str
@@ -231,31 +229,34 @@ class Volume:
     dependents: tuple[tuple[str, str], ...] = ()  # (linked clone, own file that it rests on)
     parent: Parent | None = None
     stale: tuple[tuple[str, str], ...] = ()  # (snapshot, file)
-    created: str | None = None  # None where nobody recorded it
+    created: str | None = None  # as :func:`now`; None if it was not recorded
     description: str = ""
-    labels: dict = field(default_factory=dict)
-    doubt: str | None = None  # why the user has to say a format that a record says
+    labels: dict = field(default_factory=dict)  # label → value, both str
+    doubt: str | None = None  # why the user has to give a format although a record has one
 
     @property
     def active(self) -> Image:
+        """The image that the guest writes to."""
         return self.chain[0]
 
     @property
     def base(self) -> Image:
+        """The lowest image of the chain, which may be the parent's."""
         return self.chain[-1]
 
     @property
     def own(self) -> tuple[Image, ...]:
-        """The images that are this volume's, active first: those above the parent's."""
+        """The images that belong to this volume, active first: those above the parent's."""
         return self.chain if self.parent is None else self.chain[: self.files.index(self.parent.file)]
 
     @property
     def own_base(self) -> Image:
-        """The lowest image of its own: of a linked clone the one that rests on the parent."""
+        """Its own lowest image. In a linked clone this one rests on the parent."""
         return self.own[-1]
 
     @property
     def own_files(self) -> tuple[str, ...]:
+        """File names of :attr:`own`."""
         return tuple(image.file for image in self.own)
 
     @property
@@ -265,13 +266,16 @@ class Volume:
 
     @property
     def size(self) -> int:
+        """Virtual size in bytes."""
         return self.active.size
 
     @property
     def files(self) -> tuple[str, ...]:
+        """File names of the whole chain, active first."""
         return tuple(image.file for image in self.chain)
 
     def image(self, file: str) -> Image:
+        """The image of this file name. :raises ChainBroken: the chain has no such file."""
         for image in self.chain:
             if image.file == file:
                 return image
@@ -283,10 +287,11 @@ class Volume:
         return self.chain[position - 1] if position else None
 
     def has_snapshot(self, name: str) -> bool:
+        """Whether the volume has this snapshot."""
         return any(snapshot.name == name for snapshot in self.snapshots)
 
     def snapshot(self, name: str) -> Snapshot:
-        """:raises SnapshotNotFound: the volume has no such snapshot."""
+        """The snapshot of this name. :raises SnapshotNotFound: the volume has no such snapshot."""
         for snapshot in self.snapshots:
             if snapshot.name == name:
                 return snapshot
@@ -294,7 +299,7 @@ class Volume:
         raise SnapshotNotFound(f"snapshot {name} of volume {self.name}", f"it does not exist (existing: {known})", "check the name")
 
     def point_file(self, snapshot: str) -> str:
-        """The file whose view is the data of ``snapshot``: the backing file of the overlay recorded for it."""
+        """The file that shows the data of ``snapshot``: the backing file of its overlay. :raises ChainBroken: the overlay has none."""
         overlay = self.image(self.snapshot(snapshot).file)
         if overlay.backing_file is None:
             raise ChainBroken(
@@ -305,7 +310,7 @@ class Volume:
         return overlay.backing_file
 
     def view(self, file: str) -> tuple[Image, ...]:
-        """The part of the chain that makes up what ``file`` shows, top first."""
+        """The images that together show the data of ``file``, from ``file`` down to the base."""
         return self.chain[self.files.index(file) :]
 
     def with_images(self, **changes: Image | None) -> Volume:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
 from .changes import failure, log_failure, logged, options, result
-from .errors import InvalidParameter, StorageError, understood
+from .errors import InvalidParameter, StorageError, as_storage_error
 from .operations.bulk import runner
 from .operations.candidates import Finder
 
@@ -66,7 +66,7 @@ def _made(
     try:
         item = make_item(params, finder)
     except Exception as error:
-        return _failing(str(params.get("name") or params[key]), understood(error, place), number, {})
+        return _failing(str(params.get("name") or params[key]), as_storage_error(error, place), number, {})
     return item if refused is None else _failing(item.name, refused, number, item.told)
 
 

@@ -310,7 +310,7 @@ error_code:
 """
 
 from ..module_utils import changes
-from ..module_utils.errors import understood
+from ..module_utils.errors import as_storage_error
 from ..module_utils.model import MOUNT_BASE
 from ..module_utils.mounts import planner, tables, types
 
@@ -366,7 +366,7 @@ def main() -> None:
     try:
         result = shares.ensure_all(module.params, module.check_mode) if many else shares.ensure(module.params, module.check_mode)
     except Exception as error:  # an unexpected exception also becomes a failure with a code
-        known = understood(error, "this task")
+        known = as_storage_error(error, "this task")
         result = {"failed": True, "changed": False, "actions": [], "msg": str(known), "error_code": known.error_code, **known.details}
     for warning in result.pop("warnings", []):
         module.warn(warning)

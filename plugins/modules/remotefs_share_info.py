@@ -114,7 +114,7 @@ shares:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.errors import understood
+from ..module_utils.errors import as_storage_error
 from ..module_utils.model import MOUNT_BASE
 from ..module_utils.mounts import tables
 
@@ -136,7 +136,7 @@ def main() -> None:
     try:
         shares = use_cases.describe_all(params["share"], params["mount_base"], params["fstab"], params["timeout"])
     except Exception as error:  # an unexpected exception also becomes a failure with a code
-        known = understood(error, "this task")
+        known = as_storage_error(error, "this task")
         module.fail_json(msg=str(known), error_code=known.error_code, shares=[], **known.details)
     module.exit_json(changed=False, shares=shares)
 

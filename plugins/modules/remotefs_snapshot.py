@@ -331,7 +331,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..module_utils import arguments, changes
-from ..module_utils.errors import InvalidParameter, understood
+from ..module_utils.errors import InvalidParameter, as_storage_error
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -516,7 +516,7 @@ def main() -> None:
             _run_volumes(module)
         outcome = _run_one(module)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        outcome = changes.failure(understood(error, "this task"))
+        outcome = changes.failure(as_storage_error(error, "this task"))
     label = "@".join(filter(None, [module.params["volume"], module.params["name"] or ", ".join(module.params["names"] or ())]))
     changes.leave(module, outcome, label)
 

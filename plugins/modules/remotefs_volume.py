@@ -459,7 +459,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..module_utils import arguments, changes
-from ..module_utils.errors import InvalidParameter, understood
+from ..module_utils.errors import InvalidParameter, as_storage_error
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -595,7 +595,7 @@ def main() -> None:
             _run_many(module)
         outcome = _run_one(module)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        outcome = changes.failure(understood(error, "this task"))
+        outcome = changes.failure(as_storage_error(error, "this task"))
     changes.leave(module, outcome, str(module.params["name"]))
 
 

@@ -199,4 +199,6 @@ def _sizes(share: Share) -> dict[str, int]:
     from ..store.volumes.listing import read_volumes  # late: only creation asks
 
     with ShareDirectory(share) as directory:
-        return read_volumes(directory, lambda _name, found: found.volume.size if isinstance(found, Observed) else 0, describe_unclaimed=round_to_sector).told
+        return read_volumes(
+            directory, lambda _name, found: found.volume.size if isinstance(found, Observed) else 0, describe_unclaimed=round_to_sector
+        ).descriptions

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..errors import Conflict, InvalidParameter, StorageError, understood
+from ..errors import Conflict, InvalidParameter, StorageError, as_storage_error
 from ..model import Share, check_snapshot_name, check_volume_name, listed, now
 from ..plan.desired import DesiredSnapshot
 from ..plan.plan import Plan
@@ -86,7 +86,7 @@ def _retain_member(work: Workspace, member: _Member, taken: Outcome, keep: reten
     try:
         return retain_after(work, member.share, member.plan, taken, keep, name)
     except Exception as error:  # whatever it is, it is this volume's
-        return understood(error, f"volume {member.plan.volume} on {member.share.label}")
+        return as_storage_error(error, f"volume {member.plan.volume} on {member.share.label}")
 
 
 def _plan_member(work: Workspace, share: Share, name: str, desired: DesiredSnapshot, dependents: bool) -> _Member:

@@ -93,7 +93,7 @@ class Locks:
         return {(share, one) for share, name in pairs for one in ownership.ancestors_of(self._directory(share), name)}
 
     def _marks_of(self, pairs: Iterable[Name]) -> dict[Name, tuple]:
-        return {(share, name): chains.marks(self._directory(share), name) for share, name in pairs}
+        return {(share, name): chains.change_marks(self._directory(share), name) for share, name in pairs}
 
     def verify(self, name: str) -> None:
         """The fence of all directories here: the locks that protect a change of file or volume ``name`` must still be ours.

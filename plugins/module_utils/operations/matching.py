@@ -50,7 +50,7 @@ def _volumes(candidates: Candidates, options: Options) -> dict[str, bool]:
     known: dict[str, bool] = {}
     for share in candidates.shares:
         with ShareDirectory(share) as directory:
-            told = read_volumes(directory, _is_known, describe_unclaimed=lambda _size: False).told
+            told = read_volumes(directory, _is_known, describe_unclaimed=lambda _size: False).descriptions
         for name, sure in told.items():
             known[name] = known.get(name, False) or sure
     return known

@@ -60,10 +60,10 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
     unknown: list[UnknownFiles] = []
     with ShareDirectory(share) as directory:
         found: Listing[dict[str, str]] = read_volumes(directory, tell, processors(), skip=skip if patterns else None)
-        if any(found.told.values()):
+        if any(found.descriptions.values()):
             for name, resting in _dependents(directory, found).items():
-                found.told[name] = {key: _completed(text, resting) for key, text in found.told[name].items()}
-    return [found.told[name] for name in sorted(found.told) if found.told[name]]
+                found.descriptions[name] = {key: _completed(text, resting) for key, text in found.descriptions[name].items()}
+    return [found.descriptions[name] for name in sorted(found.descriptions) if found.descriptions[name]]
 
 
 def _texts(shaped: dict[str, list]) -> dict[str, str]:
@@ -94,7 +94,7 @@ def _pending(directory: ShareDirectory, name: str) -> dict | None:
 def _dependents(directory: ShareDirectory, found: Listing) -> dict[str, tuple[tuple[str, str], ...]]:
     """What rests on which of the volumes in the result. It is known only once all files of the share were read."""
     backings = dependents.scan(directory, found.known_backings(), found.listed)
-    told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.told[name])
+    told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.descriptions[name])
     shared = ((name, files, own) for name, files, own in told if not backings.only_within(files[:own]))
     pairs = ((name, ownership.dependents_on(directory, files[:own], files, backings)) for name, files, own in shared)
     return {name: resting for name, resting in pairs if resting}

@@ -80,7 +80,7 @@ def _ensure_item(params: dict, check_mode: bool, number_of_path: dict, number: i
     try:
         _ensure(params, check_mode, number_of_path, number, result, done)
     except Exception as error:  # an unexpected exception, too, is the failure of this share only
-        known = errors.understood(error, f"share {name}")
+        known = errors.as_storage_error(error, f"share {name}")
         result.update(failed=True, error_code=known.error_code, msg=str(known), error=known, **known.details)
     result["actions"] = [step.describe() for step in done]
     result["changed"] = bool(done)

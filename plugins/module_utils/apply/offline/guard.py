@@ -96,7 +96,7 @@ class Guard:
 def require_checkable(directory: ShareDirectory, file: str, assume_unused: bool) -> None:
     """:raises InUse: it cannot be checked on this share whether ``file`` is open, and the user does not promise that it is unused."""
     if not directory.share.locks_visible and not assume_unused:
-        raise in_use.use_unknown(file, directory.share.label)
+        raise in_use.image_use_unknown(file, directory.share.label)
 
 
 def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: bool = False) -> None:
@@ -106,7 +106,7 @@ def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: b
     """
     user = directory.kernel_users.of(os.fstat(fd))
     if user is not None and (user.writes or not writing):
-        raise in_use.met_kernel(user, file, directory.share.label)
+        raise in_use.kernel_uses_image(user, file, directory.share.label)
 
 
 def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writing: bool = False) -> None:
@@ -121,7 +121,7 @@ def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writ
     with directory.root.opened(file) as fd:
         refuse_kernel_user(directory, fd, file, writing)
         if in_use.is_written(fd, share) if writing else in_use.ask(fd, share):
-            raise in_use.met(file, share.label)
+            raise in_use.image_in_use(file, share.label)
 
 
 def check_resumption(directory: ShareDirectory, resumption: Resumption, assume_unused: bool) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Callable, Iterable, Iterator, Sequence
 
-from ...errors import StorageError, understood
+from ...errors import StorageError, as_storage_error
 from ...model import Share, info_name, is_safe_file_name
 from ...store.files.waiting import NotBegun
 from ..candidates import Candidates, locate
@@ -139,7 +139,7 @@ class _Task:
         except (NotLocked, NotBegun):
             raise
         except Exception as error:  # whatever it is, it is this item's, and no other one is to suffer
-            self.results[index] = understood(error, self._items[index].name)
+            self.results[index] = as_storage_error(error, self._items[index].name)
         change = self._items[index].change
         if change is not None:
             if "capacity" in self._options.task.kept:

@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who may open a file: owner, group, mode, access control list and labels, set or copied between opened files.
+"""Who may open a file: owner, group, mode, access control list (ACL) and labels, set or copied between opened files.
 
-The group bits of a mode are the mask of a POSIX ACL where there is one. A mode that is copied without its ACL would give the
-owning group what named users had, so the ACL comes first, and where the file system refuses it the group gets its own rights only.
+If a file has a POSIX ACL, the group bits of its mode are the mask of that ACL. A mode that is copied without the ACL would give the
+owning group the rights of named users. So the ACL is copied first. If the file system refuses it, the group gets its own rights only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 class _Refused(NamedTuple):
-    """An ACL that the file system did not take: whom it names, and the rights that it leaves to group and others in a mode."""
+    """An ACL that the file system refused: whom it names, the mode bits that it leaves to group and others, the kernel's message."""
 
     names: list[str]
     group: int
@@ -39,16 +39,16 @@ class _Refused(NamedTuple):
 
 
 def copy_access(source: int, target: int, keeps_modes: bool, warn: Warn, subject: str) -> bool:
-    """Give an opened file owner, group, mode, ACL and labels of another one, so that whoever could open that one can open this,
-    and nobody else. What the file system refuses of an ACL or a label is a warning that names who loses access.
+    """Copy owner, group, mode, ACL and labels between opened files. Then exactly those who could open ``source`` can open ``target``.
+    If the file system refuses an ACL or a label, a warning names who loses access.
 
     :param keeps_modes: whether owner and mode mean anything on the share.
     :returns: whether anything differed.
-    :raises ShareNotWritable: the share refuses the owner, and the file would be out of its users' reach.
+    :raises ShareNotWritable: the share refuses the owner, so that the users of ``source`` could not open ``target``.
     """
     names, like, changed = _listed(source), os.fstat(source), False
     if keeps_modes:
-        changed = _give(source, target, like, names, warn, subject)
+        changed = _copy_owner(source, target, like, names, warn, subject)
         posix, posix_changed = _copy_acl(source, target, _POSIX, names, subject)
         mode = _narrowed(stat.S_IMODE(like.st_mode), posix)
         changed = set_ownership(target, None, None, mode, subject) or posix_changed or changed
@@ -63,10 +63,10 @@ def copy_access(source: int, target: int, keeps_modes: bool, warn: Warn, subject
     return copy_labels(source, target, warn, subject) or changed
 
 
-def _give(source: int, target: int, like: os.stat_result, names: frozenset[str], warn: Warn, subject: str) -> bool:
-    """Owner and group of another file. A member of the group that may do everything there may keep the file as its own.
+def _copy_owner(source: int, target: int, like: os.stat_result, names: frozenset[str], warn: Warn, subject: str) -> bool:
+    """Copy owner and group. If the share refuses, the file may stay this user's, as long as its group has all rights of its owner.
 
-    :raises ShareNotWritable: the owner of the other file could not open this one.
+    :returns: whether anything differed. :raises ShareNotWritable: the owner of ``source`` could not open ``target``.
     """
     try:
         return set_ownership(target, like.st_uid, like.st_gid, None, subject)
@@ -83,7 +83,7 @@ def _give(source: int, target: int, like: os.stat_result, names: frozenset[str],
 
 
 def share_folder(share: int, folder: int) -> None:
-    """Let those whom the ACL of the share's directory names use a folder in it, and what is made there."""
+    """Copy the ACL of the share's directory to a folder in it, also as its default, so that the users named there may use all of it."""
     acl = _read(share, _POSIX) if _POSIX in _listed(share) else None
     if acl is None:
         return
@@ -97,13 +97,13 @@ def share_folder(share: int, folder: int) -> None:
 
 
 def copy_labels(source: int, target: int, warn: Warn, subject: str) -> bool:
-    """Copy security labels and users' attributes between opened files; returns whether any differed."""
-    changed, there = False, _listed(target)
+    """Copy security labels and ``user.*`` attributes between opened files. Returns whether any differed."""
+    changed, present = False, _listed(target)
     for name in sorted(_listed(source)):
         if name not in _LABELS and not name.startswith("user."):
             continue
         wanted = _read(source, name)
-        if wanted is None or (name in there and _read(target, name) == wanted):
+        if wanted is None or (name in present and _read(target, name) == wanted):
             continue
         try:
             os.setxattr(target, name, wanted)
@@ -116,8 +116,8 @@ def copy_labels(source: int, target: int, warn: Warn, subject: str) -> bool:
 
 
 def set_access_of_new(fd: int, parent: int, uid: int | None, gid: int | None, mode: int | None, warn: Warn, subject: str) -> None:
-    """Access of a new volume's file: the default ACL of the directory ``parent`` as if it had been made there, and then owner,
-    group and mode as given. What it got from the directory that it was made in does not stay."""
+    """Set the access of a new volume's file: the default ACL of directory ``parent``, as if it had been made there, then owner, group
+    and mode as given (None: unchanged). The ACL that it inherited from the directory where it was made is removed."""
     default = _read(parent, _POSIX_DEFAULT)
     present = _read(fd, _POSIX) if _POSIX in _listed(fd) else None
     try:
@@ -133,7 +133,7 @@ def set_access_of_new(fd: int, parent: int, uid: int | None, gid: int | None, mo
 
 
 def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None, subject: str) -> bool:
-    """Set what is given and differs; returns whether anything did. :raises ShareNotWritable: the share refuses."""
+    """Set owner, group and mode, except those that are None. Returns whether any differed. :raises ShareNotWritable: the share refuses."""
     mine = os.fstat(fd)
     uid = mine.st_uid if uid is None else uid
     gid = mine.st_gid if gid is None else gid
@@ -146,7 +146,7 @@ def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None, s
             os.fchmod(fd, mode)
             changed = True
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):  # the share is ill, which is not about this owner
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):  # the share itself fails; the owner is not the reason
             raise from_os_error(error, subject) from error
         raise ShareNotWritable(
             subject,
@@ -157,7 +157,7 @@ def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None, s
 
 
 def _copy_acl(source: int, target: int, name: str, names: frozenset[str], subject: str) -> tuple[_Refused | None, bool]:
-    """(what was refused, whether anything differed). An ACL that the source has not is taken away: it was inherited."""
+    """(The refused ACL or None, whether anything differed). If the source has no ACL, that of the target is removed: it was inherited."""
     wanted = _read(source, name) if name in names else None
     present = _read(target, name) if name in _listed(target) else None
     if wanted == present or (wanted is None and name != _POSIX):
@@ -203,7 +203,7 @@ def _refused(name: str, acl: bytes, error: OSError) -> _Refused:
 
 
 def _nfs4_rights(aces: list[tuple[int, int, str]], who: str) -> int:
-    """What an NFSv4 ACL allows to one of its special names, as the three bits of a mode."""
+    """What an NFSv4 ACL allows to one of its special names, as three mode bits."""
     found = 0
     for _flags, rights, name in aces:
         if name in (who, "EVERYONE@"):
@@ -217,7 +217,7 @@ def _posix_entries(acl: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _nfs4_entries(acl: bytes) -> Iterator[tuple[int, int, int, str]]:
-    """(type, flags, rights, who) of each entry; nothing of what is not whole."""
+    """(type, flags, rights, who) of each whole entry."""
     place = 4
     while place + 16 <= len(acl):
         kind, flags, rights, length = struct.unpack_from(">4I", acl, place)
@@ -227,7 +227,7 @@ def _nfs4_entries(acl: bytes) -> Iterator[tuple[int, int, int, str]]:
 
 
 def _name(is_group: bool, number: int) -> str:
-    """A user or group as people know it."""
+    """A user or group by name for a message, or by number if it has no name."""
     try:
         if is_group:
             import grp

@@ -1,11 +1,11 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Some room kept on each share for what frees room: on a full share not even the record of a deletion could be written.
+"""Reserved room on each share, for tasks that free room. Without it a full share could not even store the record of a deletion.
 
-``.remotefs/ballast`` holds a few files with data in them. Who finds the share full takes one and writes over it in place, which
-needs no new block and leaves no moment in which a guest could take what was given back. The pieces are no state: any of them
-may be missing, cut short or taken by another task at any time, and what is missing is made again when there is room.
+``.remotefs/ballast`` has a few files with data, the pieces. A task that finds the share full takes one and overwrites it in place.
+That needs no new block, and there is no moment in which a guest could take freed blocks. The pieces are no state: any of them may
+be missing, cut short or taken by another task at any time. Missing ones are made again when there is room.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 FOLDER = "ballast"
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_SMALL, _LARGE = 8 << 10, 208 << 10  # bytes: a record; an empty overlay of up to 1 TiB
+_SMALL, _LARGE = 8 << 10, 208 << 10  # bytes, for a record and for an empty overlay of up to 1 TiB
 _PIECES = tuple(f"{size}-{number}" for size, many in ((_SMALL, 8), (_LARGE, 2)) for number in range(many))
-_MARGIN = 4  # so many times a piece's size must be free before it is made
+_MARGIN = 4  # a piece is made only if this many times its size is free
 _BLOCK = 512  # st_blocks counts these
 _OPENING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def keep(directory: ShareDirectory) -> None:
-    """Make the pieces that are missing, as far as there is room. Never fails, and syncs nothing."""
+    """Make missing pieces, as far as there is room. Never fails, and syncs nothing."""
     try:
         folder = directory.private(FOLDER) or directory.private(FOLDER, create=True)
         there = set(folder.names()) if folder is not None else set()
@@ -46,7 +46,7 @@ def keep(directory: ShareDirectory) -> None:
                 _make(directory, folder, name, size)
                 free -= size
     except (OSError, StorageError):
-        pass  # a full share, or one that may not be written: whoever needs it will say so
+        pass  # the share is full or may not be written: the next change reports that
 
 
 def _make(directory: ShareDirectory, folder: Directory, name: str, size: int) -> None:
@@ -63,10 +63,10 @@ def _make(directory: ShareDirectory, folder: Directory, name: str, size: int) ->
 
 
 def lend(directory: ShareDirectory, volume: str, size: int) -> tuple[int, str] | None:
-    """A piece of at least ``size`` bytes as a temporary file of ``volume``: (descriptor, temporary name). Its content is to be
-    overwritten in place. None where there is no such piece.
+    """Rename a piece of at least ``size`` bytes to a temporary file of ``volume``: (descriptor, temporary name). The caller overwrites
+    it in place. None if there is no such piece.
 
-    :raises LockTimeout: the task may not change the volume any more. :raises StorageError: the share is ill, and not only full.
+    :raises LockTimeout: the task may not change the volume any more. :raises StorageError: the share fails, and is not only full.
     """
     for folder, name in _whole_pieces(directory, size):
         temporary = directory.temporary_name(volume)
@@ -86,8 +86,10 @@ def lend(directory: ShareDirectory, volume: str, size: int) -> tuple[int, str] |
 
 
 def places(directory: ShareDirectory, volume: str, size: int) -> Iterator[tuple[int, str]]:
-    """Temporary files of ``volume`` for ``size`` bytes on a full share, to be tried one after the other: a piece to be written over in
-    place, and new files where that was refused, because the file system copies on write. For those pieces are given back.
+    """Yield temporary files of ``volume``, as (descriptor, temporary name), to be tried in turn for ``size`` bytes on a full share.
+
+    The first is a piece to be overwritten in place. A file system that copies on write may refuse that. So new files follow, and
+    before each further one a piece is removed to make room for it.
 
     :raises StorageError: as :func:`lend` and :meth:`ShareDirectory.create_temporary`.
     """
@@ -101,7 +103,7 @@ def places(directory: ShareDirectory, volume: str, size: int) -> Iterator[tuple[
 
 
 def release(directory: ShareDirectory) -> bool:
-    """Give a piece back to the file system; false where there was none."""
+    """Remove a piece, to free its blocks. Returns False if there was none."""
     for folder, name in _whole_pieces(directory, 0):
         if folder.unlink(name):
             return True
@@ -109,7 +111,7 @@ def release(directory: ShareDirectory) -> bool:
 
 
 def _whole_pieces(directory: ShareDirectory, size: int) -> Iterator[tuple[Directory, str]]:
-    """Pieces of at least that size, small ones first; what is not whole is removed, so that it is made again."""
+    """Pieces of at least ``size`` bytes, small ones first. A damaged one is removed, so that it is made again."""
     folder = directory.private(FOLDER)
     names = folder.names() if folder is not None else []
     for name in sorted(set(names) & set(_PIECES), key=lambda name: (_size_of(name), name)):
@@ -132,16 +134,17 @@ def _size_of(name: str) -> int:
 
 
 def overwrite(fd: int, data: bytes) -> None:
-    """Write over a piece in place and cut off the rest."""
+    """Overwrite a piece with ``data`` in place, and cut off the rest."""
     write_all(fd, data)
     if os.fstat(fd).st_size != len(data):
         os.ftruncate(fd, len(data))
 
 
 def add_in_place(directory: Directory, name: str, data: bytes, is_list: bool) -> int:
-    """Change an existing small file within the blocks that it has, where nothing else is possible: append a line to a list of
-    which the last whole line counts, or write over the file in one go. Returns its descriptor, to be synced and closed; -1
-    where there is no room in it."""
+    """Change a small file within the blocks that it has. Only for when nothing else is possible.
+
+    :param is_list: append ``data`` as a line; of such a file the last whole line counts. Otherwise overwrite the file in one write.
+    :returns: the descriptor, which the caller syncs and closes; -1 if the file has no room."""
     fd = directory.open(name, write=True)
     status = os.fstat(fd)
     length = status.st_size
@@ -153,7 +156,7 @@ def add_in_place(directory: Directory, name: str, data: bytes, is_list: bool) ->
         if is_list:
             os.pwrite(fd, b"\n" + data, length)
         else:
-            os.pwrite(fd, data.ljust(length), 0)  # blanks behind JSON mean nothing; one sector is written whole or not at all
+            os.pwrite(fd, data.ljust(length), 0)  # spaces after JSON mean nothing; one sector is written whole or not at all
             os.ftruncate(fd, len(data))
     except OSError:
         os.close(fd)

@@ -1,15 +1,15 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Access to the files of a share: relative to an opened directory, following no link, durable where it says so.
+"""Access to the files of a share: relative to an opened directory, following no link, and durable where the docstring says so.
 
-The share is not trusted. Every open refuses symbolic links, devices, FIFOs and directories; every write refuses files
-that have a second name. This is the only place where a file on a share is opened, created, renamed or unlinked.
+The share is not trusted. Every open refuses symbolic links, devices, FIFOs and directories. Every write refuses files that have a
+second name. Only this file opens, creates, renames and unlinks files on a share.
 
 "Durable" means: temporary file, fsync, rename or link, fsync of the directory.
 
-Every change asks first whether the task still may (:meth:`ShareDirectory.verify`): before an open for writing, a new file, a
-name given or taken. Cleaning up is a change too.
+Before every change the task checks that it still may change the file (:meth:`ShareDirectory.verify`): before an open for writing,
+before a new file, before a name is made or removed. Cleaning up is a change, too.
 """
 
 from __future__ import annotations
@@ -30,50 +30,50 @@ if TYPE_CHECKING:
     from . import access
 
 PRIVATE = ".remotefs"
-_BALLAST = "ballast"  # its folder there
-SMALL_FILE = 1 << 20  # bytes: no record of ours or of Cinder's comes near
+_BALLAST = "ballast"  # the folder of the ballast in it
+SMALL_FILE = 1 << 20  # bytes; all records of ours and of Cinder are much smaller
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITING = _READING | os.O_RDWR
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_ALONE = Waiting()
-_TEMPORARY_MARK = "~"  # not in the alphabet of names: no volume's file can look like a temporary one
+_WAITING_ALONE = Waiting()
+_TEMPORARY_MARK = "~"  # not allowed in names, so no volume's file can look like a temporary one
 
 
 def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if not stat.S_ISREG(status.st_mode):
-        raise UnsafeImage(
-            subject, "it is a link, device or directory where a regular file should be", "find out who put it there and remove it"
-        )
+        raise UnsafeImage(subject, "it is a link, device or directory where a regular file should be", "find out who put it there and remove it")
     return status
 
 
-Fence = Callable[[str], None]  # takes the name of what is about to change; raises where the task may change it no more
+Fence = Callable[[str], None]  # takes the name of what is about to change; raises if the task may not change it any more
 
 
 def _unreadable(error: OSError, subject: str) -> StorageError:
     return from_os_error(error, subject, os.geteuid())
 
 
-def _nothing_to_ask(_name: str) -> None:
-    """The fence of who holds no locks."""
+def _no_fence(_name: str) -> None:
+    """The fence for callers that hold no locks."""
 
 
 class Directory(Names):
     """One opened directory of a share."""
 
-    def __init__(self, fd: int, label: str, fence: Fence = _nothing_to_ask, waiting: Waiting = _ALONE) -> None:
+    def __init__(self, fd: int, label: str, fence: Fence = _no_fence, waiting: Waiting = _WAITING_ALONE) -> None:
         super().__init__(fd)
         self.label = label
         self._fence = fence
-        self._pace = waiting
+        self._waiting = waiting
 
     def close(self) -> None:
+        """Close the descriptor. May be called twice."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def subject(self, name: str) -> str:
+        """What error messages call a file of this directory."""
         return f"file {name} on {self.label}"
 
     def names(self) -> list[str]:
@@ -84,10 +84,7 @@ class Directory(Names):
             raise _unreadable(error, self.label) from error
 
     def status(self, name: str) -> os.stat_result | None:
-        """lstat of a regular file; None where nothing has that name.
-
-        :raises UnsafeImage: something else than a regular file has it.
-        """
+        """The lstat of a regular file; None if nothing has that name. :raises UnsafeImage: it is no regular file."""
         try:
             return _checked_stat(self.fd, name, self.subject(name))
         except FileNotFoundError:
@@ -96,7 +93,7 @@ class Directory(Names):
             raise _unreadable(error, self.subject(name)) from error
 
     def open(self, name: str, write: bool = False) -> int:
-        """The descriptor that :meth:`examine` has."""
+        """Open a file as :meth:`examine` does; returns the descriptor only."""
         return self.examine(name, write)[0]
 
     def examine(self, name: str, write: bool = False) -> tuple[int, os.stat_result]:
@@ -107,8 +104,8 @@ class Directory(Names):
         """
         if write:
             self._fence(name)
-        if write or name not in self._stock:
-            _checked_stat(self.fd, name, self.subject(name))  # before the open: opening a device can already act
+        if write or name not in self._listed_files:
+            _checked_stat(self.fd, name, self.subject(name))  # before the open, because opening a device can have effects
         try:
             fd = os.open(name, _WRITING if write else _READING, dir_fd=self.fd)
         except FileNotFoundError:
@@ -129,6 +126,7 @@ class Directory(Names):
 
     @contextmanager
     def opened(self, name: str, write: bool = False) -> Iterator[int]:
+        """Open a file as :meth:`examine` does, and close it afterwards."""
         fd = self.open(name, write)
         try:
             yield fd
@@ -136,11 +134,8 @@ class Directory(Names):
             os.close(fd)
 
     def read_small(self, name: str) -> bytes | None:
-        """The content of a record; None where it does not exist.
-
-        :raises UnsafeImage: it is larger than any record can be.
-        """
-        if self.lacks(name):
+        """The whole content of a small file; None if it does not exist. :raises UnsafeImage: it has more than SMALL_FILE bytes."""
+        if self.is_not_listed(name):
             return None
         try:
             fd, status = self.examine(name)
@@ -152,14 +147,14 @@ class Directory(Names):
             return None
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
-                return None  # a stray file's name may leave no room for that of its record
+                return None  # the name of a foreign file may be so long that its record's name would be too long
             raise
         if len(data) > SMALL_FILE:
             raise UnsafeImage(self.subject(name), "it is too large for a record", "see docs/worst-day.md for how to rebuild it")
         return data
 
     def unlink(self, name: str) -> bool:
-        """Remove a name; false where it was gone already."""
+        """Remove a name. Returns False if it was gone already. :raises UnsafeImage: it is a directory."""
         self._fence(name)
         try:
             os.unlink(name, dir_fd=self.fd)
@@ -170,18 +165,18 @@ class Directory(Names):
         return True
 
     def sync(self) -> None:
-        """Return when the names that were given and taken here are durable."""
-        self._pace.sync_directory(self.fd)
+        """Return when the names that were made and removed here are durable."""
+        self._waiting.sync_directory(self.fd)
 
 
 class ShareDirectory:
-    """The directory of a share, with the private ``.remotefs`` beside the volumes.
+    """The directory of a share, which contains the volumes and the private folder ``.remotefs``.
 
-    :param fence: is asked before every change; see :meth:`verify`.
-    :param waiting: how a change waits for the disk and for others.
+    :param fence: is called before every change; see :meth:`verify`.
+    :param waiting: how a change waits for the disk and for other changes.
     """
 
-    def __init__(self, share: Share, fence: Fence = _nothing_to_ask, waiting: Waiting = _ALONE) -> None:
+    def __init__(self, share: Share, fence: Fence = _no_fence, waiting: Waiting = _WAITING_ALONE) -> None:
         self.share = share
         self.waiting = waiting
         self._fence = fence
@@ -201,17 +196,18 @@ class ShareDirectory:
         if gone:
             raise share_gone(self.share.label)
         if isinstance(error, OSError):
-            reader = os.geteuid() if self._fence is _nothing_to_ask else None
+            reader = os.geteuid() if self._fence is _no_fence else None
             raise from_os_error(error, f"share {self.share.label}", reader) from error
 
     def is_gone(self) -> bool:
-        """Whether the directory was removed, so that whatever else went wrong is due to that."""
+        """Whether the directory was removed. Then all other errors are consequences of that."""
         try:
             return os.fstat(self.root.fd).st_nlink == 0 and not os.path.lexists(self.share.path)
         except OSError as error:
             return error.errno != errno.EBADF
 
     def close(self) -> None:
+        """Close all descriptors."""
         for directory in list(self._private.values()) + [self.root]:
             directory.close()
         if self._top >= 0:
@@ -219,16 +215,16 @@ class ShareDirectory:
         self._private, self._top, self._missing = {}, -1, set()
 
     def refresh(self, keep_listing: bool = False) -> None:
-        """Open the directories anew. After taking a lock this is what makes another host's new files visible (NFS keeps
-        a remembered absence for half a minute, a fresh open revalidates it).
+        """Open the directories anew. After taking a lock, this makes new files of other hosts visible: an NFS client remembers for
+        half a minute that a file did not exist, and a new open makes it ask the server again.
 
-        :param keep_listing: go on with the names that :meth:`Directory.names_from` has, and with what the kernel was seen to have open,
-            for who only looks at many volumes.
+        :param keep_listing: keep the listing of :meth:`Directory.names_from` and the list of files that the kernel has open, for
+            callers that read many volumes and change nothing.
         """
         known, users = (self.root._listing, self._kernel_users) if keep_listing else (None, None)
         try:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:  # what was open stays so: whoever goes on meets the share's own error
+        except OSError as error:  # descriptors stay open: later calls then raise the error of the share itself
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise share_gone(self.share.label) from error
             raise _unreadable(error, f"share {self.share.label}") from error
@@ -239,30 +235,30 @@ class ShareDirectory:
 
     @property
     def kernel_users(self) -> KernelUsers:
-        """What this host's kernel has open, found out once each time that the directory is opened anew."""
+        """What this host's kernel has open. Found out once after each time that the directory is opened anew."""
         if self._kernel_users is None:
             self._kernel_users = KernelUsers(os.fstat(self.root.fd).st_dev)
         return self._kernel_users
 
     def verify(self, name: str) -> None:
-        """Ask whether the task may still change ``name``, a file or a volume.
+        """Check that the task may still change ``name``, a file or a volume.
 
-        :raises LockTimeout: a lock that it needs was lost, and somebody else may be at work.
+        :raises LockTimeout: a lock that it needs was lost, and another task may be at work.
         """
         self._fence(name)
 
     def look_afresh(self) -> None:
-        """:meth:`refresh`, and list the names: on GlusterFS only a listing replaces remembered ones at once."""
+        """:meth:`refresh`, then list the names: on GlusterFS only a listing replaces cached names at once."""
         self.refresh()
         for directory in (self.root, self.private("volumes")):
             if directory is not None:
                 directory.names()
 
     def private(self, name: str, create: bool = False) -> Directory | None:
-        """``.remotefs/NAME``; None where it does not exist and is not to be created."""
+        """The folder ``.remotefs/NAME``. None if it does not exist and ``create`` is false."""
         if name in self._private:
             return self._private[name]
-        if not create and (self.root.lacks(PRIVATE) or name in self._missing):
+        if not create and (self.root.is_not_listed(PRIVATE) or name in self._missing):
             return None
         if self._top < 0:
             top = self._subdirectory(self.root.fd, PRIVATE, create)
@@ -272,12 +268,12 @@ class ShareDirectory:
         fd = self._subdirectory(self._top, name, create)
         if fd is None:
             return None
-        fence = _nothing_to_ask if name == "locks" else self.verify  # the lock files are what the answer comes from
+        fence = _no_fence if name == "locks" else self.verify  # verify reads the lock files, so it cannot guard them
         self._private[name] = Directory(fd, f"{self.share.label} ({PRIVATE}/{name})", fence, self.waiting)
         return self._private[name]
 
-    def take_stock_of_private(self, name: str) -> list[os.DirEntry]:
-        """:meth:`Names.read_entries` of ``.remotefs/NAME``, which is not looked for again where it does not exist."""
+    def read_private_entries(self, name: str) -> list[os.DirEntry]:
+        """:meth:`Names.read_entries` of ``.remotefs/NAME``. If it does not exist, that is remembered."""
         directory = self.private(name)
         if directory is not None:
             return directory.read_entries()
@@ -285,6 +281,7 @@ class ShareDirectory:
         return []
 
     def make_private(self, name: str) -> Directory:
+        """The folder ``.remotefs/NAME``, made if it does not exist. :raises StorageError: it cannot be made or used."""
         directory = self.private(name, create=True)
         if directory is None:
             raise from_os_error(FileNotFoundError(errno.ENOENT, "it vanished"), f"directory {PRIVATE}/{name} on {self.share.label}")
@@ -298,10 +295,10 @@ class ShareDirectory:
             try:
                 os.mkdir(name, 0o700, dir_fd=parent)
                 if self.share.keeps_modes and os.fstat(parent).st_mode & stat.S_IWGRP:
-                    from . import privacy  # late: nearly always the folders are there
+                    from . import privacy  # late: nearly always the folders exist
 
-                    privacy.let_group_in(self.root.fd, parent, name)
-                if name != _BALLAST:  # which is no state
+                    privacy.allow_group(self.root.fd, parent, name)
+                if name != _BALLAST:  # ballast is no state, so it need not be durable
                     os.fsync(parent)
             except FileExistsError:
                 pass
@@ -317,7 +314,7 @@ class ShareDirectory:
             if error.errno == errno.EACCES:
                 from . import privacy
 
-                raise privacy.shut_out(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
+                raise privacy.refused_error(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
             raise from_os_error(error, subject) from error
         if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
             os.close(fd)
@@ -325,19 +322,19 @@ class ShareDirectory:
         if create and name == "volumes":
             with os.scandir(fd) as entries:
                 if next(entries, None) is None:
-                    os.fsync(parent)  # whoever made it may have been killed before this; now it gets its first record
+                    os.fsync(parent)  # the task that made the folder may have been killed before its fsync
         return fd
 
     def keep_as_private(self, fd: int, directory: Directory) -> None:
-        """Let those use a file of ours who may use its folder."""
+        """Give the mode 0660 to an opened file of ours, if the group may write to its folder."""
         if self.share.keeps_modes and os.fstat(directory.fd).st_mode & stat.S_IWGRP:
             if os.fstat(fd).st_uid == os.geteuid():
                 os.fchmod(fd, 0o660)
 
-    # -- temporary files and how they get their names ------------------------------------------------------------
+    # -- temporary files, and how they get their final names ------------------------------------------------------
 
     def create_temporary(self, volume: str, mode: int = 0o600) -> tuple[int, str]:
-        """A new file that no name of a volume leads to yet: (descriptor, temporary name)."""
+        """Make an empty file in ``.remotefs/tmp``: (descriptor, temporary name). :raises StorageError: as :meth:`temporary_name`, or no room."""
         directory, name = self.make_private("tmp"), self.temporary_name(volume)
         try:
             return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory.fd), name
@@ -350,19 +347,17 @@ class ShareDirectory:
         return f"{volume}{_TEMPORARY_MARK}{os.urandom(6).hex()}"
 
     def discard_temporary(self, name: str) -> None:
+        """Remove a temporary file."""
         self.make_private("tmp").unlink(name)
 
     def leftovers(self, volume: str) -> list[str]:
-        """Temporary files that an interrupted task on ``volume`` left. Only meaningful under the volume's lock."""
+        """Names of temporary files that an interrupted task on ``volume`` left. Only meaningful under the volume's lock."""
         directory = self.private("tmp")
         prefix = volume + _TEMPORARY_MARK
         return [name for name in directory.names() if name.startswith(prefix)] if directory else []
 
     def publish(self, temporary: str, name: str) -> None:
-        """Give a synced temporary file its name, provided that nothing has it. Durable.
-
-        :raises Conflict: the name is taken, by whatever it is.
-        """
+        """Give a synced temporary file its final name, if nothing has that name. Durable. :raises Conflict: something has the name, of any file type."""
         source = self.make_private("tmp")
         self.verify(name)
         try:
@@ -378,7 +373,7 @@ class ShareDirectory:
         self.root.sync()
 
     def _publish_by_rename(self, temporary: str, name: str) -> None:
-        """For file systems without hard links: the volume's lock is what keeps others of us from taking the name."""
+        """For file systems without hard links. The volume's lock keeps other tasks from taking the name in between."""
         try:
             os.lstat(name, dir_fd=self.root.fd)
         except FileNotFoundError:
@@ -390,9 +385,9 @@ class ShareDirectory:
         return Conflict(self.root.subject(name), "the name is taken by something else", "remove or rename it, or choose another name")
 
     def replace(self, temporary: str, name: str, directory: Directory | None = None, volume: str | None = None) -> None:
-        """Let a synced temporary file take the place of ``name`` in one atomic, durable step.
+        """Replace ``name`` by a synced temporary file, atomically and durably.
 
-        :param directory: where ``name`` is; None: in the share's own. :param volume: whose it is, where the name does not tell.
+        :param directory: where ``name`` is; None: in the share's directory. :param volume: its volume, if the name does not show it.
         :raises LockTimeout: the task may not change it any more. :raises OSError: it may not be durable.
         """
         source, target = self.make_private("tmp"), self.root if directory is None else directory
@@ -403,14 +398,14 @@ class ShareDirectory:
     def write_record(
         self, volume: str, directory: Directory, name: str, data: bytes, like: str | None = None, warn: access.Warn | None = None, last: str = ""
     ) -> None:
-        """Write a small file whole and durable, as :func:`small_files.write` says."""
+        """Write a small file whole and durable; see :func:`small_files.write`."""
         from . import small_files  # late: only changes write any
 
         small_files.write(self, volume, directory, name, data, like, warn, last)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
-    """Write all of ``data`` at ``offset``, however little the file system takes at a time."""
+    """Write all of ``data`` at ``offset`` (bytes), even if the file system takes only a part at a time."""
     left = memoryview(data)
     while left:
         done = os.pwrite(fd, left, offset)

@@ -1,8 +1,8 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who rests on whom on all of a share, for who is going to destroy something: its directory, and its folders as far as they can be
-searched in a bounded time."""
+"""Finds which files rest on which on all of a share, before a task destroys something. Its directory is read whole, its folders as
+far as a bounded search gets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import time
 from collections import deque
 from typing import Collection, Mapping
 
-from ..volumes.dependents import Backings, Search, listing, note, search_root
+from ..volumes.dependents import Backings, Search, listing, record_backings, search_root
 from .directory import PRIVATE, Directory, ShareDirectory
 from .names import shown
 
-# What servers show of the past: whatever rests on something there rests on what was, not on what is.
+# Folders in which servers show older states of the share. A file there rests on older files, not on the present ones.
 SNAPSHOT_FOLDERS = frozenset((".snapshot", ".snapshots", ".zfs", ".snaps", "~snapshot", "#recycle"))
 MOST_ENTRIES = 50_000
 MOST_SECONDS = 10.0
@@ -24,9 +24,9 @@ _OPENING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def scan_all(directory: ShareDirectory, known: Mapping[str, str | None] | None = None) -> Backings:
-    """Who rests on whom, for who is going to destroy something: also in the share's folders, and behind symbolic links.
+    """Find which files rest on which, before a task destroys something. Folders of the share and targets of links are read, too.
 
-    :param known: file → backing file of files that the caller has just read under their volume's lock.
+    :param known: file → backing file, of files that the caller has just read under the lock of their volume.
     """
     listed = listing(directory)
     found = Backings(known)
@@ -36,34 +36,34 @@ def scan_all(directory: ShareDirectory, known: Mapping[str, str | None] | None =
     return found
 
 
-def search_folders(directory: ShareDirectory, how: Search, folders: Collection[str], found: Backings) -> None:
-    """Look into the ``folders`` of the share's directory and all below them. Other file systems and :data:`SNAPSHOT_FOLDERS` are
-    passed over; what was not reached is told in ``found.unreached``."""
+def search_folders(directory: ShareDirectory, search: Search, folders: Collection[str], found: Backings) -> None:
+    """Search ``folders`` of the share's directory and all folders below them. Other file systems and :data:`SNAPSHOT_FOLDERS` are
+    skipped. ``found.unreached`` gets sentences about what was not searched."""
     device = os.fstat(directory.root.fd).st_dev
     deadline, entries_left = time.monotonic() + MOST_SECONDS, MOST_ENTRIES
     waiting = deque((name,) for name in sorted(folders) if _is_searched(name))
-    refused: list[str] = []
+    not_searched: list[str] = []
     while waiting:
         folder = waiting.popleft()
         if entries_left <= 0 or time.monotonic() > deadline or len(folder) > _DEEPEST:
-            refused += ["/".join(folder), *("/".join(one) for one in waiting)]
+            not_searched += ["/".join(folder), *("/".join(one) for one in waiting)]
             break
         try:
             fd = _opened(directory.root.fd, folder)
         except OSError as error:
             if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                refused.append("/".join(folder))
+                not_searched.append("/".join(folder))
             continue
         try:
             if os.fstat(fd).st_dev == device:
-                entries_left -= _look_into(fd, folder, how, found, waiting, refused, deadline)
+                entries_left -= _look_into(fd, folder, search, found, waiting, not_searched, deadline)
         except OSError:
-            refused.append("/".join(folder))
+            not_searched.append("/".join(folder))
         finally:
             os.close(fd)
-    if refused:
-        found.unreached += (_told(directory, refused),)
-    found.unreached += tuple(how.unreached)
+    if not_searched:
+        found.unreached += (_sentence_about_unreached(directory, not_searched),)
+    found.unreached += tuple(search.unreached)
 
 
 def _is_searched(name: str) -> bool:
@@ -71,7 +71,7 @@ def _is_searched(name: str) -> bool:
 
 
 def _opened(root: int, folder: tuple[str, ...]) -> int:
-    """A folder of the share, reached without following a link."""
+    """Open a folder of the share without following any link."""
     fd = os.dup(root)
     for part in folder:
         try:
@@ -83,9 +83,9 @@ def _opened(root: int, folder: tuple[str, ...]) -> int:
 
 
 def _look_into(
-    fd: int, folder: tuple[str, ...], how: Search, found: Backings, waiting: deque, refused: list[str], deadline: float
+    fd: int, folder: tuple[str, ...], search: Search, found: Backings, waiting: deque, not_searched: list[str], deadline: float
 ) -> int:
-    """Read all files of a folder. Returns how many entries it has."""
+    """Read all files of an opened folder. Returns how many entries were read."""
     place, count = "/".join(folder), 0
     opened = Directory(fd, place)
     with os.scandir(fd) as entries:
@@ -93,22 +93,22 @@ def _look_into(
             count += 1
             file = f"{place}/{entry.name}"
             if count % 64 == 0 and time.monotonic() > deadline:
-                refused.append(place)
+                not_searched.append(place)
                 break
             if entry.is_symlink():
-                note(found, file, how.of_link, fd, entry.name, place)
+                record_backings(found, file, search.of_link, fd, entry.name, place)
             elif entry.is_file(follow_symlinks=False):
-                note(found, file, how.read, opened, entry.name, place)
+                record_backings(found, file, search.read, opened, entry.name, place)
             elif entry.is_dir(follow_symlinks=False) and _is_searched(entry.name):
                 waiting.append((*folder, entry.name))
-            if file in found.unread:  # in folders that are no part of the share's business; in its directory it would be a doubt
+            if file in found.unread:  # in a folder this only leads to a warning; in the share's directory it would be a doubt
                 del found.unread[file]
-                refused.append(file)
+                not_searched.append(file)
     return count
 
 
-def _told(directory: ShareDirectory, refused: list[str]) -> str:
-    names = ", ".join(map(shown, refused[:3])) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
+def _sentence_about_unreached(directory: ShareDirectory, not_searched: list[str]) -> str:
+    names = ", ".join(map(shown, not_searched[:3])) + (f" and {len(not_searched) - 3} more" if len(not_searched) > 3 else "")
     return (
         f"{directory.share.label}: not all of its folders could be searched for files that rest on what is destroyed (not looked at: {names}); "
         "make sure that nothing there does"

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where an opened file has data, and where holes."""
+"""Where an opened file has data, and where it has holes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def next_data(fd: int, offset: int, size: int) -> tuple[int, int]:
-    """Where the first data at or after ``offset`` begins and ends, in bytes; (``size``, ``size``) where there is none before ``size``.
+    """(Begin, end) in bytes of the first data at or after ``offset``; (``size``, ``size``) if there is none before ``size``.
 
-    A file system that cannot tell holes has data everywhere.
+    If the file system cannot show holes, everything counts as data.
 
-    :raises OSError: the file system is ill.
+    :raises OSError: the file system fails.
     """
     try:
         start = os.lseek(fd, offset, os.SEEK_DATA)
@@ -31,7 +31,7 @@ def next_data(fd: int, offset: int, size: int) -> tuple[int, int]:
 
 
 def all_data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The ranges of the first ``size`` bytes of a file that are no holes, as (begin, end). :raises OSError: the file system is ill."""
+    """The ranges with data in the first ``size`` bytes of a file, as (begin, end) in bytes. :raises OSError: the file system fails."""
     end = 0
     while end < size:
         start, end = next_data(fd, end, size)

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who may use ``.remotefs``: it is as private as the share's own directory, so that a group which shares that shares all of it."""
+"""Who may use ``.remotefs``. If the group may write to the share's directory, it may use ``.remotefs``, too; else only the owner may."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import stat
 from ...errors import StorageError, ToolFailed, from_os_error
 
 
-def let_group_in(share: int, parent: int, name: str) -> None:
-    """Open a new folder, ``.remotefs`` itself or one in it, to the group that may write where it was made.
+def allow_group(share: int, parent: int, name: str) -> None:
+    """Give a new folder, ``.remotefs`` itself or one in it, to the group that may write to its parent directory.
 
-    :param share: the descriptor of the share's directory; ``parent`` is that of the folder's own one.
+    :param share: descriptor of the share's directory. :param parent: descriptor of the directory that the folder is in.
     """
-    from . import access  # late: who only opens such a folder needs it not
+    from . import access  # late: not needed to open such a folder
 
     above = os.fstat(parent)
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
@@ -26,13 +26,13 @@ def let_group_in(share: int, parent: int, name: str) -> None:
         os.fchmod(fd, 0o2770)
         access.share_folder(share, fd)
     except PermissionError:
-        pass  # not a member of that group: then it is for this user alone
+        pass  # this user is not a member of that group, so the folder stays private
     finally:
         os.close(fd)
 
 
-def shut_out(share: int, path: str, parent: int, name: str, subject: str, error: OSError) -> StorageError:
-    """The error of who may not open a folder of ours; ``path`` is that of ``.remotefs`` as users know it."""
+def refused_error(share: int, path: str, parent: int, name: str, subject: str, error: OSError) -> StorageError:
+    """The error for a user who may not open a folder of ours. ``path``: that of ``.remotefs`` on this host, for the message."""
     refused = from_os_error(error, subject, os.geteuid())
     try:
         found, above = os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(share)

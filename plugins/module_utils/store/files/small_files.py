@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Records and ``.info``, written whole and durable, also where the share is full."""
+"""Writes records and ``.info`` whole and durable, even on a full share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .directory import SMALL_FILE, Directory, ShareDirectory
 def write(
     share: ShareDirectory, volume: str, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn | None, last: str
 ) -> None:
-    """Write a small file of a volume, with the access of the volume's file ``like`` (None: as private as its directory).
+    """Write a small file of a volume, durable, with the access of the volume's file ``like`` (None: as private as its directory).
 
-    :param last: what may be used where the share is full: "ballast", or also the "blocks" that the file has.
-    :raises UnsafeImage: it would be too large to be read again. :raises NoSpace: the share is full.
+    :param last: what may be used on a full share: "" nothing, "ballast", or "blocks" for ballast and then the blocks of the file.
+    :raises UnsafeImage: the file would be too large to be read again. :raises NoSpace: the share is full.
     """
     if len(data) > SMALL_FILE:
         raise UnsafeImage(directory.subject(name), "it would grow beyond what a record can be", "look at the volume's .info for what makes it so large")
     try:
         temporary = _written(share, directory, name, data, like, warn, share.create_temporary(volume))
     except NoSpace:
-        over = _over_ballast(share, volume, directory, name, data, like, warn) if last else None
+        over = _written_using_ballast(share, volume, directory, name, data, like, warn) if last else None
         if over is None and last == "blocks" and _write_in_place(share, directory, name, data):
             return
         if over is None:
@@ -38,10 +38,10 @@ def write(
         raise from_os_error(error, directory.subject(name)) from error
 
 
-def _over_ballast(
+def _written_using_ballast(
     share: ShareDirectory, volume: str, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn | None
 ) -> str | None:
-    """As :func:`_written`, with what ballast there is; None where there is none, or not enough."""
+    """As :func:`_written`, using ballast. None if there is none, or not enough."""
     for made in ballast.places(share, volume, len(data)):
         try:
             return _written(share, directory, name, data, like, warn, made)
@@ -50,21 +50,21 @@ def _over_ballast(
     return None
 
 
-def _unheard(_warning: str) -> None:
-    """For records, whose access nobody but us needs."""
+def _ignore_warning(_warning: str) -> None:
+    """Ignores warnings about records, because only this collection needs access to them."""
 
 
 def _written(
     share: ShareDirectory, directory: Directory, name: str, data: bytes, like: str | None, warn: access.Warn | None, made: tuple[int, str]
 ) -> str:
-    """Write and sync a temporary file that is to be ``name``, and close it; returns its name."""
+    """Write, sync and close a temporary file that will become ``name``. Returns its temporary name."""
     fd, temporary = made
     try:
         try:
             ballast.overwrite(fd, data)
             if like is not None:
                 with share.root.opened(like) as original:
-                    access.copy_access(original, fd, share.share.keeps_modes, warn or _unheard, directory.subject(name))
+                    access.copy_access(original, fd, share.share.keeps_modes, warn or _ignore_warning, directory.subject(name))
             else:
                 share.keep_as_private(fd, directory)
             share.waiting.sync_file(fd)
@@ -77,7 +77,7 @@ def _written(
 
 
 def _write_in_place(share: ShareDirectory, directory: Directory, name: str, data: bytes) -> bool:
-    """Whether the file could be changed within the blocks that it has."""
+    """Change the file within the blocks that it has, and sync it. Returns False if that is not possible."""
     is_list = directory is not share.root
     try:
         fd = ballast.add_in_place(directory, name, packed_lines.packed(data) if is_list else data, is_list)

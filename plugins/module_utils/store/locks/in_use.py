@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether somebody has an image open: QEMU's own byte locks, asked about or held.
+"""Whether a program has an image open. QEMU locks bytes of an image file; these locks are tested or taken here.
 
-QEMU (block/file-posix.c) locks byte 100+n for a permission that it uses and 200+n for one that it does not share, n being
-0 consistent read, 1 write, 2 write unchanged, 3 resize. A writer holds 101, every user that relies on the content 201.
+QEMU (block/file-posix.c) locks byte 100+n for a permission that it uses, and byte 200+n for one that it does not share. n is
+0 consistent read, 1 write, 2 write unchanged, 3 resize. A writer holds 101. Every user that relies on the content holds 201.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ...model import Share
 if TYPE_CHECKING:
     from .kernel_users import User as KernelUser
 
-_OFD_GETLK, _OFD_SETLK = 36, 37  # <fcntl.h>; Python has names for them from 3.9 on
+_OFD_GETLK, _OFD_SETLK = 36, 37  # <fcntl.h>; Python has names for them since 3.9
 _LOCK_BYTES = (101, 201)
 _READERS_BYTES = (100, 201)
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock where off_t is 64 bits wide
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock with an off_t of 64 bits
 _FROM_FIRST_TO_LAST = _LOCK_BYTES[-1] - _LOCK_BYTES[0] + 1
 
 
@@ -33,28 +33,28 @@ def _request(kind: int, start: int, length: int = 1) -> bytes:
 
 
 def hold(fd: int, file: str, label: str) -> None:
-    """Take the lock bytes of an image opened for writing; they are ours until the descriptor is closed.
+    """Take the lock bytes of an image that is opened for writing. They are held until the descriptor is closed.
 
-    :raises InUse: somebody on this host or another has the image open.
+    :raises InUse: a program on this or another host has the image open.
     """
     _take(fd, fcntl.F_WRLCK, _LOCK_BYTES, file, label)
 
 
 def hold_for_reading(fd: int, file: str, share: Share) -> None:
-    """Take the lock bytes of who only reads an image, where they mean anything: others may read it too, nobody gets to write it.
+    """Take the lock bytes of a reader, if locks work on the share. Others may then read the image, but nobody may write it.
 
-    :raises InUse: somebody on this host or another has it open for writing.
+    :raises InUse: a program on this or another host has it open for writing.
     """
     if share.locks_visible:
         _take(fd, fcntl.F_RDLCK, _READERS_BYTES, file, share.label)
         if _is_held(fd, _LOCK_BYTES[0]):
-            raise met(file, share.label)
+            raise image_in_use(file, share.label)
 
 
 def keep_writers_out(fd: int, file: str, label: str) -> None:
-    """Keep those away who would write an image opened for writing, until the descriptor is closed; others may read it.
+    """Keep other writers away from an image that is opened for writing, until the descriptor is closed. Others may read it.
 
-    :raises InUse: somebody on this host or another has it open for writing.
+    :raises InUse: a program on this or another host has it open for writing.
     """
     _take(fd, fcntl.F_RDLCK, _LOCK_BYTES[1:], file, label)
     _take(fd, fcntl.F_WRLCK, _LOCK_BYTES[:1], file, label)
@@ -62,32 +62,30 @@ def keep_writers_out(fd: int, file: str, label: str) -> None:
 
 
 def _take(fd: int, kind: int, places: tuple[int, ...], file: str, label: str) -> None:
-    """Trying is the only probe that every file system answers rightly: NFSv3 answers the question (GETLK) wrongly."""
+    """Try to take locks. Only this test is right on every file system: NFSv3 answers a query (GETLK) wrongly."""
     for byte in places:
         try:
             fcntl.fcntl(fd, _OFD_SETLK, _request(kind, byte))
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise met(file, label) from error
+            raise image_in_use(file, label) from error
 
 
-def met(file: str, label: str) -> InUse:
-    """The error for an image that somebody has open."""
+def image_in_use(file: str, label: str) -> InUse:
+    """The error for an image that a program has open."""
     return InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again")
 
 
-def met_kernel(user: KernelUser, file: str, label: str) -> InUse:
+def kernel_uses_image(user: KernelUser, file: str, label: str) -> InUse:
     """The error for an image that the kernel of this host has open."""
-    from .kernel_users import told
+    from .kernel_users import description
 
-    return InUse(
-        f"image {file} on {label}", f"the kernel of this host has it open ({told(user)})", "unmount and detach it, then run the task again"
-    )
+    return InUse(f"image {file} on {label}", f"the kernel of this host has it open ({description(user)})", "unmount and detach it, then run the task again")
 
 
-def use_unknown(file: str, label: str) -> InUse:
-    """The error for an image of which nobody can tell."""
+def image_use_unknown(file: str, label: str) -> InUse:
+    """The error for an image whose use the file system cannot show."""
     return InUse(
         f"image {file} on {label}",
         "this file system cannot tell whether somebody has it open",
@@ -96,7 +94,7 @@ def use_unknown(file: str, label: str) -> InUse:
 
 
 def ask(fd: int, share: Share) -> bool | None:
-    """Whether somebody uses the image, without taking a lock. None where the file system cannot tell."""
+    """Whether a program uses the image. Takes no lock. None if the file system cannot show this."""
     if not share.locks_visible:
         return None
     try:
@@ -108,9 +106,9 @@ def ask(fd: int, share: Share) -> bool | None:
 
 
 def is_written(fd: int, share: Share) -> bool | None:
-    """Whether somebody has the image open for writing, without taking a lock. None where the file system cannot tell.
+    """Whether a program has the image open for writing. Takes no lock. None if the file system cannot show this.
 
-    Who only reads it, as machines on linked clones do, does not count.
+    Programs that only read it do not count, such as machines on linked clones.
     """
     if not share.locks_visible:
         return None
@@ -123,6 +121,6 @@ def is_written(fd: int, share: Share) -> bool | None:
 
 
 def _is_held(fd: int, start: int, length: int = 1) -> bool:
-    """Whether somebody holds a lock on any byte of a range: one question where, as for most images, nobody holds any."""
+    """Whether a program holds a lock on any byte of a range. Most images are unused, and then one query is enough."""
     answer = fcntl.fcntl(fd, _OFD_GETLK, _request(fcntl.F_WRLCK, start, length))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

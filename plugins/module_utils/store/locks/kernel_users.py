@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which files this host's kernel has open by itself: it takes none of QEMU's lock bytes.
+"""Which files this host's kernel has open by itself. It takes none of QEMU's lock bytes, so these cannot show it.
 
-Loop devices, swap files, and the files that LIO (fileio) and nvmet serve. What the kernels of other hosts have open cannot be
-seen from here.
+They are files of loop devices, swap files, and the files that LIO (fileio) and nvmet serve. What the kernels of other hosts have
+open cannot be seen from here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Iterator, NamedTuple
 
 from ...localities import locality
 
-ROOT = "/"  # of sysfs, procfs and devices; tests put another one here
+ROOT = "/"  # where sysfs, procfs and devices are; tests change it
 _DELETED = " (deleted)"
 _LOOP_GET_STATUS64 = 0x4C05
 _STATUS64 = struct.Struct("=QQ")  # the first fields of struct loop_info64: lo_device, lo_inode
@@ -25,17 +25,17 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class User(NamedTuple):
-    """What the kernel does with a file: as users know it, and whether it may write there."""
+    """A use of a file by the kernel: ``name`` for messages ("/dev/loop3", "swap space"), and whether the kernel may write to it."""
 
     name: str
     writes: bool = True
 
 
 class KernelUsers:
-    """The files that the kernel of this host had open when this was made, by device and inode.
+    """The files that the kernel of this host had open when this was made. ``found``: (device, inode) → user.
 
-    :param device: of the share that is asked about. Files on another server's file system are not looked at, because its
-        server may be dead.
+    :param device: the device number of the share. Files on network file systems other than the share are not looked at, because
+        their server may be dead.
     """
 
     def __init__(self, device: int) -> None:
@@ -48,7 +48,7 @@ class KernelUsers:
                 self.found[identity] = user
 
     def of(self, status: os.stat_result) -> User | None:
-        """Who in the kernel has the file open that ``status`` is of."""
+        """The use of the file with this stat by the kernel; None if the kernel does not have it open."""
         return self.found.get((status.st_dev, status.st_ino))
 
     def _identity(self, path: str, loop: str | None) -> tuple[int, int] | None:
@@ -61,21 +61,21 @@ class KernelUsers:
         try:
             return _identity_at(path)  # no device node here, as in a container
         except OSError:
-            return None  # it lies where this process does not see it, or has no name any more
+            return None  # this process cannot see its directory, or it has no name any more
 
     def _may_hang(self, path: str) -> bool:
-        """Whether a look at the path asks another server than that of the share."""
+        """Whether a stat of the path would ask another server than that of the share."""
         if self._mounts is None:
             self._mounts = list(mounts())
         above = [mount for mount in self._mounts if path == mount[1] or path.startswith(mount[1].rstrip("/") + "/")]
         if not above:
             return False
-        device, _path, fstype = max(reversed(above), key=lambda mount: len(mount[1]))  # of several at one place the last one counts
+        device, _path, fstype = max(reversed(above), key=lambda mount: len(mount[1]))  # of several on one point the last one counts
         return device != self._device and not locality(fstype).local
 
 
-def told(user: User) -> str:
-    """The user with where it is mounted, for a message."""
+def description(user: User) -> str:
+    """The name of a user and where its device is mounted, for a message."""
     name = user.name.rpartition("/")[2]
     devices = {_read(f"sys/class/block/{one}/dev") for one in _stacked(name)} if user.name.startswith("/dev/") else set()
     places = [path for device, path, _fstype in mounts() if device in devices]
@@ -83,7 +83,7 @@ def told(user: User) -> str:
 
 
 def _stacked(name: str, depth: int = 8) -> Iterator[str]:
-    """A block device, its partitions, and the devices made of them (device mapper, RAID)."""
+    """Names of a block device, of its partitions, and of the devices on top of them (device mapper, RAID)."""
     yield name
     above = _names(f"sys/class/block/{name}/holders") + [part for part in _names(f"sys/class/block/{name}") if part.startswith(name + "p")]
     for other in above if depth else ():
@@ -105,14 +105,14 @@ def _swaps() -> Iterator[tuple[str, User, str | None]]:
 
 
 def _served() -> Iterator[tuple[str, User, str | None]]:
-    """Files behind LIO's fileio backstores and nvmet's namespaces."""
+    """The files of LIO's fileio backstores and of nvmet's namespaces."""
     core = "sys/kernel/config/target/core"
     for group in [name for name in _names(core) if name.startswith("fileio_")]:
         for name in _names(f"{core}/{group}"):
             path = _read(f"{core}/{group}/{name}/udev_path")
             if not path.startswith("/"):
-                said = re.search(r"File: (/.*?)\s+Size:", _read(f"{core}/{group}/{name}/info"))
-                path = said.group(1) if said else ""
+                match = re.search(r"File: (/.*?)\s+Size:", _read(f"{core}/{group}/{name}/info"))
+                path = match.group(1) if match else ""
             if path:
                 yield path, User(f"the LIO backstore {name}"), None
     subsystems = "sys/kernel/config/nvmet/subsystems"
@@ -124,7 +124,8 @@ def _served() -> Iterator[tuple[str, User, str | None]]:
 
 
 def _identity_of_loop(device: str) -> tuple[int, int]:
-    """Asks the device, which knows its file also where the path means another one here (bind mounts, other namespaces)."""
+    """(Device, inode) of the file of a loop device, from the device itself. The path may mean another file here (bind mounts, other
+    namespaces)."""
     import fcntl
 
     fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -142,7 +143,7 @@ def _identity_at(path: str) -> tuple[int, int]:
 
 
 def mounts() -> Iterator[tuple[str, str, str]]:
-    """What is mounted here: device as "MAJOR:MINOR", path and the kernel's type, in the order of its table. Nothing where it cannot be read."""
+    """The mounts of this process in the kernel's order: (device as "MAJOR:MINOR", mount point, type). Empty if they cannot be read."""
     for line in _read("proc/self/mountinfo").splitlines():
         fields = line.split(" ")
         if "-" in fields[6:]:
@@ -150,7 +151,7 @@ def mounts() -> Iterator[tuple[str, str, str]]:
 
 
 def _unescape(text: str) -> str:
-    """Undo the kernel's octal escapes, which stand for bytes."""
+    """Replace the kernel's octal escapes by the bytes that they stand for."""
     return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match.group(1), 8)]), os.fsencode(text)))
 
 

@@ -1,16 +1,16 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One task at a time on a volume, across hosts: a lock file on the share, or a lease where locks are not seen.
+"""Allows one task at a time on a volume, across hosts: by a lock file on the share, or by a lease where locks do not work.
 
-Where the kernel's locks travel (local, NFS, GlusterFS, sshfs on one host), an open-file-description lock on
-``.remotefs/locks/NAME.lock`` decides alone: it ends with its last holder, and programs inherit it. Tasks that only read a
-volume's files share it. On CIFS with ``nobrl`` nobody sees it; there a file made with O_EXCL is the lease, which a dead
-owner leaves behind, and which is never shared.
+Where hosts see each other's kernel locks (local, NFS, GlusterFS, sshfs on one host), an open-file-description lock on
+``.remotefs/locks/NAME.lock`` decides alone. It ends with its last holder, and programs inherit it. Tasks that only read the files
+of a volume share it. On CIFS with ``nobrl`` other hosts do not see it. There a file made with O_EXCL is the lease. A dead owner
+leaves it behind, and it is never shared.
 
-A lock can be lost while its holder works: a server gives it away after a partition, an administrator breaks a lease. So the
-file holds a token: the holder's name with a random generation, or nothing while readers hold it. Before each change a task
-asks with :meth:`VolumeLock.verify` whether lock, file and token are still its own.
+A lock can be lost while its holder works: a server gives it away after a network partition, or an administrator breaks a lease.
+So the file has a token: the holder's name with a random generation, or nothing while readers hold the lock. Before each change
+a task checks with :meth:`VolumeLock.verify` that lock, file and token are still its own.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Owner(NamedTuple):
-    """Who holds a lock, as others are told. ``started`` is the process's start time in the kernel's clock ticks;
-    ``generation`` is random, so that no two takings look alike; ``task`` is the module's name."""
+    """Who holds a lock, as stored in the lock file. ``started``: start time of the process in the kernel's clock ticks. ``since``: UTC,
+    ISO 8601. ``generation``: random, so that it differs each time that a lock is taken. ``task``: the module's name."""
 
     host: str
     machine: str
@@ -53,6 +53,7 @@ class Owner(NamedTuple):
 
     @staticmethod
     def of_this_process() -> Owner:
+        """This process, with a new generation."""
         pid = os.getpid()
         return Owner(
             socket.gethostname(),
@@ -67,10 +68,11 @@ class Owner(NamedTuple):
         )
 
     def to_bytes(self) -> bytes:
+        """The owner as JSON."""
         return json.dumps(self._asdict()).encode("utf-8")
 
     def is_dead(self) -> bool:
-        """Whether this host can prove that the owner is gone: same machine, boot and PID namespace, other process."""
+        """Whether this host can prove that the owner is gone: it was in the same machine, boot and PID namespace, and its process ended."""
         here = Owner.of_this_process()
         if not self.boot or (self.machine, self.boot, self.pid_namespace) != (here.machine, here.boot, here.pid_namespace):
             return False
@@ -97,34 +99,32 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat; empty where there is no such process."""
+    """Field 22 of /proc/PID/stat, in clock ticks; empty if there is no such process."""
     line = _first_line(f"/proc/{pid}/stat")
     return line.rpartition(")")[2].split()[19] if ")" in line else ""
 
 
 def _parse_owner(data: bytes) -> Owner | None:
-    """What a lock's file says of its holder; None where that is not what one of ours has written."""
+    """The holder that a lock file names; None if this collection cannot have written that content."""
     try:
         owner = Owner(**json.loads(data.decode("utf-8")))
     except (ValueError, TypeError, RecursionError):
         return None
     texts = [value for name, value in owner._asdict().items() if name != "pid"]
-    honest = isinstance(owner.pid, int) and not isinstance(owner.pid, bool) and all(isinstance(text, str) and text.isprintable() for text in texts)
-    return owner if honest else None  # a process id becomes part of a path, and the rest is shown to users
+    is_valid = isinstance(owner.pid, int) and not isinstance(owner.pid, bool) and all(isinstance(text, str) and text.isprintable() for text in texts)
+    return owner if is_valid else None  # the process id becomes part of a path, and users see the texts
 
 
 class VolumeLock:
     """The lock of one volume name on a share; a context manager.
 
     :param timeout: seconds to wait for it.
-    :param break_lease: take a lease away from an owner that cannot be proven dead.
-    :param shared: only keep others from changing the volume; many tasks can hold it so at once. A lease is never shared.
-    :raises LockTimeout: another task held it all the time; the message names its owner where there is only one.
+    :param break_lease: take a lease away even from an owner that cannot be proven dead.
+    :param shared: only keep others from changing the volume. Many tasks can hold it so at once. A lease is never shared.
+    :raises LockTimeout: another task held it all the time. The message names its owner if there is only one.
     """
 
-    def __init__(
-        self, directory: ShareDirectory, volume: str, timeout: float = 90, break_lease: bool = False, shared: bool = False
-    ) -> None:
+    def __init__(self, directory: ShareDirectory, volume: str, timeout: float = 90, break_lease: bool = False, shared: bool = False) -> None:
         self.volume = volume
         self._directory = directory
         self._timeout = timeout
@@ -133,22 +133,23 @@ class VolumeLock:
         self._kind = fcntl.F_RDLCK if shared and not self._lease else fcntl.F_WRLCK
         self._name = volume + (".lease" if self._lease else ".lock")
         self._taken = False
-        self._fd = -1  # of a lock; a lease is not kept open, because SMB would not let anybody break it then
+        self._fd = -1  # of a lock; a lease is not kept open, because then SMB would let nobody break it
         self._identity = (0, 0)  # device and inode of the file that is locked
-        self._token = b""  # what the file holds for as long as the lock is ours
-        self._stale: OSError | None = None  # what the last attempt met, where that was a file that the server knows no more
+        self._token = b""  # the content of the file as long as the lock is ours
+        self._stale_error: OSError | None = None  # the ESTALE error of the last attempt, if there was one
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What programs inherit, so that the lock lasts as long as their work."""
+        """The descriptors that programs inherit, so that the lock lasts as long as their work."""
         return (self._fd,) if self._fd >= 0 else ()
 
     @property
     def shared(self) -> bool:
+        """Whether other readers may hold the lock at the same time."""
         return self._kind == fcntl.F_RDLCK
 
     def protects(self, file: str) -> bool:
-        """Whether the lock's volume is what a name speaks of: the volume itself, or a file or temporary file named after it."""
+        """Whether ``file`` is the lock's volume itself, or a file or temporary file named after it."""
         return file == self.volume or file.startswith((self.volume + ".", self.volume + "~"))
 
     def __enter__(self) -> VolumeLock:
@@ -156,36 +157,36 @@ class VolumeLock:
         pause = _FIRST_PAUSE
         while not self._try():
             if time.monotonic() >= deadline:
-                raise from_os_error(self._stale, self._subject) if self._stale else self._timed_out()
+                raise from_os_error(self._stale_error, self._subject) if self._stale_error else self._timed_out()
             self._directory.waiting.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         return self
 
     def __exit__(self, *_exc: object) -> None:
         try:
-            if self._lease and self._is_held():  # another one's lease is not ours to remove
+            if self._lease and self._is_held():  # the lease of another task must not be removed
                 self._directory.make_private("locks").unlink(self._name)
         finally:
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._taken = False
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def forget_file(self) -> None:
-        """Remove the lock file of a volume that is gone; whoever waits on it notices and takes a new one.
+        """Remove the lock file of a volume that is gone. A task that waits for it notices, and makes a new one.
 
-        Not where clients remember names: another one could lock the file that is gone.
+        Does nothing where clients cache names: another client could lock the file that is gone.
         """
         if not self._lease and not self.shared and not self._directory.share.stale_seconds and self._is_held():
             self._directory.make_private("locks").unlink(self._name)
 
     def verify(self) -> None:
-        """Ask whether the lock is still ours; three system calls where the kernel's locks are used, none of them an fsync.
+        """Check that the lock is still ours. With kernel locks this takes three system calls, none of them an fsync.
 
-        :raises LockTimeout: somebody else has it or had it in between. Nothing may be changed any more, not even cleaned up.
+        :raises LockTimeout: another task has it or had it in between. Then nothing may be changed any more, not even cleaned up.
         """
         if not self._is_held():
             raise LockTimeout(
@@ -201,26 +202,26 @@ class VolumeLock:
         try:
             if self._lease:
                 return locks.read_small(self._name) == self._token
-            # The request first: where locks are a server's, it is what asks the server and drops what is remembered of the file.
+            # The lock request comes first. If a server keeps the locks, this asks the server and drops the cached data of the file.
             fcntl.fcntl(self._fd, _OFD_SETLK, _WHOLE_FILE[self._kind])
-            return _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) == self._identity and self._token_stands()
+            return _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) == self._identity and self._has_own_token()
         except OSError as error:
-            if error.errno in (*_REFUSED, *_LOST, errno.EIO):  # EIO: what NFS says of files whose lock it has lost
+            if error.errno in (*_REFUSED, *_LOST, errno.EIO):  # EIO: the error of NFS for files whose lock it has lost
                 return False
             raise from_os_error(error, self._subject) from error
 
-    def _token_stands(self) -> bool:
+    def _has_own_token(self) -> bool:
         return os.pread(self._fd, len(self._token) + 1, 0) == self._token
 
     def _try(self) -> bool:
-        self._stale = None
+        self._stale_error = None
         try:
             return self._try_lease() if self._lease else self._try_lock()
         except OSError as error:
             if error.errno not in _LOST:
                 raise from_os_error(error, self._subject) from error
-            # The file went away under us: a deletion finished. Or the server's directory is another one by now. Start over.
-            self._stale = error if error.errno == errno.ESTALE else None
+            # The file went away meanwhile, because a deletion finished or the server has another directory by now. Start over.
+            self._stale_error = error if error.errno == errno.ESTALE else None
             self._directory.refresh()
             return False
 
@@ -240,12 +241,12 @@ class VolumeLock:
             self._identity = _identity(os.fstat(self._fd))
             if _identity(os.stat(self._name, dir_fd=locks.fd, follow_symlinks=False)) != self._identity:
                 raise FileNotFoundError(errno.ENOENT, "lock file replaced")
-            # Readers write no name: they cannot all be told, and what an earlier writer left must not be taken for one of them.
-            # The empty file tells each of them that no writer came in between.
+            # Readers write no name. The file cannot name all of them, and the name of an earlier writer must not be taken for
+            # one of them. An empty file shows each of them that no writer came in between.
             self._claim(self._fd, b"" if self.shared else Owner.of_this_process().to_bytes())
             self._directory.refresh()
         except BaseException as error:
-            self._let_go()
+            self._release()
             if isinstance(error, OSError) and error.errno in _REFUSED:
                 return False
             raise
@@ -253,7 +254,7 @@ class VolumeLock:
         return True
 
     def _open(self, locks: Directory, flags: int) -> int:
-        """Open or make the lock's file; on a full share some ballast makes room for it."""
+        """Open or make the lock file. On a full share, ballast is released to make room for it."""
         flags |= os.O_RDWR | os.O_CLOEXEC
         try:
             return os.open(self._name, flags, 0o600, dir_fd=locks.fd)
@@ -263,7 +264,7 @@ class VolumeLock:
         return os.open(self._name, flags, 0o600, dir_fd=locks.fd)
 
     def _refuse_foreign(self, locks: Directory) -> None:
-        """Before the open, because opening a device can already act. :raises UnsafeImage: what stands there is no regular file."""
+        """Check the file type before the open, because opening a device can have effects. :raises UnsafeImage: it is no regular file."""
         try:
             locks.status(self._name)
         except UnsafeImage as error:
@@ -279,7 +280,7 @@ class VolumeLock:
         except FileExistsError:
             owner = self._owner()
             if self._break_lease or (owner is not None and owner.is_dead()):
-                self._break_lease = False  # once: a lease that appears afterwards belongs to a living task
+                self._break_lease = False  # only once: a lease that appears afterwards belongs to a living task
                 locks.unlink(self._name)
             return False
         try:
@@ -295,21 +296,21 @@ class VolumeLock:
             finally:
                 os.close(fd)
         except BaseException:
-            locks.unlink(self._name)  # nobody could tell whose it is
+            locks.unlink(self._name)  # without a token nobody could see whose lease it is
             raise
         self._taken = True
         self._directory.refresh()
         return True
 
     def _make_room(self) -> bool:
-        """Give some ballast back for the lock of a volume that is there; who makes a new one needs more room anyway."""
+        """Release ballast for the lock of a volume that exists. A task that makes a new volume needs more room anyway."""
         from ..files import ballast  # late: few shares are full
 
-        there = any(self._directory.root.status(name) is not None for name in (self.volume, info_name(self.volume)))
-        return there and ballast.release(self._directory)
+        exists = any(self._directory.root.status(name) is not None for name in (self.volume, info_name(self.volume)))
+        return exists and ballast.release(self._directory)
 
     def _claim(self, fd: int, token: bytes) -> None:
-        """Write the token. Where the share has no room for it, the lock is held without, as readers hold it."""
+        """Write the token. If the share has no room for it, the lock is held without a token, as readers hold it."""
         try:
             self._write_token(fd, token)
         except OSError as error:

@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``NAME.info``: which file is active, and which overlay each snapshot made, as OpenStack Cinder's remotefs keeps it.
+"""``NAME.info``: the name of the active image, and the overlay that each snapshot made. OpenStack Cinder's remotefs has the same file.
 
-Flat JSON ``{"active": FILE, SNAPSHOT: FILE, ...}`` with basenames only. Values are followed, never rebuilt from keys.
+It is flat JSON, ``{"active": FILE, SNAPSHOT: FILE, ...}``, with basenames only. File names are taken from the values, never built from keys.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
     from ..files.directory import ShareDirectory
 
 _ACTIVE = "active"
-_MOST_ENTRIES = 512  # twice the files that a chain may have; more would not fit a record of ours
+_MOST_ENTRIES = 512  # twice the number of files that a chain may have; more would not fit into a record of ours
 
 
 class Info(NamedTuple):
-    """Content of an ``.info`` file: the active file, and (snapshot, file) pairs."""
+    """Content of an ``.info`` file: the name of the active image, and (snapshot, file) pairs sorted by snapshot."""
 
     active: str
     snapshots: tuple[tuple[str, str], ...] = ()
 
     def to_bytes(self) -> bytes:
-        """Serialised the way Cinder does it, so that turns taken do not show up as differences."""
+        """The content as JSON, written exactly as Cinder writes it, so that taking turns with Cinder makes no differences."""
         content = dict(self.snapshots)
         content[_ACTIVE] = self.active
         return json.dumps(content, indent=1, sort_keys=True).encode("utf-8")
 
 
 def read(directory: ShareDirectory, volume: str) -> Info | None:
-    """``.info`` of a volume on a share; None where there is none. Raises as :func:`parse` does."""
+    """Read the ``.info`` of a volume. None if there is none. Raises what :func:`parse` raises."""
     data = directory.root.read_small(info_name(volume))
     return None if data is None else parse(volume, data)
 
 
 def parse(volume: str, data: bytes) -> Info:
-    """:raises ChainBroken: torn or no flat JSON. :raises UnsafeImage: a value is no plain file name."""
+    """Parse the content of ``.info``. :raises ChainBroken: it is torn or no flat JSON. :raises UnsafeImage: a value is no plain file name."""
     subject = f"snapshot record {info_name(volume)}"
     remedy = "restore it from a backup or write it anew by hand as docs/worst-day.md shows"
     try:

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``.info`` that is missing or torn, as it must have been."""
+"""Rebuilds an ``.info`` that is missing or torn."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from . import info_file
 
 
 def rebuilt_info(look: Look, torn: ChainBroken | None) -> info_file.Info:
-    """What ``.info`` said, from our own record, where the chain agrees with that in every point.
+    """Rebuild the content of ``.info`` from our own record, if the chain agrees with the record in every point.
 
-    :param torn: what is wrong with the one that is there. :raises ChainBroken: what it said is not certain.
+    :param torn: the error of the present ``.info``; None if it is missing. :raises ChainBroken: its content is not certain.
     """
     rebuilt = _from_record(look)
     if rebuilt is not None:
@@ -42,5 +42,5 @@ def _from_record(look: Look) -> info_file.Info | None:
     own = {image.file for image in chain} & set(record.formats)
     overlays = {image.file for image in chain if image.backing_file}
     agrees = own == set(record.formats) and all(file in overlays & own for _snapshot, file in info.snapshots)
-    went_on = record.active in ownership.overlays_named_after(directory, look.name).values()
-    return info if agrees and not went_on else None
+    has_overlay_above = record.active in ownership.overlays_named_after(directory, look.name).values()
+    return info if agrees and not has_overlay_above else None

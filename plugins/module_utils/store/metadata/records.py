@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What we keep of a volume in ``.remotefs/volumes/NAME.json``: formats, snapshot details, the intent of a running task.
+"""The record of a volume, ``.remotefs/volumes/NAME.json``: formats, details of snapshots, the intent of a running task.
 
-It is trusted no more than the share itself: names in it are checked, formats must still be possible, and recovery acts
+A record is trusted no more than the share itself. Names in it are checked, formats must still be possible, and recovery acts
 only on states that the recorded intent can have left.
 """
 
@@ -24,7 +24,7 @@ _VERSION = 1
 
 
 class Garbage(NamedTuple):
-    """A file that the final record allows to unlink, with what proves it to be unchanged since."""
+    """A file that a finished task may unlink. Its inode and size (bytes) prove that it is unchanged since the record was written."""
 
     file: str
     inode: int
@@ -32,23 +32,23 @@ class Garbage(NamedTuple):
 
 
 class Disk(NamedTuple):
-    """A file as it was when it was made, or first recorded: its inode (0 where the file system keeps none) and its length in bytes.
-    ``generation`` tells files apart that had the same inode one after the other, 0 where the file system does not tell it."""
+    """A file as it was when it was made or first recorded: its inode (0 if the file system has no lasting inodes) and length in bytes.
+    ``generation`` differs between files that had the same inode one after the other; 0 if the file system does not show it."""
 
     inode: int
     length: int
     generation: int = 0
 
 
-SAME, OTHER, UNKNOWN = "same", "other", "unknown"  # what :func:`identity` finds
+SAME, OTHER, UNKNOWN = "same", "other", "unknown"  # results of :func:`identity`
 
 
 @dataclass(frozen=True)
 class Record:
-    """The record of one volume: ``formats`` of its own files; ``snapshots`` maps a name to file, created, description, labels,
-    protected and expires; ``created``, ``description`` and ``labels`` are the volume's own; ``parent`` is what a linked clone rests
-    on; ``active`` is the file that ``.info`` had last named; ``disks`` has those of its raw files whose content is known to be a
-    guest's, ``marks`` which file its base is (records of older releases have none)."""
+    """The record of one volume. ``formats``: own file → format. ``snapshots``: name → dict with the keys file, created, description,
+    labels, protected and expires. ``intent``: see plan/intent.py. ``parent``: what a linked clone rests on. ``active``: the file that
+    ``.info`` named last. ``disks``: those raw files that only a guest writes to. ``marks``: which file the base is (older releases
+    wrote none). ``created``, ``description`` and ``labels`` are the volume's own."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -63,6 +63,7 @@ class Record:
     marks: dict[str, Disk] = field(default_factory=dict)
 
     def to_bytes(self, volume: str) -> bytes:
+        """The record as one line of JSON."""
         content = {
             "version": _VERSION,
             "volume": volume,
@@ -72,22 +73,21 @@ class Record:
             "garbage": [[item.file, item.inode, item.size] for item in self.garbage],
             "parent": None if self.parent is None else asdict(self.parent),
             "active": self.active,
-            "disks": {file: list(disk[:2]) for file, disk in self.disks.items()},  # older releases read no more
+            "disks": {file: list(disk[:2]) for file, disk in self.disks.items()},  # older releases expect two numbers
             "marks": {file: list(disk) for file, disk in self.marks.items()},
             "created": self.created,
             "description": self.description,
             "labels": self.labels,
         }
-        return json.dumps(content, sort_keys=True).encode("utf-8")  # on one line: json indents ten times slower
+        return json.dumps(content, sort_keys=True).encode("utf-8")  # not indented: that takes json ten times as long
 
     def with_intent(self, intent: dict) -> Record:
+        """A copy with this intent."""
         return replace(self, intent=intent)
 
 
-def describing(
-    volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[str, Disk] | None = None, marks: dict[str, Disk] | None = None
-) -> Record:
-    """The record that a volume has once a task is done: formats of its files, details of its snapshots, no intent."""
+def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[str, Disk] | None = None, marks: dict[str, Disk] | None = None) -> Record:
+    """The record of a volume after a task: formats of its files, details of its snapshots, no intent."""
     details = {
         snapshot.name: {
             "file": snapshot.file,
@@ -115,17 +115,18 @@ def describing(
 
 
 def file_name(volume: str) -> str:
+    """The name of a volume's record in ``.remotefs/volumes``."""
     return volume + ".json"
 
 
 def read(directory: ShareDirectory, volume: str) -> Record | None:
-    """The record of a volume on a share; None where there is none. Raises as :func:`parse` does."""
+    """Read the record of a volume. None if there is none. Raises what :func:`parse` raises."""
     private = directory.private("volumes")
     return parse(volume, private.read_small(file_name(volume))) if private else None
 
 
 def parse(volume: str, data: bytes | None) -> Record | None:
-    """:raises ChainBroken: the record cannot be understood. :raises NeedsRecovery: a newer release wrote it."""
+    """Parse a record; None stays None. :raises ChainBroken: it is damaged. :raises NeedsRecovery: a newer release wrote it."""
     if data is None:
         return None
     subject = f"record .remotefs/volumes/{file_name(volume)}"
@@ -160,10 +161,10 @@ def parse(volume: str, data: bytes | None) -> Record | None:
 
 
 def _last_whole_line(data: bytes) -> dict:
-    """The content of a record: one line, to which a full share may have had others added in place. One that is torn never was."""
+    """The content of a record. It has one line; on a full share more were added in place, and the last whole one counts."""
     lines = data.splitlines()
     if len(lines) > 1:
-        from ..files import packed_lines  # late: nearly all have one
+        from ..files import packed_lines  # late: nearly all records have one line
 
     for line in reversed(lines[1:]):
         try:
@@ -199,10 +200,10 @@ def _intent(value: object) -> dict | None:
 
 
 def is_disk(record: Record, file: str, inode: int, length: int) -> bool:
-    """Whether a file with this inode and length is the very raw disk that a record knows, so that what stands in it is a guest's.
+    """Whether a file with this inode and length (bytes) is exactly the raw disk that a record knows, so that a guest wrote its content.
 
-    A disk only grows; a shorter file is another one, which got the inode after the disk was gone. Where the file system keeps no
-    inodes, the length has to do as proof.
+    A disk only grows. A shorter file is another one, which got the inode after the disk was gone. If the file system has no lasting
+    inodes, the length must be equal.
     """
     disk = record.disks.get(file)
     if disk is None or record.formats.get(file) != "raw":
@@ -211,17 +212,17 @@ def is_disk(record: Record, file: str, inode: int, length: int) -> bool:
 
 
 def identity(record: Record, file: str, status: os.stat_result, generation: Callable[[], int] | None = None) -> str:
-    """Whether a file is the very one that a record speaks of: SAME, OTHER, or UNKNOWN where the record does not say which it was.
+    """Whether a file is the one that a record is about: SAME, OTHER, or UNKNOWN if the record does not identify it.
 
-    A raw disk only grows. Inodes are used again, so one that is longer than it was may be another file.
+    A raw disk only grows. Inodes are used again, so a file that is longer than recorded may be another file.
 
-    :param generation: finds that of the file, 0 where it cannot be told; without it, one that is longer is UNKNOWN.
+    :param generation: returns the generation of the file, 0 if unknown. Without it, a longer file is UNKNOWN.
     """
     mark = record.marks.get(file) or record.disks.get(file)
     if mark is None:
         return UNKNOWN
     raw = record.formats.get(file) == "raw"
-    if not mark.inode:  # the length of a raw disk has to do
+    if not mark.inode:  # only the length of a raw disk is left to compare
         return UNKNOWN if not raw else SAME if status.st_size == mark.length else OTHER
     if mark.inode != status.st_ino or (raw and status.st_size < mark.length):
         return OTHER

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Entries of ``.info`` whose file is no overlay of the chain: which may be so, and what is left of them on the share."""
+"""Stale entries of ``.info``: those whose file is no overlay of the chain. Which are allowed, and which files they leave."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
 
 
 def require_stale(directory: ShareDirectory, name: str, files: Collection[str], snapshot: str, file: str) -> None:
-    """An entry of ``.info`` can go only where its file cannot hold newer data of this volume than the active image does.
+    """Check that an entry of ``.info`` is stale: its file cannot have newer data of this volume than the active image has.
 
-    It is gone, or a plain file that rests on nothing, or on what is not in the chain: Cinder leaves such entries behind.
+    The file is gone, or it rests on nothing, or on files outside the chain. Cinder leaves such entries behind.
 
-    :param files: those of the chain.
-    :raises ChainBroken: it rests on a file of the chain, or its header cannot be understood. Then ``.info`` may be the wrong one.
+    :param files: the files of the chain. :param snapshot: the entry's name. :param file: the entry's file.
+    :raises ChainBroken: the file rests on a file of the chain, or its header cannot be read. Then ``.info`` may be wrong.
     """
     seen: set[str] = set()
     below: str | None = file
@@ -33,12 +33,12 @@ def require_stale(directory: ShareDirectory, name: str, files: Collection[str], 
         seen.add(below)
         try:
             with directory.root.opened(below) as fd:
-                spelt = qcow2.read_header(fd).backing_file if qcow2.has_magic(fd) else None
+                backing_name = qcow2.read_header(fd).backing_file if qcow2.has_magic(fd) else None
         except FileNotFoundError:
             return
         except (StorageError, qcow2.Qcow2Error) as error:
             raise _contradiction(name, snapshot, file) from error
-        below = os.path.basename(spelt) if spelt else None
+        below = os.path.basename(backing_name) if backing_name else None
     if below in files and file not in files:
         raise _contradiction(name, snapshot, file)
 
@@ -48,9 +48,9 @@ def _contradiction(name: str, snapshot: str, file: str) -> ChainBroken:
 
 
 def left_by_stale(directory: ShareDirectory, volume: Volume, names: Collection[str] | None = None) -> tuple[str, ...]:
-    """Files that only stale entries of ``.info`` name and that go with these: of the snapshots ``names``, or of all.
+    """Files that only stale entries of ``.info`` name, and that are removed with these entries: for the snapshots ``names``, or all.
 
-    They are this volume's by their names or by its record, nobody else's, and in no chain; anything else is left where it is.
+    Each belongs to this volume by its name or by the record, is claimed by no other volume, and is in no chain. Others stay.
     """
     try:
         record = records.read(directory, volume.name)

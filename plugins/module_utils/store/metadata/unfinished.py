@@ -1,9 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the intent on record of a volume is about, as far as it can be understood, for who reads the volume meanwhile.
+"""Reads from a recorded intent which files it is about, so that the volume can be read while its task is unfinished.
 
-An intent is JSON that anybody may have written; what is no such thing is passed over. Imported only where a record has one.
+An intent is JSON that anybody may have written. Parts that do not have the expected shape are skipped. The keys are those of
+``plan.intent``. Imported only if a record has an intent.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ def group(intent: dict) -> str:
 
 
 def planned_files(intent: dict) -> dict[str, str]:
-    """Snapshot name → overlay, as the task will write them to ``.info``."""
+    """Snapshot → overlay, as the task will write them to ``.info``."""
     after = intent.get("after")
     snapshots = after.get("snapshots") if isinstance(after, dict) else None
     return {str(one.get("name")): str(one.get("file")) for one in snapshots or () if isinstance(one, dict)}
 
 
 def planned_stale(intent: dict) -> set[tuple[str, str]]:
-    """Stale entries of ``.info``, (snapshot, file), that the task leaves as they are."""
+    """The stale entries of ``.info`` that the task leaves as they are, as (snapshot, file) pairs."""
     after = intent.get("after")
     stale = after.get("stale") if isinstance(after, dict) else None
     return {(str(one[0]), str(one[1])) for one in stale or () if isinstance(one, (list, tuple)) and len(one) == 2}
 
 
 def images(intent: dict) -> tuple[str, ...]:
-    """The images that the task works on or makes."""
+    """File names of the images that the task works on or makes."""
     found: dict[str, None] = {}
     for when in ("before", "after"):
         volume = intent.get(when)
@@ -47,7 +48,7 @@ def images(intent: dict) -> tuple[str, ...]:
 
 
 def own_images(intent: dict) -> tuple[str, ...]:
-    """The same without the images of a parent."""
+    """As :func:`images`, without the images of a parent."""
     shared: set[str] = set()
     for volume in (intent.get("before"), intent.get("after")):
         chain, parent = (volume.get("chain"), volume.get("parent")) if isinstance(volume, dict) else (None, None)

@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The qcow2 header codec: reads headers of files that nobody vouches for, and writes what needs no qemu-img.
+"""The qcow2 codec: reads headers and tables of untrusted files, and makes those changes that need no qemu-img.
 
-Follows docs/interop/qcow2 of QEMU ("The qcow2 image format"); section names below are those of that text. All numbers in
-a qcow2 file are big-endian. Reads are bounded, and whatever is unknown or contradictory is refused.
+It follows docs/interop/qcow2 of QEMU ("The qcow2 image format"); section names in this folder are those of that text. All numbers
+in a qcow2 file are big-endian. Reads are bounded, and everything unknown or contradictory is refused.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Each part of the codec is imported when it is first asked for: raw volumes have no header, and most tasks write none."""
+    """Import a part of the codec at its first use, because raw volumes have no header and most tasks write none."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module("." + _HOMES[name], __name__), name)

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names of the persistent dirty bitmaps that an image holds: sections "Bitmaps extension" and "Bitmap directory"."""
+"""Reads the persistent dirty bitmaps of an image: sections "Bitmaps extension" and "Bitmap directory"."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from .layout import AUTOCLEAR_AT, EXT_BITMAPS, EXT_END, EXTENSION, FIELDS, FIELD
 from .reading import Header
 
 _BODY = struct.Struct(">IIQQ")  # number, reserved, size and offset of the directory
-_ENTRY = struct.Struct(">QIIBBHI")  # table's offset and size, flags, type, granularity, sizes of name and of extra data
+_ENTRY = struct.Struct(">QIIBBHI")  # offset and size of the table, flags, type, granularity, sizes of name and of extra data
 _IN_USE, _AUTO = 1, 2
-_CONSISTENT = 1  # bit of the autoclear features: whoever wrote the image last knew its bitmaps
+_CONSISTENT = 1  # bit of the autoclear features: the last program that wrote the image knew its bitmaps
 _MOST_BITMAPS, _MOST_NAME, _MOST_DIRECTORY = 65535, 1023, 4 << 20
 _MOST_TABLE = 32 << 20  # bytes
-_OFFSET = 0x00FFFFFFFFFFFE00  # of a bitmap's cluster in its table
+_OFFSET = 0x00FFFFFFFFFFFE00  # the bits of a table entry that are the offset of a cluster
 
 
 class Bitmap(NamedTuple):
-    """A bitmap by name. ``tracks`` says that writes to the image are marked in it, by whoever makes them."""
+    """A bitmap. ``tracks``: every program that writes to the image marks its writes in the bitmap."""
 
     name: str
     tracks: bool
 
 
 def read_bitmaps(fd: int, header: Header) -> tuple[Bitmap, ...]:
-    """The bitmaps of an image. One that a program without support for them has written since holds none that count.
+    """The bitmaps of an image. Empty if a program without support for bitmaps has written to it, because then they are not valid.
 
     :raises Qcow2Error: the directory is damaged or hostile.
     """
@@ -38,7 +38,7 @@ def read_bitmaps(fd: int, header: Header) -> tuple[Bitmap, ...]:
 
 
 def ranges_of_bitmaps(fd: int, header: Header) -> Iterator[tuple[int, int]]:
-    """The parts of the file that the bitmaps take, as far as they count: offset and bytes. :raises Qcow2Error: as above."""
+    """The parts of the file that valid bitmaps take, as (offset, length) in bytes. :raises Qcow2Error: they are damaged or hostile."""
     found = _directory(fd, header)
     if not found:
         return
@@ -54,7 +54,7 @@ def ranges_of_bitmaps(fd: int, header: Header) -> Iterator[tuple[int, int]]:
 
 
 def _directory(fd: int, header: Header) -> tuple[int, bytes, int] | None:
-    """Offset and content of the directory, and the number of bitmaps in it."""
+    """(Offset of the directory, its content, number of bitmaps in it); None if there are no valid bitmaps."""
     if not header.bitmaps or header.version < 3:
         return None
     data = os.pread(fd, min(MOST_HEADER, header.cluster_size), 0)
@@ -82,7 +82,7 @@ def _extension(data: bytes, header: Header) -> bytes:
 
 
 def _entries(directory: bytes, number: int) -> list[tuple[Bitmap, int, int]]:
-    """Each bitmap with the offset and the entries of its table."""
+    """Each bitmap with the offset of its table and the number of entries in that."""
     offset, found = 0, []
     for _each in range(number):
         if offset + _ENTRY.size > len(directory):

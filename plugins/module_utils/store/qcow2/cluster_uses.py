@@ -1,15 +1,15 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether each cluster of a file has one use, before anything is written into the image.
+"""Checks that each cluster of a file has one use only, before anything is written into the image.
 
-Where two entries of its tables lead to one cluster, a write to one part of the disk changes another part, and where an entry
-leads to a table, the image is lost. QEMU sees neither: it writes in place what is flagged as having one owner, and takes for
-free what is not counted. So a merge must not begin, whoever does it.
+If two entries of its tables lead to one cluster, a write to one part of the disk changes another part. If an entry leads to a table,
+a write destroys the image. QEMU notices neither: it writes in place to clusters that are flagged as having one owner, and takes
+clusters that are not counted for free. So no merge may begin, neither ours nor QEMU's.
 
-All tables are looked at, and not just those of the clusters that are written: a merge writes clusters that nobody has planned
-(tables, counts), and who is asked to repair an image wants to know it before its data moves. What costs is reading the tables,
-which a merge does anyway to find the end of what is in use.
+All tables are checked, not only those of the clusters that are written. A merge also writes clusters that no plan names (tables,
+counts), and a user who has to repair an image needs to know it before its data moves. The cost is reading the tables, which a merge
+does anyway, to find the end of the clusters in use.
 
 Section "Host cluster management" of QEMU's docs/interop/qcow2.
 """
@@ -29,8 +29,8 @@ from .layout import FIELDS, FIELDS_OF_3, Qcow2Error
 from .reading import Header, read_header
 from .tables import l1_table
 
-_ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8  # of the binary logarithm of a count's width
-_MOST_CLUSTERS = 64 << 20  # of a file, up to five bytes of memory for each
+_ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8  # offset of the field refcount_order, the binary logarithm of a count's width in bits
+_MOST_CLUSTERS = 64 << 20  # in a file; each takes up to five bytes of memory
 _MOST_BEHIND = 1 << 20  # clusters behind the end of the file
 _MOST_USES = (1 << 16) - 1
 _SHARED = "a cluster has two uses, so that a write to one part of the disk would change another part, or a table"
@@ -38,13 +38,13 @@ _UNCOUNTED = "a cluster is counted less often than it is used, so that a write m
 
 
 def require_single_owners(fd: int) -> None:
-    """Make sure that nothing else is changed when the image is written. Reads all tables and counts, as ``qemu-img check`` does.
+    """Check that a write to the image changes nothing else. Reads all tables and counts, as ``qemu-img check`` does.
 
-    In order are several compressed clusters in one cluster of the file, and several owners that are counted and not flagged as the
-    only one: QEMU copies these before it writes. Counts mean nothing where the image says that they are to be repaired. Not looked
-    at are files of more than 64 Mi clusters or 512 MiB of L2 tables: 4 TiB in clusters of 64 KiB.
+    Two cases are allowed: several compressed clusters in one cluster of the file, and several owners that are counted and not
+    flagged as the only one, because QEMU copies these before it writes. Counts are ignored if the header says that they have to be
+    repaired. Files of more than 64 Mi clusters or 512 MiB of L2 tables are not checked: 4 TiB in clusters of 64 KiB.
 
-    :raises Qcow2Error: a cluster has two uses, or is in use and not counted; or the tables are damaged in another way.
+    :raises Qcow2Error: a cluster has two uses, or is in use and not counted, or the tables are damaged in another way.
     """
     header = read_header(fd)
     clusters = -(-os.fstat(fd).st_size // header.cluster_size)
@@ -64,7 +64,7 @@ def require_single_owners(fd: int) -> None:
     for start, length in ranges_of_bitmaps(fd, header):
         uses.take_bytes(start, length)
     for entry in tables.values():
-        uses.take_whole(entry & OFFSET)  # no two of them are one, as l1_table has it
+        uses.take_whole(entry & OFFSET)  # l1_table has checked that no two of them are the same
     for entry in tables.values():
         uses.take_table(os.pread(fd, header.cluster_size, entry & OFFSET).ljust(header.cluster_size, b"\0"))
     uses.finish()
@@ -73,7 +73,7 @@ def require_single_owners(fd: int) -> None:
 
 
 class _Uses:
-    """The uses of each cluster of a file: by its one owner, by entries that are not flagged as that, and by compressed data."""
+    """The uses of each cluster of a file: by one owner, by entries that are not flagged as the only owner, and by compressed data."""
 
     def __init__(self, header: Header, clusters: int) -> None:
         self._header = header
@@ -82,30 +82,30 @@ class _Uses:
         entries = header.cluster_size // 8
         self._misplaced = int.from_bytes((OFFSET & (header.cluster_size - 1)).to_bytes(8, "big") * entries, "big")
         self.owned = bytearray(clusters)
-        self.others: array.array | None = None  # how many entries that are not flagged lead there
-        self.packed: array.array | None = None  # how many compressed clusters lie there
-        self.behind: set[int] = set()  # in use and behind the end of the file
+        self.others: array.array | None = None  # for each cluster, the number of entries without the flag that lead to it
+        self.packed: array.array | None = None  # for each cluster, the number of compressed clusters in it
+        self.behind: set[int] = set()  # clusters in use that lie behind the end of the file
 
     def take_bytes(self, offset: int, length: int) -> None:
-        """A part of the file that is no data."""
+        """Count a part of the file that is no data. ``offset`` and ``length`` in bytes."""
         for number in range(offset >> self._bits, -(-(offset + length) >> self._bits)):
             self._own(number)
 
     def take_whole(self, offset: int) -> None:
-        """A cluster that is a table or a block of counts."""
+        """Count a cluster that is a table or a block of counts."""
         if offset & (self._size - 1):
             raise Qcow2Error("a cluster is not where the format wants it")
         self._own(offset >> self._bits)
 
     def take_table(self, data: bytes) -> None:
-        """All that an L2 table leads to."""
+        """Count all clusters that an L2 table leads to."""
         if data.count(0) == len(data) or self._take_run(data) or self._take_flagged(data):
             return
         entries = big_endian(data)
         mask = self._size - 1
         for entry in entries[0::2] if self._header.extended_l2 else entries:
             if entry & COMPRESSED:
-                self._pack(entry)
+                self._count_compressed(entry)
                 continue
             offset = entry & OFFSET
             if not offset:
@@ -118,7 +118,7 @@ class _Uses:
                 self.others = self._count(self.others, offset >> self._bits)
 
     def _take_run(self, data: bytes) -> bool:
-        """Take a table in which each cluster lies behind the one before, as most tables of a disk that was filled once."""
+        """Count a table whose clusters follow each other in the file; most tables of a disk that was filled once are so. Else False."""
         first, number = int.from_bytes(data[:8], "big"), len(data) // 8
         if self._header.extended_l2 or not first & COPIED or first & (COMPRESSED | READS_ZERO):
             return False
@@ -134,7 +134,7 @@ class _Uses:
         return True
 
     def _take_flagged(self, data: bytes) -> bool:
-        """Take a table of which each entry leads nowhere or is flagged as the only owner, by a few operations on all of them."""
+        """Count a table in which each entry is empty or flagged as the only owner, by a few operations on all entries. Else False."""
         flags = data[::8]
         flagged = flags.count(0x80)
         if self._header.extended_l2 or flagged + flags.count(0) < len(flags) or int.from_bytes(data, "big") & self._misplaced:
@@ -158,7 +158,7 @@ class _Uses:
         else:
             self.owned[number] = 1
 
-    def _pack(self, entry: int) -> None:
+    def _count_compressed(self, entry: int) -> None:
         start, length = compressed_range(entry, self._header)
         for number in range(start >> self._bits, ((start + length - 1) >> self._bits) + 1):
             self.packed = self._count(self.packed, number)
@@ -177,14 +177,14 @@ class _Uses:
             raise Qcow2Error("too many of its clusters lie behind the end of the file")
 
     def finish(self) -> None:
-        """Compare the kinds of uses. :raises Qcow2Error: a cluster has two that do not go together."""
+        """Compare the kinds of uses. :raises Qcow2Error: a cluster has two uses that exclude each other."""
         for counts, excluding in ((self.others, self.packed), (self.packed, None), (self.others, None)):
             for number in _used(counts):
                 if self.owned[number] or (excluding is not None and excluding[number]):
                     raise Qcow2Error(_SHARED)
 
     def counted(self) -> Iterator[tuple[int, int]]:
-        """(number of a cluster, its uses), of those without one owner."""
+        """(Number of a cluster, number of its uses), for clusters without a single owner."""
         for counts in (self.others, self.packed):
             for number in _used(counts):
                 yield number, counts[number] if counts is not None else 0
@@ -199,34 +199,34 @@ def _used(counts: array.array | None) -> Iterator[int]:
 
 
 def _require_counts(fd: int, header: Header, blocks: list[int], uses: _Uses) -> None:
-    """:raises Qcow2Error: a cluster is counted less often than it is used."""
+    """Compare uses with counts. :raises Qcow2Error: a cluster is counted less often than it is used."""
     order = 4 if header.version == 2 else struct.unpack(">I", os.pread(fd, 4, _ORDER_AT))[0]
     per_block = header.cluster_size * 8 >> order
-    loose: dict[int, list[tuple[int, int]]] = {}
+    without_owner: dict[int, list[tuple[int, int]]] = {}
     for number, count in uses.counted():
-        loose.setdefault(number // per_block, []).append((number, count))
+        without_owner.setdefault(number // per_block, []).append((number, count))
     for index in range(-(-len(uses.owned) // per_block)):
         owned = bytes(uses.owned[index * per_block : (index + 1) * per_block])
-        if not loose.get(index) and not owned.count(1):
+        if not without_owner.get(index) and not owned.count(1):
             continue
         block = blocks[index] if index < len(blocks) else 0
         counts = _counts(os.pread(fd, header.cluster_size, block).ljust(header.cluster_size, b"\0") if block else b"", order)
         counted = int.from_bytes(_is_counted(counts, len(owned)), "big")
         if int.from_bytes(owned, "big") & ~counted:
             raise Qcow2Error(_UNCOUNTED)
-        for number, count in loose.get(index, ()):
+        for number, count in without_owner.get(index, ()):
             position = number % per_block
             if (counts[position] if position < len(counts) else 0) < count:
                 raise Qcow2Error(_UNCOUNTED)
 
 
 def _is_counted(counts: array.array | list[int], number: int) -> bytes:
-    """A byte 1 for each cluster whose count is not zero, of ``number`` clusters."""
+    """One byte for each of ``number`` clusters: 1 if its count is not zero."""
     return bytes([1 if count else 0 for count in counts[:number]]).ljust(number, b"\0")
 
 
 def _counts(block: bytes, order: int) -> array.array | list[int]:
-    """The counts of a block, each of 2^order bits. Those of less than a byte begin at its lowest bits."""
+    """The counts of a block, each of 2^order bits. Counts of less than a byte begin at its lowest bits."""
     if order >= 3:
         found = array.array("BHIQ"[order - 3], block)
         if sys.byteorder == "little":

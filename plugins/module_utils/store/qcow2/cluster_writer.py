@@ -1,11 +1,11 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Takes clusters into a qcow2 image that nobody has open, so that a crash leaves it as good as it was.
+"""Adds clusters to a qcow2 image that nobody has open, in a way that a crash cannot damage it.
 
-The order is QEMU's own: first the data, in clusters behind all that is in use, and their reference counts; when these are
-durable, the tables that lead to them. A crash in between leaks clusters, and no table ever leads to what is not there. Data
-for a cluster that the image has already takes its place.
+The order is QEMU's own. First come the data, in clusters behind all that are in use, and their reference counts. When these are
+durable, the tables that lead to them follow. A crash in between leaks clusters, but no table ever leads to missing data. Data for
+a cluster that the image already has overwrites it.
 
 Follows docs/interop/qcow2 of QEMU, sections "Host cluster management" and "L1 and L2 tables".
 """
@@ -21,12 +21,12 @@ from .refcounts import Counts
 from .writing import write_whole
 
 _MOST_PENDING = 256  # changed L2 tables in memory
-_MOST_CLUSTERS = 64 << 20  # of an image, a byte of memory for each
+_MOST_CLUSTERS = 64 << 20  # in an image; each takes a byte of memory
 
 
 class Place(NamedTuple):
-    """Where adjacent clusters go: position of the first in its L2 table, how many, offset in the file (ZEROS: nowhere), and
-    whether that is free space, which reads as zeros."""
+    """Where adjacent clusters go: position of the first in its L2 table, how many, offset in the file in bytes (ZEROS: nowhere).
+    ``fresh``: it is free space, which reads as zeros."""
 
     position: int
     clusters: int
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 
 class _Changed(NamedTuple):
-    """An L2 table as it will be, and its first and last entry that differ."""
+    """An L2 table as it will be, and the positions of its first and last changed entry."""
 
     table: array.array
     first: int
@@ -43,14 +43,14 @@ class _Changed(NamedTuple):
 
 
 class ClusterWriter:
-    """An opened image that takes clusters in: :meth:`place` says where the data of each goes, and once it is there
-    :meth:`finish` makes it part of the image.
+    """Adds clusters to an opened image. :meth:`place` returns where the caller has to write the data. After that :meth:`finish` makes
+    it part of the image.
 
-    :param hides: whether zeros hide anything: something lies beneath the image.
-    :raises Qcow2Error: it is damaged or hostile. :raises Unsuited: it is not plain. Nothing was written.
+    :param hides: the image has a backing file, so that zeros hide data of that.
+    :raises Qcow2Error: the image is damaged or hostile. :raises Unsuited: it is not plain. Nothing was written.
     """
 
-    pads_last_cluster = True  # a last cluster that is cut by the size is whole in the file
+    pads_last_cluster = True  # the last cluster is whole in the file, even if the virtual size ends inside it
 
     def __init__(self, fd: int, hides: bool) -> None:
         self._fd = fd
@@ -65,18 +65,18 @@ class ClusterWriter:
         self.restart()
 
     def restart(self) -> None:
-        """Forget all that was placed and not finished."""
+        """Forget all places since the last :meth:`finish`."""
         self._end = self._first
         self._l1 = dict(self._layer.l1)
         self._changed: dict[int, _Changed] = {}
-        self._placed = False  # something was, since the last :meth:`finish`
+        self._placed = False  # whether there were places since the last :meth:`finish`
         self._dropped: list[tuple[int, int]] = []
-        self._taken = bytearray(self._first)  # 1 for each cluster that may not be overwritten, or was
+        self._taken = bytearray(self._first)  # 1 for each cluster that was overwritten or may not be
         for number in self._fixed:
             self._taken[number] = 1
 
     def _metadata(self) -> frozenset[int]:
-        """Numbers of the clusters that hold no data. :raises Unsuited: one has two uses."""
+        """Numbers of the clusters of header, tables and counts. :raises Unsuited: one has two uses."""
         header = self._layer.header
         l1 = range(header.l1_offset // self.cluster_size, -(-(header.l1_offset + header.l1_entries * 8) // self.cluster_size))
         parts = [0, *l1, *self._counts.clusters(), *((entry & OFFSET) // self.cluster_size for entry in self._layer.l1.values())]
@@ -85,9 +85,9 @@ class ClusterWriter:
         return frozenset(parts)
 
     def _last_in_use(self) -> int:
-        """Number of the last cluster that a table leads to, be it for zeros or beyond the virtual size.
+        """Number of the last cluster that a table leads to, even if it is for zeros or beyond the virtual size.
 
-        What is counted behind it was leaked by an interrupted attempt.
+        Clusters behind it that are counted were leaked by an interrupted attempt.
         """
         last = max(self._fixed)
         for index in self._layer.indices():
@@ -95,16 +95,16 @@ class ClusterWriter:
         return last
 
     def holds(self, index: int) -> Iterator[Run]:
-        """As of :meth:`QcowLayer.runs`."""
+        """The allocated clusters of the L2 table at ``index``, as :meth:`QcowLayer.runs`."""
         return self._layer.runs(index)
 
     def begin(self) -> None:
-        """Cut off what nothing leads to at the end of the file: places there read as zeros."""
+        """Cut off clusters at the end of the file that nothing leads to, so that places there read as zeros."""
         if os.fstat(self._fd).st_size > self._end * self.cluster_size:
             os.ftruncate(self._fd, self._end * self.cluster_size)
 
     def place(self, index: int, position: int, count: int, zeros: bool) -> Iterator[Place]:
-        """Find places for adjacent clusters of the L2 table at ``index``, of data or of ``zeros``.
+        """Find places for ``count`` adjacent clusters from ``position`` of the L2 table at ``index``, for data or for ``zeros``.
 
         :raises Unsuited: a cluster may not be overwritten, or the image has no room.
         """
@@ -128,14 +128,14 @@ class ClusterWriter:
             yield Place(start, number, ZEROS if zeros else entry & OFFSET, not old & OFFSET)
 
     def _require_table(self, index: int) -> None:
-        """Make the L2 table if it is not there. :raises Unsuited: it cannot be, or may not be changed."""
+        """Make the L2 table if there is none. :raises Unsuited: it cannot be made, or may not be changed."""
         if index >= self._layer.header.l1_entries or not self._l1.get(index, COPIED) & COPIED:
             raise Unsuited("its L1 table is too short, or an L2 table is not its own")
         if index not in self._l1:
             self._l1[index] = COPIED | self._take(1)
 
     def _take(self, count: int) -> int:
-        """The offset of free, adjacent clusters."""
+        """Take ``count`` free, adjacent clusters. Returns the offset of the first in bytes."""
         self._end += count
         return (self._end - count) * self.cluster_size
 
@@ -146,7 +146,8 @@ class ClusterWriter:
         self._taken[first : first + count] = b"\1" * count
 
     def _zeros(self, old: int, count: int) -> int:
-        """The entry for zeros: nothing where that shows zeros already, else a flag. The space of data is given back later."""
+        """The L2 entry for zeros: the old empty one if that shows zeros already, else one with a flag. :meth:`finish` returns the
+        space of data that this drops."""
         offset = old & OFFSET
         if not offset and not self._hides:
             return old
@@ -164,15 +165,15 @@ class ClusterWriter:
         return len(self._changed) >= _MOST_PENDING
 
     def forget_tables(self) -> None:
-        """For who only asks whether there are places for all: what the tables would hold needs no memory."""
+        """Free the memory of changed tables, for callers that only test whether there are places for all clusters."""
         self._changed = {}
 
     def require_room(self) -> None:
-        """:raises Unsuited: the refcount table has no room for all that was placed."""
+        """Check the room of the refcount table. :raises Unsuited: it cannot count all new clusters."""
         self._counts.blocks_for(self._first, self._end)
 
     def finish(self, sync: Callable[[], None]) -> list[tuple[int, int]]:
-        """Make what was placed part of the image; returns the parts of the file that nothing needs any more (offset, bytes).
+        """Make all places part of the image. Returns the parts of the file that are not needed any more, as (offset, length) in bytes.
 
         :param sync: returns when everything written to the file is durable.
         """

@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the clusters of a layer are, for who moves them: of plain qcow2 images and of raw ones.
+"""Finds the clusters of an image that are to be moved: of plain qcow2 images and of raw images.
 
-Plain means: whole clusters in their standard form, each with one owner. Images that hold compressed clusters, subclusters,
-internal snapshots, bitmaps or flags that nobody knows are :class:`Unsuited`; qemu-img moves theirs.
+Plain means: whole clusters in their standard form, each with one owner. Images with compressed clusters, subclusters, internal
+snapshots, bitmaps or unknown flags are :class:`Unsuited`; qemu-img moves their clusters.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .layout import CutShort, Qcow2Error
 from .reading import read_header
 from .tables import l1_table
 
-ZEROS = -1  # instead of a cluster's offset: it reads as zeros, whatever lies beneath
+ZEROS = -1  # instead of a cluster's offset: it reads as zeros, whatever the backing file has
 COPIED = 1 << 63  # section "Standard Cluster Descriptor" and "L1 table entry": the reference count is exactly one
 OFFSET = 0x00FFFFFFFFFFFE00
 READS_ZERO = 1
-MOST_TABLE_BYTES = 512 << 20  # of L2 tables, of all layers together: 4 TiB of data in clusters of 64 KiB
+MOST_TABLE_BYTES = 512 << 20  # for the L2 tables of all layers together: 4 TiB of data in clusters of 64 KiB
 _MOST_EXTENTS = 1 << 20
 _CHUNK = 1 << 20
-_GRAIN = 64  # entries of a table that are looked at as one
+_GRAIN = 64  # entries of a table that are compared at once
 _NOTHING = array.array("Q", bytes(8 * _GRAIN))
 
 
 class Run(NamedTuple):
-    """Adjacent clusters: position of the first in its L2 table, how many, its offset in the file, or ZEROS for all of them."""
+    """Adjacent clusters: position of the first in its L2 table, how many, offset of the first in the file in bytes, or ZEROS."""
 
     position: int
     clusters: int
@@ -40,11 +40,11 @@ class Run(NamedTuple):
 
 
 class Unsuited(Qcow2Error):
-    """The image may be in order, but it holds what is left to qemu-img."""
+    """The image may be valid, but it has something that only qemu-img can handle."""
 
 
 class QcowLayer:
-    """The clusters of an opened qcow2 image.
+    """The clusters of an opened qcow2 image. ``l1``: index → entry of the L1 table, for entries that lead to an L2 table.
 
     :raises Qcow2Error: it is damaged or hostile. :raises Unsuited: it is not plain.
     """
@@ -64,10 +64,11 @@ class QcowLayer:
         self._last = os.fstat(fd).st_size
 
     def indices(self) -> Iterator[int]:
+        """Indices of the L1 table that have an L2 table."""
         return iter(self.l1)
 
     def table(self, index: int) -> array.array:
-        """Entries of the L2 table at ``index`` of the L1 table, as numbers; all zero where there is none."""
+        """Entries of the L2 table at ``index`` of the L1 table, as numbers. All zero if there is no table."""
         if index not in self.l1:
             return array.array("Q", bytes(self.cluster_size))
         return big_endian(os.pread(self.fd, self.cluster_size, self.l1[index] & OFFSET).ljust(self.cluster_size, b"\0"))
@@ -78,9 +79,9 @@ class QcowLayer:
         return len(self.l1) * self.cluster_size
 
     def runs(self, index: int) -> Iterator[Run]:
-        """What is allocated of a table and within the size.
+        """The allocated clusters of the table at ``index`` that are within the virtual size.
 
-        :raises Unsuited: an entry is not plain, within the size or not. :raises CutShort: data of one is not in the file.
+        :raises Unsuited: any entry is not plain, also beyond the size. :raises CutShort: the file ends before the data of an entry.
         """
         most = self.within(index)
         for position, count, entry in split(self.table(index), self.cluster_size):
@@ -90,7 +91,7 @@ class QcowLayer:
                 yield Run(position, min(count, most - position), ZEROS if entry & READS_ZERO else entry & OFFSET)
 
     def require_plain(self, entry: int, count: int = 1) -> None:
-        """:raises Unsuited: it is compressed or misplaced, or has a flag that nobody knows. For the first entry of ``count``."""
+        """Check ``count`` adjacent clusters, of which ``entry`` is the first. :raises Unsuited: compressed, misplaced, or an unknown flag."""
         offset = entry & OFFSET
         if entry & ~(COPIED | OFFSET | READS_ZERO) or offset & (self.cluster_size - 1) or (entry & COPIED and not offset):
             raise Unsuited("it has compressed or misplaced clusters, or flags that nobody knows")
@@ -105,9 +106,9 @@ class QcowLayer:
             raise CutShort("a cluster lies behind the end of the file (the file was cut short)")
 
     def last_cluster(self, index: int) -> int:
-        """Offset of the last cluster that a table leads to, be it for zeros or beyond the virtual size; 0 where there is none.
+        """Offset in bytes of the last cluster that a table leads to, even if it is for zeros or beyond the virtual size. 0 if none.
 
-        A few operations on all entries at once, because this is asked of tables that are not looked at otherwise.
+        It takes a few operations on all entries at once, because it is called for tables that are not read otherwise.
 
         :raises Unsuited: the table may lead to clusters in ways that are not plain.
         """
@@ -121,15 +122,15 @@ class QcowLayer:
         return last
 
     def within(self, index: int) -> int:
-        """How many clusters of a table lie within the virtual size, the last of them maybe in part."""
+        """How many clusters of a table lie within the virtual size. The last of them may be in it only in part."""
         start = index * self.header.l2_entries * self.cluster_size
         return max(0, min(self.header.l2_entries, -(-(self.size - start) // self.cluster_size)))
 
 
 class RawLayer:
-    """The data of an opened raw image, in clusters of the images above it.
+    """The data of an opened raw image, in clusters of the size that the images above it have.
 
-    :raises Unsuited: nobody can tell where its holes are, or there are too many.
+    :raises Unsuited: the file system does not show holes, or there are too many.
     """
 
     def __init__(self, fd: int, cluster_size: int) -> None:
@@ -149,15 +150,16 @@ class RawLayer:
 
     @property
     def looks_full(self) -> bool:
-        """Whether it has no hole, as all files seem to where the file system tells none."""
+        """Whether it seems to have no hole. That is so for all files if the file system does not show holes."""
         return self.size > _CHUNK and (self._starts, self._ends) == ([0], [self.size])
 
     def indices(self) -> Iterator[int]:
+        """As :meth:`QcowLayer.indices`: those parts of the disk that have data. An index may come twice."""
         for start, end in zip(self._starts, self._ends):
             yield from range(start // self._covered, (end - 1) // self._covered + 1)
 
     def runs(self, index: int) -> Iterator[Run]:
-        """As of :class:`QcowLayer`; what is in no run is a hole. Two may have a cluster in common."""
+        """As :meth:`QcowLayer.runs`. Clusters in no run are holes. Two runs may have a cluster in common."""
         first, last = index * self._covered, (index + 1) * self._covered
         for number in range(bisect.bisect_right(self._ends, first), bisect.bisect_left(self._starts, last)):
             begin = (max(self._starts[number], first) - first) // self.cluster_size
@@ -166,13 +168,13 @@ class RawLayer:
 
 
 def split(table: array.array, cluster_size: int) -> Iterator[tuple[int, int, int]]:
-    """The entries of an L2 table in runs: position, count, and the first entry. The others are equal, or, where they have an
-    offset, each is one cluster further than the one before."""
+    """Split an L2 table into runs: (position, count, first entry). The other entries of a run are equal to the first or, if they have
+    an offset, each is one cluster further than the one before."""
     begin, first, expected, step = 0, table[0], table[0], 0
     for start in range(0, len(table), _GRAIN):
         grain = table[start : start + _GRAIN]
         if not first and grain == _NOTHING:
-            continue  # most tables of an overlay are nearly empty
+            continue  # fast path: most tables of an overlay are nearly empty
         for position, entry in enumerate(grain, start):
             if entry != expected:
                 yield begin, position - begin, first
@@ -184,14 +186,14 @@ def split(table: array.array, cluster_size: int) -> Iterator[tuple[int, int, int
 
 
 def run_of(entry: int, count: int, cluster_size: int) -> array.array:
-    """The entries of a run, of which ``entry`` is the first."""
+    """The ``count`` entries of a run, of which ``entry`` is the first; the reverse of :func:`split`."""
     if not entry & OFFSET:
         return array.array("Q", [entry]) * count
     return array.array("Q", range(entry, entry + count * cluster_size, cluster_size))
 
 
 def big_endian(data: bytes) -> array.array:
-    """Numbers of eight bytes that qcow2 stores."""
+    """Decode numbers of eight bytes from a qcow2 file."""
     entries = array.array("Q", data)
     if sys.byteorder == "little":
         entries.byteswap()
@@ -199,7 +201,7 @@ def big_endian(data: bytes) -> array.array:
 
 
 def to_big_endian(entries: array.array) -> bytes:
-    """Numbers of eight bytes as qcow2 stores them."""
+    """Encode numbers of eight bytes for a qcow2 file."""
     if sys.byteorder == "little":
         entries = entries[:]
         entries.byteswap()

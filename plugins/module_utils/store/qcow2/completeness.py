@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a file has all that its tables lead to. QEMU reads what is behind the end of a file as zeros, and says nothing."""
+"""Checks that a file has all data that its tables lead to. QEMU reads missing data behind the end of a file as zeros without an error."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from .layout import FIELDS, FIELDS_OF_3, CutShort
 from .reading import Header, read_header
 from .tables import l1_table
 
-_ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8  # of the binary logarithm of a count's width
+_ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8  # offset of the field refcount_order, the binary logarithm of a count's width in bits
 
 _NOT_COMPRESSED = bytes(byte & 0x40 for byte in range(256))
 
 
 def require_whole(fd: int, thorough: bool = True) -> None:
-    """Make sure that the file does not end before the data which its tables lead to.
+    """Check that the file does not end before the data that its tables lead to.
 
-    All tables are looked at. Who is not ``thorough`` believes the counts of clusters, which tell in two or three reads how long the
-    file must be, and looks at the tables only where it is shorter: a crash leaves counted clusters that nothing leads to.
-    Legitimate, and met in files of QEMU: compressed data whose last sector is not filled up, and clusters of which the file lacks
-    subclusters that nobody wrote, or what lies behind the virtual end.
+    :param thorough: read all tables. Otherwise the counts of clusters are believed. They show in two or three reads how long the file
+        must be, and the tables are read only if it is shorter: a crash leaves counted clusters that nothing leads to.
+
+    QEMU makes files that end early and are valid: the last sector of compressed data is not filled up, or the file lacks subclusters
+    that nobody wrote, or data behind the virtual end.
 
     :raises CutShort: data is missing. :raises Qcow2Error: the image is damaged in another way, or hostile.
     """
@@ -35,13 +36,13 @@ def require_whole(fd: int, thorough: bool = True) -> None:
         return
     tables = l1_table(fd, header, MOST_TABLE_BYTES // header.cluster_size)
     if tables is None:
-        return  # more tables than anything here reads
+        return  # too many tables: nothing in this folder reads so many
     for index, table in tables.items():
         _check_table(fd, header, length, index, table & OFFSET)
 
 
 def _counted_end(fd: int, header: Header, length: int) -> int:
-    """Number of the cluster behind the last one that is counted; one that no file can have where a count is missing."""
+    """Number of the cluster behind the last counted one. If a count is missing, a number that is too large for the file."""
     order = 4 if header.version == 2 else struct.unpack(">I", os.pread(fd, 4, _ORDER_AT))[0]
     per_block = header.cluster_size * 8 >> order
     _offset, blocks = refcount_table(fd, header)
@@ -72,7 +73,7 @@ def _check_table(fd: int, header: Header, length: int, index: int, offset: int) 
 
 
 def _lies_within(data: bytes, header: Header, length: int) -> bool:
-    """Whether nothing of a table can lie behind the end of the file, by a few operations on all entries at once."""
+    """Whether no entry of a table can lead behind the end of the file, tested by a few operations on all entries at once."""
     width = entry_bytes(header)
     if data[::width].translate(_NOT_COMPRESSED).strip(b"\0"):
         return False
@@ -83,7 +84,7 @@ def _lies_within(data: bytes, header: Header, length: int) -> bool:
 
 
 def _end_of(entry: int, bitmap: int, header: Header, within: int) -> int:
-    """The least length of a file that has the data of an entry, of which ``within`` bytes are within the virtual size."""
+    """The least length in bytes of a file that has the data of an entry. ``within``: bytes of its cluster within the virtual size."""
     if entry & COMPRESSED:
         start, length = compressed_range(entry, header)
         return max(start + 1, start + length - (SECTOR - 1))

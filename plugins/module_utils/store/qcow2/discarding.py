@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Takes the data out of an image that is to go, where it lies: no new block is needed, so that it works on a full share."""
+"""Drops the data of an image that will be removed, in place. No new block is needed, so it works on a full share."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .layout import Qcow2Error
 from .reading import read_header
 from .writing import write_whole
 
-_PAGE = 4096  # bytes that are written at a time, and only where they are not zero yet: a hole would want a block
+_PAGE = 4096  # bytes that are written at a time, and only if they change: writing zeros into a hole would need a block
 
 
 def drop_data(fd: int) -> int:
-    """Let an image show what lies beneath, and nothing of its own. It stays a valid image of the same size, backing file and length.
+    """Drop all data of an image, so that it shows just its backing file. It stays valid, with the same size, backing file and length.
 
-    Returns where the bytes begin that nothing in it leads to any more, up to the end of its file. The caller gives them back.
-    A crash leaves an image in which some of the data is gone. What is returned is durable.
+    Returns an offset in bytes: from there to the end of the file nothing is used any more, and the caller may free it. That is
+    durable on return. A crash before leaves an image in which some of the data is gone.
 
-    :raises Qcow2Error: the image is damaged, has bitmaps or extensions that lead to clusters, or its file system wants new blocks
-        for what is written in place and has none. :raises OSError: nobody knows what is durable.
+    :raises Qcow2Error: the image is damaged, has bitmaps or extensions that lead to clusters, or its file system is full and needs
+        new blocks even to write in place. :raises OSError: it is unknown what is durable.
     """
     header = read_header(fd)
     table_offset, blocks = refcount_table(fd, header)
@@ -37,7 +37,7 @@ def drop_data(fd: int) -> int:
         raise Qcow2Error("its tables are not where the format wants them")
     kept = -(-max(ends) // size) * size
     _write_changed(fd, bytes(l1_bytes), header.l1_offset)
-    os.fsync(fd)  # before any table goes that it led to
+    os.fsync(fd)  # the L1 table must be empty before the tables that it led to are gone
     _write_changed(fd, struct.pack(f">{len(blocks)}Q", *(block if block < kept else 0 for block in blocks)), table_offset)
     os.fsync(fd)
     return kept

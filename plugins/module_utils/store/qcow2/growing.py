@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Raises the virtual size of an image, so that the new part shows zeros and a crash leaves the old size or the new one."""
+"""Raises the virtual size of an image. The new part shows zeros, and a crash leaves the old size or the new one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .writing import first_sector, write_whole
 
 
 def grow(fd: int, size: int) -> bool:
-    """Raise the virtual size to ``size`` bytes in one sector's write; false, and the size is as it was, where qemu-img has to do it.
+    """Raise the virtual size to ``size`` bytes by writing one sector. Returns False, with the size unchanged, if qemu-img has to do it.
 
-    What the image holds behind its end is taken away first, durably (see :mod:`tails`); qemu-img would not do that either. It has
-    to do it where the L1 table has no room, or the image has internal snapshots, bitmaps or reference counts to be repaired.
-    The table may use its last cluster to the end (section "L1 and L2 tables"), provided that the rest of it is zero.
-    The new part shows whatever the backing file has there: for overlays over longer files use qemu-img instead.
+    Data of the image behind its virtual end is removed first, durably (see :mod:`tails`); qemu-img would not remove it either. qemu-img
+    is needed if the L1 table has no room, or the image has internal snapshots, bitmaps or reference counts to be repaired. The L1
+    table may use all of its last cluster (section "L1 and L2 tables"), if the rest of that is zero.
+    The new part shows what the backing file has there. For overlays over longer files use qemu-img instead.
 
-    :raises Unsuited: data behind the end cannot be taken away in place. Nothing was written.
-    :raises Qcow2Error: the header is not valid, or the size is not larger or no multiple of 512. Nothing was written.
+    :raises Unsuited: data behind the end cannot be removed in place. Nothing was written.
+    :raises Qcow2Error: the header is not valid, or the size is smaller or no multiple of 512. Nothing was written.
     """
     header = read_header(fd)
     if size < header.size or size % SECTOR:

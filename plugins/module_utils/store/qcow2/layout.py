@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where things are in a qcow2 file, and :class:`Qcow2Error`."""
+"""The layout of a qcow2 file: structures, offsets, numbers and limits; and its errors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ EXT_BITMAPS = 0x23852875
 EXT_ENCRYPTION = 0x0537BE77
 
 SECTOR = 512
-MOST_HEADER = 64 << 10  # bytes of a header cluster that are looked at
+MOST_HEADER = 64 << 10  # bytes of a header cluster that are read at most
 MAX_BACKING_NAME = 1023
 MAX_L1_BYTES = 32 << 20  # QEMU opens no larger L1 table
 
 
 class Qcow2Error(ValueError):
-    """The bytes are no qcow2 image that may be used; says why."""
+    """The bytes are no qcow2 image that may be used. The message says why, as the end of a sentence about "it"."""
 
 
 class CutShort(Qcow2Error):
-    """The file ends before what its tables lead to: a copy that ended early, a disk that was full below the server."""
+    """The file ends before data that its tables lead to. Causes are a copy that ended early, or a full disk of the server."""

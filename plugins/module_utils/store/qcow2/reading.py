@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads headers of files that nobody vouches for. Reads are bounded; whatever is unknown or contradictory is refused."""
+"""Reads headers of untrusted files. Reads are bounded, and everything unknown or contradictory is refused."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in 
 _KNOWN_INCOMPATIBLE = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
 _RAW_PROTOCOLS = (b"file", b"host_device")  # QEMU writes these for a raw backing file that it has open without a format layer
 _BACKING = struct.Struct(">QI")  # offset and length of the backing name, at byte 8
-_PAGE = 4096  # holds all that headers have to say, but for foreign ones
+_PAGE = 4096  # bytes; a header fits into it, unless a foreign program wrote it
 _MAX_REFCOUNT_TABLE = 8 << 20  # bytes
 _CHUNK = 1 << 20
-_MOST_ALIKE = 1024
-_FAR = 1024  # bytes before the backing name, in headers of QEMU and of our own
+_MOST_SUMMARIES = 1024
+_MOST_BEFORE_NAME = 1024  # the most bytes before the backing name, in headers that QEMU or this collection wrote
 
 
 class _Beyond(Qcow2Error):
@@ -44,7 +44,7 @@ class _Beyond(Qcow2Error):
 
 
 class Header(NamedTuple):
-    """What a qcow2 header says. ``size`` is the virtual size in bytes."""
+    """The content of a qcow2 header. ``size`` is the virtual size in bytes; offsets are in bytes, too."""
 
     version: int
     size: int
@@ -55,17 +55,18 @@ class Header(NamedTuple):
     backing_file: str | None
     backing_format: str | None
     format_offset: int | None  # where the backing format extension starts
-    extensions_end: int  # where the list's end marker stands, or would stand
-    end_marked: bool  # the marker is there; otherwise the backing name or the cluster's end bounds the list
+    extensions_end: int  # where the end marker of the list of extensions is, or would be
+    end_marked: bool  # the marker is there; otherwise the backing name or the end of the cluster ends the list
     internal_snapshots: int
     bitmaps: bool
     dirty: bool
     extended_l2: bool
-    unknown_extensions: bool  # header extensions that may lead to clusters in ways that only others know
-    alias: bool = False  # the header calls the backing format by the name of a protocol
+    unknown_extensions: bool  # there are unknown header extensions, which may lead to clusters
+    alias: bool = False  # the header has the name of a protocol as the backing format
 
     @property
     def cluster_size(self) -> int:
+        """Bytes of a cluster."""
         return 1 << self.cluster_bits
 
     @property
@@ -80,15 +81,15 @@ class Header(NamedTuple):
 
 
 def has_magic(fd: int) -> bool:
-    """Whether a file can be a qcow2 image at all. Tells when a stated format is wrong; it never decides one."""
+    """Whether a file can be a qcow2 image at all. This can show that a given format is wrong, but never decides a format."""
     return os.pread(fd, 4, 0) == MAGIC
 
 
 def read_backing_name(fd: int) -> str | None:
-    """The backing name of whatever may be a qcow2 image, as spelt; None where there is none.
+    """The backing name in a file that may be a qcow2 image, exactly as written there. None if it has none.
 
-    More forgiving than :func:`read_header`, for finding out who *might* rest on a file: an image that we would refuse to
-    touch can still be somebody's. As for QEMU, a NUL ends the name. Never a way to decide a format.
+    It is more tolerant than :func:`read_header`, to find out which files *might* rest on a file: another program may use an image
+    that we refuse. As in QEMU, a NUL ends the name. It never decides a format.
     """
     data = os.pread(fd, FIELDS.size, 0)
     if len(data) < 20 or data[:4] != MAGIC:
@@ -102,10 +103,10 @@ def read_backing_name(fd: int) -> str | None:
 def read_header(fd: int) -> Header:
     """Read and check the header of an opened regular file: sections "Header" and "Header extensions".
 
-    What the header names is followed as QEMU does it, so that both see the same image: the list of extensions ends at its
-    marker, at the backing name or with the cluster. Reads a page, and 64 KiB where that does not hold it all.
+    The header is read as QEMU reads it, so that both see the same image: the list of extensions ends at its marker, at the backing
+    name or at the end of the cluster. Reads a page, and 64 KiB if the page is too short.
 
-    :raises Qcow2Error: it is damaged, hostile, encrypted, marked corrupt, or uses what merging could not carry.
+    :raises Qcow2Error: it is damaged, hostile, encrypted, marked corrupt, or uses a feature that a merge would lose.
     """
     file_size = os.fstat(fd).st_size
     return _parse_or_read_on(os.pread(fd, _PAGE, 0), fd, file_size)
@@ -119,7 +120,7 @@ def _parse_or_read_on(data: bytes, fd: int, file_size: int) -> Header:
 
 
 class HeaderSummary(NamedTuple):
-    """What of a :class:`Header` those want to know who only look."""
+    """The part of a :class:`Header` that tasks need which change nothing."""
 
     size: int
     backing_file: str | None
@@ -128,21 +129,21 @@ class HeaderSummary(NamedTuple):
     alias: bool = False
 
 
-# What stands before a backing name → what follows from it, and the least size of a file that holds the tables it names.
+# Bytes before a backing name → (virtual size, backing format, number of internal snapshots, least size of a file that has the tables, alias).
 _alike: dict[bytes, tuple[int, str | None, int, int, bool]] = {}
 
 
 def read_summary(fd: int, file_size: int) -> HeaderSummary:
-    """A part of what :func:`read_header` says of a file of ``file_size`` bytes, refusing the same.
+    """A part of the result of :func:`read_header`, for a file of ``file_size`` bytes. It refuses the same headers.
 
-    Most headers on a share are alike but for the backing name. What is said and refused follows from the bytes before that
-    name, from the name and from the file's size alone, as long as the page that is read holds it all: so the same bytes are
-    not taken apart twice.
+    Most headers on a share differ only in the backing name. The result depends only on the bytes before that name, on the name and
+    on the size of the file, if one page has all of it. So results are cached by the bytes before the name, and the same bytes are
+    not parsed twice.
     """
     data = os.pread(fd, _PAGE, 0)
     offset, length = _BACKING.unpack_from(data, 8) if len(data) >= FIELDS.size else (0, 0)
     end = offset + length
-    if not 0 < offset <= _FAR or not offset < end <= len(data):
+    if not 0 < offset <= _MOST_BEFORE_NAME or not offset < end <= len(data):
         header = _parse_or_read_on(data, fd, file_size)
         return HeaderSummary(header.size, header.backing_file, header.backing_format, header.internal_snapshots, header.alias)
     before = data[:offset]
@@ -150,7 +151,7 @@ def read_summary(fd: int, file_size: int) -> HeaderSummary:
     if found is None or file_size < found[3]:
         header = _parse_or_read_on(data, fd, file_size)
         least = max(header.l1_offset + header.l1_entries * 8, int.from_bytes(data[48:56], "big") + 1)
-        if len(_alike) >= _MOST_ALIKE:
+        if len(_alike) >= _MOST_SUMMARIES:
             _alike.clear()
         found = _alike[before] = (header.size, header.backing_format, header.internal_snapshots, least, header.alias)
     return HeaderSummary(found[0], _decoded(data[offset:end]), found[1], found[2], found[4])
@@ -240,6 +241,8 @@ def _check_features(incompatible: int, crypt: int) -> None:
 
 
 class _Extensions(NamedTuple):
+    """The content of the header extensions. The fields are those of :class:`Header`."""
+
     end: int
     end_marked: bool
     format_offset: int | None
@@ -250,7 +253,7 @@ class _Extensions(NamedTuple):
 
 
 def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
-    """Walk section "Header extensions" from ``start`` to its marker, or to ``limit``."""
+    """Read the list of section "Header extensions" from offset ``start`` to its end marker, or to ``limit``."""
     offset, found = start, {}
     while offset < limit:
         if offset + EXTENSION.size > min(limit, len(data)):
@@ -276,12 +279,12 @@ def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
     if format_offset is not None and name not in (b"raw", b"qcow2") and not alias:
         raise Qcow2Error(f"its backing format {name[:16]!r} is neither raw nor qcow2")
     unknown = not found.keys() <= {EXT_BACKING_FORMAT, EXT_BITMAPS, EXT_FEATURE_NAMES}
-    told = "raw" if alias else name.decode("ascii") or None
-    return _Extensions(offset, offset < limit, format_offset, told, EXT_BITMAPS in found, unknown, alias)
+    backing_format = "raw" if alias else name.decode("ascii") or None
+    return _Extensions(offset, offset < limit, format_offset, backing_format, EXT_BITMAPS in found, unknown, alias)
 
 
 def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str | None:
-    """The backing name, which stands behind the header in the header cluster (section "Header extensions")."""
+    """The backing name, which is behind the header in the header cluster (section "Header extensions")."""
     if not offset:
         return None
     if not 0 < length <= MAX_BACKING_NAME or offset < header_length:
@@ -291,9 +294,9 @@ def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str
     return _decoded(data[offset : offset + length])
 
 
-def _decoded(spelt: bytes) -> str:
+def _decoded(encoded: bytes) -> str:
     try:
-        name = spelt.decode("utf-8")
+        name = encoded.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Qcow2Error("its backing name is no text") from error
     if "\0" in name:
@@ -317,11 +320,12 @@ def _check_geometry(header: Header, refcount_offset: int, refcount_clusters: int
 
 
 def is_empty(fd: int, header: Header) -> bool:
-    """Whether no cluster is allocated: every L1 entry is zero, so that the image shows its backing file alone."""
+    """Whether no cluster is allocated: every L1 entry is zero, so that the image shows just its backing file."""
     return is_zero(fd, header.l1_offset, header.l1_entries * 8)
 
 
 def is_zero(fd: int, offset: int, length: int) -> bool:
+    """Whether ``length`` bytes at ``offset`` are all zero. Bytes behind the end of the file count as zero."""
     while length > 0:
         data = os.pread(fd, min(length, _CHUNK), offset)
         if not data:

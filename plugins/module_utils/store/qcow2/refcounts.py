@@ -14,18 +14,18 @@ from .layout import AUTOCLEAR_AT, FIELDS, FIELDS_OF_3
 from .reading import Header
 from .writing import write_whole
 
-_TABLE = struct.Struct(">QI")  # offset of the refcount table and its clusters, at byte 48
+_TABLE = struct.Struct(">QI")  # offset of the refcount table and its number of clusters, at byte 48
 _TABLE_AT = 48
 _ORDER = struct.Struct(">I")
 _ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8
-_SIXTEEN_BITS = 4  # log2 of the width of a count, which is what version 2 has and QEMU makes
+_SIXTEEN_BITS = 4  # log2 of the width of a count in bits; version 2 always has it, and QEMU makes it
 _ONE = b"\0\1"
 
 
 class Counts:
-    """The refcount table of an opened image; blocks are read when they are needed.
+    """The reference counts of an opened image. The table is read at once, blocks of counts when they are needed.
 
-    :raises Unsuited: counts of another width, blocks at impossible places, features that a writer would have to care for.
+    :raises Unsuited: counts of another width, blocks at impossible places, or features that a writer would have to handle.
     """
 
     def __init__(self, fd: int, header: Header) -> None:
@@ -49,7 +49,7 @@ class Counts:
                 raise Unsuited("a block of reference counts is not where it can be")
 
     def clusters(self) -> Iterator[int]:
-        """Numbers of the clusters that the table and its blocks take."""
+        """Numbers of the clusters that the table and its blocks occupy."""
         first = self._offset // self._cluster_size
         yield from range(first, first + len(self._blocks) * 8 // self._cluster_size)
         for entry in self._blocks:
@@ -57,7 +57,7 @@ class Counts:
                 yield entry // self._cluster_size
 
     def end(self) -> int:
-        """Number of the first cluster of which, and of all behind it, the count is zero."""
+        """Number of the cluster behind the last one with a count that is not zero."""
         for index in range(len(self._blocks) - 1, -1, -1):
             if self._blocks[index]:
                 counts = os.pread(self._fd, self._cluster_size, self._blocks[index]).rstrip(b"\0")
@@ -66,8 +66,8 @@ class Counts:
         return 0
 
     def blocks_for(self, first: int, end: int) -> tuple[int, dict[int, int]]:
-        """What counting the clusters from ``first`` to ``end`` (not included) takes: the end with the clusters of new blocks
-        included, and their places in the table with their offsets.
+        """The new blocks that are needed to count the clusters from ``first`` to ``end`` (not included): (the end, with the clusters of
+        the new blocks included; index in the table → offset of a new block in bytes).
 
         :raises Unsuited: the table is too short.
         """
@@ -83,9 +83,9 @@ class Counts:
         return end, new
 
     def write(self, first: int, end: int, new: Mapping[int, int]) -> None:
-        """Count each of the clusters once, and those behind them no more, which nothing leads to.
+        """Set the counts of clusters from ``first`` to ``end`` to one, and those behind to zero, because nothing leads to these.
 
-        :param new: what :meth:`blocks_for` told.
+        :param new: the blocks that :meth:`blocks_for` returned.
         """
         stop = max(end, self.end())
         for index in range(first // self._per_block, -(-stop // self._per_block)):
@@ -97,7 +97,8 @@ class Counts:
                 write_whole(self._fd, _ONE * ones + bytes((high - low - ones) * len(_ONE)), offset + (low - start) * len(_ONE))
 
     def release(self, clusters: Iterable[int]) -> None:
-        """Count each of the clusters once less, as often as it is named, after what led to it went durably."""
+        """Lower the count of each cluster by one, once for each time that it is listed. Call it only after the entries that led to
+        them are durably removed."""
         for number in clusters:
             index, position = divmod(number, self._per_block)
             block = self._blocks[index] if index < len(self._blocks) else 0
@@ -106,7 +107,7 @@ class Counts:
                 write_whole(self._fd, (count - 1).to_bytes(len(_ONE), "big"), block + position * len(_ONE))
 
     def publish(self, new: Mapping[int, int]) -> None:
-        """Make new blocks, durable by now, part of the table."""
+        """Make new blocks part of the table. They must be durable before."""
         for index, offset in new.items():
             self._blocks[index] = offset
             write_whole(self._fd, offset.to_bytes(8, "big"), self._offset + index * 8)

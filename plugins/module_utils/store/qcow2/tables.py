@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads the L1 and L2 tables of files that nobody vouches for: which clusters are allocated."""
+"""Reads the L1 and L2 tables of untrusted files: which clusters are allocated."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .layout import CutShort, Qcow2Error
 if TYPE_CHECKING:
     from .reading import Header
 
-_OFFSET = 0x00FFFFFFFFFFFE00  # of an L2 table in its L1 entry
+_OFFSET = 0x00FFFFFFFFFFFE00  # the bits of an L1 entry that are the offset of an L2 table
 _MASKED = {mask: bytes(1 if value & mask else 0 for value in range(256)) for mask in (0x01, 0x40, 0xFE, 0xFF)}
-_MOST_L2_BYTES = 256 << 20  # what :func:`allocation` reads; its answer is an eighth of it or less
+_MOST_L2_BYTES = 256 << 20  # the most that :func:`allocation` reads; its result is an eighth of that or less
 _CHUNK = 1 << 20
 
 
 def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, bytes] | None:
     """Which clusters are allocated: L1 index → one byte per L2 entry, 0 for nothing, 1 for data, 2 for zeros.
 
-    None where the image has more than ``most_tables`` L2 tables, or more than 256 MiB of them: an estimate is not worth
-    reading them all.
+    None if the image has more than ``most_tables`` L2 tables, or more than 256 MiB of them: an estimate is not worth reading
+    them all.
 
     :raises Qcow2Error: L2 tables lie behind the end of the file, at impossible places, or several times in the L1 table.
     """
@@ -35,7 +35,7 @@ def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, by
 
 
 def l1_table(fd: int, header: Header, most: int) -> dict[int, int] | None:
-    """Section "L1 and L2 tables": L1 index → entry, of those that name an L2 table; None where there are more than ``most``.
+    """L1 index → entry, for entries that lead to an L2 table. None if there are more than ``most``. Section "L1 and L2 tables".
 
     :raises Qcow2Error: L2 tables lie behind the end of the file, at impossible places, or several times in the L1 table.
     """
@@ -63,7 +63,7 @@ def l1_table(fd: int, header: Header, most: int) -> dict[int, int] | None:
 
 
 def _kinds(table: bytes, header: Header) -> bytes:
-    """One byte per entry of an L2 table, by a few operations on all entries at once.
+    """One byte per entry of an L2 table, as in :func:`allocation`, by a few operations on all entries at once.
 
     Section "Standard Cluster Descriptor": bit 0 means zeros, but not in a compressed cluster's entry (bit 62). Section
     "Extended L2 Entries": the lower half of the bitmap means data, the upper half zeros.

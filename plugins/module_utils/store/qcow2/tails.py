@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an image holds behind its virtual end, and how it is taken away before the size is raised.
+"""Removes the tail of an image, which is data behind its virtual end, before the virtual size is raised.
 
-That is the rest of the last cluster, after the image was shrunk or a cluster was filled from a longer backing file; or whole
-clusters that the tables still name. Nobody sees it until the size is raised: then it would stand where zeros must.
+The tail is the rest of the last cluster, after the image was shrunk or a cluster was filled from a longer backing file, or whole
+clusters that the tables still lead to. It is invisible until the size is raised. Then it would appear where zeros must be.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .tables import l1_table
 from .writing import write_whole
 
 _CHUNK = 1 << 20
-_RAW_DEFLATE = -15  # zlib's own word for it, with the largest window; QEMU's is smaller, which this reads too
+_RAW_DEFLATE = -15  # zlib's wbits for raw deflate with the largest window; it also reads QEMU's smaller window
 
 
 class _Entries(NamedTuple):
-    """Entries of one L2 table that lie wholly behind the end: offset of the first in the file, bytes of all, and clusters that
-    they lead to."""
+    """Entries of one L2 table for clusters wholly behind the virtual end: offset of the first entry in the file, length of all in
+    bytes, and numbers of the clusters that they lead to."""
 
     offset: int
     length: int
@@ -34,17 +34,17 @@ class _Entries(NamedTuple):
 
 
 class _Tail(NamedTuple):
-    """What is to be taken away: a part of the last cluster (offset in the file, length), and entries that are to go."""
+    """The tail: a part of the last cluster, as (offset in the file, length) in bytes, and L2 entries to be removed."""
 
     rest: tuple[int, int] | None
     entries: tuple[_Entries, ...]
 
 
 def clear_tail(fd: int) -> bool:
-    """Let an image hold nothing but zeros behind its virtual end, durably; whether there was anything to be done.
+    """Remove the tail of an image durably. Returns whether there was one.
 
-    Nobody can see the change, so a crash at any instant leaves the image showing what it showed. Where entries were dropped
-    it can leave leaked clusters.
+    The change is invisible, so after a crash at any time the image shows the same data as before. If entries were dropped, a crash
+    can leave leaked clusters.
 
     :raises Unsuited: this cannot be done in place (compressed data, a cluster with several owners). Nothing was written.
     :raises Qcow2Error: the image is damaged or hostile. Nothing was written.
@@ -65,7 +65,7 @@ def clear_tail(fd: int) -> bool:
 
 
 def has_fixed_tail(fd: int) -> bool:
-    """Whether the image holds something behind its virtual end that :func:`clear_tail` cannot take away."""
+    """Whether the image has a tail that :func:`clear_tail` cannot remove."""
     try:
         _find(fd, read_header(fd))
     except Unsuited:
@@ -74,7 +74,7 @@ def has_fixed_tail(fd: int) -> bool:
 
 
 def tail_end(fd: int) -> int:
-    """Up to which virtual offset the tables name clusters behind the end; the size itself where they name none."""
+    """The virtual offset in bytes where the last cluster ends that tables lead to behind the virtual end; the size if there is none."""
     header = read_header(fd)
     last = header.size
     for first, _place, data in _tables_behind(fd, header):
@@ -85,7 +85,7 @@ def tail_end(fd: int) -> int:
 
 
 def _find(fd: int, header: Header) -> _Tail:
-    """What lies behind the end. Reads a part of one L2 table, and the rest of the last cluster, where there is nothing else."""
+    """Find the tail. If there is none, this reads only a part of one L2 table, and the rest of the last cluster."""
     cut = header.size // header.cluster_size if header.size % header.cluster_size else -1
     rest, found = None, []
     for first, place, data in _tables_behind(fd, header):
@@ -103,8 +103,8 @@ def _find(fd: int, header: Header) -> _Tail:
 
 
 def _tables_behind(fd: int, header: Header) -> Iterator[tuple[int, int, bytes]]:
-    """Parts of L2 tables from the cluster with the virtual end on that are not all zero: number of the first cluster, offset in
-    the file, the part."""
+    """Those parts of L2 tables that are not all zero, starting at the cluster with the virtual end: (number of the first cluster of
+    the disk in it, offset of the part in the file, the part)."""
     first, width = header.size // header.cluster_size, entry_bytes(header)
     for index, table in _l1_from(fd, header, first // header.l2_entries):
         begin = max(first, index * header.l2_entries)
@@ -117,7 +117,7 @@ def _tables_behind(fd: int, header: Header) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _l1_from(fd: int, header: Header, first: int) -> list[tuple[int, int]]:
-    """Index and offset of the L2 tables from L1 index ``first`` on. :raises Unsuited: there are too many."""
+    """(L1 index, offset) of the L2 tables from L1 index ``first`` on. :raises Unsuited: there are too many."""
     found: list[tuple[int, int]] = []
     for start in range(first, header.l1_entries, _CHUNK // 8):
         data = os.pread(fd, min(_CHUNK // 8, header.l1_entries - start) * 8, header.l1_offset + start * 8)
@@ -137,10 +137,12 @@ def _l1_from(fd: int, header: Header, first: int) -> list[tuple[int, int]]:
 
 
 def _rest_of(fd: int, header: Header, entry: int, bitmap: int) -> tuple[int, int] | None:
-    """The part of the last cluster behind the end, where it is not zeros. :raises Unsuited: it cannot be overwritten."""
+    """(Offset in the file, length) of the part of the last cluster behind the virtual end; None if that is all zero.
+
+    :raises Unsuited: it cannot be overwritten."""
     kept = header.size % header.cluster_size
     if entry & COMPRESSED:
-        data = _inflated(fd, header, entry)
+        data = _decompressed(fd, header, entry)
         if data is None or data[kept:].strip(b"\0"):
             raise Unsuited("compressed data reaches behind its virtual end")
         return None
@@ -154,9 +156,9 @@ def _rest_of(fd: int, header: Header, entry: int, bitmap: int) -> tuple[int, int
     return offset, length
 
 
-def _inflated(fd: int, header: Header, entry: int) -> bytes | None:
-    """The data of a compressed cluster; None where nobody here can tell."""
-    import zlib  # late: hardly any image has compressed data at its end
+def _decompressed(fd: int, header: Header, entry: int) -> bytes | None:
+    """The data of a compressed cluster; None if it cannot be decompressed here."""
+    import zlib  # late: images hardly ever have compressed data at their end
 
     if not packed_by_zlib(fd, header):
         return None
@@ -169,7 +171,7 @@ def _inflated(fd: int, header: Header, entry: int) -> bytes | None:
 
 
 def _clusters(entry: int, header: Header) -> tuple[int, ...]:
-    """Numbers of the clusters of the file that an entry leads to."""
+    """Numbers of the clusters in the file that an L2 entry leads to."""
     if not entry & (COMPRESSED | OFFSET):
         return ()
     if entry & COMPRESSED:
@@ -179,8 +181,7 @@ def _clusters(entry: int, header: Header) -> tuple[int, ...]:
 
 
 def _require_own(fd: int, header: Header, rest: tuple[int, int] | None, entries: list[_Entries]) -> None:
-    """Make sure that nothing else is changed with what is to be overwritten: all tables are read for that, which only images
-    that have a tail pay for.
+    """Check that removing the tail changes nothing else. All tables are read for that, but only for images that have a tail.
 
     :raises Unsuited: a table or a cluster has several uses.
     """
@@ -199,16 +200,16 @@ def _require_own(fd: int, header: Header, rest: tuple[int, int] | None, entries:
         raise Unsuited("an L2 table may have several owners")
     if rest is None:
         return
-    mine, uses = rest[0] // size, 0
+    last_cluster, uses = rest[0] // size, 0
     for table in tables.values():
         for entry, _bitmap in pairs(os.pread(fd, size, table & OFFSET).ljust(size, b"\0"), header):
-            uses += mine in _clusters(entry, header)
-    if uses != 1 or mine in parts:
+            uses += last_cluster in _clusters(entry, header)
+    if uses != 1 or last_cluster in parts:
         raise Unsuited("data reaches behind its virtual end in a cluster that has several owners")
 
 
 def _release(fd: int, header: Header, clusters: list[int]) -> None:
-    """Count clusters less that nothing leads to any more. Where the counts are not plain they stay, and the clusters leaked."""
+    """Lower the counts of clusters that nothing leads to any more. If the counts are not plain, nothing is done: the clusters leak."""
     try:
         Counts(fd, header).release(clusters)
     except Unsuited:

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes what needs no qemu-img: empty images and other backing names. A refusal changes nothing."""
+"""Writes empty images, and changes backing names, without qemu-img. If this is refused, nothing has changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .layout import (
 )
 from .reading import Header, read_header
 
-_KNOWN_AUTOCLEAR = 1  # bitmaps are consistent: true after whatever we write here
+_KNOWN_AUTOCLEAR = 1  # bitmaps are consistent; everything that is written here leaves them so
 _CLUSTER_BITS = 16  # of the images that we write: 64 KiB, QEMU's default
 _CLUSTER = 1 << _CLUSTER_BITS
 
@@ -34,10 +34,11 @@ _CLUSTER = 1 << _CLUSTER_BITS
 def write_image(fd: int, size: int, backing_file: str | None = None, backing_format: str | None = None) -> None:
     """Write an empty version 3 image into an empty file: header, refcount table, one refcount block, a zero L1 table.
 
-    Everything that names the backing file lies in the first 512 bytes, so that :func:`repoint` is one sector's write.
-    The caller makes it durable.
+    Everything about the backing file is in the first 512 bytes, so that :func:`repoint` writes one sector only. The caller makes the
+    image durable.
 
-    :raises Qcow2Error: no image of 64 KiB clusters has that size, or the name is too long. Nothing was written.
+    :param size: the virtual size in bytes. :raises Qcow2Error: an image with clusters of 64 KiB cannot have this size, or the name is
+        too long. Nothing was written.
     """
     covered = _CLUSTER * (_CLUSTER // 8)
     l1_entries, l1_clusters = _l1_of(size)
@@ -55,19 +56,19 @@ def write_image(fd: int, size: int, backing_file: str | None = None, backing_for
 
 
 def _l1_of(size: int) -> tuple[int, int]:
-    """Entries and clusters of the L1 table of an image that we write."""
+    """(Entries, clusters) of the L1 table of an image that :func:`write_image` writes."""
     covered = _CLUSTER * (_CLUSTER // 8)
     entries = max(1, (size + covered - 1) // covered)
     return entries, (entries * 8 + _CLUSTER - 1) // _CLUSTER
 
 
 def bytes_of_image(size: int) -> int:
-    """Where the last byte ends that :func:`write_image` needs; the rest of its file is a hole."""
+    """The number of bytes from the start of the file that :func:`write_image` needs. The rest of its file is a hole."""
     return 3 * _CLUSTER + _l1_of(size)[0] * 8
 
 
 def write_whole(fd: int, data: bytes, offset: int) -> None:
-    """Write a few bytes. :raises OSError: they were not taken whole."""
+    """Write a few bytes at ``offset``. :raises OSError: not all of them were written."""
     if os.pwrite(fd, data, offset) != len(data):
         raise OSError(errno.ENOSPC, "a few bytes could not be written whole")
 
@@ -80,16 +81,16 @@ def _backing_format_extension(backing_format: str | None) -> bytes:
 
 
 def repoint(fd: int, backing_file: str | None, backing_format: str | None) -> None:
-    """Make an image name another backing file, or none, so that a crash leaves the old name or the new one, never a mixture.
+    """Change the backing file in a header, or remove it (None), durably. A crash leaves the old name or the new one, never a mixture.
 
-    Where name and extensions fit the first sector it is rewritten at once. In other headers (qemu-img's own) the new name
-    goes to free space in the header cluster first and is synced; then offset, length and format switch in one sector.
+    If name and extensions fit into the first sector, it is rewritten at once. In other headers (those of qemu-img) the new name is
+    first written to free space in the header cluster and synced. Then offset, length and format change in one sector.
 
     :raises Qcow2Error: the header is not valid, or has no room for the new name. Nothing was written.
     """
     header = read_header(fd)
     if backing_file is None or backing_format is None:
-        _leave(fd, header)
+        _remove_backing_file(fd, header)
         return
     name = backing_file.encode("utf-8")
     if not 0 < len(name) <= MAX_BACKING_NAME:
@@ -113,9 +114,9 @@ def repoint(fd: int, backing_file: str | None, backing_format: str | None) -> No
     os.fsync(fd)
 
 
-def _leave(fd: int, header: Header) -> None:
-    """Make an image name no backing file, with one sector's write. The list of header extensions ends where it began: it says
-    the backing format, which goes too, and names of features, which only serve messages."""
+def _remove_backing_file(fd: int, header: Header) -> None:
+    """Remove the backing file from a header by writing one sector. The list of header extensions becomes empty: it has the backing
+    format, which is removed too, and names of features, which serve only for messages."""
     if header.unknown_extensions or header.bitmaps:
         raise Qcow2Error("its header extensions say more than the backing format")
     sector = first_sector(fd, header)
@@ -133,7 +134,8 @@ def _extensions_start(sector: bytearray, header: Header) -> int:
 
 
 def first_sector(fd: int, header: Header) -> bytearray:
-    """The sector to be rewritten, without unknown auto-clear features, as section "Header" demands of every writer."""
+    """The first sector of the file, to be changed and rewritten. Unknown auto-clear features are cleared, as section "Header" requires
+    of every writer."""
     sector = bytearray(os.pread(fd, SECTOR, 0))
     if len(sector) < SECTOR:
         raise Qcow2Error("it was cut short while it was looked at")
@@ -144,7 +146,7 @@ def first_sector(fd: int, header: Header) -> bytearray:
 
 
 def _put_format(sector: bytearray, header: Header, backing_format: str) -> int:
-    """Put the backing format extension into the first sector; returns where the list's end marker goes afterwards."""
+    """Put the extension with the backing format into the first sector. Returns the new offset of the end marker of the list."""
     extension = _backing_format_extension(backing_format)
     if header.format_offset is not None and header.format_offset + len(extension) <= SECTOR:
         sector[header.format_offset : header.format_offset + len(extension)] = extension
@@ -159,7 +161,7 @@ def _put_format(sector: bytearray, header: Header, backing_format: str) -> int:
 
 
 def _drop_feature_names(sector: bytearray, header: Header) -> int:
-    """Take out section "Feature name table", which only serves messages; returns where the list's end marker goes then."""
+    """Remove section "Feature name table", which serves only for messages. Returns the new offset of the end marker of the list."""
     offset = _extensions_start(sector, header)
     end = header.extensions_end
     while offset < end:
@@ -173,7 +175,7 @@ def _drop_feature_names(sector: bytearray, header: Header) -> int:
 
 
 def _free_space(header: Header, end: int, length: int) -> int:
-    """An offset in the header cluster, behind the extensions and clear of the present backing name and the first sector."""
+    """A free offset in the header cluster: behind the first sector and the extensions, and not over the present backing name."""
     present = len((header.backing_file or "").encode("utf-8"))
     start = max(end, SECTOR)
     for offset in (start, max(start, header.backing_offset + present)):

@@ -1,7 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a file that is said to be raw looks like. Only for a warning: a guest can write any of these marks, so they decide nothing."""
+"""What the content of a file that the user calls raw looks like.
+
+Only for a warning. A guest can write any of these marks into its disk, so they decide nothing.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,13 @@ _MARKS = (
 
 
 def looks_like(fd: int) -> str | None:
-    """What an opened file looks like, in words; None where it has no mark of another format. Two reads.
+    """Describe the format that an opened file looks like, such as "a qcow2 image". None if it has no mark of a known format.
 
-    :raises OSError: it cannot be read.
+    Costs two reads. :raises OSError: the file cannot be read.
     """
     head = os.pread(fd, _HEAD, 0)
     for name, offset, mark in _MARKS:
         if head[offset : offset + len(mark)] == mark:
             return name
     footer = os.pread(fd, _FOOTER, max(0, os.fstat(fd).st_size - _FOOTER))
-    return "a VHD (vpc) image" if footer.startswith(b"conectix") else None  # a fixed disk has its footer only
+    return "a VHD (vpc) image" if footer.startswith(b"conectix") else None  # a fixed VHD disk has a footer and no header

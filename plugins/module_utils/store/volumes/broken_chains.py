@@ -1,11 +1,11 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Volumes in whose chain a file is missing, as far as they are there: for who removes what is left of one.
+"""Volumes with missing files in their chain, described so that a task can remove what is left of them.
 
-Headers lead no further than to the first gap. What lies below is found by what ``.info`` and the record name. Such a name alone
-is weak: it counts only for files that are called after the volume and that no other volume claims. A file that headers lead to
-is the volume's only where ``.info`` or the record names it too, so that a parent's files never are.
+Headers lead only to the first gap. The files below it are found by the names in ``.info`` and in the record. Such a name alone is
+weak evidence: it counts only for files that are named after the volume and that no other volume claims. A file that headers lead to
+belongs to the volume only if ``.info`` or the record names it too. So files of a parent never belong to it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .images import WORST_DAY, read_image
 
 
 class Broken(NamedTuple):
-    """A volume with gaps: in its chain, missing files have images without format and size. ``missing`` are all files that are known
-    and gone, its parent's among them; ``left`` are those that are named as its own, but not surely are."""
+    """A volume with gaps. In the chain of ``volume``, missing files are images without format and size. ``missing``: all known files
+    that are gone, those of its parent included. ``left``: existing files that are named as its own but may not be."""
 
     volume: Volume
     missing: tuple[str, ...]
@@ -32,33 +32,33 @@ class Broken(NamedTuple):
 
 
 def find(directory: ShareDirectory, name: str) -> Broken | None:
-    """The volume ``name`` where headers lead from its active image to a file that is missing; None where they do not.
+    """Read volume ``name`` if headers lead from its active image to a missing file. None if no file is missing.
 
     :raises ChainBroken: ``.info`` or the record is damaged, or the chain loops. :raises UnsafeImage: a header is damaged or hostile.
-    :raises Conflict: a file that is called after the volume is claimed by another one.
+    :raises Conflict: another volume claims a file that is named after this one.
     """
     record = records.read(directory, name)
     written = info_file.read(directory, name)
-    info = written if written is not None else _info_on(name, record)
+    info = written if written is not None else _info_from_record(name, record)
     if info is None and record is None:
         return None
-    look = _Look(directory, name, info, record)
+    look = _Search(directory, name, info, record)
     look.follow(info.active if info else name)
     if not look.missing:
         return None
-    look.meet_the_rest()
+    look.read_below_gaps()
     return Broken(look.volume(written is not None), tuple(look.missing), tuple(look.left))
 
 
-def _info_on(name: str, record: records.Record | None) -> info_file.Info | None:
-    """What ``.info`` said, as the record has it."""
+def _info_from_record(name: str, record: records.Record | None) -> info_file.Info | None:
+    """The content of ``.info`` as the record has it."""
     if record is None or record.active is None or (record.active == name and not record.snapshots):
         return None
     return info_file.Info(record.active, tuple(sorted((snapshot, str(one["file"])) for snapshot, one in record.snapshots.items())))
 
 
-class _Look:
-    """What is found of one volume, from its active image down."""
+class _Search:
+    """The search for the files of one volume, from its active image down."""
 
     def __init__(self, directory: ShareDirectory, name: str, info: info_file.Info | None, record: records.Record | None) -> None:
         self._directory, self._name, self._info, self._record = directory, name, info, record
@@ -69,7 +69,7 @@ class _Look:
         self.left: list[str] = []
 
     def _all_named(self) -> list[str]:
-        """The files that ``.info`` and the record name as this volume's, those of unfinished work and garbage too."""
+        """The files that ``.info`` and the record name as this volume's. Files of unfinished work and garbage are included."""
         info, record = self._info, self._record
         named = [info.active, *reversed(list(dict(info.snapshots).values()))] if info else []
         if record is not None:
@@ -81,52 +81,52 @@ class _Look:
         return self._directory.root.status(file) is not None
 
     def follow(self, file: str | None) -> None:
-        """From ``file`` down to the first gap, also through a parent's files."""
+        """Read images from ``file`` down to the first gap, including files of a parent."""
         seen: set[str] = set()
-        said: str | None = None
+        format_above: str | None = None
         while file is not None:
             if file in seen or len(seen) >= MAX_CHAIN:
                 raise ChainBroken(f"volume {self._name} on {self._directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
             seen.add(file)
             if file in self._named and self._belongs(file):
                 self._own.add(file)
-            image = self._read(file, said)
-            file, said = (image.backing_file, image.backing_format) if image else (None, None)
+            image = self._read(file, format_above)
+            file, format_above = (image.backing_file, image.backing_format) if image else (None, None)
 
-    def _read(self, file: str, said: str | None) -> Image | None:
-        """One file, put down; None where it is missing."""
-        image_format = decide_format(self._name, file, said, self._info, self._record)
+    def _read(self, file: str, format_above: str | None) -> Image | None:
+        """Read one file and remember its image. None if it is missing."""
+        image_format = decide_format(self._name, file, format_above, self._info, self._record)
         if image_format is None and self._images:
             image_format = ownership.format_of_another(self._directory, self._name, file)
         try:
             image = self._images[file] = read_image(self._directory, file, image_format, None, self._record)
         except FileNotFoundError:
-            self._miss(file)
+            self._note_missing(file)
             return None
         return image
 
-    def _miss(self, file: str) -> None:
+    def _note_missing(self, file: str) -> None:
         self.missing[file] = None
         self._images[file] = Image(file, None, 0)
 
-    def _is_called_after(self, file: str) -> bool:
+    def _is_named_after(self, file: str) -> bool:
         return file == self._name or file.startswith(self._name + ".")
 
     def _belongs(self, file: str) -> bool:
-        """Whether no other volume claims a file. :raises Conflict: one does, and it is called after this one."""
+        """Whether no other volume claims a file. :raises Conflict: one does, and the file is named after this volume."""
         owner = ownership.owner_of(self._directory, file, excluding=self._name)
-        if owner is not None and self._is_called_after(file):
-            told = f"volume {self._name} and volume {owner} both claim it"
-            raise Conflict(self._directory.root.subject(file), told, "see which .info is wrong and mend it")
+        if owner is not None and self._is_named_after(file):
+            problem = f"volume {self._name} and volume {owner} both claim it"
+            raise Conflict(self._directory.root.subject(file), problem, "see which .info is wrong and mend it")
         return owner is None
 
-    def meet_the_rest(self) -> None:
-        """The files below a gap: those that are named. What they rest on is only noted, because it is the parent's."""
+    def read_below_gaps(self) -> None:
+        """Read the named files below a gap. The files that these rest on are noted but not read, because they are the parent's."""
         below = []
         for file in self._named:
             if file in self._images:
                 continue
-            if not self._is_called_after(file):
+            if not self._is_named_after(file):
                 self.left += [file] if self._is_there(file) else []
             elif self._belongs(file):
                 self._own.add(file)
@@ -135,16 +135,17 @@ class _Look:
         if self._record is not None and self._record.parent is not None:
             below.append(self._record.parent.file)
         if self._name not in self._images and self._name not in self._named and self._is_there(self._name):
-            self.left.append(self._name)  # the base may have been merged away, and this be somebody's
+            self.left.append(self._name)  # the base may have been merged away, and this file may be somebody else's
         for file in below:
             if file in self._images:
                 continue
             if self._is_there(file):
                 self._images[file] = Image(file, None, 0)
             else:
-                self._miss(file)
+                self._note_missing(file)
 
     def volume(self, has_info: bool) -> Volume:
+        """The volume, made of what was read. ``has_info``: its ``.info`` exists."""
         own = [image for file, image in self._images.items() if file in self._own]
         others = [image for file, image in self._images.items() if file not in self._own]
         parent = self._record.parent if self._record is not None else None
@@ -161,13 +162,13 @@ class _Look:
         return replace(found, created=self._record.created, description=self._record.description, labels=self._record.labels)
 
     def _snapshots(self, own: list[str]) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
-        """The entries of ``.info``: snapshots where their file is, or was, the volume's own; the others as stale ones."""
+        """The entries of ``.info``: (snapshots whose file is or was the volume's own, the others as stale (snapshot, file) pairs)."""
         found, stale = [], []
         for snapshot, file in self._info.snapshots if self._info else ():
             if file not in self._own:
                 stale.append((snapshot, file))
                 continue
             details = self._record.snapshots.get(snapshot) if self._record else None
-            told = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
-            found.append(Snapshot(snapshot, file, *told))
+            fields = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
+            found.append(Snapshot(snapshot, file, *fields))
         return tuple(sorted(found, key=lambda one: (-own.index(one.file), one.name))), tuple(stale)

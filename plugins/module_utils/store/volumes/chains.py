@@ -1,9 +1,9 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is on a share: volumes with their chains, made from ``.info``, our records and the headers.
+"""Volumes with their chains, read from ``.info``, our records and the headers.
 
-Formats are decided here and nowhere else, and never by looking at content: see :func:`decide_format`.
+Only this file decides formats, and never by looking at content: see :func:`decide_format`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .look import Look
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
 PAUSE = 0.02  # seconds before a volume is read again, the first time; then more
-_READ_AGAIN = 4  # times, when a read meets a task that is changing the volume
-AT_FIRST, AGAIN = range(1), range(1, _READ_AGAIN + 1)  # attempts, for who reads many volumes and waits once for all of them
+_READ_AGAIN = 4  # times, if another task changes the volume while it is read
+AT_FIRST, AGAIN = range(1), range(1, _READ_AGAIN + 1)  # attempts, for callers that read many volumes and wait once for all of them
 
 
 @dataclass
 class Findings:
-    """What reading a chain finds of the record: ``outlived``, it is of other files; ``unmarked``, it does not know which file its base
-    is; ``doubt``, why the user has to say the format."""
+    """What reading a chain shows about the record. ``outlived``: it is about other files. ``unmarked``: it does not say which file
+    the base is. ``doubt``: why the user has to give the format."""
 
     outlived: bool = False
     unmarked: bool = False
@@ -40,74 +40,73 @@ class Findings:
 
 
 class Observed(NamedTuple):
-    """A volume, and what it was read from; ``in_use`` of its images where a :class:`UseProbe` was to ask for that."""
+    """A volume and what it was read from. ``in_use``: whether its images are open, None if unknown or if no :class:`UseProbe` asked."""
 
     volume: Volume
     info: info_file.Info | None
     record: records.Record | None
     in_use: bool | None = None
-    silent: bool = False  # the lowest file of the chain can rest on nothing, as far as a :class:`UseProbe` asked
-    lone: bool = False  # nothing on the share says anything of it
+    rests_on_nothing: bool = False  # the lowest file of the chain names no other file, as a :class:`UseProbe` found out
+    lone: bool = False  # no record, no .info and no other file on the share mentions it
 
 
-def _nothing_less() -> None:
-    """For who may change what is read."""
+def _no_probe() -> None:
+    """Makes no probe, for callers that may change the volume. With this default, a repeated read also lists the directory anew."""
 
 
 def observe(
     directory: ShareDirectory,
     name: str,
-    said: str | None = None,
-    use_probe: Callable[[], UseProbe | None] = _nothing_less,
+    user_format: str | None = None,
+    use_probe: Callable[[], UseProbe | None] = _no_probe,
     attempts: range = range(_READ_AGAIN + 1),
     look: Look | None = None,
 ) -> Observed | None:
-    """The volume ``name`` as it stands; None where the share has no such volume.
+    """Read volume ``name`` as it is now. None if the share has no such volume.
 
-    :param said: the format that the user says the base file has, for where nothing on the share records it.
-    :param use_probe: makes the :class:`UseProbe` of who wants to know whether somebody uses the images.
-    :param attempts: which of them to make: :data:`AT_FIRST`, or :data:`AGAIN` once that has failed and a :data:`PAUSE` is over.
-    :param look: what is known of the volume, where somebody has looked under its lock.
+    :param user_format: the format of the base file as the user gave it. It counts only if nothing on the share records the format.
+    :param use_probe: makes a :class:`UseProbe`, for callers that want to know whether the images are in use.
+    :param attempts: which attempts to make: :data:`AT_FIRST`, or :data:`AGAIN` after that has failed and a :data:`PAUSE` is over.
+    :param look: what was already read of the volume under its lock.
 
-    Takes no lock. A read that fails while somebody changes the volume is repeated before it counts.
+    Takes no lock. If a read fails while another task changes the volume, it is repeated before the failure counts.
 
     :raises StorageError: the volume cannot be read (chain_broken, unsafe_image, needs_recovery).
     """
     before: tuple = ()
     for attempt in attempts:
-        before = marks(directory, name) if attempt else before
+        before = change_marks(directory, name) if attempt else before
         try:
-            return _observe(look if look is not None and not attempt else Look(directory, name), said, use_probe)
+            return _observe(look if look is not None and not attempt else Look(directory, name), user_format, use_probe)
         except OSError as error:
             failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
         except StorageError as error:
             failure = error
-        if attempt == attempts[-1] or (attempt > 0 and marks(directory, name) == before):
+        if attempt == attempts[-1] or (attempt > 0 and change_marks(directory, name) == before):
             raise failure
         time.sleep(PAUSE * (attempt + 1))
-        directory.refresh(keep_listing=use_probe is not _nothing_less)
+        directory.refresh(keep_listing=use_probe is not _no_probe)
     raise AssertionError("unreachable")
 
 
 def observe_lone(directory: ShareDirectory, name: str) -> Observed:
-    """As :func:`observe`, for who only looks, of a file that is all of its volume: a listing of the share has no record, no ``.info``
-    and no other file of it. Makes one attempt.
+    """As :func:`observe`, for a volume that is one lone file: the listing of the share shows no record, no ``.info`` and no other file
+    of it. For callers that change nothing. Makes one attempt.
 
-    :raises StorageError, OSError: it cannot be read, or went away.
+    :raises StorageError, OSError: the file cannot be read, or went away.
     """
     use_probe = UseProbe()
     image = read_image(directory, name, None, use_probe)
-    return Observed(Volume(name, (image,)), None, None, use_probe.in_use, name in use_probe.silent, lone=True)
+    return Observed(Volume(name, (image,)), None, None, use_probe.in_use, name in use_probe.rests_on_nothing, lone=True)
 
 
 def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bool:
-    """Whether the share has the volume's base file or its ``.info``, whatever these are, or a file that only its record
-    tells to be its own.
+    """Whether the share has the volume's base file or its ``.info`` (of any file type), or another file that its record names.
 
-    :raises Conflict: the share ignores case, and what is there is spelt otherwise.
+    :raises Conflict: the share ignores case, and the name there has other letter case.
     """
     for file in (name, info_name(name)):
-        if directory.root.in_stock(file):
+        if directory.root.is_listed_file(file):
             return True
         try:
             found = os.stat(file, dir_fd=directory.root.fd, follow_symlinks=False)
@@ -118,15 +117,15 @@ def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bo
     try:
         record = (look or Look(directory, name)).record
     except StorageError:
-        return True  # whoever reads the volume will say what is wrong
+        return True  # a later read of the volume reports what is wrong
     own = [file for file in record.formats if file.startswith(name + ".")] if record else []
     return any(is_there(directory, file) and not ownership.is_its_own(directory, name, file) for file in own)
 
 
 def is_there(directory: ShareDirectory, name: str) -> bool:
-    """Whether a file has that name, or something else, which whoever reads it will say."""
+    """Whether anything has that name. If it is not a regular file, a later read reports that."""
     try:
-        return directory.root.in_stock(name) or directory.root.status(name) is not None
+        return directory.root.is_listed_file(name) or directory.root.status(name) is not None
     except StorageError:
         return True
 
@@ -137,16 +136,12 @@ def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_
     except FileNotFoundError:
         return
     if file != file.swapcase() and other.st_ino == found.st_ino and file not in directory.root.names():
-        spelt = next((name for name in directory.root.names() if name.lower() == file.lower()), "another name")
-        raise Conflict(
-            directory.root.subject(file),
-            f"the share ignores case, and the file there is spelt {spelt}",
-            "use that spelling, or another name",
-        )
+        spelling = next((name for name in directory.root.names() if name.lower() == file.lower()), "another name")
+        raise Conflict(directory.root.subject(file), f"the share ignores case, and the file there is spelt {spelling}", "use that spelling, or another name")
 
 
-def marks(directory: ShareDirectory, name: str) -> tuple:
-    """What changes when a task works on the volume: identity of its ``.info``, of its record and of the file of its name."""
+def change_marks(directory: ShareDirectory, name: str) -> tuple:
+    """What changes when a task works on the volume: (inode, mtime in ns) or None, each for its ``.info``, its record and its base file."""
     private = directory.private("volumes")
     found = []
     for place, file in ((directory.root, info_name(name)), (private, records.file_name(name)), (directory.root, name)):
@@ -158,7 +153,7 @@ def marks(directory: ShareDirectory, name: str) -> tuple:
     return tuple(found)
 
 
-def _observe(look: Look, said: str | None, make_glance: Callable[[], UseProbe | None]) -> Observed | None:
+def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UseProbe | None]) -> Observed | None:
     directory, name, record = look.directory, look.name, look.record
     if not exists(directory, name, look):
         return None
@@ -168,14 +163,14 @@ def _observe(look: Look, said: str | None, make_glance: Callable[[], UseProbe | 
     except ChainBroken:
         from ..metadata import formats
 
-        if record is None or not formats.is_new_without_overlays(directory, name, record, said, found):
+        if record is None or not formats.is_new_without_overlays(directory, name, record, user_format, found):
             raise
         info, record = None, None
     active = info.active if info else name
     if info is None and directory.root.status(name) is None:
         return None
-    use_probe = make_glance()
-    chain = walk(directory, name, active, info, record, said, use_probe, found)
+    use_probe = make_probe()
+    chain = walk(directory, name, active, info, record, user_format, use_probe, found)
     if found.outlived and record is not None:
         record = records.Record(intent=record.intent, garbage=record.garbage)
     snapshots, stale = _snapshots(directory, name, chain, info, record)
@@ -190,17 +185,17 @@ def _observe(look: Look, said: str | None, make_glance: Callable[[], UseProbe | 
         return Observed(make(adopted=adopted), info, record)
     if record is not None and (pending is not None or record.garbage):
         probe_all(use_probe, directory, (*_images_of(pending), *_garbage(directory, record)))
-    silent = chain[-1].format == "qcow2" or chain[-1].file in use_probe.silent
-    return Observed(make(adopted=adopted), info, record, use_probe.in_use, silent)
+    rests_on_nothing = chain[-1].format == "qcow2" or chain[-1].file in use_probe.rests_on_nothing
+    return Observed(make(adopted=adopted), info, record, use_probe.in_use, rests_on_nothing)
 
 
 def read_info(look: Look) -> tuple[info_file.Info | None, bool]:
-    """``.info`` as it is, or as it must have been where it is missing or torn: (content, whether it had to be rebuilt).
+    """Read ``.info``, or rebuild it if it is missing or torn: (content, whether it was rebuilt).
 
-    It is rebuilt from our own record, and only where the chain agrees with that in every point, so that nobody can have
-    changed the volume since. While a task's intent is on record, that decides.
+    It is rebuilt from our own record, and only if the chain agrees with that in every point. Then nobody can have changed the volume
+    since. While the record has the intent of a task, nothing is rebuilt: the intent decides.
 
-    :raises ChainBroken: it is torn, or missing although there are overlays, and what it said is not certain.
+    :raises ChainBroken: it is torn, or missing although there are overlays, and its content is not certain.
     """
     directory, name, record, torn = look.directory, look.name, look.record, None
     try:
@@ -211,7 +206,7 @@ def read_info(look: Look) -> tuple[info_file.Info | None, bool]:
         torn = error
     if torn is None and not _must_have_had_info(directory, name, record):
         return None, False
-    from ..metadata.rebuilding import rebuilt_info  # late: hardly any is missing or torn
+    from ..metadata.rebuilding import rebuilt_info  # late: .info is hardly ever missing or torn
 
     return rebuilt_info(look, torn), True
 
@@ -233,35 +228,35 @@ def walk(
     active: str,
     info: info_file.Info | None,
     record: records.Record | None,
-    said: str | None = None,
+    user_format: str | None = None,
     use_probe: UseProbe | None = None,
     found: Findings | None = None,
 ) -> tuple[Image, ...]:
-    """The chain from ``active`` down.
+    """Read the chain from file ``active`` down, the active image first.
 
-    :raises ChainBroken: a file is missing, formats contradict each other, it loops or is absurdly long.
-    :raises UnsafeImage: a header is damaged or hostile, a backing name leads out of the share.
+    :raises ChainBroken: a file is missing, formats contradict each other, the chain loops or has more than MAX_CHAIN files.
+    :raises UnsafeImage: a header is damaged or hostile, or a backing name leads out of the share.
     """
     chain: list[Image] = []
     seen: set[str] = set()
     file: str | None = active
-    said_above: str | None = None
+    format_above: str | None = None
     while file is not None:
         if file in seen or len(chain) >= MAX_CHAIN:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
-        image_format = decide_format(name, file, said_above, info, record)
-        judge = _judge(directory, name, file, said_above, info, record, said, found or Findings())
+        image_format = decide_format(name, file, format_above, info, record)
+        judge = _judge(directory, name, file, format_above, info, record, user_format, found or Findings())
         if image_format is None and chain:
             image_format = ownership.format_of_another(directory, name, file)
-        if image_format is None and said is not None:
-            image_format, said = _believe(directory, file, said), None  # what lies beneath is another file
+        if image_format is None and user_format is not None:
+            image_format, user_format = _checked_user_format(directory, file, user_format), None  # it counts for one file, not for those below
         try:
             image = read_image(directory, file, image_format, use_probe, record, judge)
         except FileNotFoundError as error:
             raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", PUT_BACK) from error
         chain.append(image)
         seen.add(file)
-        file, said_above = image.backing_file, image.backing_format
+        file, format_above = image.backing_file, image.backing_format
     return tuple(chain)
 
 
@@ -272,10 +267,10 @@ def _judge(
     above: str | None,
     info: info_file.Info | None,
     record: records.Record | None,
-    said: str | None,
+    user_format: str | None,
     found: Findings,
 ) -> Judge | None:
-    """Who decides the format where a record says it and no header above agrees: the record may be of another file."""
+    """What decides the format if a record has one and no header above agrees, because the record may be about another file."""
     recorded = record.formats.get(file) if record is not None else None
     if record is None or recorded is None or recorded == above:
         return None
@@ -284,9 +279,9 @@ def _judge(
         marked = file in record.marks or file in record.disks
         if above is None and recorded == "raw" and (not marked or records.identity(record, file, status) == records.SAME):
             return recorded
-        from ..metadata import formats  # late: hardly any record is of another file
+        from ..metadata import formats  # late: a record is hardly ever about another file
 
-        return formats.judge(directory, name, file, fd, record, above, _is_overlay(name, file, info), said, found)
+        return formats.judge(directory, name, file, fd, record, above, _is_overlay(name, file, info), user_format, found)
 
     return Judge(decide, at_once=recorded == "raw" or above is not None)
 
@@ -295,34 +290,34 @@ def _is_overlay(name: str, file: str, info: info_file.Info | None) -> bool:
     return info is not None and file != name and (file == info.active or file in dict(info.snapshots).values())
 
 
-def decide_format(name: str, file: str, said_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
-    """The place where a format is decided, but for files that may not be the recorded ones (:mod:`formats`).
+def decide_format(name: str, file: str, format_above: str | None, info: info_file.Info | None, record: records.Record | None) -> str | None:
+    """The format of a file. This is the one place that decides it; :mod:`formats` decides for files that may not be the recorded ones.
 
-    In this order: our record; the format field of the header above; being an overlay in ``.info``. Where nothing of these says it,
-    the record of the volume that owns the file may (:func:`ownership.format_of_another`). None where nothing does: a guest can
-    write any header into a raw disk, so content never decides.
+    It is taken from, in this order: our record; the format field of the header above; ``.info``, if that calls the file an overlay.
+    None if nothing of these has it. Then the record of the volume that owns the file may (:func:`ownership.format_of_another`).
+    Content never decides, because a guest can write any header into a raw disk.
     """
     recorded = record.formats.get(file) if record else None
-    return recorded or said_above or ("qcow2" if _is_overlay(name, file, info) else None)
+    return recorded or format_above or ("qcow2" if _is_overlay(name, file, info) else None)
 
 
-def _believe(directory: ShareDirectory, file: str, said: str) -> str:
-    """The format that the user says a file has. :raises Conflict: it cannot be that."""
+def _checked_user_format(directory: ShareDirectory, file: str, user_format: str) -> str:
+    """The format that the user gave for a file. :raises Conflict: the file cannot have it."""
     with directory.root.opened(file) as fd:
-        if said == "qcow2" and not qcow2.has_magic(fd):
+        if user_format == "qcow2" and not qcow2.has_magic(fd):
             raise Conflict(directory.root.subject(file), "it is no qcow2 image", "say format: raw, if that is what it is")
-    return said
+    return user_format
 
 
 def _snapshots(
     directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None
 ) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
-    """The snapshots, oldest first, as the order of the chain is, and the entries of ``.info`` that are stale.
+    """(Snapshots, oldest first in the order of the chain; stale entries of ``.info`` as (snapshot, file) pairs).
 
-    While a task is under way or was interrupted between its merge and its ``.info``, a snapshot whose overlay has left the
-    chain is looked up in what that task was about to record; one that is not there either is being deleted.
+    A task may be at work, or was interrupted, between its merge and its new ``.info``. Then a snapshot whose overlay has left the
+    chain is looked up in the intent of that task. If it is not there either, the task is deleting it.
 
-    :raises ChainBroken: an entry's file is no overlay of the chain, and may be what ``.info`` should call active.
+    :raises ChainBroken: the file of an entry is no overlay of the chain, and may be the one that ``.info`` should call active.
     """
     depth = {image.file: position for position, image in enumerate(chain) if image.backing_file is not None}
     planned: dict[str, str] | None = None
@@ -336,7 +331,7 @@ def _snapshots(
         file = recorded if recorded in depth or planned is None else planned.get(snapshot, "")
         if file not in depth:
             if planned is None:
-                from ..metadata.stale import require_stale  # late: hardly any share has such entries
+                from ..metadata.stale import require_stale  # late: such entries are rare
 
                 require_stale(directory, name, {image.file for image in chain}, snapshot, file)
                 stale.append((snapshot, file))
@@ -344,14 +339,14 @@ def _snapshots(
                 stale.append((snapshot, recorded))
             continue
         details = record.snapshots.get(snapshot) if record else None
-        told = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
-        found.append(Snapshot(snapshot, file, *told))
+        fields = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
+        found.append(Snapshot(snapshot, file, *fields))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name))), tuple(stale)
 
 
 def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
-    """``in_use`` of a volume: whether its active image is open somewhere, or another image of its chain or of pending work is
-    open for writing. None where the file system cannot tell."""
+    """Whether the active image of a volume is open anywhere, or another image of its chain or of pending work is open for writing.
+    None if the file system cannot show this."""
     use_probe = UseProbe()
     probe_all(use_probe, directory, (*volume.files, *_images_of(volume.pending)))
     return use_probe.in_use
@@ -366,7 +361,7 @@ def _images_of(intent: object) -> tuple[str, ...]:
 
 
 def _garbage(directory: ShareDirectory, record: records.Record) -> list[str]:
-    """Files that a task was about to remove and that are still there."""
+    """Files that a task was about to remove and that still exist unchanged."""
     found = []
     for item in record.garbage:
         status = directory.root.status(item.file)

@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who rests on the files of a share: asked of every file there, whatever its name or format, and answered generously.
+"""Which files rest on which files of a share. Every file there is read, whatever its name or format; doubts count as yes.
 
-What a file names is read by :mod:`foreign` and taken apart by :mod:`backing_names`; here it becomes names of files in the share's
-directory. Where that is not certain, a file of the same name counts.
+:mod:`foreign` reads which files a file names, and :mod:`backing_names` splits these names. Here they become names of files in the
+share's directory. If it is not certain which file is meant, a file of the same name counts.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from .resolving import Resolver
 
 
-# What files begin with that can name others; all else need not be taken apart. A test compares this with :mod:`foreign`.
+# The first bytes of files that can name other files. No other file has to be parsed. A test compares this with :mod:`foreign`.
 MAGICS = frozenset((b"QFI\xfb", b"QED\0", b"KDMV", b"COWD", b"cone", b"vhdx", b"OOOM", b"MOOO"))
-_QCOW2 = b"QFI\xfb"  # relative names in it are resolved from its own folder alone
+_QCOW2 = b"QFI\xfb"  # a relative name in such a file counts from the file's own folder only
 TEXT = frozenset(b"#vVcCpP \t\n\r<\xef")
 
 
 class Backings:
-    """Which files rest on which: ``put`` what a file names, ask what is ``above`` another one.
+    """Which files rest on which: :meth:`put` records what a file names, :meth:`above` returns the files that rest on another one.
 
-    ``unread`` are files that could not be read, ``unreached`` sentences about folders that were not searched.
+    ``unread``: file that could not be read → its error. ``unreached``: sentences about folders that were not searched.
     """
 
     def __init__(self, known: Mapping[str, str | None] | None = None) -> None:
         below = {file: backing for file, backing in (known or {}).items() if backing is not None}
-        self._below: dict[str, str | frozenset[str]] = {}  # nearly always a file names one other, and only one rests on it
+        self._below: dict[str, str | frozenset[str]] = {}  # a plain str saves memory: nearly always there is one name
         self._above: dict[str, str | frozenset[str]] = {}
         self.unread: dict[str, OSError] = {}
         self.unreached: tuple[str, ...] = ()
-        self.search: Search | None = None  # what found it, to look again
+        self.search: Search | None = None  # the search that filled this, for :func:`look_again`
         if len(set(below.values())) == len(below):
             self._below.update(below)
             self._above.update({backing: file for file, backing in below.items()})
@@ -48,15 +48,15 @@ class Backings:
                 self.put(file, (backing,))
 
     def above(self, file: str) -> list[str]:
-        """The files that rest on ``file`` directly."""
+        """The files that rest on ``file`` directly, sorted by name."""
         return sorted(_members(self._above.get(file)))
 
     def only_within(self, files: Sequence[str]) -> bool:
-        """Whether on each of the files of a chain just the one before it rests, and on the first one nobody."""
+        """Whether only the file before it rests on each file of a chain, and nothing rests on the first one."""
         return list(map(self._above.get, files)) == [None, *files[:-1]]
 
     def put(self, file: str, backings: Collection[str]) -> None:
-        """``file`` rests on these, whatever was known of it before."""
+        """Record that ``file`` rests on ``backings`` and on nothing else. Replaces what was recorded of it before."""
         for before in _members(self._below.pop(file, None)):
             rest = _members(self._above.pop(before, None)) - {file}
             if rest:
@@ -77,8 +77,8 @@ def _packed(members: Collection[str]) -> str | frozenset[str]:
 
 
 class Listing(NamedTuple):
-    """What stands in the share's directory: regular files, symbolic links and folders by name. ``twins`` are the names of
-    files that have several of them there."""
+    """The names in the share's directory: of regular files, of symbolic links and of folders. ``twins``: name of a file that has
+    several names there → all its names."""
 
     files: frozenset[str]
     links: frozenset[str]
@@ -87,17 +87,17 @@ class Listing(NamedTuple):
 
 
 def listing(directory: ShareDirectory) -> Listing:
-    """The names of the share's directory by what stands there."""
+    """List the share's directory, grouped by file type."""
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.root.fd)
     try:
         with os.scandir(fd) as entries:
-            return sorted_out(directory, list(entries))
+            return group_entries(directory, list(entries))
     finally:
         os.close(fd)
 
 
-def sorted_out(directory: ShareDirectory, entries: Sequence[os.DirEntry]) -> Listing:
-    """A listing of entries of the share's directory."""
+def group_entries(directory: ShareDirectory, entries: Sequence[os.DirEntry]) -> Listing:
+    """Group entries of the share's directory by file type."""
     files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
     others = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
     links = frozenset([entry.name for entry in others if entry.is_symlink()])
@@ -106,7 +106,7 @@ def sorted_out(directory: ShareDirectory, entries: Sequence[os.DirEntry]) -> Lis
 
 
 def _twins(directory: ShareDirectory, files: Sequence[os.DirEntry]) -> dict[str, frozenset[str]]:
-    """Files of one inode, by each of their names. A listing's inodes are only a hint: some file systems invent them."""
+    """Name → all names of the same inode. The inodes of a listing are only a hint, because some file systems invent them."""
     if not directory.share.keeps_inodes:
         return {}
     inodes = [entry.inode() for entry in files]
@@ -126,15 +126,15 @@ def _has_several_names(directory: ShareDirectory, name: str) -> bool:
     try:
         status = directory.root.status(name)
     except StorageError:
-        return False  # it was exchanged meanwhile
+        return False  # it was replaced meanwhile
     return status is not None and status.st_nlink > 1
 
 
 class Search:
-    """One search of a share: what each of its files rests on.
+    """One search of a share for the files that each of its files rests on.
 
-    :param listed: what stands in the share's directory.
-    :param outside: whether to follow symbolic links that lead out of the share, to read what is there.
+    :param listed: the listing of the share's directory.
+    :param outside: also follow symbolic links that lead out of the share, and read the files there.
     """
 
     def __init__(self, directory: ShareDirectory, listed: Listing, outside: bool = False) -> None:
@@ -142,19 +142,19 @@ class Search:
         self._listed = listed
         self._outside = outside
         self._places: Resolver | None = None
-        self._recorded: frozenset[str] | None = None  # names of all records on the share, once they were listed
-        self._records: dict[str, records.Record | None] = {}  # those that were read, by volume
+        self._recorded: frozenset[str] | None = None  # file names of all records on the share; None before they are listed
+        self._records: dict[str, records.Record | None] = {}  # volume → record, for those that were read
 
     def look_anew(self) -> None:
-        """Records may have been written since."""
+        """Forget the records that were read, because they may have been written since."""
         self._recorded, self._records = None, {}
 
     def of_file(self, file: str) -> frozenset[str]:
-        """What a file in the share's directory rests on; nothing where it is a raw disk of ours. :raises OSError: unreadable."""
+        """The files that a file in the share's directory rests on. Empty for our own raw disks. :raises OSError: it cannot be read."""
         return self.read(self._directory.root, file, "", lambda fd: self._is_our_disk(file, os.fstat(fd)))
 
     def _is_our_disk(self, file: str, status: os.stat_result) -> bool:
-        """Whether a file is the very raw disk that a record says it is: what stands in it is its guest's, and means nothing."""
+        """Whether a file is exactly the raw disk that a record knows. Then its guest wrote its content, which names no files."""
         if not is_safe_file_name(file):
             return False
         for volume in [file, *(file[:position] for position, letter in enumerate(file) if letter == ".")]:
@@ -164,7 +164,7 @@ class Search:
         return False
 
     def _record_of(self, volume: str) -> records.Record | None:
-        """None where there is none, or it cannot be read."""
+        """The record of a volume. None if there is none or it cannot be read."""
         if volume not in self._records:
             try:
                 self._records[volume] = records.read(self._directory, volume) if self._is_recorded(volume) else None
@@ -173,21 +173,21 @@ class Search:
         return self._records[volume]
 
     def _is_recorded(self, volume: str) -> bool:
-        """Asked of one listing: a file's name has many beginnings, and most are no volume's."""
+        """Whether a volume has a record. One listing answers this, because most beginnings of a file's name are no volume's name."""
         if self._recorded is None:
             private = self._directory.private("volumes")
             self._recorded = frozenset(private.names()) if private is not None else frozenset()
         return records.file_name(volume) in self._recorded
 
     def read(self, place: Directory, name: str, folder: str, is_ours: Callable[[int], bool] = lambda _fd: False) -> frozenset[str]:
-        """What the regular file ``name`` of an opened folder rests on; nothing where none is there.
+        """The files that regular file ``name`` of an opened folder rests on. Empty if there is no such file.
 
-        :raises OSError: it is there and cannot be read.
+        :param is_ours: takes the descriptor; whether the file is a raw disk of ours. :raises OSError: the file cannot be read.
         """
         try:
             fd = place.open(name)
         except (FileNotFoundError, UnsafeImage):
-            return frozenset()  # it went away, or is no file that could rest on one
+            return frozenset()  # it went away, or is no regular file
         except StorageError as error:
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
         try:
@@ -199,10 +199,10 @@ class Search:
             os.close(fd)
 
     def meant(self, names: Iterable[str], folder: str, plain: bool = True) -> frozenset[str]:
-        """Which files of the share's directory the names in a file of ``folder`` may mean.
+        """The files of the share's directory that may be meant by ``names``, which were read from a file in ``folder``.
 
-        :param folder: of the share, "" for its own directory; an absolute path for one elsewhere.
-        :param plain: the names are spelt as in qcow2 images.
+        :param folder: a folder of the share, "" for its own directory, or an absolute path for a folder elsewhere.
+        :param plain: the names follow the notation of qcow2 images.
         """
         found: set[str] = set()
         for name in names:
@@ -213,16 +213,16 @@ class Search:
         return frozenset(found)
 
     def of_link(self, folder_fd: int, name: str, folder: str) -> frozenset[str]:
-        """What a symbolic link leads to, and what the file rests on to which it leads."""
+        """The files that a symbolic link leads to, and those that its target rests on."""
         return self._resolver().of_link(folder_fd, name, folder, self._outside)
 
     @property
     def unreached(self) -> list[str]:
-        """Sentences about what symbolic links lead to and nobody looked at."""
+        """Sentences about targets of symbolic links that were not read."""
         return self._places.unreached if self._places is not None else []
 
     def _resolver(self) -> Resolver:
-        """Nearly every name is a plain one, and needs no more than the listing."""
+        """The resolver, made when first needed. Nearly all names are plain ones, for which the listing is enough."""
         if self._places is None:
             from .resolving import Resolver
 
@@ -231,7 +231,7 @@ class Search:
 
 
 def names_in(fd: int) -> tuple[str, ...]:
-    """The names of other files that an opened file has in it, as :func:`foreign.names_in`. :raises OSError: it cannot be read."""
+    """The names of other files in an opened file, as :func:`foreign.names_in`. :raises OSError: it cannot be read."""
     first = os.pread(fd, 16, 0)
     if first[:4] not in MAGICS and (not first or first[0] not in TEXT or b"\0" in first):
         return ()
@@ -241,10 +241,10 @@ def names_in(fd: int) -> tuple[str, ...]:
 
 
 def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = None, listed: Listing | None = None) -> Backings:
-    """Who rests on whom in the share's directory. For who looks: files that cannot be read are in ``unread``.
+    """Find out which files rest on which in the share's directory. Files that cannot be read are put into ``unread``.
 
-    :param known: file → backing file of files that the caller has just read; their headers are not read once more.
-    :param listed: what stands there, where the caller has just listed it.
+    :param known: file → backing file, of files that the caller has just read. Their headers are not read again.
+    :param listed: the listing of the directory, if the caller has just made one.
     """
     listed = listed or listing(directory)
     found = Backings(known)
@@ -254,17 +254,17 @@ def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = Non
 
 
 def search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
-    """Put down what the files and links of the share's directory rest on, but for those that are ``known``."""
+    """Record in ``found`` what the files and links of the share's directory rest on, except the ``known`` ones."""
     for file in listed.files.difference(known):
-        note(found, file, search.of_file, file)
+        record_backings(found, file, search.of_file, file)
     for link in listed.links:
-        note(found, link, search.of_link, directory.root.fd, link, "")
+        record_backings(found, link, search.of_link, directory.root.fd, link, "")
 
 
-def note(found: Backings, file: str, look: Callable[..., Collection[str]], *given: object) -> None:
-    """Put down what a file rests on, which ``look`` finds out of what is ``given``, or that it cannot be read."""
+def record_backings(found: Backings, file: str, look: Callable[..., Collection[str]], *arguments: object) -> None:
+    """Record in ``found`` what ``file`` rests on, as ``look(*given)`` returns it, or that it cannot be read."""
     try:
-        backings = look(*given)
+        backings = look(*arguments)
     except OSError as error:
         found.unread[file] = error
         return
@@ -273,11 +273,11 @@ def note(found: Backings, file: str, look: Callable[..., Collection[str]], *give
 
 
 def look_again(found: Backings, files: Iterable[str]) -> None:
-    """Bring up to date what is known of some files of the share's directory, which a task may have changed, made or removed."""
+    """Read ``files`` of the share's directory again, because a task may have changed, made or removed them."""
     search = found.search
     if search is None:
         return
     search.look_anew()
     for file in files:
         found.put(file, ())
-        note(found, file, search.of_file, file)
+        record_backings(found, file, search.of_file, file)

@@ -1,11 +1,11 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What files of any format name as the files that they rest on or keep their data in.
+"""Reads the names of backing files and data files from files of any format.
 
-For finding out who *might* rest on a file: headers are read as forgivingly as any program that knows the format could read them,
-also such that this collection refuses to touch. Never a way to decide what a file is. Reads are bounded, and nothing is raised for
-what a file holds.
+It serves to find out which files *might* rest on a file. So headers are read as tolerantly as any program that knows the format
+could read them, even headers that this collection refuses to use. It never decides the format of a file. Reads are bounded, and no
+content of a file raises an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Callable, Iterator
 
 from ..qcow2.layout import EXT_DATA_FILE, EXT_END, EXTENSION, FIELDS, MAGIC, MAX_BACKING_NAME, MOST_HEADER
 
-Read = Callable[[int, int], bytes]  # (bytes, offset) → what is there
+Read = Callable[[int, int], bytes]  # (length, offset), both in bytes → the data there
 PAGE = 4096
 _MOST_EXTENSIONS = 128
 _DESCRIPTOR = 20 << 10  # bytes of a VMDK descriptor that are read
@@ -30,9 +30,9 @@ _VHDX_PARENT = bytes.fromhex("2d5fd3a80bb34d45abf7d3d84834ab0c")
 
 
 def names_in(fd: int) -> tuple[str, ...]:
-    """The names of other files that an opened file has in it, as spelt. Bytes that are no text are kept as the operating system does.
+    """The names of other files in an opened file, exactly as written there. Bytes that are no text become surrogate escapes.
 
-    :raises OSError: it cannot be read.
+    :raises OSError: the file cannot be read.
     """
     found = _names(os.pread(fd, PAGE, 0), lambda length, offset: os.pread(fd, length, offset))
     return tuple(dict.fromkeys(os.fsdecode(name) for name in found if name))
@@ -50,12 +50,12 @@ def _ended(name: bytes) -> bytes:
 
 
 def _wide(name: bytes, order: str) -> bytes:
-    """Text of two bytes for each letter, as file names of this system are spelt."""
+    """A UTF-16 name, encoded as file names of this host are. ``order``: "le" or "be"."""
     return os.fsencode(name.decode(f"utf-16-{order}", "replace").split("\0")[0].replace("\ufffd", "?"))
 
 
 def _qcow2(first: bytes, read: Read) -> Iterator[bytes]:
-    """Any version: that of 2006 has the name of the backing file in the same place."""
+    """Any version of qcow. The version of 2006 has the backing file's name in the same place."""
     offset, length = struct.unpack_from(">QI", first, 8)
     if offset and 0 < length <= MAX_BACKING_NAME:
         yield _ended(first[offset : offset + length] if offset + length <= len(first) else _read(read, length, offset))
@@ -83,13 +83,13 @@ def _qed(first: bytes, read: Read) -> Iterator[bytes]:
 
 
 def _vmdk(first: bytes, read: Read) -> Iterator[bytes]:
-    """A sparse extent with its descriptor inside."""
+    """A sparse extent, which contains its descriptor."""
     sector, sectors = struct.unpack_from("<QQ", first, 28)
     yield from _descriptor(_read(read, min(sectors * 512, _DESCRIPTOR), sector * 512))
 
 
 def _cowd(first: bytes, _read_more: Read) -> Iterator[bytes]:
-    """An extent of ESX: the name of its parent stands in the header."""
+    """An extent of ESX, which has the name of its parent in the header."""
     yield _ended(first[32 : 32 + 1024])
 
 
@@ -113,7 +113,7 @@ def _uml(first: bytes, _read_more: Read) -> Iterator[bytes]:
 
 
 def _vhd(first: bytes, read: Read) -> Iterator[bytes]:
-    """A differencing disk: the parent's name in the dynamic header, and its paths in the locators that this lists."""
+    """A differencing disk. The dynamic header has the parent's name, and lists locators that have its paths."""
     (at,) = struct.unpack_from(">Q", first, 16)
     head = _read(read, 1024, at)
     if head[:8] != b"cxsparse":
@@ -128,7 +128,7 @@ def _vhd(first: bytes, read: Read) -> Iterator[bytes]:
 
 
 def _vhdx(_first: bytes, read: Read) -> Iterator[bytes]:
-    """The values of the parent locator, behind a table of regions and one of metadata."""
+    """The values of the parent locator. A table of regions leads to a table of metadata, and that to the locator."""
     for table in (192 << 10, 256 << 10):
         regions = read(PAGE, table)
         for entry in range(16, 16 + 32 * min(int.from_bytes(regions[8:12], "little"), 64), 32):

@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shares reading out to copies of this process, which hand over what they found through pipes.
+"""Divides reading among forked copies of this process, which send their results through pipes.
 
-Nothing is lost with a copy that dies or fails: what it did not hand over whole is done in this process, which meets the error, if
-it was one, in its own words. Copies end with this process: they have nobody to write to.
+No result is lost if a copy dies or fails: this process does the parts that did not arrive whole, and so raises the original error,
+if there was one. Copies end with this process, because writing to a closed pipe ends them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _AT_ONCE = 1 << 20  # bytes
 
 
 class _Copy:
-    """A copy of this process: its id, the end of a pipe that it writes to, and what came of a part so far."""
+    """A copy of this process: its process id, the reading end of its pipe, and the bytes that arrived of the next part."""
 
     def __init__(self, pid: int, pipe: int) -> None:
         self.pid, self.pipe, self._come = pid, pipe, bytearray()
 
     def take(self) -> Iterator[tuple[int, list]]:
-        """What has come whole: (number of the part, what was found). Waits for more of it to come.
+        """Read from the pipe once, waiting if it is empty, and yield each whole result: (number of the part, list of results).
 
-        :raises EOFError: nothing more will come.
+        :raises EOFError: the copy has ended.
         """
         data = os.read(self.pipe, _AT_ONCE)
         if not data:
@@ -46,29 +46,29 @@ class _Copy:
             yield number, found
 
     def end(self) -> None:
-        """A copy that is still at work ends when it has something to write."""
+        """Close the pipe and wait. A copy that is still at work ends at its next write."""
         os.close(self.pipe)
         try:
             os.waitpid(self.pid, 0)
         except ChildProcessError:
-            pass  # whoever started this task ignores the ends of children, and nothing is left of them
+            pass  # the parent of this task made it ignore SIGCHLD, so the kernel has removed the child already
 
 
 def in_processes(parts: Sequence[Part], work: Callable[[Part], list], processes: int) -> Iterator[list]:
-    """What ``work`` finds in each part, in any order.
+    """Yield the list that ``work`` returns for each part, in any order.
 
-    :param work: changes nothing, and returns a list of plain values.
+    :param work: changes nothing, and returns a list of plain values (that marshal can write).
     :param processes: how many copies of this process work at the same time.
     """
     left = set(range(len(parts)))
     copies: list[_Copy] = []
-    gc.freeze()  # or the collector would write to memory that the copies share
+    gc.freeze()  # otherwise the garbage collector would write to memory that the copies share
     try:
         try:
             for first in range(processes):
                 copies.append(_start(copies, [(number, parts[number]) for number in range(first, len(parts), processes)], work))
         except OSError:
-            pass  # no more processes or descriptors: what is left is done here
+            pass  # no more processes or descriptors: this process does the remaining parts
         for number, found in _come_in(list(copies)):
             left.discard(number)
             yield found
@@ -112,7 +112,7 @@ def _start(others: list[_Copy], parts: list[tuple[int, Part]], work: Callable[[P
         _hand_over(writing, parts, work)
         code = 0
     finally:
-        os._exit(code)  # never back into what this process was about to do
+        os._exit(code)  # a copy must never return into the code of its parent
 
 
 def _hand_over(pipe: int, parts: list[tuple[int, Part]], work: Callable[[Part], list]) -> None:

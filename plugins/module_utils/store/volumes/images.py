@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One file of a chain as its header tells it, and whether somebody uses it while it is open to be read."""
+"""Reading one file of a chain: its header, and whether somebody uses it, asked while it is open."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from ..metadata import records
 
 WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
 PUT_BACK = "put the file back from a backup of the share, or remove the volume with state: absent (and cascade: true where it has snapshots)"
-_BLOCK = 512  # st_blocks counts these, whatever the file system's own block is
+_BLOCK = 512  # bytes; st_blocks counts these, whatever the block size of the file system is
 
 
 @dataclass
 class UseProbe:
-    """Asks for the use of each image of one volume while that is open to be read, the active one first.
+    """Finds out whether the images of one volume are in use. Each is asked while it is open to be read, the active image first.
 
-    :param full: for who may change the volume: which images are empty is found out too, and an answer that cannot be had is none.
-        Who changes nothing is spared the first, and meets the second as an error.
+    :param full: the caller may change the volume. Then it is also found out which images are empty, and a failed question leaves
+        ``in_use`` None. Without ``full``, emptiness is not read, and a failed question is raised as an error.
     """
 
     full: bool = False
     asked: bool = False
     in_use: bool | None = None
-    silent: set[str] = field(default_factory=set)  # files that were read as raw, and name no other file
+    rests_on_nothing: set[str] = field(default_factory=set)  # files that were read as raw and name no other file
 
     def probe(self, fd: int, status: os.stat_result, directory: ShareDirectory) -> None:
-        """Take an opened image of the volume into account: of the first one nobody may even rely on the content, the others
-        may have readers (machines on linked clones) but no writer."""
+        """Ask for the use of an opened image. The first one (active) is in use if it has readers or writers. The others may have readers
+        (machines on linked clones); they are in use only if they have a writer."""
         try:
             self._probe(fd, status, directory)
         except (OSError, StorageError):
@@ -58,21 +58,21 @@ class UseProbe:
         if user is not None and (user.writes or first):
             self.in_use = True
 
-    def listen(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
-        """Find out whether a raw file can rest on another one: not where it is a disk of ours, whatever its guest wrote."""
+    def note_if_resting_on_nothing(self, file: str, fd: int, status: os.stat_result, record: records.Record | None) -> None:
+        """Add a raw file to ``rests_on_nothing`` if it names no other file. A disk of ours rests on nothing, whatever its guest wrote."""
         if self.full:
             return
         known = record is not None and records.is_disk(record, file, status.st_ino, status.st_size)
         if not known:
-            from .dependents import names_in  # late: nearly every raw disk is known
+            from .dependents import names_in  # late: nearly all raw disks are known
 
             known = not names_in(fd)
         if known:
-            self.silent.add(file)
+            self.rests_on_nothing.add(file)
 
 
 class Judge(NamedTuple):
-    """Who decides a format when the file is open, and whether it does so before the file is read."""
+    """How a format is decided once the file is open. ``decide`` takes descriptor and fstat. ``at_once``: call it before the file is read."""
 
     decide: Callable[[int, os.stat_result], str | None]
     at_once: bool
@@ -86,31 +86,32 @@ def read_image(
     record: records.Record | None = None,
     judge: Judge | None = None,
 ) -> Image:
-    """One file of a chain, read with the format that it is known to have.
+    """Read one file of a chain in the format that it is known to have.
 
-    :param judge: decides the format once the file is open, where a record says it. A qcow2 image is only judged where it is none.
+    :param judge: decides the format once the file is open, if a record has one. A qcow2 file is judged only if it has no qcow2 header.
+    :raises UnsafeImage: the header is damaged or hostile. :raises FileNotFoundError: the file is missing.
     """
     fd, status = directory.root.examine(file)
     try:
         if use_probe is not None:
             use_probe.probe(fd, status, directory)
-        says = None
+        header_fields = None
         if judge is not None and judge.at_once:
             image_format = judge.decide(fd, status)
         if image_format == "qcow2":
             try:
-                says = _read_header(directory, file, fd, None if use_probe is None or use_probe.full else status.st_size)
+                header_fields = _read_header(directory, file, fd, None if use_probe is None or use_probe.full else status.st_size)
             except UnsafeImage:
                 image_format = judge.decide(fd, status) if judge is not None and not qcow2.has_magic(fd) else "qcow2"
                 if image_format == "qcow2":
                     raise
-        if says is None:
-            says = (round_to_sector(status.st_size), None, None, False, False)
+        if header_fields is None:
+            header_fields = (round_to_sector(status.st_size), None, None, False, False)
             if use_probe is not None:
-                use_probe.listen(file, fd, status, record)
+                use_probe.note_if_resting_on_nothing(file, fd, status, record)
     finally:
         os.close(fd)
-    size, backing_file, backing_format, empty, absolute = says
+    size, backing_file, backing_format, empty, absolute = header_fields
     return Image(
         file,
         image_format,
@@ -127,11 +128,11 @@ def read_image(
 
 
 def _read_header(directory: ShareDirectory, file: str, fd: int, summary: int | None) -> tuple[int, str | None, str | None, bool, bool]:
-    """What a header adds to an image: its size, backing file and that one's format, emptiness, and whether the backing file is
-    spelt as a path or its format by another name.
+    """Read a header: (virtual size in bytes, backing file, its format, whether the image is empty, whether the backing file is
+    written as a path or its format by another name).
 
-    :param summary: the size of the file, where nobody asks whether the image is empty.
-    :raises UnsafeImage: it is damaged, hostile, or more than a merge can carry.
+    :param summary: the size of the file in bytes, if nobody asks whether the image is empty; a short read is enough then.
+    :raises UnsafeImage: it is damaged or hostile, or has internal snapshots, which a merge would lose.
     """
     try:
         header = qcow2.read_header(fd) if summary is None else qcow2.read_summary(fd, summary)
@@ -149,7 +150,7 @@ def _read_header(directory: ShareDirectory, file: str, fd: int, summary: int | N
 
 
 def _backing_name(directory: ShareDirectory, file: str, name: str | None) -> tuple[str | None, bool]:
-    """A backing name as a basename, and whether the header spells it otherwise, as a path into the share's directory."""
+    """(Backing name as a basename, whether the header has it as a path into the share's directory)."""
     if name is None or is_safe_file_name(name):
         return name, False
     parent, _slash, base = name.rpartition("/")
@@ -164,7 +165,7 @@ def _backing_name(directory: ShareDirectory, file: str, name: str | None) -> tup
 
 
 def _is_share(directory: ShareDirectory, path: str) -> bool:
-    """Whether an absolute path is that of the share's directory, spelt in any way."""
+    """Whether an absolute path leads to the share's directory, in any notation."""
     if path in (os.path.normpath(directory.share.path), os.path.realpath(directory.share.path)):
         return True
     from .resolving import Places  # late: nearly all names are plain
@@ -173,7 +174,7 @@ def _is_share(directory: ShareDirectory, path: str) -> bool:
 
 
 def probe_all(use_probe: UseProbe, directory: ShareDirectory, files: Iterable[str]) -> None:
-    """Ask for the use of files that are not read otherwise."""
+    """Ask for the use of files that nobody reads otherwise. Missing files are left out."""
     for file in dict.fromkeys(files):
         try:
             fd, status = directory.root.examine(file)

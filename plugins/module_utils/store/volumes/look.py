@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One look at a volume: its record, its ``.info`` and its temporary files, each read once.
 
-Every read is a round trip to the server. Who holds a volume's lock looks once, and hands the look on. When something was
-changed, the look is thrown away and another one is taken.
+Every read is a round trip to the server. So a task that holds a volume's lock takes one look and passes it on. After a change the
+look is thrown away and a new one is taken.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class Look:
-    """What is written of one volume. Each part is read when it is first asked for; an error is raised again at each question.
+    """The metadata of one volume. Each part is read at its first use. If that fails, each further use raises the same error.
 
-    ``observed`` is the volume as it was read, with whether somebody uses it, once somebody has read its images.
+    ``observed``: the volume and whether it is in use, set once its images were read.
     """
 
     def __init__(self, directory: ShareDirectory, name: str) -> None:
@@ -32,17 +32,17 @@ class Look:
 
     @property
     def record(self) -> records.Record | None:
-        """None where there is none. :raises StorageError, OSError: as :func:`records.read`."""
+        """The record, None if there is none. :raises StorageError, OSError: as :func:`records.read`."""
         return self._once("record", records.read)
 
     @property
     def info(self) -> info_file.Info | None:
-        """None where there is none. :raises StorageError, OSError: as :func:`info_file.read`."""
+        """The content of ``.info``, None if there is none. :raises StorageError, OSError: as :func:`info_file.read`."""
         return self._once("info", info_file.read)
 
     @property
     def leftovers(self) -> tuple[str, ...]:
-        """Temporary files of an interrupted task. Only meaningful under the volume's lock."""
+        """Names of temporary files that an interrupted task left. Only meaningful under the volume's lock."""
         return self._once("leftovers", lambda directory, name: tuple(directory.leftovers(name)))
 
     def _once(self, part: str, read: Callable[[ShareDirectory, str], Any]) -> Any:

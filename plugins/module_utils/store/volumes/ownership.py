@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whose a file is, and who rests on whom: the relations between the volumes of a share.
+"""Which volume a file belongs to, and which volume rests on which.
 
-A linked clone's chain goes on into files of its parent. The headers say that it does; records and ``.info`` say whose each
-file is. A file that nobody claims is a volume of its own name.
+The chain of a linked clone continues into files of its parent. The headers show that; records and ``.info`` say which volume each
+file belongs to. A file that no volume claims is a volume of its own name.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ..metadata import info_file, records
 if TYPE_CHECKING:
     from .dependents import Backings
 
-_MOST_FILES = 256  # followed in a chain that nobody vouches for
+_MOST_FILES = 256  # followed in an untrusted chain
 
 
 def owner_of(directory: ShareDirectory, file: str, excluding: str | None = None, known: dict[str, set[str]] | None = None) -> str | None:
-    """The volume that claims ``file``, ``excluding`` one that is not asked; None where no record and no ``.info`` does.
+    """The volume that claims ``file`` in its record or ``.info``; None if none does. The volume ``excluding`` is not asked.
 
-    Files of a volume are called ``NAME`` or ``NAME.something``, so only the parts of the file's own name are asked.
+    Files of a volume are named ``NAME`` or ``NAME.something``, so only volumes named like a beginning of the file's name are asked.
 
-    :param known: what volumes claim, remembered from call to call: without it a long chain is read once for each of its files.
+    :param known: volume → files that it claims, filled from call to call. Without it a long chain is read once for each of its files.
     """
     parts = file.split(".")
     for length in range(len(parts), 0, -1):
@@ -43,8 +43,8 @@ def owner_of(directory: ShareDirectory, file: str, excluding: str | None = None,
 
 
 def is_its_own(directory: ShareDirectory, volume: str, file: str) -> bool:
-    """Whether a file is a volume of its own, which was made after ``volume`` was gone: it has a record of its own name, and of the
-    other volume nothing but the record tells that the file was its."""
+    """Whether ``file`` is a volume of its own that was made after ``volume`` was gone. It is if it has a record of its own name, and
+    ``volume`` has no ``.info``, so that only its old record claims the file."""
     try:
         record = records.read(directory, file)
         return record is not None and file in record.formats and info_file.read(directory, volume) is None
@@ -80,7 +80,7 @@ def _claimed(directory: ShareDirectory, volume: str) -> set[str]:
 
 
 def _names_from(directory: ShareDirectory, info: info_file.Info, record: records.Record | None) -> set[str]:
-    """The files of ``.info`` and what their headers lead to, down to the first file of another name or format."""
+    """The files in ``.info`` and those that headers lead to, down to the first raw or unreadable file or name that is no plain one."""
     found = {info.active, *dict(info.snapshots).values()}
     recorded = record.formats if record else {}
     file: str | None = info.active
@@ -92,7 +92,8 @@ def _names_from(directory: ShareDirectory, info: info_file.Info, record: records
 
 
 def _qcow2_backing_of(directory: ShareDirectory, file: str) -> str | None:
-    """What is under an overlay; a raw disk's guest has no say, so only overlays that name their backing file's format count."""
+    """The backing file of an overlay. Only overlays that give the format of their backing file count. So no guest of a raw disk
+    can influence this."""
     try:
         with directory.root.opened(file) as fd:
             header = qcow2.read_header(fd)
@@ -102,13 +103,11 @@ def _qcow2_backing_of(directory: ShareDirectory, file: str) -> str | None:
     return name if is_safe_file_name(name) and header.backing_format else None
 
 
-def parent_of(
-    directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None
-) -> Parent | None:
-    """What volume ``name`` rests on, if its chain goes on into files of another volume.
+def parent_of(directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None) -> Parent | None:
+    """What volume ``name`` rests on, if its chain continues into files of another volume; else None.
 
-    The record says so, as long as the chain agrees. Without one the names decide: below the last file that is surely its
-    own, everything that another volume claims, or that has a foreign name, is the parent's.
+    The record decides if the chain agrees with it. Otherwise names decide: below the last file that is certainly its own, the first
+    file that another volume claims, or that is not named after the volume, is the parent's.
     """
     files = [image.file for image in chain]
     if record is not None and record.parent is not None and record.parent.file in files[1:]:
@@ -125,7 +124,7 @@ def parent_of(
 
 
 def format_of_another(directory: ShareDirectory, name: str, file: str) -> str | None:
-    """The format of a file beneath volume ``name`` as the record of the volume has it that owns the file."""
+    """The format of a file below volume ``name``, from the record of the volume that owns the file. None if unknown."""
     owner = owner_of(directory, file, excluding=name)
     try:
         record = records.read(directory, owner) if owner is not None else None
@@ -141,7 +140,7 @@ def format_of_another(directory: ShareDirectory, name: str, file: str) -> str | 
 
 
 def ancestors_of(directory: ShareDirectory, name: str) -> set[str]:
-    """The volumes in whose files the chain of volume ``name`` goes on: their tasks and this one's must not meet."""
+    """The volumes into whose files the chain of volume ``name`` continues. Their tasks must not run at the same time as this one."""
     found: set[str] = set()
     known: dict[str, set[str]] = {}
     here: str | None = name
@@ -154,7 +153,7 @@ def ancestors_of(directory: ShareDirectory, name: str) -> set[str]:
 
 
 def _parent_volume(directory: ShareDirectory, name: str, known: dict[str, set[str]]) -> str | None:
-    """The volume on which ``name`` rests directly, from headers alone, so that nothing has to be readable beyond them."""
+    """The volume that ``name`` rests on directly. Found from headers alone, so that nothing else has to be readable."""
     try:
         record, info = records.read(directory, name), info_file.read(directory, name)
     except (OSError, StorageError):
@@ -174,7 +173,7 @@ def _parent_volume(directory: ShareDirectory, name: str, known: dict[str, set[st
 
 
 def _snapshot_showing(directory: ShareDirectory, volume: str, file: str) -> str | None:
-    """The snapshot of ``volume`` whose data is what ``file`` shows."""
+    """The snapshot of ``volume`` whose data ``file`` shows; None if there is none."""
     try:
         info = info_file.read(directory, volume)
     except (OSError, StorageError):
@@ -186,8 +185,7 @@ def _snapshot_showing(directory: ShareDirectory, volume: str, file: str) -> str 
 
 
 def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]:
-    """Overlays called ``NAME.something`` that no other volume claims, which is what taking snapshots leaves, and what each
-    rests on."""
+    """Overlay → backing file, for overlays named ``NAME.something`` that no other volume claims. Snapshots make such overlays."""
     found = {}
     for file in directory.root.names_from(name + "."):
         if not is_safe_file_name(file) or file.endswith(".info") or owner_of(directory, file, excluding=name):
@@ -201,14 +199,14 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
 def dependents_on(
     directory: ShareDirectory, files: Sequence[str], excluding: Collection[str], backings: Backings
 ) -> tuple[tuple[str, str], ...]:
-    """(linked clone, file out of ``files`` that it rests on), ``excluding`` files that do not count. A file that no volume claims is
-    told by its own name."""
+    """Pairs (linked clone, file out of ``files`` that it rests on), sorted by file. Files in ``excluding`` do not count as clones.
+    If no volume claims the resting file, the file's own name stands for the clone."""
     found = [(file, backing) for backing in files for file in backings.above(backing) if file not in excluding]
     return tuple((owner_of(directory, file) or shown(file), backing) for file, backing in sorted(found))
 
 
 def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
-    """The plain name of what a qcow2 image rests on."""
+    """The basename of the backing file of a file that may be a qcow2 image; None if it has none."""
     try:
         with directory.root.opened(file) as fd:
             name = qcow2.read_backing_name(fd)
@@ -218,17 +216,15 @@ def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
 
 
 def require_own_files(directory: ShareDirectory, volume: Volume) -> None:
-    """:raises Conflict: ``.info`` gives the volume a file that another volume claims as its own."""
+    """Check that no other volume claims a file that ``.info`` gives this volume. :raises Conflict: one does."""
     for file in (*volume.own_files, *(file for _snapshot, file in volume.stale)):
         owner = None if file == volume.name else owner_of(directory, file, excluding=volume.name)
         if owner is not None:
-            raise Conflict(
-                directory.root.subject(file), f"volume {volume.name} and volume {owner} both claim it", "see which .info is wrong and mend it"
-            )
+            raise Conflict(directory.root.subject(file), f"volume {volume.name} and volume {owner} both claim it", "see which .info is wrong and mend it")
 
 
 def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None:
-    """:raises Conflict: something has the name already, whatever it is."""
+    """Check that nothing is named ``file`` yet. :raises Conflict: something is, of any file type."""
     subject = directory.root.subject(file)
     remedy = "remove or rename it, or choose another name"
     try:
@@ -238,5 +234,5 @@ def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None
     if not stat.S_ISREG(status.st_mode):
         raise Conflict(subject, "something that is no regular file has this name", remedy)
     owner = owner_of(directory, file)
-    told = f"the name belongs to volume {owner}" if owner not in (None, volume) else "the name is taken by a file that is not this volume's"
-    raise Conflict(subject, told, remedy)
+    problem = f"the name belongs to volume {owner}" if owner not in (None, volume) else "the name is taken by a file that is not this volume's"
+    raise Conflict(subject, problem, remedy)

@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which raw disks of a volume hold nothing but what a guest writes, so that nobody takes that for a header."""
+"""Which raw disks of a volume hold only what a guest wrote, so that nothing in them is ever taken for a header."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from .dependents import names_in
 def disks_of(
     directory: ShareDirectory, volume: Volume, before: records.Record | None, made: Mapping[str, records.Disk]
 ) -> dict[str, records.Disk]:
-    """The raw disks of a volume whose content is a guest's, for its record.
+    """The raw disks of a volume that only a guest writes to, as file → Disk for its record.
 
-    :param before: the record that it had.
-    :param made: those that the task itself made. What a record knows already stays as it was, while it is of the same file; another one
-        is taken in only while it names no other file: a user may have called an overlay raw, and then it is better to ask.
+    :param before: the record that it had. What it says of a disk stays, as long as it is about the same file. A new disk is accepted
+        only if it names no other file: a user may have called an overlay raw, and then the user has to be asked later.
+    :param made: file → Disk, of files that the task itself made.
     """
     found: dict[str, records.Disk] = {}
     for file in [image.file for image in volume.own if image.format == "raw"]:
         try:
             disk = made.get(file) or (before.disks.get(file) if before and _is_recorded(directory, before, file) else None)
-            found.update({file: disk} if disk else _innocent(directory, file))
+            found.update({file: disk} if disk else _disk_without_names(directory, file))
         except (OSError, StorageError):
-            continue  # it is looked at again when the next record is written
+            continue  # the next record tries again
     return found
 
 
 def marks_of(
     directory: ShareDirectory, volume: Volume, before: records.Record | None, made: Mapping[str, records.Disk]
 ) -> dict[str, records.Disk]:
-    """Which file the base of a volume is, for its record. :param before: the one that it had. :param made: files that the task makes."""
+    """What identifies the base file of a volume, as {file: Disk} for its record. Parameters as for :func:`disks_of`."""
     file = volume.own_base.file
     try:
         mark = made.get(file) or (before.marks.get(file) if before and _is_recorded(directory, before, file) else None)
         return {file: mark or _mark(directory, file)}
     except (OSError, StorageError):
-        return {}  # as records of older releases
+        return {}  # records of older releases have none either
 
 
 def _is_recorded(directory: ShareDirectory, record: records.Record, file: str) -> bool:
-    """Whether a record is still of the file that stands there."""
+    """Whether a record is still about the file that has this name now."""
     status = directory.root.status(file)
     if status is None:
         return True
 
-    def ask() -> int:
+    def read_generation() -> int:
         with directory.root.opened(file) as fd:
             return generation(directory, fd)
 
-    return records.identity(record, file, status, ask) != records.OTHER
+    return records.identity(record, file, status, read_generation) != records.OTHER
 
 
 def _mark(directory: ShareDirectory, file: str) -> records.Disk:
@@ -66,13 +66,13 @@ def _mark(directory: ShareDirectory, file: str) -> records.Disk:
 
 
 def mark_of(directory: ShareDirectory, fd: int, length: int) -> records.Disk:
-    """What tells an opened file from all others, of which the length in bytes will be this."""
+    """What distinguishes an opened file from all others. ``length``: the length in bytes that it will have."""
     if not directory.share.keeps_inodes:
         return records.Disk(0, length)
     return records.Disk(os.fstat(fd).st_ino, length, generation(directory, fd))
 
 
-def _innocent(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
+def _disk_without_names(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
     with directory.root.opened(file) as fd:
         status = os.fstat(fd)
         inode = status.st_ino if directory.share.keeps_inodes else 0

@@ -1,10 +1,10 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Finds out which files of a share's directory a path means: through links, other mounts, second names and letter case.
+"""Finds the files of a share's directory that a path means: through links, other mounts, hard links and letter case.
 
-Paths come from content that nobody vouches for. So only file systems of this host and the share itself are looked at, component by
-component; what lies on another network file system, or behind an automount, is not, and then a file of the same name counts.
+Paths come from untrusted content. So they are followed component by component, and only on file systems of this host and on the
+share itself. Other network file systems and automounts are never touched; there a file of the same name counts.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from . import backing_names
 from .backing_names import last_part
 from .dependents import Listing, names_in
 
-_MOST_LINKS = 40  # as the kernel follows
-_MOST_BEHIND = 5000  # entries of a folder elsewhere, and those below it
+_MOST_LINKS = 40  # the kernel follows as many
+_MOST_BEHIND = 5000  # entries of a folder outside the share, with those below it
 _OPENING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class Place(NamedTuple):
-    """Where a path leads: the path without links, and what stands there."""
+    """Where a path leads: the path without links, and the lstat of what is there."""
 
     path: str
     status: os.stat_result
 
 
 class NotLookedAt(Exception):
-    """The path leads to where nobody may look without knowing what answers."""
+    """The path leads to a file system that may hang, so it was not followed."""
 
 
 class Places:
-    """Follows paths, as far as file systems of this host and the share itself go."""
+    """Follows paths, but only on file systems of this host and on the share itself."""
 
     def __init__(self, directory: ShareDirectory) -> None:
         root = os.fstat(directory.root.fd)
         self._device, self._inode = root.st_dev, root.st_ino
-        self._looked: dict[str, bool] | None = None  # paths of mounts and of folders → whether to look there
+        self._looked: dict[str, bool] | None = None  # path of a mount point or folder → whether it may be looked at
 
     def is_share(self, path: str) -> bool:
         """Whether an absolute path leads to the share's directory."""
@@ -55,7 +55,7 @@ class Places:
         return place is not None and (place.status.st_dev, place.status.st_ino) == (self._device, self._inode)
 
     def walk(self, path: str) -> Place | None:
-        """Follow an absolute path, links and all; None where nothing is. :raises NotLookedAt: see the module."""
+        """Follow an absolute path and all links in it. None if nothing is there. :raises NotLookedAt: a part of it may hang."""
         ahead, here, links = _parts(path), "/", 0
         status: os.stat_result | None = None
         while ahead:
@@ -84,14 +84,14 @@ class Places:
         return Place(here, os.lstat(here)) if here != "/" else None
 
     def may_look(self, path: str) -> bool:
-        """Whether the file system there is this host's, or the share itself."""
+        """Whether the file system at ``path`` belongs to this host, or is the share itself."""
         if self._looked is None:
             self._looked = _mounts(self._device)
         known = self._looked.get(path)
         return self._may_look_into(os.path.dirname(path)) if known is None else known
 
     def _may_look_into(self, folder: str) -> bool:
-        """The same of what a folder has in it that is no mount point: what holds for the mount that the folder is on."""
+        """The same for entries of a folder that are no mount points: the answer for the mount that the folder is on."""
         looked = self._looked or {}
         here = folder
         while here not in looked and here != "/":
@@ -101,7 +101,7 @@ class Places:
 
 
 class Resolver:
-    """Resolves names of one share, whose directory was listed."""
+    """Resolves names that were read on one share. ``unreached``: sentences about what links lead to and was not read."""
 
     def __init__(self, directory: ShareDirectory, listed: Listing) -> None:
         self._directory = directory
@@ -114,20 +114,22 @@ class Resolver:
         self.unreached: list[str] = []
 
     def resolve(self, name: str, folder: str, plain: bool) -> set[str]:
-        """Names in the share's directory that a name in a file of ``folder`` may mean."""
+        """The names in the share's directory that ``name`` may mean, which was read from a file in ``folder``.
+
+        :param plain: it follows the notation of qcow2 images."""
         targets = backing_names.targets(name) if plain else backing_names.foreign_targets(name)
         found: set[str] = set()
         if backing_names.shows_folders(name) and any(self._places.is_share(self._absolute(target.path, folder)) for target in targets):
-            return set(self._listed.files)  # QEMU shows every file of a folder so
+            return set(self._listed.files)  # vvfat shows every file of the folder
         for target in targets:
-            found |= self._of_path(target.path, folder) if target.sure else self._called(last_part(target.path))
+            found |= self._of_path(target.path, folder) if target.sure else self._all_names_of(last_part(target.path))
         return found
 
     def of_link(self, folder_fd: int, name: str, folder: str, outside: bool) -> frozenset[str]:
-        """What a link leads to, and what the file there rests on, whose relative names may count from either place.
+        """The files that a link leads to, and those that its target rests on. Relative names in the target may count from the folder
+        of the link or from that of the target.
 
-        :param outside: also read a file that is not in the share.
-        :raises OSError: it cannot be read.
+        :param outside: also read a target that is not on the share. :raises OSError: the target cannot be read.
         """
         try:
             target = os.readlink(name, dir_fd=folder_fd)
@@ -141,16 +143,17 @@ class Resolver:
                 self.unreached.append(f"the link {os.path.join(folder, name)} leads to another file system, where nobody looked")
             return frozenset(found)
         inside = place is not None and place.path.startswith(self._path + "/")
-        if place is not None and stat.S_ISDIR(place.status.st_mode) and outside and not inside and not self._is_it(place):
+        if place is not None and stat.S_ISDIR(place.status.st_mode) and outside and not inside and not self._is_share_or_snapshots(place):
             return frozenset(found | self._in_folder(place, os.path.join(folder, name)))
         if place is None or not stat.S_ISREG(place.status.st_mode) or not place.status.st_blocks:
-            return frozenset(found)  # files of proc and sysfs have no blocks, and some act when they are read
+            return frozenset(found)  # files of proc and sysfs have no blocks, and reading some of them has effects
         if (inside or outside) and os.path.dirname(place.path) != self._path:
             found |= self._behind(place, folder)
         return frozenset(found)
 
     def _in_folder(self, place: Place, link: str) -> set[str]:
-        """What files rest on in a folder elsewhere to which a link leads, and in those below it, as far as a bounded search goes."""
+        """The files that files in a folder outside the share rest on, to which a link leads. Folders below are read too; the search
+        is bounded."""
         found: set[str] = set()
         waiting, left, device = [place.path], _MOST_BEHIND, place.status.st_dev
         while waiting and left > 0:
@@ -176,7 +179,7 @@ class Resolver:
         return found
 
     def _is_searched(self, entry: os.DirEntry) -> bool:
-        """Whether a folder elsewhere may be looked into: not the share itself, which is searched anyway, and no snapshots of a server."""
+        """Whether a folder outside is read. Not the share itself, which is searched anyway, and not the snapshots of a server."""
         if entry.name in SNAPSHOT_FOLDERS or not self._places.may_look(entry.path):
             return False
         return entry.path != self._path and not self._places.is_share(entry.path)
@@ -194,8 +197,8 @@ class Resolver:
 
     # -- names in the share's directory ---------------------------------------------------------------------------------
 
-    def _called(self, name: str, depth: int = 0) -> set[str]:
-        """A name in the directory, with all others by which the same file goes there."""
+    def _all_names_of(self, name: str, depth: int = 0) -> set[str]:
+        """A name in the share's directory, with all other names that the same file has there."""
         if not name or name in (".", ".."):
             return set()
         found = {name, *self._listed.twins.get(name, ())}
@@ -209,7 +212,7 @@ class Resolver:
         return found
 
     def _lower(self) -> dict[str, set[str]]:
-        """The files of the directory by their names in small letters, where the share ignores case."""
+        """Name in small letters → files of the directory, if the share ignores case; else empty."""
         if self._by_lower is None:
             self._by_lower = {}
             if self._ignores_case():
@@ -232,38 +235,39 @@ class Resolver:
         return os.path.join(self._path, folder, path)
 
     def _of_path(self, path: str, folder: str, depth: int = 0) -> set[str]:
-        """What a path means, which is relative to ``folder`` or absolute."""
+        """The names that a path may mean. It is absolute or relative to ``folder``."""
         absolute = self._absolute(path, folder)
         parent, name = os.path.split(os.path.normpath(absolute))
-        found = self._called(name, depth) if parent in self._spellings else set()
+        found = self._all_names_of(name, depth) if parent in self._spellings else set()
         if found and ".." not in path.split("/"):
             return found
         try:
             place = self._places.walk(absolute)
         except (NotLookedAt, OSError):
-            return found | self._called(name, depth)
+            return found | self._all_names_of(name, depth)
         if place is None:
             if folder and not path.startswith("/") and parent.startswith(self._path + "/"):
-                return found  # a name in a folder counts from there, and nothing is there
-            return found | self._called(name, depth)  # another host may have something there
-        return found | (self._same(place, name) if stat.S_ISREG(place.status.st_mode) else set())
+                return found  # a relative name in a folder counts from there, and there is no such file
+            return found | self._all_names_of(name, depth)  # another host may have something there
+        return found | (self._same_files(place, name) if stat.S_ISREG(place.status.st_mode) else set())
 
-    def _same(self, place: Place, name: str) -> set[str]:
-        """The files of the directory that are what was found: by identity, or by all that another mount of it would show."""
+    def _same_files(self, place: Place, name: str) -> set[str]:
+        """The files of the directory that are the same file as ``place``: by device and inode, or, because another mount shows the
+        same file with another device, by name, size and modification time."""
         found = {other for other in self._with_inode(place.status.st_ino) if self._is(other, place.status)}
         for other in dict.fromkeys((name, os.path.basename(place.path))):
-            mine = self._status(other)
-            alike = mine is not None and (mine.st_size, mine.st_mtime_ns) == (place.status.st_size, place.status.st_mtime_ns)
-            if alike and mine is not None and place.status.st_dev != mine.st_dev:
+            own_status = self._status(other)
+            alike = own_status is not None and (own_status.st_size, own_status.st_mtime_ns) == (place.status.st_size, place.status.st_mtime_ns)
+            if alike and own_status is not None and place.status.st_dev != own_status.st_dev:
                 found.add(other)
-        return {same for other in found for same in self._called(other)}
+        return {same for other in found for same in self._all_names_of(other)}
 
-    def _is_it(self, place: Place) -> bool:
+    def _is_share_or_snapshots(self, place: Place) -> bool:
         return place.path == self._path or not SNAPSHOT_FOLDERS.isdisjoint(place.path.split("/")) or self._places.is_share(place.path)
 
     def _is(self, name: str, status: os.stat_result) -> bool:
-        mine = self._status(name)
-        return mine is not None and (mine.st_dev, mine.st_ino) == (status.st_dev, status.st_ino)
+        own_status = self._status(name)
+        return own_status is not None and (own_status.st_dev, own_status.st_ino) == (status.st_dev, status.st_ino)
 
     def _status(self, name: str) -> os.stat_result | None:
         try:
@@ -285,13 +289,13 @@ class Resolver:
 
 
 def _parts(path: str) -> list[str]:
-    """The components of a path, the first one last."""
+    """The components of a path in reverse order."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
 def _mounts(device: int) -> dict[str, bool]:
-    """Mount point → whether to look there; of several mounts on one point only the last one counts. The table does not show the
-    root of a chroot that is no mount point. Without it nothing works, so it is looked at."""
+    """Mount point → whether it may be looked at. Of several mounts on one point only the last one counts. The table does not show
+    the root of a chroot that is no mount point. Nothing works without that root, so it may always be looked at."""
     table = list(kernel_users.mounts())
     found = {"/": True} if table else {}
     for number, path, kind in table:
