@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a traced task did to files, sockets and programs: lines of strace, as_storage_error and judged."""
+"""What a traced task did to files, sockets and programs: lines of strace, understood and judged."""
 
 from __future__ import annotations
 
