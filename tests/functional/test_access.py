@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
+import pkgutil
 import shutil
 import stat
 import struct
@@ -17,13 +19,14 @@ from typing import Callable, Iterator
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins import module_utils
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
-from ansible_collections.remotefs.storage.plugins.module_utils.store.files import access, privacy
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files import access
 
 MIB = 1 << 20
 POSIX = "system.posix_acl_access"
@@ -309,7 +312,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="shared-", dir="/tmp"))
     os.chown(path, 0, 3000)
     os.chmod(path, 0o2770)
-    assert privacy  # the users may not read the collection's files: everything is imported before
+    for found in pkgutil.walk_packages(module_utils.__path__, f"{module_utils.__name__}."):
+        importlib.import_module(found.name)  # the users may not read the collection's files
     warm = Store(tmp_path_factory.mktemp("warm"))
     os.chmod(warm.path, 0o2770)
     warm.present(size=MIB)

@@ -114,7 +114,7 @@ def test_what_keeps_its_lock_is_not_begun_before_it_can_work(keeps_lock: bool, a
         with mutex:
             under_way[0] += 1
             most[0] = max(most[0], under_way[0])
-        options.waiting.sleep(0.2)
+        options.task.waiting.sleep(0.2)
         with mutex:
             under_way[0] -= 1
         return Outcome("", True, [], [], None, None)

@@ -113,14 +113,14 @@ def removed(store: Described, name: str, gone: tuple[str, ...], how: str, left: 
     nothing but their name makes the volume's."""
     before = store.state()
     run = {"single": lambda check: store.absent(name, cascade=True, check=check), "bulk": lambda check: in_bulk(store, name, "none", check=check)[0]}[how]
-    predicted, predicted = run(True), [*store.warnings]
+    predicted, warned = run(True), [*store.warnings]
     assert store.state() == before
     done = run(False)
     assert done.changed and (done.actions, done.recovered) == (predicted.actions, predicted.recovered)
-    assert predicted == store.warnings and done.before == predicted.before and done.after is None
+    assert warned == store.warnings and done.before == predicted.before and done.after is None
     assert [step for step in done.actions if step["file"] in gone] == []
     assert store.state() == {**without(before, name), **{file: before[file] for file in left}}
-    assert all(f"{file} is left where it is" in " ".join(predicted) for file in left)
+    assert all(f"{file} is left where it is" in " ".join(warned) for file in left)
     if left:
         return  # a lone file of which nothing is on record is not ours: the next removal is a conflict
     assert not run(False).changed and store.warnings == []

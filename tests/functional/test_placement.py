@@ -99,7 +99,7 @@ def test_what_others_take_after_a_promise_is_seen(mounted: Callable[[str], str])
     candidates = Candidates(tuple(Share(path, path, "directory") for path in shares))
     task, wanted = Options(), Demand(20 * MIB, 20 * MIB, 20 * MIB)
     for name in ("b", "c", "d"):
-        placement.reserve(name, candidates, candidates, wanted, Policy(), task.capacity)
+        placement.reserve(name, candidates, candidates, wanted, Policy(), task.task.capacity)
     Path(shares[0], "stranger").write_bytes(bytes(50 * MIB))
 
     def create(name: str) -> str:

@@ -21,7 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
@@ -38,8 +38,8 @@ class Store:
         self.share = Share(str(path), str(path), "directory", **share)
         self.candidates = Candidates((self.share,))
 
-    def options(self, **changes) -> Options:
-        return Options(**{"lock_timeout": 0.2, **changes})
+    def options(self, warn: Callable[[str], None] = lambda _text: None, **changes) -> Options:
+        return Options(**{"lock_timeout": 0.2, "task": Task(warn), **changes})
 
     def present(self, name: str = "vol", source: updating.SourceRequest | None = None, check: bool = False, **desired):
         return volumes.ensure_present(updating.VolumeRequest(self.candidates, DesiredVolume(name, **desired), source), self.options(check=check))

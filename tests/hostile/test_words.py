@@ -95,7 +95,7 @@ def test_records_are_given_up_only_where_the_user_says_so() -> None:
     module.params = {"lock_timeout": 1.0, "break_lock": False, "assume_unused": False, "parallel": None, "log_path": None}
     options = changes.options(module)
     assert options.discard is False
-    options.warn("a word")
+    options.task.warn("a word")
     module.warn.assert_called_once_with("a word")
 
 
