@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ansible_collections.remotefs.storage.plugins.module_utils import changes
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import capacity
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Finder
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
@@ -60,7 +61,7 @@ class World:
         every = [changes.merged(item, {**DEFAULTS, "mount_base": "/nowhere", "share": list(self.sizes), **task}) for item in items]
         with mock.patch.object(capacity.os, "statvfs", self.statvfs):
             made = [remotefs_volume._item(params, finder) for params in every]
-            return items.run_all(made, parallel, Options(check=check, assume=check, lock_timeout=20))
+            return runner.run_all(made, parallel, Options(check=check, assume=check, lock_timeout=20))
 
 
 def blocks(path: str) -> int:
