@@ -13,7 +13,6 @@ import argparse
 import sys
 import tempfile
 import time
-import tomllib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -21,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Iterator
 
+import tomllib
 from sessions import tree
 
 from . import mutants, rooms

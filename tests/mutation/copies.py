@@ -108,5 +108,6 @@ def _child(copy: Path, tests: Sequence[str], bytecode: bool) -> None:
     output = os.open(copy.parents[2] / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    options = ["-q", "-x", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow", "--timeout=120", "-o", "tmp_path_retention_policy=none"]
+    options = ["-q", "-x", "-m", "not slow", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout=120",
+               "-o", "tmp_path_retention_policy=none"]
     sys.exit(pytest.main([*options, *tests]))

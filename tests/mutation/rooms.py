@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "store/metadata/records.py": ("tests/unit/store/test_records.py", "tests/unit/store/test_formats.py", VOLUMES,
                                   "tests/functional/test_outlived_records.py", REFUSALS),
     "store/volumes/ownership.py": ("tests/functional/test_outlived_records.py", CLONES, "tests/functional/test_dependents.py"),
-    "store/locks/lock.py": ("tests/unit/store/test_lock.py", "tests/unit/store/test_lock_children.py", REFUSALS),
+    "store/locks/lock.py": ("tests/unit/store/test_lock.py", "tests/unit/store/test_lock_children.py"),
     "store/qcow2/cluster_writer.py": ("tests/functional/test_2014.py", MOVING),
     "store/qcow2/refcounts.py": ("tests/functional/test_2014.py", MOVING),
 }

@@ -353,3 +353,102 @@ def test_what_asking_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             counted(os, name)
         lock.verify()
         assert calls == ["fcntl", "stat", "pread"]
+
+
+# -- what is believed of a name ----------------------------------------------------------------------------------------
+
+
+def leave_lease(path: Path, content: object) -> None:
+    (path / ".remotefs" / "locks").mkdir(parents=True, mode=0o700)
+    lease_file(path).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "changes, dead",
+    [
+        ({"pid": 2**22 + 1}, True),  # larger than any: there is no such process
+        ({"started": "1"}, True),  # its number was given to another one since
+        ({}, False),
+        ({"started": "1", "machine": "other"}, False),  # nobody here can tell
+        ({"started": "1", "boot": "other"}, False),
+        ({"started": "1", "pid_namespace": "other"}, False),
+        ({"started": "1", "boot": ""}, False),
+    ],
+)
+def test_a_lease_is_taken_from_a_process_that_is_proven_gone_and_from_no_other(tmp_path: Path, changes: dict, dead: bool) -> None:
+    leave_lease(tmp_path, {**Owner.of_this_process()._asdict(), **changes})
+    lock = a_lock(tmp_path, visible=False)
+    if dead:
+        with lock:
+            lock.verify()
+    else:
+        refused(lock)
+        assert lease_file(tmp_path).exists()
+
+
+def test_where_no_boot_is_known_nobody_is_proven_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container without /proc, two hosts look alike."""
+    monkeypatch.setattr(locking, "_first_line", lambda _path: "")
+    assert not Owner.of_this_process()._replace(started="1").is_dead()
+
+
+def test_a_process_that_grows_stays_the_one_that_it_was() -> None:
+    owner = Owner.of_this_process()
+    grown = bytearray(64 << 20)
+    assert len(grown) and not owner.is_dead() and owner.started == Owner.of_this_process().started
+    assert 0 < int(owner.started) / os.sysconf("SC_CLK_TCK") <= float(Path("/proc/uptime").read_text().split()[0])
+    assert owner.generation != Owner.of_this_process().generation
+
+
+def test_the_task_is_named_as_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking.sys, "argv", ["/tmp/x.y/remotefs_volume.py", "other.py"])
+    with a_lock(tmp_path):
+        assert "(remotefs_volume)" in refused(a_lock(tmp_path))
+
+
+HONEST = {**Owner.of_this_process()._asdict(), "machine": "other"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{**HONEST, "pid": True}, {**HONEST, "pid": "../1"}, {**HONEST, "host": 5}, {**HONEST, "host": "a\nb"}, {**HONEST, "more": "x"}, [], {}, "x", None],
+    ids=range(9),
+)
+def test_of_what_none_of_ours_wrote_nothing_is_told_or_believed(tmp_path: Path, content: object) -> None:
+    leave_lease(tmp_path, content)
+    assert "held by another task and" in refused(a_lock(tmp_path, visible=False))
+    assert lease_file(tmp_path).exists()
+
+
+# -- which bytes, and when ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first, length", [(0, 1), (100, 1), (2**40, 0)])
+@pytest.mark.parametrize("kind", [fcntl.F_WRLCK, fcntl.F_RDLCK])
+def test_the_lock_is_of_the_whole_file(tmp_path: Path, first: int, length: int, kind: int) -> None:
+    """As every release takes it, so that tasks of different releases keep each other out."""
+    with a_lock(tmp_path):
+        pass
+    with lock_file(tmp_path).open("r+b") as other:
+        fcntl.fcntl(other, OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, first, length, 0))
+        refused(a_lock(tmp_path))
+    with a_lock(tmp_path):
+        pass
+
+
+def test_before_it_is_taken_it_is_nobodys(tmp_path: Path) -> None:
+    with a_lock(tmp_path, visible=False):
+        pass
+    lock = a_lock(tmp_path)
+    assert lock.descriptors == ()
+    lost(lock)
+
+
+def test_who_waits_asks_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_lock(tmp_path):
+        waiting = a_lock(tmp_path, timeout=1)
+        asked = []
+        real = waiting._try
+        monkeypatch.setattr(waiting, "_try", lambda: (asked.append(1), real())[1])
+        refused(waiting)
+        assert 4 <= len(asked) <= 12
