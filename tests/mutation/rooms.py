@@ -13,7 +13,7 @@ BITMAPS, CLONES, REFUSALS, VOLUMES = (f"tests/functional/test_{name}.py" for nam
 
 #: The rooms where data rests. The nightly sample is of these, and each survivor has its reason in survivors.toml.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "plan/planner.py": ("tests/unit/plan", VOLUMES, REFUSALS),
+    "plan/planner.py": ("tests/unit/plan/test_planner.py", "tests/unit/plan/test_desired.py", VOLUMES, REFUSALS),
     "plan/merge.py": ("tests/unit/plan/test_merge.py", BITMAPS, CLONES, CHAINS),
     "plan/intent.py": ("tests/unit/plan/test_intent.py", "tests/unit/plan/test_plan.py", "tests/functional/test_in_use.py", CLONES),
     "plan/retention.py": ("tests/unit/plan/test_retention.py", "tests/functional/test_retention.py"),
