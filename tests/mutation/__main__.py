@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from random import Random
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import tomllib
 from sessions import tree
@@ -39,6 +39,8 @@ def main() -> int:
     found = found[: options.count]
     print(f"{len(found)} mutants of {len(chosen)} rooms" + ("" if options.rooms else f" in the order of --seed {options.seed}"), flush=True)
     explained = explanations()
+    for room, where, was, _becomes in outdated(explained):
+        print(f"survivors.toml explains what is not in the code any more: {room}, {where}: {was}", flush=True)
     tried: list[Tried] = []
     with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:
         for one in _try_all(found, Copies(Path(scratch), options.jobs), options):
@@ -49,7 +51,7 @@ def main() -> int:
                 print(f"  {one.outcome:9} {one.mutant.room}:{one.mutant.line} {one.mutant.operator.__name__}", flush=True)
     unexplained = [one for one in tried if one.outcome == "survived" and one.key not in explained]
     _sum_up(tried, len(unexplained), None if options.rooms else options.seed)
-    return 1 if unexplained or not tried else 0
+    return 1 if unexplained or not tried or outdated(explained) else 0
 
 
 def _options() -> argparse.Namespace:
@@ -66,7 +68,13 @@ def _options() -> argparse.Namespace:
 def explanations() -> dict[tuple[str, str, str, str], str]:
     """Why mutants survive, by what they are called. Several of one function may share a reason."""
     told = tomllib.loads(SURVIVORS.read_text(encoding="utf-8"))["survivor"]
-    return {(one["room"], one["where"], was, becomes): one["why"] for one in told for was, becomes in one["mutants"]}
+    return {(one["room"], one["where"], was, becomes): f"{one['kind']}: {one['why']}" for one in told for was, becomes in one["mutants"]}
+
+
+def outdated(explained: Iterable[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    """Entries about lines that are not there any more."""
+    sources = {room: mutants.in_one((CODE / room).read_text(encoding="utf-8").splitlines()) for room in {room for room, *_ in explained}}
+    return [key for key in explained if key[2] not in sources[key[0]]]
 
 
 def _try_all(found: list[mutants.Mutant], copies: Copies, options: argparse.Namespace) -> Iterator[Tried]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 import parso
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -32,6 +32,7 @@ CORE = (
 )
 #: Of a whole condition, Negate says the same.
 NEGATIONS = re.compile(r"ReplaceUnaryOperator_Delete_Not|ReplaceComparisonOperator_(Eq_NotEq|NotEq_Eq|Is_IsNot|IsNot_Is)")
+_COMMENT = re.compile(r"(^\s*|  )# .*$")
 CONDITIONS = {"if_stmt": 1, "while_stmt": 1, "comp_if": 1, "ternary": 2, "test": 2}  # of which child
 
 
@@ -103,10 +104,15 @@ def of_file(room: str, path: Path) -> list[Mutant]:
 
 
 def changed_lines(before: str, after: str) -> tuple[str, str]:
-    """What was and what has become of it, without line breaks: this stays the same when lines move."""
+    """What was and what has become of it, as :func:`in_one` has it: this stays the same when lines move."""
     diff = list(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))[3:]
-    was, becomes = (" ".join(" ".join(line[1:] for line in diff if line[0] == sign).split()) for sign in "-+")
+    was, becomes = (in_one(line[1:] for line in diff if line[0] == sign) for sign in "-+")
     return was, becomes
+
+
+def in_one(lines: Iterable[str]) -> str:
+    """Lines of code in one, with single spaces and without comments."""
+    return " ".join(" ".join(_COMMENT.sub("", line) for line in lines).split())
 
 
 def _does_something(node: NodeOrLeaf) -> bool:
