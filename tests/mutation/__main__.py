@@ -34,10 +34,11 @@ def main() -> int:
     options = _options()
     chosen = options.rooms or list(rooms.ROOMS)
     found = [mutant for room in chosen for mutant in mutants.of_file(room, CODE / room)]
-    if not options.rooms:
+    sample = not options.rooms or options.count is not None
+    if sample:
         Random(options.seed).shuffle(found)
     found = found[: options.count]
-    print(f"{len(found)} mutants of {len(chosen)} rooms" + ("" if options.rooms else f" in the order of --seed {options.seed}"), flush=True)
+    print(f"{len(found)} mutants of {len(chosen)} rooms" + (f" in the order of --seed {options.seed}" if sample else ""), flush=True)
     explained = explanations()
     for room, where, was, _becomes in outdated(explained):
         print(f"survivors.toml explains what is not in the code any more: {room}, {where}: {was}", flush=True)
@@ -50,7 +51,7 @@ def main() -> int:
             if options.verbose:
                 print(f"  {one.outcome:9} {one.mutant.room}:{one.mutant.line} {one.mutant.operator.__name__}", flush=True)
     unexplained = [one for one in tried if one.outcome == "survived" and one.key not in explained]
-    _sum_up(tried, len(unexplained), None if options.rooms else options.seed)
+    _sum_up(tried, len(unexplained), options.seed if sample else None)
     return 1 if unexplained or not tried or outdated(explained) else 0
 
 

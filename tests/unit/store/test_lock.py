@@ -452,3 +452,28 @@ def test_who_waits_asks_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(waiting, "_try", lambda: (asked.append(1), real())[1])
         refused(waiting)
         assert 4 <= len(asked) <= 12
+
+
+@pytest.mark.parametrize(
+    "shared, visible, stale, goes",
+    [(False, True, 0.0, True), (True, True, 0.0, False), (False, False, 0.0, False), (False, True, 1.0, False)],
+    ids=["a writer's", "a reader's", "a lease", "where clients remember names"],
+)
+def test_the_lock_file_of_a_volume_that_is_gone_goes_where_nobody_could_lock_it_still(
+    tmp_path: Path, shared: bool, visible: bool, stale: float, goes: bool
+) -> None:
+    lock = VolumeLock(ShareDirectory(share(tmp_path, locks_visible=visible, stale_seconds=stale)), "vol", 0.05, shared=shared)
+    file = lock_file(tmp_path) if visible else lease_file(tmp_path)
+    with lock:
+        lock.forget_file()
+        assert file.exists() is not goes
+    with lock:
+        lock.verify()
+
+
+def test_the_lock_file_of_another_one_stays(tmp_path: Path) -> None:
+    lock = a_lock(tmp_path)
+    with lock:
+        pass
+    lock.forget_file()
+    assert lock_file(tmp_path).exists()
