@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 from typing import Callable
@@ -20,6 +21,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import (
     NoSpace,
     ShareNotMounted,
     ShareNotWritable,
+    StorageError,
+    UnsafeImage,
 )
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
@@ -205,6 +208,12 @@ def by_replacement(path: Path, _lock: VolumeLock) -> None:
     other.rename(lock_file(path))
 
 
+def by_a_link(path: Path, _lock: VolumeLock) -> None:
+    """It leads to the very file, and whoever opens it meets a link."""
+    lock_file(path).rename(lock_file(path).with_name("moved"))
+    lock_file(path).symlink_to("moved")
+
+
 def by_removal_of_everything(path: Path, _lock: VolumeLock) -> None:
     lock_file(path).unlink()
     lock_file(path).parent.rmdir()
@@ -224,6 +233,7 @@ def by_a_writer_that_is_done(path: Path, lock: VolumeLock) -> None:
 LOSSES: list[Callable[[Path, VolumeLock], None]] = [
     by_removal,
     by_replacement,
+    by_a_link,
     by_removal_of_everything,
     by_a_writer_that_holds_it,
     by_a_writer_that_is_done,
@@ -330,6 +340,82 @@ def test_one_that_was_taken_in_vain_is_given_back(tmp_path: Path, monkeypatch: p
             lock.__enter__()
     with a_lock(tmp_path):
         pass
+
+
+def failing(number: int) -> Callable:
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_share_that_fails_is_not_a_lock_that_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost to another task is done again by that one; a failure says what it is."""
+    for number, was_lost in ((errno.ENOMEM, False), (errno.EIO, True), (errno.ESTALE, True), (errno.EAGAIN, True)):
+        with a_lock(tmp_path) as lock, monkeypatch.context() as patched:
+            patched.setattr(locking.os, "stat", failing(number))
+            with pytest.raises(StorageError) as told:
+                lock.verify()
+            assert isinstance(told.value, LockTimeout) is was_lost
+
+
+def test_what_kept_a_lock_from_being_taken_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not know the file any more is no task that holds it."""
+    for number, by_another in ((errno.ENOENT, True), (errno.ESTALE, False)):
+        with monkeypatch.context() as patched, pytest.raises(StorageError) as told:
+            patched.setattr(VolumeLock, "_open", failing(number))
+            a_lock(tmp_path).__enter__()
+        assert isinstance(told.value, LockTimeout) is by_another
+
+
+def test_a_directory_of_locks_that_is_gone_is_made_anew(tmp_path: Path) -> None:
+    """A share was restored under a task that waits: what it has opened is nowhere."""
+    lock = a_lock(tmp_path)
+    with lock:
+        pass
+    shutil.rmtree(tmp_path / ".remotefs")
+    with lock:
+        lock.verify()
+        refused(a_lock(tmp_path))
+
+
+def by_hard_link(path: Path, foreign: Path) -> None:
+    path.hardlink_to(foreign)
+
+
+def by_symlink(path: Path, foreign: Path) -> None:
+    path.symlink_to(foreign)
+
+
+def by_pipe(path: Path, _foreign: Path) -> None:
+    os.mkfifo(path)
+
+
+def by_directory(path: Path, _foreign: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("plant", [by_hard_link, by_symlink, by_pipe, by_directory])
+def test_what_was_planted_in_place_of_a_lock_is_neither_opened_nor_written(tmp_path: Path, plant: Callable, shared: bool) -> None:
+    with a_lock(tmp_path):
+        pass
+    lock_file(tmp_path).unlink()
+    foreign = tmp_path / "foreign"
+    foreign.write_text("data")
+    plant(lock_file(tmp_path), foreign)
+    with pytest.raises(UnsafeImage, match="find out who put .remotefs/locks/vol.lock there"):
+        a_lock(tmp_path, shared=shared).__enter__()
+    assert foreign.read_text() == "data" and os.path.lexists(lock_file(tmp_path))
+
+
+def test_a_lock_file_is_nobody_elses_to_open(tmp_path: Path) -> None:
+    """Whoever can open it can lock it, and keep all tasks waiting."""
+    with a_lock(tmp_path):
+        pass
+    lock_file(tmp_path).chmod(0o666)
+    with a_lock(tmp_path):
+        assert lock_file(tmp_path).stat().st_mode & 0o777 == 0o600
 
 
 def test_closed_locks_are_nobodys(tmp_path: Path) -> None:
