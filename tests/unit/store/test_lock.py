@@ -409,13 +409,12 @@ def test_what_was_planted_in_place_of_a_lock_is_neither_opened_nor_written(tmp_p
     assert foreign.read_text() == "data" and os.path.lexists(lock_file(tmp_path))
 
 
-def test_a_lock_file_is_nobody_elses_to_open(tmp_path: Path) -> None:
-    """Whoever can open it can lock it, and keep all tasks waiting."""
+@pytest.mark.parametrize("folder, file", [(0o2770, 0o660), (0o755, 0o600)])
+def test_who_may_write_to_the_share_may_lock(tmp_path: Path, folder: int, file: int) -> None:
+    """Of several users of one group, the first makes the file, and all of them lock it."""
+    tmp_path.chmod(folder)
     with a_lock(tmp_path):
-        pass
-    lock_file(tmp_path).chmod(0o666)
-    with a_lock(tmp_path):
-        assert lock_file(tmp_path).stat().st_mode & 0o777 == 0o600
+        assert lock_file(tmp_path).stat().st_mode & 0o777 == file
 
 
 def test_closed_locks_are_nobodys(tmp_path: Path) -> None:
