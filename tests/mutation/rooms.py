@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 ENGINE = "tests/unit/apply/test_engine.py"
+FULL = "tests/functional/test_full_share.py::test_a_lock"
 CHAINS = "tests/property/test_chains.py"
 FENCING = "tests/property/test_fencing.py"
 MOVING = "tests/property/test_moving.py"
@@ -26,7 +27,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "store/metadata/records.py": ("tests/unit/store/test_records.py", "tests/unit/store/test_formats.py", VOLUMES,
                                   "tests/functional/test_outlived_records.py", REFUSALS),
     "store/volumes/ownership.py": ("tests/functional/test_outlived_records.py", CLONES, "tests/functional/test_dependents.py"),
-    "store/locks/lock.py": ("tests/unit/store/test_lock.py", "tests/unit/store/test_lock_children.py"),
+    "store/locks/lock.py": ("tests/unit/store/test_lock.py", "tests/unit/store/test_lock_children.py", f"{FULL}_is_taken_on_a_full_share",
+                            f"{FULL}_that_cannot_be_made_gets_room"),
     "store/qcow2/cluster_writer.py": ("tests/functional/test_2014.py", MOVING),
     "store/qcow2/refcounts.py": ("tests/functional/test_2014.py", MOVING),
 }

@@ -379,6 +379,31 @@ def test_a_directory_of_locks_that_is_gone_is_made_anew(tmp_path: Path) -> None:
         refused(a_lock(tmp_path))
 
 
+@pytest.mark.parametrize("replace", [by_removal, by_replacement, by_a_link])
+def test_a_file_that_was_replaced_while_it_was_locked_is_not_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: Callable) -> None:
+    """Between the open and the lock another task ended with the volume, and somebody made a new file: that one counts."""
+    real, times = fcntl.fcntl, []
+
+    def locked(fd: int, request: int, content: bytes) -> bytes:
+        if not times:
+            replace(tmp_path, None)
+        times.append(1)
+        return real(fd, request, content)
+
+    lock = a_lock(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(locking.fcntl, "fcntl", locked)
+        if replace is by_a_link:
+            with pytest.raises(UnsafeImage):
+                lock.__enter__()
+            return
+        lock.__enter__()
+    assert len(times) == 2
+    lock.verify()
+    refused(a_lock(tmp_path))
+    lock.__exit__()
+
+
 def by_hard_link(path: Path, foreign: Path) -> None:
     path.hardlink_to(foreign)
 
