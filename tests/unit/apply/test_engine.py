@@ -19,7 +19,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Nee
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import Abilities
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains
@@ -38,6 +38,7 @@ class Noted:
         self.notes: list[str] = []
         self._real = open_engine("offline", directory)
         self._directory, self._fails = directory, fails
+        self.fails_after = ""
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -76,6 +77,8 @@ class NotedSession:
     def do(self, step: object) -> None:
         self._engine._note(f"{step.name} {step.file}")
         self._real.do(step)
+        if self._engine.fails_after == step.file:
+            raise NoSpace("share", f"is full after {step.file}", "make room")
 
     @contextmanager
     def begun(self, steps: object) -> Iterator[dict]:
@@ -138,4 +141,119 @@ def test_the_next_release_was_here(directory: ShareDirectory) -> None:
     with pytest.raises(NoSpace):
         executor(directory, engine).apply(snapshot_of(directory, "a"))
     with pytest.raises(NeedsRecovery, match="'noted', which this release does not have"):
+        find_interrupted(Look(directory, "a"))
+
+
+# ------------------------------------------------------------------------------------------- what a failure leaves behind
+
+
+class Ours(Noted):
+    """Work of the offline engine, which recovery finishes."""
+
+    name = "offline"
+
+
+def outcomes(directory: ShareDirectory) -> list[list[str]]:
+    return [[item.outcome for item in find_interrupted(Look(directory, name)).resumptions] for name in ("a", "b")]
+
+
+def left(directory: ShareDirectory) -> set[str]:
+    return {path.name for path in Path(directory.share.path).rglob("*") if path.is_file()}
+
+
+def test_a_group_is_decided_before_any_info_names_an_overlay(directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash from there on finishes all of it: some clients may have seen the first snapshot."""
+
+    def crash(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    plans = [snapshot_of(directory, name) for name in ("a", "b")]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Executor, "_write_info", crash)
+        executor(directory, Ours(directory)).apply_together(plans, "g")
+    assert outcomes(directory) == [["finished"], ["finished"]]
+
+
+def test_the_decision_goes_once_all_of_the_group_is_on_record(directory: ShareDirectory) -> None:
+    executor(directory, Ours(directory)).apply_together([snapshot_of(directory, name) for name in ("a", "b")], "g")
+    assert not [name for name in left(directory) if name.startswith("g")] and outcomes(directory) == [[], []]
+
+
+@pytest.mark.parametrize("file", ["a.s", "b.s"])
+def test_a_group_of_which_one_fails_is_taken_back_at_once(directory: ShareDirectory, file: str) -> None:
+    engine = Ours(directory)
+    engine.fails_after = file
+    with pytest.raises(NoSpace):
+        executor(directory, engine).apply_together([snapshot_of(directory, name) for name in ("a", "b")], "g")
+    assert not {"a.s", "b.s"} & left(directory) and outcomes(directory) == [[], []]
+
+
+def test_a_snapshot_that_fails_is_taken_back_at_once(directory: ShareDirectory) -> None:
+    with pytest.raises(NoSpace):
+        executor(directory, Ours(directory, fails="create_overlay a.s")).apply(snapshot_of(directory, "a"))
+    assert "a.s" not in left(directory) and outcomes(directory) == [[], []]
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+
+
+def test_of_a_volume_that_could_not_be_made_no_record_stays(directory: ShareDirectory) -> None:
+    plan = planner.create_volume(DesiredVolume("c", MIB))
+    with pytest.raises(NoSpace):
+        executor(directory, Ours(directory, fails="create c")).apply(plan)
+    assert not {"c", "c.json"} & left(directory)
+    engine = Ours(directory)
+    engine.fails_after = "c"  # it is there, so its record stays: nothing else knows its format
+    with pytest.raises(NoSpace):
+        executor(directory, engine).apply(plan)
+    assert {"c", "c.json"} <= left(directory)
+
+
+# ------------------------------------------------------------------------------------------------- which records are believed
+
+
+def rewrite(directory: ShareDirectory, name: str, **changes: object) -> None:
+    path = Path(directory.share.path) / ".remotefs/volumes" / f"{name}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def with_snapshot(directory: ShareDirectory) -> None:
+    for name in ("a", "b"):
+        executor(directory, Ours(directory)).apply(snapshot_of(directory, name))
+
+
+def garbage(directory: ShareDirectory, file: str, inode: int | None = None) -> list:
+    status = (Path(directory.share.path) / file).stat()
+    return [file, status.st_ino if inode is None else inode, status.st_size]
+
+
+def test_what_was_to_go_and_is_in_use_again_is_not_removed(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    rewrite(directory, "a", garbage=[garbage(directory, "a.s")])
+    with pytest.raises(NeedsRecovery, match="in use again"):
+        find_interrupted(Look(directory, "a"))
+
+
+@pytest.mark.parametrize("inode, goes", [(None, True), (0, True), (1, False)])
+def test_only_the_file_that_was_to_go_goes(directory: ShareDirectory, inode: int | None, goes: bool) -> None:
+    """Where inodes are not kept, none is recorded, and the length has to do."""
+    with_snapshot(directory)
+    (Path(directory.share.path) / "a.old").write_bytes(bytes(512))
+    rewrite(directory, "a", garbage=[garbage(directory, "a.old", inode)])
+    found = find_interrupted(Look(directory, "a")).resumptions
+    assert [step.file for one in found for step in one.plan.steps if step.name == "unlink"] == (["a.old"] if goes else [])
+    (Path(directory.share.path) / "a.old").write_bytes(bytes(1024))
+    assert not find_interrupted(Look(directory, "a")).resumptions
+
+
+def test_a_record_that_names_files_of_another_volume_is_not_followed(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    engine = Ours(directory, fails="session of a")
+    plan = merge.delete_snapshots(observed(directory, "a"), ["s"], {})
+    executor(directory, engine).record_intent(plan)
+    assert outcomes(directory)[0] == ["finished"]
+    record = json.loads((Path(directory.share.path) / ".remotefs/volumes/a.json").read_text())
+    for step in record["intent"]["steps"]:
+        if step["type"] == "Unlink":
+            step["file"] = "b"
+    rewrite(directory, "a", intent=record["intent"])
+    with pytest.raises(NeedsRecovery, match="belongs to volume b"):
         find_interrupted(Look(directory, "a"))

@@ -442,6 +442,39 @@ def test_who_may_write_to_the_share_may_lock(tmp_path: Path, folder: int, file: 
         assert lock_file(tmp_path).stat().st_mode & 0o777 == file
 
 
+def test_a_lease_is_durable_before_anything_is_done_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a host that loses its power leaves a lease of which nobody can tell whose it is."""
+    real, synced = os.fsync, []
+    monkeypatch.setattr(locking.os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))[1])
+    with a_lock(tmp_path, visible=False):
+        assert str(lease_file(tmp_path)) in synced
+        assert json.loads(lease_file(tmp_path).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_what_was_seen_before_the_lock_is_looked_at_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: bool) -> None:
+    lock, calls = a_lock(tmp_path, visible=visible), []
+    monkeypatch.setattr(ShareDirectory, "refresh", lambda _directory: calls.append(1))
+    with lock:
+        assert calls
+
+
+def test_a_lock_whose_owner_cannot_be_written_is_held_without_only_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched, pytest.raises(StorageError):
+        patched.setattr(locking.os, "pwrite", failing(errno.EIO))
+        a_lock(tmp_path).__enter__()
+    with a_lock(tmp_path):
+        pass
+
+
+def test_what_stands_in_place_of_a_lease_is_not_read_and_its_remedy_is_told(tmp_path: Path) -> None:
+    with a_lock(tmp_path):
+        assert "break_lock" not in refused(a_lock(tmp_path))
+    lease_file(tmp_path).symlink_to("/etc/hostname")
+    told = refused(a_lock(tmp_path, visible=False))
+    assert "held by another task" in told and "break_lock: true" in told
+
+
 def test_closed_locks_are_nobodys(tmp_path: Path) -> None:
     lock = a_lock(tmp_path)
     with lock:
