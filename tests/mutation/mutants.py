@@ -131,6 +131,8 @@ def _says_nothing(leaf: NodeOrLeaf, node: BaseNode, operator: str, occurrence: i
         return True
     if NEGATIONS.fullmatch(operator) and node.parent.type in CONDITIONS and node is node.parent.children[CONDITIONS[node.parent.type]]:
         return True
+    if node.type == "if_stmt" and node.children[1].get_code().strip() == "TYPE_CHECKING":
+        return True
     child = leaf
     while child.parent is not None:
         parent = child.parent

@@ -144,6 +144,11 @@ def test_what_is_no_record_is_damaged(data: bytes) -> None:
         records.parse("v", data)
 
 
+def test_a_mark_without_a_generation_has_none() -> None:
+    found = read_with(marks={"v": [7, 100]})
+    assert found is not None and found.marks["v"] == Disk(7, 100, 0) == Disk(7, 100)
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_a_version_of_another_release_is_left_alone(version: object) -> None:
     with pytest.raises(NeedsRecovery):
