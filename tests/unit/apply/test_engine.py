@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Iterator
 
@@ -15,13 +16,14 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.engine import open_engine
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.executor import Executor
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.recovery import find_interrupted
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery, NoSpace
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery, NoSpace, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import Abilities
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes.look import Look
 
@@ -179,6 +181,12 @@ def test_the_decision_goes_once_all_of_the_group_is_on_record(directory: ShareDi
     assert not [name for name in left(directory) if name.startswith("g")] and outcomes(directory) == [[], []]
 
 
+def test_a_group_of_one(directory: ShareDirectory) -> None:
+    """Several names that are one volume, or all others of which have the snapshot already."""
+    executor(directory, Ours(directory)).apply_together([snapshot_of(directory, "a")], "g")
+    assert observed(directory, "a").has_snapshot("s") and outcomes(directory) == [[], []]
+
+
 @pytest.mark.parametrize("file", ["a.s", "b.s"])
 def test_a_group_of_which_one_fails_is_taken_back_at_once(directory: ShareDirectory, file: str) -> None:
     engine = Ours(directory)
@@ -225,6 +233,51 @@ def garbage(directory: ShareDirectory, file: str, inode: int | None = None) -> l
     return [file, status.st_ino if inode is None else inode, status.st_size]
 
 
+def on_record(directory: ShareDirectory, name: str) -> records.Record:
+    found = records.read(directory, name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("keeps_inodes", [True, False])
+def test_an_intent_proves_which_files_it_is_about(tmp_path: Path, directory: ShareDirectory, keeps_inodes: bool) -> None:
+    """And has the format of each, since nothing else may know them: here it is the first record of the volume."""
+    share = directory.share._replace(keeps_inodes=keeps_inodes)
+    with ShareDirectory(share) as opened:
+        executor(opened, Ours(opened)).record_intent(snapshot_of(opened, "a"))
+        record = on_record(opened, "a")
+    assert record.formats == {"a": "raw"} and record.garbage == () and record.intent is not None
+    assert record.intent["proofs"] == {"a": [(tmp_path / "a").stat().st_ino if keeps_inodes else 0, MIB]}
+    with ShareDirectory(share) as opened:  # what is gone proves nothing
+        plan = snapshot_of(opened, "a")
+        (tmp_path / "a").unlink()
+        executor(opened, Ours(opened)).record_intent(plan)
+        assert (on_record(opened, "a").intent or {})["proofs"] == {}
+
+
+def test_an_intent_of_a_volume_that_is_made_has_nothing_before_it(directory: ShareDirectory) -> None:
+    plan = planner.create_volume(DesiredVolume("c", MIB))
+    executor(directory, Ours(directory)).apply(plan)
+    record, status = on_record(directory, "c"), (Path(directory.share.path) / "c").stat()
+    assert record.formats == {"c": "raw"} and record.intent is None
+    assert record.marks["c"][:2] == (status.st_ino, MIB)  # by which a file that gets its name later is known to be another one
+
+
+def test_all_files_that_have_to_go_are_on_record_before_the_first_one_goes(directory: ShareDirectory) -> None:
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    executor(directory, Ours(directory)).apply(planner.create_snapshot(observed(directory, "a"), DesiredSnapshot("t")))
+    plan = merge.delete_snapshots(observed(directory, "a"), ["s", "t"], {})
+    with pytest.raises(NoSpace):
+        executor(directory, Ours(directory, fails="closing a.s")).apply(plan)
+    files = [step.file for step in plan.steps if step.name == "unlink"]
+    share = Path(directory.share.path)
+    assert len(files) == 2 and list(on_record(directory, "a").garbage) == [
+        (file, (share / file).stat().st_ino, (share / file).stat().st_size) for file in files
+    ]
+    (resumption,) = find_interrupted(Look(directory, "a")).resumptions
+    assert [step.file for step in resumption.plan.steps if step.name == "unlink"] == files
+
+
 def test_what_was_to_go_and_is_in_use_again_is_not_removed(directory: ShareDirectory) -> None:
     with_snapshot(directory)
     rewrite(directory, "a", garbage=[garbage(directory, "a.s")])
@@ -257,3 +310,42 @@ def test_a_record_that_names_files_of_another_volume_is_not_followed(directory: 
     rewrite(directory, "a", intent=record["intent"])
     with pytest.raises(NeedsRecovery, match="belongs to volume b"):
         find_interrupted(Look(directory, "a"))
+
+
+def test_where_inodes_are_not_kept_none_is_on_record(directory: ShareDirectory) -> None:
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    with ShareDirectory(directory.share._replace(keeps_inodes=False)) as opened, pytest.raises(NoSpace):
+        executor(opened, Ours(opened, fails="closing a.s")).apply(merge.delete_snapshots(observed(opened, "a"), ["s"], {}))
+    assert [item[:2] for item in on_record(directory, "a").garbage] == [("a.s", 0)]
+
+
+def test_of_a_removed_volume_no_record_stays(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    executor(directory, Ours(directory)).apply(planner.delete_volume(observed(directory, "a"), True))
+    assert not {name for name in left(directory) if name.startswith("a")} and "b.json" in left(directory)
+
+
+# -------------------------------------------------------------------------------------------------------- what is told
+
+
+def test_each_step_is_told_with_its_time_and_one_that_failed_with_its_reason(directory: ShareDirectory) -> None:
+    told: list = []
+    for fails in ("", "create_overlay b.s"):
+        name = "b" if fails else "a"
+        work = Executor(directory, Ours(directory, fails), lambda _text: None, lambda *words: told.append(words))
+        with pytest.raises(NoSpace) if fails else nullcontext():
+            work.apply(snapshot_of(directory, name))
+    steps = [(volume, words["step"]) for volume, words, _seconds in told]
+    assert steps[:4] == [("a", "write_intent"), ("a", "create_overlay"), ("a", "write_info"), ("a", "write_record")]
+    assert steps[4:6] == [("b", "write_intent"), ("b", "create_overlay")]
+    assert [number for number, (_volume, words, _seconds) in enumerate(told) if "failed" in words] == [5] and "is full" in told[5][1]["failed"]
+    assert all(words["share"] == directory.share.source and 0 <= seconds < 60 for _volume, words, seconds in told)
+
+
+def test_an_error_of_the_system_is_told_as_one_of_the_volume(directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_session: object, _step: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(NotedSession, "do", fail)
+    with pytest.raises(StorageError, match="volume a on "):
+        executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
