@@ -15,12 +15,13 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.engine import open_engine
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.executor import Executor
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.recovery import find_interrupted
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.recovery import find_interrupted, give_up
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery, NoSpace, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import Abilities
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.intent import Resumption
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
@@ -323,6 +324,76 @@ def test_of_a_removed_volume_no_record_stays(directory: ShareDirectory) -> None:
     with_snapshot(directory)
     executor(directory, Ours(directory)).apply(planner.delete_volume(observed(directory, "a"), True))
     assert not {name for name in left(directory) if name.startswith("a")} and "b.json" in left(directory)
+
+
+# --------------------------------------------------------------------------------------------- records that are given up
+
+
+def interrupted_deletion(directory: ShareDirectory) -> None:
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    executor(directory, Ours(directory)).apply(planner.create_snapshot(observed(directory, "a"), DesiredSnapshot("t")))
+    executor(directory, Ours(directory)).record_intent(merge.delete_snapshots(observed(directory, "a"), ["s"], {}))
+
+
+def given_up(directory: ShareDirectory, name: str = "a") -> Resumption:
+    (found,) = give_up(Look(directory, name)).resumptions
+    assert found.outcome == "discarded"
+    return found
+
+
+def test_a_deletion_that_is_given_up_takes_the_names_whose_data_may_be_damaged(directory: ShareDirectory) -> None:
+    interrupted_deletion(directory)
+    found = given_up(directory)
+    assert (found.operation, found.left, set(found.images)) == ("delete_snapshot", (), {"a", "a.s", "a.t"})
+    assert [step.name for step in found.plan.steps] == ["write_info"] and found.plan.after is not None and found.plan.after.pending is None
+    assert [one.name for one in found.plan.after.snapshots] == ["t"] and found.plan.after.files == ("a.t", "a.s", "a")
+
+
+def test_an_intent_that_cannot_be_understood_takes_no_name(directory: ShareDirectory) -> None:
+    interrupted_deletion(directory)
+    rewrite(directory, "a", intent={"operation": "delete_snapshot"})
+    found = given_up(directory)
+    assert (found.operation, found.images, found.left) == ("unknown", (), ())
+    assert found.plan.after is not None and [one.name for one in found.plan.after.snapshots] == ["s", "t"]
+
+
+def test_files_that_were_to_go_and_are_not_of_the_volume_are_left_and_told(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    old = Path(directory.share.path) / "a.old"
+    old.write_bytes(bytes(512))
+    rewrite(directory, "a", garbage=[garbage(directory, "a.old"), garbage(directory, "a.s"), ["a.gone", 1, 1]])
+    found = given_up(directory)
+    assert (found.operation, found.left) == ("unknown", ("a.old",))
+    executor(directory, Ours(directory)).record_intent(merge.delete_snapshots(observed(directory, "a"), ["s"], {}))
+    for file in ("a.s", "a.info"):
+        (Path(directory.share.path) / file).rename(Path(directory.share.path) / f"kept-{file}")
+    shorter = given_up(directory)  # the overlay that the intent names is gone, and what is left of the volume counts
+    assert shorter.left == () and [step.name for step in shorter.plan.steps] == ["write_record"]
+
+
+def test_of_a_volume_that_is_gone_nothing_is_left_to_do(directory: ShareDirectory) -> None:
+    interrupted_deletion(directory)
+    for path in Path(directory.share.path).glob("a*"):
+        path.unlink()
+    found = given_up(directory)
+    assert (found.operation, found.plan.steps, found.plan.after, found.left) == ("delete_snapshot", (), None, ())
+
+
+def test_a_volume_without_a_record_is_taken_as_it_stands(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    (Path(directory.share.path) / ".remotefs/volumes/b.json").unlink()
+    found = given_up(directory, "b")
+    assert (found.operation, found.left, found.images) == ("unknown", (), ()) and [step.name for step in found.plan.steps] == ["write_info"]
+    assert found.plan.after is not None and [one.name for one in found.plan.after.snapshots] == ["s"]
+
+
+def test_beside_an_image_that_cannot_be_read_nothing_is_removed(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    (Path(directory.share.path) / "a.old").write_bytes(bytes(512))
+    rewrite(directory, "a", garbage=[garbage(directory, "a.old")])
+    (Path(directory.share.path) / "a.s").write_bytes(b"QFI\xfb" + bytes(508))
+    with pytest.raises(NeedsRecovery):
+        find_interrupted(Look(directory, "a"))
 
 
 # -------------------------------------------------------------------------------------------------------- what is told
