@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Iterator
@@ -318,6 +319,24 @@ def test_where_inodes_are_not_kept_none_is_on_record(directory: ShareDirectory) 
     with ShareDirectory(directory.share._replace(keeps_inodes=False)) as opened, pytest.raises(NoSpace):
         executor(opened, Ours(opened, fails="closing a.s")).apply(merge.delete_snapshots(observed(opened, "a"), ["s"], {}))
     assert [item[:2] for item in on_record(directory, "a").garbage] == [("a.s", 0)]
+
+
+@pytest.mark.parametrize("mode, synced", [(0o600, True), (0o644, False)])
+def test_who_may_open_the_new_active_image_is_durable_before_info_names_it(
+    directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch, mode: int, synced: bool
+) -> None:
+    """A host that loses its power must not leave a volume open to those who could not open it before."""
+    share, order = Path(directory.share.path), []
+    (share / "a").chmod(0o644)
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    (share / "a.s").chmod(mode)
+    kind = type(directory.waiting)
+    real_sync, real_info = kind.sync_file, Executor._logged
+    monkeypatch.setattr(kind, "sync_file", lambda waiting, fd: (order.append(os.readlink(f"/proc/self/fd/{fd}")), real_sync(waiting, fd))[1])
+    monkeypatch.setattr(Executor, "_logged", lambda one, volume, told: (order.append(told["step"]), real_info(one, volume, told))[1])
+    executor(directory, Ours(directory)).apply(merge.delete_snapshots(observed(directory, "a"), ["s"], {}))
+    assert (share / "a").stat().st_mode & 0o777 == mode
+    assert (str(share / "a") in order[: order.index("write_info")]) is synced
 
 
 def test_of_a_removed_volume_no_record_stays(directory: ShareDirectory) -> None:
