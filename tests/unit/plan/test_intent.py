@@ -176,3 +176,165 @@ def test_a_clone_that_was_cut_loose_is_not_put_back_on_its_parent() -> None:
     assert [type(step) for step in again] == [Pull, WriteRecord]
     ended = intent.resume("v", clone, written, found({"v.s1": {"backing_file": None}, "v": None})).plan.steps
     assert [type(step) for step in ended] == [WriteRecord]
+
+
+# --------------------------------------------------------------------------------- what others must not be doing meanwhile
+
+
+def test_recovery_is_shown_every_file_that_the_plan_had_or_makes() -> None:
+    """Also an overlay that was to become the active image, and that of a plan which ends without a volume."""
+    taken = recorded(planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new")))
+    assert set(taken.files) == {"v", "v.s1", "v.s2", "v.new"}
+    assert set(replace(taken, after=None).files) == {"v", "v.s1", "v.s2", "v.new"}
+    assert set(replace(taken, steps=()).files) == {"v", "v.s1", "v.s2", "v.new"}
+    assert set(recorded(planner.delete_volume(BEFORE, True)).files) == {"v", "v.s1", "v.s2"}
+
+
+def test_nobody_may_have_open_what_a_recovery_changes_or_write_into_what_is_beneath() -> None:
+    """The image that is active before or after is closed also where no step touches it: a guest would go on writing into the wrong file."""
+    deletion = intent.resume("v", BEFORE, INTENT, found())
+    assert (deletion.closed, deletion.unwritten) == ({"v", "v.s1", "v.s2"}, set())
+    newest = recorded(delete_snapshots(BEFORE, ["s2"], {}))
+    ended = intent.resume("v", BEFORE, newest, found(active="v.s1", snapshots=INFO_BEFORE[:1]))
+    assert (ended.closed, ended.unwritten) == ({"v.s1", "v.s2"}, {"v"})
+    taken = recorded(planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new")))
+    finished = intent.resume("v", BEFORE, taken, found({"v.new": {"backing_file": "v.s2"}}))
+    assert (finished.closed, finished.unwritten) == ({"v.new", "v.s2"}, {"v", "v.s1"})
+    undone = intent.resume("v", BEFORE, taken, found())
+    assert (undone.closed, undone.unwritten) == ({"v.s2"}, {"v", "v.s1"})
+    gone = intent.resume("v", None, recorded(planner.delete_volume(BEFORE, True)), found())
+    assert gone.closed == {"v", "v.s1", "v.s2"}
+    assert replace(undone, images=("v.s1", "v.other", "v.s2")).unwritten == {"v", "v.s1", "v.other"}
+
+
+def test_what_is_discarded_says_what_it_leaves() -> None:
+    assert replace(intent.resume("v", BEFORE, INTENT, found()), outcome="discarded", left=("v.x",)).describe()["left"] == ["v.x"]
+    assert "left" not in intent.resume("v", BEFORE, INTENT, found()).describe()
+
+
+# ------------------------------------------------------------------------------------- what was changed since, once more
+
+
+def test_the_end_of_a_removal_is_removals_alone() -> None:
+    resumed = intent.resume("v", None, recorded(planner.delete_volume(BEFORE, True)), found({"v.s2": None}))
+    assert resumed.plan.steps and all(isinstance(step, Unlink) for step in resumed.plan.steps) and resumed.plan.after is None
+
+
+def test_a_raw_file_needs_no_header() -> None:
+    assert intent.resume("v", BEFORE, INTENT, found({"v": {"size": None}})).plan.steps == PLAN.steps
+
+
+def test_a_header_that_was_torn_since_stops_a_removal() -> None:
+    """A removal looks at nothing else of the file."""
+    with pytest.raises(NeedsRecovery, match=r"v\.s1 to be a qcow2 image"):
+        intent.resume("v", None, recorded(planner.delete_volume(BEFORE, True)), found({"v.s1": {"size": None}}))
+
+
+def test_a_volume_that_had_no_info_is_resumed_without_one() -> None:
+    plain = replace(BEFORE, info=False)
+    written = recorded(delete_snapshots(plain, ["s1"], {}))
+    assert intent.resume("v", plain, written, found(active=None, snapshots=())).plan.steps == PLAN.steps
+    assert intent.resume("v", plain, written, found()).plan.steps == PLAN.steps  # one that was made since says the same
+    for other in (found(active="v.s1"), found(snapshots=())):
+        with pytest.raises(NeedsRecovery):
+            intent.resume("v", plain, written, other)
+
+
+def test_what_the_final_state_wants_must_be_there_also_where_it_is_raw() -> None:
+    with pytest.raises(NeedsRecovery, match="file v,"):
+        intent.resume("v", BEFORE, INTENT, found({"v": None, "v.s2": {"backing_file": "v"}}, **DONE))
+
+
+@pytest.mark.parametrize("length, goes", [(LENGTH, True), (LENGTH - 1, True), (LENGTH + 1, False)])
+def test_what_a_revert_gives_up_may_have_been_made_shorter_by_it_and_by_nobody_else_longer(length: int, goes: bool) -> None:
+    plan = planner.revert(BEFORE, "s1", True)
+    state = found({"v.s2": {"backing_file": "v", "inode": 50}, "v.s1": {"length": length}}, snapshots=INFO_BEFORE[:1])
+    assert plan.after is not None
+    written = recorded(plan)
+    state = replace(state, active=plan.after.active.file, snapshots=tuple((one.name, one.file) for one in plan.after.snapshots))
+    going = next(step.file for step in plan.steps if isinstance(step, Unlink))
+    state = replace(state, files={**state.files, going: replace(state.files[going], length=length)})
+    if goes:
+        assert intent.resume("v", BEFORE, written, state).outcome == "finished"
+    else:
+        with pytest.raises(NeedsRecovery, match="which is to go"):
+            intent.resume("v", BEFORE, written, state)
+
+
+def test_what_a_deletion_merged_away_is_as_long_as_it_was() -> None:
+    """No step of it makes a file shorter, so somebody else did."""
+    with pytest.raises(NeedsRecovery, match="which is to go"):
+        intent.resume("v", BEFORE, INTENT, found({"v.s2": {"backing_file": "v"}, "v.s1": {"length": LENGTH - 1}}, **DONE))
+
+
+@pytest.mark.parametrize(
+    "without, present",
+    [
+        ("overlay", found()),
+        ("info", found()),
+        ("", found(active="v.s1")),  # no overlay yet, and yet another active image
+        ("", found(snapshots=INFO_BEFORE[:1])),
+    ],
+)
+def test_a_snapshot_is_not_undone_where_somebody_did_something_else(without: str, present: intent.Found) -> None:
+    written = recorded(planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new")))
+    kinds = {"overlay": "create_overlay", "info": "write_info"}
+    written = replace(written, steps=tuple(step for step in written.steps if step.name != kinds.get(without)))
+    with pytest.raises(NeedsRecovery):
+        intent.resume("v", BEFORE, written, present)
+
+
+def test_a_snapshot_is_not_undone_on_a_volume_that_is_another_one_now() -> None:
+    written = recorded(planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new")))
+    with pytest.raises(NeedsRecovery):
+        intent.resume("v", None, written, found())
+    with pytest.raises(NeedsRecovery, match="v.s1"):
+        intent.resume("v", replace(BEFORE, chain=BEFORE.chain[1:]), written, found())
+
+
+CLONE = replace(BEFORE, parent=Parent("p", "golden", "v"))
+
+
+@pytest.mark.parametrize("state", [found(active="v.s1"), found(snapshots=()), found({"v.s2": None}), found({"v.s2": {"backing_file": "v"}})], ids=range(4))
+def test_a_clone_that_somebody_changed_since_is_not_cut_loose(state: intent.Found) -> None:
+    with pytest.raises(NeedsRecovery):
+        intent.resume("v", CLONE, recorded(clones.flatten(CLONE, {})), state)
+
+
+def replacement() -> intent.Intent:
+    """A revert to the newest snapshot as it is on a full share: the active image is replaced by an empty one, and ``.info`` stays."""
+    plan = planner.revert(BEFORE, "s2", True)
+    return replace(recorded(plan), steps=tuple(step for step in plan.steps if not isinstance(step, WriteInfo)))
+
+
+def test_an_active_image_that_was_replaced_in_its_place_is_not_replaced_again() -> None:
+    written = replacement()
+    kinds = [step.name for step in written.steps]
+    assert "replace_overlay" in kinds
+    once = intent.resume("v", BEFORE, written, found()).plan.steps
+    assert [step.name for step in once] == kinds
+    again = intent.resume("v", BEFORE, written, found({"v.s2": {"inode": 50}})).plan.steps
+    assert [step.name for step in again] == [kind for kind in kinds if kind != "replace_overlay"]
+    # Where inodes are not kept, nobody knows: it is done again, which loses nothing that was not to go.
+    forgetful = replace(written, proofs={file: intent.Proof(0, LENGTH) for file in INODES})
+    unknown = replace(written, proofs={})
+    for one in (forgetful, unknown):
+        assert [step.name for step in intent.resume("v", BEFORE, one, found({"v.s2": {"inode": 50}})).plan.steps] == kinds
+
+
+@pytest.mark.parametrize("state", [found(active="v.s1"), found(snapshots=()), found({"v.s1": None}), found({"v.s1": {"backing_file": None}})], ids=range(4))
+def test_an_active_image_is_not_replaced_where_somebody_changed_the_share_since(state: intent.Found) -> None:
+    with pytest.raises(NeedsRecovery):
+        intent.resume("v", BEFORE, replacement(), state)
+
+
+def test_a_record_without_a_final_state_is_not_resumed() -> None:
+    with pytest.raises(NeedsRecovery, match="final state"):
+        intent.resume("v", BEFORE, replace(INTENT, steps=tuple(step for step in INTENT.steps if not isinstance(step, WriteInfo))), found())
+
+
+def test_names_of_stale_entries_and_of_engines_are_checked_like_all_others() -> None:
+    content = INTENT.to_json()
+    with pytest.raises(NeedsRecovery):
+        intent.from_json("v", {**content, "before": {**content["before"], "stale": [["old", "../x"]]}})
+    assert intent.from_json("v", {**content, "engine": "e" * 40}).engine == "e" * 40

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import HasDependents, UnsafeImage
-from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Snapshot, Volume
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, HasDependents, UnsafeImage
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Parent, Snapshot, Volume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.cost import Allocation
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.merge import delete_snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.merge import Bitmap, delete_snapshots, drop_stale
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.steps import Commit, Pull, Repoint, Step, Truncate, Unlink, WriteInfo
 
 KIB64 = 65536
@@ -187,3 +189,174 @@ def test_a_file_with_old_data_behind_its_end_is_not_made_larger() -> None:
     assert brief(delete_snapshots(short, ["s1"], known).steps)[0] == commit
     assert brief(delete_snapshots(short, ["s1"], known, {"v"}).steps)[0] == pull
     assert brief(delete_snapshots(equal, ["s1"], known, {"v"}).steps)[0] == commit
+
+
+# ------------------------------------------------------------------------------------- what is on record afterwards
+
+
+def test_a_deletion_is_recorded_before_it_begins_and_leaves_a_volume_with_records() -> None:
+    plan = delete_snapshots(replace(volume(8, 8, 8), info=False, adopted=False, pending="of another task"), ["s1"], {})
+    assert plan.intent and plan.after is not None
+    assert (plan.after.info, plan.after.adopted, plan.after.pending) == (True, True, None)
+
+
+@pytest.mark.parametrize(
+    "sizes, gone, stays, size",
+    [
+        ((4, 4, 8, 8), ["s2"], "v.s1", 8),  # what is committed into grows
+        ((8, 8, 8), ["s1"], "v", 8),
+        ((8, 16, 16), ["s1"], "v", 16),
+        ((8, 8, 4, 8), ["s2"], "v.s2", 4),  # what pulls keeps its size
+    ],
+)
+def test_the_file_that_stays_holds_data_and_is_as_large_as_the_point_that_it_shows(sizes: tuple, gone: list, stays: str, size: int) -> None:
+    """Also where it was empty before: the next plan believes ``empty``, and would merge nothing."""
+    number = int(stays[len("v.s") :] or 0)
+    for empty in ((), (number,)):
+        after = delete_snapshots(volume(*sizes, empty=empty), gone, clusters(base=[0, 1, 2], s1=[0, 1, 2, 3], s2=[1])).after
+        assert after is not None and (after.image(stays).size, after.image(stays).empty) == (size, False)
+
+
+def test_of_two_names_of_one_point_one_goes_without_a_merge() -> None:
+    both = replace(volume(8, 8, 8), snapshots=(Snapshot("s1", "v.s1"), Snapshot("again", "v.s1"), Snapshot("s2", "v.s2")))
+    plan = delete_snapshots(both, ["again"], {})
+    assert brief(plan.steps) == [("info", "v.s2", {"s1": "v.s1", "s2": "v.s2"})]
+    assert brief(delete_snapshots(both, ["s1", "again"], {}).steps)[0] == ("commit", "v.s1", "v")
+
+
+# ------------------------------------------------------------------------------------------------- entries of .info
+
+
+def test_stale_entries_go_alone_or_with_real_snapshots() -> None:
+    before = replace(volume(8, 8, 8), info=False, adopted=False, stale=(("old", "v.old"),))
+    after = replace(before, stale=())
+    alone = drop_stale(before, replace(delete_snapshots(before, [], {}), after=after), ("v.old",))
+    assert brief(alone.steps) == [("info", "v.s2", {"s1": "v.s1", "s2": "v.s2"}), ("unlink", "v.old")]
+    real = delete_snapshots(before, ["s2"], {})
+    assert real.after is not None
+    together = drop_stale(before, replace(real, after=replace(real.after, stale=())), ("v.old",))
+    assert together.steps == (*real.steps, Unlink("v.old"))
+    for plan in (alone, together):
+        assert plan.intent and plan.after is not None and (plan.after.info, plan.after.adopted, plan.after.stale) == (True, True, ())
+
+
+# ---------------------------------------------------------------------------------------- clones, and what they rest on
+
+
+def clone(*sizes: int, **changes) -> Volume:
+    """Of the files of ``volume``, the base is the parent's."""
+    return replace(volume(*sizes), parent=Parent("p", "golden", "v"), **changes)
+
+
+def test_nothing_is_merged_into_a_parent() -> None:
+    """The raw base that a clone rests on is not its own: the files above it merge among themselves, whatever costs less."""
+    assert brief(delete_snapshots(clone(8, 8, 8), ["s1"], {}).steps) == [("info", "v.s2", {"s2": "v.s2"})]
+    assert brief(delete_snapshots(clone(8, 8, 8), ["s2"], {}).steps) == [("commit", "v.s2", "v.s1"), ("info", "v.s1", {"s1": "v.s1"}), ("unlink", "v.s2")]
+    assert brief(delete_snapshots(clone(8, 8, 8, 8), ["s1", "s2"], {}).steps)[0] == ("commit", "v.s2", "v.s1")
+    unnamed = clone(8, 8, 8, 8, snapshots=(Snapshot("s2", "v.s2"), Snapshot("s3", "v.s3")))
+    assert brief(delete_snapshots(unnamed, ["s2"], {}).steps)[:2] == [("commit", "v.s2", "v.s1"), ("repoint", "v.s3", "v.s1")]
+
+
+def test_a_parent_whose_headers_are_not_as_they_should_be_is_mended_first() -> None:
+    deep = replace(volume(8, 8, 8, 8), parent=Parent("p", "golden", "v.s1"))
+    chain = tuple(replace(image, absolute=image.file == "v.s1") for image in deep.chain)
+    with pytest.raises(UnsafeImage):
+        delete_snapshots(replace(deep, chain=chain), ["s3"], {})
+    assert delete_snapshots(deep, ["s3"], {}).changed
+
+
+def test_a_file_that_clones_rest_on_stays_and_what_a_raw_base_cannot_take_in_lies_there_without_a_name() -> None:
+    """The clone rests on the overlay that shows s2, which is no point that goes."""
+    held = volume(8, 8, 8, 8, dependents=(("clone", "v.s2"),))
+    assert brief(delete_snapshots(held, ["s1", "s2"], {}).steps) == [
+        ("pull", "v.s2", "v"), ("info", "v.s3", {"s3": "v.s3"}), ("unlink", "v.s1"),
+    ]  # fmt: skip
+    # The lowest alone: there is nothing between it and the base that could be pulled, so only its name goes.
+    lowest = volume(8, 8, 8, dependents=(("clone", "v.s1"),))
+    plan = delete_snapshots(lowest, ["s1"], {})
+    assert brief(plan.steps) == [("info", "v.s2", {"s2": "v.s2"})]
+    # A qcow2 base can be pulled.
+    assert brief(delete_snapshots(volume(8, 8, 8, base="qcow2", dependents=(("clone", "v.s1"),)), ["s1"], {}).steps)[0] == ("pull", "v.s1", None)
+
+
+def test_a_base_without_a_name_is_taken_in_as_soon_as_nothing_holds_what_lies_on_it() -> None:
+    nameless = replace(volume(8, 8, 8, 8), snapshots=(Snapshot("s2", "v.s2"), Snapshot("s3", "v.s3")))  # nothing names v.s1, and what v shows
+    assert brief(delete_snapshots(nameless, ["s2"], {}).steps) == [
+        ("commit", "v.s2", "v"), ("repoint", "v.s3", "v"), ("info", "v.s3", {"s3": "v.s3"}), ("unlink", "v.s1"), ("unlink", "v.s2"),
+    ]  # fmt: skip
+    above = delete_snapshots(nameless, ["s3"], {})
+    assert brief(above.steps)[0] == ("commit", "v.s3", "v.s2")  # the base is not beneath this one
+    for holder in (("clone", "v"), ("clone", "v.s2")):
+        steps = brief(delete_snapshots(replace(nameless, dependents=(holder,)), ["s2"], {}).steps)
+        assert not any(step[0] in ("commit", "truncate") and step[-1] == "v" for step in steps)
+    named = volume(8, 8, 8, 8)
+    assert brief(delete_snapshots(named, ["s2"], {}).steps)[0] == ("commit", "v.s2", "v.s1")
+    qcow2 = replace(volume(8, 8, 8, 8, base="qcow2"), snapshots=nameless.snapshots)
+    assert brief(delete_snapshots(qcow2, ["s2"], {}).steps)[0] == ("commit", "v.s2", "v.s1")
+
+
+# ---------------------------------------------------------------------------------------- costs, sizes, dirty bitmaps
+
+
+def test_what_a_raw_base_takes_in_before_it_is_cut_is_not_lost() -> None:
+    """v.s2 ends at 4. Up to there it may show what v.s1 holds, which therefore goes into the base before v.s2 does."""
+    plan = delete_snapshots(volume(8, 8, 4, 8), ["s1", "s2"], {})
+    assert brief(plan.steps)[:4] == [("commit", "v.s1", "v"), ("truncate", "v"), ("commit", "v.s2", "v"), ("repoint", "v.s3", "v")]
+
+
+def test_a_pivot_on_which_only_empty_overlays_lie_costs_no_commit() -> None:
+    known = clusters(base=[0, 1], s1=[0, 1, 2], s2=[])
+    plan = delete_snapshots(volume(8, 8, 8, 8, base="qcow2", empty=(2,)), ["s2"], known)
+    assert brief(plan.steps) == [("repoint", "v.s3", "v.s1"), ("info", "v.s3", {"s1": "v.s1", "s3": "v.s3"}), ("unlink", "v.s2")]
+
+
+def test_an_empty_top_does_not_make_the_base_cheap() -> None:
+    """v.s2 adds nothing, and v.s1 would still have to be committed."""
+    known = clusters(base=[0], s1=[1, 2, 3, 4, 5, 6], s2=[])
+    plan = delete_snapshots(volume(8, 8, 8, 8, base="qcow2", empty=(2,)), ["s1", "s2"], known)
+    assert brief(plan.steps)[:2] == [("pull", "v.s1", None), ("repoint", "v.s3", "v.s1")]
+
+
+@pytest.mark.parametrize("base, entries", [("raw", 3), ("qcow2", 0)])
+def test_zeros_are_pulled_as_entries_where_something_lies_beneath(base: str, entries: int) -> None:
+    """Three clusters of zeros hide what the base holds. Where they lie in the base itself, nothing is left to hide."""
+    known = clusters(base=[], s1=[], s2=[5])
+    zeros = Allocation(KIB64, 8192, {0: bytes([2, 2, 2]) + bytes(8189)})
+    known["v.s1" if base == "raw" else "v"] = zeros
+    if base == "raw":
+        plan = delete_snapshots(volume(8, 4, 8, 8), ["s2"], known)  # v.s1 is too short to stay
+    else:
+        plan = delete_snapshots(volume(8, 4, 8, base="qcow2"), ["s1"], known)
+    assert [step.bytes for step in plan.steps if isinstance(step, Pull)] == [entries * 8 + 512]
+
+
+@pytest.mark.parametrize("stays", ["v", "v.s1"])
+def test_a_file_with_dirty_bitmaps_stays(stays: str) -> None:
+    """Whichever costs less: the bitmap goes with its file. One that marks what is written into its file is right after a commit."""
+    known = {"v": clusters(base=[0, 1, 2, 3, 4], s1=[5]), "v.s1": clusters(base=[5], s1=[0, 1, 2, 3, 4])}
+    for costs in known.values():
+        plan = delete_snapshots(volume(8, 8, 8, base="qcow2"), ["s1"], costs, bitmaps={stays: (Bitmap("b", True),), "v.s2": (Bitmap("other", False),)})
+        assert brief(plan.steps)[-1] == ("unlink", "v.s1" if stays == "v" else "v")
+
+
+@pytest.mark.parametrize(
+    "bitmaps, allowed",
+    [
+        ({"v": (Bitmap("b", True),)}, True),
+        ({"v": (Bitmap("b", False),)}, False),  # nobody marks in it what is committed
+        ({"v.s1": (Bitmap("b", True),)}, False),  # it would go with its file
+        ({"v.s2": (Bitmap("b", False),)}, True),  # this file is neither
+    ],
+)
+def test_no_dirty_bitmap_is_lost_or_made_wrong(bitmaps: dict, allowed: bool) -> None:
+    """The base is raw, so it is what stays."""
+    if allowed:
+        assert brief(delete_snapshots(volume(8, 8, 8), ["s1"], {}, bitmaps=bitmaps).steps)[0] == ("commit", "v.s1", "v")
+    else:
+        with pytest.raises(Conflict, match="b of v"):
+            delete_snapshots(volume(8, 8, 8), ["s1"], {}, bitmaps=bitmaps)
+
+
+def test_a_bitmap_that_nobody_marks_is_right_where_nothing_is_committed() -> None:
+    still = {"v.s1": (Bitmap("b", False),)}
+    assert brief(delete_snapshots(volume(8, 8, 8, base="qcow2"), ["s1"], {}, bitmaps=still).steps)[0] == ("pull", "v.s1", None)

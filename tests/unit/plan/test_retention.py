@@ -441,3 +441,25 @@ def test_expiry(given: str, time: str | None, relative: bool) -> None:
 def test_no_expiry(given: str) -> None:
     with pytest.raises(InvalidParameter):
         retention.parse_expiry(given, NOW)
+
+
+@pytest.mark.parametrize("text, seconds", [("1s", 1), ("7 s", 7), ("1m", 60), ("1h", 3600), ("1d", 86400), ("1w", 7 * 86400), ("100w", 700 * 86400)])
+def test_units(text: str, seconds: int) -> None:
+    assert retention.parse_duration(text, "option") == seconds
+
+
+def test_a_hundred_years_are_the_longest_span() -> None:
+    """Of 366 days, so that no span of a hundred years is refused."""
+    longest = timedelta(days=36600)
+    assert retention.parse({"match": "*", "within": "36600d"}).within == longest.total_seconds()
+    assert retention.parse_expiry("36600d", NOW).time == (datetime(2026, 11, 25, 12) + longest).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for beyond in ("36601d", f"{36600 * 86400 + 1}s"):
+        with pytest.raises(InvalidParameter):
+            retention.parse({"match": "*", "within": beyond})
+        with pytest.raises(InvalidParameter):
+            retention.parse_expiry(beyond, NOW)
+
+
+def test_one_that_was_taken_this_very_second_is_the_newest() -> None:
+    verdicts = retention.judge(at("2026-10-01T00:00:00Z", NOW), retention.parse({"match": "*", "within": "7d"}), None, NOW)
+    assert [verdict.snapshot.name for verdict in verdicts if verdict.reasons] == ["s2"]

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 from typing import Callable
@@ -20,6 +21,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import (
     NoSpace,
     ShareNotMounted,
     ShareNotWritable,
+    StorageError,
+    UnsafeImage,
 )
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
@@ -205,6 +208,12 @@ def by_replacement(path: Path, _lock: VolumeLock) -> None:
     other.rename(lock_file(path))
 
 
+def by_a_link(path: Path, _lock: VolumeLock) -> None:
+    """It leads to the very file, and whoever opens it meets a link."""
+    lock_file(path).rename(lock_file(path).with_name("moved"))
+    lock_file(path).symlink_to("moved")
+
+
 def by_removal_of_everything(path: Path, _lock: VolumeLock) -> None:
     lock_file(path).unlink()
     lock_file(path).parent.rmdir()
@@ -224,6 +233,7 @@ def by_a_writer_that_is_done(path: Path, lock: VolumeLock) -> None:
 LOSSES: list[Callable[[Path, VolumeLock], None]] = [
     by_removal,
     by_replacement,
+    by_a_link,
     by_removal_of_everything,
     by_a_writer_that_holds_it,
     by_a_writer_that_is_done,
@@ -332,6 +342,139 @@ def test_one_that_was_taken_in_vain_is_given_back(tmp_path: Path, monkeypatch: p
         pass
 
 
+def failing(number: int) -> Callable:
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_share_that_fails_is_not_a_lock_that_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost to another task is done again by that one; a failure says what it is."""
+    for number, was_lost in ((errno.ENOMEM, False), (errno.EIO, True), (errno.ESTALE, True), (errno.EAGAIN, True)):
+        with a_lock(tmp_path) as lock, monkeypatch.context() as patched:
+            patched.setattr(locking.os, "stat", failing(number))
+            with pytest.raises(StorageError) as told:
+                lock.verify()
+            assert isinstance(told.value, LockTimeout) is was_lost
+
+
+def test_what_kept_a_lock_from_being_taken_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not know the file any more is no task that holds it."""
+    for number, by_another in ((errno.ENOENT, True), (errno.ESTALE, False)):
+        with monkeypatch.context() as patched, pytest.raises(StorageError) as told:
+            patched.setattr(VolumeLock, "_open", failing(number))
+            a_lock(tmp_path).__enter__()
+        assert isinstance(told.value, LockTimeout) is by_another
+
+
+def test_a_directory_of_locks_that_is_gone_is_made_anew(tmp_path: Path) -> None:
+    """A share was restored under a task that waits: what it has opened is nowhere."""
+    lock = a_lock(tmp_path)
+    with lock:
+        pass
+    shutil.rmtree(tmp_path / ".remotefs")
+    with lock:
+        lock.verify()
+        refused(a_lock(tmp_path))
+
+
+@pytest.mark.parametrize("replace", [by_removal, by_replacement, by_a_link])
+def test_a_file_that_was_replaced_while_it_was_locked_is_not_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: Callable) -> None:
+    """Between the open and the lock another task ended with the volume, and somebody made a new file: that one counts."""
+    real, times = fcntl.fcntl, []
+
+    def locked(fd: int, request: int, content: bytes) -> bytes:
+        if not times:
+            replace(tmp_path, None)
+        times.append(1)
+        return real(fd, request, content)
+
+    lock = a_lock(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(locking.fcntl, "fcntl", locked)
+        if replace is by_a_link:
+            with pytest.raises(UnsafeImage):
+                lock.__enter__()
+            return
+        lock.__enter__()
+    assert len(times) == 2
+    lock.verify()
+    refused(a_lock(tmp_path))
+    lock.__exit__()
+
+
+def by_hard_link(path: Path, foreign: Path) -> None:
+    path.hardlink_to(foreign)
+
+
+def by_symlink(path: Path, foreign: Path) -> None:
+    path.symlink_to(foreign)
+
+
+def by_pipe(path: Path, _foreign: Path) -> None:
+    os.mkfifo(path)
+
+
+def by_directory(path: Path, _foreign: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("plant", [by_hard_link, by_symlink, by_pipe, by_directory])
+def test_what_was_planted_in_place_of_a_lock_is_neither_opened_nor_written(tmp_path: Path, plant: Callable, shared: bool) -> None:
+    with a_lock(tmp_path):
+        pass
+    lock_file(tmp_path).unlink()
+    foreign = tmp_path / "foreign"
+    foreign.write_text("data")
+    plant(lock_file(tmp_path), foreign)
+    with pytest.raises(UnsafeImage, match="find out who put .remotefs/locks/vol.lock there"):
+        a_lock(tmp_path, shared=shared).__enter__()
+    assert foreign.read_text() == "data" and os.path.lexists(lock_file(tmp_path))
+
+
+@pytest.mark.parametrize("folder, file", [(0o2770, 0o660), (0o755, 0o600)])
+def test_who_may_write_to_the_share_may_lock(tmp_path: Path, folder: int, file: int) -> None:
+    """Of several users of one group, the first makes the file, and all of them lock it."""
+    tmp_path.chmod(folder)
+    with a_lock(tmp_path):
+        assert lock_file(tmp_path).stat().st_mode & 0o777 == file
+
+
+def test_a_lease_is_durable_before_anything_is_done_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a host that loses its power leaves a lease of which nobody can tell whose it is."""
+    real, synced = os.fsync, []
+    monkeypatch.setattr(locking.os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))[1])
+    with a_lock(tmp_path, visible=False):
+        assert str(lease_file(tmp_path)) in synced
+        assert json.loads(lease_file(tmp_path).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_what_was_seen_before_the_lock_is_looked_at_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: bool) -> None:
+    lock, calls = a_lock(tmp_path, visible=visible), []
+    monkeypatch.setattr(ShareDirectory, "refresh", lambda _directory: calls.append(1))
+    with lock:
+        assert calls
+
+
+def test_a_lock_whose_owner_cannot_be_written_is_held_without_only_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched, pytest.raises(StorageError):
+        patched.setattr(locking.os, "pwrite", failing(errno.EIO))
+        a_lock(tmp_path).__enter__()
+    with a_lock(tmp_path):
+        pass
+
+
+def test_what_stands_in_place_of_a_lease_is_not_read_and_its_remedy_is_told(tmp_path: Path) -> None:
+    with a_lock(tmp_path):
+        assert "break_lock" not in refused(a_lock(tmp_path))
+    lease_file(tmp_path).symlink_to("/etc/hostname")
+    told = refused(a_lock(tmp_path, visible=False))
+    assert "held by another task" in told and "break_lock: true" in told
+
+
 def test_closed_locks_are_nobodys(tmp_path: Path) -> None:
     lock = a_lock(tmp_path)
     with lock:
@@ -353,3 +496,127 @@ def test_what_asking_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             counted(os, name)
         lock.verify()
         assert calls == ["fcntl", "stat", "pread"]
+
+
+# -- what is believed of a name ----------------------------------------------------------------------------------------
+
+
+def leave_lease(path: Path, content: object) -> None:
+    (path / ".remotefs" / "locks").mkdir(parents=True, mode=0o700)
+    lease_file(path).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "changes, dead",
+    [
+        ({"pid": 2**22 + 1}, True),  # larger than any: there is no such process
+        ({"started": "1"}, True),  # its number was given to another one since
+        ({}, False),
+        ({"started": "1", "machine": "other"}, False),  # nobody here can tell
+        ({"started": "1", "boot": "other"}, False),
+        ({"started": "1", "pid_namespace": "other"}, False),
+        ({"started": "1", "boot": ""}, False),
+    ],
+)
+def test_a_lease_is_taken_from_a_process_that_is_proven_gone_and_from_no_other(tmp_path: Path, changes: dict, dead: bool) -> None:
+    leave_lease(tmp_path, {**Owner.of_this_process()._asdict(), **changes})
+    lock = a_lock(tmp_path, visible=False)
+    if dead:
+        with lock:
+            lock.verify()
+    else:
+        refused(lock)
+        assert lease_file(tmp_path).exists()
+
+
+def test_where_no_boot_is_known_nobody_is_proven_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container without /proc, two hosts look alike."""
+    monkeypatch.setattr(locking, "_first_line", lambda _path: "")
+    assert not Owner.of_this_process()._replace(started="1").is_dead()
+
+
+def test_a_process_that_grows_stays_the_one_that_it_was() -> None:
+    owner = Owner.of_this_process()
+    grown = bytearray(64 << 20)
+    assert len(grown) and not owner.is_dead() and owner.started == Owner.of_this_process().started
+    assert 0 < int(owner.started) / os.sysconf("SC_CLK_TCK") <= float(Path("/proc/uptime").read_text().split()[0])
+    assert owner.generation != Owner.of_this_process().generation
+
+
+def test_the_task_is_named_as_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking.sys, "argv", ["/tmp/x.y/remotefs_volume.py", "other.py"])
+    with a_lock(tmp_path):
+        assert "(remotefs_volume)" in refused(a_lock(tmp_path))
+
+
+HONEST = {**Owner.of_this_process()._asdict(), "machine": "other"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{**HONEST, "pid": True}, {**HONEST, "pid": "../1"}, {**HONEST, "host": 5}, {**HONEST, "host": "a\nb"}, {**HONEST, "more": "x"}, [], {}, "x", None],
+    ids=range(9),
+)
+def test_of_what_none_of_ours_wrote_nothing_is_told_or_believed(tmp_path: Path, content: object) -> None:
+    leave_lease(tmp_path, content)
+    assert "held by another task and" in refused(a_lock(tmp_path, visible=False))
+    assert lease_file(tmp_path).exists()
+
+
+# -- which bytes, and when ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first, length", [(0, 1), (100, 1), (2**40, 0)])
+@pytest.mark.parametrize("kind", [fcntl.F_WRLCK, fcntl.F_RDLCK])
+def test_the_lock_is_of_the_whole_file(tmp_path: Path, first: int, length: int, kind: int) -> None:
+    """As every release takes it, so that tasks of different releases keep each other out."""
+    with a_lock(tmp_path):
+        pass
+    with lock_file(tmp_path).open("r+b") as other:
+        fcntl.fcntl(other, OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, first, length, 0))
+        refused(a_lock(tmp_path))
+    with a_lock(tmp_path):
+        pass
+
+
+def test_before_it_is_taken_it_is_nobodys(tmp_path: Path) -> None:
+    with a_lock(tmp_path, visible=False):
+        pass
+    lock = a_lock(tmp_path)
+    assert lock.descriptors == ()
+    lost(lock)
+
+
+def test_who_waits_asks_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_lock(tmp_path):
+        waiting = a_lock(tmp_path, timeout=1)
+        asked = []
+        real = waiting._try
+        monkeypatch.setattr(waiting, "_try", lambda: (asked.append(1), real())[1])
+        refused(waiting)
+        assert 4 <= len(asked) <= 12
+
+
+@pytest.mark.parametrize(
+    "shared, visible, stale, goes",
+    [(False, True, 0.0, True), (True, True, 0.0, False), (False, False, 0.0, False), (False, True, 1.0, False)],
+    ids=["a writer's", "a reader's", "a lease", "where clients remember names"],
+)
+def test_the_lock_file_of_a_volume_that_is_gone_goes_where_nobody_could_lock_it_still(
+    tmp_path: Path, shared: bool, visible: bool, stale: float, goes: bool
+) -> None:
+    lock = VolumeLock(ShareDirectory(share(tmp_path, locks_visible=visible, stale_seconds=stale)), "vol", 0.05, shared=shared)
+    file = lock_file(tmp_path) if visible else lease_file(tmp_path)
+    with lock:
+        lock.forget_file()
+        assert file.exists() is not goes
+    with lock:
+        lock.verify()
+
+
+def test_the_lock_file_of_another_one_stays(tmp_path: Path) -> None:
+    lock = a_lock(tmp_path)
+    with lock:
+        pass
+    lock.forget_file()
+    assert lock_file(tmp_path).exists()
