@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.engine import open_engine
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.executor import Executor
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.recovery import find_interrupted, give_up
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.recovery import discard_interrupted, find_interrupted
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery, NoSpace, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, planner
@@ -355,7 +355,7 @@ def interrupted_deletion(directory: ShareDirectory) -> None:
 
 
 def given_up(directory: ShareDirectory, name: str = "a") -> Resumption:
-    (found,) = give_up(Look(directory, name)).resumptions
+    (found,) = discard_interrupted(Look(directory, name)).resumptions
     assert found.outcome == "discarded"
     return found
 

@@ -173,7 +173,7 @@ def test_every_change_mends_headers_first() -> None:
 
 
 def test_a_removal_takes_all_of_its_own_files_and_no_other() -> None:
-    plan = planner.delete_volume(volume(8, 8, 8), True, strays=("v.old",), missing=("v.s1",))
+    plan = planner.delete_volume(volume(8, 8, 8), True, leftovers=("v.old",), missing=("v.s1",))
     assert plan.steps == (Unlink("v.s2"), Unlink("v"), Unlink("v.old"), Unlink("v.info")) and plan.after is None and plan.intent
     clone = replace(volume(8, 8, 8), parent=Parent("p", None, "v"))
     assert plan_files(planner.delete_volume(clone, True)) == ["v.s2", "v.s1", "v.info"]
