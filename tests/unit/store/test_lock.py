@@ -467,6 +467,32 @@ def test_a_lock_whose_owner_cannot_be_written_is_held_without_only_where_there_i
         pass
 
 
+@pytest.mark.parametrize("number, room, taken", [(errno.ENOSPC, True, True), (errno.ENOSPC, False, False), (errno.EIO, True, False)])
+def test_a_lease_gets_room_on_a_full_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, room: bool, taken: bool) -> None:
+    """Once, and where the ballast has some. It is never held without the name of its owner, by which it is told from others."""
+    real, failed, made = os.pwrite, [], []
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        if not failed:
+            failed.append(1)
+            raise OSError(number, os.strerror(number))
+        return real(fd, data, offset)
+
+    lock = a_lock(tmp_path, visible=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(locking.os, "pwrite", full)
+        patched.setattr(VolumeLock, "_make_room", lambda _lock: (made.append(1), room)[1])
+        if not taken:
+            with pytest.raises(StorageError):
+                lock.__enter__()
+            assert not lease_file(tmp_path).exists()
+            return
+        lock.__enter__()
+    assert made == [1] and json.loads(lease_file(tmp_path).read_text())["pid"] == os.getpid()
+    lock.verify()
+    lock.__exit__()
+
+
 def test_what_stands_in_place_of_a_lease_is_not_read_and_its_remedy_is_told(tmp_path: Path) -> None:
     with a_lock(tmp_path):
         assert "break_lock" not in refused(a_lock(tmp_path))
