@@ -18,21 +18,21 @@ MIB = 1 << 20
 TURNS = 6
 ONE_TURN = """
 import json, sys
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import existing, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import SnapshotWish, VolumeWish
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 mount, what, name = sys.argv[1:]
 shares, options = find_candidates([mount], "/var/lib/remotefs/mnt"), Options()
 if what == "create":
-    done = volumes.ensure_present(existing.VolumeRequest(shares, VolumeWish("turns", size=int(name))), options)
+    done = volumes.ensure_present(updating.VolumeRequest(shares, DesiredVolume("turns", size=int(name))), options)
 elif what == "absent":
     done = volumes.ensure_absent(shares, "turns", True, options)
 elif what == "delete":
     done = snapshots.delete(shares, "turns", [name], options)
 else:
-    done = snapshots.take(snapshots.SnapshotRequest(shares, "turns", SnapshotWish(name)), options)
+    done = snapshots.take(snapshots.SnapshotRequest(shares, "turns", DesiredSnapshot(name)), options)
 print(json.dumps({"changed": done.changed, "recovered": done.recovered, "volume": done.after}))
 """
 

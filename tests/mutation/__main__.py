@@ -75,7 +75,7 @@ def explanations() -> dict[tuple[str, str, str, str], str]:
 
 def outdated(explained: Iterable[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
     """Entries about lines that are not there any more."""
-    sources = {room: mutants.in_one((CODE / room).read_text(encoding="utf-8").splitlines()) for room in {room for room, *_ in explained}}
+    sources = {room: mutants.in_one((CODE / room).read_text(encoding="utf-8").splitlines()) for room in {key[0] for key in explained}}
     return [key for key in explained if key[2] not in sources[key[0]]]
 
 
