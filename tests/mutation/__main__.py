@@ -40,7 +40,8 @@ def main() -> int:
     found = found[: options.count]
     print(f"{len(found)} mutants of {len(chosen)} rooms" + (f" in the order of --seed {options.seed}" if sample else ""), flush=True)
     explained = explanations()
-    for room, where, was, _becomes in outdated(explained):
+    gone = outdated(explained)
+    for room, where, was, _becomes in gone:
         print(f"survivors.toml explains what is not in the code any more: {room}, {where}: {was}", flush=True)
     tried: list[Tried] = []
     with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:
@@ -53,7 +54,7 @@ def main() -> int:
     unexplained = [one for one in tried if one.outcome == "survived" and one.key not in explained]
     _sum_up(tried, len(unexplained), options.seed if sample else None)
     failing = [one for one in unexplained if one.mutant.room in rooms.EXPLAINED]
-    return 1 if failing or not tried or outdated(explained) else 0
+    return 1 if failing or not tried or gone else 0
 
 
 def _options() -> argparse.Namespace:
