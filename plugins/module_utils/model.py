@@ -281,11 +281,6 @@ class Volume:
                 return image
         raise ChainBroken(f"volume {self.name}", f"{file} is not in its chain", "look at the chain with remotefs_volume_info")
 
-    def overlay_above(self, file: str) -> Image | None:
-        """The image whose backing file is ``file``; None for the active image."""
-        position = self.files.index(file)
-        return self.chain[position - 1] if position else None
-
     def has_snapshot(self, name: str) -> bool:
         """Whether the volume has this snapshot."""
         return any(snapshot.name == name for snapshot in self.snapshots)
