@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from functools import partial
-from typing import Iterator, Sequence
+from typing import TYPE_CHECKING, Iterator, Sequence
 
 from ..apply.engine import CopySource, Engine, Terms, open_engine
 from ..apply.interrupted import Interrupted
@@ -18,45 +18,49 @@ from ..plan.plan import Plan
 from ..store.files import ballast
 from .workspace import Workspace
 
+if TYPE_CHECKING:
+    from ..apply.executor import Executor
 
-def engine_for(work: Workspace, share: Share) -> Engine:
-    """What reaches the images of volumes on this share."""
+
+def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = ()) -> Engine:
+    """What reaches the images of volumes on this share. :raises Conflict: it cannot carry out one of these plans."""
     options = work.options
-    return open_engine(OFFLINE, work.directory(share), Terms(work.locks.descriptors, options.assume_unused, options.task.warn, partial(work.look, share)))
+    engine = open_engine(OFFLINE, work.directory(share), Terms(work.locks.descriptors, options.assume_unused, options.task.warn, partial(work.look, share)))
+    for plan in plans:
+        engine.abilities.require_for(plan)
+    return engine
 
 
 def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None = None) -> None:
     """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NotBegun: it was not begun."""
-    from ..apply.executor import Executor
-
-    engine = engine_for(work, share)
-    engine.abilities.require_for(plan)
-    with _in_their_time(work, [plan]):
-        ballast.keep(work.directory(share))
-        Executor(work.directory(share), engine, work.options.task.warn, work.options.task.log, partial(work.look, share)).apply(plan, source)
+    engine = engine_for(work, share, [plan])
+    with _executor(work, share, engine, [plan]) as executor:
+        executor.apply(plan, source)
     if any(step.name == "unlink" for step in plan.steps):
         ballast.keep(work.directory(share))  # with what was freed
 
 
 def apply_together(work: Workspace, share: Share, plans: Sequence[Plan]) -> None:
     """Take one snapshot of several volumes, as :meth:`Executor.apply_together` does, with a name for the group that no other has."""
-    from ..apply.executor import Executor
-
-    directory = work.directory(share)
-    with _in_their_time(work, plans):
-        ballast.keep(directory)
-        executor = Executor(directory, engine_for(work, share), work.options.task.warn, work.options.task.log, partial(work.look, share))
+    with _executor(work, share, engine_for(work, share, plans), plans) as executor:
         executor.apply_together(plans, os.urandom(8).hex())
 
 
 def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
     """End what an interrupted task left."""
-    from ..apply.executor import Executor
-
-    with _in_their_time(work, [one.plan for one in interrupted.resumptions]):
-        ballast.keep(work.directory(share))
-        executor = Executor(work.directory(share), engine_for(work, share), work.options.task.warn, work.options.task.log, partial(work.look, share))
+    with _executor(work, share, engine_for(work, share), [one.plan for one in interrupted.resumptions]) as executor:
         executor.finish(interrupted)
+
+
+@contextmanager
+def _executor(work: Workspace, share: Share, engine: Engine, plans: Sequence[Plan]) -> Iterator[Executor]:
+    """Carries out these plans, once it is their time and there is room for records."""
+    from ..apply.executor import Executor  # late: a prediction needs the engine alone
+
+    directory, task = work.directory(share), work.options.task
+    with _in_their_time(work, plans):
+        ballast.keep(directory)
+        yield Executor(directory, engine, task.warn, task.log, partial(work.look, share))
 
 
 @contextmanager

@@ -62,16 +62,11 @@ class CheckMode(RunMode):
 
     def finish(self, share: Share, interrupted: Interrupted) -> None:
         """:raises InUse: the images that it needs are open."""
-        if interrupted.resumptions:
-            engine = engine_for(self._work, share)
-            for resumption in interrupted.resumptions:
-                engine.predict_end(resumption)
+        for resumption in interrupted.resumptions:
+            engine_for(self._work, share).predict_end(resumption)
 
     def forget_groups(self, share: Share) -> None:
         """They stay."""
-
-    def forget_locks(self) -> None:
-        """There are none."""
 
     def located(self, candidates: Candidates, name: str) -> Share | None:
         """Nobody is locked out, so that it is where it was."""
@@ -96,9 +91,7 @@ class CheckMode(RunMode):
 
     def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
         """:raises InUse: an image is open that the plan needs for itself. :raises Conflict: no engine can carry it out."""
-        engine = engine_for(self._work, share)
-        engine.abilities.require_for(plan)
-        engine.predict(plan)
+        engine_for(self._work, share, [plan]).predict(plan)
 
     def apply_together(self, share: Share, plans: Sequence[Plan]) -> None:
         """As of :meth:`apply`, of each plan."""

@@ -35,7 +35,7 @@ def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, e
     batch_locks = options.task.batch_locks
     backings = batch_locks.backings() if batch_locks is not None else folders.scan_all(directory, _just_read(volume))
     for sentence in backings.unreached:
-        options.task.warn_once(sentence)
+        options.task.warn(sentence)
     own = {*volume.files, *excluding}
     unread = _unread(directory, backings, own, options.not_dependent)
     files = tuple(dict.fromkeys((*volume.own_files, *(file for _snapshot, file in volume.stale))))

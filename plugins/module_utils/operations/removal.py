@@ -41,7 +41,7 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
         volume, missing, strays = broken.volume, broken.missing, ()
         recovered = _given_up(work, share, name, leftovers)
     if volume is None:
-        work.mode.forget_locks()
+        work.locks.forget_files()
         return Outcome(name, bool(recovered), [], recovered, None, None)
     refuse_member(work, share, volume)
     if not missing:
@@ -49,7 +49,7 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
         strays += stale.left_by_stale(work.directory(share), volume)
     outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays, missing), recovered)
     work.mode.forget_groups(share)
-    work.mode.forget_locks()
+    work.locks.forget_files()
     return outcome
 
 
@@ -67,7 +67,7 @@ def _broken(work: Workspace, share: Share, name: str, cascade: bool) -> broken_c
         return None
     told = f"volume {name} on {share.label}: files of its chain are missing: {listed(broken.missing)}"
     told += f"; {listed(broken.left)} is left where it is, because nothing but a name makes it this volume's" if broken.left else ""
-    work.options.task.warn_once(told)
+    work.options.task.warn(told)
     # A file of a parent that rests on one of this volume's own counts as well, and what rests on one that is left: then .info may be wrong.
     asked = replace(broken.volume, chain=broken.volume.own, parent=None, stale=(*broken.volume.stale, *((file, file) for file in broken.left)))
     found = work.mode.dependents(share, asked, broken.left)

@@ -44,10 +44,6 @@ class RunMode:
         """Remove the decisions on groups that no volume waits for any more."""
         forget_groups(self._work.directory(share))
 
-    def forget_locks(self) -> None:
-        """The volumes are gone: their lock files go with the locks."""
-        self._work.locks.forget_files()
-
     def located(self, candidates: Candidates, name: str) -> Share | None:
         """Where a volume is that was nowhere before the locks were taken."""
         return locate(candidates, name, self._work.directory)
@@ -100,10 +96,10 @@ class RunMode:
         """The volume after its plan, as modules return it. :param before: the same before the plan."""
         if not plan.changed and plan.before is plan.after:
             return before  # it was looked at, at this very volume, under the lock
-        volume = self.observe(share, plan.volume) if plan.after is not None else None
-        if volume is None or plan.after is None:
+        if plan.after is None:
             return None
-        return self.described(share, replace(volume, dependents=plan.after.dependents))
+        volume = self.observe(share, plan.volume)
+        return None if volume is None else self.described(share, replace(volume, dependents=plan.after.dependents))
 
     def volume_after(self, share: Share, planned: Volume) -> Volume:
         """The volume after a plan that was to make it ``planned``. :raises VolumeNotFound: it is not there."""

@@ -57,9 +57,8 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
 def each_once(*recovered: list) -> list:
     """What was recovered on the way, in order. Check mode ends nothing, so that it finds the same again."""
     every: list = []
-    for one in (one for part in recovered for one in part):
-        if one not in every:
-            every.append(one)
+    for part in recovered:
+        every += [one for one in part if one not in every]
     return every
 
 
@@ -89,7 +88,7 @@ def _warn_of_stale(work: Workspace, share: Share, volume: Volume) -> None:
         f"volume {volume.name} on {share.label}: its .info names snapshots whose files are no overlays of its chain: {names}; "
         "remotefs_snapshot with state: absent takes such an entry away"
     )
-    work.options.task.warn_once(sentence)
+    work.options.task.warn(sentence)
 
 
 def find_left(work: Workspace, share: Share, name: str, discard: bool = False) -> Interrupted:

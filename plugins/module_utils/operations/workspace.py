@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Task:
     """What all changes of one task share.
 
-    ``warn`` takes sentences for the user, of which ``warned`` were given already; ``log`` takes each step with its seconds.
+    ``warn`` takes sentences for the user, and gives each once; ``log`` takes each step with its seconds.
     ``predicted`` is check mode's memory: volumes as earlier items would leave them, None for those that would be gone, by (share path,
     name). ``assumed`` are volumes that check mode assumes to be there, in the same form. ``failed`` are volumes that items were to make
     or to change, and could not. ``batch_locks`` are the locks under which a part of the task works, ``waiting`` is how its parts wait.
@@ -34,7 +34,6 @@ class Task:
 
     warn: Callable[[str], None] = lambda _text: None
     log: Callable[[str, dict, float], None] | None = None
-    warned: set = field(default_factory=set)
     predicted: dict = field(default_factory=dict)
     assumed: set = field(default_factory=set)
     failed: set = field(default_factory=set)
@@ -50,12 +49,6 @@ class Task:
 
             self.kept.setdefault("capacity", Capacity())  # threads that come at once get the same
         return self.kept["capacity"]
-
-    def warn_once(self, sentence: str) -> None:
-        """Warn, unless the task has given the same warning already."""
-        if sentence not in self.warned:
-            self.warned.add(sentence)
-            self.warn(sentence)
 
 
 @dataclass(frozen=True)
