@@ -15,9 +15,9 @@ from .errors import InvalidParameter, StorageError
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
+    from .operations.options import Options
     from .operations.step_log import StepLog
     from .operations.transaction import Outcome
-    from .operations.workspace import Options
 
 _VERBOSE = 3  # -vvv
 _LONGEST_MODE = 8  # digits
@@ -101,7 +101,7 @@ def _number_or(value: str | None, option: str, look_up: Callable[[str], int]) ->
 
 def options(module: AnsibleModule) -> Options:
     """How the task works, from the common options of a changing module."""
-    from .operations.workspace import Options, Task
+    from .operations.options import Options, Task
 
     params = module.params
     check_numbers(params)

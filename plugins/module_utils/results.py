@@ -15,8 +15,8 @@ from .operations.candidates import Finder
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
+    from .operations.options import Options
     from .operations.transaction import Outcome
-    from .operations.workspace import Options
 
     Claims = Callable[[dict, Finder], dict[Hashable, str]]
 

@@ -51,7 +51,7 @@ def shape(image_format: str, layers: int, size: int = _SIZE, filled: int = _DATA
 def measure_clones(name: str, place: str, share: Path, image_format: str, layers: int, repeats: int, **sizes: int) -> Row:
     from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
     from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
     from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
     chain = Chain(share, shape(image_format, layers, **sizes)).build()

@@ -132,7 +132,7 @@ class Chain:
 
     def build(self) -> Chain:
         from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
-        from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+        from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
         from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
         self.share.mkdir()
@@ -175,7 +175,7 @@ class Chain:
 
     def _actions(self, check: bool) -> tuple:
         from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
-        from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+        from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 
         names = [f"s{number}" for number in self.shape.doomed]
         return snapshots.delete(self.candidates, "vol", names, Options(check=check)).actions

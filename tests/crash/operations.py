@@ -25,8 +25,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoS
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention, room
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import ballast

@@ -32,8 +32,8 @@ from property.world import candidates
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from . import interposer, powerloss

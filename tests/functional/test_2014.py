@@ -20,7 +20,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 
 MIB = 1 << 20
 

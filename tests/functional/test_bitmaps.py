@@ -20,7 +20,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from ansible_collections.remotefs.storage.tests.property.world import World, run
 

@@ -18,8 +18,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_snapshot, remotefs_volume
 

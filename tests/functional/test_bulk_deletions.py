@@ -23,8 +23,9 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import batch_locks, runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk.order import Change
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import folders

@@ -20,7 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import allocate, copying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 

@@ -28,7 +28,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.mounts import tab
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import locking, reading, snapshots, transaction, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains

@@ -13,8 +13,8 @@ import yaml
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors, model
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, groups, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 

@@ -23,7 +23,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Loc
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow2
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import ballast, packed_lines

@@ -18,7 +18,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder, Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Capacity, Demand
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command, errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, report, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.tests.property.world import World, read_content, run

@@ -15,7 +15,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import batch_locks
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Task
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import Waiting
 

@@ -40,7 +40,8 @@ from witness import Figures, Witness
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, find_candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 MIB, KIB = 1 << 20, 1 << 10

@@ -24,7 +24,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.locking import Locks
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
 POINTS = (1, 6)  # before anything is recorded, and after the overlay was filled

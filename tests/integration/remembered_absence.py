@@ -23,7 +23,7 @@ from two_clients import MIB, ONE_TURN, io, turn
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.locking import Locks
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
 # Before its turn: say when it waits, and what a plain look finds when the lock was had.

@@ -20,7 +20,7 @@ ONE_TURN = """
 import json, sys
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import find_candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 mount, what, name = sys.argv[1:]

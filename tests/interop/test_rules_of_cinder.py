@@ -15,7 +15,7 @@ from oslo_concurrency import processutils
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import HasDependents
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
 from .turns import PAGE, Turns, digest_of

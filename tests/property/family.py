@@ -14,8 +14,8 @@ from pathlib import Path
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from .world import candidates, read_content, run, write_pattern

@@ -26,7 +26,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Loc
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.locking import Locks
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
 

@@ -22,7 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Sto
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import capacity
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Finder
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
 
 MIB = 1 << 20

@@ -22,9 +22,9 @@ from ..store.volumes import chains
 from . import diffs, placement, report
 from .candidates import Candidates
 from .capacity import Demand
+from .options import Options
 from .transaction import Outcome
 from .updating import located
-from .workspace import Options
 
 if TYPE_CHECKING:
     from ..plan.retention import Policy

@@ -22,10 +22,11 @@ from ..store.volumes.look import Look
 from . import placement
 from .candidates import Candidates
 from .capacity import Demand
+from .options import Options
 from .refusals import require_free_name
 from .transaction import Outcome, carry_out, each_once, joined, recover
 from .updating import SourceRequest, VolumeRequest, located, update_volume
-from .workspace import Options, Workspace
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from ..apply.engine import CopySource

@@ -16,7 +16,7 @@ from ..store.volumes import ownership
 
 if TYPE_CHECKING:
     from ..store.volumes.dependents import Backings
-    from .workspace import Options
+    from .options import Options
 
 
 class Found(NamedTuple):

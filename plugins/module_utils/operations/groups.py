@@ -13,9 +13,10 @@ from ..model import Share, check_snapshot_name, check_volume_name, listed, now
 from ..plan.desired import DesiredSnapshot
 from ..plan.plan import Plan
 from .candidates import Candidates
+from .options import Options
 from .snapshots import SnapshotRequest, find, plan_taking, recovered_volume, retain_after, take
 from .transaction import Outcome, carry_out
-from .workspace import Options, Workspace
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from ..plan import retention

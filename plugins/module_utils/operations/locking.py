@@ -15,7 +15,7 @@ from ..store.locks.lock import VolumeLock
 from ..store.volumes import chains, ownership
 
 if TYPE_CHECKING:
-    from .workspace import Options
+    from .options import Options
 
 Name = Tuple[Share, str]  # a share, and the name of a volume or file on it
 

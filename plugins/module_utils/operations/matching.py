@@ -14,7 +14,7 @@ from ..store.files.directory import ShareDirectory
 from ..store.volumes.chains import Observed
 from ..store.volumes.listing import read_volumes
 from .candidates import Candidates
-from .workspace import Options
+from .options import Options
 
 
 def volumes_named(candidates: Candidates, names: Sequence[str], options: Options) -> list[str]:

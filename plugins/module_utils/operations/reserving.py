@@ -19,8 +19,8 @@ from ..store.volumes import chains
 from . import placement
 from .candidates import Candidates
 from .capacity import Demand
+from .options import Options
 from .updating import VolumeRequest
-from .workspace import Options
 
 Asked = Sequence["tuple[int, Callable[[], VolumeRequest]]"]
 

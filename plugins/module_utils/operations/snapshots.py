@@ -14,8 +14,9 @@ from ..model import Share, Volume, check_snapshot_name, check_volume_name, is_gl
 from ..plan.desired import DesiredSnapshot
 from ..plan.plan import CREATE_SNAPSHOT, DELETE_SNAPSHOT, Plan
 from .candidates import Candidates, locate
+from .options import Options
 from .transaction import Outcome, carry_out, joined, recover
-from .workspace import Options, Workspace
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from ..plan import retention

@@ -13,8 +13,9 @@ from ..plan.desired import MAX_CHAIN, DesiredVolume
 from ..plan.plan import PRESENT, Plan
 from ..store.volumes import ownership
 from .candidates import Candidates, Opened, Policy, locate
+from .options import Options
 from .transaction import Outcome, carry_out
-from .workspace import Options, Workspace
+from .workspace import Workspace
 
 
 class SourceRequest(NamedTuple):

@@ -9,9 +9,10 @@ from ..errors import VolumeNotFound
 from ..model import Share, check_snapshot_name, check_volume_name
 from ..store.volumes.look import Look
 from .candidates import Candidates
+from .options import Options
 from .transaction import Outcome, carry_out, joined, recover
 from .updating import VolumeRequest, located, update_volume
-from .workspace import Options, Workspace
+from .workspace import Workspace
 
 # What only changes need is imported where it is used: importing is most of what a task costs that changes nothing.
 

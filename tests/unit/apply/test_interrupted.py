@@ -16,7 +16,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply import inte
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records

@@ -15,7 +15,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Shar
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import order, runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
 MIB = 1 << 20

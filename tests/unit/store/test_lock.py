@@ -25,7 +25,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import (
     UnsafeImage,
 )
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import lock as locking
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import Owner, VolumeLock

@@ -15,8 +15,9 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Cha
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import applying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.locking import Locks
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import recover
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Options, Workspace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.workspace import Workspace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory

@@ -23,9 +23,9 @@ from ...errors import StorageError, as_storage_error
 from ...model import Share, info_name, is_safe_file_name
 from ...store.files.waiting import NotBegun
 from ..candidates import Candidates, locate
+from ..options import Options
 from ..transaction import Outcome
 from ..updating import VolumeRequest
-from ..workspace import Options
 from .batch_locks import BatchLocks, NotLocked, PredictedBatchLocks
 from .order import Change, arrange
 from .shared_syncs import SharedSyncs

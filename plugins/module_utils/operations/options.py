@@ -1,0 +1,63 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a task works: what the user said, and what all changes of the task share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Callable
+
+from ..store.files.waiting import Waiting
+
+if TYPE_CHECKING:
+    from .bulk.batch_locks import BatchLocks
+    from .capacity import Capacity
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all changes of one task share.
+
+    ``warn`` takes sentences for the user, and gives each once; ``log`` takes each step with its seconds.
+    ``predicted`` is check mode's memory: volumes as earlier items would leave them, None for those that would be gone, by (share path,
+    name). ``assumed`` are volumes that check mode assumes to be there, in the same form. ``failed`` are volumes that items were to make
+    or to change, and could not. ``batch_locks`` are the locks under which a part of the task works, ``waiting`` is how its parts wait.
+    """
+
+    warn: Callable[[str], None] = lambda _text: None
+    log: Callable[[str, dict, float], None] | None = None
+    predicted: dict = field(default_factory=dict)
+    assumed: set = field(default_factory=set)
+    failed: set = field(default_factory=set)
+    kept: dict = field(default_factory=dict)
+    batch_locks: BatchLocks | None = None
+    waiting: Waiting = field(default_factory=Waiting)
+
+    @property
+    def capacity(self) -> Capacity:
+        """What all volumes of a share take together; it is in ``kept`` from its first use on."""
+        if "capacity" not in self.kept:
+            from .capacity import Capacity  # late: most tasks find all as it should be
+
+            self.kept.setdefault("capacity", Capacity())  # threads that come at once get the same
+        return self.kept["capacity"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user said, whatever the task does. ``lock_timeout`` is in seconds; ``discard`` gives up a record that cannot be honoured.
+
+    ``not_dependent`` are files that do not count as resting on what is destroyed. ``drop_bitmaps`` gives up dirty bitmaps that a merge
+    cannot carry. ``assume`` lets check mode assume what is not there yet (see :mod:`assumptions`).
+    """
+
+    check: bool = False
+    lock_timeout: float = 90
+    break_lock: bool = False
+    assume_unused: bool = False
+    discard: bool = False
+    not_dependent: tuple[str, ...] = ()
+    drop_bitmaps: bool = False
+    assume: bool = False
+    task: Task = field(default_factory=Task)
