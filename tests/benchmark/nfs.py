@@ -25,7 +25,7 @@ VOLUMES = 100
 _REPEATS = 3
 _MINUTES = 25  # that the lab may take
 _MARK = "row of the benchmark: "
-_IN_LAB = 'mkdir -p /mnt/bench && mount -t nfs -o "$LAB_NFS4_OPTS" "$LAB_NFS4_SRC" /mnt/bench && exec "$0" -m benchmark.nfs /mnt/bench'
+_IN_LAB = 'mkdir -p /mnt/bench && mount -t nfs -o "$LAB_NFS4_OPTS" "$LAB_NFS4_SRC" /mnt/bench && PYTHONPATH=$PWD/tests exec "$0" -m benchmark.nfs /mnt/bench'
 
 
 @dataclass(frozen=True)
