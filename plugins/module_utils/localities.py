@@ -34,7 +34,7 @@ _KERNEL = "the kernel's own state"
 _HYPERVISOR = "the files of the host that runs this machine, which opens them too"
 _SERVER = "served over the network"
 _CLUSTER = "mounted by several hosts at once"
-_PROCESS = "served by a process, which alone knows who else uses the files"
+_PROCESS = "served by a process, and only that process knows who else uses the files"
 
 ROOT = Locality("rootfs", True, _MEMORY)
 
@@ -63,13 +63,13 @@ LOCALITIES: tuple[Locality, ...] = (
     Locality("autofs", False, "it belongs to an automounter", trigger=True),
 )
 
-_NOBODY_KNOWS = Locality("", False, "nobody has listed it")
+_UNLISTED = Locality("", False, "it is not listed")
 _BY_TYPE = {row.kernel_type: row for row in LOCALITIES}
 
 
 def locality(kernel_type: str) -> Locality:
     """The row of ``kernel_type``, the type that the mount table shows. For a type without a row it is one that is not local."""
-    return _BY_TYPE.get(kernel_type, _NOBODY_KNOWS)
+    return _BY_TYPE.get(kernel_type, _UNLISTED)
 
 
 def holds_local_files(kernel_type: str) -> bool:

@@ -173,7 +173,7 @@ def _unmount(step: Unmount, deadline: probe.Deadline, attempts: int, subject: st
         return
     if "busy" in result.err:
         raise _busy(subject, step.path, _holders(resolve.follow(step.path, mounts), mounts))
-    raise MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "mend what it names and run the task again", result.details)
+    raise MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "fix what it names and run the task again", result.details)
 
 
 _WAIT = "check the server and the network, or give a longer timeout"

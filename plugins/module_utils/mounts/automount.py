@@ -68,14 +68,14 @@ def visit(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: 
 def _go(path: str, timeout: float, subject: str) -> tuple[str, tuple[tables.Mount, ...]]:
     """Open ``path``. :return: (the reason why that failed or mounted nothing, the mounts afterwards)."""
 
-    def look() -> tuple:
+    def query() -> tuple:
         try:
             os.close(os.open(path, _FLAGS))
         except OSError as error:
             return (error.errno or 5,)
         return (0,)
 
-    number = probe.bounded(look, timeout, subject)[0]
+    number = probe.bounded(query, timeout, subject)[0]
     if number:
         return os.strerror(number), tables.read_mounts()
     try:

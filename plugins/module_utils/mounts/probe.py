@@ -87,7 +87,7 @@ def bounded(query: Callable[[], tuple], timeout: float, subject: str) -> tuple:
         os.close(reader)
         _kill(child)
     if not ready:
-        raise ShareNotMounted(subject, f"it does not answer within {timeout:.0f} s", "check its server, or mount it anew with state: remounted")
+        raise ShareNotMounted(subject, f"it does not answer within {timeout:.0f} s", "check its server, or mount it again with state: remounted")
     numbers = tuple(int(number) for number in answer.split())
     if numbers and numbers[0] in (errno.ENOENT, errno.ENOTDIR):
         raise ShareNotMounted(subject, "its directory is not there", "create it, or mount the share with remotefs_share, and run the task again")

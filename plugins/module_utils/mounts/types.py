@@ -238,7 +238,7 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         kernel_module="fuse",
         no_module=_FUSE_MISSING,
         by_process=True,
-        by_hand="try `ssh {host} true` by hand as root, which says why in its own words; sshfs does not hand them on",
+        by_hand="try `ssh {host} true` by hand as root, which shows the reason; sshfs does not pass on the messages of ssh",
         credentials="stdin",
         stdin_options=("password_stdin",),
         without_password="use a key (opts: IdentityFile=FILE)",

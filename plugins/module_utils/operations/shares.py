@@ -176,17 +176,17 @@ def _warnings(desired: planner.DesiredShare, observed: planner.ObservedShare, st
         if drifted:
             warnings.append(f"share {desired.name}: {', '.join(drifted)} not in force; {_why_not_in_force(desired, observed)}")
     if desired.state == "absent" and observed.trigger:
-        warnings.append(f"autofs still manages {desired.path}: {desired.name} is mounted when somebody goes there until the automounter's own table is changed")
+        warnings.append(f"autofs still manages {desired.path}: {desired.name} is mounted at the next access, unless the automounter's own table is changed")
     here = tables.enclosing(mounts, real)
     if not desired.row.mount_type and here is not None and not here.is_trigger and resolve.is_unknown_file_system(here):
-        remedy = "tasks that change an image want assume_unused: true"
-        warnings.append(f"share {desired.name}: nobody can tell whether other hosts have images open on its file system ({here.fstype}); {remedy}")
+        remedy = "tasks that change an image need assume_unused: true"
+        warnings.append(f"share {desired.name}: it is unknown whether other hosts have images open on its file system ({here.fstype}); {remedy}")
     return warnings
 
 
 def _why_not_in_force(desired: planner.DesiredShare, observed: planner.ObservedShare) -> str:
     if observed.trigger:
-        return "the automounter's own table decides (systemctl daemon-reload after a change of fstab), and state: remounted has it mounted anew"
+        return "the automounter's own table decides (systemctl daemon-reload after a change of fstab), and state: remounted makes it mount the share again"
     apart = f" ({desired.row.separating} separates the two)" if desired.row.separating else ""
     return f"another mount of the same export on this host decides{apart}, or the server"
 
