@@ -69,6 +69,7 @@ def _go(path: str, timeout: float, subject: str) -> tuple[str, tuple[tables.Moun
     """Open ``path``. :return: (the reason why that failed or mounted nothing, the mounts afterwards)."""
 
     def query() -> tuple:
+        """Runs in the child process."""
         try:
             os.close(os.open(path, _FLAGS))
         except OSError as error:

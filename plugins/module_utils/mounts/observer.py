@@ -96,6 +96,7 @@ def _is_dead(path: str, deadline: probe.Deadline) -> bool:
     import errno
 
     def query() -> tuple:
+        """Runs in the child process."""
         try:
             os.statvfs(path)
         except OSError as error:

@@ -47,6 +47,7 @@ def capacity(path: str, timeout: float, subject: str) -> Capacity:
     """
 
     def query() -> tuple:
+        """Runs in the child process."""
         room = os.statvfs(path)
         writable = os.access(path, os.W_OK | os.X_OK)
         return room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize, (room.f_blocks - room.f_bfree) * room.f_frsize, int(writable)
@@ -59,6 +60,7 @@ def directory_state(path: str, timeout: float, subject: str) -> tuple[bool, bool
     """(whether ``path`` exists, whether it is a directory, whether it is empty). It raises the same errors as :func:`capacity`."""
 
     def query() -> tuple:
+        """Runs in the child process."""
         if not os.path.isdir(path):
             return int(os.path.lexists(path)), 0, 1
         return 1, 1, int(not os.listdir(path))
