@@ -31,6 +31,7 @@ CHANGE = {
     "return_detail": {"type": "bool", "default": True},
     "log_path": {"type": "path"},
 }
+ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path", "required": True}}}
 
 
 def merged(item: dict, params: dict) -> dict:
@@ -44,6 +45,17 @@ def require(params: dict, *names: str) -> None:
     for name in names:
         if params.get(name) in (None, "", []):
             raise InvalidParameter(f"option {name}", "it is missing", "give it in the item or for the whole task")
+
+
+def monitor(params: dict) -> str | None:
+    """The monitor of the machine that has the volume open, as the task or its item names it."""
+    return params["attachment"]["qmp"] if params["attachment"] else None
+
+
+def one_after_the_other(params: dict) -> frozenset[str]:
+    """What items of a task share that must not work at the same time: a monitor serves one client."""
+    path = monitor(params)
+    return frozenset([f"monitor {path}"] if path else ())
 
 
 def check_numbers(params: dict) -> None:

@@ -26,6 +26,7 @@ extends_documentation_fragment:
   - remotefs.storage.attributes.action_group_changes
   - remotefs.storage.store
   - remotefs.storage.store.change
+  - remotefs.storage.store.attachment
 options:
   volume:
     description: The volume.
@@ -148,6 +149,11 @@ options:
       keep: {description: 'See O(keep).', type: raw}
       max_chain: {description: 'See O(max_chain).', type: int}
       drop_bitmaps: {description: 'See O(drop_bitmaps).', type: bool}
+      attachment:
+        description: See O(attachment).
+        type: dict
+        suboptions:
+          qmp: {description: 'See O(attachment.qmp).', type: path, required: true}
 seealso:
   - module: remotefs.storage.remotefs_volume
   - module: remotefs.storage.remotefs_snapshot_info
@@ -352,6 +358,7 @@ _SNAPSHOT = {
     "keep": {"type": "raw"},
     "max_chain": {"type": "int", "default": 64},
     "drop_bitmaps": {"type": "bool", "default": False},
+    "attachment": changes.ATTACHMENT,
 }
 _DETAILS = ("description", "labels", "protected", "expires")
 
@@ -385,7 +392,7 @@ def _run(params: dict, options, finder):
     options = _with_word(options, params)
     keep = _policy(params)
     changes.require(params, "volume", "share", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
-    options = replace(options, drop_bitmaps=params["drop_bitmaps"])
+    options = replace(options, drop_bitmaps=params["drop_bitmaps"], attachment=changes.monitor(params))
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         if params["name"]:
@@ -467,12 +474,13 @@ def _item(params: dict, finder, by_volume: bool = False):
     from ..module_utils.operations.bulk import runner
 
     candidates, volume = finder.prepare(params["share"], params["mount_base"]), str(params["volume"])
-    deletes = candidates and (params["state"] != "present" or params["keep"])
+    attached = changes.one_after_the_other(params)
+    deletes = candidates and not attached and (params["state"] != "present" or params["keep"])
     deletion = runner.Deletion(candidates, volume) if deletes else None
     keeps_lock = bool(deletion and params["state"] == "present" and params["name"])  # taken first, then what it replaces is merged
     name = volume if by_volume else _item_name(params)
     told = results.naming(volume, *(params["names"] or filter(None, [params["name"]])))
-    return runner.Item(name, frozenset([volume]), partial(_run, params, finder=finder), deletion, keeps_lock=keeps_lock, told=told)
+    return runner.Item(name, frozenset([volume]) | attached, partial(_run, params, finder=finder), deletion, keeps_lock=keeps_lock, told=told)
 
 
 def _run_volumes(module: AnsibleModule) -> None:
@@ -485,7 +493,7 @@ def _run_volumes(module: AnsibleModule) -> None:
     keep = _policy(params)
     changes.require(params, "share", "volumes", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
     found = candidates.find_candidates(params["share"], params["mount_base"])
-    options = replace(_with_word(changes.options(module), params), drop_bitmaps=params["drop_bitmaps"])
+    options = replace(_with_word(changes.options(module), params), drop_bitmaps=params["drop_bitmaps"], attachment=changes.monitor(params))
     volumes = matching.volumes_named(found, params["volumes"], options)
     if params["state"] != "present" or not params["name"]:
         _run_many(module, [{"volume": volume} for volume in volumes], "volumes")

@@ -26,6 +26,7 @@ extends_documentation_fragment:
   - remotefs.storage.attributes.action_group_changes
   - remotefs.storage.store
   - remotefs.storage.store.change
+  - remotefs.storage.store.attachment
 options:
   name:
     description:
@@ -200,6 +201,11 @@ options:
       placement: {description: 'See O(placement).', type: str, choices: [most_free]}
       reserved_percentage: {description: 'See O(reserved_percentage).', type: int}
       max_over_subscription_ratio: {description: 'See O(max_over_subscription_ratio).', type: float}
+      attachment:
+        description: See O(attachment).
+        type: dict
+        suboptions:
+          qmp: {description: 'See O(attachment.qmp).', type: path, required: true}
 seealso:
   - module: remotefs.storage.remotefs_share
   - module: remotefs.storage.remotefs_snapshot
@@ -362,7 +368,10 @@ volume:
       returned: always
     in_use: {description: Whether somebody has it open; null where the file system cannot tell., type: bool, returned: always}
     pending:
-      description: 'What an interrupted task left to be finished: operation, started, and the snapshots whose data may be damaged until then.'
+      description:
+        - 'What an interrupted task left to be finished: operation, started, and the snapshots whose data may be damaged, or is not certain yet,
+          until then.'
+        - C(attachment) names the monitor of the machine that had the volume open, if one had.
       type: dict
       returned: always
     connection:
@@ -494,6 +503,7 @@ _VOLUME = {
     "placement": {"type": "str", "choices": ["most_free"], "default": "most_free"},
     "reserved_percentage": {"type": "int", "default": 0},
     "max_over_subscription_ratio": {"type": "float", "default": 20},
+    "attachment": changes.ATTACHMENT,
 }
 
 
@@ -502,7 +512,7 @@ def _run(params: dict, options, finder, asked=None):
     from ..module_utils.operations import volumes
 
     changes.require(params, "name", "share")
-    options = replace(options, discard=params["recover"] == "discard", not_dependent=tuple(params["not_dependent"] or ()))
+    options = replace(options, discard=params["recover"] == "discard", not_dependent=tuple(params["not_dependent"] or ()), attachment=changes.monitor(params))
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)
@@ -563,14 +573,15 @@ def _item(params: dict, finder):
     source = frozenset([params["source"]["volume"]] if params["source"] else ())
     # Clones of a snapshot are made side by side, but where a lock for reading keeps other readers out as well.
     shared = bool(source and params["source"]["snapshot"] and candidates and all(share.locks_visible for share in candidates.shares))
+    attached = changes.one_after_the_other(params)
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
-    deletion = runner.Deletion(candidates, name) if candidates and params["state"] == "absent" else None
+    deletion = runner.Deletion(candidates, name) if candidates and not attached and params["state"] == "absent" else None
     change = _change(params, candidates, name) if candidates else None
     asked = None
     if candidates and params["state"] == "present" and params["name"] is not None:
         asked = functools.lru_cache(maxsize=None)(functools.partial(_request, params, candidates))
     run = functools.partial(_run, params, finder=finder, asked=asked)
-    return runner.Item(name, touches, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
+    return runner.Item(name, touches | attached, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
 
 
 def _change(params: dict, candidates, name: str):

@@ -88,14 +88,16 @@ def test_rooms_stay_small(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(UTILS.rglob("*.py")), ids=lambda path: str(path.relative_to(UTILS)))
 def test_engines_are_chosen_in_one_place(path: Path) -> None:
-    """Nothing but ``open_engine`` imports a room of an engine, and no name outside of it says which one works."""
+    """Nothing but ``apply/engine.py`` imports a room of an engine, and no name outside of it says which one works. That holds for the
+    rooms of another engine, too."""
     inside = path.relative_to(UTILS)
-    if inside.parts[:2] == ("apply", "offline"):
-        return
     text = path.read_text()
-    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and "offline" in (node.module or "").split(".")]
-    assert len(imports) == (1 if str(inside) == "apply/engine.py" else 0)
-    assert "OfflineEngine" not in text or str(inside) == "apply/engine.py"
+    for room, name, most in (("offline", "OfflineEngine", 1), ("live", "QmpEngine", 2)):
+        if inside.parts[:2] == ("apply", room):
+            continue
+        imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and room in (node.module or "").split(".")]
+        assert len(imports) == (most if str(inside) == "apply/engine.py" else 0)
+        assert name not in text or str(inside) == "apply/engine.py"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PLUGINS)))

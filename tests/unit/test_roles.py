@@ -15,14 +15,15 @@ import yaml
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROLES = CHECKOUT / "roles"
 # Per role: its module, the file with the task that calls it, and the options that it does not pass on, with the reason.
+_ONE_MACHINE = "names the machine that has one volume open: items have it"
 PASSED = {
     "share": (
         "remotefs_share",
         "main.yml",
         {"src": "names one share: items of share_shares have it", "path": "belongs to one share: items of share_shares have it"},
     ),
-    "volumes": ("remotefs_volume", "main.yml", {"name": "names one volume: items of volumes_volumes have it"}),
-    "snapshots": ("remotefs_snapshot", "change.yml", {"volume": "names one volume: items of snapshots_snapshots have it"}),
+    "volumes": ("remotefs_volume", "main.yml", {"name": "names one volume: items of volumes_volumes have it", "attachment": _ONE_MACHINE}),
+    "snapshots": ("remotefs_snapshot", "change.yml", {"volume": "names one volume: items of snapshots_snapshots have it", "attachment": _ONE_MACHINE}),
 }
 # Variables that are no option of the module.
 OWN = {

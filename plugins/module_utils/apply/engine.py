@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Mapping, NamedTuple, Protocol, Sequence
 
 from ..errors import NeedsRecovery
-from ..plan.abilities import OFFLINE
+from ..plan.abilities import OFFLINE, QMP
 
 if TYPE_CHECKING:
     from ..model import Image
@@ -40,13 +40,15 @@ class Terms(NamedTuple):
 
     ``locks`` are descriptors of the held volume locks. Programs that the engine starts inherit them. ``assume_unused``: the user
     promises that nobody has the images open, for file systems where this cannot be checked. ``warn`` takes sentences for the
-    user. ``look`` takes the name of a volume and returns what was read of it under its lock.
+    user. ``look`` takes the name of a volume and returns what was read of it under its lock. ``attachment`` is the path of the
+    monitor (QMP) of the machine that has the images open, as the user names it.
     """
 
     locks: tuple[int, ...] = ()
     assume_unused: bool = False
     warn: Callable[[str], None] = lambda _text: None
     look: Callable[[str], Look] | None = None
+    attachment: str | None = None
 
 
 _LOOKING = Terms()
@@ -80,12 +82,17 @@ class Session(Protocol):
     def closing(self, file: str) -> ContextManager[None]:
         """A context in which the caller removes the name of ``file``. Nobody can open it any more meanwhile."""
 
+    def withdraw(self) -> bool:
+        """Take back what a snapshot that failed has made ready. True if it is certain that a machine goes on with the old active image.
+        Then nobody uses the overlay, and the snapshot can be undone. False where that is not known, or where it does not matter."""
+
 
 class Engine(Protocol):
     """A way to reach the images of one share. Every method except :meth:`barrier` may raise the errors of the share."""
 
     name: str  # what an intent records
     abilities: Abilities
+    attachment: str | None  # the monitor of the machine that has the images open, which an intent records
 
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
         """Begin to carry out a plan. ``source`` is what a full clone is copied from.
@@ -120,6 +127,9 @@ class Engine(Protocol):
     def observe(self, volume: str, intent: Intent) -> ObservedState:
         """What an interrupted task left: the volume's ``.info`` and the files that the intent names, as they are now."""
 
+    def close(self) -> None:
+        """Give up what the engine has open. It is not used any more."""
+
 
 def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -> Engine:
     """The engine of this name for the images of one share.
@@ -127,6 +137,10 @@ def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -
     :param terms: not needed by a caller who only reads.
     :raises NeedsRecovery: this release does not have the engine that an intent names.
     """
+    if name == QMP:
+        from .live.engine import QmpEngine
+
+        return QmpEngine(directory, terms, open_engine(OFFLINE, directory, terms))
     if name != OFFLINE:
         raise NeedsRecovery(
             f"share {directory.share.label}",
@@ -136,3 +150,15 @@ def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -
     from .offline.engine import OfflineEngine  # an import statement, because Ansible sends only modules that it sees imported
 
     return OfflineEngine(directory, terms)
+
+
+def attached_engine(directory: ShareDirectory, terms: Terms) -> Engine:
+    """The engine for images that the machine behind ``terms.attachment`` has open. If nobody is there, it is the one for images that
+    nobody has open; then the user's word that they are unused does not count.
+
+    :raises InUse: whoever is there does not answer, or the share cannot show whether somebody has the images open.
+    """
+    from .live.engine import attached
+
+    files = open_engine(OFFLINE, directory, terms._replace(assume_unused=False))
+    return attached(directory, terms, files) or files

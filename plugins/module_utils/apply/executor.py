@@ -123,6 +123,9 @@ class Executor:
         if plan.operation != CREATE_SNAPSHOT or not plan.intent:
             return
         try:
+            if session.withdraw():
+                self._run(intents.undo_snapshot(plan), session)
+                return
             for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
                 if resumption.outcome == "undone":
                     self._run(resumption.plan, session)
@@ -137,7 +140,7 @@ class Executor:
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
-        intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name)
+        intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name, self._engine.attachment)
         self._write_record(plan.volume, record.with_intent(intent.to_json()), _last_resort(plan))
 
     def _record(self, volume: str) -> records.Record | None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Iterator, Sequence
 
-from ..apply.engine import CopySource, Engine, Terms, open_engine
+from ..apply.engine import CopySource, Engine, Terms, attached_engine, open_engine
 from ..apply.interrupted import Interrupted
 from ..model import Share
 from ..plan.abilities import OFFLINE
@@ -22,19 +22,29 @@ if TYPE_CHECKING:
     from ..apply.executor import Executor
 
 
-def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = ()) -> Engine:
-    """What reaches the images of volumes on this share. :raises Conflict: it cannot carry out one of these plans."""
+@contextmanager
+def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = ()) -> Iterator[Engine]:
+    """What reaches the images of volumes on this share, while the context lasts. Where the user names the machine that has them open, it
+    is that machine. A volume that is only to be made is nobody's yet.
+
+    :raises InUse: it cannot carry out one of these plans, or the machine does not answer.
+    """
     options = work.options
-    engine = open_engine(OFFLINE, work.directory(share), Terms(work.locks.descriptors, options.assume_unused, options.task.warn, partial(work.look, share)))
-    for plan in plans:
-        engine.abilities.require_for(plan)
-    return engine
+    terms = Terms(work.locks.descriptors, options.assume_unused, options.task.warn, partial(work.look, share), options.attachment)
+    is_new = bool(plans) and all(plan.before is None for plan in plans)
+    choose = partial(open_engine, OFFLINE) if options.attachment is None or is_new else attached_engine
+    engine = choose(work.directory(share), terms)
+    try:
+        for plan in plans:
+            engine.abilities.require_for(plan)
+        yield engine
+    finally:
+        engine.close()
 
 
 def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None = None) -> None:
     """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NotBegun: it was not begun."""
-    engine = engine_for(work, share, [plan])
-    with _executor(work, share, engine, [plan]) as executor:
+    with engine_for(work, share, [plan]) as engine, _executor(work, share, engine, [plan]) as executor:
         executor.apply(plan, source)
     if any(step.name == "unlink" for step in plan.steps):
         ballast.keep(work.directory(share))  # with what was freed
@@ -42,13 +52,14 @@ def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None =
 
 def apply_together(work: Workspace, share: Share, plans: Sequence[Plan]) -> None:
     """Take one snapshot of several volumes, as :meth:`Executor.apply_together` does, with a name for the group that no other has."""
-    with _executor(work, share, engine_for(work, share, plans), plans) as executor:
+    with engine_for(work, share, plans) as engine, _executor(work, share, engine, plans) as executor:
         executor.apply_together(plans, os.urandom(8).hex())
 
 
 def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
     """End what an interrupted task left."""
-    with _executor(work, share, engine_for(work, share), [one.plan for one in interrupted.resumptions]) as executor:
+    plans = [one.plan for one in interrupted.resumptions]
+    with engine_for(work, share) as engine, _executor(work, share, engine, plans) as executor:
         executor.finish(interrupted)
 
 

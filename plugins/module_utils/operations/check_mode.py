@@ -63,7 +63,8 @@ class CheckMode(RunMode):
     def finish(self, share: Share, interrupted: Interrupted) -> None:
         """:raises InUse: the images that it needs are open."""
         for resumption in interrupted.resumptions:
-            engine_for(self._work, share).predict_end(resumption)
+            with engine_for(self._work, share) as engine:
+                engine.predict_end(resumption)
 
     def forget_groups(self, share: Share) -> None:
         """They stay."""
@@ -91,7 +92,8 @@ class CheckMode(RunMode):
 
     def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
         """:raises InUse: an image is open that the plan needs for itself. :raises Conflict: no engine can carry it out."""
-        engine_for(self._work, share, [plan]).predict(plan)
+        with engine_for(self._work, share, [plan]) as engine:
+            engine.predict(plan)
 
     def apply_together(self, share: Share, plans: Sequence[Plan]) -> None:
         """As of :meth:`apply`, of each plan."""

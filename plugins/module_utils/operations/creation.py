@@ -203,6 +203,7 @@ def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[
     images = volume.view(top)
     cluster_tables.require_whole(work.directory(share), images)
     if source.snapshot is None:
-        engine_for(work, share).require_unused(top, check_only=work.mode.checks_only)
+        with engine_for(work, share) as engine:
+            engine.require_unused(top, check_only=work.mode.checks_only)
     told = Source(source.label, images[0].size, _held(work, share, source, images))
     return CopySource(work.directory(share), images), told, recovered

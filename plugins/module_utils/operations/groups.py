@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..errors import Conflict, InvalidParameter, StorageError, as_storage_error
+from ..errors import Conflict, InUse, InvalidParameter, StorageError, as_storage_error
 from ..model import Share, check_snapshot_name, check_volume_name, listed, now
 from ..plan.desired import DesiredSnapshot
 from ..plan.plan import Plan
@@ -48,6 +48,12 @@ def take_group(
     """
     for name in volumes:
         check_snapshot_name(check_volume_name(name), desired.name)
+    if options.attachment is not None:
+        raise InUse(
+            f"group of {len(volumes)} volumes",
+            "one snapshot of several volumes is not possible while a machine uses them",
+            "take one snapshot of each volume (snapshots), or stop the machine and leave attachment out",
+        )
     if options.assume:
         from . import assumptions
 

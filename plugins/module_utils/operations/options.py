@@ -49,7 +49,8 @@ class Options:
     """What the user said, whatever the task does. ``lock_timeout`` is in seconds; ``discard`` gives up a record that cannot be honoured.
 
     ``not_dependent`` are files that do not count as resting on what is destroyed. ``drop_bitmaps`` gives up dirty bitmaps that a merge
-    cannot carry. ``assume`` lets check mode assume what is not there yet (see :mod:`assumptions`).
+    cannot carry. ``attachment`` is the monitor (QMP) of the machine that has the images open. ``assume`` lets check mode assume
+    what is not there yet (see :mod:`assumptions`).
     """
 
     check: bool = False
@@ -59,5 +60,6 @@ class Options:
     discard: bool = False
     not_dependent: tuple[str, ...] = ()
     drop_bitmaps: bool = False
+    attachment: str | None = None
     assume: bool = False
     task: Task = field(default_factory=Task)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InUse
-from .plan import Plan
-from .steps import ReplaceOverlay, Truncate
+from .plan import DELETE_SNAPSHOT, FLATTEN, Plan
+from .steps import Commit, Grow, Pull, ReplaceOverlay, Step, Truncate
 
 OFFLINE = "offline"  # the name of the engine for images that nobody has open
+QMP = "qmp"  # that of the engine for images that a machine has open, which QEMU's monitor reaches
 _STOP = "stop the machine that uses it, and run the task again"
 
 
@@ -20,16 +21,39 @@ class Abilities:
     """What one engine can do besides what every engine can do.
 
     ``truncates``: it can cut a raw file. ``replaces_active``: it can put another file in the place of the active image. Neither
-    is possible for a file that a machine has open.
+    is possible for a file that a machine has open. ``merges``: it can delete snapshots. ``removes``: it can remove a volume.
+    ``flattens``: it can give a linked clone its own data. ``grows_over_longer``: it can raise the size of an image over a longer one.
     """
 
     truncates: bool = True
     replaces_active: bool = True
+    merges: bool = True
+    removes: bool = True
+    flattens: bool = True
+    grows_over_longer: bool = True
 
     def require_for(self, plan: Plan) -> None:
         """Check that this engine can carry out every step of the plan. :raises InUse: it cannot."""
-        for step in plan.steps:
-            if isinstance(step, Truncate) and not self.truncates:
-                raise InUse(f"volume {plan.volume}", f"{step.file} would have to be cut to {step.size} bytes, and a machine uses it", _STOP)
-            if isinstance(step, ReplaceOverlay) and not self.replaces_active:
-                raise InUse(f"volume {plan.volume}", f"its active image {step.file} would be replaced, and a machine uses it", _STOP)
+        lacking = self._lacking_for(plan) or next(filter(None, map(self._lacking_for_step, plan.steps)), None)
+        if lacking is not None:
+            raise InUse(f"volume {plan.volume}", f"{lacking}, and a machine uses it", _STOP)
+
+    def _lacking_for(self, plan: Plan) -> str | None:
+        if plan.after is None and plan.steps and not self.removes:
+            return "it would be removed"
+        if plan.operation == FLATTEN and plan.steps and not self.flattens:
+            return "it would get its own data"
+        if plan.operation == DELETE_SNAPSHOT and plan.steps and not self.merges:
+            return "its files would be merged"
+        return None
+
+    def _lacking_for_step(self, step: Step) -> str | None:
+        if isinstance(step, Truncate) and not self.truncates:
+            return f"{step.file} would have to be cut to {step.size} bytes"
+        if isinstance(step, ReplaceOverlay) and not self.replaces_active:
+            return f"its active image {step.file} would be replaced"
+        if isinstance(step, (Commit, Pull)) and not self.merges:
+            return f"{step.file} would be merged"
+        if isinstance(step, Grow) and step.zero and not self.grows_over_longer:
+            return f"{step.file} would grow over a longer file"
+        return None

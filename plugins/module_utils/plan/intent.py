@@ -20,6 +20,7 @@ from .plan import CREATE_SNAPSHOT, FLATTEN, Plan
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
 _LONGEST_ENGINE = 40  # letters of an engine's name
+_LONGEST_PATH = 4096
 _BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
 
 
@@ -34,7 +35,8 @@ class Proof:
 @dataclass(frozen=True)
 class Intent:
     """A recorded plan. ``started`` is the time in the form that records use. ``proofs`` has a proof for each of the volume's own files
-    before the plan. ``group`` names a snapshot of several volumes together. ``engine`` names the engine that did the work."""
+    before the plan. ``group`` names a snapshot of several volumes together. ``engine`` names the engine that did the work, and
+    ``attachment`` is the monitor of the machine that had the images open."""
 
     operation: str
     started: str
@@ -44,6 +46,7 @@ class Intent:
     proofs: dict[str, Proof]
     group: str | None = None
     engine: str = OFFLINE
+    attachment: str | None = None
 
     def to_json(self) -> dict:
         """The intent as the record of the volume has it: the fields by name. A step is what :meth:`Step.to_json` returns, a volume a
@@ -57,6 +60,7 @@ class Intent:
             "proofs": {file: [proof.inode, proof.length] for file, proof in self.proofs.items()},
             "group": self.group,
             "engine": self.engine,
+            **({"attachment": self.attachment} if self.attachment else {}),
         }
 
     @property
@@ -64,6 +68,13 @@ class Intent:
         """Names of the snapshots whose data the steps may have begun to destroy."""
         kept = {snapshot.name for snapshot in self.after.snapshots} if self.after else set()
         return tuple(snapshot.name for snapshot in self.before.snapshots if snapshot.name not in kept)
+
+    @property
+    def uncertain_snapshots(self) -> tuple[str, ...]:
+        """Names of snapshots of which it is not known whether a machine has begun to write behind them."""
+        if self.attachment is None or self.operation != CREATE_SNAPSHOT or self.after is None:
+            return ()
+        return tuple(snapshot.name for snapshot in self.after.snapshots if not self.before.has_snapshot(snapshot.name))
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -74,11 +85,11 @@ class Intent:
         return tuple(named)
 
 
-def of_plan(plan: Plan, started: str, proofs: dict[str, Proof], group: str | None = None, engine: str = OFFLINE) -> Intent:
+def of_plan(plan: Plan, started: str, proofs: dict[str, Proof], group: str | None = None, engine: str = OFFLINE, attachment: str | None = None) -> Intent:
     """The intent of a plan. :raises ValueError: the plan makes a new volume. Such a plan needs no intent."""
     if plan.before is None:
         raise ValueError("a plan without a volume before it needs no intent")
-    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine)
+    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine, attachment)
 
 
 def _volume_to_json(volume: Volume) -> dict:
@@ -101,6 +112,7 @@ def from_json(volume: str, content: dict) -> Intent:
             proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},
             group=_group(content.get("group")),
             engine=_engine(content.get("engine", OFFLINE)),  # older records do not name an engine
+            attachment=_attachment(content.get("attachment")),
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
@@ -117,6 +129,13 @@ def _engine(value: object) -> str:
     """An engine's name. :raises ValueError: it is no name."""
     if not isinstance(value, str) or not value.isidentifier() or len(value) > _LONGEST_ENGINE:
         raise ValueError("no name of an engine")
+    return value
+
+
+def _attachment(value: object) -> str | None:
+    """The path of a monitor. :raises ValueError: it is no path."""
+    if value is not None and (not isinstance(value, str) or len(value) > _LONGEST_PATH or not value.isprintable()):
+        raise ValueError("no path of a monitor")
     return value
 
 
@@ -140,14 +159,17 @@ def _volume_from_json(content: dict) -> Volume:
 
 
 def summary(content: dict) -> dict:
-    """``pending`` as info modules show it: operation, started, and snapshots (a list of names). The data of these snapshots may be
-    damaged until the work is finished.
+    """``pending`` as info modules show it: operation, started, snapshots (a list of names), and the attachment if there is one. The data
+    of these snapshots may be damaged, or is not certain yet, until the work is finished.
 
     :param content: an intent as the record has it.
     """
     shown: dict = {"operation": content.get("operation"), "started": content.get("started"), "snapshots": []}
     try:
-        shown["snapshots"] = list(from_json("", content).deleted_snapshots)
+        intent = from_json("", content)
+        shown["snapshots"] = [*intent.deleted_snapshots, *intent.uncertain_snapshots]
+        if intent.attachment is not None:
+            shown["attachment"] = {"qmp": intent.attachment}
     except NeedsRecovery:
         pass
     return shown
@@ -317,6 +339,14 @@ class _Check:
         sizes = {volume.image(image.file).size for volume in (self.intent.before, self.intent.after) if volume and image.file in volume.files}
         if now.size not in sizes:
             raise self.differs(f"{image.file} with {' or '.join(str(size) for size in sorted(sizes))} bytes", f"{now.size}")
+
+
+def undo_snapshot(plan: Plan) -> Plan:
+    """The plan that undoes a snapshot whose overlay nobody uses."""
+    if plan.before is None or plan.after is None:
+        raise ValueError("a snapshot is of a volume")
+    before = replace(plan.before, adopted=True, pending=None)
+    return Plan(CREATE_SNAPSHOT, plan.volume, (write_info(before), Unlink(plan.after.active.file)), plan.after, before)
 
 
 def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:

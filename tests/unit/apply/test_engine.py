@@ -37,6 +37,7 @@ class Noted:
 
     name = "noted"
     abilities = Abilities()
+    attachment = None
 
     def __init__(self, directory: ShareDirectory, fails: str = "") -> None:
         self.notes: list[str] = []
@@ -83,6 +84,9 @@ class NotedSession:
         self._real.do(step)
         if self._engine.fails_after == step.file:
             raise NoSpace("share", f"is full after {step.file}", "make room")
+
+    def withdraw(self) -> bool:
+        return False
 
     @contextmanager
     def prepared(self, steps: object) -> Iterator[dict]:

@@ -26,6 +26,7 @@ class OfflineEngine:
 
     name = OFFLINE
     abilities = Abilities()
+    attachment = None
 
     def __init__(self, directory: ShareDirectory, terms: Terms) -> None:
         self._directory, self._terms = directory, terms
@@ -86,6 +87,9 @@ class OfflineEngine:
         elif self._directory.root.status(file) is not None:
             with Guard(self._directory, self._terms.assume_unused) as guard:
                 guard.take([file])
+
+    def close(self) -> None:
+        """Nothing to do."""
 
     def observe(self, volume: str, intent: intents.Intent) -> intents.ObservedState:
         """See :meth:`engine.Engine.observe`. It reads ``.info`` and the headers of the files."""

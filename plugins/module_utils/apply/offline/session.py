@@ -97,6 +97,10 @@ class OfflineSession:
         yield
         self._guard.drop([file])
 
+    def withdraw(self) -> bool:
+        """See :meth:`engine.Session.withdraw`. Nobody has the images open, and what is on the share decides."""
+        return False
+
     # -- new files ---------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .growing import grow
     from .reading import Header, HeaderSummary, has_magic, is_empty, read_backing_name, read_header, read_summary
     from .tables import allocation
-    from .tails import clear_tail, has_fixed_tail, tail_end
+    from .tails import clear_tail, has_fixed_tail, has_tail, tail_end
     from .writing import bytes_of_image, repoint, write_image
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "has_magic",
     "is_empty",
     "has_fixed_tail",
+    "has_tail",
     "read_backing_name",
     "read_bitmaps",
     "read_header",
@@ -55,7 +56,7 @@ _HOMES = {
     **dict.fromkeys(("HeaderSummary", "Header", "read_summary", "has_magic", "is_empty", "read_backing_name", "read_header"), "reading"),
     **dict.fromkeys(("Bitmap", "read_bitmaps"), "bitmaps"),
     "allocation": "tables",
-    **dict.fromkeys(("clear_tail", "has_fixed_tail", "tail_end"), "tails"),
+    **dict.fromkeys(("clear_tail", "has_fixed_tail", "has_tail", "tail_end"), "tails"),
     "drop_data": "discarding",
     "require_whole": "completeness",
     "require_single_owners": "cluster_uses",

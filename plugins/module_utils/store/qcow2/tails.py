@@ -73,6 +73,12 @@ def has_fixed_tail(fd: int) -> bool:
     return False
 
 
+def has_tail(fd: int) -> bool:
+    """Whether the image has a tail. :raises Unsuited: as :func:`clear_tail`. :raises Qcow2Error: the image is damaged or hostile."""
+    tail = _find(fd, read_header(fd))
+    return tail.rest is not None or bool(tail.entries)
+
+
 def tail_end(fd: int) -> int:
     """The virtual offset in bytes where the last cluster ends that tables lead to behind the virtual end; the size if there is none."""
     header = read_header(fd)

@@ -1,0 +1,167 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A client of QEMU's monitor (QMP): one JSON object a line, over a Unix socket.
+
+A monitor serves one client at a time. A second one connects and waits for ever. So the greeting has a time limit.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import struct
+import time
+from typing import Any
+
+from ...errors import InUse, ToolFailed
+
+GREETING = 5.0  # seconds
+ANSWER = 120.0  # seconds: a command may have to flush a slow disk first
+_POLL = 0.01  # seconds
+_LONGEST_LINE = 64 << 20  # bytes
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
+
+
+class QmpError(Exception):
+    """QEMU refused a command, and did nothing. ``kind`` is QEMU's class of the error."""
+
+    def __init__(self, command: str, kind: str, text: str) -> None:
+        super().__init__(f"{command}: {text}")
+        self.command, self.kind, self.text = command, kind, text
+
+
+class Lost(Exception):
+    """The monitor closed or did not answer. It is not known whether the last command was carried out."""
+
+
+class Monitor:
+    """A connection to a monitor. ``pid`` is the process that listens there, ``commands`` are the names of what it can do.
+
+    A context manager, which closes the connection.
+    """
+
+    def __init__(self, path: str, stream: socket.socket) -> None:
+        self.path = path
+        self._stream, self._buffer = stream, b""
+        self.pid = _PEER.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+        self.commands: frozenset[str] = frozenset()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def greet(self) -> None:
+        """Read the greeting and begin. :raises Lost: there is none, or another server's. :raises QmpError: it refuses to begin."""
+        self._stream.settimeout(GREETING)
+        if not isinstance(self._line().get("QMP"), dict):
+            raise Lost("what listens there is no QMP monitor")
+        self._stream.settimeout(ANSWER)
+        self.run("qmp_capabilities")
+        self.commands = frozenset(str(one["name"]) for one in self.run("query-commands"))
+
+    def fileno(self) -> int:
+        """The descriptor of the connection."""
+        return self._stream.fileno()
+
+    def close(self) -> None:
+        """End the connection. Jobs go on."""
+        self._stream.close()
+
+    def run(self, command: str, **arguments: Any) -> Any:
+        """Run a command and return its answer. Events are skipped. Underscores in the names of arguments stand for dashes.
+
+        :raises QmpError: QEMU refuses it. :raises Lost: the connection ended, or no answer came in time.
+        """
+        request = {"execute": command, "arguments": {name.replace("_", "-"): value for name, value in arguments.items()}}
+        try:
+            self._stream.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise Lost(f"{command}: {error.strerror or error}") from error
+        while True:
+            answer = self._line()
+            if "error" in answer:
+                raise QmpError(command, str(answer["error"].get("class")), str(answer["error"].get("desc")))
+            if "return" in answer:
+                return answer["return"]
+
+    def _line(self) -> dict:
+        while b"\n" not in self._buffer:
+            try:
+                data = self._stream.recv(1 << 16)
+            except OSError as error:  # socket.timeout is one
+                raise Lost("no answer came in time" if isinstance(error, socket.timeout) else str(error.strerror or error)) from error
+            if not data:
+                raise Lost("the connection was closed")
+            self._buffer += data
+            if len(self._buffer) > _LONGEST_LINE:
+                raise Lost("an answer has no end")
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            raise Lost("an answer is no JSON") from error
+        if not isinstance(answer, dict):
+            raise Lost("an answer is no JSON object")
+        return answer
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def job(self, name: str) -> dict | None:
+        """A job as ``query-jobs`` tells it. None if there is none of this name."""
+        return next((one for one in self.run("query-jobs") if one["id"] == name), None)
+
+    def wait_for(self, name: str, *states: str, until: float | None = None) -> dict | None:
+        """Wait until a job has one of these states. None if it vanished. A job that concluded is in no other state any more.
+
+        :param until: a time of :func:`time.monotonic` after which the job is returned as it is.
+        """
+        while True:
+            found = self.job(name)
+            if found is None or found["status"] in (*states, "concluded") or (until is not None and time.monotonic() > until):
+                return found
+            time.sleep(_POLL)
+
+
+def connect(path: str) -> Monitor | None:
+    """A monitor that has greeted. None if nobody listens at ``path``.
+
+    :raises InUse: somebody listens there and does not greet in time, or refuses. :raises ToolFailed: the socket cannot be reached.
+    """
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stream.settimeout(GREETING)
+    try:
+        stream.connect(path)
+    except OSError as error:
+        stream.close()
+        if error.errno in _NOBODY:
+            return None
+        if isinstance(error, socket.timeout) or error.errno == errno.EAGAIN:
+            raise _silent(path) from error
+        reason = error.strerror or str(error)
+        raise ToolFailed(f"monitor {path}", f"it cannot be reached ({reason})", "check attachment.qmp, and the rights of the socket") from error
+    monitor = Monitor(path, stream)
+    try:
+        monitor.greet()
+    except (Lost, QmpError, KeyError, TypeError) as error:
+        monitor.close()
+        raise _silent(path, str(error)) from error
+    return monitor
+
+
+def _silent(path: str, reason: str = "no answer came in time") -> InUse:
+    return InUse(
+        f"monitor {path}",
+        f"it accepts connections and does not greet ({reason})",
+        "give a QMP socket that no other program uses; a monitor serves one client at a time",
+    )
+
+
+def name_of(path: str) -> str:
+    """How messages name a monitor."""
+    return os.path.basename(path)

@@ -1,0 +1,130 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine for images that a running machine has open. The machine's own QEMU does the work, told through its monitor (QMP)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Sequence
+
+from ...errors import InUse
+from ...plan.abilities import QMP, Abilities
+from ...plan.plan import CREATE_SNAPSHOT, Plan
+from ...store.files.directory import ShareDirectory
+from .client import Monitor, connect
+from .machine import Machine, told
+from .possible import require_possible
+
+if TYPE_CHECKING:
+    from ...plan.intent import Intent, ObservedState, Resumption
+    from ..engine import CopySource, Engine, Session, Terms
+    from .session import LiveSession
+
+
+class QmpEngine:
+    """The :class:`engine.Engine` for images that a machine has open.
+
+    :param files: the engine that works on files. It makes new ones here, and tells what is on the share.
+    :param monitor: the machine's. None: the engine is only asked what an interrupted task left.
+    """
+
+    name = QMP
+    abilities = Abilities(truncates=False, replaces_active=False, merges=False, removes=False, grows_over_longer=False)
+
+    def __init__(self, directory: ShareDirectory, terms: Terms, files: Engine, monitor: Monitor | None = None) -> None:
+        self._directory, self._terms = directory, terms
+        self._files, self._monitor = files, monitor
+        self.attachment = terms.attachment
+
+    def session(self, plan: Plan, source: CopySource | None = None) -> Session:
+        """See :meth:`engine.Engine.session`. Here the machine must be ready for the plan."""
+        machine = self._ready_for(plan)
+        return self._begin(plan, machine)
+
+    def session_to_end(self, resumption: Resumption) -> Session:
+        """See :meth:`engine.Engine.session_to_end`. Here the machine must have one of the states that the interrupted task can have left."""
+        return self._begin(resumption.plan, self._ready_to_end(resumption))
+
+    def _begin(self, plan: Plan, machine: Machine) -> LiveSession:
+        from .session import LiveSession  # late: a prediction does not need it
+
+        return LiveSession(self._directory, plan, machine, self._files.session(_without_steps(plan)))
+
+    def barrier(self, sessions: Sequence[Session]) -> None:
+        """See :meth:`engine.Engine.barrier`."""
+        from .session import LiveSession
+
+        for session in sessions:
+            if isinstance(session, LiveSession):
+                session.switch()
+
+    def predict(self, plan: Plan) -> None:
+        """See :meth:`engine.Engine.predict`."""
+        self._ready_for(plan)
+
+    def predict_end(self, resumption: Resumption) -> None:
+        """See :meth:`engine.Engine.predict_end`."""
+        self._ready_to_end(resumption)
+
+    def require_unused(self, file: str, check_only: bool) -> None:
+        """See :meth:`engine.Engine.require_unused`. A machine's present content cannot be read."""
+        self._files.require_unused(file, check_only)
+
+    def observe(self, volume: str, intent: Intent) -> ObservedState:
+        """See :meth:`engine.Engine.observe`. What counts is what is on the share."""
+        return self._files.observe(volume, intent)
+
+    def close(self) -> None:
+        """See :meth:`engine.Engine.close`."""
+        if self._monitor is not None:
+            self._monitor.close()
+
+    # -- readiness ---------------------------------------------------------------------------------------------------
+
+    def _machine(self, plan: Plan) -> Machine:
+        if self._monitor is None or plan.before is None:
+            raise InUse(f"volume {plan.volume}", "a machine may have it open, and no monitor is given", "give attachment")
+        return Machine(self._monitor, self._directory, plan.before)
+
+    def _ready_for(self, plan: Plan) -> Machine:
+        machine = self._machine(plan)
+        if any(step.touches() for step in plan.steps):
+            with told(machine.subject):
+                require_possible(plan, machine, machine.require_ready())
+        return machine
+
+    def _ready_to_end(self, resumption: Resumption) -> Machine:
+        plan = resumption.plan
+        machine = self._machine(plan)
+        with told(machine.subject):
+            chain = plan.after.files if plan.after is not None else machine.volume.files
+            if plan.operation == CREATE_SNAPSHOT and plan.after is not None and not self._has_switched(machine, plan.after.active.file):
+                chain = tuple(file for file in chain if file != plan.after.active.file)
+            machine.require_ready(chain=chain)
+        return machine
+
+    def _has_switched(self, machine: Machine, overlay: str) -> bool:
+        """Whether the machine uses the overlay of an interrupted snapshot. A node that nothing rests on and that rests on nothing does not count."""
+        graph = machine.graph()
+        return any(graph.backing_of(node.name) is not None for node in machine.images(graph, overlay))
+
+
+def _without_steps(plan: Plan) -> Plan:
+    """A plan about the same volume for which nothing has to be held."""
+    return Plan(plan.operation, plan.volume, (), plan.before, plan.after)
+
+
+def attached(directory: ShareDirectory, terms: Terms, files: Engine) -> QmpEngine | None:
+    """The engine for the machine that the user names. None if nobody listens at that monitor.
+
+    :raises InUse: nobody listens there and the share cannot show whether somebody has the images open, or the monitor does not greet.
+    """
+    path = terms.attachment or ""
+    monitor = connect(path)
+    if monitor is None and not directory.share.locks_visible:
+        raise InUse(
+            f"share {directory.share.label}",
+            f"nobody listens at {path}, and this file system cannot tell whether somebody has the images open",
+            "name the monitor of the machine; or make sure that no machine runs, leave attachment out and say assume_unused: true",
+        )
+    return None if monitor is None else QmpEngine(directory, terms, files, monitor)

@@ -1,0 +1,165 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A running machine and the images of one volume that it has open: whether work on them may begin now.
+
+Everything here only asks.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import Iterable, Iterator, NoReturn
+
+from ...errors import InUse, NoSpace, StorageError, ToolFailed, ToolMissing
+from ...model import Volume, listed
+from ...store.files.directory import ShareDirectory
+from .client import Lost, Monitor, QmpError
+from .graph import Graph, Node, other_writers
+
+OUR_JOBS = "rfs-"  # how the names of our jobs and nodes begin
+_AT_WORK = ("running", "paused", "prelaunch", "suspended", "io-error", "watchdog", "guest-panicked", "shutdown")
+_NOT_MIGRATING = ("none", "completed", "failed", "cancelled")
+_NEEDED = ("query-named-block-nodes", "x-debug-query-block-graph", "query-jobs", "blockdev-add", "blockdev-snapshot", "block_resize", "blockdev-del")
+
+
+class Machine:
+    """What is behind a monitor, and the volume's images in it.
+
+    :param volume: the volume as ``.info`` describes it.
+    """
+
+    def __init__(self, monitor: Monitor, directory: ShareDirectory, volume: Volume) -> None:
+        self.monitor, self.volume = monitor, volume
+        self.directory = directory
+        self._statuses = {file: status for file in volume.files for status in [directory.root.status(file)] if status is not None}
+
+    @property
+    def share_status(self) -> os.stat_result:
+        """The status of the share's directory."""
+        return os.fstat(self.directory.root.fd)
+
+    @property
+    def subject(self) -> str:
+        """How messages name the volume."""
+        return f"volume {self.volume.name} on {self.directory.share.label}"
+
+    def refuse(self, problem: str, remedy: str) -> NoReturn:
+        """:raises InUse: always."""
+        raise InUse(self.subject, problem, remedy)
+
+    def graph(self) -> Graph:
+        """The graph as it is now. :raises InUse, QmpError, Lost: see :class:`Graph`."""
+        return Graph(self.monitor)
+
+    def images(self, graph: Graph, file: str) -> list[Node]:
+        """The nodes of a file of the share."""
+        status = self._statuses.get(file) or self.directory.root.status(file)
+        return graph.images(status) if status is not None else []
+
+    def node(self, graph: Graph, file: str) -> Node:
+        """The one node of a file. :raises InUse: the machine does not have it open, or has it twice."""
+        found = self.images(graph, file)
+        if len(found) != 1:
+            self.refuse(f"the machine behind {self.monitor.path} has {file} open {len(found)} times", "give the monitor of the machine that uses the volume")
+        return found[0]
+
+    def has_any(self, graph: Graph) -> bool:
+        """Whether it has any image of the volume open."""
+        return any(self.images(graph, file) for file in self.volume.own_files)
+
+    # -- what must hold before anything is sent ------------------------------------------------------------------------
+
+    def require_ready(self, ours: Iterable[str] = (), chain: tuple[str, ...] | None = None) -> Graph:
+        """Check that work on the volume may begin, and return the graph.
+
+        :param ours: names of jobs that may be there. :param chain: the files that the machine must have as the volume's chain, the
+            active image first. Without it: those of the volume.
+        :raises InUse: it may not. :raises ToolMissing: QEMU cannot do what is needed.
+        """
+        lacking = sorted(set(_NEEDED) - self.monitor.commands)
+        if lacking:
+            raise ToolMissing(f"QEMU behind {self.monitor.path}", f"it lacks {listed(lacking)}", "use QEMU 7.2 or newer")
+        self._require_settled()
+        graph = self.graph()
+        files = chain or self.volume.files
+        self._require_chain(graph, files)
+        self._require_no_jobs(graph, files, set(ours))
+        self._require_alone()
+        active = self.node(graph, files[0])
+        if active.read_only:
+            self.refuse("the machine has its disk read-only", "stop the machine, and run the task again")
+        return graph
+
+    def _require_settled(self) -> None:
+        """Check that the machine neither migrates nor waits for a migration. QEMU 7.2 aborts when such a disk is resized."""
+        if "query-status" not in self.monitor.commands:
+            return  # qemu-storage-daemon
+        state = str(self.monitor.run("query-status").get("status"))
+        migration = str(self.monitor.run("query-migrate").get("status", "none")) if "query-migrate" in self.monitor.commands else "none"
+        if state not in _AT_WORK:
+            self.refuse(f"the machine is in the state {state}", "run the task again when it runs")
+        if migration not in _NOT_MIGRATING:
+            self.refuse(f"the machine migrates ({migration})", "run the task again when that has ended")
+
+    def _require_chain(self, graph: Graph, files: tuple[str, ...]) -> None:
+        if not any(self.images(graph, file) for file in files):
+            self.refuse(
+                f"the machine behind {self.monitor.path} does not have its images open",
+                "give the monitor of the machine that uses it, or leave attachment out if nobody does",
+            )
+        active = self.images(graph, files[0])
+        if len(active) != 1:
+            self.refuse(
+                f"the machine does not have its active image {files[0]} open, but another one of its files"
+                if not active
+                else f"the machine has its active image {files[0]} open {len(active)} times",
+                f"stop the machine, and start it on {files[0]}",
+            )
+        above = graph.overlay_on(active[0].name)
+        if above is not None:
+            self.refuse(f"in the machine another image ({above}) rests on {files[0]}", "undo what somebody else did to the disk, or stop the machine")
+        seen = list(graph.chain(active[0].name))
+        expected = [{node.name for node in self.images(graph, file)} for file in files]
+        if len(seen) != len(expected) or any(name not in names for name, names in zip(seen, expected)):
+            self.refuse(f"the machine has other files under {files[0]} than the share says ({listed(files)})", "stop the machine, and start it anew")
+
+    def _require_no_jobs(self, graph: Graph, files: Iterable[str], ours: set[str]) -> None:
+        names = {node.name for file in files for node in self.images(graph, file)}
+        foreign = sorted(graph.jobs_on(names) - ours)
+        if foreign:
+            self.refuse(f"another program's job works on its disk ({listed(foreign)})", "wait until it has ended, and run the task again")
+
+    def _require_alone(self) -> None:
+        keys = {(status.st_dev, status.st_ino): file for file, status in self._statuses.items() if file in self.volume.own_files}
+        for key, pid in other_writers(self.monitor.pid, set(keys)).items():
+            self.refuse(f"process {pid} has {keys[key]} open for writing, too", "stop one of the two")
+
+
+def refusal(subject: str, error: QmpError) -> StorageError:
+    """QEMU's refusal of a command, for users."""
+    problem = f"QEMU refuses: {error}"
+    if "Permission denied" in error.text:
+        return ToolFailed(subject, problem, "let QEMU open the volume's files (owner, mode, ACL, SELinux, AppArmor), and run the task again")
+    if "No space left" in error.text:
+        return NoSpace(subject, problem, "make room on the share, and run the task again")
+    if "lock" in error.text:
+        return InUse(subject, problem, "stop the other program that has the image open, and run the task again")
+    return ToolFailed(subject, problem, "run the task again; if that does not help, stop the machine first")
+
+
+def loss(subject: str, error: Lost) -> StorageError:
+    """The loss of the monitor, for users."""
+    return ToolFailed(subject, f"the monitor was lost: {error}", "look whether the machine still runs, and run the task again; it ends what was begun")
+
+
+@contextmanager
+def told(subject: str) -> Iterator[None]:
+    """A context in which errors of the monitor become errors for users."""
+    try:
+        yield
+    except QmpError as error:
+        raise refusal(subject, error) from error
+    except Lost as error:
+        raise loss(subject, error) from error

@@ -1,0 +1,168 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Carries out the steps of one plan while a machine has the images open."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import Callable, ContextManager, Iterable, Iterator, Mapping
+
+from ...errors import InUse, NeedsRecovery
+from ...plan.plan import CREATE_SNAPSHOT, Plan
+from ...plan.steps import CreateOverlay, Grow, Repoint, SetAttributes, Step
+from ...store import qcow2
+from ...store.files.directory import ShareDirectory
+from ...store.locks import in_use
+from ...store.metadata.records import Disk
+from ..engine import Session
+from .client import Lost, QmpError
+from .graph import Graph, Node
+from .machine import OUR_JOBS, Machine, told
+from .possible import directory_of, require_size
+
+
+class LiveSession:
+    """The :class:`engine.Session` of the engine for running machines.
+
+    :param files: a session that holds no images. It makes new files.
+    """
+
+    def __init__(self, directory: ShareDirectory, plan: Plan, machine: Machine, files: Session) -> None:
+        self._directory, self._plan, self._machine, self._files = directory, plan, machine, files
+        self._withdrawn = False
+        self._methods: dict[type, Callable] = {
+            CreateOverlay: self._create_overlay,
+            Grow: self._grow,
+            Repoint: self._repoint,
+            SetAttributes: files.do,
+        }
+
+    def __enter__(self) -> LiveSession:
+        self._files.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._files.__exit__(*exc)
+
+    def can(self, step: Step) -> bool:
+        """See :meth:`engine.Session.can`."""
+        return type(step) in self._methods
+
+    def do(self, step: Step) -> None:
+        """See :meth:`engine.Session.do`."""
+        with told(self._machine.subject):
+            self._methods[type(step)](step)
+
+    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, Disk]]:
+        """See :meth:`engine.Session.prepared`."""
+        return self._files.prepared(steps)
+
+    @contextmanager
+    def closing(self, file: str) -> Iterator[None]:
+        """See :meth:`engine.Session.closing`. The machine has closed the file by then. Its lock bytes show whether somebody else has it open."""
+        if not self._directory.share.locks_visible or self._directory.root.status(file) is None:
+            yield
+            return
+        with self._directory.root.opened(file, write=True) as fd:
+            in_use.hold(fd, file, self._directory.share.label)
+            yield
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    def _create_overlay(self, step: CreateOverlay) -> None:
+        """Publish the overlay and let QEMU open it. The machine does not use it before :meth:`switch`."""
+        active = self._machine.node(self._machine.graph(), step.backing_file)
+        require_size(self._machine, active, step.size)
+        self._files.do(step)
+        self._add(active, step.file)
+
+    def _add(self, active: Node, file: str) -> str:
+        """Let QEMU open an overlay, cached as the present active image is. Returns the name of its node."""
+        name, cache = f"{OUR_JOBS}{os.urandom(6).hex()}", dict(zip(("direct", "no-flush"), active.cache))
+        path = os.path.join(directory_of(self._machine, active), file)
+        protocol = {"driver": "file", "filename": path, "cache": cache}
+        self._machine.monitor.run("blockdev-add", driver="qcow2", node_name=name, backing=None, cache=cache, file=protocol)
+        return name
+
+    def switch(self) -> None:
+        """See :meth:`engine.Session.switch`. Doing it again changes nothing."""
+        plan = self._plan
+        if plan.operation != CREATE_SNAPSHOT or plan.after is None or self._withdrawn:
+            return
+        with told(self._machine.subject):
+            self._switch_to(plan.after.active.file, str(plan.after.active.backing_file), plan.after.size)
+
+    def _switch_to(self, overlay: str, backing: str, size: int) -> None:
+        graph = self._machine.graph()
+        active = self._machine.node(graph, backing)
+        if graph.overlay_on(active.name) in {node.name for node in self._machine.images(graph, overlay)}:
+            return
+        self._require_empty(overlay)
+        require_size(self._machine, active, size)
+        node = self._waiting(graph, overlay) or self._add(active, overlay)
+        self._machine.monitor.run("blockdev-snapshot", node=active.name, overlay=node)
+
+    def _waiting(self, graph: Graph, overlay: str) -> str | None:
+        """The node of an overlay that QEMU has open and does not use."""
+        return next((node.name for node in self._machine.images(graph, overlay)), None)
+
+    def _require_empty(self, overlay: str) -> None:
+        """:raises NeedsRecovery: something was written to the overlay, while this machine wrote to the image under it."""
+        with self._directory.root.opened(overlay) as fd:
+            if qcow2.is_empty(fd, qcow2.read_header(fd)):
+                return
+        raise NeedsRecovery(
+            self._machine.subject,
+            f"another machine has written to its active image {overlay}, and this one writes to the image under that",
+            "stop both, and decide which of the two counts; see docs/worst-day.md",
+        )
+
+    def withdraw(self) -> bool:
+        """See :meth:`engine.Session.withdraw`."""
+        plan = self._plan
+        if plan.operation != CREATE_SNAPSHOT or plan.after is None:
+            return False
+        overlay = plan.after.active.file
+        try:
+            graph = self._machine.graph()
+            for node in self._machine.images(graph, overlay):
+                if graph.backing_of(node.name) is not None:
+                    return False
+                self._machine.monitor.run("blockdev-del", node_name=node.name)
+        except (QmpError, Lost, InUse):
+            return False
+        self._withdrawn = True
+        return True
+
+    # -- growth and headers ------------------------------------------------------------------------------------------
+
+    def _grow(self, step: Grow) -> None:
+        node = self._machine.node(self._machine.graph(), step.file)
+        if node.size > step.size:
+            self._machine.refuse(f"the machine's disk has {node.size} bytes already", "ask for that size")
+        if node.size < step.size:
+            self._machine.monitor.run("block_resize", node_name=node.name, size=step.size)
+        self._flush(node.name, step.file)
+
+    def _repoint(self, step: Repoint) -> None:
+        """Write the name into the header through QEMU. The graph is right already, or the machine would have been refused."""
+        graph = self._machine.graph()
+        node = self._machine.node(graph, step.file)
+        self._machine.monitor.run("change-backing-file", device=graph.root_of(self._top(graph)), image_node_name=node.name, backing_file=step.backing_file)
+        self._sync(step.file)
+
+    def _top(self, graph: Graph) -> str:
+        """The format node of the image that the guest writes to."""
+        return self._machine.node(graph, self._machine.volume.active.file).name
+
+    def _flush(self, node: str, file: str) -> None:
+        """Make what QEMU holds of a node durable. qemu-storage-daemon has no command for it; there it has to do without."""
+        if "human-monitor-command" in self._machine.monitor.commands:
+            self._machine.monitor.run("human-monitor-command", command_line=f'qemu-io {node} "flush"')
+        self._sync(file)
+
+    def _sync(self, file: str) -> None:
+        with self._directory.root.opened(file) as fd:
+            self._directory.waiting.sync_file(fd)
