@@ -41,7 +41,7 @@ class Terms(NamedTuple):
     ``locks`` are descriptors of the held volume locks. Programs that the engine starts inherit them. ``assume_unused``: the user
     promises that nobody has the images open, for file systems where this cannot be checked. ``warn`` takes sentences for the
     user. ``look`` takes the name of a volume and returns what was read of it under its lock. ``attachment`` is the path of the
-    monitor (QMP) of the machine that has the images open, as the user names it.
+    monitor (QMP) of the machine that has the images open, as the user names it. ``drop_bitmaps``: its dirty bitmaps may be lost.
     """
 
     locks: tuple[int, ...] = ()
@@ -49,6 +49,7 @@ class Terms(NamedTuple):
     warn: Callable[[str], None] = lambda _text: None
     look: Callable[[str], Look] | None = None
     attachment: str | None = None
+    drop_bitmaps: bool = False
 
 
 _LOOKING = Terms()
@@ -81,6 +82,10 @@ class Session(Protocol):
 
     def closing(self, file: str) -> ContextManager[None]:
         """A context in which the caller removes the name of ``file``. Nobody can open it any more meanwhile."""
+
+    def settle(self) -> None:
+        """Called when all image steps are done, directly before ``.info`` is written: bring the images to where the files that ``.info``
+        names now and those that it will name are both right, and keep them so until :meth:`Engine.barrier` or the session's end."""
 
     def withdraw(self) -> bool:
         """Take back what a snapshot that failed has made ready. True if it is certain that a machine goes on with the old active image.

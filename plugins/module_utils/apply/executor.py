@@ -102,6 +102,8 @@ class Executor:
                 for plan, session in sessions:
                     self._undo_snapshot(plan, session)
                 raise
+            for _plan, session in sessions:
+                session.settle()
             for plan, _session in sessions:
                 self._write_infos(plan)
             self._engine.barrier([session for _plan, session in sessions])
@@ -166,6 +168,7 @@ class Executor:
                 if session.can(step):
                     self._do(session, step, plan.volume)
                 elif isinstance(step, WriteInfo):
+                    session.settle()
                     self._write_info(plan, step)
                     self._engine.barrier([session])
                     self._write_final_record(plan, steps[position + 1 :])

@@ -81,7 +81,7 @@ def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
     _refuse_foreign(directory, name, intent)
     decided = intent.group is None or _group_decided(directory, intent.group)
     observed = replace(open_engine(intent.engine, directory).observe(name, intent), decided=decided)
-    return replace(intents.resume(name, _readable(look), intent, observed), images=intent.files)
+    return replace(intents.resume(name, _readable(look), intent, observed), images=intent.files, attachment=intent.attachment)
 
 
 def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:

@@ -26,11 +26,12 @@ class Merged(NamedTuple):
     fixed_tails: frozenset[str]
 
 
-def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], with_bitmaps: bool) -> Merged:
+def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], with_bitmaps: bool, is_attached: bool = False) -> Merged:
     """Read the tables of those ``wanted`` files of the chain that are qcow2 images and exist (a prediction may name others). Each is
     opened once.
 
-    :param with_bitmaps: without, they are not looked for.
+    :param with_bitmaps: without, they are not looked for. :param is_attached: a machine may have the images open. What its
+        tables say of the active one is an estimate then.
     :raises UnsafeImage: the tables of one are damaged or hostile, or its file was cut short.
     """
     wanted, longest = set(wanted), 0
@@ -41,21 +42,31 @@ def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], 
         shorter, longest = image.size < longest, max(longest, image.size)
         if image.file not in wanted or not _is_there(directory, image):
             continue
+        changes = is_attached and image is volume.active
         with directory.root.opened(image.file) as fd:
-            _require_whole(directory, image.file, fd, thorough=True)
+            if not changes:
+                _require_whole(directory, image.file, fd, thorough=True)
             try:
                 header = qcow2.read_header(fd)
                 held = qcow2.read_bitmaps(fd, header) if with_bitmaps else ()
-                tables = qcow2.allocation(fd, header)
+                tables = _at_some_instant(fd, header) if changes else qcow2.allocation(fd, header)
             except qcow2.Qcow2Error as error:
                 raise _unusable(directory, image.file, error) from error
-            if shorter and _is_stiff(fd):
+            if shorter and (changes or _is_stiff(fd)):
                 fixed_tails.add(image.file)
         if held:
             bitmaps[image.file] = tuple(Bitmap(one.name, one.tracks) for one in held)
         if tables is not None:
             known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
     return Merged(known, bitmaps, frozenset(fixed_tails))
+
+
+def _at_some_instant(fd: int, header: qcow2.Header) -> bytes | None:
+    """What is allocated in an image that changes meanwhile; an estimate, and no more."""
+    try:
+        return qcow2.allocation(fd, header)
+    except qcow2.Qcow2Error:
+        return None
 
 
 def _is_there(directory: ShareDirectory, image: Image) -> bool:
@@ -99,16 +110,20 @@ def _require_whole(directory: ShareDirectory, file: str, fd: int, thorough: bool
         return  # the reader of its tables reports what is wrong with them
 
 
-def require_single_owners(directory: ShareDirectory, plan: Plan) -> None:
+def require_single_owners(directory: ShareDirectory, plan: Plan, is_attached: bool = False) -> None:
     """Before a plan writes data into images that are there. Reads all their tables, in check mode too.
 
+    :param is_attached: a machine may have them open. While it writes to the active image, the tables on disk are of several instants.
     :raises UnsafeImage: a cluster of one has two uses, so that a merge would change what it does not write.
     """
     from ..plan.steps import Commit, Pull
 
     written = [step.into if isinstance(step, Commit) else step.file for step in plan.steps if isinstance(step, (Commit, Pull))]
     known = {image.file: image.format for image in plan.before.chain} if plan.before else {}
+    changing = plan.before.active.file if plan.before and is_attached else None
     for file in dict.fromkeys(written):
+        if file == changing:
+            continue
         if known.get(file) != "qcow2" or directory.root.status(file) is None:
             continue
         with directory.root.opened(file) as fd:

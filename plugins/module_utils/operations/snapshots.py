@@ -168,9 +168,10 @@ def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -
     if stale:
         return _deletion_with_stale(work, share, volume, names)
 
+    attached = work.options.attachment is not None
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
     backings = {str(volume.image(file).backing_file) for file in overlays}
-    known = cluster_tables.look_into(work.directory(share), volume, {*overlays, *backings}, not work.options.drop_bitmaps)
+    known = cluster_tables.look_into(work.directory(share), volume, {*overlays, *backings}, not work.options.drop_bitmaps, attached)
     return merge.delete_snapshots(volume, names, known.allocations, known.fixed_tails, known.bitmaps)
 
 

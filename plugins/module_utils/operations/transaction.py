@@ -110,7 +110,7 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
     if any(step.name in ("commit", "pull") for step in plan.steps):
         from . import cluster_tables
 
-        cluster_tables.require_single_owners(work.directory(share), plan)
+        cluster_tables.require_single_owners(work.directory(share), plan, work.options.attachment is not None)
     if plan.changed:
         work.mode.apply(share, plan, source)
     after = work.mode.described_after(share, plan, before)

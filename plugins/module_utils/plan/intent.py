@@ -177,12 +177,14 @@ def summary(content: dict) -> dict:
 
 @dataclass(frozen=True)
 class ObservedFile:
-    """A file that exists: its inode, its length in bytes, and what its qcow2 header says. Without such a header ``size`` is None."""
+    """A file that exists: its inode, its length in bytes, and what its qcow2 header says. Without such a header ``size`` is None.
+    ``changed`` is the time of the last write (ns)."""
 
     inode: int
     length: int
     size: int | None = None
     backing_file: str | None = None
+    changed: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,13 @@ class ObservedState:
     """What is on the share before an interrupted task is resumed.
 
     ``active`` is the active image that ``.info`` names (None: there is no ``.info``), ``snapshots`` are its pairs (snapshot,
-    overlay). ``files`` has each file of the intent that exists, by name.
+    overlay). ``files`` has each file of the intent that exists, by name. ``info_changed`` is the time of the last write of ``.info`` (ns).
     """
 
     active: str | None
     snapshots: tuple[tuple[str, str], ...]
     files: dict[str, ObservedFile]
+    info_changed: int = 0
     decided: bool = True  # the decision of its group is recorded, or it has no group
 
     def backing(self, file: str) -> str | None:
@@ -206,13 +209,15 @@ class ObservedState:
 @dataclass(frozen=True)
 class Resumption:
     """How an interrupted operation ends. ``plan`` has the steps that are still to do. ``outcome`` is finished, undone or discarded.
-    ``left`` are files that stay for somebody to look at. ``images`` are files of the interrupted plan besides those of ``plan``."""
+    ``left`` are files that stay for somebody to look at. ``images`` are files of the interrupted plan besides those of ``plan``, its
+    active image first. ``attachment`` is the monitor of the machine that had them open."""
 
     operation: str
     outcome: str
     plan: Plan
     left: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
+    attachment: str | None = None
 
     @property
     def closed(self) -> frozenset[str]:
@@ -322,9 +327,18 @@ class _Check:
             self._has(image, {image.backing_file})
         shrinks = any(isinstance(step, ReplaceOverlay) for step in self.intent.steps)  # their data may be given up
         for file in [step.file for step in self.intent.steps if isinstance(step, Unlink)]:
+            if self.intent.attachment is not None:
+                self._left_alone(file)
+                continue
             now, proof = self.observed.files.get(file), self.intent.proofs.get(file)
             if now is not None and proof is not None and now.length != proof.length and not (shrinks and now.length < proof.length):
                 raise self.differs(f"{file}, which is to go, to have {proof.length} bytes", f"{now.length}")
+
+    def _left_alone(self, file: str) -> None:
+        """A machine wrote to the file while the plan was carried out, and it has grown. Nobody may have written to it after ``.info``."""
+        now = self.observed.files.get(file)
+        if now is not None and self.observed.info_changed and now.changed > self.observed.info_changed:
+            raise self.differs(f"nobody to write to {file} after the volume had left it", "later writes (a machine that was started on the wrong file)")
 
     def _exists(self, file: str) -> None:
         if file not in self.observed.files:

@@ -85,6 +85,9 @@ class NotedSession:
         if self._engine.fails_after == step.file:
             raise NoSpace("share", f"is full after {step.file}", "make room")
 
+    def settle(self) -> None:
+        pass
+
     def withdraw(self) -> bool:
         return False
 

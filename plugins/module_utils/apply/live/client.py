@@ -49,6 +49,7 @@ class Monitor:
         self._stream, self._buffer = stream, b""
         self.pid = _PEER.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
         self.commands: frozenset[str] = frozenset()
+        self._sent, self._may_be_torn = 0, False
 
     def __enter__(self) -> Monitor:
         return self
@@ -65,9 +66,9 @@ class Monitor:
         self.run("qmp_capabilities")
         self.commands = frozenset(str(one["name"]) for one in self.run("query-commands"))
 
-    def fileno(self) -> int:
-        """The descriptor of the connection."""
-        return self._stream.fileno()
+    def inherit(self) -> None:
+        """Go on with the connection of a process that died, at any point of its reading."""
+        self._buffer, self._may_be_torn = b"", True
 
     def close(self) -> None:
         """End the connection. Jobs go on."""
@@ -78,13 +79,17 @@ class Monitor:
 
         :raises QmpError: QEMU refuses it. :raises Lost: the connection ended, or no answer came in time.
         """
-        request = {"execute": command, "arguments": {name.replace("_", "-"): value for name, value in arguments.items()}}
+        self._sent += 1
+        mine = f"{os.getpid()}-{self._sent}"
+        request = {"execute": command, "arguments": {name.replace("_", "-"): value for name, value in arguments.items()}, "id": mine}
         try:
             self._stream.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise Lost(f"{command}: {error.strerror or error}") from error
         while True:
             answer = self._line()
+            if answer.get("id") != mine:
+                continue  # an event, or the answer to another process that had this connection
             if "error" in answer:
                 raise QmpError(command, str(answer["error"].get("class")), str(answer["error"].get("desc")))
             if "return" in answer:
@@ -102,9 +107,12 @@ class Monitor:
             if len(self._buffer) > _LONGEST_LINE:
                 raise Lost("an answer has no end")
         line, self._buffer = self._buffer.split(b"\n", 1)
+        torn, self._may_be_torn = self._may_be_torn, False
         try:
             answer = json.loads(line)
         except ValueError as error:
+            if torn:
+                return {}
             raise Lost("an answer is no JSON") from error
         if not isinstance(answer, dict):
             raise Lost("an answer is no JSON object")
@@ -161,7 +169,3 @@ def _silent(path: str, reason: str = "no answer came in time") -> InUse:
         "give a QMP socket that no other program uses; a monitor serves one client at a time",
     )
 
-
-def name_of(path: str) -> str:
-    """How messages name a monitor."""
-    return os.path.basename(path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Sequence
 
-from ...errors import InUse
+from ...errors import InUse, NeedsRecovery
 from ...plan.abilities import QMP, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
@@ -29,7 +29,7 @@ class QmpEngine:
     """
 
     name = QMP
-    abilities = Abilities(truncates=False, replaces_active=False, merges=False, removes=False, grows_over_longer=False)
+    abilities = Abilities(truncates=False, replaces_active=False, removes=False, flattens=False, grows_over_longer=False)
 
     def __init__(self, directory: ShareDirectory, terms: Terms, files: Engine, monitor: Monitor | None = None) -> None:
         self._directory, self._terms = directory, terms
@@ -39,16 +39,17 @@ class QmpEngine:
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
         """See :meth:`engine.Engine.session`. Here the machine must be ready for the plan."""
         machine = self._ready_for(plan)
-        return self._begin(plan, machine)
+        return self._begin(plan, machine, machine.volume.active.file)
 
     def session_to_end(self, resumption: Resumption) -> Session:
         """See :meth:`engine.Engine.session_to_end`. Here the machine must have one of the states that the interrupted task can have left."""
-        return self._begin(resumption.plan, self._ready_to_end(resumption))
+        return self._begin(resumption.plan, *self._ready_to_end(resumption))
 
-    def _begin(self, plan: Plan, machine: Machine) -> LiveSession:
+    def _begin(self, plan: Plan, machine: Machine, top: str) -> LiveSession:
+        """:param top: the file that the guest writes to."""
         from .session import LiveSession  # late: a prediction does not need it
 
-        return LiveSession(self._directory, plan, machine, self._files.session(_without_steps(plan)))
+        return LiveSession(self._directory, plan, machine, self._files.session(_without_steps(plan)), top)
 
     def barrier(self, sessions: Sequence[Session]) -> None:
         """See :meth:`engine.Engine.barrier`."""
@@ -90,23 +91,39 @@ class QmpEngine:
         machine = self._machine(plan)
         if any(step.touches() for step in plan.steps):
             with told(machine.subject):
-                require_possible(plan, machine, machine.require_ready())
+                require_possible(plan, machine, machine.require_ready(), self._terms.drop_bitmaps)
         return machine
 
-    def _ready_to_end(self, resumption: Resumption) -> Machine:
-        plan = resumption.plan
-        machine = self._machine(plan)
+    def _ready_to_end(self, resumption: Resumption) -> tuple[Machine, str]:
+        """The machine, and the file that its guest writes to.
+
+        :raises NeedsRecovery: it is not the one that ``.info`` names, and no job is about to change that.
+        """
+        plan, machine = resumption.plan, self._machine(resumption.plan)
+        after = plan.after or machine.volume
+        tops = [*resumption.images[:1], machine.volume.active.file, after.active.file]
+        allowed = {*resumption.images, *machine.volume.files, *after.files}
+        creates = plan.operation == CREATE_SNAPSHOT
+        needed = after.files[1:] if creates else after.files
+        if creates:
+            tops += machine.volume.files[:2] + after.files[:2]
         with told(machine.subject):
-            chain = plan.after.files if plan.after is not None else machine.volume.files
-            if plan.operation == CREATE_SNAPSHOT and plan.after is not None and not self._has_switched(machine, plan.after.active.file):
-                chain = tuple(file for file in chain if file != plan.after.active.file)
-            machine.require_ready(chain=chain)
-        return machine
+            top = machine.require_ready_to_end(tops, allowed, needed)
+            if not creates and top not in (machine.volume.active.file, after.active.file):
+                self._require_under_way(machine, top, after.active.file)
+        return machine, top
 
-    def _has_switched(self, machine: Machine, overlay: str) -> bool:
-        """Whether the machine uses the overlay of an interrupted snapshot. A node that nothing rests on and that rests on nothing does not count."""
-        graph = machine.graph()
-        return any(graph.backing_of(node.name) is not None for node in machine.images(graph, overlay))
+    def _require_under_way(self, machine: Machine, top: str, new: str) -> None:
+        """The guest writes to a file that ``.info`` does not name any more. That is right only while the job rests that switches it."""
+        from .merging import job_name
+
+        job = machine.monitor.job(job_name("switch", machine.volume.name, new))
+        if job is None or job["status"] != "pending":
+            raise NeedsRecovery(
+                machine.subject,
+                f"the machine writes to {top}, and the volume's data is in {new}: it was started on the wrong file",
+                f"stop the machine, and decide which of the two counts; see docs/worst-day.md. Then start it on {new}",
+            )
 
 
 def _without_steps(plan: Plan) -> Plan:

@@ -180,9 +180,9 @@ class Graph:
         """What has the root of this node open: names of devices, "" for exports."""
         return [other for kind, other, _edge in self._above.get(self.root_of(name), ()) if kind == "block-backend"]
 
-    def has(self, name: str) -> bool:
-        """Whether there is a node of that name."""
-        return name in self._nodes
+    def size_of(self, name: str) -> int:
+        """The virtual size of a node in bytes. That of a filter does not follow if the node under it is resized."""
+        return self._nodes[name].size
 
 
 def _node(told: dict) -> Node:

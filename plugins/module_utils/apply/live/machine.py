@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import Iterable, Iterator, NoReturn
+from typing import Collection, Iterable, Iterator, NoReturn
 
 from ...errors import InUse, NoSpace, StorageError, ToolFailed, ToolMissing
 from ...model import Volume, listed
@@ -71,26 +71,49 @@ class Machine:
 
     # -- what must hold before anything is sent ------------------------------------------------------------------------
 
-    def require_ready(self, ours: Iterable[str] = (), chain: tuple[str, ...] | None = None) -> Graph:
-        """Check that work on the volume may begin, and return the graph.
+    def require_ready(self) -> Graph:
+        """Check that work on the volume may begin, and return the graph. :raises InUse: it may not. :raises ToolMissing: QEMU cannot do what is needed."""
+        graph = self._require_able()
+        self._require_chain(graph, self.volume.files)
+        self._require_no_jobs(graph, self.volume.files, ours=False)
+        self._require_writable(graph, self.volume.active.file)
+        return graph
 
-        :param ours: names of jobs that may be there. :param chain: the files that the machine must have as the volume's chain, the
-            active image first. Without it: those of the volume.
+    def require_ready_to_end(self, tops: Iterable[str], allowed: Collection[str], needed: Iterable[str]) -> str:
+        """Check that interrupted work may be ended. Returns the file that the guest writes to.
+
+        :param tops: files that the guest may write to. :param allowed: files that may be in its chain. :param needed: those that must be.
         :raises InUse: it may not. :raises ToolMissing: QEMU cannot do what is needed.
         """
+        graph = self._require_able()
+        found = [file for file in dict.fromkeys(tops) if any(self._is_top(graph, node) for node in self.images(graph, file))]
+        if len(found) != 1:
+            self.refuse(
+                f"the machine behind {self.monitor.path} writes to none of its images ({listed(dict.fromkeys(tops))})",
+                "give the monitor of the machine that uses it, or leave attachment out if nobody does",
+            )
+        names = {node.name: file for file in allowed for node in self.images(graph, file)}
+        seen = [names.get(name) for name in graph.chain(self.node(graph, found[0]).name)]
+        if None in seen or not set(needed) <= set(seen):
+            self.refuse(f"the machine has other files under {found[0]} than the interrupted task can have left", "stop the machine, and run the task again")
+        self._require_no_jobs(graph, allowed, ours=True)
+        self._require_writable(graph, found[0])
+        return found[0]
+
+    def _is_top(self, graph: Graph, node: Node) -> bool:
+        return graph.overlay_on(node.name) is None and bool(graph.users_of(node.name))
+
+    def _require_able(self) -> Graph:
         lacking = sorted(set(_NEEDED) - self.monitor.commands)
         if lacking:
             raise ToolMissing(f"QEMU behind {self.monitor.path}", f"it lacks {listed(lacking)}", "use QEMU 7.2 or newer")
         self._require_settled()
-        graph = self.graph()
-        files = chain or self.volume.files
-        self._require_chain(graph, files)
-        self._require_no_jobs(graph, files, set(ours))
         self._require_alone()
-        active = self.node(graph, files[0])
-        if active.read_only:
+        return self.graph()
+
+    def _require_writable(self, graph: Graph, file: str) -> None:
+        if self.node(graph, file).read_only:
             self.refuse("the machine has its disk read-only", "stop the machine, and run the task again")
-        return graph
 
     def _require_settled(self) -> None:
         """Check that the machine neither migrates nor waits for a migration. QEMU 7.2 aborts when such a disk is resized."""
@@ -125,9 +148,10 @@ class Machine:
         if len(seen) != len(expected) or any(name not in names for name, names in zip(seen, expected)):
             self.refuse(f"the machine has other files under {files[0]} than the share says ({listed(files)})", "stop the machine, and start it anew")
 
-    def _require_no_jobs(self, graph: Graph, files: Iterable[str], ours: set[str]) -> None:
+    def _require_no_jobs(self, graph: Graph, files: Iterable[str], ours: bool) -> None:
+        """:param ours: jobs of this collection may be there."""
         names = {node.name for file in files for node in self.images(graph, file)}
-        foreign = sorted(graph.jobs_on(names) - ours)
+        foreign = sorted(job for job in graph.jobs_on(names) if not (ours and job.startswith(OUR_JOBS)))
         if foreign:
             self.refuse(f"another program's job works on its disk ({listed(foreign)})", "wait until it has ended, and run the task again")
 

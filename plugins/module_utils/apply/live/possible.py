@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import os
+from typing import Iterable
 
+from ...errors import Conflict
+from ...model import listed
 from ...plan.plan import Plan
-from ...plan.steps import CreateOverlay, Grow
+from ...plan.steps import Commit, CreateOverlay, Grow, Pull, Repoint, Unlink
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 from ...store.qcow2.clusters import Unsuited
@@ -18,8 +21,13 @@ from .machine import Machine
 _STOP = "stop the machine, and run the task again"
 
 
-def require_possible(plan: Plan, machine: Machine, graph: Graph) -> None:
-    """:raises InUse: a step cannot be done while the machine runs."""
+def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: bool = False) -> None:
+    """:param drop_bitmaps: bitmaps may be lost. :raises InUse: a step cannot be done while the machine runs. :raises Conflict: bitmaps would be lost."""
+    merges = [step for step in plan.steps if isinstance(step, (Commit, Pull, Repoint, Unlink))]
+    if any(not isinstance(step, Repoint) for step in merges):
+        _require_mergeable(plan, machine, graph)
+        if not drop_bitmaps:
+            _require_no_bitmaps(machine, graph, (file for step in merges for file in step.touches()))
     for step in plan.steps:
         if isinstance(step, CreateOverlay):
             active = machine.node(graph, step.backing_file)
@@ -27,6 +35,39 @@ def require_possible(plan: Plan, machine: Machine, graph: Graph) -> None:
             directory_of(machine, active)
         elif isinstance(step, Grow):
             _require_growable(machine, graph, step)
+        elif isinstance(step, Commit):
+            _require_committable(machine, step)
+
+
+def _require_mergeable(plan: Plan, machine: Machine, graph: Graph) -> None:
+    """QEMU must be able to make data durable before a header shows it. And a client that connects while a job rests is not kept waiting:
+    what it writes then would be lost."""
+    monitor = machine.monitor
+    if "human-monitor-command" not in monitor.commands:
+        machine.refuse("its files would be merged, and what has them open (qemu-storage-daemon) has no command that makes data durable", _STOP)
+    if plan.before is None or plan.after is None or plan.before.active.file == plan.after.active.file:
+        return
+    chain = set(graph.chain(machine.node(graph, plan.before.active.file).name))
+    chain |= {graph.root_of(name) for name in chain}
+    exports = monitor.run("query-block-exports") if "query-block-exports" in monitor.commands else ()
+    if any(one.get("node-name") in chain for one in exports):
+        machine.refuse("the machine exports its disk (block-export), and clients could write while the newest snapshot is merged", "end the export first")
+
+
+def _require_no_bitmaps(machine: Machine, graph: Graph, files: Iterable[str]) -> None:
+    lost = [f"{name} of {file}" for file in dict.fromkeys(files) for node in machine.images(graph, file) for name in node.bitmaps]
+    if lost:
+        raise Conflict(
+            machine.subject,
+            f"deleting these snapshots would lose dirty bitmaps of the running machine: {listed(lost)}",
+            "let the backup program end with them first, or say drop_bitmaps: true, after which the next backup has to be a full one",
+        )
+
+
+def _require_committable(machine: Machine, step: Commit) -> None:
+    into, top = machine.volume.image(step.into), machine.volume.image(step.file)
+    if into.format == "qcow2" and into.size < top.size and _has_tail(machine.directory, step.into):
+        machine.refuse(f"{step.into} holds old data behind its end, which would become visible", _STOP)
 
 
 def require_size(machine: Machine, node: Node, size: int) -> None:

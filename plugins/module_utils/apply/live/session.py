@@ -11,7 +11,7 @@ from typing import Callable, ContextManager, Iterable, Iterator, Mapping
 
 from ...errors import InUse, NeedsRecovery
 from ...plan.plan import CREATE_SNAPSHOT, Plan
-from ...plan.steps import CreateOverlay, Grow, Repoint, SetAttributes, Step
+from ...plan.steps import Commit, CreateOverlay, Grow, Pull, Repoint, SetAttributes, Step, Unlink
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
@@ -20,22 +20,30 @@ from ..engine import Session
 from .client import Lost, QmpError
 from .graph import Graph, Node
 from .machine import OUR_JOBS, Machine, told
+from .merging import Merging, flush
 from .possible import directory_of, require_size
+from .switching import Switch
 
 
 class LiveSession:
     """The :class:`engine.Session` of the engine for running machines.
 
-    :param files: a session that holds no images. It makes new files.
+    :param files: a session that holds no images. It makes new files. :param top: the file that the guest writes to.
     """
 
-    def __init__(self, directory: ShareDirectory, plan: Plan, machine: Machine, files: Session) -> None:
+    def __init__(self, directory: ShareDirectory, plan: Plan, machine: Machine, files: Session, top: str) -> None:
         self._directory, self._plan, self._machine, self._files = directory, plan, machine, files
         self._withdrawn = False
+        self._merging = Merging(directory, machine, top)
+        self._switch: Switch | None = None
+        if plan.operation != CREATE_SNAPSHOT and plan.after is not None and plan.after.active.file != top:
+            self._switch = Switch(directory, machine, self._merging, plan.after.active.file)
         self._methods: dict[type, Callable] = {
             CreateOverlay: self._create_overlay,
             Grow: self._grow,
-            Repoint: self._repoint,
+            Repoint: self._merging.repoint,
+            Commit: self._commit,
+            Pull: self._merging.pull,
             SetAttributes: files.do,
         }
 
@@ -44,6 +52,8 @@ class LiveSession:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._switch is not None:
+            self._switch.give_up()
         self._files.__exit__(*exc)
 
     def can(self, step: Step) -> bool:
@@ -86,13 +96,25 @@ class LiveSession:
         self._machine.monitor.run("blockdev-add", driver="qcow2", node_name=name, backing=None, cache=cache, file=protocol)
         return name
 
+    def settle(self) -> None:
+        """See :meth:`engine.Session.settle`."""
+        if self._switch is not None:
+            with told(self._machine.subject):
+                self._switch.prepare()
+
     def switch(self) -> None:
-        """See :meth:`engine.Session.switch`. Doing it again changes nothing."""
+        """Let the guest use the image that ``.info`` names now, and let QEMU close the files that are to go. Again, this changes nothing."""
         plan = self._plan
-        if plan.operation != CREATE_SNAPSHOT or plan.after is None or self._withdrawn:
+        if plan.after is None or self._withdrawn:
             return
         with told(self._machine.subject):
-            self._switch_to(plan.after.active.file, str(plan.after.active.backing_file), plan.after.size)
+            if plan.operation == CREATE_SNAPSHOT:
+                self._switch_to(plan.after.active.file, str(plan.after.active.backing_file), plan.after.size)
+            elif self._switch is not None:
+                self._switch.complete()
+            gone = {step.file for step in plan.steps if isinstance(step, Unlink)}
+            files = plan.before.files if plan.before is not None else ()
+            self._merging.drop(sorted(gone, key=lambda file: files.index(file) if file in files else 0))
 
     def _switch_to(self, overlay: str, backing: str, size: int) -> None:
         graph = self._machine.graph()
@@ -136,33 +158,22 @@ class LiveSession:
         self._withdrawn = True
         return True
 
-    # -- growth and headers ------------------------------------------------------------------------------------------
+    # -- merges, growth and headers ------------------------------------------------------------------------------------------
+
+    def _commit(self, step: Commit) -> None:
+        """What the guest writes to is merged last, by :meth:`settle`, whether the plan says that there is anything in it or not."""
+        if self._switch is None or step.file != self._merging.top:
+            self._merging.commit(step)
 
     def _grow(self, step: Grow) -> None:
-        node = self._machine.node(self._machine.graph(), step.file)
-        if node.size > step.size:
-            self._machine.refuse(f"the machine's disk has {node.size} bytes already", "ask for that size")
-        if node.size < step.size:
-            self._machine.monitor.run("block_resize", node_name=node.name, size=step.size)
-        self._flush(node.name, step.file)
-
-    def _repoint(self, step: Repoint) -> None:
-        """Write the name into the header through QEMU. The graph is right already, or the machine would have been refused."""
+        """QEMU compares no sizes, and would also shrink. A filter on the image would not follow, so it is told and passes it on."""
         graph = self._machine.graph()
         node = self._machine.node(graph, step.file)
-        self._machine.monitor.run("change-backing-file", device=graph.root_of(self._top(graph)), image_node_name=node.name, backing_file=step.backing_file)
-        self._sync(step.file)
-
-    def _top(self, graph: Graph) -> str:
-        """The format node of the image that the guest writes to."""
-        return self._machine.node(graph, self._machine.volume.active.file).name
-
-    def _flush(self, node: str, file: str) -> None:
-        """Make what QEMU holds of a node durable. qemu-storage-daemon has no command for it; there it has to do without."""
-        if "human-monitor-command" in self._machine.monitor.commands:
-            self._machine.monitor.run("human-monitor-command", command_line=f'qemu-io {node} "flush"')
-        self._sync(file)
-
-    def _sync(self, file: str) -> None:
-        with self._directory.root.opened(file) as fd:
+        root = graph.root_of(node.name)
+        if max(node.size, graph.size_of(root)) > step.size:
+            self._machine.refuse(f"the machine's disk has {node.size} bytes already", "ask for that size")
+        if min(node.size, graph.size_of(root)) < step.size:
+            self._machine.monitor.run("block_resize", node_name=root, size=step.size)
+        flush(self._machine, node.name)
+        with self._directory.root.opened(step.file) as fd:
             self._directory.waiting.sync_file(fd)

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Callable, Iterable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Sequence
 
+from ...errors import InUse
+from ...model import info_name
 from ...plan import intent as intents
 from ...plan.abilities import OFFLINE, Abilities
 from ...plan.plan import Plan
@@ -47,7 +50,8 @@ class OfflineEngine:
             guard.take(self._present(resumption.closed))
             guard.watch(self._present(resumption.unwritten))
 
-        return self._begin(resumption.plan, hold, None, on_record=True)
+        with _naming_the_machine(resumption):
+            return self._begin(resumption.plan, hold, None, on_record=True)
 
     def _begin(self, plan: Plan, hold: Callable[[Guard], None], source: CopySource | None, on_record: bool) -> Session:
         """:param hold: takes the files that others may not use. :param on_record: there is an intent, so that a revert may give up data."""
@@ -77,7 +81,8 @@ class OfflineEngine:
 
     def predict_end(self, resumption: intents.Resumption) -> None:
         """See :meth:`engine.Engine.predict_end`."""
-        guards.check_resumption(self._directory, resumption, self._terms.assume_unused)
+        with _naming_the_machine(resumption):
+            guards.check_resumption(self._directory, resumption, self._terms.assume_unused)
 
     def require_unused(self, file: str, check_only: bool) -> None:
         """See :meth:`engine.Engine.require_unused`. Without ``check_only`` the lock bytes of ``file`` are taken, and released at once."""
@@ -95,7 +100,8 @@ class OfflineEngine:
         """See :meth:`engine.Engine.observe`. It reads ``.info`` and the headers of the files."""
         info = info_file.read(self._directory, volume)
         files = {file: found for file in intent.files for found in [self._observed_file(file)] if found is not None}
-        return intents.ObservedState(info.active if info else None, info.snapshots if info else (), files)
+        written = self._directory.root.status(info_name(volume))
+        return intents.ObservedState(info.active if info else None, info.snapshots if info else (), files, written.st_mtime_ns if written else 0)
 
     def _observed_file(self, file: str) -> intents.ObservedFile | None:
         status = self._directory.root.status(file)
@@ -105,6 +111,18 @@ class OfflineEngine:
             with self._directory.root.opened(file) as fd:
                 header = qcow2.read_header(fd)
         except qcow2.Qcow2Error:
-            return intents.ObservedFile(status.st_ino, status.st_size)
+            return intents.ObservedFile(status.st_ino, status.st_size, changed=status.st_mtime_ns)
         backing = os.path.basename(header.backing_file) if header.backing_file else None
-        return intents.ObservedFile(status.st_ino, status.st_size, header.size, backing)
+        return intents.ObservedFile(status.st_ino, status.st_size, header.size, backing, status.st_mtime_ns)
+
+
+@contextmanager
+def _naming_the_machine(resumption: intents.Resumption) -> Iterator[None]:
+    """A context in which an error about an image that is open names the machine which the interrupted task worked with."""
+    try:
+        yield
+    except InUse as error:
+        if resumption.attachment is None:
+            raise
+        problem = f"{error.problem}, and a task was interrupted that worked with the machine behind {resumption.attachment}"
+        raise InUse(error.subject, problem, "run the task with that attachment, or stop the machine first") from error

@@ -97,6 +97,9 @@ class OfflineSession:
         yield
         self._guard.drop([file])
 
+    def settle(self) -> None:
+        """Nothing to do: nobody changes the images, whatever ``.info`` says."""
+
     def withdraw(self) -> bool:
         """See :meth:`engine.Session.withdraw`. Nobody has the images open, and what is on the share decides."""
         return False

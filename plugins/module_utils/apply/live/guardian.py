@@ -1,0 +1,117 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A process that outlives a killed task, so that a guest whose writes wait does not wait for ever.
+
+It has the task's connection to the monitor, its locks, and a pipe that ends when the task dies. What it does then is decided by the
+share alone. First it removes the volume's temporary files: if the new ``.info`` still was one, nothing can publish it any more, not
+even a rename that is still under way to a server. Then it reads ``.info``. If that names the new image the job may end, else it is
+cancelled. Both are right at this moment, and exactly one agrees with ``.info``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+
+from ...model import info_name
+from ...store.files.directory import ShareDirectory
+from ...store.metadata import info_file
+from .client import Lost, Monitor, QmpError
+
+_DONE = b"D"
+_ATTEMPTS, _PAUSE = 100, 0.1  # to read .info, and seconds between them
+_JOB = 60.0  # seconds that the end of the job may take
+_starting = threading.Lock()
+_ends: set[int] = set()  # the task's ends of the pipes of all its guardians, which each child closes
+
+
+class Guardian:
+    """Watches over one job that rests.
+
+    :param new: the file that ``.info`` is going to name. :param job: the job's name. :param old: the node of the present active image.
+    """
+
+    def __init__(self, monitor: Monitor, directory: ShareDirectory, volume: str, new: str, job: str, old: str) -> None:
+        self._monitor, self._directory = monitor, directory
+        self._volume, self._new, self._job, self._old = volume, new, job, old
+        directory.make_private("tmp")  # opened now, so that the child need not
+        with _starting:
+            reading, self._end = os.pipe()
+            _ends.add(self._end)
+            self._pid = os.fork()
+            if self._pid == 0:
+                self._watch(reading)
+            os.close(reading)
+
+    def dismiss(self) -> None:
+        """The job has ended as it should."""
+        with suppress(OSError):
+            os.write(self._end, _DONE)
+        self.let_decide()
+
+    def let_decide(self) -> None:
+        """Stop holding it back, and wait until it has ended."""
+        with _starting:
+            _ends.discard(self._end)
+            os.close(self._end)
+        with suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+
+    # -- in the child ------------------------------------------------------------------------------------------------
+
+    def _watch(self, reading: int) -> None:
+        """The whole life of the child."""
+        try:
+            os.setsid()
+            for one in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                signal.signal(one, signal.SIG_IGN)
+            for end in _ends:
+                os.close(end)
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for standard in range(3):
+                os.dup2(nowhere, standard)  # whoever started the task waits for the end of its output
+            if os.read(reading, 1) != _DONE:
+                self._decide()
+        finally:
+            os._exit(0)
+
+    def _decide(self) -> None:
+        monitor = self._monitor
+        monitor.inherit()
+        agreed = self._names_new()
+        if agreed is None:
+            return  # the share is gone, and nothing that is done now could be right for certain. The next task decides.
+        with suppress(QmpError, Lost):
+            monitor.run("job-finalize" if agreed else "job-cancel", id=self._job)
+        with suppress(QmpError, Lost):
+            monitor.wait_for(self._job, "concluded", until=time.monotonic() + _JOB)
+            monitor.run("job-dismiss", id=self._job)
+        if agreed:
+            self._leave_old_behind()
+
+    def _names_new(self) -> bool | None:
+        """Whether ``.info`` names the new image, now and for ever. None if that cannot be read."""
+        for _attempt in range(_ATTEMPTS):
+            try:
+                for name in self._directory.leftovers(self._volume):
+                    self._directory.discard_temporary(name)
+                if self._directory.root.status(info_name(self._volume)) is not None:
+                    with self._directory.root.opened(info_name(self._volume)) as fd:
+                        os.fsync(fd)
+                os.fsync(self._directory.root.fd)
+                info = info_file.read(self._directory, self._volume)
+                return info is not None and info.active == self._new
+            except Exception:  # whatever it is, somebody's disk waits for an answer
+                time.sleep(_PAUSE)
+        return None
+
+    def _leave_old_behind(self) -> None:
+        """Whoever ends the task's work sees from the times that nobody wrote to the old image after ``.info``."""
+        with suppress(QmpError, Lost):
+            self._monitor.run("human-monitor-command", command_line=f'qemu-io {self._old} "flush"')
+        with suppress(OSError):
+            os.utime(info_name(self._volume), dir_fd=self._directory.root.fd)

@@ -1,0 +1,193 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Merges of images while a machine has them open, below the image that the guest writes to.
+
+Each is a job of QEMU's that rests when its data is written (``pending``). Then the data is made durable, and only then the job may
+write the header that shows it: otherwise a machine that dies could leave a header that leads to data which never reached the disk.
+
+Each verb may find the work done, or its job under way, because an interrupted task began it.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from ...errors import ChainBroken, ToolFailed
+from ...plan.steps import Commit, Pull, Repoint
+from ...store import qcow2
+from ...store.files.directory import ShareDirectory
+from .client import QmpError
+from .graph import Graph, Node
+from .machine import OUR_JOBS, Machine
+
+
+class Merging:
+    """The verbs for one volume.
+
+    :param top: the file that the guest writes to.
+    """
+
+    def __init__(self, directory: ShareDirectory, machine: Machine, top: str) -> None:
+        self._directory, self._machine, self.top = directory, machine, top
+
+    # -- places in the graph -----------------------------------------------------------------------------------------
+
+    def chain(self, graph: Graph) -> list[str]:
+        """The nodes of images from the guest's down."""
+        return list(graph.chain(self._machine.node(graph, self.top).name))
+
+    def in_chain(self, graph: Graph, file: str | None) -> Node | None:
+        """The node of a file in the guest's chain. None if it is not there (any more)."""
+        chain = self.chain(graph)
+        return next((node for node in self._machine.images(graph, file) if node.name in chain), None) if file is not None else None
+
+    def _must_be(self, graph: Graph, file: str) -> Node:
+        node = self.in_chain(graph, file)
+        if node is None:
+            self._machine.refuse(f"{file} is not in the machine's chain any more", "look at what the machine has open, and run the task again")
+        return node
+
+    def root(self, graph: Graph) -> str:
+        """What the device has, which jobs are told."""
+        return graph.root_of(self._machine.node(graph, self.top).name)
+
+    # -- verbs -------------------------------------------------------------------------------------------------------
+
+    def commit(self, step: Commit) -> None:
+        """Write into ``into`` what the layers above it hold, up to ``file``. QEMU takes them out of the chain in the same step."""
+        graph = self._machine.graph()
+        upper = self.in_chain(graph, step.file)
+        if upper is not None:
+            self._commit_range(graph, upper.name, step.into)
+
+    def _commit_range(self, graph: Graph, upper: str, into: str) -> None:
+        base = self._must_be(graph, into)
+        child = self._file_above(graph, upper)
+        name = job_name("commit", self._machine.volume.name, child, into)
+        self._run(name, "block-commit", base.name, into, device=self.root(graph), top_node=upper, base_node=base.name, backing_file=into)
+        self._require_header(child, into)
+
+    def pull(self, step: Pull) -> None:
+        """Copy into ``file`` what lies between it and ``backing_file``, and make that its backing file."""
+        graph = self._machine.graph()
+        node = self._must_be(graph, step.file)
+        target = self._must_be(graph, step.backing_file) if step.backing_file is not None else None
+        if graph.backing_of(node.name) == (target.name if target else None):
+            return
+        to = {} if target is None else {"base_node": target.name, "backing_file": step.backing_file}
+        name = job_name("pull", self._machine.volume.name, step.file, str(step.backing_file))
+        self._run(name, "block-stream", node.name, step.file, device=node.name, **to)
+        self._require_header(step.file, step.backing_file)
+
+    def repoint(self, step: Repoint) -> None:
+        """Let ``file`` rest on ``backing_file``, in the header and in the machine. What lies between them is empty.
+
+        A backing file that is not in the chain any more was merged by the interrupted task: then the machine is further than the record.
+        """
+        graph = self._machine.graph()
+        node, target = self._must_be(graph, step.file), self.in_chain(graph, step.backing_file)
+        if target is None:
+            return
+        below = graph.backing_of(node.name)
+        if below is not None and below != target.name:
+            self._commit_range(graph, below, step.backing_file)
+        elif self._header(step.file) != (step.backing_file, step.backing_format):
+            self._machine.monitor.run("change-backing-file", device=self.root(graph), image_node_name=node.name, backing_file=step.backing_file)
+            self._sync(step.file)
+
+    def drop(self, files: list[str]) -> None:
+        """Let QEMU close files that are not in the chain any more, the upper ones first. One that it does not close is found by its lock bytes."""
+        for file in files:
+            graph = self._machine.graph()
+            for node in self._machine.images(graph, file):
+                for name in dict.fromkeys((node.name, node.protocol)):
+                    try:
+                        self._machine.monitor.run("blockdev-del", node_name=name)
+                    except QmpError:
+                        continue  # gone with the other one, or in use
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def _run(self, name: str, command: str, flushed: str, file: str, **arguments: object) -> None:
+        """Run a job, or go on with it, and let it end when what it wrote to ``file`` is durable."""
+        monitor = self._machine.monitor
+        start(self._machine, name, command, **arguments)
+        wait(self._machine, name, "pending")
+        flush(self._machine, flushed)
+        self._sync(file)
+        monitor.run("job-finalize", id=name)
+        end(self._machine, name)
+
+    def _sync(self, file: str) -> None:
+        with self._directory.root.opened(file) as fd:
+            self._directory.waiting.sync_file(fd)
+
+    # -- headers -----------------------------------------------------------------------------------------------------
+
+    def _header(self, file: str) -> tuple[str | None, str | None]:
+        with self._directory.root.opened(file) as fd:
+            header = qcow2.read_header(fd)
+        return header.backing_file, header.backing_format
+
+    def _require_header(self, file: str, backing: str | None) -> None:
+        """Before anything is removed that the header may still name. Past a filter that is buried in a chain QEMU changes no header.
+
+        :raises ChainBroken: the header does not name ``backing``.
+        """
+        self._sync(file)
+        found, _format = self._header(file)
+        if found != backing:
+            raise ChainBroken(
+                self._directory.root.subject(file),
+                f"after the merge its header names {found}, not {backing}",
+                "nothing was removed; stop the machine and run the task again without attachment",
+            )
+
+    def _file_above(self, graph: Graph, name: str) -> str:
+        """The file whose overlay rests on this node."""
+        above = graph.overlay_on(name)
+        found = [file for file in self._machine.volume.files if any(node.name == above for node in self._machine.images(graph, file))]
+        if not found:
+            self._machine.refuse(f"node {name} has no overlay of the volume on it", "look at what the machine has open, and run the task again")
+        return found[0]
+
+
+def job_name(kind: str, *words: str) -> str:
+    """The name of a job. It is the same for the task that ends interrupted work."""
+    return f"{OUR_JOBS}{kind}-{zlib.crc32('/'.join(words).encode()):08x}"
+
+
+def start(machine: Machine, name: str, command: str, **arguments: object) -> None:
+    """Start a job that neither ends nor vanishes by itself, unless it is there already. One that has failed is started anew."""
+    found = machine.monitor.job(name)
+    if found is not None and found["status"] == "concluded":
+        machine.monitor.run("job-dismiss", id=name)
+        found = None
+    if found is None:
+        machine.monitor.run(command, job_id=name, auto_finalize=False, auto_dismiss=False, **arguments)
+
+
+def wait(machine: Machine, name: str, *states: str) -> None:
+    """Wait until a job has one of these states. :raises QmpError: it has failed; it is dismissed. :raises ToolFailed: it vanished."""
+    found = machine.monitor.wait_for(name, *states)
+    if found is None:
+        raise ToolFailed(machine.subject, f"job {name} vanished", "run the task again; it ends what was begun")
+    if found["status"] == "concluded":
+        machine.monitor.run("job-dismiss", id=name)
+        raise QmpError(name, "GenericError", str(found.get("error") or "it ended early"))
+
+
+def end(machine: Machine, name: str) -> None:
+    """Wait for the end of a job that may end, and dismiss it. :raises QmpError: it failed at its end."""
+    found = machine.monitor.wait_for(name, "concluded")
+    if found is not None:
+        machine.monitor.run("job-dismiss", id=name)
+    if found is None or found.get("error"):
+        raise QmpError(name, "GenericError", str(found["error"] if found else "it vanished"))
+
+
+def flush(machine: Machine, node: str) -> None:
+    """Write what QEMU holds of a node to its file, durably. qemu-storage-daemon has no command for it."""
+    if "human-monitor-command" in machine.monitor.commands:
+        machine.monitor.run("human-monitor-command", command_line=f'qemu-io {node} "flush"')

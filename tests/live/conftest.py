@@ -1,0 +1,64 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Volumes with machines. Without QEMU all tests of this directory are skipped, and say so once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
+
+from .guest import Guest, Live
+
+MISSING = [program for program in ("qemu-system-x86_64", "qemu-storage-daemon", "qemu-img") if not shutil.which(program)]
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    for item in items:
+        if MISSING and Path(__file__).parent in Path(item.fspath).parents:
+            item.add_marker(pytest.mark.skip(reason=f"missing: {', '.join(MISSING)}"))
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Live]]:
+    """Makes volumes, each on a share of its own; their machines end with the test."""
+    made: list[Live] = []
+
+    def make_one(image_format: str = "raw", **options: object) -> Live:
+        share = tmp_path / f"share{len(made)}"
+        share.mkdir()
+        made.append(Live(share, image_format, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make_one
+    for live in made:
+        if live.guest is not None:
+            if live.guest.alive:
+                live.guest.kill()
+            shutil.rmtree(live.guest.directory, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_writes_by_command_while_writes_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device's writes wait by themselves while a finished merge of the active image rests. A write by a command of the monitor would
+    keep QEMU from reading any other command, also the one that ends the wait. So the test's writer stops for that moment."""
+    run = Monitor.run
+
+    def paused(self: Monitor, command: str, **arguments: object) -> object:
+        guest = Guest.of.get(self.path)
+        if guest is None:
+            return run(self, command, **arguments)
+        if command == "job-complete":
+            guest.pause()
+        try:
+            return run(self, command, **arguments)
+        finally:
+            if command in ("job-dismiss", "job-cancel"):
+                guest.go_on()
+
+    monkeypatch.setattr(Monitor, "run", paused)

@@ -1,0 +1,153 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Snapshots and growth while a machine runs, however it was started; every point and the present by content."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Callable
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
+
+from .guest import MIB, SIZE, Live
+
+KINDS = [("raw", "blockdev"), ("raw", "drive"), ("raw", "relative"), ("raw", "bare"), ("raw", "filter"), ("raw", "direct")]
+KINDS += [("qcow2", "blockdev"), ("qcow2", "drive"), ("qcow2", "filter"), ("qcow2", "direct")]
+
+
+@pytest.mark.parametrize("image_format, kind", KINDS)
+def test_a_life(make: Callable[..., Live], image_format: str, kind: str) -> None:
+    live = make(image_format)
+    guest = live.start(kind)
+    for number, name in enumerate("abc"):
+        guest.scribble(number)
+        live.snapshot(name)
+        guest.scribble(number + 10)
+        live.require_right()
+    live.grow(SIZE + 3 * MIB)
+    guest.write(SIZE + MIB, MIB, 77)
+    live.snapshot("d")
+    guest.scribble(99)
+    live.require_right()
+    live.require_nothing_left()
+    guest.quit()
+    live.require_right()
+
+
+@pytest.mark.root
+def test_a_machine_in_another_mount_namespace(make: Callable[..., Live]) -> None:
+    live = make("qcow2")
+    guest = live.start(unshare=True)
+    guest.scribble(1)
+    live.snapshot("a")
+    guest.scribble(2)
+    guest.kill()
+    live.require_right()
+
+
+def test_the_overlay_goes_below_a_filter_and_keeps_the_cache_mode(make: Callable[..., Live]) -> None:
+    """With the filter's name QEMU would put it above: the guest would lose its limits, and a later merge would leave a header wrong."""
+    live = make("qcow2")
+    guest = live.start("filter")
+    live.snapshot("a")
+    (root,) = [one["inserted"]["node-name"] for one in guest.qmp("query-block")]
+    assert root == "disk0", "the guest's device has another root than its throttle"
+    live = make("qcow2")
+    guest = live.start("direct")
+    live.snapshot("a")
+    nodes = guest.qmp("query-named-block-nodes", flat=True)
+    assert {node["cache"]["direct"] for node in nodes if node["file"].endswith("/v.a")} == {True}
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_writes_go_on(make: Callable[..., Live], image_format: str) -> None:
+    """The point of a snapshot that is taken while the guest writes is some state between its beginning and its end; nothing is lost."""
+    live = make(image_format)
+    guest = live.start()
+    with guest.busy():
+        for name in "abcd":
+            live.take(name)
+        live.grow(SIZE + MIB)
+    assert guest.written > 5
+    live.points = dict.fromkeys("abcd", "")
+    told = live.info()
+    assert [one["name"] for one in told["snapshots"]] == list("abcd")
+    live.points = {}
+    live.delete = None  # type: ignore[method-assign, assignment]
+    guest.kill()
+    from .guest import digest, digest_of
+
+    assert digest(told["path"], told["format"]) == digest_of(live.data)
+
+
+def test_the_same_snapshot_again_is_no_change(make: Callable[..., Live]) -> None:
+    live = make()
+    live.start()
+    live.snapshot("a")
+    again = live.take("a")
+    assert not again.changed and not again.actions
+    assert not live.present(size=SIZE).changed
+
+
+def test_check_mode_says_what_the_run_does_and_sends_nothing_that_writes(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    run = Monitor.run
+
+    def noted(self: Monitor, command: str, **arguments: object) -> object:
+        sent.append(command)
+        return run(self, command, **arguments)
+
+    monkeypatch.setattr(Monitor, "run", noted)
+    live = make()
+    guest = live.start()
+    guest.scribble(3)
+    for name in "ab":
+        before = live.tree()
+        predicted = live.take(name, check=True)
+        assert live.tree() == before
+        assert all(command.startswith(("query-", "x-debug-query", "qmp_capabilities")) for command in sent), sent
+        done = live.take(name)
+        assert (predicted.changed, predicted.actions) == (done.changed, done.actions)
+        sent.clear()
+    predicted = live.present(size=2 * SIZE, check=True)
+    assert all(command.startswith(("query-", "x-debug-query", "qmp_capabilities")) for command in sent), sent
+    done = live.present(size=2 * SIZE)
+    assert (predicted.changed, predicted.actions) == (done.changed, done.actions)
+
+
+def test_what_is_done_is_the_same_as_offline(make: Callable[..., Live]) -> None:
+    one, other = make(), make()
+    one.start()
+    for name in "ab":
+        assert one.take(name).actions == other.take(name).actions
+    assert one.present(size=2 * SIZE).actions == other.present(size=2 * SIZE).actions
+
+
+def test_nobody_at_the_monitor_is_offline_work(make: Callable[..., Live]) -> None:
+    live = make()
+    guest = live.start()
+    guest.scribble(4)
+    guest.quit()
+    assert os.path.exists(guest.socket) or True
+    live.snapshot("a")  # the socket refuses connections, or is gone
+    live.require_right()
+    live.guest = None
+    assert live.take("b", attachment="/nowhere/at/all").changed
+
+
+def test_absolute_backing_names_are_healed(make: Callable[..., Live]) -> None:
+    live = make("qcow2")
+    live.snapshot("a")
+    import subprocess
+
+    subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", str(live.path / "v"), str(live.path / "v.a")], check=True)
+    guest = live.start()
+    guest.scribble(5)
+    done = live.take("b")
+    assert [step["step"] for step in done.actions] == ["repoint", "create_overlay", "write_info"]
+    told = subprocess.run(["qemu-img", "info", "-U", "--output=json", str(live.path / "v.a")], check=True, capture_output=True, text=True)
+    assert json.loads(told.stdout)["backing-filename"] == "v"

@@ -1,0 +1,126 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tasks on a running machine, killed at every instant: the task, its process group, QEMU, both, or the guardian too.
+
+At each instant the file that ``.info`` calls active shows every write that the guest has flushed. Afterwards the next task, on the same
+machine, without one, or on a machine that was started again on what info says, finishes or undoes what was begun, and every point and
+the present are right.
+
+A sample runs in each run of the stage; with LIVE_SWEEP=full all of them do.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from typing import Callable
+
+import pytest
+
+from .guest import MIB, SIZE, Live, digest, digest_of
+from .instants import VICTIMS, instants, killed_at
+
+SAMPLE = 12  # cases of each operation
+OPERATIONS = ("create", "grow", "oldest", "middle", "newest", "several", "all")
+
+
+class Case:
+    """An operation on a volume whose machine runs."""
+
+    def __init__(self, live: Live, operation: str) -> None:
+        self.live, self.operation = live, operation
+        guest = live.start()
+        for number, name in enumerate("abc"):
+            guest.scribble(number)
+            live.snapshot(name)
+        guest.scribble(9)
+        self.gone = {"oldest": "a", "middle": "b", "newest": "c", "several": "ac", "all": "abc"}.get(operation, "")
+
+    def run(self) -> object:
+        """The task itself."""
+        if self.operation == "create":
+            return self.live.take("new")
+        if self.operation == "grow":
+            return self.live.present(size=SIZE + MIB)
+        return self.live.delete(*self.gone)
+
+    def adopt_outcome(self) -> None:
+        """After recovery: take over into the model what may have been done or not. It was done wholly or not at all."""
+        names = {one["name"] for one in self.live.info()["snapshots"]}
+        if self.operation == "create" and "new" in names:
+            self.live.points["new"] = self.before
+        if self.operation == "grow" and self.live.info()["size"] > len(self.live.data):
+            self.live.data += bytes(MIB)
+        if self.gone and not names & set(self.gone):
+            for name in self.gone:
+                del self.live.points[name]
+        assert names >= set(self.live.points), "a part of the snapshots is gone"
+
+    def kill(self, number: int, victim: str) -> None:
+        """Run it, and kill the victim at an instant."""
+        guest = self.live.guest
+        assert guest is not None
+        self.before = digest_of(self.live.data)
+        killed_at(self.run, number, victim, guest.process.pid)
+        if victim in ("machine", "both"):
+            guest.end()
+
+    def end(self, aftermath: str) -> None:
+        """What happens next: the invariant, and the next task."""
+        live = self.live
+        guest = live.guest
+        assert guest is not None
+        if aftermath != "reattach" and guest.alive:
+            guest.kill()
+        if not guest.alive:
+            self.require_invariant()
+            live.guest = None
+        if aftermath == "restarted":
+            guest = live.start()
+            guest.scribble(20)
+        done = live.take("after")
+        live.points["after"] = digest_of(live.data)
+        assert done.changed
+        self.adopt_outcome()
+        if live.guest is not None:
+            live.guest.scribble(21)
+        live.require_right()
+        live.require_nothing_left()
+        if live.guest is not None:
+            assert {name for name in live.guest.opened() if name.startswith("v")} == {image["file"] for image in live.info()["chain"]}
+            live.guest.kill()
+            live.require_right()
+
+    def require_invariant(self) -> None:
+        """The file that ``.info`` calls active shows all that the guest has flushed."""
+        told = self.live.info()
+        data = self.live.data + bytes(told["size"] - len(self.live.data))
+        assert digest(told["path"], told["format"]) == digest_of(data), "the active image does not show what the guest has flushed"
+
+
+def cases() -> list[tuple[str, str, str]]:
+    found = [(victim, aftermath) for victim in VICTIMS for aftermath in ("reattach", "offline", "restarted")]
+    return [(victim, aftermath) for victim, aftermath in found if victim not in ("machine", "both") or aftermath != "reattach"]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_killed(make: Callable[..., Live], operation: str, image_format: str) -> None:
+    counted = Case(make(image_format), operation)
+    every = [(instant, victim, aftermath) for instant in instants(counted.run) for victim, aftermath in cases()]
+    assert counted.live.guest is not None
+    counted.live.guest.kill()
+    if os.environ.get("LIVE_SWEEP") != "full":
+        every = random.Random(os.environ.get("LIVE_SEED", time.strftime("%j"))).sample(every, min(SAMPLE, len(every)))
+    for instant, victim, aftermath in every:
+        case = Case(make(image_format), operation)
+        try:
+            case.kill(instant.number, victim)
+            case.end(aftermath)
+        except Exception as error:
+            raise AssertionError(f"{operation} ({image_format}), {victim} killed {instant.what} ({instant.number}), {aftermath}") from error
+        finally:
+            if case.live.guest is not None and case.live.guest.alive:
+                case.live.guest.kill()
