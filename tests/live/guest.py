@@ -91,6 +91,10 @@ def flags(kind: str, path: Path, image_format: str) -> list[str]:
     if kind == "direct":
         cache = {"direct": True, "no-flush": False}
         return ["-blockdev", json.dumps({**node, "cache": cache, "file": {**file, "cache": cache}}), *device]
+    if kind == "read only":
+        return ["-blockdev", json.dumps({**node, "read-only": True}), *device]
+    if kind == "unlocked":  # as with libvirt's shareable disks, or with locks switched off
+        return ["-blockdev", json.dumps({**node, "file": {**file, "locking": "off"}}), *device]
     if kind == "filter":
         group = ["-object", json.dumps({"qom-type": "throttle-group", "id": "limits"})]
         above = {"driver": "throttle", "node-name": "disk0", "throttle-group": "limits", "file": {**node, "node-name": "below"}}

@@ -20,7 +20,9 @@ _SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "ex
 
 
 def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
-    """A volume for users; sizes are bytes."""
+    """A volume for users; sizes are bytes. A snapshot of which it is not known whether a machine writes behind it is shown as pending only."""
+    unfinished = pending(found.pending)
+    uncertain = _uncertain(unfinished) if unfinished else ()
     result: VolumeResult = {
         "name": found.name,
         "share": share.source,
@@ -30,7 +32,7 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
         "base_format": found.base.format,
         "size": found.size,
         "allocated": found.allocated,
-        "snapshots": [snapshot(item) for item in found.snapshots],
+        "snapshots": [snapshot(item) for item in found.snapshots if item.name not in uncertain],
         "stale": [{"name": name, "file": file} for name, file in found.stale],
         "chain": [image(item) for item in found.chain],
         "parent": {"volume": found.parent.volume, "snapshot": found.parent.snapshot} if found.parent else None,
@@ -39,7 +41,7 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
         "description": found.description,
         "labels": dict(found.labels),
         "in_use": in_use,
-        "pending": pending(found.pending),
+        "pending": unfinished,
         "connection": _connection(found, share),
     }
     return with_dependents(result, found.dependents) if found.dependents else result
@@ -57,6 +59,13 @@ def pending(intent: object) -> dict | None:
     from ..plan.intent import summary  # late: rarely needed
 
     return summary(intent)
+
+
+def _uncertain(unfinished: dict) -> Sequence[str]:
+    """Snapshots that were being taken of a running machine."""
+    from ..plan.plan import CREATE_SNAPSHOT
+
+    return unfinished["snapshots"] if "attachment" in unfinished and unfinished["operation"] == CREATE_SNAPSHOT else ()
 
 
 def _point(result: VolumeResult, file: str) -> str | None:

@@ -136,16 +136,22 @@ class Graph:
             name = filters[0]
 
     def overlay_on(self, name: str) -> str | None:
-        """The node of the overlay that rests on this one; None where the guest writes to this one itself."""
+        """The node of the overlay that rests on this one; None where the guest writes to this one itself. A chain that nobody uses any
+        more does not count. It stays after a merge until its nodes are deleted."""
         while True:
             above = self._nodes_on(name)
-            overlays = [other for other in above if self._nodes[other].driver in _FORMATS and self._below[other].get("backing") == name]
+            overlays = [other for other in above if self._nodes[other].driver in _FORMATS and self._below[other].get("backing") == name and self._is_used(other)]
             if overlays:
                 return overlays[0]
             filters = [other for other in above if self._is_filter(other)]
             if not filters:
                 return None
             name = filters[0]
+
+    def _is_used(self, name: str) -> bool:
+        """Whether a device, an export or a job is above this node."""
+        above = self._above.get(name, ())
+        return any(kind != "block-driver" for kind, _other, _edge in above) or any(self._is_used(other) for other in self._nodes_on(name))
 
     def backing_of(self, name: str) -> str | None:
         """The node of the image under this one; None if it rests on nothing."""
@@ -216,14 +222,17 @@ def opened_by(pid: int) -> Iterator[tuple[Key, bool]]:
         yield (status.st_dev, status.st_ino), bool(mode & 0o200)
 
 
-def other_writers(pid: int, keys: set[Key]) -> dict[Key, int]:
-    """Processes of this host besides ``pid`` and this one that have one of these files open for writing, as far as this user may see."""
+def other_users(pid: int, keys: set[Key], writing: bool) -> dict[Key, int]:
+    """Processes of this host besides ``pid`` and this one that have one of these files open, as far as this user may see.
+
+    :param writing: only those that may write to it.
+    """
     found: dict[Key, int] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) in (pid, os.getpid()):
             continue
         try:
-            found.update({key: int(entry) for key, writes in opened_by(int(entry)) if writes and key in keys})
+            found.update({key: int(entry) for key, writes in opened_by(int(entry)) if key in keys and (writes or not writing)})
         except OSError:
             continue
     return found

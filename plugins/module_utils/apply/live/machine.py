@@ -16,7 +16,7 @@ from ...errors import InUse, NoSpace, StorageError, ToolFailed, ToolMissing
 from ...model import Volume, listed
 from ...store.files.directory import ShareDirectory
 from .client import Lost, Monitor, QmpError
-from .graph import Graph, Node, other_writers
+from .graph import Graph, Node, other_users
 
 OUR_JOBS = "rfs-"  # how the names of our jobs and nodes begin
 _AT_WORK = ("running", "paused", "prelaunch", "suspended", "io-error", "watchdog", "guest-panicked", "shutdown")
@@ -75,6 +75,7 @@ class Machine:
         """Check that work on the volume may begin, and return the graph. :raises InUse: it may not. :raises ToolMissing: QEMU cannot do what is needed."""
         graph = self._require_able()
         self._require_chain(graph, self.volume.files)
+        self.require_no_other(self.volume.own_files, writing=True)
         self._require_no_jobs(graph, self.volume.files, ours=False)
         self._require_writable(graph, self.volume.active.file)
         return graph
@@ -89,13 +90,14 @@ class Machine:
         found = [file for file in dict.fromkeys(tops) if any(self._is_top(graph, node) for node in self.images(graph, file))]
         if len(found) != 1:
             self.refuse(
-                f"the machine behind {self.monitor.path} writes to none of its images ({listed(dict.fromkeys(tops))})",
+                f"the machine behind {self.monitor.path} writes to {listed(found) or 'none'} of its images {listed(dict.fromkeys(tops))}",
                 "give the monitor of the machine that uses it, or leave attachment out if nobody does",
             )
         names = {node.name: file for file in allowed for node in self.images(graph, file)}
         seen = [names.get(name) for name in graph.chain(self.node(graph, found[0]).name)]
         if None in seen or not set(needed) <= set(seen):
             self.refuse(f"the machine has other files under {found[0]} than the interrupted task can have left", "stop the machine, and run the task again")
+        self.require_no_other(allowed, writing=True)
         self._require_no_jobs(graph, allowed, ours=True)
         self._require_writable(graph, found[0])
         return found[0]
@@ -108,8 +110,22 @@ class Machine:
         if lacking:
             raise ToolMissing(f"QEMU behind {self.monitor.path}", f"it lacks {listed(lacking)}", "use QEMU 7.2 or newer")
         self._require_settled()
-        self._require_alone()
+        self._clear_ended_jobs()
         return self.graph()
+
+    def _clear_ended_jobs(self) -> None:
+        """Dismiss jobs of ours that have ended and that a killed task did not dismiss: they keep files open, and what they did the graph
+        tells. QEMU 7.2 crashes when it is asked for its nodes while a pull has ended and is not dismissed. So this comes before any such
+        question, in check mode too.
+
+        :raises InUse: such a pull is another program's.
+        """
+        for found in self.monitor.run("query-jobs"):
+            name = str(found["id"])
+            if found["status"] == "concluded" and name.startswith(OUR_JOBS):
+                self.monitor.run("job-dismiss", id=name)
+            elif found["status"] == "concluded" and found["type"] == "stream":
+                self.refuse(f"another program's job has ended and is not dismissed ({name})", "let that program dismiss it, and run the task again")
 
     def _require_writable(self, graph: Graph, file: str) -> None:
         if self.node(graph, file).read_only:
@@ -155,10 +171,12 @@ class Machine:
         if foreign:
             self.refuse(f"another program's job works on its disk ({listed(foreign)})", "wait until it has ended, and run the task again")
 
-    def _require_alone(self) -> None:
-        keys = {(status.st_dev, status.st_ino): file for file, status in self._statuses.items() if file in self.volume.own_files}
-        for key, pid in other_writers(self.monitor.pid, set(keys)).items():
-            self.refuse(f"process {pid} has {keys[key]} open for writing, too", "stop one of the two")
+    def require_no_other(self, files: Iterable[str], writing: bool) -> None:
+        """:param writing: those that only read do not count. :raises InUse: another process of this host has one of these files open."""
+        wanted = set(files)
+        keys = {(status.st_dev, status.st_ino): file for file, status in self._statuses.items() if file in wanted}
+        for key, pid in other_users(self.monitor.pid, set(keys), writing).items():
+            self.refuse(f"process {pid} has {keys[key]} open, too", "stop one of the two, and run the task again")
 
 
 def refusal(subject: str, error: QmpError) -> StorageError:
@@ -168,7 +186,9 @@ def refusal(subject: str, error: QmpError) -> StorageError:
         return ToolFailed(subject, problem, "let QEMU open the volume's files (owner, mode, ACL, SELinux, AppArmor), and run the task again")
     if "No space left" in error.text:
         return NoSpace(subject, problem, "make room on the share, and run the task again")
-    if "lock" in error.text:
+    if "Permission conflict" in error.text:
+        return InUse(subject, problem, "end what else uses the disk in the machine (an export, a job), or stop the machine, and run the task again")
+    if "Failed to get" in error.text or "Failed to lock" in error.text:
         return InUse(subject, problem, "stop the other program that has the image open, and run the task again")
     return ToolFailed(subject, problem, "run the task again; if that does not help, stop the machine first")
 

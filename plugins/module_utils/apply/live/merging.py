@@ -83,11 +83,11 @@ class Merging:
     def repoint(self, step: Repoint) -> None:
         """Let ``file`` rest on ``backing_file``, in the header and in the machine. What lies between them is empty.
 
-        A backing file that is not in the chain any more was merged by the interrupted task: then the machine is further than the record.
+        A file that is not in the chain any more was merged by the interrupted task: then the machine is further than the record.
         """
         graph = self._machine.graph()
-        node, target = self._must_be(graph, step.file), self.in_chain(graph, step.backing_file)
-        if target is None:
+        node, target = self.in_chain(graph, step.file), self.in_chain(graph, step.backing_file)
+        if node is None or target is None:
             return
         below = graph.backing_of(node.name)
         if below is not None and below != target.name:
@@ -96,16 +96,33 @@ class Merging:
             self._machine.monitor.run("change-backing-file", device=self.root(graph), image_node_name=node.name, backing_file=step.backing_file)
             self._sync(step.file)
 
+    def require_chain(self, files: tuple[str, ...]) -> None:
+        """Check that the merges have left these files, the upper ones first; above them only what the guest is going to leave.
+
+        :raises InUse: there are others.
+        """
+        graph = self._machine.graph()
+        chain = self.chain(graph)
+        expected = [node.name for node in (self.in_chain(graph, file) for file in files) if node is not None]
+        if len(expected) < len(files) or chain[len(chain) - len(files) :] != expected or (files[0] == self.top and len(chain) > len(files)):
+            self._machine.refuse("the machine's chain is not what the merges should have left", "look at what it has open, and run the task again")
+
     def drop(self, files: list[str]) -> None:
-        """Let QEMU close files that are not in the chain any more, the upper ones first. One that it does not close is found by its lock bytes."""
-        for file in files:
+        """Let QEMU close files that are not in the chain any more. A node can go when none rests on it. One that does not go is found by
+        its file's lock bytes."""
+        going = bool(files)
+        while going:
             graph = self._machine.graph()
-            for node in self._machine.images(graph, file):
-                for name in dict.fromkeys((node.name, node.protocol)):
-                    try:
-                        self._machine.monitor.run("blockdev-del", node_name=name)
-                    except QmpError:
-                        continue  # gone with the other one, or in use
+            nodes = [node for file in files for node in self._machine.images(graph, file)]
+            names = [name for name in dict.fromkeys(name for node in nodes for name in (node.name, node.protocol)) if not name.startswith("#")]
+            going = any([self._delete(name) for name in names])
+
+    def _delete(self, name: str) -> bool:
+        try:
+            self._machine.monitor.run("blockdev-del", node_name=name)
+        except QmpError:
+            return False  # something rests on it
+        return True
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: b
     merges = [step for step in plan.steps if isinstance(step, (Commit, Pull, Repoint, Unlink))]
     if any(not isinstance(step, Repoint) for step in merges):
         _require_mergeable(plan, machine, graph)
+        machine.require_no_other((file for step in merges for file in step.touches()), writing=False)
         if not drop_bitmaps:
             _require_no_bitmaps(machine, graph, (file for step in merges for file in step.touches()))
     for step in plan.steps:

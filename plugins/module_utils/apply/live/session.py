@@ -98,8 +98,12 @@ class LiveSession:
 
     def settle(self) -> None:
         """See :meth:`engine.Session.settle`."""
-        if self._switch is not None:
-            with told(self._machine.subject):
+        plan = self._plan
+        if plan.operation == CREATE_SNAPSHOT or plan.after is None:
+            return
+        with told(self._machine.subject):
+            self._merging.require_chain(plan.after.files)
+            if self._switch is not None:
                 self._switch.prepare()
 
     def switch(self) -> None:
@@ -112,9 +116,7 @@ class LiveSession:
                 self._switch_to(plan.after.active.file, str(plan.after.active.backing_file), plan.after.size)
             elif self._switch is not None:
                 self._switch.complete()
-            gone = {step.file for step in plan.steps if isinstance(step, Unlink)}
-            files = plan.before.files if plan.before is not None else ()
-            self._merging.drop(sorted(gone, key=lambda file: files.index(file) if file in files else 0))
+            self._merging.drop([step.file for step in plan.steps if isinstance(step, Unlink)])
 
     def _switch_to(self, overlay: str, backing: str, size: int) -> None:
         graph = self._machine.graph()

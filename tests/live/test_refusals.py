@@ -1,0 +1,344 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a task refuses while a machine runs: nothing is changed then, check mode says the same, and the machine goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, InUse, StorageError, ToolFailed
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
+
+from .guest import MIB, SIZE, Guest, Live, Qmp, digest, digest_of
+
+
+def refused(live: Live, task: Callable[..., object], kind: type[StorageError] = InUse, check: bool = True) -> str:
+    """The message with which a task is refused, in check mode and in the run. Nothing is changed."""
+    before, said = live.tree(), []
+    for mode in ({"check": True}, {}) if check else ({},):
+        with pytest.raises(kind) as caught:
+            task(**mode)
+        said.append(str(caught.value))
+        assert live.tree() == before
+    assert len(set(said)) == 1, "check mode gives another reason than the run"
+    return said[0]
+
+
+def changes(live: Live) -> list[Callable[..., object]]:
+    """Tasks that want the machine."""
+    return [
+        lambda **mode: live.take("new", **mode),
+        lambda **mode: live.present(size=2 * SIZE, **mode),
+        lambda **mode: live.delete("a", **mode),
+    ]
+
+
+@contextmanager
+def listening(path: str, says: bytes = b"") -> Iterator[None]:
+    """A server that is no monitor: it accepts, and says something or nothing."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen(4)
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                kept.append(server.accept()[0])
+                kept[-1].sendall(says)
+            except OSError:
+                return
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield
+    finally:
+        for one in [server, *kept]:
+            one.close()
+
+
+@pytest.fixture
+def live(make: Callable[..., Live]) -> Live:
+    """A volume with a snapshot and a machine."""
+    made = make("qcow2")
+    guest = made.start()
+    guest.scribble(1)
+    made.snapshot("a")
+    guest.scribble(2)
+    return made
+
+
+@pytest.mark.parametrize("says", [b"", b"SSH-2.0-OpenSSH\r\n", b'{"greeting": 1}\n'])
+def test_what_listens_is_no_monitor(live: Live, tmp_path: Path, says: bytes) -> None:
+    path = str(tmp_path / "s")
+    with listening(path, says):
+        began = time.monotonic()
+        assert "does not greet" in refused(live, lambda **mode: live.take("b", attachment=path, **mode))
+        assert time.monotonic() - began < 15
+
+
+def test_a_busy_monitor(live: Live) -> None:
+    assert live.guest is not None
+    other = Qmp(live.guest.socket)
+    assert "one client at a time" in refused(live, changes(live)[0])
+    other.close()
+    assert live.take("b").changed
+
+
+def test_another_machine(live: Live, make: Callable[..., Live]) -> None:
+    other = make()
+    guest = other.start()
+    for task in changes(live):
+        assert "does not have its images open" in refused(live, lambda task=task, **mode: task(attachment=guest.socket, **mode))
+    assert guest.alive
+
+
+def test_without_attachment_or_with_a_dead_one(live: Live) -> None:
+    for attachment in (None, "/nowhere"):
+        assert "has it open" in refused(live, lambda attachment=attachment, **mode: live.take("b", attachment=attachment, **mode))
+
+
+def test_a_dead_monitor_where_locks_are_not_seen(live: Live) -> None:
+    live.share = live.share._replace(locks_visible=False)
+    live.where = live.where._replace(shares=(live.share,))
+    said = refused(live, lambda **mode: live.take("b", attachment="/nowhere", assume_unused=True, **mode))
+    assert "cannot tell" in said
+
+
+def test_a_read_only_disk(make: Callable[..., Live]) -> None:
+    live = make("qcow2")
+    live.take("a")
+    live.guest = Guest(str(live.path / "v.a"), "qcow2", live.data, "read only")
+    for task in changes(live):
+        assert "read-only" in refused(live, task)
+
+
+def test_two_machines(make: Callable[..., Live]) -> None:
+    live = make("qcow2")
+    live.take("a")
+    live.start("unlocked")
+    second = Guest(str(live.path / "v.a"), "qcow2", bytearray(SIZE), "unlocked")
+    try:
+        for task in changes(live):
+            assert f"process {second.process.pid} has v.a open" in refused(live, task)
+        assert live.guest is not None and live.guest.alive and second.alive
+    finally:
+        second.kill()
+
+
+def test_a_reader_of_what_would_be_merged(live: Live) -> None:
+    with (live.path / "v").open("rb") as stream:
+        reader = subprocess.Popen(["sleep", "60"], stdin=stream)
+    try:
+        assert f"process {reader.pid} has v open" in refused(live, changes(live)[2])
+    finally:
+        reader.kill()
+        reader.wait()
+    assert live.delete("a").changed
+
+
+def test_a_foreign_job(live: Live) -> None:
+    assert live.guest is not None
+    (node,) = [one["inserted"]["node-name"] for one in live.guest.qmp("query-block")]
+    live.guest.qmp("block-stream", job_id="backup", device=node, speed=1)
+    time.sleep(0.5)  # its first part is written, and the next one comes in some hours
+    for task in changes(live):
+        assert "another program's job works on its disk (backup)" in refused(live, task)
+    assert [job["id"] for job in live.guest.qmp("query-jobs")] == ["backup"]
+
+
+def test_a_foreign_pull_that_has_ended(live: Live) -> None:
+    """Asking for its nodes would crash QEMU 7.2."""
+    assert live.guest is not None
+    (node,) = [one["inserted"]["node-name"] for one in live.guest.qmp("query-block")]
+    live.guest.qmp("block-stream", job_id="backup", device=node, auto_dismiss=False)
+    while live.guest.qmp("query-jobs")[0]["status"] != "concluded":
+        time.sleep(0.01)
+    assert "has ended and is not dismissed (backup)" in refused(live, changes(live)[0])
+    assert live.guest.alive
+
+
+def test_a_machine_that_waits_for_a_migration(make: Callable[..., Live]) -> None:
+    live = make("qcow2")
+    live.take("a")
+    guest = live.start(more=("-incoming", "defer"))
+    for task in changes(live):
+        assert "state inmigrate" in refused(live, task)
+    assert guest.qmp("query-status")["status"] == "inmigrate"
+
+
+def test_a_machine_that_has_migrated(live: Live) -> None:
+    assert live.guest is not None
+    live.guest.qmp("cont")
+    live.guest.qmp("migrate", uri="exec:cat > /dev/null")
+    while live.guest.qmp("query-status")["status"] != "postmigrate":
+        time.sleep(0.05)
+    for task in changes(live):
+        assert "state postmigrate" in refused(live, task)
+    assert live.guest.qmp("query-status")["status"] == "postmigrate", "QEMU 7.2 would have aborted"
+
+
+def test_a_machine_on_the_wrong_file(make: Callable[..., Live]) -> None:
+    live = make("qcow2")
+    live.take("a")
+    live.start(path=str(live.path / "v"))
+    for task in changes(live):
+        assert "does not have its active image v.a open" in refused(live, task)
+
+
+def test_somebody_else_took_a_snapshot(live: Live) -> None:
+    assert live.guest is not None
+    (node,) = [one["inserted"]["node-name"] for one in live.guest.qmp("query-block")]
+    live.guest.qmp("blockdev-snapshot-sync", node_name=node, snapshot_file=str(live.path / "foreign"), snapshot_node_name="theirs")
+    for task in changes(live)[:2]:
+        assert "another image (theirs) rests on v.a" in refused(live, task)
+    assert "foreign" in refused(live, changes(live)[2], StorageError)  # it rests on what would be merged
+
+
+def test_what_a_running_machine_cannot_have(live: Live) -> None:
+    assert live.guest is not None
+    where = live.where
+    assert "stop the machine" in refused(live, lambda **mode: snapshots.revert(where, "v", "a", False, live.options(**mode)))
+    assert "stop the machine" in refused(live, lambda **mode: volumes.ensure_absent(where, "v", True, live.options(**mode)))
+    assert "stop the machine" in refused(live, lambda **mode: groups.take_group(where, ["v"], DesiredSnapshot("g"), live.options(**mode)))
+    live.guest.scribble(7)
+    live.require_right()
+
+
+def test_flatten_of_a_running_clone(make: Callable[..., Live]) -> None:
+    from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating
+    from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
+
+    live = make("qcow2")
+    live.take("a")
+    source = updating.SourceRequest("v", "a", linked=True)
+    volumes.ensure_present(updating.VolumeRequest(live.where, DesiredVolume("clone"), source), live.options())
+    live.guest = Guest(str(live.path / "clone"), "qcow2", live.data)
+    wanted = updating.VolumeRequest(live.where, DesiredVolume("clone", flatten=True))
+    assert "stop the machine" in refused(live, lambda **mode: volumes.ensure_present(wanted, live.options(**mode)))
+
+
+def test_bitmaps_of_the_machine(live: Live) -> None:
+    assert live.guest is not None
+    (node,) = [one["inserted"]["node-name"] for one in live.guest.qmp("query-block")]
+    live.guest.qmp("block-dirty-bitmap-add", node=node, name="since-monday")
+    assert "since-monday of v.a" in refused(live, changes(live)[2], Conflict)
+    assert live.delete("a", drop_bitmaps=True).changed
+    del live.points["a"]
+    live.require_right()
+
+
+def test_an_exported_disk(live: Live, tmp_path: Path) -> None:
+    """A client that connects while a merge rests would lose what it writes."""
+    assert live.guest is not None
+    live.snapshot("b")
+    live.guest.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp_path / "nbd")}})
+    (node,) = [one["inserted"]["node-name"] for one in live.guest.qmp("query-block")]
+    live.guest.qmp("block-export-add", type="nbd", id="e", node_name=node)
+    assert "exports its disk" in refused(live, lambda **mode: live.delete("a", "b", **mode))
+    live.guest.qmp("block-export-del", id="e")
+    assert live.delete("a", "b").changed
+
+
+def test_qemu_may_not_open_the_overlay(make: Callable[..., Live]) -> None:
+    """The snapshot is undone at once."""
+    live = make("qcow2")
+    guest = live.start(more=("-runas", "nobody"))
+    guest.scribble(3)
+    with pytest.raises(ToolFailed, match="let QEMU open the volume's files"):
+        live.take("a")
+    live.require_nothing_left()
+    assert not (live.path / "v.a").exists() and live.info()["snapshots"] == []
+    guest.scribble(4)
+    live.require_right()
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_the_disk_grows_between_plan_and_switch(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch, image_format: str) -> None:
+    """QEMU would take the smaller overlay, and the guest's disk would shrink. The snapshot is undone."""
+    live = make(image_format)
+    guest = live.start()
+    guest.scribble(3)
+    run = Monitor.run
+
+    def resized(self: Monitor, command: str, **arguments: Any) -> Any:
+        done = run(self, command, **arguments)
+        if command == "blockdev-add":
+            guest.qmp("block_resize", node_name="disk0", size=SIZE + MIB)
+        return done
+
+    monkeypatch.setattr(Monitor, "run", resized)
+    with pytest.raises(InUse, match=str(SIZE + MIB)):
+        live.take("a")
+    monkeypatch.setattr(Monitor, "run", run)
+    live.data += bytes(MIB)
+    live.require_nothing_left()
+    guest.write(SIZE, MIB, 8)
+    live.require_right()
+    live.snapshot("a")
+
+
+def test_an_interrupted_task_names_its_machine(live: Live) -> None:
+    """Without attachment the next task says which machine it was; info shows the snapshot as pending, not as taken."""
+    from .instants import instants, killed_at
+
+    assert live.guest is not None
+    trial = instants(lambda: live.take("b"))
+    live.points["b"] = digest_of(live.data)
+    number = next(one.number for one in trial if one.what == "before blockdev-snapshot")
+    killed_at(lambda: live.take("c"), number, "module", live.guest.process.pid)
+    told = live.info()
+    assert told["pending"]["operation"] == "create_snapshot" and told["pending"]["snapshots"] == ["c"]
+    assert told["pending"]["attachment"] == {"qmp": live.guest.socket}
+    assert [one["name"] for one in told["snapshots"]] == ["a", "b"] and told["path"].endswith("/v.c")
+    assert live.guest.socket in refused(live, lambda **mode: live.take("d", attachment=None, **mode))
+    live.points["c"] = digest_of(live.data)
+    live.snapshot("d")
+    live.require_right()
+
+
+def test_qemu_storage_daemon(make: Callable[..., Live], tmp_path: Path) -> None:
+    """It takes snapshots. It cannot flush a single node, so it merges nothing, and its exports keep their size."""
+    live = make("qcow2")
+    monitor, server = str(tmp_path / "m"), str(tmp_path / "n")
+    node = {"driver": "qcow2", "node-name": "disk", "file": {"driver": "file", "filename": str(live.path / "v")}}
+    daemon = subprocess.Popen([
+        "qemu-storage-daemon", "--chardev", f"socket,id=m,path={monitor},server=on,wait=off", "--monitor", "chardev=m",
+        "--blockdev", json.dumps(node), "--nbd-server", f"addr.type=unix,addr.path={server}",
+        "--export", "type=nbd,id=e,node-name=disk,name=x,writable=on",
+    ])
+    try:
+        until = time.monotonic() + 20
+        while not os.path.exists(server) and time.monotonic() < until:
+            time.sleep(0.02)
+
+        def write(offset: int, pattern: int) -> None:
+            words = f"write -P {pattern} {offset} 64k"
+            subprocess.run(["qemu-io", "-f", "raw", "-c", words, "-c", "flush", f"nbd+unix:///x?socket={server}"], check=True, capture_output=True)
+            live.data[offset : offset + 65536] = bytes([pattern]) * 65536
+
+        write(0, 1)
+        live.snapshot("a", attachment=monitor)
+        write(32768, 2)
+        said = refused(live, lambda **mode: live.present(size=2 * SIZE, attachment=monitor, **mode), check=False)
+        assert "end what else uses the disk" in said  # the export does not allow it
+        assert "qemu-storage-daemon" in refused(live, lambda **mode: live.delete("a", attachment=monitor, **mode))
+    finally:
+        daemon.terminate()
+        daemon.wait(20)
+    live.require_right()
+    told = live.info()
+    assert digest(told["path"], told["format"]) == digest_of(live.data)
