@@ -175,6 +175,9 @@ def crash(work: Work) -> None:
 def nightly(work: Work) -> None:
     """The same at every one of them: some hours"""
     interrupt(work, {"CRASH_SWEEP": "full"}, "7200")
+    machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
+    bin = machine.core_venv(machine.best_core())
+    work.pytest(bin, "--timeout=7200", "tests/live/test_kills.py", env={"LIVE_SWEEP": "full"})
 
 
 @stage
@@ -191,6 +194,15 @@ def interrupt(work: Work, env: dict, timeout: str) -> None:
     machine.need_qemu()
     machine.need("gcc=cc", "libc6-dev=/usr/include/stdio.h")
     work.pytest(bin, f"--timeout={timeout}", "tests/crash", env=env)
+
+
+@stage
+def live(work: Work) -> None:
+    """Volumes of running machines: a real QEMU, whose disk is written while tasks work; tasks and machines killed at a sample of instants"""
+    bin = machine.core_venv(machine.best_core())
+    machine.need_qemu()
+    machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
+    work.pytest(bin, "tests/live")
 
 
 @stage

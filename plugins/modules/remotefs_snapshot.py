@@ -11,7 +11,8 @@ module: remotefs_snapshot
 short_description: Manage snapshots of volumes on a share
 version_added: 1.0.0
 description:
-  - Takes snapshots of volumes that nobody has open, deletes them at any position, and reverts volumes to them.
+  - Takes snapshots of volumes, deletes them at any position, and reverts volumes to them. Nobody may have a volume open, unless O(attachment) names
+    the machine that has.
   - A snapshot is a new qcow2 overlay, which becomes the active image, the file that a virtual machine must open from then on; C(path) of RV(volume) names it.
   - Deleting a snapshot merges its overlay with the overlay's own backing file, with as few bytes as possible. Nothing is unlinked before what
     replaces it is durable.
@@ -234,6 +235,14 @@ EXAMPLES = r"""
     volume: db01
     names: [before-upgrade, consistent]
     state: absent
+
+- name: One of a volume whose machine runs (if the machine is off, nobody listens at its monitor, and that is fine)
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volume: db01
+    name: while-it-runs
+    attachment:
+      qmp: /run/machines/db01.qmp
 
 - name: Clean snapshots of many volumes, in one task
   remotefs.storage.remotefs_snapshot:

@@ -321,6 +321,14 @@ EXAMPLES = r"""
     volumes: "{{ old.volumes | map(attribute='name') | remotefs.storage.items }}"
     state: absent
     cascade: true
+
+- name: Grow a volume whose machine runs (if the machine is off, nobody listens at its monitor, and that is fine)
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: db01
+    size: 40G
+    attachment:
+      qmp: /run/machines/db01.qmp
 """
 
 RETURN = r"""

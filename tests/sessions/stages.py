@@ -36,6 +36,7 @@ STAGES = (
     Stage("property"),
     Stage("hostile"),
     Stage("crash"),
+    Stage("live"),
     Stage("interop"),
     Stage("py38"),
     Stage("integration", BESIDE, CORES),

@@ -1,0 +1,139 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Faults that lose data, planted one by one: the judgement of these tests notices each of them.
+
+They show that the tests can fail, and that the traps are real in the QEMU that runs here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import merging, session, switching
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Lost, Monitor
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.graph import Graph
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.guardian import Guardian
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, StorageError
+
+from .guest import CLUSTER, Live
+from .instants import instants, killed_at
+from .test_kills import Case
+
+
+def pulled(live: Live) -> None:
+    """A chain whose newest snapshot goes by a pull into the active image, because that holds more; then QEMU is killed."""
+    guest = live.start()
+    guest.write(0, 4 * CLUSTER, 1)
+    live.snapshot("a")
+    guest.write(8 * CLUSTER, CLUSTER, 2)
+    live.snapshot("b")
+    guest.write(16 * CLUSTER, 20 * CLUSTER, 3)
+    done = live.delete("b")
+    assert [(step["step"], step["file"]) for step in done.actions][0] == ("pull", "v.b")
+    del live.points["b"]
+    guest.kill()
+    live.require_right()
+
+
+def test_no_flush_before_a_pull_ends(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header would lead to tables that are in the memory of QEMU alone."""
+    pulled(make("qcow2"))
+    monkeypatch.setattr(merging, "flush", lambda _machine, _node: None)
+    with pytest.raises((AssertionError, StorageError)):
+        pulled(make("qcow2"))
+
+
+def test_a_snapshot_at_the_name_of_the_filter(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The overlay would be above the filter, and the guest would lose its limits."""
+    run = Monitor.run
+
+    def at_the_root(self: Monitor, command: str, **arguments: Any) -> Any:
+        if command == "blockdev-snapshot":
+            arguments["node"] = Graph(self).root_of(arguments["node"])
+        return run(self, command, **arguments)
+
+    live = make("qcow2")
+    guest = live.start("filter")
+    monkeypatch.setattr(Monitor, "run", at_the_root)
+    live.snapshot("a")
+    (root,) = [one["inserted"]["node-name"] for one in guest.qmp("query-block")]
+    assert root != "disk0", "test_create.py compares this"
+
+
+def test_info_after_the_switch(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that dies in between would be started on the file that the guest had left."""
+    prepare, complete = switching.Switch.prepare, switching.Switch.complete
+
+    def too_early(self: switching.Switch) -> None:
+        prepare(self)
+        complete(self)
+
+    monkeypatch.setattr(switching.Switch, "prepare", too_early)
+    case = Case(make("raw"), "all")
+    assert case.live.guest is not None
+    trial = Case(make("raw"), "all")
+    number = next(one.number for one in instants(trial.run) if one.what == "before rename of v.info")
+    guest = case.live.guest
+    killed_at(case.run, number, "module", guest.process.pid)
+    guest.scribble(30)
+    guest.kill()
+    with pytest.raises(AssertionError, match="does not show what the guest has flushed"):
+        case.require_invariant()
+
+
+def test_a_guardian_that_always_cancels(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the pipe alone it does not know that ``.info`` was just renamed."""
+    trial = Case(make("raw"), "all")
+    number = next(one.number for one in instants(trial.run) if one.what == "after rename of v.info")
+    monkeypatch.setattr(Guardian, "_names_new", lambda _self: False)
+    case = Case(make("raw"), "all")
+    guest = case.live.guest
+    assert guest is not None
+    killed_at(case.run, number, "module", guest.process.pid)
+    guest.scribble(30)
+    guest.kill()
+    with pytest.raises(AssertionError, match="does not show what the guest has flushed"):
+        case.require_invariant()
+
+
+def test_files_that_qemu_does_not_close(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay: their lock bytes are taken before they go."""
+    monkeypatch.setattr(merging.Merging, "drop", lambda _self, _files: None)
+    case = Case(make("qcow2"), "middle")
+    with pytest.raises(InUse):
+        case.run()
+    monkeypatch.undo()
+    case.before = ""
+    case.end("reattach")
+
+
+def test_a_snapshot_undone_after_the_switch(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is lost right after the switch. Whoever undid the snapshot then would remove what the guest writes to."""
+    run = Monitor.run
+
+    def lost(self: Monitor, command: str, **arguments: Any) -> Any:
+        done = run(self, command, **arguments)
+        if command == "blockdev-snapshot":
+            raise Lost("planted")
+        return done
+
+    monkeypatch.setattr(Monitor, "run", lost)
+    live = make("qcow2")
+    guest = live.start()
+    guest.scribble(1)
+    with pytest.raises(StorageError, match="planted"):
+        live.snapshot("a")
+    monkeypatch.setattr(Monitor, "run", run)
+    assert live.info()["pending"]["snapshots"] == ["a"] and (live.path / "v.a").exists()
+    guest.scribble(2)
+    live.snapshot("b")
+    live.require_right()
+    monkeypatch.setattr(Monitor, "run", lost)
+    monkeypatch.setattr(session.LiveSession, "withdraw", lambda _self: True)
+    with pytest.raises(StorageError):
+        live.take("c")
+    monkeypatch.undo()
+    assert (live.path / "v.c").exists(), "its lock bytes were taken before it would have gone"
