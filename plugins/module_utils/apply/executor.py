@@ -126,7 +126,9 @@ class Executor:
             return
         try:
             if session.withdraw():
-                self._run(intents.undo_snapshot(plan), session)
+                from ..plan.planner import undo_snapshot  # late: snapshots hardly ever fail
+
+                self._run(undo_snapshot(plan), session)
                 return
             for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
                 if resumption.outcome == "undone":

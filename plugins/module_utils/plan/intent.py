@@ -355,14 +355,6 @@ class _Check:
             raise self.differs(f"{image.file} with {' or '.join(str(size) for size in sorted(sizes))} bytes", f"{now.size}")
 
 
-def undo_snapshot(plan: Plan) -> Plan:
-    """The plan that undoes a snapshot whose overlay nobody uses."""
-    if plan.before is None or plan.after is None:
-        raise ValueError("a snapshot is of a volume")
-    before = replace(plan.before, adopted=True, pending=None)
-    return Plan(CREATE_SNAPSHOT, plan.volume, (write_info(before), Unlink(plan.after.active.file)), plan.after, before)
-
-
 def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:
     """If the overlay was published, the snapshot is finished, unless its group was not decided. Otherwise the snapshot is undone."""
     intent, observed, name = check.intent, check.observed, check.volume

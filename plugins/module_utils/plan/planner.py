@@ -177,6 +177,14 @@ def create_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
     return Plan(CREATE_SNAPSHOT, volume.name, steps, volume, after, intent=True)
 
 
+def undo_snapshot(plan: Plan) -> Plan:
+    """The plan that undoes a snapshot whose overlay nobody uses."""
+    if plan.before is None or plan.after is None:
+        raise ValueError("a snapshot is of a volume")
+    before = replace(plan.before, adopted=True, pending=None)
+    return Plan(CREATE_SNAPSHOT, plan.volume, (write_info(before), Unlink(plan.after.active.file)), plan.after, before)
+
+
 def _update_details(volume: Volume, desired: DesiredSnapshot) -> Plan:
     """Plan to bring description, labels, protection and expiry of an existing snapshot to what is desired."""
     present = volume.snapshot(desired.name)

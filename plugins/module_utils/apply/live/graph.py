@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Iterator, Tuple
 
 from ...errors import InUse
 from .client import Monitor
@@ -22,7 +22,7 @@ _FORMATS = ("qcow2", "raw")
 _JOB_FILTERS = ("commit_top", "mirror_top", "backup-top", "copy-before-write")
 _ON_WRITING = os.O_WRONLY | os.O_RDWR
 
-Key = "tuple[int, int]"  # device and inode of a file
+Key = Tuple[int, int]  # device and inode of a file
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ class Graph:
         more does not count. It stays after a merge until its nodes are deleted."""
         while True:
             above = self._nodes_on(name)
-            overlays = [other for other in above if self._nodes[other].driver in _FORMATS and self._below[other].get("backing") == name and self._is_used(other)]
+            overlays = [other for other in above if self._nodes[other].driver in _FORMATS and self._below[other].get("backing") == name]
+            overlays = [other for other in overlays if self._is_used(other)]
             if overlays:
                 return overlays[0]
             filters = [other for other in above if self._is_filter(other)]

@@ -115,7 +115,7 @@ class Merging:
             graph = self._machine.graph()
             nodes = [node for file in files for node in self._machine.images(graph, file)]
             names = [name for name in dict.fromkeys(name for node in nodes for name in (node.name, node.protocol)) if not name.startswith("#")]
-            going = any([self._delete(name) for name in names])
+            going = len([name for name in names if self._delete(name)]) > 0
 
     def _delete(self, name: str) -> bool:
         try:
