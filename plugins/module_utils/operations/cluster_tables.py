@@ -61,7 +61,7 @@ def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], 
     return Merged(known, bitmaps, frozenset(fixed_tails))
 
 
-def _at_some_instant(fd: int, header: qcow2.Header) -> bytes | None:
+def _at_some_instant(fd: int, header: qcow2.Header) -> dict[int, bytes] | None:
     """What is allocated in an image that changes meanwhile; an estimate, and no more."""
     try:
         return qcow2.allocation(fd, header)

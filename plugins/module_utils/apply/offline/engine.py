@@ -29,7 +29,7 @@ class OfflineEngine:
 
     name = OFFLINE
     abilities = Abilities()
-    attachment = None
+    attachment: str | None = None
 
     def __init__(self, directory: ShareDirectory, terms: Terms) -> None:
         self._directory, self._terms = directory, terms
