@@ -49,7 +49,8 @@ def require(params: dict, *names: str) -> None:
 
 def monitor(params: dict) -> str | None:
     """The monitor of the machine that has the volume open, as the task or its item names it."""
-    return params["attachment"]["qmp"] if params["attachment"] else None
+    attachment = params.get("attachment")
+    return attachment["qmp"] if attachment else None
 
 
 def one_after_the_other(params: dict) -> frozenset[str]:

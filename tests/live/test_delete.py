@@ -10,9 +10,11 @@ from typing import Callable
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse
+
 from .guest import CLUSTER, MIB, SIZE, Live
 
-KINDS = [("raw", "blockdev"), ("raw", "drive"), ("raw", "bare"), ("raw", "filter"), ("qcow2", "blockdev"), ("qcow2", "drive"), ("qcow2", "filter")]
+KINDS = [("raw", "blockdev"), ("raw", "drive"), ("raw", "filter"), ("qcow2", "blockdev"), ("qcow2", "drive"), ("qcow2", "filter")]
 SETS = ["a", "b", "d", "ab", "bc", "cd", "abcd", "bd", "ac"]
 
 
@@ -62,6 +64,27 @@ def test_one_after_the_other(make: Callable[..., Live], image_format: str, kind:
     live.guest.kill()
     live.require_right()
     assert [image["file"] for image in live.info()["chain"]] == ["v"] or image_format == "qcow2"
+
+
+def test_a_base_without_a_format_layer(make: Callable[..., Live]) -> None:
+    """No header may come to name it with the format ``file``. A merge after which no header names it is fine."""
+    live = make("raw")
+    with_points(live, "abc", kind="bare")
+    assert live.guest is not None
+    before = live.tree()
+    with pytest.raises(InUse, match="without a format layer"):
+        live.delete("a", check=True)
+    with pytest.raises(InUse, match="without a format layer"):
+        live.delete("a")
+    assert live.tree() == before
+    delete(live, "b")
+    assert not live.present(size=SIZE).changed
+    delete(live, "ac")
+    live.require_right()
+    live.require_nothing_left()
+    assert not live.present(size=SIZE).changed
+    live.guest.kill()
+    live.require_right()
 
 
 @pytest.mark.parametrize("names", ["a", "b", "c", "ab", "bc", "abc"])

@@ -42,7 +42,10 @@ class QmpEngine:
         return self._begin(plan, machine, machine.volume.active.file)
 
     def session_to_end(self, resumption: Resumption) -> Session:
-        """See :meth:`engine.Engine.session_to_end`. Here the machine must have one of the states that the interrupted task can have left."""
+        """See :meth:`engine.Engine.session_to_end`. Here the machine must have one of the states that the interrupted task can have left.
+        A volume that is not there is no machine's."""
+        if resumption.plan.before is None:
+            return self._files.session_to_end(resumption)
         return self._begin(resumption.plan, *self._ready_to_end(resumption))
 
     def _begin(self, plan: Plan, machine: Machine, top: str) -> LiveSession:
@@ -65,7 +68,10 @@ class QmpEngine:
 
     def predict_end(self, resumption: Resumption) -> None:
         """See :meth:`engine.Engine.predict_end`."""
-        self._ready_to_end(resumption)
+        if resumption.plan.before is None:
+            self._files.predict_end(resumption)
+        else:
+            self._ready_to_end(resumption)
 
     def require_unused(self, file: str, check_only: bool) -> None:
         """See :meth:`engine.Engine.require_unused`. A machine's present content cannot be read."""
@@ -97,9 +103,11 @@ class QmpEngine:
     def _ready_to_end(self, resumption: Resumption) -> tuple[Machine, str]:
         """The machine, and the file that its guest writes to.
 
+        :raises InUse: the machine is not ready, or cannot do what is left.
         :raises NeedsRecovery: it is not the one that ``.info`` names, and no job is about to change that.
         """
         plan, machine = resumption.plan, self._machine(resumption.plan)
+        self.abilities.require_for(plan)
         after = plan.after or machine.volume
         tops = [*resumption.images[:1], machine.volume.active.file, after.active.file]
         allowed = {*resumption.images, *machine.volume.files, *after.files}

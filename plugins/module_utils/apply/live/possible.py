@@ -38,6 +38,8 @@ def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: b
             _require_growable(machine, graph, step)
         elif isinstance(step, Commit):
             _require_committable(machine, step)
+        elif isinstance(step, (Pull, Repoint)) and step.backing_file is not None:
+            _require_format_layer(machine, graph, step.backing_file)
 
 
 def _require_mergeable(plan: Plan, machine: Machine, graph: Graph) -> None:
@@ -53,6 +55,12 @@ def _require_mergeable(plan: Plan, machine: Machine, graph: Graph) -> None:
     exports = monitor.run("query-block-exports") if "query-block-exports" in monitor.commands else ()
     if any(one.get("node-name") in chain for one in exports):
         machine.refuse("the machine exports its disk (block-export), and clients could write while the newest snapshot is merged", "end the export first")
+
+
+def _require_format_layer(machine: Machine, graph: Graph, backing: str) -> None:
+    """QEMU would write the name of a protocol as the format of the backing file. That could not be mended while the machine runs."""
+    if any(node.bare for node in machine.images(graph, backing)):
+        machine.refuse(f"the machine has {backing} open without a format layer, and a header would name it without its format", _STOP)
 
 
 def _require_no_bitmaps(machine: Machine, graph: Graph, files: Iterable[str]) -> None:
