@@ -10,9 +10,15 @@ from typing import Callable
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.executor import Executor
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NoSpace
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.steps import WriteInfo
 
-from .guest import CLUSTER, MIB, SIZE, Live
+from .guest import CLUSTER, MIB, SIZE, Live, digest_of
 
 KINDS = [("raw", "blockdev"), ("raw", "drive"), ("raw", "filter"), ("qcow2", "blockdev"), ("qcow2", "drive"), ("qcow2", "filter")]
 SETS = ["a", "b", "d", "ab", "bc", "cd", "abcd", "bd", "ac"]
@@ -171,3 +177,46 @@ def test_random_lives(make: Callable[..., Live], seed: int) -> None:
         live.require_nothing_left()
     guest.kill()
     live.require_right()
+
+
+def test_retention_is_foretold(make: Callable[..., Live]) -> None:
+    """One task that takes a snapshot and removes others: the second half is planned on what the first would leave."""
+    live = make("qcow2")
+    with_points(live, "abc")
+    request = snapshots.SnapshotRequest(live.where, "v", DesiredSnapshot("d"), retention.parse({"match": "*", "last": 2}))
+    before = live.tree()
+    predicted = snapshots.take(request, live.options(check=True))
+    assert live.tree() == before
+    live.points["d"] = digest_of(live.data)
+    done = snapshots.take(request, live.options())
+    names = [[step["step"] for step in one.actions] for one in (predicted, done)]
+    assert names[0] == names[1] and "unlink" in names[0]
+    for name in "ab":
+        del live.points[name]
+    live.require_right()
+    live.require_nothing_left()
+
+
+def test_no_room_for_info_while_writes_wait(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest goes on where it was, and the next task ends the deletion."""
+    live = make("raw")
+    with_points(live, "a")
+    guest = live.guest
+    assert guest is not None
+    write = Executor._write_info
+
+    def full(self: Executor, plan: Plan, step: WriteInfo) -> None:
+        raise NoSpace("share", "is full", "make room")
+
+    monkeypatch.setattr(Executor, "_write_info", full)
+    with pytest.raises(NoSpace):
+        live.delete("a")
+    monkeypatch.setattr(Executor, "_write_info", write)
+    guest.go_on()
+    assert not guest.qmp("query-jobs") and "v.a" in guest.opened()
+    guest.scribble(70)
+    assert live.info()["path"].endswith("v.a")
+    live.points = {"b": digest_of(live.data)}
+    assert live.take("b").recovered[0]["outcome"] == "finished"
+    live.require_right()
+    live.require_nothing_left()

@@ -117,8 +117,12 @@ class Engine(Protocol):
         The images of a group are switched all at once. This is the instant of the group's snapshots.
         """
 
-    def predict(self, plan: Plan) -> None:
-        """Check whether :meth:`session` would fail, without taking anything. :raises InUse: it would."""
+    def predict(self, plan: Plan, foretold: bool = False) -> None:
+        """Check whether :meth:`session` would fail, without taking anything.
+
+        :param foretold: the volume is not yet as the plan has it before. That is only predicted.
+        :raises InUse: it would.
+        """
 
     def predict_end(self, resumption: Resumption) -> None:
         """Check whether :meth:`session_to_end` would fail, without taking anything. :raises InUse: it would."""

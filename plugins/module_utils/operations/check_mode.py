@@ -58,10 +58,12 @@ class CheckMode(RunMode):
     def __init__(self, work: Workspace) -> None:
         super().__init__(work)
         self._predicted = work.options.task.predicted
+        self._ended: set[tuple[str, str]] = set()  # volumes of which interrupted work would be ended first
         self._in_use: dict[tuple[str, str], bool | None] = {}  # of volumes predicted here: their images cannot be asked
 
     def finish(self, share: Share, interrupted: Interrupted) -> None:
         """:raises InUse: the images that it needs are open."""
+        self._ended |= {(share.path, resumption.plan.volume) for resumption in interrupted.resumptions}
         for resumption in interrupted.resumptions:
             with engine_for(self._work, share) as engine:
                 engine.predict_end(resumption)
@@ -93,7 +95,7 @@ class CheckMode(RunMode):
     def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
         """:raises InUse: an image is open that the plan needs for itself. :raises Conflict: no engine can carry it out."""
         with engine_for(self._work, share, [plan]) as engine:
-            engine.predict(plan)
+            engine.predict(plan, foretold=(share.path, plan.volume) in self._ended.union(self._predicted))
 
     def apply_together(self, share: Share, plans: Sequence[Plan]) -> None:
         """As of :meth:`apply`, of each plan."""

@@ -62,9 +62,15 @@ class QmpEngine:
             if isinstance(session, LiveSession):
                 session.switch()
 
-    def predict(self, plan: Plan) -> None:
-        """See :meth:`engine.Engine.predict`."""
-        self._ready_for(plan)
+    def predict(self, plan: Plan, foretold: bool = False) -> None:
+        """See :meth:`engine.Engine.predict`. If the volume's state is only predicted, the machine has another one. It is asked no more than
+        whether it could do anything now."""
+        if not foretold:
+            self._ready_for(plan)
+            return
+        machine = self._machine(plan)
+        with told(machine.subject):
+            machine.require_able()
 
     def predict_end(self, resumption: Resumption) -> None:
         """See :meth:`engine.Engine.predict_end`."""

@@ -73,7 +73,7 @@ class Machine:
 
     def require_ready(self) -> Graph:
         """Check that work on the volume may begin, and return the graph. :raises InUse: it may not. :raises ToolMissing: QEMU cannot do what is needed."""
-        graph = self._require_able()
+        graph = self.require_able()
         self._require_chain(graph, self.volume.files)
         self.require_no_other(self.volume.own_files, writing=True)
         self._require_no_jobs(graph, self.volume.files, ours=False)
@@ -86,7 +86,7 @@ class Machine:
         :param tops: files that the guest may write to. :param allowed: files that may be in its chain. :param needed: those that must be.
         :raises InUse: it may not. :raises ToolMissing: QEMU cannot do what is needed.
         """
-        graph = self._require_able()
+        graph = self.require_able()
         found = [file for file in dict.fromkeys(tops) if any(self._is_top(graph, node) for node in self.images(graph, file))]
         if len(found) != 1:
             self.refuse(
@@ -105,7 +105,8 @@ class Machine:
     def _is_top(self, graph: Graph, node: Node) -> bool:
         return graph.overlay_on(node.name) is None and bool(graph.users_of(node.name))
 
-    def _require_able(self) -> Graph:
+    def require_able(self) -> Graph:
+        """Check what does not depend on the volume, and return the graph. :raises InUse: the machine is not at work, or not reachable."""
         lacking = sorted(set(_NEEDED) - self.monitor.commands)
         if lacking:
             raise ToolMissing(f"QEMU behind {self.monitor.path}", f"it lacks {listed(lacking)}", "use QEMU 7.2 or newer")

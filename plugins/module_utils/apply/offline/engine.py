@@ -72,8 +72,8 @@ class OfflineEngine:
     def barrier(self, sessions: Sequence[Session]) -> None:
         """Nothing to do: nobody uses the images, and the next user of the volume opens what ``.info`` names."""
 
-    def predict(self, plan: Plan) -> None:
-        """See :meth:`engine.Engine.predict`."""
+    def predict(self, plan: Plan, foretold: bool = False) -> None:
+        """See :meth:`engine.Engine.predict`. What is there can be asked, and what is only predicted nobody has open."""
         chain = plan.before.files if plan.before else ()
         for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
             guards.check_unused(self._directory, file, self._terms.assume_unused)
