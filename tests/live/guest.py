@@ -33,6 +33,11 @@ CLUSTER = 1 << 16
 DEVICE = "/machine/peripheral/d0/virtio-backend"
 
 
+def may_mount() -> bool:
+    """Whether this process may mount: root can be without that in a container."""
+    return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+
+
 class Refused(Exception):
     """QEMU refused a command."""
 
@@ -148,6 +153,13 @@ class Guest:
             self.qmp("human-monitor-command", command_line=f'qemu-io -d {DEVICE} "flush"')
             assert "rror" not in self._told()
             self.written += 1
+
+    def wait_for_no_job(self) -> None:
+        """Wait until the guardian of a killed task has decided. A write by a command would keep QEMU from hearing it."""
+        until = time.monotonic() + 30
+        while self.qmp("query-jobs"):
+            assert time.monotonic() < until, "the guest's writes wait for ever"
+            time.sleep(0.01)
 
     def pause(self) -> None:
         """Let no write begin."""

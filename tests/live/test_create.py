@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
 from typing import Callable
 
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 
-from .guest import MIB, SIZE, Live
+from .guest import MIB, SIZE, Live, digest, digest_of, may_mount
 
 KINDS = [("raw", "blockdev"), ("raw", "drive"), ("raw", "relative"), ("raw", "bare"), ("raw", "filter"), ("raw", "direct")]
 KINDS += [("qcow2", "blockdev"), ("qcow2", "drive"), ("qcow2", "filter"), ("qcow2", "direct")]
@@ -40,6 +40,8 @@ def test_a_life(make: Callable[..., Live], image_format: str, kind: str) -> None
 
 @pytest.mark.root
 def test_a_machine_in_another_mount_namespace(make: Callable[..., Live]) -> None:
+    if not may_mount():
+        pytest.skip("this process may not mount")
     live = make("qcow2")
     guest = live.start(unshare=True)
     guest.scribble(1)
@@ -73,14 +75,9 @@ def test_writes_go_on(make: Callable[..., Live], image_format: str) -> None:
             live.take(name)
         live.grow(SIZE + MIB)
     assert guest.written > 5
-    live.points = dict.fromkeys("abcd", "")
     told = live.info()
     assert [one["name"] for one in told["snapshots"]] == list("abcd")
-    live.points = {}
-    live.delete = None  # type: ignore[method-assign, assignment]
     guest.kill()
-    from .guest import digest, digest_of
-
     assert digest(told["path"], told["format"]) == digest_of(live.data)
 
 
@@ -132,7 +129,6 @@ def test_nobody_at_the_monitor_is_offline_work(make: Callable[..., Live]) -> Non
     guest = live.start()
     guest.scribble(4)
     guest.quit()
-    assert os.path.exists(guest.socket) or True
     live.snapshot("a")  # the socket refuses connections, or is gone
     live.require_right()
     live.guest = None
@@ -142,8 +138,6 @@ def test_nobody_at_the_monitor_is_offline_work(make: Callable[..., Live]) -> Non
 def test_absolute_backing_names_are_healed(make: Callable[..., Live]) -> None:
     live = make("qcow2")
     live.snapshot("a")
-    import subprocess
-
     subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", str(live.path / "v"), str(live.path / "v.a")], check=True)
     guest = live.start()
     guest.scribble(5)

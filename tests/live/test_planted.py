@@ -78,6 +78,7 @@ def test_info_after_the_switch(make: Callable[..., Live], monkeypatch: pytest.Mo
     number = next(one.number for one in instants(trial.run) if one.what == "before rename of v.info")
     guest = case.live.guest
     killed_at(case.run, number, "module", guest.process.pid)
+    guest.wait_for_no_job()
     guest.scribble(30)
     guest.kill()
     with pytest.raises(AssertionError, match="does not show what the guest has flushed"):
@@ -93,6 +94,7 @@ def test_a_guardian_that_always_cancels(make: Callable[..., Live], monkeypatch: 
     guest = case.live.guest
     assert guest is not None
     killed_at(case.run, number, "module", guest.process.pid)
+    guest.wait_for_no_job()
     guest.scribble(30)
     guest.kill()
     with pytest.raises(AssertionError, match="does not show what the guest has flushed"):

@@ -253,6 +253,7 @@ def test_an_exported_disk(live: Live, tmp_path: Path) -> None:
     assert live.delete("a", "b").changed
 
 
+@pytest.mark.root
 def test_qemu_may_not_open_the_overlay(make: Callable[..., Live]) -> None:
     """The snapshot is undone at once."""
     live = make("qcow2")
