@@ -38,12 +38,12 @@ MODULES_UNCHANGED, LINES_UNCHANGED = 44, 3660
 _SLOW = {"asyncio", "concurrent.futures", "difflib", "multiprocessing", "pwd", "resource", "socketserver", "unittest"}
 
 
-def imported(module: str, parameters: dict) -> set[str]:
-    """What the module imports beyond Ansible's own part, until the task ends well."""
+def imported(module: str, parameters: dict, changed: bool = False) -> set[str]:
+    """What the module imports beyond Ansible's own part, until the task ends well. :param changed: whether it changes anything."""
     given = json.dumps({"ANSIBLE_MODULE_ARGS": parameters})
     program = _PROGRAM.replace("MODULE", module)
     ran = subprocess.run([sys.executable, "-c", program], input=given, text=True, capture_output=True, env=environment(), check=False)
-    assert ran.returncode == 0 and not json.loads(ran.stdout)["changed"], ran.stdout + ran.stderr
+    assert ran.returncode == 0 and json.loads(ran.stdout)["changed"] == changed, ran.stdout + ran.stderr
     return set(json.loads(ran.stderr.splitlines()[-1]))
 
 
@@ -106,3 +106,11 @@ def test_nothing_to_change(share: str, module: str, parameters: dict) -> None:
     assert not found & (_SLOW - {"pwd"})
     assert len(own(found)) <= MODULES_UNCHANGED, sorted(own(found))
     assert lines(found) <= LINES_UNCHANGED, sorted(own(found))
+
+
+def test_work_without_a_machine(share: str) -> None:
+    """What is for running machines is not imported by tasks that change files only."""
+    for state in ("present", "absent"):
+        found = imported("remotefs_snapshot", {"share": [share], "volume": "vol", "name": "t", "state": state}, changed=True)
+        parts = {name.partition(".")[2] for name in own(found)}
+        assert "apply.offline.session" in parts and not {name for name in parts if name.startswith("apply.live")} and "socket" not in found

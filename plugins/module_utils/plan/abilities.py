@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InUse
-from .plan import DELETE_SNAPSHOT, FLATTEN, Plan
-from .steps import Commit, Grow, Pull, ReplaceOverlay, Step, Truncate
+from .plan import FLATTEN, Plan
+from .steps import Grow, ReplaceOverlay, Step, Truncate
 
 OFFLINE = "offline"  # the name of the engine for images that nobody has open
 QMP = "qmp"  # that of the engine for images that a machine has open, which QEMU's monitor reaches
@@ -21,13 +21,12 @@ class Abilities:
     """What one engine can do besides what every engine can do.
 
     ``truncates``: it can cut a raw file. ``replaces_active``: it can put another file in the place of the active image. Neither
-    is possible for a file that a machine has open. ``merges``: it can delete snapshots. ``removes``: it can remove a volume.
+    is possible for a file that a machine has open. ``removes``: it can remove a volume.
     ``flattens``: it can give a linked clone its own data. ``grows_over_longer``: it can raise the size of an image over a longer one.
     """
 
     truncates: bool = True
     replaces_active: bool = True
-    merges: bool = True
     removes: bool = True
     flattens: bool = True
     grows_over_longer: bool = True
@@ -43,8 +42,6 @@ class Abilities:
             return "it would be removed"
         if plan.operation == FLATTEN and plan.steps and not self.flattens:
             return "it would get its own data"
-        if plan.operation == DELETE_SNAPSHOT and plan.steps and not self.merges:
-            return "its files would be merged"
         return None
 
     def _lacking_for_step(self, step: Step) -> str | None:
@@ -52,8 +49,6 @@ class Abilities:
             return f"{step.file} would have to be cut to {step.size} bytes"
         if isinstance(step, ReplaceOverlay) and not self.replaces_active:
             return f"its active image {step.file} would be replaced"
-        if isinstance(step, (Commit, Pull)) and not self.merges:
-            return f"{step.file} would be merged"
         if isinstance(step, Grow) and step.zero and not self.grows_over_longer:
             return f"{step.file} would grow over a longer file"
         return None

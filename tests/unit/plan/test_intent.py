@@ -78,6 +78,9 @@ def test_round_through_json(plan) -> None:
         {**INTENT.to_json(), "engine": "e" * 41},
         {**INTENT.to_json(), "engine": "a\nb"},
         {**INTENT.to_json(), "engine": None},
+        {**INTENT.to_json(), "attachment": 5},
+        {**INTENT.to_json(), "attachment": "/run/a\nb"},
+        {**INTENT.to_json(), "attachment": "/" + "a" * 4096},
         {**INTENT.to_json(), "group": "../../x"},
         {**INTENT.to_json(), "steps": [{"type": "Unlink", "file": "../x"}]},
         {**INTENT.to_json(), "before": {**INTENT.to_json()["before"], "chain": []}},
@@ -92,6 +95,26 @@ def test_what_cannot_be_understood(content: dict) -> None:
 def test_what_info_shows_of_it() -> None:
     assert intent.summary(INTENT.to_json()) == {"operation": "delete_snapshot", "started": "2026-01-01T00:00:00Z", "snapshots": ["s1"]}
     assert intent.summary({"operation": "x"})["snapshots"] == []
+
+
+def test_what_info_shows_of_work_with_a_machine() -> None:
+    """A snapshot behind which a machine may not write yet is not certain, and the monitor is named."""
+    taken = replace(recorded(planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new"))), engine="qmp", attachment="/run/m")
+    assert intent.from_json("v", json.loads(json.dumps(taken.to_json()))).attachment == "/run/m"
+    shown = intent.summary(taken.to_json())
+    assert (shown["snapshots"], shown["attachment"]) == (["new"], {"qmp": "/run/m"})
+    assert intent.summary(replace(taken, attachment=None).to_json())["snapshots"] == []
+
+
+def test_a_file_that_a_machine_has_left_may_have_grown_before_and_not_after() -> None:
+    """It wrote to the file while that was merged. Whoever wrote to it after ``.info`` was on the wrong file."""
+    live = replace(INTENT, attachment="/run/m")
+    left = {"v.s2": {"backing_file": "v"}, "v.s1": {"length": 2 * LENGTH, "changed": 7}}
+    with pytest.raises(NeedsRecovery, match="which is to go"):
+        intent.resume("v", BEFORE, INTENT, found(left, **DONE))
+    assert intent.resume("v", BEFORE, live, found(left, info_changed=7, **DONE)).outcome == "finished"
+    with pytest.raises(NeedsRecovery, match="started on the wrong file"):
+        intent.resume("v", BEFORE, live, found(left, info_changed=6, **DONE))
 
 
 def test_before_the_first_step_everything_is_done() -> None:
