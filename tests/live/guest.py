@@ -96,6 +96,8 @@ def flags(kind: str, path: Path, image_format: str) -> list[str]:
     if kind == "direct":
         cache = {"direct": True, "no-flush": False}
         return ["-blockdev", json.dumps({**node, "cache": cache, "file": {**file, "cache": cache}}), *device]
+    if kind == "usb":  # can be unplugged without the guest's help
+        return ["-blockdev", json.dumps(node), "-device", "qemu-xhci", "-device", "usb-storage,id=d0,drive=disk0"]
     if kind == "read only":
         return ["-blockdev", json.dumps({**node, "read-only": True}), *device]
     if kind == "unlocked":  # as with libvirt's shareable disks, or with locks switched off

@@ -18,6 +18,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.machine import Machine
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, InUse, StorageError, ToolFailed
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
@@ -148,6 +149,64 @@ def test_a_reader_of_what_would_be_merged(live: Live) -> None:
         reader.kill()
         reader.wait()
     assert live.delete("a").changed
+
+
+def test_a_reader_that_only_qemu_meets(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One on another host: QEMU refuses the job, nothing was begun, and nothing is pending afterwards."""
+    reader = subprocess.Popen(["qemu-io", "-r", "-f", "qcow2", str(live.path / "v"), "-c", "sleep 60000"], stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(0.5)
+        monkeypatch.setattr(Machine, "require_no_other", lambda _self, _files, writing: None)
+        with pytest.raises(InUse, match="Failed to get"):
+            live.delete("a")
+        assert live.info()["pending"] is None
+    finally:
+        reader.kill()
+        reader.wait()
+    live.require_right()
+    assert live.delete("a").changed
+
+
+def test_the_name_of_the_overlay_is_taken(live: Live) -> None:
+    (live.path / "v.new").write_bytes(b"mine")
+    assert "v.new" in refused(live, changes(live)[0], Conflict)
+
+
+def test_a_disk_without_a_device(make: Callable[..., Live]) -> None:
+    """It was unplugged, and its block node is still there."""
+    live = make("qcow2")
+    live.take("a")
+    guest = live.start("usb")
+    guest.qmp("device_del", id="d0")
+    while guest.qmp("query-block"):
+        time.sleep(0.01)
+    for task in changes(live):
+        assert "no device uses it" in refused(live, task)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_disk_that_is_unplugged_in_the_middle(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The job goes on, and so does the task."""
+    live = make("qcow2")
+    guest = live.start()
+    for point in "ab":
+        guest.scribble(ord(point))
+        live.snapshot(point)
+    guest.quit()
+    guest = live.start("usb")
+    run = Monitor.run
+
+    def unplugging(self: Monitor, command: str, **arguments: Any) -> Any:
+        done = run(self, command, **arguments)
+        if command in ("block-commit", "block-stream"):
+            guest.qmp("device_del", id="d0")
+        return done
+
+    monkeypatch.setattr(Monitor, "run", unplugging)
+    assert live.delete(name).changed
+    del live.points[name]
+    live.require_right()
+    live.require_nothing_left()
 
 
 def test_a_foreign_job(live: Live) -> None:

@@ -88,8 +88,8 @@ class Session(Protocol):
         names now and those that it will name are both right, and keep them so until :meth:`Engine.barrier` or the session's end."""
 
     def withdraw(self) -> bool:
-        """Take back what a snapshot that failed has made ready. True if it is certain that a machine goes on with the old active image.
-        Then nobody uses the overlay, and the snapshot can be undone. False where that is not known, or where it does not matter."""
+        """Take back what a plan that failed has made ready. True if it is certain that no data was moved and that a machine goes on with
+        the old active image. Then the plan can be undone. False where that is not known, or where what is on the share decides."""
 
 
 class Engine(Protocol):

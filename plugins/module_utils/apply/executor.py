@@ -78,7 +78,7 @@ class Executor:
                 self._run(plan, session)
             except StorageError:
                 self._forget_unmade(plan)
-                self._undo_snapshot(plan, session)
+                self._take_back(plan, session)
                 raise
 
     def apply_together(self, plans: Sequence[Plan], group: str) -> None:
@@ -100,7 +100,7 @@ class Executor:
                 self._decide(plans[0].volume, group)
             except (StorageError, OSError):
                 for plan, session in sessions:
-                    self._undo_snapshot(plan, session)
+                    self._take_back(plan, session)
                 raise
             for _plan, session in sessions:
                 session.settle()
@@ -120,19 +120,19 @@ class Executor:
         if plan.before is None and self._directory.root.status(plan.volume) is None:
             self._forget(plan.volume)
 
-    def _undo_snapshot(self, plan: Plan, session: Session) -> None:
-        """Undo at once what a failed snapshot left. If that fails too (full disk), the next task does it."""
-        if plan.operation != CREATE_SNAPSHOT or not plan.intent:
+    def _take_back(self, plan: Plan, session: Session) -> None:
+        """Undo at once what a failed plan left, if it can be undone. If that fails too (full disk), the next task does it."""
+        if not plan.intent:
             return
         try:
             if session.withdraw():
-                from ..plan.planner import undo_snapshot  # late: snapshots hardly ever fail
+                from ..plan.planner import taken_back  # late: hardly any plan fails
 
-                self._run(undo_snapshot(plan), session)
-                return
-            for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
-                if resumption.outcome == "undone":
-                    self._run(resumption.plan, session)
+                self._run(taken_back(plan), session)
+            elif plan.operation == CREATE_SNAPSHOT:
+                for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
+                    if resumption.outcome == "undone":
+                        self._run(resumption.plan, session)
         except (StorageError, OSError):
             pass
 

@@ -177,11 +177,13 @@ def create_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
     return Plan(CREATE_SNAPSHOT, volume.name, steps, volume, after, intent=True)
 
 
-def undo_snapshot(plan: Plan) -> Plan:
-    """The plan that undoes a snapshot whose overlay nobody uses."""
+def taken_back(plan: Plan) -> Plan:
+    """The plan that undoes one of which nothing was done but what is on record; of a snapshot, also the overlay that nobody uses."""
     if plan.before is None or plan.after is None:
-        raise ValueError("a snapshot is of a volume")
+        raise ValueError("only a plan for a volume that stays can be taken back")
     before = replace(plan.before, adopted=True, pending=None)
+    if plan.operation != CREATE_SNAPSHOT:
+        return Plan(plan.operation, plan.volume, (WriteRecord(plan.volume),), plan.before, before)
     return Plan(CREATE_SNAPSHOT, plan.volume, (write_info(before), Unlink(plan.after.active.file)), plan.after, before)
 
 

@@ -141,7 +141,7 @@ class Graph:
         while True:
             above = self._nodes_on(name)
             overlays = [other for other in above if self._nodes[other].driver in _FORMATS and self._below[other].get("backing") == name]
-            overlays = [other for other in overlays if self._is_used(other)]
+            overlays = [other for other in overlays if self.is_used(other)]
             if overlays:
                 return overlays[0]
             filters = [other for other in above if self._is_filter(other)]
@@ -149,10 +149,10 @@ class Graph:
                 return None
             name = filters[0]
 
-    def _is_used(self, name: str) -> bool:
+    def is_used(self, name: str) -> bool:
         """Whether a device, an export or a job is above this node."""
         above = self._above.get(name, ())
-        return any(kind != "block-driver" for kind, _other, _edge in above) or any(self._is_used(other) for other in self._nodes_on(name))
+        return any(kind != "block-driver" for kind, _other, _edge in above) or any(self.is_used(other) for other in self._nodes_on(name))
 
     def backing_of(self, name: str) -> str | None:
         """The node of the image under this one; None if it rests on nothing."""

@@ -129,6 +129,8 @@ class Machine:
                 self.refuse(f"another program's job has ended and is not dismissed ({name})", "let that program dismiss it, and run the task again")
 
     def _require_writable(self, graph: Graph, file: str) -> None:
+        if not graph.is_used(self.node(graph, file).name):
+            self.refuse(f"the machine has {file} open, and no device uses it", "delete its block node, or stop the machine, and run the task again")
         if self.node(graph, file).read_only:
             self.refuse("the machine has its disk read-only", "stop the machine, and run the task again")
 

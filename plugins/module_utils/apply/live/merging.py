@@ -30,6 +30,7 @@ class Merging:
 
     def __init__(self, directory: ShareDirectory, machine: Machine, top: str) -> None:
         self._directory, self._machine, self.top = directory, machine, top
+        self.begun = False  # whether anything may have been changed
 
     # -- places in the graph -----------------------------------------------------------------------------------------
 
@@ -93,6 +94,7 @@ class Merging:
         if below is not None and below != target.name:
             self._commit_range(graph, below, step.backing_file)
         elif self._header(step.file) != (step.backing_file, step.backing_format):
+            self.begun = True
             self._machine.monitor.run("change-backing-file", device=self.root(graph), image_node_name=node.name, backing_file=step.backing_file)
             self._sync(step.file)
 
@@ -129,12 +131,23 @@ class Merging:
     def _run(self, name: str, command: str, flushed: str, file: str, **arguments: object) -> None:
         """Run a job, or go on with it, and let it end when what it wrote to ``file`` is durable."""
         monitor = self._machine.monitor
-        start(self._machine, name, command, **arguments)
+        self.start(name, command, **arguments)
         wait(self._machine, name, "pending")
         flush(self._machine, flushed)
         self._sync(file)
         monitor.run("job-finalize", id=name)
         end(self._machine, name)
+
+    def start(self, name: str, command: str, **arguments: object) -> None:
+        """As :func:`start`. If QEMU refuses the job, nothing has been changed by it."""
+        try:
+            start(self._machine, name, command, **arguments)
+        except QmpError:
+            raise
+        except BaseException:
+            self.begun = True
+            raise
+        self.begun = True
 
     def _sync(self, file: str) -> None:
         with self._directory.root.opened(file) as fd:

@@ -146,8 +146,10 @@ class LiveSession:
     def withdraw(self) -> bool:
         """See :meth:`engine.Session.withdraw`."""
         plan = self._plan
-        if plan.operation != CREATE_SNAPSHOT or plan.after is None:
+        if plan.after is None:
             return False
+        if plan.operation != CREATE_SNAPSHOT:
+            return not self._merging.begun
         overlay = plan.after.active.file
         try:
             graph = self._machine.graph()

@@ -14,7 +14,7 @@ import os
 from ...store.files.directory import ShareDirectory
 from .guardian import Guardian
 from .machine import Machine
-from .merging import Merging, end, flush, job_name, start, wait
+from .merging import Merging, end, flush, job_name, wait
 
 
 class Switch:
@@ -41,7 +41,7 @@ class Switch:
         old, base = machine.node(graph, self._merging.top), self._merging.in_chain(graph, self.new)
         if not self.is_under_way():
             base_name = base.name if base is not None else machine.node(graph, self.new).name
-            start(machine, self._name, "block-commit", device=self._merging.root(graph), top_node=old.name, base_node=base_name)
+            self._merging.start(self._name, "block-commit", device=self._merging.root(graph), top_node=old.name, base_node=base_name)
         wait(machine, self._name, "ready", "pending")
         found = machine.monitor.job(self._name)
         rests = found is not None and found["status"] == "pending"
