@@ -96,6 +96,8 @@ def flags(kind: str, path: Path, image_format: str) -> list[str]:
     if kind == "direct":
         cache = {"direct": True, "no-flush": False}
         return ["-blockdev", json.dumps({**node, "cache": cache, "file": {**file, "cache": cache}}), *device]
+    if kind == "iothread":
+        return ["-object", "iothread,id=io0", "-blockdev", json.dumps(node), "-device", "virtio-blk-pci,id=d0,drive=disk0,iothread=io0"]
     if kind == "usb":  # can be unplugged without the guest's help
         return ["-blockdev", json.dumps(node), "-device", "qemu-xhci", "-device", "usb-storage,id=d0,drive=disk0"]
     if kind == "read only":

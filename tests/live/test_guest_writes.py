@@ -20,14 +20,14 @@ from .tiny_guest import TinyGuest, last_write
 class Watched:
     """A volume whose guest writes by itself."""
 
-    def __init__(self, live: Live) -> None:
-        self.live = live
+    def __init__(self, live: Live, kind: str = "blockdev") -> None:
+        self.live, self.kind = live, kind
         self.guest = self.start()
         self.shown: dict[str, tuple[int, str]] = {}  # by snapshot: its last write, and its content
 
     def start(self) -> TinyGuest:
         told = self.live.info()
-        self.live.guest = self.guest = TinyGuest(told["path"], told["format"], self.live.data)
+        self.live.guest = self.guest = TinyGuest(told["path"], told["format"], self.live.data, self.kind)
         return self.guest
 
     def take(self, name: str) -> None:
@@ -64,9 +64,9 @@ class Watched:
         self.require_right()
 
 
-@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
-def test_a_life(make: Callable[..., Live], image_format: str) -> None:
-    watched = Watched(make(image_format))
+@pytest.mark.parametrize("image_format, kind", [("raw", "blockdev"), ("qcow2", "blockdev"), ("raw", "iothread"), ("qcow2", "iothread"), ("qcow2", "filter")])
+def test_a_life(make: Callable[..., Live], image_format: str, kind: str) -> None:
+    watched = Watched(make(image_format), kind)
     for name in "abcd":
         watched.take(name)
     assert watched.live.present(size=2 * SIZE).changed
