@@ -91,7 +91,7 @@ class Guardian:
             monitor.wait_for(self._job, "concluded", until=time.monotonic() + _JOB)
             monitor.run("job-dismiss", id=self._job)
         if agreed:
-            self._leave_old_behind()
+            leave_behind(monitor, self._directory, self._volume, self._old)
 
     def _names_new(self) -> bool | None:
         """Whether ``.info`` names the new image, now and for ever. None if that cannot be read."""
@@ -109,9 +109,14 @@ class Guardian:
                 time.sleep(_PAUSE)
         return None
 
-    def _leave_old_behind(self) -> None:
-        """Whoever ends the task's work sees from the times that nobody wrote to the old image after ``.info``."""
-        with suppress(QmpError, Lost):
-            self._monitor.run("human-monitor-command", command_line=f'qemu-io {self._old} "flush"')
-        with suppress(OSError):
-            os.utime(info_name(self._volume), dir_fd=self._directory.root.fd)
+
+def leave_behind(monitor: Monitor, directory: ShareDirectory, volume: str, old: str) -> None:
+    """Let QEMU write what it holds of the image that the guest has left, and then renew the time of ``.info``. So whoever ends the task's
+    work sees from the times that nobody wrote to that image after ``.info``.
+
+    :param old: the image's node.
+    """
+    with suppress(QmpError, Lost):
+        monitor.run("human-monitor-command", command_line=f'qemu-io {old} "flush"')
+    with suppress(OSError):
+        os.utime(info_name(volume), dir_fd=directory.root.fd)

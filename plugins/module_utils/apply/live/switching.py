@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from ...store.files.directory import ShareDirectory
-from .guardian import Guardian
+from .guardian import Guardian, leave_behind
 from .machine import Machine
 from .merging import Merging, end, flush, job_name, wait
 
@@ -27,6 +27,7 @@ class Switch:
         self._directory, self._machine, self._merging, self.new = directory, machine, merging, new
         self._name = job_name("switch", machine.volume.name, new)
         self._guardian: Guardian | None = None
+        self._old = ""  # the node of the image that the guest leaves
 
     def is_under_way(self) -> bool:
         """Whether an interrupted task began it."""
@@ -39,6 +40,7 @@ class Switch:
         machine = self._machine
         graph = machine.graph()
         old, base = machine.node(graph, self._merging.top), self._merging.in_chain(graph, self.new)
+        self._old = old.name
         if not self.is_under_way():
             base_name = base.name if base is not None else machine.node(graph, self.new).name
             self._merging.start(self._name, "block-commit", device=self._merging.root(graph), top_node=old.name, base_node=base_name)
@@ -60,6 +62,7 @@ class Switch:
             return
         self._machine.monitor.run("job-finalize", id=self._name)
         end(self._machine, self._name)
+        leave_behind(self._machine.monitor, self._directory, self._machine.volume.name, self._old)
         self._guardian.dismiss()
         self._guardian = None
 
