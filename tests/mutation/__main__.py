@@ -75,9 +75,11 @@ def explanations() -> dict[tuple[str, str, str, str], str]:
 
 
 def outdated(explained: Iterable[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
-    """Entries about lines that are not there any more."""
-    sources = {room: mutants.in_one((CODE / room).read_text(encoding="utf-8").splitlines()) for room in {key[0] for key in explained}}
-    return [key for key in explained if key[2] not in sources[key[0]]]
+    """Entries about functions or lines that are not there any more."""
+    sources = {room: (CODE / room).read_text(encoding="utf-8") for room in {key[0] for key in explained}}
+    lines = {room: mutants.in_one(source.splitlines()) for room, source in sources.items()}
+    names = {room: mutants.functions(source) for room, source in sources.items()}
+    return [key for key in explained if key[2] not in lines[key[0]] or key[1] not in names[key[0]]]
 
 
 def _try_all(found: list[mutants.Mutant], copies: Copies, options: argparse.Namespace) -> Iterator[Tried]:
