@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clusters import Unsuited
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.reading import read_header
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.refcounts import Counts
+from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.writing import write_image
 
 from .small_images import CLUSTER, PER_BLOCK, PER_TABLE, make, patch
 
@@ -88,6 +89,17 @@ def test_blocks_where_none_can_be(path: Path) -> None:
         assert sorted(counts.clusters()) == [1, last // CLUSTER]
 
 
+def test_a_block_that_is_not_at_the_begin_of_a_cluster(tmp_path: Path) -> None:
+    path, cluster = tmp_path / "image", 64 << 10
+    with open(path, "w+b") as stream:
+        write_image(stream.fileno(), 1 << 20)
+    with counts_of(path) as counts:
+        assert counts.end() == path.stat().st_size // cluster
+    patch(path, cluster + 8, struct.pack(">Q", cluster + CLUSTER))
+    with pytest.raises(Unsuited, match="not where it can be"), counts_of(path):
+        pass
+
+
 # -- what they say -----------------------------------------------------------------------------------------------------
 
 
@@ -99,18 +111,21 @@ def test_clusters_and_the_end(path: Path) -> None:
     with counts_of(path) as counts:
         assert counts.end() == PER_BLOCK
     patch(path, CLUSTER * end, bytes(20) + b"\0\1" + bytes(CLUSTER - 22))
+    for index in (3, PER_TABLE - 1):
+        patch(path, CLUSTER + 8 * index, struct.pack(">Q", end * CLUSTER))
+        with counts_of(path) as counts:
+            assert sorted(counts.clusters()) == [1, end - 1, end] and counts.end() == index * PER_BLOCK + 11
+        patch(path, CLUSTER + 8 * index, bytes(8))
     patch(path, CLUSTER + 8 * 3, struct.pack(">Q", end * CLUSTER))
-    with counts_of(path) as counts:
-        assert sorted(counts.clusters()) == [1, end - 1, end] and counts.end() == 3 * PER_BLOCK + 11
     patch(path, CLUSTER * end, bytes(CLUSTER))  # a block that counts nothing
     with counts_of(path) as counts:
         assert counts.end() == PER_BLOCK
 
 
 def test_a_longer_table(tmp_path: Path) -> None:
-    make(tmp_path / "image", GUESTS, table_clusters=3)
+    make(tmp_path / "image", GUESTS, table_clusters=8)
     with counts_of(tmp_path / "image") as counts:
-        assert sorted(counts.clusters()) == [1, 2, 3, 5]
+        assert sorted(counts.clusters()) == [1, 2, 3, 4, 5, 6, 7, 8, 10]
 
 
 # -- new blocks --------------------------------------------------------------------------------------------------------
@@ -124,6 +139,7 @@ def test_a_longer_table(tmp_path: Path) -> None:
         (5, PER_BLOCK, PER_BLOCK, {}),
         (5, PER_BLOCK + 1, PER_BLOCK + 2, {1: PER_BLOCK + 1}),
         (PER_BLOCK, PER_BLOCK, PER_BLOCK, {}),
+        (PER_BLOCK + 5, PER_BLOCK + 5, PER_BLOCK + 5, {}),  # nothing new needs nothing
         (PER_BLOCK, PER_BLOCK + 1, PER_BLOCK + 2, {1: PER_BLOCK + 1}),
         (5, 2 * PER_BLOCK - 1, 2 * PER_BLOCK, {1: 2 * PER_BLOCK - 1}),
         (5, 2 * PER_BLOCK, 2 * PER_BLOCK + 2, {1: 2 * PER_BLOCK, 2: 2 * PER_BLOCK + 1}),  # the block itself needs another one
@@ -181,6 +197,6 @@ def test_counts_are_lowered_once_for_each_time(path: Path) -> None:
     with counts_of(path) as counts:
         counts.release([3, 4, 4, 2])
         assert counted(path) == {number: count for number, count in {**before, 3: 299, 4: 0, 2: 0}.items() if count}
-        counts.release([4, 2, end + 20, PER_BLOCK, PER_BLOCK * PER_TABLE + 5])  # nobody counts them
-    assert counted(path) == {number: count for number, count in {**before, 3: 299, 4: 0, 2: 0}.items() if count}
-    assert path.stat().st_size == end * CLUSTER
+        whole = path.read_bytes()
+        counts.release([4, 2, end + 20, PER_BLOCK, PER_BLOCK + 1, PER_BLOCK * PER_TABLE + 1])  # nobody counts them
+    assert path.read_bytes() == whole and counted(path) == {number: count for number, count in {**before, 3: 299, 4: 0, 2: 0}.items() if count}
