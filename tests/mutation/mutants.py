@@ -120,11 +120,6 @@ def of_file(room: str, path: Path) -> list[Mutant]:
     return sorted(found, key=lambda mutant: (mutant.line, mutant.operator.__name__, mutant.occurrence))
 
 
-def functions(source: str) -> set[str]:
-    """What the functions and classes of a file are called, as :attr:`Mutant.where` has it."""
-    return {_function(node) for node in ast_nodes(parso.parse(source))}
-
-
 def changed_lines(before: str, after: str) -> tuple[str, str]:
     """What was and what has become of it, as :func:`in_one` has it: this stays the same when lines move."""
     diff = list(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))[3:]
