@@ -25,7 +25,7 @@ class Corrupt(AssertionError):
 def make(
     path: Path,
     clusters: int,
-    holds: Mapping[int, object] = {},  # noqa: B006  never changed
+    holds: Mapping[int, object] | None = None,
     *,
     version: int = 3,
     l1_entries: int | None = None,
@@ -37,6 +37,7 @@ def make(
     :param holds: guest cluster → the value of all its bytes, ZEROS or KEPT.
     :param table_clusters: the length of the table of counts. :param backing: the name of a file beneath.
     """
+    holds = holds or {}
     l1_entries = -(-clusters // PER_TABLE) if l1_entries is None else l1_entries
     indices = sorted({guest // PER_TABLE for guest in holds})
     l1_at = 1 + table_clusters
