@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -140,6 +141,21 @@ def test_what_is_placed_shows_also_after_a_loss_of_power(
             assert freed == {entry & OFFSET for guest, entry in held_before.items() if guest in zeroed}
     found = judge(path.read_bytes())
     assert found.leaks == set() and found.counts.keys() == set(range(path.stat().st_size // CLUSTER))
+
+
+def test_the_judge_sees_what_qemu_sees(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    make(path, GUESTS, {**dict.fromkeys(range(250), 10), 255: 12, 256: KEPT, 258: ZEROS})
+    for _time in "12":
+        assert subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=False).returncode == 0
+        subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, tmp_path / "raw"], check=True)
+        values = (what if isinstance(what, int) else 0 for what in judge(path.read_bytes()).shows.values())
+        assert (tmp_path / "raw").read_bytes() == b"".join(bytes([value]) * CLUSTER for value in values)
+        with writing(path) as (writer, fd):
+            put(writer, fd, 254, 2, 3)
+            put(writer, fd, 256, 3, 4)
+            put(writer, fd, 0, 2, ZEROS)
+            writer.finish(nothing)
 
 
 def test_an_image_of_version_2(tmp_path: Path) -> None:
