@@ -70,7 +70,8 @@ def make(
 
 class Judged(NamedTuple):
     """What an image has. ``shows``: guest cluster → value of its bytes, ZEROS, or None where a file beneath shows through.
-    ``leaks``: clusters that are counted and not used. ``entries``: guest cluster → L2 entry. ``counts``: cluster → count, if not 0. ``tables``: L1 index → cluster of the L2 table."""
+    ``leaks``: clusters that are counted and not used. ``entries``: guest cluster → L2 entry. ``counts``: cluster → count, if not 0.
+    ``tables``: L1 index → cluster of the L2 table."""
 
     shows: dict[int, object]
     leaks: set[int]
