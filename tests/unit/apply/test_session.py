@@ -440,18 +440,23 @@ def test_an_image_with_a_fixed_tail_is_not_copied_into_a_larger_one(world: World
 
 
 def test_a_source_that_moves_by_qemu_img_starts_afresh(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the own engine wrote before it gave up is not in the copy."""
+    """What the own engine wrote before it gave up is not in the copy: qemu-img is told that the copy is all zeros."""
 
     def give_up(_mover: Mover, _source: object, _images: object, target: int, _format: str) -> None:
+        os.pwrite(target, b"\xee" * KIB64, 0)
         os.pwrite(target, b"\xee" * KIB64, 512 << 10)
         raise qcow2.Qcow2Error("it cannot be read")
 
-    expected = world.shows("a.s", "qcow2")
+    with open(world.path / "z", "w+b") as stream:
+        qcow2.write_image(stream.fileno(), MIB, "r", "raw")
+    os.truncate(world.path / "r", 0)
+    os.truncate(world.path / "r", MIB)
+    run("qemu-io", "-f", "qcow2", "-c", "write -q -P 8 256k 64k", world.path / "z")
     monkeypatch.setattr(Mover, "copy", give_up)
     for image_format in ("raw", "qcow2"):
-        with world.session(*LAYERED) as session:
+        with world.session(Image("z", "qcow2", MIB, 0, "r", "raw"), RAW) as session:
             session.do(CopyImage(f"a.{image_format}", image_format, MIB, "a"))
-        assert world.shows(f"a.{image_format}", image_format) == expected
+        assert world.shows(f"a.{image_format}", image_format) == bytes(256 << 10) + b"\x08" * KIB64 + bytes(MIB - (320 << 10))
 
 
 @pytest.mark.parametrize("source, image_format", [((QCOW2,), "qcow2"), ((QCOW2,), "raw"), (LAYERED, "raw")])
