@@ -480,6 +480,17 @@ def test_a_source_that_somebody_writes_is_not_copied(world: World) -> None:
     assert "a.n" not in world.files()
 
 
+def test_who_lost_the_lock_of_a_source_copies_nothing_of_it(world: World) -> None:
+    def lost(name: str) -> None:
+        raise LockTimeout(f"lock of {name}", "it was lost", "run it again")
+
+    with ShareDirectory(world.directory.share, lost) as fenced:
+        session = OfflineSession(world.directory, Terms(), "a", world.guard, CopySource(fenced, (RAW,)))
+        with pytest.raises(LockTimeout, match="lock of r"):
+            session.do(CopyImage("a.n", "raw", MIB, "r"))
+    assert "a.n" not in world.files()
+
+
 def test_a_source_that_is_not_open(world: World) -> None:
     with world.session() as session, pytest.raises(ChainBroken, match="copy a.n: its source is not open; run the task again"):
         session.do(CopyImage("a.n", "raw", MIB, "r"))
