@@ -180,6 +180,16 @@ def test_a_file_is_durable_before_it_gets_its_name(world: World, monkeypatch: py
     assert world.opened() == [] and not list((world.path / ".remotefs/tmp").iterdir())
 
 
+@pytest.mark.parametrize("kind", ["revert", "growth over zeros"])
+def test_a_file_that_is_replaced_is_not_open(world: World, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Some file systems refuse to replace one, and nobody is kept away by lock bytes on what has no name any more."""
+    step, opened, real = MAKING[kind][0], [], ShareDirectory.replace
+    world.guard.take([step.file])
+    monkeypatch.setattr(ShareDirectory, "replace", lambda *words: (opened.append(world.opened()), real(*words))[1])
+    world.session().do(step)
+    assert opened == [[]] and step.file not in world.guard
+
+
 def fail(*_args: object, **_named: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
