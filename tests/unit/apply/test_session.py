@@ -44,6 +44,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import Waiting
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 
 MIB = 1 << 20
 KIB64 = 64 << 10
@@ -343,6 +344,27 @@ def test_lock_bytes_are_qemus_while_it_works(with_a_bitmap: World, monkeypatch: 
         assert [others_may_write(world, file) for file in ("a.s", "a.t", "a")] == [False] * 3
     if program != "resize":
         assert world.shows("a.s" if program == "commit" else "a.t", "qcow2") == shown
+
+
+def test_a_copy_that_grows_over_files_that_the_task_holds(world: World) -> None:
+    """A merge holds the whole chain. qemu-img reads the files beneath the copy, and they are held again afterwards."""
+    shown = world.shows("a.s", "qcow2")
+    world.guard.take(["a", "a.s"])
+    with world.session() as session:
+        session.do(Grow("a.s", "qcow2", 2 * MIB, True))
+        assert "a" in world.guard and not others_may_write(world, "a")
+    assert world.shows("a.s", "qcow2") == shown.ljust(2 * MIB, b"\0")
+
+
+def test_an_image_with_a_tail_that_cannot_be_removed_in_place_grows(world: World) -> None:
+    """In a copy: the compressed data behind its end would come to light."""
+    run("qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2", world.path / "q", world.path / "a.c")
+    run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", world.path / "a.c", KIB64 // 2)
+    record = records.Record({"a.c": "qcow2"}).to_bytes("a")
+    world.directory.write_record("a", world.directory.make_private("volumes"), "a.json", record)
+    with world.session() as session:
+        session.do(Grow("a.c", "qcow2", MIB))
+    assert world.shows("a.c", "qcow2") == (b"\4" * (KIB64 // 2)).ljust(MIB, b"\0")
 
 
 def test_a_pull_that_is_done_already(world: World) -> None:
