@@ -367,6 +367,36 @@ def test_an_image_with_a_tail_that_cannot_be_removed_in_place_grows(world: World
     assert world.shows("a.c", "qcow2") == (b"\4" * (KIB64 // 2)).ljust(MIB, b"\0")
 
 
+@pytest.mark.parametrize("into, image_format", [("a", "raw"), ("q", "qcow2")])
+def test_a_shorter_file_that_qemu_img_commits_into_shows_nothing_old_when_it_grows(
+    world: World, monkeypatch: pytest.MonkeyPatch, into: str, image_format: str
+) -> None:
+    """Also not what a qcow2 file has behind its end."""
+    if into == "q":
+        run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", world.path / "q", KIB64 // 2)
+    with open(world.path / "a.s", "w+b") as stream:
+        qcow2.write_image(stream.fileno(), 2 * MIB, into, image_format)
+    run("qemu-io", "-f", "qcow2", "-c", "write -q -P 6 1280k 64k", world.path / "a.s")
+    shown = world.shows("a.s", "qcow2")
+    monkeypatch.setattr(OfflineSession, "_without_qemu_img", lambda _session, _move: False)
+    with world.session() as session:
+        session.do(Commit("a.s", into, image_format))
+    assert world.shows(into, image_format) == shown
+
+
+def test_what_lies_behind_the_end_of_a_file_that_does_not_grow_keeps_nothing_from_it(world: World) -> None:
+    """Compressed data there cannot be removed in place, and need not."""
+    run("qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2", world.path / "q", world.path / "c")
+    run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", world.path / "c", KIB64 // 2)
+    with open(world.path / "a.s", "w+b") as stream:
+        qcow2.write_image(stream.fileno(), KIB64 // 2, "c", "qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -q -P 6 4k 4k", world.path / "a.s")
+    shown = world.shows("a.s", "qcow2")
+    with world.session() as session:
+        session.do(Commit("a.s", "c", "qcow2"))
+    assert world.shows("c", "qcow2") == shown
+
+
 def test_a_pull_that_is_done_already(world: World) -> None:
     """A step that is done again gives the same result."""
     for step in (Pull("a.s", "a", "raw"), Pull("a.s", None, None), Pull("a.s", None, None)):
