@@ -35,7 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 #: Those in which each survivor has its reason in survivors.toml. One that has none fails the run; in the other rooms it is told only, until
 #: somebody has looked at all of theirs.
 EXPLAINED = ("plan/planner.py", "plan/merge.py", "plan/intent.py", "plan/retention.py", "apply/executor.py", "apply/recovery.py",
-             "apply/offline/guard.py", "store/metadata/records.py", "store/locks/lock.py", "store/volumes/ownership.py",
+             "apply/offline/guard.py", "apply/offline/session.py", "store/metadata/records.py", "store/locks/lock.py", "store/volumes/ownership.py",
              "store/qcow2/cluster_writer.py", "store/qcow2/refcounts.py")
 
 #: What else can be mutated by name, by the beginning of its path.
