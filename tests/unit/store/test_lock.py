@@ -380,6 +380,18 @@ def test_a_directory_of_locks_that_is_gone_is_made_anew(tmp_path: Path) -> None:
         refused(a_lock(tmp_path))
 
 
+@pytest.mark.parametrize("visible", [True, False])
+def test_a_directory_of_locks_that_goes_while_somebody_waits(tmp_path: Path, visible: bool) -> None:
+    """Who waits has the old directory open, in which no file can be made any more."""
+    waiting = a_lock(tmp_path, visible=visible)
+    with a_lock(tmp_path, visible=visible):
+        assert not waiting._try()
+        shutil.rmtree(tmp_path / ".remotefs")
+    with waiting:
+        waiting.verify()
+        refused(a_lock(tmp_path, visible=visible))
+
+
 @pytest.mark.parametrize("replace", [by_removal, by_replacement, by_a_link])
 def test_a_file_that_was_replaced_while_it_was_locked_is_not_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: Callable) -> None:
     """Between the open and the lock another task ended with the volume, and somebody made a new file: that one counts."""
