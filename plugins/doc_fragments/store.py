@@ -62,6 +62,8 @@ options:
     description:
       - How many volumes a bulk task works on at a time. Volumes that wait for the disk or for a lock do not count. With them, up to 16 volumes
         are under way, or as many as this option says if that is more.
+      - A task on 32 objects or more starts a copy of its process for each processor, but not more than this number, and divides the objects
+        among them.
       - With V(1) the task finishes each volume before the next one, and each waits for the disk by itself.
       - The default is the number of processors, at most 8.
     type: int

@@ -10,7 +10,6 @@ opened descriptors. ``STARTED`` counts the programs; docs/performance.md lists t
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import shlex
@@ -23,7 +22,6 @@ from typing import IO
 
 from .errors import NoSpace, ToolFailed, ToolMissing
 
-_PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = ("Cannot allocate memory", "failed to allocate", "Could not allocate", "Out of memory")
 _GRACE = 5  # seconds between the signal for an exceeded processor limit and the kill
 _OUTPUT_KEPT = 64 * 1024  # bytes of each stream that are read back
@@ -201,13 +199,12 @@ def _environment() -> dict[str, str]:
 
 
 def _child_setup(limits: Limits):
-    prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
+    from .process_copies import dying_with_parent  # late: few tasks start programs
+
+    die = dying_with_parent()
 
     def setup() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(125)  # the parent died before the request took effect
+        die()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if limits.cpu_seconds is not None:
             _limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + _GRACE)

@@ -30,6 +30,10 @@ class StorageError(Exception):
         self.problem = problem
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple:
+        """How it is sent to another process: made anew from its parts."""
+        return type(self), (self.subject, self.problem, self.remedy, self.details)
+
 
 class InvalidName(StorageError):
     """A name that cannot be a file name on every supported share, or is reserved."""

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Full clones of a volume of 1 GiB with 300 MiB of data, beside ``cp --reflink=auto --sparse=always`` of its file.
 
-A clone is durable when it is reported, and cp syncs nothing: both comparisons are shown, with the copy synced and with cp alone.
+A clone is durable when it is reported, and cp syncs nothing: both comparisons are shown, with the copy synced and with cp alone. Beside
+them stands a copy with all that the protocol makes durable: a record in its own directory first, then the copy, then its name.
 Only the work is compared, as in merges.py. On XFS (from a file, where this user can mount one) blocks are shared. The data of a
 volume with snapshots is spread over all files of its chain, and cp copies them all.
 """
@@ -29,11 +30,13 @@ _SIZE, _DATA = 1024, 300  # MiB
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a clone, of cp with fsync, and of cp alone; ``taken`` are the bytes that the clone has on disk."""
+    """Seconds of a clone, of cp with fsync and a durable record, of cp with fsync, and of cp alone; ``taken`` are the bytes that the clone
+    has on disk."""
 
     source: str
     place: str
     ours: float
+    recorded: float
     synced: float
     plain: float
     taken: int
@@ -68,26 +71,38 @@ def measure_clones(name: str, place: str, share: Path, image_format: str, layers
         os.sync()
         return seconds
 
-    def copy(sync: bool) -> float:
-        target = share.with_suffix(".copies")
+    def copy(sync: bool, record: bool = False) -> float:
+        target, records = share.with_suffix(".copies"), share.with_suffix(".records")
         target.mkdir()
+        records.mkdir(exist_ok=True)
 
         def work() -> None:
+            if record:
+                (records / "new").write_bytes(b"r" * 400)
+                _sync(records / "new")
+                (records / "new").rename(records / "record")
+                _sync(records)
             subprocess.run(["cp", "--reflink=auto", "--sparse=always", *files, str(target)], check=True, cwd=share)
             if sync:
-                for path in (*(target / file for file in files), target):
-                    fd = os.open(path, os.O_RDONLY)
-                    os.fsync(fd)
-                    os.close(fd)
+                _sync(*(target / file for file in files), target)
 
         seconds = measuring.timed(work)
         shutil.rmtree(target)
         os.sync()
         return seconds
 
-    found = measuring.in_turns(repeats, {"ours": clone, "synced": lambda: copy(True), "plain": lambda: copy(False)})
+    ways = {"ours": clone, "recorded": lambda: copy(True, True), "synced": lambda: copy(True), "plain": lambda: copy(False)}
+    found = measuring.in_turns(repeats, ways)
     shutil.rmtree(share)
-    return Row(name, place, found["ours"], found["synced"], found["plain"], max(taken))
+    shutil.rmtree(share.with_suffix(".records"))
+    return Row(name, place, found["ours"], found["recorded"], found["synced"], found["plain"], max(taken))
+
+
+def _sync(*paths: Path) -> None:
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -129,7 +144,7 @@ def measure(scratch: Path, full: bool) -> list[Row]:
 
 def tables(rows: Sequence[Row]) -> str:
     return measuring.table(
-        ["volume", "on", "clone", "cp and fsync", "clone / synced cp", "clone / cp alone", "on disk"],
+        ["volume", "on", "clone", "cp and fsync", "clone / synced cp", "clone / cp with a record", "clone / cp alone", "on disk"],
         [
             [
                 row.source,
@@ -137,6 +152,7 @@ def tables(rows: Sequence[Row]) -> str:
                 measuring.seconds(row.ours),
                 measuring.seconds(row.synced),
                 measuring.ratio(row.ours, row.synced),
+                measuring.ratio(row.ours, row.recorded),
                 measuring.ratio(row.ours, row.plain),
                 f"{row.taken / MIB:.0f} MiB",
             ]

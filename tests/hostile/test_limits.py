@@ -126,7 +126,7 @@ def test_a_met_limit_is_told(tmp_path: Path, limits: command.Limits, script: str
 
 def test_a_stricter_limit_of_the_task_stays() -> None:
     """An unprivileged task under ulimit -v works, because nothing is raised."""
-    script = "import os, resource; from ansible_collections.remotefs.storage.plugins.module_utils import command\n"
+    script = "import os, resource; from ansible_collections.remotefs.storage.plugins.module_utils import command, process_copies\n"
     script += "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
     script += "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
     script += "print(command.run(['/bin/cat', '/proc/self/limits'], limits=command.Limits(10, 1 << 34, 1 << 40)).out)"

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from random import Random
-from typing import Iterable, Iterator
+from typing import Collection, Iterator
 
 import tomllib
 from sessions import tree
@@ -42,7 +42,7 @@ def main() -> int:
     explained = explanations()
     gone = outdated(explained)
     for room, where, was, _becomes in gone:
-        print(f"survivors.toml explains what is not in the code any more: {room}, {where}: {was}", flush=True)
+        print(f"survivors.toml explains what is no mutant of the code any more: {room}, {where}: {was}", flush=True)
     tried: list[Tried] = []
     with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:
         for one in _try_all(found, Copies(Path(scratch), options.jobs), options):
@@ -74,10 +74,15 @@ def explanations() -> dict[tuple[str, str, str, str], str]:
     return {(one["room"], one["where"], was, becomes): f"{one['kind']}: {one['why']}" for one in told for was, becomes in one["mutants"]}
 
 
-def outdated(explained: Iterable[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
-    """Entries about lines that are not there any more."""
-    sources = {room: mutants.in_one((CODE / room).read_text(encoding="utf-8").splitlines()) for room in {key[0] for key in explained}}
-    return [key for key in explained if key[2] not in sources[key[0]]]
+def outdated(explained: Collection[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    """Entries about what is no mutant any more, because the function or its lines are others now."""
+    found = set()
+    for room in {key[0] for key in explained}:
+        source, functions = (CODE / room).read_text(encoding="utf-8"), {key[1] for key in explained if key[0] == room}
+        for mutant in mutants.of_file(room, CODE / room):
+            if mutant.where in functions:
+                found.add((room, mutant.where, *mutants.changed_lines(source, mutant.source(source))))
+    return [key for key in explained if key not in found]
 
 
 def _try_all(found: list[mutants.Mutant], copies: Copies, options: argparse.Namespace) -> Iterator[Tried]:

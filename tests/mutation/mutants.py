@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The mutants of a file: cosmic-ray's operators, as far as each says something of its own, and two more.
+"""The mutants of a file: cosmic-ray's operators, as far as each says something of its own, and three more.
 
 Left out is what no test should hold: annotations, the words of messages, decorators, and what another mutant of the same place says as well.
 """
@@ -25,7 +25,7 @@ Span = "tuple[tuple[int, int], tuple[int, int]]"
 #: Of all that can stand for a comparison or an operator, the nearest one: a test that sees it sees the others, too.
 CORE = (
     "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceUnaryOperator_Delete_Not",
-    "ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "ZeroIterationForLoop", "ExceptionReplacer", "NumberReplacer",
+    "ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "ZeroIterationForLoop", "NumberReplacer",
     *(f"ReplaceComparisonOperator_{pair}" for pair in ("Eq_NotEq", "NotEq_Eq", "Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Is_IsNot", "IsNot_Is")),
     *(f"ReplaceBinaryOperator_{pair}" for pair in ("Add_Sub", "Sub_Add", "Mul_FloorDiv", "FloorDiv_Mul", "Mod_FloorDiv", "RShift_LShift", "LShift_RShift",
                                                    "BitOr_BitAnd", "BitAnd_BitOr")),
@@ -70,7 +70,24 @@ class Negate(Operator):
         return (Example("if a and b: c", "if not (a and b): c"), Example("[a for a in b if c in d]", "[a for a in b if not (c in d)]"))
 
 
-OPERATORS: tuple[type, ...] = (*(get_operator(f"core/{name}") for name in CORE), LeaveOut, Negate)
+class Uncaught(Operator):
+    """An exception that is not caught. (cosmic-ray's own operator knows no dotted names.)"""
+
+    def mutation_positions(self, node: NodeOrLeaf) -> Iterator[Span]:
+        yield from ((name.start_pos, name.end_pos) for name in _caught(node))
+
+    def mutate(self, node: BaseNode, index: int) -> BaseNode:
+        name = _caught(node)[index]
+        siblings = name.parent.children
+        siblings[siblings.index(name)] = parso.python.tree.Keyword("CosmicRayTestingException", name.start_pos, name.get_first_leaf().prefix)
+        return node
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        return (Example("try: a\nexcept b.C: d", "try: a\nexcept CosmicRayTestingException: d"),)
+
+
+OPERATORS: tuple[type, ...] = (*(get_operator(f"core/{name}") for name in CORE), LeaveOut, Negate, Uncaught)
 
 
 class Mutant(NamedTuple):
@@ -124,10 +141,19 @@ def _does_something(node: NodeOrLeaf) -> bool:
     return last is not None and last.type == "trailer" and last.children[0].value == "("
 
 
+def _caught(node: NodeOrLeaf) -> list[NodeOrLeaf]:
+    """The exceptions that a clause names."""
+    if node.type != "except_clause":
+        return []
+    named = node.children[1]
+    if named.type != "atom":
+        return [named]
+    inner = named.children[1]
+    return inner.children[::2] if inner.type == "testlist_comp" else [inner]
+
+
 def _says_nothing(leaf: NodeOrLeaf, node: BaseNode, operator: str, occurrence: int) -> bool:
     if operator == "NumberReplacer" and occurrence % 2:  # each number is made one larger, and not one smaller as well
-        return True
-    if operator == "ExceptionReplacer" and any(child.type in ("power", "atom_expr") for child in node.children):  # cosmic-ray 8.7 fails on dotted names
         return True
     if NEGATIONS.fullmatch(operator) and node.parent.type in CONDITIONS and node is node.parent.children[CONDITIONS[node.parent.type]]:
         return True

@@ -322,6 +322,17 @@ def test_what_lies_behind_the_size_is_not_copied(tmp_path: Path) -> None:
         assert chain.pulls_well("f1", None) if verb == "pull" else chain.copies_well("f1", verb)
 
 
+def test_what_lay_behind_the_end_is_not_in_a_cluster_that_takes_data(tmp_path: Path) -> None:
+    """A cluster that read as zeros kept old data in its place, also behind the end of the disk, where a later growth would show them."""
+    last = (pattern(1, 0, 64 * KIB), pattern(9, 960 * KIB, 64 * KIB), f"write -z {960 * KIB} {64 * KIB}")
+    chain = Chain(tmp_path, [LayerPlan(992 * KIB, writes=last, longer=32 * KIB), LayerPlan(992 * KIB, writes=(pattern(2, 960 * KIB, 4 * KIB),))])
+    assert chain.commits_well("f1", "f0")
+    with open(tmp_path / "f0", "rb") as stream:
+        run_of_data = list(QcowLayer(stream.fileno()).runs(0))[-1]
+        stream.seek(run_of_data.start)
+        assert (run_of_data.position, stream.read(64 * KIB)) == (15, b"\2" * 4 * KIB + bytes(60 * KIB))
+
+
 # -- holes -----------------------------------------------------------------------------------------------------------------
 
 

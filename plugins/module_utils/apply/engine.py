@@ -75,7 +75,7 @@ class Session(Protocol):
         """
 
     def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, Disk]]:
-        """Create the files of later steps under temporary names. So a record that is written before these steps can identify the files.
+        """Create the files of these steps under temporary names. So a record that is written before the steps can identify the files.
 
         The context has the marks of these files, by their final names. Files that no step has published by its end are removed.
         """

@@ -162,21 +162,18 @@ class Executor:
         return proofs
 
     def _run(self, plan: Plan, session: Session) -> None:
-        steps = list(plan.steps)
-        kinds = [type(step) for step in steps]
-        later = steps[kinds.index(WriteRecord) + 1 :] if WriteRecord in kinds else []
-        with session.prepared(later) as made:
-            for position, step in enumerate(steps):
+        with session.prepared(plan.steps) as made:
+            for position, step in enumerate(plan.steps):
                 if session.can(step):
                     self._do(session, step, plan.volume)
                 elif isinstance(step, WriteInfo):
                     session.settle()
                     self._write_info(plan, step)
                     self._engine.barrier([session])
-                    self._write_final_record(plan, steps[position + 1 :])
+                    self._write_final_record(plan, plan.steps[position + 1 :])
                 elif isinstance(step, WriteRecord):
                     self._write_final_record(plan, (), made)
-        self._unlink(plan.volume, [step.file for step in steps if isinstance(step, Unlink)], session)
+        self._unlink(plan.volume, [step.file for step in plan.steps if isinstance(step, Unlink)], session)
         if plan.after is None:
             self._forget(plan.volume)
 

@@ -55,16 +55,26 @@ class Claim:
     made: bool = False
 
 
+class Followed(NamedTuple):
+    """A change of a volume: its virtual size since then (None: it is gone), and what it took before, both in bytes."""
+
+    share: Share
+    name: str
+    size: int | None
+    allocated: int
+
+
 class Capacity:
     """The virtual sizes of all volumes of a share together, and the room on it, in bytes: read once in a task, which then follows
     what it promises and changes itself. What other tasks create meanwhile is not in it, nor could it be: placement takes no lock
     on a share.
 
-    A caller that asks and then promises holds ``lock`` meanwhile.
+    A caller that asks and then promises holds ``lock`` meanwhile. ``followed`` are all changes that it was told of.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.followed: list[Followed] = []
         self._figures: dict[str, Figures] = {}
         self._taken: dict[tuple, int] = {}  # by file system; below zero where removals gave room
         self._small: dict[tuple, int] = {}  # records and locks, by file system
@@ -162,15 +172,20 @@ class Capacity:
     def follow(self, share: Share, before: Volume | None, after: Volume | None) -> None:
         """A volume of the share was ``before`` and is ``after``."""
         volume = after or before
-        if volume is None:
-            return
+        if volume is not None:
+            self.follow_again(Followed(share, volume.name, after.size if after else None, before.allocated if before else 0))
+
+    def follow_again(self, change: Followed) -> None:
+        """As :meth:`follow`, for a change that another process of this task was told of."""
+        share, name, size, allocated = change
         with self.lock:
-            self._own.setdefault(share.path, {})[volume.name] = after.size if after else 0
-            claim = self.standing(share, volume.name)
-            if after is not None and claim is not None:
+            self.followed.append(change)
+            self._own.setdefault(share.path, {})[name] = size or 0
+            claim = self.standing(share, name)
+            if size is not None and claim is not None:
                 claim.made = True
-            elif after is None and share.path in self._figures:
-                self._take(share, -(claim.demand.kept if claim is not None and claim.new else volume.allocated), 0)
+            elif size is None and share.path in self._figures:
+                self._take(share, -(claim.demand.kept if claim is not None and claim.new else allocated), 0)
                 if claim is not None:
                     self._forget(claim)
 

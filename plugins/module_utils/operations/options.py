@@ -13,6 +13,7 @@ from ..store.files.waiting import Waiting
 if TYPE_CHECKING:
     from .bulk.batch_locks import BatchLocks
     from .capacity import Capacity
+    from .step_log import StepLog
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Task:
     """
 
     warn: Callable[[str], None] = lambda _text: None
-    log: Callable[[str, dict, float], None] | None = None
+    log: StepLog | None = None
     predicted: dict = field(default_factory=dict)
     assumed: set = field(default_factory=set)
     failed: set = field(default_factory=set)

@@ -48,6 +48,17 @@ class StepLog:
             if self._fd >= 0:
                 self._append(line)
 
+    def take_lines(self) -> list[dict]:
+        """The lines so far, which are not kept any more."""
+        with self._mutex:
+            lines, self.lines = self.lines, []
+        return lines
+
+    def add_lines(self, lines: list[dict]) -> None:
+        """Keep lines that another process of this task has written to the file already."""
+        with self._mutex:
+            self.lines += lines
+
     def _append(self, line: dict) -> None:
         try:
             os.write(self._fd, json.dumps(line).encode("utf-8") + b"\n")

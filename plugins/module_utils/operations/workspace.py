@@ -16,7 +16,6 @@ from .options import Options
 from .run_mode import RunMode
 
 
-
 class Workspace:
     """Opened shares and held ``locks`` of one change; a context manager. Its ``mode`` does to the shares what is to be done, or in
     check mode predicts it.

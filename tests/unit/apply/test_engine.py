@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Iterator
 
@@ -17,14 +19,16 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.engine import open_engine
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.executor import Executor
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.recovery import discard_interrupted, find_interrupted
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery, NoSpace, StorageError
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NeedsRecovery, NoSpace, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import merge, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import Abilities
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.intent import Resumption
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
-from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files import access
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import Directory, ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes.look import Look
@@ -54,6 +58,14 @@ class Noted:
         self._note(f"session of {plan.volume}")
         return NotedSession(self, self._real.session(plan), plan.volume)
 
+    def predict_end(self, resumption: Resumption) -> None:
+        self._note(f"predict the end of {resumption.operation}")
+        self._real.predict_end(resumption)
+
+    def session_to_end(self, resumption: Resumption) -> NotedSession:
+        self._note(f"session to end {resumption.operation}")
+        return NotedSession(self, self._real.session_to_end(resumption), resumption.plan.volume)
+
     def barrier(self, sessions: list[NotedSession]) -> None:
         infos = [json.loads((Path(self._directory.share.path) / f"{one.volume}.info").read_text())["active"] for one in sessions]
         records = [engine_on_record(self._directory, one.volume) for one in sessions]
@@ -62,7 +74,7 @@ class Noted:
 
 def engine_on_record(directory: ShareDirectory, volume: str) -> str:
     record = json.loads((Path(directory.share.path) / ".remotefs/volumes" / f"{volume}.json").read_text())
-    return record["intent"]["engine"]
+    return record["intent"]["engine"] if record["intent"] else "nobody"
 
 
 class NotedSession:
@@ -346,11 +358,48 @@ def test_who_may_open_the_new_active_image_is_durable_before_info_names_it(
     assert (str(share / "a") in order[: order.index("write_info")]) is synced
 
 
+
+def test_an_active_image_that_cannot_be_given_to_its_owner_is_told(directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server maps root to nobody. The data are right, so the change is finished, and the user hears who may not open them."""
+    share, told = Path(directory.share.path), []
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    os.chown(share / "a.s", 12345, 12345)
+    (share / "a.s").chmod(0o600)
+
+    def refuse(*_args: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(access.os, "fchown", refuse)
+        Executor(directory, Ours(directory), told.append).apply(merge.delete_snapshots(observed(directory, "a"), ["s"], {}))
+    assert [file.file for file in observed(directory, "a").chain] == ["a"] and outcomes(directory)[0] == []
+    (words,) = [text for text in told if "active image" in text]
+    assert "file a on " in words and "uid 12345" in words and words.endswith("It has become the active image of volume a.")
+
 def test_of_a_removed_volume_no_record_stays(directory: ShareDirectory) -> None:
     with_snapshot(directory)
     executor(directory, Ours(directory)).apply(planner.delete_volume(observed(directory, "a"), True))
     assert not {name for name in left(directory) if name.startswith("a")} and "b.json" in left(directory)
 
+
+
+@pytest.mark.parametrize("removed", ["a snapshot", "the volume"])
+def test_a_file_that_cannot_be_removed_stays_on_record(directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch, removed: str) -> None:
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    volume, real = observed(directory, "a"), Directory.unlink
+
+    def refuse(opened: Directory, name: str) -> bool:
+        if name == "a.s":
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(opened, name)
+
+    with monkeypatch.context() as patched, pytest.raises(StorageError, match="file a.s on "):
+        patched.setattr(Directory, "unlink", refuse)
+        plan = merge.delete_snapshots(volume, ["s"], {}) if removed == "a snapshot" else planner.delete_volume(volume, True)
+        executor(directory, Ours(directory)).apply(plan)
+    assert {"a.s", "a.json"} <= left(directory) and outcomes(directory)[0] == ["finished"]
+    executor(directory, Ours(directory)).finish(find_interrupted(Look(directory, "a")))
+    assert "a.s" not in left(directory) and ("a" in left(directory)) is (removed == "a snapshot")
 
 # --------------------------------------------------------------------------------------------- records that are given up
 
@@ -421,6 +470,91 @@ def test_beside_an_image_that_cannot_be_read_nothing_is_removed(directory: Share
     with pytest.raises(NeedsRecovery):
         find_interrupted(Look(directory, "a"))
 
+
+
+# ------------------------------------------------------------------------------------------ how an interrupted task is ended
+
+
+def test_nothing_is_ended_before_all_of_it_may_be(directory: ShareDirectory) -> None:
+    """A user of a file that has to go keeps all traces where they are, also those that nobody can use."""
+    with_snapshot(directory)
+    (Path(directory.share.path) / "a.old").write_bytes(bytes(512))
+    rewrite(directory, "a", garbage=[garbage(directory, "a.old")])
+    (Path(directory.share.path) / ".remotefs/tmp/a~0123").touch()
+    found, before = find_interrupted(Look(directory, "a")), left(directory)
+    assert found.resumptions and found.leftovers == ("a~0123",)
+    with open(Path(directory.share.path) / "a.old", "r+b") as stream:
+        in_use.hold(stream.fileno(), "a.old", "share")
+        engine = Ours(directory)
+        with pytest.raises(InUse):
+            executor(directory, engine).finish(found)
+        assert left(directory) == before and engine.notes == ["predict the end of unlink"]
+    engine = Ours(directory)
+    executor(directory, engine).finish(found)
+    assert engine.notes == [
+        "predict the end of unlink",
+        "session to end unlink",
+        "barrier: ['a.s'] on record of ['nobody']",
+        "closing a.old",
+        "end of a",
+    ]
+    assert before - left(directory) == {"a.old", "a~0123"} and outcomes(directory) == [[], []]
+
+
+# ------------------------------------------------------------------------------------- what may be used on a full share
+
+
+@pytest.fixture
+def last_resorts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Each small file that is written from now on, and what may be used for it if the share is full."""
+    found: list[tuple[str, str]] = []
+    real = ShareDirectory.write_record
+
+    def noted(opened: ShareDirectory, volume: str, where: Directory, name: str, data: bytes, *more: object, **named: object) -> None:
+        given = inspect.signature(real).bind(opened, volume, where, name, data, *more, **named)
+        given.apply_defaults()
+        intent = name.endswith(".json") and json.loads(data).get("intent") is not None
+        found.append(("intent" if intent else "record" if name.endswith(".json") else ".info", given.arguments["last"]))
+        real(opened, volume, where, name, data, *more, **named)
+
+    monkeypatch.setattr(ShareDirectory, "write_record", noted)
+    return found
+
+
+def test_what_needs_room_takes_none_of_what_is_kept_for_deletions(directory: ShareDirectory, last_resorts: list) -> None:
+    """But an overlay that is published gets its name in ``.info``, and the intent its end."""
+    executor(directory, Ours(directory)).apply(planner.create_volume(DesiredVolume("c", MIB)))
+    assert last_resorts == [("record", "")]
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    assert last_resorts[1:] == [("intent", ""), (".info", "blocks"), ("record", "blocks")]
+
+
+@pytest.mark.parametrize("moves, last", [(False, "blocks"), (True, "")])
+def test_a_deletion_begins_on_a_full_share_if_it_moves_no_data(directory: ShareDirectory, last_resorts: list, moves: bool, last: str) -> None:
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    volume = observed(directory, "a")
+    if moves:
+        volume = replace(volume, chain=(replace(volume.active, empty=False), *volume.chain[1:]))
+    plan = merge.delete_snapshots(volume, ["s"], {})
+    assert any(step.moves() != 0 for step in plan.steps) is moves
+    del last_resorts[:]
+    executor(directory, Ours(directory)).apply(plan)
+    assert last_resorts == [("intent", last), (".info", "blocks"), ("record", "blocks")]
+
+
+@pytest.mark.parametrize("much, last", [(False, "ballast"), (True, "blocks")])
+def test_a_revert_that_gives_up_too_little_begins_only_with_ballast(directory: ShareDirectory, last_resorts: list, much: bool, last: str) -> None:
+    """It makes a new file. With what the present content takes it can go on, and with a piece of ballast."""
+    executor(directory, Ours(directory)).apply(snapshot_of(directory, "a"))
+    executor(directory, Ours(directory)).apply(planner.create_snapshot(observed(directory, "a"), DesiredSnapshot("t")))
+    if much:
+        with open(Path(directory.share.path) / "a.t", "r+b") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.write(b"x" * MIB)
+    volume = observed(directory, "a")
+    del last_resorts[:]
+    executor(directory, Ours(directory)).apply(planner.revert(volume, "s", True))
+    assert last_resorts[0] == ("intent", last)
 
 # -------------------------------------------------------------------------------------------------------- what is told
 

@@ -13,6 +13,7 @@ from typing import Callable, Iterator
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils import process_copies
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import forked_readers
 
 HERE = os.getpid()
@@ -65,9 +66,9 @@ def test_all_copies_are_killed_at_once() -> None:
     assert set(done(in_copies(killed)).values()) == {HERE}
 
 
-@pytest.mark.parametrize("whole", [10, forked_readers._HEAD.size, 100_000])
+@pytest.mark.parametrize("whole", [10, process_copies.HEAD.size, 100_000])
 def test_what_came_of_a_part_in_pieces_is_done_anew(whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = forked_readers._write
+    write = process_copies._write
 
     def cut(pipe: int, data: bytes) -> None:
         if len(data) > whole:
@@ -75,7 +76,7 @@ def test_what_came_of_a_part_in_pieces_is_done_anew(whole: int, monkeypatch: pyt
             killed(0)
         write(pipe, data)
 
-    monkeypatch.setattr(forked_readers, "_write", cut)
+    monkeypatch.setattr(process_copies, "_write", cut)
     assert set(done(in_copies(lambda _part: None)).values()) == {HERE}
 
 

@@ -380,6 +380,18 @@ def test_a_directory_of_locks_that_is_gone_is_made_anew(tmp_path: Path) -> None:
         refused(a_lock(tmp_path))
 
 
+@pytest.mark.parametrize("visible", [True, False])
+def test_a_directory_of_locks_that_goes_while_somebody_waits(tmp_path: Path, visible: bool) -> None:
+    """Who waits has the old directory open, in which no file can be made any more."""
+    waiting = a_lock(tmp_path, visible=visible)
+    with a_lock(tmp_path, visible=visible):
+        assert not waiting._try()
+        shutil.rmtree(tmp_path / ".remotefs")
+    with waiting:
+        waiting.verify()
+        refused(a_lock(tmp_path, visible=visible))
+
+
 @pytest.mark.parametrize("replace", [by_removal, by_replacement, by_a_link])
 def test_a_file_that_was_replaced_while_it_was_locked_is_not_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: Callable) -> None:
     """Between the open and the lock another task ended with the volume, and somebody made a new file: that one counts."""
@@ -559,6 +571,7 @@ def test_a_lease_is_taken_from_a_process_that_is_proven_gone_and_from_no_other(t
 def test_where_no_boot_is_known_nobody_is_proven_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container without /proc, two hosts look alike."""
     monkeypatch.setattr(locking, "_first_line", lambda _path: "")
+    monkeypatch.setattr(locking, "_of_process", locking._of_process.__wrapped__)  # as a process that has not asked yet
     assert not Owner.of_this_process()._replace(started="1").is_dead()
 
 
@@ -572,6 +585,7 @@ def test_a_process_that_grows_stays_the_one_that_it_was() -> None:
 
 def test_the_task_is_named_as_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locking.sys, "argv", ["/tmp/x.y/remotefs_volume.py", "other.py"])
+    monkeypatch.setattr(locking, "_of_process", locking._of_process.__wrapped__)
     with a_lock(tmp_path):
         assert "(remotefs_volume)" in refused(a_lock(tmp_path))
 

@@ -60,7 +60,7 @@ class Guard:
             if file in self._fds:
                 continue
             require_checkable(self._directory, file, self._assume_unused)
-            writable, fd = True, -1
+            writable = True
             try:
                 fd = self._directory.root.open(file, write=True)
             except (ShareNotWritable, UnsafeImage):  # it has another owner, or a second name. Nothing is written to it.
@@ -87,10 +87,9 @@ class Guard:
     def drop(self, files: Iterable[str]) -> None:
         """Close those of the files that are held, which releases their lock bytes."""
         for file in files:
-            fd = self._fds.pop(file, -1)
             self._watched.discard(file)
-            if fd >= 0:
-                os.close(fd)
+            if file in self._fds:
+                os.close(self._fds.pop(file))
 
 
 def require_checkable(directory: ShareDirectory, file: str, assume_unused: bool) -> None:

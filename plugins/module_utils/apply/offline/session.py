@@ -359,6 +359,8 @@ class OfflineSession:
 
     def _pull(self, step: Pull) -> None:
         images = self._chain(step.file)
+        if step.backing_file == (images[1].file if len(images) > 1 else None):
+            return  # it was done before: there is nothing in between
         if self._without_qemu_img(lambda mover: self._pull_clusters(mover, images, step)):
             return
         self._require_whole(self._directory, images)

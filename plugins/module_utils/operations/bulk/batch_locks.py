@@ -96,6 +96,11 @@ class BatchLocks:
         if lock is not None:
             lock.__exit__(None, None, None)
 
+    def keep_only(self, names: Iterable[str]) -> None:
+        """In a copy of this process: let go of all others, which this process keeps. A lock lasts until all have let go of it."""
+        for name in set(self._locks) - set(names):
+            self._locks.pop(name).let_go()
+
     def backings(self) -> dependents.Backings:
         """What rests on what: from all headers, read once, and kept up to date since.
 

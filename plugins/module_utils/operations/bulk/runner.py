@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 import resource
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Callable, Iterable, Iterator, Sequence
 
@@ -26,8 +26,10 @@ from ..candidates import Candidates, locate
 from ..options import Options
 from ..transaction import Outcome
 from ..updating import VolumeRequest
+from . import processes
 from .batch_locks import BatchLocks, NotLocked, PredictedBatchLocks
 from .order import Change, arrange
+from .rows import Work, parted, rows_of, run_in_threads
 from .shared_syncs import SharedSyncs
 
 _UNDER_WAY = 16  # changes that have begun: enough to share syncs, few enough to be left unfinished by a killed task
@@ -135,16 +137,20 @@ class _Task:
     def _run_item(self, index: int, options: Options) -> None:
         """:raises NotLocked, NotBegun: as the item does where its batch does not hold the locks that it needs, or not for so long."""
         try:
-            self.results[index] = self._items[index].run(options)
+            result: Outcome | StorageError = self._items[index].run(options)
         except (NotLocked, NotBegun):
             raise
         except Exception as error:  # whatever it is, it is this item's, and no other one is to suffer
-            self.results[index] = as_storage_error(error, self._items[index].name)
+            result = as_storage_error(error, self._items[index].name)
+        self._keep(index, result)
+
+    def _keep(self, index: int, result: Outcome | StorageError) -> None:
+        self.results[index] = result
         change = self._items[index].change
         if change is not None:
             if "capacity" in self._options.task.kept:
                 self._options.task.capacity.give_back(change.candidates, change.volume)
-            if isinstance(self.results[index], StorageError):
+            if isinstance(result, StorageError):
                 self._options.task.failed.add(change.volume)
 
     def run(self, indexes: list[int], at_once: int) -> None:
@@ -152,19 +158,15 @@ class _Task:
         fail may leave them theirs."""
         touched = frozenset().union(*(self._items[index].touches for index in indexes))
         names = {index: self._items[index].touches | (self._items[index].reads & touched) for index in indexes}
+        rows, last = parted(rows_of(names), self._without_room(indexes))
 
-        def run_row(row: list[int]) -> None:
+        def run_row(row: list[int]) -> list[int]:
             with self._turns.turn():
                 for index in row:
                     self._run_item(index, self._options)
+            return []
 
-        rows, last = _parted(_rows(names), self._without_room(indexes))
-        if at_once == 1 or len(rows) <= 1:
-            for row in rows:
-                run_row(row)
-        else:
-            with ThreadPoolExecutor(max_workers=at_once) as pool:
-                list(pool.map(run_row, rows))
+        self._run_rows(Work(rows, at_once, run_row))
         for index in last:
             run_row([index])
 
@@ -175,6 +177,56 @@ class _Task:
         from ..reserving import reserve_all  # late: other tasks start faster without
 
         return reserve_all(asked, self._options)
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def _run_rows(self, work: Work) -> list[int]:
+        """Returns the indexes of items that are left to be run alone."""
+        left: list[int] = []
+
+        def done(number: int, remaining: list[int]) -> None:
+            left.extend(remaining)
+            work.finish(work.rows[number])
+
+        numbers: Sequence[int] = range(len(work.rows))
+        copies = processes.how_many(len(numbers), self._parallel)
+        if copies > 1 and not (self._makes and self._chooses_later(work)):
+            numbers = self._run_in_copies(work, copies, done)
+        run_in_threads(work, numbers, work.at_once, done)
+        return left
+
+    def _chooses_later(self, work: Work) -> bool:
+        """Whether a share is to be chosen for a volume that was promised no room: copies of this process know nothing of each other's
+        choices."""
+        asking = [self._items[index] for row in work.rows for index in row if self._items[index].asked is not None]
+        changes = [item.change for item in asking if item.change is not None]
+        return not all(self._options.task.capacity.promised(change.candidates, change.volume) or _is_there(change) for change in changes)
+
+    def _run_in_copies(self, work: Work, copies: int, done: Callable[[int, list[int]], None]) -> list[int]:
+        """Returns the numbers of the rows that are still to be run."""
+        waiting = set(range(len(work.rows)))
+        parts = [range(first, len(work.rows), copies) for first in range(copies)]
+        for told in processes.in_copies(parts, partial(self._work_as_copy, work, copies)):
+            waiting.discard(told.row)
+            for index, result in told.results.items():
+                self._keep(index, result)
+            told.take_over(self._options.task)
+            done(told.row, told.left)
+        return sorted(waiting)
+
+    def _work_as_copy(self, work: Work, copies: int, part: Sequence[int], send: Callable[[processes.Report], None]) -> None:
+        """What a copy of this process does; it waits with nobody but its own threads."""
+        self._turns = SharedSyncs(max(1, self._parallel // copies))
+        reporter = processes.Reporter(replace(self._options.task, waiting=self._turns), send)
+        self._options = replace(self._options, task=reporter.task)
+        work.begin_copy([work.rows[number] for number in part])
+
+        def done(number: int, left: list[int]) -> None:
+            row = work.rows[number]
+            work.finish(row)
+            reporter.report(number, {index: self.results[index] for index in row if index in self.results}, left)
+
+        run_in_threads(work, part, max(1, work.at_once // copies), done)
 
     # -- deletions in batches ----------------------------------------------------------------------------------------
 
@@ -220,30 +272,29 @@ class _Task:
     def _delete_batch(self, volumes: dict[int, str], batch_locks: BatchLocks) -> list[int]:
         """Returns the indexes of items that need locks which the batch does not hold, or whose turn did not come in time."""
         families = batch_locks.take(volumes.values())
-        held = replace(self._options, task=replace(self._options.task, batch_locks=batch_locks))
         left = [index for index, volume in volumes.items() if volume not in families]
         ready = self._not_behind({index: volume for index, volume in volumes.items() if volume in families}, left)
         names = {index: families[volume] for index, volume in ready.items()}
         deadline = batch_locks.until = time.monotonic() + _PATIENCE
 
-        def run_row(row: list[int]) -> None:
+        def names_of(row: list[int]) -> set[str]:
+            return {name for index in row for name in names[index]}
+
+        def run_row(row: list[int]) -> list[int]:
+            held = replace(self._options, task=replace(self._options.task, batch_locks=batch_locks))
             with self._turns.turn(deadline) as mine:
-                left.extend(row[self._run_held(row, held) if mine else 0 :])
-            give_back(row)
+                return row[self._run_held(row, held) if mine else 0 :]
 
         def give_back(row: list[int]) -> None:
-            for name in {name for index in row for name in names[index]}:
+            for name in names_of(row):
                 batch_locks.release(name)
 
-        with ThreadPoolExecutor(max_workers=self.at_once(names)) as pool:
-            rows = {pool.submit(run_row, row): row for row in _rows(names)}
-            for late in wait(rows, timeout=_PATIENCE).not_done:
-                if late.cancel():
-                    left += rows[late]
-                    give_back(rows.pop(late))
-        for done in rows:
-            done.result()
-        return left
+        def begin_copy(rows: Sequence[list[int]]) -> None:
+            batch_locks.keep_only({name for row in rows for name in names_of(row)})
+
+        with suppress(StorageError, OSError):  # each item will report it
+            batch_locks.backings()  # read now, by all processors, and not by each copy of this process
+        return left + self._run_rows(Work(rows_of(names), self.at_once(names), run_row, give_back, begin_copy, deadline))
 
     def _run_held(self, row: list[int], options: Options) -> int:
         """Returns how many were run: where a lock or the time is missing, the rest of the row keeps its place behind that item."""
@@ -269,32 +320,3 @@ def _share_of(deletion: Deletion | None) -> Share | None:
         return locate(deletion.candidates, deletion.volume)
     except Exception:  # the item itself reports it
         return None
-
-
-def _rows(names_of: dict[int, frozenset]) -> list[list[int]]:
-    """Items that must keep their order, because they share a name directly or through others."""
-    leaders: dict[str, str] = {}
-
-    def leader(name: str) -> str:
-        while leaders.setdefault(name, name) != name:
-            leaders[name] = name = leaders[leaders[name]]  # shortens the way for the next one
-        return name
-
-    for names in names_of.values():
-        first, *others = sorted(names)
-        for name in others:
-            leaders[leader(name)] = leader(first)
-    rows: dict[str, list[int]] = {}
-    for index, names in names_of.items():
-        rows.setdefault(leader(min(names)), []).append(index)
-    return list(rows.values())
-
-
-def _parted(rows: list[list[int]], without_room: frozenset) -> tuple[list[list[int]], list[int]]:
-    """(rows up to the first item without room, all that is behind those in order)."""
-    first, last = [], []
-    for row in rows:
-        cut = next((place for place, index in enumerate(row) if index in without_room), len(row))
-        first += [row[:cut]] if cut else []
-        last += row[cut:]
-    return first, sorted(last)

@@ -46,21 +46,21 @@ def copy_access(source: int, target: int, keeps_modes: bool, warn: Warn, subject
     :returns: whether anything differed.
     :raises ShareNotWritable: the share refuses the owner, so that the users of ``source`` could not open ``target``.
     """
-    names, like, changed = _listed(source), os.fstat(source), False
+    names, present, like, changed = _listed(source), _listed(target), os.fstat(source), False
     if keeps_modes:
         changed = _copy_owner(source, target, like, names, warn, subject)
-        posix, posix_changed = _copy_acl(source, target, _POSIX, names, subject)
+        posix, posix_changed = _copy_acl(source, target, _POSIX, names, present, subject)
         mode = _narrowed(stat.S_IMODE(like.st_mode), posix)
         changed = set_ownership(target, None, None, mode, subject) or posix_changed or changed
         for name in _NFS4:
-            refused, acl_changed = _copy_acl(source, target, name, names, subject)
+            refused, acl_changed = _copy_acl(source, target, name, names, present, subject)
             changed = changed or acl_changed
             if refused is not None:
                 posix, mode = refused, _narrowed(mode, refused)
                 set_ownership(target, None, None, mode, subject)
         if posix is not None:
             _warn_of_loss(posix, warn, subject)
-    return copy_labels(source, target, warn, subject) or changed
+    return _copy_labels(source, target, names, present, warn, subject) or changed
 
 
 def _copy_owner(source: int, target: int, like: os.stat_result, names: frozenset[str], warn: Warn, subject: str) -> bool:
@@ -98,8 +98,12 @@ def share_folder(share: int, folder: int) -> None:
 
 def copy_labels(source: int, target: int, warn: Warn, subject: str) -> bool:
     """Copy security labels and ``user.*`` attributes between opened files. Returns whether any differed."""
-    changed, present = False, _listed(target)
-    for name in sorted(_listed(source)):
+    return _copy_labels(source, target, _listed(source), _listed(target), warn, subject)
+
+
+def _copy_labels(source: int, target: int, names: frozenset[str], present: frozenset[str], warn: Warn, subject: str) -> bool:
+    changed = False
+    for name in sorted(names):
         if name not in _LABELS and not name.startswith("user."):
             continue
         wanted = _read(source, name)
@@ -156,10 +160,10 @@ def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None, s
     return changed
 
 
-def _copy_acl(source: int, target: int, name: str, names: frozenset[str], subject: str) -> tuple[_Refused | None, bool]:
+def _copy_acl(source: int, target: int, name: str, names: frozenset[str], present_names: frozenset[str], subject: str) -> tuple[_Refused | None, bool]:
     """(The refused ACL or None, whether anything differed). If the source has no ACL, that of the target is removed: it was inherited."""
     wanted = _read(source, name) if name in names else None
-    present = _read(target, name) if name in _listed(target) else None
+    present = _read(target, name) if name in present_names else None
     if wanted == present or (wanted is None and name != _POSIX):
         return None, False
     try:

@@ -23,6 +23,7 @@ import socket
 import struct
 import sys
 import time
+from functools import lru_cache
 from typing import NamedTuple
 
 from ...errors import LockTimeout, StorageError, UnsafeImage, from_os_error
@@ -54,18 +55,8 @@ class Owner(NamedTuple):
     @staticmethod
     def of_this_process() -> Owner:
         """This process, with a new generation."""
-        pid = os.getpid()
-        return Owner(
-            socket.gethostname(),
-            _first_line("/etc/machine-id"),
-            _first_line("/proc/sys/kernel/random/boot_id"),
-            _pid_namespace(),
-            pid,
-            _start_time(pid),
-            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            os.urandom(8).hex(),
-            os.path.splitext(os.path.basename(sys.argv[0]))[0],
-        )
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return _of_process(os.getpid())._replace(since=since, generation=os.urandom(8).hex())
 
     def to_bytes(self) -> bytes:
         """The owner as JSON."""
@@ -81,6 +72,21 @@ class Owner(NamedTuple):
     def __str__(self) -> str:
         task = f" ({self.task})" if self.task else ""
         return f"process {self.pid} on {self.host}{task} since {self.since}"
+
+
+@lru_cache(maxsize=1)
+def _of_process(pid: int) -> Owner:
+    """What stays the same while this process runs; a copy of it has another number."""
+    return Owner(
+        socket.gethostname(),
+        _first_line("/etc/machine-id"),
+        _first_line("/proc/sys/kernel/random/boot_id"),
+        _pid_namespace(),
+        pid,
+        _start_time(pid),
+        since="",
+        task=os.path.splitext(os.path.basename(sys.argv[0]))[0],
+    )
 
 
 def _first_line(path: str) -> str:
@@ -168,6 +174,10 @@ class VolumeLock:
                 self._directory.make_private("locks").unlink(self._name)
         finally:
             self._release()
+
+    def let_go(self) -> None:
+        """Close the file, and leave the lock to the process that this one is a copy of."""
+        self._release()
 
     def _release(self) -> None:
         self._taken = False

@@ -122,7 +122,8 @@ class ClusterWriter:
             if entry != old:
                 self._require_table(index)
                 table[start : start + number] = run_of(entry, number, self.cluster_size)
-                changed = _Changed(table, min(start, changed.first) if changed else start, start + number - 1)
+                first, last = (changed.first, changed.last) if changed else (start, start)
+                changed = _Changed(table, min(first, start), max(last, start + number - 1))
                 self._changed[index] = changed
             self._placed = True
             yield Place(start, number, ZEROS if zeros else entry & OFFSET, not old & OFFSET)
