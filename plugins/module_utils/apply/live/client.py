@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A client of QEMU's monitor (QMP): one JSON object a line, over a Unix socket.
 
-A monitor serves one client at a time. A second one connects and waits for ever. So the greeting has a time limit.
+A monitor serves one client at a time. A second one connects and waits for ever. So the greeting has a time limit, and so has each
+command. What listens may also be no QEMU: a limit is one for all that is received until then, and each answer is checked.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ import time
 from typing import Any
 
 from ...errors import InUse, ToolFailed
+from . import answers
+from .answers import Strange
 
-GREETING = 5.0  # seconds
-ANSWER = 120.0  # seconds: a command may have to flush a slow disk first
+GREETING = 5.0  # seconds for all that a connection begins with
+QUESTION = 20.0  # seconds for the answer to a question
+ANSWER = 120.0  # seconds for a command, which may have to flush a slow disk first
+_QUESTIONS = ("query-", "x-debug-query-")
 _POLL = 0.01  # seconds
-_LONGEST_LINE = 64 << 20  # bytes
+_LONGEST_LINE = 16 << 20  # bytes
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
 
@@ -46,9 +51,10 @@ class Monitor:
 
     def __init__(self, path: str, stream: socket.socket) -> None:
         self.path = path
-        self._stream, self._buffer = stream, b""
+        self._stream, self._buffer = stream, bytearray()
         self.pid = _PEER.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
         self.commands: frozenset[str] = frozenset()
+        self.failures: dict[str, str] = {}  # what QEMU said of jobs that failed, by their names. Some of them vanish at once
         self._sent, self._may_be_torn = 0, False
 
     def __enter__(self) -> Monitor:
@@ -58,45 +64,68 @@ class Monitor:
         self.close()
 
     def greet(self) -> None:
-        """Read the greeting and begin. :raises Lost: there is none, or another server's. :raises QmpError: it refuses to begin."""
-        self._stream.settimeout(GREETING)
-        if not isinstance(self._line().get("QMP"), dict):
-            raise Lost("what listens there is no QMP monitor")
-        self._stream.settimeout(ANSWER)
-        self.run("qmp_capabilities")
-        self.commands = frozenset(str(one["name"]) for one in self.run("query-commands"))
+        """Read the greeting and begin. :raises Lost: there is none. :raises Strange: another server's. :raises QmpError: it refuses to begin."""
+        until = time.monotonic() + GREETING
+        answers.require_shape(self._line(until), answers.GREETING, "")
+        self._run("qmp_capabilities", {}, until)
+        self.commands = frozenset(one["name"] for one in self._run("query-commands", {}, until))
 
     def inherit(self) -> None:
         """Go on with the connection of a process that died, at any point of its reading."""
-        self._buffer, self._may_be_torn = b"", True
+        self._buffer, self._may_be_torn = bytearray(), True
 
     def close(self) -> None:
         """End the connection. Jobs go on."""
         self._stream.close()
 
     def run(self, command: str, **arguments: Any) -> Any:
-        """Run a command and return its answer. Events are skipped. Underscores in the names of arguments stand for dashes.
+        """Run a command and return its answer, which is checked. Events are skipped. Underscores in the names of arguments stand for dashes.
 
-        :raises QmpError: QEMU refuses it. :raises Lost: the connection ended, or no answer came in time.
+        :raises QmpError: QEMU refuses it. :raises Lost: the connection ended, or no answer came in time. :raises Strange: it is no QEMU's.
         """
+        limit = QUESTION if command.startswith(_QUESTIONS) else ANSWER
+        return self._run(command, {name.replace("_", "-"): value for name, value in arguments.items()}, time.monotonic() + limit)
+
+    def _run(self, command: str, arguments: dict, until: float) -> Any:
         self._sent += 1
         mine = f"{os.getpid()}-{self._sent}"
-        request = {"execute": command, "arguments": {name.replace("_", "-"): value for name, value in arguments.items()}, "id": mine}
         try:
-            self._stream.sendall(json.dumps(request).encode() + b"\n")
+            self._wait_until(until)
+            self._stream.sendall(json.dumps({"execute": command, "arguments": arguments, "id": mine}).encode() + b"\n")
         except OSError as error:
             raise Lost(f"{command}: {error.strerror or error}") from error
         while True:
-            answer = self._line()
+            answer = self._line(until)
+            if answer.get("event") == "BLOCK_JOB_COMPLETED":
+                self._note_failure(answer.get("data"))
             if answer.get("id") != mine:
                 continue  # an event, or the answer to another process that had this connection
             if "error" in answer:
-                raise QmpError(command, str(answer["error"].get("class")), str(answer["error"].get("desc")))
-            if "return" in answer:
-                return answer["return"]
+                answers.require_shape(answer["error"], answers.ERROR, command)
+                raise QmpError(command, answer["error"]["class"], answer["error"]["desc"])
+            if "return" not in answer:
+                raise Strange(f"the answer to {command} is none that QEMU gives")
+            answers.check(command, answer["return"])
+            return answer["return"]
 
-    def _line(self) -> dict:
-        while b"\n" not in self._buffer:
+    def _note_failure(self, told: object) -> None:
+        if isinstance(told, dict) and isinstance(told.get("device"), str) and isinstance(told.get("error"), str):
+            self.failures[told["device"]] = told["error"]
+
+    def _wait_until(self, until: float) -> None:
+        """Let what is sent and received next take no longer than until then. :raises Lost: that is over."""
+        left = until - time.monotonic()
+        if left <= 0:
+            raise Lost("no answer came in time")
+        self._stream.settimeout(left)
+
+    def _line(self, until: float) -> dict:
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > _LONGEST_LINE:
+                raise Strange("an answer has no end")
+            self._wait_until(until)
             try:
                 data = self._stream.recv(1 << 16)
             except OSError as error:  # socket.timeout is one
@@ -104,18 +133,18 @@ class Monitor:
             if not data:
                 raise Lost("the connection was closed")
             self._buffer += data
-            if len(self._buffer) > _LONGEST_LINE:
-                raise Lost("an answer has no end")
-        line, self._buffer = self._buffer.split(b"\n", 1)
+        self._wait_until(until)  # lines without an end to them are no answer either
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
         torn, self._may_be_torn = self._may_be_torn, False
         try:
             answer = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if torn:
                 return {}
-            raise Lost("an answer is no JSON") from error
+            raise Strange("an answer is no JSON") from error
         if not isinstance(answer, dict):
-            raise Lost("an answer is no JSON object")
+            raise Strange("an answer is no JSON object")
         return answer
 
     # -- jobs --------------------------------------------------------------------------------------------------------
@@ -156,9 +185,12 @@ def connect(path: str) -> Monitor | None:
     monitor = Monitor(path, stream)
     try:
         monitor.greet()
-    except (Lost, QmpError, KeyError, TypeError) as error:
+    except (Lost, QmpError) as error:
         monitor.close()
         raise _silent(path, str(error)) from error
+    except Strange as error:
+        monitor.close()
+        raise strange(path, error) from error
     return monitor
 
 
@@ -169,3 +201,8 @@ def _silent(path: str, reason: str = "no answer came in time") -> InUse:
         "give a QMP socket that no other program uses; a monitor serves one client at a time",
     )
 
+
+
+def strange(path: str, error: Strange) -> InUse:
+    """What listens is no monitor, for users."""
+    return InUse(f"monitor {path}", f"what listens there is no QEMU monitor ({error})", "give the QMP socket of the machine that uses the volume")

@@ -13,7 +13,7 @@ from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
 from .client import Monitor, connect
 from .machine import Machine, told
-from .possible import require_possible
+from .possible import require_harmless, require_mergeable, require_possible
 
 if TYPE_CHECKING:
     from ...plan.intent import Intent, ObservedState, Resumption
@@ -38,7 +38,7 @@ class QmpEngine:
 
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
         """See :meth:`engine.Engine.session`. Here the machine must be ready for the plan."""
-        machine = self._ready_for(plan)
+        machine = self._ready_for(plan, check_only=False)
         return self._begin(plan, machine, machine.volume.active.file)
 
     def session_to_end(self, resumption: Resumption) -> Session:
@@ -46,7 +46,7 @@ class QmpEngine:
         A volume that is not there is no machine's."""
         if resumption.plan.before is None:
             return self._files.session_to_end(resumption)
-        return self._begin(resumption.plan, *self._ready_to_end(resumption))
+        return self._begin(resumption.plan, *self._ready_to_end(resumption, check_only=False))
 
     def _begin(self, plan: Plan, machine: Machine, top: str) -> LiveSession:
         """:param top: the file that the guest writes to."""
@@ -63,21 +63,23 @@ class QmpEngine:
                 session.switch()
 
     def predict(self, plan: Plan, foretold: bool = False) -> None:
-        """See :meth:`engine.Engine.predict`. If the volume's state is only predicted, the machine has another one. It is asked no more than
-        whether it could do anything now."""
+        """See :meth:`engine.Engine.predict`. If the volume's state is only predicted, the machine has another one. Where that differs only by
+        snapshots that are still to be taken, it is asked all that does not depend on them."""
         if not foretold:
-            self._ready_for(plan)
+            self._ready_for(plan, check_only=True)
             return
-        machine = self._machine(plan)
-        with told(machine.subject):
-            machine.require_able()
+        machine = self._machine(plan, check_only=True)
+        with told(machine):
+            found = machine.foreseen()
+            if found is not None:
+                require_mergeable(plan, machine, *found, drop_bitmaps=self._terms.drop_bitmaps)
 
     def predict_end(self, resumption: Resumption) -> None:
         """See :meth:`engine.Engine.predict_end`."""
         if resumption.plan.before is None:
             self._files.predict_end(resumption)
         else:
-            self._ready_to_end(resumption)
+            self._ready_to_end(resumption, check_only=True)
 
     def require_unused(self, file: str, check_only: bool) -> None:
         """See :meth:`engine.Engine.require_unused`. A machine's present content cannot be read."""
@@ -94,25 +96,25 @@ class QmpEngine:
 
     # -- readiness ---------------------------------------------------------------------------------------------------
 
-    def _machine(self, plan: Plan) -> Machine:
+    def _machine(self, plan: Plan, check_only: bool) -> Machine:
         if self._monitor is None or plan.before is None:
             raise InUse(f"volume {plan.volume}", "a machine may have it open, and no monitor is given", "give attachment")
-        return Machine(self._monitor, self._directory, plan.before)
+        return Machine(self._monitor, self._directory, plan.before, check_only)
 
-    def _ready_for(self, plan: Plan) -> Machine:
-        machine = self._machine(plan)
+    def _ready_for(self, plan: Plan, check_only: bool) -> Machine:
+        machine = self._machine(plan, check_only)
         if any(step.touches() for step in plan.steps):
-            with told(machine.subject):
+            with told(machine):
                 require_possible(plan, machine, machine.require_ready(), self._terms.drop_bitmaps)
         return machine
 
-    def _ready_to_end(self, resumption: Resumption) -> tuple[Machine, str]:
+    def _ready_to_end(self, resumption: Resumption, check_only: bool) -> tuple[Machine, str]:
         """The machine, and the file that its guest writes to.
 
         :raises InUse: the machine is not ready, or cannot do what is left.
         :raises NeedsRecovery: it is not the one that ``.info`` names, and no job is about to change that.
         """
-        plan, machine = resumption.plan, self._machine(resumption.plan)
+        plan, machine = resumption.plan, self._machine(resumption.plan, check_only)
         self.abilities.require_for(plan)
         after = plan.after or machine.volume
         tops = [*resumption.images[:1], machine.volume.active.file, after.active.file]
@@ -121,18 +123,22 @@ class QmpEngine:
         needed = after.files[1:] if creates else after.files
         if creates:
             tops += machine.volume.files[:2] + after.files[:2]
-        with told(machine.subject):
+        with told(machine):
             top = machine.require_ready_to_end(tops, allowed, needed)
             if not creates and top not in (machine.volume.active.file, after.active.file):
                 self._require_under_way(machine, top, after.active.file)
+            if not creates:
+                require_harmless(plan, machine, machine.graph(), top)
         return machine, top
 
     def _require_under_way(self, machine: Machine, top: str, new: str) -> None:
         """The guest writes to a file that ``.info`` does not name any more. That is right only while the job rests that switches it."""
-        from .merging import job_name
-
-        job = machine.monitor.job(job_name("switch", machine.volume.name, new))
-        if job is None or job["status"] != "pending":
+        name = machine.job_name("switch", top, new)
+        job, graph = machine.monitor.job(name), machine.graph()
+        if job is not None and job["status"] == "pending":
+            old, base = machine.node(graph, top), machine.node(graph, new)
+            machine.require_proof(graph, name, (old.name, base.name), old.name)
+        else:
             raise NeedsRecovery(
                 machine.subject,
                 f"the machine writes to {top}, and the volume's data is in {new}: it was started on the wrong file",

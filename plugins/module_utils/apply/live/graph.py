@@ -12,15 +12,18 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Iterator, Tuple
+from typing import Collection, Iterator, Tuple
 
 from ...errors import InUse
+from .answers import Strange, is_path
 from .client import Monitor
 
 _PROTOCOLS = ("file", "host_device")
 _FORMATS = ("qcow2", "raw")
-_JOB_FILTERS = ("commit_top", "mirror_top", "backup-top", "copy-before-write")
-_ON_WRITING = os.O_WRONLY | os.O_RDWR
+# They show what is under them, and write to it what they are given. Anything else, such as encryption (luks), shows another content.
+_FILTERS = ("throttle", "copy-on-read", "preallocate", "compress", "commit_top", "mirror_top", "backup-top", "copy-before-write")
+_JOB, _DEVICE, _NODE = "block-job", "block-backend", "block-driver"
+_ATTEMPTS = 5  # to ask for nodes and edges of one instant
 
 Key = Tuple[int, int]  # device and inode of a file
 
@@ -40,6 +43,7 @@ class Node:
     bitmaps: tuple[str, ...] = ()
     path: str = ""
     protocol: str = ""
+    direct: bool = False  # the kernel does not cache what is written to its file (O_DIRECT)
 
     @property
     def bare(self) -> bool:
@@ -50,25 +54,43 @@ class Node:
 class Graph:
     """The graph as it is at one instant.
 
-    :raises InUse: this process may not see which files QEMU has open. :raises QmpError, Lost: see :meth:`Monitor.run`.
+    :param without: names of jobs that have ended. What they still hold does not count.
+    :raises InUse: this process may not see which files QEMU has open. :raises QmpError, Lost, Strange: see :meth:`Monitor.run`.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, without: Collection[str] = ()) -> None:
         self._pid = monitor.pid
-        self._nodes = {node.name: node for node in map(_node, monitor.run("query-named-block-nodes", flat=True))}
-        graph = monitor.run("x-debug-query-block-graph")
-        names = {one["id"]: (str(one["type"]), str(one["name"])) for one in graph["nodes"]}
+        self._nodes, graph = _asked(monitor)
+        names = {one["id"]: (one["type"], one["name"]) for one in graph["nodes"]}
         self._above: dict[str, list[tuple[str, str, str]]] = {}  # of a node: (type, name, kind of edge) of what is on it
         self._below: dict[str, dict[str, str]] = {}  # of a node: kind of edge → node under it
         self._of_jobs: dict[str, set[str]] = {}
         for edge in graph["edges"]:
             (kind, above), (_kind, below) = names[edge["parent"]], names[edge["child"]]
-            self._above.setdefault(below, []).append((kind, above, str(edge["name"])))
-            if kind == "block-job":
+            if kind == _JOB and above in without:
+                continue
+            self._above.setdefault(below, []).append((kind, above, edge["name"]))
+            if kind == _JOB:
                 self._of_jobs.setdefault(above, set()).add(below)
-            elif kind == "block-driver":
-                self._below.setdefault(above, {})[str(edge["name"])] = below
+            elif kind == _NODE:
+                self._below.setdefault(above, {})[edge["name"]] = below
+        self._require_no_circle()
         self._by_file = self._files()
+
+    def _require_no_circle(self) -> None:
+        """:raises Strange: a node is above itself."""
+        ends = {name: len(below) for name, below in self._below.items()}  # what is under a node and was not seen
+        free = [name for name in self._nodes if not ends.get(name)]
+        seen = 0
+        while free:
+            seen += 1
+            for kind, above, _edge in self._above.get(free.pop(), ()):
+                if kind == _NODE:
+                    ends[above] -= 1
+                    if not ends[above]:
+                        free.append(above)
+        if seen < len(self._nodes):
+            raise Strange("its block graph has a circle")
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -81,7 +103,7 @@ class Graph:
             raise self._hidden() from error
         found: dict[Key, list[str]] = {}
         for node in self._nodes.values():
-            if node.driver not in _PROTOCOLS:
+            if node.driver not in _PROTOCOLS or not is_path(node.path):
                 continue
             try:
                 status = os.stat(root + os.path.join(here, node.path))
@@ -111,14 +133,16 @@ class Graph:
         found = []
         for protocol in self._by_file.get((status.st_dev, status.st_ino), ()):
             name = self._format_on(protocol)
-            node = self._nodes[name]
-            found.append(Node(name, node.driver, node.read_only, node.size, node.cache, node.bitmaps, self._nodes[protocol].path, protocol))
+            node, file = self._nodes[name], self._nodes[protocol]
+            direct = node.cache[0] or file.cache[0]
+            found.append(Node(name, node.driver, node.read_only, node.size, node.cache, node.bitmaps, file.path, protocol, direct))
         return found
 
     def _format_on(self, protocol: str) -> str:
         name = protocol
         while True:
-            above = [other for kind, other, edge in self._above.get(name, ()) if kind == "block-driver" and edge == "file" and other in self._nodes]
+            above = [other for kind, other, edge in self._above.get(name, ()) if kind == _NODE and edge == "file"]
+            above = [other for other in above if self._nodes[other].driver in _FORMATS + _FILTERS]
             if not above:
                 return protocol
             name = above[0]
@@ -151,8 +175,15 @@ class Graph:
 
     def is_used(self, name: str) -> bool:
         """Whether a device, an export or a job is above this node."""
-        above = self._above.get(name, ())
-        return any(kind != "block-driver" for kind, _other, _edge in above) or any(self.is_used(other) for other in self._nodes_on(name))
+        waiting, seen = [name], {name}
+        while waiting:
+            for kind, above, _edge in self._above.get(waiting.pop(), ()):
+                if kind != _NODE:
+                    return True
+                if above not in seen:
+                    seen.add(above)
+                    waiting.append(above)
+        return False
 
     def backing_of(self, name: str) -> str | None:
         """The node of the image under this one; None if it rests on nothing."""
@@ -172,32 +203,73 @@ class Graph:
             found = self.backing_of(found)
 
     def _nodes_on(self, name: str) -> list[str]:
-        return [other for kind, other, _edge in self._above.get(name, ()) if kind == "block-driver" and other in self._nodes]
+        return [other for kind, other, _edge in self._above.get(name, ()) if kind == _NODE]
 
     def _is_filter(self, name: str) -> bool:
-        driver = self._nodes[name].driver
-        return driver not in _PROTOCOLS and driver not in _FORMATS and bool(set(self._below.get(name, {})) & {"file", "backing"})
+        return self._nodes[name].driver in _FILTERS and bool(set(self._below.get(name, {})) & {"file", "backing"})
 
     def jobs_on(self, names: set[str]) -> set[str]:
         """Jobs that work on one of these nodes, or on a filter on it."""
         with_filters = names | {self.root_of(name) for name in names if name in self._nodes}
         return {job for job, nodes in self._of_jobs.items() if nodes & with_filters}
 
+    def nodes_of(self, job: str) -> set[str]:
+        """The nodes that a job works on, without filters: its own filter stands for the node under it."""
+        return {self._without_filters(name) for name in self._of_jobs.get(job, ())}
+
+    def _without_filters(self, name: str) -> str:
+        while self._is_filter(name):
+            below = self._below[name]
+            name = below.get("backing") or below["file"]
+        return name
+
     def users_of(self, name: str) -> list[str]:
         """What has the root of this node open: names of devices, "" for exports."""
-        return [other for kind, other, _edge in self._above.get(self.root_of(name), ()) if kind == "block-backend"]
+        return [other for kind, other, _edge in self._above.get(self.root_of(name), ()) if kind == _DEVICE]
+
+    def strangers(self, node: Node, chain: Collection[str]) -> list[str]:
+        """What uses this image besides the chain that it belongs to and the chain's own user: other nodes, devices, exports.
+
+        :param chain: the chain's nodes of images, the guest's first.
+        """
+        found, waiting, root = [], [node.protocol, node.name], self.root_of(next(iter(chain)))
+        while waiting:
+            name = waiting.pop()
+            for kind, other, _edge in self._above.get(name, ()):
+                if kind == _NODE and self._is_filter(other):
+                    waiting.append(other)
+                elif kind == _NODE and other not in chain and self.is_used(other):
+                    found.append(f"node {other} ({self._nodes[other].driver})")
+                elif kind == _DEVICE and name != root and (other or not self._job_is_on(name)):
+                    found.append(other or f"an export of node {name}")
+        return list(dict.fromkeys(found))
+
+    def _job_is_on(self, name: str) -> bool:
+        """A job has nodes open by itself, without a name."""
+        return any(kind == _JOB for kind, _other, _edge in self._above.get(name, ())) or bool(self.jobs_on({self._without_filters(name)}))
 
     def size_of(self, name: str) -> int:
         """The virtual size of a node in bytes. That of a filter does not follow if the node under it is resized."""
         return self._nodes[name].size
 
 
+def _asked(monitor: Monitor) -> tuple[dict[str, Node], dict]:
+    """The nodes by name, and the graph, of one instant. :raises Strange: they never agree."""
+    for _attempt in range(_ATTEMPTS):
+        nodes = {node.name: node for node in map(_node, monitor.run("query-named-block-nodes", flat=True))}
+        graph = monitor.run("x-debug-query-block-graph")
+        known = {one["id"] for one in graph["nodes"]}
+        named = {one["id"]: one["name"] for one in graph["nodes"] if one["type"] == _NODE}
+        if set(named.values()) <= set(nodes) and all(edge["parent"] in known and edge["child"] in named for edge in graph["edges"]):
+            return nodes, graph
+    raise Strange("its block graph names nodes that it does not have")
+
+
 def _node(told: dict) -> Node:
     cache = told.get("cache", {})
-    bitmaps = tuple(str(one.get("name", "")) for one in told.get("dirty-bitmaps", ()))
-    size = int(told.get("image", {}).get("virtual-size", 0))
-    cached = bool(cache.get("direct")), bool(cache.get("no-flush"))
-    return Node(str(told["node-name"]), str(told["drv"]), bool(told["ro"]), size, cached, bitmaps, _path(str(told.get("file", ""))))
+    bitmaps = tuple(one.get("name", "") for one in told.get("dirty-bitmaps", ()))
+    cached = cache.get("direct", False), cache.get("no-flush", False)
+    return Node(told["node-name"], told["drv"], told["ro"], told["image"]["virtual-size"], cached, bitmaps, _path(told["file"]))
 
 
 def _path(told: str) -> str:
@@ -207,7 +279,7 @@ def _path(told: str) -> str:
     try:
         described = json.loads(told[5:])
         return str(described.get("filename", "")) if isinstance(described, dict) else ""
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
 
 

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A process that outlives a killed task, so that a guest whose writes wait does not wait for ever.
 
-It has the task's connection to the monitor, its locks, and a pipe that ends when the task dies. What it does then is decided by the
+It has the task's connection to the monitor, its locks, and a pipe that ends when the task dies. It is in no process group of the task
+when that goes on, so that who kills the group does not kill it. What it does then is decided by the
 share alone. First it removes the volume's temporary files: if the new ``.info`` still was one, nothing can publish it any more, not
 even a rename that is still under way to a server. Then it reads ``.info``. If that names the new image the job may end, else it is
 cancelled. Both are right at this moment, and exactly one agrees with ``.info``.
@@ -17,12 +18,14 @@ import threading
 import time
 from contextlib import suppress
 
+from ...errors import ToolFailed
 from ...model import info_name
 from ...store.files.directory import ShareDirectory
 from ...store.metadata import info_file
+from .answers import Strange
 from .client import Lost, Monitor, QmpError
 
-_DONE = b"D"
+_READY, _DONE = b"R", b"D"
 _ATTEMPTS, _PAUSE = 100, 0.1  # to read .info, and seconds between them
 _JOB = 60.0  # seconds that the end of the job may take
 _starting = threading.Lock()
@@ -39,13 +42,35 @@ class Guardian:
         self._monitor, self._directory = monitor, directory
         self._volume, self._new, self._job, self._old = volume, new, job, old
         directory.make_private("tmp")  # opened now, so that the child need not
+        try:
+            ready = self._begin()
+        except OSError as error:
+            raise ToolFailed(
+                f"volume {volume} on {directory.share.label}", f"no process can be started ({error.strerror or error})", "run the task again"
+            ) from error
+        with open(ready, "rb") as end:
+            if end.read(1) != _READY:  # it died, or somebody killed it
+                self.let_decide()
+                raise ToolFailed(f"volume {volume} on {directory.share.label}", "the process that watches over the guest ended", "run the task again")
+
+    def _begin(self) -> int:
+        """Start the child. Returns the end of a pipe that says when it is out of reach of those who kill the task. :raises OSError: it cannot."""
         with _starting:
             reading, self._end = os.pipe()
+            ready, telling = os.pipe()
             _ends.add(self._end)
-            self._pid = os.fork()
+            try:
+                self._pid = os.fork()
+            except OSError:
+                _ends.discard(self._end)
+                for end in (reading, self._end, ready, telling):
+                    os.close(end)
+                raise
             if self._pid == 0:
-                self._watch(reading)
+                self._watch(reading, telling)
             os.close(reading)
+            os.close(telling)
+        return ready
 
     def dismiss(self) -> None:
         """The job has ended as it should."""
@@ -63,7 +88,7 @@ class Guardian:
 
     # -- in the child ------------------------------------------------------------------------------------------------
 
-    def _watch(self, reading: int) -> None:
+    def _watch(self, reading: int, telling: int) -> None:
         """The whole life of the child."""
         try:
             os.setsid()
@@ -74,6 +99,8 @@ class Guardian:
             nowhere = os.open(os.devnull, os.O_RDWR)
             for standard in range(3):
                 os.dup2(nowhere, standard)  # whoever started the task waits for the end of its output
+            os.write(telling, _READY)
+            os.close(telling)
             if os.read(reading, 1) != _DONE:
                 self._decide()
         finally:
@@ -85,9 +112,9 @@ class Guardian:
         agreed = self._names_new()
         if agreed is None:
             return  # the share is gone, and nothing that is done now could be right for certain. The next task decides.
-        with suppress(QmpError, Lost):
+        with suppress(QmpError, Lost, Strange):
             monitor.run("job-finalize" if agreed else "job-cancel", id=self._job)
-        with suppress(QmpError, Lost):
+        with suppress(QmpError, Lost, Strange):
             monitor.wait_for(self._job, "concluded", until=time.monotonic() + _JOB)
             monitor.run("job-dismiss", id=self._job)
         if agreed:
@@ -116,7 +143,7 @@ def leave_behind(monitor: Monitor, directory: ShareDirectory, volume: str, old: 
 
     :param old: the image's node.
     """
-    with suppress(QmpError, Lost):
+    with suppress(QmpError, Lost, Strange):
         monitor.run("human-monitor-command", command_line=f'qemu-io {old} "flush"')
     with suppress(OSError):
         os.utime(info_name(volume), dir_fd=directory.root.fd)

@@ -8,17 +8,20 @@ Everything here only asks.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import contextmanager
-from typing import Collection, Iterable, Iterator, NoReturn
+from typing import Collection, Iterable, Iterator, NoReturn, Sequence
 
 from ...errors import InUse, NoSpace, StorageError, ToolFailed, ToolMissing
 from ...model import Volume, listed
 from ...store.files.directory import ShareDirectory
-from .client import Lost, Monitor, QmpError
+from .answers import Strange
+from .client import Lost, Monitor, QmpError, strange
 from .graph import Graph, Node, other_users
 
-OUR_JOBS = "rfs-"  # how the names of our jobs and nodes begin
+OURS = "rfs-"  # how the names of our jobs and nodes begin
+JOBS = ("switch", "commit", "pull")
 _AT_WORK = ("running", "paused", "prelaunch", "suspended", "io-error", "watchdog", "guest-panicked", "shutdown")
 _NOT_MIGRATING = ("none", "completed", "failed", "cancelled")
 _NEEDED = ("query-named-block-nodes", "x-debug-query-block-graph", "query-jobs", "blockdev-add", "blockdev-snapshot", "block_resize", "blockdev-del")
@@ -27,12 +30,13 @@ _NEEDED = ("query-named-block-nodes", "x-debug-query-block-graph", "query-jobs",
 class Machine:
     """What is behind a monitor, and the volume's images in it.
 
-    :param volume: the volume as ``.info`` describes it.
+    :param volume: the volume as ``.info`` describes it. :param check_only: nothing may be changed, not even what a killed task has left.
     """
 
-    def __init__(self, monitor: Monitor, directory: ShareDirectory, volume: Volume) -> None:
+    def __init__(self, monitor: Monitor, directory: ShareDirectory, volume: Volume, check_only: bool = False) -> None:
         self.monitor, self.volume = monitor, volume
-        self.directory = directory
+        self.directory, self._check_only = directory, check_only
+        self._ended: set[str] = set()  # jobs of ours that have ended and stay
         self._statuses = {file: status for file in volume.files for status in [directory.root.status(file)] if status is not None}
 
     @property
@@ -51,7 +55,7 @@ class Machine:
 
     def graph(self) -> Graph:
         """The graph as it is now. :raises InUse, QmpError, Lost: see :class:`Graph`."""
-        return Graph(self.monitor)
+        return Graph(self.monitor, self._ended)
 
     def images(self, graph: Graph, file: str) -> list[Node]:
         """The nodes of a file of the share."""
@@ -69,6 +73,37 @@ class Machine:
         """Whether it has any image of the volume open."""
         return any(self.images(graph, file) for file in self.volume.own_files)
 
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def job_name(self, kind: str, *files: str | None) -> str:
+        """The name of a job on these files. It is the same for the task that ends interrupted work, and no other volume's: a machine may
+        have volumes of one name from several shares."""
+        return f"{self._jobs_named(kind)}{_digest(*map(self._key, files))}"
+
+    def is_own(self, job: str) -> bool:
+        """Whether a job is named as this volume's jobs are."""
+        return job.startswith(tuple(map(self._jobs_named, JOBS)))
+
+    def _jobs_named(self, kind: str) -> str:
+        share = self.share_status
+        return f"{OURS}{kind}-{_digest(share.st_dev, share.st_ino, self.volume.name)}-"
+
+    def _key(self, file: str | None) -> str:
+        status = self.directory.root.status(file) if file is not None else None
+        return f"{status.st_dev} {status.st_ino}" if status is not None else ""
+
+    def require_proof(self, graph: Graph, job: str, works_on: Sequence[str], top: str) -> None:
+        """Check by the graph that a job of this name is ours: it works on these nodes and on no image outside of the guest's chain, and a
+        commit ends in the last of them.
+
+        :param top: the node that the guest writes to. :raises InUse: it is another one.
+        """
+        told, found, chain = self.monitor.job(job), graph.nodes_of(job), list(graph.chain(top))
+        merged = [name for name in chain if name in found]
+        right_kind = told is not None and told["type"] in ("commit", "stream")
+        if not right_kind or not set(works_on) <= found <= set(chain) or (told["type"] == "commit" and merged[-1] != works_on[-1]):
+            self.refuse(f"job {job} of the machine is not the one that this task began", "cancel that job, and run the task again")
+
     # -- what must hold before anything is sent ------------------------------------------------------------------------
 
     def require_ready(self) -> Graph:
@@ -78,7 +113,22 @@ class Machine:
         self.require_no_other(self.volume.own_files, writing=True)
         self._require_no_jobs(graph, self.volume.files, ours=False)
         self._require_writable(graph, self.volume.active.file)
+        self.require_alone(graph, self.volume.active.file, [self.volume.active.file])
         return graph
+
+    def foreseen(self) -> tuple[Graph, str] | None:
+        """The graph, and the file that the guest writes to now, if the volume is only predicted, and differs by snapshots that are still to
+        be taken. None if it differs otherwise. :raises InUse: nothing could be done now."""
+        graph = self.require_able()
+        there = tuple(file for file in self.volume.files if file in self._statuses)
+        active = self.images(graph, there[0]) if there else []
+        if len(active) != 1 or not self._is_top(graph, active[0]) or [*graph.chain(active[0].name)] != [node.name for file in there for node in self.images(graph, file)]:
+            return None
+        self.require_no_other(there, writing=True)
+        self._require_no_jobs(graph, there, ours=True)
+        self._require_writable(graph, there[0])
+        self.require_alone(graph, there[0], there[:1])
+        return graph, there[0]
 
     def require_ready_to_end(self, tops: Iterable[str], allowed: Collection[str], needed: Iterable[str]) -> str:
         """Check that interrupted work may be ended. Returns the file that the guest writes to.
@@ -100,7 +150,22 @@ class Machine:
         self.require_no_other(allowed, writing=True)
         self._require_no_jobs(graph, allowed, ours=True)
         self._require_writable(graph, found[0])
+        self.require_alone(graph, found[0], found)
         return found[0]
+
+    def require_alone(self, graph: Graph, top: str, files: Iterable[str]) -> None:
+        """Check that nothing in the machine uses these files besides the chain, and the chain nothing but filters that are known.
+
+        :param top: the file that the guest writes to. :raises InUse: something does.
+        """
+        chain = list(graph.chain(self.node(graph, top).name))
+        for file in dict.fromkeys(files):
+            nodes = self.images(graph, file)
+            found = [one for node in nodes for one in graph.strangers(node, chain)]
+            if found:
+                self.refuse(f"in the machine something else uses {file}: {listed(found)}", "end that use, or stop the machine, and run the task again")
+            if len(nodes) > 1:
+                self.refuse(f"the machine has {file} open {len(nodes)} times", "close all but one, or stop the machine, and run the task again")
 
     def _is_top(self, graph: Graph, node: Node) -> bool:
         return graph.overlay_on(node.name) is None and bool(graph.users_of(node.name))
@@ -115,18 +180,22 @@ class Machine:
         return self.graph()
 
     def _clear_ended_jobs(self) -> None:
-        """Dismiss jobs of ours that have ended and that a killed task did not dismiss: they keep files open, and what they did the graph
-        tells. QEMU 7.2 crashes when it is asked for its nodes while a pull has ended and is not dismissed. So this comes before any such
-        question, in check mode too.
+        """Dismiss jobs of this volume that have ended and that a killed task did not dismiss: they keep files open, and what they did the
+        graph tells. Where nothing may be changed they are passed over. Other jobs stay.
 
-        :raises InUse: such a pull is another program's.
+        :raises InUse: a pull is among those. QEMU 7.2 crashes when it is asked for its nodes while one has ended and is not dismissed. Ours
+            dismiss themselves.
         """
         for found in self.monitor.run("query-jobs"):
-            name = str(found["id"])
-            if found["status"] == "concluded" and name.startswith(OUR_JOBS):
-                self.monitor.run("job-dismiss", id=name)
-            elif found["status"] == "concluded" and found["type"] == "stream":
+            if found["status"] != "concluded":
+                continue
+            name, is_pull = found["id"], found["type"] == "stream"
+            if is_pull:
                 self.refuse(f"another program's job has ended and is not dismissed ({name})", "let that program dismiss it, and run the task again")
+            elif self.is_own(name) and self._check_only:
+                self._ended.add(name)
+            elif self.is_own(name):
+                self.monitor.run("job-dismiss", id=name)
 
     def _require_writable(self, graph: Graph, file: str) -> None:
         if not graph.is_used(self.node(graph, file).name):
@@ -138,8 +207,8 @@ class Machine:
         """Check that the machine neither migrates nor waits for a migration. QEMU 7.2 aborts when such a disk is resized."""
         if "query-status" not in self.monitor.commands:
             return  # qemu-storage-daemon
-        state = str(self.monitor.run("query-status").get("status"))
-        migration = str(self.monitor.run("query-migrate").get("status", "none")) if "query-migrate" in self.monitor.commands else "none"
+        state = self.monitor.run("query-status")["status"]
+        migration = self.monitor.run("query-migrate").get("status", "none") if "query-migrate" in self.monitor.commands else "none"
         if state not in _AT_WORK:
             self.refuse(f"the machine is in the state {state}", "run the task again when it runs")
         if migration not in _NOT_MIGRATING:
@@ -170,7 +239,7 @@ class Machine:
     def _require_no_jobs(self, graph: Graph, files: Iterable[str], ours: bool) -> None:
         """:param ours: jobs of this collection may be there."""
         names = {node.name for file in files for node in self.images(graph, file)}
-        foreign = sorted(job for job in graph.jobs_on(names) if not (ours and job.startswith(OUR_JOBS)))
+        foreign = sorted(job for job in graph.jobs_on(names) if not (ours and self.is_own(job)))
         if foreign:
             self.refuse(f"another program's job works on its disk ({listed(foreign)})", "wait until it has ended, and run the task again")
 
@@ -202,11 +271,17 @@ def loss(subject: str, error: Lost) -> StorageError:
 
 
 @contextmanager
-def told(subject: str) -> Iterator[None]:
+def told(machine: Machine) -> Iterator[None]:
     """A context in which errors of the monitor become errors for users."""
     try:
         yield
     except QmpError as error:
-        raise refusal(subject, error) from error
+        raise refusal(machine.subject, error) from error
     except Lost as error:
-        raise loss(subject, error) from error
+        raise loss(machine.subject, error) from error
+    except Strange as error:
+        raise strange(machine.monitor.path, error) from error
+
+
+def _digest(*words: object) -> str:
+    return hashlib.sha256("/".join(map(str, words)).encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -11,7 +11,7 @@ Each verb may find the work done, or its job under way, because an interrupted t
 
 from __future__ import annotations
 
-import zlib
+from typing import NamedTuple
 
 from ...errors import ChainBroken, ToolFailed
 from ...plan.steps import Commit, Pull, Repoint
@@ -19,7 +19,15 @@ from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 from .client import QmpError
 from .graph import Graph, Node
-from .machine import OUR_JOBS, Machine
+from .machine import Machine
+
+
+class Job(NamedTuple):
+    """A job of QEMU's: its name, the command that starts it, and nodes that it must work on."""
+
+    name: str
+    command: str
+    works_on: tuple[str, ...]
 
 
 class Merging:
@@ -65,8 +73,8 @@ class Merging:
     def _commit_range(self, graph: Graph, upper: str, into: str) -> None:
         base = self._must_be(graph, into)
         child = self._file_above(graph, upper)
-        name = job_name("commit", self._machine.volume.name, child, into)
-        self._run(name, "block-commit", base.name, into, device=self.root(graph), top_node=upper, base_node=base.name, backing_file=into)
+        job = Job(self._machine.job_name("commit", child, into), "block-commit", (upper, base.name))
+        self._run(job, base.name, into, device=self.root(graph), top_node=upper, base_node=base.name, backing_file=into)
         self._require_header(child, into)
 
     def pull(self, step: Pull) -> None:
@@ -77,8 +85,8 @@ class Merging:
         if graph.backing_of(node.name) == (target.name if target else None):
             return
         to = {} if target is None else {"base_node": target.name, "backing_file": step.backing_file}
-        name = job_name("pull", self._machine.volume.name, step.file, str(step.backing_file))
-        self._run(name, "block-stream", node.name, step.file, device=node.name, **to)
+        job = Job(self._machine.job_name("pull", step.file, step.backing_file), "block-stream", (node.name,))
+        self._run(job, node.name, step.file, device=node.name, **to)
         self._require_header(step.file, step.backing_file)
 
     def repoint(self, step: Repoint) -> None:
@@ -128,26 +136,46 @@ class Merging:
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def _run(self, name: str, command: str, flushed: str, file: str, **arguments: object) -> None:
+    def _run(self, job: Job, flushed: str, file: str, **arguments: object) -> None:
         """Run a job, or go on with it, and let it end when what it wrote to ``file`` is durable."""
         monitor = self._machine.monitor
-        self.start(name, command, **arguments)
-        wait(self._machine, name, "pending")
+        self.start(job, **arguments)
+        wait(self._machine, job.name, "pending")
+        self.require_proof(job)
         flush(self._machine, flushed)
         self._sync(file)
-        monitor.run("job-finalize", id=name)
-        end(self._machine, name)
+        monitor.run("job-finalize", id=job.name)
+        end(self._machine, job.name)
 
-    def start(self, name: str, command: str, **arguments: object) -> None:
-        """As :func:`start`. If QEMU refuses the job, nothing has been changed by it."""
+    def start(self, job: Job, **arguments: object) -> None:
+        """Start a job that does not end by itself, unless it is there already. One that has failed is started anew. If QEMU refuses the job,
+        nothing has been changed by it.
+
+        A pull that has ended vanishes, because QEMU 7.2 crashes if another task then asks it for its nodes. What it did the header tells.
+        """
+        monitor = self._machine.monitor
+        found = monitor.job(job.name)
+        if found is not None and found["status"] == "concluded":
+            monitor.run("job-dismiss", id=job.name)
+            found = None
+        if found is not None:
+            self.require_proof(job)
+            self.begun = True
+            return
+        monitor.failures.pop(job.name, None)
         try:
-            start(self._machine, name, command, **arguments)
+            monitor.run(job.command, job_id=job.name, auto_finalize=False, auto_dismiss=job.command == "block-stream", **arguments)
         except QmpError:
             raise
         except BaseException:
             self.begun = True
             raise
         self.begun = True
+
+    def require_proof(self, job: Job) -> None:
+        """The graph must show that the job is what its name says. :raises InUse: it does not."""
+        graph = self._machine.graph()
+        self._machine.require_proof(graph, job.name, job.works_on, self.chain(graph)[0])
 
     def _sync(self, file: str) -> None:
         with self._directory.root.opened(file) as fd:
@@ -183,38 +211,29 @@ class Merging:
         return found[0]
 
 
-def job_name(kind: str, *words: str) -> str:
-    """The name of a job. It is the same for the task that ends interrupted work."""
-    return f"{OUR_JOBS}{kind}-{zlib.crc32('/'.join(words).encode()):08x}"
-
-
-def start(machine: Machine, name: str, command: str, **arguments: object) -> None:
-    """Start a job that neither ends nor vanishes by itself, unless it is there already. One that has failed is started anew."""
-    found = machine.monitor.job(name)
-    if found is not None and found["status"] == "concluded":
-        machine.monitor.run("job-dismiss", id=name)
-        found = None
-    if found is None:
-        machine.monitor.run(command, job_id=name, auto_finalize=False, auto_dismiss=False, **arguments)
-
-
 def wait(machine: Machine, name: str, *states: str) -> None:
     """Wait until a job has one of these states. :raises QmpError: it has failed; it is dismissed. :raises ToolFailed: it vanished."""
     found = machine.monitor.wait_for(name, *states)
+    if found is None and name in machine.monitor.failures:
+        raise QmpError(name, "GenericError", machine.monitor.failures[name])
     if found is None:
         raise ToolFailed(machine.subject, f"job {name} vanished", "run the task again; it ends what was begun")
     if found["status"] == "concluded":
         machine.monitor.run("job-dismiss", id=name)
-        raise QmpError(name, "GenericError", str(found.get("error") or "it ended early"))
+        raise QmpError(name, "GenericError", found.get("error") or "it ended early")
 
 
 def end(machine: Machine, name: str) -> None:
-    """Wait for the end of a job that may end, and dismiss it. :raises QmpError: it failed at its end."""
+    """Wait for the end of a job that may end, and dismiss it. What it did the caller must see from headers and from the graph.
+
+    :raises QmpError: it failed at its end.
+    """
     found = machine.monitor.wait_for(name, "concluded")
     if found is not None:
         machine.monitor.run("job-dismiss", id=name)
-    if found is None or found.get("error"):
-        raise QmpError(name, "GenericError", str(found["error"] if found else "it vanished"))
+    error = found.get("error") if found is not None else machine.monitor.failures.get(name)
+    if error:
+        raise QmpError(name, "GenericError", error)
 
 
 def flush(machine: Machine, node: str) -> None:

@@ -19,16 +19,13 @@ from .graph import Graph, Node
 from .machine import Machine
 
 _STOP = "stop the machine, and run the task again"
+_SECTOR = 512  # bytes
+_ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
 
 
 def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: bool = False) -> None:
     """:param drop_bitmaps: bitmaps may be lost. :raises InUse: a step cannot be done while the machine runs. :raises Conflict: bitmaps would be lost."""
-    merges = [step for step in plan.steps if isinstance(step, (Commit, Pull, Repoint, Unlink))]
-    if any(not isinstance(step, Repoint) for step in merges):
-        _require_mergeable(plan, machine, graph)
-        machine.require_no_other((file for step in merges for file in step.touches()), writing=False)
-        if not drop_bitmaps:
-            _require_no_bitmaps(machine, graph, (file for step in merges for file in step.touches()))
+    require_mergeable(plan, machine, graph, machine.volume.active.file, drop_bitmaps)
     for step in plan.steps:
         if isinstance(step, CreateOverlay):
             active = machine.node(graph, step.backing_file)
@@ -42,19 +39,76 @@ def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: b
             _require_format_layer(machine, graph, step.backing_file)
 
 
-def _require_mergeable(plan: Plan, machine: Machine, graph: Graph) -> None:
-    """QEMU must be able to make data durable before a header shows it. And a client that connects while a job rests is not kept waiting:
-    what it writes then would be lost."""
-    monitor = machine.monitor
-    if "human-monitor-command" not in monitor.commands:
-        machine.refuse("its files would be merged, and what has them open (qemu-storage-daemon) has no command that makes data durable", _STOP)
-    if plan.before is None or plan.after is None or plan.before.active.file == plan.after.active.file:
+def require_mergeable(plan: Plan, machine: Machine, graph: Graph, top: str, drop_bitmaps: bool = False) -> None:
+    """Check what merges need that are to begin. :param top: the file that the guest writes to. :raises InUse, Conflict: it does not hold."""
+    files = _merged(plan)
+    require_harmless(plan, machine, graph, top)
+    if files:
+        machine.require_no_other(files, writing=False)
+        if not drop_bitmaps:
+            _require_no_bitmaps(machine, graph, files)
+
+
+def _merged(plan: Plan) -> tuple[str, ...]:
+    """The files that the plan's merges change or remove."""
+    merges = [step for step in plan.steps if isinstance(step, (Commit, Pull, Repoint, Unlink))]
+    is_more = any(not isinstance(step, Repoint) for step in merges)  # what heals a name alone merges nothing
+    return tuple(dict.fromkeys(file for step in merges for file in step.touches())) if is_more else ()
+
+
+def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> None:
+    """Check what would lose data or harm the machine, also of merges that were interrupted. :raises InUse: something would."""
+    files = _merged(plan)
+    if not files:
         return
-    chain = set(graph.chain(machine.node(graph, plan.before.active.file).name))
+    monitor = machine.monitor
+    if "human-monitor-command" not in monitor.commands:  # data must be durable before a header shows it
+        machine.refuse("its files would be merged, and what has them open (qemu-storage-daemon) has no command that makes data durable", _STOP)
+    machine.require_alone(graph, top, files)
+    for file in files:
+        _require_whole(machine, graph, file)
+    switches = plan.before is not None and plan.after is not None and plan.after.active.file not in (top, plan.before.active.file)
+    if switches:
+        _require_not_exported(machine, graph, top)
+    if plan.after is not None:
+        _require_aligned(plan, machine, graph, plan.after.active.file if switches else None)
+
+
+def _require_not_exported(machine: Machine, graph: Graph, top: str) -> None:
+    """A client that connects while a job rests is not kept waiting: what it writes then would be lost."""
+    monitor = machine.monitor
+    chain = set(graph.chain(machine.node(graph, top).name))
     chain |= {graph.root_of(name) for name in chain}
     exports = monitor.run("query-block-exports") if "query-block-exports" in monitor.commands else ()
-    if any(one.get("node-name") in chain for one in exports):
+    if any(one["node-name"] in chain for one in exports):
         machine.refuse("the machine exports its disk (block-export), and clients could write while the newest snapshot is merged", "end the export first")
+
+
+def _require_whole(machine: Machine, graph: Graph, file: str) -> None:
+    """A machine can have a part of a raw file as its disk (options ``offset`` and ``size``). A merge would write to other places than the
+    share's files say."""
+    status = machine.directory.root.status(file)
+    for node in machine.images(graph, file):
+        if node.driver != "qcow2" and status is not None and node.size != _rounded(status.st_size, _ALIGNMENT if node.direct else _SECTOR):
+            machine.refuse(f"the machine's disk has {node.size} bytes of {file}, and the file on the share {status.st_size}", _STOP)
+
+
+def _require_aligned(plan: Plan, machine: Machine, graph: Graph, new: str | None) -> None:
+    """QEMU 7.2 aborts, or changes the size, when it merges into a raw file of which the end is in the middle of a block, past the kernel's
+    cache (``cache=none``). :param new: the file that the guest is to write to."""
+    commits = [step for step in plan.steps if isinstance(step, Commit)]
+    sizes = {image.file: image.size for image in machine.volume.chain}
+    for file in dict.fromkeys([*(step.into for step in commits), *([new] if new else [])]):
+        status = machine.directory.root.status(file)
+        after = [sizes.get(step.file, 0) for step in commits if step.into == file]
+        after += [plan.after.size] if file == new and plan.after is not None else []
+        for node in machine.images(graph, file) if status is not None else ():
+            if node.driver != "qcow2" and node.direct and any(size % _ALIGNMENT for size in (status.st_size, *after)):
+                machine.refuse(f"the machine has the raw image {file} open with cache=none, and its size is no multiple of {_ALIGNMENT} bytes", _STOP)
+
+
+def _rounded(size: int, block: int) -> int:
+    return -(-size // block) * block
 
 
 def _require_format_layer(machine: Machine, graph: Graph, backing: str) -> None:
@@ -100,6 +154,11 @@ def _require_growable(machine: Machine, graph: Graph, step: Grow) -> None:
     if node.size > step.size:
         machine.refuse(f"the machine's disk has {node.size} bytes already", "ask for that size")
     require_size(machine, node, machine.volume.image(step.file).size)
+    if step.format != "qcow2" and node.direct and step.size % _ALIGNMENT:
+        machine.refuse(
+            f"it would have {step.size} bytes, and the machine has its raw image open with cache=none",
+            f"ask for a multiple of {_ALIGNMENT} bytes, or stop the machine, and run the task again",
+        )
     if step.format == "qcow2" and _has_tail(machine.directory, step.file):
         machine.refuse(f"{step.file} holds old data behind its end, which would become visible", _STOP)
 

@@ -9,7 +9,7 @@ import os
 from contextlib import contextmanager
 from typing import Callable, ContextManager, Iterable, Iterator, Mapping
 
-from ...errors import InUse, NeedsRecovery
+from ...errors import InUse, NeedsRecovery, ToolFailed
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, CreateOverlay, Grow, Pull, Repoint, SetAttributes, Step, Unlink
 from ...store import qcow2
@@ -17,9 +17,10 @@ from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
 from ...store.metadata.records import Disk
 from ..engine import Session
+from .answers import Strange
 from .client import Lost, QmpError
 from .graph import Graph, Node
-from .machine import OUR_JOBS, Machine, told
+from .machine import OURS, Machine, told
 from .merging import Merging, flush
 from .possible import directory_of, require_size
 from .switching import Switch
@@ -62,7 +63,7 @@ class LiveSession:
 
     def do(self, step: Step) -> None:
         """See :meth:`engine.Session.do`."""
-        with told(self._machine.subject):
+        with told(self._machine):
             self._methods[type(step)](step)
 
     def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, Disk]]:
@@ -90,7 +91,7 @@ class LiveSession:
 
     def _add(self, active: Node, file: str) -> str:
         """Let QEMU open an overlay, cached as the present active image is. Returns the name of its node."""
-        name, cache = f"{OUR_JOBS}{os.urandom(6).hex()}", dict(zip(("direct", "no-flush"), active.cache))
+        name, cache = f"{OURS}{os.urandom(6).hex()}", dict(zip(("direct", "no-flush"), active.cache))
         path = os.path.join(directory_of(self._machine, active), file)
         protocol = {"driver": "file", "filename": path, "cache": cache}
         self._machine.monitor.run("blockdev-add", driver="qcow2", node_name=name, backing=None, cache=cache, file=protocol)
@@ -101,7 +102,7 @@ class LiveSession:
         plan = self._plan
         if plan.operation == CREATE_SNAPSHOT or plan.after is None:
             return
-        with told(self._machine.subject):
+        with told(self._machine):
             self._merging.require_chain(plan.after.files)
             if self._switch is not None:
                 self._switch.prepare()
@@ -111,7 +112,7 @@ class LiveSession:
         plan = self._plan
         if plan.after is None or self._withdrawn:
             return
-        with told(self._machine.subject):
+        with told(self._machine):
             if plan.operation == CREATE_SNAPSHOT:
                 self._switch_to(plan.after.active.file, str(plan.after.active.backing_file), plan.after.size)
             elif self._switch is not None:
@@ -127,6 +128,10 @@ class LiveSession:
         require_size(self._machine, active, size)
         node = self._waiting(graph, overlay) or self._add(active, overlay)
         self._machine.monitor.run("blockdev-snapshot", node=active.name, overlay=node)
+        graph = self._machine.graph()
+        if graph.backing_of(node) != active.name or not graph.users_of(node):
+            problem = f"QEMU says that the guest writes to {overlay}, and it does not"
+            raise ToolFailed(self._machine.subject, problem, "stop the machine, and run the task again")
 
     def _waiting(self, graph: Graph, overlay: str) -> str | None:
         """The node of an overlay that QEMU has open and does not use."""
@@ -157,7 +162,7 @@ class LiveSession:
                 if graph.backing_of(node.name) is not None:
                     return False
                 self._machine.monitor.run("blockdev-del", node_name=node.name)
-        except (QmpError, Lost, InUse):
+        except (QmpError, Lost, Strange, InUse):
             return False
         self._withdrawn = True
         return True

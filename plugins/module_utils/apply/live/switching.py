@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 
+from ...errors import ToolFailed
 from ...store.files.directory import ShareDirectory
 from .guardian import Guardian, leave_behind
 from .machine import Machine
-from .merging import Merging, end, flush, job_name, wait
+from .merging import Job, Merging, end, flush, wait
 
 
 class Switch:
@@ -25,46 +26,47 @@ class Switch:
 
     def __init__(self, directory: ShareDirectory, machine: Machine, merging: Merging, new: str) -> None:
         self._directory, self._machine, self._merging, self.new = directory, machine, merging, new
-        self._name = job_name("switch", machine.volume.name, new)
         self._guardian: Guardian | None = None
+        self._name = ""  # of the job
         self._old = ""  # the node of the image that the guest leaves
-
-    def is_under_way(self) -> bool:
-        """Whether an interrupted task began it."""
-        found = self._machine.monitor.job(self._name)
-        return found is not None and found["status"] != "concluded"
 
     def prepare(self) -> None:
         """Bring the job to where both images show the same. From then on the guest's writes wait, and a guardian sees to it that they do
-        not wait for ever."""
+        not wait for ever. The graph proves that the job leads from the guest's image to the new one, before anybody relies on it."""
         machine = self._machine
         graph = machine.graph()
-        old, base = machine.node(graph, self._merging.top), self._merging.in_chain(graph, self.new)
+        old, base = machine.node(graph, self._merging.top), machine.node(graph, self.new)
         self._old = old.name
-        if not self.is_under_way():
-            base_name = base.name if base is not None else machine.node(graph, self.new).name
-            self._merging.start(self._name, "block-commit", device=self._merging.root(graph), top_node=old.name, base_node=base_name)
-        wait(machine, self._name, "ready", "pending")
-        found = machine.monitor.job(self._name)
+        job = Job(machine.job_name("switch", self._merging.top, self.new), "block-commit", (old.name, base.name))
+        self._name = job.name
+        self._merging.start(job, device=self._merging.root(graph), top_node=old.name, base_node=base.name)
+        wait(machine, job.name, "ready", "pending")
+        self._merging.require_proof(job)
+        found = machine.monitor.job(job.name)
         rests = found is not None and found["status"] == "pending"
         if not rests:
             flush(machine, old.name)  # what is left to write of it afterwards is little
-        self._guardian = Guardian(machine.monitor, self._directory, machine.volume.name, self.new, self._name, old.name)
+        self._guardian = Guardian(machine.monitor, self._directory, machine.volume.name, self.new, job.name, old.name)
         if not rests:
-            machine.monitor.run("job-complete", id=self._name)
-            wait(machine, self._name, "pending")
+            machine.monitor.run("job-complete", id=job.name)
+            wait(machine, job.name, "pending")
+        self._merging.require_proof(job)
         with self._directory.root.opened(self.new) as fd:
             os.fsync(fd)
 
     def complete(self) -> None:
-        """Let the guest go on, on the new image. ``.info`` names it durably."""
+        """Let the guest go on, on the new image. ``.info`` names it durably. :raises ToolFailed: the guest does not write to that."""
         if self._guardian is None:
             return
-        self._machine.monitor.run("job-finalize", id=self._name)
-        end(self._machine, self._name)
-        leave_behind(self._machine.monitor, self._directory, self._machine.volume.name, self._old)
+        machine = self._machine
+        machine.monitor.run("job-finalize", id=self._name)
+        end(machine, self._name)
+        leave_behind(machine.monitor, self._directory, machine.volume.name, self._old)
         self._guardian.dismiss()
         self._guardian = None
+        graph = machine.graph()
+        if not graph.users_of(machine.node(graph, self.new).name) or graph.is_used(self._old):
+            raise ToolFailed(machine.subject, f"QEMU says that the guest has left {self._merging.top}, and it has not", "stop the machine before anything else")
 
     def give_up(self) -> None:
         """If the task failed before its end, let the guardian decide now what it would decide if the task had died."""
