@@ -8,6 +8,7 @@ The documentation of these options is in doc_fragments/store.py; a test compares
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Callable
 
 from .errors import InvalidParameter, StorageError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .operations.transaction import Outcome
 
 _VERBOSE = 3  # -vvv
+_LONGEST_SOCKET = 107  # bytes of the path of a socket
 _LONGEST_MODE = 8  # digits
 _LONGEST_ID, _NO_ID = 10, 2**32 - 1  # digits; the number that chown takes for "leave it"
 _LONGEST_WAIT = 10 * 365 * 86400  # seconds
@@ -48,15 +50,30 @@ def require(params: dict, *names: str) -> None:
 
 
 def monitor(params: dict) -> str | None:
-    """The monitor of the machine that has the volume open, as the task or its item names it."""
+    """The monitor of the machine that has the volume open, as the task or its item names it, as an absolute path.
+
+    :raises InvalidParameter: no socket can have that path.
+    """
     attachment = params.get("attachment")
-    return attachment["qmp"] if attachment else None
+    if not attachment:
+        return None
+    path = attachment["qmp"]
+    if not path or not path.isprintable() or len(os.fsencode(path)) > _LONGEST_SOCKET:
+        raise InvalidParameter("option attachment.qmp", f"{path!r} is no path of a socket", f"give one of at most {_LONGEST_SOCKET} bytes")
+    return os.path.abspath(path)
 
 
 def one_after_the_other(params: dict) -> frozenset[str]:
-    """What items of a task share that must not work at the same time: a monitor serves one client."""
-    path = monitor(params)
-    return frozenset([f"monitor {path}"] if path else ())
+    """What items of a task share that must not work at the same time: a monitor serves one client. One that is spelled in two ways is one."""
+    attachment = params.get("attachment")
+    if not attachment or not attachment["qmp"]:
+        return frozenset()
+    path = os.path.realpath(attachment["qmp"])
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # nobody listens there
+        return frozenset([f"monitor {path}"])
+    return frozenset([f"monitor {status.st_dev}:{status.st_ino}"])
 
 
 def check_numbers(params: dict) -> None:

@@ -41,7 +41,8 @@ class Terms(NamedTuple):
     ``locks`` are descriptors of the held volume locks. Programs that the engine starts inherit them. ``assume_unused``: the user
     promises that nobody has the images open, for file systems where this cannot be checked. ``warn`` takes sentences for the
     user. ``look`` takes the name of a volume and returns what was read of it under its lock. ``attachment`` is the path of the
-    monitor (QMP) of the machine that has the images open, as the user names it. ``drop_bitmaps``: its dirty bitmaps may be lost.
+    monitor (QMP) of the machine that has the images open, as the user names it; if nobody listens there, errors say so.
+    ``drop_bitmaps``: its dirty bitmaps may be lost.
     """
 
     locks: tuple[int, ...] = ()
@@ -169,5 +170,6 @@ def attached_engine(directory: ShareDirectory, terms: Terms) -> Engine:
     """
     from .live.engine import attached
 
-    files = open_engine(OFFLINE, directory, terms._replace(assume_unused=False))
-    return attached(directory, terms, files) or files
+    terms = terms._replace(assume_unused=False)
+    files = open_engine(OFFLINE, directory, terms._replace(attachment=None))
+    return attached(directory, terms, files) or open_engine(OFFLINE, directory, terms)

@@ -44,7 +44,7 @@ def check(command: str, answer: object) -> None:
     """Check the answer to a command. Of commands that only act, nothing is read. :raises Strange: it has another shape."""
     shape = _SHAPES.get(command)
     if shape is not None:
-        require_shape(answer, shape, command)
+        require_shape(answer, shape, f"the answer to {command}")
 
 
 def require_shape(value: object, shape: Any, where: str) -> None:
@@ -58,15 +58,15 @@ def require_shape(value: object, shape: Any, where: str) -> None:
         for key, inner in shape.items():
             name = key.rstrip("?")
             if name in value or name == key:  # type: ignore[operator]
-                _require(name in value, f"{where}: {name}")  # type: ignore[operator]
-                require_shape(value[name], inner, f"{where}: {name}")  # type: ignore[index]
+                _require(name in value, where)  # type: ignore[operator]
+                require_shape(value[name], inner, where)  # type: ignore[index]
     else:
         _require(isinstance(value, shape) and (shape is bool or not isinstance(value, bool)), where)
 
 
 def _require(holds: bool, where: str) -> None:
     if not holds:
-        raise Strange(f"the answer to {where} is none that QEMU gives" if where else "its greeting is none that QEMU gives")
+        raise Strange(f"{where} is none that QEMU gives")
 
 
 def is_path(told: str) -> bool:

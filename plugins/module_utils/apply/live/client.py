@@ -66,7 +66,7 @@ class Monitor:
     def greet(self) -> None:
         """Read the greeting and begin. :raises Lost: there is none. :raises Strange: another server's. :raises QmpError: it refuses to begin."""
         until = time.monotonic() + GREETING
-        answers.require_shape(self._line(until), answers.GREETING, "")
+        answers.require_shape(self._line(until), answers.GREETING, "its greeting")
         self._run("qmp_capabilities", {}, until)
         self.commands = frozenset(one["name"] for one in self._run("query-commands", {}, until))
 
@@ -101,7 +101,7 @@ class Monitor:
             if answer.get("id") != mine:
                 continue  # an event, or the answer to another process that had this connection
             if "error" in answer:
-                answers.require_shape(answer["error"], answers.ERROR, command)
+                answers.require_shape(answer["error"], answers.ERROR, f"the answer to {command}")
                 raise QmpError(command, answer["error"]["class"], answer["error"]["desc"])
             if "return" not in answer:
                 raise Strange(f"the answer to {command} is none that QEMU gives")
@@ -171,9 +171,8 @@ def connect(path: str) -> Monitor | None:
     :raises InUse: somebody listens there and does not greet in time, or refuses. :raises ToolFailed: the socket cannot be reached.
     """
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    stream.settimeout(GREETING)
     try:
-        stream.connect(path)
+        _call(stream, path)
     except OSError as error:
         stream.close()
         if error.errno in _NOBODY:
@@ -192,6 +191,20 @@ def connect(path: str) -> Monitor | None:
         monitor.close()
         raise strange(path, error) from error
     return monitor
+
+
+def _call(stream: socket.socket, path: str) -> None:
+    """Connect. Who waits for a client that is just going may be too many for a moment. :raises OSError: nobody answers."""
+    until = time.monotonic() + GREETING
+    stream.settimeout(GREETING)
+    while True:
+        try:
+            stream.connect(path)
+            return
+        except OSError as error:
+            if error.errno != errno.EAGAIN or time.monotonic() > until:
+                raise
+            time.sleep(_POLL)
 
 
 def _silent(path: str, reason: str = "no answer came in time") -> InUse:

@@ -121,8 +121,8 @@ class Machine:
         be taken. None if it differs otherwise. :raises InUse: nothing could be done now."""
         graph = self.require_able()
         there = tuple(file for file in self.volume.files if file in self._statuses)
-        active = self.images(graph, there[0]) if there else []
-        if len(active) != 1 or not self._is_top(graph, active[0]) or [*graph.chain(active[0].name)] != [node.name for file in there for node in self.images(graph, file)]:
+        nodes = [node for file in there for node in self.images(graph, file)]
+        if not nodes or not self._is_top(graph, nodes[0]) or [*graph.chain(nodes[0].name)] != [node.name for node in nodes]:
             return None
         self.require_no_other(there, writing=True)
         self._require_no_jobs(graph, there, ours=True)

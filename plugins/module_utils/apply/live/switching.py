@@ -64,8 +64,7 @@ class Switch:
         leave_behind(machine.monitor, self._directory, machine.volume.name, self._old)
         self._guardian.dismiss()
         self._guardian = None
-        graph = machine.graph()
-        if not graph.users_of(machine.node(graph, self.new).name) or graph.is_used(self._old):
+        if machine.graph().is_used(self._old):
             raise ToolFailed(machine.subject, f"QEMU says that the guest has left {self._merging.top}, and it has not", "stop the machine before anything else")
 
     def give_up(self) -> None:

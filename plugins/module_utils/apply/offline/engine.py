@@ -41,7 +41,8 @@ class OfflineEngine:
             guard.take(self._present(file for step in plan.steps for file in step.touches() if not file.endswith(".info")))
             guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 
-        return self._begin(plan, hold, source, on_record=plan.intent)
+        with self._naming_the_machine():
+            return self._begin(plan, hold, source, on_record=plan.intent)
 
     def session_to_end(self, resumption: intents.Resumption) -> Session:
         """See :meth:`engine.Engine.session_to_end`. Others may still read images that the steps do not touch."""
@@ -50,7 +51,7 @@ class OfflineEngine:
             guard.take(self._present(resumption.closed))
             guard.watch(self._present(resumption.unwritten))
 
-        with _naming_the_machine(resumption):
+        with self._naming_the_machine(resumption):
             return self._begin(resumption.plan, hold, None, on_record=True)
 
     def _begin(self, plan: Plan, hold: Callable[[Guard], None], source: CopySource | None, on_record: bool) -> Session:
@@ -75,13 +76,14 @@ class OfflineEngine:
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """See :meth:`engine.Engine.predict`. What is there can be asked, and what is only predicted nobody has open."""
         chain = plan.before.files if plan.before else ()
-        for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
-            guards.check_unused(self._directory, file, self._terms.assume_unused)
-        guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
+        with self._naming_the_machine():
+            for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
+                guards.check_unused(self._directory, file, self._terms.assume_unused)
+            guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 
     def predict_end(self, resumption: intents.Resumption) -> None:
         """See :meth:`engine.Engine.predict_end`."""
-        with _naming_the_machine(resumption):
+        with self._naming_the_machine(resumption):
             guards.check_resumption(self._directory, resumption, self._terms.assume_unused)
 
     def require_unused(self, file: str, check_only: bool) -> None:
@@ -115,14 +117,18 @@ class OfflineEngine:
         backing = os.path.basename(header.backing_file) if header.backing_file else None
         return intents.ObservedFile(status.st_ino, status.st_size, header.size, backing, status.st_mtime_ns)
 
-
-@contextmanager
-def _naming_the_machine(resumption: intents.Resumption) -> Iterator[None]:
-    """A context in which an error about an image that is open names the machine which the interrupted task worked with."""
-    try:
-        yield
-    except InUse as error:
-        if resumption.attachment is None:
-            raise
-        problem = f"{error.problem}, and a task was interrupted that worked with the machine behind {resumption.attachment}"
-        raise InUse(error.subject, problem, "run the task with that attachment, or stop the machine first") from error
+    @contextmanager
+    def _naming_the_machine(self, resumption: intents.Resumption | None = None) -> Iterator[None]:
+        """A context in which an error about an image that is open says that nobody listens at the monitor that the user named, and names
+        the machine which an interrupted task worked with."""
+        try:
+            yield
+        except InUse as error:
+            then, now = resumption.attachment if resumption is not None else None, self._terms.attachment
+            if then is None and now is None:
+                raise
+            problem = error.problem + (f", and nobody listens at {now}" if now is not None else "")
+            if then is None:
+                raise InUse(error.subject, problem, "give the monitor of the machine that uses it, or stop that machine first") from error
+            problem += f", and a task was interrupted that worked with the machine behind {then}"
+            raise InUse(error.subject, problem, "run the task with that attachment, or stop the machine first") from error
