@@ -19,7 +19,6 @@ from .graph import Graph, Node
 from .machine import Machine
 
 _STOP = "stop the machine, and run the task again"
-_SECTOR = 512  # bytes
 _ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
 
 
@@ -65,13 +64,13 @@ def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> No
     if "human-monitor-command" not in monitor.commands:  # data must be durable before a header shows it
         machine.refuse("its files would be merged, and what has them open (qemu-storage-daemon) has no command that makes data durable", _STOP)
     machine.require_alone(graph, top, files)
-    for file in files:
-        _require_whole(machine, graph, file)
     switches = plan.before is not None and plan.after is not None and plan.after.active.file not in (top, plan.before.active.file)
     if switches:
         _require_not_exported(machine, graph, top)
     if plan.after is not None:
         _require_aligned(plan, machine, graph, plan.after.active.file if switches else None)
+    for file in files:
+        _require_whole(machine, graph, file)
 
 
 def _require_not_exported(machine: Machine, graph: Graph, top: str) -> None:
@@ -89,7 +88,7 @@ def _require_whole(machine: Machine, graph: Graph, file: str) -> None:
     share's files say."""
     status = machine.directory.root.status(file)
     for node in machine.images(graph, file):
-        if node.driver != "qcow2" and status is not None and node.size != _rounded(status.st_size, _ALIGNMENT if node.direct else _SECTOR):
+        if node.driver != "qcow2" and status is not None and not status.st_size <= node.size < status.st_size + _ALIGNMENT:  # QEMU rounds it up
             machine.refuse(f"the machine's disk has {node.size} bytes of {file}, and the file on the share {status.st_size}", _STOP)
 
 
@@ -105,10 +104,6 @@ def _require_aligned(plan: Plan, machine: Machine, graph: Graph, new: str | None
         for node in machine.images(graph, file) if status is not None else ():
             if node.driver != "qcow2" and node.direct and any(size % _ALIGNMENT for size in (status.st_size, *after)):
                 machine.refuse(f"the machine has the raw image {file} open with cache=none, and its size is no multiple of {_ALIGNMENT} bytes", _STOP)
-
-
-def _rounded(size: int, block: int) -> int:
-    return -(-size // block) * block
 
 
 def _require_format_layer(machine: Machine, graph: Graph, backing: str) -> None:
