@@ -79,7 +79,10 @@ class Graph:
 
     def _require_no_circle(self) -> None:
         """:raises Strange: a node is above itself."""
-        ends = {name: len(below) for name, below in self._below.items()}  # what is under a node and was not seen
+        ends: dict[str, int] = {}  # how many are under a node and were not seen
+        for kind, above, _edge in (one for on in self._above.values() for one in on):
+            if kind == _NODE:
+                ends[above] = ends.get(above, 0) + 1
         free = [name for name in self._nodes if not ends.get(name)]
         seen = 0
         while free:

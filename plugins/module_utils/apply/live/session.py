@@ -182,6 +182,9 @@ class LiveSession:
             self._machine.refuse(f"the machine's disk has {node.size} bytes already", "ask for that size")
         if min(node.size, graph.size_of(root)) < step.size:
             self._machine.monitor.run("block_resize", node_name=root, size=step.size)
+            if self._machine.graph().size_of(node.name) < step.size:
+                problem = f"QEMU says that its disk has {step.size} bytes, and the disk has another size still"
+                raise ToolFailed(self._machine.subject, problem, "stop the machine, and run the task again")
         flush(self._machine, node.name)
         with self._directory.root.opened(step.file) as fd:
             self._directory.waiting.sync_file(fd)
