@@ -96,6 +96,18 @@ def flags(kind: str, path: Path, image_format: str) -> list[str]:
     if kind == "direct":
         cache = {"direct": True, "no-flush": False}
         return ["-blockdev", json.dumps({**node, "cache": cache, "file": {**file, "cache": cache}}), *device]
+    if kind == "direct drive":
+        return ["-drive", f"file={path},if=none,id=disk0,format={image_format},cache=none", *device]
+    if kind == "direct file":  # the option stands at the file's node alone
+        return ["-blockdev", json.dumps({**node, "file": {**file, "cache": {"direct": True, "no-flush": False}}}), *device]
+    if kind == "part":  # of the base
+        base = {"driver": "raw", "offset": MIB, "file": {"driver": "file", "filename": str(path.parent / "v")}}
+        return ["-blockdev", json.dumps({**node, "backing": base}), *device]
+    if kind == "raw above":
+        return ["-blockdev", json.dumps({"driver": "raw", "node-name": "disk0", "file": {**node, "node-name": "below"}}), *device]
+    if kind == "debug below":
+        below = {"driver": "blkdebug", "image": file}
+        return ["-blockdev", json.dumps({**node, "file": below}), *device]
     if kind == "iothread":
         return ["-object", "iothread,id=io0", "-blockdev", json.dumps(node), "-device", "virtio-blk-pci,id=d0,drive=disk0,iothread=io0"]
     if kind == "usb":  # can be unplugged without the guest's help

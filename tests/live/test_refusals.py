@@ -21,6 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.machine import Machine
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, InUse, StorageError, ToolFailed
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
 from .guest import MIB, SIZE, Guest, Live, Qmp, digest, digest_of
@@ -403,3 +404,194 @@ def test_qemu_storage_daemon(make: Callable[..., Live], tmp_path: Path) -> None:
     live.require_right()
     told = live.info()
     assert digest(told["path"], told["format"]) == digest_of(live.data)
+
+
+# -- raw images past the kernel's cache ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["direct", "direct drive"])
+@pytest.mark.parametrize("size, grown", [(SIZE, SIZE + 1024), (SIZE, SIZE + 512), (SIZE + 512, 0)])
+@pytest.mark.parametrize("names", ["a", "b", "ab"])
+def test_a_raw_base_that_ends_in_the_middle_of_a_block(make: Callable[..., Live], kind: str, size: int, grown: int, names: str) -> None:
+    """QEMU 7.2 aborts, or changes the size. A merge that does not write to it is done."""
+    live = make("raw", size=size)
+    live.take("a")
+    live.take("b")
+    if grown:
+        live.grow(grown)
+    live.points = dict.fromkeys("ab", digest_of(bytes(size)))
+    guest = live.start(kind)
+    guest.scribble(1)
+    if names == "ab" or (names == "a" and not grown):
+        assert "no multiple of 4096" in refused(live, lambda **mode: live.delete(*names, **mode))
+    else:
+        assert live.delete(names).changed
+        del live.points[names]
+    assert guest.alive
+    guest.scribble(2)
+    live.require_right()
+
+
+@pytest.mark.parametrize("kind", ["direct", "direct drive", "direct file"])
+def test_growth_to_the_middle_of_a_block(make: Callable[..., Live], kind: str) -> None:
+    live = make("raw")
+    guest = live.start(kind)
+    assert "multiple of 4096" in refused(live, lambda **mode: live.present(size=SIZE + 512, **mode))
+    live.grow(SIZE + 4096)
+    guest.scribble(1)
+    live.require_right()
+
+
+def test_interrupted_work_that_would_harm_a_machine(make: Callable[..., Live]) -> None:
+    """A deletion was interrupted while no machine ran. One that was started since would abort."""
+    from .instants import killed_at
+
+    live = make("raw", size=SIZE + 512)
+    live.take("a")
+    killed_at(lambda: live.delete("a"), 1, "module", 0)
+    assert live.info()["pending"]["operation"] == "delete_snapshot"
+    guest = live.start("direct")
+    assert "no multiple of 4096" in refused(live, lambda **mode: live.take("b", **mode))
+    assert guest.alive
+
+
+# -- other users in the same machine ---------------------------------------------------------------------------------------
+
+
+def second_reader(path: Path, **options: Any) -> tuple[str, ...]:
+    """A read-only second disk of the machine on a file."""
+    node = {"driver": "qcow2", "node-name": "second", "read-only": True, "file": {"driver": "file", "filename": str(path), **options}}
+    return "-blockdev", json.dumps({**node, "force-share": True}), "-device", "virtio-blk-pci,id=d1,drive=second"
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_a_point_that_the_machine_has_as_a_second_disk(make: Callable[..., Live], name: str) -> None:
+    """It would change under its reader. What does not touch it is done."""
+    live = make("qcow2")
+    for point in "abc":
+        live.snapshot(point)
+    live.start(more=second_reader(live.path / "v.b"))
+    said = refused(live, lambda **mode: live.delete(name, **mode))
+    assert "something else uses" in said or "open 2 times" in said
+    live.snapshot("d")
+    live.require_right()
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_an_export_of_an_image_in_the_middle(make: Callable[..., Live], tmp_path: Path, name: str) -> None:
+    live = make("qcow2")
+    live.snapshot("a")
+    live.snapshot("b")
+    guest = live.start()
+    node = next(one["node-name"] for one in guest.qmp("query-named-block-nodes", flat=True) if one["file"].endswith("/v.a") and one["drv"] == "qcow2")
+    guest.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp_path / "nbd")}})
+    guest.qmp("block-export-add", type="nbd", id="e", node_name=node)
+    assert "export" in refused(live, lambda **mode: live.delete(name, **mode))
+    assert live.info()["pending"] is None
+    keep = retention.parse({"match": "*", "last": 1})
+    request = snapshots.SnapshotRequest(live.where, "v", DesiredSnapshot("c"), keep)
+    before, said = live.tree(), []
+    for mode in ({"check": True}, {}):  # the run takes the snapshot first
+        with pytest.raises(InUse) as caught:
+            snapshots.take(request, live.options(**mode))
+        said.append(str(caught.value))
+        assert not mode or live.tree() == before
+    assert said[0] == said[1]
+    guest.qmp("block-export-del", id="e")
+    live.points["c"] = digest_of(live.data)
+    assert live.delete(name).changed
+    del live.points[name]
+    live.require_right()
+
+
+@pytest.mark.parametrize("kind", ["raw above", "debug below"])
+def test_drivers_that_are_not_known(make: Callable[..., Live], kind: str) -> None:
+    live = make("qcow2")
+    live.snapshot("a")
+    guest = live.start(kind)
+    for task in changes(live):
+        said = refused(live, task)
+        assert "something else uses" in said or "other files under v.a" in said
+    assert guest.alive
+
+
+def test_encryption_by_the_machine(make: Callable[..., Live]) -> None:
+    """Its disk is shorter than the file, and what is in the file is not what the guest sees."""
+    live, disk = make("raw", size=16 * MIB), None
+    command = ["qemu-img", "create", "-q", "--object", "secret,id=s,data=x", "-f", "luks", "-o", "key-secret=s,iter-time=10", str(live.path / "v"), "8M"]
+    for _attempt in range(20):  # on a busy machine it finds no time to measure
+        disk = subprocess.run(command, capture_output=True, check=False)
+        if not disk.returncode:
+            break
+    assert disk is not None and not disk.returncode, disk
+    os.truncate(live.path / "v", 16 * MIB)
+    node = {"driver": "luks", "key-secret": "s", "node-name": "crypt", "file": {"driver": "file", "filename": str(live.path / "v")}}
+    other = make("raw")
+    more = ("-object", "secret,id=s,data=x", "-blockdev", json.dumps(node), "-device", "virtio-blk-pci,id=d1,drive=crypt")
+    live.guest = other.start(more=more)
+    assert "(luks)" in refused(live, changes(live)[0])
+    assert "(luks)" in refused(live, lambda **mode: live.present(size=32 * MIB, **mode))
+
+
+def test_a_machine_that_has_a_part_of_the_base(make: Callable[..., Live]) -> None:
+    """A merge would write to other places than the files say."""
+    live = make("raw", size=2 * MIB)
+    live.take("a")
+    live.start("part")
+    assert "of v, and the file on the share" in refused(live, changes(live)[2])
+
+
+# -- what is said, and what is sent ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["absent", "file", "directory", "dead"])
+def test_nobody_listens_at_the_monitor(live: Live, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "monitor"
+    if what == "file":
+        path.write_text("")
+    elif what == "directory":
+        path.mkdir()
+    elif what == "dead":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    for task in changes(live):
+        assert f"nobody listens at {path}" in refused(live, lambda task=task, **mode: task(attachment=str(path), **mode))
+
+
+def test_an_ended_job_of_the_user(live: Live, tmp_path: Path) -> None:
+    """Whatever its name is: it is left alone, and so is one that works elsewhere."""
+    guest = live.guest
+    assert guest is not None
+    guest.qmp("blockdev-create", job_id="rfs-mine", options={"driver": "file", "filename": str(tmp_path / "other"), "size": 65536})
+    while guest.qmp("query-jobs")[0]["status"] != "concluded":
+        time.sleep(0.01)
+    for mode in ({"check": True}, {}):
+        assert live.take("b", **mode).changed
+        assert [job["id"] for job in guest.qmp("query-jobs")] == ["rfs-mine"]
+
+
+def test_check_mode_only_asks(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a killed task has left a job that has ended."""
+    from .instants import instants, killed_at
+
+    guest, sent = live.guest, []
+    assert guest is not None
+    for name in "bcd":
+        live.snapshot(name)
+    number = next(one.number for one in instants(lambda: live.delete("b")) if one.what == "before job-dismiss")
+    killed_at(lambda: live.delete("c"), number, "module", guest.process.pid)
+    assert [job["status"] for job in guest.qmp("query-jobs")] == ["concluded"]
+    run = Monitor.run
+
+    def noted(self: Monitor, command: str, **arguments: Any) -> Any:
+        sent.append(command)
+        return run(self, command, **arguments)
+
+    monkeypatch.setattr(Monitor, "run", noted)
+    predicted = [task(check=True).changed for task in (changes(live)[0], changes(live)[1], changes(live)[2])]
+    assert predicted == [True] * 3 and sent and all(command.startswith(("query-", "x-debug-query-")) for command in sent)
+    assert [job["status"] for job in guest.qmp("query-jobs")] == ["concluded"]
+    monkeypatch.setattr(Monitor, "run", run)
+    assert live.delete("a").changed and not guest.qmp("query-jobs")
+    live.points = {name: point for name, point in live.points.items() if name == "d"}
+    live.require_right()

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import os
-from typing import Iterable
+from typing import Iterable, NamedTuple
 
 from ...errors import Conflict
-from ...model import listed
-from ...plan.plan import Plan
+from ...model import Volume, listed
+from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, CreateOverlay, Grow, Pull, Repoint, Unlink
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
@@ -32,15 +32,15 @@ def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: b
             directory_of(machine, active)
         elif isinstance(step, Grow):
             _require_growable(machine, graph, step)
-        elif isinstance(step, Commit):
-            _require_committable(machine, step)
         elif isinstance(step, (Pull, Repoint)) and step.backing_file is not None:
             _require_format_layer(machine, graph, step.backing_file)
+    for write in _writes(plan, machine.volume, machine.volume.active.file):
+        _require_committable(machine, write)
 
 
 def require_mergeable(plan: Plan, machine: Machine, graph: Graph, top: str, drop_bitmaps: bool = False) -> None:
     """Check what merges need that are to begin. :param top: the file that the guest writes to. :raises InUse, Conflict: it does not hold."""
-    files = _merged(plan)
+    files = _merged(plan, machine.volume, top)
     require_harmless(plan, machine, graph, top)
     if files:
         machine.require_no_other(files, writing=False)
@@ -48,27 +48,58 @@ def require_mergeable(plan: Plan, machine: Machine, graph: Graph, top: str, drop
             _require_no_bitmaps(machine, graph, files)
 
 
-def _merged(plan: Plan) -> tuple[str, ...]:
-    """The files that the plan's merges change or remove."""
+class _Write(NamedTuple):
+    """A merge of QEMU's into ``into``, which gets the size of the layer that is merged, in bytes."""
+
+    into: str
+    size: int
+
+
+def _writes(plan: Plan, volume: Volume, top: str) -> list[_Write]:
+    """The merges by which QEMU carries out the plan. An empty layer is merged, too: otherwise it would stay in the machine's chain.
+
+    :param top: the file that the guest writes to.
+    """
+    sizes, files, found = {image.file: image.size for image in volume.chain}, volume.files, []
+    for step in plan.steps:
+        if isinstance(step, Commit):
+            found.append(_Write(step.into, sizes.get(step.file, 0)))
+        elif isinstance(step, Repoint) and step.file in files and step.backing_file in files:
+            between = files[files.index(step.file) + 1 : files.index(step.backing_file)]
+            found += [_Write(step.backing_file, sizes[file]) for file in between[:1]]
+    if _switches(plan, top) and plan.after is not None:
+        found.append(_Write(plan.after.active.file, plan.after.size))
+    return found
+
+
+def _switches(plan: Plan, top: str) -> bool:
+    """Whether the guest is to leave the image that it writes to."""
+    if plan.operation == CREATE_SNAPSHOT or plan.before is None or plan.after is None:
+        return False
+    return plan.after.active.file not in (top, plan.before.active.file)
+
+
+def _merged(plan: Plan, volume: Volume, top: str) -> tuple[str, ...]:
+    """The files that the plan's merges change or remove. What heals a name alone merges nothing."""
+    into = [write.into for write in _writes(plan, volume, top)]
     merges = [step for step in plan.steps if isinstance(step, (Commit, Pull, Repoint, Unlink))]
-    is_more = any(not isinstance(step, Repoint) for step in merges)  # what heals a name alone merges nothing
-    return tuple(dict.fromkeys(file for step in merges for file in step.touches())) if is_more else ()
+    if not into and all(isinstance(step, Repoint) for step in merges):
+        return ()
+    return tuple(dict.fromkeys([*(file for step in merges for file in step.touches()), *into]))
 
 
 def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> None:
     """Check what would lose data or harm the machine, also of merges that were interrupted. :raises InUse: something would."""
-    files = _merged(plan)
+    files = _merged(plan, machine.volume, top)
     if not files:
         return
     monitor = machine.monitor
     if "human-monitor-command" not in monitor.commands:  # data must be durable before a header shows it
         machine.refuse("its files would be merged, and what has them open (qemu-storage-daemon) has no command that makes data durable", _STOP)
     machine.require_alone(graph, top, files)
-    switches = plan.before is not None and plan.after is not None and plan.after.active.file not in (top, plan.before.active.file)
-    if switches:
+    if _switches(plan, top):
         _require_not_exported(machine, graph, top)
-    if plan.after is not None:
-        _require_aligned(plan, machine, graph, plan.after.active.file if switches else None)
+    _require_aligned(machine, graph, _writes(plan, machine.volume, top))
     for file in files:
         _require_whole(machine, graph, file)
 
@@ -92,17 +123,13 @@ def _require_whole(machine: Machine, graph: Graph, file: str) -> None:
             machine.refuse(f"the machine's disk has {node.size} bytes of {file}, and the file on the share {status.st_size}", _STOP)
 
 
-def _require_aligned(plan: Plan, machine: Machine, graph: Graph, new: str | None) -> None:
+def _require_aligned(machine: Machine, graph: Graph, writes: Iterable[_Write]) -> None:
     """QEMU 7.2 aborts, or changes the size, when it merges into a raw file of which the end is in the middle of a block, past the kernel's
-    cache (``cache=none``). :param new: the file that the guest is to write to."""
-    commits = [step for step in plan.steps if isinstance(step, Commit)]
-    sizes = {image.file: image.size for image in machine.volume.chain}
-    for file in dict.fromkeys([*(step.into for step in commits), *([new] if new else [])]):
+    cache (``cache=none``)."""
+    for file, size in writes:
         status = machine.directory.root.status(file)
-        after = [sizes.get(step.file, 0) for step in commits if step.into == file]
-        after += [plan.after.size] if file == new and plan.after is not None else []
         for node in machine.images(graph, file) if status is not None else ():
-            if node.driver != "qcow2" and node.direct and any(size % _ALIGNMENT for size in (status.st_size, *after)):
+            if node.driver != "qcow2" and node.direct and (status.st_size % _ALIGNMENT or size % _ALIGNMENT):
                 machine.refuse(f"the machine has the raw image {file} open with cache=none, and its size is no multiple of {_ALIGNMENT} bytes", _STOP)
 
 
@@ -122,10 +149,10 @@ def _require_no_bitmaps(machine: Machine, graph: Graph, files: Iterable[str]) ->
         )
 
 
-def _require_committable(machine: Machine, step: Commit) -> None:
-    into, top = machine.volume.image(step.into), machine.volume.image(step.file)
-    if into.format == "qcow2" and into.size < top.size and _has_tail(machine.directory, step.into):
-        machine.refuse(f"{step.into} holds old data behind its end, which would become visible", _STOP)
+def _require_committable(machine: Machine, write: _Write) -> None:
+    into = machine.volume.image(write.into)
+    if into.format == "qcow2" and into.size < write.size and _has_tail(machine.directory, write.into):
+        machine.refuse(f"{write.into} holds old data behind its end, which would become visible", _STOP)
 
 
 def require_size(machine: Machine, node: Node, size: int) -> None:
