@@ -68,8 +68,9 @@ def one_after_the_other(params: dict) -> frozenset[str]:
     attachment = params.get("attachment")
     if not attachment or not attachment["qmp"]:
         return frozenset()
-    path = os.path.realpath(attachment["qmp"])
+    path = attachment["qmp"]
     try:
+        path = os.path.realpath(path)
         status = os.stat(path)
     except (OSError, ValueError):  # nobody listens there
         return frozenset([f"monitor {path}"])

@@ -300,6 +300,11 @@ class Live:
         self.points[name] = digest_of(self.data)
         assert self.take(name, **options).changed
 
+    def forget(self, *names: str) -> None:
+        """They are deleted."""
+        for name in names:
+            del self.points[name]
+
     def grow(self, size: int, **options: Any) -> None:
         assert self.present(size=size, **options).changed
         self.data += bytes(size - len(self.data))

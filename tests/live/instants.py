@@ -77,6 +77,7 @@ def killed_at(task: Callable[[], object], number: int, victim: str, machine: int
     :param machine: the process of QEMU.
     """
     guardians: list[int] = []
+    task_pid = 0
     made = Guardian.__init__
 
     def noted(self: Guardian, *args: Any) -> None:
@@ -84,7 +85,7 @@ def killed_at(task: Callable[[], object], number: int, victim: str, machine: int
         guardians.append(self._pid)
 
     def reached(instant: Instant) -> None:
-        if instant.number != number:
+        if instant.number != number or os.getpid() != task_pid:  # a guardian has instants of its own
             return
         if victim in ("machine", "both"):
             os.kill(machine, signal.SIGKILL)
@@ -98,6 +99,7 @@ def killed_at(task: Callable[[], object], number: int, victim: str, machine: int
 
     child = os.fork()
     if child == 0:
+        task_pid = os.getpid()
         try:
             os.setpgid(0, 0)
             with watched(reached), mock.patch.object(Guardian, "__init__", noted):

@@ -12,12 +12,15 @@ A sample runs in each run of the stage; with LIVE_SWEEP=full all of them do.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import time
 from typing import Callable
 
 import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import ToolFailed
 
 from .guest import MIB, SIZE, Live, digest, digest_of
 from .instants import VICTIMS, instants, killed_at
@@ -125,3 +128,45 @@ def test_killed(make: Callable[..., Live], operation: str, image_format: str) ->
         finally:
             if case.live.guest is not None and case.live.guest.alive:
                 case.live.guest.kill()
+
+
+def test_the_group_is_killed_while_the_guardian_starts(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who kills a process group, as Ansible's async does, must not kill the guardian after the guest's writes wait."""
+    trial = Case(make("raw"), "all")
+    number = next(one.number for one in instants(trial.run) if one.what == "after job-complete")
+    case = Case(make("raw"), "all")
+    setsid = os.setsid
+
+    def slow() -> None:
+        time.sleep(0.5)
+        setsid()
+
+    monkeypatch.setattr(os, "setsid", slow)
+    case.kill(number, "group")
+    guest = case.live.guest
+    assert guest is not None
+    guest.wait_for_no_job()
+    guest.scribble(5)
+    case.end("reattach")
+
+
+@pytest.mark.parametrize("fault", ["no process", "it ends"])
+def test_a_guardian_that_cannot_start(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Without one the guest's writes are not made to wait."""
+    case = Case(make("raw"), "all")
+
+    def refused() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    if fault == "no process":
+        monkeypatch.setattr(os, "fork", refused)
+    else:
+        monkeypatch.setattr(os, "setsid", lambda: os._exit(1))
+    with pytest.raises(ToolFailed):
+        case.run()
+    monkeypatch.undo()
+    guest = case.live.guest
+    assert guest is not None
+    assert "pending" not in [job["status"] for job in guest.qmp("query-jobs")]
+    guest.scribble(5)
+    case.end("reattach")

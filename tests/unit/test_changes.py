@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,28 @@ def test_what_changing_modules_return_alike_is_documented_alike(checkout: Path) 
     assert {**volume["error_code"], "sample": None} == {**snapshot["error_code"], "sample": None}
     others = {key for key in volume.keys() & snapshot.keys() if volume[key] == snapshot[key]}
     assert others == set(SHARED_RETURNS), "another one is the same in both: name it here"
+
+
+def test_a_monitor_that_is_spelled_in_many_ways_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items that share one must not work at the same time."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    path = tmp_path / "a" / "m"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+    os.symlink(path, tmp_path / "link")
+    os.symlink("a", tmp_path / "dir")
+    os.link(path, tmp_path / "hard", follow_symlinks=False)
+    monkeypatch.chdir(tmp_path / "a")
+    spelled = [path, "m", "./m", f"{tmp_path}//a/m", f"{tmp_path}/a/b/../m", "../a/m", tmp_path / "link", tmp_path / "dir" / "m", tmp_path / "hard"]
+    assert len({changes.one_after_the_other({"attachment": {"qmp": str(one)}}) for one in spelled}) == 1
+    for gone in ("n", f"{tmp_path}/a/b/../n"):  # nobody listens there yet
+        assert changes.one_after_the_other({"attachment": {"qmp": gone}}) == frozenset([f"monitor {os.path.realpath('n')}"])
+    assert changes.one_after_the_other({}) == changes.one_after_the_other({"attachment": None}) == frozenset()
+    assert changes.monitor({"attachment": {"qmp": "m"}}) == str(path), "a record must name it for other tasks, too"
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "/a\nb", "/" + "x" * 107])
+def test_what_is_no_path_of_a_socket_is_refused(path: str) -> None:
+    with pytest.raises(InvalidParameter, match="attachment.qmp"):
+        changes.monitor({"attachment": {"qmp": path}})
+    assert changes.one_after_the_other({"attachment": {"qmp": path}}) is not None
