@@ -30,7 +30,7 @@ options:
       - The running machine that has the volume open. Without it, an image that anybody has open is refused with C(in_use).
       - With it the machine's own QEMU does the work while the guest runs. See docs/live.md for what is possible and what is refused.
       - If nobody listens at the monitor, the machine is taken to be off. Then the work is done on the files, if nobody else has them open.
-      - Items of a task that name the same monitor are done one after the other.
+      - Items of a task that name the same monitor, however they spell it, are done one after the other.
     type: dict
     suboptions:
       qmp:

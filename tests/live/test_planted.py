@@ -8,15 +8,16 @@ They show that the tests can fail, and that the traps are real in the QEMU that 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import merging, session, switching
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import merging, possible, session, switching
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Lost, Monitor
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.graph import Graph
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.guardian import Guardian
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, StorageError
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import ChainBroken, InUse, StorageError, ToolFailed
 
 from .guest import CLUSTER, Live
 from .instants import instants, killed_at
@@ -139,3 +140,85 @@ def test_a_snapshot_undone_after_the_switch(make: Callable[..., Live], monkeypat
         live.take("c")
     monkeypatch.undo()
     assert (live.path / "v.c").exists(), "its lock bytes were taken before it would have gone"
+
+
+def with_a_buried_filter(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> Live:
+    """A machine of which somebody took the last snapshot at the filter's name: the filter is between two images since."""
+    run = Monitor.run
+
+    def at_the_root(self: Monitor, command: str, **arguments: Any) -> Any:
+        if command == "blockdev-snapshot":
+            arguments["node"] = Graph(self).root_of(arguments["node"])
+        return run(self, command, **arguments)
+
+    live = make("raw")
+    guest = live.start("filter")
+    guest.scribble(1)
+    live.snapshot("a")
+    guest.scribble(2)
+    monkeypatch.setattr(Monitor, "run", at_the_root)
+    live.snapshot("b")
+    monkeypatch.setattr(Monitor, "run", run)
+    guest.scribble(3)
+    return live
+
+
+def test_a_buried_filter(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge past it ends without an error, and the header above still names what would be removed. So it is refused; if it were not, the
+    header is read before anything is removed."""
+    live = with_a_buried_filter(make, monkeypatch)
+    before = live.tree()
+    for mode in ({"check": True}, {}):
+        with pytest.raises(InUse, match="between its images"):
+            live.delete("a", **mode)
+        assert live.tree() == before
+    live.require_right()
+    monkeypatch.setattr(possible, "_require_no_buried_filter", lambda *_all: None)
+    with pytest.raises(ChainBroken, match="its header names v.a, not v"):
+        live.delete("a")
+    assert (live.path / "v.a").exists()
+    planted = with_a_buried_filter(make, monkeypatch)
+    monkeypatch.setattr(possible, "_require_no_buried_filter", lambda *_all: None)
+    monkeypatch.setattr(merging.Merging, "_require_header", lambda _self, _file, _backing: None)
+    guest = planted.guest
+    assert guest is not None
+    with suppress(StorageError):
+        planted.delete("a")
+    monkeypatch.undo()
+    planted.forget("a")
+    guest.kill()
+    with pytest.raises((AssertionError, StorageError)):
+        planted.require_right()
+
+
+@pytest.mark.parametrize("names", ["a", "b", "ab"])
+def test_jobs_that_vanish_when_they_have_ended(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    """Nothing rests on what a job says at its end: headers and the graph are looked at. If a job fails, that is told."""
+    run, full = Monitor.run, False
+
+    def vanishing(self: Monitor, command: str, **arguments: Any) -> Any:
+        if command in ("block-commit", "block-stream"):
+            arguments["auto_dismiss"] = True
+        done = run(self, command, **arguments)
+        if command in ("block-commit", "block-stream") and full:
+            run(self, "job-cancel", id=arguments["job_id"])
+        return done
+
+    live = make("raw")
+    guest = live.start()
+    for point in "ab":
+        guest.scribble(ord(point))
+        live.snapshot(point)
+    guest.scribble(3)
+    monkeypatch.setattr(Monitor, "run", vanishing)
+    full = True
+    with pytest.raises(ToolFailed, match="ancel"):
+        live.delete(*names)
+    full = False
+    guest.go_on()
+    assert live.delete(*names).changed
+    live.forget(*names)
+    live.require_right()
+    live.require_nothing_left()
+    guest.kill()
+    live.require_right()

@@ -25,6 +25,7 @@ GREETING = 5.0  # seconds for all that a connection begins with
 QUESTION = 20.0  # seconds for the answer to a question
 ANSWER = 120.0  # seconds for a command, which may have to flush a slow disk first
 _QUESTIONS = ("query-", "x-debug-query-")
+_ENDS_OF_JOBS = {"BLOCK_JOB_COMPLETED": "", "BLOCK_JOB_CANCELLED": "it was cancelled"}  # events, and what they mean where they name no error
 _POLL = 0.01  # seconds
 _LONGEST_LINE = 16 << 20  # bytes
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -96,8 +97,9 @@ class Monitor:
             raise Lost(f"{command}: {error.strerror or error}") from error
         while True:
             answer = self._line(until)
-            if answer.get("event") == "BLOCK_JOB_COMPLETED":
-                self._note_failure(answer.get("data"))
+            event = answer.get("event")
+            if isinstance(event, str) and event in _ENDS_OF_JOBS:
+                self._note_failure(answer.get("data"), _ENDS_OF_JOBS[event])
             if answer.get("id") != mine:
                 continue  # an event, or the answer to another process that had this connection
             if "error" in answer:
@@ -108,9 +110,11 @@ class Monitor:
             answers.check(command, answer["return"])
             return answer["return"]
 
-    def _note_failure(self, told: object) -> None:
-        if isinstance(told, dict) and isinstance(told.get("device"), str) and isinstance(told.get("error"), str):
-            self.failures[told["device"]] = told["error"]
+    def _note_failure(self, told: object, otherwise: str) -> None:
+        if isinstance(told, dict) and isinstance(told.get("device"), str):
+            error = told.get("error", otherwise)
+            if isinstance(error, str) and error:
+                self.failures[told["device"]] = error
 
     def _wait_until(self, until: float) -> None:
         """Let what is sent and received next take no longer than until then. :raises Lost: that is over."""

@@ -22,6 +22,7 @@ _PROTOCOLS = ("file", "host_device")
 _FORMATS = ("qcow2", "raw")
 # They show what is under them, and write to it what they are given. Anything else, such as encryption (luks), shows another content.
 _FILTERS = ("throttle", "copy-on-read", "preallocate", "compress", "commit_top", "mirror_top", "backup-top", "copy-before-write")
+_JOB_FILTERS = ("commit_top", "mirror_top", "backup-top", "copy-before-write")
 _JOB, _DEVICE, _NODE = "block-job", "block-backend", "block-driver"
 _ATTEMPTS = 5  # to ask for nodes and edges of one instant
 
@@ -195,6 +196,16 @@ class Graph:
             edges = self._below.get(below, {})
             below = edges.get("backing") or edges.get("file")
         return below
+
+    def buried(self, name: str) -> str | None:
+        """A filter somewhere under this node and above an image. Filters of jobs do not count: they go with the job."""
+        for image in self.chain(name):
+            below = self._below.get(image, {}).get("backing")
+            while below is not None and self._is_filter(below):
+                if self._nodes[below].driver not in _JOB_FILTERS:
+                    return below
+                below = self._below[below].get("backing") or self._below[below].get("file")
+        return None
 
     def chain(self, name: str) -> Iterator[str]:
         """The nodes of images from this one down."""

@@ -97,11 +97,19 @@ def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> No
     if "human-monitor-command" not in monitor.commands:  # data must be durable before a header shows it
         machine.refuse("its files would be merged, and what has them open (qemu-storage-daemon) has no command that makes data durable", _STOP)
     machine.require_alone(graph, top, files)
+    _require_no_buried_filter(machine, graph, top)
     if _switches(plan, top):
         _require_not_exported(machine, graph, top)
     _require_aligned(machine, graph, _writes(plan, machine.volume, top))
     for file in files:
         _require_whole(machine, graph, file)
+
+
+def _require_no_buried_filter(machine: Machine, graph: Graph, top: str) -> None:
+    """QEMU merges past it, and leaves in the header above it the name of the file that is to go."""
+    found = graph.buried(machine.node(graph, top).name)
+    if found is not None:
+        machine.refuse(f"the machine has a filter ({found}) between its images", _STOP)
 
 
 def _require_not_exported(machine: Machine, graph: Graph, top: str) -> None:
