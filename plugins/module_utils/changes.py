@@ -65,16 +65,12 @@ def monitor(params: dict) -> str | None:
 
 def one_after_the_other(params: dict) -> frozenset[str]:
     """What items of a task share that must not work at the same time: a monitor serves one client. One that is spelled in two ways is one."""
-    attachment = params.get("attachment")
-    if not attachment or not attachment["qmp"]:
-        return frozenset()
-    path = attachment["qmp"]
+    path = (params.get("attachment") or {}).get("qmp")
     try:
-        path = os.path.realpath(path)
-        status = os.stat(path)
+        path = path and os.path.realpath(path)
+        return frozenset([f"monitor {os.stat(path)[1:3]}"] if path else ())
     except (OSError, ValueError):  # nobody listens there
         return frozenset([f"monitor {path}"])
-    return frozenset([f"monitor {status.st_dev}:{status.st_ino}"])
 
 
 def check_numbers(params: dict) -> None:
