@@ -100,8 +100,8 @@ class Machine:
         """
         told, found, chain = self.monitor.job(job), graph.nodes_of(job), list(graph.chain(top))
         merged = [name for name in chain if name in found]
-        right_kind = told is not None and told["type"] in ("commit", "stream")
-        if not right_kind or not set(works_on) <= found <= set(chain) or (told["type"] == "commit" and merged[-1] != works_on[-1]):
+        kind = told["type"] if told is not None else ""
+        if kind not in ("commit", "stream") or not set(works_on) <= found <= set(chain) or (kind == "commit" and merged[-1] != works_on[-1]):
             self.refuse(f"job {job} of the machine is not the one that this task began", "cancel that job, and run the task again")
 
     # -- what must hold before anything is sent ------------------------------------------------------------------------

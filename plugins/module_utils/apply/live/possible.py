@@ -136,8 +136,9 @@ def _require_aligned(machine: Machine, graph: Graph, writes: Iterable[_Write]) -
     cache (``cache=none``)."""
     for file, size in writes:
         status = machine.directory.root.status(file)
-        for node in machine.images(graph, file) if status is not None else ():
-            if node.driver != "qcow2" and node.direct and (status.st_size % _ALIGNMENT or size % _ALIGNMENT):
+        ends = [size, status.st_size if status is not None else 0]
+        for node in machine.images(graph, file):
+            if node.driver != "qcow2" and node.direct and any(end % _ALIGNMENT for end in ends):
                 machine.refuse(f"the machine has the raw image {file} open with cache=none, and its size is no multiple of {_ALIGNMENT} bytes", _STOP)
 
 
