@@ -144,6 +144,7 @@ GREETINGS: dict[str, Any] = {
 }
 ANSWERS: dict[str, Any] = {
     "events": again_and_again(b'{"event": "X", "data": {}}\n', 0.05),
+    "events that are lists": again_and_again(b'{"event": []}\n{"event": "BLOCK_JOB_COMPLETED", "data": [1]}\n', 0.05),
     "spaces": again_and_again(b" ", 0.05),
     "empty lines": again_and_again(b"\n", 0.05),
     "a flood": again_and_again(b"x" * (1 << 16)),
