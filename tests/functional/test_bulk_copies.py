@@ -35,6 +35,9 @@ SIZE = 256 << 10
 MODULES = {remotefs_volume: remotefs_volume._VOLUME, remotefs_snapshot: remotefs_snapshot._SNAPSHOT}
 
 
+how_many = processes.how_many
+
+
 @pytest.fixture(autouse=True)
 def three_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "how_many", lambda rows, parallel: min(3, rows, parallel))
@@ -112,6 +115,12 @@ def test_a_life_in_copies_is_a_life(share: Path, tmp_path: Path) -> None:
     settled(share)
     assert changed(run(remotefs_volume, share, [{"name": name} for name in NAMES], state="absent")) == [True] * 40
     assert os.listdir(share) == [".remotefs"] and os.listdir(share / ".remotefs" / "locks") == []
+
+
+@pytest.mark.parametrize(("rows", "parallel", "copies"), [(31, 8, 1), (32, 8, 2), (32, 1, 1), (63, 8, 3), (1000, 8, 4), (1000, 3, 3), (0, 8, 0)])
+def test_few_items_are_not_worth_a_copy(rows: int, parallel: int, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: range(4))
+    assert how_many(rows, parallel) == copies
 
 
 def told(name: str) -> Outcome:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..options import Task
     from ..transaction import Outcome
 
-_ROWS_EACH = 1  # starting a copy costs as much as a few changes
+_ROWS_EACH = 16  # starting a copy costs as much as a few changes
 
 
 class Report(NamedTuple):
