@@ -155,7 +155,8 @@ def test_what_a_killed_copy_has_not_reported_is_done_here() -> None:
         return told(name)
 
     results = runner.run_all([item(name, lambda _options, name=name: run(name)) for name in NAMES], 6, Options())
-    assert [one.name for one in results] == NAMES and who(results)[10] == HERE and len(set(who(results))) == 4
+    assert [one.name for one in results] == NAMES and who(results)[10] == HERE
+    assert len(set(who(results)) - {HERE}) in (2, 3), "the killed copy may have reported some rows before"
 
 
 @pytest.mark.parametrize("seed", range(6))
