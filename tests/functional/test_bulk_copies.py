@@ -249,6 +249,22 @@ def test_room_is_counted_once_for_all_copies(share: Path) -> None:
     assert sum(isinstance(one, StorageError) for one in again) == 30 and changed(again[:10]) == [True] * 5 + [False] * 5
 
 
+def test_the_task_knows_what_its_copies_have_taken(share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room that was promised and used stays taken, whoever used it, and room of what failed is free again."""
+    left = []
+    for number, copies in enumerate((1, 3)):
+        monkeypatch.setattr(processes, "how_many", lambda _rows, _parallel, copies=copies: copies)
+        place = share / str(number)
+        place.mkdir()
+        (place / NAMES[1]).mkdir()  # so that this volume cannot be made
+        task = Task()
+        every = [{"name": name, "size": str(SIZE), "preallocation": "full"} for name in NAMES]
+        results = runner.run_all(items(remotefs_volume, place, every), 6, Options(task=task))
+        assert [isinstance(one, StorageError) for one in results] == [name == NAMES[1] for name in NAMES]
+        left.append((task.capacity._taken, task.capacity._small, sorted(name for _path, name in task.capacity._standing)))
+    assert left[0] == left[1] and left[0][2] == [name for name in NAMES if name != NAMES[1]] and list(left[0][0].values()) == [39 * SIZE]
+
+
 def test_failures_in_copies_say_the_same(share: Path) -> None:
     made(share)
     for name in NAMES[::2]:

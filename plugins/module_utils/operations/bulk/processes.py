@@ -63,7 +63,8 @@ class Reporter:
     def report(self, row: int, results: dict[int, Outcome | StorageError], left: list[int]) -> None:
         """Send what is known of a row that is done."""
         with self._mutex:
-            warnings, self._warnings[:] = list(self._warnings), []
+            warnings = self._warnings[:]
+            del self._warnings[: len(warnings)]  # and not those that another thread has added since
             lines = [] if self.task.log is None else self.task.log.take_lines()
             followed = self.task.capacity.followed[self._followed :]
             self._followed += len(followed)
