@@ -57,7 +57,7 @@ def measure_on(mount: Path) -> Row:
         return share
 
     ways = {"ours": lambda: lives.ours(fresh(), VOLUMES)}
-    for threads in {1, lives.at_a_time()}:
+    for threads in sorted({1, lives.at_a_time()}):
         ways[f"floor {threads}"] = lambda threads=threads: lives.floor(fresh(), VOLUMES, threads)
     found = measuring.in_turns(_REPEATS, ways)
     return Row(VOLUMES, found.pop("ours"), min(found.values()))

@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import processes, runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
@@ -24,6 +24,12 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired impo
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_snapshot, remotefs_volume
 
 MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What threads do is watched here. Copies of the process have their own tests (test_bulk_copies.py)."""
+    monkeypatch.setattr(processes, "how_many", lambda _rows, _parallel: 1)
 
 
 def candidates(path: Path) -> Candidates:

@@ -35,6 +35,9 @@ SIZE = 256 << 10
 MODULES = {remotefs_volume: remotefs_volume._VOLUME, remotefs_snapshot: remotefs_snapshot._SNAPSHOT}
 
 
+how_many = processes.how_many
+
+
 @pytest.fixture(autouse=True)
 def three_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "how_many", lambda rows, parallel: min(3, rows, parallel))
@@ -114,6 +117,12 @@ def test_a_life_in_copies_is_a_life(share: Path, tmp_path: Path) -> None:
     assert os.listdir(share) == [".remotefs"] and os.listdir(share / ".remotefs" / "locks") == []
 
 
+@pytest.mark.parametrize(("rows", "parallel", "copies"), [(31, 8, 1), (32, 8, 2), (32, 1, 1), (63, 8, 3), (1000, 8, 4), (1000, 3, 3), (0, 8, 0)])
+def test_few_items_are_not_worth_a_copy(rows: int, parallel: int, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: range(4))
+    assert how_many(rows, parallel) == copies
+
+
 def told(name: str) -> Outcome:
     return Outcome(name, True, [{"step": "x", "pid": os.getpid()}], [], None, None)
 
@@ -146,7 +155,8 @@ def test_what_a_killed_copy_has_not_reported_is_done_here() -> None:
         return told(name)
 
     results = runner.run_all([item(name, lambda _options, name=name: run(name)) for name in NAMES], 6, Options())
-    assert [one.name for one in results] == NAMES and who(results)[10] == HERE and len(set(who(results))) == 4
+    assert [one.name for one in results] == NAMES and who(results)[10] == HERE
+    assert len(set(who(results)) - {HERE}) in (2, 3), "the killed copy may have reported some rows before"
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -237,6 +247,22 @@ def test_room_is_counted_once_for_all_copies(share: Path) -> None:
         run(remotefs_volume, share, [{"name": name}], state="absent")
     again = run(remotefs_volume, share, [{"name": name} for name in NAMES], **room)
     assert sum(isinstance(one, StorageError) for one in again) == 30 and changed(again[:10]) == [True] * 5 + [False] * 5
+
+
+def test_the_task_knows_what_its_copies_have_taken(share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room that was promised and used stays taken, whoever used it, and room of what failed is free again."""
+    left = []
+    for number, copies in enumerate((1, 3)):
+        monkeypatch.setattr(processes, "how_many", lambda _rows, _parallel, copies=copies: copies)
+        place = share / str(number)
+        place.mkdir()
+        (place / NAMES[1]).mkdir()  # so that this volume cannot be made
+        task = Task()
+        every = [{"name": name, "size": str(SIZE), "preallocation": "full"} for name in NAMES]
+        results = runner.run_all(items(remotefs_volume, place, every), 6, Options(task=task))
+        assert [isinstance(one, StorageError) for one in results] == [name == NAMES[1] for name in NAMES]
+        left.append((task.capacity._taken, task.capacity._small, sorted(name for _path, name in task.capacity._standing)))
+    assert left[0] == left[1] and left[0][2] == [name for name in NAMES if name != NAMES[1]] and list(left[0][0].values()) == [39 * SIZE]
 
 
 def test_failures_in_copies_say_the_same(share: Path) -> None:

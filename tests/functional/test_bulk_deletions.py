@@ -20,7 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import moving
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import batch_locks, runner
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import batch_locks, processes, runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk.order import Change
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
@@ -32,6 +32,12 @@ from ansible_collections.remotefs.storage.plugins.module_utils.store.files impor
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import dependents
 
 MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What threads do is watched here. Copies of the process have their own tests (test_bulk_copies.py)."""
+    monkeypatch.setattr(processes, "how_many", lambda _rows, _parallel: 1)
 
 
 @pytest.fixture

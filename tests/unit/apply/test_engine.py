@@ -358,7 +358,6 @@ def test_who_may_open_the_new_active_image_is_durable_before_info_names_it(
     assert (str(share / "a") in order[: order.index("write_info")]) is synced
 
 
-
 def test_an_active_image_that_cannot_be_given_to_its_owner_is_told(directory: ShareDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server maps root to nobody. The data are right, so the change is finished, and the user hears who may not open them."""
     share, told = Path(directory.share.path), []
@@ -376,11 +375,11 @@ def test_an_active_image_that_cannot_be_given_to_its_owner_is_told(directory: Sh
     (words,) = [text for text in told if "active image" in text]
     assert "file a on " in words and "uid 12345" in words and words.endswith("It has become the active image of volume a.")
 
+
 def test_of_a_removed_volume_no_record_stays(directory: ShareDirectory) -> None:
     with_snapshot(directory)
     executor(directory, Ours(directory)).apply(planner.delete_volume(observed(directory, "a"), True))
     assert not {name for name in left(directory) if name.startswith("a")} and "b.json" in left(directory)
-
 
 
 @pytest.mark.parametrize("removed", ["a snapshot", "the volume"])
@@ -469,7 +468,6 @@ def test_beside_an_image_that_cannot_be_read_nothing_is_removed(directory: Share
     (Path(directory.share.path) / "a.s").write_bytes(b"QFI\xfb" + bytes(508))
     with pytest.raises(NeedsRecovery):
         find_interrupted(Look(directory, "a"))
-
 
 
 # ------------------------------------------------------------------------------------------ how an interrupted task is ended

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..options import Task
     from ..transaction import Outcome
 
-_ROWS_EACH = 1  # starting a copy costs as much as a few changes
+_ROWS_EACH = 16  # starting a copy costs as much as a few changes
 
 
 class Report(NamedTuple):
@@ -63,7 +63,8 @@ class Reporter:
     def report(self, row: int, results: dict[int, Outcome | StorageError], left: list[int]) -> None:
         """Send what is known of a row that is done."""
         with self._mutex:
-            warnings, self._warnings[:] = list(self._warnings), []
+            warnings = self._warnings[:]
+            del self._warnings[: len(warnings)]  # and not those that another thread has added since
             lines = [] if self.task.log is None else self.task.log.take_lines()
             followed = self.task.capacity.followed[self._followed :]
             self._followed += len(followed)

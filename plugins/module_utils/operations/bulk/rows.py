@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Callable, Sequence
+
+from .shared_syncs import left_until
 
 
 def _nothing(_given: object) -> None:
@@ -44,16 +45,12 @@ def run_in_threads(work: Work, numbers: Sequence[int], at_once: int, done: Calla
         return
     with ThreadPoolExecutor(max_workers=at_once) as pool:
         running = {pool.submit(run, number): number for number in numbers}
-        for late in wait(running, timeout=_left_until(work.deadline)).not_done:
+        for late in wait(running, timeout=left_until(work.deadline)).not_done:
             if late.cancel():
                 number = running.pop(late)
                 done(number, work.rows[number])
     for one in running:
         one.result()
-
-
-def _left_until(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def rows_of(names_of: dict[int, frozenset]) -> list[list[int]]:

@@ -208,9 +208,9 @@ class _Task:
         parts = [range(first, len(work.rows), copies) for first in range(copies)]
         for told in processes.in_copies(parts, partial(self._work_as_copy, work, copies)):
             waiting.discard(told.row)
+            told.take_over(self._options.task)  # first, so that room of what was made is not given back
             for index, result in told.results.items():
                 self._keep(index, result)
-            told.take_over(self._options.task)
             done(told.row, told.left)
         return sorted(waiting)
 
@@ -293,7 +293,7 @@ class _Task:
             batch_locks.keep_only({name for row in rows for name in names_of(row)})
 
         with suppress(StorageError, OSError):  # each item will report it
-            batch_locks.backings()  # read now, by all processors, and not by each copy of this process
+            batch_locks.backings()  # each of them asks: read now, by all processors, and not by each copy of this process
         return left + self._run_rows(Work(rows_of(names), self.at_once(names), run_row, give_back, begin_copy, deadline))
 
     def _run_held(self, row: list[int], options: Options) -> int:

@@ -22,7 +22,8 @@ from ...store.files.waiting import NotBegun, Waiting
 _LONGEST_WAIT = 0.05  # seconds that a sync is put off for others to join: one of them may move data for an hour
 
 
-def _left_until(deadline: float | None) -> float | None:
+def left_until(deadline: float | None) -> float | None:
+    """Seconds until a deadline (monotonic), not below zero; None where there is none."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
@@ -65,7 +66,7 @@ class SharedSyncs(Waiting):
             self._coming += 1
         mine = False
         try:
-            mine = self._take(_left_until(deadline))
+            mine = self._take(left_until(deadline))
             yield mine
         finally:
             if mine:
@@ -135,7 +136,7 @@ class SharedSyncs(Waiting):
     def long_work(self, deadline: float | None = None) -> Iterator[None]:
         """As many at a time as :meth:`turn` lets work, in addition to those: quick changes go on meanwhile, and wait for none of these."""
         with self._aside(), self._not_coming():
-            if not self._long.acquire(timeout=_left_until(deadline)):
+            if not self._long.acquire(timeout=left_until(deadline)):
                 raise NotBegun
             try:
                 yield

@@ -173,13 +173,10 @@ class VolumeLock:
             if self._lease and self._is_held():  # the lease of another task must not be removed
                 self._directory.make_private("locks").unlink(self._name)
         finally:
-            self._release()
+            self.let_go()
 
     def let_go(self) -> None:
-        """Close the file, and leave the lock to the process that this one is a copy of."""
-        self._release()
-
-    def _release(self) -> None:
+        """Close the file. The lock ends, unless a copy of this process, or the one that this is a copy of, has the file open, too."""
         self._taken = False
         if self._fd >= 0:
             os.close(self._fd)
@@ -256,7 +253,7 @@ class VolumeLock:
             self._claim(self._fd, b"" if self.shared else Owner.of_this_process().to_bytes())
             self._directory.refresh()
         except BaseException as error:
-            self._release()
+            self.let_go()
             if isinstance(error, OSError) and error.errno in _REFUSED:
                 return False
             raise
