@@ -219,7 +219,6 @@ def _silent(path: str, reason: str = "no answer came in time") -> InUse:
     )
 
 
-
 def strange(path: str, error: Strange) -> InUse:
     """What listens is no monitor, for users."""
     return InUse(f"monitor {path}", f"what listens there is no QEMU monitor ({error})", "give the QMP socket of the machine that uses the volume")
