@@ -153,7 +153,7 @@ def property(work: Work) -> None:
     machine.need_qemu()
     if not work.fast:
         machine.try_to_have("strace=strace")
-    work.pytest(bin, "tests/property", "tests/fuzz", "tests/benchmark", env={"HYPOTHESIS_PROFILE": "fast" if work.fast else "full"})
+    work.pytest(bin, "tests/property", "tests/fuzz", "tests/benchmark", env={"HYPOTHESIS_PROFILE": "fast" if work.fast else "sample"})
 
 
 @stage
@@ -173,11 +173,12 @@ def crash(work: Work) -> None:
 
 @stage
 def nightly(work: Work) -> None:
-    """The same at every one of them: some hours"""
+    """The same at every one of them, more lives of `property`, and the kills of `live` at every instant: some hours"""
     interrupt(work, {"CRASH_SWEEP": "full"}, "7200")
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
     bin = machine.core_venv(machine.best_core())
     work.pytest(bin, "--timeout=7200", "tests/live/test_kills.py", env={"LIVE_SWEEP": "full"})
+    work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
 
 
 @stage

@@ -40,9 +40,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 
 # Real programs run behind the properties, so an example has no deadline of its own.
 settings.register_profile("fast", max_examples=15, deadline=None)
-settings.register_profile("full", max_examples=100, deadline=None)
+settings.register_profile("sample", max_examples=50, deadline=None)
+settings.register_profile("full", max_examples=200, deadline=None)  # nightly
 settings.register_profile("mutation", max_examples=10, deadline=None, derandomize=True)  # a mutant meets the same examples each time
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "full"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "sample"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:

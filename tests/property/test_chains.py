@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from engines import leave_to_qemu_img
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from .examples import property_settings
 from .world import World
 
 KIB = 1024
@@ -67,10 +68,6 @@ def live(image_format: str, size: int, operations: list) -> None:
         for operation in operations:
             apply(world, operation)
             world.check()
-
-
-def property_settings(examples: int):
-    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
 @given(st.sampled_from(["raw", "qcow2"]), SIZES, OPERATIONS)

@@ -13,8 +13,9 @@ from engines import leave_to_qemu_img
 from hypothesis import given
 from hypothesis import strategies as st
 
+from .examples import property_settings
 from .family import Family
-from .test_chains import KIB, property_settings
+from .test_chains import KIB
 
 NAMES = ("a", "a.b", "c", "d")  # a name that could be an overlay of another one is among them
 PICK = st.integers(0, 5)

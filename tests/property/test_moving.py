@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import allocate, copying
@@ -23,11 +23,11 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoS
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.cluster_writer import ClusterWriter
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2.clusters import QcowLayer, big_endian
 
+from .examples import FAST, property_settings
 from .moving_world import CLEAN, KIB, LEAKS, OWN, Chain, LayerPlan, pattern, run
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 
-FAST = os.environ.get("HYPOTHESIS_PROFILE") == "fast"
 MIB = 1 << 20
 _MOST_CLUSTERS = {9: 2048, 12: 300, 16: 24, 21: 4}
 _PLAIN = [""] * 6 + ["lazy_refcounts=on", "compat=0.10", "compat=0.10"]
@@ -93,10 +93,6 @@ def layers(draw: Any, bits: int, size: int, value: int, lowest: bool, odd: bool)
     more = strange if strange in ("snapshot", "bitmap") else ""
     longer = draw(st.sampled_from([0, 0, 0, 512, 1 << bits, (3 << bits) // 2 // 512 * 512]))
     return LayerPlan(size, "qcow2", ",".join(options), done, more, strange == "compressed", longer)
-
-
-def property_settings(examples: int) -> settings:
-    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
 def move(plans: list[LayerPlan], verb: str, first: int, second: int, short: int) -> bool:
