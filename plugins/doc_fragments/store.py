@@ -67,6 +67,21 @@ options:
       - With V(1) the task finishes each volume before the next one, and each waits for the disk by itself.
       - The default is the number of processors, at most 8.
     type: int
+  speed:
+    description:
+      - How fast the data of a volume may move, in bytes a second, with or without a suffix such as V(50M) (IEC). It holds for each volume that is
+        under way. Data moves when snapshots are deleted, when a volume is copied (a full clone, C(flatten)) or grown over old data, and when
+        space is reserved by writing. With V(0) it moves as fast as it goes.
+      - Where the file system or its server shares blocks instead of copying them, nothing moves.
+    type: str
+    default: "0"
+  timeout:
+    description:
+      - Seconds for the data of a volume to move, counted from its first byte. Then the task fails with C(tool_failed).
+      - Work that nothing shows yet is taken back. A deletion that has written into an older file stays C(pending), the message says so, and
+        the next task that changes the volume ends it.
+      - Without it there is no limit.
+    type: float
   return_detail:
     description:
       - Whether a task about many objects returns all details of each. A volume with ten snapshots takes about four kilobytes, twice.

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Callable
 
-from .errors import InvalidParameter, StorageError
+from .errors import InvalidParameter, InvalidSize, StorageError
+from .model import parse_bytes
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -24,6 +25,7 @@ _VERBOSE = 3  # -vvv
 _LONGEST_SOCKET = 107  # bytes of the path of a socket
 _LONGEST_MODE = 8  # digits
 _LONGEST_ID, _NO_ID = 10, 2**32 - 1  # digits; the number that chown takes for "leave it"
+_LONGEST_SHOWN = 40  # characters of a value in a message
 _LONGEST_WAIT = 10 * 365 * 86400  # seconds
 CHANGE = {
     "lock_timeout": {"type": "float", "default": 90},
@@ -32,6 +34,8 @@ CHANGE = {
     "parallel": {"type": "int"},
     "return_detail": {"type": "bool", "default": True},
     "log_path": {"type": "path"},
+    "speed": {"type": "str", "default": "0"},
+    "timeout": {"type": "float"},
 }
 ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path", "required": True}}}
 
@@ -81,8 +85,25 @@ def check_numbers(params: dict) -> None:
             f"{params['lock_timeout']:g} is negative, endless or no number",
             f"give seconds up to {_LONGEST_WAIT}, 0 for not waiting at all",
         )
+    if params["timeout"] is not None and not 0 < params["timeout"] <= _LONGEST_WAIT:
+        raise InvalidParameter(
+            "option timeout",
+            f"{params['timeout']:g} is no number of seconds for data to move in",
+            f"give seconds above 0 and up to {_LONGEST_WAIT}, or leave it out",
+        )
     if params["parallel"] is not None and params["parallel"] < 1:
         raise InvalidParameter("option parallel", f"{params['parallel']} is less than 1", "give the number of volumes to work on at a time")
+
+
+def parse_speed(value: str) -> int:
+    """Bytes a second from a number, with or without an IEC suffix (``0``, ``"50M"``). 0 is any speed. :raises InvalidParameter: it is none."""
+    if value.strip() == "0":
+        return 0
+    try:
+        return parse_bytes(value)
+    except InvalidSize as error:
+        remedy = "give bytes a second, with or without K, M, G, T or P (IEC), such as 50M; or 0 for any speed"
+        raise InvalidParameter("option speed", f"{value[:_LONGEST_SHOWN]!r} is none", remedy) from error
 
 
 def parse_mode(value: object) -> int | None:
@@ -134,7 +155,9 @@ def options(module: AnsibleModule) -> Options:
     check_numbers(params)
     task = Task(_once(module.warn), _step_log(module))
     check = module.check_mode
-    return Options(check, params["lock_timeout"], params["break_lock"], params["assume_unused"], assume=check, task=task)
+    speed = parse_speed(params["speed"])
+    waits = params["lock_timeout"], params["break_lock"], params["assume_unused"]
+    return Options(check, *waits, speed=speed, timeout=params["timeout"], assume=check, task=task)
 
 
 def _once(warn: Callable[[str], None]) -> Callable[[str], None]:

@@ -11,6 +11,7 @@ opened descriptors. ``STARTED`` counts the programs; docs/performance.md lists t
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shlex
 import signal
@@ -18,12 +19,17 @@ import subprocess
 import tempfile
 import threading
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from .errors import NoSpace, ToolFailed, ToolMissing
 
+if TYPE_CHECKING:
+    from .pace import Pace
+
 _OUT_OF_MEMORY = ("Cannot allocate memory", "failed to allocate", "Could not allocate", "Out of memory")
 _GRACE = 5  # seconds between the signal for an exceeded processor limit and the kill
+_LOOK = 0.02  # seconds between two looks at a program whose pace is limited
+_COUNTERS = re.compile(rb"^(?:rchar|wchar): (\d+)$", re.MULTILINE)
 _OUTPUT_KEPT = 64 * 1024  # bytes of each stream that are read back
 _STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -93,7 +99,14 @@ def find(name: str, package: str) -> str:
 
 
 def run(
-    argv, *, descriptors=(), timeout: float | None = None, limits: Limits = Limits(), cwd: str = "/", secret: bytes | None = None
+    argv,
+    *,
+    descriptors=(),
+    timeout: float | None = None,
+    limits: Limits = Limits(),
+    cwd: str = "/",
+    secret: bytes | None = None,
+    pace: Pace | None = None,
 ) -> Result:
     """Run ``argv`` (the absolute path of a program first) and return its result, whatever its exit status is.
 
@@ -101,6 +114,7 @@ def run(
     :param timeout: seconds after which the whole process group is killed; None for no limit.
     :param cwd: the working directory of the program.
     :param secret: bytes for its standard input, such as a password that must not be visible on a command line.
+    :param pace: how fast it moves data, and for how long. It gets no standard input then. :raises OutOfTime: longer than that.
     :raises ToolFailed: it ran longer than ``timeout`` or could not be started.
     """
     STARTED.add(os.path.basename(argv[0]))
@@ -121,7 +135,10 @@ def run(
         except OSError as error:
             raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)}) from error
         try:
-            process.communicate(secret, timeout=timeout)
+            if pace is not None:
+                _wait_at_pace(process, pace)
+            else:
+                process.communicate(secret, timeout=timeout)
         except subprocess.TimeoutExpired as error:
             _kill(process)
             raise ToolFailed(
@@ -233,6 +250,35 @@ def _kill(process: subprocess.Popen) -> None:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
         pass  # it is stuck in the kernel on a dead server, and dies when the kernel returns
+
+
+def _wait_at_pace(process: subprocess.Popen, pace: Pace) -> None:
+    """Wait for the end of a program that moves data, and stop it for a while when it is ahead. It dies with this process, stopped or not.
+
+    :raises OutOfTime: the time is over; the program is still there.
+    """
+    seen = 0
+    while True:
+        try:
+            process.wait(timeout=None if pace.unlimited else _LOOK)
+            return
+        except subprocess.TimeoutExpired:
+            now = max(seen, _moved_by(process.pid))
+        pace.count(now - seen)
+        seen = now
+        if pace.ahead() > 0:
+            os.kill(process.pid, signal.SIGSTOP)  # its exit status was not fetched, so that the number is still its own
+            pace.moved(0)
+            os.kill(process.pid, signal.SIGCONT)
+
+
+def _moved_by(pid: int) -> int:
+    """The bytes that a program has read or written so far, whichever are more (proc_pid_io(5)). 0 where that cannot be seen any more."""
+    try:
+        with open(f"/proc/{pid}/io", "rb") as stream:
+            return max(map(int, _COUNTERS.findall(stream.read())), default=0)
+    except OSError:
+        return 0
 
 
 def _read_back(stream) -> str:

@@ -25,6 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
 _SIZE = re.compile(r"([0-9]+)\s*(?:B|([KMGTP])(?:iB)?)?\Z", re.IGNORECASE)
 _LONGEST_SIZE = 64  # characters
+_SIZES = "give a positive whole multiple of 512 below 8 EiB, in bytes or with K, M, G, T or P (IEC)"
 _AMBIGUOUS_SIZE = re.compile(r"([0-9]+)\s*([KMGTP])B\Z", re.IGNORECASE)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -38,13 +39,20 @@ _TEMPORARY_ROOM = 24  # characters that store.files.directory appends to make a 
 
 
 def parse_size(value: object) -> int:
-    """Parse a size: bytes from a number or from a string with an IEC suffix (``512``, ``"10G"``, ``"1 TiB"``).
+    """Parse the size of a disk, as :func:`parse_bytes` does. :raises InvalidSize: not a positive whole multiple of 512 below 8 EiB."""
+    size = parse_bytes(value)
+    if size % SECTOR:
+        raise InvalidSize(f"size {str(value).strip()!r}", f"{size_text(size)} is no valid disk size", _SIZES)
+    return size
 
-    :raises InvalidSize: not a positive whole multiple of 512 below 8 EiB.
+
+def parse_bytes(value: object) -> int:
+    """Parse bytes from a number or from a string with an IEC suffix (``512``, ``"10G"``, ``"1 TiB"``).
+
+    :raises InvalidSize: not a positive whole number below 8 EiB.
     """
-    remedy = "give a positive whole multiple of 512 below 8 EiB, in bytes or with K, M, G, T or P (IEC)"
     if (isinstance(value, int) and abs(value) >> 64) or (isinstance(value, str) and len(value) > _LONGEST_SIZE):
-        raise InvalidSize("option size", "it is longer than any size", remedy)  # Python itself fails on too many digits
+        raise InvalidSize("option size", "it is longer than any size", _SIZES)  # Python itself fails on too many digits
     text = str(value).strip()
     match = _SIZE.match(text) if not isinstance(value, bool) else None
     ambiguous = _AMBIGUOUS_SIZE.match(text)
@@ -52,10 +60,10 @@ def parse_size(value: object) -> int:
         number, unit = ambiguous.group(1), ambiguous.group(2).upper()
         raise InvalidSize(f"size {text!r}", f"{unit}B is read as powers of 1000 by some and of 1024 by others", f"say {number}{unit} for {number} {unit}iB")
     if not match:
-        raise InvalidSize(f"size {text!r}", "it is not a size", remedy)
+        raise InvalidSize(f"size {text!r}", "it is not a size", _SIZES)
     size = int(match.group(1)) << _UNITS[(match.group(2) or "").upper()]
-    if size <= 0 or size % SECTOR or size >= MAX_SIZE:
-        raise InvalidSize(f"size {text!r}", f"{size_text(size)} is no valid disk size", remedy)
+    if size <= 0 or size >= MAX_SIZE:
+        raise InvalidSize(f"size {text!r}", f"{size_text(size)} is no valid disk size", _SIZES)
     return size
 
 

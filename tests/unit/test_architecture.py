@@ -14,22 +14,23 @@ import pytest
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
 LAYERS = ["modules", "results", "changes", "refused", "arguments", "operations", "apply", "plan", "store", "mounts"]
-LAYERS += ["together", "model", "localities", "command", "process_copies", "errors"]
+LAYERS += ["together", "model", "localities", "command", "pace", "process_copies", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
-    "changes": {"operations", "refused", "errors"},
+    "changes": {"operations", "refused", "model", "errors"},
     "refused": set(),
     "arguments": {"operations", "model", "errors"},
     "operations": {"apply", "plan", "store", "mounts", "together", "model", "localities", "process_copies", "errors"},
-    "apply": {"plan", "store", "model", "command", "errors"},
+    "apply": {"plan", "store", "model", "command", "pace", "errors"},
     "plan": {"model", "errors"},
     "store": {"model", "localities", "process_copies", "errors"},
     "mounts": {"model", "localities", "command", "errors"},
     "together": {"model", "errors"},
     "model": {"errors"},
     "localities": set(),
-    "command": {"process_copies", "errors"},
+    "command": {"process_copies", "pace", "errors"},
+    "pace": {"errors"},
     "process_copies": set(),
     "errors": set(),
 }

@@ -60,11 +60,30 @@ def test_an_owner_is_one_or_is_refused(value: str) -> None:
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, -1.0, 1e300])
 def test_waiting_has_an_end(seconds: float) -> None:
     with pytest.raises(InvalidParameter):
-        changes.check_numbers({"lock_timeout": seconds, "parallel": None})
+        changes.check_numbers({"lock_timeout": seconds, "parallel": None, "timeout": None})
+    with pytest.raises(InvalidParameter):
+        changes.check_numbers({"lock_timeout": 90.0, "parallel": None, "timeout": seconds})
+
+
+def test_no_time_at_all_is_refused() -> None:
+    with pytest.raises(InvalidParameter, match="option timeout"):
+        changes.check_numbers({"lock_timeout": 90.0, "parallel": None, "timeout": 0.0})
+
+
+@pytest.mark.parametrize("value, speed", [("0", 0), (" 0 ", 0), ("1", 1), ("1000001", 1000001), ("50M", 50 << 20), ("2 GiB", 2 << 30)])
+def test_speeds(value: str, speed: int) -> None:
+    assert changes.parse_speed(value) == speed
+
+
+@pytest.mark.parametrize("value", ["", "-1", "fast", "1.5M", "10MB", "0M", "9" * 5000, "\u0663", "8E", "99999999P", "1 K/s"])
+def test_what_is_no_speed_is_refused(value: str) -> None:
+    with pytest.raises(InvalidParameter, match="option speed") as caught:
+        changes.parse_speed(value)
+    assert len(str(caught.value)) < 300
 
 
 def test_usual_numbers_are_taken() -> None:
-    changes.check_numbers({"lock_timeout": 90.0, "parallel": os.cpu_count()})
+    changes.check_numbers({"lock_timeout": 90.0, "parallel": os.cpu_count(), "timeout": 0.5})
     assert changes.parse_mode("0660") == changes.parse_mode(0o660) == 0o660
 
 

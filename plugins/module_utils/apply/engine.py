@@ -42,7 +42,8 @@ class Terms(NamedTuple):
     promises that nobody has the images open, for file systems where this cannot be checked. ``warn`` takes sentences for the
     user. ``look`` takes the name of a volume and returns what was read of it under its lock. ``attachment`` is the path of the
     monitor (QMP) of the machine that has the images open, as the user names it; if nobody listens there, errors say so.
-    ``drop_bitmaps``: its dirty bitmaps may be lost.
+    ``drop_bitmaps``: its dirty bitmaps may be lost. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about
+    the data that a plan moves.
     """
 
     locks: tuple[int, ...] = ()
@@ -51,6 +52,8 @@ class Terms(NamedTuple):
     look: Callable[[str], Look] | None = None
     attachment: str | None = None
     drop_bitmaps: bool = False
+    speed: int = 0
+    timeout: float | None = None
 
 
 _LOOKING = Terms()

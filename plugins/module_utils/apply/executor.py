@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import NoSpace, ShareNotWritable, StorageError, from_os_error
-from ..model import now
+from ..model import listed, now
+from ..pace import OutOfTime
 from ..plan import intent as intents
 from ..plan import room
 from ..plan.plan import CREATE_SNAPSHOT, Plan
@@ -76,9 +77,11 @@ class Executor:
                 self.record_intent(plan)
             try:
                 self._run(plan, session)
-            except StorageError:
+            except StorageError as error:
                 self._forget_unmade(plan)
-                self._take_back(plan, session)
+                taken_back = self._take_back(plan, session)
+                if isinstance(error, OutOfTime) and plan.intent and not taken_back:
+                    raise _left_pending(plan, error) from error
                 raise
 
     def apply_together(self, plans: Sequence[Plan], group: str) -> None:
@@ -120,21 +123,24 @@ class Executor:
         if plan.before is None and self._directory.root.status(plan.volume) is None:
             self._forget(plan.volume)
 
-    def _take_back(self, plan: Plan, session: Session) -> None:
-        """Undo at once what a failed plan left, if it can be undone. If that fails too (full disk), the next task does it."""
+    def _take_back(self, plan: Plan, session: Session) -> bool:
+        """Undo at once what a failed plan left, if it can be undone. If that fails too (full disk), the next task does it. True if all of it
+        was withdrawn."""
         if not plan.intent:
-            return
+            return False
         try:
             if session.withdraw():
                 from ..plan.planner import taken_back  # late: hardly any plan fails
 
                 self._run(taken_back(plan), session)
-            elif plan.operation == CREATE_SNAPSHOT:
+                return True
+            if plan.operation == CREATE_SNAPSHOT:
                 for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
                     if resumption.outcome == "undone":
                         self._run(resumption.plan, session)
         except (StorageError, OSError):
             pass
+        return False
 
     # -- the order of steps ------------------------------------------------------------------------------------------
 
@@ -284,7 +290,18 @@ class Executor:
             self._directory.discard_temporary(name)
         for resumption in interrupted.resumptions:
             with self._engine.session_to_end(resumption) as session:
-                self._run(resumption.plan, session)
+                try:
+                    self._run(resumption.plan, session)
+                except OutOfTime as error:
+                    raise _left_pending(resumption.plan, error) from error
+
+
+def _left_pending(plan: Plan, error: OutOfTime) -> OutOfTime:
+    """The error for a plan that ran out of time and could not be taken back."""
+    kept = {snapshot.name for snapshot in plan.after.snapshots} if plan.after else set()
+    going = [snapshot.name for snapshot in plan.before.snapshots if snapshot.name not in kept] if plan.before else []
+    what = f"the deletion of {listed(going)} is pending now (until it has ended, their data is wrong)" if going else "what was begun is pending now"
+    return OutOfTime(error.subject, f"{error.problem}, and {what}", "run the task again with a longer timeout; any task that changes the volume ends it")
 
 
 def _last_resort(plan: Plan) -> str:

@@ -30,7 +30,16 @@ def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = ()) -> Ite
     :raises InUse: it cannot carry out one of these plans, or the machine does not answer.
     """
     options = work.options
-    terms = Terms(work.locks.descriptors, options.assume_unused, options.task.warn, partial(work.look, share), options.attachment, options.drop_bitmaps)
+    terms = Terms(
+        work.locks.descriptors,
+        options.assume_unused,
+        options.task.warn,
+        partial(work.look, share),
+        options.attachment,
+        options.drop_bitmaps,
+        options.speed,
+        options.timeout,
+    )
     is_new = bool(plans) and all(plan.before is None for plan in plans)
     choose = partial(open_engine, OFFLINE) if options.attachment is None or is_new else attached_engine
     engine = choose(work.directory(share), terms)

@@ -50,8 +50,9 @@ class Options:
     """What the user said, whatever the task does. ``lock_timeout`` is in seconds; ``discard`` gives up a record that cannot be honoured.
 
     ``not_dependent`` are files that do not count as resting on what is destroyed. ``drop_bitmaps`` gives up dirty bitmaps that a merge
-    cannot carry. ``attachment`` is the monitor (QMP) of the machine that has the images open. ``assume`` lets check mode assume
-    what is not there yet (see :mod:`assumptions`).
+    cannot carry. ``attachment`` is the monitor (QMP) of the machine that has the images open. ``speed`` (bytes a second, 0: any)
+    and ``timeout`` (seconds, None: any) are about data that moves. ``assume`` lets check mode assume what is not there yet (see
+    :mod:`assumptions`).
     """
 
     check: bool = False
@@ -62,5 +63,7 @@ class Options:
     not_dependent: tuple[str, ...] = ()
     drop_bitmaps: bool = False
     attachment: str | None = None
+    speed: int = 0
+    timeout: float | None = None
     assume: bool = False
     task: Task = field(default_factory=Task)

@@ -23,6 +23,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.mov
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.session import OfflineSession
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ChainBroken, InUse, LockTimeout, StorageError, UnsafeImage
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Image, Share
+from ansible_collections.remotefs.storage.plugins.module_utils.pace import Pace
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.steps import (
     Commit,
     CopyImage,
@@ -471,9 +472,9 @@ def test_copies_of_sources(world: World, monkeypatch: pytest.MonkeyPatch, kind: 
     spoil(world)
     before, copied, real = world.files(), [], copying.copy_data
 
-    def noted(original: int, target: int) -> None:
+    def noted(original: int, target: int, pace: Pace) -> None:
         copied.append(os.readlink(f"/proc/self/fd/{original}"))
-        real(original, target)
+        real(original, target, pace)
 
     monkeypatch.setattr(copying, "copy_data", noted)
     with world.session(*source) as session:

@@ -11,9 +11,11 @@ Each verb may find the work done, or its job under way, because an interrupted t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from ...errors import ChainBroken, ToolFailed
+from ...pace import OutOfTime, Pace
 from ...plan.steps import Commit, Pull, Repoint
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
@@ -33,11 +35,11 @@ class Job(NamedTuple):
 class Merging:
     """The verbs for one volume.
 
-    :param top: the file that the guest writes to.
+    :param top: the file that the guest writes to. :param pace: how fast data moves, and for how long.
     """
 
-    def __init__(self, directory: ShareDirectory, machine: Machine, top: str) -> None:
-        self._directory, self._machine, self.top = directory, machine, top
+    def __init__(self, directory: ShareDirectory, machine: Machine, top: str, pace: Pace) -> None:
+        self._directory, self._machine, self.top, self._pace = directory, machine, top, pace
         self.begun = False  # whether anything may have been changed
 
     # -- places in the graph -----------------------------------------------------------------------------------------
@@ -138,9 +140,13 @@ class Merging:
 
     def _run(self, job: Job, flushed: str, file: str, **arguments: object) -> None:
         """Run a job, or go on with it, and let it end when what it wrote to ``file`` is durable."""
-        monitor = self._machine.monitor
+        monitor, begun = self._machine.monitor, self.begun
         self.start(job, **arguments)
-        wait(self._machine, job.name, "pending")
+        try:
+            self.wait(job, "pending")
+        except OutOfTime:
+            self.begun = begun or job.command != "block-stream"  # what a pull has copied until then its file shows anyway
+            raise
         self.require_proof(job)
         flush(self._machine, flushed)
         self._sync(file)
@@ -161,16 +167,31 @@ class Merging:
         if found is not None:
             self.require_proof(job)
             self.begun = True
+            if found["status"] in ("running", "paused", "ready"):
+                monitor.run("block-job-set-speed", device=job.name, speed=self._pace.speed)
             return
         monitor.failures.pop(job.name, None)
         try:
-            monitor.run(job.command, job_id=job.name, auto_finalize=False, auto_dismiss=job.command == "block-stream", **arguments)
+            monitor.run(job.command, job_id=job.name, auto_finalize=False, auto_dismiss=job.command == "block-stream", speed=self._pace.speed, **arguments)
         except QmpError:
             raise
         except BaseException:
             self.begun = True
             raise
         self.begun = True
+
+    def wait(self, job: Job, *states: str) -> None:
+        """Wait until a job has one of these states. If the time is over before, it is cancelled: it changes nothing any more.
+
+        :raises OutOfTime: it was cancelled. :raises QmpError: it has failed. :raises ToolFailed: it vanished.
+        """
+        if wait(self._machine, job.name, *states, until=self._pace.until()):
+            return
+        with suppress(QmpError):  # it has just ended
+            self._machine.monitor.run("job-cancel", id=job.name)
+        if self._machine.monitor.wait_for(job.name, "concluded") is not None:
+            self._machine.monitor.run("job-dismiss", id=job.name)
+        raise self._pace.out_of_time()
 
     def require_proof(self, job: Job) -> None:
         """The graph must show that the job is what its name says. :raises InUse: it does not."""
@@ -211,9 +232,12 @@ class Merging:
         return found[0]
 
 
-def wait(machine: Machine, name: str, *states: str) -> None:
-    """Wait until a job has one of these states. :raises QmpError: it has failed; it is dismissed. :raises ToolFailed: it vanished."""
-    found = machine.monitor.wait_for(name, *states)
+def wait(machine: Machine, name: str, *states: str, until: float | None = None) -> bool:
+    """Wait until a job has one of these states. False if it has none of them at ``until``, a time of :func:`time.monotonic`.
+
+    :raises QmpError: it has failed; it is dismissed. :raises ToolFailed: it vanished.
+    """
+    found = machine.monitor.wait_for(name, *states, until=until)
     if found is None and name in machine.monitor.failures:
         raise QmpError(name, "GenericError", machine.monitor.failures[name])
     if found is None:
@@ -221,6 +245,7 @@ def wait(machine: Machine, name: str, *states: str) -> None:
     if found["status"] == "concluded":
         machine.monitor.run("job-dismiss", id=name)
         raise QmpError(name, "GenericError", found.get("error") or "it ended early")
+    return found["status"] in states
 
 
 def end(machine: Machine, name: str) -> None:

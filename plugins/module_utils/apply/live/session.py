@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Callable, ContextManager, Iterable, Iterator, Mapping
 
 from ...errors import InUse, NeedsRecovery, ToolFailed
+from ...pace import Pace
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, CreateOverlay, Grow, Pull, Repoint, SetAttributes, Step, Unlink
 from ...store import qcow2
@@ -30,12 +31,13 @@ class LiveSession:
     """The :class:`engine.Session` of the engine for running machines.
 
     :param files: a session that holds no images. It makes new files. :param top: the file that the guest writes to.
+    :param pace: how fast data moves, and for how long.
     """
 
-    def __init__(self, directory: ShareDirectory, plan: Plan, machine: Machine, files: Session, top: str) -> None:
+    def __init__(self, directory: ShareDirectory, plan: Plan, machine: Machine, files: Session, top: str, pace: Pace) -> None:
         self._directory, self._plan, self._machine, self._files = directory, plan, machine, files
         self._withdrawn = False
-        self._merging = Merging(directory, machine, top)
+        self._merging = Merging(directory, machine, top, pace)
         self._switch: Switch | None = None
         if plan.operation != CREATE_SNAPSHOT and plan.after is not None and plan.after.active.file != top:
             self._switch = Switch(directory, machine, self._merging, plan.after.active.file)

@@ -40,7 +40,7 @@ class Switch:
         job = Job(machine.job_name("switch", self._merging.top, self.new), "block-commit", (old.name, base.name))
         self._name = job.name
         self._merging.start(job, device=self._merging.root(graph), top_node=old.name, base_node=base.name)
-        wait(machine, job.name, "ready", "pending")
+        self._merging.wait(job, "ready", "pending")
         self._merging.require_proof(job)
         found = machine.monitor.job(job.name)
         rests = found is not None and found["status"] == "pending"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 
+from ...pace import Pace
 from ...store.files.directory import write_all
 from ...store.files.holes import next_data
 from .allocate import NOT_SUPPORTED, make_zeros
@@ -20,17 +21,19 @@ _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NO_SERVER_COPY = (*NOT_SUPPORTED, errno.EXDEV, errno.EBADF, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.ENOTTY, errno.EIO)
 
 
-def copy_data(source: int, target: int) -> None:
+def copy_data(source: int, target: int, pace: Pace | None = None) -> None:
     """Copy a file byte by byte into an empty one, whatever the bytes mean. Holes stay holes.
 
     Where the file system can, both files share their blocks (reflink). Otherwise the kernel, or the share's server, copies the data.
     Where neither can, this process does. The caller makes the copy durable.
+
+    :raises OutOfTime: ``pace`` leaves no more time.
     """
     if _reflink(source, target):
         return
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
-    Copier(source, target, by_kernel=reports_holes(target)).copy(0, 0, size)
+    Copier(source, target, reports_holes(target), pace).copy(0, 0, size)
 
 
 def reports_holes(fd: int) -> bool:
@@ -43,16 +46,17 @@ def reports_holes(fd: int) -> bool:
 class Copier:
     """Copies parts of one opened file to another. Holes stay holes. As few bytes as possible pass through this process."""
 
-    def __init__(self, source: int, target: int, by_kernel: bool = True) -> None:
+    def __init__(self, source: int, target: int, by_kernel: bool = True, pace: Pace | None = None) -> None:
         self._source = source
         self._target = target
         self._by_kernel = by_kernel
+        self._pace = pace or Pace("")
 
     def copy(self, start: int, to: int, length: int, fresh: bool = True) -> None:
         """Copy ``length`` bytes from offset ``start`` to offset ``to``. Beyond the end of the source there are zeros.
 
         :param fresh: this part of the target is still empty and reads as zeros.
-        :raises OSError: ENOSPC, or the share is lost.
+        :raises OSError: ENOSPC, or the share is lost. :raises OutOfTime: the pace leaves no more time.
         """
         offset, stop = start, start + length
         while offset < stop:
@@ -68,9 +72,46 @@ class Copier:
         """Copy data. Returns how many bytes there were before the end of the source."""
         done = 0
         if self._by_kernel:
-            done = _copy_by_kernel(self._source, self._target, start, to, length)
+            done = self._copy_by_kernel(start, to, length)
             self._by_kernel = done == length
-        return done + _copy_by_hand(self._source, self._target, start + done, to + done, length - done, fresh)
+        return done + self._copy_by_hand(start + done, to + done, length - done, fresh)
+
+    def _copy_by_kernel(self, start: int, to: int, length: int) -> int:
+        """Copy without moving the bytes through this process. Returns how many bytes were copied.
+
+        :raises OSError: the error does not concern this way of copying (ENOSPC, a lost share).
+        """
+        done = 0
+        while done < length:
+            try:
+                copied = os.copy_file_range(self._source, self._target, self._pace.piece(min(_SERVER_CHUNK, length - done)), start + done, to + done)
+            except AttributeError:  # the C library does not have it
+                break
+            except OSError as error:
+                if error.errno not in _NO_SERVER_COPY:
+                    raise
+                break
+            if not copied:  # the end of the source, or a kernel that copies nothing and reports success
+                break
+            done += copied
+            self._pace.moved(copied)
+        return done
+
+    def _copy_by_hand(self, start: int, to: int, length: int, fresh: bool) -> int:
+        """Copy by reading and writing. Returns how many bytes there were before the end of the source.
+
+        Where the target reads as zeros, zeros are not written. So holes stay holes on a file system that does not report them.
+        """
+        done = 0
+        while done < length:
+            block = os.pread(self._source, self._pace.piece(min(_CHUNK, length - done)), start + done)
+            if not block:
+                break
+            for first, last in _written_runs(block) if fresh else [(0, len(block))]:
+                write_all(self._target, memoryview(block)[first:last], to + done + first)
+            done += len(block)
+            self._pace.moved(len(block))
+        return done
 
 
 def _reflink(source: int, target: int) -> bool:
@@ -82,43 +123,6 @@ def _reflink(source: int, target: int) -> bool:
     except OSError:
         return False  # for any reason: a copy reports it too, unless it concerns only reflinks
     return True
-
-
-def _copy_by_kernel(source: int, target: int, start: int, to: int, length: int) -> int:
-    """Copy without moving the bytes through this process. Returns how many bytes were copied.
-
-    :raises OSError: the error does not concern this way of copying (ENOSPC, a lost share).
-    """
-    done = 0
-    while done < length:
-        try:
-            copied = os.copy_file_range(source, target, min(_SERVER_CHUNK, length - done), start + done, to + done)
-        except AttributeError:  # the C library does not have it
-            break
-        except OSError as error:
-            if error.errno not in _NO_SERVER_COPY:
-                raise
-            break
-        if not copied:  # the end of the source, or a kernel that copies nothing and reports success
-            break
-        done += copied
-    return done
-
-
-def _copy_by_hand(source: int, target: int, start: int, to: int, length: int, fresh: bool) -> int:
-    """Copy by reading and writing. Returns how many bytes there were before the end of the source.
-
-    Where the target reads as zeros, zeros are not written. So holes stay holes on a file system that does not report them.
-    """
-    done = 0
-    while done < length:
-        block = os.pread(source, min(_CHUNK, length - done), start + done)
-        if not block:
-            break
-        for first, last in _written_runs(block) if fresh else [(0, len(block))]:
-            write_all(target, memoryview(block)[first:last], to + done + first)
-        done += len(block)
-    return done
 
 
 def _written_runs(block: bytes) -> list[tuple[int, int]]:

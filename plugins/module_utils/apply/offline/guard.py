@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import os
-from typing import Iterable
+from typing import TYPE_CHECKING, Iterable
 
 from ...errors import ShareNotWritable, UnsafeImage
 from ...plan.intent import Resumption
 from ...plan.plan import Plan
 from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
+
+if TYPE_CHECKING:
+    from ...model import Image
 
 
 class Guard:
@@ -90,6 +93,22 @@ class Guard:
             self._watched.discard(file)
             if file in self._fds:
                 os.close(self._fds.pop(file))
+
+
+class LockBytesReleased:
+    """A context in which the lock bytes of a chain's files are released. qemu-img takes its own, and cannot while we hold ours. After an
+    error they stay so."""
+
+    def __init__(self, guard: Guard, images: Iterable[Image]) -> None:
+        self._guard = guard
+        self._files = guard.held(image.file for image in images)
+
+    def __enter__(self) -> None:
+        self._guard.drop(self._files)
+
+    def __exit__(self, kind: object, _error: object, _traceback: object) -> None:
+        if kind is None:
+            self._guard.take(self._files)
 
 
 def require_checkable(directory: ShareDirectory, file: str, assume_unused: bool) -> None:

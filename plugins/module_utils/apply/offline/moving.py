@@ -21,6 +21,7 @@ from typing import Callable, Container, Iterable, Iterator, NamedTuple, Sequence
 
 from ...errors import StorageError
 from ...model import Image
+from ...pace import Pace
 from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
 from ...store.qcow2 import grow, read_header
@@ -168,6 +169,7 @@ class _Move:
     :param keep: the target is above the layers, so that what it holds stays. Otherwise it is below them and is overwritten.
     :param sync: returns when everything written to the target is durable.
     :param verify: raises an error if the task may not continue, because it lost its lock.
+    :param pace: how fast data moves, and for how long.
     """
 
     layers: Layers
@@ -176,6 +178,7 @@ class _Move:
     keep: bool
     sync: Callable[[], None]
     verify: Callable[[], None]
+    pace: Pace
 
     def check(self) -> None:
         """Check that the move can be done by this module. Nothing is written. :raises Unsuited: it cannot."""
@@ -193,11 +196,14 @@ class _Move:
             writer.require_room()
 
     def run(self) -> None:
-        """Do the move, durably. :raises OSError: ENOSPC, or the share is lost. The move can be done again from the start."""
+        """Do the move, durably. After an error it can be done again from the start.
+
+        :raises OSError: ENOSPC, or the share is lost. :raises OutOfTime: the pace leaves no more time.
+        """
         self.verify()
         writer = self.writer
         writer.restart()
-        copiers = [copying.Copier(layer.fd, self.target) for layer in self.layers.layers]
+        copiers = [copying.Copier(layer.fd, self.target, pace=self.pace) for layer in self.layers.layers]
         if isinstance(writer, ClusterWriter):
             writer.begin()
         left = _FENCED
@@ -247,12 +253,14 @@ class Mover:
     :param directory: the share of ``volume``. The task holds the volume's lock. If the task is killed, its leftovers are found by
         the name of the volume.
     :param held: files whose lock bytes the task holds. When other files are read, their lock bytes are taken for reading.
+    :param pace: how fast data moves, and for how long.
     """
 
-    def __init__(self, directory: ShareDirectory, volume: str, held: Container[str] = ()) -> None:
+    def __init__(self, directory: ShareDirectory, volume: str, held: Container[str] = (), pace: Pace | None = None) -> None:
         self._directory = directory
         self._volume = volume
         self._held = held
+        self._pace = pace or Pace("")
 
     def commit(self, images: Sequence[Image], into: str) -> None:
         """Write what the files above ``into`` hold into it. If it is smaller than the topmost file, it gets that file's size.
@@ -304,7 +312,7 @@ class Mover:
         with ExitStack() as stack:
             layers = Layers(self._open(stack, source, images, cluster_size), images[0].size)
             writer: AnyClusterWriter = RawClusterWriter(layers.cluster_size, fresh=True) if image_format == "raw" else ClusterWriter(target, hides=False)
-            move = _Move(layers, target, writer, False, lambda: None, lambda: self._directory.verify(self._volume))
+            move = _Move(layers, target, writer, False, lambda: None, lambda: self._directory.verify(self._volume), self._pace)
             move.check()
             move.run()
 
@@ -325,7 +333,8 @@ class Mover:
             self._directory.discard_temporary(temporary)
 
     def _move(self, layers: Layers, target: int, file: str, writer: AnyClusterWriter, keep: bool = False) -> _Move:
-        return _Move(layers, target, writer, keep, lambda: self._directory.waiting.sync_file(target), lambda: self._directory.verify(file))
+        sync, verify = (lambda: self._directory.waiting.sync_file(target)), (lambda: self._directory.verify(file))
+        return _Move(layers, target, writer, keep, sync, verify, self._pace)
 
     def _open(
         self, stack: ExitStack, directory: ShareDirectory, images: Sequence[Image], cluster_size: int | None = None

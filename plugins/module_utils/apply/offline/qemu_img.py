@@ -18,6 +18,7 @@ from typing import Callable, Iterable, Mapping
 from ... import command
 from ...errors import ChainBroken, ToolMissing
 from ...model import Image
+from ...pace import Pace
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 
@@ -67,15 +68,22 @@ class OpenedChain:
 
     :param images: the chain, top first. :param writable: names of the files that are opened for writing.
     :param instead: by file name, descriptors of files that are used instead of those of the chain.
+    :param pace: how fast programs move data between them, and for how long.
     """
 
     def __init__(
-        self, directory: ShareDirectory, images: Iterable[Image], writable: Iterable[str] = (), instead: Mapping[str, int] | None = None
+        self,
+        directory: ShareDirectory,
+        images: Iterable[Image],
+        writable: Iterable[str] = (),
+        instead: Mapping[str, int] | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._directory = directory
         self._instead = instead or {}
         self._images = tuple(images)
         self._writable = frozenset(writable)
+        self.pace = pace or Pace("")
         self._path = ""
         self._fds: dict[str, int] = {}
 
@@ -152,13 +160,18 @@ def _run(arguments: list[str], chain: OpenedChain, locks: Iterable[int], subject
     """Run qemu-img. It inherits the descriptors of the chain, of ``locks`` and of ``extra``. ``subject`` names the work in errors."""
     argv = [_program()] + arguments
     chain.verify()
-    result = command.run(argv, descriptors=chain.descriptors + tuple(locks) + tuple(extra), limits=chain.limits(size))
+    result = command.run(argv, descriptors=chain.descriptors + tuple(locks) + tuple(extra), limits=chain.limits(size), pace=chain.pace)
     command.require_success(result, subject)
+
+
+def _rate(pace: Pace) -> list[str]:
+    """Words for the subcommands that limit themselves more evenly than :mod:`command` can from outside."""
+    return ["-r", str(pace.speed)] if pace.speed else []
 
 
 def commit(chain: OpenedChain, file: str, into: str, locks: Iterable[int]) -> None:
     """Write into ``into`` what ``file`` and the layers down to ``into`` hold, in one pass. The layers keep what they hold."""
-    arguments = ["commit", "-q", "-f", "qcow2", "-d", "-b", chain.path(into), chain.path(file)]
+    arguments = ["commit", "-q", *_rate(chain.pace), "-f", "qcow2", "-d", "-b", chain.path(into), chain.path(file)]
     _run(arguments, chain, locks, f"merge of {file} into {into}")
     os.fsync(chain.fd(into))
 
@@ -198,12 +211,12 @@ def write_zeros(chain: OpenedChain, file: str, start: int, stop: int, locks: Ite
 
 def convert(chain: OpenedChain, target: int, target_format: str, locks: Iterable[int]) -> None:
     """Copy what the chain shows into the image behind the descriptor ``target``, which is empty and large enough. Holes stay holes."""
-    arguments = ["convert", "-q", "-n", "--target-is-zero", "-O", target_format, chain.graph(), f"/proc/self/fd/{target}"]
+    arguments = ["convert", "-q", *_rate(chain.pace), "-n", "--target-is-zero", "-O", target_format, chain.graph(), f"/proc/self/fd/{target}"]
     _run(arguments, chain, locks, "copy into a new image", [target])
     os.fsync(target)
 
 
-def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iterable[int], verify: Callable[[], None]) -> None:
+def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iterable[int], verify: Callable[[], None], pace: Pace | None = None) -> None:
     """Make a qcow2 image of ``size`` bytes in the empty file behind ``path_fd``, with its metadata or data allocated.
 
     :param preallocation: as qemu-img names it.
@@ -211,5 +224,5 @@ def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iter
     """
     argv = [_program(), "create", "-q", "-f", "qcow2", "-o", f"preallocation={preallocation}", f"/proc/self/fd/{path_fd}", str(size)]
     verify()
-    command.require_success(command.run(argv, descriptors=[path_fd, *locks]), "new qcow2 image")
+    command.require_success(command.run(argv, descriptors=[path_fd, *locks], pace=pace), "new qcow2 image")
     os.fsync(path_fd)

@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 from ...errors import ChainBroken, UnsafeImage
 from ...model import Image
+from ...pace import OutOfTime, Pace
 from ...plan.steps import (
     Commit,
     CopyImage,
@@ -37,7 +38,7 @@ from ...store.volumes.look import Look
 from ...store.volumes.raw_disks import mark_of
 from ..engine import CopySource, Terms
 from . import allocate, copying, growing, making_room, moving, qemu_img
-from .guard import Guard
+from .guard import Guard, LockBytesReleased
 
 _CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
 
@@ -59,6 +60,8 @@ class OfflineSession:
         self._guard = guard
         self._source = source
         self._given_up = given_up
+        self._pace = Pace(f"volume {volume} on {directory.share.label}", terms.speed, terms.timeout, directory.waiting.sleep)
+        self._begun = self._can_be_withdrawn = False
         self._prepared: dict[str, tuple[int, str]] = {}  # files that are not published yet, by final name: (descriptor, temporary name)
         self._methods: dict[type, Callable] = {
             CreateImage: self._create_image,
@@ -80,7 +83,12 @@ class OfflineSession:
 
     def do(self, step: Step) -> None:
         """See :meth:`engine.Session.do`."""
-        self._methods[type(step)](step)
+        try:
+            self._methods[type(step)](step)
+        except OutOfTime:  # what a pull has copied until then its file shows anyway
+            self._can_be_withdrawn = isinstance(step, Pull) and not self._begun
+            raise
+        self._begun = True
 
     def __enter__(self) -> OfflineSession:
         return self
@@ -102,7 +110,7 @@ class OfflineSession:
 
     def withdraw(self) -> bool:
         """See :meth:`engine.Session.withdraw`. Nobody has the images open, and what is on the share decides."""
-        return False
+        return self._can_be_withdrawn
 
     # -- new files ---------------------------------------------------------------------------------------------------
 
@@ -151,7 +159,7 @@ class OfflineSession:
                 qcow2.write_image(fd, step.size)
             else:
                 verify = partial(self._directory.verify, step.file)
-                qemu_img.create_preallocated(fd, step.size, self._preallocation(fd, step), self._locks, verify)
+                qemu_img.create_preallocated(fd, step.size, self._preallocation(fd, step), self._locks, verify, self._pace)
 
         self._new_file(step.file, fill)
 
@@ -168,7 +176,7 @@ class OfflineSession:
             return
         if step.preallocation == "falloc":
             self._warn_about_zeros(step)
-        allocate.write_zeros(fd, step.size)
+        allocate.write_zeros(fd, step.size, pace=self._pace)
 
     def _warn_about_zeros(self, step: CreateImage) -> None:
         self._warn(f"{self._directory.share.label} has no fallocate: the space of {step.file} was reserved by writing zeros")
@@ -188,7 +196,7 @@ class OfflineSession:
             os.ftruncate(fd, 0)
             self._make_empty(fd, step)
             self._require_whole(source.directory, source.images)
-            with qemu_img.OpenedChain(source.directory, source.images) as chain:
+            with qemu_img.OpenedChain(source.directory, source.images, pace=self._pace) as chain:
                 qemu_img.convert(chain, fd, step.format, self._locks)
 
         self._new_file(step.file, fill)
@@ -210,7 +218,7 @@ class OfflineSession:
             if step.format == "qcow2" and not self._codec(image.file, lambda: _is_complete(original)):
                 return False
             source.directory.verify(image.file)
-            copying.copy_data(original, fd)
+            copying.copy_data(original, fd, self._pace)
         if step.format == "raw":
             os.ftruncate(fd, step.size)
             return True
@@ -279,7 +287,7 @@ class OfflineSession:
         :raises UnsafeImage: a file was cut short. qemu-img would read the missing part as zeros.
         """
         try:
-            move(moving.Mover(self._directory, self._volume, self._guard))
+            move(moving.Mover(self._directory, self._volume, self._guard, self._pace))
         except qcow2.CutShort as error:
             raise UnsafeImage(f"volume {self._volume} on {self._directory.share.label}", f"one of its files is damaged: {error}", _CUT) from error
         except qcow2.Qcow2Error:
@@ -320,8 +328,8 @@ class OfflineSession:
         def fill(fd: int) -> None:
             with self._directory.root.opened(step.file) as original:
                 self._give_access_of(original, fd, step.file)
-                copying.copy_data(original, fd)
-            with _LockBytesReleased(self._guard, images[1:]):
+                copying.copy_data(original, fd, self._pace)
+            with LockBytesReleased(self._guard, images[1:]):
                 self._codec(step.file, lambda: growing.grow_copy(self._directory, images, fd, step.size, step.zero, self._locks))
 
         self._replace(step.file, fill)
@@ -341,7 +349,7 @@ class OfflineSession:
             except qcow2.Qcow2Error as error:
                 raise self._unsafe(step.file, error) from error
         images = self._chain(step.file)
-        with _LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
+        with LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
             qemu_img.resize(chain, step.file, step.size, self._locks)
         return True
 
@@ -354,7 +362,7 @@ class OfflineSession:
         if into.format == "qcow2" and into.size < images[0].size:
             with self._directory.root.opened(step.into, write=True) as fd:
                 self._codec(step.into, lambda: qcow2.clear_tail(fd))
-        with _LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into]) as chain:
+        with LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into], pace=self._pace) as chain:
             qemu_img.commit(chain, step.file, step.into, self._locks)
 
     def _pull(self, step: Pull) -> None:
@@ -364,7 +372,7 @@ class OfflineSession:
         if self._without_qemu_img(lambda mover: self._pull_clusters(mover, images, step)):
             return
         self._require_whole(self._directory, images)
-        with _LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file]) as chain:
+        with LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file], pace=self._pace) as chain:
             qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
 
     def _pull_clusters(self, mover: moving.Mover, images: tuple[Image, ...], step: Pull) -> None:
@@ -387,18 +395,3 @@ def _is_complete(fd: int) -> bool:
     header = qcow2.read_header(fd)
     qcow2.require_whole(fd)
     return header.backing_file is None and not header.internal_snapshots and not header.dirty
-
-
-class _LockBytesReleased:
-    """A context in which the lock bytes of a chain's files are released. qemu-img takes its own, and cannot while we hold ours."""
-
-    def __init__(self, guard: Guard, images: Iterable[Image]) -> None:
-        self._guard = guard
-        self._files = guard.held(image.file for image in images)
-
-    def __enter__(self) -> None:
-        self._guard.drop(self._files)
-
-    def __exit__(self, kind: object, _error: object, _traceback: object) -> None:
-        if kind is None:
-            self._guard.take(self._files)
