@@ -55,7 +55,7 @@ def meddling(fd: int, header: qcow2.Header) -> bytearray:
     return first_sector(fd, header)
 
 
-first_sector, read_extensions, kinds = writing.first_sector, reading._read_extensions, tables._kinds
+first_sector, read_extensions, kinds = writing.first_sector, reading._read_extensions, tables.kinds
 
 
 class Blunt(dict):
@@ -85,7 +85,7 @@ BUGS: dict[str, tuple] = {
     "it never ends": (reading, "_read_extensions", endless),
     "it takes much memory": (qcow2, "has_magic", lambda _fd: bytes(512 << 20)),
     "it takes more memory than it may": (qcow2, "has_magic", lambda _fd: bytes(100 << 20)),
-    "it loses entries": (tables, "_kinds", lambda table, header: kinds(table, header)[1:]),
+    "it loses entries": (tables, "kinds", lambda table, header: kinds(table, header)[1:]),
     "its error is not its own": (tables, "l1_table", lambda fd, header, _most: struct.unpack(">Q", b"") and {}),
     "it writes while it refuses": (writing, "first_sector", meddling),
     "it writes outside the header cluster": (writing, "_free_space", lambda header, _end, _length: header.cluster_size),

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import possible
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.machine import Machine
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, InUse, StorageError, ToolFailed
@@ -595,3 +598,85 @@ def test_check_mode_only_asks(live: Live, monkeypatch: pytest.MonkeyPatch) -> No
     assert live.delete("a").changed and not guest.qmp("query-jobs")
     live.points = {name: point for name, point in live.points.items() if name == "d"}
     live.require_right()
+
+
+def as_nobody(live: Live, monkeypatch: pytest.MonkeyPatch) -> Guest:
+    """A machine of another user, to whom the volume's files belong."""
+    account = pwd.getpwnam("nobody")
+    for path in (live.path, *live.path.iterdir()):
+        if path.name != ".remotefs":
+            os.chown(path, account.pw_uid, account.pw_gid)
+    made, started = tempfile.mkdtemp, subprocess.Popen
+
+    def open_to_all(*words: Any, **more: Any) -> str:
+        directory = made(*words, **more)
+        os.chmod(directory, 0o777)
+        return directory
+
+    def by_nobody(argv: list[str], *words: Any, **more: Any) -> Any:
+        other = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if "qemu-system" in str(argv) else {}
+        return started(argv, *words, **more, **other)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "mkdtemp", open_to_all)
+        patched.setattr(subprocess, "Popen", by_nobody)
+        return live.start()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_header_that_qemu_may_not_write(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At the end of the merge QEMU would crash. What it has open for writing already it can write."""
+    for directory in (tmp_path, *tmp_path.parents[:3]):
+        if directory != Path("/tmp"):
+            os.chmod(directory, 0o755)
+    live = make("raw")
+    guest = as_nobody(live, monkeypatch)
+    for number, name in enumerate("abc"):
+        guest.scribble(number)
+        live.snapshot(name)
+    guest.scribble(7)
+    for file in ("v.b", "v.c"):
+        os.chown(live.path / file, 0, 0)
+        os.chmod(live.path / file, 0o644)
+    before = live.tree()
+    for check in (True, False):
+        with pytest.raises(InUse, match="QEMU may not write to v.b, of which the header would change; give its user the right to"):
+            live.delete("a", check=check)
+    assert live.tree() == before and guest.alive
+    monkeypatch.setattr(possible, "may_write", lambda *_all: True)  # what hides behind an ACL or a label
+    with pytest.raises(ToolFailed, match="change-backing-file: .*Permission denied.*let QEMU open"):
+        live.delete("a")
+    assert guest.alive and live.info()["pending"] is None
+    live.delete("b")
+    os.chmod(live.path / "v.c", 0o666)
+    live.delete("a")
+    live.forget("a", "b")
+    live.require_right()
+    live.require_nothing_left()
+
+
+def test_the_header_over_a_raw_base_cannot_be_mended(make: Callable[..., Live]) -> None:
+    """QEMU would write that the raw image is a qcow2 image."""
+    live = make("raw")
+    live.snapshot("a")
+    subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", str(live.path / "v"), str(live.path / "v.a")], check=True)
+    guest = live.start()
+    guest.scribble(5)
+    before = live.tree()
+    for check in (True, False):
+        with pytest.raises(InUse, match="the header of v.a has to be mended"):
+            live.take("b", check=check)
+    assert live.tree() == before
+    guest.quit()
+    live.guest = None
+    live.snapshot("b")
+    live.require_right()
+
+
+def test_a_machine_that_has_left_its_directory(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``-daemonize`` does after it has opened a file by a relative path. Nothing can be opened by that any more."""
+    live = make("raw")
+    live.start("relative").scribble(1)
+    link = os.readlink
+    monkeypatch.setattr(os, "readlink", lambda path, **how: "/" if str(path).endswith("/cwd") else link(path, **how))
+    assert "not under the name that it was told (a relative path with -daemonize, or -chroot)" in refused(live, lambda **mode: live.take("new", **mode))

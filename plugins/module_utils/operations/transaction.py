@@ -78,7 +78,7 @@ def recover(work: Workspace, share: Share, name: str, said: str | None = None, d
     if volume is not None and volume.stale:
         _warn_of_stale(work, share, volume)
     if volume is not None and dependents:
-        volume = replace(volume, dependents=work.mode.dependents(share, volume))
+        volume = replace(volume, dependents=work.mode.dependents(share, volume, work.mode.still_there(recovered)))
     return volume, recovered
 
 

@@ -41,7 +41,14 @@ class QmpError(Exception):
 
 
 class Lost(Exception):
-    """The monitor closed or did not answer. It is not known whether the last command was carried out."""
+    """The monitor closed or did not answer. It is not known whether the last command was carried out.
+
+    :param is_closed: the connection has ended. Otherwise an answer may still come.
+    """
+
+    def __init__(self, text: str, is_closed: bool = False) -> None:
+        super().__init__(text)
+        self.is_closed = is_closed
 
 
 class Monitor:
@@ -94,7 +101,7 @@ class Monitor:
             self._wait_until(until)
             self._stream.sendall(json.dumps({"execute": command, "arguments": arguments, "id": mine}).encode() + b"\n")
         except OSError as error:
-            raise Lost(f"{command}: {error.strerror or error}") from error
+            raise Lost(f"{command}: {error.strerror or error}", not isinstance(error, socket.timeout)) from error
         while True:
             answer = self._line(until)
             event = answer.get("event")
@@ -133,9 +140,11 @@ class Monitor:
             try:
                 data = self._stream.recv(1 << 16)
             except OSError as error:  # socket.timeout is one
-                raise Lost("no answer came in time" if isinstance(error, socket.timeout) else str(error.strerror or error)) from error
+                if isinstance(error, socket.timeout):
+                    raise Lost("no answer came in time") from error
+                raise Lost(str(error.strerror or error), is_closed=True) from error
             if not data:
-                raise Lost("the connection was closed")
+                raise Lost("the connection was closed", is_closed=True)
             self._buffer += data
         self._wait_until(until)  # lines without an end to them are no answer either
         line = bytes(self._buffer[:end])

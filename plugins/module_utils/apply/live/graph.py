@@ -119,6 +119,10 @@ class Graph:
                 found.setdefault((status.st_dev, status.st_ino), []).append(node.name)
         return found
 
+    def has_open(self, status: os.stat_result) -> bool:
+        """Whether the process has a file open, by whatever name."""
+        return (status.st_dev, status.st_ino) in self._opened()
+
     def _opened(self) -> set[Key]:
         try:
             return {key for key, _writes in opened_by(self._pid)}

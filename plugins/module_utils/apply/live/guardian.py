@@ -18,16 +18,17 @@ import threading
 import time
 from contextlib import suppress
 
-from ...errors import ToolFailed
+from ...errors import StorageError, ToolFailed
 from ...model import info_name
 from ...store.files.directory import ShareDirectory
 from ...store.metadata import info_file
 from .answers import Strange
-from .client import Lost, Monitor, QmpError
+from .client import Lost, Monitor, QmpError, connect
 
 _READY, _DONE = b"R", b"D"
+_LOOK = 0.005  # seconds between two looks at whether it has ended
 _ATTEMPTS, _PAUSE = 100, 0.1  # to read .info, and seconds between them
-_JOB = 60.0  # seconds that the end of the job may take
+_WAIT = 60.0  # seconds for which a task waits for its guardian
 _starting = threading.Lock()
 _ends: set[int] = set()  # the task's ends of the pipes of all its guardians, which each child closes
 
@@ -79,12 +80,14 @@ class Guardian:
         self.let_decide()
 
     def let_decide(self) -> None:
-        """Stop holding it back, and wait until it has ended."""
+        """Stop holding it back, and wait until it has ended. If QEMU does not answer it for long, it goes on alone."""
         with _starting:
             _ends.discard(self._end)
             os.close(self._end)
+        until = time.monotonic() + _WAIT
         with suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+            while os.waitpid(self._pid, os.WNOHANG) == (0, 0) and time.monotonic() < until:
+                time.sleep(_LOOK)
 
     # -- in the child ------------------------------------------------------------------------------------------------
 
@@ -107,18 +110,42 @@ class Guardian:
             os._exit(0)
 
     def _decide(self) -> None:
-        monitor = self._monitor
-        monitor.inherit()
+        self._monitor.inherit()
         agreed = self._names_new()
         if agreed is None:
             return  # the share is gone, and nothing that is done now could be right for certain. The next task decides.
-        with suppress(QmpError, Lost, Strange):
-            monitor.run("job-finalize" if agreed else "job-cancel", id=self._job)
-        with suppress(QmpError, Lost, Strange):
-            monitor.wait_for(self._job, "concluded", until=time.monotonic() + _JOB)
-            monitor.run("job-dismiss", id=self._job)
+        while not self._is_over("job-finalize" if agreed else "job-cancel"):
+            time.sleep(_PAUSE)
         if agreed:
-            leave_behind(monitor, self._directory, self._volume, self._old)
+            leave_behind(self._monitor, self._directory, self._volume, self._old)
+
+    def _is_over(self, command: str) -> bool:
+        """End the job by this command, and dismiss it. False where QEMU has not answered yet, or works on it: a guest waits, however long
+        it takes."""
+        try:
+            job = self._monitor.job(self._job)
+            if job is not None and job["status"] in ("ready", "pending"):
+                self._monitor.run(command, id=self._job)
+            elif job is not None and job["status"] == "concluded":
+                self._monitor.run("job-dismiss", id=self._job)
+            return job is None
+        except QmpError:
+            return False  # it has another state by now
+        except Strange:
+            return True
+        except Lost as lost:
+            return lost.is_closed and not self._is_there_again()
+
+    def _is_there_again(self) -> bool:
+        """Whether QEMU takes a new connection in place of one that has ended."""
+        try:
+            monitor = connect(self._monitor.path)
+        except StorageError:
+            return True  # somebody is there, and will have time
+        if monitor is None or monitor.pid != self._monitor.pid:
+            return False
+        self._monitor = monitor
+        return True
 
     def _names_new(self) -> bool | None:
         """Whether ``.info`` names the new image, now and for ever. None if that cannot be read."""

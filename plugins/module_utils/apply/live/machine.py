@@ -216,6 +216,11 @@ class Machine:
 
     def _require_chain(self, graph: Graph, files: tuple[str, ...]) -> None:
         if not any(self.images(graph, file) for file in files):
+            if any(graph.has_open(status) for status in self._statuses.values()):
+                self.refuse(
+                    "the machine has it open, and not under the name that it was told (a relative path with -daemonize, or -chroot)",
+                    "stop the machine, and start it on the absolute path of the volume",
+                )
             self.refuse(
                 f"the machine behind {self.monitor.path} does not have its images open",
                 "give the monitor of the machine that uses it, or leave attachment out if nobody does",
@@ -259,7 +264,10 @@ def refusal(subject: str, error: QmpError) -> StorageError:
     if "No space left" in error.text:
         return NoSpace(subject, problem, "make room on the share, and run the task again")
     if "Permission conflict" in error.text:
-        return InUse(subject, problem, "end what else uses the disk in the machine (an export, a job), or stop the machine, and run the task again")
+        remedy = "end what else uses the disk in the machine (an export, a job), or stop the machine; a device such as nvme never takes another size"
+        return InUse(subject, problem, f"{remedy}. Then run the task again")
+    if "read-only" in error.text:
+        return InUse(subject, problem, "the machine opened the image so (read-only, without auto-read-only): stop it, and run the task again")
     if "Failed to get" in error.text or "Failed to lock" in error.text:
         return InUse(subject, problem, "stop the other program that has the image open, and run the task again")
     return ToolFailed(subject, problem, "run the task again; if that does not help, stop the machine first")

@@ -14,7 +14,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import NamedTuple
 
-from ...errors import ChainBroken, ToolFailed
+from ...errors import ChainBroken, StorageError, ToolFailed
+from ...model import Image
 from ...pace import OutOfTime, Pace
 from ...plan.steps import Commit, Pull, Repoint
 from ...store import qcow2
@@ -22,6 +23,7 @@ from ...store.files.directory import ShareDirectory
 from .client import QmpError
 from .graph import Graph, Node
 from .machine import Machine
+from .proving import Merged
 
 
 class Job(NamedTuple):
@@ -76,7 +78,8 @@ class Merging:
         base = self._must_be(graph, into)
         child = self._file_above(graph, upper)
         job = Job(self._machine.job_name("commit", child, into), "block-commit", (upper, base.name))
-        self._run(job, base.name, into, device=self.root(graph), top_node=upper, base_node=base.name, backing_file=into)
+        layers = self._files_between(graph, upper, base.name)
+        self._run(job, base.name, into, layers, child, device=self.root(graph), top_node=upper, base_node=base.name, backing_file=into)
         self._require_header(child, into)
 
     def pull(self, step: Pull) -> None:
@@ -88,7 +91,8 @@ class Merging:
             return
         to = {} if target is None else {"base_node": target.name, "backing_file": step.backing_file}
         job = Job(self._machine.job_name("pull", step.file, step.backing_file), "block-stream", (node.name,))
-        self._run(job, node.name, step.file, device=node.name, **to)
+        layers = self._files_between(graph, graph.backing_of(node.name), target.name if target else None)
+        self._run(job, node.name, step.file, layers, step.file, device=node.name, **to)
         self._require_header(step.file, step.backing_file)
 
     def repoint(self, step: Repoint) -> None:
@@ -106,7 +110,7 @@ class Merging:
         elif self._header(step.file) != (step.backing_file, step.backing_format):
             self.begun = True
             self._machine.monitor.run("change-backing-file", device=self.root(graph), image_node_name=node.name, backing_file=step.backing_file)
-            self._sync(step.file)
+            self._require_header(step.file, step.backing_file, step.backing_format)
 
     def require_chain(self, files: tuple[str, ...]) -> None:
         """Check that the merges have left these files, the upper ones first; above them only what the guest is going to leave.
@@ -138,20 +142,43 @@ class Merging:
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def _run(self, job: Job, flushed: str, file: str, **arguments: object) -> None:
-        """Run a job, or go on with it, and let it end when what it wrote to ``file`` is durable."""
-        monitor, begun = self._machine.monitor, self.begun
-        self.start(job, **arguments)
-        try:
-            self.wait(job, "pending")
-        except OutOfTime:
-            self.begun = begun or job.command != "block-stream"  # what a pull has copied until then its file shows anyway
-            raise
-        self.require_proof(job)
-        flush(self._machine, flushed)
-        self._sync(file)
-        monitor.run("job-finalize", id=job.name)
-        end(self._machine, job.name)
+    def _run(self, job: Job, node: str, file: str, layers: list[Image], child: str, **arguments: object) -> None:
+        """Run a job, or go on with it, and let it end when what it wrote to ``file`` is durable.
+
+        :param node: of ``file``. :param layers: the images whose data it gets. :param child: the file whose header QEMU writes at the end.
+        """
+        machine, begun = self._machine, self.begun
+        merged = Merged(self._directory, machine, machine.volume.image(file), layers, is_above=file == child)
+        with self._directory.root.opened(file) as fd:
+            if machine.monitor.job(job.name) is None:
+                self._require_writable_header(child)
+            self.start(job, **arguments)
+            try:
+                self.wait(job, "pending")
+            except OutOfTime:
+                self.begun = begun or job.command != "block-stream"  # what a pull has copied until then its file shows anyway
+                raise
+            self.require_proof(job)
+            try:
+                merged.make_durable(fd, node)
+            except (StorageError, OSError):
+                self._cancel(job)
+                raise
+        machine.monitor.run("job-finalize", id=job.name)
+        end(machine, job.name)
+
+    def _require_writable_header(self, child: str) -> None:
+        """Let QEMU write a header as it is already. One that it cannot write at the end of a merge makes QEMU 7.2 crash.
+
+        QEMU would write the image's own format as that of the backing file, so that a header which names a raw one is not touched.
+
+        :raises QmpError: it cannot.
+        """
+        backing, backing_format = self._header(child)
+        graph = self._machine.graph()
+        node = self.in_chain(graph, child)
+        if node is not None and backing is not None and backing_format == "qcow2":
+            self._machine.monitor.run("change-backing-file", device=self.root(graph), image_node_name=node.name, backing_file=backing)
 
     def start(self, job: Job, **arguments: object) -> None:
         """Start a job that does not end by itself, unless it is there already. One that has failed is started anew. If QEMU refuses the job,
@@ -187,11 +214,15 @@ class Merging:
         """
         if wait(self._machine, job.name, *states, until=self._pace.until()):
             return
+        self._cancel(job)
+        raise self._pace.out_of_time()
+
+    def _cancel(self, job: Job) -> None:
+        """End a job so that it changes nothing any more."""
         with suppress(QmpError):  # it has just ended
             self._machine.monitor.run("job-cancel", id=job.name)
         if self._machine.monitor.wait_for(job.name, "concluded") is not None:
             self._machine.monitor.run("job-dismiss", id=job.name)
-        raise self._pace.out_of_time()
 
     def require_proof(self, job: Job) -> None:
         """The graph must show that the job is what its name says. :raises InUse: it does not."""
@@ -209,19 +240,29 @@ class Merging:
             header = qcow2.read_header(fd)
         return header.backing_file, header.backing_format
 
-    def _require_header(self, file: str, backing: str | None) -> None:
+    def _require_header(self, file: str, backing: str | None, backing_format: str | None = None) -> None:
         """Before anything is removed that the header may still name. Past a filter that is buried in a chain QEMU changes no header.
 
-        :raises ChainBroken: the header does not name ``backing``.
+        :param backing_format: None: any. :raises ChainBroken: the header does not name ``backing``, or another format.
         """
         self._sync(file)
-        found, _format = self._header(file)
-        if found != backing:
+        found, found_format = self._header(file)
+        if found != backing or backing_format not in (None, found_format):
             raise ChainBroken(
                 self._directory.root.subject(file),
-                f"after the merge its header names {found}, not {backing}",
+                f"after the merge its header names {found} ({found_format}), not {backing}",
                 "nothing was removed; stop the machine and run the task again without attachment",
             )
+
+    def _files_between(self, graph: Graph, upper: str | None, below: str | None) -> list[Image]:
+        """The volume's images from the node ``upper`` down to the one above ``below`` (None: to the lowest)."""
+        found: list[Image] = []
+        for name in self.chain(graph) if upper is not None else ():
+            if name == below:
+                break
+            if found or name == upper:
+                found += [image for image in self._machine.volume.chain if name in {node.name for node in self._machine.images(graph, image.file)}]
+        return found
 
     def _file_above(self, graph: Graph, name: str) -> str:
         """The file whose overlay rests on this node."""
@@ -260,8 +301,3 @@ def end(machine: Machine, name: str) -> None:
     if error:
         raise QmpError(name, "GenericError", error)
 
-
-def flush(machine: Machine, node: str) -> None:
-    """Write what QEMU holds of a node to its file, durably. qemu-storage-daemon has no command for it."""
-    if "human-monitor-command" in machine.monitor.commands:
-        machine.monitor.run("human-monitor-command", command_line=f'qemu-io {node} "flush"')

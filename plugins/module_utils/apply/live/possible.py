@@ -17,6 +17,7 @@ from ...store.files.directory import ShareDirectory
 from ...store.qcow2.clusters import Unsuited
 from .graph import Graph, Node
 from .machine import Machine
+from .rights import may_write
 
 _STOP = "stop the machine, and run the task again"
 _ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
@@ -32,8 +33,8 @@ def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: b
             directory_of(machine, active)
         elif isinstance(step, Grow):
             _require_growable(machine, graph, step)
-        elif isinstance(step, (Pull, Repoint)) and step.backing_file is not None:
-            _require_format_layer(machine, graph, step.backing_file)
+        elif isinstance(step, (Pull, Repoint)):
+            _require_header(machine, graph, step)
     for write in _writes(plan, machine.volume, machine.volume.active.file):
         _require_committable(machine, write)
 
@@ -140,6 +141,19 @@ def _require_aligned(machine: Machine, graph: Graph, writes: Iterable[_Write]) -
         for node in machine.images(graph, file):
             if node.driver != "qcow2" and node.direct and any(end % _ALIGNMENT for end in ends):
                 machine.refuse(f"the machine has the raw image {file} open with cache=none, and its size is no multiple of {_ALIGNMENT} bytes", _STOP)
+
+
+def _require_header(machine: Machine, graph: Graph, step: Pull | Repoint) -> None:
+    """QEMU has to write the header of the step's file. QEMU 7.2 crashes at the end of a merge if it cannot."""
+    if step.backing_file is not None:
+        _require_format_layer(machine, graph, step.backing_file)
+    if step.file != machine.volume.active.file and machine.directory.share.keeps_modes:  # the active one it has open for writing
+        with machine.directory.root.opened(step.file) as fd:
+            if not may_write(machine.monitor.pid, fd):
+                machine.refuse(f"QEMU may not write to {step.file}, of which the header would change", "give its user the right to, and run the task again")
+    image = machine.volume.image(step.file)
+    if step.backing_file == image.backing_file and step.backing_format != "qcow2":
+        machine.refuse(f"the header of {step.file} has to be mended, and QEMU writes no other format than qcow2 there by itself", _STOP)
 
 
 def _require_format_layer(machine: Machine, graph: Graph, backing: str) -> None:

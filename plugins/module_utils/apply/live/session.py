@@ -22,8 +22,9 @@ from .answers import Strange
 from .client import Lost, QmpError
 from .graph import Graph, Node
 from .machine import OURS, Machine, told
-from .merging import Merging, flush
+from .merging import Merging
 from .possible import directory_of, require_size
+from .proving import flush
 from .switching import Switch
 
 
@@ -187,6 +188,10 @@ class LiveSession:
             if self._machine.graph().size_of(node.name) < step.size:
                 problem = f"QEMU says that its disk has {step.size} bytes, and the disk has another size still"
                 raise ToolFailed(self._machine.subject, problem, "stop the machine, and run the task again")
-        flush(self._machine, node.name)
         with self._directory.root.opened(step.file) as fd:
+            self._directory.waiting.sync_file(fd)  # so that QEMU's own flush does not keep the machine waiting
+            flush(self._machine, node.name)
             self._directory.waiting.sync_file(fd)
+            if step.format == "qcow2" and qcow2.read_header(fd).size != step.size:
+                problem = f"QEMU has not written the new size to {step.file}"
+                raise ToolFailed(self._machine.subject, problem, "look at the share's storage and at QEMU's log, and run the task again")

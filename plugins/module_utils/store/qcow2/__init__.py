@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .completeness import require_whole
     from .discarding import drop_data
     from .growing import grow
+    from .holding import require_held
     from .reading import Header, HeaderSummary, has_magic, is_empty, read_backing_name, read_header, read_summary
     from .tables import allocation
     from .tails import clear_tail, has_fixed_tail, has_tail, tail_end
@@ -46,6 +47,7 @@ __all__ = [
     "read_header",
     "repoint",
     "bytes_of_image",
+    "require_held",
     "require_single_owners",
     "require_whole",
     "tail_end",
@@ -58,6 +60,7 @@ _HOMES = {
     "allocation": "tables",
     **dict.fromkeys(("clear_tail", "has_fixed_tail", "has_tail", "tail_end"), "tails"),
     "drop_data": "discarding",
+    "require_held": "holding",
     "require_whole": "completeness",
     "require_single_owners": "cluster_uses",
     "grow": "growing",

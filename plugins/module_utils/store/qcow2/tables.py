@@ -31,7 +31,7 @@ def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, by
     tables = l1_table(fd, header, min(most_tables, _MOST_L2_BYTES // header.cluster_size))
     if tables is None:
         return None
-    return {index: _kinds(os.pread(fd, header.cluster_size, entry & _OFFSET), header) for index, entry in tables.items()}
+    return {index: kinds(os.pread(fd, header.cluster_size, entry & _OFFSET), header) for index, entry in tables.items()}
 
 
 def l1_table(fd: int, header: Header, most: int) -> dict[int, int] | None:
@@ -62,8 +62,8 @@ def l1_table(fd: int, header: Header, most: int) -> dict[int, int] | None:
     return found
 
 
-def _kinds(table: bytes, header: Header) -> bytes:
-    """One byte per entry of an L2 table, as in :func:`allocation`, by a few operations on all entries at once.
+def kinds(table: bytes, header: Header) -> bytes:
+    """One byte per entry of an L2 table, as in :func:`allocation`, found by a few operations on all entries at once.
 
     Section "Standard Cluster Descriptor": bit 0 means zeros, but not in a compressed cluster's entry (bit 62). Section
     "Extended L2 Entries": the lower half of the bitmap means data, the upper half zeros.
