@@ -34,7 +34,9 @@ options:
     type: dict
     suboptions:
       qmp:
-        description: The socket of a monitor (QMP) of QEMU or of qemu-storage-daemon on this host. No other program may use it meanwhile.
+        description:
+          - The socket of a monitor (QMP) of QEMU or of qemu-storage-daemon on this host. No other program may use it meanwhile. Tasks of this
+            collection wait for each other, for as long as O(lock_timeout) says.
         type: path
         required: true
 """
@@ -42,7 +44,7 @@ options:
     CHANGE = r"""
 options:
   lock_timeout:
-    description: Seconds to wait for another task that works on the same volume, on this host or another.
+    description: Seconds to wait for another task that works on the same volume, on this host or another, or with the same running machine.
     type: float
     default: 90
   break_lock:

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from typing import Callable
 
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.machine import Machine
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, StorageError
 
-from .guest import CLUSTER, Live
+from .guest import CLUSTER, Live, digest_of
 from .instants import instants, killed_at
 
 SECOND = "/machine/peripheral/d1/virtio-backend"
@@ -119,3 +121,51 @@ def test_two_monitors_at_the_same_time(make: Callable[..., Live]) -> None:
         pair.require_right()
         pair.guest.kill()
         pair.require_right()
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_other_tasks_use_the_monitor_while_a_long_merge_runs(make: Callable[..., Live], names: str) -> None:
+    """A merge may take hours. In that time the machine's other disks have their snapshots."""
+    pair = Pair(make)
+    slow = os.fork()
+    if not slow:
+        try:
+            pair.one.delete(*names, speed=64 << 10, timeout=25)  # more than its data needs
+            os._exit(0)
+        finally:
+            os._exit(1)
+    while not any(job["status"] == "running" for job in pair.guest.qmp("query-jobs")):
+        time.sleep(0.05)
+    with pytest.raises(InUse, match="another task works with this machine"):  # at first it asks without a pause
+        pair.other.take("c", lock_timeout=0)
+    pair.other.snapshot("c", lock_timeout=30)
+    running = [job["id"] for job in pair.guest.qmp("query-jobs")]
+    assert running, "the merge was over before"
+    pair.other.delete("a", lock_timeout=30)
+    pair.other.forget("a")
+    assert os.waitpid(slow, 0)[1] == 0
+    pair.one.forget(*names)
+    pair.require_right()
+    for live in (pair.one, pair.other):
+        live.require_nothing_left()
+
+
+def test_tasks_on_one_machine_take_turns(make: Callable[..., Live]) -> None:
+    """Many at once, each with a short piece of work."""
+    pair = Pair(make)
+    tasks = []
+    for number in range(6):
+        task = os.fork()
+        if not task:
+            live = (pair.one, pair.other)[number % 2]
+            try:
+                live.take(f"t{number}", lock_timeout=60)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        tasks.append(task)
+    assert [os.waitpid(task, 0)[1] for task in tasks] == [0] * 6
+    for number in range(6):
+        live = (pair.one, pair.other)[number % 2]
+        live.points[f"t{number}"] = digest_of(live.data)
+    pair.require_right()

@@ -43,7 +43,7 @@ class Terms(NamedTuple):
     user. ``look`` takes the name of a volume and returns what was read of it under its lock. ``attachment`` is the path of the
     monitor (QMP) of the machine that has the images open, as the user names it; if nobody listens there, errors say so.
     ``drop_bitmaps``: its dirty bitmaps may be lost. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about
-    the data that a plan moves.
+    the data that a plan moves. ``patience`` is for how many seconds to wait until another task has done with the monitor.
     """
 
     locks: tuple[int, ...] = ()
@@ -54,6 +54,7 @@ class Terms(NamedTuple):
     drop_bitmaps: bool = False
     speed: int = 0
     timeout: float | None = None
+    patience: float = 0
 
 
 _LOOKING = Terms()

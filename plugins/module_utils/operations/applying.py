@@ -39,6 +39,7 @@ def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = ()) -> Ite
         options.drop_bitmaps,
         options.speed,
         options.timeout,
+        0 if options.check else options.lock_timeout,
     )
     is_new = bool(plans) and all(plan.before is None for plan in plans)
     choose = partial(open_engine, OFFLINE) if options.attachment is None or is_new else attached_engine

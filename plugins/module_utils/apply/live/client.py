@@ -29,6 +29,9 @@ _ENDS_OF_JOBS = {"BLOCK_JOB_COMPLETED": "", "BLOCK_JOB_CANCELLED": "it was cance
 _POLL = 0.01  # seconds
 _LONGEST_LINE = 16 << 20  # bytes
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_TURN = 0.1  # seconds between two attempts to get one's turn
+_BRISK = 2.0  # seconds for which a job is asked after without a pause
+_PAUSE = 1.0  # seconds for which others may use the monitor while a job runs
 _NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
 
 
@@ -55,12 +58,15 @@ class Monitor:
     """A connection to a monitor. ``pid`` is the process that listens there, ``commands`` are the names of what it can do.
 
     A context manager, which closes the connection.
+
+    :param turn: what :func:`take_turn` has returned, which is given back with the connection.
+    :param patience: seconds to wait for the next turn, if it is given up meanwhile.
     """
 
-    def __init__(self, path: str, stream: socket.socket) -> None:
-        self.path = path
+    def __init__(self, path: str, stream: socket.socket, turn: socket.socket | None = None, patience: float = 0) -> None:
+        self.path, self.turn, self._patience = path, turn, patience
         self._stream, self._buffer = stream, bytearray()
-        self.pid = _PEER.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+        self.pid = 0
         self.commands: frozenset[str] = frozenset()
         self.failures: dict[str, str] = {}  # what QEMU said of jobs that failed, by their names. Some of them vanish at once
         self._sent, self._may_be_torn = 0, False
@@ -74,6 +80,7 @@ class Monitor:
     def greet(self) -> None:
         """Read the greeting and begin. :raises Lost: there is none. :raises Strange: another server's. :raises QmpError: it refuses to begin."""
         until = time.monotonic() + GREETING
+        self.pid = _PEER.unpack(self._stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
         answers.require_shape(self._line(until), answers.GREETING, "its greeting")
         self._run("qmp_capabilities", {}, until)
         self.commands = frozenset(one["name"] for one in self._run("query-commands", {}, until))
@@ -85,6 +92,17 @@ class Monitor:
     def close(self) -> None:
         """End the connection. Jobs go on."""
         self._stream.close()
+        if self.turn is not None:
+            self.turn.close()
+
+    def let_others(self, seconds: float) -> None:
+        """Let other tasks have the monitor for a while. Jobs go on. :raises InUse: it does not become free again in time. :raises Lost: it is gone."""
+        self.close()
+        time.sleep(seconds)
+        again = connect(self.path, take_turn(self.path, self._patience), self._patience)
+        if again is None or again.pid != self.pid:
+            raise Lost("it is not there any more", is_closed=True)
+        self._stream, self.turn, self._buffer = again._stream, again.turn, bytearray()
 
     def run(self, command: str, **arguments: Any) -> Any:
         """Run a command and return its answer, which is checked. Events are skipped. Underscores in the names of arguments stand for dashes.
@@ -166,58 +184,92 @@ class Monitor:
         """A job as ``query-jobs`` tells it. None if there is none of this name."""
         return next((one for one in self.run("query-jobs") if one["id"] == name), None)
 
-    def wait_for(self, name: str, *states: str, until: float | None = None) -> dict | None:
+    def wait_for(self, name: str, *states: str, until: float | None = None, sharing: bool = False) -> dict | None:
         """Wait until a job has one of these states. None if it vanished. A job that concluded is in no other state any more.
 
         :param until: a time of :func:`time.monotonic` after which the job is returned as it is.
+        :param sharing: if it takes longer, other tasks may use the monitor meanwhile.
         """
+        alone = time.monotonic() + _BRISK
         while True:
             found = self.job(name)
             if found is None or found["status"] in (*states, "concluded") or (until is not None and time.monotonic() > until):
                 return found
-            time.sleep(_POLL)
+            if sharing and time.monotonic() > alone:
+                self.let_others(_PAUSE)
+            else:
+                time.sleep(_POLL)
 
 
-def connect(path: str) -> Monitor | None:
+def take_turn(path: str, patience: float) -> socket.socket | None:
+    """Wait until no other task on this host works with the monitor at ``path``. Whoever holds what is returned has the turn, until it is
+    closed or its last holder ends. None if nothing is at ``path``.
+
+    :param patience: seconds to wait. :raises InUse: others had it all the time.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    until = time.monotonic() + patience
+    while True:
+        turn = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            turn.bind(f"\0remotefs-monitor-{status.st_dev}-{status.st_ino}")  # a name without a file (unix(7)), which goes with its holder
+            return turn
+        except OSError as error:
+            turn.close()
+            if error.errno != errno.EADDRINUSE:
+                return None
+        if time.monotonic() > until:
+            raise InUse(f"monitor {path}", "another task works with this machine", "run the task again when that has ended, or raise lock_timeout")
+        time.sleep(_TURN)
+
+
+def connect(path: str, turn: socket.socket | None = None, patience: float = 0) -> Monitor | None:
     """A monitor that has greeted. None if nobody listens at ``path``.
 
+    :param turn: see :class:`Monitor`. It is given back if there is no monitor.
     :raises InUse: somebody listens there and does not greet in time, or refuses. :raises ToolFailed: the socket cannot be reached.
     """
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    monitor, greeted = Monitor(path, stream, turn, patience), False
     try:
-        _call(stream, path)
-    except OSError as error:
-        stream.close()
-        if error.errno in _NOBODY:
+        if not _call(stream, path):
             return None
-        if isinstance(error, socket.timeout) or error.errno == errno.EAGAIN:
-            raise _silent(path) from error
-        reason = error.strerror or str(error)
-        raise ToolFailed(f"monitor {path}", f"it cannot be reached ({reason})", "check attachment.qmp, and the rights of the socket") from error
-    monitor = Monitor(path, stream)
-    try:
         monitor.greet()
+        greeted = True
+        return monitor
     except (Lost, QmpError) as error:
-        monitor.close()
         raise _silent(path, str(error)) from error
     except Strange as error:
-        monitor.close()
         raise strange(path, error) from error
-    return monitor
+    finally:
+        if not greeted:
+            monitor.close()
 
 
-def _call(stream: socket.socket, path: str) -> None:
-    """Connect. Who waits for a client that is just going may be too many for a moment. :raises OSError: nobody answers."""
+def _call(stream: socket.socket, path: str) -> bool:
+    """Connect. Who waits for a client that is just going may be too many for a moment. False if nobody listens there.
+
+    :raises InUse: somebody is there, and has no time. :raises ToolFailed: the socket cannot be reached.
+    """
     until = time.monotonic() + GREETING
     stream.settimeout(GREETING)
     while True:
         try:
             stream.connect(path)
-            return
+            return True
         except OSError as error:
-            if error.errno != errno.EAGAIN or time.monotonic() > until:
-                raise
-            time.sleep(_POLL)
+            if error.errno in _NOBODY:
+                return False
+            if error.errno == errno.EAGAIN and time.monotonic() <= until:
+                time.sleep(_POLL)
+                continue
+            if isinstance(error, socket.timeout) or error.errno == errno.EAGAIN:
+                raise _silent(path) from error
+            reason = error.strerror or str(error)
+            raise ToolFailed(f"monitor {path}", f"it cannot be reached ({reason})", "check attachment.qmp, and the rights of the socket") from error
 
 
 def _silent(path: str, reason: str = "no answer came in time") -> InUse:

@@ -12,7 +12,7 @@ from ...pace import Pace
 from ...plan.abilities import QMP, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
-from .client import Monitor, connect
+from .client import Monitor, connect, take_turn
 from .machine import Machine, told
 from .possible import require_harmless, require_mergeable, require_possible
 
@@ -159,7 +159,7 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine) -> QmpEngin
     :raises InUse: nobody listens there and the share cannot show whether somebody has the images open, or the monitor does not greet.
     """
     path = terms.attachment or ""
-    monitor = connect(path)
+    monitor = connect(path, take_turn(path, terms.patience), terms.patience)
     if monitor is None and not directory.share.locks_visible:
         raise InUse(
             f"share {directory.share.label}",

@@ -144,7 +144,7 @@ class Guardian:
             return True  # somebody is there, and will have time
         if monitor is None or monitor.pid != self._monitor.pid:
             return False
-        self._monitor = monitor
+        monitor.turn, self._monitor = self._monitor.turn, monitor
         return True
 
     def _names_new(self) -> bool | None:

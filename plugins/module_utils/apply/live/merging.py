@@ -212,7 +212,7 @@ class Merging:
 
         :raises OutOfTime: it was cancelled. :raises QmpError: it has failed. :raises ToolFailed: it vanished.
         """
-        if wait(self._machine, job.name, *states, until=self._pace.until()):
+        if wait(self._machine, job.name, *states, until=self._pace.until(), sharing=True):
             return
         self._cancel(job)
         raise self._pace.out_of_time()
@@ -273,12 +273,14 @@ class Merging:
         return found[0]
 
 
-def wait(machine: Machine, name: str, *states: str, until: float | None = None) -> bool:
+def wait(machine: Machine, name: str, *states: str, until: float | None = None, sharing: bool = False) -> bool:
     """Wait until a job has one of these states. False if it has none of them at ``until``, a time of :func:`time.monotonic`.
+
+    :param sharing: if it takes longer, other tasks may use the monitor meanwhile.
 
     :raises QmpError: it has failed; it is dismissed. :raises ToolFailed: it vanished.
     """
-    found = machine.monitor.wait_for(name, *states, until=until)
+    found = machine.monitor.wait_for(name, *states, until=until, sharing=sharing)
     if found is None and name in machine.monitor.failures:
         raise QmpError(name, "GenericError", machine.monitor.failures[name])
     if found is None:
