@@ -229,12 +229,14 @@ EXAMPLES = r"""
     state: reverted
     discard_newer: true
 
-- name: Delete several in one pass
+- name: Delete several in one pass, and leave the server some of its speed for others
   remotefs.storage.remotefs_snapshot:
     share: /srv/volumes
     volume: db01
     names: [before-upgrade, consistent]
     state: absent
+    speed: 200M
+    timeout: 7200
 
 - name: One of a volume whose machine runs (if the machine is off, nobody listens at its monitor, and that is fine)
   remotefs.storage.remotefs_snapshot:
