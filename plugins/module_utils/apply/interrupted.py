@@ -6,7 +6,7 @@ one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import StorageError
 from ..store.metadata import records
@@ -14,17 +14,36 @@ from ..store.volumes import chains
 
 if TYPE_CHECKING:
     from ..model import Volume
-    from ..plan.intent import Resumption
+    from ..plan.resumption import Resumption
     from ..store.files.directory import ShareDirectory
     from ..store.volumes.look import Look
+    from .engine import Engine
+
+
+DECIDED, LOST = b"{}", b'{"lost": true}'  # what the file of a group says
+
+
+class Group(NamedTuple):
+    """A snapshot of several volumes of which a machine had some open: they end together.
+
+    ``name`` is the group's, ``members`` are its volumes, ``snapshot`` is what they were to get. How it ends is decided only with the locks
+    of all members; then ``end`` says it (see :mod:`plan.grouping`), and ``others`` are the resumptions of the other members.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    snapshot: str
+    end: str = ""
+    others: tuple[Resumption, ...] = ()
 
 
 class Interrupted:
-    """What an interrupted task left of a volume: resumptions to run, and temporary files to remove."""
+    """What an interrupted task left of a volume: resumptions to run, temporary files to remove, and the group with which it ends."""
 
-    def __init__(self, resumptions: tuple[Resumption, ...] = (), leftovers: tuple[str, ...] = ()) -> None:
+    def __init__(self, resumptions: tuple[Resumption, ...] = (), leftovers: tuple[str, ...] = (), group: Group | None = None) -> None:
         self.resumptions = resumptions
         self.leftovers = leftovers
+        self.group = group
 
     def __bool__(self) -> bool:
         return bool(self.resumptions or self.leftovers)
@@ -47,6 +66,13 @@ class Interrupted:
 def group_file(group: str) -> str:
     """The name of the file that records the decision to take the snapshots of a group."""
     return group + ".json"
+
+
+def predict_end(engine: Engine, resumption: Resumption) -> None:
+    """Check whether an interrupted task can be ended, without taking anything. :raises InUse: it cannot."""
+    engine.predict_end(resumption)
+    if resumption.begins:
+        engine.predict(resumption.plan)
 
 
 def find_interrupted(look: Look) -> Interrupted:

@@ -68,7 +68,13 @@ def recover(work: Workspace, share: Share, name: str, said: str | None = None, d
     if interrupted.resumptions:
         work.locks.add_ancestors(share, name)  # what is to be ended may read their files
         interrupted = find_left(work, share, name)
-    recovered = interrupted.describe()
+    ended: list = []
+    if interrupted.group is not None or "ended" in work.options.task.kept:
+        from . import group_recovery  # late: hardly any group is interrupted
+
+        ended = group_recovery.told_of(work, share, name)
+        interrupted = group_recovery.with_group(work, share, name, interrupted)
+    recovered = ended + interrupted.describe()
     if interrupted:
         work.mode.finish(share, interrupted)
     work.mode.forget_groups(share)

@@ -1,0 +1,95 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The end of an interrupted snapshot of several volumes of which a machine had some open: a task on one of them ends it for all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..apply import recovery
+from ..apply.interrupted import Group, Interrupted
+from ..errors import NeedsRecovery
+from ..model import Share, listed
+from ..plan import grouping
+from ..plan.resumption import Resumption
+from ..store.volumes import chains
+from .applying import engine_for
+from .transaction import find_left
+
+if TYPE_CHECKING:
+    from .workspace import Workspace
+
+
+def told_of(work: Workspace, share: Share, name: str) -> list:
+    """What an earlier part of this task ended of a volume, which is told once, as ``recovered``."""
+    return work.options.task.kept.get("ended", {}).pop((share.path, name), [])
+
+
+def with_group(work: Workspace, share: Share, name: str, interrupted: Interrupted) -> Interrupted:
+    """What is left of a volume, with what is left of the other members of its group, and how all of them end. Their locks are taken.
+
+    :raises InUse: the machine, or who else uses an image, does not let it be known. :raises NeedsRecovery: as :func:`find_left`.
+    """
+    while interrupted.group is not None:
+        group = interrupted.group
+        work.locks.add_members(share, [group_member for group_member in group.members if chains.exists(work.directory(share), group_member)])
+        again = find_left(work, share, name)
+        if again.group == group:
+            try:
+                return _decided(work, share, name, again)
+            except NeedsRecovery:
+                if not work.options.discard:
+                    raise
+                return recovery.discard_interrupted(work.look(share, name))
+        interrupted = again
+    return interrupted
+
+
+def _decided(work: Workspace, share: Share, name: str, interrupted: Interrupted) -> Interrupted:
+    group = interrupted.group
+    if group is None:
+        raise ValueError("there is no group")
+    members = [recovery.member_of(work.look(share, one), group) for one in group.members]
+    decision = recovery.decision_on(work.directory(share), group.name, may_be_lost=True)
+    with engine_for(work, share, mixed=True) as engine:
+        members = [
+            one._replace(written=engine.written(one.intent.after, one.intent.after.files[:2])) if one.intent and one.intent.after else one for one in members
+        ]
+    end = grouping.verdict(decision, members, str(work.options.attachment))
+    ends = {one.volume: _end_of(work, share, one, end, group) for one in members if one.state == grouping.HERE}
+    others = tuple(ends[one] for one in group.members if one != name and one in ends)
+    _tell(work, share, group, end, others)
+    return Interrupted((ends[name],), interrupted.leftovers, group._replace(end=end, others=others))
+
+
+def _end_of(work: Workspace, share: Share, member: grouping.Member, end: str, group: Group) -> Resumption:
+    """How one member ends. Where the point is given up and somebody has written behind it, it goes as other snapshots do, by a merge."""
+    look, intent = work.look(share, member.volume), member.intent
+    if intent is None or intent.after is None:
+        raise ValueError("nothing is left of this member")
+    if end != grouping.GIVE_UP or not member.is_used:
+        return recovery.end_of(look, member, end)
+    from . import cluster_tables
+    from .snapshots import plan_deletion
+
+    finished = recovery.end_of(look, member, grouping.FINISH)  # as far as it checks what is on the share
+    found = chains.observe(work.directory(share), member.volume, look=look)
+    if found is None or not found.volume.has_snapshot(group.snapshot):
+        raise NeedsRecovery(f"volume {member.volume} on {share.label}", f"its .info does not name {member.overlay}, which has data", "see docs/worst-day.md")
+    volume = replace(found.volume, adopted=True, pending=None)
+    volume = replace(volume, dependents=work.mode.dependents(share, volume))
+    plan = plan_deletion(work, share, volume, [group.snapshot])
+    cluster_tables.require_single_owners(work.directory(share), plan, work.options.attachment is not None)
+    return replace(finished, outcome="undone", plan=plan, begins=True)
+
+
+def _tell(work: Workspace, share: Share, group: Group, end: str, others: tuple[Resumption, ...]) -> None:
+    """What ends besides the task's own volume is told by a warning."""
+    subject = f"snapshot {group.snapshot} of volumes {listed(sorted(group.members))} on {share.label}"
+    if end == grouping.GIVE_UP:
+        work.options.task.warn(f"{subject}: the task that took it was interrupted, and it could not be finished at one point in time; it is given up")
+    elif others:
+        word = "finished" if end == grouping.FINISH else "undone"
+        work.options.task.warn(f"{subject}: the task that took it was interrupted; it is {word} on all of them")
