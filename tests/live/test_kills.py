@@ -22,6 +22,8 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ToolFailed
 
+from .disks import Disks
+from .group_case import AFTERMATHS, GroupCase
 from .guest import MIB, SIZE, Live, digest, digest_of
 from .instants import VICTIMS, instants, killed_at
 
@@ -128,6 +130,35 @@ def test_killed(make: Callable[..., Live], operation: str, image_format: str) ->
         finally:
             if case.live.guest is not None and case.live.guest.alive:
                 case.live.guest.kill()
+
+
+@pytest.mark.parametrize("formats", [("raw", "qcow2"), ("qcow2", "raw", "qcow2")])
+def test_group_killed(make_disks: Callable[..., Disks], formats: tuple[str, ...]) -> None:
+    """One snapshot of several disks and of a volume that nobody has open. The next task is on any of them, and ends it for all."""
+    counted = GroupCase(make_disks(*formats))
+    every = [
+        (instant, victim, aftermath, volume)
+        for instant in instants(counted.run)
+        for victim in ("module", "group", "machine", "both")
+        for aftermath in AFTERMATHS
+        for volume in counted.disks.names
+        if aftermath != "reattach" or victim in ("module", "group")
+    ]
+    chance = random.Random(os.environ.get("LIVE_SEED", time.strftime("%j")))
+    if os.environ.get("LIVE_SWEEP") != "full":
+        every = chance.sample(every, min(2 * SAMPLE, len(every)))
+    else:  # a kill of the process group is one of the module here: there is no guardian
+        every = [one for one in every if one[1] in ("module", "both") and one[3] == chance.choice(counted.disks.names)]
+    counted.disks.end()
+    for instant, victim, aftermath, volume in every:
+        case = GroupCase(make_disks(*formats))
+        try:
+            case.kill(instant.number, victim)
+            case.end(aftermath, volume)
+        except Exception as error:
+            raise AssertionError(f"{formats}, {victim} killed {instant.what} ({instant.number}), {aftermath}, next task on {volume}") from error
+        finally:
+            case.disks.end()
 
 
 def test_the_group_is_killed_while_the_guardian_starts(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,9 +301,9 @@ class Executor:
 
     # -- interrupted tasks -------------------------------------------------------------------------------------------
 
-    def finish(self, interrupted: Interrupted) -> list[Resumption]:
+    def finish(self, interrupted: Interrupted) -> list[Interrupted]:
         """End an interrupted task. ``interrupted.describe()`` is ``recovered`` as modules return it. Returns what was ended of other volumes
-        besides: those of a group end together, or each as its own next task will do it.
+        besides: those of a group end together, or each as its own next task would do it.
 
         :raises InUse: somebody has an image of the volume open. Nothing was changed then.
         """
@@ -313,19 +313,23 @@ class Executor:
         for name in interrupted.leftovers:
             self._directory.discard_temporary(name)
         if group is not None and group.end == grouping.FINISH:
-            self._finish_together([*group.others, *interrupted.resumptions])
+            self._finish_together([*(one for other in group.others for one in other.resumptions), *interrupted.resumptions])
+            for name in [name for other in group.others for name in other.leftovers]:
+                self._directory.discard_temporary(name)
             return list(group.others)
         if group is not None and group.end == grouping.GIVE_UP:
             self._decide(interrupted.resumptions[0].plan.volume, group.name, LOST)
         for resumption in interrupted.resumptions:
             self._end(resumption)
-        ended = []
-        for resumption in group.others if group is not None else ():
-            with suppress(StorageError, OSError):  # its own next task ends it in the same way, and tells why that is not possible now
-                predict_end(self._engine, resumption)
-                self._end(resumption)
-                ended.append(resumption)
-        return ended
+        return [other for other in (group.others if group is not None else ()) if self._ended(other)]
+
+    def _ended(self, other: Interrupted) -> bool:
+        """End what is left of another volume, if that is possible now. Its own next task would end it in the same way."""
+        try:
+            self.finish(other)
+        except (StorageError, OSError):
+            return False
+        return True
 
     def _end(self, resumption: Resumption) -> None:
         if resumption.begins:

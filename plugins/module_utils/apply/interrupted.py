@@ -27,14 +27,14 @@ class Group(NamedTuple):
     """A snapshot of several volumes of which a machine had some open: they end together.
 
     ``name`` is the group's, ``members`` are its volumes, ``snapshot`` is what they were to get. How it ends is decided only with the locks
-    of all members; then ``end`` says it (see :mod:`plan.grouping`), and ``others`` are the resumptions of the other members.
+    of all members; then ``end`` says it (see :mod:`plan.grouping`), and ``others`` is what is left of the other members, each by itself.
     """
 
     name: str
     members: tuple[str, ...]
     snapshot: str
     end: str = ""
-    others: tuple[Resumption, ...] = ()
+    others: tuple[Interrupted, ...] = ()
 
 
 class Interrupted:
@@ -101,23 +101,28 @@ def _has_traces(look: Look) -> bool:
         return False  # a task that needs the volume reports it
 
 
-def forget_groups(directory: ShareDirectory) -> None:
-    """Remove the decisions on groups for which no volume's record waits any more.
+def forget_groups(directory: ShareDirectory, name: str = "", check: bool = False) -> tuple[str, ...]:
+    """Remove the decisions on groups for which no volume's record waits any more. Returns the volumes that wait and end together with volume
+    ``name``, which does not wait itself.
 
     The decisions are listed before the records are read. So a group that is decided meanwhile is not among them.
+
+    :param check: remove nothing.
     """
     private = directory.private("groups")
     decided = private.names() if private else []
     volumes = directory.private("volumes")
     if not private or not decided or not volumes:
-        return
+        return ()
     suffix = len(records.file_name(""))
     try:
-        every = [records.read(directory, name[:-suffix]) for name in volumes.names()]
+        every = {file[:-suffix]: records.read(directory, file[:-suffix]) for file in volumes.names()}
     except StorageError:
-        return  # a record that cannot be read may wait for any of them
+        return ()  # a record that cannot be read may wait for any of them
     from ..store.metadata import unfinished  # late: hardly any group was interrupted
 
-    waiting = {group_file(unfinished.group(record.intent)) for record in every if record and record.intent}
-    for name in sorted(set(decided) - waiting):
-        private.unlink(name)
+    intents = {volume: record.intent for volume, record in every.items() if record and record.intent}
+    waiting = {group_file(unfinished.group(intent)) for intent in intents.values()}
+    for file in sorted(set(decided) - waiting if not check else ()):
+        private.unlink(file)
+    return tuple(volume for volume, intent in intents.items() if volume != name and name in unfinished.members(intent))

@@ -64,12 +64,13 @@ def apply_together(work: Workspace, share: Share, plans: Sequence[Plan]) -> None
 def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
     """End what an interrupted task left. What was ended of other volumes is kept, for a later part of this task to tell."""
     group = interrupted.group
-    plans = [one.plan for one in (*interrupted.resumptions, *(group.others if group is not None else ()))]
+    every = (interrupted, *(group.others if group is not None else ()))
+    plans = [one.plan for part in every for one in part.resumptions]
     with engine_for(work, share, mixed=group is not None) as engine, _executor(work, share, engine, plans) as executor:
         ended = executor.finish(interrupted)
     if ended:
         told = work.options.task.kept.setdefault("ended", {})
-        told.update({(share.path, one.plan.volume): [one.describe()] for one in ended})
+        told.update({(share.path, one.resumptions[0].plan.volume): one.describe() for one in ended})
 
 
 @contextmanager

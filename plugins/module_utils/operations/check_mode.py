@@ -12,7 +12,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Collection, Iterable, Sequence
 
-from ..apply.interrupted import Interrupted, predict_end
+from ..apply.interrupted import Interrupted, forget_groups, predict_end
 from ..errors import ShareNotWritable
 from ..model import Share, Volume
 from ..plan import grouping
@@ -70,12 +70,13 @@ class CheckMode(RunMode):
         self._ended |= {(share.path, resumption.plan.volume) for resumption in interrupted.resumptions}
         group = interrupted.group
         together = group.others if group is not None and group.end == grouping.FINISH else ()
-        for resumption in (*interrupted.resumptions, *together):
+        for resumption in (*interrupted.resumptions, *(resumption for other in together for resumption in other.resumptions)):
             with engine_for(self._work, share, mixed=group is not None) as engine:
                 predict_end(engine, resumption)
 
-    def forget_groups(self, share: Share) -> None:
+    def forget_groups(self, share: Share, name: str) -> tuple[str, ...]:
         """They stay."""
+        return forget_groups(self._work.directory(share), name, check=True)
 
     def located(self, candidates: Candidates, name: str) -> Share | None:
         """Nobody is locked out, so that it is where it was."""

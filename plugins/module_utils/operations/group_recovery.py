@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..apply import recovery
 from ..apply.interrupted import Group, Interrupted
-from ..errors import NeedsRecovery
+from ..errors import InUse, NeedsRecovery
 from ..model import Share, listed
 from ..plan import grouping
 from ..plan.resumption import Resumption
@@ -47,6 +48,26 @@ def with_group(work: Workspace, share: Share, name: str, interrupted: Interrupte
     return interrupted
 
 
+def end_beside(work: Workspace, share: Share, waiting: str) -> bool:
+    """End a group, if that is possible, of which the task's own volume has its snapshot for good, and volume ``waiting`` has not. Returns
+    whether locks were taken anew for that: what was read before may be true no more.
+
+    :raises LockTimeout: another task has one of the locks.
+    """
+    rounds = work.locks.rounds
+    with suppress(NeedsRecovery, InUse):  # a task on that volume tells it
+        work.locks.add_members(share, [waiting])
+        interrupted = with_group(work, share, waiting, find_left(work, share, waiting))
+        group = interrupted.group
+        if group is not None and group.end:
+            work.mode.finish(share, interrupted)
+            if group.end != grouping.GIVE_UP and not group.others:
+                _tell(work, share, group, group.end)
+            if not work.options.check:
+                work.options.task.kept.setdefault("ended", {})[(share.path, waiting)] = interrupted.describe()
+    return work.locks.rounds != rounds
+
+
 def _decided(work: Workspace, share: Share, name: str, interrupted: Interrupted) -> Interrupted:
     group = interrupted.group
     if group is None:
@@ -59,8 +80,9 @@ def _decided(work: Workspace, share: Share, name: str, interrupted: Interrupted)
         ]
     end = grouping.verdict(decision, members, str(work.options.attachment))
     ends = {one.volume: _end_of(work, share, one, end, group) for one in members if one.state == grouping.HERE}
-    others = tuple(ends[one] for one in group.members if one != name and one in ends)
-    _tell(work, share, group, end, others)
+    others = tuple(Interrupted((ends[one],), work.look(share, one).leftovers) for one in group.members if one != name and one in ends)
+    if others or end == grouping.GIVE_UP:
+        _tell(work, share, group, end)
     return Interrupted((ends[name],), interrupted.leftovers, group._replace(end=end, others=others))
 
 
@@ -85,11 +107,10 @@ def _end_of(work: Workspace, share: Share, member: grouping.Member, end: str, gr
     return replace(finished, outcome="undone", plan=plan, begins=True)
 
 
-def _tell(work: Workspace, share: Share, group: Group, end: str, others: tuple[Resumption, ...]) -> None:
+def _tell(work: Workspace, share: Share, group: Group, end: str) -> None:
     """What ends besides the task's own volume is told by a warning."""
-    subject = f"snapshot {group.snapshot} of volumes {listed(sorted(group.members))} on {share.label}"
+    subject = f"snapshot {group.snapshot} of volumes {listed(sorted(group.members))} on {share.label}: the task that took it was interrupted"
     if end == grouping.GIVE_UP:
-        work.options.task.warn(f"{subject}: the task that took it was interrupted, and it could not be finished at one point in time; it is given up")
-    elif others:
-        word = "finished" if end == grouping.FINISH else "undone"
-        work.options.task.warn(f"{subject}: the task that took it was interrupted; it is {word} on all of them")
+        work.options.task.warn(f"{subject}, and it could not be finished at one point in time; it is given up on all of them")
+    else:
+        work.options.task.warn(f"{subject}; it is {'finished' if end == grouping.FINISH else 'undone'} on all of them")

@@ -158,7 +158,8 @@ def meant(volume: Volume, names: Sequence[str]) -> list[str]:
 
 
 def plan_deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:
-    """The plan that deletes these snapshots. It weighs the clusters that are allocated in the files it may merge: the doomed overlays and what they stand on."""
+    """The plan that deletes these snapshots. It weighs the clusters that are allocated in the files it may merge: the doomed overlays and
+    what they stand on."""
     stale = {name for name, _file in volume.stale}.intersection(names)
     if not stale and not any(volume.has_snapshot(name) for name in names):
         return Plan(DELETE_SNAPSHOT, volume.name, (), volume, volume)

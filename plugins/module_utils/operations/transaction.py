@@ -77,7 +77,13 @@ def recover(work: Workspace, share: Share, name: str, said: str | None = None, d
     recovered = ended + interrupted.describe()
     if interrupted:
         work.mode.finish(share, interrupted)
-    work.mode.forget_groups(share)
+    waiting = work.mode.forget_groups(share, name)
+    if waiting:
+        from . import group_recovery
+
+        if group_recovery.end_beside(work, share, waiting[0]):
+            volume, again = recover(work, share, name, said, dependents)
+            return volume, each_once(recovered, again)
     volume = work.mode.observe(share, name, said, interrupted)
     if volume is not None and volume.info and not volume.adopted:
         ownership.require_own_files(work.directory(share), volume)

@@ -59,8 +59,15 @@ def verdict(decision: str, members: Sequence[Member], monitor: str) -> str:
 
     :param monitor: how messages name the machine.
     :raises InUse: the group is on record as taken, and the machine was started on a file that one of the volumes had left.
-    :raises NeedsRecovery: it is, and files of it are not there.
+    :raises NeedsRecovery: it is, and files of it are not there; or an overlay has data, and the machine writes to the image under it.
     """
+    for member in members:
+        if not member.is_empty and member.written not in (None, member.overlay):
+            raise NeedsRecovery(
+                f"volume {member.volume}",
+                f"its active image {member.overlay} has data, and the machine behind {monitor} writes to {member.written}, the image under that",
+                "stop the machine, and decide which of the two counts; see docs/worst-day.md",
+            )
     if decision != DECIDED:
         return UNDO if decision == UNDECIDED else GIVE_UP
     here = [member for member in members if member.state == HERE]
