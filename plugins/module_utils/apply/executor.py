@@ -27,7 +27,7 @@ from ..store.metadata import info_file, records
 from ..store.volumes.look import Look
 from ..store.volumes.raw_disks import disks_of, marks_of
 from .engine import CopySource, Engine, Session
-from .interrupted import DECIDED, LOST, Interrupted, forget_groups, group_file, predict_end
+from .interrupted import DECIDED, LOST, Group, Interrupted, forget_groups, group_file, predict_end
 from .recovery import decision_on, find_interrupted, is_empty
 
 # Takes the name of a volume, a step (what describe() returns, with "share", and "failed" if it failed), and the seconds that it took.
@@ -71,16 +71,18 @@ class Executor:
                 raise
             self._apply(again, source)
 
-    def _apply(self, plan: Plan, source: CopySource | None, take_back: bool = True) -> None:
-        """:param take_back: undo what can be undone after an error."""
+    def _apply(self, plan: Plan, source: CopySource | None, instead_of: Group | None = None) -> None:
+        """:param instead_of: the group that is on record, which has no snapshot any more. Then nothing is undone after an error."""
         with self._engine.session(plan, source) as session:
-            if plan.intent:
+            if plan.intent and instead_of is not None:
+                self.record_intent(plan, instead_of.name, instead_of.members)
+            elif plan.intent:
                 self.record_intent(plan)
             try:
                 self._run(plan, session)
             except StorageError:
                 self._forget_unmade(plan)
-                if take_back:
+                if instead_of is None:
                     self._take_back(plan, session)
                 raise
 
@@ -320,7 +322,7 @@ class Executor:
         if group is not None and group.end == grouping.GIVE_UP:
             self._decide(interrupted.resumptions[0].plan.volume, group.name, LOST)
         for resumption in interrupted.resumptions:
-            self._end(resumption)
+            self._end(resumption, group)
         return [other for other in (group.others if group is not None else ()) if self._ended(other)]
 
     def _ended(self, other: Interrupted) -> bool:
@@ -331,9 +333,9 @@ class Executor:
             return False
         return True
 
-    def _end(self, resumption: Resumption) -> None:
+    def _end(self, resumption: Resumption, group: Group | None) -> None:
         if resumption.begins:
-            self._apply(resumption.plan, None, take_back=False)
+            self._apply(resumption.plan, None, group)
             return
         with self._engine.session_to_end(resumption) as session:
             self._require_empty(resumption)

@@ -11,7 +11,7 @@ from ..errors import NeedsRecovery, StorageError
 from ..model import Volume, info_name
 from ..plan import grouping
 from ..plan import intent as intents
-from ..plan.plan import CREATE_VOLUME, DISCARD, REBUILD_INFO, UNLINK, Plan
+from ..plan.plan import CREATE_SNAPSHOT, CREATE_VOLUME, DISCARD, REBUILD_INFO, UNLINK, Plan
 from ..plan.steps import Step, Unlink, WriteRecord
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
@@ -96,8 +96,8 @@ def _group_of(name: str, intent: intents.Intent) -> Group | None:
     """The group with which an intent ends, if it does not end by itself."""
     if intent.group is None or name not in intent.members or intent.after is None:
         return None
-    new = [snapshot.name for snapshot in intent.after.snapshots if not intent.before.has_snapshot(snapshot.name)]
-    return Group(intent.group, tuple(dict.fromkeys(intent.members)), new[0]) if len(new) == 1 else None
+    names = {snapshot.name for snapshot in intent.before.snapshots} ^ {snapshot.name for snapshot in intent.after.snapshots}
+    return Group(intent.group, tuple(dict.fromkeys(intent.members)), names.pop()) if len(names) == 1 else None
 
 
 def member_of(look: Look, group: Group) -> grouping.Member:
@@ -111,7 +111,10 @@ def member_of(look: Look, group: Group) -> grouping.Member:
         done = record is not None and group.snapshot in record.snapshots and chains.exists(directory, name, look)
         return grouping.Member(name, grouping.DONE if done else grouping.GONE)
     _refuse_foreign(directory, name, intent)
-    member = grouping.Member(name, grouping.HERE, intent, open_engine(intent.engine, directory).observe(name, intent))
+    state = grouping.HERE if intent.operation == CREATE_SNAPSHOT else grouping.GOING
+    member = grouping.Member(name, state, intent, open_engine(intent.engine, directory).observe(name, intent))
+    if state == grouping.GOING:
+        return member
     return member._replace(is_empty=not member.exists or is_empty(directory, member.overlay))
 
 

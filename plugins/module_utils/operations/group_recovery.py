@@ -20,6 +20,7 @@ from .applying import engine_for
 from .transaction import find_left
 
 if TYPE_CHECKING:
+    from ..apply.engine import Engine
     from .workspace import Workspace
 
 
@@ -75,15 +76,19 @@ def _decided(work: Workspace, share: Share, name: str, interrupted: Interrupted)
     members = [recovery.member_of(work.look(share, one), group) for one in group.members]
     decision = recovery.decision_on(work.directory(share), group.name, may_be_lost=True)
     with engine_for(work, share, mixed=True) as engine:
-        members = [
-            one._replace(written=engine.written(one.intent.after, one.intent.after.files[:2])) if one.intent and one.intent.after else one for one in members
-        ]
+        members = [_asked(engine, one) for one in members]
     end = grouping.verdict(decision, members, str(work.options.attachment))
-    ends = {one.volume: _end_of(work, share, one, end, group) for one in members if one.state == grouping.HERE}
-    others = tuple(Interrupted((ends[one],), work.look(share, one).leftovers) for one in group.members if one != name and one in ends)
+    ends = {one.volume: _end_of(work, share, one, end, group) for one in members if one.intent is not None}
+    others = tuple(Interrupted((ends[one],), work.look(share, one).leftovers, group) for one in group.members if one != name and one in ends)
     if others or end == grouping.GIVE_UP:
         _tell(work, share, group, end)
     return Interrupted((ends[name],), interrupted.leftovers, group._replace(end=end, others=others))
+
+
+def _asked(engine: Engine, member: grouping.Member) -> grouping.Member:
+    if member.state != grouping.HERE or member.intent is None or member.intent.after is None:
+        return member
+    return member._replace(written=engine.written(member.intent.after, member.intent.after.files[:2]))
 
 
 def _end_of(work: Workspace, share: Share, member: grouping.Member, end: str, group: Group) -> Resumption:
@@ -91,6 +96,8 @@ def _end_of(work: Workspace, share: Share, member: grouping.Member, end: str, gr
     look, intent = work.look(share, member.volume), member.intent
     if intent is None or intent.after is None:
         raise ValueError("nothing is left of this member")
+    if member.state == grouping.GOING:
+        end = grouping.FINISH
     if end != grouping.GIVE_UP or not member.is_used:
         return recovery.end_of(look, member, end)
     from . import cluster_tables

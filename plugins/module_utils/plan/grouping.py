@@ -19,11 +19,12 @@ from .resumption import ObservedState
 
 UNDECIDED, DECIDED, LOST = "undecided", "decided", "lost"  # what is on record of a group
 UNDO, FINISH, GIVE_UP = "undo", "finish", "give up"  # how it ends
-HERE, DONE, GONE = "here", "done", "gone"  # where a member is: its intent is on record, its snapshot is, or neither
+# Where a member is: its intent is on record, its snapshot is, its snapshot is being given up, or nothing of it is there.
+HERE, DONE, GOING, GONE = "here", "done", "going", "gone"
 
 
 class Member(NamedTuple):
-    """One volume of the group. ``intent`` and ``observed`` are None unless it is HERE. ``is_empty``: nothing was written to its overlay.
+    """One volume of the group. ``intent`` and ``observed`` are None unless it is HERE or GOING. ``is_empty``: nothing was written to its overlay.
     ``written`` is the file of it that the guest writes to; None if the machine does not have it open, or no machine can be asked."""
 
     volume: str
