@@ -161,6 +161,41 @@ def test_group_killed(make_disks: Callable[..., Disks], formats: tuple[str, ...]
             case.disks.end()
 
 
+ENDS = {"undone": ("after blockdev-add", "reattach"), "finished": ("before transaction", "reattach")}
+ENDS.update({"given up": ("after rename of a.info", "restarted"), "given up, off": ("after rename of a.info", "restarted and off")})
+ENDS.update({"on one old file": ("before transaction", "on one old file"), "without one": ("after rename of b.info", "without one")})
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_end_of_a_group_is_killed(make_disks: Callable[..., Disks], end: str) -> None:
+    """The task that ends what another one left dies, too. The third one ends it, in the same way."""
+    what, aftermath = ENDS[end]
+
+    def prepared() -> GroupCase:
+        case = GroupCase(make_disks())
+        case.kill(number, "module")
+        case.go_on(aftermath)
+        return case
+
+    trial = GroupCase(make_disks())
+    number = [one.number for one in instants(trial.run) if one.what == what][0]
+    trial.disks.end()
+    trial = prepared()
+    every = [(instant, volume) for instant in instants(lambda: trial.disks.task_on("a")) for volume in trial.disks.names]
+    trial.disks.end()
+    if os.environ.get("LIVE_SWEEP") != "full":
+        every = random.Random(os.environ.get("LIVE_SEED", time.strftime("%j"))).sample(every, min(SAMPLE // 2, len(every)))
+    for instant, volume in every:
+        case = prepared()
+        try:
+            killed_at(lambda case=case: case.disks.task_on("a"), instant.number, "module", 0)
+            case.end("nothing", volume)
+        except Exception as error:
+            raise AssertionError(f"{end}, killed {instant.what} ({instant.number}), next task on {volume}") from error
+        finally:
+            case.disks.end()
+
+
 def test_the_group_is_killed_while_the_guardian_starts(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
     """Who kills a process group, as Ansible's async does, must not kill the guardian after the guest's writes wait."""
     trial = Case(make("raw"), "all")

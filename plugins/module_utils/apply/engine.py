@@ -184,3 +184,10 @@ def attached_engine(directory: ShareDirectory, terms: Terms, volumes: Sequence[V
     terms = terms._replace(assume_unused=False)
     files = open_engine(OFFLINE, directory, terms._replace(attachment=None))
     return attached(directory, terms, files, volumes, are_group) or open_engine(OFFLINE, directory, terms)
+
+
+def predict_end(engine: Engine, resumption: Resumption) -> None:
+    """Check whether an interrupted task can be ended, without taking anything. :raises InUse: it cannot."""
+    engine.predict_end(resumption)
+    if resumption.begins:
+        engine.predict(resumption.plan)

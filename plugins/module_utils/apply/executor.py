@@ -26,8 +26,9 @@ from ..store.files.directory import ShareDirectory
 from ..store.metadata import info_file, records
 from ..store.volumes.look import Look
 from ..store.volumes.raw_disks import disks_of, marks_of
-from .engine import CopySource, Engine, Session
-from .interrupted import DECIDED, LOST, Group, Interrupted, forget_groups, group_file, predict_end
+from .engine import CopySource, Engine, Session, predict_end
+from .group_records import DECIDED, LOST, Group, group_file
+from .interrupted import Interrupted, forget_groups
 from .recovery import decision_on, find_interrupted, is_empty
 
 # Takes the name of a volume, a step (what describe() returns, with "share", and "failed" if it failed), and the seconds that it took.

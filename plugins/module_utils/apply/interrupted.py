@@ -6,10 +6,9 @@ one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..errors import StorageError
-from ..store.metadata import records
 from ..store.volumes import chains
 
 if TYPE_CHECKING:
@@ -17,24 +16,7 @@ if TYPE_CHECKING:
     from ..plan.resumption import Resumption
     from ..store.files.directory import ShareDirectory
     from ..store.volumes.look import Look
-    from .engine import Engine
-
-
-DECIDED, LOST = b"{}", b'{"lost": true}'  # what the file of a group says
-
-
-class Group(NamedTuple):
-    """A snapshot of several volumes of which a machine had some open: they end together.
-
-    ``name`` is the group's, ``members`` are its volumes, ``snapshot`` is what they were to get. How it ends is decided only with the locks
-    of all members; then ``end`` says it (see :mod:`plan.grouping`), and ``others`` is what is left of the other members, each by itself.
-    """
-
-    name: str
-    members: tuple[str, ...]
-    snapshot: str
-    end: str = ""
-    others: tuple[Interrupted, ...] = ()
+    from .group_records import Group
 
 
 class Interrupted:
@@ -61,18 +43,6 @@ class Interrupted:
 
             items.append({"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]})
         return items
-
-
-def group_file(group: str) -> str:
-    """The name of the file that records the decision to take the snapshots of a group."""
-    return group + ".json"
-
-
-def predict_end(engine: Engine, resumption: Resumption) -> None:
-    """Check whether an interrupted task can be ended, without taking anything. :raises InUse: it cannot."""
-    engine.predict_end(resumption)
-    if resumption.begins:
-        engine.predict(resumption.plan)
 
 
 def find_interrupted(look: Look) -> Interrupted:
@@ -102,27 +72,10 @@ def _has_traces(look: Look) -> bool:
 
 
 def forget_groups(directory: ShareDirectory, name: str = "", check: bool = False) -> tuple[str, ...]:
-    """Remove the decisions on groups for which no volume's record waits any more. Returns the volumes that wait and end together with volume
-    ``name``, which does not wait itself.
-
-    The decisions are listed before the records are read. So a group that is decided meanwhile is not among them.
-
-    :param check: remove nothing.
-    """
+    """As :func:`group_records.forget_groups`, which is called only where a group was decided."""
     private = directory.private("groups")
-    decided = private.names() if private else []
-    volumes = directory.private("volumes")
-    if not private or not decided or not volumes:
+    if not private or not (decided := private.names()):
         return ()
-    suffix = len(records.file_name(""))
-    try:
-        every = {file[:-suffix]: records.read(directory, file[:-suffix]) for file in volumes.names()}
-    except StorageError:
-        return ()  # a record that cannot be read may wait for any of them
-    from ..store.metadata import unfinished  # late: hardly any group was interrupted
+    from . import group_records
 
-    intents = {volume: record.intent for volume, record in every.items() if record and record.intent}
-    waiting = {group_file(unfinished.group(intent)) for intent in intents.values()}
-    for file in sorted(set(decided) - waiting if not check else ()):
-        private.unlink(file)
-    return tuple(volume for volume, intent in intents.items() if volume != name and name in unfinished.members(intent))
+    return group_records.forget_groups(directory, decided, name, check)

@@ -19,7 +19,8 @@ from ..store.metadata import records
 from ..store.volumes import chains, ownership
 from ..store.volumes.look import Look
 from .engine import open_engine
-from .interrupted import DECIDED, LOST, Group, Interrupted, group_file
+from .group_records import DECIDED, LOST, Group, group_file
+from .interrupted import Interrupted
 
 
 def find_interrupted(look: Look) -> Interrupted:

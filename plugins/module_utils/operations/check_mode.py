@@ -12,7 +12,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Collection, Iterable, Sequence
 
-from ..apply.interrupted import Interrupted, forget_groups, predict_end
+from ..apply.engine import predict_end
+from ..apply.interrupted import Interrupted, forget_groups
 from ..errors import ShareNotWritable
 from ..model import Share, Volume
 from ..plan import grouping
@@ -47,11 +48,8 @@ class PredictedLocks(Locks):
         self.take(own, others | self._ancestors_of(own | others))
         self._reading = others
 
-    def add_ancestors(self, share: Share, name: str) -> None:
+    def add(self, share: Share, names: Iterable[str]) -> None:
         """Nothing that was read becomes untrue."""
-
-    def add_members(self, share: Share, names: Iterable[str]) -> None:
-        """As of :meth:`add_ancestors`."""
 
 
 class CheckMode(RunMode):

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..apply import recovery
-from ..apply.interrupted import Group, Interrupted
+from ..apply.group_records import Group
+from ..apply.interrupted import Interrupted
 from ..errors import InUse, NeedsRecovery
 from ..model import Share, listed
 from ..plan import grouping
@@ -36,7 +37,7 @@ def with_group(work: Workspace, share: Share, name: str, interrupted: Interrupte
     """
     while interrupted.group is not None:
         group = interrupted.group
-        work.locks.add_members(share, [group_member for group_member in group.members if chains.exists(work.directory(share), group_member)])
+        work.locks.add(share, [group_member for group_member in group.members if chains.exists(work.directory(share), group_member)])
         again = find_left(work, share, name)
         if again.group == group:
             try:
@@ -57,7 +58,7 @@ def end_beside(work: Workspace, share: Share, waiting: str) -> bool:
     """
     rounds = work.locks.rounds
     with suppress(NeedsRecovery, InUse):  # a task on that volume tells it
-        work.locks.add_members(share, [waiting])
+        work.locks.add(share, [waiting])
         interrupted = with_group(work, share, waiting, find_left(work, share, waiting))
         group = interrupted.group
         if group is not None and group.end:

@@ -83,20 +83,11 @@ class Locks:
             family = family | now
             self.give_back()
 
-    def add_ancestors(self, share: Share, name: str) -> None:
-        """Lock for reading what a volume rests on, unless it is locked. This may give all locks back and take them again: what was read
-        before may be true no more."""
-        if not self._ancestors_of([(share, name)]) <= self._names:
-            wanted, reading = self._wanted, self._reading
-            self.give_back()
-            self.take_families(wanted, reading)
-
-    def add_members(self, share: Share, names: Iterable[str]) -> None:
-        """Lock further volumes, and for reading what they rest on, unless they are locked. This may give all locks back and take them
-        again: what was read before may be true no more."""
-        wanted = self._wanted | {(share, name) for name in names}
+    def add(self, share: Share, names: Iterable[str]) -> None:
+        """Lock further volumes, and for reading what all of them rest on, unless they are locked. This may give all locks back and take
+        them again: what was read before may be true no more."""
+        wanted, reading = self._wanted | {(share, name) for name in names}, self._reading
         if wanted > self._wanted or not self._ancestors_of(wanted) <= self._names:
-            reading = self._reading
             self.give_back()
             self.take_families(wanted, reading)
 

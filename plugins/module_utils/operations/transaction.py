@@ -66,7 +66,7 @@ def recover(work: Workspace, share: Share, name: str, said: str | None = None, d
     """The volume after what an interrupted task left has been ended (in check mode: as it would be), and ``recovered``."""
     interrupted = find_left(work, share, name)
     if interrupted.resumptions:
-        work.locks.add_ancestors(share, name)  # what is to be ended may read their files
+        work.locks.add(share, [name])  # what is to be ended may read their files
         interrupted = find_left(work, share, name)
     ended: list = []
     if interrupted.group is not None or "ended" in work.options.task.kept:
