@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -16,12 +17,14 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Lost, Monitor, QmpError
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NoSpace, StorageError, ToolFailed, ToolMissing
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups
-from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import grouping, retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
 from .disks import Disks, Log, entries_at
+from .group_case import GroupCase
 from .guest import SIZE, Guest
+from .instants import instants
 
 ASKING = ("query-", "x-debug-query", "qmp_capabilities")
 
@@ -197,6 +200,28 @@ def test_nobody_at_the_monitor_is_offline_work(make_disks: Callable[..., Disks])
     disks.snapshot("h", attachment="/nowhere/at/all")
     disks.require_right()
     disks.require_nothing_left()
+
+
+@pytest.mark.parametrize("planted", ["no lost", "undone after the switch"])
+def test_faults_that_would_leave_a_part_of_a_group(make_disks: Callable[..., Disks], monkeypatch: pytest.MonkeyPatch, planted: str) -> None:
+    """They are noticed by the judgement of the kills, or lock bytes keep them from harm."""
+    case = GroupCase(make_disks())
+    trial = GroupCase(make_disks())
+    found = instants(trial.run)
+    trial.disks.end()
+    if planted == "no lost":  # each volume for itself, as its .info says
+        monkeypatch.setattr(grouping, "verdict", lambda _decision, _members, _monitor: grouping.FINISH)
+        case.kill(next(one.number for one in found if one.what == "after rename of a.info"), "both")
+        with pytest.raises(StorageError):  # a part of the overlays is used, which the barrier notices
+            case.end("restarted", "a")
+        return
+    case.kill(next(one.number for one in found if one.what == "after transaction"), "module")
+    monkeypatch.setattr(grouping, "verdict", lambda _decision, _members, _monitor: grouping.UNDO)
+    case.disks.scribble(3)
+    files = {path.name for path in case.disks.path.iterdir()}
+    with suppress(StorageError):
+        case.disks.task_on("a")
+    assert {"a.g", "b.g"} <= files & {path.name for path in case.disks.path.iterdir()}
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
