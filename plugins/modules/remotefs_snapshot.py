@@ -36,6 +36,8 @@ options:
     description:
       - Several volumes. With O(state=present) and O(name) they get the snapshot as one consistent group of one share, all or none of them.
         O(keep) then removes snapshots of each.
+      - With O(attachment) the group's disks of that machine are switched at one instant. It must have at least one of the volumes, and nobody
+        may have the others open.
       - With any other O(state), and with O(keep) and no O(name), each of them by itself.
       - Names may be globs such as V(ci-*), which stand for all volumes that match. A file of which nothing records that it is a volume is left
         out with a warning. That nothing matches is a warning too.
@@ -243,6 +245,14 @@ EXAMPLES = r"""
     share: /srv/volumes
     volume: db01
     name: while-it-runs
+    attachment:
+      qmp: /run/machines/db01.qmp
+
+- name: Database and log of a machine that runs, at one point in time
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volumes: [db01, db01-log]
+    name: consistent-while-it-runs
     attachment:
       qmp: /run/machines/db01.qmp
 

@@ -166,6 +166,8 @@ RECORDS: dict[str, tuple[str, bytes]] = {
     "intent of a step that is none": ("a step that does not exist", _intent(steps=[{"type": "__class__", "file": "vol"}])),
     "intent with a path in its chain": ("a chain outside", _intent(before={**_VOLUME, "chain": [{**_IMAGE, "file": "../victim"}]})),
     "intent with infinite proofs": ("a proof that is Infinity", _intent(proofs={"vol": [float("inf"), 1]})),
+    "intent of members outside": ("members of a group that are paths", _intent(group="g", members=["vol", "../../victim"])),
+    "intent of very many members": ("5,000 members of a group", _intent(group="g", members=["vol"] * 5000)),
     "intent of a group outside": ("a group that is a path", _intent(group="../../victim")),
     "intent of an engine that is none": ("the work of an engine that does not exist", _intent(engine="os.system")),
     "intent of a long engine": ("an engine's name of 100,000 letters", _intent(engine="e" * 100_000)),

@@ -13,6 +13,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 
+from .disks import Disks
 from .guest import Guest, Live
 
 MISSING = [program for program in ("qemu-system-x86_64", "qemu-storage-daemon", "qemu-img") if not shutil.which(program)]
@@ -41,6 +42,22 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Live]]:
             if live.guest.alive:
                 live.guest.kill()
             shutil.rmtree(live.guest.directory, ignore_errors=True)
+
+
+@pytest.fixture
+def make_disks(tmp_path: Path) -> Iterator[Callable[..., Disks]]:
+    """Makes machines with several disks, as :class:`Disks`; they end with the test."""
+    made: list[Disks] = []
+
+    def make_one(*formats: str) -> Disks:
+        share = tmp_path / f"disks{len(made)}"
+        share.mkdir()
+        made.append(Disks(share, formats) if formats else Disks(share))
+        return made[-1]
+
+    yield make_one
+    for disks in made:
+        disks.end()
 
 
 @pytest.fixture(autouse=True)

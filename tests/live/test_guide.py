@@ -30,18 +30,23 @@ def play(book: list, tmp_path: Path, environment: dict) -> str:
 def test_the_playbook_of_the_guide(make: Callable[..., Live], tmp_path: Path, ansible_environment: dict) -> None:
     live = make()
     tasks = [{"remotefs.storage.remotefs_volume": {"share": str(live.path), "name": "db01", "size": "20M", "snapshot": "before-upgrade"}}]
+    others = [{"name": name, "size": "20M", "format": "qcow2"} for name in ("db01-log", "db01-archive")]
+    tasks.append({"remotefs.storage.remotefs_volume": {"share": str(live.path), "volumes": others}})
     play([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}], tmp_path, ansible_environment)
-    guest = live.guest = Guest(str(live.path / "db01.before-upgrade"), "qcow2", bytearray(20 << 20))
+    log = json.dumps({"driver": "qcow2", "node-name": "disk1", "file": {"driver": "file", "filename": str(live.path / "db01-log")}})
+    more = ("-blockdev", log, "-device", "virtio-blk-pci,drive=disk1")
+    guest = live.guest = Guest(str(live.path / "db01.before-upgrade"), "qcow2", bytearray(20 << 20), more=more)
     guest.scribble(1)
     text = GUIDE.read_text().replace("40G", "40M").replace("/srv/volumes", str(live.path)).replace("/run/machines/db01.qmp", guest.socket)
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert "changed=3" in play(yaml.safe_load(block), tmp_path, ansible_environment)
+    assert "changed=4" in play(yaml.safe_load(block), tmp_path, ansible_environment)
     assert "changed=0" in play(yaml.safe_load(block), tmp_path, ansible_environment)
     guest.data += bytes(20 << 20)
     guest.write(30 << 20, 4096, 5)
-    (nightly,) = [path for path in live.path.iterdir() if path.name.startswith("db01.nightly")]
+    assert len([path for path in live.path.iterdir() if path.name.startswith("db01.nightly")]) == 1
+    assert all((live.path / f"{name}.consistent").exists() for name in ("db01", "db01-log", "db01-archive"))
     guest.kill()
-    assert digest(str(nightly), "qcow2") == digest_of(guest.data)
+    assert digest(str(live.path / "db01.consistent"), "qcow2") == digest_of(guest.data)
 
 
 @pytest.mark.parametrize("parallel", [1, 4])

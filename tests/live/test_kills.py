@@ -22,6 +22,8 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ToolFailed
 
+from .disks import Disks
+from .group_case import AFTERMATHS, GroupCase
 from .guest import MIB, SIZE, Live, digest, digest_of
 from .instants import VICTIMS, instants, killed_at
 
@@ -128,6 +130,70 @@ def test_killed(make: Callable[..., Live], operation: str, image_format: str) ->
         finally:
             if case.live.guest is not None and case.live.guest.alive:
                 case.live.guest.kill()
+
+
+@pytest.mark.parametrize("formats", [("raw", "qcow2"), ("qcow2", "raw", "qcow2")])
+def test_group_killed(make_disks: Callable[..., Disks], formats: tuple[str, ...]) -> None:
+    """One snapshot of several disks and of a volume that nobody has open. The next task is on any of them, and ends it for all."""
+    counted = GroupCase(make_disks(*formats))
+    every = [
+        (instant, victim, aftermath, volume)
+        for instant in instants(counted.run)
+        for victim in ("module", "group", "machine", "both")
+        for aftermath in AFTERMATHS
+        for volume in counted.disks.names
+        if aftermath != "reattach" or victim in ("module", "group")
+    ]
+    chance = random.Random(os.environ.get("LIVE_SEED", time.strftime("%j")))
+    if os.environ.get("LIVE_SWEEP") != "full":
+        every = chance.sample(every, min(2 * SAMPLE, len(every)))
+    else:  # a kill of the process group is one of the module here: there is no guardian
+        every = [one for one in every if one[1] in ("module", "both") and one[3] == chance.choice(counted.disks.names)]
+    counted.disks.end()
+    for instant, victim, aftermath, volume in every:
+        case = GroupCase(make_disks(*formats))
+        try:
+            case.kill(instant.number, victim)
+            case.end(aftermath, volume)
+        except Exception as error:
+            raise AssertionError(f"{formats}, {victim} killed {instant.what} ({instant.number}), {aftermath}, next task on {volume}") from error
+        finally:
+            case.disks.end()
+
+
+ENDS = {"undone": ("after blockdev-add", "reattach"), "finished": ("before transaction", "reattach")}
+ENDS.update({"given up": ("after rename of a.info", "restarted"), "given up, off": ("after rename of a.info", "restarted and off")})
+ENDS.update({"on one old file": ("before transaction", "on one old file"), "without one": ("after rename of b.info", "without one")})
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_end_of_a_group_is_killed(make_disks: Callable[..., Disks], end: str) -> None:
+    """The task that ends what another one left dies, too. The third one ends it, in the same way."""
+    what, aftermath = ENDS[end]
+
+    def prepared() -> GroupCase:
+        case = GroupCase(make_disks())
+        case.kill(number, "module")
+        case.go_on(aftermath)
+        return case
+
+    trial = GroupCase(make_disks())
+    number = [one.number for one in instants(trial.run) if one.what == what][0]
+    trial.disks.end()
+    trial = prepared()
+    every = [(instant, volume) for instant in instants(lambda: trial.disks.task_on("a")) for volume in trial.disks.names]
+    trial.disks.end()
+    if os.environ.get("LIVE_SWEEP") != "full":
+        every = random.Random(os.environ.get("LIVE_SEED", time.strftime("%j"))).sample(every, min(SAMPLE // 2, len(every)))
+    for instant, volume in every:
+        case = prepared()
+        try:
+            killed_at(lambda case=case: case.disks.task_on("a"), instant.number, "module", 0)
+            case.end("nothing", volume)
+        except Exception as error:
+            raise AssertionError(f"{end}, killed {instant.what} ({instant.number}), next task on {volume}") from error
+        finally:
+            case.disks.end()
 
 
 def test_the_group_is_killed_while_the_guardian_starts(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.machine import Machine
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, InUse, StorageError, ToolFailed
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
@@ -277,7 +277,6 @@ def test_what_a_running_machine_cannot_have(live: Live) -> None:
     where = live.where
     assert "stop the machine" in refused(live, lambda **mode: snapshots.revert(where, "v", "a", False, live.options(**mode)))
     assert "stop the machine" in refused(live, lambda **mode: volumes.ensure_absent(where, "v", True, live.options(**mode)))
-    assert "stop the machine" in refused(live, lambda **mode: groups.take_group(where, ["v"], DesiredSnapshot("g"), live.options(**mode)))
     live.guest.scribble(7)
     live.require_right()
 

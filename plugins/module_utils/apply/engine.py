@@ -17,7 +17,7 @@ from ..errors import NeedsRecovery
 from ..plan.abilities import OFFLINE, QMP
 
 if TYPE_CHECKING:
-    from ..model import Image
+    from ..model import Image, Volume
     from ..plan.abilities import Abilities
     from ..plan.intent import Intent, ObservedState, Resumption
     from ..plan.plan import Plan
@@ -42,8 +42,9 @@ class Terms(NamedTuple):
     promises that nobody has the images open, for file systems where this cannot be checked. ``warn`` takes sentences for the
     user. ``look`` takes the name of a volume and returns what was read of it under its lock. ``attachment`` is the path of the
     monitor (QMP) of the machine that has the images open, as the user names it; if nobody listens there, errors say so.
-    ``drop_bitmaps``: its dirty bitmaps may be lost. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about
-    the data that a plan moves. ``patience`` is for how many seconds to wait until another task has done with the monitor.
+    ``drop_bitmaps``: its dirty bitmaps may be lost. ``mixed``: of the volumes that are worked on the machine has some open, and nobody the
+    others. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about the data that a plan moves. ``patience`` is
+    for how many seconds to wait until another task has done with the monitor.
     """
 
     locks: tuple[int, ...] = ()
@@ -52,6 +53,7 @@ class Terms(NamedTuple):
     look: Callable[[str], Look] | None = None
     attachment: str | None = None
     drop_bitmaps: bool = False
+    mixed: bool = False
     speed: int = 0
     timeout: float | None = None
     patience: float = 0
@@ -92,9 +94,9 @@ class Session(Protocol):
         """Called when all image steps are done, directly before ``.info`` is written: bring the images to where the files that ``.info``
         names now and those that it will name are both right, and keep them so until :meth:`Engine.barrier` or the session's end."""
 
-    def withdraw(self) -> bool:
+    def withdraw(self) -> bool | None:
         """Take back what a plan that failed has made ready. True if it is certain that no data was moved and that a machine goes on with
-        the old active image. Then the plan can be undone. False where that is not known, or where what is on the share decides."""
+        the old active image. Then the plan can be undone. False where that is not known. None where what is on the share decides."""
 
 
 class Engine(Protocol):
@@ -121,6 +123,13 @@ class Engine(Protocol):
 
         The images of a group are switched all at once. This is the instant of the group's snapshots.
         """
+
+    def withdraw(self, sessions: Sequence[Session]) -> bool:
+        """Take back what was made ready for the snapshots of a group, as :meth:`Session.withdraw` does. True if it is certain that no
+        machine uses any of the overlays, and that there was a machine which could."""
+
+    def written(self, volume: Volume, files: Sequence[str]) -> str | None:
+        """Which of these files of a volume a guest writes to. None if it is none of them, or no machine can be asked."""
 
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """Check whether :meth:`session` would fail, without taking anything.
@@ -166,14 +175,23 @@ def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -
     return OfflineEngine(directory, terms)
 
 
-def attached_engine(directory: ShareDirectory, terms: Terms) -> Engine:
+def attached_engine(directory: ShareDirectory, terms: Terms, volumes: Sequence[Volume] = (), are_group: bool = False) -> Engine:
     """The engine for images that the machine behind ``terms.attachment`` has open. If nobody is there, it is the one for images that
     nobody has open; then the user's word that they are unused does not count.
 
+    :param volumes: what is worked on, where the machine may have some of it open (``terms.mixed``). If it has none, that is as if nobody
+        was there. :param are_group: then that is an error.
     :raises InUse: whoever is there does not answer, or the share cannot show whether somebody has the images open.
     """
     from .live.engine import attached
 
     terms = terms._replace(assume_unused=False)
     files = open_engine(OFFLINE, directory, terms._replace(attachment=None))
-    return attached(directory, terms, files) or open_engine(OFFLINE, directory, terms)
+    return attached(directory, terms, files, volumes, are_group) or open_engine(OFFLINE, directory, terms)
+
+
+def predict_end(engine: Engine, resumption: Resumption) -> None:
+    """Check whether an interrupted task can be ended, without taking anything. :raises InUse: it cannot."""
+    engine.predict_end(resumption)
+    if resumption.begins:
+        engine.predict(resumption.plan)

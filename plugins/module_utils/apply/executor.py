@@ -10,25 +10,27 @@ change images (see :mod:`engine`).
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
-from ..errors import NoSpace, ShareNotWritable, StorageError, from_os_error
+from ..errors import NeedsRecovery, NoSpace, ShareNotWritable, StorageError, from_os_error
 from ..model import listed, now
 from ..pace import OutOfTime
+from ..plan import grouping, room
 from ..plan import intent as intents
-from ..plan import room
 from ..plan.plan import CREATE_SNAPSHOT, Plan
+from ..plan.resumption import Resumption
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store.files import access
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import info_file, records
 from ..store.volumes.look import Look
 from ..store.volumes.raw_disks import disks_of, marks_of
-from .engine import CopySource, Engine, Session
-from .interrupted import Interrupted, group_file
-from .recovery import find_interrupted
+from .engine import CopySource, Engine, Session, predict_end
+from .group_records import DECIDED, LOST, Group, group_file
+from .interrupted import Interrupted, forget_groups
+from .recovery import decision_on, find_interrupted, is_empty
 
 # Takes the name of a volume, a step (what describe() returns, with "share", and "failed" if it failed), and the seconds that it took.
 StepLog = Callable[[str, dict, float], None]
@@ -71,15 +73,18 @@ class Executor:
                 raise
             self._apply(again, source)
 
-    def _apply(self, plan: Plan, source: CopySource | None) -> None:
+    def _apply(self, plan: Plan, source: CopySource | None, instead_of: Group | None = None) -> None:
+        """:param instead_of: the group that is on record, which has no snapshot any more. Then nothing is undone after an error."""
         with self._engine.session(plan, source) as session:
-            if plan.intent:
+            if plan.intent and instead_of is not None:
+                self.record_intent(plan, instead_of.name, instead_of.members)
+            elif plan.intent:
                 self.record_intent(plan)
             try:
                 self._run(plan, session)
             except StorageError as error:
                 self._forget_unmade(plan)
-                taken_back = self._take_back(plan, session)
+                taken_back = instead_of is None and self._take_back(plan, session)
                 if isinstance(error, OutOfTime) and plan.intent and not taken_back:
                     raise _left_pending(plan, error) from error
                 raise
@@ -87,36 +92,59 @@ class Executor:
     def apply_together(self, plans: Sequence[Plan], group: str) -> None:
         """Take one snapshot of several volumes: all or none.
 
-        First all overlays are published. Then the decision for the group is recorded. Only then ``.info`` files name the overlays.
-        After a crash before the decision all snapshots are undone. After a later crash all are finished. The recovery of each volume
-        sees from the decision which of the two it must do.
+        First all overlays are published. Then the decision for the group is recorded. Only then ``.info`` files name the overlays. Then
+        the engine lets them be used, all at one instant. After a crash before the decision all snapshots are undone. After a later crash
+        all are finished. The recovery of each volume sees from the decision which of the two it must do. Where a machine has some of
+        them open, all end together (see :mod:`plan.grouping`).
 
         :param group: the name under which the decision is recorded.
         """
+        members = tuple(plan.volume for plan in plans) if self._engine.attachment is not None else ()
         with ExitStack() as stack:
             sessions = [(plan, stack.enter_context(self._engine.session(plan))) for plan in plans]
             try:
                 for plan, _session in sessions:
-                    self.record_intent(plan, group)
+                    self.record_intent(plan, group, members)
                 for plan, session in sessions:
                     self._do_image_steps(plan, session)
                 self._decide(plans[0].volume, group)
+                self._use(sessions)
             except (StorageError, OSError):
-                for plan, session in sessions:
-                    self._take_back(plan, session)
+                if self._may_be_taken_back(plans[0].volume, group, [session for _plan, session in sessions]):
+                    for plan, session in sessions:
+                        self._take_back(plan, session)
+                    with suppress(StorageError, OSError):
+                        forget_groups(self._directory)
                 raise
-            for _plan, session in sessions:
-                session.settle()
-            for plan, _session in sessions:
-                self._write_infos(plan)
-            self._engine.barrier([session for _plan, session in sessions])
             for plan, _session in sessions:
                 self._write_final_record(plan, ())
         self._directory.make_private("groups").unlink(group_file(group))
 
-    def _decide(self, volume: str, group: str) -> None:
-        """Record, durably, the decision to take the snapshots of the group."""
-        self._directory.write_record(volume, self._directory.make_private("groups"), group_file(group), b"{}")
+    def _use(self, sessions: Sequence[tuple[Plan, Session]]) -> None:
+        """Let the overlays of a group be what counts."""
+        for _plan, session in sessions:
+            session.settle()
+        for plan, _session in sessions:
+            self._write_infos(plan)
+        self._engine.barrier([session for _plan, session in sessions])
+
+    def _decide(self, volume: str, group: str, decision: bytes = DECIDED) -> None:
+        """Record, durably, the decision to take the snapshots of the group, or that they are lost."""
+        last = "" if decision == DECIDED else "ballast"
+        self._directory.write_record(volume, self._directory.make_private("groups"), group_file(group), decision, last=last)
+
+    def _may_be_taken_back(self, volume: str, group: str, sessions: Sequence[Session]) -> bool:
+        """Whether a group that failed can be undone at once: it was not decided, or it is certain that no machine uses any of its overlays.
+        Then it is decided that it gets no snapshot after all."""
+        try:
+            if decision_on(self._directory, group, self._engine.attachment is not None) == grouping.UNDECIDED:
+                return True
+            if not self._engine.withdraw(sessions):
+                return False
+            self._decide(volume, group, LOST)
+        except (StorageError, OSError):
+            return False
+        return True
 
     def _forget_unmade(self, plan: Plan) -> None:
         """Remove the record of a volume that could not be created."""
@@ -129,12 +157,13 @@ class Executor:
         if not plan.intent:
             return False
         try:
-            if session.withdraw():
+            withdrawn = session.withdraw()
+            if withdrawn:
                 from ..plan.planner import taken_back  # late: hardly any plan fails
 
                 self._run(taken_back(plan), session)
                 return True
-            if plan.operation == CREATE_SNAPSHOT:
+            if withdrawn is None and plan.operation == CREATE_SNAPSHOT:
                 for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
                     if resumption.outcome == "undone":
                         self._run(resumption.plan, session)
@@ -144,13 +173,14 @@ class Executor:
 
     # -- the order of steps ------------------------------------------------------------------------------------------
 
-    def record_intent(self, plan: Plan, group: str | None = None) -> None:
-        """Record a plan durably before its first step. ``group`` names a snapshot of several volumes together."""
+    def record_intent(self, plan: Plan, group: str | None = None, members: tuple[str, ...] = ()) -> None:
+        """Record a plan durably before its first step. ``group`` names a snapshot of several volumes together. ``members`` are those
+        volumes, if the plan cannot be ended without the others."""
         record = self._record(plan.volume) or records.Record()
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
-        intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name, self._engine.attachment)
+        intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name, self._engine.attachment, members)
         self._write_record(plan.volume, record.with_intent(intent.to_json()), _last_resort(plan))
 
     def _record(self, volume: str) -> records.Record | None:
@@ -279,21 +309,66 @@ class Executor:
 
     # -- interrupted tasks -------------------------------------------------------------------------------------------
 
-    def finish(self, interrupted: Interrupted) -> None:
-        """End an interrupted task. ``interrupted.describe()`` is ``recovered`` as modules return it.
+    def finish(self, interrupted: Interrupted) -> list[Interrupted]:
+        """End an interrupted task. ``interrupted.describe()`` is ``recovered`` as modules return it. Returns what was ended of other volumes
+        besides: those of a group end together, or each as its own next task would do it.
 
         :raises InUse: somebody has an image of the volume open. Nothing was changed then.
         """
+        group = interrupted.group
         for resumption in interrupted.resumptions:
-            self._engine.predict_end(resumption)
+            predict_end(self._engine, resumption)
         for name in interrupted.leftovers:
             self._directory.discard_temporary(name)
+        if group is not None and group.end == grouping.FINISH:
+            self._finish_together([*(one for other in group.others for one in other.resumptions), *interrupted.resumptions])
+            for name in [name for other in group.others for name in other.leftovers]:
+                self._directory.discard_temporary(name)
+            return list(group.others)
+        if group is not None and group.end == grouping.GIVE_UP:
+            self._decide(interrupted.resumptions[0].plan.volume, group.name, LOST)
         for resumption in interrupted.resumptions:
-            with self._engine.session_to_end(resumption) as session:
-                try:
-                    self._run(resumption.plan, session)
-                except OutOfTime as error:
-                    raise _left_pending(resumption.plan, error) from error
+            self._end(resumption, group)
+        return [other for other in (group.others if group is not None else ()) if self._ended(other)]
+
+    def _ended(self, other: Interrupted) -> bool:
+        """End what is left of another volume, if that is possible now. Its own next task would end it in the same way."""
+        try:
+            self.finish(other)
+        except (StorageError, OSError):
+            return False
+        return True
+
+    def _end(self, resumption: Resumption, group: Group | None) -> None:
+        if resumption.begins:
+            self._apply(resumption.plan, None, group)
+            return
+        with self._engine.session_to_end(resumption) as session:
+            self._require_empty(resumption)
+            try:
+                self._run(resumption.plan, session)
+            except OutOfTime as error:
+                raise _left_pending(resumption.plan, error) from error
+
+    def _finish_together(self, resumptions: Sequence[Resumption]) -> None:
+        """Let the overlays of a group be used, all at one instant.
+
+        :raises InUse: that is not possible now for one of them. Nothing was changed then.
+        """
+        with ExitStack() as stack:
+            for resumption in resumptions:
+                predict_end(self._engine, resumption)
+            sessions = [(one.plan, stack.enter_context(self._engine.session_to_end(one))) for one in resumptions]
+            self._use(sessions)
+            for plan, _session in sessions:
+                self._write_final_record(plan, ())
+
+    def _require_empty(self, resumption: Resumption) -> None:
+        """Asked while nobody can write to them. :raises NeedsRecovery: an overlay that would be removed has data."""
+        for file in resumption.empty:
+            if self._directory.root.status(file) is not None and not is_empty(self._directory, file):
+                problem = f"its overlay {file} would be removed, and somebody has written to it"
+                raise NeedsRecovery(f"volume {resumption.plan.volume} on {self._directory.share.label}", problem, "see docs/worst-day.md")
 
 
 def _left_pending(plan: Plan, error: OutOfTime) -> OutOfTime:

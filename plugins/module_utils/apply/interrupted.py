@@ -9,22 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import StorageError
-from ..store.metadata import records
 from ..store.volumes import chains
 
 if TYPE_CHECKING:
     from ..model import Volume
-    from ..plan.intent import Resumption
+    from ..plan.resumption import Resumption
     from ..store.files.directory import ShareDirectory
     from ..store.volumes.look import Look
+    from .group_records import Group
 
 
 class Interrupted:
-    """What an interrupted task left of a volume: resumptions to run, and temporary files to remove."""
+    """What an interrupted task left of a volume: resumptions to run, temporary files to remove, and the group with which it ends."""
 
-    def __init__(self, resumptions: tuple[Resumption, ...] = (), leftovers: tuple[str, ...] = ()) -> None:
+    def __init__(self, resumptions: tuple[Resumption, ...] = (), leftovers: tuple[str, ...] = (), group: Group | None = None) -> None:
         self.resumptions = resumptions
         self.leftovers = leftovers
+        self.group = group
 
     def __bool__(self) -> bool:
         return bool(self.resumptions or self.leftovers)
@@ -42,11 +43,6 @@ class Interrupted:
 
             items.append({"operation": "temporary_files", "outcome": "undone", "steps": [Unlink(name).describe() for name in self.leftovers]})
         return items
-
-
-def group_file(group: str) -> str:
-    """The name of the file that records the decision to take the snapshots of a group."""
-    return group + ".json"
 
 
 def find_interrupted(look: Look) -> Interrupted:
@@ -75,23 +71,11 @@ def _has_traces(look: Look) -> bool:
         return False  # a task that needs the volume reports it
 
 
-def forget_groups(directory: ShareDirectory) -> None:
-    """Remove the decisions on groups for which no volume's record waits any more.
-
-    The decisions are listed before the records are read. So a group that is decided meanwhile is not among them.
-    """
+def forget_groups(directory: ShareDirectory, name: str = "", check: bool = False) -> tuple[str, ...]:
+    """As :func:`group_records.forget_groups`, which is called only where a group was decided."""
     private = directory.private("groups")
-    decided = private.names() if private else []
-    volumes = directory.private("volumes")
-    if not private or not decided or not volumes:
-        return
-    suffix = len(records.file_name(""))
-    try:
-        every = [records.read(directory, name[:-suffix]) for name in volumes.names()]
-    except StorageError:
-        return  # a record that cannot be read may wait for any of them
-    from ..store.metadata import unfinished  # late: hardly any group was interrupted
+    if not private or not (decided := private.names()):
+        return ()
+    from . import group_records
 
-    waiting = {group_file(unfinished.group(record.intent)) for record in every if record and record.intent}
-    for name in sorted(set(decided) - waiting):
-        private.unlink(name)
+    return group_records.forget_groups(directory, decided, name, check)

@@ -9,15 +9,18 @@ from dataclasses import replace
 
 from ..errors import NeedsRecovery, StorageError
 from ..model import Volume, info_name
+from ..plan import grouping
 from ..plan import intent as intents
-from ..plan.plan import CREATE_VOLUME, DISCARD, REBUILD_INFO, UNLINK, Plan
+from ..plan.plan import CREATE_SNAPSHOT, CREATE_VOLUME, DISCARD, REBUILD_INFO, UNLINK, Plan
 from ..plan.steps import Step, Unlink, WriteRecord
+from ..store import qcow2
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import records
 from ..store.volumes import chains, ownership
 from ..store.volumes.look import Look
 from .engine import open_engine
-from .interrupted import Interrupted, group_file
+from .group_records import DECIDED, LOST, Group, group_file
+from .interrupted import Interrupted
 
 
 def find_interrupted(look: Look) -> Interrupted:
@@ -29,7 +32,8 @@ def find_interrupted(look: Look) -> Interrupted:
     if record is None:
         return Interrupted((), leftovers)
     if record.intent is not None:
-        return Interrupted((_resumption(look, intents.from_json(name, record.intent)),), leftovers)
+        intent = intents.from_json(name, record.intent)
+        return Interrupted((_resumption(look, intent),), leftovers, _group_of(name, intent))
     if not chains.exists(directory, name, look):
         nothing = Plan(CREATE_VOLUME, name, (), None, None)
         return Interrupted((intents.Resumption(CREATE_VOLUME, "undone", nothing),), leftovers)
@@ -77,11 +81,59 @@ def _readable(look: Look) -> Volume | None:
 
 
 def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
+    """How the task would end by itself. Where it ends together with others this is only a prediction."""
     directory, name = look.directory, look.name
     _refuse_foreign(directory, name, intent)
-    decided = intent.group is None or _group_decided(directory, intent.group)
-    observed = replace(open_engine(intent.engine, directory).observe(name, intent), decided=decided)
-    return replace(intents.resume(name, _readable(look), intent, observed), images=intent.files, attachment=intent.attachment)
+    decision = decision_on(directory, intent.group, bool(intent.members)) if intent.group is not None else grouping.DECIDED
+    return _resumed(look, intent, open_engine(intent.engine, directory).observe(name, intent), decision)
+
+
+def _resumed(look: Look, intent: intents.Intent, observed: intents.ObservedState, decision: str) -> intents.Resumption:
+    observed = replace(observed, decided=decision != grouping.UNDECIDED, lost=decision == grouping.LOST)
+    return replace(intents.resume(look.name, _readable(look), intent, observed), images=intent.files, attachment=intent.attachment)
+
+
+def _group_of(name: str, intent: intents.Intent) -> Group | None:
+    """The group with which an intent ends, if it does not end by itself."""
+    if intent.group is None or name not in intent.members or intent.after is None:
+        return None
+    names = {snapshot.name for snapshot in intent.before.snapshots} ^ {snapshot.name for snapshot in intent.after.snapshots}
+    return Group(intent.group, tuple(dict.fromkeys(intent.members)), names.pop()) if len(names) == 1 else None
+
+
+def member_of(look: Look, group: Group) -> grouping.Member:
+    """What is left of a member of a group.
+
+    :raises StorageError: its record cannot be understood. :raises NeedsRecovery: the interrupted task cannot have left it so.
+    """
+    directory, name, record = look.directory, look.name, look.record
+    intent = intents.from_json(name, record.intent) if record is not None and record.intent is not None else None
+    if intent is None or intent.group != group.name or group != _group_of(name, intent):
+        done = record is not None and group.snapshot in record.snapshots and chains.exists(directory, name, look)
+        return grouping.Member(name, grouping.DONE if done else grouping.GONE)
+    _refuse_foreign(directory, name, intent)
+    state = grouping.HERE if intent.operation == CREATE_SNAPSHOT else grouping.GOING
+    member = grouping.Member(name, state, intent, open_engine(intent.engine, directory).observe(name, intent))
+    if state == grouping.GOING:
+        return member
+    return member._replace(is_empty=not member.exists or is_empty(directory, member.overlay))
+
+
+def is_empty(directory: ShareDirectory, overlay: str) -> bool:
+    """Whether nothing was written to an overlay, as far as its file shows."""
+    with directory.root.opened(overlay) as fd:
+        return qcow2.is_empty(fd, qcow2.read_header(fd))
+
+
+def end_of(look: Look, member: grouping.Member, end: str) -> intents.Resumption:
+    """How a member ends that is here, once it is known how all of the group end. One that is given up and in use is no case of this.
+
+    :raises NeedsRecovery: the interrupted task cannot have left it so.
+    """
+    if member.intent is None or member.observed is None:
+        raise ValueError("nothing is left of this member")
+    decision = {grouping.FINISH: grouping.DECIDED, grouping.UNDO: grouping.UNDECIDED, grouping.GIVE_UP: grouping.LOST}[end]
+    return _resumed(look, member.intent, member.observed, decision)
 
 
 def _refuse_foreign(directory: ShareDirectory, name: str, intent: intents.Intent) -> None:
@@ -125,7 +177,17 @@ def discard_interrupted(look: Look) -> Interrupted:
     return Interrupted((intents.Resumption(operation, "discarded", plan, left, tuple(intent.files if intent else ())),), leftovers)
 
 
-def _group_decided(directory: ShareDirectory, group: str) -> bool:
-    """Whether the decision to take the snapshots of the group is recorded."""
+def decision_on(directory: ShareDirectory, group: str, may_be_lost: bool) -> str:
+    """What is on record of a group (see :mod:`plan.grouping`).
+
+    :param may_be_lost: whether that can have been decided later. :raises NeedsRecovery: the record cannot be understood.
+    """
     private = directory.private("groups")
-    return private is not None and private.status(group_file(group)) is not None
+    if private is None or private.status(group_file(group)) is None:
+        return grouping.UNDECIDED
+    if not may_be_lost:
+        return grouping.DECIDED
+    content = private.read_small(group_file(group))
+    if content not in (DECIDED, LOST):
+        raise NeedsRecovery(f"group {group}", "the record of what was decided on it cannot be understood", "see docs/worst-day.md")
+    return grouping.LOST if content == LOST else grouping.DECIDED

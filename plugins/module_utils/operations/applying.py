@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = ()) -> Iterator[Engine]:
+def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = (), mixed: bool = False, are_group: bool = False) -> Iterator[Engine]:
     """What reaches the images of volumes on this share, while the context lasts. Where the user names the machine that has them open, it
     is that machine. A volume that is only to be made is nobody's yet.
 
+    :param mixed: the machine may have some of the volumes open, and nobody the others. :param are_group: these plans are one snapshot of
+        several volumes, of which it must have some.
     :raises InUse: it cannot carry out one of these plans, or the machine does not answer.
     """
     options = work.options
@@ -37,13 +39,16 @@ def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = ()) -> Ite
         partial(work.look, share),
         options.attachment,
         options.drop_bitmaps,
+        mixed or work.is_group,
         options.speed,
         options.timeout,
         0 if options.check else options.lock_timeout,
     )
-    is_new = bool(plans) and all(plan.before is None for plan in plans)
-    choose = partial(open_engine, OFFLINE) if options.attachment is None or is_new else attached_engine
-    engine = choose(work.directory(share), terms)
+    volumes = [plan.before for plan in plans if plan.before is not None]
+    if options.attachment is None or (plans and not volumes):
+        engine = open_engine(OFFLINE, work.directory(share), terms)
+    else:
+        engine = attached_engine(work.directory(share), terms, volumes, are_group)
     try:
         for plan in plans:
             engine.abilities.require_for(plan)
@@ -62,15 +67,20 @@ def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None =
 
 def apply_together(work: Workspace, share: Share, plans: Sequence[Plan]) -> None:
     """Take one snapshot of several volumes, as :meth:`Executor.apply_together` does, with a name for the group that no other has."""
-    with engine_for(work, share, plans) as engine, _executor(work, share, engine, plans) as executor:
+    with engine_for(work, share, plans, are_group=True) as engine, _executor(work, share, engine, plans) as executor:
         executor.apply_together(plans, os.urandom(8).hex())
 
 
 def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
-    """End what an interrupted task left."""
-    plans = [one.plan for one in interrupted.resumptions]
-    with engine_for(work, share) as engine, _executor(work, share, engine, plans) as executor:
-        executor.finish(interrupted)
+    """End what an interrupted task left. What was ended of other volumes is kept, for a later part of this task to tell."""
+    group = interrupted.group
+    every = (interrupted, *(group.others if group is not None else ()))
+    plans = [one.plan for part in every for one in part.resumptions]
+    with engine_for(work, share, mixed=group is not None) as engine, _executor(work, share, engine, plans) as executor:
+        ended = executor.finish(interrupted)
+    if ended:
+        told = work.options.task.kept.setdefault("ended", {})
+        told.update({(share.path, one.resumptions[0].plan.volume): one.describe() for one in ended})
 
 
 @contextmanager

@@ -12,9 +12,11 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Collection, Iterable, Sequence
 
-from ..apply.interrupted import Interrupted
+from ..apply.engine import predict_end
+from ..apply.interrupted import Interrupted, forget_groups
 from ..errors import ShareNotWritable
 from ..model import Share, Volume
+from ..plan import grouping
 from ..plan.plan import Plan
 from . import report
 from .applying import engine_for
@@ -24,7 +26,7 @@ from .locking import Locks, Name
 from .run_mode import RunMode
 
 if TYPE_CHECKING:
-    from ..apply.engine import CopySource
+    from ..apply.engine import CopySource, Engine
     from .shapes import VolumeResult
     from .workspace import Workspace
 
@@ -46,7 +48,7 @@ class PredictedLocks(Locks):
         self.take(own, others | self._ancestors_of(own | others))
         self._reading = others
 
-    def add_ancestors(self, share: Share, name: str) -> None:
+    def add(self, share: Share, names: Iterable[str]) -> None:
         """Nothing that was read becomes untrue."""
 
 
@@ -64,12 +66,15 @@ class CheckMode(RunMode):
     def finish(self, share: Share, interrupted: Interrupted) -> None:
         """:raises InUse: the images that it needs are open."""
         self._ended |= {(share.path, resumption.plan.volume) for resumption in interrupted.resumptions}
-        for resumption in interrupted.resumptions:
-            with engine_for(self._work, share) as engine:
-                engine.predict_end(resumption)
+        group = interrupted.group
+        together = group.others if group is not None and group.end == grouping.FINISH else ()
+        for resumption in (*interrupted.resumptions, *(resumption for other in together for resumption in other.resumptions)):
+            with engine_for(self._work, share, mixed=group is not None) as engine:
+                predict_end(engine, resumption)
 
-    def forget_groups(self, share: Share) -> None:
+    def forget_groups(self, share: Share, name: str) -> tuple[str, ...]:
         """They stay."""
+        return forget_groups(self._work.directory(share), name, check=True)
 
     def located(self, candidates: Candidates, name: str) -> Share | None:
         """Nobody is locked out, so that it is where it was."""
@@ -95,12 +100,16 @@ class CheckMode(RunMode):
     def apply(self, share: Share, plan: Plan, source: CopySource | None = None) -> None:
         """:raises InUse: an image is open that the plan needs for itself. :raises Conflict: no engine can carry it out."""
         with engine_for(self._work, share, [plan]) as engine:
-            engine.predict(plan, foretold=(share.path, plan.volume) in self._ended.union(self._predicted))
+            self._predict(engine, share, plan)
+
+    def _predict(self, engine: Engine, share: Share, plan: Plan) -> None:
+        engine.predict(plan, foretold=(share.path, plan.volume) in self._ended.union(self._predicted))
 
     def apply_together(self, share: Share, plans: Sequence[Plan]) -> None:
         """As of :meth:`apply`, of each plan."""
-        for plan in plans:
-            self.apply(share, plan)
+        with engine_for(self._work, share, plans, are_group=True) as engine:
+            for plan in plans:
+                self._predict(engine, share, plan)
 
     def described(self, share: Share, volume: Volume) -> VolumeResult:
         """As of :class:`RunMode`. For a volume that is predicted here, ``in_use`` is remembered."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..errors import Conflict, InUse, InvalidParameter, StorageError, as_storage_error
+from ..errors import Conflict, InvalidParameter, StorageError, as_storage_error
 from ..model import Share, check_snapshot_name, check_volume_name, listed, now
 from ..plan.desired import DesiredSnapshot
 from ..plan.plan import Plan
 from .candidates import Candidates
 from .options import Options
 from .snapshots import SnapshotRequest, find, plan_taking, recovered_volume, retain_after, take
-from .transaction import Outcome, carry_out
+from .transaction import Outcome, carry_out, each_once
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def take_group(
     keep: retention.Policy | None = None,
 ) -> list[Outcome | StorageError]:
     """Take one snapshot of several volumes, all or nothing, at one point in time: all locks are held and no image is in
-    use while the overlays are made.
+    use while the overlays are made. Where ``options.attachment`` names a machine, it may have some of them open; QEMU switches its disks
+    at one instant.
 
     :param keep: what stays of each volume's snapshots once all are taken. Where that fails, it is tried for the others all
         the same, and the error stands in the place of the volume's outcome.
@@ -48,12 +49,6 @@ def take_group(
     """
     for name in volumes:
         check_snapshot_name(check_volume_name(name), desired.name)
-    if options.attachment is not None:
-        raise InUse(
-            f"group of {len(volumes)} volumes",
-            "one snapshot of several volumes is not possible while a machine uses them",
-            "take one snapshot of each volume (snapshots), or stop the machine and leave attachment out",
-        )
     if options.assume:
         from . import assumptions
 
@@ -69,7 +64,7 @@ def take_group(
                 "group volumes of one share",
             )
         work.locks.take_families([(shares[name], name) for name in volumes])
-        members = [_plan_member(work, shares[name], name, desired, keep is not None) for name in volumes]
+        members = _plan_members(work, shares, volumes, desired, keep is not None)
         _require_same_state(members, desired.name)
         if members[0].plan.intent:
             work.mode.apply_together(members[0].share, [member.plan for member in members])
@@ -94,6 +89,18 @@ def _retain_member(work: Workspace, member: _Member, taken: Outcome, keep: reten
         return retain_after(work, member.share, member.plan, taken, keep, name)
     except Exception as error:  # whatever it is, it is this volume's
         return as_storage_error(error, f"volume {member.plan.volume} on {member.share.label}")
+
+
+def _plan_members(work: Workspace, shares: dict[str, Share], volumes: list[str], desired: DesiredSnapshot, dependents: bool) -> list[_Member]:
+    """The plans of all. What was interrupted may need further locks: then all are taken anew, and what was planned before may be true no more."""
+    recovered: dict[str, list] = {name: [] for name in volumes}
+    while True:
+        held = work.locks.rounds
+        members = [_plan_member(work, shares[name], name, desired, dependents) for name in volumes]
+        for name, member in zip(volumes, members):
+            recovered[name] = each_once(recovered[name], member.recovered)
+        if work.locks.rounds == held:
+            return [replace(member, recovered=recovered[name]) for name, member in zip(volumes, members)]
 
 
 def _plan_member(work: Workspace, share: Share, name: str, desired: DesiredSnapshot, dependents: bool) -> _Member:

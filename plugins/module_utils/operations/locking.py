@@ -35,6 +35,7 @@ class Locks:
         self._wanted: set[Name] = set()
         self._reading: set[Name] = set()
         self._names: set[Name] = set()
+        self.rounds = 0  # how often locks were taken
 
     def take(self, wanted: Iterable[Name], shared: Iterable[Name] = ()) -> None:
         """Take the locks of several names in one fixed order, so that tasks never wait for each other in a circle.
@@ -61,6 +62,7 @@ class Locks:
 
     def _note(self, wanted: Iterable[Name], reading: Iterable[Name]) -> None:
         self._changed()
+        self.rounds += 1
         self._wanted = set(wanted)
         self._names = self._wanted | set(reading)
 
@@ -81,11 +83,11 @@ class Locks:
             family = family | now
             self.give_back()
 
-    def add_ancestors(self, share: Share, name: str) -> None:
-        """Lock for reading what a volume rests on, unless it is locked. This may give all locks back and take them again: what was read
-        before may be true no more."""
-        if not self._ancestors_of([(share, name)]) <= self._names:
-            wanted, reading = self._wanted, self._reading
+    def add(self, share: Share, names: Iterable[str]) -> None:
+        """Lock further volumes, and for reading what all of them rest on, unless they are locked. This may give all locks back and take
+        them again: what was read before may be true no more."""
+        wanted, reading = self._wanted | {(share, name) for name in names}, self._reading
+        if wanted > self._wanted or not self._ancestors_of(wanted) <= self._names:
             self.give_back()
             self.take_families(wanted, reading)
 

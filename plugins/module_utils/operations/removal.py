@@ -48,7 +48,7 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
         _refuse_foreign(volume)
         strays += stale.left_by_stale(work.directory(share), volume)
     outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays, missing), recovered)
-    work.mode.forget_groups(share)
+    work.mode.forget_groups(share, name)
     work.locks.forget_files()
     return outcome
 

@@ -40,9 +40,9 @@ class RunMode:
 
         finish(self._work, share, interrupted)
 
-    def forget_groups(self, share: Share) -> None:
-        """Remove the decisions on groups that no volume waits for any more."""
-        forget_groups(self._work.directory(share))
+    def forget_groups(self, share: Share, name: str) -> tuple[str, ...]:
+        """Remove the decisions on groups that no volume waits for any more. Returns as of :func:`interrupted.forget_groups`."""
+        return forget_groups(self._work.directory(share), name)
 
     def located(self, candidates: Candidates, name: str) -> Share | None:
         """Where a volume is that was nowhere before the locks were taken."""

@@ -116,7 +116,7 @@ def _retain(work: Workspace, share: Share, volume: Volume, recovered: list, poli
 
     verdicts = retention.judge(volume, policy, named, now())
     doomed = [verdict.snapshot.name for verdict in verdicts if not verdict.reasons]
-    plan = _deletion(work, share, volume, doomed)
+    plan = plan_deletion(work, share, volume, doomed)
     done = carry_out(work, share, plan, recovered)
     return replace(done, retention=[verdict.describe() for verdict in verdicts])
 
@@ -146,7 +146,7 @@ def delete(candidates: Candidates, volume_name: str, names: list[str], options: 
         share = find(work, candidates, volume_name)
         work.locks.take_families([(share, volume_name)])
         volume, recovered = recovered_volume(work, share, volume_name, dependents=True)
-        plan = _deletion(work, share, volume, meant(volume, names))
+        plan = plan_deletion(work, share, volume, meant(volume, names))
         return carry_out(work, share, plan, recovered)
 
 
@@ -157,8 +157,9 @@ def meant(volume: Volume, names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in globs] + matching
 
 
-def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:
-    """The plan, which weighs the clusters that are allocated in the files it may merge: the doomed overlays and what they stand on."""
+def plan_deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:
+    """The plan that deletes these snapshots. It weighs the clusters that are allocated in the files it may merge: the doomed overlays and
+    what they stand on."""
     stale = {name for name, _file in volume.stale}.intersection(names)
     if not stale and not any(volume.has_snapshot(name) for name in names):
         return Plan(DELETE_SNAPSHOT, volume.name, (), volume, volume)
@@ -176,7 +177,7 @@ def _deletion(work: Workspace, share: Share, volume: Volume, names: list[str]) -
 
 
 def _deletion_with_stale(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:
-    """As :func:`_deletion`, where some of the names are entries of ``.info`` whose file is no overlay of the chain. Such a file goes as
+    """As :func:`plan_deletion`, where some of the names are entries of ``.info`` whose file is no overlay of the chain. Such a file goes as
     well, if it is surely this volume's and nothing rests on it."""
     from ..plan import merge
     from ..store.metadata.stale import left_by_stale
@@ -184,7 +185,7 @@ def _deletion_with_stale(work: Workspace, share: Share, volume: Volume, names: l
     remains = left_by_stale(work.directory(share), volume, names)
     resting = {file for _clone, file in volume.dependents}
     rest = replace(volume, stale=tuple(pair for pair in volume.stale if pair[0] not in names))
-    return merge.drop_stale(volume, _deletion(work, share, rest, names), tuple(file for file in remains if file not in resting))
+    return merge.drop_stale(volume, plan_deletion(work, share, rest, names), tuple(file for file in remains if file not in resting))
 
 
 def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: bool, options: Options) -> Outcome:

@@ -66,12 +66,24 @@ def recover(work: Workspace, share: Share, name: str, said: str | None = None, d
     """The volume after what an interrupted task left has been ended (in check mode: as it would be), and ``recovered``."""
     interrupted = find_left(work, share, name)
     if interrupted.resumptions:
-        work.locks.add_ancestors(share, name)  # what is to be ended may read their files
+        work.locks.add(share, [name])  # what is to be ended may read their files
         interrupted = find_left(work, share, name)
-    recovered = interrupted.describe()
+    ended: list = []
+    if interrupted.group is not None or "ended" in work.options.task.kept:
+        from . import group_recovery  # late: hardly any group is interrupted
+
+        ended = group_recovery.told_of(work, share, name)
+        interrupted = group_recovery.with_group(work, share, name, interrupted)
+    recovered = ended + interrupted.describe()
     if interrupted:
         work.mode.finish(share, interrupted)
-    work.mode.forget_groups(share)
+    waiting = work.mode.forget_groups(share, name)
+    if waiting:
+        from . import group_recovery
+
+        if group_recovery.end_beside(work, share, waiting[0]):
+            volume, again = recover(work, share, name, said, dependents)
+            return volume, each_once(recovered, again)
     volume = work.mode.observe(share, name, said, interrupted)
     if volume is not None and volume.info and not volume.adopted:
         ownership.require_own_files(work.directory(share), volume)

@@ -28,6 +28,7 @@ class Workspace:
 
     def __init__(self, options: Options, siblings: bool = False) -> None:
         self.options = options
+        self.is_group = siblings  # works on several volumes, and a machine may have only some of them open
         self._stack = ExitStack()
         self._directories: dict[str, ShareDirectory] = {}
         self._looks: dict[tuple[str, str], Look] = {}

@@ -17,10 +17,12 @@ from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
 from . import steps as step_types
 from .abilities import OFFLINE
 from .plan import CREATE_SNAPSHOT, FLATTEN, Plan
+from .resumption import ObservedState, Resumption
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
 _LONGEST_ENGINE = 40  # letters of an engine's name
 _LONGEST_PATH = 4096
+_MOST_MEMBERS = 4096  # of a group
 _BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
 
 
@@ -36,7 +38,8 @@ class Proof:
 class Intent:
     """A recorded plan. ``started`` is the time in the form that records use. ``proofs`` has a proof for each of the volume's own files
     before the plan. ``group`` names a snapshot of several volumes together. ``engine`` names the engine that did the work, and
-    ``attachment`` is the monitor of the machine that had the images open."""
+    ``attachment`` is the monitor of the machine that had the images open. ``members`` are the volumes of a group of which a machine had some
+    open, so that one cannot be ended without the others."""
 
     operation: str
     started: str
@@ -47,6 +50,7 @@ class Intent:
     group: str | None = None
     engine: str = OFFLINE
     attachment: str | None = None
+    members: tuple[str, ...] = ()
 
     def to_json(self) -> dict:
         """The intent as the record of the volume has it: the fields by name. A step is what :meth:`Step.to_json` returns, a volume a
@@ -61,6 +65,7 @@ class Intent:
             "group": self.group,
             "engine": self.engine,
             **({"attachment": self.attachment} if self.attachment else {}),
+            **({"members": list(self.members)} if self.members else {}),
         }
 
     @property
@@ -85,11 +90,19 @@ class Intent:
         return tuple(named)
 
 
-def of_plan(plan: Plan, started: str, proofs: dict[str, Proof], group: str | None = None, engine: str = OFFLINE, attachment: str | None = None) -> Intent:
+def of_plan(
+    plan: Plan,
+    started: str,
+    proofs: dict[str, Proof],
+    group: str | None = None,
+    engine: str = OFFLINE,
+    attachment: str | None = None,
+    members: tuple[str, ...] = (),
+) -> Intent:
     """The intent of a plan. :raises ValueError: the plan makes a new volume. Such a plan needs no intent."""
     if plan.before is None:
         raise ValueError("a plan without a volume before it needs no intent")
-    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine, attachment)
+    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine, attachment, members)
 
 
 def _volume_to_json(volume: Volume) -> dict:
@@ -113,6 +126,7 @@ def from_json(volume: str, content: dict) -> Intent:
             group=_group(content.get("group")),
             engine=_engine(content.get("engine", OFFLINE)),  # older records do not name an engine
             attachment=_attachment(content.get("attachment")),
+            members=_members(content.get("members", ())),
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
@@ -137,6 +151,13 @@ def _attachment(value: object) -> str | None:
     if value is not None and (not isinstance(value, str) or len(value) > _LONGEST_PATH or not value.isprintable()):
         raise ValueError("no path of a monitor")
     return value
+
+
+def _members(value: object) -> tuple[str, ...]:
+    """Names of volumes. :raises ValueError: they cannot be."""
+    if not isinstance(value, (list, tuple)) or len(value) > _MOST_MEMBERS or not all(is_safe_file_name(name) for name in value):
+        raise ValueError("no names of volumes")
+    return tuple(value)
 
 
 def _volume_from_json(content: dict) -> Volume:
@@ -173,68 +194,6 @@ def summary(content: dict) -> dict:
     except NeedsRecovery:
         pass
     return shown
-
-
-@dataclass(frozen=True)
-class ObservedFile:
-    """A file that exists: its inode, its length in bytes, and what its qcow2 header says. Without such a header ``size`` is None.
-    ``changed`` is the time of the last write (ns)."""
-
-    inode: int
-    length: int
-    size: int | None = None
-    backing_file: str | None = None
-    changed: int = 0
-
-
-@dataclass(frozen=True)
-class ObservedState:
-    """What is on the share before an interrupted task is resumed.
-
-    ``active`` is the active image that ``.info`` names (None: there is no ``.info``), ``snapshots`` are its pairs (snapshot,
-    overlay). ``files`` has each file of the intent that exists, by name. ``info_changed`` is the time of the last write of ``.info`` (ns).
-    """
-
-    active: str | None
-    snapshots: tuple[tuple[str, str], ...]
-    files: dict[str, ObservedFile]
-    info_changed: int = 0
-    decided: bool = True  # the decision of its group is recorded, or it has no group
-
-    def backing(self, file: str) -> str | None:
-        """The backing file that the header of an existing file names."""
-        return self.files[file].backing_file
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """How an interrupted operation ends. ``plan`` has the steps that are still to do. ``outcome`` is finished, undone or discarded.
-    ``left`` are files that stay for somebody to look at. ``images`` are files of the interrupted plan besides those of ``plan``, its
-    active image first. ``attachment`` is the monitor of the machine that had them open."""
-
-    operation: str
-    outcome: str
-    plan: Plan
-    left: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    attachment: str | None = None
-
-    @property
-    def closed(self) -> frozenset[str]:
-        """Files that nobody may have open: those that the steps touch, and the active images before and after."""
-        touched = {file for step in self.plan.steps for file in step.touches() if not file.endswith(".info")}
-        return frozenset(touched | {volume.active.file for volume in (self.plan.before, self.plan.after) if volume is not None})
-
-    @property
-    def unwritten(self) -> frozenset[str]:
-        """The other files of the volume, before and after. Machines on linked clones may read them, but nobody may write to them."""
-        own = {file for volume in (self.plan.before, self.plan.after) if volume is not None for file in volume.own_files}
-        return frozenset(own.union(self.images)) - self.closed
-
-    def describe(self) -> dict:
-        """An item of ``recovered`` as modules return it: operation, outcome, steps (as in ``actions``), and left if discarded."""
-        item = {"operation": self.operation, "outcome": self.outcome, "steps": self.plan.actions}
-        return {**item, "left": list(self.left)} if self.outcome == "discarded" else item
 
 
 def resume(name: str, present: Volume | None, intent: Intent, observed: ObservedState) -> Resumption:
@@ -365,6 +324,8 @@ def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:
     published = overlay.file in observed.files
     if published and observed.backing(overlay.file) != overlay.backing_file:
         raise check.differs(f"{overlay.file} on {overlay.backing_file}", f"it on {observed.backing(overlay.file)}")
+    if observed.lost:
+        return _resume_lost(check, present, overlay, info)
     if published and (observed.decided or check.info_is(info)):
         if not check.info_is(info):
             check.info_as_before()
@@ -374,7 +335,18 @@ def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:
         raise check.differs(f"active file {intent.before.active.file}", present.active.file if present else "no readable volume")
     undo: tuple[Step, ...] = (write_info(present), Unlink(overlay.file)) if published else (WriteRecord(name),)
     after = replace(present, pending=None)
-    return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present, after))
+    empty = (overlay.file,) if intent.members else ()
+    return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present, after), empty=empty)
+
+
+def _resume_lost(check: _Check, present: Volume | None, overlay: CreateOverlay, info: WriteInfo) -> Resumption:
+    """The snapshot is undone, whatever ``.info`` says, if nobody has used the overlay. Who calls this has seen to that."""
+    intent, name = check.intent, check.volume
+    if overlay.file not in check.observed.files or not check.info_is(info):
+        check.info_as_before()
+    before = replace(intent.before, adopted=True, pending=None)
+    undo: tuple[Step, ...] = (write_info(before), Unlink(overlay.file)) if overlay.file in check.observed.files else (WriteRecord(name),)
+    return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present or before, before), empty=(overlay.file,))
 
 
 def _resume_flatten(check: _Check, present: Volume | None) -> Resumption:

@@ -66,6 +66,9 @@ class Noted:
         self._note(f"session to end {resumption.operation}")
         return NotedSession(self, self._real.session_to_end(resumption), resumption.plan.volume)
 
+    def withdraw(self, _sessions: object) -> bool:
+        return False
+
     def barrier(self, sessions: list[NotedSession]) -> None:
         infos = [json.loads((Path(self._directory.share.path) / f"{one.volume}.info").read_text())["active"] for one in sessions]
         records = [engine_on_record(self._directory, one.volume) for one in sessions]
@@ -100,8 +103,8 @@ class NotedSession:
     def settle(self) -> None:
         pass
 
-    def withdraw(self) -> bool:
-        return False
+    def withdraw(self) -> None:
+        return None
 
     @contextmanager
     def prepared(self, steps: object) -> Iterator[dict]:

@@ -14,6 +14,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Nee
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Parent
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import clones, intent, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.merge import delete_snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.resumption import ObservedFile
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.steps import Pull, Repoint, Unlink, WriteInfo, WriteRecord
 
 from .test_merge import volume
@@ -34,12 +35,12 @@ INTENT = recorded(PLAN)
 
 def found(files: dict | None = None, **changes) -> intent.ObservedState:
     """The share as it was before, with other ``files`` (None: gone) and other values of ``.info``."""
-    present = {image.file: intent.ObservedFile(INODES[image.file], LENGTH, image.size, image.backing_file) for image in BEFORE.chain}
+    present = {image.file: ObservedFile(INODES[image.file], LENGTH, image.size, image.backing_file) for image in BEFORE.chain}
     for file, changed in (files or {}).items():
         if changed is None:
             del present[file]
         else:
-            present[file] = replace(present.get(file, intent.ObservedFile(9, LENGTH, 8)), **changed)
+            present[file] = replace(present.get(file, ObservedFile(9, LENGTH, 8)), **changed)
     return replace(intent.ObservedState("v.s2", INFO_BEFORE, present), **changes)
 
 

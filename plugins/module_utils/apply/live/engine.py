@@ -14,9 +14,10 @@ from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
 from .client import Monitor, connect, take_turn
 from .machine import Machine, told
-from .possible import require_harmless, require_mergeable, require_possible
+from .possible import is_taken, require_harmless, require_mergeable, require_possible
 
 if TYPE_CHECKING:
+    from ...model import Volume
     from ...plan.intent import Intent, ObservedState, Resumption
     from ..engine import CopySource, Engine, Session, Terms
     from .session import LiveSession
@@ -63,6 +64,21 @@ class QmpEngine:
         for session in sessions:
             if isinstance(session, LiveSession):
                 session.switch()
+
+    def withdraw(self, sessions: Sequence[Session]) -> bool:
+        """See :meth:`engine.Engine.withdraw`. QEMU answers one after the other: what was sent before is done by then, or will never be."""
+        from .session import LiveSession
+
+        live = [session for session in sessions if isinstance(session, LiveSession)]
+        return bool(live) and all(session.withdraw() for session in live)
+
+    def written(self, volume: Volume, files: Sequence[str]) -> str | None:
+        """See :meth:`engine.Engine.written`."""
+        if self._monitor is None:
+            return None
+        machine = Machine(self._monitor, self._directory, volume, check_only=True)
+        with told(machine):
+            return machine.written(machine.require_able(), files)
 
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """See :meth:`engine.Engine.predict`. If the volume's state is only predicted, the machine has another one. Where that differs only by
@@ -129,6 +145,8 @@ class QmpEngine:
             top = machine.require_ready_to_end(tops, allowed, needed)
             if not creates and top not in (machine.volume.active.file, after.active.file):
                 self._require_under_way(machine, top, after.active.file)
+            if creates and not is_taken(plan) and top != after.active.file:
+                machine.refuse(f"the machine writes to {top}, which would be removed", "stop the machine, and run the task again")
             if not creates:
                 require_harmless(plan, machine, machine.graph(), top)
         return machine, top
@@ -153,9 +171,11 @@ def _without_steps(plan: Plan) -> Plan:
     return Plan(plan.operation, plan.volume, (), plan.before, plan.after)
 
 
-def attached(directory: ShareDirectory, terms: Terms, files: Engine) -> QmpEngine | None:
+def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool) -> Engine | None:
     """The engine for the machine that the user names. None if nobody listens at that monitor.
 
+    :param volumes: what is worked on, for ``terms.mixed``. If the machine has none of them open, the engine is ``files``.
+    :param are_group: then that is an error.
     :raises InUse: nobody listens there and the share cannot show whether somebody has the images open, or the monitor does not greet.
     """
     path = terms.attachment or ""
@@ -166,4 +186,18 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine) -> QmpEngin
             f"nobody listens at {path}, and this file system cannot tell whether somebody has the images open",
             "name the monitor of the machine; or make sure that no machine runs, leave attachment out and say assume_unused: true",
         )
-    return None if monitor is None else QmpEngine(directory, terms, files, monitor)
+    if monitor is None:
+        return None
+    if not terms.mixed:
+        return QmpEngine(directory, terms, files, monitor)
+    from .together import MixedEngine  # late: there is hardly ever a group
+
+    engine = MixedEngine(directory, terms, files, monitor)
+    try:
+        if not volumes or engine.has_some(volumes, required=are_group):
+            return engine
+    except BaseException:
+        engine.close()
+        raise
+    engine.close()
+    return files

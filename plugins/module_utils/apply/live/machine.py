@@ -73,6 +73,10 @@ class Machine:
         """Whether it has any image of the volume open."""
         return any(self.images(graph, file) for file in self.volume.own_files)
 
+    def written(self, graph: Graph, files: Iterable[str]) -> str | None:
+        """Which of these files the guest writes to; None if it is none of them."""
+        return next((file for file in files if any(self._is_top(graph, node) for node in self.images(graph, file))), None)
+
     # -- jobs --------------------------------------------------------------------------------------------------------
 
     def job_name(self, kind: str, *files: str | None) -> str:

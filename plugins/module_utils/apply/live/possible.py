@@ -23,6 +23,11 @@ _STOP = "stop the machine, and run the task again"
 _ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
 
 
+def is_taken(plan: Plan) -> bool:
+    """Whether the plan takes a snapshot, or ends one that was begun. One that is undone removes its overlay."""
+    return plan.operation == CREATE_SNAPSHOT and not any(isinstance(step, Unlink) for step in plan.steps)
+
+
 def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: bool = False) -> None:
     """:param drop_bitmaps: bitmaps may be lost. :raises InUse: a step cannot be done while the machine runs. :raises Conflict: bitmaps would be lost."""
     require_mergeable(plan, machine, graph, machine.volume.active.file, drop_bitmaps)

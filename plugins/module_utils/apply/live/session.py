@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import Callable, ContextManager, Iterable, Iterator, Mapping
+from typing import Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple
 
 from ...errors import InUse, NeedsRecovery, ToolFailed
 from ...pace import Pace
@@ -23,9 +23,16 @@ from .client import Lost, QmpError
 from .graph import Graph, Node
 from .machine import OURS, Machine, told
 from .merging import Merging
-from .possible import directory_of, require_size
+from .possible import directory_of, is_taken, require_size
 from .proving import flush
 from .switching import Switch
+
+
+class NextOverlay(NamedTuple):
+    """The arguments of ``blockdev-snapshot``, both names of nodes: after it the guest writes to ``overlay``, which rests on ``node``."""
+
+    node: str
+    overlay: str
 
 
 class LiveSession:
@@ -50,6 +57,11 @@ class LiveSession:
             Pull: self._merging.pull,
             SetAttributes: files.do,
         }
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that has the images open."""
+        return self._machine
 
     def __enter__(self) -> LiveSession:
         self._files.__enter__()
@@ -112,26 +124,39 @@ class LiveSession:
 
     def switch(self) -> None:
         """Let the guest use the image that ``.info`` names now, and let QEMU close the files that are to go. Again, this changes nothing."""
-        plan = self._plan
-        if plan.after is None or self._withdrawn:
+        if self._plan.after is None or self._withdrawn:
             return
         with told(self._machine):
-            if plan.operation == CREATE_SNAPSHOT:
-                self._switch_to(plan.after.active.file, str(plan.after.active.backing_file), plan.after.size)
-            elif self._switch is not None:
+            action = self.next_overlay()
+            if action is not None:
+                self._machine.monitor.run("blockdev-snapshot", **action._asdict())
+                self.require_used(action)
+            if self._switch is not None:
                 self._switch.complete()
-            self._merging.drop([step.file for step in plan.steps if isinstance(step, Unlink)])
+            self.drop()
 
-    def _switch_to(self, overlay: str, backing: str, size: int) -> None:
+    def drop(self) -> None:
+        """Let QEMU close the files that are to go."""
+        self._merging.drop([step.file for step in self._plan.steps if isinstance(step, Unlink)])
+
+    def next_overlay(self) -> NextOverlay | None:
+        """What has to be done so that the guest writes to the overlay that a snapshot makes. None if it does, or if there is none."""
+        plan = self._plan
+        if self._withdrawn or plan.after is None or not is_taken(plan):
+            return None
+        overlay, backing = plan.after.active.file, str(plan.after.active.backing_file)
         graph = self._machine.graph()
         active = self._machine.node(graph, backing)
         if graph.overlay_on(active.name) in {node.name for node in self._machine.images(graph, overlay)}:
-            return
+            return None
         self._require_empty(overlay)
-        require_size(self._machine, active, size)
-        node = self._waiting(graph, overlay) or self._add(active, overlay)
-        self._machine.monitor.run("blockdev-snapshot", node=active.name, overlay=node)
-        if self._machine.graph().backing_of(node) != active.name:
+        require_size(self._machine, active, plan.after.size)
+        return NextOverlay(active.name, self._waiting(graph, overlay) or self._add(active, overlay))
+
+    def require_used(self, action: NextOverlay) -> None:
+        """:raises ToolFailed: the guest does not write to the overlay, although QEMU says so."""
+        if self._machine.graph().backing_of(action.overlay) != action.node:
+            overlay = self._plan.after.active.file if self._plan.after is not None else ""
             problem = f"QEMU says that the guest writes to {overlay}, and it does not"
             raise ToolFailed(self._machine.subject, problem, "stop the machine, and run the task again")
 
@@ -150,7 +175,7 @@ class LiveSession:
             "stop both, and decide which of the two counts; see docs/worst-day.md",
         )
 
-    def withdraw(self) -> bool:
+    def withdraw(self) -> bool | None:
         """See :meth:`engine.Session.withdraw`."""
         plan = self._plan
         if plan.after is None:
@@ -165,7 +190,7 @@ class LiveSession:
                     return False
                 self._machine.monitor.run("blockdev-del", node_name=node.name)
         except (QmpError, Lost, Strange, InUse):
-            return False
+            return None if self._directory.root.status(overlay) is None else False
         self._withdrawn = True
         return True
 

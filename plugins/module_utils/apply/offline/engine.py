@@ -14,6 +14,7 @@ from ...model import info_name
 from ...plan import intent as intents
 from ...plan.abilities import OFFLINE, Abilities
 from ...plan.plan import Plan
+from ...plan.resumption import ObservedFile
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 from ...store.metadata import info_file
@@ -21,6 +22,7 @@ from . import guard as guards
 from .guard import Guard
 
 if TYPE_CHECKING:
+    from ...model import Volume
     from ..engine import CopySource, Session, Terms
 
 
@@ -73,6 +75,14 @@ class OfflineEngine:
     def barrier(self, sessions: Sequence[Session]) -> None:
         """Nothing to do: nobody uses the images, and the next user of the volume opens what ``.info`` names."""
 
+    def withdraw(self, sessions: Sequence[Session]) -> bool:
+        """There is no machine: what was decided for a group stays, and the next task finishes it."""
+        return False
+
+    def written(self, volume: Volume, files: Sequence[str]) -> str | None:
+        """Nobody can be asked."""
+        return None
+
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """See :meth:`engine.Engine.predict`. What is there can be asked, and what is only predicted nobody has open."""
         chain = plan.before.files if plan.before else ()
@@ -105,7 +115,7 @@ class OfflineEngine:
         written = self._directory.root.status(info_name(volume))
         return intents.ObservedState(info.active if info else None, info.snapshots if info else (), files, written.st_mtime_ns if written else 0)
 
-    def _observed_file(self, file: str) -> intents.ObservedFile | None:
+    def _observed_file(self, file: str) -> ObservedFile | None:
         status = self._directory.root.status(file)
         if status is None:
             return None
@@ -113,9 +123,9 @@ class OfflineEngine:
             with self._directory.root.opened(file) as fd:
                 header = qcow2.read_header(fd)
         except qcow2.Qcow2Error:
-            return intents.ObservedFile(status.st_ino, status.st_size, changed=status.st_mtime_ns)
+            return ObservedFile(status.st_ino, status.st_size, changed=status.st_mtime_ns)
         backing = os.path.basename(header.backing_file) if header.backing_file else None
-        return intents.ObservedFile(status.st_ino, status.st_size, header.size, backing, status.st_mtime_ns)
+        return ObservedFile(status.st_ino, status.st_size, header.size, backing, status.st_mtime_ns)
 
     @contextmanager
     def _naming_the_machine(self, resumption: intents.Resumption | None = None) -> Iterator[None]:

@@ -108,9 +108,9 @@ class OfflineSession:
     def settle(self) -> None:
         """Nothing to do: nobody changes the images, whatever ``.info`` says."""
 
-    def withdraw(self) -> bool:
+    def withdraw(self) -> bool | None:
         """See :meth:`engine.Session.withdraw`. Nobody has the images open, and what is on the share decides."""
-        return self._can_be_withdrawn
+        return True if self._can_be_withdrawn else None
 
     # -- new files ---------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,12 @@ def group(intent: dict) -> str:
     return str(intent.get("group"))
 
 
+def members(intent: dict) -> tuple[str, ...]:
+    """The volumes of the group together with which the task ends; none where it ends by itself."""
+    found = intent.get("members")
+    return tuple(name for name in found if is_safe_file_name(name)) if isinstance(found, list) else ()
+
+
 def planned_files(intent: dict) -> dict[str, str]:
     """Snapshot → overlay, as the task will write them to ``.info``."""
     after = intent.get("after")
