@@ -94,7 +94,7 @@ class Disks:
         """Some writes on each disk, different ones."""
         chance = random.Random(seed)
         for name in self.disks:
-            for _ in range(2):
+            for _time in range(2):
                 length = chance.choice([512, 4096, CLUSTER, 3 * CLUSTER])
                 self.write(name, chance.randrange(0, SIZE - length, 512), length, chance.randrange(1, 255))
 

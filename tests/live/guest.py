@@ -195,7 +195,7 @@ class Guest:
     def scribble(self, seed: int, times: int = 3) -> None:
         """Some writes here and there: within clusters, whole ones, over several."""
         chance = random.Random(seed)
-        for _ in range(times):
+        for _time in range(times):
             length = chance.choice([512, 4096, CLUSTER, 3 * CLUSTER])
             self.write(chance.randrange(0, len(self.data) - length, 512), length, chance.randrange(1, 255))
 

@@ -36,7 +36,7 @@ def test_a_commit_that_runs_out_of_time_is_pending(make: Callable[..., Live], im
     with_points(live)
     assert live.guest is not None
     with live.guest.busy() if name != "c" else nullcontext():  # writes could make it cheaper to pull into the active image
-        for _ in range(2):  # the second one goes on with what the first one has begun
+        for _time in range(2):  # the second one goes on with what the first one has begun
             with pytest.raises(OutOfTime, match=f"did not move within 0.6 s, and the deletion of {name} is pending now"):
                 live.delete(name, **SHORT)
     assert live.info()["pending"]["snapshots"] == [name] and not live.guest.qmp("query-jobs")

@@ -302,4 +302,3 @@ def end(machine: Machine, name: str) -> None:
     error = found.get("error") if found is not None else machine.monitor.failures.get(name)
     if error:
         raise QmpError(name, "GenericError", error)
-

@@ -17,6 +17,7 @@ import array
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Container, Iterable, Iterator, NamedTuple, Sequence, Union
 
 from ...errors import StorageError
@@ -333,7 +334,7 @@ class Mover:
             self._directory.discard_temporary(temporary)
 
     def _move(self, layers: Layers, target: int, file: str, writer: AnyClusterWriter, keep: bool = False) -> _Move:
-        sync, verify = (lambda: self._directory.waiting.sync_file(target)), (lambda: self._directory.verify(file))
+        sync, verify = partial(self._directory.waiting.sync_file, target), partial(self._directory.verify, file)
         return _Move(layers, target, writer, keep, sync, verify, self._pace)
 
     def _open(
