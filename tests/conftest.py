@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "sample"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
-    """Tests that need root or a lab say so in their result instead of failing for a reason that is not theirs."""
+    """Tests that need root or a lab say so in their result instead of failing for a reason that is not theirs. HALF_OF_THE_TESTS (0 or 1)
+    leaves out those of the other half."""
+    half = os.environ.get("HALF_OF_THE_TESTS")
+    if half is not None:
+        others: list = []
+        mine: list = []
+        for item in items:
+            (mine if zlib.crc32(item.nodeid.encode()) % 2 == int(half) else others).append(item)
+        items[:] = mine
+        config.hook.pytest_deselected(items=others)
     for item in items:
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
