@@ -91,6 +91,21 @@ def test_disks_of_the_machine_alone_and_one_of_them(make_disks: Callable[..., Di
     disks.require_nothing_left()
 
 
+@pytest.mark.parametrize("kind", ["drive", "filter", "direct", "iothread", "bare"])
+def test_disks_of_several_kinds(make_disks: Callable[..., Disks], kind: str) -> None:
+    """The first one is of that kind, the second one a plain one."""
+    disks = make_disks("raw", "qcow2")
+    disks.start(kind=kind)
+    for number, name in enumerate("xy"):
+        disks.scribble(number)
+        disks.snapshot(name)
+        disks.scribble(number + 10)
+    disks.require_right()
+    disks.require_nothing_left()
+    disks.end()
+    disks.require_right()
+
+
 def test_it_is_one_transaction(make_disks: Callable[..., Disks], monkeypatch: pytest.MonkeyPatch) -> None:
     """All is ready and durable before it, and no disk is switched by anything else."""
     disks, run = make_disks("raw", "qcow2", "qcow2"), Monitor.run
