@@ -184,6 +184,14 @@ def test_check_mode_says_what_the_run_does_and_sends_nothing_that_writes(make_di
     assert [one.actions for one in offline.together("g")] == [one.actions for one in done]
 
 
+def test_check_mode_where_one_of_them_is_not_there_yet(make_disks: Callable[..., Disks]) -> None:
+    """The others are predicted each by itself, those that the machine does not have, too."""
+    disks = make_disks()
+    disks.start()
+    told = disks.together("g", *disks.names, "later", check=True, assume=True)
+    assert [(one.name, one.changed) for one in told if not isinstance(one, StorageError)] == [(name, True) for name in (*disks.names, "later")]
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_retention_of_each(make_disks: Callable[..., Disks], check: bool) -> None:
     """Of the disks through the machine, of the others on the files."""
