@@ -56,11 +56,9 @@ class Disks:
         for number, name in enumerate(disks[1:], 1):
             path, image_format = places[name]
             node = {"driver": image_format, "node-name": f"disk{number}", "file": {"driver": "file", "filename": path}}
-            device = f"usb-storage,id=d{number},drive=disk{number}" if kind == "usb" else f"virtio-blk-pci,id=d{number},drive=disk{number}"
-            more += ["-blockdev", json.dumps(node), "-device", device]
+            more += ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,id=d{number},drive=disk{number}"]
         path, image_format = places[disks[0]]
         self.disks = disks
-        self.usb = kind == "usb"
         self.guest = Guest(path, image_format, self.data[disks[0]], kind, tuple(more))
         return self.guest
 
@@ -81,7 +79,7 @@ class Disks:
         """Write as the guest does, and flush as a careful one would."""
         guest, number = self.guest, self.disks.index(name)
         assert guest is not None
-        device = f"/machine/peripheral/d{number}" + ("" if self.usb else "/virtio-backend")
+        device = f"/machine/peripheral/d{number}/virtio-backend"
         with guest._lock:
             guest.qmp("human-monitor-command", command_line=f'qemu-io -d {device} "write -P {pattern} {offset} {length}"')
             told = guest._told()

@@ -15,7 +15,7 @@ from typing import Any, Callable
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Lost, Monitor, QmpError
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NoSpace, StorageError, ToolFailed, ToolMissing
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NeedsRecovery, NoSpace, StorageError, ToolFailed, ToolMissing
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import grouping, retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
@@ -89,6 +89,21 @@ def test_disks_of_the_machine_alone_and_one_of_them(make_disks: Callable[..., Di
     disks.snapshot("alone", "b")
     disks.require_right()
     disks.require_nothing_left()
+
+
+@pytest.mark.parametrize("kind", ["drive", "filter", "direct", "iothread", "bare"])
+def test_disks_of_several_kinds(make_disks: Callable[..., Disks], kind: str) -> None:
+    """The first one is of that kind, the second one a plain one."""
+    disks = make_disks("raw", "qcow2")
+    disks.start(kind=kind)
+    for number, name in enumerate("xy"):
+        disks.scribble(number)
+        disks.snapshot(name)
+        disks.scribble(number + 10)
+    disks.require_right()
+    disks.require_nothing_left()
+    disks.end()
+    disks.require_right()
 
 
 def test_it_is_one_transaction(make_disks: Callable[..., Disks], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +182,14 @@ def test_check_mode_says_what_the_run_does_and_sends_nothing_that_writes(make_di
     assert [(one.name, one.changed, one.actions) for one in predicted] == [(one.name, one.changed, one.actions) for one in done]
     offline = make_disks()
     assert [one.actions for one in offline.together("g")] == [one.actions for one in done]
+
+
+def test_check_mode_where_one_of_them_is_not_there_yet(make_disks: Callable[..., Disks]) -> None:
+    """The others are predicted each by itself, those that the machine does not have, too."""
+    disks = make_disks()
+    disks.start()
+    told = disks.together("g", *disks.names, "later", check=True, assume=True)
+    assert [(one.name, one.changed) for one in told if not isinstance(one, StorageError)] == [(name, True) for name in (*disks.names, "later")]
 
 
 @pytest.mark.parametrize("check", [True, False])
@@ -402,3 +425,96 @@ def test_the_answer_to_the_transaction_is_lost(make_disks: Callable[..., Disks],
     disks.require_right()
     disks.require_nothing_left()
     assert any("it is finished on all of them" in text for text in disks.warned)
+
+
+# -- what others find of an interrupted one ----------------------------------------------------------------------------
+
+
+def killed(make_disks: Callable[..., Disks], what: str) -> GroupCase:
+    """A group whose task was killed at the first instant of that kind."""
+    trial = GroupCase(make_disks())
+    number = next(one.number for one in instants(trial.run) if one.what == what)
+    trial.disks.end()
+    case = GroupCase(make_disks())
+    case.kill(number, "module")
+    return case
+
+
+@pytest.mark.parametrize("what, aftermath", [("after blockdev-add", "reattach"), ("before transaction", "reattach"), ("after rename of a.info", "restarted")])
+def test_a_group_after_an_interrupted_one(make_disks: Callable[..., Disks], what: str, aftermath: str) -> None:
+    """Of each volume it is told what was ended of it, and check mode foretells that."""
+    case = killed(make_disks, what)
+    disks = case.disks
+    case.go_on(aftermath)
+    now = {name: disks.info(name)["pending"] for name in disks.names}
+    before = disks.tree()
+    predicted = disks.together("after", check=True)
+    assert disks.tree() == before
+    disks.note("after")
+    done = disks.together("after")
+    assert [one.recovered for one in predicted] == [one.recovered for one in done]
+    assert all(now.values()) and [len(one.recovered) for one in done] == [1] * 3
+    if what == "before transaction":  # its instant is that of the task that finished it
+        for name in disks.names:
+            disks.points[name]["g"] = disks.points[name]["after"]
+    disks.scribble(40)
+    disks.require_right()
+    disks.require_nothing_left()
+
+
+@pytest.mark.parametrize("what", ["before transaction", "after transaction", "after rename of a.info"])
+def test_without_attachment_the_recorded_one_is_named(make_disks: Callable[..., Disks], what: str) -> None:
+    """Also by a volume that the machine does not have, and nothing is changed."""
+    case = killed(make_disks, what)
+    disks = case.disks
+    assert disks.guest is not None
+    before = disks.tree()
+    for name in disks.names:
+        for check in (True, False):
+            with pytest.raises(InUse, match=disks.guest.socket):
+                disks.task_on(name, attachment=None, check=check)
+        assert {place: found[:2] for place, found in disks.tree().items()} == {place: found[:2] for place, found in before.items()}
+    case.end("reattach", "o")
+
+
+def test_another_machine_has_a_disk_by_now(make_disks: Callable[..., Disks]) -> None:
+    """The group cannot be finished for all, so it is finished for none."""
+    case = killed(make_disks, "before transaction")
+    disks = case.disks
+    disks.end()
+    disks.start(only=("a",))
+    second = Guest(disks.info("b")["path"], "qcow2", bytearray(SIZE))
+    try:
+        before = disks.tree()
+        with pytest.raises(InUse):
+            disks.task_on("a")
+        assert disks.tree() == before
+    finally:
+        second.kill()
+    case.end("nothing", "a")
+
+
+def test_a_volume_of_it_was_removed(make_disks: Callable[..., Disks]) -> None:
+    """No disk was switched: the others do not get a snapshot that this one cannot have."""
+    case = killed(make_disks, "before transaction")
+    disks = case.disks
+    for path in disks.path.glob("o*"):
+        path.unlink()
+    (disks.path / ".remotefs" / "volumes" / "o.json").unlink()
+    disks.names = disks.live
+    disks.scribble(5)
+    assert disks.task_on("b").recovered[0]["outcome"] == "undone"
+    assert any("given up on all of them" in text for text in disks.warned)
+    disks.require_right()
+    disks.require_nothing_left()
+
+
+def test_a_decision_that_cannot_be_understood(make_disks: Callable[..., Disks]) -> None:
+    case = killed(make_disks, "before transaction")
+    (file,) = (case.disks.path / ".remotefs" / "groups").iterdir()
+    file.write_text('{"lost": 7}')
+    before = case.disks.tree()
+    for name in case.disks.names:
+        with pytest.raises(NeedsRecovery, match="cannot be understood"):
+            case.disks.task_on(name)
+    assert case.disks.tree() == before

@@ -79,7 +79,7 @@ def take_group(
 def _taken_alone(request: SnapshotRequest, options: Options) -> Outcome | StorageError:
     """What check mode predicts of one of a group of which others are not there yet."""
     try:
-        return take(request, options)
+        return take(request, options, in_group=True)
     except StorageError as error:
         return error
 

@@ -60,9 +60,12 @@ def recovered_volume(work: Workspace, share: Share, name: str, dependents: bool 
     return work.mode.without_itself(volume), recovered
 
 
-def take(request: SnapshotRequest, options: Options) -> Outcome:
+def take(request: SnapshotRequest, options: Options, in_group: bool = False) -> Outcome:
     """Take a snapshot. One that exists is no change, unless its description, labels or protection differ. Then remove what
-    ``request.keep`` does not keep."""
+    ``request.keep`` does not keep.
+
+    :param in_group: it is one of several, so that the machine need not have this volume open.
+    """
     check_snapshot_name(request.volume, request.desired.name)
     if options.assume:
         from . import assumptions
@@ -70,7 +73,7 @@ def take(request: SnapshotRequest, options: Options) -> Outcome:
         predicted = assumptions.taken(request, options)
         if predicted is not None:
             return predicted
-    with Workspace(options) as work:
+    with Workspace(options, siblings=in_group) as work:
         share = find(work, request.candidates, request.volume)
         (work.locks.take_families if request.keep else work.locks.take)([(share, request.volume)])
         volume, recovered = recovered_volume(work, share, request.volume, dependents=request.keep is not None)
