@@ -21,6 +21,8 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from ..apply.executor import Executor
 
+_CHECK_PATIENCE = 5.0  # seconds for which check mode waits for another task that works with the machine
+
 
 @contextmanager
 def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = (), mixed: bool = False, are_group: bool = False) -> Iterator[Engine]:
@@ -42,7 +44,7 @@ def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = (), mixed:
         mixed or work.is_group,
         options.speed,
         options.timeout,
-        0 if options.check else options.lock_timeout,
+        min(options.lock_timeout, _CHECK_PATIENCE) if options.check else options.lock_timeout,
     )
     volumes = [plan.before for plan in plans if plan.before is not None]
     if options.attachment is None or (plans and not volumes):
