@@ -177,6 +177,11 @@ class Guest:
             assert time.monotonic() < until, "the guest's writes wait for ever"
             time.sleep(0.01)
 
+    def wait_while_jobs_run(self) -> None:
+        """Wait until jobs that a killed task left rest or have ended: one that runs changes files by itself."""
+        while any(job["status"] in ("created", "running") for job in self.qmp("query-jobs")):
+            time.sleep(0.01)
+
     def pause(self) -> None:
         """Let no write begin."""
         self._lock.acquire()

@@ -31,6 +31,8 @@ def test_check_mode_foretells_the_end_of_interrupted_work(make: Callable[..., Li
     for instant in found[1 : len(found) - 2 : 4]:
         case = Case(make("qcow2"), operation)
         case.kill(instant.number, "module")
+        assert case.live.guest is not None
+        case.live.guest.wait_while_jobs_run()
         before = case.live.tree()
         predicted = case.live.take("after", check=True)
         assert case.live.tree() == before
