@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 from hypothesis import settings
@@ -63,6 +64,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root"))
         if item.get_closest_marker("lab") and not os.environ.get("LAB_NAME"):
             item.add_marker(pytest.mark.skip(reason="needs a real server: run it with tests/lab/*-run"))
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A directory with a short path: that of a socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="s-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(scope="session")

@@ -177,11 +177,12 @@ GRAPHS: dict[str, Callable[[Lies], Lies]] = {
 
 
 @pytest.fixture
-def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def live(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("GREETING", "QUESTION", "ANSWER"):
         monkeypatch.setattr(client, name, LIMIT)
     (tmp_path / "share").mkdir()
     made = Live(tmp_path / "share", "raw")
+    made.sockets = sockets
     made.take("a", attachment=None)
     with (made.path / "v.a").open("rb"), (made.path / "v").open("rb"):  # the server really has them open
         yield made
@@ -196,7 +197,7 @@ def refused(live: Live, lies: Lies, nothing_changed: bool = True, tasks: slice =
     errors = []
     for number, task in enumerate(changes(live)[tasks]):
         before, images = live.tree(), {name: (live.path / name).read_bytes() for name in ("v", "v.a", "v.info")}
-        stranger = Stranger(str(live.path.parent / f"monitor{number}"), live.path, lies)
+        stranger = Stranger(str(live.sockets / f"monitor{number}"), live.path, lies)
         began = time.monotonic()
         try:
             with pytest.raises(StorageError) as caught:

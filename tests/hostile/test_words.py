@@ -92,7 +92,7 @@ def test_the_record_of_an_interrupted_task_reaches_no_other_volume(scene: Scene,
 def test_records_are_given_up_only_where_the_user_says_so() -> None:
     """And warnings reach the user: both were once one argument of a call in the wrong place."""
     module = mock.Mock(check_mode=False, _verbosity=0)
-    module.params = {"lock_timeout": 1.0, "break_lock": False, "assume_unused": False, "parallel": None, "log_path": None}
+    module.params = {"lock_timeout": 1.0, "break_lock": False, "assume_unused": False, "parallel": None, "log_path": None, "speed": "0", "timeout": None}
     options = changes.options(module)
     assert options.discard is False
     options.task.warn("a word")

@@ -87,8 +87,8 @@ def live(make: Callable[..., Live]) -> Live:
 
 
 @pytest.mark.parametrize("says", [b"", b"SSH-2.0-OpenSSH\r\n", b'{"greeting": 1}\n'])
-def test_what_listens_is_no_monitor(live: Live, tmp_path: Path, says: bytes) -> None:
-    path = str(tmp_path / "s")
+def test_what_listens_is_no_monitor(live: Live, sockets: Path, says: bytes) -> None:
+    path = str(sockets / "s")
     with listening(path, says):
         began = time.monotonic()
         expected = "what listens there is no QEMU monitor" if says else "does not greet"
@@ -304,11 +304,11 @@ def test_bitmaps_of_the_machine(live: Live) -> None:
     live.require_right()
 
 
-def test_an_exported_disk(live: Live, tmp_path: Path) -> None:
+def test_an_exported_disk(live: Live, sockets: Path) -> None:
     """A client that connects while a merge rests would lose what it writes."""
     assert live.guest is not None
     live.snapshot("b")
-    live.guest.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp_path / "nbd")}})
+    live.guest.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": str(sockets / "nbd")}})
     (node,) = [one["inserted"]["node-name"] for one in live.guest.qmp("query-block")]
     live.guest.qmp("block-export-add", type="nbd", id="e", node_name=node)
     assert "exports its disk" in refused(live, lambda **mode: live.delete("a", "b", **mode))
@@ -374,10 +374,10 @@ def test_an_interrupted_task_names_its_machine(live: Live) -> None:
     live.require_right()
 
 
-def test_qemu_storage_daemon(make: Callable[..., Live], tmp_path: Path) -> None:
+def test_qemu_storage_daemon(make: Callable[..., Live], sockets: Path) -> None:
     """It takes snapshots. It cannot flush a single node, so it merges nothing, and its exports keep their size."""
     live = make("qcow2")
-    monitor, server = str(tmp_path / "m"), str(tmp_path / "n")
+    monitor, server = str(sockets / "m"), str(sockets / "n")
     node = {"driver": "qcow2", "node-name": "disk", "file": {"driver": "file", "filename": str(live.path / "v")}}
     daemon = subprocess.Popen([
         "qemu-storage-daemon", "--chardev", f"socket,id=m,path={monitor},server=on,wait=off", "--monitor", "chardev=m",
@@ -480,13 +480,13 @@ def test_a_point_that_the_machine_has_as_a_second_disk(make: Callable[..., Live]
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_an_export_of_an_image_in_the_middle(make: Callable[..., Live], tmp_path: Path, name: str) -> None:
+def test_an_export_of_an_image_in_the_middle(make: Callable[..., Live], sockets: Path, name: str) -> None:
     live = make("qcow2")
     live.snapshot("a")
     live.snapshot("b")
     guest = live.start()
     node = next(one["node-name"] for one in guest.qmp("query-named-block-nodes", flat=True) if one["file"].endswith("/v.a") and one["drv"] == "qcow2")
-    guest.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp_path / "nbd")}})
+    guest.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": str(sockets / "nbd")}})
     guest.qmp("block-export-add", type="nbd", id="e", node_name=node)
     assert "export" in refused(live, lambda **mode: live.delete(name, **mode))
     assert live.info()["pending"] is None
@@ -547,8 +547,8 @@ def test_a_machine_that_has_a_part_of_the_base(make: Callable[..., Live]) -> Non
 
 
 @pytest.mark.parametrize("what", ["absent", "file", "directory", "dead"])
-def test_nobody_listens_at_the_monitor(live: Live, tmp_path: Path, what: str) -> None:
-    path = tmp_path / "monitor"
+def test_nobody_listens_at_the_monitor(live: Live, sockets: Path, what: str) -> None:
+    path = sockets / "monitor"
     if what == "file":
         path.write_text("")
     elif what == "directory":

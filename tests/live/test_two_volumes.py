@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from typing import Callable
@@ -32,10 +33,10 @@ class Pair:
         for live in (self.one, self.other):
             live.snapshot("a")
         other = {"driver": "qcow2", "node-name": "second", "file": {"driver": "file", "filename": str(self.other.path / "v.a")}}
-        monitor = f"unix:{self.one.path}/second,server=on,wait=off"
+        self.second_monitor = f"{tempfile.mkdtemp(prefix='qmp-')}/second"  # the path of a socket has to be short
+        monitor = f"unix:{self.second_monitor},server=on,wait=off"
         more = ("-blockdev", json.dumps(other), "-device", "virtio-blk-pci,id=d1,drive=second", "-qmp", monitor)
         self.other.guest = self.guest = self.one.start(more=more)
-        self.second_monitor = f"{self.one.path}/second"
         self.write(1)
         for live in (self.one, self.other):
             live.snapshot("b")

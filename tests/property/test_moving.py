@@ -391,7 +391,7 @@ def test_a_hole_within_a_cluster_hides_data(tmp_path: Path, monkeypatch: pytest.
         (run_of_data,) = QcowLayer(stream.fileno()).runs(0)
         assert allocate.make_hole(stream.fileno(), run_of_data.start + 32 * KIB, 100 * KIB)
     if by_hand:
-        monkeypatch.setattr(copying, "_copy_by_kernel", nothing_copied)
+        monkeypatch.setattr(copying.Copier, "_copy_by_kernel", nothing_copied)
     assert chain.commits_well("f1", "f0")
 
 
