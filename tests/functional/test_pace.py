@@ -15,6 +15,7 @@ from typing import Callable
 import pytest
 from engines import leave_to_qemu_img
 
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.pace import OutOfTime
@@ -98,6 +99,31 @@ def test_a_pull_that_runs_out_of_time_leaves_nothing(world: Callable[[str], Worl
     assert "pull" in delete(made, "s1")
     del made.points["s1"]
     made.check(leaks=True)
+
+
+@pytest.mark.parametrize("name", ["s1", "s2"])
+def test_time_that_is_over_when_all_is_done(world: Callable[[str], World], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """qemu-img is stopped when it has done its work and has not ended yet: then the header does not lead where it led."""
+    made = world("qcow2")
+    for verb in ("commit", "rebase"):
+        monkeypatch.setattr(qemu_img, verb, late(getattr(qemu_img, verb)))
+    try:
+        delete(made, name)
+    except OutOfTime as error:
+        assert "is pending now" in str(error)
+        monkeypatch.undo()
+        delete(made, name)
+    del made.points[name]
+    assert made.volume()["pending"] is None
+    made.check(leaks=True)
+
+
+def late(verb: Callable[..., None]) -> Callable[..., None]:
+    def do(*words: object) -> None:
+        verb(*words)
+        raise OutOfTime("volume vol", "it was planted", "go on")
+
+    return do
 
 
 def test_what_gets_its_own_data_and_runs_out_of_time_stays_a_linked_clone(world: Callable[[str], World]) -> None:

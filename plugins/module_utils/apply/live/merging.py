@@ -152,11 +152,12 @@ class Merging:
         with self._directory.root.opened(file) as fd:
             if machine.monitor.job(job.name) is None:
                 self._require_writable_header(child)
+            header = self._header(child)
             self.start(job, **arguments)
             try:
                 self.wait(job, "pending")
-            except OutOfTime:
-                self.begun = begun or job.command != "block-stream"  # what a pull has copied until then its file shows anyway
+            except OutOfTime:  # what a pull has copied until then its file shows anyway
+                self.begun = begun or job.command != "block-stream" or self._header(child) != header
                 raise
             self.require_proof(job)
             try:

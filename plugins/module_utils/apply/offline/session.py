@@ -372,8 +372,19 @@ class OfflineSession:
         if self._without_qemu_img(lambda mover: self._pull_clusters(mover, images, step)):
             return
         self._require_whole(self._directory, images)
-        with LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file], pace=self._pace) as chain:
-            qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
+        with LockBytesReleased(self._guard, images):
+            try:
+                with qemu_img.OpenedChain(self._directory, images, [step.file], pace=self._pace) as chain:
+                    qemu_img.rebase(chain, step.file, step.backing_file, step.backing_format, self._locks)
+            except OutOfTime:
+                if not self._is_pulled(step):
+                    raise
+
+    def _is_pulled(self, step: Pull) -> bool:
+        """Whether qemu-img had written the header, which it does last, when it was stopped. Then its work is done, and is made durable."""
+        with self._directory.root.opened(step.file, write=True) as fd:
+            os.fsync(fd)
+            return bool(self._codec(step.file, lambda: qcow2.read_header(fd)).backing_file == step.backing_file)
 
     def _pull_clusters(self, mover: moving.Mover, images: tuple[Image, ...], step: Pull) -> None:
         mover.pull(images, step.backing_file)
