@@ -9,7 +9,6 @@ import json
 import os
 import random
 import subprocess
-import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.candid
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
-from .guest import CLUSTER, SIZE, Guest, digest, digest_of
+from .guest import CLUSTER, SIZE, Guest, Writer, digest, digest_of
 
 BLOCK = 4096  # bytes, of an entry in the log that a guest writes on two disks
 
@@ -191,15 +190,13 @@ class Disks:
             assert set(self.guest.opened()) == chains
 
 
-class Log:
+class Log(Writer):
     """The guest writes an entry on the first disk and then the same on the second, all the time, while the context lasts. At any one
     instant the first disk has as many entries as the second, or one more."""
 
     def __init__(self, disks: Disks, first: str = "a", second: str = "b") -> None:
-        self._disks, self._pair = disks, (first, second)
-        self._stop, self.entries = threading.Event(), 0
-        self._thread = threading.Thread(target=self._write, daemon=True)
-        self._failed: BaseException | None = None
+        super().__init__()
+        self._disks, self._pair, self.entries = disks, (first, second), 0
 
     def _write(self) -> None:
         try:
@@ -211,17 +208,6 @@ class Log:
                     return
         except BaseException as error:
             self._failed = error
-
-    def __enter__(self) -> Log:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive(), "the guest's writes hang"
-        if self._failed is not None:
-            raise self._failed
 
 
 def entries_at(disks: Disks, volume: str, point: str) -> int:

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
@@ -30,6 +30,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired impo
 MIB = 1 << 20
 SIZE = 4 * MIB
 CLUSTER = 1 << 16
+W = TypeVar("W", bound="Writer")
 DEVICE = "/machine/peripheral/d0/virtio-backend"
 
 
@@ -230,13 +231,35 @@ class Guest:
         self._log.close()
 
 
-class Busy:
-    """Writes by a thread while the context lasts; at least one of them is made."""
+class Writer:
+    """Writes by a thread while the context lasts; at least one of them is made. ``_write`` ends soon after ``_stop``."""
 
-    def __init__(self, guest: Guest) -> None:
-        self._guest, self._stop = guest, threading.Event()
+    def __init__(self) -> None:
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._write, daemon=True)
         self._failed: BaseException | None = None
+
+    def _write(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self: W) -> W:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the guest's writes hang"
+        if self._failed is not None:
+            raise self._failed
+
+
+class Busy(Writer):
+    """Writes here and there."""
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__()
+        self._guest = guest
 
     def _write(self) -> None:
         chance = random.Random(7)
@@ -249,17 +272,6 @@ class Busy:
         except (EOFError, OSError) as error:
             if self._guest.alive:
                 self._failed = error
-
-    def __enter__(self) -> Busy:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive(), "the guest's writes hang"
-        if self._failed is not None:
-            raise self._failed
 
 
 class Live:

@@ -19,7 +19,7 @@ from ..model import listed, now
 from ..pace import OutOfTime
 from ..plan import grouping, room
 from ..plan import intent as intents
-from ..plan.plan import CREATE_SNAPSHOT, Plan
+from ..plan.plan import CREATE_SNAPSHOT, Plan, lost_snapshots
 from ..plan.resumption import Resumption
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store.files import access
@@ -373,8 +373,7 @@ class Executor:
 
 def _left_pending(plan: Plan, error: OutOfTime) -> OutOfTime:
     """The error for a plan that ran out of time and could not be taken back."""
-    kept = {snapshot.name for snapshot in plan.after.snapshots} if plan.after else set()
-    going = [snapshot.name for snapshot in plan.before.snapshots if snapshot.name not in kept] if plan.before else []
+    going = lost_snapshots(plan.before, plan.after)
     what = f"the deletion of {listed(going)} is pending now (until it has ended, their data is wrong)" if going else "what was begun is pending now"
     return OutOfTime(error.subject, f"{error.problem}, and {what}", "run the task again with a longer timeout; any task that changes the volume ends it")
 

@@ -16,7 +16,7 @@ from ..errors import NeedsRecovery
 from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
 from . import steps as step_types
 from .abilities import OFFLINE
-from .plan import CREATE_SNAPSHOT, FLATTEN, Plan
+from .plan import CREATE_SNAPSHOT, FLATTEN, Plan, lost_snapshots
 from .resumption import ObservedState, Resumption
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
@@ -71,8 +71,7 @@ class Intent:
     @property
     def deleted_snapshots(self) -> tuple[str, ...]:
         """Names of the snapshots whose data the steps may have begun to destroy."""
-        kept = {snapshot.name for snapshot in self.after.snapshots} if self.after else set()
-        return tuple(snapshot.name for snapshot in self.before.snapshots if snapshot.name not in kept)
+        return lost_snapshots(self.before, self.after)
 
     @property
     def uncertain_snapshots(self) -> tuple[str, ...]:

@@ -22,6 +22,12 @@ UNLINK, REBUILD_INFO, DISCARD = "unlink", "rebuild_info", "discard"  # how inter
 _MUCH = 16 << 20  # bytes: writing fewer takes so little time that nobody notices
 
 
+def lost_snapshots(before: Volume | None, after: Volume | None) -> tuple[str, ...]:
+    """Names of the snapshots that a volume has before a plan and not after it. Their data may be destroyed from the first step on."""
+    kept = {snapshot.name for snapshot in after.snapshots} if after else set()
+    return tuple(snapshot.name for snapshot in before.snapshots if snapshot.name not in kept) if before else ()
+
+
 @dataclass(frozen=True)
 class Plan:
     """Steps in order, and the volume before and after them (None: there is none). ``intent``: the steps only make sense together. The

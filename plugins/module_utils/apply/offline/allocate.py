@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ...pace import Pace
+from ...pace import UNLIMITED, Pace
 from ...store.files.directory import write_all
 
 _CHUNK = 4 << 20  # bytes that are written at a time
@@ -48,14 +48,13 @@ def can_fallocate(fd: int) -> bool:
         os.ftruncate(fd, 0)
 
 
-def write_zeros(fd: int, size: int, start: int = 0, pace: Pace | None = None) -> None:
+def write_zeros(fd: int, size: int, start: int = 0, pace: Pace = UNLIMITED) -> None:
     """Write ``size`` bytes of zeros at offset ``start``. :raises OutOfTime: ``pace`` leaves no more time."""
-    piece = pace.piece(_CHUNK) if pace else _CHUNK
+    piece = pace.piece(_CHUNK)
     zeros = memoryview(bytes(min(size, piece)))
     for offset in range(0, size, piece):
         write_all(fd, zeros[: size - offset], start + offset)
-        if pace:
-            pace.moved(min(piece, size - offset))
+        pace.moved(min(piece, size - offset))
 
 
 def make_hole(fd: int, offset: int, length: int) -> bool:

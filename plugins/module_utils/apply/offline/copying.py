@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ...pace import Pace
+from ...pace import UNLIMITED, Pace
 from ...store.files.directory import write_all
 from ...store.files.holes import next_data
 from .allocate import NOT_SUPPORTED, make_zeros
@@ -21,7 +21,7 @@ _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NO_SERVER_COPY = (*NOT_SUPPORTED, errno.EXDEV, errno.EBADF, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.ENOTTY, errno.EIO)
 
 
-def copy_data(source: int, target: int, pace: Pace | None = None) -> None:
+def copy_data(source: int, target: int, pace: Pace = UNLIMITED) -> None:
     """Copy a file byte by byte into an empty one, whatever the bytes mean. Holes stay holes.
 
     Where the file system can, both files share their blocks (reflink). Otherwise the kernel, or the share's server, copies the data.
@@ -46,11 +46,11 @@ def reports_holes(fd: int) -> bool:
 class Copier:
     """Copies parts of one opened file to another. Holes stay holes. As few bytes as possible pass through this process."""
 
-    def __init__(self, source: int, target: int, by_kernel: bool = True, pace: Pace | None = None) -> None:
+    def __init__(self, source: int, target: int, by_kernel: bool = True, pace: Pace = UNLIMITED) -> None:
         self._source = source
         self._target = target
         self._by_kernel = by_kernel
-        self._pace = pace or Pace("")
+        self._pace = pace
 
     def copy(self, start: int, to: int, length: int, fresh: bool = True) -> None:
         """Copy ``length`` bytes from offset ``start`` to offset ``to``. Beyond the end of the source there are zeros.

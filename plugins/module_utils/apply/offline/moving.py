@@ -22,7 +22,7 @@ from typing import Callable, Container, Iterable, Iterator, NamedTuple, Sequence
 
 from ...errors import StorageError
 from ...model import Image
-from ...pace import Pace
+from ...pace import UNLIMITED, Pace
 from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
 from ...store.qcow2 import grow, read_header
@@ -257,11 +257,11 @@ class Mover:
     :param pace: how fast data moves, and for how long.
     """
 
-    def __init__(self, directory: ShareDirectory, volume: str, held: Container[str] = (), pace: Pace | None = None) -> None:
+    def __init__(self, directory: ShareDirectory, volume: str, held: Container[str] = (), pace: Pace = UNLIMITED) -> None:
         self._directory = directory
         self._volume = volume
         self._held = held
-        self._pace = pace or Pace("")
+        self._pace = pace
 
     def commit(self, images: Sequence[Image], into: str) -> None:
         """Write what the files above ``into`` hold into it. If it is smaller than the topmost file, it gets that file's size.

@@ -18,7 +18,7 @@ from typing import Callable, Iterable, Mapping
 from ... import command
 from ...errors import ChainBroken, ToolMissing
 from ...model import Image
-from ...pace import Pace
+from ...pace import UNLIMITED, Pace
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 
@@ -77,13 +77,13 @@ class OpenedChain:
         images: Iterable[Image],
         writable: Iterable[str] = (),
         instead: Mapping[str, int] | None = None,
-        pace: Pace | None = None,
+        pace: Pace = UNLIMITED,
     ) -> None:
         self._directory = directory
         self._instead = instead or {}
         self._images = tuple(images)
         self._writable = frozenset(writable)
-        self.pace = pace or Pace("")
+        self.pace = pace
         self._path = ""
         self._fds: dict[str, int] = {}
 
@@ -216,7 +216,7 @@ def convert(chain: OpenedChain, target: int, target_format: str, locks: Iterable
     os.fsync(target)
 
 
-def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iterable[int], verify: Callable[[], None], pace: Pace | None = None) -> None:
+def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iterable[int], verify: Callable[[], None], pace: Pace = UNLIMITED) -> None:
     """Make a qcow2 image of ``size`` bytes in the empty file behind ``path_fd``, with its metadata or data allocated.
 
     :param preallocation: as qemu-img names it.
