@@ -9,8 +9,10 @@ The documentation of these options is in doc_fragments/store.py; a test compares
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Callable
 
+from .attachments import Attachment
 from .errors import InvalidParameter, InvalidSize, StorageError
 from .model import parse_bytes
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .operations.transaction import Outcome
 
 _VERBOSE = 3  # -vvv
+_LOCAL_LIBVIRT = re.compile(r"qemu(\+unix)?:///(system|session)(\?.*)?")
+_LONGEST_DOMAIN = 1024
 _LONGEST_SOCKET = 107  # bytes of the path of a socket
 _LONGEST_MODE = 8  # digits
 _LONGEST_ID, _NO_ID = 10, 2**32 - 1  # digits; the number that chown takes for "leave it"
@@ -37,7 +41,9 @@ CHANGE = {
     "speed": {"type": "str", "default": "0"},
     "timeout": {"type": "float"},
 }
-ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path", "required": True}}}
+_LIBVIRT = {"type": "dict", "options": {"uri": {"type": "str", "default": "qemu:///system"}, "domain": {"type": "str", "required": True}}}
+_ONE_OF = [["qmp", "libvirt"]]
+ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path"}, "libvirt": _LIBVIRT}, "mutually_exclusive": _ONE_OF, "required_one_of": _ONE_OF}
 
 
 def merged(item: dict, params: dict) -> dict:
@@ -53,23 +59,40 @@ def require(params: dict, *names: str) -> None:
             raise InvalidParameter(f"option {name}", "it is missing", "give it in the item or for the whole task")
 
 
-def monitor(params: dict) -> str | None:
-    """The monitor of the machine that has the volume open, as the task or its item names it, as an absolute path.
+def attachment(params: dict) -> Attachment | None:
+    """The machine that has the volume open, as the task or its item names it. The path of its monitor is an absolute one then.
 
-    :raises InvalidParameter: no socket can have that path.
+    :raises InvalidParameter: no socket can have that path, or no domain that name.
     """
-    attachment = params.get("attachment")
-    if not attachment:
+    given = params.get("attachment")
+    if not given:
         return None
-    path = attachment["qmp"]
+    domain = given.get("libvirt")
+    if domain:
+        return _domain(domain["uri"], domain["domain"])
+    path = given["qmp"]
     if not path or not path.isprintable() or len(os.fsencode(path)) > _LONGEST_SOCKET:
         raise InvalidParameter("option attachment.qmp", f"{path!r} is no path of a socket", f"give one of at most {_LONGEST_SOCKET} bytes")
-    return os.path.abspath(path)
+    return Attachment(os.path.abspath(path))
+
+
+def _domain(uri: str, name: str) -> Attachment:
+    """:raises InvalidParameter: the URI is of another host or of no QEMU, or the name cannot be a domain's."""
+    if not _LOCAL_LIBVIRT.fullmatch(uri) or not uri.isprintable():
+        problem = f"{uri[:_LONGEST_SHOWN]!r} names no QEMU driver of this host"
+        raise InvalidParameter("option attachment.libvirt.uri", problem, "give a URI such as qemu:///system, and run the task on the domain's host")
+    if not name or not name.isprintable() or len(name) > _LONGEST_DOMAIN:
+        raise InvalidParameter("option attachment.libvirt.domain", f"{name[:_LONGEST_SHOWN]!r} is no name", "give the name or the UUID of the domain")
+    return Attachment(uri=uri, domain=name)
 
 
 def one_after_the_other(params: dict) -> frozenset[str]:
-    """What items of a task share that must not work at the same time: a monitor serves one client. One that is spelled in two ways is one."""
-    path = (params.get("attachment") or {}).get("qmp")
+    """What items of a task share that must not work at the same time: a monitor serves one client, and a domain
+    is suspended as a whole. A monitor that is spelled in two ways is one."""
+    given = params.get("attachment") or {}
+    if given.get("libvirt"):
+        return frozenset(["domain {uri} {domain}".format(**given["libvirt"])])
+    path = given.get("qmp")
     try:
         path = path and os.path.realpath(path)
         return frozenset([f"monitor {os.stat(path)[1:3]}"] if path else ())

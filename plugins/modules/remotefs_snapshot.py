@@ -413,7 +413,7 @@ def _run(params: dict, options, finder):
     options = _with_word(options, params)
     keep = _policy(params)
     changes.require(params, "volume", "share", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
-    options = replace(options, drop_bitmaps=params["drop_bitmaps"], attachment=changes.monitor(params))
+    options = replace(options, drop_bitmaps=params["drop_bitmaps"], attachment=changes.attachment(params))
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         if params["name"]:
@@ -514,7 +514,7 @@ def _run_volumes(module: AnsibleModule) -> None:
     keep = _policy(params)
     changes.require(params, "share", "volumes", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
     found = candidates.find_candidates(params["share"], params["mount_base"])
-    options = replace(_with_word(changes.options(module), params), drop_bitmaps=params["drop_bitmaps"], attachment=changes.monitor(params))
+    options = replace(_with_word(changes.options(module), params), drop_bitmaps=params["drop_bitmaps"], attachment=changes.attachment(params))
     volumes = matching.volumes_named(found, params["volumes"], options)
     if params["state"] != "present" or not params["name"]:
         _run_many(module, [{"volume": volume} for volume in volumes], "volumes")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Callable, Iterator
@@ -14,7 +15,8 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 
 from .disks import Disks
-from .guest import Guest, Live
+from .guest import Guest, Live, may_mount
+from .libvirtd import Libvirtd, LiveDomain
 
 MISSING = [program for program in ("qemu-system-x86_64", "qemu-storage-daemon", "qemu-img") if not shutil.which(program)]
 
@@ -58,6 +60,33 @@ def make_disks(tmp_path: Path) -> Iterator[Callable[..., Disks]]:
     yield make_one
     for disks in made:
         disks.end()
+
+
+@pytest.fixture(scope="session")
+def libvirtd() -> Iterator[Libvirtd]:
+    """A libvirt of the tests' own."""
+    missing = [program for program in ("libvirtd", "virsh") if not shutil.which(program)]
+    if missing or os.geteuid() != 0 or not may_mount():
+        pytest.skip(f"missing: {', '.join(missing) or 'the right to mount'}")
+    daemon = Libvirtd()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def make_domain(libvirtd: Libvirtd, tmp_path: Path) -> Iterator[Callable[..., LiveDomain]]:
+    """Makes volumes with domains; they end with the test."""
+    made: list[LiveDomain] = []
+
+    def make_one(image_format: str = "raw", **options: object) -> LiveDomain:
+        share = tmp_path / f"share{len(made)}"
+        share.mkdir()
+        made.append(LiveDomain(libvirtd, share, image_format, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make_one
+    for live in made:
+        live.remove()
 
 
 @pytest.fixture(autouse=True)

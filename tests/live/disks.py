@@ -20,7 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.candid
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
-from .guest import CLUSTER, SIZE, Guest, Writer, digest, digest_of
+from .guest import CLUSTER, SIZE, Guest, Writer, digest, digest_of, named
 
 BLOCK = 4096  # bytes, of an entry in the log that a guest writes on two disks
 
@@ -99,7 +99,8 @@ class Disks:
 
     def options(self, **changes: Any) -> Options:
         attachment = self.guest.socket if self.guest is not None else None
-        return Options(**{"lock_timeout": 5, "attachment": attachment, "task": Task(warn=self.warned.append), **changes})
+        changes = {"lock_timeout": 5, "attachment": attachment, "task": Task(warn=self.warned.append), **changes}
+        return Options(**{**changes, "attachment": named(changes["attachment"])})
 
     def together(self, name: str, *names: str, **options: Any) -> list:
         """One snapshot of all volumes, or of these."""

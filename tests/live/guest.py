@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ansible_collections.remotefs.storage.plugins.module_utils.attachments import Attachment
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
@@ -300,7 +301,8 @@ class Live:
 
     def options(self, **changes: Any) -> Options:
         attachment = self.guest.socket if self.guest is not None else None
-        return Options(**{"lock_timeout": 5, "attachment": attachment, **changes})
+        changes = {"lock_timeout": 5, "attachment": attachment, **changes}
+        return Options(**{**changes, "attachment": named(changes["attachment"])})
 
     def present(self, **desired: Any):
         request = updating.VolumeRequest(self.where, DesiredVolume("v", **{key: value for key, value in desired.items() if key not in OPTIONS}))
@@ -369,6 +371,11 @@ class Live:
         assert {path.name for path in self.path.iterdir() if path.is_file()} <= files
         temporary = self.path / ".remotefs" / "tmp"
         assert not temporary.exists() or not os.listdir(temporary)
+
+
+def named(path: str | Attachment | None) -> Attachment | None:
+    """What a task is told of a machine, of which the test may say the path of its monitor alone."""
+    return Attachment(path) if isinstance(path, str) else path
 
 
 OPTIONS = ("check", "attachment", "assume_unused", "lock_timeout", "drop_bitmaps", "discard")

@@ -82,7 +82,7 @@ def killed_at(task: Callable[[], object], number: int, victim: str, machine: int
 
     def noted(self: Guardian, *args: Any) -> None:
         made(self, *args)
-        guardians.append(self._pid)
+        guardians.append(self.pid)
 
     def reached(instant: Instant) -> None:
         if instant.number != number or os.getpid() != task_pid:  # a guardian has instants of its own

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils import changes
+from ansible_collections.remotefs.storage.plugins.module_utils.attachments import Attachment
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InvalidParameter
 
 NUMBERS = ["\u00b2", "\u0663", "99999999999", "4294967295", "9" * 5000, "-1", "1_0", "no such name", "a\0b", ""]
@@ -115,11 +116,11 @@ def test_a_monitor_that_is_spelled_in_many_ways_is_one(tmp_path: Path, monkeypat
     for gone in ("n", f"{tmp_path}/a/b/../n"):  # nobody listens there yet
         assert changes.one_after_the_other({"attachment": {"qmp": gone}}) == frozenset([f"monitor {os.path.realpath('n')}"])
     assert changes.one_after_the_other({}) == changes.one_after_the_other({"attachment": None}) == frozenset()
-    assert changes.monitor({"attachment": {"qmp": "m"}}) == str(path), "a record must name it for other tasks, too"
+    assert changes.attachment({"attachment": {"qmp": "m"}}) == Attachment(str(path)), "a record must name it for other tasks, too"
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "/a\nb", "/" + "x" * 107])
 def test_what_is_no_path_of_a_socket_is_refused(path: str) -> None:
     with pytest.raises(InvalidParameter, match="attachment.qmp"):
-        changes.monitor({"attachment": {"qmp": path}})
+        changes.attachment({"attachment": {"qmp": path}})
     assert changes.one_after_the_other({"attachment": {"qmp": path}}) is not None

@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Mapping, NamedTuple, Protocol, Sequence
 
-from ..errors import NeedsRecovery
-from ..plan.abilities import OFFLINE, QMP
+from ..errors import InUse, NeedsRecovery
+from ..plan.abilities import LIBVIRT, OFFLINE, QMP
 
 if TYPE_CHECKING:
+    from ..attachments import Attachment
     from ..model import Image, Volume
     from ..plan.abilities import Abilities
     from ..plan.intent import Intent, ObservedState, Resumption
@@ -40,8 +41,8 @@ class Terms(NamedTuple):
 
     ``locks`` are descriptors of the held volume locks. Programs that the engine starts inherit them. ``assume_unused``: the user
     promises that nobody has the images open, for file systems where this cannot be checked. ``warn`` takes sentences for the
-    user. ``look`` takes the name of a volume and returns what was read of it under its lock. ``attachment`` is the path of the
-    monitor (QMP) of the machine that has the images open, as the user names it; if nobody listens there, errors say so.
+    user. ``look`` takes the name of a volume and returns what was read of it under its lock. ``attachment`` is the
+    machine that has the images open, as the user names it; if nobody listens there, errors say so.
     ``drop_bitmaps``: its dirty bitmaps may be lost. ``mixed``: of the volumes that are worked on the machine has some open, and nobody the
     others. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about the data that a plan moves. ``patience`` is
     for how many seconds to wait until another task has done with the monitor.
@@ -51,7 +52,7 @@ class Terms(NamedTuple):
     assume_unused: bool = False
     warn: Callable[[str], None] = lambda _text: None
     look: Callable[[str], Look] | None = None
-    attachment: str | None = None
+    attachment: Attachment | None = None
     drop_bitmaps: bool = False
     mixed: bool = False
     speed: int = 0
@@ -90,9 +91,12 @@ class Session(Protocol):
     def closing(self, file: str) -> ContextManager[None]:
         """A context in which the caller removes the name of ``file``. Nobody can open it any more meanwhile."""
 
-    def settle(self) -> None:
+    def settle(self, announce: Callable[[str], None]) -> None:
         """Called when all image steps are done, directly before ``.info`` is written: bring the images to where the files that ``.info``
-        names now and those that it will name are both right, and keep them so until :meth:`Engine.barrier` or the session's end."""
+        names now and those that it will name are both right, and keep them so until :meth:`Engine.barrier` or the session's end.
+
+        :param announce: records durably that the plan is in this phase, which an intent can have.
+        """
 
     def withdraw(self) -> bool | None:
         """Take back what a plan that failed has made ready. True if it is certain that no data was moved and that a machine goes on with
@@ -104,7 +108,7 @@ class Engine(Protocol):
 
     name: str  # what an intent records
     abilities: Abilities
-    attachment: str | None  # the monitor of the machine that has the images open, which an intent records
+    attachment: Attachment | None  # the machine that has the images open, which an intent records
 
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
         """Begin to carry out a plan. ``source`` is what a full clone is copied from.
@@ -164,6 +168,10 @@ def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -
         from .live.engine import QmpEngine
 
         return QmpEngine(directory, terms, open_engine(OFFLINE, directory, terms))
+    if name == LIBVIRT:
+        from .libvirt.engine import LibvirtEngine
+
+        return LibvirtEngine(directory, terms, open_engine(OFFLINE, directory, terms))
     if name != OFFLINE:
         raise NeedsRecovery(
             f"share {directory.share.label}",
@@ -176,22 +184,33 @@ def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -
 
 
 def attached_engine(directory: ShareDirectory, terms: Terms, volumes: Sequence[Volume] = (), are_group: bool = False) -> Engine:
-    """The engine for images that the machine behind ``terms.attachment`` has open. If nobody is there, it is the one for images that
-    nobody has open; then the user's word that they are unused does not count.
+    """The engine for images that ``terms.attachment`` has open. If nobody is there, it is the one for images that nobody has open; then the
+    user's word that they are unused does not count.
 
     :param volumes: what is worked on, where the machine may have some of it open (``terms.mixed``). If it has none, that is as if nobody
         was there. :param are_group: then that is an error.
     :raises InUse: whoever is there does not answer, or the share cannot show whether somebody has the images open.
     """
-    from .live.engine import attached
-
     terms = terms._replace(assume_unused=False)
     files = open_engine(OFFLINE, directory, terms._replace(attachment=None))
+    if terms.attachment is not None and terms.attachment.has_definition:
+        from .libvirt.engine import attached as attached_to_domain
+
+        return attached_to_domain(directory, terms, files, volumes, are_group)
+    from .live.engine import attached
+
     return attached(directory, terms, files, volumes, are_group) or open_engine(OFFLINE, directory, terms)
 
 
 def predict_end(engine: Engine, resumption: Resumption) -> None:
     """Check whether an interrupted task can be ended, without taking anything. :raises InUse: it cannot."""
+    then = resumption.attachment
+    if then is not None and then.has_definition and engine.name != LIBVIRT:
+        raise InUse(
+            f"volume {resumption.plan.volume}",
+            f"a task was interrupted that worked with {then}, of which the definition has to follow the volume",
+            "run the task on that domain's host with that attachment; if the domain is gone for good, recover: discard gives the record up",
+        )
     engine.predict_end(resumption)
     if resumption.begins:
         engine.predict(resumption.plan)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import NeedsRecovery, NoSpace, ShareNotWritable, StorageError, from_os_error
@@ -122,8 +123,8 @@ class Executor:
 
     def _use(self, sessions: Sequence[tuple[Plan, Session]]) -> None:
         """Let the overlays of a group be what counts."""
-        for _plan, session in sessions:
-            session.settle()
+        for plan, session in sessions:
+            session.settle(partial(self._announce, plan.volume))
         for plan, _session in sessions:
             self._write_infos(plan)
         self._engine.barrier([session for _plan, session in sessions])
@@ -203,7 +204,7 @@ class Executor:
                 if session.can(step):
                     self._do(session, step, plan.volume)
                 elif isinstance(step, WriteInfo):
-                    session.settle()
+                    session.settle(partial(self._announce, plan.volume))
                     self._write_info(plan, step)
                     self._engine.barrier([session])
                     self._write_final_record(plan, plan.steps[position + 1 :])
@@ -266,6 +267,12 @@ class Executor:
                     self._directory.waiting.sync_file(new)
             except ShareNotWritable as error:  # the next active image keeps its own access
                 self._warn(f"{error} It has become the active image of volume {plan.volume}.")
+
+    def _announce(self, volume: str, phase: str) -> None:
+        """Record durably that the plan of a volume is in this phase."""
+        record = self._record(volume)
+        if record is not None and record.intent is not None:
+            self._write_record(volume, record.with_intent(intents.in_phase(record.intent, phase)), "blocks")
 
     def _write_final_record(self, plan: Plan, later: Iterable[Step], made: Mapping[str, records.Disk] | None = None) -> None:
         if plan.after is None:

@@ -90,7 +90,7 @@ def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
 
 def _resumed(look: Look, intent: intents.Intent, observed: intents.ObservedState, decision: str) -> intents.Resumption:
     observed = replace(observed, decided=decision != grouping.UNDECIDED, lost=decision == grouping.LOST)
-    return replace(intents.resume(look.name, _readable(look), intent, observed), images=intent.files, attachment=intent.attachment)
+    return replace(intents.resume(look.name, _readable(look), intent, observed), images=intent.files, attachment=intent.attachment, phase=intent.phase)
 
 
 def _group_of(name: str, intent: intents.Intent) -> Group | None:

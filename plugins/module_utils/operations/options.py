@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Callable
 from ..store.files.waiting import Waiting
 
 if TYPE_CHECKING:
+    from ..attachments import Attachment
     from .bulk.batch_locks import BatchLocks
     from .capacity import Capacity
     from .step_log import StepLog
@@ -50,7 +51,7 @@ class Options:
     """What the user said, whatever the task does. ``lock_timeout`` is in seconds; ``discard`` gives up a record that cannot be honoured.
 
     ``not_dependent`` are files that do not count as resting on what is destroyed. ``drop_bitmaps`` gives up dirty bitmaps that a merge
-    cannot carry. ``attachment`` is the monitor (QMP) of the machine that has the images open. ``speed`` (bytes a second, 0: any)
+    cannot carry. ``attachment`` is the machine that has the images open. ``speed`` (bytes a second, 0: any)
     and ``timeout`` (seconds, None: any) are about data that moves. ``assume`` lets check mode assume what is not there yet (see
     :mod:`assumptions`).
     """
@@ -62,7 +63,7 @@ class Options:
     discard: bool = False
     not_dependent: tuple[str, ...] = ()
     drop_bitmaps: bool = False
-    attachment: str | None = None
+    attachment: Attachment | None = None
     speed: int = 0
     timeout: float | None = None
     assume: bool = False

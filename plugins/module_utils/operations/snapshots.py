@@ -172,11 +172,12 @@ def plan_deletion(work: Workspace, share: Share, volume: Volume, names: list[str
     if stale:
         return _deletion_with_stale(work, share, volume, names)
 
-    attached = work.options.attachment is not None
+    attachment = work.options.attachment
+    attached, commits_only = attachment is not None, attachment is not None and attachment.has_definition
     overlays = [snapshot.file for snapshot in volume.snapshots if snapshot.name in names]
     backings = {str(volume.image(file).backing_file) for file in overlays}
     known = cluster_tables.look_into(work.directory(share), volume, {*overlays, *backings}, not work.options.drop_bitmaps, attached)
-    return merge.delete_snapshots(volume, names, known.allocations, known.fixed_tails, known.bitmaps)
+    return merge.delete_snapshots(volume, names, known.allocations, known.fixed_tails, known.bitmaps, commits_only)
 
 
 def _deletion_with_stale(work: Workspace, share: Share, volume: Volume, names: list[str]) -> Plan:

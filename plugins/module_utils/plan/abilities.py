@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from ..errors import InUse
 from .plan import FLATTEN, Plan
-from .steps import Grow, ReplaceOverlay, Step, Truncate
+from .steps import Grow, Pull, ReplaceOverlay, Step, Truncate
 
 OFFLINE = "offline"  # the name of the engine for images that nobody has open
+LIBVIRT = "libvirt"  # that of the engine for images of a domain of libvirt
 QMP = "qmp"  # that of the engine for images that a machine has open, which QEMU's monitor reaches
 _STOP = "stop the machine that uses it, and run the task again"
 
@@ -23,6 +24,7 @@ class Abilities:
     ``truncates``: it can cut a raw file. ``replaces_active``: it can put another file in the place of the active image. Neither
     is possible for a file that a machine has open. ``removes``: it can remove a volume.
     ``flattens``: it can give a linked clone its own data. ``grows_over_longer``: it can raise the size of an image over a longer one.
+    ``pulls``: it can copy into an image what lies below it.
     """
 
     truncates: bool = True
@@ -30,6 +32,7 @@ class Abilities:
     removes: bool = True
     flattens: bool = True
     grows_over_longer: bool = True
+    pulls: bool = True
 
     def require_for(self, plan: Plan) -> None:
         """Check that this engine can carry out every step of the plan. :raises InUse: it cannot."""
@@ -49,6 +52,8 @@ class Abilities:
             return f"{step.file} would have to be cut to {step.size} bytes"
         if isinstance(step, ReplaceOverlay) and not self.replaces_active:
             return f"its active image {step.file} would be replaced"
+        if isinstance(step, Pull) and not self.pulls:
+            return f"{step.file} would get the data of what lies below it, which libvirt does in a way that is not safe"
         if isinstance(step, Grow) and step.zero and not self.grows_over_longer:
             return f"{step.file} would grow over a longer file"
         return None

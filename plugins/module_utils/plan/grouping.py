@@ -55,10 +55,10 @@ class Member(NamedTuple):
         return self.exists and self.observed is not None and self.observed.active == self.overlay and self.written is None
 
 
-def verdict(decision: str, members: Sequence[Member], monitor: str) -> str:
+def verdict(decision: str, members: Sequence[Member], machine: str) -> str:
     """UNDO, FINISH or GIVE_UP.
 
-    :param monitor: how messages name the machine.
+    :param machine: how messages name it.
     :raises InUse: the group is on record as taken, and the machine was started on a file that one of the volumes had left.
     :raises NeedsRecovery: it is, and files of it are not there; or an overlay has data, and the machine writes to the image under it.
     """
@@ -66,7 +66,7 @@ def verdict(decision: str, members: Sequence[Member], monitor: str) -> str:
         if not member.is_empty and member.written not in (None, member.overlay):
             raise NeedsRecovery(
                 f"volume {member.volume}",
-                f"its active image {member.overlay} has data, and the machine behind {monitor} writes to {member.written}, the image under that",
+                f"its active image {member.overlay} has data, and {machine} writes to {member.written}, the image under that",
                 "stop the machine, and decide which of the two counts; see docs/worst-day.md",
             )
     if decision != DECIDED:
@@ -88,6 +88,6 @@ def verdict(decision: str, members: Sequence[Member], monitor: str) -> str:
         raise NeedsRecovery(f"volumes {listed(names)}", "they miss a snapshot that the others of their group have", "see docs/worst-day.md")
     raise InUse(
         f"group of {len(members)} volumes",
-        f"the machine behind {monitor} writes to {listed(wrong)}, which its volume has left: it was started on the wrong file",
+        f"{machine} writes to {listed(wrong)}, which its volume has left: it was started on the wrong file",
         f"stop it, and start it on {listed([member.overlay for member in unused])}",
     )

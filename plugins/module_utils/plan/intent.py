@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from ..errors import NeedsRecovery
+from ..attachments import Attachment
+from ..attachments import from_json as attachment_from_json
+from ..errors import InUse, NeedsRecovery
 from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
 from . import steps as step_types
 from .abilities import OFFLINE
@@ -21,8 +23,9 @@ from .resumption import ObservedState, Resumption
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
 _LONGEST_ENGINE = 40  # letters of an engine's name
-_LONGEST_PATH = 4096
 _MOST_MEMBERS = 4096  # of a group
+SWITCHING = "switching"  # a phase: from now on a machine may be on the new active image, which shows the same as the old one at this instant
+SWITCHING_SUSPENDED = "switching suspended"  # the same, and the task has suspended the machine, which has to go on afterwards
 _BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
 
 
@@ -38,8 +41,8 @@ class Proof:
 class Intent:
     """A recorded plan. ``started`` is the time in the form that records use. ``proofs`` has a proof for each of the volume's own files
     before the plan. ``group`` names a snapshot of several volumes together. ``engine`` names the engine that did the work, and
-    ``attachment`` is the monitor of the machine that had the images open. ``members`` are the volumes of a group of which a machine had some
-    open, so that one cannot be ended without the others."""
+    ``attachment`` is the machine that had the images open. ``members`` are the volumes of a group of which a machine had some open, so that
+    one cannot be ended without the others. ``phase`` says from which point on the machine may be on the new active image."""
 
     operation: str
     started: str
@@ -49,8 +52,9 @@ class Intent:
     proofs: dict[str, Proof]
     group: str | None = None
     engine: str = OFFLINE
-    attachment: str | None = None
+    attachment: Attachment | None = None
     members: tuple[str, ...] = ()
+    phase: str = ""
 
     def to_json(self) -> dict:
         """The intent as the record of the volume has it: the fields by name. A step is what :meth:`Step.to_json` returns, a volume a
@@ -64,8 +68,9 @@ class Intent:
             "proofs": {file: [proof.inode, proof.length] for file, proof in self.proofs.items()},
             "group": self.group,
             "engine": self.engine,
-            **({"attachment": self.attachment} if self.attachment else {}),
+            **({"attachment": self.attachment.to_json()} if self.attachment else {}),
             **({"members": list(self.members)} if self.members else {}),
+            **({"phase": self.phase} if self.phase else {}),
         }
 
     @property
@@ -95,13 +100,18 @@ def of_plan(
     proofs: dict[str, Proof],
     group: str | None = None,
     engine: str = OFFLINE,
-    attachment: str | None = None,
+    attachment: Attachment | None = None,
     members: tuple[str, ...] = (),
 ) -> Intent:
     """The intent of a plan. :raises ValueError: the plan makes a new volume. Such a plan needs no intent."""
     if plan.before is None:
         raise ValueError("a plan without a volume before it needs no intent")
     return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine, attachment, members)
+
+
+def in_phase(content: dict, phase: str) -> dict:
+    """An intent as the record has it, now in this phase."""
+    return {**content, "phase": phase}
 
 
 def _volume_to_json(volume: Volume) -> dict:
@@ -124,8 +134,9 @@ def from_json(volume: str, content: dict) -> Intent:
             proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},
             group=_group(content.get("group")),
             engine=_engine(content.get("engine", OFFLINE)),  # older records do not name an engine
-            attachment=_attachment(content.get("attachment")),
+            attachment=attachment_from_json(content.get("attachment")),
             members=_members(content.get("members", ())),
+            phase=_phase(content.get("phase", "")),
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
@@ -145,11 +156,11 @@ def _engine(value: object) -> str:
     return value
 
 
-def _attachment(value: object) -> str | None:
-    """The path of a monitor. :raises ValueError: it is no path."""
-    if value is not None and (not isinstance(value, str) or len(value) > _LONGEST_PATH or not value.isprintable()):
-        raise ValueError("no path of a monitor")
-    return value
+def _phase(value: object) -> str:
+    """A phase. :raises ValueError: it is none that this release knows."""
+    if value not in ("", SWITCHING, SWITCHING_SUSPENDED):
+        raise ValueError("no phase")
+    return str(value)
 
 
 def _members(value: object) -> tuple[str, ...]:
@@ -189,7 +200,7 @@ def summary(content: dict) -> dict:
         intent = from_json("", content)
         shown["snapshots"] = [*intent.deleted_snapshots, *intent.uncertain_snapshots]
         if intent.attachment is not None:
-            shown["attachment"] = {"qmp": intent.attachment}
+            shown["attachment"] = intent.attachment.describe()
     except NeedsRecovery:
         pass
     return shown
@@ -222,6 +233,9 @@ def resume(name: str, present: Volume | None, intent: Intent, observed: Observed
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, intent.after))
     check.info_as_before()
     check.chain_between()
+    if intent.phase and check.is_switched():
+        left = tuple(step for step in intent.steps if isinstance(step, (WriteInfo, Unlink)))
+        return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, intent.after))
     redo = tuple(_restored_backing_files(intent, observed)) + _not_done(intent, observed)
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, redo, present, intent.after))
 
@@ -297,6 +311,16 @@ class _Check:
         now = self.observed.files.get(file)
         if now is not None and self.observed.info_changed and now.changed > self.observed.info_changed:
             raise self.differs(f"nobody to write to {file} after the volume had left it", "later writes (a machine that was started on the wrong file)")
+
+    def is_switched(self) -> bool:
+        """Whether the machine is on the new active image. :raises InUse: it is not known."""
+        if self.observed.switched is None:
+            raise InUse(
+                f"volume {self.volume}",
+                f"its {self.intent.operation} of {self.intent.started} was interrupted while {self.intent.attachment} changed to another image",
+                "run the task on the machine's host, with that attachment",
+            )
+        return self.observed.switched
 
     def _exists(self, file: str) -> None:
         if file not in self.observed.files:

@@ -54,13 +54,14 @@ class _Group:
 
 
 def delete_snapshots(
-    volume: Volume, names: Iterable[str], known: cost.Allocations, fixed_tails: Container[str] = (), bitmaps: Bitmaps | None = None
+    volume: Volume, names: Iterable[str], known: cost.Allocations, fixed_tails: Container[str] = (), bitmaps: Bitmaps | None = None, commits_only: bool = False
 ) -> Plan:
     """Plan to delete the snapshots ``names`` together. Names that do not exist change nothing.
 
     :param known: allocated clusters by file, to choose pivots and to estimate bytes. Files may be missing.
     :param fixed_tails: files that no commit may make larger, because old data behind their end would become visible.
     :param bitmaps: dirty bitmaps that must not be lost, by file.
+    :param commits_only: pull only where nothing else is possible.
     :raises HasDependents: a linked clone rests on the data of one of them. :raises Conflict: dirty bitmaps would be lost.
     :raises UnsafeImage: a format in the chain is unknown, or a header of a linked clone's parent must be repaired first.
     """
@@ -79,7 +80,7 @@ def delete_snapshots(
     dropped = [snapshot.file for snapshot in dropped_points]
     while dropped:
         group = _next_group(current, dropped)
-        merged, pivot = _merge(group, known, fixed_tails, bitmaps or {})
+        merged, pivot = _merge(group, known, fixed_tails, bitmaps or {}, commits_only)
         _refuse_losing_bitmaps(volume, group, pivot, merged, bitmaps or {})
         all_steps += merged
         removed = [image.file for image in group.files if image.file != pivot.file]
@@ -161,14 +162,16 @@ def _refuse_losing_bitmaps(volume: Volume, group: _Group, pivot: Image, merged: 
         )
 
 
-def _merge(group: _Group, known: cost.Allocations, fixed_tails: Container[str], bitmaps: Bitmaps) -> tuple[list[Step], Image]:
+def _merge(
+    group: _Group, known: cost.Allocations, fixed_tails: Container[str], bitmaps: Bitmaps, commits_only: bool
+) -> tuple[list[Step], Image]:
     """Steps after which the pivot shows what the top of the group showed, and the pivot as it is then."""
     files = group.files
     if group.below is None and files[0].format == "raw":
         steps, pivot = _commit_into_raw(files, known)
     else:
         costs = cost.estimates([image.file for image in files], group.below is not None, known)
-        steps, pivot = _commit_and_pull(group, _pivot(group, costs, fixed_tails, bitmaps), costs)
+        steps, pivot = _commit_and_pull(group, _pivot(group, None if commits_only else costs, fixed_tails, bitmaps), costs)
     if group.child is not None and group.child.backing_file != pivot.file:
         steps.append(Repoint(group.child.file, pivot.file, str(pivot.format)))
     return steps, pivot

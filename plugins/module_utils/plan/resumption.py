@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..attachments import Attachment
 from .plan import Plan
 
 
@@ -36,6 +37,7 @@ class ObservedState:
     info_changed: int = 0
     decided: bool = True  # the decision of its group is recorded, or it has no group
     lost: bool = False  # it was decided later that the group gets no snapshot after all
+    switched: bool | None = None  # whether the machine is on the new active image. None: it is not known
 
     def backing(self, file: str) -> str | None:
         """The backing file that the header of an existing file names."""
@@ -46,17 +48,18 @@ class ObservedState:
 class Resumption:
     """How an interrupted operation ends. ``plan`` has the steps that are still to do. ``outcome`` is finished, undone or discarded.
     ``left`` are files that stay for somebody to look at. ``images`` are files of the interrupted plan besides those of ``plan``, its
-    active image first. ``attachment`` is the monitor of the machine that had them open. ``empty`` are overlays that go and in which nothing
-    may be. ``begins``: what is on record cannot be ended; ``plan`` takes its place on the record and is carried out."""
+    active image first. ``attachment`` is the machine that had them open. ``empty`` are overlays that go and in which nothing
+    may be. ``phase`` is that of the intent. ``begins``: what is on record cannot be ended; ``plan`` takes its place on the record and is carried out."""
 
     operation: str
     outcome: str
     plan: Plan
     left: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
-    attachment: str | None = None
+    attachment: Attachment | None = None
     empty: tuple[str, ...] = ()
     begins: bool = False
+    phase: str = ""
 
     @property
     def closed(self) -> frozenset[str]:

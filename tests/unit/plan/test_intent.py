@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils.attachments import Attachment
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NeedsRecovery
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Parent
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import clones, intent, planner
@@ -100,8 +101,8 @@ def test_what_info_shows_of_it() -> None:
 
 def test_what_info_shows_of_work_with_a_machine() -> None:
     """A snapshot behind which a machine may not write yet is not certain, and the monitor is named."""
-    taken = replace(recorded(planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new"))), engine="qmp", attachment="/run/m")
-    assert intent.from_json("v", json.loads(json.dumps(taken.to_json()))).attachment == "/run/m"
+    taken = replace(recorded(planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new"))), engine="qmp", attachment=Attachment("/run/m"))
+    assert intent.from_json("v", json.loads(json.dumps(taken.to_json()))).attachment == Attachment("/run/m")
     shown = intent.summary(taken.to_json())
     assert (shown["snapshots"], shown["attachment"]) == (["new"], {"qmp": "/run/m"})
     assert intent.summary(replace(taken, attachment=None).to_json())["snapshots"] == []
@@ -109,7 +110,7 @@ def test_what_info_shows_of_work_with_a_machine() -> None:
 
 def test_a_file_that_a_machine_has_left_may_have_grown_before_and_not_after() -> None:
     """It wrote to the file while that was merged. Whoever wrote to it after ``.info`` was on the wrong file."""
-    live = replace(INTENT, attachment="/run/m")
+    live = replace(INTENT, attachment=Attachment("/run/m"))
     left = {"v.s2": {"backing_file": "v"}, "v.s1": {"length": 2 * LENGTH, "changed": 7}}
     with pytest.raises(NeedsRecovery, match="which is to go"):
         intent.resume("v", BEFORE, INTENT, found(left, **DONE))

@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from ...errors import InUse, ToolFailed
+from ..turns import take_turn
 from . import answers
 from .answers import Strange
 
@@ -29,7 +30,6 @@ _ENDS_OF_JOBS = {"BLOCK_JOB_COMPLETED": "", "BLOCK_JOB_CANCELLED": "it was cance
 _POLL = 0.01  # seconds
 _LONGEST_LINE = 16 << 20  # bytes
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
-_TURN = 0.1  # seconds between two attempts to get one's turn
 _BRISK = 2.0  # seconds for which a job is asked after without a pause
 _PAUSE = 1.0  # seconds for which others may use the monitor while a job runs
 _NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
@@ -59,7 +59,7 @@ class Monitor:
 
     A context manager, which closes the connection.
 
-    :param turn: what :func:`take_turn` has returned, which is given back with the connection.
+    :param turn: what :func:`turns.take_turn` has returned, which is given back with the connection.
     :param patience: seconds to wait for the next turn, if it is given up meanwhile.
     """
 
@@ -199,31 +199,6 @@ class Monitor:
                 self.let_others(_PAUSE)
             else:
                 time.sleep(_POLL)
-
-
-def take_turn(path: str, patience: float) -> socket.socket | None:
-    """Wait until no other task on this host works with the monitor at ``path``. Whoever holds what is returned has the turn, until it is
-    closed or its last holder ends. None if nothing is at ``path``.
-
-    :param patience: seconds to wait. :raises InUse: others had it all the time.
-    """
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    until = time.monotonic() + patience
-    while True:
-        turn = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            turn.bind(f"\0remotefs-monitor-{status.st_dev}-{status.st_ino}")  # a name without a file (unix(7)), which goes with its holder
-            return turn
-        except OSError as error:
-            turn.close()
-            if error.errno != errno.EADDRINUSE:
-                return None
-        if time.monotonic() > until:
-            raise InUse(f"monitor {path}", "another task works with this machine", "run the task again when that has ended, or raise lock_timeout")
-        time.sleep(_TURN)
 
 
 def connect(path: str, turn: socket.socket | None = None, patience: float = 0) -> Monitor | None:

@@ -12,9 +12,11 @@ from ...pace import Pace
 from ...plan.abilities import QMP, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
-from .client import Monitor, connect, take_turn
+from ..merges import is_taken
+from ..turns import take_turn
+from .client import Monitor, connect
 from .machine import Machine, told
-from .possible import is_taken, require_harmless, require_mergeable, require_possible
+from .possible import require_harmless, require_mergeable, require_possible
 
 if TYPE_CHECKING:
     from ...model import Volume
@@ -178,7 +180,7 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Se
     :param are_group: then that is an error.
     :raises InUse: nobody listens there and the share cannot show whether somebody has the images open, or the monitor does not greet.
     """
-    path = terms.attachment or ""
+    path = terms.attachment.monitor if terms.attachment is not None else ""
     monitor = connect(path, take_turn(path, terms.patience), terms.patience)
     if monitor is None and not directory.share.locks_visible:
         raise InUse(

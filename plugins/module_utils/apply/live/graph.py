@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Collection, Iterator, Tuple
+from typing import Collection, Iterator
 
 from ...errors import InUse
+from ..openers import Key, opened_by
 from .answers import Strange, is_path
 from .client import Monitor
 
@@ -25,8 +26,6 @@ _FILTERS = ("throttle", "copy-on-read", "preallocate", "compress", "commit_top",
 _JOB_FILTERS = ("commit_top", "mirror_top", "backup-top", "copy-before-write")
 _JOB, _DEVICE, _NODE = "block-job", "block-backend", "block-driver"
 _ATTEMPTS = 5  # to ask for nodes and edges of one instant
-
-Key = Tuple[int, int]  # device and inode of a file
 
 
 @dataclass(frozen=True)
@@ -299,31 +298,3 @@ def _path(told: str) -> str:
         return str(described.get("filename", "")) if isinstance(described, dict) else ""
     except (ValueError, RecursionError):
         return ""
-
-
-def opened_by(pid: int) -> Iterator[tuple[Key, bool]]:
-    """The files that a process has open: (device and inode, whether it may write). :raises OSError: this process may not see them."""
-    directory = f"/proc/{pid}/fd"
-    for number in os.listdir(directory):
-        try:
-            status = os.stat(f"{directory}/{number}")
-            mode = os.lstat(f"{directory}/{number}").st_mode  # of a link under /proc its bits say how the file was opened
-        except OSError:
-            continue  # closed meanwhile
-        yield (status.st_dev, status.st_ino), bool(mode & 0o200)
-
-
-def other_users(pid: int, keys: set[Key], writing: bool) -> dict[Key, int]:
-    """Processes of this host besides ``pid`` and this one that have one of these files open, as far as this user may see.
-
-    :param writing: only those that may write to it.
-    """
-    found: dict[Key, int] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) in (pid, os.getpid()):
-            continue
-        try:
-            found.update({key: int(entry) for key, writes in opened_by(int(entry)) if key in keys and (writes or not writing)})
-        except OSError:
-            continue
-    return found

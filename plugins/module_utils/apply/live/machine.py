@@ -16,9 +16,10 @@ from typing import Collection, Iterable, Iterator, NoReturn, Sequence
 from ...errors import InUse, NoSpace, StorageError, ToolFailed, ToolMissing
 from ...model import Volume, listed
 from ...store.files.directory import ShareDirectory
+from ..openers import other_users
 from .answers import Strange
 from .client import Lost, Monitor, QmpError, strange
-from .graph import Graph, Node, other_users
+from .graph import Graph, Node
 
 OURS = "rfs-"  # how the names of our jobs and nodes begin
 JOBS = ("switch", "commit", "pull")

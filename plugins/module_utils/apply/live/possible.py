@@ -6,26 +6,19 @@
 from __future__ import annotations
 
 import os
-from typing import Iterable, NamedTuple
+from typing import Iterable
 
 from ...errors import Conflict
-from ...model import Volume, listed
-from ...plan.plan import CREATE_SNAPSHOT, Plan
-from ...plan.steps import Commit, CreateOverlay, Grow, Pull, Repoint, Unlink
-from ...store import qcow2
-from ...store.files.directory import ShareDirectory
-from ...store.qcow2.clusters import Unsuited
+from ...model import listed
+from ...plan.plan import Plan
+from ...plan.steps import CreateOverlay, Grow, Pull, Repoint
+from ..merges import Write, has_tail, merged, switches, writes
 from .graph import Graph, Node
 from .machine import Machine
 from .rights import may_write
 
 _STOP = "stop the machine, and run the task again"
 _ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
-
-
-def is_taken(plan: Plan) -> bool:
-    """Whether the plan takes a snapshot, or ends one that was begun. One that is undone removes its overlay."""
-    return plan.operation == CREATE_SNAPSHOT and not any(isinstance(step, Unlink) for step in plan.steps)
 
 
 def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: bool = False) -> None:
@@ -40,13 +33,13 @@ def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: b
             _require_growable(machine, graph, step)
         elif isinstance(step, (Pull, Repoint)):
             _require_header(machine, graph, step)
-    for write in _writes(plan, machine.volume, machine.volume.active.file):
+    for write in writes(plan, machine.volume, machine.volume.active.file):
         _require_committable(machine, write)
 
 
 def require_mergeable(plan: Plan, machine: Machine, graph: Graph, top: str, drop_bitmaps: bool = False) -> None:
     """Check what merges need that are to begin. :param top: the file that the guest writes to. :raises InUse, Conflict: it does not hold."""
-    files = _merged(plan, machine.volume, top)
+    files = merged(plan, machine.volume, top)
     require_harmless(plan, machine, graph, top)
     if files:
         machine.require_no_other(files, writing=False)
@@ -54,49 +47,9 @@ def require_mergeable(plan: Plan, machine: Machine, graph: Graph, top: str, drop
             _require_no_bitmaps(machine, graph, files)
 
 
-class _Write(NamedTuple):
-    """A merge of QEMU's into ``into``, which gets the size of the layer that is merged, in bytes."""
-
-    into: str
-    size: int
-
-
-def _writes(plan: Plan, volume: Volume, top: str) -> list[_Write]:
-    """The merges by which QEMU carries out the plan. An empty layer is merged, too: otherwise it would stay in the machine's chain.
-
-    :param top: the file that the guest writes to.
-    """
-    sizes, files, found = {image.file: image.size for image in volume.chain}, volume.files, []
-    for step in plan.steps:
-        if isinstance(step, Commit):
-            found.append(_Write(step.into, sizes.get(step.file, 0)))
-        elif isinstance(step, Repoint) and step.file in files and step.backing_file in files:
-            between = files[files.index(step.file) + 1 : files.index(step.backing_file)]
-            found += [_Write(step.backing_file, sizes[file]) for file in between[:1]]
-    if _switches(plan, top) and plan.after is not None:
-        found.append(_Write(plan.after.active.file, plan.after.size))
-    return found
-
-
-def _switches(plan: Plan, top: str) -> bool:
-    """Whether the guest is to leave the image that it writes to."""
-    if plan.operation == CREATE_SNAPSHOT or plan.before is None or plan.after is None:
-        return False
-    return plan.after.active.file not in (top, plan.before.active.file)
-
-
-def _merged(plan: Plan, volume: Volume, top: str) -> tuple[str, ...]:
-    """The files that the plan's merges change or remove. What heals a name alone merges nothing."""
-    into = [write.into for write in _writes(plan, volume, top)]
-    merges = [step for step in plan.steps if isinstance(step, (Commit, Pull, Repoint, Unlink))]
-    if not into and all(isinstance(step, Repoint) for step in merges):
-        return ()
-    return tuple(dict.fromkeys([*(file for step in merges for file in step.touches()), *into]))
-
-
 def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> None:
     """Check what would lose data or harm the machine, also of merges that were interrupted. :raises InUse: something would."""
-    files = _merged(plan, machine.volume, top)
+    files = merged(plan, machine.volume, top)
     if not files:
         return
     monitor = machine.monitor
@@ -104,9 +57,9 @@ def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> No
         machine.refuse("its files would be merged, and what has them open (qemu-storage-daemon) has no command that makes data durable", _STOP)
     machine.require_alone(graph, top, files)
     _require_no_buried_filter(machine, graph, top)
-    if _switches(plan, top):
+    if switches(plan, top):
         _require_not_exported(machine, graph, top)
-    _require_aligned(machine, graph, _writes(plan, machine.volume, top))
+    _require_aligned(machine, graph, writes(plan, machine.volume, top))
     for file in files:
         _require_whole(machine, graph, file)
 
@@ -137,7 +90,7 @@ def _require_whole(machine: Machine, graph: Graph, file: str) -> None:
             machine.refuse(f"the machine's disk has {node.size} bytes of {file}, and the file on the share {status.st_size}", _STOP)
 
 
-def _require_aligned(machine: Machine, graph: Graph, writes: Iterable[_Write]) -> None:
+def _require_aligned(machine: Machine, graph: Graph, writes: Iterable[Write]) -> None:
     """QEMU 7.2 aborts, or changes the size, when it merges into a raw file of which the end is in the middle of a block, past the kernel's
     cache (``cache=none``)."""
     for file, size in writes:
@@ -177,9 +130,9 @@ def _require_no_bitmaps(machine: Machine, graph: Graph, files: Iterable[str]) ->
         )
 
 
-def _require_committable(machine: Machine, write: _Write) -> None:
+def _require_committable(machine: Machine, write: Write) -> None:
     into = machine.volume.image(write.into)
-    if into.format == "qcow2" and into.size < write.size and _has_tail(machine.directory, write.into):
+    if into.format == "qcow2" and into.size < write.size and has_tail(machine.directory, write.into):
         machine.refuse(f"{write.into} holds old data behind its end, which would become visible", _STOP)
 
 
@@ -209,15 +162,5 @@ def _require_growable(machine: Machine, graph: Graph, step: Grow) -> None:
             f"it would have {step.size} bytes, and the machine has its raw image open with cache=none",
             f"ask for a multiple of {_ALIGNMENT} bytes, or stop the machine, and run the task again",
         )
-    if step.format == "qcow2" and _has_tail(machine.directory, step.file):
+    if step.format == "qcow2" and has_tail(machine.directory, step.file):
         machine.refuse(f"{step.file} holds old data behind its end, which would become visible", _STOP)
-
-
-def _has_tail(directory: ShareDirectory, file: str) -> bool:
-    """Whether a qcow2 file holds anything but zeros behind its virtual end. Tables that the machine has not written yet cannot lead there:
-    it fills new clusters with zeros."""
-    with directory.root.opened(file) as fd:
-        try:
-            return qcow2.has_tail(fd)
-        except Unsuited:
-            return True

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
-from typing import Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple
+from typing import Callable, ContextManager, Iterable, Mapping, NamedTuple
 
 from ...errors import InUse, NeedsRecovery, ToolFailed
 from ...pace import Pace
@@ -15,15 +14,16 @@ from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, CreateOverlay, Grow, Pull, Repoint, SetAttributes, Step, Unlink
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
-from ...store.locks import in_use
 from ...store.metadata.records import Disk
 from ..engine import Session
+from ..merges import is_taken
+from ..openers import kept_closed
 from .answers import Strange
 from .client import Lost, QmpError
 from .graph import Graph, Node
 from .machine import OURS, Machine, told
 from .merging import Merging
-from .possible import directory_of, is_taken, require_size
+from .possible import directory_of, require_size
 from .proving import flush
 from .switching import Switch
 
@@ -85,15 +85,9 @@ class LiveSession:
         """See :meth:`engine.Session.prepared`."""
         return self._files.prepared(steps)
 
-    @contextmanager
-    def closing(self, file: str) -> Iterator[None]:
+    def closing(self, file: str) -> ContextManager[None]:
         """See :meth:`engine.Session.closing`. The machine has closed the file by then. Its lock bytes show whether somebody else has it open."""
-        if not self._directory.share.locks_visible or self._directory.root.status(file) is None:
-            yield
-            return
-        with self._directory.root.opened(file, write=True) as fd:
-            in_use.hold(fd, file, self._directory.share.label)
-            yield
+        return kept_closed(self._directory, file)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -112,7 +106,7 @@ class LiveSession:
         self._machine.monitor.run("blockdev-add", driver="qcow2", node_name=name, backing=None, cache=cache, file=protocol)
         return name
 
-    def settle(self) -> None:
+    def settle(self, announce: Callable[[str], None]) -> None:
         """See :meth:`engine.Session.settle`."""
         plan = self._plan
         if plan.operation == CREATE_SNAPSHOT or plan.after is None:

@@ -70,7 +70,7 @@ class MixedEngine(QmpEngine):
         if required and not found:
             raise InUse(
                 f"group of {len(volumes)} volumes",
-                f"the machine behind {self.attachment} does not have the images of any of them open",
+                f"{self.attachment} does not have the images of any of them open",
                 "give the monitor of the machine that uses them, or leave attachment out if nobody does",
             )
         return found
@@ -98,7 +98,7 @@ class MixedEngine(QmpEngine):
         if not self._directory.share.locks_visible:
             raise InUse(
                 f"volume {plan.volume} on {self._directory.share.label}",
-                f"the machine behind {self.attachment} does not have it open, and this file system cannot tell whether somebody else has",
+                f"{self.attachment} does not have it open, and this file system cannot tell whether somebody else has",
                 "work on it by itself, without attachment",
             )
         return False

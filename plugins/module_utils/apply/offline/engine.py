@@ -22,6 +22,7 @@ from . import guard as guards
 from .guard import Guard
 
 if TYPE_CHECKING:
+    from ...attachments import Attachment
     from ...model import Volume
     from ..engine import CopySource, Session, Terms
 
@@ -31,7 +32,7 @@ class OfflineEngine:
 
     name = OFFLINE
     abilities = Abilities()
-    attachment: str | None = None
+    attachment: Attachment | None = None
 
     def __init__(self, directory: ShareDirectory, terms: Terms) -> None:
         self._directory, self._terms = directory, terms
@@ -137,8 +138,8 @@ class OfflineEngine:
             then, now = resumption.attachment if resumption is not None else None, self._terms.attachment
             if then is None and now is None:
                 raise
-            problem = error.problem + (f", and nobody listens at {now}" if now is not None else "")
+            problem = error.problem + (f", and nobody listens at {now.monitor}" if now is not None and now.monitor else "")
             if then is None:
                 raise InUse(error.subject, problem, "give the monitor of the machine that uses it, or stop that machine first") from error
-            problem += f", and a task was interrupted that worked with the machine behind {then}"
+            problem += f", and a task was interrupted that worked with {then}"
             raise InUse(error.subject, problem, "run the task with that attachment, or stop the machine first") from error

@@ -105,7 +105,7 @@ class OfflineSession:
         yield
         self._guard.drop([file])
 
-    def settle(self) -> None:
+    def settle(self, announce: Callable[[str], None]) -> None:
         """Nothing to do: nobody changes the images, whatever ``.info`` says."""
 
     def withdraw(self) -> bool | None:

@@ -1,0 +1,326 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine for images of a domain of libvirt, whether it runs or is off. libvirt does the work on a domain that runs, and never its QEMU
+behind libvirt's back. Of a domain that is off the definition follows the volume."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Iterable, Sequence
+
+from ...attachments import Attachment
+from ...errors import InUse, NeedsRecovery
+from ...pace import Pace
+from ...plan.abilities import LIBVIRT, Abilities
+from ...plan.plan import CREATE_SNAPSHOT, Plan
+from ...plan.steps import Commit, Pull, Repoint
+from ...store.files.directory import ShareDirectory
+from .. import turns
+from ..merges import is_taken
+from . import definition
+from .connection import Connection, Domain, Refused, Unreachable, open_connection
+from .domain import VolumeDomain, named_in, told
+from .domain import is_off as is_off_now
+from .possible import require_possible
+
+if TYPE_CHECKING:
+    import socket
+
+    from ...model import Volume
+    from ...plan.intent import Intent, ObservedState, Resumption
+    from ..engine import CopySource, Engine, Session, Terms
+
+_OFF = Abilities()
+_RUNNING = Abilities(truncates=False, replaces_active=False, removes=False, flattens=False, grows_over_longer=False, pulls=False)
+
+
+class LibvirtEngine:
+    """The :class:`engine.Engine` for a domain.
+
+    :param files: the engine that works on files. :param connection: to libvirt. None: the engine is only asked what an interrupted task left.
+    :param domain: None: there is none of that name. :param is_off: it does not run. :param turn: given back at the end.
+    """
+
+    name = LIBVIRT
+
+    def __init__(
+        self,
+        directory: ShareDirectory,
+        terms: Terms,
+        files: Engine,
+        connection: Connection | None = None,
+        domain: Domain | None = None,
+        is_off: bool = True,
+        turn: socket.socket | None = None,
+    ) -> None:
+        self._directory, self._terms, self._files = directory, terms, files
+        self._connection, self._domain, self._is_off, self._turn = connection, domain, is_off, turn
+        self.attachment = terms.attachment
+        self.abilities = _OFF if is_off else _RUNNING
+
+    # -- sessions ----------------------------------------------------------------------------------------------------
+
+    def session(self, plan: Plan, source: CopySource | None = None) -> Session:
+        """See :meth:`engine.Engine.session`."""
+        machine = self._ready_for(plan)
+        if machine is None:
+            return self._files.session(plan, source)
+        if self._is_off:
+            from .shut_off import ShutOffSession
+
+            return ShutOffSession(machine, plan, self._files.session(plan, source), _files_of(plan))
+        return self._running(machine, plan, _files_of(plan))
+
+    def session_to_end(self, resumption: Resumption) -> Session:
+        """See :meth:`engine.Engine.session_to_end`."""
+        machine, known = self._ready_to_end(resumption)
+        if machine is None:
+            return self._files.session_to_end(resumption)
+        if self._is_off:
+            from .shut_off import ShutOffSession
+
+            return ShutOffSession(machine, resumption.plan, self._files.session_to_end(resumption), known)
+        from ...plan.intent import SWITCHING_SUSPENDED
+
+        return self._running(machine, resumption.plan, known, resumption.phase == SWITCHING_SUSPENDED)
+
+    def _running(self, machine: VolumeDomain, plan: Plan, known: tuple[str, ...], resumes: bool = False) -> Session:
+        from .running import RunningSession
+
+        pace = Pace(machine.subject, self._terms.speed, self._terms.timeout)
+        with told(machine.subject, machine.attachment):
+            return RunningSession(machine, plan, self._files.session(_without_steps(plan)), known, pace, resumes)
+
+    def barrier(self, sessions: Sequence[Session]) -> None:
+        """See :meth:`engine.Engine.barrier`. One call switches all disks of the domain or none."""
+        from .running import RunningSession
+
+        live = [session for session in sessions if isinstance(session, RunningSession)]
+        if not live or self._domain is None:
+            return
+        machine = live[0].machine
+        with told(machine.subject, machine.attachment):
+            todo = [(session, pair) for session in live for pair in [session.next_overlay()] if pair is not None]
+            if todo and len(todo) < len([session for session in live if session.takes]):
+                machine.refuse("the guest uses the overlays of a part of its group only", "run the task again")
+            if todo:
+                overlays = dict(pair for _session, pair in todo)
+                others = [target for target in definition.targets(self._domain.xml(False)) if target not in overlays]
+                self._domain.take_snapshot(definition.overlays_xml(overlays, others))
+            for session, (_target, path) in todo:
+                session.require_used(path)
+        for session in live:
+            session.go_on()
+
+    def withdraw(self, sessions: Sequence[Session]) -> bool:
+        """See :meth:`engine.Engine.withdraw`."""
+        from .running import RunningSession
+
+        live = [session for session in sessions if isinstance(session, RunningSession)]
+        return bool(live) and all(session.withdraw() for session in live)
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    def written(self, volume: Volume, files: Sequence[str]) -> str | None:
+        """See :meth:`engine.Engine.written`."""
+        machine = self._machine(volume)
+        if machine is None or self._is_off:
+            return None
+        with told(machine.subject, machine.attachment):
+            tops = [disk.images[0].path for disk in machine.disks(False, volume.own_files)]
+            return next((file for path in tops for file in [machine.file_of(path, files)] if file is not None), None)
+
+    def predict(self, plan: Plan, foretold: bool = False) -> None:
+        """See :meth:`engine.Engine.predict`. Of a volume whose state is only predicted nothing can be asked."""
+        if foretold:
+            return
+        if self._ready_for(plan) is None or self._is_off:
+            self._files.predict(plan)
+
+    def predict_end(self, resumption: Resumption) -> None:
+        """See :meth:`engine.Engine.predict_end`."""
+        if self._ready_to_end(resumption)[0] is None or self._is_off:
+            self._files.predict_end(resumption)
+
+    def require_unused(self, file: str, check_only: bool) -> None:
+        """See :meth:`engine.Engine.require_unused`."""
+        self._files.require_unused(file, check_only)
+
+    def observe(self, volume: str, intent: Intent) -> ObservedState:
+        """See :meth:`engine.Engine.observe`. If the domain was about to get another active image, it is asked which one it has."""
+        from dataclasses import replace
+
+        found = self._files.observe(volume, intent)
+        if not intent.phase or intent.attachment is None or intent.after is None:
+            return found
+        from .switched import is_switched
+
+        return replace(found, switched=is_switched(self._directory, intent.attachment, intent.before, intent.after))
+
+    def close(self) -> None:
+        """See :meth:`engine.Engine.close`."""
+        if self._connection is not None:
+            with suppress(Refused, Unreachable):
+                self._connection.close()
+        if self._turn is not None:
+            self._turn.close()
+
+    # -- readiness ---------------------------------------------------------------------------------------------------
+
+    def _machine(self, volume: Volume | None) -> VolumeDomain | None:
+        if volume is None or self._domain is None or self.attachment is None:
+            return None
+        return VolumeDomain(self._domain, self.attachment, self._directory, volume)
+
+    def _ready_for(self, plan: Plan) -> VolumeDomain | None:
+        """The domain, if the plan needs it. None: it works on the files alone.
+
+        :raises InUse: the domain is not ready, or somebody else has the volume.
+        """
+        if plan.before is None or not any(step.touches() for step in plan.steps):
+            return None
+        machine, files = self._machine(plan.before), plan.before.files
+        if machine is None:
+            self._require_nobody(plan.before, plan.before.own_files)
+            return None
+        with told(machine.subject, machine.attachment):
+            if self._terms.mixed and not machine.disks(self._is_off, plan.before.own_files):
+                self._require_locks(machine)
+                return None
+            if self._is_off:
+                disk = machine.require_definable(plan.before.own_files, files[:1])
+                if plan.after is None:
+                    remedy = "detach it (virsh detach-disk --config), and run the task without attachment"
+                    machine.refuse(f"{machine.attachment} has it as disk {disk.target}", remedy)
+                return machine
+            disk, _top = machine.require_ready(files, files[:1])
+            machine.require_chain(disk, files)
+            require_possible(plan, machine, disk, files[0])
+        return machine
+
+    def _ready_to_end(self, resumption: Resumption) -> tuple[VolumeDomain | None, tuple[str, ...]]:
+        """The domain, and all files that may be in the chain of its disk. None: the work is ended on the files alone.
+
+        :raises InUse: the domain is not ready. :raises NeedsRecovery: it is on another image than the interrupted task can have left.
+        """
+        plan = resumption.plan
+        before, after = plan.before, plan.after
+        volumes = [volume for volume in (before, after) if volume is not None]
+        known = tuple(dict.fromkeys([*resumption.images, *_files_of(plan)]))
+        machine = self._machine(before)
+        if machine is None or before is None:
+            if before is not None:
+                self._require_nobody(before, known)
+            return None, known
+        self.abilities.require_for(plan)
+        tops = {*resumption.images[:1], *(volume.active.file for volume in volumes)}
+        if plan.operation == CREATE_SNAPSHOT:
+            tops |= {file for volume in volumes for file in volume.files[:2]}
+        with told(machine.subject, machine.attachment):
+            if self._terms.mixed and not machine.disks(self._is_off, known):
+                self._require_locks(machine)
+                return None, known
+            if self._is_off:
+                machine.require_definable(known, tops)
+                return machine, known
+            disk, top = machine.require_ready(known, tops, job=True)
+            self._require_right(plan, machine, top)
+            require_possible(plan, machine, disk, top)
+        return machine, known
+
+    def _require_right(self, plan: Plan, machine: VolumeDomain, top: str) -> None:
+        """The guest writes to the file that the end of the work needs."""
+        after = plan.after
+        if after is None:
+            return
+        if plan.operation == CREATE_SNAPSHOT:
+            if not is_taken(plan) and top != after.active.file:
+                machine.refuse(f"the domain writes to {top}, which would be removed", "shut the domain off, and run the task again")
+            return
+        expected = machine.volume.active.file if any(isinstance(step, (Commit, Pull, Repoint)) for step in plan.steps) else after.active.file
+        if top != expected:
+            raise NeedsRecovery(
+                machine.subject,
+                f"{machine.attachment} writes to {top}, and the volume's data is in {expected}: it was started on the wrong file",
+                f"shut it off, and decide which of the two counts; see docs/worst-day.md. Then start it on {expected}",
+            )
+
+    def _require_locks(self, machine: VolumeDomain) -> None:
+        """:raises InUse: the domain does not have the volume, and the share cannot show whether somebody else has."""
+        if not self._directory.share.locks_visible:
+            machine.refuse(
+                f"{machine.attachment} does not have it, and this file system cannot tell whether somebody else has", "work on it by itself, without attachment"
+            )
+
+    def _require_nobody(self, volume: Volume, files: Iterable[str]) -> None:
+        """There is no domain of that name. :raises InUse: another domain has the volume, so that its definition would not follow."""
+        if self._connection is None or self.attachment is None:
+            return
+        subject = f"volume {volume.name} on {self._directory.share.label}"
+        with told(subject, self.attachment):
+            uuid = named_in(self._connection, self._directory, files)
+        if uuid is not None:
+            raise InUse(subject, f"there is no {self.attachment}, and domain {uuid} there has it as a disk", "name that domain")
+        if not self._directory.share.locks_visible:
+            problem = f"there is no {self.attachment}, and this file system cannot tell whether somebody has the images open"
+            raise InUse(subject, problem, "name the domain; or make sure that nobody uses it, leave attachment out and say assume_unused: true")
+
+    def has_some(self, volumes: Sequence[Volume]) -> bool:
+        """Whether the domain has one of these volumes."""
+        for volume in volumes:
+            machine = self._machine(volume)
+            if machine is not None:
+                with told(machine.subject, machine.attachment):
+                    if machine.disks(self._is_off, volume.own_files):
+                        return True
+        return False
+
+
+def _files_of(plan: Plan) -> tuple[str, ...]:
+    """All files of the volume's chain, before and after."""
+    return tuple(dict.fromkeys(file for volume in (plan.before, plan.after) if volume is not None for file in volume.files))
+
+
+def _without_steps(plan: Plan) -> Plan:
+    """A plan about the same volume for which nothing has to be held."""
+    return Plan(plan.operation, plan.volume, (), plan.before, plan.after)
+
+
+def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool) -> Engine:
+    """The engine for the domain that the user names.
+
+    :param volumes: what is worked on, for ``terms.mixed``. :param are_group: the domain must have some of them.
+    :raises InUse: it has not, or another task works with the domain. :raises ToolFailed: libvirt cannot be reached.
+    """
+    attachment = terms.attachment or Attachment()
+    subject = str(attachment)
+    with told(subject, attachment):
+        connection = open_connection(attachment.uri)
+        try:
+            engine = _found(directory, terms, files, connection, attachment)
+        except BaseException:
+            connection.close()
+            raise
+    try:
+        if are_group and not engine.has_some(volumes):
+            problem = f"{attachment} does not have any of them as a disk"
+            raise InUse(f"group of {len(volumes)} volumes", problem, "name the domain that uses them, or leave attachment out if none does")
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _found(directory: ShareDirectory, terms: Terms, files: Engine, connection: Connection, attachment: Attachment) -> LibvirtEngine:
+    domain = connection.find(attachment.domain)
+    if domain is None:
+        return LibvirtEngine(directory, terms, files, connection)
+    turn = turns.take(f"domain-{domain.uuid}", str(attachment), terms.patience)
+    try:
+        is_off = is_off_now(domain, attachment)
+    except BaseException:
+        if turn is not None:
+            turn.close()
+        raise
+    return LibvirtEngine(directory, terms, files, connection, domain, is_off, turn)

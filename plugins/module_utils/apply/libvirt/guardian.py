@@ -1,0 +1,84 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guardian of a domain that is suspended while its disk gets another active image (see :mod:`guardians`).
+
+The domain decides: if it is on the new image, ``.info`` must name that before the guest may write to it. If it is on the old one, the job is
+cancelled. Only then the guest goes on. The guardian does not give up while the domain is suspended, because neither would be right.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Callable
+
+from ...errors import StorageError
+from ..guardians import GuardianProcess
+from . import virsh
+from .connection import ACTIVE_COMMIT, PAUSED, Connection, Domain, Refused, Unreachable, open_connection
+from .definition import Unreadable
+from .domain import VolumeDomain
+
+_PAUSE = 0.2  # seconds between two attempts
+
+
+class Guardian:
+    """Watches over the change of one disk.
+
+    :param machine: the domain, with the volume as it is before. :param new: the file that the guest is to write to.
+    :param write_info: writes durably the ``.info`` that names it. :param resumes: whether the guest has to go on.
+    """
+
+    def __init__(self, machine: VolumeDomain, target: str, new: str, write_info: Callable[[], None], resumes: bool) -> None:
+        self._machine, self._target, self._new = machine, target, new
+        self._write_info, self._resumes = write_info, resumes
+        machine.directory.make_private("tmp")  # opened now, so that the child need not
+        self._process = GuardianProcess(machine.subject, self._decide)
+
+    def dismiss(self) -> None:
+        """The guest has gone on."""
+        self._process.dismiss()
+
+    def let_decide(self) -> None:
+        """Let it do now what it would do if the task had died."""
+        self._process.let_decide()
+
+    # -- in the child ------------------------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        while not self._has_gone_on():
+            time.sleep(_PAUSE)
+
+    def _has_gone_on(self) -> bool:
+        try:
+            connection = self._connect()
+            try:
+                domain = connection.find(self._machine.domain.uuid)
+                if domain is None or domain.state().state != PAUSED:
+                    return True  # it is off or gone, or somebody else has resumed it. The next task asks which image it has
+                self._settle(domain)
+                if self._resumes:
+                    domain.resume()
+                return True
+            finally:
+                with suppress(Refused, Unreachable):
+                    connection.close()
+        except (Refused, Unreachable, Unreadable, StorageError, OSError):
+            return False
+
+    def _connect(self) -> Connection:
+        """A connection of its own: that of the task may be in the middle of a call. virsh is a process of its own, and so it is safe in a
+        fork of a process with threads."""
+        program, uri = virsh.program(), self._machine.attachment.uri
+        return virsh.Spoken(program, uri) if program is not None else open_connection(uri)
+
+    def _settle(self, domain: Domain) -> None:
+        """Let ``.info`` and the domain agree. :raises Refused: that is not possible yet."""
+        machine = VolumeDomain(domain, self._machine.attachment, self._machine.directory, self._machine.volume)
+        job = domain.job(self._target)
+        if job is not None and job.kind == ACTIVE_COMMIT:
+            domain.cancel(self._target)  # a pivot that is under way is over then
+        files = (self._new, *machine.volume.files)
+        if machine.file_of(machine.disk(False, files).images[0].path, files) == self._new:
+            self._write_info()

@@ -1,0 +1,60 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a domain that runs can do the steps of a plan. Asked before anything is changed, and in check mode."""
+
+from __future__ import annotations
+
+from ...plan.plan import Plan
+from ...plan.steps import CreateOverlay, Grow, Repoint
+from ..merges import has_tail, writes
+from .definition import Disk
+from .domain import VolumeDomain
+
+_STOP = "shut the domain off, and run the task again"
+_ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
+
+
+def require_possible(plan: Plan, machine: VolumeDomain, disk: Disk, top: str) -> None:
+    """:param top: the file that the guest writes to. :raises InUse: a step cannot be done while the domain runs."""
+    for step in plan.steps:
+        if isinstance(step, CreateOverlay):
+            _require_size(machine, disk)
+            machine.path_like(disk.images[0], step.file)
+        elif isinstance(step, Grow):
+            _require_growable(machine, disk, step)
+        elif isinstance(step, Repoint):
+            _require_no_healing(machine, step)
+    for write in writes(plan, machine.volume, top):
+        _require_committable(machine, disk, write.into, write.size)
+
+
+def _require_size(machine: VolumeDomain, disk: Disk) -> None:
+    capacity = machine.domain.capacity(disk.target)
+    if capacity != machine.volume.size:
+        machine.refuse(f"the domain's disk has {capacity} bytes, and the file on the share {machine.volume.size}", _STOP)
+
+
+def _require_growable(machine: VolumeDomain, disk: Disk, step: Grow) -> None:
+    capacity = machine.domain.capacity(disk.target)
+    if capacity > step.size:
+        machine.refuse(f"the domain's disk has {capacity} bytes already", "ask for that size")
+    _require_size(machine, disk)
+    if step.format != "qcow2" and disk.direct and step.size % _ALIGNMENT:
+        machine.refuse(f"it would have {step.size} bytes, and the domain has its raw image open with cache=none", f"ask for a multiple of {_ALIGNMENT} bytes")
+    if step.format == "qcow2" and has_tail(machine.directory, step.file):
+        machine.refuse(f"{step.file} holds old data behind its end, which would become visible", _STOP)
+
+
+def _require_no_healing(machine: VolumeDomain, step: Repoint) -> None:
+    """libvirt has no verb that writes a header alone."""
+    if step.file in machine.volume.files and machine.volume.image(step.file).backing_file == step.backing_file:
+        machine.refuse(f"the header of {step.file} has to be mended, which libvirt cannot do while the domain runs", _STOP)
+
+
+def _require_committable(machine: VolumeDomain, disk: Disk, file: str, size: int) -> None:
+    into, status = machine.volume.image(file), machine.directory.root.status(file)
+    if into.format == "qcow2" and into.size < size and has_tail(machine.directory, file):
+        machine.refuse(f"{file} holds old data behind its end, which would become visible", _STOP)
+    if into.format != "qcow2" and disk.direct and any(end % _ALIGNMENT for end in (size, status.st_size if status is not None else 0)):
+        machine.refuse(f"the domain has the raw image {file} open with cache=none, and its size is no multiple of {_ALIGNMENT} bytes", _STOP)

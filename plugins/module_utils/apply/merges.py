@@ -1,0 +1,70 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What merges do that a running machine's QEMU carries out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..model import Volume
+from ..plan.plan import CREATE_SNAPSHOT, Plan
+from ..plan.steps import Commit, Pull, Repoint, Unlink
+from ..store import qcow2
+from ..store.files.directory import ShareDirectory
+from ..store.qcow2.clusters import Unsuited
+
+
+def is_taken(plan: Plan) -> bool:
+    """Whether the plan takes a snapshot, or ends one that was begun. One that is undone removes its overlay."""
+    return plan.operation == CREATE_SNAPSHOT and not any(isinstance(step, Unlink) for step in plan.steps)
+
+
+class Write(NamedTuple):
+    """A merge of QEMU's into ``into``, which gets the size of the layer that is merged, in bytes."""
+
+    into: str
+    size: int
+
+
+def writes(plan: Plan, volume: Volume, top: str) -> list[Write]:
+    """The merges by which QEMU carries out the plan. An empty layer is merged, too: otherwise it would stay in the machine's chain.
+
+    :param top: the file that the guest writes to.
+    """
+    sizes, files, found = {image.file: image.size for image in volume.chain}, volume.files, []
+    for step in plan.steps:
+        if isinstance(step, Commit):
+            found.append(Write(step.into, sizes.get(step.file, 0)))
+        elif isinstance(step, Repoint) and step.file in files and step.backing_file in files:
+            between = files[files.index(step.file) + 1 : files.index(step.backing_file)]
+            found += [Write(step.backing_file, sizes[file]) for file in between[:1]]
+    if switches(plan, top) and plan.after is not None:
+        found.append(Write(plan.after.active.file, plan.after.size))
+    return found
+
+
+def switches(plan: Plan, top: str) -> bool:
+    """Whether the guest is to leave the image that it writes to."""
+    if plan.operation == CREATE_SNAPSHOT or plan.before is None or plan.after is None:
+        return False
+    return plan.after.active.file not in (top, plan.before.active.file)
+
+
+def merged(plan: Plan, volume: Volume, top: str) -> tuple[str, ...]:
+    """The files that the plan's merges change or remove. What heals a name alone merges nothing."""
+    into = [write.into for write in writes(plan, volume, top)]
+    merges = [step for step in plan.steps if isinstance(step, (Commit, Pull, Repoint, Unlink))]
+    if not into and all(isinstance(step, Repoint) for step in merges):
+        return ()
+    return tuple(dict.fromkeys([*(file for step in merges for file in step.touches()), *into]))
+
+
+def has_tail(directory: ShareDirectory, file: str) -> bool:
+    """Whether a qcow2 file holds anything but zeros behind its virtual end. Tables that the machine has not written yet cannot lead there:
+    it fills new clusters with zeros."""
+    with directory.root.opened(file) as fd:
+        try:
+            return qcow2.has_tail(fd)
+        except Unsuited:
+            return True

@@ -1,0 +1,51 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a running machine is reached that has images open: what the option ``attachment`` says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_LONGEST = 4096  # characters of a path, a URI or a name
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A machine: the path of its ``monitor`` (QMP), or the ``domain`` (a name or UUID) of libvirt at ``uri``."""
+
+    monitor: str = ""
+    uri: str = ""
+    domain: str = ""
+
+    def __str__(self) -> str:
+        """How messages name the machine."""
+        return f"domain {self.domain} at {self.uri}" if self.domain else f"the machine behind {self.monitor}"
+
+    @property
+    def has_definition(self) -> bool:
+        """Whether something says which files the machine is started on, which has to follow the volume."""
+        return bool(self.domain)
+
+    def describe(self) -> dict:
+        """As the option says it."""
+        return {"libvirt": {"uri": self.uri, "domain": self.domain}} if self.domain else {"qmp": self.monitor}
+
+    def to_json(self) -> str | dict:
+        """As records have it: the path of a monitor, or a dict with ``uri`` and ``domain``."""
+        return {"uri": self.uri, "domain": self.domain} if self.domain else self.monitor
+
+
+def from_json(value: object) -> Attachment | None:
+    """What :meth:`Attachment.to_json` wrote; None for None. :raises ValueError: it cannot be."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return Attachment(uri=_text(value.get("uri")), domain=_text(value.get("domain")))
+    return Attachment(_text(value))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or len(value) > _LONGEST or not value.isprintable():
+        raise ValueError("no path, URI or name of a machine")
+    return value
