@@ -27,10 +27,12 @@ options:
 options:
   attachment:
     description:
-      - The running machine that has the volume open. Without it, an image that anybody has open is refused with C(in_use).
+      - The machine that has the volume as a disk. Without it, an image that anybody has open is refused with C(in_use).
       - With it the machine's own QEMU does the work while the guest runs. See docs/live.md for what is possible and what is refused.
+      - Give either O(attachment.qmp) or O(attachment.libvirt).
       - If nobody listens at the monitor, the machine is taken to be off. Then the work is done on the files, if nobody else has them open.
-      - Items of a task that name the same monitor, however they spell it, are done one after the other.
+      - If the domain is off, the work is done on the files, and then the domain's definition names the volume's active image.
+      - Items of a task that name the same monitor, however they spell it, or the same domain are done one after the other.
     type: dict
     suboptions:
       qmp:
@@ -38,7 +40,15 @@ options:
           - The socket of a monitor (QMP) of QEMU or of qemu-storage-daemon on this host. No other program may use it meanwhile. Tasks of this
             collection wait for each other, for as long as O(lock_timeout) says.
         type: path
-        required: true
+      libvirt:
+        description:
+          - A domain of libvirt on this host, whether it runs or is off. All is done through libvirt, and never behind its back.
+          - This uses libvirt's binding for Python (C(python3-libvirt)). Where the module's Python does not have it, the module goes on under the
+            Python of the system that has it. Where there is none, it uses C(virsh).
+        type: dict
+        suboptions:
+          uri: {description: The URI of libvirt's QEMU driver on this host., type: str, default: 'qemu:///system'}
+          domain: {description: The name or the UUID of the domain., type: str, required: true}
 """
 
     CHANGE = r"""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _VERBOSE = 3  # -vvv
 _LOCAL_LIBVIRT = re.compile(r"qemu(\+unix)?:///(system|session)(\?.*)?")
 _LONGEST_DOMAIN = 1024
+_SYSTEM_PYTHONS = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python"]
 _LONGEST_SOCKET = 107  # bytes of the path of a socket
 _LONGEST_MODE = 8  # digits
 _LONGEST_ID, _NO_ID = 10, 2**32 - 1  # digits; the number that chown takes for "leave it"
@@ -229,6 +230,26 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
     module = Module(argument_spec=spec, supports_check_mode=True, **conditions)
     module.parsed = True
     return module
+
+
+def reach_libvirt(module: AnsibleModule) -> None:
+    """If the task names a domain, and this Python does not have libvirt's binding, go on under the system's Python that has it. Where there
+    is none, virsh is used."""
+    given = [module.params.get("attachment"), *(item.get("attachment") for items in _item_lists(module.params) for item in items)]
+    if not any(one and one.get("libvirt") for one in given):
+        return
+    from importlib.util import find_spec
+
+    from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
+
+    if find_spec("libvirt") is None and not has_respawned():
+        interpreter = probe_interpreters_for_module(_SYSTEM_PYTHONS, "libvirt")
+        if interpreter:
+            respawn_module(interpreter)  # it does not return
+
+
+def _item_lists(params: dict) -> list[list[dict]]:
+    return [value for value in params.values() if isinstance(value, list) and all(isinstance(item, dict) for item in value)]
 
 
 _logs: list[StepLog] = []  # of this task: at most one

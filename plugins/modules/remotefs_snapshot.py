@@ -156,7 +156,13 @@ options:
         description: See O(attachment).
         type: dict
         suboptions:
-          qmp: {description: 'See O(attachment.qmp).', type: path, required: true}
+          qmp: {description: 'See O(attachment.qmp).', type: path}
+          libvirt:
+            description: See O(attachment.libvirt).
+            type: dict
+            suboptions:
+              uri: {description: 'See O(attachment.libvirt.uri).', type: str, default: 'qemu:///system'}
+              domain: {description: 'See O(attachment.libvirt.domain).', type: str, required: true}
 seealso:
   - module: remotefs.storage.remotefs_volume
   - module: remotefs.storage.remotefs_snapshot_info
@@ -255,6 +261,14 @@ EXAMPLES = r"""
     name: consistent-while-it-runs
     attachment:
       qmp: /run/machines/db01.qmp
+
+- name: One of a volume of a domain of libvirt, whether the domain runs or is off
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volume: db01
+    name: nightly
+    attachment:
+      libvirt: {domain: db01}
 
 - name: Clean snapshots of many volumes, in one task
   remotefs.storage.remotefs_snapshot:
@@ -538,6 +552,7 @@ def main() -> None:
     }
     alternatives = ("volume", "volumes", "snapshots")
     module = changes.make_module(spec, required_one_of=[alternatives], mutually_exclusive=[alternatives])
+    changes.reach_libvirt(module)
     try:
         if module.params["snapshots"] is not None:
             _run_many(module, module.params["snapshots"], "items")

@@ -205,7 +205,13 @@ options:
         description: See O(attachment).
         type: dict
         suboptions:
-          qmp: {description: 'See O(attachment.qmp).', type: path, required: true}
+          qmp: {description: 'See O(attachment.qmp).', type: path}
+          libvirt:
+            description: See O(attachment.libvirt).
+            type: dict
+            suboptions:
+              uri: {description: 'See O(attachment.libvirt.uri).', type: str, default: 'qemu:///system'}
+              domain: {description: 'See O(attachment.libvirt.domain).', type: str, required: true}
 seealso:
   - module: remotefs.storage.remotefs_share
   - module: remotefs.storage.remotefs_snapshot
@@ -610,6 +616,7 @@ def _run_one(module: AnsibleModule) -> dict:
 def main() -> None:
     spec = {**_VOLUME, **changes.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
     module = changes.make_module(spec, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")])
+    changes.reach_libvirt(module)
     try:
         if module.params["volumes"] is not None:
             _run_many(module)

@@ -26,11 +26,14 @@ _DOMAIN = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/q
   <metadata><app:kept xmlns:app='urn:somebody:else'>yes</app:kept></metadata>
   <os><type arch='x86_64' machine='pc'>hvm</type></os>
   <on_poweroff>destroy</on_poweroff>
-  <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{disks}<graphics type='vnc' passwd='secret'/></devices>
+  <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{disks}<graphics type='vnc' passwd='secret'><listen type='none'/></graphics></devices>
   <seclabel type='none'/>
   <qemu:commandline><qemu:arg value='-no-user-config'/></qemu:commandline>
 </domain>"""
-_ONE = """<disk type='file' device='disk'><driver name='qemu' type='{format}'{cache}/><source file='{path}'/><target dev='{target}' bus='virtio'/>{more}</disk>"""
+_ONE = (
+    "<disk type='file' device='disk'><driver name='qemu' type='{format}'{cache}/><source file='{path}'/>"
+    "<target dev='{target}' bus='virtio'/>{more}</disk>"
+)
 
 
 class Libvirtd:
@@ -42,7 +45,7 @@ class Libvirtd:
         (self.directory / "libvirtd.conf").write_text(f'auth_unix_rw="none"\nunix_sock_dir="{self.directory}"\n')
         (self.directory / "qemu.conf").write_text(_QEMU)
         made = " ".join(_PLACES)
-        mounts = f"mkdir -p {made}; for one in {made}; do mount -t tmpfs t $one; done; mkdir -p /var/cache/libvirt/qemu /var/lib/libvirt/qemu /var/log/libvirt/qemu"
+        mounts = f"mkdir -p {made}; for one in {made}; do mount -t tmpfs t $one; done; mkdir -p " + " ".join(f"{one}/qemu" for one in _PLACES[2:])
         self._inside = ["unshare", "--mount", "sh", "-c", f'set -e; {mounts}; cp {self.directory}/qemu.conf /etc/libvirt/; exec "$@"', "sh"]
         self.start()
 
@@ -83,7 +86,7 @@ class DomainGuest(Guest):
 
     @property
     def alive(self) -> bool:
-        return self.libvirtd("domstate", self.name).strip() in ("running", "paused")
+        return self.name in self.libvirtd("list", "--name").split()
 
     @property
     def pid(self) -> int:
@@ -130,7 +133,7 @@ class DomainGuest(Guest):
 
     def _gone(self) -> None:
         until = time.monotonic() + 20
-        while "running" in self.libvirtd("list", "--state-running", "--name") + "" or self.name in self.libvirtd("list", "--name"):
+        while self.alive:
             assert time.monotonic() < until
             time.sleep(0.02)
 

@@ -36,6 +36,11 @@ class Guardian:
         machine.directory.make_private("tmp")  # opened now, so that the child need not
         self._process = GuardianProcess(machine.subject, self._decide)
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def dismiss(self) -> None:
         """The guest has gone on."""
         self._process.dismiss()

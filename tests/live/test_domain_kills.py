@@ -1,0 +1,159 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tasks on domains of libvirt, off and running, killed at every instant: the task, its process group, QEMU, both, or the guardian too.
+
+Afterwards the next task finds the domain as it is, off, or started again by libvirt on what its definition says. What was begun is finished
+or undone, every point and the present are right, and libvirt starts the domain on the file that ``.info`` names.
+
+A sample runs in each run of the stage; with LIVE_SWEEP=full all of them do.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from contextlib import contextmanager
+from typing import Callable, Iterator
+from unittest import mock
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.guardian import Guardian
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.virsh import SpokenDomain
+
+from . import instants
+from .guest import MIB, SIZE, digest, digest_of
+from .libvirtd import LiveDomain
+
+SAMPLE = int(os.environ.get("LIVE_SAMPLE", "8")) // 2  # cases of each operation
+OPERATIONS = ("create", "grow", "oldest", "newest", "all")
+CHANGES = ("take_snapshot", "commit", "cancel", "pivot", "resize", "suspend", "resume", "define")
+_GONE_ON = 30  # seconds
+
+
+@contextmanager
+def libvirt_watched(count: instants.Counting) -> Iterator[None]:
+    """Each call that changes a domain is an instant, too."""
+    with mock.patch.multiple(
+        SpokenDomain, **{name: count.around(getattr(SpokenDomain, name), lambda *_args, name=name, **_named: name) for name in CHANGES}
+    ):
+        yield
+
+
+class DomainCase:
+    """An operation on a volume of a domain."""
+
+    def __init__(self, live: LiveDomain, operation: str, state: str) -> None:
+        self.live, self.operation, self.state = live, operation, state
+        guest = live.run(transient=state == "transient")
+        for number, name in enumerate("abc"):
+            guest.scribble(number, 2)
+            live.snapshot(name)
+        guest.scribble(9, 2)
+        if state == "off":
+            guest.quit()
+        self.gone = {"oldest": "a", "newest": "c", "all": "abc"}.get(operation, "")
+
+    def run(self) -> object:
+        """The task itself."""
+        if self.operation == "create":
+            return self.live.take("new")
+        if self.operation == "grow":
+            return self.live.present(size=SIZE + MIB)
+        return self.live.delete(*self.gone)
+
+    def kill(self, number: int, victim: str) -> None:
+        self.before = digest_of(self.live.data)
+        guest = self.live.guest
+        assert guest is not None
+        pid = guest.pid if self.state != "off" else 0  # type: ignore[attr-defined]
+        instants.killed_at(self.run, number, victim, pid, libvirt_watched, Guardian)
+
+    def end(self, aftermath: str) -> None:
+        """What happens next, and the next task."""
+        live = self.live
+        if aftermath == "as it is" and self.state != "off":
+            self._await_guardian()
+        if aftermath != "as it is" and self._is_there() and live.guest is not None and live.guest.alive:
+            live.guest.kill()
+        if not (self._is_there() and live.guest is not None and live.guest.alive):
+            self.require_invariant()
+        started_on = ""
+        if aftermath == "restarted":
+            if self._is_there():
+                started_on = live.defined()[0]
+                guest = live.run(define=False)
+            else:
+                started_on = os.path.basename(live.info()["path"])
+                guest = live.run(transient=True)
+            guest.scribble(20, 2)
+        if self.operation == "grow" and live.info()["size"] > len(live.data):
+            live.data += bytes(MIB)
+        done = live.take("after")
+        assert done.changed
+        live.points["after"] = digest_of(live.data)
+        self.adopt_outcome(started_on)
+        if live.guest is not None and self._is_there() and live.guest.alive:
+            assert live.libvirtd("domstate", live.name).strip() == "running", "nobody is left suspended"
+            live.guest.scribble(21, 2)
+        live.require_right()
+        live.require_nothing_left()
+        if self._is_there() and live.libvirtd("dominfo", live.name).count("Persistent:     yes"):
+            assert live.defined()[0] == os.path.basename(live.info()["path"])
+
+    def _await_guardian(self) -> None:
+        """A guest that the task has suspended goes on, if its guardian lives."""
+        until = time.monotonic() + _GONE_ON
+        while self.victim != "guardian too" and self._is_there() and "paused" in self.live.libvirtd("domstate", self.live.name):
+            assert time.monotonic() < until, "the guest is suspended for ever"
+            time.sleep(0.05)
+
+    victim = ""
+
+    def _is_there(self) -> bool:
+        return self.live.name in self.live.libvirtd("list", "--all", "--name").split()
+
+    def adopt_outcome(self, started_on: str) -> None:
+        """Take over into the model what may have been done or not. It was done wholly or not at all."""
+        names = {one["name"] for one in self.live.info()["snapshots"]}
+        if self.operation == "create" and "new" in names:
+            self.live.points["new"] = self.before if started_on in ("", "v.new") else self.live.points["after"]
+        if self.gone and not names & set(self.gone):
+            self.live.forget(*self.gone)
+        assert names >= set(self.live.points), "a part of the snapshots is gone"
+
+    def require_invariant(self) -> None:
+        """The file that ``.info`` calls active shows all that the guest has flushed."""
+        told = self.live.info()
+        data = self.live.data + bytes(max(0, told["size"] - len(self.live.data)))
+        assert digest(told["path"], told["format"]) == digest_of(data), "the active image does not show what the guest has flushed"
+
+
+def cases(state: str) -> list[tuple[str, str]]:
+    if state == "off":
+        return [(victim, aftermath) for victim in ("module", "group") for aftermath in ("as it is", "restarted")]
+    found = [(victim, aftermath) for victim in instants.VICTIMS for aftermath in ("as it is", "off", "restarted")]
+    return [(victim, aftermath) for victim, aftermath in found if victim not in ("machine", "both") or aftermath != "as it is"]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("state", ["persistent", "transient", "off"])
+def test_killed(make_domain: Callable[..., LiveDomain], operation: str, state: str) -> None:
+    image_format = random.Random(f"{operation}{state}").choice(["raw", "qcow2"])
+    counted = DomainCase(make_domain(image_format), operation, state)
+    every = [(instant, *case) for instant in instants.instants(counted.run, libvirt_watched) for case in cases(state)]
+    counted.live.remove()
+    if os.environ.get("LIVE_SWEEP") != "full":
+        every = random.Random(os.environ.get("LIVE_SEED", time.strftime("%j"))).sample(every, min(SAMPLE, len(every)))
+    for instant, victim, aftermath in every:
+        case = DomainCase(make_domain(image_format), operation, state)
+        case.victim = victim
+        try:
+            case.kill(instant.number, victim)
+            case.end(aftermath)
+        except Exception as error:
+            raise AssertionError(f"{operation} ({image_format}, {state}), {victim} killed {instant.what} ({instant.number}), {aftermath}") from error
+        finally:
+            case.live.remove()
