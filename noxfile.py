@@ -177,6 +177,7 @@ def nightly(work: Work) -> None:
     """The same at every one of them, the kills of `live` at every instant, more lives of `property`, every older ansible-core: some hours"""
     interrupt(work, {"CRASH_SWEEP": "full"}, "7200")
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
+    machine.try_to_have(*machine.LIBVIRT)
     bin = machine.core_venv(machine.best_core())
     work.pytest(bin, "--timeout=7200", "tests/live/test_kills.py", env={"LIVE_SWEEP": "full"})
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
@@ -206,6 +207,7 @@ def live(work: Work) -> None:
     bin = machine.core_venv(machine.best_core())
     machine.need_qemu()
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
+    machine.try_to_have(*machine.LIBVIRT)
     work.pytest(bin, "tests/live")
 
 

@@ -32,7 +32,7 @@ options:
       - Give either O(attachment.qmp) or O(attachment.libvirt).
       - If nobody listens at the monitor, the machine is taken to be off. Then the work is done on the files, if nobody else has them open.
       - If the domain is off, the work is done on the files, and then the domain's definition names the volume's active image.
-      - Items of a task that name the same monitor, however they spell it, or the same domain are done one after the other.
+      - Items of a task that name the same monitor, however they spell it, or are of domains of the same libvirt are done one after the other.
     type: dict
     suboptions:
       qmp:
@@ -48,7 +48,11 @@ options:
         type: dict
         suboptions:
           uri: {description: The URI of libvirt's QEMU driver on this host., type: str, default: 'qemu:///system'}
-          domain: {description: The name or the UUID of the domain., type: str, required: true}
+          domain:
+            description:
+              - The name or the UUID of the domain.
+              - Without it, it is the domain that has the volume as a disk. If none has, the machine is taken to be off.
+            type: str
 """
 
     CHANGE = r"""

@@ -12,28 +12,32 @@ _LONGEST = 4096  # characters of a path, a URI or a name
 
 @dataclass(frozen=True)
 class Attachment:
-    """A machine: the path of its ``monitor`` (QMP), or the ``domain`` (a name or UUID) of libvirt at ``uri``."""
+    """A machine: the path of its ``monitor`` (QMP), or the ``domain`` (a name or UUID) of libvirt at ``uri``. Without a name it is the domain
+    that has the volume as a disk, if there is one. ``boot`` is the host's boot in which a task worked with it, where that counts."""
 
     monitor: str = ""
     uri: str = ""
     domain: str = ""
+    boot: str = ""
 
     def __str__(self) -> str:
         """How messages name the machine."""
-        return f"domain {self.domain} at {self.uri}" if self.domain else f"the machine behind {self.monitor}"
+        if not self.uri:
+            return f"the machine behind {self.monitor}"
+        return f"domain {self.domain} at {self.uri}" if self.domain else f"the domain at {self.uri} that has it"
 
     @property
     def has_definition(self) -> bool:
         """Whether something says which files the machine is started on, which has to follow the volume."""
-        return bool(self.domain)
+        return bool(self.uri)
 
     def describe(self) -> dict:
         """As the option says it."""
-        return {"libvirt": {"uri": self.uri, "domain": self.domain}} if self.domain else {"qmp": self.monitor}
+        return {"libvirt": {"uri": self.uri, "domain": self.domain}} if self.uri else {"qmp": self.monitor}
 
     def to_json(self) -> str | dict:
-        """As records have it: the path of a monitor, or a dict with ``uri`` and ``domain``."""
-        return {"uri": self.uri, "domain": self.domain} if self.domain else self.monitor
+        """As records have it: the path of a monitor, or a dict with ``uri``, ``domain`` and ``boot``."""
+        return {"uri": self.uri, "domain": self.domain, "boot": self.boot} if self.uri else self.monitor
 
 
 def from_json(value: object) -> Attachment | None:
@@ -41,7 +45,7 @@ def from_json(value: object) -> Attachment | None:
     if value is None:
         return None
     if isinstance(value, dict):
-        return Attachment(uri=_text(value.get("uri")), domain=_text(value.get("domain")))
+        return Attachment(uri=_text(value.get("uri")), domain=_text(value.get("domain")), boot=_text(value.get("boot")))
     return Attachment(_text(value))
 
 

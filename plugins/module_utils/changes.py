@@ -42,7 +42,7 @@ CHANGE = {
     "speed": {"type": "str", "default": "0"},
     "timeout": {"type": "float"},
 }
-_LIBVIRT = {"type": "dict", "options": {"uri": {"type": "str", "default": "qemu:///system"}, "domain": {"type": "str", "required": True}}}
+_LIBVIRT = {"type": "dict", "options": {"uri": {"type": "str", "default": "qemu:///system"}, "domain": {"type": "str"}}}
 _ONE_OF = [["qmp", "libvirt"]]
 ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path"}, "libvirt": _LIBVIRT}, "mutually_exclusive": _ONE_OF, "required_one_of": _ONE_OF}
 
@@ -69,7 +69,7 @@ def attachment(params: dict) -> Attachment | None:
     if not given:
         return None
     domain = given.get("libvirt")
-    if domain:
+    if domain is not None:
         return _domain(domain["uri"], domain["domain"])
     path = given["qmp"]
     if not path or not path.isprintable() or len(os.fsencode(path)) > _LONGEST_SOCKET:
@@ -77,22 +77,22 @@ def attachment(params: dict) -> Attachment | None:
     return Attachment(os.path.abspath(path))
 
 
-def _domain(uri: str, name: str) -> Attachment:
+def _domain(uri: str, name: str | None) -> Attachment:
     """:raises InvalidParameter: the URI is of another host or of no QEMU, or the name cannot be a domain's."""
     if not _LOCAL_LIBVIRT.fullmatch(uri) or not uri.isprintable():
         problem = f"{uri[:_LONGEST_SHOWN]!r} names no QEMU driver of this host"
         raise InvalidParameter("option attachment.libvirt.uri", problem, "give a URI such as qemu:///system, and run the task on the domain's host")
-    if not name or not name.isprintable() or len(name) > _LONGEST_DOMAIN:
+    if name is not None and (not name or not name.isprintable() or len(name) > _LONGEST_DOMAIN):
         raise InvalidParameter("option attachment.libvirt.domain", f"{name[:_LONGEST_SHOWN]!r} is no name", "give the name or the UUID of the domain")
-    return Attachment(uri=uri, domain=name)
+    return Attachment(uri=uri, domain=name or "")
 
 
 def one_after_the_other(params: dict) -> frozenset[str]:
     """What items of a task share that must not work at the same time: a monitor serves one client, and a domain
     is suspended as a whole. A monitor that is spelled in two ways is one."""
     given = params.get("attachment") or {}
-    if given.get("libvirt"):
-        return frozenset(["domain {uri} {domain}".format(**given["libvirt"])])
+    if given.get("libvirt") is not None:  # where no domain is named, two items may have the same
+        return frozenset([f"domains of {given['libvirt']['uri']}"])
     path = given.get("qmp")
     try:
         path = path and os.path.realpath(path)
@@ -236,7 +236,7 @@ def reach_libvirt(module: AnsibleModule) -> None:
     """If the task names a domain, and this Python does not have libvirt's binding, go on under the system's Python that has it. Where there
     is none, virsh is used."""
     given = [module.params.get("attachment"), *(item.get("attachment") for items in _item_lists(module.params) for item in items)]
-    if not any(one and one.get("libvirt") for one in given):
+    if not any(one and one.get("libvirt") is not None for one in given):
         return
     from importlib.util import find_spec
 

@@ -211,7 +211,7 @@ options:
             type: dict
             suboptions:
               uri: {description: 'See O(attachment.libvirt.uri).', type: str, default: 'qemu:///system'}
-              domain: {description: 'See O(attachment.libvirt.domain).', type: str, required: true}
+              domain: {description: 'See O(attachment.libvirt.domain).', type: str}
 seealso:
   - module: remotefs.storage.remotefs_share
   - module: remotefs.storage.remotefs_snapshot

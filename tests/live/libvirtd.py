@@ -36,6 +36,12 @@ _ONE = (
 )
 
 
+def one_disk(name: str, path: str, image_format: str, cache: str = "", more: str = "") -> str:
+    """The XML of a domain with one disk. :param more: further elements of that."""
+    cached = f" cache='{cache}'" if cache else ""
+    return _DOMAIN.format(name=name, disks=_ONE.format(format=image_format, path=path, target="vda", cache=cached, more=more))
+
+
 class Libvirtd:
     """A libvirt that no other program uses. ``uri`` reaches it."""
 
@@ -150,8 +156,7 @@ class LiveDomain(Live):
         told = self.info()
         file = path or told["path"]
         image_format = next(image["format"] for image in told["chain"] if image["file"] == os.path.basename(file))
-        cached = f" cache='{cache}'" if cache else ""
-        return _DOMAIN.format(name=self.name, disks=_ONE.format(format=image_format, path=file, target="vda", cache=cached, more=more))
+        return one_disk(self.name, file, image_format, cache, more)
 
     def define(self, **how: str) -> Attachment:
         """A domain that is off."""

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from .guest import Guest, Live, digest, digest_of
+from .libvirtd import DomainGuest, Libvirtd, one_disk
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "live.md"
 
@@ -38,7 +39,7 @@ def test_the_playbook_of_the_guide(make: Callable[..., Live], tmp_path: Path, an
     guest = live.guest = Guest(str(live.path / "db01.before-upgrade"), "qcow2", bytearray(20 << 20), more=more)
     guest.scribble(1)
     text = GUIDE.read_text().replace("40G", "40M").replace("/srv/volumes", str(live.path)).replace("/run/machines/db01.qmp", guest.socket)
-    (block,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    block = next(one for one in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "qmp" in one)
     assert "changed=4" in play(yaml.safe_load(block), tmp_path, ansible_environment)
     assert "changed=0" in play(yaml.safe_load(block), tmp_path, ansible_environment)
     guest.data += bytes(20 << 20)
@@ -47,6 +48,36 @@ def test_the_playbook_of_the_guide(make: Callable[..., Live], tmp_path: Path, an
     assert all((live.path / f"{name}.consistent").exists() for name in ("db01", "db01-log", "db01-archive"))
     guest.kill()
     assert digest(str(live.path / "db01.consistent"), "qcow2") == digest_of(guest.data)
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["running", "off"])
+def test_the_playbook_for_a_domain(libvirtd: Libvirtd, tmp_path: Path, ansible_environment: dict, runs: bool) -> None:
+    """The module's Python has no binding of libvirt: it goes on under the system's."""
+    share = tmp_path / "share"
+    share.mkdir()
+    made = {"remotefs.storage.remotefs_volume": {"share": str(share), "name": "db01", "size": "20M", "snapshot": "before-upgrade"}}
+    play([{"hosts": "localhost", "gather_facts": False, "tasks": [made]}], tmp_path, ansible_environment)
+    libvirtd("define", "/dev/stdin", given=one_disk("db01", str(share / "db01.before-upgrade"), "qcow2"))
+    guest = DomainGuest(libvirtd, "db01", bytearray(20 << 20))
+    try:
+        if runs:
+            libvirtd("start", "db01")
+            guest.scribble(1)
+        domain = f"{{libvirt: {{uri: '{libvirtd.uri}', domain: db01}}}}"
+        text = GUIDE.read_text().replace("40G", "40M").replace("/srv/volumes", str(share)).replace("{libvirt: {domain: db01}}", domain)
+        block = next(one for one in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "libvirt" in one)
+        assert "changed=3" in play(yaml.safe_load(block), tmp_path, ansible_environment)
+        assert "changed=0" in play(yaml.safe_load(block), tmp_path, ansible_environment)
+        assert f"{share}/db01.nightly" in libvirtd("dumpxml", "--inactive", "db01")
+        guest.data += bytes(20 << 20)
+        if not runs:
+            libvirtd("start", "db01")
+        guest.write(30 << 20, 4096, 5)
+        guest.kill()
+        (active,) = share.glob("db01.nightly*")
+        assert digest(str(active), "qcow2") == digest_of(guest.data)
+    finally:
+        libvirtd("undefine", "db01")
 
 
 @pytest.mark.parametrize("parallel", [1, 4])

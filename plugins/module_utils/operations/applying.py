@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Iterator, Sequence
 
 from ..apply.engine import CopySource, Engine, Terms, attached_engine, open_engine
 from ..apply.interrupted import Interrupted
-from ..model import Share
+from ..model import Share, Volume
 from ..plan.abilities import OFFLINE
 from ..plan.plan import Plan
 from ..store.files import ballast
@@ -25,12 +25,15 @@ _CHECK_PATIENCE = 5.0  # seconds for which check mode waits for another task tha
 
 
 @contextmanager
-def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = (), mixed: bool = False, are_group: bool = False) -> Iterator[Engine]:
+def engine_for(
+    work: Workspace, share: Share, plans: Sequence[Plan] = (), mixed: bool = False, are_group: bool = False, known: Sequence[Volume] = ()
+) -> Iterator[Engine]:
     """What reaches the images of volumes on this share, while the context lasts. Where the user names the machine that has them open, it
     is that machine. A volume that is only to be made is nobody's yet.
 
     :param mixed: the machine may have some of the volumes open, and nobody the others. :param are_group: these plans are one snapshot of
         several volumes, of which it must have some.
+    :param known: what is worked on, where no plans are given.
     :raises InUse: it cannot carry out one of these plans, or the machine does not answer.
     """
     options = work.options
@@ -50,13 +53,18 @@ def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = (), mixed:
     if options.attachment is None or (plans and not volumes):
         engine = open_engine(OFFLINE, work.directory(share), terms)
     else:
-        engine = attached_engine(work.directory(share), terms, volumes, are_group)
+        engine = attached_engine(work.directory(share), terms, volumes, are_group, known)
     try:
         for plan in plans:
             engine.abilities.require_for(plan)
         yield engine
     finally:
         engine.close()
+
+
+def volumes_of(plans: Sequence[Plan]) -> list[Volume]:
+    """The volumes before and after some plans."""
+    return [volume for plan in plans for volume in (plan.before, plan.after) if volume is not None]
 
 
 def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None = None) -> None:
@@ -78,7 +86,7 @@ def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
     group = interrupted.group
     every = (interrupted, *(group.others if group is not None else ()))
     plans = [one.plan for part in every for one in part.resumptions]
-    with engine_for(work, share, mixed=group is not None) as engine, _executor(work, share, engine, plans) as executor:
+    with engine_for(work, share, mixed=group is not None, known=volumes_of(plans)) as engine, _executor(work, share, engine, plans) as executor:
         ended = executor.finish(interrupted)
     if ended:
         told = work.options.task.kept.setdefault("ended", {})

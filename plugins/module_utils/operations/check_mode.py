@@ -19,7 +19,7 @@ from ..model import Share, Volume
 from ..plan import grouping
 from ..plan.plan import Plan
 from . import report
-from .applying import engine_for
+from .applying import engine_for, volumes_of
 from .candidates import Candidates
 from .dependency_check import as_predicted
 from .locking import Locks, Name
@@ -69,7 +69,8 @@ class CheckMode(RunMode):
         group = interrupted.group
         together = group.others if group is not None and group.end == grouping.FINISH else ()
         for resumption in (*interrupted.resumptions, *(resumption for other in together for resumption in other.resumptions)):
-            with engine_for(self._work, share, mixed=group is not None) as engine:
+            plans = [one.plan for part in (interrupted, *(group.others if group is not None else ())) for one in part.resumptions]
+            with engine_for(self._work, share, mixed=group is not None, known=volumes_of(plans)) as engine:
                 predict_end(engine, resumption)
 
     def forget_groups(self, share: Share, name: str) -> tuple[str, ...]:

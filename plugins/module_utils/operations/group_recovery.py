@@ -76,7 +76,8 @@ def _decided(work: Workspace, share: Share, name: str, interrupted: Interrupted)
         raise ValueError("there is no group")
     members = [recovery.member_of(work.look(share, one), group) for one in group.members]
     decision = recovery.decision_on(work.directory(share), group.name, may_be_lost=True)
-    with engine_for(work, share, mixed=True) as engine:
+    volumes = [volume for one in members if one.intent is not None for volume in (one.intent.before, one.intent.after) if volume is not None]
+    with engine_for(work, share, mixed=True, known=volumes) as engine:
         members = [_asked(engine, one) for one in members]
     end = grouping.verdict(decision, members, str(work.options.attachment))
     ends = {one.volume: _end_of(work, share, one, end, group) for one in members if one.intent is not None}

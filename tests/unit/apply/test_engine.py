@@ -100,7 +100,7 @@ class NotedSession:
         if self._engine.fails_after == step.file:
             raise NoSpace("share", f"is full after {step.file}", "make room")
 
-    def settle(self) -> None:
+    def settle(self, announce: object) -> None:
         pass
 
     def withdraw(self) -> None:

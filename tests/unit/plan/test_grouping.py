@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils.attachments import Attachment
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NeedsRecovery
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import grouping, intent, planner
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
@@ -18,7 +19,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.resumption i
 from .test_merge import volume
 
 PLAN = planner.create_snapshot(volume(8), DesiredSnapshot("g", created="2026-01-01T00:00:00Z"))
-INTENT = intent.of_plan(PLAN, "2026-01-01T00:00:00Z", {"v": intent.Proof(1, 8)}, "0123", "qmp", "/run/vm", ("v", "w", "x"))
+INTENT = intent.of_plan(PLAN, "2026-01-01T00:00:00Z", {"v": intent.Proof(1, 8)}, "0123", "qmp", Attachment("/run/vm"), ("v", "w", "x"))
 
 
 def member(word: str) -> Member:

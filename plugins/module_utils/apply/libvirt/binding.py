@@ -59,6 +59,7 @@ class BoundDomain:
     def __init__(self, domain: Any) -> None:
         self._domain = domain
         self.uuid: str = domain.UUIDString()
+        self.name: str = domain.name()
 
     def state(self) -> State:
         """See :meth:`connection.Domain.state`."""

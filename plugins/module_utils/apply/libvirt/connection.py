@@ -44,6 +44,7 @@ class Domain(Protocol):
     """A domain. Every method may raise Refused and Unreachable. ``disk`` is the name of a disk's target, such as vda."""
 
     uuid: str
+    name: str
 
     def state(self) -> State:
         """Whether it runs."""

@@ -203,20 +203,21 @@ def _words_of(pid: int) -> list[bytes]:
         return stream.read().split(b"\0")
 
 
-def named_in(connection: Connection, directory: ShareDirectory, files: Iterable[str]) -> str | None:
-    """The UUID of a domain that has one of these files of the share as a disk, whether it runs or not. None if no domain has."""
+def having(connection: Connection, directory: ShareDirectory, files: Iterable[str]) -> list[Domain]:
+    """The domains that have one of these files of the share as a disk, whether they run or not."""
     statuses = [status for status in map(directory.root.status, files) if status is not None]
     keys = {(status.st_dev, status.st_ino) for status in statuses}
+    found = []
     for domain in connection.all_domains():
         try:
             paths = definition.paths_in(domain.xml(True)) | definition.paths_in(domain.xml(False))
         except Refused as error:
-            if error.is_absent:
-                continue
-            raise
+            if not error.is_absent:
+                raise
+            continue  # gone meanwhile
         if any(key_of_path(path) in keys for path in paths):
-            return domain.uuid
-    return None
+            found.append(domain)
+    return found
 
 
 @contextmanager

@@ -7,10 +7,12 @@ behind libvirt's back. Of a domain that is off the definition follows the volume
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Iterable, Sequence
 
 from ...attachments import Attachment
 from ...errors import InUse, NeedsRecovery
+from ...model import listed
 from ...pace import Pace
 from ...plan.abilities import LIBVIRT, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
@@ -20,7 +22,7 @@ from .. import turns
 from ..merges import is_taken
 from . import definition
 from .connection import Connection, Domain, Refused, Unreachable, open_connection
-from .domain import VolumeDomain, named_in, told
+from .domain import VolumeDomain, having, told
 from .domain import is_off as is_off_now
 from .possible import require_possible
 
@@ -56,7 +58,7 @@ class LibvirtEngine:
     ) -> None:
         self._directory, self._terms, self._files = directory, terms, files
         self._connection, self._domain, self._is_off, self._turn = connection, domain, is_off, turn
-        self.attachment = terms.attachment
+        self.attachment = replace(terms.attachment, boot=_boot()) if terms.attachment is not None else None
         self.abilities = _OFF if is_off else _RUNNING
 
     # -- sessions ----------------------------------------------------------------------------------------------------
@@ -149,8 +151,6 @@ class LibvirtEngine:
 
     def observe(self, volume: str, intent: Intent) -> ObservedState:
         """See :meth:`engine.Engine.observe`. If the domain was about to get another active image, it is asked which one it has."""
-        from dataclasses import replace
-
         found = self._files.observe(volume, intent)
         if not intent.phase or intent.attachment is None or intent.after is None:
             return found
@@ -225,6 +225,7 @@ class LibvirtEngine:
                 machine.require_definable(known, tops)
                 return machine, known
             disk, top = machine.require_ready(known, tops, job=True)
+            self._require_flushed(resumption, machine, disk)
             self._require_right(plan, machine, top)
             require_possible(plan, machine, disk, top)
         return machine, known
@@ -246,6 +247,19 @@ class LibvirtEngine:
                 f"shut it off, and decide which of the two counts; see docs/worst-day.md. Then start it on {expected}",
             )
 
+    def _require_flushed(self, resumption: Resumption, machine: VolumeDomain, disk: definition.Disk) -> None:
+        """libvirt ends a merge by itself. What it wrote is certain to be on the disk once the task has synced it, or while the host runs on.
+
+        :raises InUse: the host was started anew in between, and the domain runs on what a merge has left.
+        """
+        then, seen = resumption.attachment, [machine.file_of(image.path, resumption.images) for image in disk.images]
+        merged = [file for file in resumption.images if file not in seen]
+        if then is not None and then.boot and then.boot != _boot() and merged and resumption.plan.operation != CREATE_SNAPSHOT:
+            machine.refuse(
+                f"the host was started anew while {listed(merged)} was merged, and the domain has run since on what may be incomplete",
+                "shut it off, and run the task again, which merges it again; then look whether what the guest has written since is right",
+            )
+
     def _require_locks(self, machine: VolumeDomain) -> None:
         """:raises InUse: the domain does not have the volume, and the share cannot show whether somebody else has."""
         if not self._directory.share.locks_visible:
@@ -259,9 +273,9 @@ class LibvirtEngine:
             return
         subject = f"volume {volume.name} on {self._directory.share.label}"
         with told(subject, self.attachment):
-            uuid = named_in(self._connection, self._directory, files)
-        if uuid is not None:
-            raise InUse(subject, f"there is no {self.attachment}, and domain {uuid} there has it as a disk", "name that domain")
+            others = [domain.name for domain in having(self._connection, self._directory, files)]
+        if others:
+            raise InUse(subject, f"there is no {self.attachment}, and domain {listed(others)} there has it as a disk", "name that domain")
         if not self._directory.share.locks_visible:
             problem = f"there is no {self.attachment}, and this file system cannot tell whether somebody has the images open"
             raise InUse(subject, problem, "name the domain; or make sure that nobody uses it, leave attachment out and say assume_unused: true")
@@ -275,6 +289,12 @@ class LibvirtEngine:
                     if machine.disks(self._is_off, volume.own_files):
                         return True
         return False
+
+
+def _boot() -> str:
+    """What tells this boot of the host from all others."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+        return stream.read().strip()
 
 
 def _files_of(plan: Plan) -> tuple[str, ...]:
@@ -298,12 +318,12 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Se
     with told(subject, attachment):
         connection = open_connection(attachment.uri)
         try:
-            engine = _found(directory, terms, files, connection, attachment)
+            engine = _found(directory, terms, files, connection, _named(connection, directory, attachment, volumes))
         except BaseException:
             connection.close()
             raise
     try:
-        if are_group and not engine.has_some(volumes):
+        if are_group and attachment.domain and not engine.has_some(volumes):
             problem = f"{attachment} does not have any of them as a disk"
             raise InUse(f"group of {len(volumes)} volumes", problem, "name the domain that uses them, or leave attachment out if none does")
     except BaseException:
@@ -313,7 +333,8 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Se
 
 
 def _found(directory: ShareDirectory, terms: Terms, files: Engine, connection: Connection, attachment: Attachment) -> LibvirtEngine:
-    domain = connection.find(attachment.domain)
+    terms = terms._replace(attachment=attachment)
+    domain = connection.find(attachment.domain) if attachment.domain else None
     if domain is None:
         return LibvirtEngine(directory, terms, files, connection)
     turn = turns.take(f"domain-{domain.uuid}", str(attachment), terms.patience)
@@ -324,3 +345,16 @@ def _found(directory: ShareDirectory, terms: Terms, files: Engine, connection: C
             turn.close()
         raise
     return LibvirtEngine(directory, terms, files, connection, domain, is_off, turn)
+
+
+def _named(connection: Connection, directory: ShareDirectory, attachment: Attachment, volumes: Sequence[Volume]) -> Attachment:
+    """The attachment with the name of the domain that has one of the volumes as a disk, if the user has not named one.
+
+    :raises InUse: several have.
+    """
+    if attachment.domain:
+        return attachment
+    names = sorted({domain.name for volume in volumes for domain in having(connection, directory, volume.own_files)})
+    if len(names) > 1:
+        raise InUse(str(attachment), f"these domains have them as disks: {listed(names)}", "name one, and work on the volumes of each by themselves")
+    return replace(attachment, domain=names[0]) if names else attachment

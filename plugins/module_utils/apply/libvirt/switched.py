@@ -27,7 +27,7 @@ def is_switched(directory: ShareDirectory, attachment: Attachment, before: Volum
     except (Unreachable, StorageError):
         return None
     try:
-        domain = connection.find(attachment.domain)
+        domain = connection.find(attachment.domain) if attachment.domain else None
         if domain is None:
             return _are_alike(directory, before, after)
         return _on_new(domain, attachment, directory, before, after)

@@ -55,11 +55,12 @@ class Spoken:
             if error.is_absent:
                 return None
             raise
-        return SpokenDomain(self, uuid) if name in (uuid, known) else None  # virsh takes the number of a running domain, too
+        return SpokenDomain(self, uuid, known) if name in (uuid, known) else None  # virsh takes the number of a running domain, too
 
     def all_domains(self) -> list[SpokenDomain]:
         """See :meth:`connection.Connection.all_domains`."""
-        return [SpokenDomain(self, uuid.strip()) for uuid in self.say("list", "--all", "--uuid").split()]
+        lines = (line.split(None, 1) for line in self.say("list", "--all", "--uuid", "--name").splitlines() if line.strip())
+        return [SpokenDomain(self, uuid, name.strip()) for uuid, name in lines]
 
     def close(self) -> None:
         """See :meth:`connection.Connection.close`. Each call has had a connection of its own."""
@@ -68,8 +69,8 @@ class Spoken:
 class SpokenDomain:
     """The :class:`connection.Domain` of virsh."""
 
-    def __init__(self, connection: Spoken, uuid: str) -> None:
-        self._connection, self.uuid = connection, uuid
+    def __init__(self, connection: Spoken, uuid: str, name: str) -> None:
+        self._connection, self.uuid, self.name = connection, uuid, name
 
     def _say(self, verb: str, *words: str, given: str | None = None) -> str:
         return self._connection.say(verb, "--domain", self.uuid, *words, given=given)
