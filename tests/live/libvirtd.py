@@ -56,14 +56,29 @@ class Libvirtd:
         self.start()
 
     def start(self) -> None:
-        """Start it in a new namespace: its domains are not there any more."""
+        """Start it in a namespace of its own."""
         self._log = (self.directory / "log").open("ab")
-        command = [*self._inside, "libvirtd", "-f", f"{self.directory}/libvirtd.conf", "-p", f"{self.directory}/pid"]
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
+        self._launch(self._inside)
+
+    def _launch(self, inside: list[str], kept: tuple[int, ...] = ()) -> None:
+        command = [*inside, "libvirtd", "-f", f"{self.directory}/libvirtd.conf", "-p", f"{self.directory}/pid"]
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True, pass_fds=kept)
         until = time.monotonic() + _STARTED
         while subprocess.run(["virsh", "-c", self.uri, "version"], capture_output=True, check=False).returncode != 0:
             assert time.monotonic() < until and self.process.poll() is None, (self.directory / "log").read_text()
             time.sleep(0.1)
+
+    def restart(self) -> None:
+        """Kill it, and start it again in its namespace. Its domains go on, as they do when a host's libvirtd dies."""
+        pid = self._pid()
+        namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
+        os.kill(pid, 9)
+        self.process.wait(30)
+        self._launch(["nsenter", f"--mount=/proc/self/fd/{namespace}"], (namespace,))
+        os.close(namespace)
+
+    def _pid(self) -> int:
+        return int((self.directory / "pid").read_text())
 
     def stop(self) -> None:
         for uuid in self("list", "--uuid").split():

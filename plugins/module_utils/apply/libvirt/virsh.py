@@ -49,12 +49,12 @@ class Spoken:
     def find(self, name: str) -> SpokenDomain | None:
         """See :meth:`connection.Connection.find`."""
         try:
-            uuid = self.say("domuuid", "--domain", name).strip()
-            known = self.say("domname", "--domain", uuid).strip()
+            told = _pairs(self.say("dominfo", "--domain", name))
         except Refused as error:
             if error.is_absent:
                 return None
             raise
+        uuid, known = told.get("UUID", ""), told.get("Name", "")
         return SpokenDomain(self, uuid, known) if name in (uuid, known) else None  # virsh takes the number of a running domain, too
 
     def all_domains(self) -> list[SpokenDomain]:
@@ -100,9 +100,7 @@ class SpokenDomain:
         return self._told("domjobinfo").get("Job type", "None") not in ("None", "")
 
     def _told(self, verb: str, *words: str) -> dict[str, str]:
-        """What virsh tells as ``name: value``."""
-        lines = (line.partition(":") for line in self._say(verb, *words).splitlines())
-        return {name.strip(): value.strip() for name, _colon, value in lines}
+        return _pairs(self._say(verb, *words))
 
     def named_states(self) -> list[str]:
         """See :meth:`connection.Domain.named_states`."""
@@ -156,3 +154,9 @@ class SpokenDomain:
     def define(self, xml: str) -> None:
         """See :meth:`connection.Domain.define`."""
         self._connection.say("define", "--file", "/dev/stdin", given=xml)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """What virsh prints as ``name: value``."""
+    lines = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, _colon, value in lines}

@@ -1,0 +1,115 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ends of interrupted work on domains that the sweep of kills does not reach: other attachments, other boots, a libvirtd that dies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+from unittest import mock
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.virsh import SpokenDomain
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NeedsRecovery, StorageError
+
+from . import instants
+from .guest import SIZE, digest_of
+from .libvirtd import LiveDomain
+from .test_domain_kills import DomainCase, libvirt_watched
+
+
+def killed(make_domain: Callable[..., LiveDomain], operation: str, state: str, what: str, victim: str = "module") -> DomainCase:
+    """A case whose task was killed at an instant, which is named."""
+    trial = DomainCase(make_domain("qcow2"), operation, state)
+    found = [one for one in instants.instants(trial.run, libvirt_watched) if one.what == what]
+    trial.live.remove()
+    case = DomainCase(make_domain("qcow2"), operation, state)
+    case.victim = victim
+    case.kill(found[-1].number, victim)
+    return case
+
+
+@pytest.mark.parametrize("state", ["persistent", "off"])
+def test_without_attachment_it_is_named(make_domain: Callable[..., LiveDomain], state: str) -> None:
+    """The definition has to follow, too. Info tells the attachment."""
+    case = killed(make_domain, "newest", state, "before rename of v.info")
+    live = case.live
+    if state == "persistent":
+        case._await_guardian()
+    assert live.info()["pending"]["attachment"]["libvirt"]["domain"] == live.name
+    before = live.tree()
+    for check in (True, False):
+        with pytest.raises(InUse, match=live.name):
+            live.take("x", attachment=None, check=check)
+    assert live.tree() == before
+    case.end("as it is")
+
+
+def test_a_domain_that_is_found_ends_what_one_that_was_named_began(make_domain: Callable[..., LiveDomain]) -> None:
+    case = killed(make_domain, "newest", "off", "before rename of v.info")
+    live = case.live
+    assert live.take("after", attachment=replace(live.attachment, domain="")).changed
+    live.forget("c")
+    live.points["after"] = digest_of(live.data)
+    live.require_right()
+    assert live.defined() == ["v.after", "qcow2"]
+
+
+@pytest.mark.parametrize("wrote", [False, True])
+def test_a_transient_domain_that_is_gone(make_domain: Callable[..., LiveDomain], wrote: bool) -> None:
+    """Nobody can be asked which image it had. While both show the same, both are right."""
+    case = killed(make_domain, "newest", "transient", "after pivot", "guardian too")
+    live = case.live
+    guest = live.guest
+    assert guest is not None
+    if wrote:
+        live.libvirtd("resume", live.name)
+        guest.write(0, SIZE, 77)
+    guest.kill()
+    if wrote:
+        with pytest.raises(NeedsRecovery, match="differ"):
+            live.take("after")
+        return
+    assert live.take("after").changed
+    live.points["after"] = digest_of(live.data)
+    live.forget("c")
+    live.require_right()
+    live.require_nothing_left()
+
+
+def test_the_host_was_started_anew_in_a_merge(make_domain: Callable[..., LiveDomain]) -> None:
+    """What the merge wrote may not have reached the disk, and the domain runs on it. When it is off, it is merged again."""
+    case = killed(make_domain, "oldest", "persistent", "after commit")
+    live = case.live
+    while live.libvirtd("blockjob", live.name, "vda", "--raw").strip():
+        pass
+    record = next((live.path / ".remotefs" / "volumes").iterdir())
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    record.write_text(record.read_text().replace(boot, "0" + boot[1:]))
+    for check in (True, False):
+        with pytest.raises(InUse, match="started anew"):
+            live.take("after", check=check)
+    case.end("off")
+
+
+def test_libvirtd_dies(make_domain: Callable[..., LiveDomain]) -> None:
+    """The task fails, the guest goes on, and a later task ends what was begun."""
+    case = DomainCase(make_domain("qcow2"), "newest", "persistent")
+    daemon = case.live.libvirtd
+    pivot = SpokenDomain.pivot
+
+    def dying(self: SpokenDomain, disk: str) -> None:
+        daemon.restart()
+        pivot(self, disk)
+
+    with mock.patch.object(SpokenDomain, "pivot", dying):
+        try:
+            case.run()
+        except StorageError:
+            case.end("as it is")
+        else:
+            case.live.forget("c")
+            case.live.require_right()
