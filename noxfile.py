@@ -179,7 +179,7 @@ def nightly(work: Work) -> None:
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
     machine.try_to_have(*machine.LIBVIRT)
     bin = machine.core_venv(machine.best_core())
-    work.pytest(bin, "--timeout=7200", "tests/live/test_kills.py", env={"LIVE_SWEEP": "full"})
+    work.pytest(bin, "--timeout=7200", "tests/live/test_kills.py", "tests/live/test_domain_kills.py", env={"LIVE_SWEEP": "full"})
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
     for core in stages.CORES[1:]:
         work.pytest(machine.core_venv(core), "-m", "not slow", "tests/functional")

@@ -8,26 +8,20 @@ The documentation of these options is in doc_fragments/store.py; a test compares
 
 from __future__ import annotations
 
-import os
-import re
 from typing import TYPE_CHECKING, Any, Callable
 
-from .attachments import Attachment
 from .errors import InvalidParameter, InvalidSize, StorageError
 from .model import parse_bytes
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
+    from .attachments import Attachment
     from .operations.options import Options
     from .operations.step_log import StepLog
     from .operations.transaction import Outcome
 
 _VERBOSE = 3  # -vvv
-_LOCAL_LIBVIRT = re.compile(r"qemu(\+unix)?:///(system|session)(\?.*)?")
-_LONGEST_DOMAIN = 1024
-_SYSTEM_PYTHONS = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python"]
-_LONGEST_SOCKET = 107  # bytes of the path of a socket
 _LONGEST_MODE = 8  # digits
 _LONGEST_ID, _NO_ID = 10, 2**32 - 1  # digits; the number that chown takes for "leave it"
 _LONGEST_SHOWN = 40  # characters of a value in a message
@@ -61,44 +55,21 @@ def require(params: dict, *names: str) -> None:
 
 
 def attachment(params: dict) -> Attachment | None:
-    """The machine that has the volume open, as the task or its item names it. The path of its monitor is an absolute one then.
-
-    :raises InvalidParameter: no socket can have that path, or no domain that name.
-    """
-    given = params.get("attachment")
-    if not given:
+    """The machine that has the volume as a disk, as the task or its item names it. :raises InvalidParameter: there can be no such machine."""
+    if not params.get("attachment"):
         return None
-    domain = given.get("libvirt")
-    if domain is not None:
-        return _domain(domain["uri"], domain["domain"])
-    path = given["qmp"]
-    if not path or not path.isprintable() or len(os.fsencode(path)) > _LONGEST_SOCKET:
-        raise InvalidParameter("option attachment.qmp", f"{path!r} is no path of a socket", f"give one of at most {_LONGEST_SOCKET} bytes")
-    return Attachment(os.path.abspath(path))
+    from . import machines
 
-
-def _domain(uri: str, name: str | None) -> Attachment:
-    """:raises InvalidParameter: the URI is of another host or of no QEMU, or the name cannot be a domain's."""
-    if not _LOCAL_LIBVIRT.fullmatch(uri) or not uri.isprintable():
-        problem = f"{uri[:_LONGEST_SHOWN]!r} names no QEMU driver of this host"
-        raise InvalidParameter("option attachment.libvirt.uri", problem, "give a URI such as qemu:///system, and run the task on the domain's host")
-    if name is not None and (not name or not name.isprintable() or len(name) > _LONGEST_DOMAIN):
-        raise InvalidParameter("option attachment.libvirt.domain", f"{name[:_LONGEST_SHOWN]!r} is no name", "give the name or the UUID of the domain")
-    return Attachment(uri=uri, domain=name or "")
+    return machines.named(params["attachment"])
 
 
 def one_after_the_other(params: dict) -> frozenset[str]:
-    """What items of a task share that must not work at the same time: a monitor serves one client, and a domain
-    is suspended as a whole. A monitor that is spelled in two ways is one."""
-    given = params.get("attachment") or {}
-    if given.get("libvirt") is not None:  # where no domain is named, two items may have the same
-        return frozenset([f"domains of {given['libvirt']['uri']}"])
-    path = given.get("qmp")
-    try:
-        path = path and os.path.realpath(path)
-        return frozenset([f"monitor {os.stat(path)[1:3]}"] if path else ())
-    except (OSError, ValueError):  # nobody listens there
-        return frozenset([f"monitor {path}"])
+    """What items of a task share that must not work at the same time."""
+    if not params.get("attachment"):
+        return frozenset()
+    from . import machines
+
+    return machines.shared(params["attachment"])
 
 
 def check_numbers(params: dict) -> None:
@@ -233,23 +204,13 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
 
 
 def reach_libvirt(module: AnsibleModule) -> None:
-    """If the task names a domain, and this Python does not have libvirt's binding, go on under the system's Python that has it. Where there
-    is none, virsh is used."""
-    given = [module.params.get("attachment"), *(item.get("attachment") for items in _item_lists(module.params) for item in items)]
-    if not any(one and one.get("libvirt") is not None for one in given):
-        return
-    from importlib.util import find_spec
+    """Go on under a Python that has libvirt's binding, if the task names a domain."""
+    lists = (value for value in module.params.values() if isinstance(value, list))
+    items = [module.params, *(item for items in lists for item in items if isinstance(item, dict))]
+    if any((item.get("attachment") or {}).get("libvirt") is not None for item in items):
+        from . import machines
 
-    from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
-
-    if find_spec("libvirt") is None and not has_respawned():
-        interpreter = probe_interpreters_for_module(_SYSTEM_PYTHONS, "libvirt")
-        if interpreter:
-            respawn_module(interpreter)  # it does not return
-
-
-def _item_lists(params: dict) -> list[list[dict]]:
-    return [value for value in params.values() if isinstance(value, list) and all(isinstance(item, dict) for item in value)]
+        machines.go_on_with_binding()
 
 
 _logs: list[StepLog] = []  # of this task: at most one

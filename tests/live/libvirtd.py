@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 
 from ansible_collections.remotefs.storage.plugins.module_utils.attachments import Attachment
 
-from .guest import Guest, Live
+from .guest import CLUSTER, Guest, Live
 
 _PLACES = ("/etc/libvirt", "/run/libvirt", "/var/cache/libvirt", "/var/lib/libvirt", "/var/log/libvirt")
 _QEMU = 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\ncgroup_controllers = []\nnamespaces = []\nstdio_handler = "file"\n'
@@ -181,6 +182,17 @@ class LiveDomain(Live):
     @property
     def attachment(self) -> Attachment:
         return Attachment(uri=self.libvirtd.uri, domain=self.name)
+
+    def scribble(self, seed: int) -> None:
+        """Some writes while nobody has the volume open."""
+        chance, told = random.Random(seed), self.info()
+        commands = []
+        for _time in range(3):
+            length = chance.choice([512, 4096, CLUSTER, 3 * CLUSTER])
+            offset, pattern = chance.randrange(0, len(self.data) - length, 512), chance.randrange(1, 255)
+            commands += ["-c", f"write -P {pattern} {offset} {length}"]
+            self.data[offset : offset + length] = bytes([pattern]) * length
+        subprocess.run(["qemu-io", "-f", told["format"], *commands, told["path"]], check=True, capture_output=True)
 
     def options(self, **changes: Any):
         return super().options(**{"attachment": self.attachment if hasattr(self, "name") else None, **changes})

@@ -50,6 +50,17 @@ def test_the_playbook_of_the_guide(make: Callable[..., Live], tmp_path: Path, an
     assert digest(str(live.path / "db01.consistent"), "qcow2") == digest_of(guest.data)
 
 
+def work_by_the_role(share: Path, libvirtd: Libvirtd, tmp_path: Path, ansible_environment: dict) -> None:
+    """The role asks an expression which domain has the volume."""
+    role = {"role": "remotefs.storage.snapshots", "snapshots_share": str(share), "snapshots_name": "by-the-role", "snapshots_snapshots": ["db01"]}
+    role["snapshots_attachment"] = f"{{libvirt: {{uri: '{libvirtd.uri}', domain: name}}}}"
+    grouped = {**role, "snapshots_group": True, "snapshots_name": "in-a-group"}
+    book = [{"hosts": "localhost", "gather_facts": False, "roles": [role, grouped]}]
+    assert "changed=2" in play(book, tmp_path, ansible_environment)
+    gone = {**role, "snapshots_state": "absent", "snapshots_names": ["by-the-role", "in-a-group"], "snapshots_name": ""}
+    assert "changed=1" in play([{**book[0], "roles": [gone]}], tmp_path, ansible_environment)
+
+
 @pytest.mark.parametrize("runs", [True, False], ids=["running", "off"])
 def test_the_playbook_for_a_domain(libvirtd: Libvirtd, tmp_path: Path, ansible_environment: dict, runs: bool) -> None:
     """The module's Python has no binding of libvirt: it goes on under the system's."""
@@ -68,6 +79,8 @@ def test_the_playbook_for_a_domain(libvirtd: Libvirtd, tmp_path: Path, ansible_e
         block = next(one for one in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "libvirt" in one)
         assert "changed=3" in play(yaml.safe_load(block), tmp_path, ansible_environment)
         assert "changed=0" in play(yaml.safe_load(block), tmp_path, ansible_environment)
+        if runs:
+            work_by_the_role(share, libvirtd, tmp_path, ansible_environment)
         assert f"{share}/db01.nightly" in libvirtd("dumpxml", "--inactive", "db01")
         guest.data += bytes(20 << 20)
         if not runs:

@@ -13,12 +13,13 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "refused", "arguments", "operations", "apply", "plan", "store", "mounts"]
+LAYERS = ["modules", "results", "changes", "machines", "refused", "arguments", "operations", "apply", "plan", "store", "mounts"]
 LAYERS += ["together", "model", "attachments", "localities", "command", "pace", "process_copies", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
-    "changes": {"operations", "refused", "model", "attachments", "errors"},
+    "changes": {"operations", "machines", "refused", "model", "attachments", "errors"},
+    "machines": {"attachments", "errors"},
     "refused": set(),
     "arguments": {"operations", "model", "errors"},
     "operations": {"apply", "plan", "store", "mounts", "together", "model", "attachments", "localities", "process_copies", "errors"},
