@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ...plan.plan import Plan
 from ...plan.steps import CreateOverlay, Grow, Repoint
+from ...store import qcow2
 from ..merges import has_tail, writes
 from .definition import Disk
 from .domain import VolumeDomain
@@ -48,7 +49,11 @@ def _require_growable(machine: VolumeDomain, disk: Disk, step: Grow) -> None:
 
 def _require_no_healing(machine: VolumeDomain, step: Repoint) -> None:
     """libvirt has no verb that writes a header alone."""
-    if step.file in machine.volume.files and machine.volume.image(step.file).backing_file == step.backing_file:
+    if step.file not in machine.volume.files or machine.volume.image(step.file).backing_file != step.backing_file:
+        return  # a merge changes it
+    with machine.directory.root.opened(step.file) as fd:
+        header = qcow2.read_header(fd)
+    if (header.backing_file, header.backing_format) != (step.backing_file, step.backing_format):
         machine.refuse(f"the header of {step.file} has to be mended, which libvirt cannot do while the domain runs", _STOP)
 
 
