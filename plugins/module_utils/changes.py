@@ -37,7 +37,7 @@ CHANGE = {
     "speed": {"type": "str", "default": "0"},
     "timeout": {"type": "float"},
 }
-ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path", "required": True}}}
+ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path", "required": True}, "agent": {"type": "path"}}}
 
 
 def merged(item: dict, params: dict) -> dict:
@@ -58,12 +58,20 @@ def monitor(params: dict) -> str | None:
 
     :raises InvalidParameter: no socket can have that path.
     """
-    attachment = params.get("attachment")
-    if not attachment:
+    return _socket(params, "qmp")
+
+
+def agent(params: dict) -> str | None:
+    """The socket of the channel of the guest's agent in that machine, likewise. :raises InvalidParameter: no socket can have that path."""
+    return _socket(params, "agent")
+
+
+def _socket(params: dict, name: str) -> str | None:
+    path = (params.get("attachment") or {}).get(name)
+    if path is None:
         return None
-    path = attachment["qmp"]
     if not path or not path.isprintable() or len(os.fsencode(path)) > _LONGEST_SOCKET:
-        raise InvalidParameter("option attachment.qmp", f"{path!r} is no path of a socket", f"give one of at most {_LONGEST_SOCKET} bytes")
+        raise InvalidParameter(f"option attachment.{name}", f"{path!r} is no path of a socket", f"give one of at most {_LONGEST_SOCKET} bytes")
     return os.path.abspath(path)
 
 
@@ -244,9 +252,16 @@ def result(outcome: Outcome) -> dict:
         "recovered": outcome.recovered,
         **judged,
         **({"not_counted": list(outcome.not_counted)} if outcome.not_counted else {}),
+        **_quiesced(outcome),
         "volume": outcome.after,
         "diff": _diff(report.difference(outcome.before), report.difference(outcome.after), outcome.content),
     }
+
+
+def _quiesced(outcome: Outcome) -> dict:
+    """Whether the guest was frozen for a snapshot, and if not, why."""
+    told = outcome.quiesced
+    return {} if told is None else {"quiesced": told.quiesced, **({} if told.quiesced else {"quiesce_reason": told.reason})}
 
 
 def _diff(before: dict, after: dict, content: tuple[str, str] | None) -> dict:

@@ -206,6 +206,7 @@ options:
         type: dict
         suboptions:
           qmp: {description: 'See O(attachment.qmp).', type: path, required: true}
+          agent: {description: 'See O(attachment.agent).', type: path}
 seealso:
   - module: remotefs.storage.remotefs_share
   - module: remotefs.storage.remotefs_snapshot
@@ -520,7 +521,8 @@ def _run(params: dict, options, finder, asked=None):
     from ..module_utils.operations import volumes
 
     changes.require(params, "name", "share")
-    options = replace(options, discard=params["recover"] == "discard", not_dependent=tuple(params["not_dependent"] or ()), attachment=changes.monitor(params))
+    options = replace(options, discard=params["recover"] == "discard", not_dependent=tuple(params["not_dependent"] or ()))
+    options = replace(options, attachment=changes.monitor(params), agent=changes.agent(params))
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)

@@ -328,6 +328,14 @@ class Live:
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
+    def point_now(self) -> str:
+        """What a snapshot must show that is taken now."""
+        return digest_of(self.data)
+
+    def left_open(self) -> list[str]:
+        """Files that the machine has open and that are none of the volume's."""
+        return sorted(set(self.guest.opened()) - {image["file"] for image in self.info()["chain"]}) if self.guest is not None else []
+
     def info(self) -> dict:
         (found,) = reading.list_volumes(self.share, ["v"])
         return found
@@ -371,7 +379,7 @@ class Live:
         assert not temporary.exists() or not os.listdir(temporary)
 
 
-OPTIONS = ("check", "attachment", "assume_unused", "lock_timeout", "drop_bitmaps", "discard")
+OPTIONS = ("check", "attachment", "assume_unused", "lock_timeout", "drop_bitmaps", "discard", "task", "quiesce", "agent")
 
 
 def digest_of(data: bytes | bytearray) -> str:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import contextmanager
-from typing import Any, Callable, Iterator, NamedTuple
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, ContextManager, Iterator, NamedTuple
 from unittest import mock
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.guardian import Guardian
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import directory as directories
 
-_ASKING = ("query-", "x-debug-query", "qmp_capabilities")
+_ASKING = ("query-", "x-debug-query", "qmp_capabilities", "qom-list", "qom-get")
 VICTIMS = ("module", "group", "machine", "both", "guardian too")
 
 
@@ -26,7 +26,7 @@ class Instant(NamedTuple):
     what: str
 
 
-class _Counting:
+class Counting:
     """Calls ``reached`` at each instant."""
 
     def __init__(self, reached: Callable[[Instant], None]) -> None:
@@ -49,40 +49,47 @@ class _Counting:
         return called
 
 
+More = Callable[[Counting], ContextManager[None]]
+
+
+def _nothing_more(_count: Counting) -> ContextManager[None]:
+    return nullcontext()
+
+
 @contextmanager
-def watched(reached: Callable[[Instant], None]) -> Iterator[None]:
-    """A context in which ``reached`` is called at each instant of a task."""
-    count = _Counting(reached)
+def watched(reached: Callable[[Instant], None], more: More = _nothing_more) -> Iterator[None]:
+    """A context in which ``reached`` is called at each instant of a task. ``more`` finds further ones."""
+    count = Counting(reached)
     share, folder = directories.ShareDirectory, directories.Directory
     run = count.around(Monitor.run, lambda _self, command, **_arguments: None if command.startswith(_ASKING) else command)
     replace = count.around(share.replace, lambda _self, _temporary, name, *_more: f"rename of {name}")
     publish = count.around(share.publish, lambda _self, _temporary, name: f"publishing {name}")
     unlink = count.around(folder.unlink, lambda _self, name: f"removal of {name}" if "~" not in name else None)
-    with mock.patch.object(Monitor, "run", run), mock.patch.object(share, "replace", replace):
+    with mock.patch.object(Monitor, "run", run), mock.patch.object(share, "replace", replace), more(count):
         with mock.patch.object(share, "publish", publish), mock.patch.object(folder, "unlink", unlink):
             yield
 
 
-def instants(task: Callable[[], object]) -> list[Instant]:
+def instants(task: Callable[[], object], more: More = _nothing_more) -> list[Instant]:
     """All instants of a task, which is done."""
     found: list[Instant] = []
-    with watched(found.append):
+    with watched(found.append, more):
         task()
     return found
 
 
-def killed_at(task: Callable[[], object], number: int, victim: str, machine: int) -> None:
+def killed_at(task: Callable[[], object], number: int, victim: str, machine: int, more: More = _nothing_more, kind: type = Guardian) -> None:
     """Do a task in a child process, and kill one or several of those who take part at an instant of it.
 
-    :param machine: the process of QEMU.
+    :param machine: the process of QEMU. :param more: finds further instants. :param kind: of the guardian.
     """
     guardians: list[int] = []
     task_pid = 0
-    made = Guardian.__init__
+    made = kind.__init__
 
-    def noted(self: Guardian, *args: Any) -> None:
+    def noted(self: Any, *args: Any) -> None:
         made(self, *args)
-        guardians.append(self._pid)
+        guardians.append(self.pid)
 
     def reached(instant: Instant) -> None:
         if instant.number != number or os.getpid() != task_pid:  # a guardian has instants of its own
@@ -102,7 +109,7 @@ def killed_at(task: Callable[[], object], number: int, victim: str, machine: int
         task_pid = os.getpid()
         try:
             os.setpgid(0, 0)
-            with watched(reached), mock.patch.object(Guardian, "__init__", noted):
+            with watched(reached, more), mock.patch.object(kind, "__init__", noted):
                 task()
         except BaseException:
             os._exit(1)

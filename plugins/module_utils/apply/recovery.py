@@ -90,7 +90,7 @@ def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
 
 def _resumed(look: Look, intent: intents.Intent, observed: intents.ObservedState, decision: str) -> intents.Resumption:
     observed = replace(observed, decided=decision != grouping.UNDECIDED, lost=decision == grouping.LOST)
-    return replace(intents.resume(look.name, _readable(look), intent, observed), images=intent.files, attachment=intent.attachment)
+    return replace(intents.resume(look.name, _readable(look), intent, observed), images=intent.files, attachment=intent.attachment, agent=intent.agent)
 
 
 def _group_of(name: str, intent: intents.Intent) -> Group | None:
@@ -162,7 +162,7 @@ def discard_interrupted(look: Look) -> Interrupted:
         intent = intents.from_json(name, record.intent) if record and record.intent else None
     except NeedsRecovery:
         intent = None
-    operation = intent.operation if intent else "unknown"
+    operation, agent = (intent.operation, intent.agent) if intent else ("unknown", None)
     leftovers = look.leftovers
     if observed is None:
         without_volume = Plan(DISCARD, name, (), None, None)
@@ -174,7 +174,7 @@ def discard_interrupted(look: Look) -> Interrupted:
     left = tuple(sorted({file for file in named if file not in volume.files and directory.root.status(file) is not None}))
     steps: tuple[Step, ...] = (intents.write_info(after),) if volume.info else (WriteRecord(name),)
     plan = Plan(DISCARD, name, steps, volume, after)
-    return Interrupted((intents.Resumption(operation, "discarded", plan, left, tuple(intent.files if intent else ())),), leftovers)
+    return Interrupted((intents.Resumption(operation, "discarded", plan, left, tuple(intent.files if intent else ()), agent=agent),), leftovers)
 
 
 def decision_on(directory: ShareDirectory, group: str, may_be_lost: bool) -> str:

@@ -39,7 +39,8 @@ class Intent:
     """A recorded plan. ``started`` is the time in the form that records use. ``proofs`` has a proof for each of the volume's own files
     before the plan. ``group`` names a snapshot of several volumes together. ``engine`` names the engine that did the work, and
     ``attachment`` is the monitor of the machine that had the images open. ``members`` are the volumes of a group of which a machine had some
-    open, so that one cannot be ended without the others."""
+    open, so that one cannot be ended without the others. ``agent`` is how a guest is reached that is frozen for a moment: whoever ends the
+    task first sees to it that it goes on."""
 
     operation: str
     started: str
@@ -51,6 +52,7 @@ class Intent:
     engine: str = OFFLINE
     attachment: str | None = None
     members: tuple[str, ...] = ()
+    agent: str | None = None
 
     def to_json(self) -> dict:
         """The intent as the record of the volume has it: the fields by name. A step is what :meth:`Step.to_json` returns, a volume a
@@ -66,6 +68,7 @@ class Intent:
             "engine": self.engine,
             **({"attachment": self.attachment} if self.attachment else {}),
             **({"members": list(self.members)} if self.members else {}),
+            **({"agent": self.agent} if self.agent else {}),
         }
 
     @property
@@ -97,11 +100,12 @@ def of_plan(
     engine: str = OFFLINE,
     attachment: str | None = None,
     members: tuple[str, ...] = (),
+    agent: str | None = None,
 ) -> Intent:
     """The intent of a plan. :raises ValueError: the plan makes a new volume. Such a plan needs no intent."""
     if plan.before is None:
         raise ValueError("a plan without a volume before it needs no intent")
-    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine, attachment, members)
+    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine, attachment, members, agent)
 
 
 def _volume_to_json(volume: Volume) -> dict:
@@ -124,8 +128,9 @@ def from_json(volume: str, content: dict) -> Intent:
             proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},
             group=_group(content.get("group")),
             engine=_engine(content.get("engine", OFFLINE)),  # older records do not name an engine
-            attachment=_attachment(content.get("attachment")),
+            attachment=_socket(content.get("attachment")),
             members=_members(content.get("members", ())),
+            agent=_socket(content.get("agent")),
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
@@ -145,10 +150,10 @@ def _engine(value: object) -> str:
     return value
 
 
-def _attachment(value: object) -> str | None:
-    """The path of a monitor. :raises ValueError: it is no path."""
+def _socket(value: object) -> str | None:
+    """The path of a socket. :raises ValueError: it is no path."""
     if value is not None and (not isinstance(value, str) or len(value) > _LONGEST_PATH or not value.isprintable()):
-        raise ValueError("no path of a monitor")
+        raise ValueError("no path of a socket")
     return value
 
 

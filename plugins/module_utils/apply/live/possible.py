@@ -28,6 +28,11 @@ def is_taken(plan: Plan) -> bool:
     return plan.operation == CREATE_SNAPSHOT and not any(isinstance(step, Unlink) for step in plan.steps)
 
 
+def takes_snapshot(plan: Plan) -> bool:
+    """Whether the plan takes a snapshot that was not begun."""
+    return plan.operation == CREATE_SNAPSHOT and any(isinstance(step, CreateOverlay) for step in plan.steps)
+
+
 def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: bool = False) -> None:
     """:param drop_bitmaps: bitmaps may be lost. :raises InUse: a step cannot be done while the machine runs. :raises Conflict: bitmaps would be lost."""
     require_mergeable(plan, machine, graph, machine.volume.active.file, drop_bitmaps)
