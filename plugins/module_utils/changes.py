@@ -252,16 +252,10 @@ def result(outcome: Outcome) -> dict:
         "recovered": outcome.recovered,
         **judged,
         **({"not_counted": list(outcome.not_counted)} if outcome.not_counted else {}),
-        **_quiesced(outcome),
+        **(outcome.quiesced.describe() if outcome.quiesced else {}),
         "volume": outcome.after,
         "diff": _diff(report.difference(outcome.before), report.difference(outcome.after), outcome.content),
     }
-
-
-def _quiesced(outcome: Outcome) -> dict:
-    """Whether the guest was frozen for a snapshot, and if not, why."""
-    told = outcome.quiesced
-    return {} if told is None else {"quiesced": told.quiesced, **({} if told.quiesced else {"quiesce_reason": told.reason})}
 
 
 def _diff(before: dict, after: dict, content: tuple[str, str] | None) -> dict:

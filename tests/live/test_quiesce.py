@@ -134,7 +134,8 @@ def test_a_machine_that_is_off(make: Callable[..., Live], quiesce: str, attachme
 
 def test_old_answers_are_skipped(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent]) -> None:
     """Whole ones, torn ones, marked ones, long ones, and ones that are no JSON."""
-    old = told("frozen") + told(7) + MARK + told(12345) + MARK + b'{"return": ' + MARK + told("x" * 9000) + MARK * 3 + b"\x00\xf0 [" * 3000 + b"\n" + refused("old") + b'{"ret'
+    old = told("frozen") + told(7) + MARK + told(12345) + MARK + b'{"return": ' + MARK + told("x" * 9000) + MARK * 3
+    old += b"\x00\xf0 [" * 3000 + b"\n" + refused("old") + b'{"ret'
     live, agent = begun(make), scripted(before=old)
     assert quiet(live, agent, "a").quiesced == (True, "")
 
@@ -453,9 +454,9 @@ def test_killed_while_frozen(make: Callable[..., Live], scripted: Callable[..., 
         assert agent.frozen
     warned: list[str] = []
     before = live.tree()
-    predicted = live.present(size=len(live.data), task=Task(warn=warned.append), check=True)
+    predicted = live.present(size=len(live.data), agent=agent.path, task=Task(warn=warned.append), check=True)
     assert live.tree() == before and not warned and agent.frozen == (victim == "guardian too")
-    done = live.present(size=len(live.data), task=Task(warn=warned.append))
+    done = live.present(size=len(live.data), agent=agent.path, task=Task(warn=warned.append))
     assert not agent.frozen and [one["outcome"] for one in done.recovered] == ["finished"] and predicted.recovered == done.recovered
     assert [("left it so" in text, "not known whether" in text) for text in warned] == [(True, False)] * (victim == "guardian too") + [(False, True)]
     guest.scribble(5)
@@ -479,13 +480,14 @@ def test_a_group_killed_while_frozen(make_disks: Callable[..., Disks], scripted:
     killed_at(lambda: task(disks, agent), number, victim, guest.process.pid, kind=GuardianProcess)
     if victim == "module":
         agent.wait_until_thawed(5)
-    disks.task_on("o")
+    disks.task_on("o", agent=agent.path)
     assert agent.froze == 1 and not agent.frozen
     disks.require_right()
     disks.require_nothing_left()
 
 
-def test_the_next_task_cannot_reach_the_agent(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent]) -> None:
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_next_task_cannot_reach_the_agent(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent], is_named: bool) -> None:
     """It says that the guest may be frozen still, and does its work."""
     trial, agent = begun(make), scripted()
     (number,) = [one.number for one in instants(lambda: quiet(trial, agent, "a")) if one.what == "after blockdev-snapshot"]
@@ -493,8 +495,11 @@ def test_the_next_task_cannot_reach_the_agent(make: Callable[..., Live], scripte
     killed_at(lambda: quiet(live, agent, "a"), number, "guardian too", 0, kind=GuardianProcess)
     agent.script[SYNC] = silent
     warned: list[str] = []
-    assert live.take("b", task=Task(warn=warned.append)).changed
-    assert [text for text in warned if "may be frozen still" in text]
+    named = {"agent": agent.path} if is_named else {}
+    assert live.take("b", task=Task(warn=warned.append), **named).changed
+    (text,) = [text for text in warned if "may be frozen still" in text]
+    assert agent.path in text and ("does not answer in time" if is_named else "no channel for a guest agent") in text
+    assert agent.heard.count("guest-sync-delimited") == 1 + is_named, "what a record says is not followed"
 
 
 def test_the_guardian_goes_on_while_the_agent_is_silent(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent]) -> None:
@@ -514,7 +519,7 @@ def test_the_guardian_goes_on_while_the_agent_is_silent(make: Callable[..., Live
     killed_at(lambda: quiet(live, agent, "a"), number, "group", 0, kind=GuardianProcess)
     time.sleep(1.5)
     warned: list[str] = []
-    assert live.take("b", task=Task(warn=warned.append)).recovered and [text for text in warned if "may be frozen still" in text]
+    assert live.take("b", agent=agent.path, task=Task(warn=warned.append)).recovered and [text for text in warned if "may be frozen still" in text]
     live.points["b"] = live.point_now()
     deaf.clear()
     agent.wait_until_thawed(5)

@@ -43,6 +43,10 @@ class Quiesced(NamedTuple):
     quiesced: bool
     reason: str = ""
 
+    def describe(self) -> dict:
+        """As modules return it: ``quiesced``, and if not, ``quiesce_reason``."""
+        return {"quiesced": True} if self.quiesced else {"quiesced": False, "quiesce_reason": self.reason}
+
 
 UNUSED = Quiesced(False, "no machine has it open")
 

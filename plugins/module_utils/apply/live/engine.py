@@ -94,7 +94,7 @@ class QmpEngine:
         if self._monitor is not None:
             from .freezing import thaw_left
 
-            thaw_left(self._terms.agent or agent, f"volume {volume} on {self._directory.share.label}", self._terms.warn)
+            thaw_left(self._monitor, self._terms.agent, agent, f"volume {volume} on {self._directory.share.label}", self._terms.warn)
 
     def quiesced(self, volume: str) -> Quiesced:
         """See :meth:`engine.Engine.quiesced`."""

@@ -120,22 +120,25 @@ def let_go_on(agent: Agent, limit: float) -> bool:
         time.sleep(_PAUSE)
 
 
-def thaw_left(path: str, subject: str, warn: Callable[[str], None]) -> None:
+def thaw_left(monitor: Monitor, told: str | None, recorded: str, subject: str, warn: Callable[[str], None]) -> None:
     """Let a guest go on that a task may have left frozen which was killed together with its guardian.
 
-    :param path: the socket of its agent's channel. :param subject: how warnings name the volume.
+    :param told: the socket of its agent's channel, as the user names it. :param recorded: the one that the task has used. It is only named:
+        who can write to the share has no say in where tasks connect. :param subject: how warnings name the volume.
     """
-    agent = Agent(path)
+    agent = None
     try:
+        agent = Agent(told or _found(monitor))
         if agent.is_frozen():
             agent.thaw(THAW)
             warn(f"{subject}: a task was interrupted that had frozen the guest, and left it so; it goes on now")
     except Absent:
         pass
-    except AgentError as error:
-        warn(f"{subject}: a task was interrupted that was going to freeze the guest. It may be frozen still: {error}")
+    except (AgentError, NotFrozen) as error:
+        warn(f"{subject}: a task was interrupted that was going to freeze the guest, through {recorded}. It may be frozen still: {error}")
     finally:
-        agent.close()
+        if agent is not None:
+            agent.close()
 
 
 def _keep_only(kept: int | None) -> None:
