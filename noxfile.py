@@ -178,7 +178,7 @@ def nightly(work: Work) -> None:
     interrupt(work, {"CRASH_SWEEP": "full"}, "7200")
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
     bin = machine.core_venv(machine.best_core())
-    work.pytest(bin, "--timeout=7200", "tests/live/test_kills.py", env={"LIVE_SWEEP": "full"})
+    work.pytest(bin, "--timeout=7200", "tests/live/test_kills.py", "tests/live/test_quiesce_kills.py", env={"LIVE_SWEEP": "full"})
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
     for core in stages.CORES[1:]:
         work.pytest(machine.core_venv(core), "-m", "not slow", "tests/functional")
@@ -206,6 +206,7 @@ def live(work: Work) -> None:
     bin = machine.core_venv(machine.best_core())
     machine.need_qemu()
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
+    machine.try_to_have("e2fsprogs=debugfs")  # for disks of a real guest, whose own packages are only downloaded
     work.pytest(bin, "tests/live")
 
 

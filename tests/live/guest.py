@@ -284,6 +284,7 @@ class Live:
         self.points: dict[str, str] = {}
         self.data = bytearray(size)
         self.guest: Guest | None = None
+        self.common: dict = {}  # options of all tasks
         self.present(size=size, format=image_format)
 
     # -- the machine -------------------------------------------------------------------------------------------------
@@ -300,7 +301,7 @@ class Live:
 
     def options(self, **changes: Any) -> Options:
         attachment = self.guest.socket if self.guest is not None else None
-        return Options(**{"lock_timeout": 5, "attachment": attachment, **changes})
+        return Options(**{"lock_timeout": 5, "attachment": attachment, **self.common, **changes})
 
     def present(self, **desired: Any):
         request = updating.VolumeRequest(self.where, DesiredVolume("v", **{key: value for key, value in desired.items() if key not in OPTIONS}))

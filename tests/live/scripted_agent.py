@@ -11,7 +11,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
+
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Task
+
+from .guest import Live
 
 MARK = b"\xff"
 Answer = Callable[["ScriptedAgent", dict], Optional[bytes]]  # the bytes that go to the client; None: the connection ends
@@ -127,3 +131,26 @@ class ScriptedAgent:
             self.set(False)
             return told(count)
         return refused(f"The command {command} has not been found")
+
+
+def silent(_agent: ScriptedAgent, _request: dict) -> bytes:
+    """It hears and says nothing."""
+    return b""
+
+
+def instead(text: bytes) -> Answer:
+    """It says this, whatever is asked."""
+    return lambda _agent, _request: text
+
+
+def begun(make: Callable[..., Live]) -> Live:
+    """A volume whose machine has written."""
+    live = make("qcow2")
+    live.start().scribble(1)
+    return live
+
+
+def quiet(live: Live, agent: ScriptedAgent, name: str, quiesce: str = "true", warned: list | None = None, **options: Any) -> Any:
+    """A snapshot with the guest frozen. :param warned: takes the warnings."""
+    task = Task(warn=(warned if warned is not None else []).append)
+    return live.take(name, quiesce=quiesce, agent=agent.path, task=task, **options)

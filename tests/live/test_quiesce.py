@@ -9,15 +9,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
+import subprocess
 import time
-from contextlib import suppress
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply import guardians
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.guardians import GuardianProcess
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import agent as agents
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import answers as shapes
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import freezing
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor, QmpError
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, StorageError, ToolFailed
@@ -25,48 +25,10 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.option
 
 from .disks import Disks
 from .guest import Live
-from .instants import instants, killed_at
-from .scripted_agent import MARK, Answer, ScriptedAgent, refused, told
+from .scripted_agent import MARK, Answer, ScriptedAgent, begun, instead, quiet, refused, silent, told
 
 ASKING = ["guest-sync-delimited", "guest-fsfreeze-status"]
 WHOLE = [*ASKING, "guest-fsfreeze-freeze", "guest-fsfreeze-status", "guest-fsfreeze-thaw"]
-
-
-@pytest.fixture(autouse=True)
-def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for long for an agent that is silent on purpose."""
-    monkeypatch.setattr(agents, "ANSWER", 0.4)
-    monkeypatch.setattr(agents, "FREEZE", 0.8)
-    monkeypatch.setattr(freezing, "THAW", 0.8)
-    monkeypatch.setattr(freezing, "_HOLD", 0.8)
-    monkeypatch.setattr(freezing, "_PAUSE", 0.05)
-
-
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., ScriptedAgent]]:
-    """Makes agents, which end with the test."""
-    made: list[ScriptedAgent] = []
-
-    def make_one(script: dict[str, Answer] | None = None, **options: Any) -> ScriptedAgent:
-        made.append(ScriptedAgent(script, **options))
-        return made[-1]
-
-    yield make_one
-    for one in made:
-        with suppress(OSError):
-            one.end()
-
-
-def quiet(live: Live, agent: ScriptedAgent, name: str, quiesce: str = "true", warned: list | None = None, **options: Any) -> Any:
-    """A snapshot with the guest frozen."""
-    task = Task(warn=(warned if warned is not None else []).append)
-    return live.take(name, quiesce=quiesce, agent=agent.path, task=task, **options)
-
-
-def begun(make: Callable[..., Live]) -> Live:
-    live = make("qcow2")
-    live.start().scribble(1)
-    return live
 
 
 # -- what works ------------------------------------------------------------------------------------------------------
@@ -158,16 +120,8 @@ def test_an_agent_that_answers_late(make: Callable[..., Live], scripted: Callabl
 # -- an agent that is of no use is found out before anything is changed ----------------------------------------------
 
 
-def silent(agent: ScriptedAgent, _request: dict) -> bytes:
-    return b""
-
-
 def endless(agent: ScriptedAgent, _request: dict) -> bytes:
     return b"x" * (1 << 20)
-
-
-def instead(text: bytes) -> Answer:
-    return lambda _agent, _request: text
 
 
 def flood(agent: ScriptedAgent, _request: dict) -> bytes:
@@ -432,100 +386,6 @@ def test_the_machine_ends_while_frozen(make: Callable[..., Live], scripted: Call
     live.require_right()
 
 
-# -- kills -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("victim", ["module", "group", "guardian too"])
-@pytest.mark.parametrize("what", ["before blockdev-snapshot", "after blockdev-snapshot"])
-def test_killed_while_frozen(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent], what: str, victim: str) -> None:
-    """The guardian lets the guest go on. If that is killed, too, the next task does, whatever it is."""
-    trial, agent = begun(make), scripted()
-    (number,) = [one.number for one in instants(lambda: quiet(trial, agent, "a")) if one.what == what]
-    live, agent = begun(make), scripted()
-    guest = live.guest
-    assert guest is not None
-    live.points["a"] = live.point_now()
-    killed_at(lambda: quiet(live, agent, "a"), number, victim, guest.process.pid, kind=GuardianProcess)
-    assert agent.froze == 1
-    if victim != "guardian too":
-        agent.wait_until_thawed(5)
-    else:
-        time.sleep(0.5)
-        assert agent.frozen
-    warned: list[str] = []
-    before = live.tree()
-    predicted = live.present(size=len(live.data), agent=agent.path, task=Task(warn=warned.append), check=True)
-    assert live.tree() == before and not warned and agent.frozen == (victim == "guardian too")
-    done = live.present(size=len(live.data), agent=agent.path, task=Task(warn=warned.append))
-    assert not agent.frozen and [one["outcome"] for one in done.recovered] == ["finished"] and predicted.recovered == done.recovered
-    assert [("left it so" in text, "not known whether" in text) for text in warned] == [(True, False)] * (victim == "guardian too") + [(False, True)]
-    guest.scribble(5)
-    live.require_right()
-    live.require_nothing_left()
-
-
-@pytest.mark.parametrize("victim", ["module", "guardian too"])
-def test_a_group_killed_while_frozen(make_disks: Callable[..., Disks], scripted: Callable[..., ScriptedAgent], victim: str) -> None:
-    def task(disks: Disks, agent: ScriptedAgent) -> list:
-        return disks.together("g", quiesce="true", agent=agent.path)
-
-    trial, agent = make_disks(), scripted()
-    trial.start()
-    (number,) = [one.number for one in instants(lambda: task(trial, agent)) if one.what == "after transaction"]
-    disks, agent = make_disks(), scripted()
-    guest = disks.start()
-    disks.scribble(1)
-    for name in disks.names:
-        disks.points.setdefault(name, {})["g"] = disks.now(name)
-    killed_at(lambda: task(disks, agent), number, victim, guest.process.pid, kind=GuardianProcess)
-    if victim == "module":
-        agent.wait_until_thawed(5)
-    disks.task_on("o", agent=agent.path)
-    assert agent.froze == 1 and not agent.frozen
-    disks.require_right()
-    disks.require_nothing_left()
-
-
-@pytest.mark.parametrize("is_named", [True, False])
-def test_the_next_task_cannot_reach_the_agent(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent], is_named: bool) -> None:
-    """It says that the guest may be frozen still, and does its work."""
-    trial, agent = begun(make), scripted()
-    (number,) = [one.number for one in instants(lambda: quiet(trial, agent, "a")) if one.what == "after blockdev-snapshot"]
-    live, agent = begun(make), scripted()
-    killed_at(lambda: quiet(live, agent, "a"), number, "guardian too", 0, kind=GuardianProcess)
-    agent.script[SYNC] = silent
-    warned: list[str] = []
-    named = {"agent": agent.path} if is_named else {}
-    assert live.take("b", task=Task(warn=warned.append), **named).changed
-    (text,) = [text for text in warned if "may be frozen still" in text]
-    assert agent.path in text and ("does not answer in time" if is_named else "no channel for a guest agent") in text
-    assert agent.heard.count("guest-sync-delimited") == 1 + is_named, "what a record says is not followed"
-
-
-def test_the_guardian_goes_on_while_the_agent_is_silent(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent]) -> None:
-    """The task is dead, and the agent hears nothing for longer than the guardian keeps others waiting."""
-    deaf = [True]
-
-    def stalled(agent: ScriptedAgent, request: dict) -> bytes:
-        while deaf:
-            time.sleep(0.02)
-        return agent.usual(request)
-
-    trial, agent = begun(make), scripted()
-    (number,) = [one.number for one in instants(lambda: quiet(trial, agent, "a")) if one.what == "after blockdev-snapshot"]
-    live, agent = begun(make), scripted()
-    agent.script["guest-fsfreeze-thaw"] = stalled
-    live.points["a"] = live.point_now()
-    killed_at(lambda: quiet(live, agent, "a"), number, "group", 0, kind=GuardianProcess)
-    time.sleep(1.5)
-    warned: list[str] = []
-    assert live.take("b", agent=agent.path, task=Task(warn=warned.append)).recovered and [text for text in warned if "may be frozen still" in text]
-    live.points["b"] = live.point_now()
-    deaf.clear()
-    agent.wait_until_thawed(5)
-    live.require_right()
-
-
 # -- the channel -----------------------------------------------------------------------------------------------------
 
 
@@ -538,8 +398,6 @@ def channel(path: str, backend: str = "socket", name: str = "org.qemu.guest_agen
 
 @pytest.mark.parametrize("device_id", ["", "channel0"])
 def test_the_channel_is_found(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent], device_id: str) -> None:
-    import socket
-
     live = make("raw")
     path = scripted().path + "-of-qemu"
     live.start(more=channel(path, device_id=device_id))
@@ -576,8 +434,6 @@ def test_a_monitor_that_lies_about_the_channel(make: Callable[..., Live], monkey
 
     def lying(self: Monitor, command: str, **arguments: Any) -> Any:
         if command == "qom-list":
-            from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import answers as shapes
-
             shapes.check(command, answers[0])
             return answers[0]
         return run(self, command, **arguments)
@@ -587,16 +443,11 @@ def test_a_monitor_that_lies_about_the_channel(make: Callable[..., Live], monkey
         with pytest.raises(InUse, match="does not tell how its guest agent is reached"):
             live.take("a", quiesce="true")
         answers.pop(0)
-        if not answers:
-            break
 
 
 def test_qemu_storage_daemon(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent], tmp_path: Any) -> None:
     """It has no guest. The agent of the machine that it serves can be named."""
-    import subprocess
-
-    live = make("qcow2")
-    agent = scripted()
+    live, agent = make("qcow2"), scripted()
     monitor = agent.path + "-qmp"
     node = {"driver": "qcow2", "node-name": "disk0", "file": {"driver": "file", "filename": str(live.path / "v")}}
     export = "nbd,id=e,node-name=disk0,writable=on,name=x"
@@ -631,5 +482,5 @@ def test_two_tasks_and_one_agent(make: Callable[..., Live], scripted: Callable[.
     assert quiet(live, agent, "a").quiesced == (True, "")
 
 
-def test_guardians_wait_is_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert guardians._WAIT > freezing._HOLD, "a task waits until its guardian goes on alone"
+def test_a_task_does_not_wait_for_what_goes_on_alone() -> None:
+    assert guardians._WAIT > freezing._HOLD
