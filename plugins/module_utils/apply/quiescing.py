@@ -18,7 +18,7 @@ from ..errors import InUse, ToolFailed
 from .engine import Quiesced
 from .guardians import GuardianProcess
 
-_REMEDY = "start the guest agent in the machine (qemu-guest-agent), or say quiesce: auto or false"
+_REMEDY = "see that the guest agent runs in it and that nobody else uses its channel, or say quiesce: auto or false"
 _CONTINUES = "a process goes on telling it to; look at the guest"
 
 
