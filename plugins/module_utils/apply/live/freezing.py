@@ -142,7 +142,8 @@ def thaw_left(monitor: Monitor, told: str | None, recorded: str, subject: str, w
 
 
 def _keep_only(kept: int | None) -> None:
-    """Close all descriptors but the standard ones and this one."""
+    """Close all descriptors but the standard ones and this one, and be in no directory that somebody may want to unmount."""
+    os.chdir("/")
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) != kept:
             with suppress(OSError):
@@ -192,10 +193,10 @@ def _from_here(pid: int, path: str) -> str:
         path = os.path.join(os.readlink(f"/proc/{pid}/cwd"), path)
     there = f"/proc/{pid}/root{path}"
     with suppress(OSError):
-        if os.path.exists(there) and not (os.path.exists(path) and os.path.samefile(there, path)):
+        if os.path.isabs(path) and os.path.exists(there) and not (os.path.exists(path) and os.path.samefile(there, path)):
             path = there
-    if len(os.fsencode(path)) > _LONGEST_SOCKET:
-        raise NotFrozen("the path of its guest agent's channel is too long; give attachment.agent")
+    if not os.path.isabs(path) or len(os.fsencode(path)) > _LONGEST_SOCKET:
+        raise NotFrozen("the path of its guest agent's channel leads nowhere, or is too long; give attachment.agent")
     return path
 
 

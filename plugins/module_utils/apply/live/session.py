@@ -145,9 +145,9 @@ class LiveSession:
     @staticmethod
     @contextmanager
     def resting(sessions: Iterable[LiveSession], quiescing: Quiescing | None) -> Iterator[None]:
-        """A context in which the guest is frozen, if that is asked for. What its disks have written is made durable before that, so that
-        little is left for the time in which its programs wait."""
-        if quiescing is None:
+        """A context in which the guest is frozen, if that is asked for and its agent has answered. What its disks have written is made durable
+        before that, so that little is left for the time in which its programs wait."""
+        if quiescing is None or quiescing.place is None:
             yield
             return
         for session in sessions:
