@@ -179,7 +179,8 @@ def nightly(work: Work) -> None:
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
     machine.try_to_have(*machine.LIBVIRT)
     bin = machine.core_venv(machine.best_core())
-    work.pytest(bin, "--timeout=7200", "tests/live/test_kills.py", "tests/live/test_domain_kills.py", env={"LIVE_SWEEP": "full"})
+    names = ("test_kills.py", "test_domain_kills.py", "test_quiesce_kills.py")
+    work.pytest(bin, "--timeout=7200", *(f"tests/live/{name}" for name in names), env={"LIVE_SWEEP": "full"})
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
     for core in stages.CORES[1:]:
         work.pytest(machine.core_venv(core), "-m", "not slow", "tests/functional")
@@ -208,6 +209,7 @@ def live(work: Work) -> None:
     machine.need_qemu()
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
     machine.try_to_have(*machine.LIBVIRT)
+    machine.try_to_have("e2fsprogs=debugfs")  # for disks of a real guest, whose own packages are only downloaded
     work.pytest(bin, "tests/live")
 
 

@@ -53,6 +53,13 @@ options:
               - The name or the UUID of the domain.
               - Without it, it is the domain that has the volume as a disk. If none has, the machine is taken to be off.
             type: str
+      agent:
+        description:
+          - The socket of the channel of the machine's guest agent on this host (C(org.qemu.guest_agent.0)). If this is not said, the monitor is
+            asked for it. No other program may be connected to it.
+          - It is used to freeze the guest for a snapshot (O(remotefs.storage.remotefs_snapshot#module:quiesce)), and by each task that ends what
+            such a task left which was killed.
+        type: path
 """
 
     CHANGE = r"""

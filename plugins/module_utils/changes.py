@@ -38,7 +38,12 @@ CHANGE = {
 }
 _LIBVIRT = {"type": "dict", "options": {"uri": {"type": "str", "default": "qemu:///system"}, "domain": {"type": "str"}}}
 _ONE_OF = [["qmp", "libvirt"]]
-ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path"}, "libvirt": _LIBVIRT}, "mutually_exclusive": _ONE_OF, "required_one_of": _ONE_OF}
+ATTACHMENT = {
+    "type": "dict",
+    "options": {"qmp": {"type": "path"}, "agent": {"type": "path"}, "libvirt": _LIBVIRT},
+    "mutually_exclusive": [*_ONE_OF, ["agent", "libvirt"]],
+    "required_one_of": _ONE_OF,
+}
 
 
 def merged(item: dict, params: dict) -> dict:
@@ -61,6 +66,15 @@ def attachment(params: dict) -> Attachment | None:
     from . import machines
 
     return machines.named(params["attachment"])
+
+
+def agent(params: dict) -> str | None:
+    """The socket of the channel of the guest's agent in that machine. :raises InvalidParameter: no socket can have that path."""
+    if not params.get("attachment"):
+        return None
+    from . import machines
+
+    return machines.agent(params["attachment"])
 
 
 def one_after_the_other(params: dict) -> frozenset[str]:
@@ -249,6 +263,7 @@ def result(outcome: Outcome) -> dict:
         "recovered": outcome.recovered,
         **judged,
         **({"not_counted": list(outcome.not_counted)} if outcome.not_counted else {}),
+        **(outcome.quiesced.describe() if outcome.quiesced else {}),
         "volume": outcome.after,
         "diff": _diff(report.difference(outcome.before), report.difference(outcome.after), outcome.content),
     }

@@ -30,10 +30,19 @@ def named(given: dict) -> Attachment:
     domain = given.get("libvirt")
     if domain is not None:
         return _domain(domain.get("uri") or _USUAL_LIBVIRT, domain.get("domain"))
-    path = given["qmp"]
+    return Attachment(_socket(given["qmp"], "qmp"))
+
+
+def agent(given: dict) -> str | None:
+    """The socket of the channel of the guest's agent in that machine, likewise. :raises InvalidParameter: no socket can have that path."""
+    path = given.get("agent")
+    return None if path is None else _socket(path, "agent")
+
+
+def _socket(path: str, name: str) -> str:
     if not path or not path.isprintable() or len(os.fsencode(path)) > _LONGEST_SOCKET:
-        raise InvalidParameter("option attachment.qmp", f"{path!r} is no path of a socket", f"give one of at most {_LONGEST_SOCKET} bytes")
-    return Attachment(os.path.abspath(path))
+        raise InvalidParameter(f"option attachment.{name}", f"{path!r} is no path of a socket", f"give one of at most {_LONGEST_SOCKET} bytes")
+    return os.path.abspath(path)
 
 
 def _domain(uri: str, name: str | None) -> Attachment:

@@ -128,6 +128,19 @@ options:
       - With V(true) they are given up. The next backup then has to be a full one.
     type: bool
     default: false
+  quiesce:
+    description:
+      - Whether the guest's file systems are frozen (through the guest agent) at the instant of a snapshot that is taken. Then the snapshot has all
+        that programs have written to files. Without it, it is like a power cut. See docs/live.md.
+      - With V(true) the agent is asked before anything is changed, in check mode too. If it does not answer or the guest cannot be frozen, the
+        task fails with C(in_use) and no snapshot is taken.
+      - With V(auto) the snapshot is taken in any case.
+      - RV(quiesced) and RV(quiesce_reason) say what came of it. The guest goes on as soon as its disks are switched, whatever happens.
+      - A volume that no machine has open needs none. Its snapshot is taken as without this option.
+      - Only for O(state=present) with O(name).
+    type: str
+    choices: ['false', 'true', auto]
+    default: 'false'
   snapshots:
     description:
       - Many independent snapshots in one task. Each item takes the options above but O(volumes), with the task's own as defaults.
@@ -152,11 +165,13 @@ options:
       keep: {description: 'See O(keep).', type: raw}
       max_chain: {description: 'See O(max_chain).', type: int}
       drop_bitmaps: {description: 'See O(drop_bitmaps).', type: bool}
+      quiesce: {description: 'See O(quiesce).', type: str, choices: ['false', 'true', auto]}
       attachment:
         description: See O(attachment).
         type: dict
         suboptions:
           qmp: {description: 'See O(attachment.qmp).', type: path}
+          agent: {description: 'See O(attachment.agent).', type: path}
           libvirt:
             description: See O(attachment.libvirt).
             type: dict
@@ -270,6 +285,20 @@ EXAMPLES = r"""
     attachment:
       libvirt: {domain: db01}
 
+- name: The same with the guest's file systems at rest, or not at all (if the machine runs, its guest agent must answer)
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volumes: [db01, db01-log]
+    name: clean-while-it-runs
+    attachment:
+      qmp: /run/machines/db01.qmp
+    quiesce: true
+  register: taken
+
+- name: Tell of which volumes the guest was not frozen, and why
+  ansible.builtin.debug:
+    msg: "{{ taken.results | selectattr('quiesce_reason', 'defined') | items2dict(key_name='name', value_name='quiesce_reason') }}"
+
 - name: Clean snapshots of many volumes, in one task
   remotefs.storage.remotefs_snapshot:
     share: /srv/volumes
@@ -328,6 +357,17 @@ retention:
     - {name: daily-2026-11-20, created: '2026-11-20T01:00:04Z', expires: null, keep: false, reasons: []}
     - {name: before-upgrade, created: '2026-11-20T14:12:40Z', expires: null, keep: true, reasons: [protected]}
     - {name: daily-2026-11-21, created: '2026-11-21T01:00:03Z', expires: null, keep: true, reasons: [last 1 of 1, daily 2026-11-21, weekly 2026-W47]}
+quiesced:
+  description:
+    - Whether the guest was frozen at the instant of the snapshot. In check mode, whether its agent answers.
+    - In bulk and for a group it is in each of RV(results).
+  returned: when a snapshot was taken and O(quiesce) is not V(false)
+  type: bool
+quiesce_reason:
+  description: Why the guest was not frozen, or why that is not certain. In bulk and for a group it is in each of RV(results).
+  returned: when RV(quiesced) is false
+  type: str
+  sample: its guest agent does not answer in time
 recovered:
   description: 'Interrupted operations that this task finished or undid first: operation, outcome (finished, undone or discarded) and steps.'
   returned: with O(volume)
@@ -393,6 +433,7 @@ _SNAPSHOT = {
     "keep": {"type": "raw"},
     "max_chain": {"type": "int", "default": 64},
     "drop_bitmaps": {"type": "bool", "default": False},
+    "quiesce": {"type": "str", "choices": ["false", "true", "auto"], "default": "false"},
     "attachment": changes.ATTACHMENT,
 }
 _DETAILS = ("description", "labels", "protected", "expires")
@@ -415,6 +456,8 @@ def _check(params: dict) -> None:
     for option in _DETAILS:
         if params[option] is not None and not params["name"] and params["keep"] is not None:
             raise InvalidParameter(subject, f"{option} is of a snapshot, and none is named", "leave it out, or give a name")
+    if params["quiesce"] != "false" and (params["state"] != "present" or (not params["name"] and params["keep"] is not None)):
+        raise InvalidParameter(subject, "quiesce is of a snapshot that is taken, and none is", "leave it out, or give a name and state: present")
     check_max_chain(params["max_chain"])
 
 
@@ -427,7 +470,7 @@ def _run(params: dict, options, finder):
     options = _with_word(options, params)
     keep = _policy(params)
     changes.require(params, "volume", "share", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
-    options = replace(options, drop_bitmaps=params["drop_bitmaps"], attachment=changes.attachment(params))
+    options = _with_machine(options, params)
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         if params["name"]:
@@ -443,6 +486,12 @@ def _run(params: dict, options, finder):
 def _with_word(options, params: dict):
     """The task's options with what the user says of files that rest on nothing."""
     return replace(options, not_dependent=tuple(params["not_dependent"] or ()))
+
+
+def _with_machine(options, params: dict):
+    """The task's options with what the user says of a machine that runs."""
+    machine = {"attachment": changes.attachment(params), "agent": changes.agent(params)}
+    return replace(options, drop_bitmaps=params["drop_bitmaps"], quiesce=params["quiesce"], **machine)
 
 
 def _policy(params: dict):
@@ -528,7 +577,7 @@ def _run_volumes(module: AnsibleModule) -> None:
     keep = _policy(params)
     changes.require(params, "share", "volumes", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
     found = candidates.find_candidates(params["share"], params["mount_base"])
-    options = replace(_with_word(changes.options(module), params), drop_bitmaps=params["drop_bitmaps"], attachment=changes.attachment(params))
+    options = _with_machine(_with_word(changes.options(module), params), params)
     volumes = matching.volumes_named(found, params["volumes"], options)
     if params["state"] != "present" or not params["name"]:
         _run_many(module, [{"volume": volume} for volume in volumes], "volumes")

@@ -206,6 +206,7 @@ options:
         type: dict
         suboptions:
           qmp: {description: 'See O(attachment.qmp).', type: path}
+          agent: {description: 'See O(attachment.agent).', type: path}
           libvirt:
             description: See O(attachment.libvirt).
             type: dict
@@ -527,7 +528,7 @@ def _run(params: dict, options, finder, asked=None):
 
     changes.require(params, "name", "share")
     options = replace(options, discard=params["recover"] == "discard", not_dependent=tuple(params["not_dependent"] or ()))
-    options = replace(options, attachment=changes.attachment(params))
+    options = replace(options, attachment=changes.attachment(params), agent=changes.agent(params))
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import agent as agents
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import freezing
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 
 from .disks import Disks
 from .guest import Guest, Live, may_mount
 from .libvirtd import Libvirtd, LiveDomain
+from .scripted_agent import ScriptedAgent
 
 MISSING = [program for program in ("qemu-system-x86_64", "qemu-storage-daemon", "qemu-img") if not shutil.which(program)]
 
@@ -87,6 +91,31 @@ def make_domain(libvirtd: Libvirtd, tmp_path: Path) -> Iterator[Callable[..., Li
     yield make_one
     for live in made:
         live.remove()
+
+
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for long for a guest agent that is silent on purpose."""
+    monkeypatch.setattr(agents, "ANSWER", 0.4)
+    monkeypatch.setattr(agents, "FREEZE", 0.8)
+    monkeypatch.setattr(freezing, "THAW", 0.8)
+    monkeypatch.setattr(freezing, "_HOLD", 0.8)
+    monkeypatch.setattr(freezing, "_PAUSE", 0.05)
+
+
+@pytest.fixture
+def scripted(short_limits: None) -> Iterator[Callable[..., ScriptedAgent]]:
+    """Makes guest agents without a guest; they end with the test."""
+    made: list[ScriptedAgent] = []
+
+    def make_one(script: dict | None = None, **options: object) -> ScriptedAgent:
+        made.append(ScriptedAgent(script, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make_one
+    for one in made:
+        with suppress(OSError):
+            one.end()
 
 
 @pytest.fixture(autouse=True)

@@ -113,6 +113,10 @@ class Disks:
         assert all(not isinstance(one, StorageError) and one.changed for one in done)
         return done
 
+    def now(self, volume: str) -> str:
+        """What a snapshot of a volume must show that is taken now."""
+        return digest_of(self.data[volume])
+
     def note(self, name: str, *names: str) -> None:
         """Note that a snapshot has what is there now."""
         for one in names or self.names:

@@ -285,6 +285,7 @@ class Live:
         self.points: dict[str, str] = {}
         self.data = bytearray(size)
         self.guest: Guest | None = None
+        self.common: dict = {}  # options of all tasks
         self.present(size=size, format=image_format)
 
     # -- the machine -------------------------------------------------------------------------------------------------
@@ -301,7 +302,7 @@ class Live:
 
     def options(self, **changes: Any) -> Options:
         attachment = self.guest.socket if self.guest is not None else None
-        changes = {"lock_timeout": 5, "attachment": attachment, **changes}
+        changes = {"lock_timeout": 5, "attachment": attachment, **self.common, **changes}
         return Options(**{**changes, "attachment": named(changes["attachment"])})
 
     def present(self, **desired: Any):
@@ -329,6 +330,14 @@ class Live:
         self.data += bytes(size - len(self.data))
 
     # -- what is there -----------------------------------------------------------------------------------------------
+
+    def point_now(self) -> str:
+        """What a snapshot must show that is taken now."""
+        return digest_of(self.data)
+
+    def left_open(self) -> list[str]:
+        """Files that the machine has open and that are none of the volume's."""
+        return sorted(set(self.guest.opened()) - {image["file"] for image in self.info()["chain"]}) if self.guest is not None else []
 
     def info(self) -> dict:
         (found,) = reading.list_volumes(self.share, ["v"])
@@ -378,7 +387,7 @@ def named(path: str | Attachment | None) -> Attachment | None:
     return Attachment(path) if isinstance(path, str) else path
 
 
-OPTIONS = ("check", "attachment", "assume_unused", "lock_timeout", "drop_bitmaps", "discard")
+OPTIONS = ("check", "attachment", "assume_unused", "lock_timeout", "drop_bitmaps", "discard", "task", "quiesce", "agent")
 
 
 def digest_of(data: bytes | bytearray) -> str:

@@ -15,7 +15,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.guardian import Guardian
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import directory as directories
 
-_ASKING = ("query-", "x-debug-query", "qmp_capabilities")
+_ASKING = ("query-", "x-debug-query", "qmp_capabilities", "qom-list", "qom-get")
 VICTIMS = ("module", "group", "machine", "both", "guardian too")
 
 

@@ -13,7 +13,8 @@ from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import client, guardian
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import guardians
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import client
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
 
@@ -50,7 +51,7 @@ def test_qemu_that_answers_nobody_for_long(make: Callable[..., Live], monkeypatc
     guest = with_points(live)
     task = os.fork()
     if not task:
-        client.QUESTION, client.ANSWER, guardian._WAIT = 0.3, 0.6, 0.5
+        client.QUESTION, client.ANSWER, guardians._WAIT = 0.3, 0.6, 0.5
         run = Monitor.run
 
         def stalled(self: Monitor, told: str, **arguments: Any) -> Any:

@@ -117,10 +117,14 @@ def test_a_monitor_that_is_spelled_in_many_ways_is_one(tmp_path: Path, monkeypat
         assert changes.one_after_the_other({"attachment": {"qmp": gone}}) == frozenset([f"monitor {os.path.realpath('n')}"])
     assert changes.one_after_the_other({}) == changes.one_after_the_other({"attachment": None}) == frozenset()
     assert changes.attachment({"attachment": {"qmp": "m"}}) == Attachment(str(path)), "a record must name it for other tasks, too"
+    assert changes.agent({"attachment": {"qmp": "m", "agent": "n"}}) == str(path.parent / "n")
+    assert changes.agent({"attachment": {"qmp": "m"}}) is changes.agent({"attachment": {"qmp": "m", "agent": None}}) is changes.agent({}) is None
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "/a\nb", "/" + "x" * 107])
 def test_what_is_no_path_of_a_socket_is_refused(path: str) -> None:
     with pytest.raises(InvalidParameter, match="attachment.qmp"):
         changes.attachment({"attachment": {"qmp": path}})
+    with pytest.raises(InvalidParameter, match="attachment.agent"):
+        changes.agent({"attachment": {"qmp": "m", "agent": path}})
     assert changes.one_after_the_other({"attachment": {"qmp": path}}) is not None

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..store.metadata.records import Disk
     from ..store.volumes.look import Look
 
+NEVER, REQUIRED = "false", "true"  # values of quiesce. The third one, "auto", is neither
+
 
 @dataclass(frozen=True)
 class CopySource:
@@ -34,6 +36,20 @@ class CopySource:
 
     directory: ShareDirectory
     images: tuple[Image, ...]
+
+
+class Quiesced(NamedTuple):
+    """Whether the guest was frozen at the instant of a snapshot, and why not."""
+
+    quiesced: bool
+    reason: str = ""
+
+    def describe(self) -> dict:
+        """As modules return it: ``quiesced``, and if not, ``quiesce_reason``."""
+        return {"quiesced": True} if self.quiesced else {"quiesced": False, "quiesce_reason": self.reason}
+
+
+UNUSED = Quiesced(False, "no machine has it open")
 
 
 class Terms(NamedTuple):
@@ -45,7 +61,8 @@ class Terms(NamedTuple):
     machine that has the images open, as the user names it; if nobody listens there, errors say so.
     ``drop_bitmaps``: its dirty bitmaps may be lost. ``mixed``: of the volumes that are worked on the machine has some open, and nobody the
     others. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about the data that a plan moves. ``patience`` is
-    for how many seconds to wait until another task has done with the monitor.
+    for how many seconds to wait until another task has done with the monitor. ``quiesce`` is the option of that name: whether the guest
+    is frozen for a snapshot. ``agent`` is the socket of its agent's channel, if the user names it.
     """
 
     locks: tuple[int, ...] = ()
@@ -58,6 +75,8 @@ class Terms(NamedTuple):
     speed: int = 0
     timeout: float | None = None
     patience: float = 0
+    quiesce: str = NEVER
+    agent: str | None = None
 
 
 _LOOKING = Terms()
@@ -110,6 +129,10 @@ class Engine(Protocol):
     abilities: Abilities
     attachment: Attachment | None  # the machine that has the images open, which an intent records
 
+    @property
+    def agent(self) -> str | None:
+        """How the guest is reached that is going to be frozen, which an intent records. None if none is."""
+
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
         """Begin to carry out a plan. ``source`` is what a full clone is copied from.
 
@@ -134,6 +157,12 @@ class Engine(Protocol):
 
     def written(self, volume: Volume, files: Sequence[str]) -> str | None:
         """Which of these files of a volume a guest writes to. None if it is none of them, or no machine can be asked."""
+
+    def thaw(self, agent: str, volume: str) -> None:
+        """Let a guest go on that an interrupted task may have left frozen. :param agent: as an intent records it."""
+
+    def quiesced(self, volume: str) -> Quiesced:
+        """Whether the guest was frozen for the snapshot of this volume that was taken or predicted."""
 
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """Check whether :meth:`session` would fail, without taking anything.

@@ -181,7 +181,7 @@ class Executor:
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
-        intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name, self._engine.attachment, members)
+        intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name, self._engine.attachment, members, self._engine.agent)
         self._write_record(plan.volume, record.with_intent(intent.to_json()), _last_resort(plan))
 
     def _record(self, volume: str) -> records.Record | None:
@@ -323,6 +323,7 @@ class Executor:
         :raises InUse: somebody has an image of the volume open. Nothing was changed then.
         """
         group = interrupted.group
+        self._thaw(interrupted)
         for resumption in interrupted.resumptions:
             predict_end(self._engine, resumption)
         for name in interrupted.leftovers:
@@ -337,6 +338,16 @@ class Executor:
         for resumption in interrupted.resumptions:
             self._end(resumption, group)
         return [other for other in (group.others if group is not None else ()) if self._ended(other)]
+
+    def _thaw(self, interrupted: Interrupted) -> None:
+        """First of all a guest goes on that the interrupted task may have left frozen."""
+        for resumption in interrupted.resumptions:
+            if resumption.agent is not None:
+                volume = resumption.plan.volume
+                self._engine.thaw(resumption.agent, volume)
+                if resumption.outcome == "finished":
+                    subject = f"volume {volume} on {self._directory.share.label}"
+                    self._warn(f"{subject}: the task that took a snapshot of it was interrupted; it is not known whether the guest was frozen at that instant")
 
     def _ended(self, other: Interrupted) -> bool:
         """End what is left of another volume, if that is possible now. Its own next task would end it in the same way."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..model import Volume
 from ..plan.plan import CREATE_SNAPSHOT, Plan
-from ..plan.steps import Commit, Pull, Repoint, Unlink
+from ..plan.steps import Commit, CreateOverlay, Pull, Repoint, Unlink
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
 from ..store.qcow2.clusters import Unsuited
@@ -18,6 +18,11 @@ from ..store.qcow2.clusters import Unsuited
 def is_taken(plan: Plan) -> bool:
     """Whether the plan takes a snapshot, or ends one that was begun. One that is undone removes its overlay."""
     return plan.operation == CREATE_SNAPSHOT and not any(isinstance(step, Unlink) for step in plan.steps)
+
+
+def takes_snapshot(plan: Plan) -> bool:
+    """Whether the plan takes a snapshot that was not begun."""
+    return plan.operation == CREATE_SNAPSHOT and any(isinstance(step, CreateOverlay) for step in plan.steps)
 
 
 class Write(NamedTuple):

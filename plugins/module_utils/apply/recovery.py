@@ -18,7 +18,7 @@ from ..store.files.directory import ShareDirectory
 from ..store.metadata import records
 from ..store.volumes import chains, ownership
 from ..store.volumes.look import Look
-from .engine import open_engine
+from .engine import Terms, open_engine
 from .group_records import DECIDED, LOST, Group, group_file
 from .interrupted import Interrupted
 
@@ -85,12 +85,18 @@ def _resumption(look: Look, intent: intents.Intent) -> intents.Resumption:
     directory, name = look.directory, look.name
     _refuse_foreign(directory, name, intent)
     decision = decision_on(directory, intent.group, bool(intent.members)) if intent.group is not None else grouping.DECIDED
-    return _resumed(look, intent, open_engine(intent.engine, directory).observe(name, intent), decision)
+    return _resumed(look, intent, _observed(look, intent), decision)
+
+
+def _observed(look: Look, intent: intents.Intent) -> intents.ObservedState:
+    """What the task left. Of a machine the user's word counts: what is on the share has no say in where a task connects."""
+    return open_engine(intent.engine, look.directory, Terms(attachment=look.attachment)).observe(look.name, intent)
 
 
 def _resumed(look: Look, intent: intents.Intent, observed: intents.ObservedState, decision: str) -> intents.Resumption:
     observed = replace(observed, decided=decision != grouping.UNDECIDED, lost=decision == grouping.LOST)
-    return replace(intents.resume(look.name, _readable(look), intent, observed), images=intent.files, attachment=intent.attachment, phase=intent.phase)
+    resumption = intents.resume(look.name, _readable(look), intent, observed)
+    return replace(resumption, images=intent.files, attachment=intent.attachment, phase=intent.phase, agent=intent.agent)
 
 
 def _group_of(name: str, intent: intents.Intent) -> Group | None:
@@ -113,7 +119,7 @@ def member_of(look: Look, group: Group) -> grouping.Member:
         return grouping.Member(name, grouping.DONE if done else grouping.GONE)
     _refuse_foreign(directory, name, intent)
     state = grouping.HERE if intent.operation == CREATE_SNAPSHOT else grouping.GOING
-    member = grouping.Member(name, state, intent, open_engine(intent.engine, directory).observe(name, intent))
+    member = grouping.Member(name, state, intent, _observed(look, intent))
     if state == grouping.GOING:
         return member
     return member._replace(is_empty=not member.exists or is_empty(directory, member.overlay))
@@ -162,7 +168,7 @@ def discard_interrupted(look: Look) -> Interrupted:
         intent = intents.from_json(name, record.intent) if record and record.intent else None
     except NeedsRecovery:
         intent = None
-    operation = intent.operation if intent else "unknown"
+    operation, agent = (intent.operation, intent.agent) if intent else ("unknown", None)
     leftovers = look.leftovers
     if observed is None:
         without_volume = Plan(DISCARD, name, (), None, None)
@@ -174,7 +180,7 @@ def discard_interrupted(look: Look) -> Interrupted:
     left = tuple(sorted({file for file in named if file not in volume.files and directory.root.status(file) is not None}))
     steps: tuple[Step, ...] = (intents.write_info(after),) if volume.info else (WriteRecord(name),)
     plan = Plan(DISCARD, name, steps, volume, after)
-    return Interrupted((intents.Resumption(operation, "discarded", plan, left, tuple(intent.files if intent else ())),), leftovers)
+    return Interrupted((intents.Resumption(operation, "discarded", plan, left, tuple(intent.files if intent else ()), agent=agent),), leftovers)
 
 
 def decision_on(directory: ShareDirectory, group: str, may_be_lost: bool) -> str:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Iterator, Sequence
 
-from ..apply.engine import CopySource, Engine, Terms, attached_engine, open_engine
+from ..apply.engine import NEVER, CopySource, Engine, Terms, attached_engine, open_engine
 from ..apply.interrupted import Interrupted
 from ..model import Share, Volume
 from ..plan.abilities import OFFLINE
-from ..plan.plan import Plan
+from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.files import ballast
 from .workspace import Workspace
 
@@ -48,6 +48,8 @@ def engine_for(
         options.speed,
         options.timeout,
         min(options.lock_timeout, _CHECK_PATIENCE) if options.check else options.lock_timeout,
+        options.quiesce,
+        options.agent,
     )
     volumes = [plan.before for plan in plans if plan.before is not None]
     if options.attachment is None or (plans and not volumes):
@@ -71,6 +73,7 @@ def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None =
     """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NotBegun: it was not begun."""
     with engine_for(work, share, [plan]) as engine, _executor(work, share, engine, [plan]) as executor:
         executor.apply(plan, source)
+        note_quiesced(work, engine, [plan])
     if any(step.name == "unlink" for step in plan.steps):
         ballast.keep(work.directory(share))  # with what was freed
 
@@ -79,6 +82,13 @@ def apply_together(work: Workspace, share: Share, plans: Sequence[Plan]) -> None
     """Take one snapshot of several volumes, as :meth:`Executor.apply_together` does, with a name for the group that no other has."""
     with engine_for(work, share, plans, are_group=True) as engine, _executor(work, share, engine, plans) as executor:
         executor.apply_together(plans, os.urandom(8).hex())
+        note_quiesced(work, engine, plans)
+
+
+def note_quiesced(work: Workspace, engine: Engine, plans: Sequence[Plan]) -> None:
+    """Keep whether the guest was frozen for the snapshots of these plans, or in check mode would be, for the task to tell."""
+    if work.options.quiesce != NEVER:
+        work.quiesced.update({plan.volume: engine.quiesced(plan.volume) for plan in plans if plan.operation == CREATE_SNAPSHOT and plan.intent})
 
 
 def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:

@@ -19,7 +19,7 @@ from ..model import Share, Volume
 from ..plan import grouping
 from ..plan.plan import Plan
 from . import report
-from .applying import engine_for, volumes_of
+from .applying import engine_for, note_quiesced, volumes_of
 from .candidates import Candidates
 from .dependency_check import as_predicted
 from .locking import Locks, Name
@@ -102,6 +102,7 @@ class CheckMode(RunMode):
         """:raises InUse: an image is open that the plan needs for itself. :raises Conflict: no engine can carry it out."""
         with engine_for(self._work, share, [plan]) as engine:
             self._predict(engine, share, plan)
+            note_quiesced(self._work, engine, [plan])
 
     def _predict(self, engine: Engine, share: Share, plan: Plan) -> None:
         engine.predict(plan, foretold=(share.path, plan.volume) in self._ended.union(self._predicted))
@@ -111,6 +112,7 @@ class CheckMode(RunMode):
         with engine_for(self._work, share, plans, are_group=True) as engine:
             for plan in plans:
                 self._predict(engine, share, plan)
+            note_quiesced(self._work, engine, plans)
 
     def described(self, share: Share, volume: Volume) -> VolumeResult:
         """As of :class:`RunMode`. For a volume that is predicted here, ``in_use`` is remembered."""

@@ -52,7 +52,8 @@ class Options:
 
     ``not_dependent`` are files that do not count as resting on what is destroyed. ``drop_bitmaps`` gives up dirty bitmaps that a merge
     cannot carry. ``attachment`` is the machine that has the images open. ``speed`` (bytes a second, 0: any)
-    and ``timeout`` (seconds, None: any) are about data that moves. ``assume`` lets check mode assume what is not there yet (see
+    and ``timeout`` (seconds, None: any) are about data that moves. ``quiesce`` is the option of that name, and ``agent`` the socket of the
+    guest agent's channel. ``assume`` lets check mode assume what is not there yet (see
     :mod:`assumptions`).
     """
 
@@ -66,5 +67,7 @@ class Options:
     attachment: Attachment | None = None
     speed: int = 0
     timeout: float | None = None
+    quiesce: str = "false"
+    agent: str | None = None
     assume: bool = False
     task: Task = field(default_factory=Task)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..apply.interrupted import Interrupted, find_interrupted
-from ..errors import NeedsRecovery
+from ..errors import InUse, NeedsRecovery
 from ..model import Share, Volume
 from ..plan.plan import Plan
 from ..store.volumes import ownership
 
 if TYPE_CHECKING:
-    from ..apply.engine import CopySource
+    from ..apply.engine import CopySource, Quiesced
     from .shapes import Action, Recovered, VolumeResult
     from .workspace import Workspace
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Outcome:
     """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them, ``retention``
     the verdicts on snapshots where a policy was applied, ``not_counted`` the files that ``not_dependent`` overruled, ``content`` how a
-    diff shows content that goes back: before and after."""
+    diff shows content that goes back: before and after. ``quiesced`` says whether a guest was frozen for the snapshot, where that was asked."""
 
     name: str
     changed: bool
@@ -39,6 +39,7 @@ class Outcome:
     retention: list | None = None
     not_counted: tuple[str, ...] = ()
     content: tuple[str, str] | None = None
+    quiesced: Quiesced | None = None
 
 
 def joined(first: Outcome, second: Outcome) -> Outcome:
@@ -51,6 +52,7 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
         first.before,
         second.after,
         not_counted=tuple(dict.fromkeys((*first.not_counted, *second.not_counted))),
+        quiesced=first.quiesced,
     )
 
 
@@ -108,7 +110,7 @@ def find_left(work: Workspace, share: Share, name: str, discard: bool = False) -
     given up."""
     try:
         return find_interrupted(work.look(share, name))
-    except NeedsRecovery:
+    except (InUse, NeedsRecovery):
         if not (discard or work.options.discard):
             raise
         from ..apply.recovery import discard_interrupted
@@ -132,4 +134,5 @@ def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source
     if overruled:
         warning = f"not counted as resting on it, as not_dependent says: {', '.join(overruled)}"
         work.options.task.warn(f"volume {plan.volume} on {share.label}: {warning}")
-    return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after, not_counted=overruled)
+    quiesced = work.quiesced.pop(plan.volume, None)
+    return Outcome(plan.volume, plan.changed or bool(recovered), plan.actions, recovered, before, after, not_counted=overruled, quiesced=quiesced)

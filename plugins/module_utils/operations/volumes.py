@@ -103,4 +103,4 @@ def _unfinished_on(work: Workspace, candidates: Candidates, name: str) -> Share 
     """Where an interrupted task left a record or temporary files of a volume that is not there."""
     from ..apply.interrupted import find_interrupted
 
-    return next((share for share in candidates.shares if find_interrupted(Look(work.directory(share), name))), None)
+    return next((share for share in candidates.shares if find_interrupted(Look(work.directory(share), name, work.options.attachment))), None)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from ..errors import StorageError, from_os_error, share_gone
 from ..model import Share
@@ -14,6 +15,9 @@ from ..store.volumes.look import Look
 from .locking import Locks
 from .options import Options
 from .run_mode import RunMode
+
+if TYPE_CHECKING:
+    from ..apply.engine import Quiesced
 
 
 class Workspace:
@@ -33,6 +37,7 @@ class Workspace:
         self._directories: dict[str, ShareDirectory] = {}
         self._looks: dict[tuple[str, str], Look] = {}
         self.begun = False  # whether it has changed anything, or tried
+        self.quiesced: dict[str, Quiesced] = {}  # by volume, whether the guest was frozen for its snapshot
         self.not_counted: dict[str, tuple[str, ...]] = {}  # by volume, files that not_dependent overruled
         if options.check:
             from .check_mode import CheckMode, PredictedLocks
@@ -67,7 +72,7 @@ class Workspace:
 
     def look(self, share: Share, name: str) -> Look:
         """What is known of a volume. Whatever changes it, or lets others change it, makes the next call read it anew."""
-        return self._looks.setdefault((share.path, name), Look(self.directory(share), name))
+        return self._looks.setdefault((share.path, name), Look(self.directory(share), name, self.options.attachment))
 
     def look_anew(self) -> None:
         """Forget what is known: it may be true no more."""

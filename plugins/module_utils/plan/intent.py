@@ -23,6 +23,7 @@ from .resumption import ObservedState, Resumption
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
 _LONGEST_ENGINE = 40  # letters of an engine's name
+_LONGEST_PATH = 4096
 _MOST_MEMBERS = 4096  # of a group
 SWITCHING = "switching"  # a phase: from now on a machine may be on the new active image, which shows the same as the old one at this instant
 SWITCHING_SUSPENDED = "switching suspended"  # the same, and the task has suspended the machine, which has to go on afterwards
@@ -42,7 +43,8 @@ class Intent:
     """A recorded plan. ``started`` is the time in the form that records use. ``proofs`` has a proof for each of the volume's own files
     before the plan. ``group`` names a snapshot of several volumes together. ``engine`` names the engine that did the work, and
     ``attachment`` is the machine that had the images open. ``members`` are the volumes of a group of which a machine had some open, so that
-    one cannot be ended without the others. ``phase`` says from which point on the machine may be on the new active image."""
+    one cannot be ended without the others. ``phase`` says from which point on the machine may be on the new active image. ``agent`` is how a
+    guest is reached that is frozen for a moment: whoever ends the task first sees to it that it goes on."""
 
     operation: str
     started: str
@@ -54,6 +56,7 @@ class Intent:
     engine: str = OFFLINE
     attachment: Attachment | None = None
     members: tuple[str, ...] = ()
+    agent: str | None = None
     phase: str = ""
 
     def to_json(self) -> dict:
@@ -71,6 +74,7 @@ class Intent:
             **({"attachment": self.attachment.to_json()} if self.attachment else {}),
             **({"members": list(self.members)} if self.members else {}),
             **({"phase": self.phase} if self.phase else {}),
+            **({"agent": self.agent} if self.agent else {}),
         }
 
     @property
@@ -102,11 +106,12 @@ def of_plan(
     engine: str = OFFLINE,
     attachment: Attachment | None = None,
     members: tuple[str, ...] = (),
+    agent: str | None = None,
 ) -> Intent:
     """The intent of a plan. :raises ValueError: the plan makes a new volume. Such a plan needs no intent."""
     if plan.before is None:
         raise ValueError("a plan without a volume before it needs no intent")
-    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine, attachment, members)
+    return Intent(plan.operation, started, plan.steps, plan.before, plan.after, proofs, group, engine, attachment, members, agent)
 
 
 def in_phase(content: dict, phase: str) -> dict:
@@ -137,6 +142,7 @@ def from_json(volume: str, content: dict) -> Intent:
             attachment=attachment_from_json(content.get("attachment")),
             members=_members(content.get("members", ())),
             phase=_phase(content.get("phase", "")),
+            agent=_socket(content.get("agent")),
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
@@ -161,6 +167,13 @@ def _phase(value: object) -> str:
     if value not in ("", SWITCHING, SWITCHING_SUSPENDED):
         raise ValueError("no phase")
     return str(value)
+
+
+def _socket(value: object) -> str | None:
+    """The path of a socket. :raises ValueError: it is no path."""
+    if value is not None and (not isinstance(value, str) or len(value) > _LONGEST_PATH or not value.isprintable()):
+        raise ValueError("no path of a socket")
+    return value
 
 
 def _members(value: object) -> tuple[str, ...]:

@@ -49,7 +49,8 @@ class Resumption:
     """How an interrupted operation ends. ``plan`` has the steps that are still to do. ``outcome`` is finished, undone or discarded.
     ``left`` are files that stay for somebody to look at. ``images`` are files of the interrupted plan besides those of ``plan``, its
     active image first. ``attachment`` is the machine that had them open. ``empty`` are overlays that go and in which nothing
-    may be. ``phase`` is that of the intent. ``begins``: what is on record cannot be ended; ``plan`` takes its place on the record and is carried out."""
+    may be. ``phase`` is that of the intent. ``begins``: what is on record cannot be ended; ``plan`` takes its place on the record and is carried
+    out. ``agent`` is how a guest is reached that may have been left frozen."""
 
     operation: str
     outcome: str
@@ -60,6 +61,7 @@ class Resumption:
     empty: tuple[str, ...] = ()
     begins: bool = False
     phase: str = ""
+    agent: str | None = None
 
     @property
     def closed(self) -> frozenset[str]:

@@ -42,6 +42,7 @@ class Noted:
     name = "noted"
     abilities = Abilities()
     attachment = None
+    agent = None
 
     def __init__(self, directory: ShareDirectory, fails: str = "") -> None:
         self.notes: list[str] = []

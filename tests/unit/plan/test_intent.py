@@ -83,6 +83,9 @@ def test_round_through_json(plan) -> None:
         {**INTENT.to_json(), "attachment": 5},
         {**INTENT.to_json(), "attachment": "/run/a\nb"},
         {**INTENT.to_json(), "attachment": "/" + "a" * 4096},
+        {**INTENT.to_json(), "agent": 5},
+        {**INTENT.to_json(), "agent": "/run/a\x1b[2J"},
+        {**INTENT.to_json(), "agent": "/" + "a" * 4096},
         {**INTENT.to_json(), "group": "../../x"},
         {**INTENT.to_json(), "steps": [{"type": "Unlink", "file": "../x"}]},
         {**INTENT.to_json(), "before": {**INTENT.to_json()["before"], "chain": []}},
@@ -103,6 +106,8 @@ def test_what_info_shows_of_work_with_a_machine() -> None:
     """A snapshot behind which a machine may not write yet is not certain, and the monitor is named."""
     taken = replace(recorded(planner.create_snapshot(BEFORE, planner.DesiredSnapshot("new"))), engine="qmp", attachment=Attachment("/run/m"))
     assert intent.from_json("v", json.loads(json.dumps(taken.to_json()))).attachment == Attachment("/run/m")
+    frozen = replace(taken, agent="/run/a")
+    assert intent.from_json("v", json.loads(json.dumps(frozen.to_json()))) == frozen and "agent" not in taken.to_json()
     shown = intent.summary(taken.to_json())
     assert (shown["snapshots"], shown["attachment"]) == (["new"], {"qmp": "/run/m"})
     assert intent.summary(replace(taken, attachment=None).to_json())["snapshots"] == []

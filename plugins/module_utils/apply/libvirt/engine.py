@@ -19,7 +19,8 @@ from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, Pull, Repoint
 from ...store.files.directory import ShareDirectory
 from .. import turns
-from ..merges import is_taken
+from ..engine import REQUIRED, UNUSED, Quiesced
+from ..merges import is_taken, takes_snapshot
 from . import definition
 from .connection import Connection, Domain, Refused, Unreachable, open_connection
 from .domain import VolumeDomain, having, told
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ...plan.intent import Intent, ObservedState, Resumption
     from ..engine import CopySource, Engine, Session, Terms
 
+_NOT_YET = "the guests of libvirt's domains cannot be frozen by this collection yet"
 _OFF = Abilities()
 _RUNNING = Abilities(truncates=False, replaces_active=False, removes=False, flattens=False, grows_over_longer=False, pulls=False)
 
@@ -45,6 +47,7 @@ class LibvirtEngine:
     """
 
     name = LIBVIRT
+    agent: str | None = None
 
     def __init__(
         self,
@@ -133,6 +136,16 @@ class LibvirtEngine:
             tops = [disk.images[0].path for disk in machine.disks(False, volume.own_files)]
             return next((file for path in tops for file in [machine.file_of(path, files)] if file is not None), None)
 
+    def thaw(self, agent: str, volume: str) -> None:
+        """See :meth:`engine.Engine.thaw`. The channel of a domain's agent is libvirt's."""
+        subject = f"volume {volume} on {self._directory.share.label}"
+        problem = f"a task was interrupted that was going to freeze the guest, through {agent}"
+        self._terms.warn(f"{subject}: {problem}; if it is frozen, let it go on: virsh domfsthaw")
+
+    def quiesced(self, volume: str) -> Quiesced:
+        """See :meth:`engine.Engine.quiesced`."""
+        return UNUSED if self._is_off or self._domain is None else Quiesced(False, _NOT_YET)
+
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """See :meth:`engine.Engine.predict`. Of a volume whose state is only predicted nothing can be asked."""
         if foretold:
@@ -152,11 +165,11 @@ class LibvirtEngine:
     def observe(self, volume: str, intent: Intent) -> ObservedState:
         """See :meth:`engine.Engine.observe`. If the domain was about to get another active image, it is asked which one it has."""
         found = self._files.observe(volume, intent)
-        if not intent.phase or intent.attachment is None or intent.after is None:
+        if not intent.phase or self.attachment is None or not self.attachment.has_definition or intent.after is None:
             return found
         from .switched import is_switched
 
-        return replace(found, switched=is_switched(self._directory, intent.attachment, intent.before, intent.after))
+        return replace(found, switched=is_switched(self._directory, self.attachment, intent.before, intent.after))
 
     def close(self) -> None:
         """See :meth:`engine.Engine.close`."""
@@ -194,6 +207,8 @@ class LibvirtEngine:
                     remedy = "detach it (virsh detach-disk --config), and run the task without attachment"
                     machine.refuse(f"{machine.attachment} has it as disk {disk.target}", remedy)
                 return machine
+            if self._terms.quiesce == REQUIRED and takes_snapshot(plan):
+                machine.refuse(_NOT_YET, "say quiesce: auto or false, or freeze it around the task (virsh domfsfreeze, domfsthaw)")
             disk, _top = machine.require_ready(files, files[:1])
             machine.require_chain(disk, files)
             require_possible(plan, machine, disk, files[0])

@@ -12,7 +12,7 @@ from ...model import Volume
 from ...store.files.directory import ShareDirectory
 from .connection import OFF, Connection, Domain, Refused, Unreachable, open_connection
 from .definition import Unreadable
-from .domain import VolumeDomain
+from .domain import VolumeDomain, having
 
 _ALIKE, _DIFFERENT = 0, 1  # exit statuses of qemu-img compare
 
@@ -27,7 +27,8 @@ def is_switched(directory: ShareDirectory, attachment: Attachment, before: Volum
     except (Unreachable, StorageError):
         return None
     try:
-        domain = connection.find(attachment.domain) if attachment.domain else None
+        files = [*before.own_files, *after.own_files]
+        domain = connection.find(attachment.domain) if attachment.domain else next(iter(having(connection, directory, files)), None)
         if domain is None:
             return _are_alike(directory, before, after)
         return _on_new(domain, attachment, directory, before, after)

@@ -31,6 +31,8 @@ _SHAPES: dict[str, Any] = {
     "query-named-block-nodes": [_NODE],
     "query-block-exports": [{"node-name": str}],
     "x-debug-query-block-graph": _GRAPH,
+    "query-chardev": [{"label": str, "filename": str, "frontend-open": bool}],
+    "qom-list": [{"name": str, "type": str}],
 }
 GREETING = {"QMP": dict}
 ERROR = {"class": str, "desc": str}

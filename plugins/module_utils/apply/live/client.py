@@ -25,7 +25,7 @@ from .answers import Strange
 GREETING = 5.0  # seconds for all that a connection begins with
 QUESTION = 20.0  # seconds for the answer to a question
 ANSWER = 120.0  # seconds for a command, which may have to flush a slow disk first
-_QUESTIONS = ("query-", "x-debug-query-")
+_QUESTIONS = ("query-", "x-debug-query-", "qom-list", "qom-get")
 _ENDS_OF_JOBS = {"BLOCK_JOB_COMPLETED": "", "BLOCK_JOB_CANCELLED": "it was cancelled"}  # events, and what they mean where they name no error
 _POLL = 0.01  # seconds
 _LONGEST_LINE = 16 << 20  # bytes

@@ -12,7 +12,8 @@ from ...pace import Pace
 from ...plan.abilities import QMP, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
-from ..merges import is_taken
+from ..engine import NEVER, REQUIRED, UNUSED, Quiesced
+from ..merges import is_taken, takes_snapshot
 from ..turns import take_turn
 from .client import Monitor, connect
 from .machine import Machine, told
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ...model import Volume
     from ...plan.intent import Intent, ObservedState, Resumption
     from ..engine import CopySource, Engine, Session, Terms
+    from ..quiescing import Quiescing
     from .session import LiveSession
 
 
@@ -39,6 +41,13 @@ class QmpEngine:
         self._directory, self._terms = directory, terms
         self._files, self._monitor = files, monitor
         self.attachment = terms.attachment
+        self._quiescing: Quiescing | None = None  # of the guest, once it was asked whether it can be frozen
+        self._taken: set[str] = set()  # volumes of which snapshots are taken with its help
+
+    @property
+    def agent(self) -> str | None:
+        """See :attr:`engine.Engine.agent`."""
+        return self._quiescing.place if self._quiescing is not None else None
 
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
         """See :meth:`engine.Engine.session`. Here the machine must be ready for the plan."""
@@ -65,7 +74,7 @@ class QmpEngine:
 
         for session in sessions:
             if isinstance(session, LiveSession):
-                session.switch()
+                session.switch(self._quiescing)
 
     def withdraw(self, sessions: Sequence[Session]) -> bool:
         """See :meth:`engine.Engine.withdraw`. QEMU answers one after the other: what was sent before is done by then, or will never be."""
@@ -82,6 +91,17 @@ class QmpEngine:
         with told(machine):
             return machine.written(machine.require_able(), files)
 
+    def thaw(self, agent: str, volume: str) -> None:
+        """See :meth:`engine.Engine.thaw`."""
+        if self._monitor is not None:
+            from .freezing import thaw_left
+
+            thaw_left(self._monitor, self._terms.agent, agent, f"volume {volume} on {self._directory.share.label}", self._terms.warn)
+
+    def quiesced(self, volume: str) -> Quiesced:
+        """See :meth:`engine.Engine.quiesced`."""
+        return self._quiescing.outcome if self._quiescing is not None and volume in self._taken else UNUSED
+
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """See :meth:`engine.Engine.predict`. If the volume's state is only predicted, the machine has another one. Where that differs only by
         snapshots that are still to be taken, it is asked all that does not depend on them."""
@@ -89,6 +109,7 @@ class QmpEngine:
             self._ready_for(plan, check_only=True)
             return
         machine = self._machine(plan, check_only=True)
+        self._require_guest(plan, machine)
         with told(machine):
             found = machine.foreseen()
             if found is not None:
@@ -111,6 +132,8 @@ class QmpEngine:
 
     def close(self) -> None:
         """See :meth:`engine.Engine.close`."""
+        if self._quiescing is not None:
+            self._quiescing.close()
         if self._monitor is not None:
             self._monitor.close()
 
@@ -126,7 +149,21 @@ class QmpEngine:
         if any(step.touches() for step in plan.steps):
             with told(machine):
                 require_possible(plan, machine, machine.require_ready(), self._terms.drop_bitmaps)
+        self._require_guest(plan, machine)
         return machine
+
+    def _require_guest(self, plan: Plan, machine: Machine) -> None:
+        """Ask the guest whether it can be frozen, before anything is changed. Disks of one machine have one guest."""
+        if self._terms.quiesce == NEVER or not takes_snapshot(plan):
+            return
+        from ..quiescing import Quiescing
+        from .freezing import AgentFreezer
+
+        self._taken.add(plan.volume)
+        if self._quiescing is None:
+            freezer = AgentFreezer(machine.monitor, self._terms.agent, self._terms.patience)
+            self._quiescing = Quiescing(machine.subject, freezer, self._terms.quiesce == REQUIRED, self._terms.warn)
+            self._quiescing.require_answer()
 
     def _ready_to_end(self, resumption: Resumption, check_only: bool) -> tuple[Machine, str]:
         """The machine, and the file that its guest writes to.

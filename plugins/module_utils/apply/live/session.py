@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from typing import Callable, ContextManager, Iterable, Mapping, NamedTuple
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple
 
 from ...errors import InUse, NeedsRecovery, ToolFailed
 from ...pace import Pace
@@ -26,6 +27,9 @@ from .merging import Merging
 from .possible import directory_of, require_size
 from .proving import flush
 from .switching import Switch
+
+if TYPE_CHECKING:
+    from ..quiescing import Quiescing
 
 
 class NextOverlay(NamedTuple):
@@ -116,18 +120,41 @@ class LiveSession:
             if self._switch is not None:
                 self._switch.prepare()
 
-    def switch(self) -> None:
-        """Let the guest use the image that ``.info`` names now, and let QEMU close the files that are to go. Again, this changes nothing."""
+    def switch(self, quiescing: Quiescing | None = None) -> None:
+        """Let the guest use the image that ``.info`` names now, and let QEMU close the files that are to go. Again, this changes nothing.
+
+        :param quiescing: freezes the guest for that instant.
+        """
         if self._plan.after is None or self._withdrawn:
             return
         with told(self._machine):
             action = self.next_overlay()
             if action is not None:
-                self._machine.monitor.run("blockdev-snapshot", **action._asdict())
+                with self.resting([self], quiescing):
+                    self._machine.monitor.run("blockdev-snapshot", **action._asdict())
                 self.require_used(action)
             if self._switch is not None:
                 self._switch.complete()
             self.drop()
+
+    @staticmethod
+    @contextmanager
+    def resting(sessions: Iterable[LiveSession], quiescing: Quiescing | None) -> Iterator[None]:
+        """A context in which the guest is frozen, if that is asked for and its agent has answered. What its disks have written is made durable
+        before that, so that little is left for the time in which its programs wait."""
+        if quiescing is None or quiescing.place is None:
+            yield
+            return
+        for session in sessions:
+            session._write_out()
+        with quiescing.frozen():
+            yield
+
+    def _write_out(self) -> None:
+        machine, file = self._machine, str(self._plan.after.active.backing_file) if self._plan.after is not None else ""
+        with suppress(OSError), self._directory.root.opened(file) as fd:  # if it cannot be, QEMU says so when it switches
+            os.fsync(fd)
+        flush(machine, machine.node(machine.graph(), file).name)
 
     def drop(self) -> None:
         """Let QEMU close the files that are to go."""

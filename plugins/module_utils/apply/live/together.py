@@ -58,7 +58,8 @@ class MixedEngine(QmpEngine):
                 machine.refuse("the guest uses the overlays of a part of its group only", "run the task again")
             if todo:
                 actions = [{"type": "blockdev-snapshot", "data": action._asdict()} for _session, action in todo]
-                machine.monitor.run("transaction", actions=actions)
+                with LiveSession.resting(live, self._quiescing):
+                    machine.monitor.run("transaction", actions=actions)
             for session, action in todo:
                 session.require_used(action)
             for session in live:

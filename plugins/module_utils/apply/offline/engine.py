@@ -18,6 +18,7 @@ from ...plan.resumption import ObservedFile
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 from ...store.metadata import info_file
+from ..engine import UNUSED, Quiesced
 from . import guard as guards
 from .guard import Guard
 
@@ -33,6 +34,7 @@ class OfflineEngine:
     name = OFFLINE
     abilities = Abilities()
     attachment: Attachment | None = None
+    agent: str | None = None
 
     def __init__(self, directory: ShareDirectory, terms: Terms) -> None:
         self._directory, self._terms = directory, terms
@@ -83,6 +85,13 @@ class OfflineEngine:
     def written(self, volume: Volume, files: Sequence[str]) -> str | None:
         """Nobody can be asked."""
         return None
+
+    def thaw(self, agent: str, volume: str) -> None:
+        """There is no guest."""
+
+    def quiesced(self, volume: str) -> Quiesced:
+        """There is no guest."""
+        return UNUSED
 
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """See :meth:`engine.Engine.predict`. What is there can be asked, and what is only predicted nobody has open."""

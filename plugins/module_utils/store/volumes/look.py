@@ -15,6 +15,7 @@ from ...errors import StorageError
 from ..metadata import info_file, records
 
 if TYPE_CHECKING:
+    from ...attachments import Attachment
     from ..files.directory import ShareDirectory
     from .chains import Observed
 
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 class Look:
     """The metadata of one volume. Each part is read at its first use. If that fails, each further use raises the same error.
 
-    ``observed``: the volume and whether it is in use, set once its images were read.
+    ``observed``: the volume and whether it is in use, set once its images were read. ``attachment`` is the machine that the user names.
     """
 
-    def __init__(self, directory: ShareDirectory, name: str) -> None:
-        self.directory, self.name = directory, name
+    def __init__(self, directory: ShareDirectory, name: str, attachment: Attachment | None = None) -> None:
+        self.directory, self.name, self.attachment = directory, name, attachment
         self.observed: Observed | None = None
         self._known: dict[str, tuple[Any, Exception | None]] = {}
 

@@ -1,0 +1,233 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guest of a machine with a monitor: how the channel of its agent is found, and how it is frozen and goes on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import Callable
+
+from ...errors import InUse
+from ..quiescing import NotFrozen
+from ..turns import take_turn
+from .agent import THAW, Absent, Agent, AgentError, Answered
+from .answers import Strange
+from .client import Lost, Monitor, QmpError
+
+_PORT = "org.qemu.guest_agent.0"
+_PLACES = ("/machine/peripheral", "/machine/peripheral-anon")  # devices with and without an id
+_KIND = "child<virtserialport>"
+_FREE, _UNIX, _SERVER = "disconnected:", "unix:", ",server="  # parts of what QEMU tells of a socket
+_LONGEST_SOCKET = 107  # bytes
+_DEPARTURE = 1.0  # seconds for QEMU to notice that a client has gone
+_HOLD = 10.0  # seconds for which a guardian keeps others waiting
+_AT_LAST = 3600.0  # seconds after which a guardian gives up
+_PAUSE = 0.5  # seconds between two attempts to let a guest go on
+_REFUSALS = 5  # after so many answers that are none, a guest is left alone: it can be asked, and does not want
+
+
+class AgentFreezer:
+    """The :class:`quiescing.Freezer` of a machine with a monitor.
+
+    :param told: the socket of the agent's channel, as the user names it. Without it the monitor is asked.
+    :param patience: seconds to wait for another task that uses the channel.
+    """
+
+    def __init__(self, monitor: Monitor, told: str | None, patience: float) -> None:
+        self.place = ""
+        self._monitor, self._told, self._patience = monitor, told, patience
+        self._agent: Agent | None = None
+        self._turn: socket.socket | None = None
+
+    def require_answer(self) -> None:
+        """See :meth:`quiescing.Freezer.require_answer`. The connection stays, so that nobody else takes the channel meanwhile."""
+        if self._agent is not None:
+            return
+        path = self._told or _found(self._monitor)
+        try:
+            self._turn = take_turn(path, self._patience)
+        except InUse as error:
+            raise NotFrozen(f"another task uses the channel of its guest agent ({path})") from error
+        _require_free(self._monitor, path)
+        self._agent = Agent(path)
+        if self._asked(self._agent.is_frozen):
+            raise NotFrozen("it is frozen already, by somebody else")
+        self.place = path
+
+    def freeze(self) -> None:
+        """See :meth:`quiescing.Freezer.freeze`."""
+        if self._asked(self._reached().freeze) < 1:
+            raise NotFrozen("its guest agent has frozen no file system")
+
+    def require_frozen(self) -> None:
+        """See :meth:`quiescing.Freezer.require_frozen`."""
+        if not self._asked(self._reached().is_frozen):
+            raise NotFrozen("it went on by itself before its disks were switched, or nobody knows when (its guest agent says that it is thawed)")
+
+    def thaw(self) -> bool:
+        """See :meth:`quiescing.Freezer.thaw`."""
+        return let_go_on(self._reached(), THAW)
+
+    def thaw_at_last(self) -> None:
+        """See :meth:`quiescing.Freezer.thaw_at_last`. What goes on for long has neither the locks nor the monitor of the task."""
+        agent = self._reached()
+        agent.inherit()
+        if let_go_on(agent, _HOLD):
+            return
+        with suppress(OSError):
+            if os.fork():
+                return  # who waits for this process need not wait for that one
+        _keep_only(agent.fileno())
+        let_go_on(agent, _AT_LAST)
+
+    def close(self) -> None:
+        """See :meth:`quiescing.Freezer.close`."""
+        if self._agent is not None:
+            self._agent.close()
+        if self._turn is not None:
+            self._turn.close()
+
+    def _reached(self) -> Agent:
+        if self._agent is None:
+            raise NotFrozen("it was not asked")
+        return self._agent
+
+    def _asked(self, question: Callable[[], int]) -> int:
+        try:
+            return question()
+        except AgentError as error:
+            raise NotFrozen(str(error)) from error
+
+
+def let_go_on(agent: Agent, limit: float) -> bool:
+    """Tell a guest to go on until it says that it does. True if it does, or there is no machine any more."""
+    until, refused = time.monotonic() + limit, 0
+    while True:
+        try:
+            agent.thaw(min(THAW, max(_PAUSE, until - time.monotonic())))
+            return True
+        except Absent:
+            return True
+        except Answered:
+            refused += 1
+        except AgentError:
+            pass
+        if refused >= _REFUSALS or time.monotonic() > until:
+            return False
+        time.sleep(_PAUSE)
+
+
+def thaw_left(monitor: Monitor, told: str | None, recorded: str, subject: str, warn: Callable[[str], None]) -> None:
+    """Let a guest go on that a task may have left frozen which was killed together with its guardian.
+
+    :param told: the socket of its agent's channel, as the user names it. :param recorded: the one that the task has used. It is only named:
+        who can write to the share has no say in where tasks connect. :param subject: how warnings name the volume.
+    """
+    agent = None
+    try:
+        agent = Agent(told or _found(monitor))
+        if agent.is_frozen():
+            agent.thaw(THAW)
+            warn(f"{subject}: a task was interrupted that had frozen the guest, and left it so; it goes on now")
+    except Absent:
+        pass
+    except (AgentError, NotFrozen) as error:
+        warn(f"{subject}: a task was interrupted that was going to freeze the guest, through {recorded}. It may be frozen still: {error}")
+    finally:
+        if agent is not None:
+            agent.close()
+
+
+def _keep_only(kept: int | None) -> None:
+    """Close all descriptors but the standard ones and this one, and be in no directory that somebody may want to unmount."""
+    os.chdir("/")
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != kept:
+            with suppress(OSError):
+                os.close(int(name))
+
+
+# -- the channel -----------------------------------------------------------------------------------------------------
+
+
+def _found(monitor: Monitor) -> str:
+    """The socket of the channel of the guest's agent, by what the monitor says. :raises NotFrozen: there is none that can be used."""
+    if not {"qom-list", "qom-get", "query-chardev"} <= monitor.commands:
+        raise NotFrozen("what has its disks open cannot tell how its guest agent is reached; give attachment.agent")
+    try:
+        label = _label(monitor)
+        told = next((one for one in monitor.run("query-chardev") if one["label"] == label), None) if label else None
+    except (QmpError, Lost, Strange) as error:
+        raise NotFrozen(f"the monitor does not tell how its guest agent is reached ({error})") from error
+    if told is None:
+        raise NotFrozen(f"the machine has no channel for a guest agent (a virtserialport with the name {_PORT})")
+    path = _path(told["filename"])
+    if path is None:
+        raise NotFrozen("the channel of its guest agent is no Unix socket on which QEMU listens; give attachment.agent")
+    return _from_here(monitor.pid, path)
+
+
+def _label(monitor: Monitor) -> str | None:
+    """The name of the character device behind the agent's port. None if there is no such port."""
+    for place in _PLACES:
+        for child in monitor.run("qom-list", path=place):
+            device = f"{place}/{child['name']}"
+            if child["type"] == _KIND and monitor.run("qom-get", path=device, property="name") == _PORT:
+                return str(monitor.run("qom-get", path=device, property="chardev"))
+    return None
+
+
+def _path(filename: str) -> str | None:
+    """The path of a socket on which QEMU listens, from how QEMU tells it. None if it is something else."""
+    told = filename[len(_FREE) :] if filename.startswith(_FREE) else filename
+    path, server, more = told.rpartition(_SERVER)
+    return path[len(_UNIX) :] if told.startswith(_UNIX) and server and more == "on" and path[len(_UNIX) :].isprintable() else None
+
+
+def _from_here(pid: int, path: str) -> str:
+    """How a socket is reached that QEMU has at ``path``: it may have another working directory, or see other mounts."""
+    with suppress(OSError):
+        path = os.path.join(os.readlink(f"/proc/{pid}/cwd"), path)
+    there = f"/proc/{pid}/root{path}"
+    with suppress(OSError):
+        if os.path.isabs(path) and os.path.exists(there) and not (os.path.exists(path) and os.path.samefile(there, path)):
+            path = there
+    if not os.path.isabs(path) or len(os.fsencode(path)) > _LONGEST_SOCKET:
+        raise NotFrozen("the path of its guest agent's channel leads nowhere, or is too long; give attachment.agent")
+    return path
+
+
+def _require_free(monitor: Monitor, path: str) -> None:
+    """:raises NotFrozen: QEMU says that somebody else uses the channel, or that nobody in the guest does."""
+    until = time.monotonic() + _DEPARTURE
+    while True:
+        told = _told_of(monitor, path)
+        if told is None:
+            return
+        if told["filename"].startswith(_FREE):
+            break
+        if time.monotonic() > until:
+            raise NotFrozen(f"another program is connected to the channel of its guest agent ({path}), such as libvirtd to that of a domain")
+        time.sleep(_PAUSE / 10)
+    if not told["frontend-open"]:
+        raise NotFrozen("no guest agent runs in it")
+
+
+def _told_of(monitor: Monitor, path: str) -> dict | None:
+    """What QEMU says of the channel at ``path``. None if it says nothing of it."""
+    if "query-chardev" not in monitor.commands:
+        return None
+    try:
+        every = monitor.run("query-chardev")
+    except (QmpError, Lost, Strange):
+        return None
+    for one in every:
+        named = _path(one["filename"])
+        with suppress(OSError, NotFrozen):
+            if named is not None and os.path.samefile(_from_here(monitor.pid, named), path):
+                return one
+    return None
