@@ -9,6 +9,7 @@ The documentation of these options is in doc_fragments/store.py; a test compares
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Callable
 
 from .errors import InvalidParameter, InvalidSize, StorageError
@@ -17,6 +18,7 @@ from .model import parse_bytes
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
+    from .background import Worker
     from .operations.options import Options
     from .operations.step_log import StepLog
     from .operations.transaction import Outcome
@@ -36,6 +38,8 @@ CHANGE = {
     "log_path": {"type": "path"},
     "speed": {"type": "str", "default": "0"},
     "timeout": {"type": "float"},
+    "progress": {"type": "bool", "default": True},
+    "_progress": {"type": "dict"},  # what the action plugin says that shows progress, see background.py; nobody else uses it
 }
 ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path", "required": True}}}
 
@@ -153,7 +157,8 @@ def options(module: AnsibleModule) -> Options:
 
     params = module.params
     check_numbers(params)
-    task = Task(_once(module.warn), _step_log(module))
+    work = getattr(module, "work", None)
+    task = Task(_once(module.warn), _step_log(module), meter=work.meter if work is not None else None)
     check = module.check_mode
     speed = parse_speed(params["speed"])
     waits = params["lock_timeout"], params["break_lock"], params["assume_unused"]
@@ -181,6 +186,7 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
 
     class Module(AnsibleModule):
         parsed = False
+        work: Worker | None = None
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             try:
@@ -201,10 +207,20 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
                 from . import refused
 
                 msg = refused.with_advice(msg, self.given)
-            super().fail_json(msg, **kwargs)
+            with self.work or nullcontext():
+                super().fail_json(msg, **kwargs)
+
+        def exit_json(self, **kwargs: Any) -> None:
+            with self.work or nullcontext():
+                super().exit_json(**kwargs)
 
     module = Module(argument_spec=spec, supports_check_mode=True, **conditions)
     module.parsed = True
+    watched = module.params.pop("_progress", None)
+    if watched:
+        from . import background  # late: nobody else waits for it
+
+        module.work = background.begin(module, watched)
     return module
 
 

@@ -13,16 +13,17 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "refused", "arguments", "operations", "apply", "plan", "store", "mounts"]
-LAYERS += ["together", "model", "localities", "command", "pace", "process_copies", "errors"]
+LAYERS = ["modules", "results", "changes", "refused", "background", "arguments", "operations", "apply", "plan", "store", "mounts"]
+LAYERS += ["together", "model", "localities", "command", "pace", "progress", "process_copies", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
-    "changes": {"operations", "refused", "model", "errors"},
+    "changes": {"operations", "refused", "background", "model", "errors"},
     "refused": set(),
+    "background": {"command", "progress", "errors"},
     "arguments": {"operations", "model", "errors"},
-    "operations": {"apply", "plan", "store", "mounts", "together", "model", "localities", "process_copies", "errors"},
-    "apply": {"plan", "store", "model", "command", "pace", "errors"},
+    "operations": {"apply", "plan", "store", "mounts", "together", "model", "localities", "process_copies", "progress", "errors"},
+    "apply": {"plan", "store", "model", "command", "pace", "progress", "errors"},
     "plan": {"model", "errors"},
     "store": {"model", "localities", "process_copies", "errors"},
     "mounts": {"model", "localities", "command", "errors"},
@@ -30,7 +31,8 @@ MAY_IMPORT = {
     "model": {"errors"},
     "localities": set(),
     "command": {"process_copies", "pace", "errors"},
-    "pace": {"errors"},
+    "pace": {"progress", "errors"},
+    "progress": set(),
     "process_copies": set(),
     "errors": set(),
 }

@@ -10,10 +10,12 @@ them open. A new engine is a package next to ``offline`` and a line in :func:`op
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Mapping, NamedTuple, Protocol, Sequence
 
 from ..errors import NeedsRecovery
+from ..pace import Pace
 from ..plan.abilities import OFFLINE, QMP
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ..plan.intent import Intent, ObservedState, Resumption
     from ..plan.plan import Plan
     from ..plan.steps import Step
+    from ..progress import Meter
     from ..store.files.directory import ShareDirectory
     from ..store.metadata.records import Disk
     from ..store.volumes.look import Look
@@ -44,7 +47,7 @@ class Terms(NamedTuple):
     monitor (QMP) of the machine that has the images open, as the user names it; if nobody listens there, errors say so.
     ``drop_bitmaps``: its dirty bitmaps may be lost. ``mixed``: of the volumes that are worked on the machine has some open, and nobody the
     others. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about the data that a plan moves. ``patience`` is
-    for how many seconds to wait until another task has done with the monitor.
+    for how many seconds to wait until another task has done with the monitor. ``meter`` notes how far the work is, if anybody watches.
     """
 
     locks: tuple[int, ...] = ()
@@ -57,6 +60,17 @@ class Terms(NamedTuple):
     speed: int = 0
     timeout: float | None = None
     patience: float = 0
+    meter: Meter | None = None
+
+    def pace(self, subject: str, steps: Iterable[Step], sleep: Callable[[float], None] = time.sleep) -> Pace:
+        """The pace of a plan's data. :param subject: how messages name the volume."""
+        part = self.meter.part(step.moves() for step in steps) if self.meter is not None else None
+        return Pace(subject, self.speed, self.timeout, sleep, part)
+
+    def end(self, pace: Pace) -> None:
+        """The plan that :meth:`pace` was told of has ended."""
+        if self.meter is not None and pace.part is not None:
+            self.meter.end(pace.part)
 
 
 _LOOKING = Terms()

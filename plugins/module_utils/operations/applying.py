@@ -45,6 +45,7 @@ def engine_for(work: Workspace, share: Share, plans: Sequence[Plan] = (), mixed:
         options.speed,
         options.timeout,
         min(options.lock_timeout, _CHECK_PATIENCE) if options.check else options.lock_timeout,
+        options.task.meter,
     )
     volumes = [plan.before for plan in plans if plan.before is not None]
     if options.attachment is None or (plans and not volumes):

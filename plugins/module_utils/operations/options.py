@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Callable
 from ..store.files.waiting import Waiting
 
 if TYPE_CHECKING:
+    from ..progress import Meter
     from .bulk.batch_locks import BatchLocks
     from .capacity import Capacity
     from .step_log import StepLog
@@ -24,6 +25,7 @@ class Task:
     ``predicted`` is check mode's memory: volumes as earlier items would leave them, None for those that would be gone, by (share path,
     name). ``assumed`` are volumes that check mode assumes to be there, in the same form. ``failed`` are volumes that items were to make
     or to change, and could not. ``batch_locks`` are the locks under which a part of the task works, ``waiting`` is how its parts wait.
+    ``meter`` notes how far the work is, if anybody watches.
     """
 
     warn: Callable[[str], None] = lambda _text: None
@@ -34,6 +36,7 @@ class Task:
     kept: dict = field(default_factory=dict)
     batch_locks: BatchLocks | None = None
     waiting: Waiting = field(default_factory=Waiting)
+    meter: Meter | None = None
 
     @property
     def capacity(self) -> Capacity:
