@@ -93,6 +93,11 @@ def process_is_there(pid: int) -> bool:
         return False
 
 
+def descendants(pid: int) -> list[int]:
+    children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(one for child in children for one in descendants(child))]
+
+
 def require_ended(world: World, recovered: bool = True) -> None:
     """The next task ends the deletion, and all is right."""
     told = call("remotefs_snapshot", deletion(world, speed="0"))
@@ -206,6 +211,8 @@ class Hosts:
         """The command of a playbook. :param hosts: variables of each. :param task: keywords of the task."""
         for name in hosts:
             (self.share / f"golden-{name}").write_bytes(self.data)
+        golden = [{"name": f"golden-{name}"} for name in hosts]
+        call("remotefs_volume", {"share": [str(self.share)], "format": "raw", "volumes": golden})
         every = {name: {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **own} for name, own in hosts.items()}
         (self.path / "hosts.json").write_text(json.dumps({"all": {"hosts": every}}))
         options = {"share": str(self.share), "name": "{{ inventory_hostname }}", "source": {"volume": "golden-{{ inventory_hostname }}"}}
@@ -226,7 +233,8 @@ class Hosts:
         """With standard error in a file, until progress stands there."""
         with (self.path / "err").open("wb") as err:
             process = subprocess.Popen(argv, env=self.environment, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True)
-        wait_for(lambda: b" %, " in (self.path / "err").read_bytes(), 40)
+        wait_for(lambda: b" %, " in (self.path / "err").read_bytes() or process.poll() is not None, 40)
+        assert process.poll() is None, (self.path / "err").read_text()
         return process
 
     def require_whole(self, *names: str) -> None:
@@ -299,16 +307,20 @@ def test_check_mode_is_silent(hosts: Hosts) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, *([signal.SIGKILL] if FULL else [])], ids=lambda end: end.name)
+@pytest.mark.parametrize("end", [signal.SIGINT, *([signal.SIGTERM, signal.SIGKILL] if FULL else [])], ids=lambda end: end.name)
 def test_a_playbook_that_is_interrupted(hosts: Hosts, end: signal.Signals) -> None:
     """Ctrl-C dismisses the work at once. Nobody tells of a kill, so the work ends a minute later. The next task waits for its lock."""
-    process = hosts.start(hosts.book({"seen": {}}))
+    process = hosts.start(hosts.book({"seen": {"speed": "50K"}}))
     (place,) = (hosts.path / "tmp").glob("remotefs-*")
     worker = int((place / "process").read_text().split()[0])
+    if end == signal.SIGKILL:
+        for pid in descendants(process.pid):
+            os.kill(pid, end)
     process.send_signal(end)
     process.wait(30)
     wait_for(lambda: not process_is_there(worker), 10 if end != signal.SIGKILL else 80)
     wait_for(lambda: not left(hosts.path / "tmp"), 5)
+    assert not (hosts.share / "seen").exists()
     done = hosts.run(hosts.book({"seen": {"speed": "0"}}))
     assert done.returncode == 0 and "changed=" in done.stdout, done.stdout + done.stderr
     hosts.require_whole("seen")
