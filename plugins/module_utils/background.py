@@ -3,15 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Work that outlasts the module that began it, so that the controller can show how far it is.
 
-The module's process makes a copy of itself before anything is done. The copy does the whole task, takes the locks, and makes the
-result, as the module alone would. The first process waits for it, for a few seconds. Most tasks end in that time: the first process
-passes the result on, byte for byte, and all of this has cost one fork. If the task takes longer, the first process ends, with a
-result that says where the work is (``_continue``). The action plugin then looks at the files there, and at last calls the module again,
-which passes the result on.
+Most tasks are short, and do without all of this. If a task finds, under its locks, that its first change is going to move much data, it
+gives the locks back, and its process makes a copy of itself. (A task that makes several changes does that at its beginning, because it
+cannot begin anew after the first one.) The copy does the whole task, takes the locks, and makes the result, as the module alone would.
+The first process waits for it, for a few seconds. If it ends in that time, the first process passes the result on, byte for byte. If
+not, the first process ends, with a result that says where the work is (``_continue``). The action plugin then looks at the files
+there, and at last calls the module again, which passes the result on.
 
 Why not Ansible's ``async``? It would have to be decided before it is known how long a task takes, it costs more than a second, and
-Ansible's wrapper goes on for ever if the controller dies. Why is the process not copied when the data begins to move? Then there are
-locks, threads and a monitor that belong to the first process.
+Ansible's wrapper goes on for ever if the controller dies. Why does the copy begin anew? Locks name the process that holds them, and a
+lease that names one which has ended is taken away; threads are not copied; and the connection to a monitor belongs to one process.
 
 The copy ends if nobody cares for it any more: at once if the first process is killed before it has ended, and after a minute if
 nobody has looked in for so long, because the controller was killed or cannot be reached. It is killed like any task, at any instant,
@@ -23,6 +24,7 @@ The directory has these files: ``seen`` (touched by those who look in; if it is 
 
 from __future__ import annotations
 
+import gc
 import json
 import mmap
 import os
@@ -36,7 +38,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from . import progress
-from .command import private_directory, scratch_file
 from .errors import ToolFailed
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ def begin(module: AnsibleModule, asked: dict) -> Worker | None:
         _collect(module, str(asked["place"]))
     began = time.monotonic()
     memory = mmap.mmap(-1, _NAME.stop + progress.SIZE)
-    out, err = scratch_file("result"), scratch_file("errors")
+    out, err = _scratch(), _scratch()
     attended, attending = os.pipe()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a parent may have made it ignored, and then nobody can wait
+    gc.freeze()  # otherwise the garbage collector would write to memory that both share
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _CHILD_ENDS)  # it is waited for, and must not be lost until then
     try:
         pid = os.fork()
@@ -72,12 +74,12 @@ def begin(module: AnsibleModule, asked: dict) -> Worker | None:
         return None
     if pid:
         os.close(attended)
-        _attend(module, pid, memory, (out.fileno(), err.fileno()), began, began + float(asked["seconds"]))
+        _attend(module, pid, memory, (out, err), began, began + float(asked["seconds"]))
     os.close(attending)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.setsid()  # what ends the connection does not end the work
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, fd in enumerate((nothing, out.fileno(), err.fileno())):
+    for number, fd in enumerate((nothing, out, err)):
         os.dup2(fd, number)
     return Worker(memory, began, float(asked["patience"]), attended)
 
@@ -169,6 +171,8 @@ def _attend(module: AnsibleModule, pid: int, memory: mmap.mmap, streams: tuple[i
 
 def _hand_over(pid: int, memory: mmap.mmap, began: float) -> str | None:
     """Make the directory. None if there is no room for one."""
+    from .command import private_directory  # late: what short tasks do not need they do not import
+
     try:
         directory = private_directory()
         name = os.fsencode(directory)
@@ -243,6 +247,17 @@ def _mark(directory: str) -> int | None:
         return os.stat(os.path.join(directory, "seen")).st_mtime_ns
     except OSError:
         return None
+
+
+def _scratch() -> int:
+    """The descriptor of a file without a name."""
+    try:
+        return os.memfd_create("remotefs-result")
+    except (AttributeError, OSError):
+        from .command import scratch_file
+
+        with scratch_file("result") as stream:
+            return os.dup(stream.fileno())
 
 
 def _content(fd: int) -> bytes:

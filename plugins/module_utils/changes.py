@@ -41,6 +41,7 @@ CHANGE = {
     "progress": {"type": "bool", "default": True},
     "_progress": {"type": "dict"},  # what the action plugin says that shows progress, see background.py; nobody else uses it
 }
+_MANY_CHANGES = ("volumes", "snapshots", "keep", "flatten")  # options of tasks that may have changed something before what takes long
 ATTACHMENT = {"type": "dict", "options": {"qmp": {"type": "path", "required": True}}}
 
 
@@ -157,8 +158,8 @@ def options(module: AnsibleModule) -> Options:
 
     params = module.params
     check_numbers(params)
-    work = getattr(module, "work", None)
-    task = Task(_once(module.warn), _step_log(module), meter=work.meter if work is not None else None)
+    work, watched = getattr(module, "work", None), getattr(module, "watched", None)
+    task = Task(_once(module.warn), _step_log(module), meter=work.meter if work is not None else None, begins_anew=bool(watched))
     check = module.check_mode
     speed = parse_speed(params["speed"])
     waits = params["lock_timeout"], params["break_lock"], params["assume_unused"]
@@ -187,6 +188,7 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
     class Module(AnsibleModule):
         parsed = False
         work: Worker | None = None
+        watched: dict | None = None  # what the action plugin asks that shows progress
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             try:
@@ -216,12 +218,29 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
 
     module = Module(argument_spec=spec, supports_check_mode=True, **conditions)
     module.parsed = True
-    watched = module.params.pop("_progress", None)
-    if watched:
-        from . import background  # late: nobody else waits for it
-
-        module.work = background.begin(module, watched)
+    module.watched = module.params.pop("_progress", None)
+    if module.watched and ("place" in module.watched or any(module.params.get(name) for name in _MANY_CHANGES)):
+        _be_watched(module)
     return module
+
+
+def _be_watched(module: Any) -> None:
+    """From here on the task is done in a process that is watched, and can take long."""
+    from . import background  # late: a short task does not need it
+
+    asked, module.watched = module.watched, None
+    module.work = background.begin(module, asked)
+
+
+def run_watched(module: AnsibleModule, run: Callable[[], dict]) -> dict:
+    """What ``run`` returns, a task about one object. If it is going to take long, it is done in a process that is watched."""
+    from .operations.options import TakesLong
+
+    try:
+        return run()
+    except TakesLong:
+        _be_watched(module)
+        return run()
 
 
 _logs: list[StepLog] = []  # of this task: at most one

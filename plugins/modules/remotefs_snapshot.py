@@ -543,7 +543,7 @@ def main() -> None:
             _run_many(module, module.params["snapshots"], "items")
         if module.params["volumes"] is not None:
             _run_volumes(module)
-        outcome = _run_one(module)
+        outcome = changes.run_watched(module, partial(_run_one, module))
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         outcome = changes.failure(as_storage_error(error, "this task"))
     label = "@".join(filter(None, [module.params["volume"], module.params["name"] or ", ".join(module.params["names"] or ())]))

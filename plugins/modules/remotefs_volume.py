@@ -612,7 +612,7 @@ def main() -> None:
     try:
         if module.params["volumes"] is not None:
             _run_many(module)
-        outcome = _run_one(module)
+        outcome = changes.run_watched(module, functools.partial(_run_one, module))
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         outcome = changes.failure(as_storage_error(error, "this task"))
     changes.leave(module, outcome, str(module.params["name"]))

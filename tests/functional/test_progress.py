@@ -109,18 +109,43 @@ def require_ended(world: World, recovered: bool = True) -> None:
 # -- as the action plugin calls modules ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", [{"speed": "0"}, {"volume": "none"}, {"keep": {"last": "x"}}], ids=["done", "failed", "refused"])
+SHORT = {
+    "done": {"state": "present", "name": "t"},
+    "done in a copy": {"volume": None, "snapshots": [{"volume": "vol"}], "state": "present", "name": "t"},
+    "failed in a copy": {"volume": None, "snapshots": [{"volume": "none"}]},
+    "failed": {"volume": "none"},
+    "refused": {"state": "present", "keep": {"last": "x"}},
+}
+
+
+@pytest.mark.parametrize("asked", SHORT.values(), ids=SHORT)
 def test_a_short_task_answers_as_it_would_alone(world: World, asked: dict) -> None:
     told = []
-    for progress in ({"_progress": LONG}, {}):
-        before = deletion(world, **asked)
-        if asked == {"speed": "0"}:
-            before["state"], before["name"] = "present", f"t{len(told)}"
-        process = start("remotefs_snapshot", {**before, **progress})
+    for progress in ({"_progress": {"seconds": 30, "patience": 60}}, {}):
+        if told and "t" in asked.values():
+            assert call("remotefs_snapshot", {**deletion(world), "name": "t", "speed": "0"})["changed"]
+        process = start("remotefs_snapshot", {**deletion(world, **asked), **progress})
         out, err = process.communicate(timeout=30)
         answer = json.loads(out)
         told.append((process.returncode, err, answer.get("failed"), answer.get("msg"), sorted(answer), sorted(answer["invocation"]["module_args"])))
-    assert told[0] == told[1]
+    assert told[0] == told[1] and told[0][2] == (None if "t" in asked.values() else True)
+
+
+def test_only_what_takes_long_is_done_in_a_copy(world: World) -> None:
+    """A task that is short makes no copy of its process; nor does one that nobody watches."""
+    for number, (progress, speed, copies) in enumerate([(LONG, "0", 0), ({}, "2M", 0), (LONG, "2M", 1)]):
+        world.write(8 * MIB, 5 * MIB, 3 + number)
+        world.snapshot()
+        name = list(world.points)[-1]
+        argv, given = module_call("remotefs_snapshot", deletion(world, name=name, speed=speed, **({"_progress": progress} if progress else {})))
+        program = f"import os, sys; os.register_at_fork(after_in_parent=lambda: print('copied', file=sys.stderr)); sys.argv = {argv[2:]!r}; "
+        program += f"import runpy; runpy.run_module({argv[2]!r}, run_name='__main__')"
+        done = subprocess.run([argv[0], "-c", program], input=given, capture_output=True, env=environment(), timeout=60, check=True)
+        assert done.stderr.count(b"copied") == copies, (progress, speed, done.stderr)
+        place = json.loads(done.stdout).get("_continue", {}).get("place")
+        assert bool(place) == bool(copies)
+        if place:
+            shutil.rmtree(place)
 
 
 def test_a_long_task_goes_on_and_is_collected(world: World, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ..model import Share
 from ..plan.abilities import OFFLINE
 from ..plan.plan import Plan
 from ..store.files import ballast
+from .options import TakesLong
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -101,10 +102,14 @@ def _executor(work: Workspace, share: Share, engine: Engine, plans: Sequence[Pla
 def _in_their_time(work: Workspace, plans: Sequence[Plan]) -> Iterator[None]:
     """What moves much data waits for its place; under the locks of a batch not for ever, unless this change has begun already. Afterwards
     nothing is known any more of what was there before."""
-    batch_locks, begun, work.begun = work.options.task.batch_locks, work.begun, True
+    options, task = work.options, work.options.task
+    if task.begins_anew and "begun" not in task.kept and any(plan.takes_long(options.speed) for plan in plans):
+        raise TakesLong
+    task.kept["begun"] = True
+    batch_locks, begun, work.begun = task.batch_locks, work.begun, True
     try:
         if any(plan.moves_much for plan in plans):
-            with work.options.task.waiting.long_work(batch_locks.until if batch_locks is not None and not begun else None):
+            with task.waiting.long_work(batch_locks.until if batch_locks is not None and not begun else None):
                 yield
         else:
             yield

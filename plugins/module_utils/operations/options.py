@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .step_log import StepLog
 
 
+class TakesLong(BaseException):
+    """Work is going to take long, and nothing has been changed yet: it can be begun anew in a process that is watched."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What all changes of one task share.
@@ -25,7 +29,8 @@ class Task:
     ``predicted`` is check mode's memory: volumes as earlier items would leave them, None for those that would be gone, by (share path,
     name). ``assumed`` are volumes that check mode assumes to be there, in the same form. ``failed`` are volumes that items were to make
     or to change, and could not. ``batch_locks`` are the locks under which a part of the task works, ``waiting`` is how its parts wait.
-    ``meter`` notes how far the work is, if anybody watches.
+    ``meter`` notes how far the work is, if anybody watches. ``begins_anew``: if the first change of the task is going to take long, it raises
+    :class:`TakesLong` instead, and the task begins anew.
     """
 
     warn: Callable[[str], None] = lambda _text: None
@@ -37,6 +42,7 @@ class Task:
     batch_locks: BatchLocks | None = None
     waiting: Waiting = field(default_factory=Waiting)
     meter: Meter | None = None
+    begins_anew: bool = False
 
     @property
     def capacity(self) -> Capacity:
