@@ -205,6 +205,7 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
 
         def fail_json(self, msg: str, **kwargs: Any) -> None:
             if not self.parsed:
+                self.params.pop("_progress", None)
                 kwargs.setdefault("error_code", InvalidParameter.error_code)
                 from . import refused
 

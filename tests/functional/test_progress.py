@@ -115,6 +115,7 @@ SHORT = {
     "failed in a copy": {"volume": None, "snapshots": [{"volume": "none"}]},
     "failed": {"volume": "none"},
     "refused": {"state": "present", "keep": {"last": "x"}},
+    "refused by Ansible": {"snapshots": [{"volume": "vol"}]},
 }
 
 
@@ -123,8 +124,9 @@ def test_a_short_task_answers_as_it_would_alone(world: World, asked: dict) -> No
     told = []
     for progress in ({"_progress": {"seconds": 30, "patience": 60}}, {}):
         if told and "t" in asked.values():
-            assert call("remotefs_snapshot", {**deletion(world), "name": "t", "speed": "0"})["changed"]
-        process = start("remotefs_snapshot", {**deletion(world, **asked), **progress})
+            assert call("remotefs_snapshot", {**deletion(world), "name": "t", "speed": "0"})["changed"], told
+        parameters = {key: value for key, value in {**deletion(world, **asked), **progress}.items() if value is not None}
+        process = start("remotefs_snapshot", parameters)
         out, err = process.communicate(timeout=30)
         answer = json.loads(out)
         told.append((process.returncode, err, answer.get("failed"), answer.get("msg"), sorted(answer), sorted(answer["invocation"]["module_args"])))
@@ -134,8 +136,8 @@ def test_a_short_task_answers_as_it_would_alone(world: World, asked: dict) -> No
 def test_only_what_takes_long_is_done_in_a_copy(world: World) -> None:
     """A task that is short makes no copy of its process; nor does one that nobody watches."""
     for number, (progress, speed, copies) in enumerate([(LONG, "0", 0), ({}, "2M", 0), (LONG, "2M", 1)]):
-        world.write(8 * MIB, 5 * MIB, 3 + number)
         world.snapshot()
+        world.write(8 * MIB, 5 * MIB, 3 + number)
         name = list(world.points)[-1]
         argv, given = module_call("remotefs_snapshot", deletion(world, name=name, speed=speed, **({"_progress": progress} if progress else {})))
         program = f"import os, sys; os.register_at_fork(after_in_parent=lambda: print('copied', file=sys.stderr)); sys.argv = {argv[2:]!r}; "
@@ -354,6 +356,6 @@ def test_a_playbook_that_is_interrupted(hosts: Hosts, end: signal.Signals) -> No
 
 @pytest.mark.slow
 def test_the_time_limit_of_a_task_ends_its_work(hosts: Hosts) -> None:
-    done = hosts.run(hosts.book({"seen": {}}, timeout=6))
+    done = hosts.run(hosts.book({"seen": {"speed": "50K"}}, timeout=9))
     assert done.returncode == 2 and "remotefs_volume: " in done.stderr and not (hosts.share / "seen").exists(), done.stdout + done.stderr
     wait_for(lambda: not left(hosts.path / "tmp"), 5)
