@@ -180,6 +180,7 @@ def nightly(work: Work) -> None:
     bin = machine.core_venv(machine.best_core())
     work.pytest(bin, "--timeout=7200", "tests/live/test_kills.py", env={"LIVE_SWEEP": "full"})
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
+    work.pytest(bin, "tests/functional/test_progress.py", env={"PROGRESS": "full"})
     for core in stages.CORES[1:]:
         work.pytest(machine.core_venv(core), "-m", "not slow", "tests/functional")
 

@@ -43,7 +43,16 @@ def world(tmp_path: Path) -> World:
 
 
 def deletion(world: World, **more: object) -> dict:
-    return {"share": [str(world.share)], "volume": "vol", "name": "s1", "state": "absent", "speed": "1M", "lock_timeout": 20, "_ansible_inject_invocation": True, **more}
+    return {
+        "share": [str(world.share)],
+        "volume": "vol",
+        "name": "s1",
+        "state": "absent",
+        "speed": "1M",
+        "lock_timeout": 20,
+        "_ansible_inject_invocation": True,
+        **more,
+    }
 
 
 def start(module: str, parameters: dict, **more: str) -> subprocess.Popen:

@@ -21,9 +21,7 @@ def test_sizes(count: int, words: str) -> None:
     assert size(count) == words
 
 
-@pytest.mark.parametrize(
-    "seconds, words", [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (190, "3 min 10 s"), (3600, "1 h 0 min"), (90061, "25 h 1 min")]
-)
+@pytest.mark.parametrize("seconds, words", [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (190, "3 min 10 s"), (3600, "1 h 0 min"), (90061, "25 h 1 min")])
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
