@@ -216,7 +216,6 @@ def _collect(module: AnsibleModule, directory: str) -> NoReturn:
         pid, started = _read(directory, "process").decode().split()
         if _started(int(pid)) == started:
             _say_continue(module, directory, json.loads(_read(directory, "progress")))
-    shutil.rmtree(directory, ignore_errors=True)
     error = ToolFailed(
         "work of this task",
         "it was given up, because nobody had asked after it for a minute, or its process was killed",

@@ -35,6 +35,7 @@ _ATTEMPTS = 50.0  # seconds to try again if the connection is lost
 _PAUSE = 2.0  # seconds between two attempts
 _STUCK = 30.0  # seconds without news after which the module is asked whether its process is there
 _END = "END"
+_FILES = "seen process progress progress.new result result.new"  # what a host says is its directory is not removed with all that is in it
 _LOST = (
     "{error}\nThe connection was lost while the module worked. Its work on the host is given up a minute after the last look at it. "
     "Run the task again; it ends what was begun."
@@ -142,7 +143,7 @@ class WatchedAction(ActionBase):
     def _dismiss(self, directory: str) -> None:
         """Tell the host that nobody waits for the work any more. What is still at work there is killed, and the next task ends it."""
         with suppress(Exception):
-            self._low_level_execute_command(f"rm -rf {shlex.quote(directory)}")
+            self._low_level_execute_command(f"cd {shlex.quote(directory)} && rm -f {_FILES}; rmdir {shlex.quote(directory)}")
 
     def _patiently(self, call):
         """The result of ``call``, which is tried again for a while if there is no connection."""

@@ -16,6 +16,7 @@ from ansible_collections.remotefs.storage.plugins.plugin_utils.watched import Wa
 
 FIGURES = {"total": 8, "done": 1, "unknown": 0, "begun": 1, "items": 1, "seconds": 3.0}
 LOST = AnsibleConnectionFailure("no route")
+DISMISSAL = "cd '/tmp/a b' && rm -f seen process progress progress.new result result.new; rmdir '/tmp/a b'"
 GOES_ON = {"changed": False, "_continue": {"place": "/tmp/a b", "progress": FIGURES}}
 
 
@@ -49,7 +50,7 @@ class Action(WatchedAction):
     def _low_level_execute_command(self, command: str) -> dict:  # type: ignore[override]
         self.commands.append(command)
         self._clock.now += 2
-        return {"stdout": "" if command.startswith("rm") else self._next(self._looks)}
+        return {"stdout": "" if command == DISMISSAL else self._next(self._looks)}
 
     def _teller(self, task_vars: dict) -> watched.Teller:
         def write(text: str) -> None:
@@ -72,7 +73,7 @@ def look(done: int, end: bool = False) -> str:
 def test_a_connection_that_comes_back_is_no_matter(clock: Clock) -> None:
     action = Action([GOES_ON, LOST, {"changed": True}], [look(2), LOST, LOST, look(3), look(8, end=True)], clock)
     assert action._watched({}) == {"changed": True}
-    assert action.commands[-1] == "rm -rf '/tmp/a b'" and "done, 8 B" in action.shown
+    assert action.commands[-1] == DISMISSAL and "done, 8 B" in action.shown
 
 
 def test_a_connection_that_stays_away_is_told_before_the_work_is_given_up(clock: Clock) -> None:
@@ -104,4 +105,4 @@ def test_whatever_fails_dismisses_the_work(clock: Clock) -> None:
     action = Ending([GOES_ON], [], clock)
     with pytest.raises(TimeIsOver):
         action._watched({})
-    assert action.commands == ["rm -rf '/tmp/a b'"]
+    assert action.commands == [DISMISSAL]
