@@ -105,6 +105,16 @@ options:
         the next task that changes the volume ends it.
       - Without it there is no limit.
     type: float
+  progress:
+    description:
+      - Whether to show how far the work is, on the standard error of the machine that runs Ansible, if a task takes longer than three seconds and
+        data moves. It is percent, bytes, bytes a second and the time that is left. On a terminal, a play on one host writes over the same
+        line. Otherwise each host has a new line every ten seconds.
+      - Nothing is shown in check mode, with C(no_log) and with C(async) of the task.
+      - If the playbook is interrupted or the connection is lost, the work on the host ends at once or within a minute. The next task ends what was begun.
+        With V(false) the task is one plain call of the module, as other modules are.
+    type: bool
+    default: true
   return_detail:
     description:
       - Whether a task about many objects returns all details of each. A volume with ten snapshots takes about four kilobytes, twice.

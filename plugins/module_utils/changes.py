@@ -8,6 +8,7 @@ The documentation of these options is in doc_fragments/store.py; a test compares
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Callable
 
 from .errors import InvalidParameter, InvalidSize, StorageError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
     from .attachments import Attachment
+    from .background import Worker
     from .operations.options import Options
     from .operations.step_log import StepLog
     from .operations.transaction import Outcome
@@ -35,6 +37,8 @@ CHANGE = {
     "log_path": {"type": "path"},
     "speed": {"type": "str", "default": "0"},
     "timeout": {"type": "float"},
+    "progress": {"type": "bool", "default": True},
+    "_progress": {"type": "dict"},  # what the action plugin says that shows progress, see background.py; nobody else uses it
 }
 _LIBVIRT = {"type": "dict", "options": {"uri": {"type": "str", "default": "qemu:///system"}, "domain": {"type": "str"}}}
 _ONE_OF = [["qmp", "libvirt"]]
@@ -44,6 +48,7 @@ ATTACHMENT = {
     "mutually_exclusive": [*_ONE_OF, ["agent", "libvirt"]],
     "required_one_of": _ONE_OF,
 }
+_MANY_CHANGES = ("volumes", "snapshots", "keep", "flatten")  # options of tasks that may have changed something before what takes long
 
 
 def merged(item: dict, params: dict) -> dict:
@@ -162,7 +167,8 @@ def options(module: AnsibleModule) -> Options:
 
     params = module.params
     check_numbers(params)
-    task = Task(_once(module.warn), _step_log(module))
+    work, watched = getattr(module, "work", None), getattr(module, "watched", None)
+    task = Task(_once(module.warn), _step_log(module), meter=work.meter if work is not None else None, begins_anew=bool(watched))
     check = module.check_mode
     speed = parse_speed(params["speed"])
     waits = params["lock_timeout"], params["break_lock"], params["assume_unused"]
@@ -190,6 +196,8 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
 
     class Module(AnsibleModule):
         parsed = False
+        work: Worker | None = None
+        watched: dict | None = None  # what the action plugin asks that shows progress
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             try:
@@ -206,18 +214,29 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
 
         def fail_json(self, msg: str, **kwargs: Any) -> None:
             if not self.parsed:
+                self.params.pop("_progress", None)
                 kwargs.setdefault("error_code", InvalidParameter.error_code)
                 from . import refused
 
                 msg = refused.with_advice(msg, self.given)
-            super().fail_json(msg, **kwargs)
+            with self.work or nullcontext():
+                super().fail_json(msg, **kwargs)
+
+        def exit_json(self, **kwargs: Any) -> None:
+            with self.work or nullcontext():
+                super().exit_json(**kwargs)
 
     module = Module(argument_spec=spec, supports_check_mode=True, **conditions)
     module.parsed = True
+    module.watched = module.params.pop("_progress", None)
+    if not module.watched or "place" not in module.watched:
+        _reach_libvirt(module)
+    if module.watched and ("place" in module.watched or any(module.params.get(name) for name in _MANY_CHANGES)):
+        _be_watched(module)
     return module
 
 
-def reach_libvirt(module: AnsibleModule) -> None:
+def _reach_libvirt(module: AnsibleModule) -> None:
     """Go on under a Python that has libvirt's binding, if the task names a domain."""
     lists = (value for value in module.params.values() if isinstance(value, list))
     items = [module.params, *(item for items in lists for item in items if isinstance(item, dict))]
@@ -225,6 +244,25 @@ def reach_libvirt(module: AnsibleModule) -> None:
         from . import machines
 
         machines.go_on_with_binding()
+
+
+def _be_watched(module: Any) -> None:
+    """From here on the task is done in a process that is watched, and can take long."""
+    from . import background  # late: a short task does not need it
+
+    asked, module.watched = module.watched, None
+    module.work = background.begin(module, asked)
+
+
+def run_watched(module: AnsibleModule, run: Callable[[], dict]) -> dict:
+    """What ``run`` returns, a task about one object. If it is going to take long, it is done in a process that is watched."""
+    from .operations.options import TakesLong
+
+    try:
+        return run()
+    except TakesLong:
+        _be_watched(module)
+        return run()
 
 
 _logs: list[StepLog] = []  # of this task: at most one

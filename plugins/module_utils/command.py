@@ -18,6 +18,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 _OUT_OF_MEMORY = ("Cannot allocate memory", "failed to allocate", "Could not allocate", "Out of memory")
 _GRACE = 5  # seconds between the signal for an exceeded processor limit and the kill
 _LOOK = 0.02  # seconds between two looks at a program whose pace is limited
+_SHARE = re.compile(rb"\((\d+\.\d+)/100%\)")
 _COUNTERS = re.compile(rb"^(?:rchar|wchar): (\d+)$", re.MULTILINE)
+_LAST_WORDS = 64  # bytes
 _OUTPUT_KEPT = 64 * 1024  # bytes of each stream that are read back
 _STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -136,7 +139,8 @@ def run(
             raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)}) from error
         try:
             if pace is not None:
-                _wait_at_pace(process, pace)
+                with nullcontext() if pace.part is None else pace.part.probed(lambda: _told_by(process.pid, out.fileno())):
+                    _wait_at_pace(process, pace)
             else:
                 process.communicate(secret, timeout=timeout)
         except subprocess.TimeoutExpired as error:
@@ -279,6 +283,12 @@ def _moved_by(pid: int) -> int:
             return max(map(int, _COUNTERS.findall(stream.read())), default=0)
     except OSError:
         return 0
+
+
+def _told_by(pid: int, out: int) -> float | int:
+    """How far a program is: what it last said on its standard output, as qemu-img does with ``-p``, or else the bytes that it has moved."""
+    said = _SHARE.findall(os.pread(out, _LAST_WORDS, max(0, os.fstat(out).st_size - _LAST_WORDS)))
+    return min(1.0, float(said[-1]) / 100) if said else _moved_by(pid)
 
 
 def _read_back(stream) -> str:

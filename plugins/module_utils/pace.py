@@ -9,9 +9,12 @@ Whoever moves data tells how many bytes it has moved, and is kept waiting while 
 from __future__ import annotations
 
 import time
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from .errors import ToolFailed
+
+if TYPE_CHECKING:
+    from .progress import Part
 
 _NAP = 0.5  # seconds to sleep at most before the time is looked at again
 _PIECES = 8  # parts of a second's data that are moved at a time
@@ -27,10 +30,13 @@ class Pace:
 
     :param subject: how messages name the volume. :param speed: bytes a second at most; 0: as fast as it goes.
     :param timeout: seconds at most; None: as long as it takes. :param sleep: waits for some seconds.
+    :param part: where the bytes are noted for those who watch. None: nobody does.
     """
 
-    def __init__(self, subject: str, speed: int = 0, timeout: float | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.speed = speed
+    def __init__(
+        self, subject: str, speed: int = 0, timeout: float | None = None, sleep: Callable[[float], None] = time.sleep, part: Part | None = None
+    ) -> None:
+        self.speed, self.part = speed, part
         self._subject, self._timeout, self._sleep = subject, timeout, sleep
         self._begin: float | None = None
         self._moved = 0  # bytes
@@ -50,7 +56,7 @@ class Pace:
 
     def moved(self, count: int) -> None:
         """Count bytes that were moved, and wait while they are ahead of their time. :raises OutOfTime: the time is over."""
-        if self.unlimited:
+        if self.unlimited and self.part is None:
             return
         self.count(count)
         while (ahead := self.ahead()) > 0:
@@ -59,8 +65,15 @@ class Pace:
 
     def count(self, count: int) -> None:
         """Count bytes that were moved. :raises OutOfTime: the time is over."""
+        if self.part is not None:
+            self.part.add(count)
         self._moved += count
         self.require_time()
+
+    def step(self, amount: int | None) -> None:
+        """A step begins that moves so many bytes (None: nobody knows)."""
+        if self.part is not None:
+            self.part.step(amount)
 
     def require_time(self) -> None:
         """:raises OutOfTime: the time is over."""

@@ -601,13 +601,12 @@ def main() -> None:
     }
     alternatives = ("volume", "volumes", "snapshots")
     module = changes.make_module(spec, required_one_of=[alternatives], mutually_exclusive=[alternatives])
-    changes.reach_libvirt(module)
     try:
         if module.params["snapshots"] is not None:
             _run_many(module, module.params["snapshots"], "items")
         if module.params["volumes"] is not None:
             _run_volumes(module)
-        outcome = _run_one(module)
+        outcome = changes.run_watched(module, partial(_run_one, module))
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         outcome = changes.failure(as_storage_error(error, "this task"))
     label = "@".join(filter(None, [module.params["volume"], module.params["name"] or ", ".join(module.params["names"] or ())]))

@@ -617,11 +617,10 @@ def _run_one(module: AnsibleModule) -> dict:
 def main() -> None:
     spec = {**_VOLUME, **changes.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
     module = changes.make_module(spec, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")])
-    changes.reach_libvirt(module)
     try:
         if module.params["volumes"] is not None:
             _run_many(module)
-        outcome = _run_one(module)
+        outcome = changes.run_watched(module, functools.partial(_run_one, module))
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         outcome = changes.failure(as_storage_error(error, "this task"))
     changes.leave(module, outcome, str(module.params["name"]))

@@ -26,6 +26,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.candid
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
+from .guest import named
 from .instants import instants, killed_at
 from .real_guest import Point, RealGuest, made
 from .test_guide import GUIDE, play

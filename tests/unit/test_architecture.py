@@ -13,26 +13,28 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "machines", "refused", "arguments", "operations", "apply", "plan", "store", "mounts"]
-LAYERS += ["together", "model", "attachments", "localities", "command", "pace", "process_copies", "errors"]
+LAYERS = ["modules", "results", "changes", "machines", "refused", "background", "arguments", "operations", "apply", "plan", "store", "mounts"]
+LAYERS += ["together", "model", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
-    "changes": {"operations", "machines", "refused", "model", "attachments", "errors"},
+    "changes": {"operations", "machines", "refused", "background", "model", "attachments", "errors"},
     "machines": {"attachments", "errors"},
     "refused": set(),
+    "background": {"command", "progress", "errors"},
     "arguments": {"operations", "model", "errors"},
-    "operations": {"apply", "plan", "store", "mounts", "together", "model", "attachments", "localities", "process_copies", "errors"},
-    "apply": {"plan", "store", "model", "attachments", "command", "pace", "errors"},
+    "operations": {"apply", "plan", "store", "mounts", "together", "model", "attachments", "localities", "process_copies", "progress", "errors"},
+    "apply": {"plan", "store", "model", "attachments", "command", "pace", "progress", "errors"},
     "plan": {"model", "attachments", "errors"},
-    "store": {"model", "localities", "process_copies", "errors"},
+    "store": {"model", "attachments", "localities", "process_copies", "errors"},
     "mounts": {"model", "localities", "command", "errors"},
     "together": {"model", "errors"},
     "model": {"errors"},
     "attachments": set(),
     "localities": set(),
     "command": {"process_copies", "pace", "errors"},
-    "pace": {"errors"},
+    "pace": {"progress", "errors"},
+    "progress": set(),
     "process_copies": set(),
     "errors": set(),
 }

@@ -10,10 +10,12 @@ them open. A new engine is a package next to ``offline`` and a line in :func:`op
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Mapping, NamedTuple, Protocol, Sequence
 
 from ..errors import InUse, NeedsRecovery
+from ..pace import Pace
 from ..plan.abilities import LIBVIRT, OFFLINE, QMP
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ..plan.intent import Intent, ObservedState, Resumption
     from ..plan.plan import Plan
     from ..plan.steps import Step
+    from ..progress import Meter
     from ..store.files.directory import ShareDirectory
     from ..store.metadata.records import Disk
     from ..store.volumes.look import Look
@@ -62,7 +65,8 @@ class Terms(NamedTuple):
     ``drop_bitmaps``: its dirty bitmaps may be lost. ``mixed``: of the volumes that are worked on the machine has some open, and nobody the
     others. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about the data that a plan moves. ``patience`` is
     for how many seconds to wait until another task has done with the monitor. ``quiesce`` is the option of that name: whether the guest
-    is frozen for a snapshot. ``agent`` is the socket of its agent's channel, if the user names it.
+    is frozen for a snapshot. ``agent`` is the socket of its agent's channel, if the user names it. ``meter``
+    notes how far the work is, if anybody watches.
     """
 
     locks: tuple[int, ...] = ()
@@ -77,6 +81,17 @@ class Terms(NamedTuple):
     patience: float = 0
     quiesce: str = NEVER
     agent: str | None = None
+    meter: Meter | None = None
+
+    def pace(self, subject: str, steps: Iterable[Step], sleep: Callable[[float], None] = time.sleep) -> Pace:
+        """The pace of a plan's data. :param subject: how messages name the volume."""
+        part = self.meter.part(step.moves() for step in steps) if self.meter is not None else None
+        return Pace(subject, self.speed, self.timeout, sleep, part)
+
+    def end(self, pace: Pace) -> None:
+        """The plan that :meth:`pace` was told of has ended."""
+        if self.meter is not None and pace.part is not None:
+            self.meter.end(pace.part)
 
 
 _LOOKING = Terms()

@@ -16,6 +16,7 @@ from ..model import Share, Volume
 from ..plan.abilities import OFFLINE
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.files import ballast
+from .options import TakesLong
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def engine_for(
         min(options.lock_timeout, _CHECK_PATIENCE) if options.check else options.lock_timeout,
         options.quiesce,
         options.agent,
+        options.task.meter,
     )
     volumes = [plan.before for plan in plans if plan.before is not None]
     if options.attachment is None or (plans and not volumes):
@@ -118,10 +120,14 @@ def _executor(work: Workspace, share: Share, engine: Engine, plans: Sequence[Pla
 def _in_their_time(work: Workspace, plans: Sequence[Plan]) -> Iterator[None]:
     """What moves much data waits for its place; under the locks of a batch not for ever, unless this change has begun already. Afterwards
     nothing is known any more of what was there before."""
-    batch_locks, begun, work.begun = work.options.task.batch_locks, work.begun, True
+    options, task = work.options, work.options.task
+    if task.begins_anew and "begun" not in task.kept and any(plan.takes_long(options.speed) for plan in plans):
+        raise TakesLong
+    task.kept["begun"] = True
+    batch_locks, begun, work.begun = task.batch_locks, work.begun, True
     try:
         if any(plan.moves_much for plan in plans):
-            with work.options.task.waiting.long_work(batch_locks.until if batch_locks is not None and not begun else None):
+            with task.waiting.long_work(batch_locks.until if batch_locks is not None and not begun else None):
                 yield
         else:
             yield

@@ -12,9 +12,14 @@ from ..store.files.waiting import Waiting
 
 if TYPE_CHECKING:
     from ..attachments import Attachment
+    from ..progress import Meter
     from .bulk.batch_locks import BatchLocks
     from .capacity import Capacity
     from .step_log import StepLog
+
+
+class TakesLong(BaseException):
+    """Work is going to take long, and nothing has been changed yet: it can be begun anew in a process that is watched."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Task:
     ``predicted`` is check mode's memory: volumes as earlier items would leave them, None for those that would be gone, by (share path,
     name). ``assumed`` are volumes that check mode assumes to be there, in the same form. ``failed`` are volumes that items were to make
     or to change, and could not. ``batch_locks`` are the locks under which a part of the task works, ``waiting`` is how its parts wait.
+    ``meter`` notes how far the work is, if anybody watches. ``begins_anew``: if the first change of the task is going to take long, it raises
+    :class:`TakesLong` instead, and the task begins anew.
     """
 
     warn: Callable[[str], None] = lambda _text: None
@@ -35,6 +42,8 @@ class Task:
     kept: dict = field(default_factory=dict)
     batch_locks: BatchLocks | None = None
     waiting: Waiting = field(default_factory=Waiting)
+    meter: Meter | None = None
+    begins_anew: bool = False
 
     @property
     def capacity(self) -> Capacity:

@@ -15,18 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from ..attachments import Attachment
 from ..attachments import from_json as attachment_from_json
 from ..errors import InUse, NeedsRecovery
-from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
+from ..model import Image, Volume
+from . import intent_fields
 from . import steps as step_types
 from .abilities import OFFLINE
 from .plan import CREATE_SNAPSHOT, FLATTEN, Plan, lost_snapshots
 from .resumption import ObservedState, Resumption
 from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
-_LONGEST_ENGINE = 40  # letters of an engine's name
-_LONGEST_PATH = 4096
-_MOST_MEMBERS = 4096  # of a group
-SWITCHING = "switching"  # a phase: from now on a machine may be on the new active image, which shows the same as the old one at this instant
-SWITCHING_SUSPENDED = "switching suspended"  # the same, and the task has suspended the machine, which has to go on afterwards
 _BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
 
 
@@ -134,72 +130,18 @@ def from_json(volume: str, content: dict) -> Intent:
             operation=str(content["operation"]),
             started=str(content["started"]),
             steps=tuple(step_types.from_json(step) for step in content["steps"]),
-            before=_volume_from_json(content["before"]),
-            after=None if after is None else _volume_from_json(after),
+            before=intent_fields.volume(content["before"]),
+            after=None if after is None else intent_fields.volume(after),
             proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},
-            group=_group(content.get("group")),
-            engine=_engine(content.get("engine", OFFLINE)),  # older records do not name an engine
+            group=intent_fields.group(content.get("group")),
+            engine=intent_fields.engine(content.get("engine", OFFLINE)),  # older records do not name an engine
             attachment=attachment_from_json(content.get("attachment")),
-            members=_members(content.get("members", ())),
-            phase=_phase(content.get("phase", "")),
-            agent=_socket(content.get("agent")),
+            members=intent_fields.members(content.get("members", ())),
+            phase=intent_fields.phase(content.get("phase", "")),
+            agent=intent_fields.socket(content.get("agent")),
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
-
-
-def _group(value: object) -> str | None:
-    """A group's name. :raises ValueError: it cannot be the name of a file."""
-    if value is not None and not is_safe_file_name(value):
-        raise ValueError(f"no group: {value!r}")
-    return None if value is None else str(value)
-
-
-def _engine(value: object) -> str:
-    """An engine's name. :raises ValueError: it is no name."""
-    if not isinstance(value, str) or not value.isidentifier() or len(value) > _LONGEST_ENGINE:
-        raise ValueError("no name of an engine")
-    return value
-
-
-def _phase(value: object) -> str:
-    """A phase. :raises ValueError: it is none that this release knows."""
-    if value not in ("", SWITCHING, SWITCHING_SUSPENDED):
-        raise ValueError("no phase")
-    return str(value)
-
-
-def _socket(value: object) -> str | None:
-    """The path of a socket. :raises ValueError: it is no path."""
-    if value is not None and (not isinstance(value, str) or len(value) > _LONGEST_PATH or not value.isprintable()):
-        raise ValueError("no path of a socket")
-    return value
-
-
-def _members(value: object) -> tuple[str, ...]:
-    """Names of volumes. :raises ValueError: they cannot be."""
-    if not isinstance(value, (list, tuple)) or len(value) > _MOST_MEMBERS or not all(is_safe_file_name(name) for name in value):
-        raise ValueError("no names of volumes")
-    return tuple(value)
-
-
-def _volume_from_json(content: dict) -> Volume:
-    """:raises KeyError, TypeError, ValueError: it is no volume that can be, or a file name leads out of the share."""
-    chain = tuple(Image(**image) for image in content["chain"])
-    snapshots = tuple(Snapshot(**snapshot) for snapshot in content["snapshots"])
-    parent = None if content["parent"] is None else Parent(**content["parent"])
-    stale = tuple((str(name), str(file)) for name, file in content.get("stale", ()))
-    volume = replace(
-        Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent, stale=stale),
-        created=content.get("created"),  # older records do not have these fields
-        description=str(content.get("description", "")),
-        labels=dict(content.get("labels", {})),
-    )
-    names = [*volume.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
-    names += [file for _name, file in stale]
-    if not chain or not all(is_safe_file_name(name) for name in names) or (parent and parent.file not in volume.files):
-        raise ValueError("a chain that cannot be")
-    return volume
 
 
 def summary(content: dict) -> dict:

@@ -19,6 +19,7 @@ CREATE_VOLUME, PRESENT, DELETE_VOLUME, FLATTEN = "create_volume", "present", "de
 CREATE_SNAPSHOT, DELETE_SNAPSHOT, REVERT = "create_snapshot", "delete_snapshot", "revert"
 UNLINK, REBUILD_INFO, DISCARD = "unlink", "rebuild_info", "discard"  # how interrupted operations end
 
+_SECONDS = 2  # of data at a limited speed
 _MUCH = 16 << 20  # bytes: writing fewer takes so little time that nobody notices
 
 
@@ -55,6 +56,11 @@ class Plan:
     def moves_much(self) -> bool:
         """Whether it may take long, because much data (or nobody knows how much) must be written."""
         return any(moved is None or moved > _MUCH for moved in (step.moves() for step in self.steps))
+
+    def takes_long(self, speed: int) -> bool:
+        """Whether it may take so long that somebody wants to see how far it is. :param speed: bytes a second at most; 0: any."""
+        moved = [step.moves() or 0 for step in self.steps]
+        return self.moves_much or (speed > 0 and sum(moved) > _SECONDS * speed)
 
     @property
     def actions(self) -> list[dict]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Iterable, Sequence
 from ...attachments import Attachment
 from ...errors import InUse, NeedsRecovery
 from ...model import listed
-from ...pace import Pace
 from ...plan.abilities import LIBVIRT, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, Pull, Repoint
@@ -86,16 +85,16 @@ class LibvirtEngine:
             from .shut_off import ShutOffSession
 
             return ShutOffSession(machine, resumption.plan, self._files.session_to_end(resumption), known)
-        from ...plan.intent import SWITCHING_SUSPENDED
+        from ...plan.intent_fields import SWITCHING_SUSPENDED
 
         return self._running(machine, resumption.plan, known, resumption.phase == SWITCHING_SUSPENDED)
 
     def _running(self, machine: VolumeDomain, plan: Plan, known: tuple[str, ...], resumes: bool = False) -> Session:
         from .running import RunningSession
 
-        pace = Pace(machine.subject, self._terms.speed, self._terms.timeout)
+        pace = self._terms.pace(machine.subject, plan.steps)
         with told(machine.subject, machine.attachment):
-            return RunningSession(machine, plan, self._files.session(_without_steps(plan)), known, pace, resumes)
+            return RunningSession(machine, plan, self._files.session(_without_steps(plan)), known, pace, self._terms.end, resumes)
 
     def barrier(self, sessions: Sequence[Session]) -> None:
         """See :meth:`engine.Engine.barrier`. One call switches all disks of the domain or none."""

@@ -16,7 +16,7 @@ from typing import Callable, ContextManager, Iterable, Mapping
 
 from ...errors import ChainBroken, NeedsRecovery, ToolFailed
 from ...pace import Pace
-from ...plan import intent as intents
+from ...plan import intent_fields
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, CreateOverlay, Grow, Repoint, SetAttributes, Step, WriteInfo
 from ...store import qcow2
@@ -25,7 +25,7 @@ from ...store.metadata.records import Disk as DiskMark
 from ..engine import Session
 from ..merges import is_taken
 from ..openers import kept_closed
-from .connection import ACTIVE_COMMIT, COMMIT, RUNNING, Refused, Unreachable
+from .connection import ACTIVE_COMMIT, COMMIT, RUNNING, Job, Refused, Unreachable
 from .definition import Disk, Unreadable
 from .domain import VolumeDomain, told
 from .guardian import Guardian
@@ -39,11 +39,15 @@ class RunningSession:
     """The :class:`engine.Session` for a domain that runs.
 
     :param files: a session that holds no images. It makes new files. :param known: all files that may be in the disk's chain.
-    :param pace: how fast data moves, and for how long. :param resumes: an interrupted task has suspended the domain.
+    :param pace: how fast data moves, and for how long. :param ended: is told that pace at the end.
+    :param resumes: an interrupted task has suspended the domain.
     """
 
-    def __init__(self, machine: VolumeDomain, plan: Plan, files: Session, known: tuple[str, ...], pace: Pace, resumes: bool = False) -> None:
-        self.machine, self._plan, self._files, self._known, self._pace = machine, plan, files, known, pace
+    def __init__(
+        self, machine: VolumeDomain, plan: Plan, files: Session, known: tuple[str, ...], pace: Pace, ended: Callable[[Pace], None], resumes: bool = False
+    ) -> None:
+        self._pace, self._ended = pace, ended
+        self.machine, self._plan, self._files, self._known = machine, plan, files, known
         self._directory, self._domain = machine.directory, machine.domain
         self._top = machine.file_of(self._disk().images[0].path, known)  # the file that the guest writes to
         self._resumes, self._guardian = resumes, None  # type: bool, Guardian | None
@@ -64,6 +68,7 @@ class RunningSession:
         if self._guardian is not None:
             self._guardian.let_decide()
             self._guardian = None
+        self._ended(self._pace)
         self._files.__exit__(*exc)
 
     def can(self, step: Step) -> bool:
@@ -72,6 +77,7 @@ class RunningSession:
 
     def do(self, step: Step) -> None:
         """See :meth:`engine.Session.do`."""
+        self._pace.step(step.moves())
         with self._told():
             self._methods[type(step)](step)
 
@@ -218,6 +224,7 @@ class RunningSession:
             job = self._domain.job(target)
             if job is None:
                 return
+            self._tell(job)
             if job.kind != COMMIT:
                 self.machine.refuse(f"another program's job works on disk {target}", "wait until it has ended, and run the task again")
             if until is not None and time.monotonic() > until:
@@ -225,6 +232,10 @@ class RunningSession:
                 raise self._pace.out_of_time()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_POLL)
+
+    def _tell(self, job: Job) -> None:
+        if self._pace.part is not None:
+            self._pace.part.tell(job.current, job.end)
 
     def _sync(self, file: str) -> None:
         with self._directory.root.opened(file) as fd:
@@ -283,7 +294,7 @@ class RunningSession:
         for file in (self._top, new):  # so that little is left to write while the guest waits
             self._sync(file)
         is_running = self._domain.state().state == RUNNING
-        announce(intents.SWITCHING_SUSPENDED if is_running else intents.SWITCHING)
+        announce(intent_fields.SWITCHING_SUSPENDED if is_running else intent_fields.SWITCHING)
         self._resumes = is_running
         self._guardian = Guardian(self.machine, disk.target, new, self._write_info, is_running)
         if is_running:
@@ -305,6 +316,7 @@ class RunningSession:
             disk, job = self._disk(), self._domain.job(target)
             if job is None or job.kind != ACTIVE_COMMIT:
                 raise ToolFailed(self.machine.subject, f"the merge of {self._top} has ended early", "look at QEMU's log, and run the task again")
+            self._tell(job)
             if disk.is_ready:
                 return
             if until is not None and time.monotonic() > until:

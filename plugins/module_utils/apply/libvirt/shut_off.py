@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Callable, ContextManager, Iterable, Mapping
 
 from ...errors import ToolFailed
-from ...plan import intent as intents
+from ...plan import intent_fields
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Pull, Step, WriteInfo
 from ...store.metadata.records import Disk
@@ -73,7 +73,7 @@ class ShutOffSession:
             if is_same and image.format == active.format and len(disk.images) == 1:
                 return
             if not is_same and self._plan.operation != CREATE_SNAPSHOT:
-                announce(intents.SWITCHING)
+                announce(intent_fields.SWITCHING)
             machine.domain.define(with_image(machine.domain.xml(True), disk.target, machine.path_like(image, active.file), str(active.format)))
             if machine.file_of(machine.disk(True, self._known).images[0].path, [active.file]) is None:
                 raise ToolFailed(machine.subject, f"libvirt says that {machine.attachment} has {active.file} now, and it has not", "look at its definition")

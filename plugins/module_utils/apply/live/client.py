@@ -15,12 +15,15 @@ import os
 import socket
 import struct
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InUse, ToolFailed
 from ..turns import take_turn
 from . import answers
 from .answers import Strange
+
+if TYPE_CHECKING:
+    from ...progress import Part
 
 GREETING = 5.0  # seconds for all that a connection begins with
 QUESTION = 20.0  # seconds for the answer to a question
@@ -184,15 +187,19 @@ class Monitor:
         """A job as ``query-jobs`` tells it. None if there is none of this name."""
         return next((one for one in self.run("query-jobs") if one["id"] == name), None)
 
-    def wait_for(self, name: str, *states: str, until: float | None = None, sharing: bool = False) -> dict | None:
+    def wait_for(
+        self, name: str, *states: str, until: float | None = None, sharing: bool = False, part: Part | None = None
+    ) -> dict | None:
         """Wait until a job has one of these states. None if it vanished. A job that concluded is in no other state any more.
 
         :param until: a time of :func:`time.monotonic` after which the job is returned as it is.
-        :param sharing: if it takes longer, other tasks may use the monitor meanwhile.
+        :param sharing: if it takes longer, other tasks may use the monitor meanwhile. :param part: is told how far the job is.
         """
         alone = time.monotonic() + _BRISK
         while True:
             found = self.job(name)
+            if found is not None and part is not None:
+                part.tell(found.get("current-progress"), found.get("total-progress"))
             if found is None or found["status"] in (*states, "concluded") or (until is not None and time.monotonic() > until):
                 return found
             if sharing and time.monotonic() > alone:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Sequence
 
 from ...errors import InUse, NeedsRecovery
-from ...pace import Pace
 from ...plan.abilities import QMP, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
@@ -65,8 +64,8 @@ class QmpEngine:
         """:param top: the file that the guest writes to."""
         from .session import LiveSession  # late: a prediction does not need it
 
-        pace = Pace(machine.subject, self._terms.speed, self._terms.timeout)
-        return LiveSession(self._directory, plan, machine, self._files.session(_without_steps(plan)), top, pace)
+        files = self._files.session(_without_steps(plan))
+        return LiveSession(self._directory, plan, machine, files, top, self._terms.pace(machine.subject, plan.steps), self._terms.end)
 
     def barrier(self, sessions: Sequence[Session]) -> None:
         """See :meth:`engine.Engine.barrier`."""

@@ -12,7 +12,7 @@ Each verb may find the work done, or its job under way, because an interrupted t
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import ChainBroken, StorageError, ToolFailed
 from ...model import Image
@@ -24,6 +24,9 @@ from .client import QmpError
 from .graph import Graph, Node
 from .machine import Machine
 from .proving import Merged
+
+if TYPE_CHECKING:
+    from ...progress import Part
 
 
 class Job(NamedTuple):
@@ -213,7 +216,7 @@ class Merging:
 
         :raises OutOfTime: it was cancelled. :raises QmpError: it has failed. :raises ToolFailed: it vanished.
         """
-        if wait(self._machine, job.name, *states, until=self._pace.until(), sharing=True):
+        if wait(self._machine, job.name, *states, until=self._pace.until(), sharing=True, part=self._pace.part):
             return
         self._cancel(job)
         raise self._pace.out_of_time()
@@ -274,14 +277,14 @@ class Merging:
         return found[0]
 
 
-def wait(machine: Machine, name: str, *states: str, until: float | None = None, sharing: bool = False) -> bool:
+def wait(machine: Machine, name: str, *states: str, until: float | None = None, sharing: bool = False, part: Part | None = None) -> bool:
     """Wait until a job has one of these states. False if it has none of them at ``until``, a time of :func:`time.monotonic`.
 
-    :param sharing: if it takes longer, other tasks may use the monitor meanwhile.
+    :param sharing: if it takes longer, other tasks may use the monitor meanwhile. :param part: is told how far the job is.
 
     :raises QmpError: it has failed; it is dismissed. :raises ToolFailed: it vanished.
     """
-    found = machine.monitor.wait_for(name, *states, until=until, sharing=sharing)
+    found = machine.monitor.wait_for(name, *states, until=until, sharing=sharing, part=part)
     if found is None and name in machine.monitor.failures:
         raise QmpError(name, "GenericError", machine.monitor.failures[name])
     if found is None:

@@ -43,10 +43,13 @@ class LiveSession:
     """The :class:`engine.Session` of the engine for running machines.
 
     :param files: a session that holds no images. It makes new files. :param top: the file that the guest writes to.
-    :param pace: how fast data moves, and for how long.
+    :param pace: how fast data moves, and for how long. :param ended: is told that pace at the end.
     """
 
-    def __init__(self, directory: ShareDirectory, plan: Plan, machine: Machine, files: Session, top: str, pace: Pace) -> None:
+    def __init__(
+        self, directory: ShareDirectory, plan: Plan, machine: Machine, files: Session, top: str, pace: Pace, ended: Callable[[Pace], None]
+    ) -> None:
+        self._pace, self._ended = pace, ended
         self._directory, self._plan, self._machine, self._files = directory, plan, machine, files
         self._withdrawn = False
         self._merging = Merging(directory, machine, top, pace)
@@ -74,6 +77,7 @@ class LiveSession:
     def __exit__(self, *exc: object) -> None:
         if self._switch is not None:
             self._switch.give_up()
+        self._ended(self._pace)
         self._files.__exit__(*exc)
 
     def can(self, step: Step) -> bool:
@@ -82,6 +86,7 @@ class LiveSession:
 
     def do(self, step: Step) -> None:
         """See :meth:`engine.Session.do`."""
+        self._pace.step(step.moves())
         with told(self._machine):
             self._methods[type(step)](step)
 

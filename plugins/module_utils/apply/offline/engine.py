@@ -70,7 +70,8 @@ class OfflineEngine:
         except BaseException:
             guard.drop_all()
             raise
-        return OfflineSession(self._directory, self._terms, plan.volume, guard, source, given_up(plan.steps) if on_record else ())
+        pace = self._terms.pace(f"volume {plan.volume} on {self._directory.share.label}", plan.steps, self._directory.waiting.sleep)
+        return OfflineSession(self._directory, self._terms, plan.volume, guard, source, given_up(plan.steps) if on_record else (), pace)
 
     def _present(self, files: Iterable[str]) -> list[str]:
         return guards.existing(self._directory, files)

@@ -169,9 +169,14 @@ def _rate(pace: Pace) -> list[str]:
     return ["-r", str(pace.speed)] if pace.speed else []
 
 
+def _told(pace: Pace) -> str:
+    """The word for the subcommands that can say how far they are: they do that if anybody watches (see :func:`command.run`)."""
+    return "-q" if pace.part is None else "-p"
+
+
 def commit(chain: OpenedChain, file: str, into: str, locks: Iterable[int]) -> None:
     """Write into ``into`` what ``file`` and the layers down to ``into`` hold, in one pass. The layers keep what they hold."""
-    arguments = ["commit", "-q", *_rate(chain.pace), "-f", "qcow2", "-d", "-b", chain.path(into), chain.path(file)]
+    arguments = ["commit", _told(chain.pace), *_rate(chain.pace), "-f", "qcow2", "-d", "-b", chain.path(into), chain.path(file)]
     _run(arguments, chain, locks, f"merge of {file} into {into}")
     os.fsync(chain.fd(into))
 
@@ -181,7 +186,7 @@ def rebase(chain: OpenedChain, file: str, backing_file: str | None, backing_form
 
     The cache mode is write-through. With write-back the new backing name could reach the disk before the data that it needs.
     """
-    arguments = ["rebase", "-q", "-f", "qcow2", "-t", "writethrough", "-b", backing_file or ""]
+    arguments = ["rebase", _told(chain.pace), "-f", "qcow2", "-t", "writethrough", "-b", backing_file or ""]
     arguments += ["-F", backing_format] if backing_file and backing_format else []
     _run(arguments + [chain.path(file)], chain, locks, f"pull into {file}")
     os.fsync(chain.fd(file))
@@ -211,7 +216,7 @@ def write_zeros(chain: OpenedChain, file: str, start: int, stop: int, locks: Ite
 
 def convert(chain: OpenedChain, target: int, target_format: str, locks: Iterable[int]) -> None:
     """Copy what the chain shows into the image behind the descriptor ``target``, which is empty and large enough. Holes stay holes."""
-    arguments = ["convert", "-q", *_rate(chain.pace), "-n", "--target-is-zero", "-O", target_format, chain.graph(), f"/proc/self/fd/{target}"]
+    arguments = ["convert", _told(chain.pace), *_rate(chain.pace), "-n", "--target-is-zero", "-O", target_format, chain.graph(), f"/proc/self/fd/{target}"]
     _run(arguments, chain, locks, "copy into a new image", [target])
     os.fsync(target)
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 from ...errors import ChainBroken, UnsafeImage
 from ...model import Image
-from ...pace import OutOfTime, Pace
+from ...pace import UNLIMITED, OutOfTime, Pace
 from ...plan.steps import (
     Commit,
     CopyImage,
@@ -48,19 +48,26 @@ class OfflineSession:
 
     :param guard: holds the files that the plan works on.
     :param given_up: files whose data may be discarded first, if a revert finds no space.
+    :param pace: how fast data moves, and for how long.
     """
 
     def __init__(
-        self, directory: ShareDirectory, terms: Terms, volume: str, guard: Guard, source: CopySource | None = None, given_up: tuple[str, ...] = ()
+        self,
+        directory: ShareDirectory,
+        terms: Terms,
+        volume: str,
+        guard: Guard,
+        source: CopySource | None = None,
+        given_up: tuple[str, ...] = (),
+        pace: Pace = UNLIMITED,
     ) -> None:
-        self._directory = directory
+        self._directory, self._terms, self._pace = directory, terms, pace
         self._locks, self._warn = terms.locks, terms.warn
         self._volume = volume
         self._look = terms.look(volume) if terms.look is not None else Look(directory, volume)
         self._guard = guard
         self._source = source
         self._given_up = given_up
-        self._pace = Pace(f"volume {volume} on {directory.share.label}", terms.speed, terms.timeout, directory.waiting.sleep)
         self._begun = self._can_be_withdrawn = False
         self._prepared: dict[str, tuple[int, str]] = {}  # files that are not published yet, by final name: (descriptor, temporary name)
         self._methods: dict[type, Callable] = {
@@ -83,6 +90,7 @@ class OfflineSession:
 
     def do(self, step: Step) -> None:
         """See :meth:`engine.Session.do`."""
+        self._pace.step(step.moves())
         try:
             self._methods[type(step)](step)
         except OutOfTime:  # what a pull has copied until then its file shows anyway
@@ -94,6 +102,7 @@ class OfflineSession:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self._terms.end(self._pace)
         self._guard.drop_all()
 
     @contextmanager

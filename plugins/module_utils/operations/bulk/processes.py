@@ -20,6 +20,7 @@ from ... import process_copies
 
 if TYPE_CHECKING:
     from ...errors import StorageError
+    from ...progress import Meter
     from ..capacity import Followed
     from ..options import Task
     from ..transaction import Outcome
@@ -76,14 +77,18 @@ def how_many(rows: int, parallel: int) -> int:
     return min(parallel, len(os.sched_getaffinity(0)), rows // _ROWS_EACH)
 
 
-def in_copies(parts: Sequence[Sequence[int]], work: Callable[[Sequence[int], Callable[[Report], None]], None]) -> Iterator[Report]:
+def in_copies(
+    parts: Sequence[Sequence[int]], work: Callable[[Sequence[int], Callable[[Report], None]], None], meter: Meter | None = None
+) -> Iterator[Report]:
     """Do ``work`` on each part (numbers of rows) in a copy of this process, and yield the reports as they come."""
     die_with_parent = process_copies.dying_with_parent()
 
-    def do(part: Sequence[int], send: process_copies.Send) -> None:
+    def do(number: int, part: Sequence[int], send: process_copies.Send) -> None:
         die_with_parent()
+        if meter is not None:
+            meter.become_copy(number)
         work(part, lambda report: send(pickle.dumps(report)))
 
-    with process_copies.started([partial(do, part) for part in parts]) as copies:
+    with process_copies.started([partial(do, number, part) for number, part in enumerate(parts)]) as copies:
         for message in process_copies.messages(copies):
             yield pickle.loads(message)

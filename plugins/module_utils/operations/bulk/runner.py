@@ -81,6 +81,8 @@ def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outc
     :param parallel: how many items work at a time, those not counted that wait for the disk or for a lock. With 1 they run
         strictly one after the other.
     """
+    if options.task.meter is not None:
+        options.task.meter.expect(len(items))
     order, names = arrange(items)
     items = [replace(items[index], touches=items[index].touches | names.get(index, frozenset())) for index in order]
     task = _Task(items, parallel, options)
@@ -136,6 +138,8 @@ class _Task:
 
     def _run_item(self, index: int, options: Options) -> None:
         """:raises NotLocked, NotBegun: as the item does where its batch does not hold the locks that it needs, or not for so long."""
+        if self._options.task.meter is not None:
+            self._options.task.meter.begin_item()
         try:
             result: Outcome | StorageError = self._items[index].run(options)
         except (NotLocked, NotBegun):
@@ -206,7 +210,7 @@ class _Task:
         """Returns the numbers of the rows that are still to be run."""
         waiting = set(range(len(work.rows)))
         parts = [range(first, len(work.rows), copies) for first in range(copies)]
-        for told in processes.in_copies(parts, partial(self._work_as_copy, work, copies)):
+        for told in processes.in_copies(parts, partial(self._work_as_copy, work, copies), self._options.task.meter):
             waiting.discard(told.row)
             told.take_over(self._options.task)  # first, so that room of what was made is not given back
             for index, result in told.results.items():
