@@ -171,5 +171,3 @@ def test_the_guardian_goes_on_while_the_agent_is_silent(make: Callable[..., Live
     deaf.clear()
     agent.wait_until_thawed(5)
     live.require_right()
-
-
