@@ -192,7 +192,7 @@ def _pass_on(streams: tuple[int, int], status: int) -> NoReturn:
         _print(number, _content(fd))
     if os.WIFSIGNALED(status):
         os.kill(os.getpid(), os.WTERMSIG(status))
-    sys.exit(os.WEXITSTATUS(status))
+    raise SystemExit(os.WEXITSTATUS(status))
 
 
 def _print(fd: int, data: bytes) -> None:
@@ -211,7 +211,7 @@ def _collect(module: AnsibleModule, directory: str) -> NoReturn:
     with suppress(OSError):
         code, _end, out = _read(directory, "result").partition(b"\n")
         _print(1, out)
-        sys.exit(int(code))
+        raise SystemExit(int(code))
     with suppress(OSError, ValueError):
         pid, started = _read(directory, "process").decode().split()
         if _started(int(pid)) == started:

@@ -38,7 +38,6 @@ CHANGE = {
     "speed": {"type": "str", "default": "0"},
     "timeout": {"type": "float"},
     "progress": {"type": "bool", "default": True},
-    "_progress": {"type": "dict"},  # what the action plugin says that shows progress, see background.py; nobody else uses it
 }
 _LIBVIRT = {"type": "dict", "options": {"uri": {"type": "str", "default": "qemu:///system"}, "domain": {"type": "str"}}}
 _ONE_OF = [["qmp", "libvirt"]]
@@ -210,11 +209,12 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
 
         def _load_params(self) -> None:
             super()._load_params()
+            if "progress" in spec:
+                self.watched = self.params.pop("_progress", None)  # no option of the module's: see background.py
             self.given = {name: self.params.get(name) for name in lists}  # a list that is refused is empty by the time of the failure
 
         def fail_json(self, msg: str, **kwargs: Any) -> None:
             if not self.parsed:
-                self.params.pop("_progress", None)
                 kwargs.setdefault("error_code", InvalidParameter.error_code)
                 from . import refused
 
@@ -228,7 +228,6 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
 
     module = Module(argument_spec=spec, supports_check_mode=True, **conditions)
     module.parsed = True
-    module.watched = module.params.pop("_progress", None)
     if not module.watched or "place" not in module.watched:
         _reach_libvirt(module)
     if module.watched and ("place" in module.watched or any(module.params.get(name) for name in _MANY_CHANGES)):
