@@ -211,7 +211,8 @@ def _require_free(monitor: Monitor, path: str) -> None:
         if told["filename"].startswith(_FREE):
             break
         if time.monotonic() > until:
-            raise NotFrozen(f"another program is connected to the channel of its guest agent ({path}), such as libvirtd to that of a domain")
+            who = "libvirtd, or the process of an earlier task that still tells the guest to go on"
+            raise NotFrozen(f"another program is connected to the channel of its guest agent ({path}): {who}")
         time.sleep(_PAUSE / 10)
     if not told["frontend-open"]:
         raise NotFrozen("no guest agent runs in it")
