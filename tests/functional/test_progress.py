@@ -240,8 +240,8 @@ MODULE = "remotefs.storage.remotefs_volume"
 class Hosts:
     """Playbooks about clones of a volume with 6 MiB, which are made at 1.2 MiB a second. Each host makes the clone of its name."""
 
-    def __init__(self, path: Path, environment: dict) -> None:
-        self.path, self.share, self.environment = path, path / "share", environment
+    def __init__(self, path: Path, temporary: Path, environment: dict) -> None:
+        self.path, self.temporary, self.share, self.environment = path, temporary, path / "share", environment
         self.share.mkdir()
         self.data = os.urandom(6 * MIB)
 
@@ -281,9 +281,8 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, ansible_environment: dict) -> Hosts:
-    (tmp_path / "tmp").mkdir()
-    return Hosts(tmp_path, {**ansible_environment, "TMPDIR": str(tmp_path / "tmp")})
+def hosts(tmp_path: Path, sockets: Path, ansible_environment: dict) -> Hosts:
+    return Hosts(tmp_path, sockets, {**ansible_environment, "TMPDIR": str(sockets)})  # Ansible makes a socket there
 
 
 @pytest.mark.slow
@@ -313,8 +312,8 @@ def test_who_sees_progress_and_who_does_not(hosts: Hosts) -> None:
         told.pop("invocation", None)
     assert all(told == results["quiet"] for told in results.values())
     assert set(hosts.told("later")) >= set(results["quiet"]) and hosts.told("later")["finished"]
-    wait_for(lambda: not left(hosts.path / "tmp"), 5)
-    assert not list((hosts.path / "tmp").glob("ansible_*payload*"))
+    wait_for(lambda: not left(hosts.temporary), 5)
+    assert not list((hosts.temporary).glob("ansible_*payload*"))
 
 
 @pytest.mark.slow
@@ -349,7 +348,7 @@ def test_check_mode_is_silent(hosts: Hosts) -> None:
 def test_a_playbook_that_is_interrupted(hosts: Hosts, end: signal.Signals) -> None:
     """Ctrl-C dismisses the work at once. Nobody tells of a kill, so the work ends a minute later. The next task waits for its lock."""
     process = hosts.start(hosts.book({"seen": {"speed": "50K"}}))
-    (place,) = (hosts.path / "tmp").glob("remotefs-*")
+    (place,) = (hosts.temporary).glob("remotefs-*")
     worker = int((place / "process").read_text().split()[0])
     if end == signal.SIGKILL:
         for pid in descendants(process.pid):
@@ -357,7 +356,7 @@ def test_a_playbook_that_is_interrupted(hosts: Hosts, end: signal.Signals) -> No
     process.send_signal(end)
     process.wait(30)
     wait_for(lambda: not process_is_there(worker), 10 if end != signal.SIGKILL else 80)
-    wait_for(lambda: not left(hosts.path / "tmp"), 5)
+    wait_for(lambda: not left(hosts.temporary), 5)
     assert not (hosts.share / "seen").exists()
     done = hosts.run(hosts.book({"seen": {"speed": "0"}}))
     assert done.returncode == 0 and "changed=" in done.stdout, done.stdout + done.stderr
@@ -369,4 +368,4 @@ def test_a_playbook_that_is_interrupted(hosts: Hosts, end: signal.Signals) -> No
 def test_the_time_limit_of_a_task_ends_its_work(hosts: Hosts) -> None:
     done = hosts.run(hosts.book({"seen": {"speed": "50K"}}, timeout=9))
     assert done.returncode == 2 and "remotefs_volume: " in done.stderr and not (hosts.share / "seen").exists(), done.stdout + done.stderr
-    wait_for(lambda: not left(hosts.path / "tmp"), 5)
+    wait_for(lambda: not left(hosts.temporary), 5)
