@@ -26,7 +26,7 @@ from .instants import Counting, instants, killed_at
 from .scripted_agent import ScriptedAgent, begun, quiet, silent
 from .test_kills import Case, cases
 
-SAMPLE = int(os.environ.get("LIVE_SAMPLE", "8"))
+SAMPLE = int(os.environ.get("LIVE_SAMPLE", "6"))
 
 
 def commands(count: Counting) -> ContextManager:
