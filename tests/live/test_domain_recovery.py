@@ -12,7 +12,10 @@ from unittest import mock
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.virsh import SpokenDomain
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt import virsh
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.domain import VolumeDomain
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.guardian import Guardian
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.virsh import Spoken, SpokenDomain
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NeedsRecovery, StorageError
 
 from . import instants
@@ -93,6 +96,25 @@ def test_the_host_was_started_anew_in_a_merge(make_domain: Callable[..., LiveDom
         with pytest.raises(InUse, match="started anew"):
             live.take("after", check=check)
     case.end("off")
+
+
+def test_a_guardian_ends_when_all_is_gone(make_domain: Callable[..., LiveDomain]) -> None:
+    """Neither libvirt nor QEMU is there any more: nobody waits for it."""
+    case = DomainCase(make_domain("qcow2"), "newest", "persistent")
+    daemon, guest = case.live.libvirtd, case.live.guest
+    assert guest is not None
+    machine = VolumeDomain(Spoken(str(virsh.program()), daemon.uri).find(case.live.name), case.live.attachment, None, None)  # type: ignore[arg-type]
+    watching = Guardian.__new__(Guardian)
+    watching._machine, watching._target, watching._new, watching._resumes = replace_uri(machine), "vda", "v", True
+    assert not watching._has_gone_on(), "QEMU lives"
+    guest.kill()
+    assert watching._has_gone_on()
+
+
+def replace_uri(machine: VolumeDomain) -> VolumeDomain:
+    """The same, of a libvirt that does not answer."""
+    machine.attachment = replace(machine.attachment, uri="qemu+unix:///system?socket=/nowhere")
+    return machine
 
 
 def test_libvirtd_dies(make_domain: Callable[..., LiveDomain]) -> None:

@@ -198,6 +198,17 @@ def key_of_path(path: str) -> Key | None:
     return status.st_dev, status.st_ino
 
 
+def is_running(uuid: str) -> bool:
+    """Whether a process of this host is the QEMU of this domain, as far as this user may see."""
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if uuid.encode() in _words_of(int(entry)):
+                return True
+        except OSError:
+            continue  # it has just ended
+    return False
+
+
 def _words_of(pid: int) -> list[bytes]:
     with open(f"/proc/{pid}/cmdline", "rb") as stream:
         return stream.read().split(b"\0")

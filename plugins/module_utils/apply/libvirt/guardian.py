@@ -4,7 +4,7 @@
 """The guardian of a domain that is suspended while its disk gets another active image (see :mod:`guardians`).
 
 The domain decides: if it is on the new image, ``.info`` must name that before the guest may write to it. If it is on the old one, the job is
-cancelled. Only then the guest goes on. The guardian does not give up while the domain is suspended, because neither would be right.
+cancelled. Only then the guest goes on. The guardian does not give up while the domain's QEMU lives, because neither would be right.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..guardians import GuardianProcess
 from . import virsh
 from .connection import ACTIVE_COMMIT, PAUSED, Connection, Domain, Refused, Unreachable, open_connection
 from .definition import Unreadable
-from .domain import VolumeDomain
+from .domain import VolumeDomain, is_running
 
-_PAUSE = 0.2  # seconds between two attempts
+_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts, at first and later
 
 
 class Guardian:
@@ -52,8 +52,10 @@ class Guardian:
     # -- in the child ------------------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
+        pause = _PAUSE
         while not self._has_gone_on():
-            time.sleep(_PAUSE)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _has_gone_on(self) -> bool:
         try:
@@ -70,7 +72,7 @@ class Guardian:
                 with suppress(Refused, Unreachable):
                     connection.close()
         except (Refused, Unreachable, Unreadable, StorageError, OSError):
-            return False
+            return not is_running(self._machine.domain.uuid)  # without libvirt only its process tells that it is gone
 
     def _connect(self) -> Connection:
         """A connection of its own: that of the task may be in the middle of a call. virsh is a process of its own, and so it is safe in a
