@@ -122,8 +122,13 @@ class RealGuest:
             machine += ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive=disk{number}"]
         with (self.directory / "log").open("wb") as log:
             self.process = subprocess.Popen(machine, stdout=log, stderr=log)
-        self.qmp = Qmp(own)
-        self._wait()
+        try:
+            self.qmp = Qmp(own)
+            self._wait()
+        except BaseException:
+            self.process.kill()
+            self.process.wait(30)
+            raise
 
     def _wait(self) -> None:
         until = time.monotonic() + 60
