@@ -61,6 +61,29 @@ def test_a_domain_that_is_found_ends_what_one_that_was_named_began(make_domain: 
     assert live.defined() == ["v.after", "qcow2"]
 
 
+@pytest.mark.parametrize("what", ["after suspend", "after pivot"])
+def test_nobody_stays_suspended(make_domain: Callable[..., LiveDomain], what: str) -> None:
+    """The guardian is dead, too: the next task lets the guest go on, also where it has to do the merge again."""
+    case = killed(make_domain, "newest", "persistent", what, "guardian too")
+    assert case.live.libvirtd("domstate", case.live.name).strip() == "paused"
+    case.end("as it is")
+    assert case.live.libvirtd("domstate", case.live.name).strip() == "running"
+
+
+def test_without_a_domain_a_killed_task_is_nobody_s(make_domain: Callable[..., LiveDomain]) -> None:
+    """The user names libvirt and no domain has the volume. What is left any task ends."""
+    live = make_domain("qcow2")
+    nobody = replace(live.attachment, domain="")
+    live.snapshot("a", attachment=nobody)
+    live.scribble(1)
+    number = next(one.number for one in instants.instants(lambda: live.take("trial", attachment=nobody)) if one.what == "before rename of v.info")
+    live.points["trial"] = digest_of(live.data)
+    instants.killed_at(lambda: live.take("b", attachment=nobody), number, "module", 0)
+    assert live.take("c", attachment=None).changed
+    live.points |= {"b": digest_of(live.data), "c": digest_of(live.data)}
+    live.require_right()
+
+
 @pytest.mark.parametrize("wrote", [False, True])
 def test_a_transient_domain_that_is_gone(make_domain: Callable[..., LiveDomain], wrote: bool) -> None:
     """Nobody can be asked which image it had. While both show the same, both are right."""

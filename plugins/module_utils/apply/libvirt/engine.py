@@ -60,7 +60,10 @@ class LibvirtEngine:
     ) -> None:
         self._directory, self._terms, self._files = directory, terms, files
         self._connection, self._domain, self._is_off, self._turn = connection, domain, is_off, turn
-        self.attachment = replace(terms.attachment, boot=_boot()) if terms.attachment is not None else None
+        self._named = terms.attachment
+        self.attachment: Attachment | None = None  # if there is no domain, no definition has to follow
+        if terms.attachment is not None and domain is not None:
+            self.attachment = replace(terms.attachment, boot=_boot())
         self.abilities = _OFF if is_off else _RUNNING
 
     # -- sessions ----------------------------------------------------------------------------------------------------
@@ -164,11 +167,11 @@ class LibvirtEngine:
     def observe(self, volume: str, intent: Intent) -> ObservedState:
         """See :meth:`engine.Engine.observe`. If the domain was about to get another active image, it is asked which one it has."""
         found = self._files.observe(volume, intent)
-        if not intent.phase or self.attachment is None or not self.attachment.has_definition or intent.after is None:
+        if not intent.phase or self._named is None or not self._named.has_definition or intent.after is None:
             return found
         from .switched import is_switched
 
-        return replace(found, switched=is_switched(self._directory, self.attachment, intent.before, intent.after))
+        return replace(found, switched=is_switched(self._directory, self._named, intent.before, intent.after))
 
     def close(self) -> None:
         """See :meth:`engine.Engine.close`."""
@@ -181,9 +184,9 @@ class LibvirtEngine:
     # -- readiness ---------------------------------------------------------------------------------------------------
 
     def _machine(self, volume: Volume | None) -> VolumeDomain | None:
-        if volume is None or self._domain is None or self.attachment is None:
+        if volume is None or self._domain is None or self._named is None:
             return None
-        return VolumeDomain(self._domain, self.attachment, self._directory, volume)
+        return VolumeDomain(self._domain, self._named, self._directory, volume)
 
     def _ready_for(self, plan: Plan) -> VolumeDomain | None:
         """The domain, if the plan needs it. None: it works on the files alone.
@@ -283,15 +286,15 @@ class LibvirtEngine:
 
     def _require_nobody(self, volume: Volume, files: Iterable[str]) -> None:
         """There is no domain of that name. :raises InUse: another domain has the volume, so that its definition would not follow."""
-        if self._connection is None or self.attachment is None:
+        if self._connection is None or self._named is None:
             return
         subject = f"volume {volume.name} on {self._directory.share.label}"
-        with told(subject, self.attachment):
+        with told(subject, self._named):
             others = [domain.name for domain in having(self._connection, self._directory, files)]
         if others:
-            raise InUse(subject, f"there is no {self.attachment}, and domain {listed(others)} there has it as a disk", "name that domain")
+            raise InUse(subject, f"there is no {self._named}, and domain {listed(others)} there has it as a disk", "name that domain")
         if not self._directory.share.locks_visible:
-            problem = f"there is no {self.attachment}, and this file system cannot tell whether somebody has the images open"
+            problem = f"there is no {self._named}, and this file system cannot tell whether somebody has the images open"
             raise InUse(subject, problem, "name the domain; or make sure that nobody uses it, leave attachment out and say assume_unused: true")
 
     def has_some(self, volumes: Sequence[Volume]) -> bool:

@@ -294,9 +294,9 @@ class RunningSession:
         for file in (self._top, new):  # so that little is left to write while the guest waits
             self._sync(file)
         is_running = self._domain.state().state == RUNNING
-        announce(intent_fields.SWITCHING_SUSPENDED if is_running else intent_fields.SWITCHING)
-        self._resumes = is_running
-        self._guardian = Guardian(self.machine, disk.target, new, self._write_info, is_running)
+        self._resumes = self._resumes or is_running  # an interrupted task may have suspended it already
+        announce(intent_fields.SWITCHING_SUSPENDED if self._resumes else intent_fields.SWITCHING)
+        self._guardian = Guardian(self.machine, disk.target, new, self._write_info, self._resumes)
         if is_running:
             self._domain.suspend()
         self._domain.pivot(disk.target)
