@@ -52,7 +52,7 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
 def test_examples_of_the_store(module: str, tmp_path: Path, ansible_environment: dict) -> None:
     share = tmp_path / "share"
     share.mkdir()
-    tasks = examples(module)
+    tasks = [task for task in examples(module) if "libvirt" not in json.dumps(task)]  # tests/live runs those, with a libvirt
     prepared = [] if module == "remotefs_volume" else PREPARE
     snapshot = [{"remotefs.storage.remotefs_snapshot": {"share": "SHARE", "volume": "db01", "name": "daily-2026-01-01"}}]
     recap = play(prepared + (snapshot if module == "remotefs_snapshot_info" else []) + tasks, share, tmp_path, ansible_environment)

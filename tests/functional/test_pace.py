@@ -87,9 +87,9 @@ def test_a_commit_that_runs_out_of_time_is_pending(world: Callable[[str], World]
 
 def test_a_pull_that_runs_out_of_time_leaves_nothing(world: Callable[[str], World]) -> None:
     made = world("qcow2")
-    made.write(16 * MIB, 96 * MIB, 5)  # more than qemu-img moves between two looks at it
+    made.write(48 * MIB, 64 * MIB, 5)  # more than qemu-img moves between two looks at it, also on a busy machine
     made.snapshot()
-    made.write(16 * MIB, 100 * MIB, 6)
+    made.write(48 * MIB, 68 * MIB, 6)
     before = files(made)
     with pytest.raises(OutOfTime, match="did not move within 0.4 s; run the task again with a longer timeout"):
         delete(made, "s1", **SHORT)

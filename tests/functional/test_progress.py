@@ -241,7 +241,8 @@ class Hosts:
     """Playbooks about clones of a volume with 6 MiB, which are made at 1.2 MiB a second. Each host makes the clone of its name."""
 
     def __init__(self, path: Path, temporary: Path, environment: dict) -> None:
-        self.path, self.temporary, self.share, self.environment = path, temporary, path / "share", environment
+        self.path, self.temporary, self.share = path, temporary, path / "share"
+        self.environment = {**environment, "ANSIBLE_ASYNC_DIR": str(path / "jobs")}  # else its place depends on how Ansible reads HOME
         self.share.mkdir()
         self.data = os.urandom(6 * MIB)
 

@@ -61,6 +61,16 @@ def work_by_the_role(share: Path, libvirtd: Libvirtd, tmp_path: Path, ansible_en
     assert "changed=1" in play([{**book[0], "roles": [gone]}], tmp_path, ansible_environment)
 
 
+def run_the_examples(share: Path, libvirtd: Libvirtd, tmp_path: Path, ansible_environment: dict) -> None:
+    """Those of the module's documentation that name a domain."""
+    text = (GUIDE.parents[1] / "plugins" / "modules" / "remotefs_snapshot.py").read_text().split('EXAMPLES = r"""')[1].split('"""')[0]
+    tasks = [task for task in yaml.safe_load(text) if "libvirt" in json.dumps(task)]
+    for task in tasks:
+        task["remotefs.storage.remotefs_snapshot"]["share"] = str(share)
+        task["remotefs.storage.remotefs_snapshot"]["attachment"]["libvirt"]["uri"] = libvirtd.uri
+    assert f"changed={len(tasks)}" in play([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}], tmp_path, ansible_environment)
+
+
 @pytest.mark.parametrize("runs", [True, False], ids=["running", "off"])
 def test_the_playbook_for_a_domain(libvirtd: Libvirtd, tmp_path: Path, ansible_environment: dict, runs: bool) -> None:
     """The module's Python has no binding of libvirt: it goes on under the system's."""
@@ -74,6 +84,8 @@ def test_the_playbook_for_a_domain(libvirtd: Libvirtd, tmp_path: Path, ansible_e
         if runs:
             libvirtd("start", "db01")
             guest.scribble(1)
+        else:
+            run_the_examples(share, libvirtd, tmp_path, ansible_environment)
         domain = f"{{libvirt: {{uri: '{libvirtd.uri}', domain: db01}}}}"
         text = GUIDE.read_text().replace("40G", "40M").replace("/srv/volumes", str(share)).replace("{libvirt: {domain: db01}}", domain)
         block = next(one for one in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "libvirt" in one)
@@ -87,7 +99,7 @@ def test_the_playbook_for_a_domain(libvirtd: Libvirtd, tmp_path: Path, ansible_e
             libvirtd("start", "db01")
         guest.write(30 << 20, 4096, 5)
         guest.kill()
-        (active,) = share.glob("db01.nightly*")
+        (active,) = share.glob("db01.nightly-*")
         assert digest(str(active), "qcow2") == digest_of(guest.data)
     finally:
         libvirtd("undefine", "db01")

@@ -36,7 +36,6 @@ STAGES = (
     Stage("property"),
     Stage("hostile"),
     Stage("crash"),
-    Stage("live"),
     Stage("interop"),
     Stage("py38"),
     Stage("integration", BESIDE, CORES),
@@ -48,6 +47,7 @@ STAGES = (
     Stage("sshfs", BESIDE),
     Stage("lab", ALONE),
     Stage("molecule", BESIDE),
+    Stage("live", BESIDE),
 )
 #: What the word "nightly" stands for.
 NIGHTLY = (Stage("nightly", minutes=NIGHTLY_MINUTES), Stage("mutation", minutes=MUTATION_MINUTES))
