@@ -6,9 +6,9 @@
 Most tasks are short, and do without all of this. If a task finds, under its locks, that its first change is going to move much data, it
 gives the locks back, and its process makes a copy of itself. (A task that makes several changes does that at its beginning, because it
 cannot begin anew after the first one.) The copy does the whole task, takes the locks, and makes the result, as the module alone would.
-The first process waits for it, for a few seconds. If it ends in that time, the first process passes the result on, byte for byte. If
-not, the first process ends, with a result that says where the work is (``_continue``). The action plugin then looks at the files
-there, and at last calls the module again, which passes the result on.
+The first process waits for it, for a few seconds, and longer if hardly any data is left to move. If it ends in that time, the first
+process passes the result on, byte for byte. If not, the first process ends, with a result that says where the work is (``_continue``).
+The action plugin then looks at the files there, and at last calls the module again, which passes the result on.
 
 Why not Ansible's ``async``? It would have to be decided before it is known how long a task takes, it costs more than a second, and
 Ansible's wrapper goes on for ever if the controller dies. Why does the copy begin anew? Locks name the process that holds them, and a
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
 _LOOK = 1.0  # seconds between two notes of the progress
+_SOON, _AT_LATEST = 1.0, 20.0  # seconds: what ends so soon is not handed over; what has taken so long is, whatever it does
+_MUCH = 16 << 20  # bytes that are left, of which none have moved yet
 _HANDED, _ENDED, _NAME = 0, 1, slice(2, 1024)  # in the memory that both share: two flags, and the name of the directory
 _STDOUT, _STDERR = 1, 2  # descriptors
 _CHILD_ENDS = {signal.SIGCHLD}
@@ -152,7 +154,12 @@ class Worker:
 
 def _attend(module: AnsibleModule, pid: int, memory: mmap.mmap, streams: tuple[int, int], began: float, until: float) -> NoReturn:
     """What the first process does: wait, and pass the result on, or say where the work is."""
-    while (left := until - time.monotonic()) > 0:
+    while True:
+        left = until - time.monotonic()
+        if left <= 0:
+            if _goes_on(progress.read(memoryview(memory)[_NAME.stop :]), time.monotonic() - began):
+                break
+            left = _LOOK
         signal.sigtimedwait(_CHILD_ENDS, left)
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -167,6 +174,14 @@ def _attend(module: AnsibleModule, pid: int, memory: mmap.mmap, streams: tuple[i
     except SystemExit:
         sys.stdout.flush()
     os._exit(0)  # without cleaning up: the archive that Ansible has made is the copy's now, which imports from it and removes it
+
+
+def _goes_on(figures: progress.Figures, seconds: float) -> bool:
+    """Whether a task that has run for so many seconds is worth watching: a second call of the module costs a slow host some seconds, too."""
+    left = figures.total - figures.done
+    if seconds > _AT_LATEST or figures.unknown:
+        return True
+    return left * seconds / figures.done > _SOON if figures.done else left >= _MUCH
 
 
 def _hand_over(pid: int, memory: mmap.mmap, began: float) -> str | None:
