@@ -27,7 +27,7 @@ from . import instants
 from .guest import MIB, SIZE, digest, digest_of
 from .libvirtd import DomainGuest, LiveDomain
 
-SAMPLE = int(os.environ.get("LIVE_SAMPLE", "6")) // 4  # cases of each operation
+SAMPLE = int(os.environ.get("LIVE_SAMPLE", "4")) // 4  # cases of each operation
 OPERATIONS = ("create", "grow", "oldest", "newest", "all")
 CHANGES = ("take_snapshot", "commit", "cancel", "pivot", "resize", "suspend", "resume", "define")
 _GONE_ON = 30  # seconds

@@ -27,7 +27,7 @@ from .group_case import AFTERMATHS, GroupCase
 from .guest import MIB, SIZE, Live, digest, digest_of
 from .instants import VICTIMS, instants, killed_at
 
-SAMPLE = int(os.environ.get("LIVE_SAMPLE", "6"))  # cases of each operation
+SAMPLE = int(os.environ.get("LIVE_SAMPLE", "4"))  # cases of each operation
 OPERATIONS = ("create", "grow", "oldest", "middle", "newest", "several", "all")
 
 

@@ -26,7 +26,7 @@ from .instants import Counting, instants, killed_at
 from .scripted_agent import ScriptedAgent, begun, quiet, silent
 from .test_kills import Case, cases
 
-SAMPLE = int(os.environ.get("LIVE_SAMPLE", "6"))
+SAMPLE = int(os.environ.get("LIVE_SAMPLE", "4"))
 
 
 def commands(count: Counting) -> ContextManager:
