@@ -44,7 +44,7 @@ def test_where_the_root_is_not_shown(tmp_path: Path, name: str) -> None:
     file, wanted = TESTS[name]
     run = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", wanted]
     environment = {**os.environ, "ROOT": str(tmp_path), "IN_CHROOT": "yes", "TMPDIR": "/tmp", "PYTEST_ADDOPTS": ""}
-    environment.pop("HALF_OF_THE_TESTS", None)  # it is one test
+    environment.pop("PART_OF_THE_TESTS", None)  # it is one test
     command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", ENTER, "enter", str(CHECKOUT), *run]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
