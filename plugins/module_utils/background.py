@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
 _LOOK = 1.0  # seconds between two notes of the progress
-_SOON, _AT_LATEST = 1.0, 20.0  # seconds: what ends so soon is not handed over; what has taken so long is, whatever it does
+_SOON, _LONG, _AT_LATEST = 1.0, 5.0, 20.0  # seconds: what ends so soon is not handed over; what lasts or has taken so long is, whatever it does
 _MUCH = 16 << 20  # bytes that are left, of which none have moved yet
 _HANDED, _ENDED, _NAME = 0, 1, slice(2, 1024)  # in the memory that both share: two flags, and the name of the directory
 _STDOUT, _STDERR = 1, 2  # descriptors
@@ -179,7 +179,8 @@ def _attend(module: AnsibleModule, pid: int, memory: mmap.mmap, streams: tuple[i
 def _goes_on(figures: progress.Figures, seconds: float) -> bool:
     """Whether a task that has run for so many seconds is worth watching: a second call of the module costs a slow host some seconds, too."""
     left = figures.total - figures.done
-    if seconds > _AT_LATEST or figures.unknown:
+    waiting = (figures.items - figures.begun) * seconds / figures.begun  # seconds for items of which nobody knows the bytes yet
+    if seconds > _AT_LATEST or figures.unknown or waiting > _LONG:
         return True
     return left * seconds / figures.done > _SOON if figures.done else left >= _MUCH
 
