@@ -166,6 +166,7 @@ def test_a_long_task_goes_on_and_is_collected(world: World, tmp_path: Path) -> N
     where = {"TMPDIR": str(tmp_path / "tmp")}
     answer = call("remotefs_snapshot", deletion(world, _progress=LONG), **where)
     place = Path(answer["_continue"]["place"])
+    assert "_continue" in answer, answer
     figures = answer["_continue"]["progress"]
     assert 0 < figures["done"] < figures["total"] < 5 * MIB and (figures["begun"], figures["items"], figures["unknown"]) == (1, 1, 0)
     again = call("remotefs_snapshot", deletion(world, _progress={"place": str(place)}), **where)
@@ -224,8 +225,9 @@ def test_items_in_copies_of_the_process_are_counted(tmp_path: Path) -> None:
     (tmp_path / "share").mkdir()
     share = [str(tmp_path / "share")]
     names = [f"v{number}" for number in range(64)]
-    task = {"share": share, "size": "128K", "preallocation": "full", "speed": "64K", "parallel": 2, "volumes": [{"name": name} for name in names]}
+    task = {"share": share, "size": "128K", "preallocation": "full", "speed": "16K", "parallel": 2, "volumes": [{"name": name} for name in names]}
     answer = call("remotefs_volume", {**task, "_progress": {"seconds": 3.5, "patience": 60}})
+    assert "_continue" in answer, answer
     figures = answer["_continue"]["progress"]
     assert figures["items"] == 64 and 2 <= figures["begun"] < 64 and 0 < figures["done"] <= figures["total"] < 64 * 128 << 10
     shutil.rmtree(answer["_continue"]["place"])
