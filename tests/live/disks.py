@@ -160,9 +160,7 @@ class Disks:
     def flush(self) -> None:
         """Let QEMU write what it holds in memory, so that others can see it."""
         if self.guest is not None and self.guest.alive:
-            for node in self.guest.qmp("query-named-block-nodes", flat=True):
-                if node["drv"] in ("qcow2", "raw"):
-                    self.guest.qmp("human-monitor-command", command_line=f'qemu-io {node["node-name"]} "flush"')
+            self.guest.flush()
 
     def require_right(self) -> None:
         """Every point and the present of every volume show what the model says."""

@@ -210,6 +210,12 @@ class Guest:
         """A context in which the guest writes all the time."""
         return Busy(self)
 
+    def flush(self) -> None:
+        """Let QEMU write what it holds in memory, so that others can see it."""
+        for node in self.qmp("query-named-block-nodes", flat=True):
+            if node["drv"] in ("qcow2", "raw"):
+                self.qmp("human-monitor-command", command_line=f'qemu-io {node["node-name"]} "flush"')
+
     def opened(self) -> list[str]:
         """Names of the files under the disk, by the graph's own account."""
         nodes = self.qmp("query-named-block-nodes", flat=True)
@@ -357,11 +363,8 @@ class Live:
         told = self.info()
         assert "error_code" not in told, told
         assert sorted(one["name"] for one in told["snapshots"]) == sorted(self.points)
-        if self.guest is not None and self.guest.alive:  # what it holds in memory is not for others to see
-            nodes = self.guest.qmp("query-named-block-nodes", flat=True)
-            for node in nodes:
-                if node["drv"] in ("qcow2", "raw"):
-                    self.guest.qmp("human-monitor-command", command_line=f'qemu-io {node["node-name"]} "flush"')
+        if self.guest is not None and self.guest.alive:
+            self.guest.flush()
         by_file = {image["file"]: image for image in told["chain"]}
         assert digest(told["path"], told["format"]) == digest_of(self.data), "the present is wrong"
         for one in told["snapshots"]:

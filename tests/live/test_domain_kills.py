@@ -24,8 +24,9 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.gua
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.virsh import SpokenDomain
 
 from . import instants
-from .guest import MIB, SIZE, digest, digest_of
+from .guest import MIB, digest_of
 from .libvirtd import DomainGuest, LiveDomain
+from .operation import Operation
 
 SAMPLE = int(os.environ.get("LIVE_SAMPLE", "4")) // 4  # cases of each operation
 OPERATIONS = ("create", "grow", "oldest", "newest", "all")
@@ -42,11 +43,13 @@ def libvirt_watched(count: instants.Counting) -> Iterator[None]:
         yield
 
 
-class DomainCase:
+class DomainCase(Operation):
     """An operation on a volume of a domain."""
 
     def __init__(self, live: LiveDomain, operation: str, state: str) -> None:
-        self.live, self.operation, self.state = live, operation, state
+        super().__init__(live, operation)
+        self.live: LiveDomain = live
+        self.state, self.victim = state, ""
         for number, name in enumerate("abc"):
             live.scribble(number)
             live.snapshot(name, attachment=None)
@@ -56,18 +59,9 @@ class DomainCase:
             live.guest = DomainGuest(live.libvirtd, live.name, live.data)
         else:
             live.run(transient=state == "transient").scribble(10, 1)
-        self.gone = {"oldest": "a", "newest": "c", "all": "abc"}.get(operation, "")
-
-    def run(self) -> object:
-        """The task itself."""
-        if self.operation == "create":
-            return self.live.take("new")
-        if self.operation == "grow":
-            return self.live.present(size=SIZE + MIB)
-        return self.live.delete(*self.gone)
 
     def kill(self, number: int, victim: str) -> None:
-        self.before = digest_of(self.live.data)
+        self.before, self.victim = digest_of(self.live.data), victim
         guest = self.live.guest
         assert guest is not None
         pid = guest.pid if self.state != "off" else 0  # type: ignore[attr-defined]
@@ -112,8 +106,6 @@ class DomainCase:
             assert time.monotonic() < until, "the guest is suspended for ever"
             time.sleep(0.05)
 
-    victim = ""
-
     def _is_there(self) -> bool:
         return self.live.name in self.live.libvirtd("list", "--all", "--name").split()
 
@@ -125,12 +117,6 @@ class DomainCase:
         if self.gone and not names & set(self.gone):
             self.live.forget(*self.gone)
         assert names >= set(self.live.points), "a part of the snapshots is gone"
-
-    def require_invariant(self) -> None:
-        """The file that ``.info`` calls active shows all that the guest has flushed."""
-        told = self.live.info()
-        data = self.live.data + bytes(max(0, told["size"] - len(self.live.data)))
-        assert digest(told["path"], told["format"]) == digest_of(data), "the active image does not show what the guest has flushed"
 
 
 def cases(state: str) -> list[tuple[str, str]]:
@@ -151,7 +137,6 @@ def test_killed(make_domain: Callable[..., LiveDomain], state: str) -> None:
         counted.live.remove()
         for instant, victim, aftermath in every if is_full else chance.sample(every, min(SAMPLE, len(every))):
             case = DomainCase(make_domain(image_format), operation, state)
-            case.victim = victim
             try:
                 case.kill(instant.number, victim)
                 case.end(aftermath)

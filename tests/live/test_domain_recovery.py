@@ -30,7 +30,6 @@ def killed(make_domain: Callable[..., LiveDomain], operation: str, state: str, w
     found = [one for one in instants.instants(trial.run, libvirt_watched) if one.what == what]
     trial.live.remove()
     case = DomainCase(make_domain("qcow2"), operation, state)
-    case.victim = victim
     case.kill(found[-1].number, victim)
     return case
 

@@ -24,32 +24,24 @@ from ansible_collections.remotefs.storage.plugins.module_utils.errors import Too
 
 from .disks import Disks
 from .group_case import AFTERMATHS, GroupCase
-from .guest import MIB, SIZE, Live, digest, digest_of
+from .guest import MIB, Live, digest_of
 from .instants import VICTIMS, instants, killed_at
+from .operation import Operation
 
 SAMPLE = int(os.environ.get("LIVE_SAMPLE", "4"))  # cases of each operation
 OPERATIONS = ("create", "grow", "oldest", "middle", "newest", "several", "all")
 
 
-class Case:
+class Case(Operation):
     """An operation on a volume whose machine runs."""
 
     def __init__(self, live: Live, operation: str) -> None:
-        self.live, self.operation = live, operation
+        super().__init__(live, operation)
         guest = live.start()
         for number, name in enumerate("abc"):
             guest.scribble(number)
             live.snapshot(name)
         guest.scribble(9)
-        self.gone = {"oldest": "a", "middle": "b", "newest": "c", "several": "ac", "all": "abc"}.get(operation, "")
-
-    def run(self) -> object:
-        """The task itself."""
-        if self.operation == "create":
-            return self.live.take("new")
-        if self.operation == "grow":
-            return self.live.present(size=SIZE + MIB)
-        return self.live.delete(*self.gone)
 
     def adopt_outcome(self) -> None:
         """After recovery: take over into the model what may have been done or not. It was done wholly or not at all."""
@@ -98,12 +90,6 @@ class Case:
             assert {name for name in live.guest.opened() if name.startswith("v")} == {image["file"] for image in live.info()["chain"]}
             live.guest.kill()
             live.require_right()
-
-    def require_invariant(self) -> None:
-        """The file that ``.info`` calls active shows all that the guest has flushed."""
-        told = self.live.info()
-        data = self.live.data + bytes(told["size"] - len(self.live.data))
-        assert digest(told["path"], told["format"]) == digest_of(data), "the active image does not show what the guest has flushed"
 
 
 def cases() -> list[tuple[str, str, str]]:

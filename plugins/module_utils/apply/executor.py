@@ -25,11 +25,12 @@ from ..plan.resumption import Resumption
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store.files import access
 from ..store.files.directory import ShareDirectory
-from ..store.metadata import info_file, records
+from ..store.metadata import records
 from ..store.volumes.look import Look
 from ..store.volumes.raw_disks import disks_of, marks_of
 from .engine import CopySource, Engine, Session, predict_end
 from .group_records import DECIDED, LOST, Group, group_file
+from .info_writing import write_info
 from .interrupted import Interrupted, forget_groups
 from .recovery import decision_on, find_interrupted, is_empty
 
@@ -248,11 +249,8 @@ class Executor:
 
     def _write_info(self, plan: Plan, step: WriteInfo) -> None:
         self._keep_access(plan)
-        root = self._directory.root
-        like = next((file for file in (step.file, step.active) if root.status(file) is not None), None)
-        data = info_file.Info(step.active, step.snapshots).to_bytes()
         with self._logged(plan.volume, step.describe()):
-            self._directory.write_record(plan.volume, root, step.file, data, like, self._warn, "blocks")
+            write_info(self._directory, plan.volume, step, self._warn)
 
     def _keep_access(self, plan: Plan) -> None:
         """Give the next active image the access of the present one. So the same users can open the volume afterwards, and nobody else.

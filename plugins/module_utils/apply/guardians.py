@@ -33,7 +33,7 @@ class GuardianProcess:
     """
 
     def __init__(self, subject: str, decide: Callable[[], None]) -> None:
-        self._decide = decide
+        self._decision = decide
         try:
             ready = self._begin()
         except OSError as error:
@@ -92,6 +92,6 @@ class GuardianProcess:
             os.write(telling, _READY)
             os.close(telling)
             if os.read(reading, 1) != _DONE:
-                self._decide()
+                self._decision()
         finally:
             os._exit(0)

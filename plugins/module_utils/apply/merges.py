@@ -14,6 +14,8 @@ from ..store import qcow2
 from ..store.files.directory import ShareDirectory
 from ..store.qcow2.clusters import Unsuited
 
+ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
+
 
 def is_taken(plan: Plan) -> bool:
     """Whether the plan takes a snapshot, or ends one that was begun. One that is undone removes its overlay."""

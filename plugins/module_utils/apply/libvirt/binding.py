@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Callable, Iterator
 
 from .connection import ACTIVE_COMMIT, COMMIT, OFF, OTHER, PAUSED, RUNNING, Job, Refused, State, Unreachable
@@ -49,7 +49,7 @@ class Bound:
 
     def close(self) -> None:
         """See :meth:`connection.Connection.close`."""
-        with _told():
+        with suppress(libvirt.libvirtError):  # it has ended already
             self._connection.close()
 
 

@@ -97,7 +97,7 @@ class Domain(Protocol):
 
 
 class Connection(Protocol):
-    """A connection to libvirt on this host. Every method may raise Refused and Unreachable."""
+    """A connection to libvirt on this host. Every method but :meth:`close` may raise Refused and Unreachable."""
 
     def find(self, name: str) -> Domain | None:
         """The domain of this name or UUID. None if there is none."""

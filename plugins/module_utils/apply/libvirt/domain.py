@@ -16,7 +16,7 @@ from ...attachments import Attachment
 from ...errors import InUse, NoSpace, StorageError, ToolFailed
 from ...model import Volume, listed
 from ...store.files.directory import ShareDirectory
-from ..openers import Key, opened_by
+from ..openers import Key, other_users
 from . import definition
 from .connection import OFF, PAUSED, RUNNING, Connection, Domain, Refused, Unreachable
 from .definition import Disk, Image, Unreadable
@@ -136,13 +136,8 @@ class VolumeDomain:
     def _require_no_other(self, files: Iterable[str]) -> None:
         """:raises InUse: a process besides the domain's QEMU may write to one of these files."""
         keys = {key: file for file in files for key in [self.key(file)] if key is not None}
-        for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid()):
-            try:
-                found = next((keys[key] for key, writes in opened_by(pid) if writes and key in keys), None)
-                if found is not None and self.domain.uuid.encode() not in _words_of(pid):
-                    self.refuse(f"process {pid} has {found} open, too", "stop one of the two, and run the task again")
-            except OSError:
-                continue
+        for key, pid in other_users(process_of(self.domain.uuid) or 0, set(keys), writing=True).items():
+            self.refuse(f"process {pid} has {keys[key]} open, too", "stop one of the two, and run the task again")
 
     # -- a domain that is off --------------------------------------------------------------------------------------------
 
@@ -198,20 +193,17 @@ def key_of_path(path: str) -> Key | None:
     return status.st_dev, status.st_ino
 
 
-def is_running(uuid: str) -> bool:
-    """Whether a process of this host is the QEMU of this domain, as far as this user may see."""
+def process_of(uuid: str) -> int | None:
+    """The process of this host that is the QEMU of a domain, as far as this user may see. None if there is none."""
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if uuid.encode() in _words_of(int(entry)):
-                return True
+            with open(f"/proc/{entry}/cmdline", "rb") as stream:
+                words = stream.read().split(b"\0")
+            if b"-uuid" in words and uuid.encode() in words:
+                return int(entry)
         except OSError:
             continue  # it has just ended
-    return False
-
-
-def _words_of(pid: int) -> list[bytes]:
-    with open(f"/proc/{pid}/cmdline", "rb") as stream:
-        return stream.read().split(b"\0")
+    return None
 
 
 def having(connection: Connection, directory: ShareDirectory, files: Iterable[str]) -> list[Domain]:

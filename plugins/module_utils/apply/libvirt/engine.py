@@ -6,7 +6,6 @@ behind libvirt's back. Of a domain that is off the definition follows the volume
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Iterable, Sequence
 
@@ -19,9 +18,10 @@ from ...plan.steps import Commit, Pull, Repoint
 from ...store.files.directory import ShareDirectory
 from .. import turns
 from ..engine import REQUIRED, UNUSED, Quiesced
+from ..machine_session import without_steps
 from ..merges import is_taken, takes_snapshot
 from . import definition
-from .connection import Connection, Domain, Refused, Unreachable, open_connection
+from .connection import Connection, Domain, open_connection
 from .domain import VolumeDomain, having, told
 from .domain import is_off as is_off_now
 from .possible import require_possible
@@ -97,7 +97,7 @@ class LibvirtEngine:
 
         pace = self._terms.pace(machine.subject, plan.steps)
         with told(machine.subject, machine.attachment):
-            return RunningSession(machine, plan, self._files.session(_without_steps(plan)), known, pace, self._terms.end, resumes)
+            return RunningSession(machine, plan, self._files.session(without_steps(plan)), known, pace, self._terms.end, resumes)
 
     def barrier(self, sessions: Sequence[Session]) -> None:
         """See :meth:`engine.Engine.barrier`. One call switches all disks of the domain or none."""
@@ -176,8 +176,7 @@ class LibvirtEngine:
     def close(self) -> None:
         """See :meth:`engine.Engine.close`."""
         if self._connection is not None:
-            with suppress(Refused, Unreachable):
-                self._connection.close()
+            self._connection.close()
         if self._turn is not None:
             self._turn.close()
 
@@ -317,11 +316,6 @@ def _boot() -> str:
 def _files_of(plan: Plan) -> tuple[str, ...]:
     """All files of the volume's chain, before and after."""
     return tuple(dict.fromkeys(file for volume in (plan.before, plan.after) if volume is not None for file in volume.files))
-
-
-def _without_steps(plan: Plan) -> Plan:
-    """A plan about the same volume for which nothing has to be held."""
-    return Plan(plan.operation, plan.volume, (), plan.before, plan.after)
 
 
 def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool) -> Engine:

@@ -10,7 +10,6 @@ cancelled. Only then the guest goes on. The guardian does not give up while the 
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import Callable
 
 from ...errors import StorageError
@@ -18,12 +17,12 @@ from ..guardians import GuardianProcess
 from . import virsh
 from .connection import ACTIVE_COMMIT, PAUSED, Connection, Domain, Refused, Unreachable, open_connection
 from .definition import Unreadable
-from .domain import VolumeDomain, is_running
+from .domain import VolumeDomain, process_of
 
 _PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts, at first and later
 
 
-class Guardian:
+class Guardian(GuardianProcess):
     """Watches over the change of one disk.
 
     :param machine: the domain, with the volume as it is before. :param new: the file that the guest is to write to.
@@ -34,20 +33,7 @@ class Guardian:
         self._machine, self._target, self._new = machine, target, new
         self._write_info, self._resumes = write_info, resumes
         machine.directory.make_private("tmp")  # opened now, so that the child need not
-        self._process = GuardianProcess(machine.subject, self._decide)
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self._process.pid
-
-    def dismiss(self) -> None:
-        """The guest has gone on."""
-        self._process.dismiss()
-
-    def let_decide(self) -> None:
-        """Let it do now what it would do if the task had died."""
-        self._process.let_decide()
+        super().__init__(machine.subject, self._decide)
 
     # -- in the child ------------------------------------------------------------------------------------------------
 
@@ -69,10 +55,9 @@ class Guardian:
                     domain.resume()
                 return True
             finally:
-                with suppress(Refused, Unreachable):
-                    connection.close()
+                connection.close()
         except (Refused, Unreachable, Unreadable, StorageError, OSError):
-            return not is_running(self._machine.domain.uuid)  # without libvirt only its process tells that it is gone
+            return process_of(self._machine.domain.uuid) is None  # without libvirt only its process tells that it is gone
 
     def _connect(self) -> Connection:
         """A connection of its own: that of the task may be in the middle of a call. virsh is a process of its own, and so it is safe in a

@@ -8,12 +8,11 @@ from __future__ import annotations
 from ...plan.plan import Plan
 from ...plan.steps import CreateOverlay, Grow, Repoint
 from ...store import qcow2
-from ..merges import has_tail, writes
+from ..merges import ALIGNMENT, has_tail, writes
 from .definition import Disk
 from .domain import VolumeDomain
 
 _STOP = "shut the domain off, and run the task again"
-_ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
 
 
 def require_possible(plan: Plan, machine: VolumeDomain, disk: Disk, top: str) -> None:
@@ -41,8 +40,8 @@ def _require_growable(machine: VolumeDomain, disk: Disk, step: Grow) -> None:
     if capacity > step.size:
         machine.refuse(f"the domain's disk has {capacity} bytes already", "ask for that size")
     _require_size(machine, disk)
-    if step.format != "qcow2" and disk.direct and step.size % _ALIGNMENT:
-        machine.refuse(f"it would have {step.size} bytes, and the domain has its raw image open with cache=none", f"ask for a multiple of {_ALIGNMENT} bytes")
+    if step.format != "qcow2" and disk.direct and step.size % ALIGNMENT:
+        machine.refuse(f"it would have {step.size} bytes, and the domain has its raw image open with cache=none", f"ask for a multiple of {ALIGNMENT} bytes")
     if step.format == "qcow2" and has_tail(machine.directory, step.file):
         machine.refuse(f"{step.file} holds old data behind its end, which would become visible", _STOP)
 
@@ -61,5 +60,5 @@ def _require_committable(machine: VolumeDomain, disk: Disk, file: str, size: int
     into, status = machine.volume.image(file), machine.directory.root.status(file)
     if into.format == "qcow2" and into.size < size and has_tail(machine.directory, file):
         machine.refuse(f"{file} holds old data behind its end, which would become visible", _STOP)
-    if into.format != "qcow2" and disk.direct and any(end % _ALIGNMENT for end in (size, status.st_size if status is not None else 0)):
-        machine.refuse(f"the domain has the raw image {file} open with cache=none, and its size is no multiple of {_ALIGNMENT} bytes", _STOP)
+    if into.format != "qcow2" and disk.direct and any(end % ALIGNMENT for end in (size, status.st_size if status is not None else 0)):
+        machine.refuse(f"the domain has the raw image {file} open with cache=none, and its size is no multiple of {ALIGNMENT} bytes", _STOP)

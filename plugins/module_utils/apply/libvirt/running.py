@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Callable, ContextManager, Iterable, Mapping
+from typing import Callable, ContextManager
 
-from ...errors import ChainBroken, NeedsRecovery, ToolFailed
+from ...errors import ChainBroken, ToolFailed
 from ...pace import Pace
 from ...plan import intent_fields
 from ...plan.plan import CREATE_SNAPSHOT, Plan
-from ...plan.steps import Commit, CreateOverlay, Grow, Repoint, SetAttributes, Step, WriteInfo
+from ...plan.steps import Commit, CreateOverlay, Grow, Repoint, SetAttributes, WriteInfo
 from ...store import qcow2
-from ...store.metadata import info_file
-from ...store.metadata.records import Disk as DiskMark
 from ..engine import Session
+from ..info_writing import write_info
+from ..machine_session import MachineSession
 from ..merges import is_taken
-from ..openers import kept_closed
 from .connection import ACTIVE_COMMIT, COMMIT, RUNNING, Job, Refused, Unreachable
 from .definition import Disk, Unreadable
 from .domain import VolumeDomain, told
@@ -35,24 +34,22 @@ _FORMATS = ("raw", "qcow2", "file", "host_device")  # that QEMU names for images
 _SETTLED = 30.0  # seconds for libvirt to say what a call has done
 
 
-class RunningSession:
+class RunningSession(MachineSession):
     """The :class:`engine.Session` for a domain that runs.
 
-    :param files: a session that holds no images. It makes new files. :param known: all files that may be in the disk's chain.
-    :param pace: how fast data moves, and for how long. :param ended: is told that pace at the end.
-    :param resumes: an interrupted task has suspended the domain.
+    :param known: all files that may be in the disk's chain. :param resumes: an interrupted task has suspended the domain. The others are
+        those of :class:`machine_session.MachineSession`.
     """
 
     def __init__(
         self, machine: VolumeDomain, plan: Plan, files: Session, known: tuple[str, ...], pace: Pace, ended: Callable[[Pace], None], resumes: bool = False
     ) -> None:
-        self._pace, self._ended = pace, ended
-        self.machine, self._plan, self._files, self._known = machine, plan, files, known
-        self._directory, self._domain = machine.directory, machine.domain
+        super().__init__(machine.directory, plan, machine.subject, files, pace, ended)
+        self.machine, self._domain, self._known = machine, machine.domain, known
         self._top = machine.file_of(self._disk().images[0].path, known)  # the file that the guest writes to
-        self._resumes, self._guardian = resumes, None  # type: bool, Guardian | None
-        self._begun = self._withdrawn = False
-        self._methods: dict[type, Callable] = {
+        self._resumes, self._begun = resumes, False
+        self._guardian: Guardian | None = None
+        self._methods = {
             CreateOverlay: self._create_overlay,
             Grow: self._grow,
             Repoint: self._repoint,
@@ -60,34 +57,10 @@ class RunningSession:
             SetAttributes: files.do,
         }
 
-    def __enter__(self) -> RunningSession:
-        self._files.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def _give_up(self) -> None:
         if self._guardian is not None:
             self._guardian.let_decide()
             self._guardian = None
-        self._ended(self._pace)
-        self._files.__exit__(*exc)
-
-    def can(self, step: Step) -> bool:
-        """See :meth:`engine.Session.can`."""
-        return type(step) in self._methods
-
-    def do(self, step: Step) -> None:
-        """See :meth:`engine.Session.do`."""
-        self._pace.step(step.moves())
-        with self._told():
-            self._methods[type(step)](step)
-
-    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, DiskMark]]:
-        """See :meth:`engine.Session.prepared`."""
-        return self._files.prepared(steps)
-
-    def closing(self, file: str) -> ContextManager[None]:
-        """See :meth:`engine.Session.closing`. QEMU has closed the file by then."""
-        return kept_closed(self._directory, file)
 
     def _told(self) -> ContextManager[None]:
         return told(self.machine.subject, self.machine.attachment)
@@ -124,17 +97,6 @@ class RunningSession:
     def takes(self) -> bool:
         """Whether the plan takes a snapshot."""
         return is_taken(self._plan)
-
-    def _require_empty(self, overlay: str) -> None:
-        """:raises NeedsRecovery: something was written to the overlay, while this domain wrote to the image under it."""
-        with self._directory.root.opened(overlay) as fd:
-            if qcow2.is_empty(fd, qcow2.read_header(fd)):
-                return
-        raise NeedsRecovery(
-            self.machine.subject,
-            f"another machine has written to its active image {overlay}, and this one writes to the image under that",
-            "stop both, and decide which of the two counts; see docs/worst-day.md",
-        )
 
     def require_used(self, overlay_path: str) -> None:
         """:raises ToolFailed: the guest does not write to the overlay, although libvirt says so."""
@@ -219,23 +181,35 @@ class RunningSession:
 
     def _await(self, target: str) -> None:
         """Wait until a merge has ended. :raises OutOfTime: it had no time, and was cancelled. :raises InUse: there is another job."""
-        until, pause = self._pace.until(), _POLL
-        while True:
-            job = self._domain.job(target)
-            if job is None:
-                return
-            self._tell(job)
-            if job.kind != COMMIT:
+
+        def has_ended(job: Job | None) -> bool:
+            if job is not None and job.kind != COMMIT:
                 self.machine.refuse(f"another program's job works on disk {target}", "wait until it has ended, and run the task again")
+            return job is None
+
+        self._wait(target, has_ended)
+
+    def _await_ready(self, target: str) -> None:
+        """Wait until an active commit has copied all. libvirt's own numbers may say so too early."""
+
+        def is_ready(job: Job | None) -> bool:
+            if job is None or job.kind != ACTIVE_COMMIT:
+                raise ToolFailed(self.machine.subject, f"the merge of {self._top} has ended early", "look at QEMU's log, and run the task again")
+            return self._disk().is_ready
+
+        self._wait(target, is_ready)
+
+    def _wait(self, target: str, is_over: Callable[[Job | None], bool]) -> None:
+        """Look at the job on a disk until that is enough. :raises OutOfTime: it had no time, and was cancelled."""
+        until, pause = self._pace.until(), _POLL
+        while not is_over(job := self._domain.job(target)):
+            if self._pace.part is not None and job is not None:
+                self._pace.part.tell(job.current, job.end)
             if until is not None and time.monotonic() > until:
                 self._domain.cancel(target)
                 raise self._pace.out_of_time()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_POLL)
-
-    def _tell(self, job: Job) -> None:
-        if self._pace.part is not None:
-            self._pace.part.tell(job.current, job.end)
 
     def _sync(self, file: str) -> None:
         with self._directory.root.opened(file) as fd:
@@ -309,28 +283,10 @@ class RunningSession:
         with self._directory.root.opened(new) as fd:
             os.fsync(fd)
 
-    def _await_ready(self, target: str) -> None:
-        """Wait until an active commit has copied all. libvirt's own numbers may say so too early."""
-        until, pause = self._pace.until(), _POLL
-        while True:
-            disk, job = self._disk(), self._domain.job(target)
-            if job is None or job.kind != ACTIVE_COMMIT:
-                raise ToolFailed(self.machine.subject, f"the merge of {self._top} has ended early", "look at QEMU's log, and run the task again")
-            self._tell(job)
-            if disk.is_ready:
-                return
-            if until is not None and time.monotonic() > until:
-                self._domain.cancel(target)
-                raise self._pace.out_of_time()
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_POLL)
-
     def _write_info(self) -> None:
         """What the executor does next. The guardian does it if the task dies before."""
         step = next(one for one in self._plan.steps if isinstance(one, WriteInfo))
-        data = info_file.Info(step.active, step.snapshots).to_bytes()
-        like = next((file for file in (step.file, step.active) if self._directory.root.status(file) is not None), None)
-        self._directory.write_record(self._plan.volume, self._directory.root, step.file, data, like, None, "blocks")
+        write_info(self._directory, self._plan.volume, step, None)
 
     def go_on(self) -> None:
         """Let the guest go on, if it was suspended. ``.info`` names durably what it writes to."""

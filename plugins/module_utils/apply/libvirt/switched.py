@@ -10,7 +10,7 @@ from ...attachments import Attachment
 from ...errors import NeedsRecovery, StorageError
 from ...model import Volume
 from ...store.files.directory import ShareDirectory
-from .connection import OFF, Connection, Domain, Refused, Unreachable, open_connection
+from .connection import OFF, Domain, Refused, Unreachable, open_connection
 from .definition import Unreadable
 from .domain import VolumeDomain, having
 
@@ -35,7 +35,7 @@ def is_switched(directory: ShareDirectory, attachment: Attachment, before: Volum
     except (Refused, Unreachable, Unreadable):
         return None
     finally:
-        _close(connection)
+        connection.close()
 
 
 def _on_new(domain: Domain, attachment: Attachment, directory: ShareDirectory, before: Volume, after: Volume) -> bool:
@@ -63,10 +63,3 @@ def _are_alike(directory: ShareDirectory, before: Volume, after: Volume) -> bool
     subject = f"volume {before.name} on {directory.share.label}"
     problem = f"its domain is gone, and {old.file} and {new.file} differ" if result.rc == _DIFFERENT else f"its domain is gone, and {result.reason}"
     raise NeedsRecovery(subject, problem, "decide which of the two counts; see docs/worst-day.md", result.details)
-
-
-def _close(connection: Connection) -> None:
-    try:
-        connection.close()
-    except (Refused, Unreachable):
-        pass

@@ -12,6 +12,7 @@ from ...plan.abilities import QMP, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
 from ..engine import NEVER, REQUIRED, UNUSED, Quiesced
+from ..machine_session import without_steps
 from ..merges import is_taken, takes_snapshot
 from ..turns import take_turn
 from .client import Monitor, connect
@@ -64,7 +65,7 @@ class QmpEngine:
         """:param top: the file that the guest writes to."""
         from .session import LiveSession  # late: a prediction does not need it
 
-        files = self._files.session(_without_steps(plan))
+        files = self._files.session(without_steps(plan))
         return LiveSession(self._directory, plan, machine, files, top, self._terms.pace(machine.subject, plan.steps), self._terms.end)
 
     def barrier(self, sessions: Sequence[Session]) -> None:
@@ -202,11 +203,6 @@ class QmpEngine:
                 f"the machine writes to {top}, and the volume's data is in {new}: it was started on the wrong file",
                 f"stop the machine, and decide which of the two counts; see docs/worst-day.md. Then start it on {new}",
             )
-
-
-def _without_steps(plan: Plan) -> Plan:
-    """A plan about the same volume for which nothing has to be held."""
-    return Plan(plan.operation, plan.volume, (), plan.before, plan.after)
 
 
 def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool) -> Engine | None:

@@ -26,7 +26,7 @@ from .client import Lost, Monitor, QmpError, connect
 _ATTEMPTS, _PAUSE = 100, 0.1  # to read .info, and seconds between them
 
 
-class Guardian:
+class Guardian(GuardianProcess):
     """Watches over one job that rests.
 
     :param new: the file that ``.info`` is going to name. :param job: the job's name. :param old: the node of the present active image.
@@ -36,20 +36,7 @@ class Guardian:
         self._monitor, self._directory = monitor, directory
         self._volume, self._new, self._job, self._old = volume, new, job, old
         directory.make_private("tmp")  # opened now, so that the child need not
-        self._process = GuardianProcess(f"volume {volume} on {directory.share.label}", self._decide)
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self._process.pid
-
-    def dismiss(self) -> None:
-        """The job has ended as it should."""
-        self._process.dismiss()
-
-    def let_decide(self) -> None:
-        """Let it do now what it would do if the task had died."""
-        self._process.let_decide()
+        super().__init__(f"volume {volume} on {directory.share.label}", self._decide)
 
     # -- in the child ------------------------------------------------------------------------------------------------
 

@@ -12,13 +12,12 @@ from ...errors import Conflict
 from ...model import listed
 from ...plan.plan import Plan
 from ...plan.steps import CreateOverlay, Grow, Pull, Repoint
-from ..merges import Write, has_tail, merged, switches, writes
+from ..merges import ALIGNMENT, Write, has_tail, merged, switches, writes
 from .graph import Graph, Node
 from .machine import Machine
 from .rights import may_write
 
 _STOP = "stop the machine, and run the task again"
-_ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
 
 
 def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: bool = False) -> None:
@@ -86,7 +85,7 @@ def _require_whole(machine: Machine, graph: Graph, file: str) -> None:
     share's files say."""
     status = machine.directory.root.status(file)
     for node in machine.images(graph, file):
-        if node.driver != "qcow2" and status is not None and not status.st_size <= node.size < status.st_size + _ALIGNMENT:  # QEMU rounds it up
+        if node.driver != "qcow2" and status is not None and not status.st_size <= node.size < status.st_size + ALIGNMENT:  # QEMU rounds it up
             machine.refuse(f"the machine's disk has {node.size} bytes of {file}, and the file on the share {status.st_size}", _STOP)
 
 
@@ -97,8 +96,8 @@ def _require_aligned(machine: Machine, graph: Graph, writes: Iterable[Write]) ->
         status = machine.directory.root.status(file)
         ends = [size, status.st_size if status is not None else 0]
         for node in machine.images(graph, file):
-            if node.driver != "qcow2" and node.direct and any(end % _ALIGNMENT for end in ends):
-                machine.refuse(f"the machine has the raw image {file} open with cache=none, and its size is no multiple of {_ALIGNMENT} bytes", _STOP)
+            if node.driver != "qcow2" and node.direct and any(end % ALIGNMENT for end in ends):
+                machine.refuse(f"the machine has the raw image {file} open with cache=none, and its size is no multiple of {ALIGNMENT} bytes", _STOP)
 
 
 def _require_header(machine: Machine, graph: Graph, step: Pull | Repoint) -> None:
@@ -157,10 +156,10 @@ def _require_growable(machine: Machine, graph: Graph, step: Grow) -> None:
     if node.size > step.size:
         machine.refuse(f"the machine's disk has {node.size} bytes already", "ask for that size")
     require_size(machine, node, machine.volume.image(step.file).size)
-    if step.format != "qcow2" and node.direct and step.size % _ALIGNMENT:
+    if step.format != "qcow2" and node.direct and step.size % ALIGNMENT:
         machine.refuse(
             f"it would have {step.size} bytes, and the machine has its raw image open with cache=none",
-            f"ask for a multiple of {_ALIGNMENT} bytes, or stop the machine, and run the task again",
+            f"ask for a multiple of {ALIGNMENT} bytes, or stop the machine, and run the task again",
         )
     if step.format == "qcow2" and has_tail(machine.directory, step.file):
         machine.refuse(f"{step.file} holds old data behind its end, which would become visible", _STOP)

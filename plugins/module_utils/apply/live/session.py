@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Iterator, NamedTuple
 
-from ...errors import InUse, NeedsRecovery, ToolFailed
+from ...errors import InUse, ToolFailed
 from ...pace import Pace
 from ...plan.plan import CREATE_SNAPSHOT, Plan
-from ...plan.steps import Commit, CreateOverlay, Grow, Pull, Repoint, SetAttributes, Step, Unlink
+from ...plan.steps import Commit, CreateOverlay, Grow, Pull, Repoint, SetAttributes, Unlink
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
-from ...store.metadata.records import Disk
 from ..engine import Session
+from ..machine_session import MachineSession
 from ..merges import is_taken
-from ..openers import kept_closed
 from .answers import Strange
 from .client import Lost, QmpError
 from .graph import Graph, Node
@@ -39,24 +38,22 @@ class NextOverlay(NamedTuple):
     overlay: str
 
 
-class LiveSession:
+class LiveSession(MachineSession):
     """The :class:`engine.Session` of the engine for running machines.
 
-    :param files: a session that holds no images. It makes new files. :param top: the file that the guest writes to.
-    :param pace: how fast data moves, and for how long. :param ended: is told that pace at the end.
+    :param top: the file that the guest writes to. The others are those of :class:`machine_session.MachineSession`.
     """
 
     def __init__(
         self, directory: ShareDirectory, plan: Plan, machine: Machine, files: Session, top: str, pace: Pace, ended: Callable[[Pace], None]
     ) -> None:
-        self._pace, self._ended = pace, ended
-        self._directory, self._plan, self._machine, self._files = directory, plan, machine, files
-        self._withdrawn = False
+        super().__init__(directory, plan, machine.subject, files, pace, ended)
+        self._machine = machine
         self._merging = Merging(directory, machine, top, pace)
         self._switch: Switch | None = None
         if plan.operation != CREATE_SNAPSHOT and plan.after is not None and plan.after.active.file != top:
             self._switch = Switch(directory, machine, self._merging, plan.after.active.file)
-        self._methods: dict[type, Callable] = {
+        self._methods = {
             CreateOverlay: self._create_overlay,
             Grow: self._grow,
             Repoint: self._merging.repoint,
@@ -70,33 +67,12 @@ class LiveSession:
         """The machine that has the images open."""
         return self._machine
 
-    def __enter__(self) -> LiveSession:
-        self._files.__enter__()
-        return self
+    def _told(self) -> ContextManager[None]:
+        return told(self._machine)
 
-    def __exit__(self, *exc: object) -> None:
+    def _give_up(self) -> None:
         if self._switch is not None:
             self._switch.give_up()
-        self._ended(self._pace)
-        self._files.__exit__(*exc)
-
-    def can(self, step: Step) -> bool:
-        """See :meth:`engine.Session.can`."""
-        return type(step) in self._methods
-
-    def do(self, step: Step) -> None:
-        """See :meth:`engine.Session.do`."""
-        self._pace.step(step.moves())
-        with told(self._machine):
-            self._methods[type(step)](step)
-
-    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, Disk]]:
-        """See :meth:`engine.Session.prepared`."""
-        return self._files.prepared(steps)
-
-    def closing(self, file: str) -> ContextManager[None]:
-        """See :meth:`engine.Session.closing`. The machine has closed the file by then. Its lock bytes show whether somebody else has it open."""
-        return kept_closed(self._directory, file)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -189,17 +165,6 @@ class LiveSession:
     def _waiting(self, graph: Graph, overlay: str) -> str | None:
         """The node of an overlay that QEMU has open and does not use."""
         return next((node.name for node in self._machine.images(graph, overlay)), None)
-
-    def _require_empty(self, overlay: str) -> None:
-        """:raises NeedsRecovery: something was written to the overlay, while this machine wrote to the image under it."""
-        with self._directory.root.opened(overlay) as fd:
-            if qcow2.is_empty(fd, qcow2.read_header(fd)):
-                return
-        raise NeedsRecovery(
-            self._machine.subject,
-            f"another machine has written to its active image {overlay}, and this one writes to the image under that",
-            "stop both, and decide which of the two counts; see docs/worst-day.md",
-        )
 
     def withdraw(self) -> bool | None:
         """See :meth:`engine.Session.withdraw`."""
