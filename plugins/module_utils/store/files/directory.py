@@ -17,13 +17,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Callable, Iterator
 
 from ...errors import Conflict, StorageError, UnsafeImage, from_os_error, share_gone
 from ...model import Share
 from ..locks.kernel_users import KernelUsers
 from .names import Names
+from .replaced import read_file
 from .waiting import Waiting
 
 if TYPE_CHECKING:
@@ -114,7 +115,14 @@ class Directory(Names):
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise UnsafeImage(self.subject(name), "it was exchanged for a link or device", "find out who changes the share") from error
             raise from_os_error(error, self.subject(name), None if write else os.geteuid()) from error
-        status = os.fstat(fd)
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            with suppress(OSError):
+                os.close(fd)
+            if error.errno != errno.ENOENT:
+                raise
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error  # the file went away; its name may lead to another
         if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink > 1):
             os.close(fd)
             raise UnsafeImage(
@@ -138,18 +146,12 @@ class Directory(Names):
         if self.is_not_listed(name):
             return None
         try:
-            fd, status = self.examine(name)
-            try:
-                data = os.read(fd, min(status.st_size, SMALL_FILE) + 1)
-            finally:
-                os.close(fd)
-        except FileNotFoundError:
-            return None
+            data = read_file(self, name, lambda fd, status: os.read(fd, min(status.st_size, SMALL_FILE) + 1))
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 return None  # the name of a foreign file may be so long that its record's name would be too long
             raise
-        if len(data) > SMALL_FILE:
+        if data is not None and len(data) > SMALL_FILE:
             raise UnsafeImage(self.subject(name), "it is too large for a record", "see docs/worst-day.md for how to rebuild it")
         return data
 

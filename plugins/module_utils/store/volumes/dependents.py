@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Callable, Collection, Iterable, Mapping, Named
 from ...errors import StorageError, UnsafeImage
 from ...model import is_safe_file_name
 from ..files.directory import Directory, ShareDirectory
+from ..files.replaced import read_again_if_replaced, read_file
 from ..metadata import records
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _twins(directory: ShareDirectory, files: Sequence[os.DirEntry]) -> dict[str,
 def _has_several_names(directory: ShareDirectory, name: str) -> bool:
     try:
         status = directory.root.status(name)
-    except StorageError:
+    except (OSError, StorageError):
         return False  # it was replaced meanwhile
     return status is not None and status.st_nlink > 1
 
@@ -151,7 +152,7 @@ class Search:
 
     def of_file(self, file: str) -> frozenset[str]:
         """The files that a file in the share's directory rests on. Empty for our own raw disks. :raises OSError: it cannot be read."""
-        return self.read(self._directory.root, file, "", lambda fd: self._is_our_disk(file, os.fstat(fd)))
+        return self.read(self._directory.root, file, "", lambda status: self._is_our_disk(file, status))
 
     def _is_our_disk(self, file: str, status: os.stat_result) -> bool:
         """Whether a file is exactly the raw disk that a record knows. Then its guest wrote its content, which names no files."""
@@ -179,24 +180,22 @@ class Search:
             self._recorded = frozenset(private.names()) if private is not None else frozenset()
         return records.file_name(volume) in self._recorded
 
-    def read(self, place: Directory, name: str, folder: str, is_ours: Callable[[int], bool] = lambda _fd: False) -> frozenset[str]:
+    def read(self, place: Directory, name: str, folder: str, is_ours: Callable[[os.stat_result], bool] = lambda _status: False) -> frozenset[str]:
         """The files that regular file ``name`` of an opened folder rests on. Empty if there is no such file.
 
-        :param is_ours: takes the descriptor; whether the file is a raw disk of ours. :raises OSError: the file cannot be read.
+        :param is_ours: takes the fstat; whether the file is a raw disk of ours. :raises OSError: the file cannot be read.
         """
+
+        def backings(fd: int, status: os.stat_result) -> frozenset[str]:
+            names = names_in(fd)
+            return frozenset() if not names or is_ours(status) else self.meant(names, folder, os.pread(fd, 4, 0) == _QCOW2)
+
         try:
-            fd = place.open(name)
-        except (FileNotFoundError, UnsafeImage):
-            return frozenset()  # it went away, or is no regular file
+            return read_file(place, name, backings) or frozenset()
+        except UnsafeImage:
+            return frozenset()  # it is no regular file
         except StorageError as error:
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
-        try:
-            names = names_in(fd)
-            if not names or is_ours(fd):
-                return frozenset()
-            return self.meant(names, folder, os.pread(fd, 4, 0) == _QCOW2)
-        finally:
-            os.close(fd)
 
     def meant(self, names: Iterable[str], folder: str, plain: bool = True) -> frozenset[str]:
         """The files of the share's directory that may be meant by ``names``, which were read from a file in ``folder``.
@@ -214,7 +213,7 @@ class Search:
 
     def of_link(self, folder_fd: int, name: str, folder: str) -> frozenset[str]:
         """The files that a symbolic link leads to, and those that its target rests on."""
-        return self._resolver().of_link(folder_fd, name, folder, self._outside)
+        return read_again_if_replaced(lambda: self._resolver().of_link(folder_fd, name, folder, self._outside))
 
     @property
     def unreached(self) -> list[str]:

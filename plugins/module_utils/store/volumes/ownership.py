@@ -18,6 +18,7 @@ from ...model import Image, Parent, Volume, is_safe_file_name
 from .. import qcow2
 from ..files.directory import ShareDirectory
 from ..files.names import shown
+from ..files.replaced import read_file
 from ..metadata import info_file, records
 
 if TYPE_CHECKING:
@@ -95,9 +96,10 @@ def _qcow2_backing_of(directory: ShareDirectory, file: str) -> str | None:
     """The backing file of an overlay. Only overlays that give the format of their backing file count. So no guest of a raw disk
     can influence this."""
     try:
-        with directory.root.opened(file) as fd:
-            header = qcow2.read_header(fd)
+        header = read_file(directory.root, file, lambda fd, _status: qcow2.read_header(fd))
     except (OSError, StorageError, qcow2.Qcow2Error):
+        return None
+    if header is None:
         return None
     name = os.path.basename(header.backing_file or "")
     return name if is_safe_file_name(name) and header.backing_format else None
@@ -208,10 +210,9 @@ def dependents_on(
 def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
     """The basename of the backing file of a file that may be a qcow2 image; None if it has none."""
     try:
-        with directory.root.opened(file) as fd:
-            name = qcow2.read_backing_name(fd)
-    except (FileNotFoundError, UnsafeImage):
-        return None  # it went away, or is no file that could be an overlay
+        name = read_file(directory.root, file, lambda fd, _status: qcow2.read_backing_name(fd))
+    except UnsafeImage:
+        return None  # it is no file that could be an overlay
     return (os.path.basename(name) or None) if name else None
 
 

@@ -9,13 +9,16 @@ share itself. Other network file systems and automounts are never touched; there
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from functools import partial
 from typing import Iterator, NamedTuple
 
 from ...localities import holds_local_files
 from ..files.directory import ShareDirectory
 from ..files.folders import SNAPSHOT_FOLDERS
+from ..files.replaced import read_again_if_replaced
 from ..locks import kernel_users
 from ..qcow2 import MAGIC
 from . import backing_names
@@ -133,8 +136,10 @@ class Resolver:
         """
         try:
             target = os.readlink(name, dir_fd=folder_fd)
-        except OSError:
-            return frozenset()  # it went away
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):
+                raise
+            return frozenset()  # it went away, or is no link any more
         found = self._of_path(target, folder)
         try:
             place = self._places.walk(self._absolute(target, folder))
@@ -165,9 +170,7 @@ class Resolver:
                         if entry.is_dir(follow_symlinks=False):
                             waiting += [entry.path] if self._is_searched(entry) else []
                         elif entry.is_file(follow_symlinks=False):
-                            status = entry.stat(follow_symlinks=False)
-                            if status.st_dev == device and status.st_blocks:
-                                found |= self._behind(Place(entry.path, status), os.path.dirname(entry.path))
+                            found |= read_again_if_replaced(partial(self._of_file_outside, entry.path, device))
                         if left <= 0:
                             break
             except FileNotFoundError:
@@ -177,6 +180,14 @@ class Resolver:
         if left <= 0:
             self.unreached.append(f"the link {link} leads to a folder with more files than are looked at ({_MOST_BEHIND})")
         return found
+
+    def _of_file_outside(self, path: str, device: int) -> set[str]:
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return set()  # it went away; the files after it in its folder still count
+        wanted = stat.S_ISREG(status.st_mode) and status.st_dev == device and status.st_blocks
+        return self._behind(Place(path, status), os.path.dirname(path)) if wanted else set()
 
     def _is_searched(self, entry: os.DirEntry) -> bool:
         """Whether a folder outside is read. Not the share itself, which is searched anyway, and not the snapshots of a server."""
@@ -189,7 +200,7 @@ class Resolver:
         try:
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != (place.status.st_dev, place.status.st_ino):
-                return set()
+                raise OSError(errno.ESTALE, "the file behind a link was replaced while it was read", place.path)
             names, plain = names_in(fd), os.pread(fd, 4, 0) == MAGIC
         finally:
             os.close(fd)
