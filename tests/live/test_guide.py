@@ -1,12 +1,14 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbook of docs/live.md and tasks of many items run as they stand, through Ansible, on a machine that runs."""
+"""The playbooks of docs/live.md and tasks of many items run as they stand, through Ansible, on a machine that runs."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import Callable
@@ -14,7 +16,7 @@ from typing import Callable
 import pytest
 import yaml
 
-from .guest import Guest, Live, digest, digest_of
+from .guest import Guest, Live, Qmp, digest, digest_of
 from .libvirtd import DomainGuest, Libvirtd, one_disk
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "live.md"
@@ -26,6 +28,23 @@ def play(book: list, tmp_path: Path, environment: dict) -> str:
     done = subprocess.run(["ansible-playbook", "-v", str(path)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def book_of(play_name: str, others: dict[str, str]) -> list:
+    """The playbook of the guide whose play has this name, with other words in place of some."""
+    for text in re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL):
+        if yaml.safe_load(text)[0]["name"] == play_name:
+            for word, other in others.items():
+                assert word in text
+                text = text.replace(word, other)
+            return yaml.safe_load(text)
+    raise AssertionError(f"the guide has no play {play_name}")
+
+
+def have(share: Path, tmp_path: Path, ansible_environment: dict, **more: str) -> None:
+    """The volume that the guide is about."""
+    made = {"remotefs.storage.remotefs_volume": {"share": str(share), "name": "db01", "size": "20M", "format": "qcow2", **more}}
+    play([{"hosts": "localhost", "gather_facts": False, "tasks": [made]}], tmp_path, ansible_environment)
 
 
 def test_the_playbook_of_the_guide(make: Callable[..., Live], tmp_path: Path, ansible_environment: dict) -> None:
@@ -76,8 +95,7 @@ def test_the_playbook_for_a_domain(libvirtd: Libvirtd, tmp_path: Path, ansible_e
     """The module's Python has no binding of libvirt: it goes on under the system's."""
     share = tmp_path / "share"
     share.mkdir()
-    made = {"remotefs.storage.remotefs_volume": {"share": str(share), "name": "db01", "size": "20M", "snapshot": "before-upgrade"}}
-    play([{"hosts": "localhost", "gather_facts": False, "tasks": [made]}], tmp_path, ansible_environment)
+    have(share, tmp_path, ansible_environment, snapshot="before-upgrade")
     libvirtd("define", "/dev/stdin", given=one_disk("db01", str(share / "db01.before-upgrade"), "qcow2"))
     guest = DomainGuest(libvirtd, "db01", bytearray(20 << 20))
     try:
@@ -126,3 +144,68 @@ def test_items_that_share_a_monitor(make: Callable[..., Live], tmp_path: Path, a
         assert {name for name in live.guest.opened() if not name.startswith("q")} == {"v", "v.a", "w", "w.a"}
     finally:
         other.kill()
+
+
+def test_a_machine_started_on_its_volume(tmp_path: Path, sockets: Path, ansible_environment: dict) -> None:
+    (tmp_path / "share").mkdir()
+    book = book_of("Start a machine on its volume", {"/srv/volumes": str(tmp_path / "share"), "/run/machines": str(sockets)})
+    try:
+        assert "changed=2" in play(book, tmp_path, ansible_environment)
+        monitor = Qmp(str(sockets / "web01.qmp"))
+        (disk,) = [one for one in monitor("query-block") if one.get("inserted")]
+        assert disk["inserted"]["file"] == str(tmp_path / "share" / "web01")
+        monitor.close()
+        assert "changed=0" in play(book, tmp_path, ansible_environment), "it runs"
+    finally:
+        os.kill(int((sockets / "web01.pid").read_text()), signal.SIGKILL)
+
+
+def test_back_to_a_snapshot(libvirtd: Libvirtd, tmp_path: Path, ansible_environment: dict) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    have(share, tmp_path, ansible_environment, snapshot="before-upgrade")
+    libvirtd("define", "/dev/stdin", given=one_disk("db01", str(share / "db01.before-upgrade"), "qcow2"))
+    try:
+        libvirtd("start", "db01")
+        guest = DomainGuest(libvirtd, "db01", bytearray(20 << 20))
+        guest.scribble(1)
+        words = {
+            "/srv/volumes": str(share),
+            "qemu:///system": libvirtd.uri,
+            "{libvirt: {domain: db01}}": f"{{libvirt: {{uri: '{libvirtd.uri}', domain: db01}}}}",
+        }
+        book = book_of("Go back to a snapshot, and start the domain on it", words)
+        assert "changed=3" in play(book, tmp_path, ansible_environment)
+        assert guest.alive
+        guest.data[:] = bytes(20 << 20)
+        guest.scribble(2)
+        guest.flush()
+        (disk,) = re.findall(f"{share}/[a-z0-9.-]+", libvirtd("domblklist", "db01"))
+        guest.kill()
+        assert digest(disk, "qcow2") == digest_of(guest.data)
+        libvirtd("start", "db01")
+        assert "changed=3" in play(book, tmp_path, ansible_environment), "it is found running, and what it wrote since is given up"
+    finally:
+        libvirtd("destroy", "db01")
+        libvirtd("undefine", "db01")
+
+
+def test_a_backup_while_the_machine_runs(make: Callable[..., Live], tmp_path: Path, ansible_environment: dict) -> None:
+    live = make()
+    (tmp_path / "copies").mkdir()
+    have(live.path, tmp_path, ansible_environment)
+    guest = live.guest = Guest(str(live.path / "db01"), "qcow2", bytearray(20 << 20))
+    guest.scribble(1)
+    words = {"/srv/volumes": str(live.path), "/srv/backups": str(tmp_path / "copies"), "/run/machines/db01.qmp": guest.socket}
+    book = book_of("Copy the state of this moment to another place, while the machine runs", words)
+    expected = digest_of(guest.data)
+    deletion = book[0]["tasks"].pop()
+    assert "changed=2" in play(book, tmp_path, ansible_environment)
+    guest.scribble(2)
+    (copy,) = (tmp_path / "copies").iterdir()
+    assert digest(str(copy), "qcow2") == expected
+    book[0]["tasks"] = [deletion]
+    assert "changed=1" in play(book, tmp_path, ansible_environment)
+    guest.scribble(3)
+    guest.quit()
+    assert digest(str(live.path / "db01"), "qcow2") == digest_of(guest.data)
