@@ -30,6 +30,8 @@ options:
       - The machine that has the volume as a disk. Without it, an image that anybody has open is refused with C(in_use).
       - With it the machine's own QEMU does the work while the guest runs. See docs/live.md for what is possible and what is refused.
       - Give either O(attachment.qmp) or O(attachment.libvirt).
+      - In an item it is the machine of that item's volume, and one that does not have it is refused. Given once for several volumes or items,
+        it counts for those that the machine has. Nobody may have the others open. Those of other domains are refused.
       - If nobody listens at the monitor, the machine is taken to be off. Then the work is done on the files, if nobody else has them open.
       - If the domain is off, the work is done on the files, and then the domain's definition names the volume's active image.
       - Items of a task that name the same monitor, however they spell it, or are of domains of the same libvirt are done one after the other.

@@ -9,6 +9,7 @@ The documentation of these options is in doc_fragments/store.py; a test compares
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable
 
 from .errors import InvalidParameter, InvalidSize, StorageError
@@ -17,7 +18,6 @@ from .model import parse_bytes
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
-    from .attachments import Attachment
     from .background import Worker
     from .operations.options import Options
     from .operations.step_log import StepLog
@@ -51,9 +51,9 @@ _MANY_CHANGES = ("volumes", "snapshots", "keep", "flatten")  # options of tasks 
 
 
 def merged(item: dict, params: dict) -> dict:
-    """An item of a bulk list, completed with the task's values."""
+    """An item of a bulk list, completed with the task's values. ``of_all``: the machine was named for all of them."""
     own = {key: value for key, value in item.items() if value is not None}
-    return {**params, **own}
+    return {**params, **own, "of_all": "attachment" not in own}
 
 
 def require(params: dict, *names: str) -> None:
@@ -63,22 +63,17 @@ def require(params: dict, *names: str) -> None:
             raise InvalidParameter(f"option {name}", "it is missing", "give it in the item or for the whole task")
 
 
-def attachment(params: dict) -> Attachment | None:
-    """The machine that has the volume as a disk, as the task or its item names it. :raises InvalidParameter: there can be no such machine."""
-    if not params.get("attachment"):
-        return None
+def with_machine(options: Options, params: dict) -> Options:
+    """The options with the machine that has the volume as a disk, as the task or its item names it.
+
+    :raises InvalidParameter: there can be no such machine, or no such socket of its guest's agent.
+    """
+    given = params.get("attachment")
+    if not given:
+        return options
     from . import machines
 
-    return machines.named(params["attachment"])
-
-
-def agent(params: dict) -> str | None:
-    """The socket of the channel of the guest's agent in that machine. :raises InvalidParameter: no socket can have that path."""
-    if not params.get("attachment"):
-        return None
-    from . import machines
-
-    return machines.agent(params["attachment"])
+    return replace(options, attachment=machines.named(given), agent=machines.agent(given), of_all=params.get("of_all", False))
 
 
 def one_after_the_other(params: dict) -> frozenset[str]:

@@ -490,8 +490,7 @@ def _with_word(options, params: dict):
 
 def _with_machine(options, params: dict):
     """The task's options with what the user says of a machine that runs."""
-    machine = {"attachment": changes.attachment(params), "agent": changes.agent(params)}
-    return replace(options, drop_bitmaps=params["drop_bitmaps"], quiesce=params["quiesce"], **machine)
+    return replace(changes.with_machine(options, params), drop_bitmaps=params["drop_bitmaps"], quiesce=params["quiesce"])
 
 
 def _policy(params: dict):

@@ -528,7 +528,7 @@ def _run(params: dict, options, finder, asked=None):
 
     changes.require(params, "name", "share")
     options = replace(options, discard=params["recover"] == "discard", not_dependent=tuple(params["not_dependent"] or ()))
-    options = replace(options, attachment=changes.attachment(params), agent=changes.agent(params))
+    options = changes.with_machine(options, params)
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)

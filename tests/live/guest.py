@@ -390,7 +390,7 @@ def named(path: str | Attachment | None) -> Attachment | None:
     return Attachment(path) if isinstance(path, str) else path
 
 
-OPTIONS = ("check", "attachment", "assume_unused", "lock_timeout", "drop_bitmaps", "discard", "task", "quiesce", "agent")
+OPTIONS = ("check", "attachment", "assume_unused", "lock_timeout", "drop_bitmaps", "discard", "task", "quiesce", "agent", "of_all")
 
 
 def digest_of(data: bytes | bytearray) -> str:

@@ -242,7 +242,7 @@ def attached_engine(
     if terms.attachment is not None and terms.attachment.has_definition:
         from .libvirt.engine import attached as attached_to_domain
 
-        return attached_to_domain(directory, terms, files, volumes or known, are_group)
+        return attached_to_domain(directory, terms, files, volumes, are_group, known)
     from .live.engine import attached
 
     return attached(directory, terms, files, volumes, are_group) or open_engine(OFFLINE, directory, terms)

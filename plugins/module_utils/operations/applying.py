@@ -45,7 +45,7 @@ def engine_for(
         partial(work.look, share),
         options.attachment,
         options.drop_bitmaps,
-        mixed or work.is_group,
+        mixed or work.is_group or options.of_all,
         options.speed,
         options.timeout,
         min(options.lock_timeout, _CHECK_PATIENCE) if options.check else options.lock_timeout,

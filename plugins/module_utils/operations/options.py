@@ -60,10 +60,10 @@ class Options:
     """What the user said, whatever the task does. ``lock_timeout`` is in seconds; ``discard`` gives up a record that cannot be honoured.
 
     ``not_dependent`` are files that do not count as resting on what is destroyed. ``drop_bitmaps`` gives up dirty bitmaps that a merge
-    cannot carry. ``attachment`` is the machine that has the images open. ``speed`` (bytes a second, 0: any)
-    and ``timeout`` (seconds, None: any) are about data that moves. ``quiesce`` is the option of that name, and ``agent`` the socket of the
-    guest agent's channel. ``assume`` lets check mode assume what is not there yet (see
-    :mod:`assumptions`).
+    cannot carry. ``attachment`` is the machine that has the images open; ``of_all``: it is named for several volumes, and may have only
+    some of them. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about data that moves. ``quiesce``
+    is the option of that name, and ``agent`` the socket of the guest agent's channel. ``assume`` lets check mode assume what is not there yet
+    (see :mod:`assumptions`).
     """
 
     check: bool = False
@@ -74,6 +74,7 @@ class Options:
     not_dependent: tuple[str, ...] = ()
     drop_bitmaps: bool = False
     attachment: Attachment | None = None
+    of_all: bool = False
     speed: int = 0
     timeout: float | None = None
     quiesce: str = "false"

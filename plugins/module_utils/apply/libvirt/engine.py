@@ -200,7 +200,7 @@ class LibvirtEngine:
             return None
         with told(machine.subject, machine.attachment):
             if self._terms.mixed and not machine.disks(self._is_off, plan.before.own_files):
-                self._require_locks(machine)
+                self._require_nobody(plan.before, plan.before.own_files)
                 return None
             if self._is_off:
                 disk = machine.require_definable(plan.before.own_files, files[:1])
@@ -235,7 +235,7 @@ class LibvirtEngine:
             tops |= {file for volume in volumes for file in volume.files[:2]}
         with told(machine.subject, machine.attachment):
             if self._terms.mixed and not machine.disks(self._is_off, known):
-                self._require_locks(machine)
+                self._require_nobody(before, known)
                 return None, known
             if self._is_off:
                 machine.require_definable(known, tops)
@@ -276,25 +276,28 @@ class LibvirtEngine:
                 "shut it off, and run the task again, which merges it again; then look whether what the guest has written since is right",
             )
 
-    def _require_locks(self, machine: VolumeDomain) -> None:
-        """:raises InUse: the domain does not have the volume, and the share cannot show whether somebody else has."""
-        if not self._directory.share.locks_visible:
-            machine.refuse(
-                f"{machine.attachment} does not have it, and this file system cannot tell whether somebody else has", "work on it by itself, without attachment"
-            )
-
     def _require_nobody(self, volume: Volume, files: Iterable[str]) -> None:
-        """There is no domain of that name. :raises InUse: another domain has the volume, so that its definition would not follow."""
+        """There is no domain of that name, or it does not have the volume.
+
+        :raises InUse: another domain has it, so that its definition would not follow; or the share cannot show whether somebody has.
+        """
         if self._connection is None or self._named is None:
             return
         subject = f"volume {volume.name} on {self._directory.share.label}"
         with told(subject, self._named):
             others = [domain.name for domain in having(self._connection, self._directory, files)]
         if others:
-            raise InUse(subject, f"there is no {self._named}, and domain {listed(others)} there has it as a disk", "name that domain")
+            remedy = "name that domain; where the attachment is for several volumes, work on this one by itself"
+            raise InUse(subject, f"domain {listed(others)} has it as a disk, and {self._named} does not", remedy)
         if not self._directory.share.locks_visible:
-            problem = f"there is no {self._named}, and this file system cannot tell whether somebody has the images open"
+            problem = f"{self._named} does not have it as a disk, and this file system cannot tell whether somebody has the images open"
             raise InUse(subject, problem, "name the domain; or make sure that nobody uses it, leave attachment out and say assume_unused: true")
+
+    def give_up_domain(self) -> None:
+        """It has none of the volumes. From now on this is the engine for volumes that no domain has."""
+        if self._turn is not None:
+            self._turn.close()
+        self._domain, self._turn, self._is_off, self.attachment, self.abilities = None, None, True, None, _OFF
 
     def has_some(self, volumes: Sequence[Volume]) -> bool:
         """Whether the domain has one of these volumes."""
@@ -318,10 +321,13 @@ def _files_of(plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(file for volume in (plan.before, plan.after) if volume is not None for file in volume.files))
 
 
-def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool) -> Engine:
+def attached(
+    directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool, known: Sequence[Volume] = ()
+) -> Engine:
     """The engine for the domain that the user names.
 
-    :param volumes: what is worked on, for ``terms.mixed``. :param are_group: the domain must have some of them.
+    :param volumes: what is worked on. If a domain that may have only some has none of them, the engine is for those that no domain has.
+    :param are_group: the domain must have some of them. :param known: what is worked on, where nothing of that is to be judged.
     :raises InUse: it has not, or another task works with the domain. :raises ToolFailed: libvirt cannot be reached.
     """
     attachment = terms.attachment or Attachment()
@@ -329,14 +335,16 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Se
     with told(subject, attachment):
         connection = open_connection(attachment.uri)
         try:
-            engine = _found(directory, terms, files, connection, _named(connection, directory, attachment, volumes))
+            engine = _found(directory, terms, files, connection, _named(connection, directory, attachment, volumes or known))
         except BaseException:
             connection.close()
             raise
     try:
-        if are_group and attachment.domain and not engine.has_some(volumes):
-            problem = f"{attachment} does not have any of them as a disk"
-            raise InUse(f"group of {len(volumes)} volumes", problem, "name the domain that uses them, or leave attachment out if none does")
+        if terms.mixed and volumes and attachment.domain and not engine.has_some(volumes):
+            if are_group:
+                problem = f"{attachment} does not have any of them as a disk"
+                raise InUse(f"group of {len(volumes)} volumes", problem, "name the domain that uses them, or leave attachment out if none does")
+            engine.give_up_domain()
     except BaseException:
         engine.close()
         raise
