@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ansible_collections.remotefs.storage.plugins.module_utils import changes
 from ansible_collections.remotefs.storage.plugins.module_utils.attachments import Attachment
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InvalidParameter
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 
 NUMBERS = ["\u00b2", "\u0663", "99999999999", "4294967295", "9" * 5000, "-1", "1_0", "no such name", "a\0b", ""]
 
@@ -101,6 +102,19 @@ def test_what_changing_modules_return_alike_is_documented_alike(checkout: Path) 
     assert others == set(SHARED_RETURNS), "another one is the same in both: name it here"
 
 
+def machine(attachment: dict | None) -> Options:
+    """The options of a task with this attachment."""
+    return changes.with_machine(Options(), {"attachment": attachment})
+
+
+def test_a_machine_of_one_item_and_one_for_all() -> None:
+    task = {"attachment": {"qmp": "m"}}
+    assert changes.with_machine(Options(), changes.merged({"attachment": None}, task)).of_all
+    assert not changes.with_machine(Options(), changes.merged({"attachment": {"qmp": "n"}}, task)).of_all
+    assert not changes.with_machine(Options(), task).of_all
+
+
+
 def test_a_monitor_that_is_spelled_in_many_ways_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Items that share one must not work at the same time."""
     (tmp_path / "a" / "b").mkdir(parents=True)
@@ -116,15 +130,15 @@ def test_a_monitor_that_is_spelled_in_many_ways_is_one(tmp_path: Path, monkeypat
     for gone in ("n", f"{tmp_path}/a/b/../n"):  # nobody listens there yet
         assert changes.one_after_the_other({"attachment": {"qmp": gone}}) == frozenset([f"monitor {os.path.realpath('n')}"])
     assert changes.one_after_the_other({}) == changes.one_after_the_other({"attachment": None}) == frozenset()
-    assert changes.attachment({"attachment": {"qmp": "m"}}) == Attachment(str(path)), "a record must name it for other tasks, too"
-    assert changes.agent({"attachment": {"qmp": "m", "agent": "n"}}) == str(path.parent / "n")
-    assert changes.agent({"attachment": {"qmp": "m"}}) is changes.agent({"attachment": {"qmp": "m", "agent": None}}) is changes.agent({}) is None
+    assert machine({"qmp": "m"}).attachment == Attachment(str(path)), "a record must name it for other tasks, too"
+    assert machine({"qmp": "m", "agent": "n"}).agent == str(path.parent / "n")
+    assert machine({"qmp": "m"}).agent is machine({"qmp": "m", "agent": None}).agent is machine(None).agent is None
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "/a\nb", "/" + "x" * 107])
 def test_what_is_no_path_of_a_socket_is_refused(path: str) -> None:
     with pytest.raises(InvalidParameter, match="attachment.qmp"):
-        changes.attachment({"attachment": {"qmp": path}})
+        machine({"qmp": path})
     with pytest.raises(InvalidParameter, match="attachment.agent"):
-        changes.agent({"attachment": {"qmp": "m", "agent": path}})
+        machine({"qmp": "m", "agent": path})
     assert changes.one_after_the_other({"attachment": {"qmp": path}}) is not None
