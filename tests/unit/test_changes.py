@@ -114,7 +114,6 @@ def test_a_machine_of_one_item_and_one_for_all() -> None:
     assert not changes.with_machine(Options(), task).of_all
 
 
-
 def test_a_monitor_that_is_spelled_in_many_ways_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Items that share one must not work at the same time."""
     (tmp_path / "a" / "b").mkdir(parents=True)
