@@ -13,15 +13,15 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from . import clones, lives, measuring, merge_bytes, merges, nfs, reading, tasks
+from . import clones, lives, measuring, merge_bytes, merges, nfs, reading, running, tasks
 
-BENCHMARKS = {"lives": lives, "reading": reading, "tasks": tasks, "merges": merges, "clones": clones, "bytes": merge_bytes, "nfs": nfs}
-BY_NAME = {"nfs"}  # a lab takes long, and not every machine has one
+BENCHMARKS = {"lives": lives, "reading": reading, "tasks": tasks, "merges": merges, "clones": clones, "bytes": merge_bytes, "nfs": nfs, "running": running}
+BY_NAME = {"nfs", "running"}  # not every machine has a lab or QEMU for machines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures the collection, and prints tables of ratios.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks: {', '.join(BENCHMARKS)} (default: all but nfs)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks: {', '.join(BENCHMARKS)} (default: all but nfs and running)")
     parser.add_argument("--full", action="store_true", help="larger and more often: about half an hour")
     parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
     parser.add_argument("--directory", help="where to work (default: the directory for temporary files)")

@@ -61,6 +61,7 @@ class Qmp:
                 time.sleep(0.02)
         self._socket.settimeout(60)
         self._lines = self._socket.makefile("r")
+        self.events: list[dict] = []
         assert "QMP" in json.loads(self._lines.readline())
         self("qmp_capabilities")
 
@@ -76,6 +77,7 @@ class Qmp:
                 raise Refused(answer["error"]["desc"])
             if "return" in answer:
                 return answer["return"]
+            self.events.append(answer)
 
     def close(self) -> None:
         self._lines.close()

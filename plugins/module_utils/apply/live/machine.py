@@ -38,6 +38,7 @@ class Machine:
         self.monitor, self.volume = monitor, volume
         self.directory, self._check_only = directory, check_only
         self._ended: set[str] = set()  # jobs of ours that have ended and stay
+        self._seen: Graph | None = None
         self._statuses = {file: status for file in volume.files for status in [directory.root.status(file)] if status is not None}
 
     @property
@@ -56,7 +57,12 @@ class Machine:
 
     def graph(self) -> Graph:
         """The graph as it is now. :raises InUse, QmpError, Lost: see :class:`Graph`."""
-        return Graph(self.monitor, self._ended)
+        self._seen = Graph(self.monitor, self._ended)
+        return self._seen
+
+    def graph_seen(self) -> Graph:
+        """The graph as it was last read, for what does not depend on what others did since."""
+        return self._seen or self.graph()
 
     def images(self, graph: Graph, file: str) -> list[Node]:
         """The nodes of a file of the share."""

@@ -77,8 +77,8 @@ class LiveSession(MachineSession):
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
     def _create_overlay(self, step: CreateOverlay) -> None:
-        """Publish the overlay and let QEMU open it. The machine does not use it before :meth:`switch`."""
-        active = self._machine.node(self._machine.graph(), step.backing_file)
+        """Publish the overlay and let QEMU open it. The machine does not use it before :meth:`switch`, which looks at the graph anew."""
+        active = self._machine.node(self._machine.graph_seen(), step.backing_file)
         require_size(self._machine, active, step.size)
         self._files.do(step)
         self._add(active, step.file)
