@@ -182,6 +182,7 @@ def nightly(work: Work) -> None:
     bin = machine.core_venv(machine.best_core())
     names = ("test_kills.py", "test_domain_kills.py", "test_quiesce_kills.py")
     work.pytest(bin, "--timeout=7200", *(f"tests/live/{name}" for name in names), env={"LIVE_SWEEP": "full"})
+    work.pytest(bin, "tests/live/test_guest_for_long.py", env={"LIVE_SECONDS": "600"})
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
     work.pytest(bin, "tests/functional/test_progress.py", env={"PROGRESS": "full"})
     for core in stages.CORES[1:]:

@@ -174,17 +174,17 @@ class Point:
     """What a point of a volume holds, read out of a copy: whether its ext4 ``needs_recovery``, and its files."""
 
     def __init__(self, path: str, image_format: str, copy: Path) -> None:
-        self._copy = copy
+        self.copy = copy
         subprocess.run(["qemu-img", "convert", "-U", "-f", image_format, "-O", "raw", path, str(copy)], check=True, capture_output=True)
         self.needs_recovery = "needs_recovery" in _run("dumpe2fs", "-h", str(copy))
 
     def read(self, name: str) -> bytes:
         """A file, as far as it is there."""
-        out = self._copy.with_suffix(".file")
+        out = self.copy.with_suffix(".file")
         out.write_bytes(b"")
-        subprocess.run(["debugfs", "-R", f"dump {name} {out}", str(self._copy)], capture_output=True, check=False)
+        subprocess.run(["debugfs", "-R", f"dump {name} {out}", str(self.copy)], capture_output=True, check=False)
         return out.read_bytes()
 
     def is_clean(self) -> bool:
         """Whether e2fsck finds nothing to do, without a replay of the journal."""
-        return subprocess.run(["e2fsck", "-fn", str(self._copy)], capture_output=True, check=False).returncode == 0
+        return subprocess.run(["e2fsck", "-fn", str(self.copy)], capture_output=True, check=False).returncode == 0
