@@ -386,7 +386,7 @@ def publish(work: Work) -> None:
 @stage
 def gluster(work: Work) -> None:
     """The lab: a real GlusterFS with two clients"""
-    in_lab("gluster-run", "glusterfs-server=glusterd", "glusterfs-client=mount.glusterfs", "iproute2=ip")(work)
+    in_lab("gluster-run", "glusterfs-server=glusterd", "glusterfs-client=mount.glusterfs", "iproute2=ip", "qemu-system-x86=qemu-system-x86_64")(work)
 
 
 @stage
@@ -420,7 +420,8 @@ def run_lab(work: Work, others: str) -> None:
     if os.uname().machine != "x86_64":
         raise machine.NotPossible("user-mode Linux exists for x86_64 only")
     machine.need("user-mode-linux=linux.uml", "kmod=modprobe", "iproute2=ip", "nfs-kernel-server=rpc.nfsd", "nfs-common=mount.nfs", "rpcbind=rpcbind",
-                 "samba=smbd", "samba-common-bin=smbpasswd", "cifs-utils=mount.cifs", "gcc", "libc6-dev=/usr/include/unistd.h")
+                 "samba=smbd", "samba-common-bin=smbpasswd", "cifs-utils=mount.cifs", "gcc", "libc6-dev=/usr/include/unistd.h",
+                 "qemu-system-x86=qemu-system-x86_64")
     bin = machine.core_venv(machine.best_core())
     # It does not know the registers of every processor to come, and then ends before the first program.
     if subprocess.run(["tests/lab/uml-run", "-t", "120", "true"], stdin=subprocess.DEVNULL, check=False).returncode != 0:

@@ -286,10 +286,10 @@ class Busy(Writer):
 class Live:
     """A volume ``v`` on a share that is a directory, what its points must show, and tasks on it."""
 
-    def __init__(self, path: Path, image_format: str = "raw", size: int = SIZE) -> None:
+    def __init__(self, path: Path, image_format: str = "raw", size: int = SIZE, where: Candidates | None = None) -> None:
         self.path = path
-        self.share = Share(str(path), str(path), "directory")
-        self.where = Candidates((self.share,))
+        self.where = where or Candidates((Share(str(path), str(path), "directory"),))
+        (self.share,) = self.where.shares
         self.points: dict[str, str] = {}
         self.data = bytearray(size)
         self.guest: Guest | None = None
