@@ -194,6 +194,19 @@ def nightly(work: Work) -> None:
 
 
 @stage
+def newqemu(work: Work) -> None:
+    """The tests of `live` with the QEMU of the next Debian, which is unpacked below build/ and not installed; part of `scripts/test nightly`"""
+    bin = machine.core_venv(machine.best_core())
+    machine.need_qemu()
+    place = machine.BUILD / "newer-qemu"
+    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists() or not shutil.which("apt-get"):
+        raise machine.NotPossible("a newer QEMU comes from Debian's packages, and this machine has no key of Debian")
+    work.run("tests/live/newer-qemu", "trixie", place)
+    env = {"PATH": os.pathsep.join((str(bin), str(place / "bin"), os.environ["PATH"])), "LIVE_QEMU": "10."}
+    work.pytest(bin, "tests/live", env=env)
+
+
+@stage
 def mutation(work: Work) -> None:
     """A sample of all small changes to the code on which data rests, each of which some test must notice; or of one room: -- plan/merge.py"""
     bin = machine.mutation_venv()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Callable, Iterator
@@ -23,6 +24,14 @@ from .libvirtd import Libvirtd, LiveDomain
 from .scripted_agent import ScriptedAgent
 
 MISSING = [program for program in ("qemu-system-x86_64", "qemu-storage-daemon", "qemu-img") if not shutil.which(program)]
+
+
+def pytest_sessionstart() -> None:
+    """Where a version is asked for, no other one may be tested by mistake."""
+    wanted = os.environ.get("LIVE_QEMU")
+    told = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout if wanted else ""
+    if wanted and f"version {wanted}" not in told:
+        raise pytest.UsageError(f"LIVE_QEMU says {wanted}, and qemu-system-x86_64 is another one: {told}")
 
 
 def pytest_collection_modifyitems(items: list) -> None:

@@ -17,7 +17,7 @@ PYTHONS = {"2.21": ("3.13", "3.14", "3.12"), "2.19": ("3.11", "3.12", "3.13"), "
 OLDEST_TARGET_PYTHON = "3.8"
 
 FIRST, BESIDE, ALONE = "first", "beside", "alone"
-MINUTES, NIGHTLY_MINUTES, MUTATION_MINUTES = 25, 240, 90
+MINUTES, NIGHTLY_MINUTES, NEWER_MINUTES, MUTATION_MINUTES = 25, 240, 60, 90
 
 
 class Stage(NamedTuple):
@@ -50,7 +50,7 @@ STAGES = (
     Stage("live", BESIDE),
 )
 #: What the word "nightly" stands for.
-NIGHTLY = (Stage("nightly", minutes=NIGHTLY_MINUTES), Stage("mutation", minutes=MUTATION_MINUTES))
+NIGHTLY = (Stage("nightly", minutes=NIGHTLY_MINUTES), Stage("newqemu", minutes=NEWER_MINUTES), Stage("mutation", minutes=MUTATION_MINUTES))
 FAST = ("ruff", "unit", "functional", "property", "integration")
 
 
