@@ -202,7 +202,7 @@ def newqemu(work: Work) -> None:
     if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists() or not shutil.which("apt-get"):
         raise machine.NotPossible("a newer QEMU comes from Debian's packages, and this machine has no key of Debian")
     work.run("tests/live/newer-qemu", "trixie", place)
-    env = {"PATH": os.pathsep.join((str(bin), str(place / "bin"), os.environ["PATH"])), "LIVE_QEMU": "10."}
+    env = {"PATH": os.pathsep.join((str(bin), str(place / "bin"), os.environ["PATH"])), "LIVE_QEMU": "10"}
     work.pytest(bin, "tests/live", env=env)
 
 

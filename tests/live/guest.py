@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -38,6 +39,12 @@ DEVICE = "/machine/peripheral/d0/virtio-backend"
 def may_mount() -> bool:
     """Whether this process may mount: root can be without that in a container."""
     return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+
+
+def qemu_version() -> tuple[int, ...]:
+    """The version of the QEMU that runs machines here, such as (7, 2, 0)."""
+    told = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, re.findall(r"version ([0-9.]+)", told)[0].split(".")))
 
 
 class Refused(Exception):

@@ -19,7 +19,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.graph 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.guardian import Guardian
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ChainBroken, InUse, StorageError, ToolFailed
 
-from .guest import CLUSTER, Live
+from .guest import CLUSTER, Live, qemu_version
 from .instants import instants, killed_at
 from .test_kills import Case
 
@@ -46,6 +46,8 @@ def test_no_flush_before_a_pull_ends(make: Callable[..., Live], monkeypatch: pyt
     with pytest.raises(ToolFailed, match="has not written all of the merge"):
         pulled(make("qcow2"))
     monkeypatch.setattr(proving.Merged, "_require_tables", lambda _self, _fd: None)
+    if qemu_version() >= (10,):
+        return  # it flushes by itself before the header leads to the tables
     with pytest.raises((AssertionError, StorageError), match="is wrong"):
         pulled(make("qcow2"))
 

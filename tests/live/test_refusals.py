@@ -27,7 +27,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
-from .guest import MIB, SIZE, Guest, Live, Qmp, digest, digest_of
+from .guest import MIB, SIZE, Guest, Live, Qmp, digest, digest_of, qemu_version
 
 
 def refused(live: Live, task: Callable[..., object], kind: type[StorageError] = InUse, check: bool = True) -> str:
@@ -320,7 +320,7 @@ def test_an_exported_disk(live: Live, sockets: Path) -> None:
 def test_qemu_may_not_open_the_overlay(make: Callable[..., Live]) -> None:
     """The snapshot is undone at once."""
     live = make("qcow2")
-    guest = live.start(more=("-runas", "nobody"))
+    guest = live.start(more=("-runas", "nobody") if qemu_version() < (9, 1) else ("-run-with", "user=nobody"))
     guest.scribble(3)
     with pytest.raises(ToolFailed, match="let QEMU open the volume's files"):
         live.take("a")
