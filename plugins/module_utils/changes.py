@@ -45,7 +45,6 @@ ATTACHMENT = {
     "type": "dict",
     "options": {"qmp": {"type": "path"}, "agent": {"type": "path"}, "libvirt": _LIBVIRT},
     "mutually_exclusive": [*_ONE_OF, ["agent", "libvirt"]],
-    "required_one_of": _ONE_OF,
 }
 _MANY_CHANGES = ("volumes", "snapshots", "keep", "flatten")  # options of tasks that may have changed something before what takes long
 

@@ -30,6 +30,8 @@ def named(given: dict) -> Attachment:
     domain = given.get("libvirt")
     if domain is not None:
         return _domain(domain.get("uri") or _USUAL_LIBVIRT, domain.get("domain"))
+    if given.get("qmp") is None:
+        raise InvalidParameter("option attachment", "it names no machine", "give it qmp (the socket of a monitor) or libvirt (a domain)")
     return Attachment(_socket(given["qmp"], "qmp"))
 
 

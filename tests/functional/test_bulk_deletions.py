@@ -29,6 +29,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.worksp
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import plan
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import folders
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import dependents
 
 MIB = 1 << 20
@@ -211,13 +212,13 @@ def test_items_in_between_keep_their_place(shares: Candidates) -> None:
     assert reading.list_volumes(shares.shares[0], ["v"])[0]["size"] == 8 * MIB
 
 
-def test_check_mode_takes_no_lock_and_looks_once(shares: Candidates, scans: list) -> None:
+def test_check_mode_takes_no_lock_and_looks_once(shares: Candidates, scans: list, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(10):
         make(shares, f"v{number}")
-    with Workspace(Options()) as work:
-        work.locks.take([(shares.shares[0], "v1")])
-        results = runner.run_all([removal(shares, f"v{number}") for number in range(10)], 1, Options(check=True))
-    assert all(result.changed for result in results) and len(scans) == 1
+    taken: list[str] = []
+    monkeypatch.setattr(VolumeLock, "__enter__", lambda lock: taken.append(lock.volume))
+    results = runner.run_all([removal(shares, f"v{number}") for number in range(10)], 1, Options(check=True))
+    assert all(result.changed for result in results) and len(scans) == 1 and not taken
     assert len(names_on(shares)) == 10
 
 

@@ -158,7 +158,7 @@ def test_only_what_takes_long_is_done_in_a_copy(world: World) -> None:
         place = json.loads(done.stdout).get("_continue", {}).get("place")
         assert bool(place) == bool(copies)
         if place:
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)  # the copy ends itself when that is gone, and may write a last time meanwhile
 
 
 def test_a_long_task_goes_on_and_is_collected(world: World, tmp_path: Path) -> None:

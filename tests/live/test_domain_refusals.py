@@ -49,9 +49,9 @@ def test_a_domain_that_is_not_there(make_domain: Callable[..., LiveDomain]) -> N
     live = make_domain()
     live.define()
     wrong = replace(live.attachment, domain="nobody")
-    assert "and domain nobody at" in refused(live, take(live, attachment=wrong))
+    assert "there is no domain nobody at" in refused(live, take(live, attachment=wrong))
     live.run(define=False)
-    assert "and domain nobody at" in refused(live, take(live, attachment=wrong))
+    assert "there is no domain nobody at" in refused(live, take(live, attachment=wrong))
     free = make_domain()
     assert free.take("s", attachment=wrong).changed
 

@@ -18,6 +18,7 @@ from ..errors import ShareNotWritable
 from ..model import Share, Volume
 from ..plan import grouping
 from ..plan.plan import Plan
+from ..store.locks.lock import VolumeLock
 from . import report
 from .applying import engine_for, note_quiesced, volumes_of
 from .candidates import Candidates
@@ -32,15 +33,21 @@ if TYPE_CHECKING:
 
 
 class PredictedLocks(Locks):
-    """Takes no locks, and fails where they could not be taken because nothing may be written."""
+    """Takes no locks, and fails where they could not be taken: because nothing may be written, or because another task has them."""
 
     def take(self, wanted: Iterable[Name], shared: Iterable[Name] = ()) -> None:
-        """:raises ShareNotWritable: this user may not write to one of the shares."""
+        """Wait for other tasks as long as the run would. What they do meanwhile is none of what this task would find.
+
+        :raises ShareNotWritable: this user may not write to one of the shares. :raises LockTimeout: another task held a lock all the time.
+        """
         self._note(wanted, shared)
-        for share, _name in self._names:
+        for share in {share for share, _name in self._names}:
             if not os.access(share.path, os.W_OK):
                 remedy = "check the export, the mount options and the permissions of the share"
                 raise ShareNotWritable(f"share {share.source}", "this user may not write to it", remedy)
+        for share, name in sorted(self._names, key=lambda pair: (pair[0].path, pair[1])):
+            reading = (share, name) not in self._wanted
+            VolumeLock(self._directory(share), name, self._options.lock_timeout, self._options.break_lock, reading).require_free()
 
     def take_families(self, wanted: Iterable[Name], reading: Iterable[Name] = ()) -> None:
         """As of :class:`Locks`, asked once."""

@@ -287,8 +287,9 @@ class LibvirtEngine:
         with told(subject, self._named):
             others = [domain.name for domain in having(self._connection, self._directory, files)]
         if others:
-            remedy = "name that domain; where the attachment is for several volumes, work on this one by itself"
-            raise InUse(subject, f"domain {listed(others)} has it as a disk, and {self._named} does not", remedy)
+            named = f"there is no {self._named}" if self._domain is None and not self._terms.mixed else f"{self._named} does not"
+            remedy = "work on this volume by itself, with the domain that has it" if self._terms.mixed else "give the domain that has it"
+            raise InUse(subject, f"domain {listed(others)} has it as a disk, and {named}", remedy)
         if not self._directory.share.locks_visible:
             problem = f"{self._named} does not have it as a disk, and this file system cannot tell whether somebody has the images open"
             raise InUse(subject, problem, "name the domain; or make sure that nobody uses it, leave attachment out and say assume_unused: true")

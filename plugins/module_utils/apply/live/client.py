@@ -257,7 +257,7 @@ def _call(stream: socket.socket, path: str) -> bool:
 def _silent(path: str, reason: str = "no answer came in time") -> InUse:
     return InUse(
         f"monitor {path}",
-        f"it accepts connections and does not greet ({reason})",
+        f"another program is probably connected to it, because it does not greet ({reason})",
         "give a QMP socket that no other program uses; a monitor serves one client at a time",
     )
 

@@ -72,9 +72,12 @@ def _take(fd: int, kind: int, places: tuple[int, ...], file: str, label: str) ->
             raise image_in_use(file, label) from error
 
 
+_REMEDY = "name the machine with attachment (see docs/live.md), or stop that program, and run the task again"
+
+
 def image_in_use(file: str, label: str) -> InUse:
     """The error for an image that a program has open."""
-    return InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", "stop its user and run the task again")
+    return InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", _REMEDY)
 
 
 def kernel_uses_image(user: KernelUser, file: str, label: str) -> InUse:

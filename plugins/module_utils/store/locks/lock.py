@@ -30,7 +30,7 @@ from ...errors import LockTimeout, StorageError, UnsafeImage, from_os_error
 from ...model import info_name
 from ..files.directory import Directory, ShareDirectory
 
-_OFD_SETLK = 37
+_OFD_GETLK, _OFD_SETLK = 36, 37
 _WHOLE_FILE = {kind: struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0) for kind in (fcntl.F_WRLCK, fcntl.F_RDLCK)}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25  # seconds
 _LOST = (errno.ENOENT, errno.ESTALE)
@@ -174,6 +174,32 @@ class VolumeLock:
                 self._directory.make_private("locks").unlink(self._name)
         finally:
             self.let_go()
+
+    def require_free(self) -> None:
+        """Wait until no other task holds the lock, and take nothing, for check mode. On NFSv3, which answers such questions wrongly, it seems free.
+
+        :raises LockTimeout: another task held it all the time.
+        """
+        deadline, pause = time.monotonic() + self._timeout, _FIRST_PAUSE
+        while self._is_held_by_others():
+            if time.monotonic() >= deadline:
+                raise self._timed_out()
+            self._directory.waiting.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _is_held_by_others(self) -> bool:
+        locks = self._directory.private("locks")
+        if locks is None:
+            return False
+        if self._lease:
+            owner = _parse_owner(locks.read_small(self._name) or b"")
+            return owner is not None and not owner.is_dead() and not self._break_lease
+        try:
+            with locks.opened(self._name) as fd:
+                answer = fcntl.fcntl(fd, _OFD_GETLK, _WHOLE_FILE[self._kind])
+        except FileNotFoundError:
+            return False
+        return struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK
 
     def let_go(self) -> None:
         """Close the file. The lock ends, unless a copy of this process, or the one that this is a copy of, has the file open, too."""
