@@ -30,7 +30,7 @@ from .operation import Operation
 
 SAMPLE = int(os.environ.get("LIVE_SAMPLE", "4")) // 4  # cases of each operation
 OPERATIONS = ("create", "grow", "oldest", "newest", "all")
-CHANGES = ("take_snapshot", "commit", "cancel", "pivot", "resize", "suspend", "resume", "define")
+CHANGES = ("take_snapshot", "commit", "cancel", "pivot", "resize", "suspend", "resume", "define", "freeze", "thaw")
 _GONE_ON = 30  # seconds
 
 
