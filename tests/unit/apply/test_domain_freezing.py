@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from typing import Callable
 
 import pytest
@@ -138,7 +139,7 @@ def test_a_guest_that_cannot_be_asked(answer: object, expected: str) -> None:
     one = freezer(Scripted(status=answer))
     with pytest.raises(NotFrozen, match=expected) as caught:
         one.require_answer()
-    assert one.place == "" and str(caught.value).isprintable() and len(str(caught.value)) < 300
+    assert one.place == "" and str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("count", [0, -1])
@@ -199,6 +200,23 @@ def test_a_libvirt_that_was_started_again(monkeypatch: pytest.MonkeyPatch, is_th
     assert made.is_closed
 
 
+def test_what_goes_on_alone_has_the_turn_and_a_new_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Connected(Scripted(thaw=SILENT)), Connected(Scripted(thaw=1, status="thawed"))
+    ways, turn = [first, second], socket.socket()
+    monkeypatch.setattr(freezing, "separate_connection", lambda _uri: ways.pop(0))
+    monkeypatch.setattr(turns, "take", lambda *_words: turn)
+    monkeypatch.setattr(quiescing, "_HOLD", 0)
+    monkeypatch.setattr(os, "fork", lambda: 0)
+    kept: list[int | None] = []
+    monkeypatch.setattr(quiescing, "_keep_only", kept.append)
+    one = freezer(Scripted(status="thawed"))
+    one.require_answer()
+    one.thaw_at_last()
+    assert kept == [turn.fileno()] and first.is_closed and not ways
+    one.close()
+    assert turn.fileno() == -1 and second.is_closed
+
+
 def test_without_libvirt_the_process_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freezing, "separate_connection", raising(Unreachable("gone")))
     monkeypatch.setattr(freezing, "process_of", lambda _uuid: None)
@@ -219,6 +237,8 @@ def test_the_next_task_lets_it_go_on() -> None:
     assert "left it so" in text and domain.asked == ["status", "thaw"]
     domain = Scripted(status="thawed")
     assert warned_by(domain) == [] and domain.asked == ["status"]
+    (text,) = warned_by(Scripted(status=Refused("Requested operation is not valid: domain is not running")))
+    assert "may be frozen still: Requested operation" in text.replace("It", "it")
     for script in ({"status": SILENT}, {"status": "frozen", "thaw": SILENT}):
         (text,) = warned_by(Scripted(**script))
         assert "may be frozen still" in text and "recorded" in text and "does not answer in time" in text

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ANSWER, FREEZE, THAW = 5, 20, 10  # seconds for the agent to answer a question, to freeze, to thaw; after five to say that it is there
 _ON_THE_WAY = 2.0  # seconds after its death in which a command of a task may still reach a guest
 _LOOK = 0.25  # seconds between two looks in that time
-_LONGEST_SHOWN = 200  # characters of words in a message that a guest may have chosen
+_LONGEST_SHOWN = 300  # characters of words in a message that a guest may have chosen
 _SILENT = ("not responding", "Timed out", "not available")  # libvirt's words of an agent that does not answer
 _DECLINES = "execute QEMU agent command"  # and of one that refuses
 
@@ -73,12 +73,11 @@ class DomainFreezer:
     def thaw_at_last(self) -> None:
         """See :meth:`quiescing.Freezer.thaw_at_last`. It keeps the turn, so that it thaws nobody else's guest."""
         self._domain = None  # of a connection that the task may have left in the middle of a call
-        let_go_on_at_last(self._let_go_on_for_good, lambda: self._turn.fileno() if self._turn is not None else None)
+        let_go_on_at_last(self._let_go_on_for_good, self._kept)
 
     def close(self) -> None:
         """See :meth:`quiescing.Freezer.close`."""
-        if self._own is not None:
-            self._own.close()
+        self._disconnect()
         if self._turn is not None:
             self._turn.close()
 
@@ -100,6 +99,11 @@ class DomainFreezer:
             time.sleep(_LOOK)
             if self._asked(lambda domain: domain.is_frozen(ANSWER)):
                 self._let_go_on(limit)
+
+    def _kept(self) -> int | None:
+        """What an attempt needs: nothing but the turn, because it makes a new connection."""
+        self._disconnect()
+        return self._turn.fileno() if self._turn is not None else None
 
     def _is_gone(self) -> bool:
         """Whether there is no guest any more, because the domain is off."""
@@ -126,13 +130,18 @@ class DomainFreezer:
     def _reached(self) -> Domain:
         """The domain, by a new connection if one was lost. :raises Refused: it is absent. :raises Unreachable, StorageError: there is no libvirt."""
         if self._domain is None:
-            if self._own is not None:
-                self._own.close()
+            self._disconnect()
             self._own = separate_connection(self._uri)
             self._domain = self._own.find(self._uuid)
             if self._domain is None:
                 raise Refused("there is no such domain any more", is_absent=True)
         return self._domain
+
+    def _disconnect(self) -> None:
+        """End the connection that took the place of a lost one."""
+        if self._own is not None:
+            self._own.close()
+            self._own = self._domain = None
 
 
 def thaw_left(domain: Domain, recorded: str, subject: str, warn: Callable[[str], None]) -> None:
@@ -146,8 +155,9 @@ def thaw_left(domain: Domain, recorded: str, subject: str, warn: Callable[[str],
         if _answer(lambda one: one.is_frozen(ANSWER), domain):
             _answer(lambda one: one.thaw(THAW), domain)
             warn(f"{subject}: a task was interrupted that had frozen the guest, and left it so; it goes on now")
-    except NotFrozen as error:
-        warn(f"{subject}: a task was interrupted that was going to freeze the guest, through {recorded}. It may be frozen still: {error}")
+    except (NotFrozen, Refused) as error:
+        text = f"{subject}: a task was interrupted that was going to freeze the guest, through {recorded}"
+        warn(f"{text}. It may be frozen still: {_shown(str(error))}")
 
 
 def _require_channel(domain: Domain) -> None:
