@@ -128,7 +128,7 @@ def test_there_is_nobody_to_ask(described: str, expected: str) -> None:
     [
         ("frozen", "frozen already, by somebody else"),
         (SILENT, "does not answer in time"),
-        (Refused("Timed out during operation: cannot acquire state change lock"), "does not answer in time"),
+        (Refused("Timed out during operation: cannot acquire state change lock (held by agent=x)"), "another program has a command"),
         (Refused("Requested operation is not valid: domain is not running"), "domain is not running"),
         (Unreachable("gone"), "libvirt cannot be reached"),
         (NO, "refuses"),

@@ -4,9 +4,9 @@
 """What is asked of a guest's agent. libvirt has its channel, so libvirt asks it.
 
 Each question is a command to the agent with a limit of time of its own. libvirt's verbs FSFreeze and FSThaw have none but that of the domain,
-which is none at first, which nobody can read, and which stays: an agent that never answers would hold libvirt's end of the channel, so that
-nobody could thaw the guest. And no verb of libvirt's tells whether a guest is frozen. The price is that libvirt marks the domain (``tainted:
-custom-ga-command`` in its log) until it is off.
+which is none at first, which nobody can read, and which stays. With an agent that never answers FSFreeze, libvirt lets nobody else ask it, so
+that nobody can thaw the guest. And no verb of libvirt's tells whether a guest is frozen. The price is that libvirt marks the domain
+(``tainted: custom-ga-command`` in its log) until it is off.
 
 The guest is not trusted: of its answers only the shape counts that is asked for.
 """

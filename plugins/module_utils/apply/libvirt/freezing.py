@@ -26,8 +26,9 @@ ANSWER, FREEZE, THAW = 5, 20, 10  # seconds for the agent to answer a question, 
 _ON_THE_WAY = 2.0  # seconds after its death in which a command of a task may still reach a guest
 _LOOK = 0.25  # seconds between two looks in that time
 _LONGEST_SHOWN = 300  # characters of words in a message that a guest may have chosen
-_SILENT = ("not responding", "Timed out", "not available")  # libvirt's words of an agent that does not answer
-_DECLINES = "execute QEMU agent command"  # and of one that refuses
+_HELD = "state change lock"  # libvirt's words, where another command has the agent for half a minute
+_SILENT = "not responding"  # where it does not answer
+_DECLINES = "execute QEMU agent command"  # where it refuses
 
 
 class DomainFreezer:
@@ -176,7 +177,9 @@ def _answer(question: Callable[[Domain], int], domain: Domain) -> int:
     except Nonsense as error:
         raise Declined(error.text) from error
     except Refused as error:
-        if any(words in error.text for words in _SILENT):
+        if _HELD in error.text:
+            raise NotFrozen(f"another program has a command to its guest agent under way (libvirt says: {_shown(error.text)})") from error
+        if _SILENT in error.text:
             raise NotFrozen(f"its guest agent does not answer in time (libvirt says: {_shown(error.text)})") from error
         if _DECLINES in error.text:
             raise Declined(f"its guest agent refuses (libvirt says: {_shown(error.text)})") from error
