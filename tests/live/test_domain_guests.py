@@ -96,7 +96,7 @@ def odd(scripted_site: DomainSite, short: None) -> DomainSite:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for long for an agent that is silent on purpose."""
-    for name, seconds in (("ANSWER", 1), ("FREEZE", 1), ("THAW", 4)):
+    for name, seconds in (("ANSWER", 1), ("FREEZE", 1), ("THAW", 4), ("_ON_THE_WAY", 0.3)):
         monkeypatch.setattr(freezing, name, seconds)
     monkeypatch.setattr(quiescing, "_PAUSE", 0.05)
 
@@ -190,8 +190,9 @@ def noting(called: list[str], verb: str) -> Callable[..., Any]:
     return noted
 
 
-def test_killed_while_frozen(site: DomainSite) -> None:
+def test_killed_while_frozen(site: DomainSite, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guardian lets the guest go on. If it is killed, too, the next task does, whatever that is."""
+    monkeypatch.setattr(freezing, "_ON_THE_WAY", 0.3)
     number = site.instant("before take_snapshot")
     for victim in ("module", "group") if IS_FULL else (CHANCE.choice(("module", "group")),):
         site.kill(f"by-{victim}", number, victim)
@@ -232,7 +233,7 @@ FAILING = {  # the same of an agent that cannot freeze, or does not say so
 def test_an_agent_that_misbehaves(odd: DomainSite) -> None:
     """Without its help there is no snapshot with true, and one with auto. The guest goes on in any case."""
     guest, every = odd.guest, {**WITHOUT, **FAILING}
-    chosen = list(every) if IS_FULL else [CHANCE.choice(list(WITHOUT)), CHANCE.choice(list(FAILING))]
+    chosen = list(every) if IS_FULL else [CHANCE.choice(list(every))]
     for number, case in enumerate(chosen):
         does, expected = every[case]
         guest.does(does)
@@ -276,7 +277,7 @@ def test_a_guest_that_goes_on_by_itself_and_one_that_does_not(odd: DomainSite, m
     # It does not go on for a while. A process goes on telling it to, and holds up nobody.
     monkeypatch.setattr(freezing, "THAW", 1)
     monkeypatch.setattr(quiescing, "_HOLD", 1)
-    guest.does("[ $1 = thaw ] && { n=$(cat /run/n 2>/dev/null || echo 0); echo $((n+1)) >/run/n; [ $n -lt 4 ]; } || usual $1")
+    guest.does("[ $1 = thaw ] && { n=$(cat /run/n 2>/dev/null || echo 0); echo $((n+1)) >/run/n; [ $n -lt 3 ]; } || usual $1")
     site.warned.clear()
     done = site.take("c", quiesce="true")
     assert done.quiesced == (True, "") and len(site.warned) == 1 and "may be frozen still" in site.warned[0]
@@ -291,7 +292,7 @@ def test_a_guest_that_goes_on_by_itself_and_one_that_does_not(odd: DomainSite, m
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("has_channel", [False, True], ids=["none", "nobody in it"])
+@pytest.mark.parametrize("has_channel", [False, True] if IS_FULL else [CHANCE.random() < 0.5])
 def test_a_domain_without_an_agent(make_domain: Callable[..., LiveDomain], has_channel: bool) -> None:
     """With auto there is a snapshot all the same. A domain that is off needs no freezing."""
     live = make_domain()
