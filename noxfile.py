@@ -180,7 +180,7 @@ def nightly(work: Work) -> None:
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
     machine.try_to_have(*machine.LIBVIRT)
     bin = machine.core_venv(machine.best_core())
-    names = ("test_kills.py", "test_domain_kills.py", "test_quiesce_kills.py", "test_power.py")
+    names = ("test_kills.py", "test_domain_kills.py", "test_domain_guests.py", "test_quiesce_kills.py", "test_power.py")
     work.pytest(bin, "--timeout=7200", *(f"tests/live/{name}" for name in names), env={"LIVE_SWEEP": "full"})
     work.pytest(bin, "tests/live/test_guest_for_long.py", env={"LIVE_SECONDS": "600"})
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})

@@ -61,6 +61,7 @@ options:
             asked for it. No other program may be connected to it.
           - It is used to freeze the guest for a snapshot (O(remotefs.storage.remotefs_snapshot#module:quiesce)), and by each task that ends what
             such a task left which was killed.
+          - Of a domain libvirt has the channel, and asks the agent. Beside O(attachment.libvirt) this option is refused.
         type: path
 """
 

@@ -285,7 +285,16 @@ EXAMPLES = r"""
     attachment:
       libvirt: {domain: db01}
 
-- name: The same with the guest's file systems at rest, or not at all (if the machine runs, its guest agent must answer)
+- name: The same with the guest's file systems at rest, if the domain runs and its guest agent answers
+  remotefs.storage.remotefs_snapshot:
+    share: /srv/volumes
+    volume: db01
+    name: clean
+    attachment:
+      libvirt: {domain: db01}
+    quiesce: auto
+
+- name: One of two disks with the guest's file systems at rest, or not at all (if the machine runs, its guest agent must answer)
   remotefs.storage.remotefs_snapshot:
     share: /srv/volumes
     volumes: [db01, db01-log]

@@ -13,6 +13,7 @@ from typing import Callable, Iterator
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import quiescing
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import agent as agents
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import freezing
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
@@ -108,8 +109,8 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agents, "ANSWER", 0.4)
     monkeypatch.setattr(agents, "FREEZE", 0.8)
     monkeypatch.setattr(freezing, "THAW", 0.8)
-    monkeypatch.setattr(freezing, "_HOLD", 0.8)
-    monkeypatch.setattr(freezing, "_PAUSE", 0.05)
+    monkeypatch.setattr(quiescing, "_HOLD", 0.8)
+    monkeypatch.setattr(quiescing, "_PAUSE", 0.05)
 
 
 @pytest.fixture

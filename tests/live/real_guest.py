@@ -19,6 +19,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -104,7 +105,30 @@ def _archive(files: dict[str, bytes]) -> bytes:
     return bytes(archive)
 
 
-class RealGuest:
+class Talking(ABC):
+    """A guest with an agent that runs programs."""
+
+    @abstractmethod
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """A command of its agent."""
+
+    def run(self, line: str) -> str:
+        """A line for the guest's shell. Returns what it prints."""
+        number = self.ask("guest-exec", path="/bin/sh", arg=["-c", line], capture_output=True)["pid"]
+        while True:
+            told = self.ask("guest-exec-status", pid=number)
+            if told["exited"]:
+                assert told["exitcode"] == 0, (line, told)
+                return base64.b64decode(told.get("out-data", "")).decode()
+            time.sleep(0.02)
+
+    @staticmethod
+    def request(command: str, arguments: dict[str, Any]) -> str:
+        """A command as the agent reads it."""
+        return json.dumps({"execute": command, "arguments": {name.replace("_", "-"): value for name, value in arguments.items()}})
+
+
+class RealGuest(Talking):
     """A machine whose guest has these disks (paths and formats), mounted at /a and /b. ``monitor`` is for tasks, ``qmp`` is the test's."""
 
     def __init__(self, disks: Sequence[tuple[str, str]]) -> None:
@@ -136,31 +160,20 @@ class RealGuest:
             assert time.monotonic() < until and self.process.poll() is None, (self.directory / "console").read_text(errors="replace")[-2000:]
             time.sleep(0.1)
 
-    def ask(self, command: str, limit: float = 60, **arguments: Any) -> Any:
-        """A command of its agent, for which the test takes the channel."""
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """See :meth:`Talking.ask`. The test takes the channel for it."""
         number = int.from_bytes(os.urandom(4), "big")
         with socket.socket(socket.AF_UNIX) as stream:
-            stream.settimeout(limit)
+            stream.settimeout(60)
             stream.connect(self.channel)
-            request = {"execute": command, "arguments": {name.replace("_", "-"): value for name, value in arguments.items()}}
             stream.sendall(b"\xff" + json.dumps({"execute": "guest-sync-delimited", "arguments": {"id": number}}).encode() + b"\n")
             lines = stream.makefile("rb")
             while f'{{"return": {number}}}'.encode() not in lines.readline():
                 pass
-            stream.sendall(json.dumps(request).encode() + b"\n")
+            stream.sendall(self.request(command, arguments).encode() + b"\n")
             answer = json.loads(lines.readline())
             assert "return" in answer, answer
             return answer["return"]
-
-    def run(self, line: str) -> str:
-        """A line for the guest's shell. Returns what it prints."""
-        number = self.ask("guest-exec", path="/bin/sh", arg=["-c", line], capture_output=True)["pid"]
-        while True:
-            told = self.ask("guest-exec-status", pid=number)
-            if told["exited"]:
-                assert told["exitcode"] == 0, (line, told)
-                return base64.b64decode(told.get("out-data", "")).decode()
-            time.sleep(0.02)
 
     def end(self) -> None:
         """Kill the machine."""

@@ -11,26 +11,32 @@ A sample runs in each run of the stage; with LIVE_SWEEP=full all of them do.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Callable, Iterator
 from unittest import mock
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.guardian import Guardian
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.guardians import GuardianProcess
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt import definition, freezing
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.connection import RUNNING, Refused
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.virsh import SpokenDomain
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.agent import Agent, AgentError
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Task
 
 from . import instants
 from .guest import MIB, digest_of
 from .libvirtd import DomainGuest, LiveDomain
 from .operation import Operation
+from .scripted_agent import ScriptedAgent
 
 SAMPLE = int(os.environ.get("LIVE_SAMPLE", "4")) // 4  # cases of each operation
 OPERATIONS = ("create", "grow", "oldest", "newest", "all")
-CHANGES = ("take_snapshot", "commit", "cancel", "pivot", "resize", "suspend", "resume", "define")
+CHANGES = ("take_snapshot", "commit", "cancel", "pivot", "resize", "suspend", "resume", "define", "freeze", "thaw")
 _GONE_ON = 30  # seconds
 
 
@@ -65,7 +71,7 @@ class DomainCase(Operation):
         guest = self.live.guest
         assert guest is not None
         pid = guest.pid if self.state != "off" else 0  # type: ignore[attr-defined]
-        instants.killed_at(self.run, number, victim, pid, libvirt_watched, Guardian)
+        instants.killed_at(self.run, number, victim, pid, libvirt_watched, GuardianProcess)
 
     def end(self, aftermath: str) -> None:
         """What happens next, and the next task."""
@@ -119,6 +125,46 @@ class DomainCase(Operation):
         assert names >= set(self.live.points), "a part of the snapshots is gone"
 
 
+class QuietDomainCase(DomainCase):
+    """A snapshot with the guest frozen. Its agent is a scripted one: these domains have no guest."""
+
+    def __init__(self, live: LiveDomain, state: str, agent: ScriptedAgent) -> None:
+        super().__init__(live, "create", state)
+        self.agent = agent
+
+    def run(self) -> object:
+        """The task itself."""
+        return self.live.take("new", quiesce="true", task=Task())
+
+    def kill(self, number: int, victim: str) -> None:
+        super().kill(number, victim)
+        if victim in ("module", "group"):
+            self.agent.wait_until_thawed()
+
+    def end(self, aftermath: str) -> None:
+        if aftermath != "as it is" or self.victim in ("machine", "both"):
+            self.agent.set(False)  # that guest is no more
+        super().end(aftermath)
+        assert not self.agent.frozen, "the guest is frozen for ever"
+
+
+@contextmanager
+def guest_of(agent: ScriptedAgent) -> Iterator[None]:
+    """A context in which libvirt asks this agent, as long as the domain runs."""
+
+    def ask_agent(self: SpokenDomain, request: str, limit: int) -> str:
+        if self.state().state != RUNNING:
+            raise Refused("Requested operation is not valid: domain is not running")
+        with closing(Agent(agent.path)) as asked:
+            try:
+                return json.dumps({"return": asked._ask(json.loads(request)["execute"], limit)})
+            except AgentError as error:
+                raise Refused(f"Guest agent is not responding: {error}") from error
+
+    with mock.patch.object(SpokenDomain, "ask_agent", ask_agent), mock.patch.object(definition, "agent_channel", lambda _xml: "connected"):
+        yield
+
+
 def cases(state: str) -> list[tuple[str, str]]:
     if state == "off":
         return [(victim, aftermath) for victim in ("module", "group") for aftermath in ("as it is", "restarted")]
@@ -144,3 +190,32 @@ def test_killed(make_domain: Callable[..., LiveDomain], state: str) -> None:
                 raise AssertionError(f"{operation} ({image_format}, {state}), {victim} killed {instant.what} ({instant.number}), {aftermath}") from error
             finally:
                 case.live.remove()
+
+
+def test_killed_with_a_guest_that_is_frozen(
+    make_domain: Callable[..., LiveDomain], scripted: Callable[..., ScriptedAgent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is killed around the verbs that freeze and thaw and the switch between them: nobody leaves the guest frozen."""
+    chance = random.Random(os.environ.get("LIVE_SEED", time.strftime("%j")))
+    is_full, state = os.environ.get("LIVE_SWEEP") == "full", chance.choice(["persistent", "transient"])
+    agent = scripted()
+    monkeypatch.setattr(freezing, "_ON_THE_WAY", 0.3)
+    with guest_of(agent):
+        counted = QuietDomainCase(make_domain("qcow2"), state, agent)
+        found = instants.instants(counted.run, libvirt_watched)
+        counted.live.remove()
+        assert agent.froze == 1 and not agent.frozen
+        told = [one.what for one in found]
+        first, last = told.index("before freeze"), told.index("after thaw")
+        assert {"after freeze", "before take_snapshot", "after take_snapshot", "before thaw"} <= set(told[first:last])
+        every = [(instant, *case) for instant in found[first : last + 1] for case in cases(state)]
+        for instant, victim, aftermath in every if is_full else chance.sample(every, SAMPLE):
+            case = QuietDomainCase(make_domain("qcow2"), state, agent)
+            try:
+                case.kill(instant.number, victim)
+                case.end(aftermath)
+            except Exception as error:
+                raise AssertionError(f"{state}, {victim} killed {instant.what} ({instant.number}), {aftermath}") from error
+            finally:
+                case.live.remove()
+                agent.set(False)

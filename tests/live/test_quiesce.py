@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.apply import guardians
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import guardians, quiescing
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import answers as shapes
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import freezing
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor, QmpError
@@ -484,4 +484,4 @@ def test_two_tasks_and_one_agent(make: Callable[..., Live], scripted: Callable[.
 
 
 def test_a_task_does_not_wait_for_what_goes_on_alone() -> None:
-    assert guardians._WAIT > freezing._HOLD
+    assert guardians._WAIT > quiescing._HOLD

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.guardians import GuardianProcess
+from ansible_collections.remotefs.storage.plugins.module_utils.attachments import Attachment
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, reading, snapshots, updating, volumes
@@ -46,11 +47,16 @@ class Site:
         for name in NAMES:
             volumes.ensure_present(updating.VolumeRequest(self.where, DesiredVolume(name, size=32 << 20, format="raw")), Options())
             subprocess.run(["mkfs.ext4", "-q", "-F", str(path / name)], check=True)
-        self.guest = RealGuest([(str(path / name), "raw") for name in NAMES])
+        self.guest, self.attachment = self.boot([(str(path / name), "raw") for name in NAMES])
+
+    def boot(self, disks: list) -> tuple[Any, Attachment]:
+        """Start the machine. Returns its guest, and how it is reached."""
+        guest = RealGuest(disks)
+        return guest, named(guest.monitor)
 
     def options(self, **changes: Any) -> Options:
         """Those of a task with this machine. Its agent is found through the monitor."""
-        return Options(**{"lock_timeout": 5, "attachment": named(self.guest.monitor), "task": Task(warn=self.warned.append), **changes})
+        return Options(**{"lock_timeout": 5, "attachment": self.attachment, "task": Task(warn=self.warned.append), **changes})
 
     def together(self, name: str, **options: Any) -> list:
         """One snapshot of both."""
@@ -71,6 +77,11 @@ class Site:
         (file,) = [one["file"] for one in told["snapshots"] if one["name"] == name]
         below = by_file[by_file[file]["backing_file"]]
         return Point(str(self.path / below["file"]), below["format"], self.path / "copy")
+
+    def told(self) -> list[dict]:
+        """The snapshots of the first, as info tells them."""
+        (told,) = reading.list_volumes(self.share, [NAMES[0]])
+        return told["snapshots"]
 
     def require_going(self) -> None:
         """The guest writes, and its writes reach the disk."""

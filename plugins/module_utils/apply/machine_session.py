@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from typing import Callable, ContextManager, Iterable, Mapping, TypeVar
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Iterator, Mapping, TypeVar
 
 from ..errors import NeedsRecovery
 from ..pace import Pace
@@ -17,6 +19,9 @@ from ..store.files.directory import ShareDirectory
 from ..store.metadata.records import Disk
 from .engine import Session
 from .openers import kept_closed
+
+if TYPE_CHECKING:
+    from .quiescing import Quiescing
 
 S = TypeVar("S", bound="MachineSession")
 
@@ -79,6 +84,24 @@ class MachineSession(ABC):
             f"another machine has written to its active image {overlay}, and this one writes to the image under that",
             "stop both, and decide which of the two counts; see docs/worst-day.md",
         )
+
+    @staticmethod
+    @contextmanager
+    def resting(sessions: Iterable[MachineSession], quiescing: Quiescing | None) -> Iterator[None]:
+        """A context in which the guest is frozen, if that is asked for and its agent has answered. What its disks have written is made durable
+        before that, so that little is left for the time in which its programs wait."""
+        if quiescing is None or quiescing.place is None:
+            yield
+            return
+        for session in sessions:
+            session._write_out(str(session._plan.after.active.backing_file) if session._plan.after is not None else "")
+        with quiescing.frozen():
+            yield
+
+    def _write_out(self, file: str) -> None:
+        """Make durable what the guest has written to ``file``."""
+        with suppress(OSError), self._directory.root.opened(file) as fd:  # if it cannot be, QEMU says so when it switches
+            os.fsync(fd)
 
 
 def without_steps(plan: Plan) -> Plan:

@@ -11,7 +11,9 @@ died, or by the next task if both died (see ``Intent.thaw``).
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import os
+import time
+from contextlib import contextmanager, suppress
 from typing import Callable, Iterator, Protocol
 
 from ..errors import InUse, ToolFailed
@@ -20,10 +22,18 @@ from .guardians import GuardianProcess
 
 _REMEDY = "see that the guest agent runs in it and that nobody else uses its channel, or say quiesce: auto or false"
 _CONTINUES = "a process goes on telling it to; look at the guest"
+_HOLD = 10.0  # seconds for which a guardian keeps others waiting
+_AT_LAST = 3600.0  # seconds after which a guardian gives up
+_PAUSE = 0.5  # seconds between two attempts to let a guest go on
+_REFUSALS = 5  # after so many answers that are none, a guest is left alone: it can be asked, and does not want
 
 
 class NotFrozen(Exception):
     """The guest cannot be frozen, or it is not known whether it is. The text says why."""
+
+
+class Declined(NotFrozen):
+    """The guest can be asked. It refuses, or what it says is no answer."""
 
 
 class Freezer(Protocol):
@@ -132,3 +142,47 @@ class Quiescing:
         if self._required:
             raise InUse(self._subject, f"the guest cannot be frozen: {reason}", _REMEDY)
         self.outcome = Quiesced(False, reason)
+
+
+# -- how a guest is told to go on --------------------------------------------------------------------------------------
+
+Attempt = Callable[[float], object]  # tells it to, within so many seconds. It raises NotFrozen if it is not known that the guest goes on
+
+
+def let_go_on(attempt: Attempt, limit: float) -> bool:
+    """Tell a guest to go on until it says that it does. False: it does not, for so many seconds."""
+    until, declined = time.monotonic() + limit, 0
+    while True:
+        try:
+            attempt(max(_PAUSE, until - time.monotonic()))
+            return True
+        except Declined:
+            declined += 1
+        except NotFrozen:
+            pass
+        if declined >= _REFUSALS or time.monotonic() > until:
+            return False
+        time.sleep(_PAUSE)
+
+
+def let_go_on_at_last(attempt: Attempt, kept: Callable[[], int | None]) -> None:
+    """The same in the process of a guardian. What goes on for long has neither the locks of the task nor its machine.
+
+    :param kept: the descriptor that is needed for an attempt.
+    """
+    if let_go_on(attempt, _HOLD):
+        return
+    with suppress(OSError):
+        if os.fork():
+            return  # who waits for this process need not wait for that one
+    _keep_only(kept())
+    let_go_on(attempt, _AT_LAST)
+
+
+def _keep_only(kept: int | None) -> None:
+    """Close all descriptors but the standard ones and this one, and be in no directory that somebody may want to unmount."""
+    os.chdir("/")
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != kept:
+            with suppress(OSError):
+                os.close(int(name))

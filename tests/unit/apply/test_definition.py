@@ -52,7 +52,7 @@ def test_a_disk_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("text", ["", "<domain>", "no xml", "<domain><devices><disk type='file'></devices></domain>"])
 def test_what_is_no_description(text: str) -> None:
-    for read in (definition.disks, definition.targets, definition.paths_in, definition.disks_of_state):
+    for read in (definition.disks, definition.targets, definition.paths_in, definition.disks_of_state, definition.agent_channel):
         with pytest.raises(Unreadable):
             read(text)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import Any, Callable, Iterator
 
+from .agent import Asked
 from .connection import ACTIVE_COMMIT, COMMIT, OFF, OTHER, PAUSED, RUNNING, Job, Refused, State, Unreachable
 
 try:
     import libvirt
+    import libvirt_qemu
 except ImportError:
-    libvirt = None
+    libvirt = libvirt_qemu = None
 
 
 def is_there() -> bool:
@@ -53,7 +55,7 @@ class Bound:
             self._connection.close()
 
 
-class BoundDomain:
+class BoundDomain(Asked):
     """The :class:`connection.Domain` of the binding."""
 
     def __init__(self, domain: Any) -> None:
@@ -144,6 +146,10 @@ class BoundDomain:
     def resume(self) -> None:
         """See :meth:`connection.Domain.resume`."""
         self._do(lambda one: one.resume())
+
+    def ask_agent(self, request: str, limit: int) -> str:
+        """See :meth:`agent.Asked.ask_agent`."""
+        return str(self._do(lambda one: libvirt_qemu.qemuAgentCommand(one, request, limit, 0)))
 
     def define(self, xml: str) -> None:
         """See :meth:`connection.Domain.define`."""

@@ -21,6 +21,10 @@ class Refused(Exception):
         self.text, self.is_absent = text, is_absent
 
 
+class Nonsense(Refused):
+    """What a guest's agent says is no answer."""
+
+
 class Unreachable(Exception):
     """There is no connection to libvirt (any more). It is not known whether the last call was carried out."""
 
@@ -92,6 +96,16 @@ class Domain(Protocol):
     def resume(self) -> None:
         """Let the guest go on."""
 
+    def is_frozen(self, limit: int) -> bool:
+        """Whether its guest's file systems rest. Its agent has so many seconds. As all that asks the agent: :raises Nonsense: it says
+        something else."""
+
+    def freeze(self, limit: int) -> int:
+        """Let its guest's file systems rest. Returns how many do."""
+
+    def thaw(self, limit: int) -> int:
+        """Let them go on. Returns how many rested."""
+
     def define(self, xml: str) -> None:
         """Give it another definition, under the same UUID."""
 
@@ -126,3 +140,12 @@ def open_connection(uri: str) -> Connection:
             "libvirt", "neither its binding for Python nor virsh is on this host", "install python3-libvirt or libvirt-clients, and run the task again"
         )
     return virsh.Spoken(program, uri)
+
+
+def separate_connection(uri: str) -> Connection:
+    """One for the process of a guardian: that of the task may be in the middle of a call. virsh is a process of its own, and so it is safe in
+    a fork of a process with threads. :raises Unreachable, ToolMissing: as :func:`open_connection`."""
+    from . import virsh
+
+    program = virsh.program()
+    return virsh.Spoken(program, uri) if program is not None else open_connection(uri)

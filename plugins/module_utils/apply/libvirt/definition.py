@@ -12,6 +12,7 @@ import io
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+AGENT = "org.qemu.guest_agent.0"
 _WITHOUT_CACHE = ("none", "directsync")
 
 
@@ -138,6 +139,17 @@ def overlays_xml(overlays: dict[str, str], others: list[str]) -> str:
 def targets(xml: str) -> list[str]:
     """The names of all disks, also of those that are no files. :raises Unreadable: it is no description of a domain."""
     return [str(element.get("dev")) for element in _parsed(xml).findall("./devices/disk/target")]
+
+
+def agent_channel(xml: str) -> str | None:
+    """What libvirt says of the channel of the guest's agent while the domain runs: ``connected``, ``disconnected`` or nothing.
+
+    None: there is no such channel. :raises Unreadable: it is no description of a domain.
+    """
+    for target in _parsed(xml).findall("./devices/channel/target"):
+        if target.get("type") == "virtio" and target.get("name") == AGENT:
+            return target.get("state") or ""
+    return None
 
 
 def _prefixes(xml: str) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, Pull, Repoint
 from ...store.files.directory import ShareDirectory
 from .. import turns
-from ..engine import REQUIRED, UNUSED, Quiesced
+from ..engine import NEVER, REQUIRED, UNUSED, Quiesced
 from ..machine_session import without_steps
 from ..merges import is_taken, takes_snapshot
 from . import definition
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ...model import Volume
     from ...plan.intent import Intent, ObservedState, Resumption
     from ..engine import CopySource, Engine, Session, Terms
+    from ..quiescing import Quiescing
 
-_NOT_YET = "the guests of libvirt's domains cannot be frozen by this collection yet"
 _OFF = Abilities()
 _RUNNING = Abilities(truncates=False, replaces_active=False, removes=False, flattens=False, grows_over_longer=False, pulls=False)
 
@@ -46,7 +46,6 @@ class LibvirtEngine:
     """
 
     name = LIBVIRT
-    agent: str | None = None
 
     def __init__(
         self,
@@ -65,6 +64,13 @@ class LibvirtEngine:
         if terms.attachment is not None and domain is not None:
             self.attachment = replace(terms.attachment, boot=_boot())
         self.abilities = _OFF if is_off else _RUNNING
+        self._quiescing: Quiescing | None = None  # of the guest, once it was asked whether it can be frozen
+        self._taken: set[str] = set()  # volumes of which snapshots are taken with its help
+
+    @property
+    def agent(self) -> str | None:
+        """See :attr:`engine.Engine.agent`."""
+        return self._quiescing.place if self._quiescing is not None else None
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -114,7 +120,8 @@ class LibvirtEngine:
             if todo:
                 overlays = dict(pair for _session, pair in todo)
                 others = [target for target in definition.targets(self._domain.xml(False)) if target not in overlays]
-                self._domain.take_snapshot(definition.overlays_xml(overlays, others))
+                with RunningSession.resting([session for session, _pair in todo], self._quiescing):
+                    self._domain.take_snapshot(definition.overlays_xml(overlays, others))
             for session, (_target, path) in todo:
                 session.require_used(path)
         for session in live:
@@ -139,20 +146,28 @@ class LibvirtEngine:
             return next((file for path in tops for file in [machine.file_of(path, files)] if file is not None), None)
 
     def thaw(self, agent: str, volume: str) -> None:
-        """See :meth:`engine.Engine.thaw`. The channel of a domain's agent is libvirt's."""
+        """See :meth:`engine.Engine.thaw`."""
+        if self._domain is None or self._is_off:
+            return
+        from .freezing import thaw_left
+
         subject = f"volume {volume} on {self._directory.share.label}"
-        problem = f"a task was interrupted that was going to freeze the guest, through {agent}"
-        self._terms.warn(f"{subject}: {problem}; if it is frozen, let it go on: virsh domfsthaw")
+        with told(subject, self._named or Attachment()):
+            thaw_left(self._domain, agent, subject, self._terms.warn)
 
     def quiesced(self, volume: str) -> Quiesced:
         """See :meth:`engine.Engine.quiesced`."""
-        return UNUSED if self._is_off or self._domain is None else Quiesced(False, _NOT_YET)
+        return self._quiescing.outcome if self._quiescing is not None and volume in self._taken else UNUSED
 
     def predict(self, plan: Plan, foretold: bool = False) -> None:
-        """See :meth:`engine.Engine.predict`. Of a volume whose state is only predicted nothing can be asked."""
+        """See :meth:`engine.Engine.predict`. Of a volume whose state is only predicted nothing can be asked but the guest."""
         if foretold:
-            return
-        if self._ready_for(plan) is None or self._is_off:
+            machine = self._machine(plan.before)
+            if machine is not None and plan.before is not None and not self._is_off:
+                with told(machine.subject, machine.attachment):
+                    if machine.disks(False, plan.before.own_files):
+                        self._require_guest(plan, machine)
+        elif self._ready_for(plan) is None or self._is_off:
             self._files.predict(plan)
 
     def predict_end(self, resumption: Resumption) -> None:
@@ -175,6 +190,8 @@ class LibvirtEngine:
 
     def close(self) -> None:
         """See :meth:`engine.Engine.close`."""
+        if self._quiescing is not None:
+            self._quiescing.close()
         if self._connection is not None:
             self._connection.close()
         if self._turn is not None:
@@ -208,12 +225,24 @@ class LibvirtEngine:
                     remedy = "detach it (virsh detach-disk --config), and run the task without attachment"
                     machine.refuse(f"{machine.attachment} has it as disk {disk.target}", remedy)
                 return machine
-            if self._terms.quiesce == REQUIRED and takes_snapshot(plan):
-                machine.refuse(_NOT_YET, "say quiesce: auto or false, or freeze it around the task (virsh domfsfreeze, domfsthaw)")
             disk, _top = machine.require_ready(files, files[:1])
             machine.require_chain(disk, files)
             require_possible(plan, machine, disk, files[0])
+            self._require_guest(plan, machine)
         return machine
+
+    def _require_guest(self, plan: Plan, machine: VolumeDomain) -> None:
+        """Ask the guest whether it can be frozen, before anything is changed. Disks of one domain have one guest."""
+        if self._terms.quiesce == NEVER or not takes_snapshot(plan):
+            return
+        from ..quiescing import Quiescing
+        from .freezing import DomainFreezer
+
+        self._taken.add(plan.volume)
+        if self._quiescing is None:
+            freezer = DomainFreezer(machine.domain, machine.attachment.uri, self._terms.patience)
+            self._quiescing = Quiescing(machine.subject, freezer, self._terms.quiesce == REQUIRED, self._terms.warn)
+            self._quiescing.require_answer()
 
     def _ready_to_end(self, resumption: Resumption) -> tuple[VolumeDomain | None, tuple[str, ...]]:
         """The domain, and all files that may be in the chain of its disk. None: the work is ended on the files alone.

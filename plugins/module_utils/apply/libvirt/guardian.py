@@ -14,8 +14,7 @@ from typing import Callable
 
 from ...errors import StorageError
 from ..guardians import GuardianProcess
-from . import virsh
-from .connection import ACTIVE_COMMIT, PAUSED, Connection, Domain, Refused, Unreachable, open_connection
+from .connection import ACTIVE_COMMIT, PAUSED, Domain, Refused, Unreachable, separate_connection
 from .definition import Unreadable
 from .domain import VolumeDomain, process_of
 
@@ -45,7 +44,7 @@ class Guardian(GuardianProcess):
 
     def _has_gone_on(self) -> bool:
         try:
-            connection = self._connect()
+            connection = separate_connection(self._machine.attachment.uri)
             try:
                 domain = connection.find(self._machine.domain.uuid)
                 if domain is None or domain.state().state != PAUSED:
@@ -58,12 +57,6 @@ class Guardian(GuardianProcess):
                 connection.close()
         except (Refused, Unreachable, Unreadable, StorageError, OSError):
             return process_of(self._machine.domain.uuid) is None  # without libvirt only its process tells that it is gone
-
-    def _connect(self) -> Connection:
-        """A connection of its own: that of the task may be in the middle of a call. virsh is a process of its own, and so it is safe in a
-        fork of a process with threads."""
-        program, uri = virsh.program(), self._machine.attachment.uri
-        return virsh.Spoken(program, uri) if program is not None else open_connection(uri)
 
     def _settle(self, domain: Domain) -> None:
         """Let ``.info`` and the domain agree. :raises Refused: that is not possible yet."""

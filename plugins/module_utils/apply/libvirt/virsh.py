@@ -9,6 +9,7 @@ import re
 
 from ... import command
 from ...errors import ToolMissing
+from .agent import Asked
 from .connection import ACTIVE_COMMIT, COMMIT, OFF, OTHER, PAUSED, RUNNING, Job, Refused, State, Unreachable
 
 _LIMIT = 300.0  # seconds for a call: a suspended guest's disks may have to be flushed to a slow share
@@ -66,7 +67,7 @@ class Spoken:
         """See :meth:`connection.Connection.close`. Each call has had a connection of its own."""
 
 
-class SpokenDomain:
+class SpokenDomain(Asked):
     """The :class:`connection.Domain` of virsh."""
 
     def __init__(self, connection: Spoken, uuid: str, name: str) -> None:
@@ -150,6 +151,10 @@ class SpokenDomain:
     def resume(self) -> None:
         """See :meth:`connection.Domain.resume`."""
         self._say("resume")
+
+    def ask_agent(self, request: str, limit: int) -> str:
+        """See :meth:`agent.Asked.ask_agent`."""
+        return self._say("qemu-agent-command", "--timeout", str(limit), "--cmd", request)
 
     def define(self, xml: str) -> None:
         """See :meth:`connection.Domain.define`."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Callable
 
 from ...errors import InUse
-from ..quiescing import NotFrozen
+from ..quiescing import Declined, NotFrozen, let_go_on, let_go_on_at_last
 from ..turns import take_turn
 from .agent import THAW, Absent, Agent, AgentError, Answered
 from .answers import Strange
@@ -24,10 +24,7 @@ _KIND = "child<virtserialport>"
 _FREE, _UNIX, _SERVER = "disconnected:", "unix:", ",server="  # parts of what QEMU tells of a socket
 _LONGEST_SOCKET = 107  # bytes
 _DEPARTURE = 1.0  # seconds for QEMU to notice that a client has gone
-_HOLD = 10.0  # seconds for which a guardian keeps others waiting
-_AT_LAST = 3600.0  # seconds after which a guardian gives up
-_PAUSE = 0.5  # seconds between two attempts to let a guest go on
-_REFUSALS = 5  # after so many answers that are none, a guest is left alone: it can be asked, and does not want
+_PAUSE = 0.05  # seconds between two looks
 
 
 class AgentFreezer:
@@ -70,19 +67,13 @@ class AgentFreezer:
 
     def thaw(self) -> bool:
         """See :meth:`quiescing.Freezer.thaw`."""
-        return let_go_on(self._reached(), THAW)
+        return let_go_on(self._let_go_on, THAW)
 
     def thaw_at_last(self) -> None:
-        """See :meth:`quiescing.Freezer.thaw_at_last`. What goes on for long has neither the locks nor the monitor of the task."""
+        """See :meth:`quiescing.Freezer.thaw_at_last`."""
         agent = self._reached()
         agent.inherit()
-        if let_go_on(agent, _HOLD):
-            return
-        with suppress(OSError):
-            if os.fork():
-                return  # who waits for this process need not wait for that one
-        _keep_only(agent.fileno())
-        let_go_on(agent, _AT_LAST)
+        let_go_on_at_last(self._let_go_on, agent.fileno)
 
     def close(self) -> None:
         """See :meth:`quiescing.Freezer.close`."""
@@ -96,29 +87,21 @@ class AgentFreezer:
             raise NotFrozen("it was not asked")
         return self._agent
 
+    def _let_go_on(self, limit: float) -> None:
+        try:
+            self._reached().thaw(min(THAW, limit))
+        except Absent:
+            pass  # there is no machine any more
+        except Answered as error:
+            raise Declined(str(error)) from error
+        except AgentError as error:
+            raise NotFrozen(str(error)) from error
+
     def _asked(self, question: Callable[[], int]) -> int:
         try:
             return question()
         except AgentError as error:
             raise NotFrozen(str(error)) from error
-
-
-def let_go_on(agent: Agent, limit: float) -> bool:
-    """Tell a guest to go on until it says that it does. True if it does, or there is no machine any more."""
-    until, refused = time.monotonic() + limit, 0
-    while True:
-        try:
-            agent.thaw(min(THAW, max(_PAUSE, until - time.monotonic())))
-            return True
-        except Absent:
-            return True
-        except Answered:
-            refused += 1
-        except AgentError:
-            pass
-        if refused >= _REFUSALS or time.monotonic() > until:
-            return False
-        time.sleep(_PAUSE)
 
 
 def thaw_left(monitor: Monitor, told: str | None, recorded: str, subject: str, warn: Callable[[str], None]) -> None:
@@ -140,15 +123,6 @@ def thaw_left(monitor: Monitor, told: str | None, recorded: str, subject: str, w
     finally:
         if agent is not None:
             agent.close()
-
-
-def _keep_only(kept: int | None) -> None:
-    """Close all descriptors but the standard ones and this one, and be in no directory that somebody may want to unmount."""
-    os.chdir("/")
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != kept:
-            with suppress(OSError):
-                os.close(int(name))
 
 
 # -- the channel -----------------------------------------------------------------------------------------------------
@@ -213,7 +187,7 @@ def _require_free(monitor: Monitor, path: str) -> None:
         if time.monotonic() > until:
             who = "libvirtd, or the process of an earlier task that still tells the guest to go on"
             raise NotFrozen(f"another program is connected to the channel of its guest agent ({path}): {who}")
-        time.sleep(_PAUSE / 10)
+        time.sleep(_PAUSE)
     if not told["frontend-open"]:
         raise NotFrozen("no guest agent runs in it")
 

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Callable, ContextManager, NamedTuple
 
 from ...errors import InUse, ToolFailed
 from ...pace import Pace
@@ -118,24 +117,9 @@ class LiveSession(MachineSession):
                 self._switch.complete()
             self.drop()
 
-    @staticmethod
-    @contextmanager
-    def resting(sessions: Iterable[LiveSession], quiescing: Quiescing | None) -> Iterator[None]:
-        """A context in which the guest is frozen, if that is asked for and its agent has answered. What its disks have written is made durable
-        before that, so that little is left for the time in which its programs wait."""
-        if quiescing is None or quiescing.place is None:
-            yield
-            return
-        for session in sessions:
-            session._write_out()
-        with quiescing.frozen():
-            yield
-
-    def _write_out(self) -> None:
-        machine, file = self._machine, str(self._plan.after.active.backing_file) if self._plan.after is not None else ""
-        with suppress(OSError), self._directory.root.opened(file) as fd:  # if it cannot be, QEMU says so when it switches
-            os.fsync(fd)
-        flush(machine, machine.node(machine.graph(), file).name)
+    def _write_out(self, file: str) -> None:
+        super()._write_out(file)
+        flush(self._machine, self._machine.node(self._machine.graph(), file).name)
 
     def drop(self) -> None:
         """Let QEMU close the files that are to go."""
