@@ -15,14 +15,15 @@ import random
 import subprocess
 import time
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 
-from .real_guest import Point
-from .test_real_guest import NAMES, Site, site  # noqa: F401
+from .real_guest import Point, made
+from .test_real_guest import NAMES, Site
 
 SECONDS = float(os.environ.get("LIVE_SECONDS", "12"))
 POINTS = 20
@@ -40,6 +41,16 @@ done
 sync
 echo ended >/run/ended
 """
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A machine with two disks."""
+    made()
+    (tmp_path / "share").mkdir()
+    one = Site(tmp_path / "share")
+    yield one
+    one.guest.end()
 
 
 def files_in(point: Point, place: Path) -> dict[int, bool]:
@@ -65,7 +76,7 @@ def require_whole(point: Point, place: Path, synced: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS * 3 + 600)
-def test_a_guest_writes_through_twenty_snapshots(site: Site, tmp_path: Path) -> None:  # noqa: F811
+def test_a_guest_writes_through_twenty_snapshots(site: Site, tmp_path: Path) -> None:
     chance, volume = random.Random(3), NAMES[0]
     site.guest.run(f"cat >/run/writer <<'end'\n{WRITER}\nend\nsh /run/writer >/run/log 2>&1 &")
     synced: dict[str, int] = {}

@@ -193,7 +193,12 @@ def test_a_libvirt_that_was_started_again(monkeypatch: pytest.MonkeyPatch, is_th
     domain, again = Scripted(thaw=Unreachable("gone")), Scripted(thaw=1)
     made = Connected(again if is_there else None)
     ways = [raising(Unreachable("not yet")), raising(Unreachable("not yet")), lambda _uri: made]
-    monkeypatch.setattr(freezing, "separate_connection", lambda uri: (ways.pop(0) if len(ways) > 1 else ways[0])(uri))
+
+    def connect(uri: str) -> Connected:
+        way = ways.pop(0) if len(ways) > 1 else ways[0]
+        return way(uri)
+
+    monkeypatch.setattr(freezing, "separate_connection", connect)
     one = freezer(domain)
     assert one.thaw() and again.asked == ["thaw"] * is_there
     one.close()
