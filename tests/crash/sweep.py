@@ -54,16 +54,16 @@ class Extent:
     """How many points of each kind a sweep takes: all of them, or a sample."""
 
     full: bool
-    group: int = 24
+    group: int = 18
     python: int = 6
-    tool: int = 12
+    tool: int = 9
     orphan: int = 4
     interrupted: int = 3  # kills whose recovery is killed
     recovery: int = 4  # kills of each recovery
     other: int = 6  # kills after which another task comes
-    power: int = 14
+    power: int = 10
     dice: int = 1  # random states at each point of a power loss
-    errors: int = 28
+    errors: int = 20
 
 
 FULL = Extent(True, interrupted=12, recovery=25, dice=4)
