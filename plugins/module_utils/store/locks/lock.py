@@ -189,7 +189,7 @@ class VolumeLock:
 
     def _is_held_by_others(self) -> bool:
         locks = self._directory.private("locks")
-        if locks is None:
+        if locks is None or not self._directory.share.locks_readable:
             return False
         if self._lease:
             owner = _parse_owner(locks.read_small(self._name) or b"")
