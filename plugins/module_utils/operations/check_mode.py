@@ -18,7 +18,6 @@ from ..errors import ShareNotWritable
 from ..model import Share, Volume
 from ..plan import grouping
 from ..plan.plan import Plan
-from ..store.locks.lock import VolumeLock
 from . import report
 from .applying import engine_for, note_quiesced, volumes_of
 from .candidates import Candidates
@@ -46,8 +45,7 @@ class PredictedLocks(Locks):
                 remedy = "check the export, the mount options and the permissions of the share"
                 raise ShareNotWritable(f"share {share.source}", "this user may not write to it", remedy)
         for share, name in sorted(self._names, key=lambda pair: (pair[0].path, pair[1])):
-            reading = (share, name) not in self._wanted
-            VolumeLock(self._directory(share), name, self._options.lock_timeout, self._options.break_lock, reading).require_free()
+            self._lock(self._directory(share), name, reading=(share, name) not in self._wanted).require_free()
 
     def take_families(self, wanted: Iterable[Name], reading: Iterable[Name] = ()) -> None:
         """As of :class:`Locks`, asked once."""

@@ -53,12 +53,15 @@ class Locks:
             return
         for path, name in sorted(every):
             directory, reading = self._directory(every[(path, name)]), (path, name) not in exclusive
-            lock, began = VolumeLock(directory, name, self._options.lock_timeout, self._options.break_lock, reading), time.monotonic()
+            lock, began = self._lock(directory, name, reading), time.monotonic()
             self._locks.append(self._stack.enter_context(lock))
             if self._options.task.log is not None:
                 told = {"share": directory.share.source, "step": "lock", "shared": reading}
                 self._options.task.log(name, told, time.monotonic() - began)
         self._outwait_caches(set(every.values()))
+
+    def _lock(self, directory: ShareDirectory, name: str, reading: bool) -> VolumeLock:
+        return VolumeLock(directory, name, self._options.lock_timeout, self._options.break_lock, reading)
 
     def _note(self, wanted: Iterable[Name], reading: Iterable[Name]) -> None:
         self._changed()
