@@ -140,7 +140,7 @@ def run(base: Path, share: Path, fault: Fault, task: Callable[[], object]) -> En
     :param task: what it returns must survive JSON.
     """
     base.mkdir(exist_ok=True)
-    control = _make_control(base, share, fault)
+    control = make_control(base, share, fault)
     child = os.fork()
     if child == 0:
         _be_the_child(base, task)
@@ -148,7 +148,8 @@ def run(base: Path, share: Path, fault: Fault, task: Callable[[], object]) -> En
     return _how_it_ended(base, control, child)
 
 
-def _make_control(base: Path, share: Path, fault: Fault) -> Control:
+def make_control(base: Path, share: Path, fault: Fault) -> Control:
+    """What tells the library in ``base`` what to do. Programs that start with it in ``LD_PRELOAD`` are counted as tools."""
     library = base / "preload.so"
     if not library.exists():
         library.symlink_to(os.environ["LD_PRELOAD"])
@@ -176,7 +177,7 @@ def _be_the_child(base: Path, task: Callable[[], object]) -> None:
         os.environ["LD_PRELOAD"] = str(base / "preload.so")
         (base / "tmp").mkdir(exist_ok=True)
         os.environ["TMPDIR"] = tempfile.tempdir = str(base / "tmp")
-        ctypes.CDLL(None).crash_attach(os.fsencode(base / "control"))
+        attach(base)
         try:
             told: dict = {"value": task()}
         except Exception as error:
@@ -189,6 +190,11 @@ def _be_the_child(base: Path, task: Callable[[], object]) -> None:
 
 def describe_error(error: BaseException) -> dict:
     return {"type": type(error).__name__, "error_code": getattr(error, "error_code", None), "msg": str(error)}
+
+
+def attach(base: Path) -> None:
+    """Let the calls of this process be counted as Python's, from now on."""
+    ctypes.CDLL(None).crash_attach(os.fsencode(base / "control"))
 
 
 def become_reaper() -> None:

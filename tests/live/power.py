@@ -23,7 +23,6 @@ from crash import interposer, powerloss
 
 from .guest import MIB, SIZE, Guest, Live
 
-BOTH = interposer.PYTHON | interposer.TOOL
 LOSSES = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (0.5, 0.5))  # how likely unsynced data and names are kept
 
 
@@ -83,7 +82,7 @@ class Site:
         self.share.mkdir(parents=True)
         self.live = Live(self.share, image_format)
         self.start = powerloss.scan(self.share)
-        interposer._make_control(base, self.share, interposer.Fault(record=True))
+        interposer.make_control(base, self.share, interposer.Fault(record=True))
         self._run_machine()
 
     def _run_machine(self) -> None:
@@ -113,7 +112,7 @@ class Site:
         if child == 0:
             status = 1
             try:
-                interposer.ctypes.CDLL(None).crash_attach(os.fsencode(self.base / "control"))
+                interposer.attach(self.base)
                 work()
                 (self.base / "data").write_bytes(self.live.data)
                 (self.base / "points").write_text(json.dumps(self.live.points))

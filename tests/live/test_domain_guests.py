@@ -137,13 +137,7 @@ def require_whole(site: DomainSite, name: str) -> None:
 
 
 def test_a_guest_that_is_frozen_for_a_moment(site: DomainSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A point of a guest that runs is like a power cut.
-    site.write("before")
-    site.together("running")
-    for volume in NAMES:
-        point = site.point(volume, "running")
-        assert point.needs_recovery and len(point.read("/before")) < LENGTH, "this guest shows no difference, and the rest of the test proves nothing"
-    site.guest.run("sync")
+    site.require_difference()
     # Its agent is asked in check mode, and nothing is frozen. A group is frozen once, for libvirt's one call.
     called: list[str] = []
     for verb in ("freeze", "thaw", "is_frozen", "take_snapshot"):

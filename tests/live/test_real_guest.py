@@ -83,6 +83,15 @@ class Site:
         (told,) = reading.list_volumes(self.share, [NAMES[0]])
         return told["snapshots"]
 
+    def require_difference(self) -> None:
+        """A point of a guest that runs is like a power cut."""
+        self.write("before")
+        self.together("running")
+        for volume in NAMES:
+            point = self.point(volume, "running")
+            assert point.needs_recovery and len(point.read("/before")) < LENGTH, "this guest shows no difference, and the rest of the test proves nothing"
+        self.guest.run("sync")
+
     def require_going(self) -> None:
         """The guest writes, and its writes reach the disk."""
         assert self.guest.ask("guest-fsfreeze-status") == "thawed"
@@ -101,13 +110,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.mark.slow
 def test_a_guest_that_is_frozen_for_a_moment(site: Site) -> None:
-    # A point of a guest that runs is like a power cut.
-    site.write("before")
-    site.together("running")
-    for volume in NAMES:
-        point = site.point(volume, "running")
-        assert point.needs_recovery and len(point.read("/before")) < LENGTH, "this guest shows no difference, and the rest of the test proves nothing"
-    site.guest.run("sync")
+    site.require_difference()
     # Its agent is asked in check mode, and nothing is frozen.
     assert [one.quiesced for one in site.together("frozen", quiesce="true", check=True)] == [(True, "")] * 2
     # One of a frozen guest has all, while the guest writes.
