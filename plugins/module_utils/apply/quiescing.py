@@ -28,6 +28,12 @@ _PAUSE = 0.5  # seconds between two attempts to let a guest go on
 _REFUSALS = 5  # after so many answers that are none, a guest is left alone: it can be asked, and does not want
 
 
+def shown(text: str, most: int) -> str:
+    """Words that may be the guest's, harmless for a terminal and not more than so many characters."""
+    harmless = "".join(letter if letter.isprintable() else "?" for letter in text[:most])
+    return harmless + ("..." if len(text) > most else "")
+
+
 class NotFrozen(Exception):
     """The guest cannot be frozen, or it is not known whether it is. The text says why."""
 

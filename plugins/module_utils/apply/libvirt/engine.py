@@ -17,9 +17,9 @@ from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, Pull, Repoint
 from ...store.files.directory import ShareDirectory
 from .. import turns
-from ..engine import NEVER, REQUIRED, UNUSED, Quiesced
+from ..machine_engine import MachineEngine
 from ..machine_session import without_steps
-from ..merges import is_taken, takes_snapshot
+from ..merges import is_taken
 from . import definition
 from .connection import Connection, Domain, open_connection
 from .domain import VolumeDomain, having, told
@@ -32,13 +32,12 @@ if TYPE_CHECKING:
     from ...model import Volume
     from ...plan.intent import Intent, ObservedState, Resumption
     from ..engine import CopySource, Engine, Session, Terms
-    from ..quiescing import Quiescing
 
 _OFF = Abilities()
 _RUNNING = Abilities(truncates=False, replaces_active=False, removes=False, flattens=False, grows_over_longer=False, pulls=False)
 
 
-class LibvirtEngine:
+class LibvirtEngine(MachineEngine):
     """The :class:`engine.Engine` for a domain.
 
     :param files: the engine that works on files. :param connection: to libvirt. None: the engine is only asked what an interrupted task left.
@@ -57,20 +56,14 @@ class LibvirtEngine:
         is_off: bool = True,
         turn: socket.socket | None = None,
     ) -> None:
-        self._directory, self._terms, self._files = directory, terms, files
+        super().__init__(terms)
+        self._directory, self._files = directory, files
         self._connection, self._domain, self._is_off, self._turn = connection, domain, is_off, turn
         self._named = terms.attachment
         self.attachment: Attachment | None = None  # if there is no domain, no definition has to follow
         if terms.attachment is not None and domain is not None:
             self.attachment = replace(terms.attachment, boot=_boot())
         self.abilities = _OFF if is_off else _RUNNING
-        self._quiescing: Quiescing | None = None  # of the guest, once it was asked whether it can be frozen
-        self._taken: set[str] = set()  # volumes of which snapshots are taken with its help
-
-    @property
-    def agent(self) -> str | None:
-        """See :attr:`engine.Engine.agent`."""
-        return self._quiescing.place if self._quiescing is not None else None
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -155,10 +148,6 @@ class LibvirtEngine:
         with told(subject, self._named or Attachment()):
             thaw_left(self._domain, agent, subject, self._terms.warn)
 
-    def quiesced(self, volume: str) -> Quiesced:
-        """See :meth:`engine.Engine.quiesced`."""
-        return self._quiescing.outcome if self._quiescing is not None and volume in self._taken else UNUSED
-
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """See :meth:`engine.Engine.predict`. Of a volume whose state is only predicted nothing can be asked but the guest."""
         if foretold:
@@ -190,8 +179,7 @@ class LibvirtEngine:
 
     def close(self) -> None:
         """See :meth:`engine.Engine.close`."""
-        if self._quiescing is not None:
-            self._quiescing.close()
+        super().close()
         if self._connection is not None:
             self._connection.close()
         if self._turn is not None:
@@ -232,17 +220,9 @@ class LibvirtEngine:
         return machine
 
     def _require_guest(self, plan: Plan, machine: VolumeDomain) -> None:
-        """Ask the guest whether it can be frozen, before anything is changed. Disks of one domain have one guest."""
-        if self._terms.quiesce == NEVER or not takes_snapshot(plan):
-            return
-        from ..quiescing import Quiescing
-        from .freezing import DomainFreezer
+        from .freezing import DomainFreezer  # late: hardly any task freezes a guest
 
-        self._taken.add(plan.volume)
-        if self._quiescing is None:
-            freezer = DomainFreezer(machine.domain, machine.attachment.uri, self._terms.patience)
-            self._quiescing = Quiescing(machine.subject, freezer, self._terms.quiesce == REQUIRED, self._terms.warn)
-            self._quiescing.require_answer()
+        self._ask_guest(plan, machine.subject, lambda: DomainFreezer(machine.domain, machine.attachment.uri, self._terms.patience))
 
     def _ready_to_end(self, resumption: Resumption) -> tuple[VolumeDomain | None, tuple[str, ...]]:
         """The domain, and all files that may be in the chain of its disk. None: the work is ended on the files alone.
@@ -351,9 +331,7 @@ def _files_of(plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(file for volume in (plan.before, plan.after) if volume is not None for file in volume.files))
 
 
-def attached(
-    directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool, known: Sequence[Volume] = ()
-) -> Engine:
+def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool, known: Sequence[Volume] = ()) -> Engine:
     """The engine for the domain that the user names.
 
     :param volumes: what is worked on. If a domain that may have only some has none of them, the engine is for those that no domain has.

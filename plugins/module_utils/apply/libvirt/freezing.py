@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable
 
 from ...errors import InUse, StorageError
 from .. import turns
-from ..quiescing import Declined, NotFrozen, let_go_on, let_go_on_at_last
+from ..quiescing import Declined, NotFrozen, let_go_on, let_go_on_at_last, shown
 from . import definition
 from .connection import OFF, Connection, Domain, Nonsense, Refused, Unreachable, separate_connection
 from .domain import process_of
@@ -187,6 +187,4 @@ def _answer(question: Callable[[Domain], int], domain: Domain) -> int:
 
 
 def _shown(text: str) -> str:
-    """Words that may be the guest's, harmless for a terminal and not too many."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_SHOWN])
-    return shown + ("..." if len(text) > _LONGEST_SHOWN else "")
+    return shown(text, _LONGEST_SHOWN)

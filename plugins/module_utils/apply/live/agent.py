@@ -18,6 +18,8 @@ import socket
 import time
 from contextlib import suppress
 
+from ..quiescing import shown
+
 ANSWER = 5.0  # seconds for the answer to a question, with all that comes before it
 FREEZE = 20.0  # seconds for the guest to write what it holds in memory. Its programs wait meanwhile
 THAW = 10.0  # seconds for it to go on
@@ -217,5 +219,4 @@ def _words_of(error: object) -> str:
     text = error.get("desc") if isinstance(error, dict) else None
     if not isinstance(text, str) or not text:
         return "without a reason"
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_SHOWN])
-    return repr(shown + ("..." if len(text) > _LONGEST_SHOWN else ""))
+    return repr(shown(text, _LONGEST_SHOWN))

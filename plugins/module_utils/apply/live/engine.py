@@ -11,9 +11,9 @@ from ...errors import InUse, NeedsRecovery
 from ...plan.abilities import QMP, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
-from ..engine import NEVER, REQUIRED, UNUSED, Quiesced
+from ..machine_engine import MachineEngine
 from ..machine_session import without_steps
-from ..merges import is_taken, takes_snapshot
+from ..merges import is_taken
 from ..turns import take_turn
 from .client import Monitor, connect
 from .machine import Machine, told
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     from ...model import Volume
     from ...plan.intent import Intent, ObservedState, Resumption
     from ..engine import CopySource, Engine, Session, Terms
-    from ..quiescing import Quiescing
     from .session import LiveSession
 
 
-class QmpEngine:
+class QmpEngine(MachineEngine):
     """The :class:`engine.Engine` for images that a machine has open.
 
     :param files: the engine that works on files. It makes new ones here, and tells what is on the share.
@@ -38,16 +37,9 @@ class QmpEngine:
     abilities = Abilities(truncates=False, replaces_active=False, removes=False, flattens=False, grows_over_longer=False)
 
     def __init__(self, directory: ShareDirectory, terms: Terms, files: Engine, monitor: Monitor | None = None) -> None:
-        self._directory, self._terms = directory, terms
-        self._files, self._monitor = files, monitor
+        super().__init__(terms)
+        self._directory, self._files, self._monitor = directory, files, monitor
         self.attachment = terms.attachment
-        self._quiescing: Quiescing | None = None  # of the guest, once it was asked whether it can be frozen
-        self._taken: set[str] = set()  # volumes of which snapshots are taken with its help
-
-    @property
-    def agent(self) -> str | None:
-        """See :attr:`engine.Engine.agent`."""
-        return self._quiescing.place if self._quiescing is not None else None
 
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
         """See :meth:`engine.Engine.session`. Here the machine must be ready for the plan."""
@@ -98,10 +90,6 @@ class QmpEngine:
 
             thaw_left(self._monitor, self._terms.agent, agent, f"volume {volume} on {self._directory.share.label}", self._terms.warn)
 
-    def quiesced(self, volume: str) -> Quiesced:
-        """See :meth:`engine.Engine.quiesced`."""
-        return self._quiescing.outcome if self._quiescing is not None and volume in self._taken else UNUSED
-
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """See :meth:`engine.Engine.predict`. If the volume's state is only predicted, the machine has another one. Where that differs only by
         snapshots that are still to be taken, it is asked all that does not depend on them."""
@@ -132,8 +120,7 @@ class QmpEngine:
 
     def close(self) -> None:
         """See :meth:`engine.Engine.close`."""
-        if self._quiescing is not None:
-            self._quiescing.close()
+        super().close()
         if self._monitor is not None:
             self._monitor.close()
 
@@ -153,17 +140,9 @@ class QmpEngine:
         return machine
 
     def _require_guest(self, plan: Plan, machine: Machine) -> None:
-        """Ask the guest whether it can be frozen, before anything is changed. Disks of one machine have one guest."""
-        if self._terms.quiesce == NEVER or not takes_snapshot(plan):
-            return
-        from ..quiescing import Quiescing
-        from .freezing import AgentFreezer
+        from .freezing import AgentFreezer  # late: hardly any task freezes a guest
 
-        self._taken.add(plan.volume)
-        if self._quiescing is None:
-            freezer = AgentFreezer(machine.monitor, self._terms.agent, self._terms.patience)
-            self._quiescing = Quiescing(machine.subject, freezer, self._terms.quiesce == REQUIRED, self._terms.warn)
-            self._quiescing.require_answer()
+        self._ask_guest(plan, machine.subject, lambda: AgentFreezer(machine.monitor, self._terms.agent, self._terms.patience))
 
     def _ready_to_end(self, resumption: Resumption, check_only: bool) -> tuple[Machine, str]:
         """The machine, and the file that its guest writes to.

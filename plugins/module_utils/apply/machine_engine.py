@@ -1,0 +1,48 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What both engines for machines do alike: they ask one guest whether it can be frozen, for all of its disks."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from ..plan.plan import Plan
+from .engine import NEVER, REQUIRED, UNUSED, Quiesced, Terms
+from .merges import takes_snapshot
+from .quiescing import Freezer, Quiescing
+
+
+class MachineEngine:
+    """The part of an :class:`engine.Engine` that has to do with its machine's guest."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._quiescing: Quiescing | None = None  # of the guest, once it was asked whether it can be frozen
+        self._taken: set[str] = set()  # volumes of which snapshots are taken with its help
+
+    @property
+    def agent(self) -> str | None:
+        """See :attr:`engine.Engine.agent`."""
+        return self._quiescing.place if self._quiescing is not None else None
+
+    def quiesced(self, volume: str) -> Quiesced:
+        """See :meth:`engine.Engine.quiesced`."""
+        return self._quiescing.outcome if self._quiescing is not None and volume in self._taken else UNUSED
+
+    def close(self) -> None:
+        """See :meth:`engine.Engine.close`. Here the guest is given up."""
+        if self._quiescing is not None:
+            self._quiescing.close()
+
+    def _ask_guest(self, plan: Plan, subject: str, freezer: Callable[[], Freezer]) -> None:
+        """Ask the guest whether it can be frozen, before anything is changed. Disks of one machine have one guest.
+
+        :param freezer: makes what reaches it. :raises InUse: it does not answer, and must.
+        """
+        if self._terms.quiesce == NEVER or not takes_snapshot(plan):
+            return
+        self._taken.add(plan.volume)
+        if self._quiescing is None:
+            self._quiescing = Quiescing(subject, freezer(), self._terms.quiesce == REQUIRED, self._terms.warn)
+            self._quiescing.require_answer()
