@@ -38,7 +38,7 @@ def share(path: Path, **changes) -> Share:
     return Share(str(path), str(path), "directory", **changes)
 
 
-def a_lock(path: Path, timeout: float = 0.05, visible: bool = True, **options) -> VolumeLock:
+def a_lock(path: Path, timeout: float = 0, visible: bool = True, **options) -> VolumeLock:
     """A lock through an opened directory of its own, as another task has it."""
     return VolumeLock(ShareDirectory(share(path, locks_visible=visible)), "vol", timeout, **options)
 

@@ -33,6 +33,7 @@ from ..files.directory import Directory, ShareDirectory
 _OFD_GETLK, _OFD_SETLK = 36, 37
 _WHOLE_FILE = {kind: struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0) for kind in (fcntl.F_WRLCK, fcntl.F_RDLCK)}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25  # seconds
+_TRIES_AT_ONCE = 3  # more of them where somebody replaces the file all the time would never end
 _LOST = (errno.ENOENT, errno.ESTALE)
 _REFUSED = (errno.EAGAIN, errno.EACCES)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -143,6 +144,7 @@ class VolumeLock:
         self._identity = (0, 0)  # device and inode of the file that is locked
         self._token = b""  # the content of the file as long as the lock is ours
         self._stale_error: OSError | None = None  # the ESTALE error of the last attempt, if there was one
+        self._may_be_free = False  # the last attempt met no holder: the file went away under it, or it removed the lease of a dead owner
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -160,8 +162,11 @@ class VolumeLock:
 
     def __enter__(self) -> VolumeLock:
         deadline = time.monotonic() + self._timeout
-        pause = _FIRST_PAUSE
+        pause, at_once = _FIRST_PAUSE, _TRIES_AT_ONCE
         while not self._try():
+            if self._may_be_free and at_once:  # also after the deadline: who waits for nobody has not waited too long
+                at_once -= 1
+                continue
             if time.monotonic() >= deadline:
                 raise from_os_error(self._stale_error, self._subject) if self._stale_error else self._timed_out()
             self._directory.waiting.sleep(pause)
@@ -247,14 +252,14 @@ class VolumeLock:
         return os.pread(self._fd, len(self._token) + 1, 0) == self._token
 
     def _try(self) -> bool:
-        self._stale_error = None
+        self._stale_error, self._may_be_free = None, False
         try:
             return self._try_lease() if self._lease else self._try_lock()
         except OSError as error:
             if error.errno not in _LOST:
                 raise from_os_error(error, self._subject) from error
             # The file went away meanwhile, because a deletion finished or the server has another directory by now. Start over.
-            self._stale_error = error if error.errno == errno.ESTALE else None
+            self._stale_error, self._may_be_free = error if error.errno == errno.ESTALE else None, True
             self._directory.refresh()
             return False
 
@@ -315,6 +320,7 @@ class VolumeLock:
             if self._break_lease or (owner is not None and owner.is_dead()):
                 self._break_lease = False  # only once: a lease that appears afterwards belongs to a living task
                 locks.unlink(self._name)
+                self._may_be_free = True
             return False
         try:
             try:
