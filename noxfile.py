@@ -142,10 +142,10 @@ def functional(work: Work, core: str) -> None:
         work.pytest(bin, "tests/functional")
     else:  # what takes long does not depend on Ansible's version, but for the roles' templates
         fast, work.fast = work.fast, True
-        part = (2 * stages.CORES.index(core) + int(time.strftime("%j"))) % 4  # each older one has another quarter from day to day, and at night all
-        work.pytest(bin, "tests/functional", env={"PART_OF_THE_TESTS": f"{part}/4"})
+        day = int(time.strftime("%j"))  # each older one has another part from day to day, and at night all
+        work.pytest(bin, "tests/functional", env={"PART_OF_THE_TESTS": f"{(2 * stages.CORES.index(core) + day) % 4}/4"})
         work.fast = fast
-        work.pytest(bin, "tests/functional/test_roles.py")
+        work.pytest(bin, "tests/functional/test_roles.py", env={"PART_OF_THE_TESTS": f"{(stages.CORES.index(core) + day) % 2}/2"})
 
 
 @stage
@@ -187,6 +187,7 @@ def nightly(work: Work) -> None:
     work.pytest(bin, "tests/functional/test_progress.py", env={"PROGRESS": "full"})
     for core in stages.CORES[1:]:
         work.pytest(machine.core_venv(core), "-m", "not slow", "tests/functional")
+        work.pytest(machine.core_venv(core), "tests/functional/test_roles.py")
     try:
         run_lab(work, "NFS3 CIFS")
     except machine.NotPossible as error:
@@ -266,7 +267,7 @@ def integration(work: Work, core: str) -> None:
     collections = tree.copy_tree(work.scratch / "tree")
     # Those of the group are all that depends on Ansible's version.
     targets = work.words or (["volume_lifecycle", "refusals"] if work.fast else [] if best else ["every_core/"])
-    if work.fast:
+    if work.fast or not best:
         (collections / tree.COLLECTION / "tests/integration/integration_config.yml").write_text(json.dumps({"test_formats": ["raw"]}))
     (work.scratch / "home").mkdir()
     with work.session.chdir(collections / tree.COLLECTION):

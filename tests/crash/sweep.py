@@ -54,16 +54,16 @@ class Extent:
     """How many points of each kind a sweep takes: all of them, or a sample."""
 
     full: bool
-    group: int = 18
-    python: int = 6
-    tool: int = 9
+    group: int = 12
+    python: int = 5
+    tool: int = 7
     orphan: int = 4
     interrupted: int = 3  # kills whose recovery is killed
     recovery: int = 4  # kills of each recovery
-    other: int = 6  # kills after which another task comes
-    power: int = 10
+    other: int = 5  # kills after which another task comes
+    power: int = 8
     dice: int = 1  # random states at each point of a power loss
-    errors: int = 20
+    errors: int = 14
 
 
 FULL = Extent(True, interrupted=12, recovery=25, dice=4)
