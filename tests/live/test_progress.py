@@ -35,8 +35,8 @@ def deletion(live: Live, path: Path, speed: str) -> list[str]:
 def live(make: Callable[..., Live]) -> Live:
     made = make("raw")
     guest = made.start()
-    for number, name in enumerate("ab"):
-        guest.write(number * MIB, MIB, number + 1)
+    for number, name in enumerate("ab", 1):
+        guest.write(0, 3 * MIB, number)
         made.snapshot(name)
     guest.write(2 * MIB, MIB, 9)
     return made
@@ -45,7 +45,7 @@ def live(make: Callable[..., Live]) -> Live:
 def test_progress_is_that_of_the_job(live: Live, tmp_path: Path, ansible_environment: dict) -> None:
     assert live.guest is not None
     with live.guest.busy():
-        done = subprocess.run(deletion(live, tmp_path, "300K"), env=ansible_environment, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(deletion(live, tmp_path, "600K"), env=ansible_environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     first, *_others, last = (line for line in done.stderr.splitlines() if "remotefs_snapshot: " in line)
     percent = LINE.match(first)
@@ -55,6 +55,23 @@ def test_progress_is_that_of_the_job(live: Live, tmp_path: Path, ansible_environ
     live.forget("a")
     live.require_right()
     live.require_nothing_left()
+
+
+def test_what_holds_no_data_does_not_count(make: Callable[..., Live], tmp_path: Path, ansible_environment: dict) -> None:
+    """The job is at the end of the disk at once, where all of the data is."""
+    live = make("raw")
+    guest = live.start()
+    guest.write(len(live.data) - MIB, MIB, 1)
+    live.snapshot("a")
+    guest.write(len(live.data) - MIB, MIB, 2)
+    live.snapshot("b")
+    with guest.busy():
+        done = subprocess.run(deletion(live, tmp_path, "150K"), env=ansible_environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [LINE.match(line) for line in done.stderr.splitlines() if "remotefs_snapshot: " in line]
+    assert found[0] and int(found[0].group(1)) < 75, done.stderr
+    live.forget("a")
+    live.require_right()
 
 
 def test_an_interrupted_playbook_leaves_the_job_to_the_next_task(live: Live, tmp_path: Path, ansible_environment: dict) -> None:

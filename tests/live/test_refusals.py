@@ -22,7 +22,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import possible
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.machine import Machine
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, InUse, StorageError, ToolFailed
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, HasNewerSnapshots, HasSnapshots, InUse, StorageError, ToolFailed
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
@@ -275,10 +275,23 @@ def test_somebody_else_took_a_snapshot(live: Live) -> None:
 def test_what_a_running_machine_cannot_have(live: Live) -> None:
     assert live.guest is not None
     where = live.where
+    for allowed in (False, True):  # a permission to drop snapshots would not help
+        assert "stop the machine" in refused(live, lambda allowed=allowed, **mode: snapshots.revert(where, "v", "a", allowed, live.options(**mode)))
+        assert "stop the machine" in refused(live, lambda allowed=allowed, **mode: volumes.ensure_absent(where, "v", allowed, live.options(**mode)))
+    live.snapshot("b")
     assert "stop the machine" in refused(live, lambda **mode: snapshots.revert(where, "v", "a", False, live.options(**mode)))
-    assert "stop the machine" in refused(live, lambda **mode: volumes.ensure_absent(where, "v", True, live.options(**mode)))
     live.guest.scribble(7)
     live.require_right()
+
+
+def test_without_the_machine_the_permission_is_what_is_missing(live: Live) -> None:
+    assert live.guest is not None
+    live.snapshot("b")
+    live.guest.quit()
+    where, gone = live.where, live.options()
+    for task in (lambda: snapshots.revert(where, "v", "a", False, gone), lambda: volumes.ensure_absent(where, "v", False, gone)):
+        with pytest.raises((HasNewerSnapshots, HasSnapshots)):
+            task()
 
 
 def test_flatten_of_a_running_clone(make: Callable[..., Live]) -> None:
@@ -546,8 +559,16 @@ def test_a_machine_that_has_a_part_of_the_base(make: Callable[..., Live]) -> Non
 # -- what is said, and what is sent ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["absent", "file", "directory", "dead"])
-def test_nobody_listens_at_the_monitor(live: Live, sockets: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    "what, reason",
+    [
+        ("absent", "No such file or directory"),
+        ("file", "that is no socket"),
+        ("directory", "that is no socket"),
+        ("dead", "the process that made the socket has ended"),
+    ],
+)
+def test_nobody_listens_at_the_monitor(live: Live, sockets: Path, what: str, reason: str) -> None:
     path = sockets / "monitor"
     if what == "file":
         path.write_text("")
@@ -557,7 +578,7 @@ def test_nobody_listens_at_the_monitor(live: Live, sockets: Path, what: str) -> 
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(path))
     for task in changes(live):
-        assert f"nobody listens at {path}" in refused(live, lambda task=task, **mode: task(attachment=str(path), **mode))
+        assert f"nobody listens at {path} ({reason})" in refused(live, lambda task=task, **mode: task(attachment=str(path), **mode))
 
 
 def test_an_ended_job_of_the_user(live: Live, tmp_path: Path) -> None:

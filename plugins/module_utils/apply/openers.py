@@ -1,11 +1,12 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which processes of this host have files open, as far as this user may see."""
+"""Which processes of this host have files open, as far as this user may see; and why nobody listens at a socket."""
 
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import contextmanager
 from typing import Iterator, Tuple
 
@@ -52,3 +53,13 @@ def kept_closed(directory: ShareDirectory, file: str) -> Iterator[None]:
     with directory.root.opened(file, write=True) as fd:
         in_use.hold(fd, file, directory.share.label)
         yield
+
+
+def nobody_at(path: str) -> str:
+    """Words for a socket at which nobody listens, with the reason as far as the file shows it."""
+    try:
+        kind = os.stat(path).st_mode
+        reason = "the process that made the socket has ended" if stat.S_ISSOCK(kind) else "that is no socket"
+    except OSError as error:
+        reason = error.strerror or "that cannot be looked at"
+    return f"nobody listens at {path} ({reason})"

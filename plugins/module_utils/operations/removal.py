@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..apply.interrupted import Interrupted
@@ -15,6 +16,7 @@ from ..plan import planner
 from ..plan.steps import Unlink
 from ..store.metadata import stale
 from ..store.volumes import chains
+from .refusals import plan_that_gives_up
 from .transaction import Outcome, carry_out, find_left, recover
 from .updating import refuse_member
 from .workspace import Workspace
@@ -47,7 +49,8 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
     if not missing:
         _refuse_foreign(volume)
         strays += stale.left_by_stale(work.directory(share), volume)
-    outcome = carry_out(work, share, planner.delete_volume(volume, cascade, strays, missing), recovered)
+    plan = plan_that_gives_up(work, share, partial(planner.delete_volume, volume, leftovers=strays, missing=missing), cascade)
+    outcome = carry_out(work, share, plan, recovered)
     work.mode.forget_groups(share, name)
     work.locks.forget_files()
     return outcome

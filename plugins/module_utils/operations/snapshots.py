@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 from ..errors import VolumeNotFound
@@ -197,6 +198,7 @@ def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: b
     check_snapshot_name(volume_name, name)
     from ..plan import planner
     from . import diffs
+    from .refusals import plan_that_gives_up
 
     if options.assume:
         from . import assumptions
@@ -210,5 +212,5 @@ def revert(candidates: Candidates, volume_name: str, name: str, discard_newer: b
         volume, recovered = recovered_volume(work, share, volume_name, dependents=True)
         if options.assume and not volume.has_snapshot(name):
             volume = assumptions.with_snapshot(volume, name, options)
-        plan = planner.revert(volume, name, discard_newer)
+        plan = plan_that_gives_up(work, share, partial(planner.revert, volume, name), discard_newer)
         return replace(carry_out(work, share, plan, recovered), content=diffs.content_goes_back(plan, name))

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Callable, ContextManager
+from typing import Callable, ContextManager, Sequence
 
 from ...errors import ChainBroken, ToolFailed
+from ...model import Image
 from ...pace import Pace
 from ...plan import intent_fields
 from ...plan.plan import CREATE_SNAPSHOT, Plan
@@ -24,6 +25,7 @@ from ..engine import Session
 from ..info_writing import write_info
 from ..machine_session import MachineSession
 from ..merges import is_taken
+from ..positions import Positions, Tell
 from .connection import ACTIVE_COMMIT, COMMIT, RUNNING, Job, Refused, Unreachable
 from .definition import Disk, Unreadable
 from .domain import VolumeDomain, told
@@ -161,7 +163,8 @@ class RunningSession(MachineSession):
             if top is None or bottom is None:
                 self.machine.refuse("libvirt has no names for its images", "shut the domain off, and run the task again")
             self._start(disk.target, top, bottom)
-            self._await(disk.target)
+            files = [self.machine.file_of(image.path, self._known) for image in disk.images[position:base]]
+            self._await(disk.target, [image for image in self.machine.volume.chain if image.file in files])
             if self._place(upper, self._disk()) is not None:
                 problem = f"the merge of {upper} into {into} has ended, and {upper} is in use still"
                 raise ToolFailed(self.machine.subject, problem, "look at QEMU's log (a full share, an image that somebody reads), and run the task again")
@@ -179,15 +182,18 @@ class RunningSession(MachineSession):
             raise
         self._begun = True
 
-    def _await(self, target: str) -> None:
-        """Wait until a merge has ended. :raises OutOfTime: it had no time, and was cancelled. :raises InUse: there is another job."""
+    def _await(self, target: str, layers: Sequence[Image] = ()) -> None:
+        """Wait until a merge has ended. :raises OutOfTime: it had no time, and was cancelled. :raises InUse: there is another job.
+
+        :param layers: the images whose data it moves, if they are known.
+        """
 
         def has_ended(job: Job | None) -> bool:
             if job is not None and job.kind != COMMIT:
                 self.machine.refuse(f"another program's job works on disk {target}", "wait until it has ended, and run the task again")
             return job is None
 
-        self._wait(target, has_ended)
+        self._wait(target, has_ended, layers)
 
     def _await_ready(self, target: str) -> None:
         """Wait until an active commit has copied all. libvirt's own numbers may say so too early."""
@@ -199,12 +205,15 @@ class RunningSession(MachineSession):
 
         self._wait(target, is_ready)
 
-    def _wait(self, target: str, is_over: Callable[[Job | None], bool]) -> None:
+    def _wait(self, target: str, is_over: Callable[[Job | None], bool], layers: Sequence[Image] = ()) -> None:
         """Look at the job on a disk until that is enough. :raises OutOfTime: it had no time, and was cancelled."""
         until, pause = self._pace.until(), _POLL
+        tell: Tell | None = self._pace.part.tell if self._pace.part is not None else None
+        if tell is not None and layers:
+            tell = Positions(self._directory, layers, tell)
         while not is_over(job := self._domain.job(target)):
-            if self._pace.part is not None and job is not None:
-                self._pace.part.tell(job.current, job.end)
+            if tell is not None and job is not None:
+                tell(job.current, job.end)
             if until is not None and time.monotonic() > until:
                 self._domain.cancel(target)
                 raise self._pace.out_of_time()

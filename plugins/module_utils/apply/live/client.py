@@ -15,15 +15,12 @@ import os
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Callable
 
 from ...errors import InUse, ToolFailed
 from ..turns import take_turn
 from . import answers
 from .answers import Strange
-
-if TYPE_CHECKING:
-    from ...progress import Part
 
 GREETING = 5.0  # seconds for all that a connection begins with
 QUESTION = 20.0  # seconds for the answer to a question
@@ -188,18 +185,19 @@ class Monitor:
         return next((one for one in self.run("query-jobs") if one["id"] == name), None)
 
     def wait_for(
-        self, name: str, *states: str, until: float | None = None, sharing: bool = False, part: Part | None = None
+        self, name: str, *states: str, until: float | None = None, sharing: bool = False, tell: Callable[[object, object], None] | None = None
     ) -> dict | None:
         """Wait until a job has one of these states. None if it vanished. A job that concluded is in no other state any more.
 
         :param until: a time of :func:`time.monotonic` after which the job is returned as it is.
-        :param sharing: if it takes longer, other tasks may use the monitor meanwhile. :param part: is told how far the job is.
+        :param sharing: if it takes longer, other tasks may use the monitor meanwhile. :param tell: is told how far the job
+            is, and where its end is.
         """
         alone = time.monotonic() + _BRISK
         while True:
             found = self.job(name)
-            if found is not None and part is not None:
-                part.tell(found.get("current-progress"), found.get("total-progress"))
+            if found is not None and tell is not None:
+                tell(found.get("current-progress"), found.get("total-progress"))
             if found is None or found["status"] in (*states, "concluded") or (until is not None and time.monotonic() > until):
                 return found
             if sharing and time.monotonic() > alone:

@@ -14,6 +14,7 @@ from ...store.files.directory import ShareDirectory
 from ..machine_engine import MachineEngine
 from ..machine_session import without_steps
 from ..merges import is_taken
+from ..openers import nobody_at
 from ..turns import take_turn
 from .client import Monitor, connect
 from .machine import Machine, told
@@ -196,7 +197,7 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Se
     if monitor is None and not directory.share.locks_visible:
         raise InUse(
             f"share {directory.share.label}",
-            f"nobody listens at {path}, and this file system cannot tell whether somebody has the images open",
+            f"{nobody_at(path)}, and this file system cannot tell whether somebody has the images open",
             "name the monitor of the machine; or make sure that no machine runs, leave attachment out and say assume_unused: true",
         )
     if monitor is None:

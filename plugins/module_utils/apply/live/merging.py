@@ -12,7 +12,7 @@ Each verb may find the work done, or its job under way, because an interrupted t
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Sequence
 
 from ...errors import ChainBroken, StorageError, ToolFailed
 from ...model import Image
@@ -20,13 +20,11 @@ from ...pace import OutOfTime, Pace
 from ...plan.steps import Commit, Pull, Repoint
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
+from ..positions import Positions, Tell
 from .client import QmpError
 from .graph import Graph, Node
 from .machine import Machine
 from .proving import Merged
-
-if TYPE_CHECKING:
-    from ...progress import Part
 
 
 class Job(NamedTuple):
@@ -158,7 +156,7 @@ class Merging:
             header = self._header(child)
             self.start(job, **arguments)
             try:
-                self.wait(job, "pending")
+                self.wait(job, "pending", layers=layers)
             except OutOfTime:  # what a pull has copied until then its file shows anyway
                 self.begun = begun or job.command != "block-stream" or self._header(child) != header
                 raise
@@ -211,12 +209,16 @@ class Merging:
             raise
         self.begun = True
 
-    def wait(self, job: Job, *states: str) -> None:
+    def wait(self, job: Job, *states: str, layers: Sequence[Image] = ()) -> None:
         """Wait until a job has one of these states. If the time is over before, it is cancelled: it changes nothing any more.
 
+        :param layers: the images whose data moves, if the job tells its position on the disk, and not bytes that have moved.
         :raises OutOfTime: it was cancelled. :raises QmpError: it has failed. :raises ToolFailed: it vanished.
         """
-        if wait(self._machine, job.name, *states, until=self._pace.until(), sharing=True, part=self._pace.part):
+        tell: Tell | None = self._pace.part.tell if self._pace.part is not None else None
+        if tell is not None and layers:
+            tell = Positions(self._directory, layers, tell)
+        if wait(self._machine, job.name, *states, until=self._pace.until(), sharing=True, tell=tell):
             return
         self._cancel(job)
         raise self._pace.out_of_time()
@@ -277,14 +279,14 @@ class Merging:
         return found[0]
 
 
-def wait(machine: Machine, name: str, *states: str, until: float | None = None, sharing: bool = False, part: Part | None = None) -> bool:
+def wait(machine: Machine, name: str, *states: str, until: float | None = None, sharing: bool = False, tell: Tell | None = None) -> bool:
     """Wait until a job has one of these states. False if it has none of them at ``until``, a time of :func:`time.monotonic`.
 
-    :param sharing: if it takes longer, other tasks may use the monitor meanwhile. :param part: is told how far the job is.
+    :param sharing: if it takes longer, other tasks may use the monitor meanwhile. :param tell: is told how far the job is.
 
     :raises QmpError: it has failed; it is dismissed. :raises ToolFailed: it vanished.
     """
-    found = machine.monitor.wait_for(name, *states, until=until, sharing=sharing, part=part)
+    found = machine.monitor.wait_for(name, *states, until=until, sharing=sharing, tell=tell)
     if found is None and name in machine.monitor.failures:
         raise QmpError(name, "GenericError", machine.monitor.failures[name])
     if found is None:

@@ -148,7 +148,9 @@ class OfflineEngine:
             then, now = resumption.attachment if resumption is not None else None, self._terms.attachment
             if then is None and now is None:
                 raise
-            problem = error.problem + (f", and nobody listens at {now.monitor}" if now is not None and now.monitor else "")
+            from ..openers import nobody_at  # late: hardly any task needs it
+
+            problem = error.problem + (f", and {nobody_at(now.monitor)}" if now is not None and now.monitor else "")
             if then is None:
                 raise InUse(error.subject, problem, "give the monitor of the machine that uses it, or stop that machine first") from error
             problem += f", and a task was interrupted that worked with {then}"
