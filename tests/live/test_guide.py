@@ -123,6 +123,31 @@ def test_the_playbook_for_a_domain(libvirtd: Libvirtd, tmp_path: Path, ansible_e
         libvirtd("undefine", "db01")
 
 
+def test_the_readme_while_a_domain_runs(libvirtd: Libvirtd, tmp_path: Path, ansible_environment: dict) -> None:
+    """The README names no domain: libvirt is asked which one has the volume. This one has no agent, so that nobody freezes it."""
+    share = tmp_path / "share"
+    share.mkdir()
+    have(share, tmp_path, ansible_environment)
+    libvirtd("define", "/dev/stdin", given=one_disk("db01", str(share / "db01"), "qcow2"))
+    guest = DomainGuest(libvirtd, "db01", bytearray(20 << 20))
+    section = (GUIDE.parents[1] / "README.md").read_text().split("## While the machine runs")[1]
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert "qemu:///system" in block
+    book = [{"hosts": "localhost", "gather_facts": False, "vars": {"vols": str(share)}, "tasks": yaml.safe_load(block.replace("qemu:///system", libvirtd.uri))}]
+    try:
+        libvirtd("start", "db01")
+        guest.scribble(1)
+        point = digest_of(guest.data)
+        assert "changed=1" in play(book, tmp_path, ansible_environment)
+        assert "changed=0" in play(book, tmp_path, ansible_environment)
+        guest.scribble(2)
+        guest.kill()
+        (active,) = share.glob("db01.nightly-*")
+        assert digest(str(active), "qcow2") == digest_of(guest.data) and digest(str(share / "db01"), "qcow2") == point
+    finally:
+        libvirtd("undefine", "db01")
+
+
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_items_that_share_a_monitor(make: Callable[..., Live], tmp_path: Path, ansible_environment: dict, parallel: int) -> None:
     """Two disks of one machine, and one of another: a monitor serves one client at a time."""
