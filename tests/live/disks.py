@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 from functools import lru_cache
 from pathlib import Path
@@ -73,6 +74,12 @@ class Disks:
             elif self.guest.process.returncode is None:
                 self.guest.end()
         self.guest = None
+
+    def give_back(self) -> None:
+        """End the machine, and remove the share and the model."""
+        self.end()
+        self.data.clear()
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, name: str, offset: int, length: int, pattern: int) -> None:
         """Write as the guest does, and flush as a careful one would."""

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -302,6 +303,15 @@ class Live:
         self.guest: Guest | None = None
         self.common: dict = {}  # options of all tasks
         self.present(size=size, format=image_format)
+
+    def give_back(self) -> None:
+        """End the machine, and remove the share and the model: a sweep makes thousands of them in one test."""
+        if self.guest is not None:
+            if self.guest.alive:
+                self.guest.kill()
+            shutil.rmtree(self.guest.directory, ignore_errors=True)
+        self.guest, self.data = None, bytearray()
+        shutil.rmtree(self.path, ignore_errors=True)
 
     # -- the machine -------------------------------------------------------------------------------------------------
 

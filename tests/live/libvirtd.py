@@ -218,3 +218,8 @@ class LiveDomain(Live):
             self.libvirtd("destroy", self.name)
         if self.name in self.libvirtd("list", "--all", "--name").split():
             self.libvirtd("undefine", self.name, "--managed-save", "--snapshots-metadata", "--checkpoints-metadata")
+
+    def give_back(self) -> None:
+        self.remove()
+        self.guest = None
+        super().give_back()

@@ -189,7 +189,7 @@ def test_killed(make_domain: Callable[..., LiveDomain], state: str) -> None:
             except Exception as error:
                 raise AssertionError(f"{operation} ({image_format}, {state}), {victim} killed {instant.what} ({instant.number}), {aftermath}") from error
             finally:
-                case.live.remove()
+                case.live.give_back()
 
 
 def test_killed_with_a_guest_that_is_frozen(
@@ -217,5 +217,5 @@ def test_killed_with_a_guest_that_is_frozen(
             except Exception as error:
                 raise AssertionError(f"{state}, {victim} killed {instant.what} ({instant.number}), {aftermath}") from error
             finally:
-                case.live.remove()
+                case.live.give_back()
                 agent.set(False)

@@ -114,8 +114,7 @@ def test_killed(make: Callable[..., Live], operation: str, image_format: str) ->
         except Exception as error:
             raise AssertionError(f"{operation} ({image_format}), {victim} killed {instant.what} ({instant.number}), {aftermath}") from error
         finally:
-            if case.live.guest is not None and case.live.guest.alive:
-                case.live.guest.kill()
+            case.live.give_back()
 
 
 @pytest.mark.parametrize("formats", [("raw", "qcow2"), ("qcow2", "raw", "qcow2")])
@@ -143,7 +142,7 @@ def test_group_killed(make_disks: Callable[..., Disks], formats: tuple[str, ...]
         except Exception as error:
             raise AssertionError(f"{formats}, {victim} killed {instant.what} ({instant.number}), {aftermath}, next task on {volume}") from error
         finally:
-            case.disks.end()
+            case.disks.give_back()
 
 
 ENDS = {"undone": ("after blockdev-add", "reattach"), "finished": ("before transaction", "reattach")}
@@ -178,7 +177,7 @@ def test_the_end_of_a_group_is_killed(make_disks: Callable[..., Disks], end: str
         except Exception as error:
             raise AssertionError(f"{end}, killed {instant.what} ({instant.number}), next task on {volume}") from error
         finally:
-            case.disks.end()
+            case.disks.give_back()
 
 
 def test_the_group_is_killed_while_the_guardian_starts(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:

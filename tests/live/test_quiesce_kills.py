@@ -78,8 +78,7 @@ def test_killed(make: Callable[..., Live], scripted: Callable[..., ScriptedAgent
         except Exception as error:
             raise AssertionError(f"{victim} killed {instant.what} ({instant.number}), {aftermath}") from error
         finally:
-            if case.live.guest is not None and case.live.guest.alive:
-                case.live.guest.kill()
+            case.live.give_back()
 
 
 @pytest.mark.parametrize("victim", ["module", "group", "guardian too"])
