@@ -45,7 +45,7 @@ def live(make: Callable[..., Live]) -> Live:
 def test_progress_is_that_of_the_job(live: Live, tmp_path: Path, ansible_environment: dict) -> None:
     assert live.guest is not None
     with live.guest.busy():
-        done = subprocess.run(deletion(live, tmp_path, "600K"), env=ansible_environment, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(deletion(live, tmp_path, "300K"), env=ansible_environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     first, *_others, last = (line for line in done.stderr.splitlines() if "remotefs_snapshot: " in line)
     percent = LINE.match(first)
@@ -66,7 +66,7 @@ def test_what_holds_no_data_does_not_count(make: Callable[..., Live], tmp_path: 
     guest.write(len(live.data) - MIB, MIB, 2)
     live.snapshot("b")
     with guest.busy():
-        done = subprocess.run(deletion(live, tmp_path, "150K"), env=ansible_environment, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(deletion(live, tmp_path, "80K"), env=ansible_environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = [LINE.match(line) for line in done.stderr.splitlines() if "remotefs_snapshot: " in line]
     assert found[0] and int(found[0].group(1)) < 75, done.stderr
