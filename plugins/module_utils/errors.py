@@ -13,7 +13,7 @@ import errno
 
 
 class StorageError(Exception):
-    """A failure with a public code.
+    """A failure with a public code. Other programs may have chosen some of its words: no control character of theirs reaches a terminal.
 
     :param subject: the object, as users call it ("volume db01 on nas1:/vols").
     :param problem: what is wrong with it.
@@ -24,15 +24,19 @@ class StorageError(Exception):
     error_code = "tool_failed"
 
     def __init__(self, subject: str, problem: str, remedy: str, details: dict | None = None) -> None:
-        super().__init__(f"{subject}: {problem}; {remedy}.")
         self.details = details or {}
-        self.subject = subject
-        self.problem = problem
-        self.remedy = remedy
+        self.subject, self.problem, self.remedy = _printable(subject), _printable(problem), _printable(remedy)
+        super().__init__(f"{self.subject}: {self.problem}; {self.remedy}.")
 
     def __reduce__(self) -> tuple:
         """How it is sent to another process: made anew from its parts."""
         return type(self), (self.subject, self.problem, self.remedy, self.details)
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text)
 
 
 class InvalidName(StorageError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import re
 import shutil
 import stat
@@ -318,3 +319,12 @@ def test_values_that_no_option_can_have(tmp_path: Path, name: str, options: dict
     found = module(name, {**share, **options})
     assert found["failed"] and found["error_code"] in ("invalid_parameter", "invalid_size"), found
     assert "traceback" not in found and len(found["msg"]) < 1000
+
+
+@pytest.mark.parametrize("kind", [errors.InUse, errors.ToolFailed, errors.NoSpace])
+def test_no_control_character_reaches_a_terminal(kind: type) -> None:
+    """Whoever chose the words: a server, a guest, somebody who named a file. Not after a copy to another process, either."""
+    error = kind("file a\x1b[2J\nb", "it says \x07\u202e\ud800", "do this\r")
+    for one in (error, pickle.loads(pickle.dumps(error))):
+        assert str(one).isprintable() and (one.subject, one.problem, one.remedy) == ("file a\\x1b[2J\\nb", "it says \\x07\\u202e\\ud800", "do this\\r")
+    assert str(kind("über", "größer", "ok")) == "über: größer; ok."

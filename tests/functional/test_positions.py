@@ -18,7 +18,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.model import Imag
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
 CLUSTER, MIB = 64 << 10, 1 << 20
-SIZE = 18 * MIB  # three L2 tables, the last one not whole
+SIZE = 1100 * MIB  # three L2 tables, the last one not whole
 
 
 def layers(path: Path, *commands: list[str], image_format: str = "qcow2") -> list[Image]:
@@ -45,9 +45,9 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(positions, "_SHORT", 0.0)
 
 
-def told(path: Path, images: list[Image], *places: tuple[object, object]) -> list[tuple[object, object]]:
+def told(path: Path, images: list[Image], *places: tuple[object, object], above: Image | None = None) -> list[tuple[object, object]]:
     found: list[tuple[object, object]] = []
-    telling = Positions(ShareDirectory(Share(str(path), str(path), "directory")), images, lambda moved, of: found.append((moved, of)))
+    telling = Positions(ShareDirectory(Share(str(path), str(path), "directory")), images, lambda moved, of: found.append((moved, of)), above)
     for position, end in places:
         telling(position, end)
     return found
@@ -74,6 +74,13 @@ def test_data_at_the_end_of_a_disk_is_not_moved_before_the_job_is_there(tmp_path
     images = layers(tmp_path, [f"write {SIZE - 8 * MIB} {8 * MIB}"])
     places = [(0, SIZE), (SIZE - 8 * MIB, SIZE), (SIZE - 2 * MIB, SIZE), (SIZE, SIZE)]
     assert told(tmp_path, images, *places) == [(0, 8 * MIB), (0, 8 * MIB), (6 * MIB, 8 * MIB), (SIZE, SIZE)]
+
+
+def test_what_the_image_above_hides_does_not_move(tmp_path: Path) -> None:
+    above, below = layers(tmp_path, ["write 0 8M"], [f"write {MIB} 6M", f"write {20 * MIB} {MIB}"])
+    places = [(MIB // 2, SIZE), (MIB, SIZE), (7 * MIB, SIZE), (30 * MIB, SIZE)]
+    assert told(tmp_path, [below], *places, above=above) == [(MIB // 2, 2 * MIB), (MIB, 2 * MIB), (MIB, 2 * MIB), (2 * MIB, 2 * MIB)]
+    assert told(tmp_path, [below], (7 * MIB, SIZE)) == [(7 * MIB, 8 * MIB)]
 
 
 @pytest.mark.parametrize("damage", ["none", "raw", "gone", "no image", "empty"])

@@ -128,6 +128,12 @@ def flags(kind: str, path: Path, image_format: str) -> list[str]:
         return ["-blockdev", json.dumps({**node, "read-only": True}), *device]
     if kind == "unlocked":  # as with libvirt's shareable disks, or with locks switched off
         return ["-blockdev", json.dumps({**node, "file": {**file, "locking": "off"}}), *device]
+    if kind == "compressing":
+        return ["-blockdev", json.dumps({"driver": "compress", "node-name": "disk0", "file": {**node, "node-name": "below"}}), *device]
+    if kind == "watched":
+        target = {"driver": "null-co", "size": SIZE, "read-zeroes": True}
+        above = {"driver": "copy-before-write", "node-name": "disk0", "file": {**node, "node-name": "below"}, "target": target}
+        return ["-blockdev", json.dumps(above), *device]
     if kind == "filter":
         group = ["-object", json.dumps({"qom-type": "throttle-group", "id": "limits"})]
         above = {"driver": "throttle", "node-name": "disk0", "throttle-group": "limits", "file": {**node, "node-name": "below"}}

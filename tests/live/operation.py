@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .guest import MIB, SIZE, Live, digest, digest_of
 
-_GONE = {"oldest": "a", "middle": "b", "newest": "c", "several": "ac", "all": "abc"}
+_GONE = {"oldest": "a", "middle": "b", "pulled": "b", "newest": "c", "several": "ac", "all": "abc"}
 
 
 class Operation:

@@ -29,7 +29,7 @@ from .instants import VICTIMS, instants, killed_at
 from .operation import Operation
 
 SAMPLE = int(os.environ.get("LIVE_SAMPLE", "4"))  # cases of each operation
-OPERATIONS = ("create", "grow", "oldest", "middle", "newest", "several", "all")
+OPERATIONS = ("create", "grow", "oldest", "middle", "pulled", "newest", "several", "all")
 
 
 class Case(Operation):
@@ -40,6 +40,8 @@ class Case(Operation):
         guest = live.start()
         for number, name in enumerate("abc"):
             guest.scribble(number)
+            if operation == "pulled" and name == "c":  # more than lies beneath it, so that less moves upwards
+                guest.write(0, 2 * MIB, 77)
             live.snapshot(name)
         guest.scribble(9)
 

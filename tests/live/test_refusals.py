@@ -22,12 +22,20 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live import possible
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.client import Monitor
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.machine import Machine
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict, HasNewerSnapshots, HasSnapshots, InUse, StorageError, ToolFailed
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import (
+    Conflict,
+    HasNewerSnapshots,
+    HasSnapshots,
+    InUse,
+    StorageError,
+    ToolFailed,
+    UnsafeImage,
+)
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
-from .guest import MIB, SIZE, Guest, Live, Qmp, digest, digest_of, qemu_version
+from .guest import CLUSTER, MIB, SIZE, Guest, Live, Qmp, digest, digest_of, qemu_version
 
 
 def refused(live: Live, task: Callable[..., object], kind: type[StorageError] = InUse, check: bool = True) -> str:
@@ -284,6 +292,17 @@ def test_what_a_running_machine_cannot_have(live: Live) -> None:
     live.require_right()
 
 
+def test_what_the_named_machine_has_nothing_to_do_with(live: Live) -> None:
+    """The words do not say that it uses the volume, and say that attachment may be left out; a copy of the present is told its way."""
+    made = updating.VolumeRequest(live.where, DesiredVolume("other", size=SIZE, format="qcow2"))
+    assert volumes.ensure_present(made, live.options(attachment=None)).changed
+    told = refused(live, lambda **mode: volumes.ensure_absent(live.where, "other", False, live.options(**mode)))
+    assert "cannot be done through a running machine" in told and "leave attachment out if none does" in told
+    clone = updating.VolumeRequest(live.where, DesiredVolume("clone"), updating.SourceRequest("v"))
+    told = refused(live, lambda **mode: volumes.ensure_present(clone, live.options(**mode)))
+    assert "take a snapshot with attachment and use that as the source" in told and "name the machine" not in told
+
+
 def test_without_the_machine_the_permission_is_what_is_missing(live: Live) -> None:
     assert live.guest is not None
     live.snapshot("b")
@@ -295,9 +314,6 @@ def test_without_the_machine_the_permission_is_what_is_missing(live: Live) -> No
 
 
 def test_flatten_of_a_running_clone(make: Callable[..., Live]) -> None:
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating
-    from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
-
     live = make("qcow2")
     live.take("a")
     source = updating.SourceRequest("v", "a", linked=True)
@@ -554,6 +570,72 @@ def test_a_machine_that_has_a_part_of_the_base(make: Callable[..., Live]) -> Non
     live.take("a")
     live.start("part")
     assert "of v, and the file on the share" in refused(live, changes(live)[2])
+
+
+# -- filters and second names -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_format, merges", [("raw", False), ("qcow2", True)])
+def test_a_machine_that_compresses(make: Callable[..., Live], image_format: str, merges: bool) -> None:
+    """On a raw image each write of the guest would fail from then on."""
+    live = make(image_format)
+    live.snapshot("a")
+    guest = live.start("compressing")
+    guest.write(0, CLUSTER, 1)
+    live.snapshot("b")
+    guest.write(CLUSTER, CLUSTER, 2)
+    for number, name in enumerate("ba", 2):  # the one whose merge leaves the guest on the base is the last one
+        if name == "b" or merges:
+            assert live.delete(name, check=True).changed and live.delete(name).changed
+            live.forget(name)
+        else:
+            assert "compresses what it writes (disk0), and v, to which it would write then, is raw" in refused(live, lambda **mode: live.delete("a", **mode))
+        guest.write(number * CLUSTER, CLUSTER, 3)  # QEMU compresses no cluster twice
+        live.require_right()
+
+
+def test_a_machine_whose_disk_is_watched(make: Callable[..., Live]) -> None:
+    """QEMU 7.2 aborts when it closes an image that a filter watches by a bitmap without a name."""
+    live = make("qcow2")
+    live.snapshot("a")
+    live.snapshot("b")
+    guest = live.start("watched")
+    guest.write(0, CLUSTER, 1)
+    for drop in (False, True):
+        assert "something in the machine watches v.b" in refused(live, lambda drop=drop, **mode: live.delete("b", drop_bitmaps=drop, **mode))
+    live.snapshot("c")
+    guest.write(CLUSTER, CLUSTER, 2)
+    assert "something in the machine watches v.b" in refused(live, lambda **mode: live.delete("c", drop_bitmaps=True, **mode))
+    live.require_right()
+
+
+@pytest.mark.parametrize("file", ["v", "v.a", "v.b", "v.c"])
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_no_task_lets_a_machine_write_to_a_file_of_two_names(make: Callable[..., Live], tmp_path: Path, image_format: str, file: str) -> None:
+    """Whatever it is: refused in check mode as in the run, or without a change to what the other name leads to."""
+    live = make(image_format)
+    guest = live.start()
+    for number, name in enumerate("abc"):
+        guest.write(number * CLUSTER, CLUSTER << number, number + 1)
+        live.snapshot(name)
+    foreign = tmp_path / "foreign"
+    os.link(live.path / file, foreign)
+    content, tried = foreign.read_bytes(), 0
+    for names in ("c", "a", "b", "ab"):
+        if not set(names) <= set(live.points):
+            continue
+        tried += 1
+        try:
+            assert live.delete(*names, check=True).changed
+        except UnsafeImage as error:
+            assert f"file {file} on" in str(error)
+            assert str(error) == refused(live, lambda names=names, **mode: live.delete(*names, **mode), UnsafeImage)
+        else:
+            live.delete(*names)
+            live.forget(*names)
+        assert foreign.read_bytes() == content or file == "v.c"  # to which the guest writes
+        live.require_right()
+    assert tried > 1 and not live.info()["pending"]
 
 
 # -- what is said, and what is sent ----------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What both engines for machines do alike: they ask one guest whether it can be frozen, for all of its disks."""
+"""What both engines for machines do alike: they ask one guest whether it can be frozen, for all of its disks, and
+read no image that is being written."""
 
 from __future__ import annotations
 
 from typing import Callable
 
+from ..errors import InUse
 from ..plan.plan import Plan
-from .engine import NEVER, REQUIRED, UNUSED, Quiesced, Terms
+from .engine import NEVER, REQUIRED, UNUSED, Engine, Quiesced, Terms
 from .merges import takes_snapshot
 from .quiescing import Freezer, Quiescing
 
@@ -46,3 +48,14 @@ class MachineEngine:
         if self._quiescing is None:
             self._quiescing = Quiescing(subject, freezer(), self._terms.quiesce == REQUIRED, self._terms.warn)
             self._quiescing.require_answer()
+
+
+def require_readable(files: Engine, file: str, check_only: bool) -> None:
+    """Check that nobody has a file open that is to be read: what a machine writes at present cannot be.
+
+    :param files: the engine that reads it. :raises InUse: somebody has it open.
+    """
+    try:
+        files.require_unused(file, check_only)
+    except InUse as error:
+        raise InUse(error.subject, error.problem, "take a snapshot with attachment and use that as the source, or stop the machine") from error

@@ -27,6 +27,16 @@ def takes_snapshot(plan: Plan) -> bool:
     return plan.operation == CREATE_SNAPSHOT and any(isinstance(step, CreateOverlay) for step in plan.steps)
 
 
+def require_own_files(plan: Plan, directory: ShareDirectory) -> None:
+    """Check that each file which the plan changes or removes is nobody else's, too. A snapshot changes none: the guest only leaves one.
+
+    :raises UnsafeImage: one has another name somewhere.
+    """
+    steps = [step for step in plan.steps if not isinstance(step, CreateOverlay)]
+    for file in sorted({file for step in steps for file in step.touches() if not file.endswith(".info")}):
+        directory.root.require_one_name(file)
+
+
 class Write(NamedTuple):
     """A merge of QEMU's into ``into``, which gets the size of the layer that is merged, in bytes."""
 

@@ -57,10 +57,11 @@ class Positions:
     the layers, or a table is too large to be read for this), positions are told as they are.
 
     :param layers: the images whose data moves, the upper ones first. None of them changes meanwhile.
+    :param above: the image that it moves to, if that rests on them: what it holds itself hides theirs, and does not move.
     """
 
-    def __init__(self, directory: ShareDirectory, layers: Sequence[Image], tell: Tell) -> None:
-        self._directory, self._layers, self._tell = directory, layers, tell
+    def __init__(self, directory: ShareDirectory, layers: Sequence[Image], tell: Tell, above: Image | None = None) -> None:
+        self._directory, self._layers, self._tell, self._above = directory, layers, tell, above
         self._begin = time.monotonic()
         self._data: Data | None = None
         self._is_read = False
@@ -79,7 +80,7 @@ class Positions:
     def _read(self) -> Data | None:
         known = {}
         try:
-            for image in self._layers:
+            for image in (*self._layers, *([self._above] if self._above is not None else [])):
                 with self._directory.root.opened(image.file) as fd:
                     header = qcow2.read_header(fd)
                     tables = qcow2.allocation(fd, header)
@@ -88,5 +89,7 @@ class Positions:
         except (StorageError, qcow2.Qcow2Error, OSError):
             return None  # it is only a figure for people: the merge itself finds what is wrong
         merged = stacked([image.file for image in reversed(self._layers)], known)
-        data = Data(merged) if merged is not None else None
-        return data if data is not None and data.total else None
+        hiding = known.get(self._above.file) if self._above is not None else None
+        if merged is not None and hiding is not None and merged.comparable(hiding):
+            merged = merged.outside(hiding)
+        return Data(merged) if merged is not None and merged.data else None

@@ -14,7 +14,7 @@ from .steps import Grow, Pull, ReplaceOverlay, Step, Truncate
 OFFLINE = "offline"  # the name of the engine for images that nobody has open
 LIBVIRT = "libvirt"  # that of the engine for images of a domain of libvirt
 QMP = "qmp"  # that of the engine for images that a machine has open, which QEMU's monitor reaches
-_STOP = "stop the machine that uses it, and run the task again"
+_STOP = "stop the machine that uses it, or leave attachment out if none does, and run the task again"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Abilities:
         """Check that this engine can carry out every step of the plan. :raises InUse: it cannot."""
         lacking = self._lacking_for(plan) or next(filter(None, map(self._lacking_for_step, plan.steps)), None)
         if lacking is not None:
-            raise InUse(f"volume {plan.volume}", f"{lacking}, and a machine uses it", _STOP)
+            raise InUse(f"volume {plan.volume}", f"{lacking}, which cannot be done through a running machine", _STOP)
 
     def _lacking_for(self, plan: Plan) -> str | None:
         if plan.after is None and plan.steps and not self.removes:

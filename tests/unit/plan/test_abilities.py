@@ -32,7 +32,7 @@ def test_what_an_engine_cannot_do(plan: planner.Plan, missing: str) -> None:
     for name in [name for _plan, name in WANTS]:
         abilities = replace(Abilities(), **{name: False})
         if name == missing:
-            with pytest.raises(InUse, match="volume v: .+, and a machine uses it; stop the machine that uses it"):
+            with pytest.raises(InUse, match="volume v: .+, which cannot be done through a running machine; stop the machine that uses it"):
                 abilities.require_for(plan)
         else:
             abilities.require_for(plan)

@@ -17,7 +17,7 @@ from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Commit, Pull, Repoint
 from ...store.files.directory import ShareDirectory
 from .. import turns
-from ..machine_engine import MachineEngine
+from ..machine_engine import MachineEngine, require_readable
 from ..machine_session import without_steps
 from ..merges import is_taken
 from . import definition
@@ -166,7 +166,7 @@ class LibvirtEngine(MachineEngine):
 
     def require_unused(self, file: str, check_only: bool) -> None:
         """See :meth:`engine.Engine.require_unused`."""
-        self._files.require_unused(file, check_only)
+        require_readable(self._files, file, check_only)
 
     def observe(self, volume: str, intent: Intent) -> ObservedState:
         """See :meth:`engine.Engine.observe`. If the domain was about to get another active image, it is asked which one it has."""

@@ -11,9 +11,9 @@ from ...errors import InUse, NeedsRecovery
 from ...plan.abilities import QMP, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
-from ..machine_engine import MachineEngine
+from ..machine_engine import MachineEngine, require_readable
 from ..machine_session import without_steps
-from ..merges import is_taken
+from ..merges import is_taken, require_own_files
 from ..openers import nobody_at
 from ..turns import take_turn
 from .client import Monitor, connect
@@ -113,7 +113,7 @@ class QmpEngine(MachineEngine):
 
     def require_unused(self, file: str, check_only: bool) -> None:
         """See :meth:`engine.Engine.require_unused`. A machine's present content cannot be read."""
-        self._files.require_unused(file, check_only)
+        require_readable(self._files, file, check_only)
 
     def observe(self, volume: str, intent: Intent) -> ObservedState:
         """See :meth:`engine.Engine.observe`. What counts is what is on the share."""
@@ -137,6 +137,7 @@ class QmpEngine(MachineEngine):
         if any(step.touches() for step in plan.steps):
             with told(machine):
                 require_possible(plan, machine, machine.require_ready(), self._terms.drop_bitmaps)
+                require_own_files(plan, self._directory)
         self._require_guest(plan, machine)
         return machine
 
@@ -168,6 +169,7 @@ class QmpEngine(MachineEngine):
                 machine.refuse(f"the machine writes to {top}, which would be removed", "stop the machine, and run the task again")
             if not creates:
                 require_harmless(plan, machine, machine.graph(), top)
+                require_own_files(plan, self._directory)
         return machine, top
 
     def _require_under_way(self, machine: Machine, top: str, new: str) -> None:

@@ -41,6 +41,7 @@ class Node:
     size: int
     cache: tuple[bool, bool]  # direct, no-flush
     bitmaps: tuple[str, ...] = ()
+    watched: bool = False  # something in QEMU watches it by a bitmap of its own
     path: str = ""
     protocol: str = ""
     direct: bool = False  # the kernel does not cache what is written to its file (O_DIRECT)
@@ -141,8 +142,8 @@ class Graph:
         for protocol in self._by_file.get((status.st_dev, status.st_ino), ()):
             name = self._format_on(protocol)
             node, file = self._nodes[name], self._nodes[protocol]
-            direct = node.cache[0] or file.cache[0]
-            found.append(Node(name, node.driver, node.read_only, node.size, node.cache, node.bitmaps, file.path, protocol, direct))
+            direct, watched = node.cache[0] or file.cache[0], node.watched or file.watched
+            found.append(Node(name, node.driver, node.read_only, node.size, node.cache, node.bitmaps, watched, file.path, protocol, direct))
         return found
 
     def _format_on(self, protocol: str) -> str:
@@ -155,6 +156,15 @@ class Graph:
             name = above[0]
             if self._nodes[name].driver in _FORMATS:
                 return name
+
+    def filters_on(self, name: str) -> list[Node]:
+        """The filters between a node and the device or the export that has it."""
+        found: list[Node] = []
+        while True:
+            above = [other for other in self._nodes_on(found[-1].name if found else name) if self._is_filter(other)]
+            if not above:
+                return found
+            found.append(self._nodes[above[0]])
 
     # -- shape -------------------------------------------------------------------------------------------------------
 
@@ -201,11 +211,12 @@ class Graph:
         return below
 
     def buried(self, name: str) -> str | None:
-        """A filter somewhere under this node and above an image. Filters of jobs do not count: they go with the job."""
+        """A filter somewhere under this node and above an image. Filters of jobs do not count: they go with the job. That of a pull is a
+        ``copy-on-read``, as users have it, too."""
         for image in self.chain(name):
             below = self._below.get(image, {}).get("backing")
             while below is not None and self._is_filter(below):
-                if self._nodes[below].driver not in _JOB_FILTERS:
+                if self._nodes[below].driver not in _JOB_FILTERS and not any(below in nodes for nodes in self._of_jobs.values()):
                     return below
                 below = self._below[below].get("backing") or self._below[below].get("file")
         return None
@@ -284,9 +295,10 @@ def _asked(monitor: Monitor) -> tuple[dict[str, Node], dict]:
 
 def _node(told: dict) -> Node:
     cache = told.get("cache", {})
-    bitmaps = tuple(one.get("name", "") for one in told.get("dirty-bitmaps", ()))
+    bitmaps = tuple(one["name"] for one in told.get("dirty-bitmaps", ()) if one.get("name"))
+    watched = any(not one.get("name") or one.get("busy") for one in told.get("dirty-bitmaps", ()))
     cached = cache.get("direct", False), cache.get("no-flush", False)
-    return Node(told["node-name"], told["drv"], told["ro"], told["image"]["virtual-size"], cached, bitmaps, _path(told["file"]))
+    return Node(told["node-name"], told["drv"], told["ro"], told["image"]["virtual-size"], cached, bitmaps, watched, _path(told["file"]))
 
 
 def _path(told: str) -> str:

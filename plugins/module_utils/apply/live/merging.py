@@ -156,7 +156,7 @@ class Merging:
             header = self._header(child)
             self.start(job, **arguments)
             try:
-                self.wait(job, "pending", layers=layers)
+                self.wait(job, "pending", layers=layers, above=machine.volume.image(file) if file == child else None)
             except OutOfTime:  # what a pull has copied until then its file shows anyway
                 self.begun = begun or job.command != "block-stream" or self._header(child) != header
                 raise
@@ -209,15 +209,16 @@ class Merging:
             raise
         self.begun = True
 
-    def wait(self, job: Job, *states: str, layers: Sequence[Image] = ()) -> None:
+    def wait(self, job: Job, *states: str, layers: Sequence[Image] = (), above: Image | None = None) -> None:
         """Wait until a job has one of these states. If the time is over before, it is cancelled: it changes nothing any more.
 
-        :param layers: the images whose data moves, if the job tells its position on the disk, and not bytes that have moved.
+        :param layers: the images whose data moves, if the job tells its position on the disk, and not bytes that have moved. :param above: see
+            :class:`Positions`.
         :raises OutOfTime: it was cancelled. :raises QmpError: it has failed. :raises ToolFailed: it vanished.
         """
         tell: Tell | None = self._pace.part.tell if self._pace.part is not None else None
         if tell is not None and layers:
-            tell = Positions(self._directory, layers, tell)
+            tell = Positions(self._directory, layers, tell, above)
         if wait(self._machine, job.name, *states, until=self._pace.until(), sharing=True, tell=tell):
             return
         self._cancel(job)

@@ -9,7 +9,7 @@ import os
 from typing import Iterable
 
 from ...errors import Conflict
-from ...model import listed
+from ...model import Image, listed
 from ...plan.plan import Plan
 from ...plan.steps import CreateOverlay, Grow, Pull, Repoint
 from ..merges import ALIGNMENT, Write, has_tail, merged, switches, writes
@@ -56,8 +56,10 @@ def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> No
         machine.refuse("its files would be merged, and what has them open (qemu-storage-daemon) has no command that makes data durable", _STOP)
     machine.require_alone(graph, top, files)
     _require_no_buried_filter(machine, graph, top)
-    if switches(plan, top):
+    _require_not_watched(machine, graph, files)
+    if switches(plan, top) and plan.after is not None:
         _require_not_exported(machine, graph, top)
+        _require_not_compressed(machine, graph, top, plan.after.active)
     _require_aligned(machine, graph, writes(plan, machine.volume, top))
     for file in files:
         _require_whole(machine, graph, file)
@@ -78,6 +80,22 @@ def _require_not_exported(machine: Machine, graph: Graph, top: str) -> None:
     exports = monitor.run("query-block-exports") if "query-block-exports" in monitor.commands else ()
     if any(one["node-name"] in chain for one in exports):
         machine.refuse("the machine exports its disk (block-export), and clients could write while the newest snapshot is merged", "end the export first")
+
+
+def _require_not_watched(machine: Machine, graph: Graph, files: Iterable[str]) -> None:
+    """A ``copy-before-write`` of the user watches an image by a bitmap without a name. QEMU 7.2 aborts when it closes such an image. A job that
+    is under way has such bitmaps, too, and is one of ours here."""
+    nodes = {file: machine.images(graph, file) for file in dict.fromkeys(files)}
+    found = [file for file in nodes if any(node.watched for node in nodes[file])]
+    if found and not graph.jobs_on({node.name for file in found for node in nodes[file]}):
+        machine.refuse(f"something in the machine watches {listed(found)} (a backup, a copy-before-write filter)", "end that first")
+
+
+def _require_not_compressed(machine: Machine, graph: Graph, top: str, new: Image) -> None:
+    """What a ``compress`` filter writes only qcow2 takes. On a raw image each of the guest's writes would fail."""
+    found = [node.name for node in graph.filters_on(machine.node(graph, top).name) if node.driver == "compress"]
+    if found and new.format != "qcow2":
+        machine.refuse(f"the machine compresses what it writes ({listed(found)}), and {new.file}, to which it would write then, is {new.format}", _STOP)
 
 
 def _require_whole(machine: Machine, graph: Graph, file: str) -> None:

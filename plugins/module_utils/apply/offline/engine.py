@@ -99,6 +99,7 @@ class OfflineEngine:
         chain = plan.before.files if plan.before else ()
         with self._naming_the_machine():
             for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
+                self._directory.root.require_one_name(file)
                 guards.check_unused(self._directory, file, self._terms.assume_unused)
             guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 

@@ -125,12 +125,18 @@ class Directory(Names):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error  # the file went away; its name may lead to another
         if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink > 1):
             os.close(fd)
-            raise UnsafeImage(
-                self.subject(name),
-                "it has another name somewhere (a hard link), so writing it could change a foreign file",
-                "copy the file and remove the link",
-            )
+            raise self._several_names(name)
         return fd, status
+
+    def require_one_name(self, name: str) -> None:
+        """Check that a file may be written, if it exists. :raises UnsafeImage: it is a link or a device, or has several names (hard links)."""
+        status = self.status(name)
+        if status is not None and status.st_nlink > 1:
+            raise self._several_names(name)
+
+    def _several_names(self, name: str) -> UnsafeImage:
+        problem = "it has another name somewhere (a hard link), so writing it could change a foreign file"
+        return UnsafeImage(self.subject(name), problem, "copy the file and remove the link")
 
     @contextmanager
     def opened(self, name: str, write: bool = False) -> Iterator[int]:
