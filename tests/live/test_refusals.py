@@ -609,6 +609,33 @@ def test_a_machine_whose_disk_is_watched(make: Callable[..., Live]) -> None:
     live.require_right()
 
 
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_an_image_whose_counts_are_of_an_earlier_time(make: Callable[..., Live], name: str) -> None:
+    """A machine with lazy refcounts died. QEMU does not mend that in an image that it has as a backing file, and would overwrite data. To
+    delete a wants a pull into that image, to delete b a commit, and to delete c leaves it alone."""
+    live = make("qcow2")
+    live.snapshot("a")
+    words = [word for number in range(3) for word in ("-c", f"write -P {number + 1} {number * MIB} {MIB // 2}")]
+    file = f"driver=qcow2,lazy-refcounts=on,file.filename={live.path}/v.a"
+    subprocess.run(["qemu-io", "--image-opts", *words, "-c", "flush", "-c", "abort", file], check=False, capture_output=True)
+    for number in range(3):
+        live.data[number * MIB : number * MIB + MIB // 2] = bytes([number + 1]) * (MIB // 2)
+    live.snapshot("b")
+    guest = live.start()
+    guest.write(3 * MIB, CLUSTER, 7)
+    live.snapshot("c")
+    guest.write(3 * MIB + CLUSTER, CLUSTER, 8)
+    if name == "c":
+        assert live.delete("c", check=True).changed and live.delete("c").changed
+        live.forget("c")
+        assert "reference counts" in refused(live, lambda **mode: live.delete("b", **mode), UnsafeImage)  # the guest would come to it now
+    else:
+        assert "file v.a on" in refused(live, lambda **mode: live.delete(name, **mode), UnsafeImage)
+    live.snapshot("d")
+    guest.write(0, CLUSTER, 9)
+    live.require_right()
+
+
 @pytest.mark.parametrize("file", ["v", "v.a", "v.b", "v.c"])
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_no_task_lets_a_machine_write_to_a_file_of_two_names(make: Callable[..., Live], tmp_path: Path, image_format: str, file: str) -> None:

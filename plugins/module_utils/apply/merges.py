@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..errors import UnsafeImage
 from ..model import Volume
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..plan.steps import Commit, CreateOverlay, Pull, Repoint, Unlink
@@ -35,6 +36,26 @@ def require_own_files(plan: Plan, directory: ShareDirectory) -> None:
     steps = [step for step in plan.steps if not isinstance(step, CreateOverlay)]
     for file in sorted({file for step in steps for file in step.touches() if not file.endswith(".info")}):
         directory.root.require_one_name(file)
+
+
+def require_settled(directory: ShareDirectory, file: str) -> None:
+    """Before a merge writes into an image that QEMU or qemu-img opens below others.
+
+    A machine that dies may leave an image with lazy refcounts marked as dirty: its counts are of an earlier time. QEMU mends that when it
+    opens an image for writing, but not when it begins to write to one that it has opened as a backing file. There it takes clusters
+    for free which hold data.
+
+    :raises UnsafeImage: the image is so.
+    """
+    if directory.root.status(file) is None:
+        return
+    with directory.root.opened(file) as fd:
+        if qcow2.has_magic(fd) and qcow2.read_header(fd).dirty:
+            raise UnsafeImage(
+                directory.root.subject(file),
+                "its reference counts are out of date since a machine died (lazy refcounts), and a merge into it would overwrite data",
+                "stop the machine, repair the file with qemu-img check -r all, and run the task again",
+            )
 
 
 class Write(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ...plan.plan import Plan
 from ...plan.steps import CreateOverlay, Grow, Repoint
 from ...store import qcow2
-from ..merges import ALIGNMENT, has_tail, require_own_files, writes
+from ..merges import ALIGNMENT, has_tail, require_own_files, require_settled, writes
 from .definition import Disk
 from .domain import VolumeDomain
 
@@ -27,6 +27,9 @@ def require_possible(plan: Plan, machine: VolumeDomain, disk: Disk, top: str) ->
             _require_no_healing(machine, step)
     for write in writes(plan, machine.volume, top):
         _require_committable(machine, disk, write.into, write.size)
+        is_begun = disk.mirror is not None or machine.domain.job(disk.target) is not None
+        if machine.volume.image(write.into).format == "qcow2" and not is_begun:
+            require_settled(machine.directory, write.into)
     require_own_files(plan, machine.directory)
 
 

@@ -12,7 +12,7 @@ from ...errors import Conflict
 from ...model import Image, listed
 from ...plan.plan import Plan
 from ...plan.steps import CreateOverlay, Grow, Pull, Repoint
-from ..merges import ALIGNMENT, Write, has_tail, merged, switches, writes
+from ..merges import ALIGNMENT, Write, has_tail, merged, require_settled, switches, writes
 from .graph import Graph, Node
 from .machine import Machine
 from .rights import may_write
@@ -57,6 +57,7 @@ def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> No
     machine.require_alone(graph, top, files)
     _require_no_buried_filter(machine, graph, top)
     _require_not_watched(machine, graph, files)
+    _require_settled(plan, machine, graph, top)
     if switches(plan, top) and plan.after is not None:
         _require_not_exported(machine, graph, top)
         _require_not_compressed(machine, graph, top, plan.after.active)
@@ -89,6 +90,16 @@ def _require_not_watched(machine: Machine, graph: Graph, files: Iterable[str]) -
     found = [file for file in nodes if any(node.watched for node in nodes[file])]
     if found and not graph.jobs_on({node.name for file in found for node in nodes[file]}):
         machine.refuse(f"something in the machine watches {listed(found)} (a backup, a copy-before-write filter)", "end that first")
+
+
+def _require_settled(plan: Plan, machine: Machine, graph: Graph, top: str) -> None:
+    """The image that the guest writes to was mended when it was opened. A job of ours that is under way began on one that was in order."""
+    written = [write.into for write in writes(plan, machine.volume, top)] + [step.file for step in plan.steps if isinstance(step, Pull)]
+    formats = {image.file: image.format for image in machine.volume.chain}
+    for file in dict.fromkeys(written):
+        names = {node.name for node in machine.images(graph, file)}
+        if file != top and formats.get(file) == "qcow2" and not graph.jobs_on(names):
+            require_settled(machine.directory, file)
 
 
 def _require_not_compressed(machine: Machine, graph: Graph, top: str, new: Image) -> None:

@@ -37,6 +37,7 @@ from ...store.volumes import chains
 from ...store.volumes.look import Look
 from ...store.volumes.raw_disks import mark_of
 from ..engine import CopySource, Terms
+from ..merges import require_settled
 from . import allocate, copying, growing, making_room, moving, qemu_img
 from .guard import Guard, LockBytesReleased
 
@@ -368,9 +369,11 @@ class OfflineSession:
             return
         self._require_whole(self._directory, images)
         into = next(image for image in images if image.file == step.into)
-        if into.format == "qcow2" and into.size < images[0].size:
-            with self._directory.root.opened(step.into, write=True) as fd:
-                self._codec(step.into, lambda: qcow2.clear_tail(fd))
+        if into.format == "qcow2":
+            require_settled(self._directory, step.into)
+            if into.size < images[0].size:
+                with self._directory.root.opened(step.into, write=True) as fd:
+                    self._codec(step.into, lambda: qcow2.clear_tail(fd))
         with LockBytesReleased(self._guard, images), qemu_img.OpenedChain(self._directory, images, [step.file, step.into], pace=self._pace) as chain:
             qemu_img.commit(chain, step.file, step.into, self._locks)
 
