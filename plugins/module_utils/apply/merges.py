@@ -47,15 +47,19 @@ def require_settled(directory: ShareDirectory, file: str) -> None:
 
     :raises UnsafeImage: the image is so.
     """
-    if directory.root.status(file) is None:
-        return
-    with directory.root.opened(file) as fd:
-        if qcow2.has_magic(fd) and qcow2.read_header(fd).dirty:
-            raise UnsafeImage(
-                directory.root.subject(file),
-                "its reference counts are out of date since a machine died (lazy refcounts), and a merge into it would overwrite data",
-                "stop the machine, repair the file with qemu-img check -r all, and run the task again",
-            )
+    if directory.root.status(file) is not None:
+        with directory.root.opened(file) as fd:
+            require_settled_image(directory, file, fd)
+
+
+def require_settled_image(directory: ShareDirectory, file: str, fd: int) -> None:
+    """:func:`require_settled` for an image that is opened."""
+    if qcow2.has_magic(fd) and qcow2.read_header(fd).dirty:
+        raise UnsafeImage(
+            directory.root.subject(file),
+            "its reference counts are out of date since a machine died (lazy refcounts), and a merge into it would overwrite data",
+            "stop the machine, repair the file with qemu-img check -r all, and run the task again",
+        )
 
 
 class Write(NamedTuple):

@@ -116,7 +116,7 @@ def require_single_owners(directory: ShareDirectory, plan: Plan, is_attached: bo
     :param is_attached: a machine may have them open. While it writes to the active image, the tables on disk are of several instants.
     :raises UnsafeImage: a cluster of one has two uses, so that a merge would change what it does not write.
     """
-    from ..apply.merges import require_settled
+    from ..apply.merges import require_settled_image
     from ..plan.steps import Commit, Pull
 
     written = [step.into if isinstance(step, Commit) else step.file for step in plan.steps if isinstance(step, (Commit, Pull))]
@@ -127,9 +127,9 @@ def require_single_owners(directory: ShareDirectory, plan: Plan, is_attached: bo
             continue
         if known.get(file) != "qcow2" or directory.root.status(file) is None:
             continue
-        if any(isinstance(step, Commit) and step.into == file for step in plan.steps):
-            require_settled(directory, file)
         with directory.root.opened(file) as fd:
+            if any(isinstance(step, Commit) and step.into == file for step in plan.steps):
+                require_settled_image(directory, file, fd)
             try:
                 qcow2.require_single_owners(fd)
             except qcow2.Qcow2Error as error:
