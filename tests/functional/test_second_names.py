@@ -64,3 +64,17 @@ def test_no_task_writes_to_a_file_of_two_names(tmp_path: Path, name: str, file: 
             assert store.state() == before
     assert len(refused) in (0, 2) and len(set(refused)) < 2, "check mode foretells something else"
     assert hashlib.sha256(foreign.read_bytes()).digest() == content
+
+
+@pytest.mark.parametrize("name", ["take", "grow", "delete s3", "remove"])
+def test_a_name_that_a_killed_task_left_does_not_count(tmp_path: Path, name: str) -> None:
+    """It had given a new file its final name, and not taken the temporary one away. Check mode foretells what the run does: both go on."""
+    (tmp_path / "share").mkdir()
+    store = Store(tmp_path / "share")
+    store.present(size=8 * MIB)
+    for snapshot in ("s1", "s2", "s3"):
+        store.snapshot(snapshot)
+    left = store.path / ".remotefs" / "tmp" / "vol~0123456789ab"
+    os.link(store.path / "vol.s3", left)
+    assert TASKS[name](store, True).changed and left.exists()  # type: ignore[attr-defined]
+    assert TASKS[name](store, False).changed and not left.exists()  # type: ignore[attr-defined]

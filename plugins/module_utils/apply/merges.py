@@ -13,6 +13,7 @@ from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..plan.steps import Commit, CreateOverlay, Pull, Repoint, Unlink
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
+from ..store.files.second_names import require_one_name
 from ..store.qcow2.clusters import Unsuited
 
 ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
@@ -34,8 +35,7 @@ def require_own_files(plan: Plan, directory: ShareDirectory) -> None:
     :raises UnsafeImage: one has another name somewhere.
     """
     steps = [step for step in plan.steps if not isinstance(step, CreateOverlay)]
-    for file in sorted({file for step in steps for file in step.touches() if not file.endswith(".info")}):
-        directory.root.require_one_name(file)
+    require_one_name(directory, plan.volume, sorted({file for step in steps for file in step.touches() if not file.endswith(".info")}))
 
 
 def require_settled(directory: ShareDirectory, file: str) -> None:

@@ -17,6 +17,7 @@ from ...plan.plan import Plan
 from ...plan.resumption import ObservedFile
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
+from ...store.files.second_names import require_one_name
 from ...store.metadata import info_file
 from ..engine import UNUSED, Quiesced
 from . import guard as guards
@@ -98,8 +99,9 @@ class OfflineEngine:
         """See :meth:`engine.Engine.predict`. What is there can be asked, and what is only predicted nobody has open."""
         chain = plan.before.files if plan.before else ()
         with self._naming_the_machine():
-            for file in sorted({file for step in plan.steps for file in step.touches()} & set(chain)):
-                self._directory.root.require_one_name(file)
+            touched = sorted({file for step in plan.steps for file in step.touches()} & set(chain))
+            require_one_name(self._directory, plan.volume, touched)
+            for file in touched:
                 guards.check_unused(self._directory, file, self._terms.assume_unused)
             guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 

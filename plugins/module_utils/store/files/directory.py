@@ -38,6 +38,7 @@ _WRITING = _READING | os.O_RDWR
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _WAITING_ALONE = Waiting()
 _TEMPORARY_MARK = "~"  # not allowed in names, so no volume's file can look like a temporary one
+SEVERAL_NAMES = "it has another name somewhere (a hard link), so writing it could change a foreign file", "copy the file and remove the link"
 
 
 def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
@@ -125,18 +126,8 @@ class Directory(Names):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error  # the file went away; its name may lead to another
         if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink > 1):
             os.close(fd)
-            raise self._several_names(name)
+            raise UnsafeImage(self.subject(name), *SEVERAL_NAMES)
         return fd, status
-
-    def require_one_name(self, name: str) -> None:
-        """Check that a file may be written, if it exists. :raises UnsafeImage: it is a link or a device, or has several names (hard links)."""
-        status = self.status(name)
-        if status is not None and status.st_nlink > 1:
-            raise self._several_names(name)
-
-    def _several_names(self, name: str) -> UnsafeImage:
-        problem = "it has another name somewhere (a hard link), so writing it could change a foreign file"
-        return UnsafeImage(self.subject(name), problem, "copy the file and remove the link")
 
     @contextmanager
     def opened(self, name: str, write: bool = False) -> Iterator[int]:
