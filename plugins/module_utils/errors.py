@@ -25,7 +25,7 @@ class StorageError(Exception):
 
     def __init__(self, subject: str, problem: str, remedy: str, details: dict | None = None) -> None:
         self.details = details or {}
-        self.subject, self.problem, self.remedy = _printable(subject), _printable(problem), _printable(remedy)
+        self.subject, self.problem, self.remedy = printable(subject), printable(problem), printable(remedy)
         super().__init__(f"{self.subject}: {self.problem}; {self.remedy}.")
 
     def __reduce__(self) -> tuple:
@@ -33,7 +33,8 @@ class StorageError(Exception):
         return type(self), (self.subject, self.problem, self.remedy, self.details)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text without control characters: they are escaped."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text)

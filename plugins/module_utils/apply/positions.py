@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Callable, Sequence
+from typing import TYPE_CHECKING, Callable, Sequence
 
 from ..errors import StorageError
 from ..model import Image
@@ -20,8 +20,21 @@ from ..plan.cost import Allocation, stacked
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
 
+if TYPE_CHECKING:
+    from ..progress import Part
+
 Tell = Callable[[object, object], None]  # is told what has been done, of how much
 _SHORT = 1.0  # seconds after which a merge is long enough to read its tables for this
+
+
+def telling(directory: ShareDirectory, part: Part | None, layers: Sequence[Image], above: Image | None = None) -> Tell | None:
+    """Who is told how far a job is; None if nobody watches.
+
+    :param layers: as of :class:`Positions`. Without any, the job tells bytes that have moved. :param above: as there.
+    """
+    if part is None:
+        return None
+    return Positions(directory, layers, part.tell, above) if layers else part.tell
 
 
 class Data:

@@ -27,10 +27,14 @@ def require_possible(plan: Plan, machine: VolumeDomain, disk: Disk, top: str) ->
             _require_no_healing(machine, step)
     for write in writes(plan, machine.volume, top):
         _require_committable(machine, disk, write.into, write.size)
-        is_begun = disk.mirror is not None or machine.domain.job(disk.target) is not None
-        if machine.volume.image(write.into).format == "qcow2" and not is_begun:
+        if machine.volume.image(write.into).format == "qcow2" and not _is_begun(machine, disk):
             require_settled(machine.directory, write.into)
     require_own_files(plan, machine.directory)
+
+
+def _is_begun(machine: VolumeDomain, disk: Disk) -> bool:
+    """Whether an interrupted task's merge is under way. It began on an image that was in order."""
+    return disk.mirror is not None or machine.domain.job(disk.target) is not None
 
 
 def _require_size(machine: VolumeDomain, disk: Disk) -> None:

@@ -25,7 +25,7 @@ from ..engine import Session
 from ..info_writing import write_info
 from ..machine_session import MachineSession
 from ..merges import is_taken
-from ..positions import Positions, Tell
+from ..positions import telling
 from .connection import ACTIVE_COMMIT, COMMIT, RUNNING, Job, Refused, Unreachable
 from .definition import Disk, Unreadable
 from .domain import VolumeDomain, told
@@ -207,10 +207,7 @@ class RunningSession(MachineSession):
 
     def _wait(self, target: str, is_over: Callable[[Job | None], bool], layers: Sequence[Image] = ()) -> None:
         """Look at the job on a disk until that is enough. :raises OutOfTime: it had no time, and was cancelled."""
-        until, pause = self._pace.until(), _POLL
-        tell: Tell | None = self._pace.part.tell if self._pace.part is not None else None
-        if tell is not None and layers:
-            tell = Positions(self._directory, layers, tell)
+        until, pause, tell = self._pace.until(), _POLL, telling(self._directory, self._pace.part, layers)
         while not is_over(job := self._domain.job(target)):
             if tell is not None and job is not None:
                 tell(job.current, job.end)

@@ -15,12 +15,15 @@ import os
 import socket
 import struct
 import time
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InUse, ToolFailed
 from ..turns import take_turn
 from . import answers
 from .answers import Strange
+
+if TYPE_CHECKING:
+    from ..positions import Tell
 
 GREETING = 5.0  # seconds for all that a connection begins with
 QUESTION = 20.0  # seconds for the answer to a question
@@ -185,7 +188,7 @@ class Monitor:
         return next((one for one in self.run("query-jobs") if one["id"] == name), None)
 
     def wait_for(
-        self, name: str, *states: str, until: float | None = None, sharing: bool = False, tell: Callable[[object, object], None] | None = None
+        self, name: str, *states: str, until: float | None = None, sharing: bool = False, tell: Tell | None = None
     ) -> dict | None:
         """Wait until a job has one of these states. None if it vanished. A job that concluded is in no other state any more.
 

@@ -161,20 +161,17 @@ class Graph:
         """The filters between a node and the device or the export that has it."""
         found: list[Node] = []
         while True:
-            above = [other for other in self._nodes_on(found[-1].name if found else name) if self._is_filter(other)]
+            above = [other for other in self._nodes_on(name) if self._is_filter(other)]
             if not above:
                 return found
-            found.append(self._nodes[above[0]])
+            name = above[0]
+            found.append(self._nodes[name])
 
     # -- shape -------------------------------------------------------------------------------------------------------
 
     def root_of(self, name: str) -> str:
         """The topmost node above this one through filters: what the device or the export has."""
-        while True:
-            filters = [other for other in self._nodes_on(name) if self._is_filter(other)]
-            if not filters:
-                return name
-            name = filters[0]
+        return ([name] + [node.name for node in self.filters_on(name)])[-1]
 
     def overlay_on(self, name: str) -> str | None:
         """The node of the overlay that rests on this one; None where the guest writes to this one itself. A chain that nobody uses any

@@ -20,7 +20,7 @@ from ...pace import OutOfTime, Pace
 from ...plan.steps import Commit, Pull, Repoint
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
-from ..positions import Positions, Tell
+from ..positions import Tell, telling
 from .client import QmpError
 from .graph import Graph, Node
 from .machine import Machine
@@ -213,12 +213,10 @@ class Merging:
         """Wait until a job has one of these states. If the time is over before, it is cancelled: it changes nothing any more.
 
         :param layers: the images whose data moves, if the job tells its position on the disk, and not bytes that have moved. :param above: see
-            :class:`Positions`.
+            :func:`positions.telling`.
         :raises OutOfTime: it was cancelled. :raises QmpError: it has failed. :raises ToolFailed: it vanished.
         """
-        tell: Tell | None = self._pace.part.tell if self._pace.part is not None else None
-        if tell is not None and layers:
-            tell = Positions(self._directory, layers, tell, above)
+        tell = telling(self._directory, self._pace.part, layers, above)
         if wait(self._machine, job.name, *states, until=self._pace.until(), sharing=True, tell=tell):
             return
         self._cancel(job)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import bisect
 import os
 
+from ...errors import printable
+
 
 class Names:
     """The names in the directory that ``fd`` has open."""
@@ -57,5 +59,4 @@ class Names:
 
 def shown(file: str) -> str:
     """A file's name in printable characters, for messages and results. Other bytes and characters are escaped."""
-    text = os.fsencode(file).decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text)
+    return printable(os.fsencode(file).decode("utf-8", "backslashreplace"))
