@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -229,19 +230,43 @@ def test_a_file_costs_one_open_one_look_and_one_read(tmp_path: Path, monkeypatch
 
 
 def _steps(action: Callable[[], object]) -> int:
-    """How many functions Python enters: a measure that no other load disturbs."""
+    """How many functions Python enters: a measure that no other load disturbs, nor what earlier tests left to the garbage collector."""
     counted = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:
         nonlocal counted
         counted += event in ("call", "c_call")
 
+    gc.collect()
+    gc.disable()
     sys.setprofile(count)
     try:
         action()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return counted
+
+
+class _Left:
+    """What goes only when the garbage collector comes by, and then enters functions."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        for _number in range(100):
+            len(())
+
+
+def test_what_others_left_to_the_garbage_collector_is_not_counted() -> None:
+    def action() -> list:
+        return [[number] for number in range(100_000)]  # the collector comes by on its own
+
+    alone = _steps(action)
+    for _number in range(10):
+        _Left()
+    assert _steps(action) == alone
 
 
 # name of the n-th stranger: no record says anything of them, as on a share that was filled by hand
