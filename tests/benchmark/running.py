@@ -66,6 +66,7 @@ def machine(scratch: Path, data: int) -> Iterator[Any]:
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 3 {_SIZE // 2} {2 * data}", str(share / "v")], check=True, capture_output=True)
     live.take("first")
     guest = live.start()
+    live.data = guest.data = bytearray()  # the model of the disk: a task's process is not that large, and a guardian is a copy of it
     try:
         for start in range(0, data, 16 * MIB):
             write(guest, start, 16 * MIB)
@@ -168,13 +169,14 @@ def bare_merge(live: Any, top: str, base: str, active: bool, whole: bool) -> Non
     nodes = {os.path.basename(one["file"]): one["node-name"] for one in qmp("query-named-block-nodes", flat=True) if one["drv"] == "qcow2"}
     device = next(one["inserted"]["node-name"] for one in qmp("query-block") if one.get("inserted"))
     qmp("block-commit", job_id="j", device=device, top_node=nodes[top], base_node=nodes[base])
+    told = False
     while True:
         jobs = qmp("query-block-jobs")
         if not jobs:
             break
-        if active and jobs[0]["ready"]:
+        if active and jobs[0]["ready"] and not told:
             qmp("block-job-complete", device="j")
-            active = False
+            told = True
         time.sleep(0.002)
     if whole:
         with open(live.path / base, "rb") as file:

@@ -16,16 +16,10 @@ from ..store.locks import in_use
 Key = Tuple[int, int]  # device and inode of a file
 
 
-def opened_by(pid: int) -> Iterator[tuple[Key, bool]]:
-    """The files that a process has open: (device and inode, whether it may write). :raises OSError: this process may not see them."""
-    directory = f"/proc/{pid}/fd"
-    for number in os.listdir(directory):
-        try:
-            status = os.stat(f"{directory}/{number}")
-            mode = os.lstat(f"{directory}/{number}").st_mode  # of a link under /proc its bits say how the file was opened
-        except OSError:
-            continue  # closed meanwhile
-        yield (status.st_dev, status.st_ino), bool(mode & 0o200)
+def opened_by(pid: int) -> set[Key]:
+    """The files that a process has open. :raises OSError: this process may not see them."""
+    with _descriptors(pid) as folder:
+        return {key for key, _number in _files(folder)}
 
 
 def other_users(pid: int, keys: set[Key], writing: bool) -> dict[Key, int]:
@@ -38,10 +32,38 @@ def other_users(pid: int, keys: set[Key], writing: bool) -> dict[Key, int]:
         if not entry.isdigit() or int(entry) in (pid, os.getpid()):
             continue
         try:
-            found.update({key: int(entry) for key, writes in opened_by(int(entry)) if key in keys and (writes or not writing)})
+            with _descriptors(int(entry)) as folder:
+                found.update({key: int(entry) for key, number in _files(folder) if key in keys and (not writing or _may_write(folder, number))})
         except OSError:
             continue
     return found
+
+
+@contextmanager
+def _descriptors(pid: int) -> Iterator[int]:
+    """The folder of what a process has open. Opened once, because each way from the root to it costs as much as a look at a file."""
+    folder = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _files(folder: int) -> Iterator[tuple[Key, str]]:
+    """What is open, and by which descriptor."""
+    for number in os.listdir(folder):
+        try:
+            status = os.stat(number, dir_fd=folder)
+        except OSError:
+            continue  # closed meanwhile
+        yield (status.st_dev, status.st_ino), number
+
+
+def _may_write(folder: int, number: str) -> bool:
+    try:
+        return bool(os.lstat(number, dir_fd=folder).st_mode & 0o200)  # of a link under /proc its bits say how the file was opened
+    except OSError:
+        return False  # closed meanwhile
 
 
 @contextmanager

@@ -56,12 +56,15 @@ class Graph:
     """The graph as it is at one instant.
 
     :param without: names of jobs that have ended. What they still hold does not count.
+    :param before: an earlier graph. If it has the same nodes, they are taken from it, and QEMU is asked for the edges only: it needs long
+        to describe the nodes of a long chain.
     :raises InUse: this process may not see which files QEMU has open. :raises QmpError, Lost, Strange: see :meth:`Monitor.run`.
     """
 
-    def __init__(self, monitor: Monitor, without: Collection[str] = ()) -> None:
+    def __init__(self, monitor: Monitor, without: Collection[str] = (), before: Graph | None = None) -> None:
         self._pid = monitor.pid
-        self._nodes, graph = _asked(monitor)
+        told = _edges_only(monitor, before._nodes) if before is not None else None
+        self._nodes, graph = told or _asked(monitor)
         names = {one["id"]: (one["type"], one["name"]) for one in graph["nodes"]}
         self._above: dict[str, list[tuple[str, str, str]]] = {}  # of a node: (type, name, kind of edge) of what is on it
         self._below: dict[str, dict[str, str]] = {}  # of a node: kind of edge → node under it
@@ -76,7 +79,7 @@ class Graph:
             elif kind == _NODE:
                 self._below.setdefault(above, {})[edge["name"]] = below
         self._require_no_circle()
-        self._by_file = self._files()
+        self._by_file = before._by_file if before is not None and told is not None else self._files()
 
     def _require_no_circle(self) -> None:
         """:raises Strange: a node is above itself."""
@@ -125,7 +128,7 @@ class Graph:
 
     def _opened(self) -> set[Key]:
         try:
-            return {key for key, _writes in opened_by(self._pid)}
+            return opened_by(self._pid)
         except OSError as error:
             raise self._hidden() from error
 
@@ -283,11 +286,24 @@ def _asked(monitor: Monitor) -> tuple[dict[str, Node], dict]:
     for _attempt in range(_ATTEMPTS):
         nodes = {node.name: node for node in map(_node, monitor.run("query-named-block-nodes", flat=True))}
         graph = monitor.run("x-debug-query-block-graph")
-        known = {one["id"] for one in graph["nodes"]}
-        named = {one["id"]: one["name"] for one in graph["nodes"] if one["type"] == _NODE}
-        if set(named.values()) <= set(nodes) and all(edge["parent"] in known and edge["child"] in named for edge in graph["edges"]):
+        named = _named(graph)
+        if named is not None and named <= set(nodes):
             return nodes, graph
     raise Strange("its block graph names nodes that it does not have")
+
+
+def _edges_only(monitor: Monitor, nodes: dict[str, Node]) -> tuple[dict[str, Node], dict] | None:
+    """These nodes, and the graph as it is now. None if it has others."""
+    graph = monitor.run("x-debug-query-block-graph")
+    return (nodes, graph) if _named(graph) == set(nodes) else None
+
+
+def _named(graph: dict) -> set[str] | None:
+    """The names of its nodes. None if an edge leads to what it does not have."""
+    known = {one["id"] for one in graph["nodes"]}
+    named = {one["id"]: one["name"] for one in graph["nodes"] if one["type"] == _NODE}
+    agrees = all(edge["parent"] in known and edge["child"] in named for edge in graph["edges"])
+    return set(named.values()) if agrees else None
 
 
 def _node(told: dict) -> Node:

@@ -60,6 +60,12 @@ class Machine:
         self._seen = Graph(self.monitor, self._ended)
         return self._seen
 
+    def shape(self) -> Graph:
+        """The graph as it is now, for a caller that asks which node is above which. What else is known of a node, such as its size, may be
+        as it was when the whole graph was read. :raises InUse, QmpError, Lost: see :class:`Graph`."""
+        self._seen = Graph(self.monitor, self._ended, self._seen)
+        return self._seen
+
     def graph_seen(self) -> Graph:
         """The graph as it was last read, for what does not depend on what others did since."""
         return self._seen or self.graph()

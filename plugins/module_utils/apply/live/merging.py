@@ -129,7 +129,7 @@ class Merging:
         its file's lock bytes."""
         going = bool(files)
         while going:
-            graph = self._machine.graph()
+            graph = self._machine.shape()
             nodes = [node for file in files for node in self._machine.images(graph, file)]
             names = [name for name in dict.fromkeys(name for node in nodes for name in (node.name, node.protocol)) if not name.startswith("#")]
             going = len([name for name in names if self._delete(name)]) > 0
@@ -231,7 +231,7 @@ class Merging:
 
     def require_proof(self, job: Job) -> None:
         """The graph must show that the job is what its name says. :raises InUse: it does not."""
-        graph = self._machine.graph()
+        graph = self._machine.shape()
         self._machine.require_proof(graph, job.name, job.works_on, self.chain(graph)[0])
 
     def _sync(self, file: str) -> None:

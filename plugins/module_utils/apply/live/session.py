@@ -141,7 +141,7 @@ class LiveSession(MachineSession):
 
     def require_used(self, action: NextOverlay) -> None:
         """:raises ToolFailed: the guest does not write to the overlay, although QEMU says so."""
-        if self._machine.graph().backing_of(action.overlay) != action.node:
+        if self._machine.shape().backing_of(action.overlay) != action.node:
             overlay = self._plan.after.active.file if self._plan.after is not None else ""
             problem = f"QEMU says that the guest writes to {overlay}, and it does not"
             raise ToolFailed(self._machine.subject, problem, "stop the machine, and run the task again")

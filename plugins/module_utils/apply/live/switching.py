@@ -59,7 +59,7 @@ class Switch:
         :param until: waits until the job has one of the states that it is told.
         """
         machine, (old, base) = self._machine, job.works_on
-        self._merging.start(job, device=self._merging.root(machine.graph()), top_node=old, base_node=base)
+        self._merging.start(job, device=self._merging.root(machine.shape()), top_node=old, base_node=base)
         until(job, "ready", "pending")
         self._merging.require_proof(job)
         found = machine.monitor.job(job.name)
@@ -83,7 +83,7 @@ class Switch:
         try:
             self._finalize()
         except QmpError:
-            if not machine.graph().is_used(self._old):
+            if not machine.shape().is_used(self._old):
                 raise
             job = self._job()  # somebody cancelled it, and the guest must not stay where ``.info`` says that it is not
             if not self._make_ready(job, lambda one, *states: wait(machine, one.name, *states)):  # there is no way back, so no time limit
@@ -92,7 +92,7 @@ class Switch:
         leave_behind(machine.monitor, self._directory, machine.volume.name, self._old)
         self._guardian.dismiss()
         self._guardian = None
-        if machine.graph().is_used(self._old):
+        if machine.shape().is_used(self._old):
             raise ToolFailed(machine.subject, f"QEMU says that the guest has left {self._merging.top}, and it has not", "stop the machine before anything else")
 
     def _finalize(self) -> None:
