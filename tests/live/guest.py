@@ -124,6 +124,8 @@ def flags(kind: str, path: Path, image_format: str) -> list[str]:
         return ["-object", "iothread,id=io0", "-blockdev", json.dumps(node), "-device", "virtio-blk-pci,id=d0,drive=disk0,iothread=io0"]
     if kind == "usb":  # can be unplugged without the guest's help
         return ["-blockdev", json.dumps(node), "-device", "qemu-xhci", "-device", "usb-storage,id=d0,drive=disk0"]
+    if kind == "cd":
+        return ["-blockdev", json.dumps(node), "-device", "ide-cd,id=d0,drive=disk0"]
     if kind == "read only":
         return ["-blockdev", json.dumps({**node, "read-only": True}), *device]
     if kind == "unlocked":  # as with libvirt's shareable disks, or with locks switched off

@@ -38,10 +38,10 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired impo
 from .guest import CLUSTER, MIB, SIZE, Guest, Live, Qmp, digest, digest_of, qemu_version
 
 
-def refused(live: Live, task: Callable[..., object], kind: type[StorageError] = InUse, check: bool = True) -> str:
+def refused(live: Live, task: Callable[..., object], kind: type[StorageError] = InUse) -> str:
     """The message with which a task is refused, in check mode and in the run. Nothing is changed."""
     before, said = live.tree(), []
-    for mode in ({"check": True}, {}) if check else ({},):
+    for mode in ({"check": True}, {}):
         with pytest.raises(kind) as caught:
             task(**mode)
         said.append(str(caught.value))
@@ -403,6 +403,24 @@ def test_an_interrupted_task_names_its_machine(live: Live) -> None:
     live.require_right()
 
 
+@pytest.mark.parametrize("kind", ["blockdev", "filter"])
+def test_an_export_keeps_its_size(make: Callable[..., Live], sockets: Path, kind: str) -> None:
+    live = make("qcow2")
+    guest = live.start(kind)
+    guest.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": str(sockets / "nbd")}})
+    guest.qmp("block-export-add", type="nbd", id="e", node_name="disk0")
+    assert "does not let it grow: an export of node disk0" in refused(live, lambda **mode: live.present(size=2 * SIZE, **mode))
+    guest.qmp("block-export-del", id="e")
+    live.grow(2 * SIZE)
+    live.require_right()
+
+
+def test_a_cd_keeps_its_size(make: Callable[..., Live]) -> None:
+    live = make("qcow2")
+    live.start("cd")
+    assert "does not let it grow: d0" in refused(live, lambda **mode: live.present(size=2 * SIZE, **mode))
+
+
 def test_qemu_storage_daemon(make: Callable[..., Live], sockets: Path) -> None:
     """It takes snapshots. It cannot flush a single node, so it merges nothing, and its exports keep their size."""
     live = make("qcow2")
@@ -426,7 +444,7 @@ def test_qemu_storage_daemon(make: Callable[..., Live], sockets: Path) -> None:
         write(0, 1)
         live.snapshot("a", attachment=monitor)
         write(32768, 2)
-        said = refused(live, lambda **mode: live.present(size=2 * SIZE, attachment=monitor, **mode), check=False)
+        said = refused(live, lambda **mode: live.present(size=2 * SIZE, attachment=monitor, **mode))
         assert "end what else uses the disk" in said  # the export does not allow it
         assert "qemu-storage-daemon" in refused(live, lambda **mode: live.delete("a", attachment=monitor, **mode))
     finally:

@@ -21,7 +21,7 @@ _NODE = {
     "cache?": {"direct": bool, "no-flush": bool},
     "dirty-bitmaps?": [{"name?": str}],
 }
-_GRAPH = {"nodes": [{"id": int, "type": str, "name": str}], "edges": [{"parent": int, "child": int, "name": str}]}
+_GRAPH = {"nodes": [{"id": int, "type": str, "name": str}], "edges": [{"parent": int, "child": int, "name": str, "shared-perm?": [str]}]}
 # A type, a dictionary of keys (with "?": may be missing), or a list of what its only element says.
 _SHAPES: dict[str, Any] = {
     "query-commands": [{"name": str}],

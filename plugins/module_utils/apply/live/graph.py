@@ -64,11 +64,13 @@ class Graph:
     def __init__(self, monitor: Monitor, without: Collection[str] = (), before: Graph | None = None) -> None:
         self._pid = monitor.pid
         told = _edges_only(monitor, before._nodes) if before is not None else None
+        self._nodes: dict[str, Node]
         self._nodes, graph = told or _asked(monitor)
         names = {one["id"]: (one["type"], one["name"]) for one in graph["nodes"]}
         self._above: dict[str, list[tuple[str, str, str]]] = {}  # of a node: (type, name, kind of edge) of what is on it
         self._below: dict[str, dict[str, str]] = {}  # of a node: kind of edge → node under it
         self._of_jobs: dict[str, set[str]] = {}
+        self._holders: dict[str, list[str]] = {}  # of a node: users with which it keeps its size
         for edge in graph["edges"]:
             (kind, above), (_kind, below) = names[edge["parent"]], names[edge["child"]]
             if kind == _JOB and above in without:
@@ -78,8 +80,10 @@ class Graph:
                 self._of_jobs.setdefault(above, set()).add(below)
             elif kind == _NODE:
                 self._below.setdefault(above, {})[edge["name"]] = below
+            if kind == _DEVICE and "resize" not in edge.get("shared-perm", ["resize"]):
+                self._holders.setdefault(below, []).append(above or f"an export of node {below}")
         self._require_no_circle()
-        self._by_file = before._by_file if before is not None and told is not None else self._files()
+        self._by_file: dict[Key, list[str]] = before._by_file if before is not None and told is not None else self._files()
 
     def _require_no_circle(self) -> None:
         """:raises Strange: a node is above itself."""
@@ -275,6 +279,11 @@ class Graph:
     def _job_is_on(self, name: str) -> bool:
         """A job has nodes open by itself, without a name."""
         return any(kind == _JOB for kind, _other, _edge in self._above.get(name, ())) or bool(self.jobs_on({self._without_filters(name)}))
+
+    def keep_size(self, name: str) -> list[str]:
+        """The devices and exports that do not let this node grow."""
+        nodes = dict.fromkeys([name, *(node.name for node in self.filters_on(name))])
+        return [holder for node in nodes for holder in self._holders.get(node, ())]
 
     def size_of(self, name: str) -> int:
         """The virtual size of a node in bytes. That of a filter does not follow if the node under it is resized."""

@@ -185,6 +185,9 @@ def _require_growable(machine: Machine, graph: Graph, step: Grow) -> None:
     if node.size > step.size:
         machine.refuse(f"the machine's disk has {node.size} bytes already", "ask for that size")
     require_size(machine, node, machine.volume.image(step.file).size)
+    holders = graph.keep_size(node.name)
+    if holders:
+        machine.refuse(f"what has the disk open does not let it grow: {listed(holders)}", f"end what else uses the disk, or {_STOP}")
     if step.format != "qcow2" and node.direct and step.size % ALIGNMENT:
         machine.refuse(
             f"it would have {step.size} bytes, and the machine has its raw image open with cache=none",
