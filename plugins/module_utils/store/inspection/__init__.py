@@ -1,0 +1,77 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A strict look at images that somebody else made: which format, how large, and whether they are one whole disk in one file.
+
+Everything here only reads, within the file and in bounded memory. An image that passes leads to no other file, by whatever program it
+is read then. QEMU is told the format that was found here, and never guesses.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Callable, NamedTuple
+
+from .. import qcow2
+from . import marks, vdi, vhdx, vmdk, vpc
+from .source import Refused, Source
+
+__all__ = ["FORMATS", "Inspected", "Refused", "inspect"]
+
+
+class Inspected(NamedTuple):
+    """``size`` is the virtual size in bytes."""
+
+    format: str
+    size: int
+
+
+def _raw(source: Source) -> int:
+    if not source.size:
+        raise Refused("it is empty")
+    return source.size
+
+
+def _qcow2(source: Source) -> int:
+    try:
+        header = qcow2.read_header(source.fd)
+        qcow2.require_whole(source.fd)
+    except qcow2.Qcow2Error as error:
+        raise Refused(str(error), is_unsafe=not isinstance(error, qcow2.CutShort)) from error
+    if header.backing_file is not None:
+        raise Refused("it rests on another image (a backing file)", is_unsafe=True)
+    if not header.size:
+        raise Refused("it is a disk of no size")
+    return header.size
+
+
+_INSPECTORS: dict[str, Callable[[Source], int]] = {
+    "raw": _raw,
+    "qcow2": _qcow2,
+    "vmdk": vmdk.inspect,
+    "vdi": vdi.inspect,
+    "vhdx": vhdx.inspect,
+    "vpc": vpc.inspect,
+}
+FORMATS = tuple(_INSPECTORS)
+
+
+def inspect(fd: int, asked: str | None = None) -> Inspected:
+    """What an opened regular file is.
+
+    :param asked: one of :data:`FORMATS`, which it must be; None: what its marks say, and raw where it has none.
+    :raises Refused: it is something else, or two things at once, or not one whole disk.
+    """
+    source = Source(fd)
+    found = sorted(marks.formats(source))
+    if len(found) > 1:
+        raise Refused(f"it has the marks of several formats ({', '.join(found)}), so that programs would read it differently", is_unsafe=True)
+    is_format = found[0] if found else "raw"
+    if is_format not in _INSPECTORS:
+        raise Refused(f"it is of the format {is_format}, which is not taken")
+    if asked not in (None, is_format):
+        raise Refused(f"it is of the format {is_format}, and not {asked}")
+    size = _INSPECTORS[is_format](source)
+    if os.fstat(fd).st_size != source.size:
+        raise Refused("somebody changes the file meanwhile")
+    return Inspected(is_format, size)
