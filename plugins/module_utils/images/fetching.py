@@ -1,0 +1,242 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bytes of a URL, from any of them on, by Ansible's own client (proxies, certificates, .netrc).
+
+A transfer that is cut goes on where it was (RFC 9110, section 14), if what comes then is known to be of the same file: by a strong ETag, or
+because the whole is checked by a checksum anyway. Redirects are followed here and not by the client: never from https to http, and
+secrets go to the host alone for which they were given.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+
+from ansible.module_utils.urls import ConnectionError as ClientError
+from ansible.module_utils.urls import open_url
+
+_PIECE = 1 << 20  # bytes that are read at once
+_SILENCE = 30.0  # seconds after which a server that sends nothing is given up
+_MOST_REDIRECTS = 10
+_TRIES = 5  # for each place at which a transfer is cut
+_PAUSE, _LONGEST_PAUSE = 1.0, 16.0  # seconds before the next of them
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers after which the next may be another
+_FAILURES = (URLError, ClientError, http.client.HTTPException, OSError, ValueError)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class FetchFailed(Exception):
+    """The message says why, without secrets, as the end of a sentence about the URL."""
+
+
+class _Cut(Exception):
+    """It may go better at once. The message says why it did not."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a server is asked. Of the headers, the names and the password nothing is ever shown."""
+
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    validate_certs: bool = True
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    client_cert: str | None = None
+    client_key: str | None = None
+
+    def elsewhere(self) -> Access:
+        """The same without what only the first host may know."""
+        return Access(validate_certs=self.validate_certs)
+
+
+@dataclass(frozen=True)
+class Version:
+    """Which state of the file a server sends. ``length`` is that of all of it in bytes, None if the server does not say."""
+
+    length: int | None = None
+    tag: str = ""
+
+    def is_of(self, other: Version) -> bool:
+        """Whether both are surely the same state."""
+        return bool(self.tag) and self.tag == other.tag and self.length == other.length
+
+
+class Fetch:
+    """The bytes of one URL.
+
+    :param url: http or https. :param is_checked: a checksum of the whole decides in the end, so that parts of two states cannot pass.
+    :param sleep: waits so many seconds before the next try; it may raise to end the transfer.
+    """
+
+    def __init__(self, url: str, access: Access, is_checked: bool, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._url, self._access, self._is_checked, self._sleep = url, access, is_checked, sleep
+        self.version: Version | None = None  # since the first answer
+        self.position = 0  # bytes from the beginning that were given
+
+    def pieces(self, start: int = 0, version: Version | None = None) -> Iterator[tuple[int, bytes]]:
+        """Bytes in order, with the position of each piece. A position of 0 that is not the first: the server has another state by now, or
+        cannot go on in the middle, and what was given before is void.
+
+        :param start: begin there; for that, what is there already must be of the state ``version``.
+        :raises FetchFailed: the server refuses, or does not go on; what was given until then is right.
+        """
+        self.position, self.version, tries = start, version, 0
+        while True:
+            before = self.position
+            try:
+                yield from self._one_answer()
+                return
+            except _Cut as cut:
+                tries = 1 if self.position > before else tries + 1
+                if tries >= _TRIES:
+                    raise FetchFailed(f"{cut} ({self.position} bytes had come)") from cut
+                self._sleep(min(_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))
+
+    def _one_answer(self) -> Iterator[tuple[int, bytes]]:
+        response = self._opened()
+        try:
+            start, version = self._begin(response)
+            if start != self.position or (start and not self._may_go_on(version)):
+                if start:
+                    self.position = 0
+                    raise _Cut("the file on the server was changed meanwhile")
+                self.position = 0
+            self.version = version
+            yield from self._read(response)
+        finally:
+            response.close()
+
+    def _may_go_on(self, version: Version) -> bool:
+        known = self.version
+        if known is None:
+            return False
+        return version.is_of(known) or (self._is_checked and None not in (version.length, known.length) and version.length == known.length)
+
+    def _begin(self, response: Any) -> tuple[int, Version]:
+        """Where the answer begins, and of which state it is."""
+        tag = response.headers.get("ETag", "")
+        tag = "" if tag.startswith("W/") else tag
+        if response.status == 206:
+            told = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+            if told is None:
+                raise FetchFailed("the server does not say which part it sends")
+            return int(told[1]), Version(None if told[3] == "*" else int(told[3]), tag)
+        if response.status != 200:
+            raise FetchFailed(f"the server answers {response.status}")
+        length = response.headers.get("Content-Length", "")
+        return 0, Version(int(length) if length.isdecimal() else None, tag)
+
+    def _read(self, response: Any) -> Iterator[tuple[int, bytes]]:
+        length = self.version.length if self.version is not None else None
+        while True:
+            try:
+                piece = response.read(_PIECE)
+            except http.client.IncompleteRead as error:
+                piece = error.partial
+            except _FAILURES as error:
+                raise _Cut(f"the transfer was cut ({_words(error)})") from error
+            if not piece:
+                break
+            if length is not None and self.position + len(piece) > length:
+                raise FetchFailed(f"the server sends more than the {length} bytes that it has told")
+            at, self.position = self.position, self.position + len(piece)
+            yield at, piece
+        if length is not None and self.position < length:
+            raise _Cut(f"the transfer ended after {self.position} of {length} bytes")
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> Any:
+        """The answer to a request for what is left. :raises FetchFailed: the server refuses. :raises _Cut: it may answer later."""
+        url, access = self._url, self._access
+        for _redirect in range(_MOST_REDIRECTS + 1):
+            try:
+                return self._ask(url, access)
+            except HTTPError as error:
+                with error:
+                    target = error.url if error.code in _REDIRECTS else None
+                    if target is None:
+                        self._refuse(error)
+            except _FAILURES as error:
+                if _is_lasting(error):
+                    raise FetchFailed(f"the server cannot be trusted or reached ({_words(error)})") from error
+                raise _Cut(f"the server does not answer ({_words(error)})") from error
+            url, access = _followed(url, target or "", access)
+        raise FetchFailed(f"the server redirects more than {_MOST_REDIRECTS} times")
+
+    def _ask(self, url: str, access: Access) -> Any:
+        headers = dict(access.headers)
+        headers["Accept-Encoding"] = "identity"
+        if self.position:
+            headers["Range"] = f"bytes={self.position}-"
+            if self.version is not None and self.version.tag:
+                headers["If-Range"] = self.version.tag
+        return open_url(
+            url,
+            headers=headers,
+            timeout=_SILENCE,
+            validate_certs=access.validate_certs,
+            url_username=access.username or None,
+            url_password=access.password or None,
+            force_basic_auth=bool(access.username),
+            client_cert=access.client_cert,
+            client_key=access.client_key,
+            follow_redirects="none",
+            decompress=False,
+        )
+
+    def _refuse(self, error: HTTPError) -> None:
+        """:raises FetchFailed, _Cut: always."""
+        if error.code == 416:  # what is there is as long as the file, or longer than it is by now
+            self.position = 0
+            raise _Cut("the file on the server was changed meanwhile")
+        if error.code in _PASSING:
+            raise _Cut(f"the server answers {error.code}")
+        hint = {401: " (it wants a name and a password, or a token)", 403: " (it does not allow it)", 404: " (there is no such file)"}.get(error.code, "")
+        raise FetchFailed(f"the server answers {error.code}{hint}")
+
+
+def name_of(url: str) -> str:
+    """The name of the file that a URL is of, without directories; empty if it has none."""
+    return unquote(urlsplit(url).path).rpartition("/")[2]
+
+
+def shown(url: str) -> str:
+    """A URL for messages: without a name and a password, and without a query, which may be a secret."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="..." if parts.query else "", fragment="").geturl()
+
+
+def _followed(url: str, target: str, access: Access) -> tuple[str, Access]:
+    """Where a redirect leads, and what may be told there. :raises FetchFailed: it must not be followed."""
+    before, after = urlsplit(url), urlsplit(target)
+    if after.scheme not in _DEFAULT_PORTS or not after.hostname:
+        raise FetchFailed("the server redirects to something that is neither http nor https")
+    if before.scheme == "https" and after.scheme == "http":
+        raise FetchFailed("the server redirects from https to http, where anybody could change the image")
+    return target, access if _place(before) == _place(after) else access.elsewhere()
+
+
+def _place(parts: Any) -> tuple:
+    return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
+
+
+def _is_lasting(error: BaseException) -> bool:
+    """Whether another try would fail alike: certificates, names that do not exist, URLs that are none."""
+    reason = getattr(error, "reason", error)
+    return isinstance(reason, (ssl.SSLCertVerificationError, ValueError)) or (isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME)
+
+
+def _words(error: BaseException) -> str:
+    reason = getattr(error, "reason", None) or error
+    return str(getattr(reason, "strerror", None) or reason or type(error).__name__)
