@@ -21,6 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.images import fet
 from ansible_collections.remotefs.storage.plugins.module_utils.images.fetching import Access, Fetch, FetchFailed, Version, name_of, shown
 
 CONTENT = random.Random(5).randbytes(3_000_000)
+PLAIN = Access()
 SECRET = Access(headers=(("X-Auth-Token", "a-secret-token"),), username="user", password="a-secret-password")
 
 
@@ -94,7 +95,7 @@ def ranged(handler: Any, content: bytes = CONTENT, most: int = 1 << 40, tag: str
     reply(handler, content[start : start + most], 206 if start else 200, len(content) - start, **headers)
 
 
-def fetched(url: str, access: Access = Access(), is_checked: bool = True, start: int = 0, version: Version | None = None) -> bytes:
+def fetched(url: str, access: Access = PLAIN, is_checked: bool = True, start: int = 0, version: Version | None = None) -> bytes:
     """The file as it is put together from what came; ``start`` bytes of it are there already."""
     found = bytearray(CONTENT[:start])
     fetch = Fetch(url, access, is_checked)
@@ -107,7 +108,7 @@ def fetched(url: str, access: Access = Access(), is_checked: bool = True, start:
     return bytes(found)
 
 
-def refusal(url: str, access: Access = Access(), **options: Any) -> str:
+def refusal(url: str, access: Access = PLAIN, **options: Any) -> str:
     with pytest.raises(FetchFailed) as told:
         fetched(url, access, **options)
     for secret in ("a-secret-token", "a-secret-password"):
