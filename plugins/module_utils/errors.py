@@ -130,6 +130,16 @@ class UnsafeImage(StorageError):
     error_code = "unsafe_image"
 
 
+class ImageChecksum(StorageError):
+    """An image that was to be imported has another checksum than was asked for, or none can be found for it."""
+    error_code = "image_checksum"
+
+
+class ImageInvalid(StorageError):
+    """An image that was to be imported is damaged, was cut short, or is of no kind that is taken."""
+    error_code = "image_invalid"
+
+
 class ChainBroken(StorageError):
     """The chain of a volume, its ``.info`` or its record is damaged."""
     error_code = "chain_broken"

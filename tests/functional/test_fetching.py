@@ -98,8 +98,8 @@ def ranged(handler: Any, content: bytes = CONTENT, most: int = 1 << 40, tag: str
 def fetched(url: str, access: Access = PLAIN, is_checked: bool = True, start: int = 0, version: Version | None = None) -> bytes:
     """The file as it is put together from what came; ``start`` bytes of it are there already."""
     found = bytearray(CONTENT[:start])
-    fetch = Fetch(url, access, is_checked)
-    for position, piece in fetch.pieces(start, version):
+    fetch = Fetch(url, access, is_checked, start, version)
+    for position, piece in fetch.pieces():
         if position == 0:
             found.clear()
         assert position == len(found)
@@ -277,7 +277,7 @@ def test_the_time_of_a_task_ends_a_transfer() -> None:
         raise TimeoutError
 
     with serving(lambda handler, _number: reply(handler, b"busy", 503)) as server, pytest.raises(TimeoutError):
-        list(Fetch(server.url, Access(), True, over).pieces())
+        list(Fetch(server.url, Access(), True, sleep=over).pieces())
 
 
 @pytest.mark.parametrize(

@@ -75,22 +75,30 @@ class Fetch:
     """The bytes of one URL.
 
     :param url: http or https. :param is_checked: a checksum of the whole decides in the end, so that parts of two states cannot pass.
+    :param start: begin there; for that, what is there already must be of the state ``version``.
     :param sleep: waits so many seconds before the next try; it may raise to end the transfer.
     """
 
-    def __init__(self, url: str, access: Access, is_checked: bool, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        url: str,
+        access: Access,
+        is_checked: bool,
+        start: int = 0,
+        version: Version | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._url, self._access, self._is_checked, self._sleep = url, access, is_checked, sleep
-        self.version: Version | None = None  # since the first answer
-        self.position = 0  # bytes from the beginning that were given
+        self.version = version  # that of the first answer, once there is one
+        self.position = start  # bytes from the beginning that were given
 
-    def pieces(self, start: int = 0, version: Version | None = None) -> Iterator[tuple[int, bytes]]:
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
         """Bytes in order, with the position of each piece. A position of 0 that is not the first: the server has another state by now, or
         cannot go on in the middle, and what was given before is void.
 
-        :param start: begin there; for that, what is there already must be of the state ``version``.
         :raises FetchFailed: the server refuses, or does not go on; what was given until then is right.
         """
-        self.position, self.version, tries = start, version, 0
+        tries = 0
         while True:
             before = self.position
             try:
