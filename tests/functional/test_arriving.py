@@ -65,7 +65,7 @@ def left(path: Path) -> list[str]:
 
 
 def content(arrived: Arrived) -> bytes:
-    with arrived.directory.opened(arrived.file) as fd:
+    with arrived.place.root.opened(arrived.file) as fd:
         return os.pread(fd, 1 << 30, 0)
 
 

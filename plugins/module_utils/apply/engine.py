@@ -20,24 +20,34 @@ from ..plan.abilities import LIBVIRT, OFFLINE, QMP
 
 if TYPE_CHECKING:
     from ..attachments import Attachment
-    from ..model import Image, Volume
+    from ..model import Image, Share, Volume
     from ..plan.abilities import Abilities
     from ..plan.intent import Intent, ObservedState, Resumption
     from ..plan.plan import Plan
     from ..plan.steps import Step
     from ..progress import Meter
-    from ..store.files.directory import ShareDirectory
+    from ..store.files.directory import Directory, ShareDirectory
     from ..store.metadata.records import Disk
     from ..store.volumes.look import Look
 
 NEVER, REQUIRED = "false", "true"  # values of quiesce. The third one, "auto", is neither
 
 
+class Readable(Protocol):
+    """Where images are read: ``root`` has them. A share's directory is one, and so is a folder of images that have just arrived."""
+
+    root: Directory
+    share: Share
+
+    def verify(self, name: str) -> None:
+        """Check that the task may still rely on a file there. :raises LockTimeout: it may not."""
+
+
 @dataclass(frozen=True)
 class CopySource:
-    """What a full clone reads: an opened share, and the images that make up the source, top first."""
+    """What a full copy reads: a place, and the images there that make up the source, top first."""
 
-    directory: ShareDirectory
+    directory: Readable
     images: tuple[Image, ...]
 
 

@@ -14,10 +14,11 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable, Iterator, Protocol
 
 from ..errors import ImageChecksum, ImageInvalid, NoSpace, StorageError, ToolFailed, UnsafeImage, from_os_error
+from ..model import Share
 from ..pace import Pace
 from ..store import inspection
 from ..store.files.directory import Directory, ShareDirectory, write_all
@@ -29,6 +30,7 @@ from .fetching import FetchFailed, Version
 _NOT_FOR_SECURITY: dict[str, Any] = {"usedforsecurity": False} if sys.version_info >= (3, 9) else {}
 _GRAIN = 64 << 10  # bytes: what is all zeros in pieces of this size stays a hole
 _PIECE = 1 << 20
+_STATE, _UNPACKED = ".state", ".unpacked"
 
 
 class Coming(Protocol):
@@ -60,13 +62,27 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Arrived:
-    """An image that was checked: ``file`` is its name in ``directory``, ``size`` its virtual size in bytes."""
+class Place:
+    """Where images arrive: the private folder of a share. Only the task that holds the image's lock reads them there."""
 
-    directory: Directory
+    root: Directory
+    share: Share
+
+    def verify(self, name: str) -> None:
+        """Nothing to check: another task would have to break the lock, and what it made there would be checked anew."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """An image that was checked: ``file`` is its name in ``place``, ``size`` its virtual size, ``held`` what the file takes on disk, in bytes.
+    ``mark`` changes with the file."""
+
+    place: Place
     file: str
     format: str
     size: int
+    held: int
+    mark: tuple[int, int, int]
 
 
 def key_of(url: str, checksum: Wanted | None) -> str:
@@ -97,18 +113,24 @@ class Arrival:
                 self.remove()
             raise
 
+    def known(self, before: Arrived) -> Arrived | None:
+        """An image that this task has checked before, if it is there still as it was then."""
+        status = self._folder.status(before.file)
+        if status is None or _mark(status) != before.mark:
+            return None
+        return replace(before, place=Place(self._folder, self._share.share))
+
     def remove(self) -> None:
         """Remove all files of it."""
-        for name in (self._order.key, self._unpacked, self._state):
-            self._folder.unlink(name)
+        remove(self._share, self._order.key)
 
     @property
     def _state(self) -> str:
-        return f"{self._order.key}.state"
+        return self._order.key + _STATE
 
     @property
     def _unpacked(self) -> str:
-        return f"{self._order.key}.unpacked"
+        return self._order.key + _UNPACKED
 
     @property
     def _subject(self) -> str:
@@ -223,12 +245,24 @@ class Arrival:
                 found = inspection.inspect(fd, self._order.image_format)
             except inspection.Refused as error:
                 raise self._refused(error) from error
-        return Arrived(self._folder, file, found.format, found.size)
+            status = os.fstat(fd)
+        return Arrived(Place(self._folder, self._share.share), file, found.format, found.size, status.st_blocks * 512, _mark(status))
 
     def _refused(self, error: inspection.Refused) -> StorageError:
         if error.is_unsafe:
             return UnsafeImage(self._subject, str(error), "use an image that is one whole disk in one file, from somebody whom you trust")
         return ImageInvalid(self._subject, str(error), "check that it is the right file, and that it arrived whole")
+
+
+def _mark(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def remove(directory: ShareDirectory, key: str) -> None:
+    """Remove all files of an image from a share."""
+    folder = directory.private("images")
+    for suffix in ("", _UNPACKED, _STATE) if folder is not None else ():
+        folder.unlink(key + suffix)
 
 
 class Digest:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Sequence
 from ..apply.interrupted import find_interrupted
 from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
+from ..pace import Pace
 from ..plan import planner
 from ..plan.desired import DesiredSnapshot, DesiredVolume, Source
 from ..plan.headers import require_known_formats, require_repaired_parent
@@ -39,10 +40,32 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
     :param ended: what was recovered on the way here.
     """
     request = request._replace(desired=request.desired._replace(created=request.desired.created or now()))
-    name, candidates = request.desired.name, request.candidates
+    candidates = request.candidates
     candidates.require_all()
     with suppress(OSError):  # to be told where a share is chosen
         options.task.capacity.look(candidates.shares)
+    if request.image is not None and not options.check:
+        return _create_from_image(request, options, ended)
+    return _create(request, options, ended, None)
+
+
+def _create_from_image(request: VolumeRequest, options: Options, ended: list) -> Outcome:
+    """The image arrives on a share before anything is locked for the volume, because that may take long."""
+    from . import importing
+
+    image = request.image
+    if image is None:
+        return _create(request, options, ended, None)
+    wanted = placement.demand(request.desired)
+    share = placement.choose(request.candidates, wanted.size, wanted.at_once, request.policy, options.task.capacity)
+    pace = Pace(f"image {image.label}", options.speed, options.timeout, options.task.waiting.sleep)
+    with importing.arrived(share, image, options, pace) as arrived:
+        return _create(request, options, ended, (share, *importing.as_source(arrived, image)))
+
+
+def _create(request: VolumeRequest, options: Options, ended: list, image: tuple[Share, CopySource, Source] | None) -> Outcome:
+    """:param image: what the volume is a copy of, and the share that has it."""
+    name, candidates = request.desired.name, request.candidates
     with Workspace(options) as work:
         source_share = _source_share(work, request)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
@@ -52,7 +75,7 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
             volume, recovered = recover(work, again, name, request.desired.format)
             if volume is not None:
                 return update_volume(work, again, volume, request, ended + recovered)
-        return _create_locked(work, request, source_share, ended)
+        return _create_locked(work, request, source_share, ended, image)
 
 
 def _lock(work: Workspace, own: list[tuple[Share, str]], share: Share | None, source: SourceRequest | None) -> None:
@@ -85,13 +108,18 @@ def _writable(share: Share) -> bool:
     return os.access(share.path, os.W_OK)
 
 
-def _create_locked(work: Workspace, request: VolumeRequest, source_share: Share | None, ended: list) -> Outcome:
+def _create_locked(
+    work: Workspace, request: VolumeRequest, source_share: Share | None, ended: list, image: tuple[Share, CopySource, Source] | None
+) -> Outcome:
     if request.source and request.source.linked and source_share:
         return _create_linked(work, request, source_share, ended)
     desired, copy = request.desired, None
     source_told: list = []
     if request.source and source_share:
         copy, told, source_told = _open_source(work, source_share, request.source)
+        desired = desired._replace(source=told)
+    if image is not None:
+        source_share, copy, told = image
         desired = desired._replace(source=told)
     wanted = placement.demand(desired)
     if desired.source and source_share:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import Conflict
 from ..model import Share, Volume
@@ -16,6 +16,9 @@ from .candidates import Candidates, Opened, Policy, locate
 from .options import Options
 from .transaction import Outcome, carry_out
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .importing import ImageRequest
 
 
 class SourceRequest(NamedTuple):
@@ -33,13 +36,14 @@ class SourceRequest(NamedTuple):
 
 
 class VolumeRequest(NamedTuple):
-    """A volume as a task asks for it, on one of ``candidates``."""
+    """A volume as a task asks for it, on one of ``candidates``. A new one is made from ``source`` or from ``image``, or is empty."""
 
     candidates: Candidates
     desired: DesiredVolume
     source: SourceRequest | None = None
     policy: Policy = Policy()
     max_chain: int = MAX_CHAIN
+    image: ImageRequest | None = None
 
 
 def located(candidates: Candidates, name: str, options: Options, opened: Opened | None = None) -> Share | None:

@@ -28,6 +28,7 @@ from ...store.locks import in_use
 from ...store.qcow2 import grow, read_header
 from ...store.qcow2.cluster_writer import ClusterWriter, Place
 from ...store.qcow2.clusters import MOST_TABLE_BYTES, ZEROS, QcowLayer, RawLayer, Run, Unsuited
+from ..engine import Readable
 from . import allocate, copying
 
 Layer = Union[QcowLayer, RawLayer]
@@ -303,7 +304,7 @@ class Mover:
             move.check()
             move.run()
 
-    def copy(self, source: ShareDirectory, images: Sequence[Image], target: int, image_format: str) -> None:
+    def copy(self, source: Readable, images: Sequence[Image], target: int, image_format: str) -> None:
         """Copy what a chain on any share shows into an empty image that is large enough and not published yet. The caller makes it durable.
 
         :param images: the chain on the share ``source``, top first. :param target: descriptor of the image.
@@ -338,11 +339,13 @@ class Mover:
         return _Move(layers, target, writer, keep, sync, verify, self._pace)
 
     def _open(
-        self, stack: ExitStack, directory: ShareDirectory, images: Sequence[Image], cluster_size: int | None = None
+        self, stack: ExitStack, directory: Readable, images: Sequence[Image], cluster_size: int | None = None
     ) -> list[Layer]:
         """Open images as layers, top first. ``cluster_size`` is the unit of raw ones. :raises Unsuited: this module cannot read one."""
         layers: list[Layer] = []
         for image in images:
+            if image.format not in ("raw", "qcow2"):
+                raise Unsuited("it is of another format")
             fd = stack.enter_context(directory.root.opened(image.file))
             if directory is not self._directory or image.file not in self._held:
                 in_use.hold_for_reading(fd, image.file, directory.share)

@@ -20,7 +20,7 @@ from ...errors import ChainBroken, ToolMissing
 from ...model import Image
 from ...pace import UNLIMITED, Pace
 from ...store import qcow2
-from ...store.files.directory import ShareDirectory
+from ..engine import Readable
 
 MINIMUM_VERSION = (7, 2)  # the oldest release with which the merges of this collection were tested
 _PACKAGE = "qemu-utils"
@@ -73,7 +73,7 @@ class OpenedChain:
 
     def __init__(
         self,
-        directory: ShareDirectory,
+        directory: Readable,
         images: Iterable[Image],
         writable: Iterable[str] = (),
         instead: Mapping[str, int] | None = None,

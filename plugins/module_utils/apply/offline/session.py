@@ -36,7 +36,7 @@ from ...store.qcow2.clusters import Unsuited
 from ...store.volumes import chains
 from ...store.volumes.look import Look
 from ...store.volumes.raw_disks import mark_of
-from ..engine import CopySource, Terms
+from ..engine import CopySource, Readable, Terms
 from ..merges import require_settled
 from . import allocate, copying, growing, making_room, moving, qemu_img
 from .guard import Guard, LockBytesReleased
@@ -304,7 +304,7 @@ class OfflineSession:
             return False
         return True
 
-    def _require_whole(self, directory: ShareDirectory, images: Iterable[Image]) -> None:
+    def _require_whole(self, directory: Readable, images: Iterable[Image]) -> None:
         """Check images before qemu-img reads them. :raises UnsafeImage: a file ends before its data."""
         for image in (image for image in images if image.format == "qcow2"):
             with directory.root.opened(image.file) as fd:

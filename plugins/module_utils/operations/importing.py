@@ -1,0 +1,146 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Images from elsewhere as the source of a new volume.
+
+The image arrives on the share before its volume is planned, because nobody knows its size before. Then it is copied as the source of a
+full clone is. It stays until the end of the task, so that other volumes of the task are made from it, too.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Iterator
+
+from ..apply.engine import CopySource
+from ..errors import ImageChecksum, InvalidParameter, StorageError, ToolFailed, from_os_error
+from ..images import arriving, checksums, fetching
+from ..images.arriving import Arrival, Arrived, Coming, Order
+from ..images.fetching import Access, Fetch, FetchFailed, Version
+from ..model import Image, Share
+from ..pace import Pace
+from ..plan.desired import Source
+from ..store.files.directory import ShareDirectory
+from ..store.locks.lock import VolumeLock
+from .options import Options
+
+_URLS = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What the user says of an image: ``place`` is a URL or a path on this host."""
+
+    place: str
+    checksum: str | None = None
+    compression: str = "auto"
+    image_format: str | None = None
+    access: Access = field(default_factory=Access)
+
+    @property
+    def label(self) -> str:
+        """How messages and ``actions`` name it, without secrets."""
+        return fetching.shown(self.place) if self.is_url else self.place
+
+    @property
+    def is_url(self) -> bool:
+        """Whether it comes from a server."""
+        return self.place.lower().startswith(_URLS)
+
+
+class LocalFile:
+    """A file of this host, as :class:`fetching.Fetch` gives that of a server."""
+
+    def __init__(self, path: str, start: int) -> None:
+        self._path, self._start = path, start
+        self.version: Version | None = None
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """See :meth:`arriving.Coming.pieces`. It is always read from the beginning, which costs no transfer."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise FetchFailed(error.strerror or "it cannot be read") from error
+        try:
+            position = 0
+            for piece in arriving.file_pieces(fd):
+                yield position, piece
+                position += len(piece)
+        except IsADirectoryError as error:
+            raise FetchFailed("it is a directory") from error
+        finally:
+            os.close(fd)
+
+
+def wanted(request: ImageRequest, access: Access) -> checksums.Wanted | None:
+    """The checksum that the image must have; None if none was asked for. A list of checksums is read.
+
+    :raises InvalidParameter: what was asked for is none. :raises ImageChecksum: the list has none for it.
+    """
+    if request.checksum is None:
+        return None
+    try:
+        asked = checksums.wanted(request.checksum)
+    except checksums.BadChecksum as error:
+        raise InvalidParameter("option source.image.checksum", str(error), "give sha256:DIGITS, or sha256:URL of a list such as SHA256SUMS") from error
+    if not asked.list_url:
+        return asked
+    subject = f"list of checksums {fetching.shown(asked.list_url)}"
+    text = bytearray()
+    try:
+        for position, piece in Fetch(asked.list_url, access, is_checked=False).pieces():
+            del text[position:]
+            text += piece
+            if len(text) > checksums.MOST_LIST:
+                raise ImageChecksum(subject, f"it has more than {checksums.MOST_LIST >> 20} MiB", "give the URL of a list of checksums")
+    except FetchFailed as error:
+        raise ToolFailed(subject, str(error), "check the URL and the server, and run the task again") from error
+    name = fetching.name_of(request.place) if request.is_url else os.path.basename(request.place)
+    try:
+        return asked._replace(digits=checksums.from_list(text.decode("utf-8", "replace"), asked.algorithm, name), list_url="")
+    except checksums.BadChecksum as error:
+        raise ImageChecksum(subject, str(error), "check the URL of the list, and that it names the image") from error
+
+
+@contextmanager
+def arrived(share: Share, request: ImageRequest, options: Options, pace: Pace) -> Iterator[Arrived]:
+    """A context in which the image is on the share, and nobody else changes it there.
+
+    :raises LockTimeout: another task is fetching it all the time. Other errors are those of :meth:`arriving.Arrival.receive`.
+    """
+    checksum = wanted(request, request.access)
+    key = arriving.key_of(request.place, checksum)
+
+    def source(start: int, version: Version | None) -> Coming:
+        if request.is_url:
+            return Fetch(request.place, request.access, checksum is not None, start, version, options.task.waiting.sleep)
+        return LocalFile(request.place, start)
+
+    options.task.kept.setdefault("images", set()).add((share, key))
+    order = Order(request.label, key, source, checksum, request.compression, request.image_format)
+    with ShareDirectory(share, lambda _name: None, options.task.waiting) as directory, VolumeLock(directory, key, options.lock_timeout, options.break_lock):
+        arrival, checked = Arrival(directory, order, pace), options.task.kept.setdefault("arrived", {})
+        before = checked.get((share.path, key))
+        try:
+            image = (arrival.known(before) if before is not None else None) or arrival.receive()
+            checked[(share.path, key)] = image
+            yield image
+        except OSError as error:
+            raise from_os_error(error, f"image {request.label}") from error
+
+
+def as_source(image: Arrived, request: ImageRequest) -> tuple[CopySource, Source]:
+    """The image as what a new volume is copied from."""
+    return CopySource(image.place, (Image(image.file, image.format, image.size),)), Source(request.label, image.size, image.held)
+
+
+def forget_all(options: Options) -> None:
+    """Remove the images of this task from their shares, but for those that another task is at."""
+    for share, key in options.task.kept.pop("images", set()):
+        try:
+            with ShareDirectory(share, lambda _name: None, options.task.waiting) as directory, VolumeLock(directory, key, 0):
+                arriving.remove(directory, key)
+        except (StorageError, OSError):
+            continue  # the task that has it removes it

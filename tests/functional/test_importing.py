@@ -1,0 +1,112 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Volumes that are made from images: of every format, by content; and what is refused leaves no volume and no image."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import ImageChecksum, ImageInvalid, ToolFailed, UnsafeImage, WouldShrink
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import importing, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.importing import ImageRequest
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
+
+from .test_inspection import KINDS, made, model  # noqa: F401
+from .test_refusals import MIB, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    (tmp_path / "share").mkdir()
+    return Store(tmp_path / "share")
+
+
+def imported(store: Store, image: ImageRequest, name: str = "v", task: Task | None = None, **desired: object) -> object:
+    options = Options(lock_timeout=5, task=task or Task())
+    request = updating.VolumeRequest(store.candidates, DesiredVolume(name, **desired), image=image)  # type: ignore[arg-type]
+    try:
+        return volumes.ensure_present(request, options)
+    finally:
+        if task is None:
+            importing.forget_all(options)
+
+
+def content(path: str, image_format: str) -> bytes:
+    raw = f"{path}.shown"
+    subprocess.run(["qemu-img", "convert", "-f", image_format, "-O", "raw", path, raw], check=True)
+    try:
+        return Path(raw).read_bytes()
+    finally:
+        os.unlink(raw)
+
+
+def left(store: Store) -> list[str]:
+    folder = store.path / ".remotefs" / "images"
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+@pytest.mark.parametrize("target", ["raw", "qcow2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_volume_has_what_the_image_shows(store: Store, model: Path, tmp_path: Path, kind: str, target: str) -> None:  # noqa: F811
+    image = made(model, tmp_path / "image", kind)
+    checksum = f"sha256:{hashlib.sha256(image.read_bytes()).hexdigest()}"
+    done = imported(store, ImageRequest(str(image), checksum), format=target)
+    assert done.changed and [step["step"] for step in done.actions][-1] == "copy"  # type: ignore[attr-defined]
+    told, expected = store.info("v"), model.read_bytes()
+    shown = content(told["path"], target)
+    assert told["format"] == target and shown[: len(expected)] == expected and not any(shown[len(expected) :]) and len(shown) - len(expected) < MIB
+    assert left(store) == [] and not imported(store, ImageRequest(str(image), checksum), format=target).changed  # type: ignore[attr-defined]
+    assert (store.path / "v").stat().st_blocks * 512 < 2 * MIB, "holes are kept"
+
+
+def test_a_larger_size_grows_it_and_a_smaller_one_is_refused(store: Store, model: Path, tmp_path: Path) -> None:  # noqa: F811
+    image = ImageRequest(str(made(model, tmp_path / "image", "qcow2")))
+    imported(store, image, size=9 * MIB)
+    assert store.info("v")["size"] == 9 * MIB
+    with pytest.raises(WouldShrink):
+        imported(store, image, "w", size=4 * MIB)
+    assert left(store) == [] and not (store.path / "w").exists()
+
+
+def test_what_is_refused_leaves_nothing(store: Store, model: Path, tmp_path: Path) -> None:  # noqa: F811
+    image = made(model, tmp_path / "image", "qcow2")
+    wrong = f"sha256:{'0' * 64}"
+    (tmp_path / "cut").write_bytes(gzip.compress(model.read_bytes())[:-20])
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image), "-F", "qcow2", str(tmp_path / "overlay")], check=True)
+    for request, error in (
+        (ImageRequest(str(image), wrong), ImageChecksum),
+        (ImageRequest(str(tmp_path / "cut")), ImageInvalid),
+        (ImageRequest(str(tmp_path / "overlay")), UnsafeImage),
+        (ImageRequest(str(image), image_format="raw"), ImageInvalid),
+        (ImageRequest(str(tmp_path / "nowhere")), ToolFailed),
+        (ImageRequest(str(tmp_path)), ToolFailed),
+    ):
+        with pytest.raises(error):
+            imported(store, request)
+        assert left(store) == [] and not [name for name in os.listdir(store.path) if not name.startswith(".")]
+
+
+def test_several_volumes_of_a_task_read_it_once(store: Store, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    image = made(model, tmp_path / "image", "vmdk")
+    task, read = Task(), []
+    pieces = importing.LocalFile.pieces
+
+    def counted(self: importing.LocalFile) -> object:
+        read.append(1)
+        return pieces(self)
+
+    monkeypatch.setattr(importing.LocalFile, "pieces", counted)
+    request = ImageRequest(str(image), f"sha256:{hashlib.sha256(image.read_bytes()).hexdigest()}")
+    for name in ("a", "b", "c"):
+        imported(store, request, name, task)
+    importing.forget_all(Options(task=task))
+    assert len(read) == 1 and left(store) == []
+    assert len({content(store.info(name)["path"], "raw") for name in ("a", "b", "c")}) == 1
