@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
-from .changes import failure, log_failure, logged, options, result
+from .changes import end, failure, log_failure, logged, options, result
 from .errors import InvalidParameter, StorageError, as_storage_error
 from .operations.bulk import runner
 from .operations.candidates import Finder
@@ -32,7 +32,11 @@ def run_many(
     refused = _named_twice(every, finder, claims_of) if claims_of else {}
     items = [_made(make_item, params, finder, number, key, refused.get(number)) for number, params in enumerate(every)]
     parallel = 1 if module.check_mode else module.params["parallel"] or runner.default_parallel()
-    leave_many(module, [(item.name, item.told) for item in items], runner.run_all(items, parallel, how), what)
+    try:
+        outcomes = runner.run_all(items, parallel, how)
+    finally:
+        end(how)
+    leave_many(module, [(item.name, item.told) for item in items], outcomes, what)
 
 
 def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> dict[int, StorageError]:

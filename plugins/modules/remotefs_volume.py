@@ -60,9 +60,8 @@ options:
     type: dict
     suboptions:
       volume:
-        description: A volume on one of the candidate shares.
+        description: A volume on one of the candidate shares. Either this or O(source.image).
         type: str
-        required: true
       snapshot:
         description:
           - One of its snapshots. Without it the clone is made from the present content.
@@ -77,6 +76,50 @@ options:
         type: str
         choices: [full, linked]
         default: full
+      image:
+        description:
+          - An image that a new volume gets the content of. A URL (http or https), or a path on the managed host.
+          - It arrives in a private file on the share, is checked, unpacked and looked at, and only then copied into the volume. A transfer
+            that is cut goes on where it was, in this task, and in the next one if O(source.checksum) is given.
+          - It must be one whole disk in one file. An image that rests on another one, names other files or is encrypted is C(unsafe_image);
+            one that is damaged, cut short or of no format that is taken is C(image_invalid).
+          - Several volumes of a task that want the same image read it once.
+          - Check mode fetches nothing. Where no O(size) is given it shows a size of 0, with a warning.
+        type: str
+      checksum:
+        description:
+          - What the received file must have, as C(sha256:DIGITS), or C(sha256:URL) with the URL of a list such as SHA256SUMS, in which the
+            file's name is looked up. Also C(sha512) and C(md5). Otherwise the task fails with C(image_checksum).
+          - It is that of the file as it is received, before it is unpacked.
+        type: str
+      image_format:
+        description: The format that the image must have. Without it, it is what a strict look finds; V(raw) only where there is no mark of another one.
+        type: str
+        choices: [raw, qcow2, vmdk, vdi, vhdx, vpc]
+      compression:
+        description: How the received file is compressed. V(auto) looks at its beginning.
+        type: str
+        choices: [auto, none, gzip, bzip2, xz]
+        default: auto
+      headers:
+        description: Headers for the server, such as a token. They are sent to its host alone, and not where it redirects to another one.
+        type: dict
+      validate_certs:
+        description: Whether the server's certificate must be valid.
+        type: bool
+        default: true
+      url_username:
+        description: A name for the server.
+        type: str
+      url_password:
+        description: The password to O(source.url_username).
+        type: str
+      client_cert:
+        description: A file with the certificate by which the server knows this client.
+        type: path
+      client_key:
+        description: The key of O(source.client_cert), where that file does not have it.
+        type: path
   snapshot:
     description:
       - A snapshot that the volume is to have. A new volume gets it in the same task, so that there is a point to come back to; a volume that
@@ -183,9 +226,19 @@ options:
         description: See O(source).
         type: dict
         suboptions:
-          volume: {description: 'See O(source.volume).', type: str, required: true}
+          volume: {description: 'See O(source.volume).', type: str}
           snapshot: {description: 'See O(source.snapshot).', type: str}
           method: {description: 'See O(source.method).', type: str, choices: [full, linked], default: full}
+          image: {description: 'See O(source.image).', type: str}
+          checksum: {description: 'See O(source.checksum).', type: str}
+          image_format: {description: 'See O(source.image_format).', type: str, choices: [raw, qcow2, vmdk, vdi, vhdx, vpc]}
+          compression: {description: 'See O(source.compression).', type: str, choices: [auto, none, gzip, bzip2, xz], default: auto}
+          headers: {description: 'See O(source.headers).', type: dict}
+          validate_certs: {description: 'See O(source.validate_certs).', type: bool, default: true}
+          url_username: {description: 'See O(source.url_username).', type: str}
+          url_password: {description: 'See O(source.url_password).', type: str}
+          client_cert: {description: 'See O(source.client_cert).', type: path}
+          client_key: {description: 'See O(source.client_key).', type: path}
       snapshot: {description: 'See O(snapshot).', type: str}
       description: {description: 'See O(description).', type: str}
       labels: {description: 'See O(labels).', type: dict}
@@ -498,10 +551,22 @@ _VOLUME = {
     "source": {
         "type": "dict",
         "options": {
-            "volume": {"type": "str", "required": True},
+            "volume": {"type": "str"},
             "snapshot": {"type": "str"},
             "method": {"type": "str", "choices": ["full", "linked"], "default": "full"},
+            "image": {"type": "str"},
+            "checksum": {"type": "str"},
+            "image_format": {"type": "str", "choices": ["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]},
+            "compression": {"type": "str", "choices": ["auto", "none", "gzip", "bzip2", "xz"], "default": "auto"},
+            "headers": {"type": "dict", "no_log": True},
+            "validate_certs": {"type": "bool", "default": True},
+            "url_username": {"type": "str"},
+            "url_password": {"type": "str", "no_log": True},
+            "client_cert": {"type": "path"},
+            "client_key": {"type": "path", "no_log": False},
         },
+        "required_one_of": [["volume", "image"]],
+        "mutually_exclusive": [["volume", "image"], ["snapshot", "image"]],
     },
     "snapshot": {"type": "str"},
     "description": {"type": "str"},
@@ -561,9 +626,19 @@ def _request(params: dict, candidates):
         snapshot=params["snapshot"],
     )
     longest, given = check_max_chain(params["max_chain"]), params["source"]
-    source = updating.SourceRequest(given["volume"], given["snapshot"], given["method"] == "linked", longest) if given else None
+    cloned = given if given and given["volume"] is not None else None
+    source = updating.SourceRequest(cloned["volume"], cloned["snapshot"], cloned["method"] == "linked", longest) if cloned else None
     policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
-    return updating.VolumeRequest(candidates, desired, source, policy, longest)
+    return updating.VolumeRequest(candidates, desired, source, policy, longest, _image(given) if given and not cloned else None)
+
+
+def _image(given: dict):
+    """The image that ``source`` names. :raises InvalidParameter: headers are no texts in one line, or it cannot be a clone."""
+    from ..module_utils.operations import importing
+
+    if given["method"] != "full":
+        raise InvalidParameter("option source.method", "a volume from an image has data of its own", "leave method out")
+    return importing.request_of(given)
 
 
 def _run_many(module: AnsibleModule) -> None:
@@ -586,9 +661,11 @@ def _item(params: dict, finder):
     from ..module_utils.operations.bulk import runner
 
     candidates, name = finder.prepare(params["share"], params["mount_base"]), str(params["name"])
-    source = frozenset([params["source"]["volume"]] if params["source"] else ())
+    given = params["source"] or {}
+    source = frozenset([given["volume"]] if given.get("volume") is not None else ())
+    fetched = frozenset([f"image {given['image']}"] if given.get("image") is not None else ())  # one after the other: the first one fetches it
     # Clones of a snapshot are made side by side, but where a lock for reading keeps other readers out as well.
-    shared = bool(source and params["source"]["snapshot"] and candidates and all(share.locks_visible for share in candidates.shares))
+    shared = bool(source and given["snapshot"] and candidates and all(share.locks_visible for share in candidates.shares))
     attached = changes.one_after_the_other(params)
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
     deletion = runner.Deletion(candidates, name) if candidates and not attached and params["state"] == "absent" else None
@@ -597,21 +674,25 @@ def _item(params: dict, finder):
     if candidates and params["state"] == "present" and params["name"] is not None:
         asked = functools.lru_cache(maxsize=None)(functools.partial(_request, params, candidates))
     run = functools.partial(_run, params, finder=finder, asked=asked)
-    return runner.Item(name, touches | attached, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
+    return runner.Item(name, touches | attached | fetched, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
 
 
 def _change(params: dict, candidates, name: str):
     """What other items of the task may depend on."""
     from ..module_utils.operations.bulk import order
 
-    source = params["source"]["volume"] if params["source"] else None
+    source = (params["source"] or {}).get("volume")
     return order.Change(candidates, name, params["state"] == "absent", source, bool(params["flatten"]))
 
 
 def _run_one(module: AnsibleModule) -> dict:
     from ..module_utils.operations.candidates import Finder
 
-    return changes.result(_run(module.params, changes.options(module), Finder()))
+    options = changes.options(module)
+    try:
+        return changes.result(_run(module.params, options, Finder()))
+    finally:
+        changes.end(options)
 
 
 def main() -> None:

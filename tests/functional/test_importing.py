@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
+from .test_fetching import reply, serving
 from .test_inspection import KINDS, made, model  # noqa: F401
 from .test_refusals import MIB, Store
 
@@ -110,3 +113,40 @@ def test_several_volumes_of_a_task_read_it_once(store: Store, model: Path, tmp_p
     importing.forget_all(Options(task=task))
     assert len(read) == 1 and left(store) == []
     assert len({content(store.info(name)["path"], "raw") for name in ("a", "b", "c")}) == 1
+
+
+def playbook(tmp_path: Path, environment: dict, *tasks: dict, check: bool = False) -> subprocess.CompletedProcess:
+    (tmp_path / "book.json").write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": list(tasks)}]))
+    words = ["ansible-playbook", "-vvv", "--diff", *(["--check"] if check else []), str(tmp_path / "book.json")]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_playbook_with_a_token(store: Store, model: Path, tmp_path: Path, ansible_environment: dict) -> None:  # noqa: F811
+    """Two volumes from one image of a server that wants a token: foretold, done, done again; it is fetched once, and nobody sees the token."""
+    image = made(model, tmp_path / "image", "qcow2").read_bytes()
+    sums = f"{hashlib.sha256(image).hexdigest()}  disk.img\n".encode()
+
+    def answer(handler: Any, _number: int) -> None:
+        if handler.headers.get("X-Auth-Token") != "a-secret-token":
+            return reply(handler, b"", 401)
+        return reply(handler, sums if handler.path.endswith("SUMS") else image)
+
+    with serving(answer) as server:
+        source = {"image": server.url, "checksum": f"sha256:{server.url.replace('disk.img', 'SHA256SUMS')}", "headers": {"X-Auth-Token": "a-secret-token"}}
+        task = {"remotefs.storage.remotefs_volume": {"share": str(store.path), "source": source, "volumes": [{"name": "a"}, {"name": "b", "format": "qcow2"}]}}
+        foretold = playbook(tmp_path, ansible_environment, task, check=True)
+        assert foretold.returncode == 0 and "changed=1" in foretold.stdout and not server.asked, foretold.stdout
+        done = playbook(tmp_path, ansible_environment, task)
+        assert done.returncode == 0 and "changed=1" in done.stdout, done.stdout + done.stderr
+        assert len([one for one in server.asked]) <= 4
+        again = playbook(tmp_path, ansible_environment, task)
+        assert "changed=0" in again.stdout
+        refused = playbook(
+            tmp_path, ansible_environment, {"remotefs.storage.remotefs_volume": {"share": str(store.path), "name": "c", "source": {"image": server.url}}}
+        )
+        assert refused.returncode and "answers 401" in refused.stdout and "tool_failed" in refused.stdout
+    for run in (foretold, done, again, refused):
+        assert "a-secret-token" not in run.stdout + run.stderr
+    expected = model.read_bytes()
+    assert content(store.info("a")["path"], "raw")[: len(expected)] == content(store.info("b")["path"], "qcow2")[: len(expected)] == expected
+    assert left(store) == []

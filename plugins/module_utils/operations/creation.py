@@ -23,7 +23,7 @@ from ..store.volumes.look import Look
 from . import placement
 from .candidates import Candidates
 from .capacity import Demand
-from .options import Options
+from .options import Options, TakesLong
 from .refusals import require_free_name
 from .transaction import Outcome, carry_out, each_once, joined, recover
 from .updating import SourceRequest, VolumeRequest, located, update_volume
@@ -56,6 +56,8 @@ def _create_from_image(request: VolumeRequest, options: Options, ended: list) ->
     image = request.image
     if image is None:
         return _create(request, options, ended, None)
+    if options.task.begins_anew and "begun" not in options.task.kept:
+        raise TakesLong
     wanted = placement.demand(request.desired)
     share = placement.choose(request.candidates, wanted.size, wanted.at_once, request.policy, options.task.capacity)
     pace = Pace(f"image {image.label}", options.speed, options.timeout, options.task.waiting.sleep)
@@ -121,6 +123,10 @@ def _create_locked(
     if image is not None:
         source_share, copy, told = image
         desired = desired._replace(source=told)
+    elif request.image is not None:  # check mode fetches nothing
+        if desired.size is None:
+            work.options.task.warn(f"check mode does not fetch image {request.image.label}, so that the size of volume {desired.name} is shown as 0")
+        desired = desired._replace(source=Source(request.image.label, 0, 0))
     wanted = placement.demand(desired)
     if desired.source and source_share:
         wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated, request.candidates)

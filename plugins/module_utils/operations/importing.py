@@ -50,6 +50,22 @@ class ImageRequest:
         return self.place.lower().startswith(_URLS)
 
 
+def request_of(given: dict) -> ImageRequest:
+    """What the option ``source`` says of an image. :raises InvalidParameter: a header cannot be sent."""
+    headers = {str(name): str(value) for name, value in (given["headers"] or {}).items()}
+    if any(not text or not text.isascii() or not text.isprintable() for pair in headers.items() for text in pair):
+        raise InvalidParameter("option source.headers", "a name or a value is empty, or no text of one line", "give headers as the server wants them")
+    access = Access(
+        tuple(headers.items()),
+        given["validate_certs"],
+        given["url_username"] or "",
+        given["url_password"] or "",
+        given["client_cert"],
+        given["client_key"],
+    )
+    return ImageRequest(given["image"], given["checksum"], given["compression"], given["image_format"], access)
+
+
 class LocalFile:
     """A file of this host, as :class:`fetching.Fetch` gives that of a server."""
 
