@@ -138,7 +138,7 @@ def test_a_playbook_with_a_token(store: Store, model: Path, tmp_path: Path, ansi
         assert foretold.returncode == 0 and "changed=1" in foretold.stdout and not server.asked, foretold.stdout
         done = playbook(tmp_path, ansible_environment, task)
         assert done.returncode == 0 and "changed=1" in done.stdout, done.stdout + done.stderr
-        assert len([one for one in server.asked]) <= 4
+        assert len(server.asked) <= 4
         again = playbook(tmp_path, ansible_environment, task)
         assert "changed=0" in again.stdout
         refused = playbook(

@@ -36,8 +36,13 @@ NEVER, REQUIRED = "false", "true"  # values of quiesce. The third one, "auto", i
 class Readable(Protocol):
     """Where images are read: ``root`` has them. A share's directory is one, and so is a folder of images that have just arrived."""
 
-    root: Directory
-    share: Share
+    @property
+    def root(self) -> Directory:
+        """The images' directory."""
+
+    @property
+    def share(self) -> Share:
+        """The share that it is on."""
 
     def verify(self, name: str) -> None:
         """Check that the task may still rely on a file there. :raises LockTimeout: it may not."""

@@ -261,8 +261,9 @@ def _mark(status: os.stat_result) -> tuple[int, int, int]:
 def remove(directory: ShareDirectory, key: str) -> None:
     """Remove all files of an image from a share."""
     folder = directory.private("images")
-    for suffix in ("", _UNPACKED, _STATE) if folder is not None else ():
-        folder.unlink(key + suffix)
+    if folder is not None:
+        for suffix in ("", _UNPACKED, _STATE):
+            folder.unlink(key + suffix)
 
 
 class Digest:
