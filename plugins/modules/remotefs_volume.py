@@ -302,6 +302,24 @@ EXAMPLES = r"""
     source:
       volume: db01
 
+- name: A volume from a cloud image, whose checksum the project publishes in a list
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: web02
+    size: 10G
+    source:
+      image: https://images.example.org/debian/disk.qcow2
+      checksum: sha256:https://images.example.org/debian/SHA256SUMS
+
+- name: Two volumes from an image that another hypervisor wrote, which lies on this host
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    source: {image: /srv/images/appliance.vmdk, image_format: vmdk}
+    volumes:
+      - name: appliance-1
+      - name: appliance-2
+        format: qcow2
+
 - name: A golden state, and two environments that start from it at once
   remotefs.storage.remotefs_snapshot:
     share: /srv/volumes

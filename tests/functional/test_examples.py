@@ -10,14 +10,19 @@ check mode, where every option is read, validated and planned with.
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import shutil
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 import yaml
+
+from .test_fetching import reply, serving
 
 MODULES = Path(__file__).resolve().parents[2] / "plugins" / "modules"
 MIB = 1 << 20
@@ -55,8 +60,29 @@ def test_examples_of_the_store(module: str, tmp_path: Path, ansible_environment:
     tasks = [task for task in examples(module) if "libvirt" not in json.dumps(task)]  # tests/live runs those, with a libvirt
     prepared = [] if module == "remotefs_volume" else PREPARE
     snapshot = [{"remotefs.storage.remotefs_snapshot": {"share": "SHARE", "volume": "db01", "name": "daily-2026-01-01"}}]
-    recap = play(prepared + (snapshot if module == "remotefs_snapshot_info" else []) + tasks, share, tmp_path, ansible_environment)
+    with images(tmp_path) as places:
+        tasks = json.loads(replaced(json.dumps(tasks), places))
+        recap = play(prepared + (snapshot if module == "remotefs_snapshot_info" else []) + tasks, share, tmp_path, ansible_environment)
     assert recap["ok"] + recap["skipped"] >= len(tasks) and not recap["failed"]
+
+
+def replaced(text: str, places: dict[str, str]) -> str:
+    for word, other in places.items():
+        text = text.replace(word, other)
+    return text
+
+
+@contextmanager
+def images(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The images that examples name: on a server, with a list of checksums, and on this host."""
+    folder = tmp_path / "images"
+    (folder / "debian").mkdir(parents=True)
+    for name, image_format in (("debian/disk.qcow2", "qcow2"), ("appliance.vmdk", "vmdk")):
+        subprocess.run(["qemu-img", "create", "-q", "-f", image_format, str(folder / name), "4M"], check=True)
+    content = (folder / "debian" / "disk.qcow2").read_bytes()
+    sums = f"{hashlib.sha256(content).hexdigest()} *disk.qcow2\n".encode()
+    with serving(lambda handler, _number: reply(handler, sums if handler.path.endswith("SUMS") else content)) as server:
+        yield {"https://images.example.org": server.url.rpartition("/dir/")[0], "/srv/images": str(folder)}
 
 
 MISSING = [
