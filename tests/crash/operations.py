@@ -9,7 +9,10 @@ calls it, ``follow`` does the same to the model. All three are deterministic.
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import random
 import shutil
 import subprocess
 from contextlib import ExitStack, nullcontext
@@ -22,7 +25,7 @@ from property.world import World, candidates, run, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace, StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, importing, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
@@ -35,6 +38,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.store.files.direc
 from .judge import Model, Wanted, left_by_stale, listed
 
 KIB, MIB = 1 << 10, 1 << 20
+_DISK = random.Random(12).randbytes(200 * KIB) + bytes(MIB) + random.Random(13).randbytes(100 * KIB) + bytes(724 * KIB)
 
 Task = Callable[[Candidates, Options], "list[Outcome]"]
 
@@ -49,6 +53,7 @@ class Operation:
     :param halfway: the model between two steps of a task, each of which may be left undone by itself.
     :param apart: whether each volume can be left undone by itself, because the task is about many.
     :param removes: whether a volume that goes may be unreadable meanwhile.
+    :param parts: whether another task leaves an image, or a part of it, to the one that goes on with it.
     """
 
     prepare: Callable[[Path, Path], Model]
@@ -60,6 +65,7 @@ class Operation:
     halfway: Callable[[Model], Model] | None = None
     apart: bool = False
     by_tool: bool = False
+    parts: bool = False
 
 
 # -- what stands before ----------------------------------------------------------------------------------------------
@@ -157,6 +163,22 @@ def _short_over_long(share: Path, scratch: Path) -> Model:
     return _model(world)
 
 
+def _image(kind: str) -> Callable[[Path, Path], Model]:
+    """A volume, and beside the share an image in a file."""
+
+    def prepare(share: Path, scratch: Path) -> Model:
+        model = _lone("raw")(share, scratch)
+        disk = scratch / "disk"
+        disk.write_bytes(_DISK)
+        if kind == "gzip":
+            (scratch / "image").write_bytes(gzip.compress(_DISK))
+        else:
+            run("qemu-img", "convert", "-f", "raw", "-O", kind, str(disk), str(scratch / "image"))
+        return model
+
+    return prepare
+
+
 def _shrunk(*, packed: bool = False, by_header: bool = False) -> Callable[[Path, Path], Model]:
     """A lone file with old data behind its end: the rest of the last cluster, compressed or not, and maybe whole clusters."""
 
@@ -234,6 +256,21 @@ def _three(share: Path, scratch: Path) -> Model:
 
 def _ensure(desired: DesiredVolume, source: updating.SourceRequest | None = None) -> Task:
     return lambda where, options: [volumes.ensure_present(updating.VolumeRequest(where, desired, source), options)]
+
+
+def _import(desired: DesiredVolume, checked: bool = True) -> Task:
+    """:param checked: by a checksum, so that what a killed task left is gone on with."""
+
+    def run(where: Candidates, options: Options) -> list[Outcome]:
+        place = Path(where.shares[0].path).parent / "scratch" / "image"
+        checksum = f"sha256:{hashlib.sha256(place.read_bytes()).hexdigest()}" if checked else None
+        request = updating.VolumeRequest(where, desired, image=importing.ImageRequest(str(place), checksum))
+        try:
+            return [volumes.ensure_present(request, options)]
+        finally:
+            importing.forget_all(options)
+
+    return run
 
 
 def _take(name: str, volume: str = "vol") -> Task:
@@ -422,6 +459,23 @@ OPERATIONS: dict[str, Operation] = {
         _ensure(DesiredVolume("copy", format="qcow2", size=3 * MIB), updating.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
+    ),
+    "import qcow2": Operation(
+        _image("qcow2"), _import(DesiredVolume("new", size=3 * MIB)), _adds("new", lambda _model: _DISK.ljust(3 * MIB, b"\0")), tool=False, parts=True
+    ),
+    "import gzip, unchecked": Operation(
+        _image("gzip"),
+        _import(DesiredVolume("new", format="qcow2", size=len(_DISK)), checked=False),
+        _adds("new", lambda _model: _DISK),
+        tool=False,
+        parts=True,
+    ),
+    "import vmdk with a snapshot": Operation(
+        _image("vmdk"),
+        _import(DesiredVolume("new", snapshot="s1")),
+        lambda model: {**model, "new": Wanted(_DISK).with_point("s1")},
+        tool=True,
+        parts=True,
     ),
     "details of a volume": Operation(
         _chain("raw"), _ensure(DesiredVolume("vol", description="told", labels={"a": "b"})), lambda model: model, tool=False

@@ -17,7 +17,16 @@ from typing import Callable, Iterator
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import ImageChecksum, ImageInvalid, NoSpace, StorageError, ToolFailed, UnsafeImage
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import (
+    ImageChecksum,
+    ImageInvalid,
+    NoSpace,
+    StorageError,
+    ToolFailed,
+    UnsafeImage,
+    WouldShrink,
+)
+from ansible_collections.remotefs.storage.plugins.module_utils.images import arriving
 from ansible_collections.remotefs.storage.plugins.module_utils.images.arriving import Arrival, Arrived, Order, key_of
 from ansible_collections.remotefs.storage.plugins.module_utils.images.checksums import Wanted
 from ansible_collections.remotefs.storage.plugins.module_utils.images.fetching import FetchFailed, Version
@@ -56,7 +65,7 @@ def wanted(data: bytes, algorithm: str = "sha256") -> Wanted:
 
 
 def arrival(path: Path, sent: Sent, checksum: Wanted | None, **options: object) -> Arrival:
-    order = Order("https://host/disk.img", key_of("https://host/disk.img", checksum), sent, checksum, **options)  # type: ignore[arg-type]
+    order = Order("https://host/disk.img", key_of("https://host/disk.img", str(checksum)), sent, checksum, **options)  # type: ignore[arg-type]
     return Arrival(ShareDirectory(Share(str(path), str(path), "directory")), order, Pace("image"))
 
 
@@ -145,12 +154,52 @@ def test_what_it_is_not(tmp_path: Path) -> None:
         (b"# Disk DescriptorFile\nversion=1\n", ImageInvalid, {}),
         (packed, ImageInvalid, {"compression": "none"}),
         (b"", ImageInvalid, {}),
-        (DISK, NoSpace, {"most": MIB}),
-        (packed, ImageInvalid, {"most": MIB}),
+        (DISK, NoSpace, {"room": 200_000}),
+        (packed, NoSpace, {"room": 200_000}),
+        (packed, NoSpace, {"room": len(packed) + 200_000}),
     ):
         with pytest.raises(error):
             arrival(tmp_path, Sent(data), wanted(data), **options).receive()
         assert left(tmp_path) == [], (data[:4], options)
+
+
+@pytest.mark.parametrize("kind", PACK)
+@pytest.mark.parametrize(
+    "limits, error", [({"wanted_size": MIB}, WouldShrink), ({"largest": MIB}, NoSpace), ({"wanted_size": 1 << 50, "largest": MIB}, NoSpace)]
+)
+def test_what_unpacks_for_ever_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, limits: dict, error: type[StorageError]) -> None:
+    monkeypatch.setattr(arriving, "_TABLES", MIB)
+    data = PACK[kind](DISK)
+    with pytest.raises(error):
+        arrival(tmp_path, Sent(data), wanted(data), **limits).receive()
+    assert left(tmp_path) == []
+
+
+def test_a_raw_disk_with_holes_takes_what_it_holds(tmp_path: Path) -> None:
+    """Its length is more than the share has room for."""
+    arrived = arrival(tmp_path, Sent(DISK), wanted(DISK), room=600_000).receive()
+    assert content(arrived) == DISK
+
+
+def test_those_who_watch_are_told_what_is_to_come(tmp_path: Path) -> None:
+    sent, told = Sent(DISK, cut=5_000_000), []
+    with pytest.raises(ToolFailed):
+        arrival(tmp_path, sent, wanted(DISK), expect=told.append).receive()
+    sent.cut = None
+    arrival(tmp_path, sent, wanted(DISK), expect=told.append).receive()
+    assert told == [len(DISK), len(DISK) - 5_000_000]
+
+
+def test_parts_of_others_go_after_a_day(tmp_path: Path) -> None:
+    """Those that were written lately are left to the task that goes on with them, and what has no name of ours is left alone."""
+    arrived = arrival(tmp_path, Sent(DISK), wanted(DISK)).receive()
+    folder, key = tmp_path / ".remotefs" / "images", arrived.file
+    for number, age in (("a" * 32, 90_000), ("b" * 32, 80_000), ("c" * 32 + ".unpacked", 90_000), ("notes", 90_000)):
+        (folder / number).write_bytes(b"x")
+        os.utime(folder / number, (1, (folder / key).stat().st_mtime - age))
+    (folder / ("a" * 32 + ".state")).write_bytes(b"{}")
+    os.utime(folder / ("a" * 32 + ".state"), (1, (folder / key).stat().st_mtime - 70_000))
+    assert arriving.old_ones(ShareDirectory(Share(str(tmp_path), str(tmp_path), "directory")), key) == ["c" * 32]
 
 
 def test_a_qcow2_image_in_a_compressed_file(tmp_path: Path) -> None:
@@ -167,7 +216,7 @@ def test_what_was_planted_is_not_touched(tmp_path: Path, suffix: str, plant: str
     data = gzip.compress(DISK)
     foreign = tmp_path / "foreign"
     foreign.write_text("data")
-    place = tmp_path / ".remotefs" / "images" / f"{key_of('https://host/disk.img', wanted(data))}{suffix}"
+    place = tmp_path / ".remotefs" / "images" / f"{key_of('https://host/disk.img', str(wanted(data)))}{suffix}"
     arrival(tmp_path, Sent(data), wanted(data))
     {"link": lambda: place.symlink_to(foreign), "pipe": lambda: os.mkfifo(place), "folder": place.mkdir}[plant]()
     with pytest.raises(StorageError):
@@ -191,5 +240,5 @@ def test_a_full_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_tell_images_apart() -> None:
-    keys = {key_of(url, checksum) for url in ("a", "b", "a\0sha256") for checksum in (None, Wanted("sha256", "00"), Wanted("md5", "00"))}
-    assert len(keys) == 9 and all(len(key) == 32 for key in keys)
+    keys = {key_of(url, checksum) for url in ("a", "b") for checksum in (None, "sha256:00", "md5:00")}
+    assert len(keys) == 6 and all(len(key) == 32 for key in keys)

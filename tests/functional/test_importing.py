@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import ImageChecksum, ImageInvalid, ToolFailed, UnsafeImage, WouldShrink
+from ansible_collections.remotefs.storage.plugins.module_utils.images import fetching
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import importing, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.importing import ImageRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
-from .test_fetching import reply, serving
+from .test_fetching import ranged, reply, serving
 from .test_inspection import KINDS, made, model  # noqa: F401
 from .test_refusals import MIB, Store
 
@@ -77,6 +78,56 @@ def test_a_larger_size_grows_it_and_a_smaller_one_is_refused(store: Store, model
     with pytest.raises(WouldShrink):
         imported(store, image, "w", size=4 * MIB)
     assert left(store) == [] and not (store.path / "w").exists()
+
+
+def test_what_was_cut_stays_for_the_next_task(store: Store, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """With a checksum. The next task asks the server for the rest, and what it leaves is nothing."""
+    monkeypatch.setattr(fetching, "_PAUSE", 0.001)
+    data, works = model.read_bytes(), []
+
+    def answer(handler: Any, number: int) -> None:
+        if works or not number:
+            ranged(handler, data, 1 << 40 if works else 2 * MIB)
+        else:
+            reply(handler, b"", 503)
+
+    with serving(answer) as server:
+        request = ImageRequest(server.url, f"sha256:{hashlib.sha256(data).hexdigest()}")
+        with pytest.raises(ToolFailed, match=f"answers 503 .{2 * MIB} bytes had come"):
+            imported(store, request)
+        assert len(left(store)) == 2
+        server.asked.clear()
+        works.append(True)
+        imported(store, request)
+        assert [one.get("Range") for one in server.asked] == [f"bytes={2 * MIB}-"]
+    assert left(store) == [] and content(store.info("v")["path"], "raw")[: len(data)] == data
+
+
+@pytest.mark.parametrize("kind", [None, "gzip"])
+def test_check_mode_foretells_it(store: Store, model: Path, tmp_path: Path, kind: str | None) -> None:  # noqa: F811
+    """Of a file of this host the size as well, unless it is compressed; what would be refused is refused."""
+    image = made(model, tmp_path / "image", "qcow2")
+    if kind:
+        image.write_bytes(gzip.compress(image.read_bytes()))
+    request = updating.VolumeRequest(store.candidates, DesiredVolume("v"), image=ImageRequest(str(image)))
+    warned: list = []
+    told = volumes.ensure_present(request, Options(check=True, task=Task(warn=warned.append)))
+    assert told.changed and bool(warned) == bool(kind) and (told.after["size"] == model.stat().st_size) == (not kind)
+    assert not (store.path / ".remotefs" / "images").exists()
+    if not kind:
+        assert [one["step"] for one in told.actions] == [one["step"] for one in imported(store, request.image).actions]  # type: ignore[attr-defined,arg-type]
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "x", "-F", "raw", str(image), "1M"], check=False)
+        subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "x", "-F", "raw", str(image)], check=True)
+        with pytest.raises(UnsafeImage):
+            volumes.ensure_present(request._replace(desired=DesiredVolume("w")), Options(check=True))
+
+
+def test_what_a_killed_task_left_goes_with_the_next(store: Store, model: Path, tmp_path: Path) -> None:  # noqa: F811
+    """It had made the volume, and had not removed the image."""
+    request = ImageRequest(str(made(model, tmp_path / "image", "qcow2")))
+    imported(store, request, task=Task())
+    assert left(store)
+    assert not imported(store, request).changed and left(store) == []  # type: ignore[attr-defined]
 
 
 def test_what_is_refused_leaves_nothing(store: Store, model: Path, tmp_path: Path) -> None:  # noqa: F811

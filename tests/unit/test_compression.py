@@ -28,8 +28,8 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
     return (data[start : start + size] for start in range(0, len(data), size))
 
 
-def content(data: bytes, kind: str, size: int = 65536, most: int = 1 << 40) -> bytes:
-    return b"".join(unpacked(pieces(data, size), kind, most))
+def content(data: bytes, kind: str, size: int = 65536) -> bytes:
+    return b"".join(unpacked(pieces(data, size), kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,13 +86,12 @@ def test_damage_is_found(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_that_unpacks_for_ever_ends_at_the_limit_and_takes_no_memory(kind: str) -> None:
+def test_a_file_that_unpacks_for_ever_takes_no_memory(kind: str) -> None:
     engine = {"gzip": lambda: zlib.compressobj(9, zlib.DEFLATED, 31), "bzip2": bz2.BZ2Compressor, "xz": lzma.LZMACompressor}[kind]()
     packed = b"".join(engine.compress(bytes(MIB)) for _count in range(64)) + engine.flush()
     tracemalloc.start()
-    with pytest.raises(Refused, match=f"more than {50 * MIB} bytes"):
-        for piece in unpacked(iter([packed] * 1000), kind, 50 * MIB):
-            assert len(piece) <= MIB
+    for _count, piece in zip(range(200), unpacked(iter([packed] * 1000), kind)):
+        assert 0 < len(piece) <= MIB
     assert tracemalloc.get_traced_memory()[1] < 16 * MIB
     tracemalloc.stop()
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable, Iterator, Protocol
 
-from ..errors import ImageChecksum, ImageInvalid, NoSpace, StorageError, ToolFailed, UnsafeImage, from_os_error
-from ..model import Share
+from ..errors import ImageChecksum, ImageInvalid, NoSpace, StorageError, ToolFailed, UnsafeImage, WouldShrink, from_os_error
+from ..model import Share, size_text
 from ..pace import Pace
 from ..store import inspection
 from ..store.files.directory import Directory, ShareDirectory, write_all
@@ -30,6 +31,9 @@ from .fetching import FetchFailed, Version
 _NOT_FOR_SECURITY: dict[str, Any] = {"usedforsecurity": False} if sys.version_info >= (3, 9) else {}
 _GRAIN = 64 << 10  # bytes: what is all zeros in pieces of this size stays a hole
 _PIECE = 1 << 20
+_TABLES = 64 << 20  # bytes that the tables of a small image may take beside its data
+_OLD = 24 * 60 * 60  # seconds after which nobody is expected to go on with what was cut
+_KEY = re.compile(r"[0-9a-f]{32}")
 _STATE, _UNPACKED = ".state", ".unpacked"
 
 
@@ -44,8 +48,13 @@ class Coming(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """What was asked for. ``label`` names the image in messages, without secrets. ``key`` is the same for the same image. ``source``
-    opens it from a position on, for which what is there must be of a state. ``most``: bytes that may arrive, and that it may hold."""
+    """What was asked for.
+
+    ``label`` names the image in messages, without secrets. ``key`` is the same for the same image. ``source`` opens it from a position on,
+    for which what is there must be of a state. ``room``: bytes that may be written to the share. ``wanted_size``: virtual size in bytes that
+    the volume is to have, if the user says it. ``largest``: bytes of virtual size that the share takes. ``expect`` is told how many bytes
+    are to come, if the server says it.
+    """
 
     label: str
     key: str
@@ -53,7 +62,16 @@ class Order:
     checksum: Wanted | None
     compression: str = "auto"
     image_format: str | None = None
-    most: int = 1 << 63
+    room: int = 1 << 63
+    wanted_size: int | None = None
+    largest: int = 1 << 62
+    expect: Callable[[int], None] = lambda _count: None
+
+    @property
+    def longest(self) -> int:
+        """Bytes after which it is given up: without its compression it cannot have more, but for the tables of a format."""
+        size = self.largest if self.wanted_size is None else min(self.wanted_size, self.largest)
+        return size + size // 8 + _TABLES
 
     @property
     def may_go_on(self) -> bool:
@@ -74,8 +92,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Arrived:
-    """An image that was checked: ``file`` is its name in ``place``, ``size`` its virtual size, ``held`` what the file takes on disk, in bytes.
-    ``mark`` changes with the file."""
+    """An image that was checked: ``file`` is its name in ``place``, ``size`` its virtual size, ``held`` the bytes of data in it, as far as
+    that is known. ``mark`` changes with the file."""
 
     place: Place
     file: str
@@ -85,10 +103,9 @@ class Arrived:
     mark: tuple[int, int, int]
 
 
-def key_of(url: str, checksum: Wanted | None) -> str:
-    """A name for an image: other tasks that ask for the same find it."""
-    words = (url, checksum.algorithm if checksum else "", checksum.digits if checksum else "")
-    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+def key_of(place: str, checksum: str | None) -> str:
+    """A name for an image: other tasks that ask for the same find it. :param checksum: as the user wrote it."""
+    return hashlib.sha256("\0".join((place, checksum or "")).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 class Arrival:
@@ -97,6 +114,7 @@ class Arrival:
     def __init__(self, directory: ShareDirectory, order: Order, pace: Pace) -> None:
         self._share, self._order, self._pace = directory, order, pace
         self._folder = directory.make_private("images")
+        self._written = 0  # bytes of data that this task has written to the share
 
     def receive(self) -> Arrived:
         """Let the image arrive, and check it.
@@ -109,7 +127,8 @@ class Arrival:
             file = self._unpack()
             return self._look(file)
         except BaseException as error:
-            if not (isinstance(error, ToolFailed) and self._order.may_go_on):
+            is_refused = isinstance(error, StorageError) and not isinstance(error, ToolFailed)
+            if is_refused or not self._order.may_go_on:
                 self.remove()
             raise
 
@@ -172,15 +191,16 @@ class Arrival:
         os.ftruncate(fd, start)
         digest, fetch = Digest(self._order.checksum), self._order.source(start, version)
         digest.add_file(fd, start)
+        self._written = 0
         try:
             for position, piece in fetch.pieces():
                 if position == 0 and digest.count:
                     os.ftruncate(fd, 0)
-                    digest = Digest(self._order.checksum)
-                self._require_small(position + len(piece))
+                    digest, self._written = Digest(self._order.checksum), 0
+                if position == 0 or position == start:
+                    self._begin(position, piece, fetch.version)
                 digest.add(piece)
-                write_with_holes(fd, piece, position)
-                self._pace.moved(len(piece))
+                self._write(fd, piece, position)
                 if fetch.version != version:
                     version = fetch.version
                     self._note(version)
@@ -193,9 +213,33 @@ class Arrival:
         os.ftruncate(fd, digest.count)  # where it ends with a hole
         return digest.is_right
 
-    def _require_small(self, count: int) -> None:
-        if count > self._order.most:
-            raise NoSpace(self._subject, f"it has more than {self._order.most} bytes", "choose a share with more room, or a smaller image")
+    def _begin(self, position: int, piece: bytes, version: Version | None) -> None:
+        """The first piece has come. :raises NoSpace: there is no room for the rest. Of a raw disk most may be holes, so that its length says nothing."""
+        length = version.length if version is not None else None
+        if length is None:
+            return
+        self._order.expect(length - position)
+        if position == 0 and inspection.is_packed(piece) and length > self._order.room:
+            raise self._no_room()
+
+    def _write(self, fd: int, piece: bytes, position: int) -> None:
+        """:raises NoSpace: there is no room for it. :raises WouldShrink: it is larger than the volume. :raises OSError: it cannot be written."""
+        if position + len(piece) > self._order.longest:
+            raise self._too_large()
+        self._written += write_with_holes(fd, piece, position)
+        if self._written > self._order.room:
+            raise self._no_room()
+        self._pace.moved(len(piece))
+
+    def _no_room(self) -> NoSpace:
+        return NoSpace(self._subject, f"the share has only {size_text(self._order.room)} free for use", "free some space, or use another share")
+
+    def _too_large(self) -> StorageError:
+        wanted, largest = self._order.wanted_size, self._order.largest
+        if wanted is not None and wanted <= largest:
+            return WouldShrink(self._subject, f"it holds more than the {size_text(wanted)} that the volume is to have", "ask for a larger size")
+        problem = f"it holds more than the share takes ({size_text(largest)})"
+        return NoSpace(self._subject, problem, "use another share, or check that it is the right image")
 
     def _note(self, version: Version | None) -> None:
         """Write down of which state of the server's file the part is. Nothing depends on it but the next task's hope, so it is not synced."""
@@ -229,13 +273,12 @@ class Arrival:
     def _write_unpacked(self, fd: int, target: int, kind: str) -> None:
         position = 0
         try:
-            for piece in compression.unpacked(file_pieces(fd), kind, self._order.most):
-                write_with_holes(target, piece, position)
+            for piece in compression.unpacked(file_pieces(fd), kind):
+                self._write(target, piece, position)
                 position += len(piece)
-                self._pace.moved(len(piece))
             os.ftruncate(target, position)
         except inspection.Refused as error:
-            raise self._refused(error) from error
+            raise refused(self._subject, error) from error
         except OSError as error:
             raise from_os_error(error, self._subject) from error
 
@@ -244,18 +287,37 @@ class Arrival:
             try:
                 found = inspection.inspect(fd, self._order.image_format)
             except inspection.Refused as error:
-                raise self._refused(error) from error
+                raise refused(self._subject, error) from error
+            if found.size > self._order.largest:
+                raise self._too_large()
             status = os.fstat(fd)
-        return Arrived(Place(self._folder, self._share.share), file, found.format, found.size, status.st_blocks * 512, _mark(status))
+        held = found.held or min(found.size, status.st_blocks * 512)
+        return Arrived(Place(self._folder, self._share.share), file, found.format, found.size, held, _mark(status))
 
-    def _refused(self, error: inspection.Refused) -> StorageError:
-        if error.is_unsafe:
-            return UnsafeImage(self._subject, str(error), "use an image that is one whole disk in one file, from somebody whom you trust")
-        return ImageInvalid(self._subject, str(error), "check that it is the right file, and that it arrived whole")
+
+def refused(subject: str, error: inspection.Refused) -> StorageError:
+    """The error for an image that is not taken."""
+    if error.is_unsafe:
+        return UnsafeImage(subject, str(error), "use an image that is one whole disk in one file, from somebody whom you trust")
+    return ImageInvalid(subject, str(error), "check that it is the right file, and that it arrived whole")
 
 
 def _mark(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def old_ones(directory: ShareDirectory, key: str) -> list[str]:
+    """Keys of other images whose newest file is a day older than that of the image ``key``, which has just arrived: the share's own clock
+    counts. Whoever was to go on with them has not come."""
+    folder = directory.private("images")
+    newest: dict[str, float] = {}
+    for name in os.listdir(folder.fd) if folder is not None else ():
+        stem = name.partition(".")[0]
+        status = folder.status(name) if folder is not None and _KEY.fullmatch(stem) else None
+        if status is not None:
+            newest[stem] = max(newest.get(stem, 0.0), status.st_mtime)
+    limit = newest.get(key, 0.0) - _OLD
+    return sorted(stem for stem, written in newest.items() if written < limit)
 
 
 def remove(directory: ShareDirectory, key: str) -> None:
@@ -301,15 +363,17 @@ def file_pieces(fd: int, length: int | None = None) -> Iterator[bytes]:
         position += len(piece)
 
 
-def write_with_holes(fd: int, data: bytes, position: int) -> None:
-    """Write bytes to a file that is empty from ``position`` on. What is all zeros stays a hole."""
-    start = position
+def write_with_holes(fd: int, data: bytes, position: int) -> int:
+    """Write bytes to a file that is empty from ``position`` on. What is all zeros stays a hole. Returns how many bytes were written."""
+    start, written = position, 0
     while start < position + len(data):
         end = min(position + len(data), (start // _GRAIN + 1) * _GRAIN)
         part = memoryview(data)[start - position : end - position]
         if any(part) if len(part) < 64 else part.tobytes().count(0) < len(part):
             write_all(fd, part, start)
+            written += len(part)
         start = end
+    return written
 
 
 def _read_state(data: bytes) -> Version | None:

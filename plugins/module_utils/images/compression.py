@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compressed images, unpacked while they arrive, in bounded memory and up to a bounded size.
+"""Compressed images, unpacked in bounded memory. Their content may be endless, so that whoever takes it has to say when it is enough.
 
 gzip is RFC 1952, with several members. bzip2 and xz may have several streams; between streams of xz there may be zeros in fours (the
 .xz file format, 2.2). Nothing else may follow.
@@ -28,20 +28,14 @@ def found(head: bytes) -> str:
     return next((name for name, mark in _MARKS.items() if head.startswith(mark)), "none")
 
 
-def unpacked(pieces: Iterable[bytes], compression: str, most: int) -> Iterator[bytes]:
+def unpacked(pieces: Iterable[bytes], compression: str) -> Iterator[bytes]:
     """The content of a compressed file, in pieces of at most a MiB.
 
-    :param pieces: the file's bytes. :param compression: one of :data:`NAMES`. :param most: bytes of content that are taken.
-    :raises Refused: it is damaged, cut short, larger than ``most``, has too large a dictionary, or something follows.
+    :param pieces: the file's bytes. :param compression: one of :data:`NAMES`.
+    :raises Refused: it is damaged, cut short, has too large a dictionary, or something follows.
     """
     parts = (piece for piece in pieces if piece)
-    content = _content(parts, compression) if compression != "none" else parts
-    total = 0
-    for piece in content:
-        total += len(piece)
-        if total > most:
-            raise Refused(f"it holds more than {most} bytes")
-        yield piece
+    return _content(parts, compression) if compression != "none" else parts
 
 
 def _content(pieces: Iterator[bytes], compression: str) -> Iterator[bytes]:

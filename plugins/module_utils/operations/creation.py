@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Sequence
 from ..apply.interrupted import find_interrupted
 from ..errors import Conflict, StorageError, VolumeNotFound
 from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
-from ..pace import Pace
 from ..plan import planner
 from ..plan.desired import DesiredSnapshot, DesiredVolume, Source
 from ..plan.headers import require_known_formats, require_repaired_parent
@@ -32,6 +31,7 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from ..apply.engine import CopySource
     from ..store.files.directory import ShareDirectory
+    from .importing import ImageRequest
 
 
 def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
@@ -60,8 +60,7 @@ def _create_from_image(request: VolumeRequest, options: Options, ended: list) ->
         raise TakesLong
     wanted = placement.demand(request.desired)
     share = placement.choose(request.candidates, wanted.size, wanted.at_once, request.policy, options.task.capacity)
-    pace = Pace(f"image {image.label}", options.speed, options.timeout, options.task.waiting.sleep)
-    with importing.arrived(share, image, options, pace) as arrived:
+    with importing.arrived(share, image, request.desired.size, request.policy, options) as arrived:
         return _create(request, options, ended, (share, *importing.as_source(arrived, image)))
 
 
@@ -123,13 +122,11 @@ def _create_locked(
     if image is not None:
         source_share, copy, told = image
         desired = desired._replace(source=told)
-    elif request.image is not None:  # check mode fetches nothing
-        if desired.size is None:
-            work.options.task.warn(f"check mode does not fetch image {request.image.label}, so that the size of volume {desired.name} is shown as 0")
-        desired = desired._replace(source=Source(request.image.label, 0, 0))
+    elif request.image is not None:
+        desired = desired._replace(source=_foretold_source(work.options, desired, request.image))
     wanted = placement.demand(desired)
     if desired.source and source_share:
-        wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated, request.candidates)
+        wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated or 0, request.candidates)
     plan = planner.create_volume(desired)
     share = _place(work, request, request.candidates, wanted)
     recovered = each_once(ended, source_told, _clear_unfinished(work, request.candidates, desired.name))
@@ -192,6 +189,16 @@ def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Pla
     if source.snapshot is None:
         clones.require_current(parent, snapshot)
     return planner.ensure_volume(parent, DesiredVolume(parent.name))
+
+
+def _foretold_source(options: Options, desired: DesiredVolume, image: ImageRequest) -> Source:
+    """What check mode, which fetches nothing, knows of an image."""
+    from . import importing
+
+    known = importing.foretold(image)
+    if known is None and desired.size is None:
+        options.task.warn(f"check mode does not fetch image {image.label}, so that the size of volume {desired.name} is shown as 0")
+    return Source(image.label, known.size, known.held or None) if known is not None else Source(image.label, 0, None)
 
 
 def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> list:

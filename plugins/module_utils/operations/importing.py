@@ -10,23 +10,31 @@ full clone is. It stays until the end of the task, so that other volumes of the 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+import stat
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Iterator
+from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple
 
 from ..apply.engine import CopySource
-from ..errors import ImageChecksum, InvalidParameter, StorageError, ToolFailed, from_os_error
-from ..images import arriving, checksums, fetching
+from ..errors import ImageChecksum, InvalidParameter, LockTimeout, StorageError, ToolFailed, from_os_error
+from ..images import arriving, checksums, compression, fetching
 from ..images.arriving import Arrival, Arrived, Coming, Order
 from ..images.fetching import Access, Fetch, FetchFailed, Version
 from ..model import Image, Share
 from ..pace import Pace
 from ..plan.desired import Source
+from ..store import inspection
 from ..store.files.directory import ShareDirectory
 from ..store.locks.lock import VolumeLock
+from .candidates import Policy
 from .options import Options
 
+if TYPE_CHECKING:
+    from ..progress import Meter
+
 _URLS = ("http://", "https://")
+_ANY = 1 << 62  # bytes: a share that does not say how large it is
+REMEDY = "check the URL or the path, and run the task again"
 
 
 @dataclass(frozen=True)
@@ -121,13 +129,14 @@ def wanted(request: ImageRequest, access: Access) -> checksums.Wanted | None:
 
 
 @contextmanager
-def arrived(share: Share, request: ImageRequest, options: Options, pace: Pace) -> Iterator[Arrived]:
+def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy: Policy, options: Options) -> Iterator[Arrived]:
     """A context in which the image is on the share, and nobody else changes it there.
 
+    :param wanted_size: the virtual size in bytes that its volume is to have, if the user says it.
     :raises LockTimeout: another task is fetching it all the time. Other errors are those of :meth:`arriving.Arrival.receive`.
     """
     checksum = wanted(request, request.access)
-    key = arriving.key_of(request.place, checksum)
+    key = arriving.key_of(request.place, request.checksum)
 
     def source(start: int, version: Version | None) -> Coming:
         if request.is_url:
@@ -135,16 +144,78 @@ def arrived(share: Share, request: ImageRequest, options: Options, pace: Pace) -
         return LocalFile(request.place, start)
 
     options.task.kept.setdefault("images", set()).add((share, key))
-    order = Order(request.label, key, source, checksum, request.compression, request.image_format)
+    pace, room = Pace(f"image {request.label}", options.speed, options.timeout, options.task.waiting.sleep), _Room.of(share, policy)
     with ShareDirectory(share, lambda _name: None, options.task.waiting) as directory, VolumeLock(directory, key, options.lock_timeout, options.break_lock):
-        arrival, checked = Arrival(directory, order, pace), options.task.kept.setdefault("arrived", {})
-        before = checked.get((share.path, key))
+        with _watched(pace, options.task.meter) as expect:
+            order = Order(
+                request.label, key, source, checksum, request.compression, request.image_format, room.free, wanted_size, room.largest, expect
+            )
+            arrival, checked = Arrival(directory, order, pace), options.task.kept.setdefault("arrived", {})
+            before = checked.get((share.path, key))
+            try:
+                image = (arrival.known(before) if before is not None else None) or arrival.receive()
+            except OSError as error:
+                raise from_os_error(error, f"image {request.label}") from error
+        checked[(share.path, key)] = image
+        yield image
+
+
+class _Room(NamedTuple):
+    """``free``: bytes of a share that an image may take. ``largest``: bytes of virtual size that a volume there can have."""
+
+    free: int
+    largest: int
+
+    @classmethod
+    def of(cls, share: Share, policy: Policy) -> _Room:
+        """:raises StorageError: the share does not answer."""
         try:
-            image = (arrival.known(before) if before is not None else None) or arrival.receive()
-            checked[(share.path, key)] = image
-            yield image
+            figures = os.statvfs(share.path)
         except OSError as error:
-            raise from_os_error(error, f"image {request.label}") from error
+            raise from_os_error(error, f"share {share.source}") from error
+        total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
+        largest = int(total * policy.max_over_subscription_ratio) if total else _ANY
+        return cls(max(0, free - total * policy.reserved_percentage // 100) if total else _ANY, largest)
+
+
+@contextmanager
+def _watched(pace: Pace, meter: Meter | None) -> Iterator[Callable[[int], None]]:
+    """A context in which those who watch the task see how far the image is. Yields what is told how many bytes are to come."""
+
+    def expect(count: int) -> None:
+        if meter is not None and pace.part is None:
+            pace.part = meter.part([count])
+            pace.step(count)
+
+    try:
+        yield expect
+    finally:
+        if meter is not None and pace.part is not None:
+            meter.end(pace.part)
+
+
+def foretold(request: ImageRequest) -> inspection.Inspected | None:
+    """What check mode knows of an image without fetching it: of a file of this host that is not compressed, all that a look says.
+
+    :raises ToolFailed: it cannot be read. :raises ImageInvalid, UnsafeImage: it would be refused.
+    """
+    if request.is_url or request.compression not in ("auto", "none"):
+        return None
+    subject = f"image {request.label}"
+    try:
+        fd = os.open(request.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ToolFailed(subject, error.strerror or "it cannot be read", REMEDY) from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        if request.compression == "auto" and compression.found(os.pread(fd, 16, 0)) != "none":
+            return None
+        return inspection.inspect(fd, request.image_format)
+    except inspection.Refused as error:
+        raise arriving.refused(subject, error) from error
+    finally:
+        os.close(fd)
 
 
 def as_source(image: Arrived, request: ImageRequest) -> tuple[CopySource, Source]:
@@ -152,11 +223,24 @@ def as_source(image: Arrived, request: ImageRequest) -> tuple[CopySource, Source
     return CopySource(image.place, (Image(image.file, image.format, image.size),)), Source(request.label, image.size, image.held)
 
 
+def let_go(share: Share, request: ImageRequest, options: Options) -> None:
+    """The volume that was to be made from an image is there. A task that was killed may have left the image, which goes at the end of this task."""
+    key = arriving.key_of(request.place, request.checksum)
+    options.task.kept.setdefault("images", set()).add((share, key))
+    options.task.kept.setdefault("arrived", {}).setdefault((share.path, key), None)
+
+
 def forget_all(options: Options) -> None:
-    """Remove the images of this task from their shares, but for those that another task is at."""
+    """Remove the images of this task from their shares, but for those that another task is at, and those of which a part arrived that
+    the next task can go on with. Parts that nobody has gone on with for a day go as well."""
+    arrived_ones = options.task.kept.get("arrived", {})
     for share, key in options.task.kept.pop("images", set()):
-        try:
-            with ShareDirectory(share, lambda _name: None, options.task.waiting) as directory, VolumeLock(directory, key, 0):
-                arriving.remove(directory, key)
-        except (StorageError, OSError):
-            continue  # the task that has it removes it
+        with suppress(StorageError, OSError), ShareDirectory(share, lambda _name: None, options.task.waiting) as directory:
+            old = arriving.old_ones(directory, key)
+            for one in [key, *old] if (share.path, key) in arrived_ones else old:
+                _forget(directory, one)
+
+
+def _forget(directory: ShareDirectory, key: str) -> None:
+    with suppress(LockTimeout), VolumeLock(directory, key, 0):  # the task that has it removes it
+        arriving.remove(directory, key)

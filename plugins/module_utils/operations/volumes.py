@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ..errors import VolumeNotFound
 from ..model import Share, check_snapshot_name, check_volume_name
 from ..store.volumes.look import Look
@@ -74,11 +76,21 @@ def _updated_or_created(request: VolumeRequest, options: Options) -> Outcome:
             work.locks.take([(share, name)])
             volume, recovered = recover(work, share, name, request.desired.format)
             if volume is not None:
+                _let_image_go(work, share, request)
                 return update_volume(work, share, volume, request, recovered)
     # It is not there, it went away before the lock was ours, or only its unfinished deletion was left.
     from .creation import create
 
     return create(request, options, recovered)
+
+
+def _let_image_go(work: Workspace, share: Share, request: VolumeRequest) -> None:
+    """The volume is there, and needs its image no more."""
+    folder = work.directory(share).private("images") if request.image is not None and not work.options.check else None
+    if request.image is not None and folder is not None and os.listdir(folder.fd):
+        from .importing import let_go
+
+        let_go(share, request.image, work.options)
 
 
 def ensure_absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> Outcome:

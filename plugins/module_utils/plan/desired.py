@@ -17,11 +17,11 @@ MAX_CHAIN = 64  # files of a chain, by default: a read of a part that was never 
 
 
 class Source(NamedTuple):
-    """What a full clone is made from: a label for ``actions``, its size in bytes, and the bytes that its chain holds."""
+    """What a full clone is made from: a label for ``actions``, its size in bytes, and the bytes that its chain holds (None: nobody knows)."""
 
     label: str
     size: int
-    allocated: int
+    allocated: int | None
 
 
 class DesiredVolume(NamedTuple):

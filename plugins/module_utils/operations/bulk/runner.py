@@ -230,7 +230,13 @@ class _Task:
             work.finish(row)
             reporter.report(number, {index: self.results[index] for index in row if index in self.results}, left)
 
-        run_in_threads(work, part, max(1, work.at_once // copies), done)
+        try:
+            run_in_threads(work, part, max(1, work.at_once // copies), done)
+        finally:
+            if "images" in self._options.task.kept:  # the original does not know of them
+                from .. import importing
+
+                importing.forget_all(self._options)
 
     # -- deletions in batches ----------------------------------------------------------------------------------------
 
