@@ -102,7 +102,9 @@ options:
         choices: [auto, none, gzip, bzip2, xz]
         default: auto
       headers:
-        description: Headers for the server, such as a token. They are sent to its host alone, and not where it redirects to another one.
+        description:
+          - Headers for the server, such as a token. They are sent to its host alone, and not where it redirects to another one.
+          - Results do not show their values, but for those of less than 8 characters, which may be words that a result needs.
         type: dict
       validate_certs:
         description: Whether the server's certificate must be valid.
@@ -558,6 +560,7 @@ from ..module_utils.errors import InvalidParameter, as_storage_error
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
+_SHORTEST_SECRET = 8  # letters of a header's value that results must not show
 
 _VOLUME = {
     "name": {"type": "str"},
@@ -703,6 +706,13 @@ def _change(params: dict, candidates, name: str):
     return order.Change(candidates, name, params["state"] == "absent", source, bool(params["flatten"]))
 
 
+def _show_short_words(module: AnsibleModule) -> None:
+    """Let results keep words that are also short values of headers. Ansible would blank each "1" in a result if a header has it."""
+    given = [module.params["source"], *(item.get("source") for item in module.params["volumes"] or ())]
+    values = {str(value) for source in given if source for value in (source.get("headers") or {}).values()}
+    module.no_log_values -= {value for value in values if len(value) < _SHORTEST_SECRET}
+
+
 def _run_one(module: AnsibleModule) -> dict:
     from ..module_utils.operations.candidates import Finder
 
@@ -716,6 +726,7 @@ def _run_one(module: AnsibleModule) -> dict:
 def main() -> None:
     spec = {**_VOLUME, **changes.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
     module = changes.make_module(spec, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")])
+    _show_short_words(module)
     try:
         if module.params["volumes"] is not None:
             _run_many(module)

@@ -454,9 +454,9 @@ def _told(outcome: Outcome) -> dict:
 def _foretold(said: Outcome, done: Outcome) -> dict:
     """What check mode said, with what it leaves out: how much data an image holds that it does not fetch."""
     told, known = _told(said), _told(done)["actions"]
-    if len(known) == len(told["actions"]):
-        pairs = zip(told["actions"], known)
-        told["actions"] = [{**one, "bytes": other["bytes"]} if one["step"] == "copy" and "bytes" in other and "bytes" not in one else one for one, other in pairs]
+    for one, other in zip(told["actions"], known):
+        if one["step"] == "copy" and "bytes" not in one and "bytes" in other:
+            one["bytes"] = other["bytes"]
     return told
 
 

@@ -91,7 +91,7 @@ def test_an_image_arrives(tmp_path: Path, kind: str, algorithm: str | None) -> N
 
 def test_what_was_cut_goes_on(tmp_path: Path) -> None:
     sent = Sent(DISK, cut=5_000_000)
-    with pytest.raises(ToolFailed, match="the transfer was cut; check the URL"):
+    with pytest.raises(ToolFailed, match="the transfer was cut; check the URL or the path"):
         arrival(tmp_path, sent, wanted(DISK)).receive()
     sent.cut = None
     assert content(arrival(tmp_path, sent, wanted(DISK)).receive()) == DISK

@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import ImageChecksum, ImageInvalid, ToolFailed, UnsafeImage, WouldShrink
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.session import OfflineSession
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import ImageChecksum, ImageInvalid, LockTimeout, ToolFailed, UnsafeImage, WouldShrink
 from ansible_collections.remotefs.storage.plugins.module_utils.images import fetching
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import importing, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.importing import ImageRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
+from .test_documents import blocks
+from .test_examples import images, replaced
 from .test_fetching import ranged, reply, serving
 from .test_inspection import KINDS, made, model  # noqa: F401
 from .test_refusals import MIB, Store
@@ -130,6 +133,24 @@ def test_what_a_killed_task_left_goes_with_the_next(store: Store, model: Path, t
     assert not imported(store, request).changed and left(store) == []  # type: ignore[attr-defined]
 
 
+def test_an_image_that_another_task_took_over(store: Store, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The lock is lost while the volume is filled: what was read then does not count, and nothing is published."""
+    image = made(model, tmp_path / "image", "qcow2")
+    copy = OfflineSession._copy_content
+
+    def slow(session: OfflineSession, *given: Any) -> None:
+        copy(session, *given)
+        (lock,) = [path for path in (store.path / ".remotefs" / "locks").iterdir() if path.name != "v.lock"]
+        lock.unlink()
+
+    with monkeypatch.context() as patched, pytest.raises(LockTimeout):
+        patched.setattr(OfflineSession, "_copy_content", slow)
+        imported(store, ImageRequest(str(image)))
+    assert not (store.path / "v").exists()
+    imported(store, ImageRequest(str(image)))
+    assert left(store) == [] and os.listdir(store.path / ".remotefs" / "locks") == ["v.lock"]
+
+
 def test_what_is_refused_leaves_nothing(store: Store, model: Path, tmp_path: Path) -> None:  # noqa: F811
     image = made(model, tmp_path / "image", "qcow2")
     wrong = f"sha256:{'0' * 64}"
@@ -170,6 +191,44 @@ def playbook(tmp_path: Path, environment: dict, *tasks: dict, check: bool = Fals
     (tmp_path / "book.json").write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": list(tasks)}]))
     words = ["ansible-playbook", "-vvv", "--diff", *(["--check"] if check else []), str(tmp_path / "book.json")]
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("value, shown", [("1", True), ("secret7", True), ("secret-8", False)])
+def test_short_values_of_headers_are_no_secrets(store: Store, tmp_path: Path, ansible_environment: dict, value: str, shown: bool) -> None:
+    """Where they are, results would have asterisks in names and numbers."""
+    store.present("v1-secret-8-secret7", size=MIB)
+    source = {"image": "http://127.0.0.1:9/x", "headers": {"X-Version": value}}
+    for given in ({"name": "v1-secret-8-secret7", "source": source}, {"volumes": [{"name": "v1-secret-8-secret7", "source": source}]}):
+        done = playbook(tmp_path, ansible_environment, {"remotefs.storage.remotefs_volume": {"share": str(store.path), **given}})
+        assert done.returncode == 0 and ('"name": "v1-secret-8-secret7"' in done.stdout) == shown, done.stdout
+
+
+def test_a_list_on_another_server_gets_no_secrets(store: Store, model: Path) -> None:  # noqa: F811
+    data = model.read_bytes()
+    sums = f"{hashlib.sha256(data).hexdigest()}  disk.img\n".encode()
+    with serving(lambda handler, _number: reply(handler, data)) as server, serving(lambda handler, _number: reply(handler, sums)) as other:
+        access = fetching.Access((("X-Auth-Token", "a-secret-token"),), username="user", password="a-secret-password")
+        imported(store, ImageRequest(server.url, f"sha256:{other.url}", access=access))
+        assert all("X-Auth-Token" in one and "Authorization" in one for one in server.asked)
+        assert other.asked and not any("X-Auth-Token" in one or "Authorization" in one for one in other.asked)
+
+
+@pytest.mark.slow
+def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_environment: dict) -> None:
+    """As they stand in docs/images.md: foretold, done, and then no change."""
+    books = blocks((Path(__file__).resolve().parents[2] / "docs" / "images.md").read_text())
+    assert len(books) == 2
+    with images(tmp_path) as places:
+        text = replaced(json.dumps(sum(books, [])), {**places, "/srv/volumes": str(store.path), "10G": "8M", "hypervisor": "localhost"})
+        (tmp_path / "guide.json").write_text(text)
+        told = []
+        for options in (["--check"], [], []):
+            words = ["ansible-playbook", *options, str(tmp_path / "guide.json")]
+            done = subprocess.run(words, env=ansible_environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+            told.append("changed=2" in done.stdout)
+    assert told == [True, True, False] and left(store) == []
+    assert [store.info(name)["size"] for name in ("web01", "appliance-1", "appliance-2")] == [8 * MIB, 4 * MIB, 4 * MIB]
 
 
 def test_a_playbook_with_a_token(store: Store, model: Path, tmp_path: Path, ansible_environment: dict) -> None:  # noqa: F811

@@ -57,6 +57,35 @@ def _images() -> Iterator[Attack]:
         yield _image(file, "beside a volume", places.as_neighbour, {"info": OK, "delete": removed})
 
 
+# What an import may say of an image that is not as it should be. It says it before a volume is there.
+_NOT_TAKEN = "unsafe_image|image_invalid"
+
+
+def _imported() -> Iterator[Attack]:
+    """Each hostile file as the image that a new volume is to be made from."""
+    for file in CLAIMING_QCOW2:
+        found = outcomes(("import", "import_as_qcow2"), MOVED + "|image_invalid" if file.code is None else _NOT_TAKEN)
+        found["import"] += "|ok" if file.name in _NO_QCOW2 else ""
+        yield Attack(file.name, "image to import", file.what, file.origin, partial(_picture, write=file.write), found, slow=file.slow)
+    for name, (what, origin, content) in RAW_CONTENT.items():
+        found = {"import": f"ok|{_NOT_TAKEN}", "import_as_qcow2": f"ok|tool_failed|{_NOT_TAKEN}"}
+        yield Attack(name, "image to import", what, origin, partial(_raw_picture, content=content), found)
+
+
+# Without a mark of any format a file is a raw disk.
+_NO_QCOW2 = ("magic only of another", "random bytes")
+
+
+def _picture(scene: Scene, write: Callable) -> None:
+    scene.honest()
+    write(scene.share / "picture", ("vol", "raw"), scene.victim)
+
+
+def _raw_picture(scene: Scene, content: Callable[[Path, Path], bytes]) -> None:
+    scene.honest()
+    (scene.share / "picture").write_bytes(content(scene.root / "sketch", scene.victim))
+
+
 def _image(file: HostileFile, where: str, plant: Callable, found: dict[str, str]) -> Attack:
     slow = file.slow or where not in ("NAME", "NAME.SNAP, active")
     return Attack(file.name, where, file.what, file.origin, partial(plant, write=file.write), found, slow=slow)
@@ -120,6 +149,24 @@ def _thing_as_target(scene: Scene, make: Make) -> None:
         make(scene.share / name, scene)
 
 
+def _thing_as_picture(scene: Scene, make: Make) -> None:
+    scene.honest()
+    make(scene.share / "picture", scene)
+
+
+def _thing_in_the_way(suffix: str) -> Callable[[Scene, Make], None]:
+    """Where an image arrives."""
+
+    def plant(scene: Scene, make: Make) -> None:
+        from ansible_collections.remotefs.storage.plugins.module_utils.images.arriving import key_of  # late: the page is written without
+
+        scene.honest()
+        (scene.share / "picture").write_bytes(b"picture" * 4096)
+        make(scene.private("images") / (key_of(str(scene.share / "picture"), None) + suffix), scene)
+
+    return plant
+
+
 def _thing_as_private(name: str) -> Callable[[Scene, Make], None]:
     def plant(scene: Scene, make: Make) -> None:
         scene.honest(recorded=False)
@@ -142,6 +189,9 @@ _THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[st
     "lock file": (_thing_at("locks", ".lock"), _OPENED, outcomes(("snapshot", "create", "delete"), UNSAFE, info=OK)),
     "temporary file": (_thing_at("tmp", "~0123456789ab"), _OPENED, outcomes(("info", "snapshot", "create"), OK)),
     "target of a creation": (_thing_as_target, _FILES, outcomes(("create", "create_qcow2", "clone", "linked"), UNSAFE, snapshot=CONFLICT)),
+    "image to import": (_thing_as_picture, ("FIFO", "socket", "directory", "zero device"), {"import": "tool_failed"}),
+    "arriving image": (_thing_in_the_way(""), _OPENED, {"import": UNSAFE}),
+    ".remotefs/images": (_thing_as_private("images"), _DIRECTORIES, {"import": UNSAFE}),
     ".remotefs": (_thing_as_private(""), _DIRECTORIES, outcomes(("info", "snapshot", "create"), UNSAFE)),
     ".remotefs/volumes": (_thing_as_private("volumes"), _DIRECTORIES, outcomes(("info", "snapshot", "create"), UNSAFE)),
     ".remotefs/locks": (_thing_as_private("locks"), _DIRECTORIES, outcomes(("snapshot", "create"), UNSAFE, info=OK)),
@@ -292,4 +342,4 @@ def _beside(scene: Scene, plant: Callable[[Scene], None]) -> None:
     plant(scene)
 
 
-ATTACKS: tuple[Attack, ...] = (*_images(), *_raw(), *_things(), *_texts(), *_structures(), *_resting())
+ATTACKS: tuple[Attack, ...] = (*_images(), *_imported(), *_raw(), *_things(), *_texts(), *_structures(), *_resting())

@@ -88,7 +88,7 @@ class Runner:
 
     def run(self, scene: Scene, task: str) -> Answer:
         module, args = TASKS[task]
-        args = {**args, "share": [str(scene.share)]}
+        args = json.loads(json.dumps({**args, "share": [str(scene.share)]}).replace("{share}", str(scene.share)))
         self._number += 1
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps({"number": self._number, "module": module, "args": args, "timeout": TIMEOUT}) + "\n")

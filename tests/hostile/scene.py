@@ -147,6 +147,8 @@ TASKS: dict[str, tuple[str, dict]] = {
     "remove": _volume(name="vol", state="absent", cascade=True),
     "present": _volume(name="vol", size="4M", format="raw"),
     "create": _volume(name="new", size="4M", format="raw"),
+    "import": _volume(name="got", source={"image": "{share}/picture"}),
+    "import_as_qcow2": _volume(name="got", format="qcow2", source={"image": "{share}/picture", "image_format": "qcow2"}),
     "create_qcow2": _volume(name="new", size="4M", format="qcow2", preallocation="metadata"),
 }
 LONE = ("info", "snapshot", "extend", "clone", "linked", "flatten", "remove")  # what concerns a volume without snapshots

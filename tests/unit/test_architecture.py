@@ -13,8 +13,8 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "machines", "refused", "background", "arguments", "operations", "apply", "plan", "store", "mounts"]
-LAYERS += ["together", "model", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
+LAYERS = ["modules", "results", "changes", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
+LAYERS += ["mounts", "together", "model", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
@@ -23,7 +23,9 @@ MAY_IMPORT = {
     "refused": set(),
     "background": {"command", "progress", "errors"},
     "arguments": {"operations", "model", "errors"},
-    "operations": {"apply", "plan", "store", "mounts", "together", "model", "attachments", "localities", "process_copies", "progress", "errors"},
+    "operations": {"images", "apply", "plan", "store", "mounts", "together", "model", "attachments", "localities"}
+    | {"process_copies", "pace", "progress", "errors"},
+    "images": {"store", "model", "pace", "errors"},
     "apply": {"plan", "store", "model", "attachments", "command", "pace", "progress", "errors"},
     "plan": {"model", "attachments", "errors"},
     "store": {"model", "attachments", "localities", "process_copies", "errors"},

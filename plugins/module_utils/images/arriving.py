@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable, Iterator, Protocol
 
@@ -34,6 +35,7 @@ _PIECE = 1 << 20
 _TABLES = 64 << 20  # bytes that the tables of a small image may take beside its data
 _OLD = 24 * 60 * 60  # seconds after which nobody is expected to go on with what was cut
 _KEY = re.compile(r"[0-9a-f]{32}")
+REMEDY = "check the URL or the path, and run the task again"
 _STATE, _UNPACKED = ".state", ".unpacked"
 
 
@@ -81,13 +83,19 @@ class Order:
 
 @dataclass(frozen=True)
 class Place:
-    """Where images arrive: the private folder of a share. Only the task that holds the image's lock reads them there."""
+    """Where images arrive: the private folder ``root`` of a share. Only the task that holds the image's lock changes them there."""
 
     root: Directory
-    share: Share
+    directory: ShareDirectory
+
+    @property
+    def share(self) -> Share:
+        """The share that it is on."""
+        return self.directory.share
 
     def verify(self, name: str) -> None:
-        """Nothing to check: another task would have to break the lock, and what it made there would be checked anew."""
+        """Check that nobody else may have changed an image. :raises LockTimeout: its lock was lost."""
+        self.directory.verify(name)
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ class Arrival:
         status = self._folder.status(before.file)
         if status is None or _mark(status) != before.mark:
             return None
-        return replace(before, place=Place(self._folder, self._share.share))
+        return replace(before, place=Place(self._folder, self._share))
 
     def remove(self) -> None:
         """Remove all files of it."""
@@ -169,10 +177,13 @@ class Arrival:
         raise ImageChecksum(self._subject, "it has another checksum than was asked for", "check the URL and the checksum")
 
     def _opened(self, name: str) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        self._folder.status(name)  # :raises UnsafeImage: it is no regular file
+        """The descriptor of a file of it, which is made if it is not there. :raises UnsafeImage: it is a link, a device, or has a second name."""
         try:
-            fd = os.open(name, flags, 0o600, dir_fd=self._folder.fd)
+            return self._folder.open(name, write=True)
+        except FileNotFoundError:
+            pass
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._folder.fd)
         except OSError as error:
             raise from_os_error(error, self._subject) from error
         self._share.keep_as_private(fd, self._folder)
@@ -207,7 +218,7 @@ class Arrival:
         except FetchFailed as error:
             os.ftruncate(fd, digest.count)  # with the zeros at its end
             os.fsync(fd)
-            raise ToolFailed(self._subject, str(error), "check the URL and the server, and run the task again") from error
+            raise ToolFailed(self._subject, str(error), REMEDY) from error
         except OSError as error:
             raise from_os_error(error, self._subject) from error
         os.ftruncate(fd, digest.count)  # where it ends with a hole
@@ -226,6 +237,7 @@ class Arrival:
         """:raises NoSpace: there is no room for it. :raises WouldShrink: it is larger than the volume. :raises OSError: it cannot be written."""
         if position + len(piece) > self._order.longest:
             raise self._too_large()
+        self._share.verify(self._order.key)
         self._written += write_with_holes(fd, piece, position)
         if self._written > self._order.room:
             raise self._no_room()
@@ -292,7 +304,7 @@ class Arrival:
                 raise self._too_large()
             status = os.fstat(fd)
         held = found.held or min(found.size, status.st_blocks * 512)
-        return Arrived(Place(self._folder, self._share.share), file, found.format, found.size, held, _mark(status))
+        return Arrived(Place(self._folder, self._share), file, found.format, found.size, held, _mark(status))
 
 
 def refused(subject: str, error: inspection.Refused) -> StorageError:
@@ -321,11 +333,13 @@ def old_ones(directory: ShareDirectory, key: str) -> list[str]:
 
 
 def remove(directory: ShareDirectory, key: str) -> None:
-    """Remove all files of an image from a share."""
+    """Remove all files of an image from a share. What is no regular file somebody else has made; it stays, and tasks refuse it."""
     folder = directory.private("images")
-    if folder is not None:
-        for suffix in ("", _UNPACKED, _STATE):
-            folder.unlink(key + suffix)
+    for name in (key + suffix for suffix in ("", _UNPACKED, _STATE)) if folder is not None else ():
+        with suppress(UnsafeImage):
+            status = folder.status(name) if folder is not None else None
+            if folder is not None and status is not None and status.st_nlink == 1:
+                folder.unlink(name)
 
 
 class Digest:

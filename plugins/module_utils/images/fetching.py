@@ -219,6 +219,11 @@ def name_of(url: str) -> str:
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
 
+def same_server(one: str, other: str) -> bool:
+    """Whether both URLs are of the same host, port and scheme: what one may know the other may know."""
+    return _place(urlsplit(one)) == _place(urlsplit(other))
+
+
 def shown(url: str) -> str:
     """A URL for messages: without a name and a password, and without a query, which may be a secret."""
     parts = urlsplit(url)

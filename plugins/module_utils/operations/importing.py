@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple
 
 from ..apply.engine import CopySource
-from ..errors import ImageChecksum, InvalidParameter, LockTimeout, StorageError, ToolFailed, from_os_error
+from ..errors import ImageChecksum, InvalidParameter, StorageError, ToolFailed, from_os_error
 from ..images import arriving, checksums, compression, fetching
 from ..images.arriving import Arrival, Arrived, Coming, Order
 from ..images.fetching import Access, Fetch, FetchFailed, Version
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _URLS = ("http://", "https://")
 _ANY = 1 << 62  # bytes: a share that does not say how large it is
-REMEDY = "check the URL or the path, and run the task again"
 
 
 @dataclass(frozen=True)
@@ -83,22 +82,32 @@ class LocalFile:
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """See :meth:`arriving.Coming.pieces`. It is always read from the beginning, which costs no transfer."""
+        fd = _opened(self._path)
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise FetchFailed(error.strerror or "it cannot be read") from error
-        try:
+            self.version = Version(os.fstat(fd).st_size)
             position = 0
             for piece in arriving.file_pieces(fd):
                 yield position, piece
                 position += len(piece)
-        except IsADirectoryError as error:
-            raise FetchFailed("it is a directory") from error
         finally:
             os.close(fd)
 
 
-def wanted(request: ImageRequest, access: Access) -> checksums.Wanted | None:
+def _opened(path: str) -> int:
+    """The descriptor of a file of this host. :raises FetchFailed: it cannot be read, or is no file. A device or a pipe may never end."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # before the open, because opening a device can have effects
+            raise FetchFailed("it is no regular file")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise FetchFailed(error.strerror or "it cannot be read") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FetchFailed("it is no regular file")
+    return fd
+
+
+def wanted(request: ImageRequest) -> checksums.Wanted | None:
     """The checksum that the image must have; None if none was asked for. A list of checksums is read.
 
     :raises InvalidParameter: what was asked for is none. :raises ImageChecksum: the list has none for it.
@@ -113,6 +122,8 @@ def wanted(request: ImageRequest, access: Access) -> checksums.Wanted | None:
         return asked
     subject = f"list of checksums {fetching.shown(asked.list_url)}"
     text = bytearray()
+    is_near = not request.is_url or fetching.same_server(request.place, asked.list_url)
+    access = request.access if is_near else request.access.elsewhere()
     try:
         for position, piece in Fetch(asked.list_url, access, is_checked=False).pieces():
             del text[position:]
@@ -135,7 +146,7 @@ def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy
     :param wanted_size: the virtual size in bytes that its volume is to have, if the user says it.
     :raises LockTimeout: another task is fetching it all the time. Other errors are those of :meth:`arriving.Arrival.receive`.
     """
-    checksum = wanted(request, request.access)
+    checksum = wanted(request)
     key = arriving.key_of(request.place, request.checksum)
 
     def source(start: int, version: Version | None) -> Coming:
@@ -145,7 +156,7 @@ def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy
 
     options.task.kept.setdefault("images", set()).add((share, key))
     pace, room = Pace(f"image {request.label}", options.speed, options.timeout, options.task.waiting.sleep), _Room.of(share, policy)
-    with ShareDirectory(share, lambda _name: None, options.task.waiting) as directory, VolumeLock(directory, key, options.lock_timeout, options.break_lock):
+    with _locked(share, key, options) as (directory, _lock):
         with _watched(pace, options.task.meter) as expect:
             order = Order(
                 request.label, key, source, checksum, request.compression, request.image_format, room.free, wanted_size, room.largest, expect
@@ -158,6 +169,21 @@ def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy
                 raise from_os_error(error, f"image {request.label}") from error
         checked[(share.path, key)] = image
         yield image
+
+
+@contextmanager
+def _locked(share: Share, key: str, options: Options, at_once: bool = False) -> Iterator[tuple[ShareDirectory, VolumeLock]]:
+    """A context in which this task alone has the image ``key``. :param at_once: do not wait for another task. :raises LockTimeout: one has it."""
+    held: list[VolumeLock] = []
+
+    def verify(_name: str) -> None:
+        for lock in held:
+            lock.verify()
+
+    with ShareDirectory(share, verify, options.task.waiting) as directory:
+        with VolumeLock(directory, key, 0 if at_once else options.lock_timeout, options.break_lock and not at_once) as lock:
+            held.append(lock)
+            yield directory, lock
 
 
 class _Room(NamedTuple):
@@ -203,12 +229,10 @@ def foretold(request: ImageRequest) -> inspection.Inspected | None:
         return None
     subject = f"image {request.label}"
     try:
-        fd = os.open(request.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ToolFailed(subject, error.strerror or "it cannot be read", REMEDY) from error
+        fd = _opened(request.place)
+    except FetchFailed as error:
+        raise ToolFailed(subject, str(error), arriving.REMEDY) from error
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None
         if request.compression == "auto" and compression.found(os.pread(fd, 16, 0)) != "none":
             return None
         return inspection.inspect(fd, request.image_format)
@@ -235,12 +259,13 @@ def forget_all(options: Options) -> None:
     the next task can go on with. Parts that nobody has gone on with for a day go as well."""
     arrived_ones = options.task.kept.get("arrived", {})
     for share, key in options.task.kept.pop("images", set()):
-        with suppress(StorageError, OSError), ShareDirectory(share, lambda _name: None, options.task.waiting) as directory:
+        with suppress(StorageError, OSError), ShareDirectory(share) as directory:
             old = arriving.old_ones(directory, key)
             for one in [key, *old] if (share.path, key) in arrived_ones else old:
-                _forget(directory, one)
+                _forget(share, one, options)
 
 
-def _forget(directory: ShareDirectory, key: str) -> None:
-    with suppress(LockTimeout), VolumeLock(directory, key, 0):  # the task that has it removes it
+def _forget(share: Share, key: str, options: Options) -> None:
+    with suppress(StorageError, OSError), _locked(share, key, options, at_once=True) as (directory, lock):  # another task that has it removes it
         arriving.remove(directory, key)
+        lock.forget_file()

@@ -9,6 +9,7 @@ import errno
 import os
 
 from ...pace import UNLIMITED, Pace
+from ...store import qcow2
 from ...store.files.directory import write_all
 from ...store.files.holes import next_data
 from .allocate import NOT_SUPPORTED, make_zeros
@@ -34,6 +35,16 @@ def copy_data(source: int, target: int, pace: Pace = UNLIMITED) -> None:
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     Copier(source, target, reports_holes(target), pace).copy(0, 0, size)
+
+
+def stands_alone(fd: int) -> bool:
+    """Whether a copy of this qcow2 file alone is a valid image: no backing file, no internal snapshots, and not marked as dirty.
+
+    :raises Qcow2Error: the file was cut short.
+    """
+    header = qcow2.read_header(fd)
+    qcow2.require_whole(fd)
+    return header.backing_file is None and not header.internal_snapshots and not header.dirty
 
 
 def reports_holes(fd: int) -> bool:

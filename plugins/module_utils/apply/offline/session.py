@@ -198,18 +198,22 @@ class OfflineSession:
 
         def fill(fd: int) -> None:
             self._set_access(fd, step)
-            if self._copy_as_it_is(fd, step, source):
-                return
-            self._make_empty(fd, step)
-            if self._without_qemu_img(lambda mover: mover.copy(source.directory, source.images, fd, step.format)):
-                return
-            os.ftruncate(fd, 0)
-            self._make_empty(fd, step)
-            self._require_whole(source.directory, source.images)
-            with qemu_img.OpenedChain(source.directory, source.images, pace=self._pace) as chain:
-                qemu_img.convert(chain, fd, step.format, self._locks)
+            self._copy_content(fd, step, source)
+            source.directory.verify(source.images[0].file)  # what was read counts if nobody else had it meanwhile
 
         self._new_file(step.file, fill)
+
+    def _copy_content(self, fd: int, step: CopyImage, source: CopySource) -> None:
+        if self._copy_as_it_is(fd, step, source):
+            return
+        self._make_empty(fd, step)
+        if self._without_qemu_img(lambda mover: mover.copy(source.directory, source.images, fd, step.format)):
+            return
+        os.ftruncate(fd, 0)
+        self._make_empty(fd, step)
+        self._require_whole(source.directory, source.images)
+        with qemu_img.OpenedChain(source.directory, source.images, pace=self._pace) as chain:
+            qemu_img.convert(chain, fd, step.format, self._locks)
 
     def _make_empty(self, fd: int, step: CopyImage) -> None:
         if step.format == "raw":
@@ -225,7 +229,7 @@ class OfflineSession:
         (image,) = source.images
         with source.directory.root.opened(image.file) as original:
             in_use.hold_for_reading(original, image.file, source.directory.share)
-            if step.format == "qcow2" and not self._codec(image.file, lambda: _is_complete(original)):
+            if step.format == "qcow2" and not self._codec(image.file, lambda: copying.stands_alone(original)):
                 return False
             source.directory.verify(image.file)
             copying.copy_data(original, fd, self._pace)
@@ -408,13 +412,3 @@ class OfflineSession:
         with self._directory.root.opened(step.file) as fd:
             access.set_ownership(fd, step.uid, step.gid, step.mode, self._directory.root.subject(step.file))
             self._directory.waiting.sync_file(fd)
-
-
-def _is_complete(fd: int) -> bool:
-    """Whether a copy of the file alone is a valid image: no backing file, no internal snapshots, and not marked as dirty.
-
-    :raises Qcow2Error: the file was cut short.
-    """
-    header = qcow2.read_header(fd)
-    qcow2.require_whole(fd)
-    return header.backing_file is None and not header.internal_snapshots and not header.dirty
