@@ -203,6 +203,44 @@ def test_short_values_of_headers_are_no_secrets(store: Store, tmp_path: Path, an
         assert done.returncode == 0 and ('"name": "v1-secret-8-secret7"' in done.stdout) == shown, done.stdout
 
 
+def peak_of(action: Any) -> int:
+    """Bytes by which this process grows while it does something, at most."""
+
+    def status(key: str) -> int:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]
+        return int(line.split()[1]) << 10
+
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew
+    before = status("VmRSS:")
+    action()
+    return status("VmHWM:") - before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raw", "gzip", "qcow2"])
+def test_a_large_disk_takes_little_memory(store: Store, tmp_path: Path, kind: str) -> None:
+    """2 GiB and more, nearly all of it holes; data at the beginning, and at the end."""
+    size, ends = (2 << 30) + MIB, (b"begin" * 1000, b"end" * 1000)
+    with open(tmp_path / "disk", "wb") as disk:
+        disk.write(ends[0])
+        disk.truncate(size)
+        disk.seek(size - len(ends[1]))
+        disk.write(ends[1])
+    image = tmp_path / "image"
+    if kind == "qcow2":
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(tmp_path / "disk"), str(image)], check=True)
+    elif kind == "raw":
+        (tmp_path / "disk").rename(image)
+    else:
+        with open(image, "wb") as packed:
+            subprocess.run([kind, "-1", "-c", str(tmp_path / "disk")], stdout=packed, check=True)
+    assert peak_of(lambda: imported(store, ImageRequest(str(image)))) < 64 * MIB
+    with open(store.path / "v", "rb") as volume:
+        assert volume.read(len(ends[0])) == ends[0] and os.fstat(volume.fileno()).st_size == size
+        assert os.pread(volume.fileno(), len(ends[1]), size - len(ends[1])) == ends[1]
+        assert os.fstat(volume.fileno()).st_blocks * 512 < MIB
+
+
 def test_a_list_on_another_server_gets_no_secrets(store: Store, model: Path) -> None:  # noqa: F811
     data = model.read_bytes()
     sums = f"{hashlib.sha256(data).hexdigest()}  disk.img\n".encode()
