@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,19 @@ def layered(tmp_path: Path) -> Store:
         store.snapshot(name)
     write(store, "vol", 3)
     return store
+
+
+DISK_SIZE = 5 * MIB + 512 * 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw disk with data here and there."""
+    path = tmp_path_factory.mktemp("model") / "disk"
+    chance = random.Random(3)
+    with path.open("wb") as disk:
+        disk.truncate(DISK_SIZE)
+        for start in (0, MIB + 512, 3 * MIB, DISK_SIZE - 70000):
+            disk.seek(start)
+            disk.write(chance.randbytes(65536))
+    return path

@@ -62,7 +62,7 @@ def left(store: Store) -> list[str]:
 
 @pytest.mark.parametrize("target", ["raw", "qcow2"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_volume_has_what_the_image_shows(store: Store, model: Path, tmp_path: Path, kind: str, target: str) -> None:  # noqa: F811
+def test_a_volume_has_what_the_image_shows(store: Store, model: Path, tmp_path: Path, kind: str, target: str) -> None:
     image = made(model, tmp_path / "image", kind)
     checksum = f"sha256:{hashlib.sha256(image.read_bytes()).hexdigest()}"
     done = imported(store, ImageRequest(str(image), checksum), format=target)
@@ -74,7 +74,7 @@ def test_a_volume_has_what_the_image_shows(store: Store, model: Path, tmp_path: 
     assert (store.path / "v").stat().st_blocks * 512 < 2 * MIB, "holes are kept"
 
 
-def test_a_larger_size_grows_it_and_a_smaller_one_is_refused(store: Store, model: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_larger_size_grows_it_and_a_smaller_one_is_refused(store: Store, model: Path, tmp_path: Path) -> None:
     image = ImageRequest(str(made(model, tmp_path / "image", "qcow2")))
     imported(store, image, size=9 * MIB)
     assert store.info("v")["size"] == 9 * MIB
@@ -83,7 +83,7 @@ def test_a_larger_size_grows_it_and_a_smaller_one_is_refused(store: Store, model
     assert left(store) == [] and not (store.path / "w").exists()
 
 
-def test_what_was_cut_stays_for_the_next_task(store: Store, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_what_was_cut_stays_for_the_next_task(store: Store, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a checksum. The next task asks the server for the rest, and what it leaves is nothing."""
     monkeypatch.setattr(fetching, "_PAUSE", 0.001)
     data, works = model.read_bytes(), []
@@ -107,7 +107,7 @@ def test_what_was_cut_stays_for_the_next_task(store: Store, model: Path, monkeyp
 
 
 @pytest.mark.parametrize("kind", [None, "gzip"])
-def test_check_mode_foretells_it(store: Store, model: Path, tmp_path: Path, kind: str | None) -> None:  # noqa: F811
+def test_check_mode_foretells_it(store: Store, model: Path, tmp_path: Path, kind: str | None) -> None:
     """Of a file of this host the size as well, unless it is compressed; what would be refused is refused."""
     image = made(model, tmp_path / "image", "qcow2")
     if kind:
@@ -125,7 +125,7 @@ def test_check_mode_foretells_it(store: Store, model: Path, tmp_path: Path, kind
             volumes.ensure_present(request._replace(desired=DesiredVolume("w")), Options(check=True))
 
 
-def test_what_a_killed_task_left_goes_with_the_next(store: Store, model: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_a_killed_task_left_goes_with_the_next(store: Store, model: Path, tmp_path: Path) -> None:
     """It had made the volume, and had not removed the image."""
     request = ImageRequest(str(made(model, tmp_path / "image", "qcow2")))
     imported(store, request, task=Task())
@@ -133,7 +133,7 @@ def test_what_a_killed_task_left_goes_with_the_next(store: Store, model: Path, t
     assert not imported(store, request).changed and left(store) == []  # type: ignore[attr-defined]
 
 
-def test_an_image_that_another_task_took_over(store: Store, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_an_image_that_another_task_took_over(store: Store, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock is lost while the volume is filled: what was read then does not count, and nothing is published."""
     image = made(model, tmp_path / "image", "qcow2")
     copy = OfflineSession._copy_content
@@ -151,7 +151,7 @@ def test_an_image_that_another_task_took_over(store: Store, model: Path, tmp_pat
     assert left(store) == [] and os.listdir(store.path / ".remotefs" / "locks") == ["v.lock"]
 
 
-def test_what_is_refused_leaves_nothing(store: Store, model: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_is_refused_leaves_nothing(store: Store, model: Path, tmp_path: Path) -> None:
     image = made(model, tmp_path / "image", "qcow2")
     wrong = f"sha256:{'0' * 64}"
     (tmp_path / "cut").write_bytes(gzip.compress(model.read_bytes())[:-20])
@@ -169,7 +169,7 @@ def test_what_is_refused_leaves_nothing(store: Store, model: Path, tmp_path: Pat
         assert left(store) == [] and not [name for name in os.listdir(store.path) if not name.startswith(".")]
 
 
-def test_several_volumes_of_a_task_read_it_once(store: Store, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_several_volumes_of_a_task_read_it_once(store: Store, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = made(model, tmp_path / "image", "vmdk")
     task, read = Task(), []
     pieces = importing.LocalFile.pieces
@@ -241,7 +241,7 @@ def test_a_large_disk_takes_little_memory(store: Store, tmp_path: Path, kind: st
         assert os.fstat(volume.fileno()).st_blocks * 512 < MIB
 
 
-def test_a_list_on_another_server_gets_no_secrets(store: Store, model: Path) -> None:  # noqa: F811
+def test_a_list_on_another_server_gets_no_secrets(store: Store, model: Path) -> None:
     data = model.read_bytes()
     sums = f"{hashlib.sha256(data).hexdigest()}  disk.img\n".encode()
     with serving(lambda handler, _number: reply(handler, data)) as server, serving(lambda handler, _number: reply(handler, sums)) as other:
@@ -269,7 +269,7 @@ def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_enviro
     assert [store.info(name)["size"] for name in ("web01", "appliance-1", "appliance-2")] == [8 * MIB, 4 * MIB, 4 * MIB]
 
 
-def test_a_playbook_with_a_token(store: Store, model: Path, tmp_path: Path, ansible_environment: dict) -> None:  # noqa: F811
+def test_a_playbook_with_a_token(store: Store, model: Path, tmp_path: Path, ansible_environment: dict) -> None:
     """Two volumes from one image of a server that wants a token: foretold, done, done again; it is fetched once, and nobody sees the token."""
     image = made(model, tmp_path / "image", "qcow2").read_bytes()
     sums = f"{hashlib.sha256(image).hexdigest()}  disk.img\n".encode()

@@ -39,19 +39,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raw disk with data here and there."""
-    path = tmp_path_factory.mktemp("model") / "disk"
-    chance = random.Random(3)
-    with path.open("wb") as disk:
-        disk.truncate(SIZE)
-        for start in (0, MIB + 512, 3 * MIB, SIZE - 70000):
-            disk.seek(start)
-            disk.write(chance.randbytes(65536))
-    return path
-
-
 def made(model: Path, path: Path, kind: str) -> Path:
     image_format, options = KINDS[kind]
     words = ["-o", options] if options else []

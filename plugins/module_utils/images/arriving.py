@@ -396,5 +396,6 @@ def _read_state(data: bytes) -> Version | None:
         version = Version(**json.loads(data.decode("ascii")))
     except (ValueError, TypeError, RecursionError):
         return None
-    is_valid = (version.length is None or (type(version.length) is int and version.length >= 0)) and isinstance(version.tag, str)
+    is_length = isinstance(version.length, int) and not isinstance(version.length, bool) and version.length >= 0
+    is_valid = (version.length is None or is_length) and isinstance(version.tag, str)
     return version if is_valid and version.tag.isprintable() else None
