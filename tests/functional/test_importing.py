@@ -26,7 +26,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired impo
 from .test_documents import blocks
 from .test_examples import images, replaced
 from .test_fetching import ranged, reply, serving
-from .test_inspection import KINDS, made, model  # noqa: F401
+from .test_inspection import KINDS, made
 from .test_refusals import MIB, Store
 
 
