@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import importing, reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
@@ -35,14 +35,15 @@ class Opened(NamedTuple):
 
     def and_then(self, name: str) -> Opened:
         if name.startswith("/"):
-            return self._replace(share=self.share + 1) if not name.startswith(("/dev/", "/proc/")) else self
+            return self._replace(share=self.share + 1) if not name.startswith(("/dev/", "/proc/")) and not name.endswith(_IMAGE) else self
         if name in _FOLDERS or "~" in name or name.endswith(".lock"):
             return self
         kind = "records" if name.endswith(".json") else "infos" if name.endswith(".info") else "images"
         return self._replace(**{kind: getattr(self, kind) + 1})
 
 
-_FOLDERS = (".", ".remotefs", "volumes", "tmp", "locks", "groups", "ballast")
+_FOLDERS = (".", ".remotefs", "volumes", "tmp", "locks", "groups", "ballast", "images")
+_IMAGE = "-to-import"
 
 
 class Share1:
@@ -81,6 +82,20 @@ class Share1:
         """Content in the active image, so that merges have something to move."""
         (found,) = reading.list_volumes(self.candidates.shares[0], ["vol"])
         subprocess.run(["qemu-io", "-f", found["format"], "-c", f"write -q -P {value} {offset} {length}", found["path"]], check=True)
+
+    @property
+    def image(self) -> Path:
+        """An image beside the share."""
+        return self.path.parent / f"{self.path.name}{_IMAGE}"
+
+    def make_image(self, image_format: str) -> None:
+        subprocess.run(["qemu-img", "create", "-q", "-f", image_format, str(self.image), "8M"], check=True)
+        subprocess.run(["qemu-io", "-f", image_format, "-c", "write -q -P 5 1M 1M", str(self.image)], check=True)
+
+    def take_image(self) -> None:
+        options = Options()
+        volumes.ensure_present(updating.VolumeRequest(self.candidates, DesiredVolume("vol"), image=importing.ImageRequest(str(self.image))), options)
+        importing.forget_all(options)
 
     def chain(self) -> None:
         self.present("vol", size=8 * MIB)
@@ -122,6 +137,9 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
         lambda s: s.present("vol", size=8 * MIB),
         lambda s: s.present("copy", updating.SourceRequest("vol"), size=16 * MIB),
     ),
+    "volume from a raw image": (lambda s: s.make_image("raw"), lambda s: s.take_image()),
+    "volume from a qcow2 image": (lambda s: s.make_image("qcow2"), lambda s: s.take_image()),
+    "volume from a vmdk image": (lambda s: s.make_image("vmdk"), lambda s: s.take_image()),
     "linked clone": (lambda s: s.chain(), lambda s: s.present("copy", updating.SourceRequest("vol", "s2", True))),
     "linked clone of the present content": (lambda s: s.chain(), lambda s: s.present("copy", updating.SourceRequest("vol", None, True))),
     "flatten a linked clone": (lambda s: s.cloned(), lambda s: s.present("copy", flatten=True)),

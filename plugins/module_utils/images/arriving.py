@@ -170,7 +170,6 @@ class Arrival:
         try:
             start, version = self._left(fd)
             if self._took(fd, start, version) or (start and self._took(fd, 0, None)):
-                os.fsync(fd)
                 return
         finally:
             os.close(fd)
@@ -275,7 +274,6 @@ class Arrival:
             try:
                 os.ftruncate(target, 0)
                 self._write_unpacked(fd, target, kind)
-                os.fsync(target)
             finally:
                 os.close(target)
         self._folder.unlink(self._order.key)
@@ -296,6 +294,7 @@ class Arrival:
 
     def _look(self, file: str) -> Arrived:
         with self._folder.opened(file) as fd:
+            os.fsync(fd)  # not for a power cut, but to learn of what the disk could not take: nobody else would see that
             try:
                 found = inspection.inspect(fd, self._order.image_format)
             except inspection.Refused as error:

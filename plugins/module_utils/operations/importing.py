@@ -257,15 +257,18 @@ def let_go(share: Share, request: ImageRequest, options: Options) -> None:
 def forget_all(options: Options) -> None:
     """Remove the images of this task from their shares, but for those that another task is at, and those of which a part arrived that
     the next task can go on with. Parts that nobody has gone on with for a day go as well."""
-    arrived_ones = options.task.kept.get("arrived", {})
+    done = options.task.kept.get("arrived", {})
     for share, key in options.task.kept.pop("images", set()):
-        with suppress(StorageError, OSError), ShareDirectory(share) as directory:
-            old = arriving.old_ones(directory, key)
-            for one in [key, *old] if (share.path, key) in arrived_ones else old:
-                _forget(share, one, options)
+        if (share.path, key) in done:
+            for old in _forget(share, key, options):
+                _forget(share, old, options)
 
 
-def _forget(share: Share, key: str, options: Options) -> None:
-    with suppress(StorageError, OSError), _locked(share, key, options, at_once=True) as (directory, lock):  # another task that has it removes it
+def _forget(share: Share, key: str, options: Options) -> list[str]:
+    """Remove an image, unless another task has it. Returns the keys of those that nobody will go on with."""
+    with suppress(StorageError, OSError), _locked(share, key, options, at_once=True) as (directory, lock):
+        old = arriving.old_ones(directory, key)
         arriving.remove(directory, key)
         lock.forget_file()
+        return old
+    return []
