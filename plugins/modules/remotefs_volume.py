@@ -84,7 +84,7 @@ options:
           - It must be one whole disk in one file. An image that rests on another one, names other files or is encrypted is C(unsafe_image);
             one that is damaged, cut short or of no format that is taken is C(image_invalid).
           - Several volumes of a task that want the same image read it once.
-          - Check mode fetches nothing. Where no O(size) is given it shows a size of 0, with a warning.
+          - Check mode fetches nothing. A size that it cannot know is null, with a warning.
         type: str
       checksum:
         description:

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_check_mode_foretells_it(store: Store, model: Path, tmp_path: Path, kind
     request = updating.VolumeRequest(store.candidates, DesiredVolume("v"), image=ImageRequest(str(image)))
     warned: list = []
     told = volumes.ensure_present(request, Options(check=True, task=Task(warn=warned.append)))
-    assert told.changed and bool(warned) == bool(kind) and (told.after["size"] == model.stat().st_size) == (not kind)
+    assert told.changed and bool(warned) == bool(kind) and told.after["size"] == (None if kind else model.stat().st_size)
     assert not (store.path / ".remotefs" / "images").exists()
     if not kind:
         assert [one["step"] for one in told.actions] == [one["step"] for one in imported(store, request.image).actions]  # type: ignore[attr-defined,arg-type]
@@ -185,6 +186,28 @@ def test_several_volumes_of_a_task_read_it_once(store: Store, model: Path, tmp_p
     importing.forget_all(Options(task=task))
     assert len(read) == 1 and left(store) == []
     assert len({content(store.info(name)["path"], "raw") for name in ("a", "b", "c")}) == 1
+
+
+def test_a_first_run_is_foretold(tmp_path: Path, ansible_environment: dict) -> None:
+    """Neither the share nor the image is there yet: earlier tasks make them."""
+    share, image = tmp_path / "later", tmp_path / "image.qcow2"
+    tasks = [
+        {"remotefs.storage.remotefs_share": {"src": str(share)}},
+        {"ansible.builtin.command": {"cmd": f"qemu-img create -q -f qcow2 {image} 4M", "creates": str(image)}},
+        {
+            "remotefs.storage.remotefs_volume": {
+                "share": str(share),
+                "volumes": [{"name": "v", "source": {"image": str(image)}}, {"name": "c", "source": {"volume": "v"}}],
+            }
+        },
+        {"remotefs.storage.remotefs_snapshot": {"share": str(share), "volume": "v", "name": "s"}},
+    ]
+    foretold = playbook(tmp_path, ansible_environment, *tasks, check=True)
+    assert foretold.returncode == 0 and "check mode assumes that an earlier task makes it" in foretold.stdout + foretold.stderr, foretold.stdout
+    assert '"size": null' in foretold.stdout and not share.exists() and not image.exists()
+    done = playbook(tmp_path, ansible_environment, *tasks)
+    changed = [re.search(r"changed=(\d+)", run.stdout) for run in (foretold, done)]
+    assert done.returncode == 0 and changed[0] and changed[1] and changed[0][1] == changed[1][1], done.stdout
 
 
 def playbook(tmp_path: Path, environment: dict, *tasks: dict, check: bool = False) -> subprocess.CompletedProcess:

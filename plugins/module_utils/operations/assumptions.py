@@ -76,7 +76,11 @@ def _create(request: VolumeRequest, share: Share, options: Options, there: Candi
     from ..plan import clones
 
     desired, source = request.desired, request.source
-    if source is None:
+    if request.image is not None:
+        from .importing import foretold_source
+
+        plans = [planner.create_volume(desired._replace(source=foretold_source(request.image, desired, options)))]
+    elif source is None:
         plans = [planner.create_volume(desired)]
     else:
         parent = _source(request, there, options)
@@ -261,20 +265,35 @@ def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volu
     if not plans:
         options.task.predicted[(share.path, after.name)] = after
         options.task.assumed.add((share.path, after.name))
-    actions = [{**action, "size": None} if action.get("size") == 0 else action for plan in plans for action in plan.actions]
-    return Outcome(after.name, any(plan.changed for plan in plans), actions, [], _result(before, share) if before else None, _result(after, share))
+    actions = [action for plan in plans for action in plan.actions]
+    changed, told = any(plan.changed for plan in plans), _result(before, share) if before else None
+    return with_unknown_sizes(Outcome(after.name, changed, actions, [], told, _result(after, share)))
+
+
+def with_unknown_sizes(outcome: Outcome) -> Outcome:
+    """What check mode says, where a size of 0 means that nobody can know it."""
+    actions = [{**action, "size": None} if action.get("size") == 0 else action for action in outcome.actions]
+    if outcome.after is not None and not outcome.after["chain"][-1]["size"]:
+        outcome = replace(outcome, after=_without_sizes(outcome.after))
+    if outcome.before is not None and not outcome.before["chain"][-1]["size"]:
+        outcome = replace(outcome, before=_without_sizes(outcome.before))
+    return replace(outcome, actions=actions)
+
+
+def _without_sizes(result: VolumeResult) -> VolumeResult:
+    """The same without sizes of 0."""
+    result["size"] = result["size"] or None
+    for image in result["chain"]:
+        image["size"] = image["size"] or None
+    return result
 
 
 def _result(volume: Volume, share: Share) -> VolumeResult:
-    """The volume for users. What is not known of its size and of its base is None."""
+    """The volume for users. What is not known of its base is None."""
     result = report.volume(volume, share, False)
     if isinstance(volume.base, AssumedImage):
         result["chain"][-1]["format"] = result["base_format"] = None
         result["format"] = result["chain"][0]["format"]
-    if not volume.base.size:
-        result["size"] = result["size"] or None
-        for image in result["chain"]:
-            image["size"] = image["size"] or None
     return result
 
 

@@ -31,7 +31,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from ..apply.engine import CopySource
     from ..store.files.directory import ShareDirectory
-    from .importing import ImageRequest
 
 
 def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
@@ -46,7 +45,12 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
         options.task.capacity.look(candidates.shares)
     if request.image is not None and not options.check:
         return _create_from_image(request, options, ended)
-    return _create(request, options, ended, None)
+    outcome = _create(request, options, ended, None)
+    if request.image is not None:
+        from . import assumptions
+
+        return assumptions.with_unknown_sizes(outcome)
+    return outcome
 
 
 def _create_from_image(request: VolumeRequest, options: Options, ended: list) -> Outcome:
@@ -123,7 +127,7 @@ def _create_locked(
         source_share, copy, told = image
         desired = desired._replace(source=told)
     elif request.image is not None:
-        desired = desired._replace(source=_foretold_source(work.options, desired, request.image))
+        desired = desired._replace(source=_foretold(request, work.options))
     wanted = placement.demand(desired)
     if desired.source and source_share:
         wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated or 0, request.candidates)
@@ -191,14 +195,10 @@ def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Pla
     return planner.ensure_volume(parent, DesiredVolume(parent.name))
 
 
-def _foretold_source(options: Options, desired: DesiredVolume, image: ImageRequest) -> Source:
-    """What check mode, which fetches nothing, knows of an image."""
+def _foretold(request: VolumeRequest, options: Options) -> Source | None:
     from . import importing
 
-    known = importing.foretold(image)
-    if known is None and desired.size is None:
-        options.task.warn(f"check mode does not fetch image {image.label}, so that the size of volume {desired.name} is shown as 0")
-    return Source(image.label, known.size, known.held or None) if known is not None else Source(image.label, 0, None)
+    return importing.foretold_source(request.image, request.desired, options) if request.image is not None else None
 
 
 def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> list:

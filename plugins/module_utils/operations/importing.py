@@ -22,7 +22,7 @@ from ..images.arriving import Arrival, Arrived, Coming, Order
 from ..images.fetching import Access, Fetch, FetchFailed, Version
 from ..model import Image, Share
 from ..pace import Pace
-from ..plan.desired import Source
+from ..plan.desired import DesiredVolume, Source
 from ..store import inspection
 from ..store.files.directory import ShareDirectory
 from ..store.locks.lock import VolumeLock
@@ -218,6 +218,18 @@ def _watched(pace: Pace, meter: Meter | None) -> Iterator[Callable[[int], None]]
     finally:
         if meter is not None and pace.part is not None:
             meter.end(pace.part)
+
+
+def foretold_source(request: ImageRequest, desired: DesiredVolume, options: Options) -> Source:
+    """What check mode, which fetches nothing, knows of an image as the source of a volume. :raises StorageError: as :func:`foretold`."""
+    if options.assume and not request.is_url and not os.path.lexists(request.place):
+        options.task.warn(f"image {request.label} does not exist yet: check mode assumes that an earlier task makes it")
+        known = None
+    else:
+        known = foretold(request)
+    if known is None and desired.size is None:
+        options.task.warn(f"check mode does not fetch image {request.label}, so that it cannot know the size of volume {desired.name}")
+    return Source(request.label, known.size, known.held or None) if known is not None else Source(request.label, 0, None)
 
 
 def foretold(request: ImageRequest) -> inspection.Inspected | None:
