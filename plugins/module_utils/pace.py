@@ -37,7 +37,7 @@ class Pace:
         self, subject: str, speed: int = 0, timeout: float | None = None, sleep: Callable[[float], None] = time.sleep, part: Part | None = None
     ) -> None:
         self.speed, self.part = speed, part
-        self._subject, self._timeout, self._sleep = subject, timeout, sleep
+        self._subject, self._timeout, self.sleep = subject, timeout, sleep
         self._begin: float | None = None
         self._moved = 0  # bytes
 
@@ -60,7 +60,7 @@ class Pace:
             return
         self.count(count)
         while (ahead := self.ahead()) > 0:
-            self._sleep(min(ahead, _NAP))
+            self.sleep(min(ahead, _NAP))
             self.require_time()
 
     def count(self, count: int) -> None:

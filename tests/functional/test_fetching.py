@@ -290,3 +290,101 @@ def test_the_time_of_a_task_ends_a_transfer() -> None:
 )
 def test_names_and_words_of_urls(url: str, name: str, words: str) -> None:
     assert (name_of(url), shown(url)) == (name, words)
+
+
+# -- what strangers found ----------------------------------------------------------------------------------------------
+
+
+def chunked(handler: Any, data: bytes, is_whole: bool) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    for start in range(0, len(data), 100_000):
+        piece = data[start : start + 100_000]
+        handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+    handler.wfile.write(b"0\r\n\r\n" if is_whole else b"")
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_an_answer_in_chunks_that_was_cut_is_no_whole_one(is_checked: bool) -> None:
+    with serving(lambda handler, number: chunked(handler, CONTENT[: 1_050_000 if number < 3 else len(CONTENT)], number >= 3)) as server:
+        assert fetched(server.url, is_checked=is_checked) == CONTENT
+    with serving(lambda handler, _number: chunked(handler, CONTENT[:1_050_000], False)) as server, pytest.raises(FetchFailed, match="was cut"):
+        fetched(server.url, is_checked=is_checked)
+
+
+RESTARTS: dict[str, Callable[[Any], None]] = {
+    "no ETag": lambda handler: reply(handler, CONTENT[:400_000], length=len(CONTENT)),
+    "416 to each range": lambda handler: (
+        reply(handler, b"", 416) if "Range" in handler.headers else reply(handler, CONTENT[:400_000], length=len(CONTENT), ETag='"a"')
+    ),
+    "another total": lambda handler: (
+        reply(handler, b"x", 206, ETag='"a"', Content_Range=f"bytes 400000-{len(CONTENT)}/{len(CONTENT) + 1}")
+        if "Range" in handler.headers
+        else reply(handler, CONTENT[:400_000], length=len(CONTENT), ETag='"a"')
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RESTARTS)
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_a_transfer_that_never_comes_farther_ends(kind: str, is_checked: bool) -> None:
+    with serving(lambda handler, _number: RESTARTS[kind](handler)) as server:
+        with pytest.raises(FetchFailed):
+            fetched(server.url, is_checked=is_checked)
+        assert len(server.asked) <= 12
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e3", "0x10", ""])
+def test_a_length_that_is_no_number(length: str) -> None:
+    def answer(handler: Any, _number: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", length)
+        handler.end_headers()
+        handler.wfile.write(CONTENT[:4096])
+
+    with serving(answer) as server, pytest.raises(FetchFailed, match="no number"):
+        fetched(server.url)
+
+
+def drip(handler: Any, slowly: Callable[[Any], None]) -> None:
+    """Until the client has had enough."""
+    try:
+        for _number in range(200):
+            slowly(handler)
+            time.sleep(0.05)
+    except OSError:
+        pass
+
+
+def head_letter_by_letter(handler: Any) -> None:
+    handler.wfile.write(b"X")
+
+
+def test_headers_that_come_letter_by_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "_ANSWER", 0.2)
+    with serving(lambda handler, _number: drip(handler, head_letter_by_letter)) as server:
+        started = time.monotonic()
+        with pytest.raises(FetchFailed, match="does not answer"):
+            fetched(server.url)
+        assert time.monotonic() - started < 5
+
+
+def test_a_server_that_sends_hardly_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "_WINDOW", 0.3)
+
+    def answer(handler: Any, _number: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(CONTENT)))
+        handler.end_headers()
+        drip(handler, lambda one: one.wfile.write(b"x"))
+
+    with serving(answer) as server, pytest.raises(FetchFailed, match="hardly anything"):
+        fetched(server.url)
+
+
+def test_a_range_that_nobody_asked_for() -> None:
+    with serving(lambda handler, _number: reply(handler, b"", 416)) as server:
+        with pytest.raises(FetchFailed, match="answers 416"):
+            fetched(server.url)
+        assert len(server.asked) == 1

@@ -11,22 +11,34 @@ import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.session import OfflineSession
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import ImageChecksum, ImageInvalid, LockTimeout, ToolFailed, UnsafeImage, WouldShrink
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import (
+    ImageChecksum,
+    ImageInvalid,
+    InvalidParameter,
+    LockTimeout,
+    NoSpace,
+    ToolFailed,
+    UnsafeImage,
+    WouldShrink,
+)
 from ansible_collections.remotefs.storage.plugins.module_utils.images import fetching
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import importing, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.importing import ImageRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
+from ansible_collections.remotefs.storage.plugins.module_utils.pace import OutOfTime
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
 from .test_documents import blocks
 from .test_examples import images, replaced
-from .test_fetching import ranged, reply, serving
+from .test_fetching import drip, ranged, reply, serving
 from .test_inspection import KINDS, made
 from .test_refusals import MIB, Store
 
@@ -262,6 +274,85 @@ def test_a_large_disk_takes_little_memory(store: Store, tmp_path: Path, kind: st
         assert volume.read(len(ends[0])) == ends[0] and os.fstat(volume.fileno()).st_size == size
         assert os.pread(volume.fileno(), len(ends[1]), size - len(ends[1])) == ends[1]
         assert os.fstat(volume.fileno()).st_blocks * 512 < MIB
+
+
+@pytest.mark.parametrize("target", ["raw", "qcow2"])
+@pytest.mark.parametrize("length", [1, 511, 513, MIB + 1])
+def test_a_raw_disk_with_a_part_of_a_sector(store: Store, tmp_path: Path, length: int, target: str) -> None:
+    (tmp_path / "image").write_bytes(b"d" * length)
+    request, size = ImageRequest(str(tmp_path / "image")), -(-length // 512) * 512
+    asked = updating.VolumeRequest(store.candidates, DesiredVolume("v", format=target), image=request)
+    assert volumes.ensure_present(asked, Options(check=True)).after["size"] == size  # type: ignore[index]
+    imported(store, request, format=target)
+    told = store.info("v")
+    assert told["size"] == size and content(told["path"], target) == (b"d" * length).ljust(size, b"\0")
+
+
+def test_a_server_that_drips_is_given_its_time(store: Store) -> None:
+    """Also that of a list of checksums."""
+
+    def answer(handler: Any, _number: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        drip(handler, lambda one: one.wfile.write(b"x"))
+
+    with serving(answer) as server:
+        for checksum in (None, f"sha256:{server.url}"):
+            started = time.monotonic()
+            request = updating.VolumeRequest(store.candidates, DesiredVolume("v"), image=ImageRequest(server.url, checksum))
+            with pytest.raises(OutOfTime):
+                volumes.ensure_present(request, Options(timeout=1, lock_timeout=5))
+            assert time.monotonic() - started < 4
+
+
+def test_an_image_that_the_share_has_no_room_for_is_not_fetched(store: Store, tmp_path: Path) -> None:
+    free = os.statvfs(store.path).f_bavail * os.statvfs(store.path).f_frsize
+    with serving(lambda handler, _number: reply(handler, b"x" * MIB, length=free + MIB)) as server:
+        with pytest.raises(NoSpace):
+            imported(store, ImageRequest(server.url))
+        assert len(server.asked) == 1 and left(store) == []
+    with open(tmp_path / "large", "wb") as disk:
+        disk.truncate(os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize * 3 // 512 * 512)
+    asked = updating.VolumeRequest(store.candidates, DesiredVolume("v"), policy=Policy(0, 2.0), image=ImageRequest(str(tmp_path / "large")))
+    for check in (True, False):
+        with pytest.raises(NoSpace):
+            volumes.ensure_present(asked, Options(check=check))
+
+
+GIVEN = {
+    "image": "http://h/x", "checksum": None, "compression": "auto", "image_format": None, "headers": None, "validate_certs": True,
+    "url_username": None, "url_password": None, "client_cert": None, "client_key": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        *(({"image": place}, "option source.image") for place in ("", "5", "relative/disk.img", "http:", "http://", "http://h:99999/x", "http://h:abc/x")),
+        *(({"image": place}, "option source.image") for place in ("http://h/a b", "http://h/a\r\nb", "/x\0y", "/" + "x" * 9000, "http://[1/")),
+        ({"image": "file:///etc/passwd"}, "neither http nor https"),
+        ({"image": "ftp://h/x"}, "neither http nor https"),
+        ({"image": "/x", "headers": {"A": "b"}}, "option source.headers"),
+        ({"image": "/x", "url_username": "a"}, "option source.url_username"),
+        ({"url_password": "secret"}, "without url_username"),
+        ({"client_key": "/etc/passwd"}, "without client_cert"),
+        ({"client_cert": "/nowhere"}, "there is no file /nowhere"),
+        *(({"headers": {"A": value}}, "its value is no text") for value in ({"b": 1}, ["b"], None, True)),
+        *(({"headers": {name: "1"}}, "this module decides") for name in ("Range", "content-length", "Transfer-Encoding")),
+        ({"headers": {"A": "b\r\nC: d"}}, "no text of one line"),
+    ],
+)
+def test_options_that_cannot_be_meant(given: dict, words: str) -> None:
+    with pytest.raises(InvalidParameter, match=re.escape(words)) as caught:
+        importing.request_of({**GIVEN, **given})
+    assert len(str(caught.value)) < 500 and "secret" not in str(caught.value)
+
+
+def test_options_for_the_server_of_a_list() -> None:
+    """The image is a path, and its list of checksums is on a server."""
+    request = importing.request_of({**GIVEN, "image": "/x", "checksum": "sha256:https://h/SHA256SUMS", "headers": {"A": 1}})
+    assert request.access.headers == (("A", "1"),)
 
 
 def test_a_list_on_another_server_gets_no_secrets(store: Store, model: Path) -> None:

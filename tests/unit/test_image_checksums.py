@@ -77,3 +77,9 @@ def test_names_that_were_escaped() -> None:
 def test_a_list_that_does_not_say(text: str, problem: str) -> None:
     with pytest.raises(BadChecksum, match=problem):
         from_list(text, "sha256", "disk.img")
+
+
+def test_what_openssl_3_and_windows_write() -> None:
+    digits = "ab" * 32
+    assert from_list(f"SHA2-256(disk.img)= {digits}", "sha256", "disk.img") == digits
+    assert wanted(f"SHA256:{digits.upper()}").digits == digits

@@ -44,6 +44,10 @@ class Coming(Protocol):
 
     version: Version | None
 
+    @property
+    def needs(self) -> int | None:
+        """Bytes that the rest of it will probably take, once a piece has come. None if nobody knows."""
+
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """Bytes in order, each piece with its position. A position of 0 that is not the first makes void what came before."""
 
@@ -208,7 +212,7 @@ class Arrival:
                     os.ftruncate(fd, 0)
                     digest, self._written = Digest(self._order.checksum), 0
                 if position == 0 or position == start:
-                    self._begin(position, piece, fetch.version)
+                    self._begin(position, piece, fetch)
                 digest.add(piece)
                 self._write(fd, piece, position)
                 if fetch.version != version:
@@ -223,14 +227,18 @@ class Arrival:
         os.ftruncate(fd, digest.count)  # where it ends with a hole
         return digest.is_right
 
-    def _begin(self, position: int, piece: bytes, version: Version | None) -> None:
-        """The first piece has come. :raises NoSpace: there is no room for the rest. Of a raw disk most may be holes, so that its length says nothing."""
-        length = version.length if version is not None else None
+    def _begin(self, position: int, piece: bytes, fetch: Coming) -> None:
+        """The first piece has come. :raises NoSpace: there is no room for the rest. :raises WouldShrink: it is larger than the volume."""
+        length = fetch.version.length if fetch.version is not None else None
         if length is None:
             return
         self._order.expect(length - position)
-        if position == 0 and inspection.is_packed(piece) and length > self._order.room:
+        if (fetch.needs or 0) + len(piece) > self._order.room:
             raise self._no_room()
+        # A fixed VHD begins as a raw disk, and has a sector more.
+        is_raw = position == 0 and not inspection.is_packed(piece) and self._order.image_format in (None, "raw")
+        if is_raw and length - inspection.SECTOR > min(self._order.largest, self._order.wanted_size or self._order.largest):
+            raise self._too_large()
 
     def _write(self, fd: int, piece: bytes, position: int) -> None:
         """:raises NoSpace: there is no room for it. :raises WouldShrink: it is larger than the volume. :raises OSError: it cannot be written."""
@@ -293,7 +301,7 @@ class Arrival:
             raise from_os_error(error, self._subject) from error
 
     def _look(self, file: str) -> Arrived:
-        with self._folder.opened(file) as fd:
+        with self._folder.opened(file, write=True) as fd:
             os.fsync(fd)  # not for a power cut, but to learn of what the disk could not take: nobody else would see that
             try:
                 found = inspection.inspect(fd, self._order.image_format)
@@ -301,6 +309,8 @@ class Arrival:
                 raise refused(self._subject, error) from error
             if found.size > self._order.largest:
                 raise self._too_large()
+            if found.format == "raw":
+                os.ftruncate(fd, found.size)  # whole sectors, as a disk has them
             status = os.fstat(fd)
         held = found.held or min(found.size, status.st_blocks * 512)
         return Arrived(Place(self._folder, self._share), file, found.format, found.size, held, _mark(status))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 DIGITS = {"sha256": 64, "sha512": 128, "md5": 32}
 
 MOST_LIST = 4 << 20  # bytes of a list that are read
-_WORD = re.compile(r"(?P<algorithm>[a-z0-9]+):(?P<value>.+)", re.DOTALL)
+_WORD = re.compile(r"(?P<algorithm>[A-Za-z0-9]+):(?P<value>.+)", re.DOTALL)
 _GNU = re.compile(r"(?P<escaped>\\?)(?P<digits>[0-9A-Fa-f]{32,128})[ \t]+[*]?(?P<name>\S.*)")
 _BSD = re.compile(r"(?P<escaped>\\?)(?P<algorithm>[A-Za-z0-9-]+)[ \t]*\((?P<name>.+)\)[ \t]*=[ \t]*(?P<digits>[0-9A-Fa-f]+)")
 _ALONE = re.compile(r"[0-9A-Fa-f]{32,128}")
@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
 def wanted(text: str) -> Wanted:
     """What a user gave: ``sha256:HEX`` or ``sha256:URL``, also sha512 and md5. :raises BadChecksum: it is neither."""
     parts = _WORD.fullmatch(text.strip())
-    algorithm = parts["algorithm"] if parts else ""
+    algorithm = parts["algorithm"].lower() if parts else ""
     if parts is None or algorithm not in DIGITS:
         raise BadChecksum(f"it does not begin with one of {', '.join(f'{name}:' for name in DIGITS)}")
     value = parts["value"].strip()
@@ -45,7 +45,8 @@ def wanted(text: str) -> Wanted:
 
 def _checked(algorithm: str, digits: str) -> str:
     if not _ALONE.fullmatch(digits) or len(digits) != DIGITS[algorithm]:
-        raise BadChecksum(f"{algorithm} has {DIGITS[algorithm]} hexadecimal digits, and this one is {digits[:20]!r}")
+        told = f"{algorithm} has {DIGITS[algorithm]} hexadecimal digits, and this one is {digits[:20]!r}"
+        raise BadChecksum(f"{told}; instead of digits it can have the http(s) URL of a list")
     return digits.lower()
 
 
@@ -80,13 +81,18 @@ def _entries(line: str, algorithm: str) -> list[tuple[str, str]]:
     """Name and digits of a line, if it is about this algorithm."""
     tagged = _BSD.fullmatch(line)
     if tagged:
-        if tagged["algorithm"].lower().replace("-", "") != algorithm or len(tagged["digits"]) != DIGITS[algorithm]:
+        if _plain(tagged["algorithm"]) != algorithm or len(tagged["digits"]) != DIGITS[algorithm]:
             return []
         return [(_unescaped(tagged["name"], tagged["escaped"]), tagged["digits"].lower())]
     plain = _GNU.fullmatch(line)
     if plain is None or len(plain["digits"]) != DIGITS[algorithm]:
         return []
     return [(_unescaped(plain["name"], plain["escaped"]), plain["digits"].lower())]
+
+
+def _plain(algorithm: str) -> str:
+    """``SHA256``, ``SHA-256`` and ``SHA2-256``, as OpenSSL 3 has it, are one."""
+    return re.sub(r"^sha2?-", "sha", algorithm.lower()).replace("-", "")
 
 
 def _unescaped(name: str, escaped: str) -> str:

@@ -14,6 +14,7 @@ import http.client
 import re
 import socket
 import ssl
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterator
@@ -25,8 +26,11 @@ from ansible.module_utils.urls import open_url
 
 _PIECE = 1 << 20  # bytes that are read at once
 _SILENCE = 30.0  # seconds after which a server that sends nothing is given up
+_ANSWER = 60.0  # seconds after which a server is given up whose answer has not begun
+_TOGETHER = 0.5  # seconds for which small pieces are put together
+_WINDOW, _LEAST = 60.0, 60 << 10  # seconds, and the bytes that a server must send in them: less is no transfer that ever ends
 _MOST_REDIRECTS = 10
-_TRIES = 5  # for each place at which a transfer is cut
+_TRIES = 5  # without coming farther than ever before
 _PAUSE, _LONGEST_PAUSE = 1.0, 16.0  # seconds before the next of them
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -77,6 +81,7 @@ class Fetch:
     :param url: http or https. :param is_checked: a checksum of the whole decides in the end, so that parts of two states cannot pass.
     :param start: begin there; for that, what is there already must be of the state ``version``.
     :param sleep: waits so many seconds before the next try; it may raise to end the transfer.
+    :param left: seconds that are left for all of it. None: as many as it takes.
     """
 
     def __init__(
@@ -87,10 +92,17 @@ class Fetch:
         start: int = 0,
         version: Version | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        left: Callable[[], float | None] = lambda: None,
     ) -> None:
-        self._url, self._access, self._is_checked, self._sleep = url, access, is_checked, sleep
+        self._url, self._access, self._is_checked, self._sleep, self._left = url, access, is_checked, sleep, left
         self.version = version  # that of the first answer, once there is one
         self.position = start  # bytes from the beginning that were given
+
+    @property
+    def needs(self) -> int | None:
+        """Bytes that are still to come, if the server says it."""
+        length = self.version.length if self.version is not None else None
+        return None if length is None else length - self.position
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """Bytes in order, with the position of each piece. A position of 0 that is not the first: the server has another state by now, or
@@ -98,14 +110,14 @@ class Fetch:
 
         :raises FetchFailed: the server refuses, or does not go on; what was given until then is right.
         """
-        tries = 0
+        tries, farthest = 0, self.position
         while True:
-            before = self.position
             try:
                 yield from self._one_answer()
                 return
             except _Cut as cut:
-                tries = 1 if self.position > before else tries + 1
+                tries = 1 if self.position > farthest else tries + 1
+                farthest = max(farthest, self.position)
                 if tries >= _TRIES:
                     raise FetchFailed(f"{cut} ({self.position} bytes had come)") from cut
                 self._sleep(min(_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))
@@ -141,26 +153,47 @@ class Fetch:
             return int(told[1]), Version(None if told[3] == "*" else int(told[3]), tag)
         if response.status != 200:
             raise FetchFailed(f"the server answers {response.status}")
-        length = response.headers.get("Content-Length", "")
-        return 0, Version(int(length) if length.isdecimal() else None, tag)
+        length = response.headers.get("Content-Length")
+        if length is not None and not (length.isascii() and length.isdecimal()):
+            raise FetchFailed(f"the server tells a length that is no number ({length[:20]!r})")
+        return 0, Version(int(length) if length is not None else None, tag)
 
     def _read(self, response: Any) -> Iterator[tuple[int, bytes]]:
         length = self.version.length if self.version is not None else None
-        while True:
-            try:
-                piece = response.read(_PIECE)
-            except http.client.IncompleteRead as error:
-                piece = error.partial
-            except _FAILURES as error:
-                raise _Cut(f"the transfer was cut ({_words(error)})") from error
-            if not piece:
-                break
+        for piece in self._received(response):
             if length is not None and self.position + len(piece) > length:
                 raise FetchFailed(f"the server sends more than the {length} bytes that it has told")
             at, self.position = self.position, self.position + len(piece)
             yield at, piece
         if length is not None and self.position < length:
             raise _Cut(f"the transfer ended after {self.position} of {length} bytes")
+
+    def _received(self, response: Any) -> Iterator[bytes]:
+        """What comes, in pieces that are neither small nor late: of a slow server each half a second."""
+        waiting, since, window, counted = bytearray(), time.monotonic(), time.monotonic(), 0
+        while True:
+            cut: BaseException | None = None
+            try:
+                data = response.read1(_PIECE)
+            except http.client.IncompleteRead as error:
+                data, cut = error.partial, error
+            except _FAILURES as error:
+                data, cut = b"", error
+            waiting += data
+            counted += len(data)
+            now = time.monotonic()
+            if waiting and (not data or cut is not None or len(waiting) >= _PIECE or now - since >= _TOGETHER):
+                yield bytes(waiting)
+                waiting.clear()
+                since = now
+            if cut is not None:
+                raise _Cut(f"the transfer was cut ({_words(cut)})") from cut
+            if not data:
+                return
+            if now - window >= _WINDOW:
+                if counted < _LEAST:
+                    raise FetchFailed(f"the server sends hardly anything ({counted} bytes in {_WINDOW:.0f} s)")
+                window, counted = now, 0
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -169,7 +202,7 @@ class Fetch:
         url, access = self._url, self._access
         for _redirect in range(_MOST_REDIRECTS + 1):
             try:
-                return self._ask(url, access)
+                return self._answer(url, access)
             except HTTPError as error:
                 with error:
                     target = error.url if error.code in _REDIRECTS else None
@@ -182,6 +215,34 @@ class Fetch:
             url, access = _followed(url, target or "", access)
         raise FetchFailed(f"the server redirects more than {_MOST_REDIRECTS} times")
 
+    def _answer(self, url: str, access: Access) -> Any:
+        """The beginning of the answer, in time. A server that sends headers letter by letter would keep any client for hours, so another
+        thread waits for it.
+
+        :raises _Cut: it did not come in time. Other errors are those of the client.
+        """
+        found: list[Any] = []
+
+        def ask() -> None:
+            try:
+                found.append((self._ask(url, access), None))
+            except BaseException as error:  # it is raised where somebody waits for it
+                found.append((None, error))
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(self._patience(_ANSWER))
+        if not found:
+            raise _Cut("the server does not answer (no answer came in time)")
+        response, error = found[0]
+        if error is not None:
+            raise error
+        return response
+
+    def _patience(self, most: float) -> float:
+        left = self._left()
+        return most if left is None else max(0.1, min(most, left))
+
     def _ask(self, url: str, access: Access) -> Any:
         headers = dict(access.headers)
         headers["Accept-Encoding"] = "identity"
@@ -192,7 +253,7 @@ class Fetch:
         return open_url(
             url,
             headers=headers,
-            timeout=_SILENCE,
+            timeout=self._patience(_SILENCE),
             validate_certs=access.validate_certs,
             url_username=access.username or None,
             url_password=access.password or None,
@@ -205,13 +266,24 @@ class Fetch:
 
     def _refuse(self, error: HTTPError) -> None:
         """:raises FetchFailed, _Cut: always."""
-        if error.code == 416:  # what is there is as long as the file, or longer than it is by now
+        if error.code == 416 and self.position:  # what is there is as long as the file, or longer than it is by now
             self.position = 0
             raise _Cut("the file on the server was changed meanwhile")
         if error.code in _PASSING:
             raise _Cut(f"the server answers {error.code}")
         hint = {401: " (it wants a name and a password, or a token)", 403: " (it does not allow it)", 404: " (there is no such file)"}.get(error.code, "")
         raise FetchFailed(f"the server answers {error.code}{hint}")
+
+
+def flaw_of(url: str) -> str | None:
+    """What is wrong with a URL before anybody is asked; None if nothing is."""
+    if not url.isprintable() or " " in url:
+        return "it has a space or a control character in it; write %20 for a space"
+    try:
+        parts = urlsplit(url)
+        return None if parts.hostname and parts.port != 0 else "it names no host"
+    except ValueError as error:
+        return f"it is no URL ({error})"
 
 
 def name_of(url: str) -> str:

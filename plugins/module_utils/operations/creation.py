@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Sequence
 
 from ..apply.interrupted import find_interrupted
-from ..errors import Conflict, StorageError, VolumeNotFound
+from ..errors import Conflict, NoEligibleShare, NoSpace, StorageError, VolumeNotFound
 from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.desired import DesiredSnapshot, DesiredVolume, Source
@@ -31,6 +31,7 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from ..apply.engine import CopySource
     from ..store.files.directory import ShareDirectory
+    from .importing import ImageRequest
 
 
 def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
@@ -43,23 +44,22 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
     candidates.require_all()
     with suppress(OSError):  # to be told where a share is chosen
         options.task.capacity.look(candidates.shares)
-    if request.image is not None and not options.check:
-        return _create_from_image(request, options, ended)
-    outcome = _create(request, options, ended, None)
-    if request.image is not None:
+    if request.image is None:
+        return _create(request, options, ended, None)
+    try:
+        return _create_from_image(request, request.image, options, ended)
+    except NoEligibleShare as error:  # with an image it is a question of its size
+        raise NoSpace(f"image {request.image.label}", f"{error.subject}: {error.problem}", error.remedy) from error
+
+
+def _create_from_image(request: VolumeRequest, image: ImageRequest, options: Options, ended: list) -> Outcome:
+    """The image arrives on a share before anything is locked for the volume, because that may take long."""
+    if options.check:
         from . import assumptions
 
-        return assumptions.with_unknown_sizes(outcome)
-    return outcome
-
-
-def _create_from_image(request: VolumeRequest, options: Options, ended: list) -> Outcome:
-    """The image arrives on a share before anything is locked for the volume, because that may take long."""
+        return assumptions.with_unknown_sizes(_create(request, options, ended, None))
     from . import importing
 
-    image = request.image
-    if image is None:
-        return _create(request, options, ended, None)
     if options.task.begins_anew and "begun" not in options.task.kept:
         raise TakesLong
     wanted = placement.demand(request.desired)
@@ -128,7 +128,7 @@ def _create_locked(
         desired = desired._replace(source=told)
     elif request.image is not None:
         desired = desired._replace(source=_foretold(request, work.options))
-    wanted = placement.demand(desired)
+    wanted = placement.demand(desired if desired.size or not desired.source else desired._replace(size=desired.source.size))
     if desired.source and source_share:
         wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated or 0, request.candidates)
     plan = planner.create_volume(desired)

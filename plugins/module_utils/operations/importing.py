@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from ..progress import Meter
 
 _URLS = ("http://", "https://")
+_LONGEST = 8192  # characters of a URL or a path
+_OWN_HEADERS = ("range", "if-range", "content-length", "transfer-encoding", "accept-encoding", "connection", "te", "upgrade", "expect")
 _ANY = 1 << 62  # bytes: a share that does not say how large it is
 
 
@@ -58,37 +61,81 @@ class ImageRequest:
 
 
 def request_of(given: dict) -> ImageRequest:
-    """What the option ``source`` says of an image. :raises InvalidParameter: a header cannot be sent."""
-    headers = {str(name): str(value) for name, value in (given["headers"] or {}).items()}
-    if any(not text or not text.isascii() or not text.isprintable() for pair in headers.items() for text in pair):
-        raise InvalidParameter("option source.headers", "a name or a value is empty, or no text of one line", "give headers as the server wants them")
+    """What the option ``source`` says of an image. :raises InvalidParameter: it cannot be one, or options do not go together."""
+    place = given["image"]
+    is_url = place.lower().startswith(_URLS)
+    flaw = fetching.flaw_of(place) if is_url else _flaw_of_path(place)
+    if flaw is None and len(place) > _LONGEST:
+        flaw = f"it has more than {_LONGEST} characters"
+    if flaw is not None:
+        raise InvalidParameter("option source.image", flaw, "give a URL (http or https), or the absolute path of a file on the managed host")
+    _require_together(given, is_url or "://" in (given["checksum"] or ""))
     access = Access(
-        tuple(headers.items()),
+        tuple(_headers(given["headers"] or {}).items()),
         given["validate_certs"],
         given["url_username"] or "",
         given["url_password"] or "",
         given["client_cert"],
         given["client_key"],
     )
-    return ImageRequest(given["image"], given["checksum"], given["compression"], given["image_format"], access)
+    return ImageRequest(place, given["checksum"], given["compression"], given["image_format"], access)
+
+
+def _flaw_of_path(place: str) -> str | None:
+    if "://" in place:
+        return f"{place.partition(':')[0][:20]} is neither http nor https"
+    if not place.startswith("/"):
+        return "it is no absolute path"
+    return "it has a NUL in it" if "\0" in place else None
+
+
+def _require_together(given: dict, asks_server: bool) -> None:
+    """:raises InvalidParameter: an option would be ignored, or names a file that is not there."""
+    of_servers = [name for name in ("headers", "url_username", "url_password", "client_cert", "client_key") if given[name]]
+    if of_servers and not asks_server:
+        raise InvalidParameter(f"option source.{of_servers[0]}", "it is for a server, and source.image is a path", "leave it out")
+    for name, other in (("url_password", "url_username"), ("client_key", "client_cert")):
+        if given[name] and not given[other]:
+            raise InvalidParameter(f"option source.{name}", f"it does nothing without {other}", f"give source.{other} as well")
+    for name in ("client_cert", "client_key"):
+        if given[name] and not os.path.isfile(given[name]):
+            raise InvalidParameter(f"option source.{name}", f"there is no file {given[name]}", "give the path of a file on the managed host")
+
+
+def _headers(given: dict) -> dict[str, str]:
+    """:raises InvalidParameter: one cannot be sent."""
+    for name, value in given.items():
+        problem = None
+        if str(name).lower() in _OWN_HEADERS:
+            problem = "it says how the image is sent, which this module decides"
+        elif not isinstance(value, (str, int, float)) or isinstance(value, bool):
+            problem = "its value is no text"
+        elif any(not text or not text.isascii() or not text.isprintable() for text in (str(name), str(value))):
+            problem = "its name or its value is empty, or no text of one line"
+        if problem is not None:
+            raise InvalidParameter(f"option source.headers, {str(name)[:40]}", problem, "give headers as the server wants them")
+    return {str(name): str(value) for name, value in given.items()}
 
 
 class LocalFile:
     """A file of this host, as :class:`fetching.Fetch` gives that of a server."""
 
-    def __init__(self, path: str, start: int) -> None:
-        self._path, self._start = path, start
+    def __init__(self, path: str) -> None:
+        self._path = path
         self.version: Version | None = None
+        self.needs: int | None = None
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """See :meth:`arriving.Coming.pieces`. It is always read from the beginning, which costs no transfer."""
         fd = _opened(self._path)
         try:
-            self.version = Version(os.fstat(fd).st_size)
-            position = 0
+            status, position = os.fstat(fd), 0
+            self.version, self.needs = Version(status.st_size), min(status.st_size, status.st_blocks * 512)
             for piece in arriving.file_pieces(fd):
                 yield position, piece
                 position += len(piece)
+            if position != status.st_size:
+                raise FetchFailed("somebody changes it, or it is no file with a length")
         finally:
             os.close(fd)
 
@@ -107,8 +154,8 @@ def _opened(path: str) -> int:
     return fd
 
 
-def wanted(request: ImageRequest) -> checksums.Wanted | None:
-    """The checksum that the image must have; None if none was asked for. A list of checksums is read.
+def wanted(request: ImageRequest, pace: Pace) -> checksums.Wanted | None:
+    """The checksum that the image must have; None if none was asked for. A list of checksums is read, within the time of ``pace``.
 
     :raises InvalidParameter: what was asked for is none. :raises ImageChecksum: the list has none for it.
     """
@@ -117,7 +164,7 @@ def wanted(request: ImageRequest) -> checksums.Wanted | None:
     try:
         asked = checksums.wanted(request.checksum)
     except checksums.BadChecksum as error:
-        raise InvalidParameter("option source.image.checksum", str(error), "give sha256:DIGITS, or sha256:URL of a list such as SHA256SUMS") from error
+        raise InvalidParameter("option source.checksum", str(error), "give sha256:DIGITS, or sha256:URL of a list such as SHA256SUMS") from error
     if not asked.list_url:
         return asked
     subject = f"list of checksums {fetching.shown(asked.list_url)}"
@@ -125,7 +172,8 @@ def wanted(request: ImageRequest) -> checksums.Wanted | None:
     is_near = not request.is_url or fetching.same_server(request.place, asked.list_url)
     access = request.access if is_near else request.access.elsewhere()
     try:
-        for position, piece in Fetch(asked.list_url, access, is_checked=False).pieces():
+        for position, piece in Fetch(asked.list_url, access, is_checked=False, sleep=_napping(pace), left=_left(pace)).pieces():
+            pace.require_time()
             del text[position:]
             text += piece
             if len(text) > checksums.MOST_LIST:
@@ -134,7 +182,7 @@ def wanted(request: ImageRequest) -> checksums.Wanted | None:
         raise ToolFailed(subject, str(error), "check the URL and the server, and run the task again") from error
     name = fetching.name_of(request.place) if request.is_url else os.path.basename(request.place)
     try:
-        return asked._replace(digits=checksums.from_list(text.decode("utf-8", "replace"), asked.algorithm, name), list_url="")
+        return asked._replace(digits=checksums.from_list(text.decode("utf-8-sig", "replace"), asked.algorithm, name), list_url="")
     except checksums.BadChecksum as error:
         raise ImageChecksum(subject, str(error), "check the URL of the list, and that it names the image") from error
 
@@ -146,16 +194,17 @@ def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy
     :param wanted_size: the virtual size in bytes that its volume is to have, if the user says it.
     :raises LockTimeout: another task is fetching it all the time. Other errors are those of :meth:`arriving.Arrival.receive`.
     """
-    checksum = wanted(request)
+    pace, room = Pace(f"image {request.label}", options.speed, options.timeout, options.task.waiting.sleep), _Room.of(share, policy)
+    pace.until()  # the time begins now, and not with the first byte
+    checksum = wanted(request, pace)
     key = arriving.key_of(request.place, request.checksum)
 
     def source(start: int, version: Version | None) -> Coming:
         if request.is_url:
-            return Fetch(request.place, request.access, checksum is not None, start, version, options.task.waiting.sleep)
-        return LocalFile(request.place, start)
+            return Fetch(request.place, request.access, checksum is not None, start, version, _napping(pace), _left(pace))
+        return LocalFile(request.place)
 
     options.task.kept.setdefault("images", set()).add((share, key))
-    pace, room = Pace(f"image {request.label}", options.speed, options.timeout, options.task.waiting.sleep), _Room.of(share, policy)
     with _locked(share, key, options) as (directory, _lock):
         with _watched(pace, options.task.meter) as expect:
             order = Order(
@@ -169,6 +218,25 @@ def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy
                 raise from_os_error(error, f"image {request.label}") from error
         checked[(share.path, key)] = image
         yield image
+
+
+def _napping(pace: Pace) -> Callable[[float], None]:
+    """How long to wait for a server: not beyond the time that the user gives it."""
+
+    def nap(seconds: float) -> None:
+        left = _left(pace)()
+        pace.sleep(seconds if left is None else max(0.0, min(seconds, left)))
+        pace.require_time()
+
+    return nap
+
+
+def _left(pace: Pace) -> Callable[[], float | None]:
+    def left() -> float | None:
+        until = pace.until()
+        return None if until is None else until - time.monotonic()
+
+    return left
 
 
 @contextmanager

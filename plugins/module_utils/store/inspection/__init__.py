@@ -19,8 +19,11 @@ from .source import Refused, Source
 __all__ = ["FORMATS", "Inspected", "Refused", "inspect"]
 
 
+SECTOR = 512  # bytes
+
+
 class Inspected(NamedTuple):
-    """``size`` is the virtual size in bytes, ``held`` bytes of clusters with data (0: its format does not say it)."""
+    """``size`` is the virtual size in bytes, that of a raw file in whole sectors, ``held`` bytes of clusters with data (0: its format does not say it)."""
 
     format: str
     size: int
@@ -30,7 +33,7 @@ class Inspected(NamedTuple):
 def _raw(source: Source) -> int:
     if not source.size:
         raise Refused("it is empty")
-    return source.size
+    return -(-source.size // SECTOR) * SECTOR
 
 
 def _qcow2(source: Source) -> int:
@@ -91,4 +94,4 @@ def _held(fd: int) -> int:
 
 def is_packed(head: bytes) -> bool:
     """Whether a file that begins so is about as long as its data: it has the mark of a format without holes, or of a compression."""
-    return any(head.startswith(mark.word) for mark in (*marks.TAKEN, *marks.OTHERS) if mark.offset == 0)
+    return any(head.startswith(mark.word, mark.offset) for mark in (*marks.TAKEN, *marks.OTHERS) if mark.offset >= 0)

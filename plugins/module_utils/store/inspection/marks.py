@@ -51,6 +51,7 @@ OTHERS = (
     Mark("gzip", b"\x1f\x8b"),
     Mark("bzip2", b"BZh"),
     Mark("xz", b"\xfd7zXZ\x00"),
+    Mark("lzma", b"\x5d\x00\x00"),
     Mark("zip", b"PK\x03\x04"),
     Mark("zstd", b"\x28\xb5\x2f\xfd"),
 )
