@@ -144,13 +144,6 @@ class Arrival:
                 self.remove()
             raise
 
-    def known(self, before: Arrived) -> Arrived | None:
-        """An image that this task has checked before, if it is there still as it was then."""
-        status = self._folder.status(before.file)
-        if status is None or _mark(status) != before.mark:
-            return None
-        return replace(before, place=Place(self._folder, self._share))
-
     def remove(self) -> None:
         """Remove all files of it."""
         remove(self._share, self._order.key)
@@ -325,6 +318,15 @@ def refused(subject: str, error: inspection.Refused) -> StorageError:
 
 def _mark(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def known(directory: ShareDirectory, before: Arrived) -> Arrived | None:
+    """An image that this task has checked before, if it is there still as it was then."""
+    folder = directory.private("images")
+    status = folder.status(before.file) if folder is not None else None
+    if folder is None or status is None or _mark(status) != before.mark:
+        return None
+    return replace(before, place=Place(folder, directory))
 
 
 def old_ones(directory: ShareDirectory, key: str) -> list[str]:

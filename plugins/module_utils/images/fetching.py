@@ -21,9 +21,6 @@ from typing import Any, Callable, Iterator
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 
-from ansible.module_utils.urls import ConnectionError as ClientError
-from ansible.module_utils.urls import open_url
-
 _PIECE = 1 << 20  # bytes that are read at once
 _SILENCE = 30.0  # seconds after which a server that sends nothing is given up
 _ANSWER = 60.0  # seconds after which a server is given up whose answer has not begun
@@ -35,7 +32,7 @@ _PAUSE, _LONGEST_PAUSE = 1.0, 16.0  # seconds before the next of them
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers after which the next may be another
-_FAILURES = (URLError, ClientError, http.client.HTTPException, OSError, ValueError)
+_FAILURES = (URLError, http.client.HTTPException, OSError, ValueError)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -244,25 +241,32 @@ class Fetch:
         return most if left is None else max(0.1, min(most, left))
 
     def _ask(self, url: str, access: Access) -> Any:
+        # late: most tasks find the volume there, and ask nobody
+        from ansible.module_utils.urls import ConnectionError as ClientError
+        from ansible.module_utils.urls import open_url
+
         headers = dict(access.headers)
         headers["Accept-Encoding"] = "identity"
         if self.position:
             headers["Range"] = f"bytes={self.position}-"
             if self.version is not None and self.version.tag:
                 headers["If-Range"] = self.version.tag
-        return open_url(
-            url,
-            headers=headers,
-            timeout=self._patience(_SILENCE),
-            validate_certs=access.validate_certs,
-            url_username=access.username or None,
-            url_password=access.password or None,
-            force_basic_auth=bool(access.username),
-            client_cert=access.client_cert,
-            client_key=access.client_key,
-            follow_redirects="none",
-            decompress=False,
-        )
+        try:
+            return open_url(
+                url,
+                headers=headers,
+                timeout=self._patience(_SILENCE),
+                validate_certs=access.validate_certs,
+                url_username=access.username or None,
+                url_password=access.password or None,
+                force_basic_auth=bool(access.username),
+                client_cert=access.client_cert,
+                client_key=access.client_key,
+                follow_redirects="none",
+                decompress=False,
+            )
+        except ClientError as error:
+            raise URLError(str(error)) from error
 
     def _refuse(self, error: HTTPError) -> None:
         """:raises FetchFailed, _Cut: always."""

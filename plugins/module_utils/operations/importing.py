@@ -189,35 +189,40 @@ def wanted(request: ImageRequest, pace: Pace) -> checksums.Wanted | None:
 
 @contextmanager
 def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy: Policy, options: Options) -> Iterator[Arrived]:
-    """A context in which the image is on the share, and nobody else changes it there.
+    """A context in which the image is on the share, and nobody else changes it there. What this task has checked before it takes as it is.
 
     :param wanted_size: the virtual size in bytes that its volume is to have, if the user says it.
     :raises LockTimeout: another task is fetching it all the time. Other errors are those of :meth:`arriving.Arrival.receive`.
     """
-    pace, room = Pace(f"image {request.label}", options.speed, options.timeout, options.task.waiting.sleep), _Room.of(share, policy)
-    pace.until()  # the time begins now, and not with the first byte
-    checksum = wanted(request, pace)
     key = arriving.key_of(request.place, request.checksum)
+    options.task.kept.setdefault("images", set()).add((share, key))
+    checked = options.task.kept.setdefault("arrived", {})
+    with _locked(share, key, options) as (directory, _lock):
+        before = checked.get((share.path, key))
+        image = arriving.known(directory, before) if before is not None else None
+        if image is None:
+            image = _received(directory, key, request, wanted_size, _Room.of(share, policy), options)
+        checked[(share.path, key)] = image
+        yield image
+
+
+def _received(directory: ShareDirectory, key: str, request: ImageRequest, wanted_size: int | None, room: _Room, options: Options) -> Arrived:
+    """Let the image arrive. The user's time begins now, and not with the first byte."""
+    pace = Pace(f"image {request.label}", options.speed, options.timeout, options.task.waiting.sleep)
+    pace.until()
+    checksum = wanted(request, pace)
 
     def source(start: int, version: Version | None) -> Coming:
         if request.is_url:
             return Fetch(request.place, request.access, checksum is not None, start, version, _napping(pace), _left(pace))
         return LocalFile(request.place)
 
-    options.task.kept.setdefault("images", set()).add((share, key))
-    with _locked(share, key, options) as (directory, _lock):
-        with _watched(pace, options.task.meter) as expect:
-            order = Order(
-                request.label, key, source, checksum, request.compression, request.image_format, room.free, wanted_size, room.largest, expect
-            )
-            arrival, checked = Arrival(directory, order, pace), options.task.kept.setdefault("arrived", {})
-            before = checked.get((share.path, key))
-            try:
-                image = (arrival.known(before) if before is not None else None) or arrival.receive()
-            except OSError as error:
-                raise from_os_error(error, f"image {request.label}") from error
-        checked[(share.path, key)] = image
-        yield image
+    with _watched(pace, options.task.meter) as expect:
+        order = Order(request.label, key, source, checksum, request.compression, request.image_format, room.free, wanted_size, room.largest, expect)
+        try:
+            return Arrival(directory, order, pace).receive()
+        except OSError as error:
+            raise from_os_error(error, f"image {request.label}") from error
 
 
 def _napping(pace: Pace) -> Callable[[float], None]:
