@@ -84,14 +84,6 @@ def one_after_the_other(params: dict) -> frozenset[str]:
     return machines.shared(params["attachment"])
 
 
-def end(options: Options) -> None:
-    """Remove what a task needs only while it lasts: images that volumes were made from."""
-    if "images" in options.task.kept:
-        from .operations import importing
-
-        importing.forget_all(options)
-
-
 def check_numbers(params: dict) -> None:
     """:raises InvalidParameter: a number is out of its range."""
     if not 0 <= params["lock_timeout"] <= _LONGEST_WAIT:

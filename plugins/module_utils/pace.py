@@ -37,7 +37,7 @@ class Pace:
         self, subject: str, speed: int = 0, timeout: float | None = None, sleep: Callable[[float], None] = time.sleep, part: Part | None = None
     ) -> None:
         self.speed, self.part = speed, part
-        self._subject, self._timeout, self.sleep = subject, timeout, sleep
+        self._subject, self._timeout, self._sleep = subject, timeout, sleep
         self._begin: float | None = None
         self._moved = 0  # bytes
 
@@ -50,6 +50,17 @@ class Pace:
         """When the time is over, in seconds of :func:`time.monotonic`. None: never. The first call lets it begin."""
         return None if self._timeout is None else self._started() + self._timeout
 
+    def left(self) -> float | None:
+        """Seconds until then. None: any number."""
+        until = self.until()
+        return None if until is None else until - time.monotonic()
+
+    def nap(self, seconds: float) -> None:
+        """Wait for somebody, but not beyond the time. :raises OutOfTime: it is over."""
+        left = self.left()
+        self._sleep(seconds if left is None else max(0.0, min(seconds, left)))
+        self.require_time()
+
     def piece(self, count: int) -> int:
         """How many of ``count`` bytes to move before :meth:`moved` is called."""
         return min(count, max(_SMALLEST, self.speed // _PIECES)) if self.speed else count
@@ -60,7 +71,7 @@ class Pace:
             return
         self.count(count)
         while (ahead := self.ahead()) > 0:
-            self.sleep(min(ahead, _NAP))
+            self._sleep(min(ahead, _NAP))
             self.require_time()
 
     def count(self, count: int) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
-from .changes import end, failure, log_failure, logged, options, result
+from .changes import failure, log_failure, logged, options, result
 from .errors import InvalidParameter, StorageError, as_storage_error
 from .operations.bulk import runner
 from .operations.candidates import Finder
+from .operations.options import end
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule

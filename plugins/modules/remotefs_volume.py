@@ -560,6 +560,7 @@ from ..module_utils.errors import InvalidParameter, as_storage_error
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
+
 _SHORTEST_SECRET = 8  # letters of a header's value that results must not show
 
 _VOLUME = {
@@ -715,12 +716,13 @@ def _show_short_words(module: AnsibleModule) -> None:
 
 def _run_one(module: AnsibleModule) -> dict:
     from ..module_utils.operations.candidates import Finder
+    from ..module_utils.operations.options import end
 
     options = changes.options(module)
     try:
         return changes.result(_run(module.params, options, Finder()))
     finally:
-        changes.end(options)
+        end(options)
 
 
 def main() -> None:

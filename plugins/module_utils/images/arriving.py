@@ -121,7 +121,7 @@ def key_of(place: str, checksum: str | None) -> str:
 
 
 class Arrival:
-    """The files of one image on a share. Only one task at a time may have it: the caller holds the lock of :attr:`lock_name`."""
+    """The files of one image on a share. Only one task at a time may have it: the caller holds the lock of the order's key."""
 
     def __init__(self, directory: ShareDirectory, order: Order, pace: Pace) -> None:
         self._share, self._order, self._pace = directory, order, pace
@@ -333,10 +333,12 @@ def old_ones(directory: ShareDirectory, key: str) -> list[str]:
     """Keys of other images whose newest file is a day older than that of the image ``key``, which has just arrived: the share's own clock
     counts. Whoever was to go on with them has not come."""
     folder = directory.private("images")
+    if folder is None:
+        return []
     newest: dict[str, float] = {}
-    for name in os.listdir(folder.fd) if folder is not None else ():
+    for name in os.listdir(folder.fd):
         stem = name.partition(".")[0]
-        status = folder.status(name) if folder is not None and _KEY.fullmatch(stem) else None
+        status = folder.status(name) if _KEY.fullmatch(stem) else None
         if status is not None:
             newest[stem] = max(newest.get(stem, 0.0), status.st_mtime)
     limit = newest.get(key, 0.0) - _OLD
@@ -346,10 +348,12 @@ def old_ones(directory: ShareDirectory, key: str) -> list[str]:
 def remove(directory: ShareDirectory, key: str) -> None:
     """Remove all files of an image from a share. What is no regular file somebody else has made; it stays, and tasks refuse it."""
     folder = directory.private("images")
-    for name in (key + suffix for suffix in ("", _UNPACKED, _STATE)) if folder is not None else ():
+    if folder is None:
+        return
+    for name in (key, key + _UNPACKED, key + _STATE):
         with suppress(UnsafeImage):
-            status = folder.status(name) if folder is not None else None
-            if folder is not None and status is not None and status.st_nlink == 1:
+            status = folder.status(name)
+            if status is not None and status.st_nlink == 1:
                 folder.unlink(name)
 
 

@@ -172,14 +172,12 @@ class Fetch:
             cut: BaseException | None = None
             try:
                 data = response.read1(_PIECE)
-            except http.client.IncompleteRead as error:
-                data, cut = error.partial, error
             except _FAILURES as error:
                 data, cut = b"", error
             waiting += data
             counted += len(data)
             now = time.monotonic()
-            if waiting and (not data or cut is not None or len(waiting) >= _PIECE or now - since >= _TOGETHER):
+            if waiting and (not data or len(waiting) >= _PIECE or now - since >= _TOGETHER):
                 yield bytes(waiting)
                 waiting.clear()
                 since = now

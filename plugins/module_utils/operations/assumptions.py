@@ -273,19 +273,12 @@ def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volu
 def with_unknown_sizes(outcome: Outcome) -> Outcome:
     """What check mode says, where a size of 0 means that nobody can know it."""
     actions = [{**action, "size": None} if action.get("size") == 0 else action for action in outcome.actions]
-    if outcome.after is not None and not outcome.after["chain"][-1]["size"]:
-        outcome = replace(outcome, after=_without_sizes(outcome.after))
-    if outcome.before is not None and not outcome.before["chain"][-1]["size"]:
-        outcome = replace(outcome, before=_without_sizes(outcome.before))
+    for result in (outcome.before, outcome.after):
+        if result is not None and not result["chain"][-1]["size"]:
+            result["size"] = result["size"] or None
+            for image in result["chain"]:
+                image["size"] = image["size"] or None
     return replace(outcome, actions=actions)
-
-
-def _without_sizes(result: VolumeResult) -> VolumeResult:
-    """The same without sizes of 0."""
-    result["size"] = result["size"] or None
-    for image in result["chain"]:
-        image["size"] = image["size"] or None
-    return result
 
 
 def _result(volume: Volume, share: Share) -> VolumeResult:

@@ -127,7 +127,9 @@ def _create_locked(
         source_share, copy, told = image
         desired = desired._replace(source=told)
     elif request.image is not None:
-        desired = desired._replace(source=_foretold(request, work.options))
+        from .importing import foretold_source
+
+        desired = desired._replace(source=foretold_source(request.image, desired, work.options))
     wanted = placement.demand(desired if desired.size or not desired.source else desired._replace(size=desired.source.size))
     if desired.source and source_share:
         wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated or 0, request.candidates)
@@ -193,12 +195,6 @@ def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Pla
     if source.snapshot is None:
         clones.require_current(parent, snapshot)
     return planner.ensure_volume(parent, DesiredVolume(parent.name))
-
-
-def _foretold(request: VolumeRequest, options: Options) -> Source | None:
-    from . import importing
-
-    return importing.foretold_source(request.image, request.desired, options) if request.image is not None else None
 
 
 def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> list:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple
@@ -28,7 +27,7 @@ from ..store import inspection
 from ..store.files.directory import ShareDirectory
 from ..store.locks.lock import VolumeLock
 from .candidates import Policy
-from .options import Options
+from .options import ARRIVED, Options
 
 if TYPE_CHECKING:
     from ..progress import Meter
@@ -172,7 +171,7 @@ def wanted(request: ImageRequest, pace: Pace) -> checksums.Wanted | None:
     is_near = not request.is_url or fetching.same_server(request.place, asked.list_url)
     access = request.access if is_near else request.access.elsewhere()
     try:
-        for position, piece in Fetch(asked.list_url, access, is_checked=False, sleep=_napping(pace), left=_left(pace)).pieces():
+        for position, piece in Fetch(asked.list_url, access, is_checked=False, sleep=pace.nap, left=pace.left).pieces():
             pace.require_time()
             del text[position:]
             text += piece
@@ -195,14 +194,13 @@ def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy
     :raises LockTimeout: another task is fetching it all the time. Other errors are those of :meth:`arriving.Arrival.receive`.
     """
     key = arriving.key_of(request.place, request.checksum)
-    options.task.kept.setdefault("images", set()).add((share, key))
-    checked = options.task.kept.setdefault("arrived", {})
+    checked = options.task.kept.setdefault(ARRIVED, {})
     with _locked(share, key, options) as (directory, _lock):
-        before = checked.get((share.path, key))
+        before = checked.get((share, key))
         image = arriving.known(directory, before) if before is not None else None
         if image is None:
             image = _received(directory, key, request, wanted_size, _Room.of(share, policy), options)
-        checked[(share.path, key)] = image
+        checked[(share, key)] = image
         yield image
 
 
@@ -214,7 +212,7 @@ def _received(directory: ShareDirectory, key: str, request: ImageRequest, wanted
 
     def source(start: int, version: Version | None) -> Coming:
         if request.is_url:
-            return Fetch(request.place, request.access, checksum is not None, start, version, _napping(pace), _left(pace))
+            return Fetch(request.place, request.access, checksum is not None, start, version, pace.nap, pace.left)
         return LocalFile(request.place)
 
     with _watched(pace, options.task.meter) as expect:
@@ -223,25 +221,6 @@ def _received(directory: ShareDirectory, key: str, request: ImageRequest, wanted
             return Arrival(directory, order, pace).receive()
         except OSError as error:
             raise from_os_error(error, f"image {request.label}") from error
-
-
-def _napping(pace: Pace) -> Callable[[float], None]:
-    """How long to wait for a server: not beyond the time that the user gives it."""
-
-    def nap(seconds: float) -> None:
-        left = _left(pace)()
-        pace.sleep(seconds if left is None else max(0.0, min(seconds, left)))
-        pace.require_time()
-
-    return nap
-
-
-def _left(pace: Pace) -> Callable[[], float | None]:
-    def left() -> float | None:
-        until = pace.until()
-        return None if until is None else until - time.monotonic()
-
-    return left
 
 
 @contextmanager
@@ -335,18 +314,15 @@ def as_source(image: Arrived, request: ImageRequest) -> tuple[CopySource, Source
 def let_go(share: Share, request: ImageRequest, options: Options) -> None:
     """The volume that was to be made from an image is there. A task that was killed may have left the image, which goes at the end of this task."""
     key = arriving.key_of(request.place, request.checksum)
-    options.task.kept.setdefault("images", set()).add((share, key))
-    options.task.kept.setdefault("arrived", {}).setdefault((share.path, key), None)
+    options.task.kept.setdefault(ARRIVED, {}).setdefault((share, key), None)
 
 
 def forget_all(options: Options) -> None:
     """Remove the images of this task from their shares, but for those that another task is at, and those of which a part arrived that
     the next task can go on with. Parts that nobody has gone on with for a day go as well."""
-    done = options.task.kept.get("arrived", {})
-    for share, key in options.task.kept.pop("images", set()):
-        if (share.path, key) in done:
-            for old in _forget(share, key, options):
-                _forget(share, old, options)
+    for share, key in options.task.kept.pop(ARRIVED, {}):
+        for old in _forget(share, key, options):
+            _forget(share, old, options)
 
 
 def _forget(share: Share, key: str, options: Options) -> list[str]:

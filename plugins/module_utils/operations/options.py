@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .step_log import StepLog
 
 
+ARRIVED = "arrived"  # in ``kept``: images that volumes of the task were made from, by (share, key)
+
+
 class TakesLong(BaseException):
     """Work is going to take long, and nothing has been changed yet: it can be begun anew in a process that is watched."""
 
@@ -81,3 +84,11 @@ class Options:
     agent: str | None = None
     assume: bool = False
     task: Task = field(default_factory=Task)
+
+
+def end(options: Options) -> None:
+    """Remove what a task, or a copy of its process, needs only while it lasts: images that volumes were made from."""
+    if ARRIVED in options.task.kept:
+        from .importing import forget_all
+
+        forget_all(options)

@@ -23,7 +23,7 @@ from ...errors import StorageError, as_storage_error
 from ...model import Share, info_name, is_safe_file_name
 from ...store.files.waiting import NotBegun
 from ..candidates import Candidates, locate
-from ..options import Options
+from ..options import Options, end
 from ..transaction import Outcome
 from ..updating import VolumeRequest
 from . import processes
@@ -233,10 +233,7 @@ class _Task:
         try:
             run_in_threads(work, part, max(1, work.at_once // copies), done)
         finally:
-            if "images" in self._options.task.kept:  # the original does not know of them
-                from .. import importing
-
-                importing.forget_all(self._options)
+            end(self._options)  # the original does not know of it
 
     # -- deletions in batches ----------------------------------------------------------------------------------------
 

@@ -36,26 +36,33 @@ def _raw(source: Source) -> int:
     return -(-source.size // SECTOR) * SECTOR
 
 
-def _qcow2(source: Source) -> int:
+def _qcow2(source: Source) -> tuple[int, int]:
+    """Its virtual size, and the bytes of data in it, however small compression makes them (0 if there are too many tables to look at)."""
     try:
         header = qcow2.read_header(source.fd)
         qcow2.require_whole(source.fd)
+        if header.backing_file is not None:
+            raise Refused("it rests on another image (a backing file)", is_unsafe=True)
+        if not header.size:
+            raise Refused("it is a disk of no size")
+        tables = qcow2.allocation(source.fd, header) or {}
     except qcow2.Qcow2Error as error:
         raise Refused(str(error), is_unsafe=not isinstance(error, qcow2.CutShort)) from error
-    if header.backing_file is not None:
-        raise Refused("it rests on another image (a backing file)", is_unsafe=True)
-    if not header.size:
-        raise Refused("it is a disk of no size")
-    return header.size
+    return header.size, min(header.size, sum(table.count(1) for table in tables.values()) * header.cluster_size)
 
 
-_INSPECTORS: dict[str, Callable[[Source], int]] = {
-    "raw": _raw,
+def _sized(size_of: Callable[[Source], int]) -> Callable[[Source], tuple[int, int]]:
+    """The inspector of a format that does not say how much data it holds."""
+    return lambda source: (size_of(source), 0)
+
+
+_INSPECTORS: dict[str, Callable[[Source], tuple[int, int]]] = {
+    "raw": _sized(_raw),
     "qcow2": _qcow2,
-    "vmdk": vmdk.inspect,
-    "vdi": vdi.inspect,
-    "vhdx": vhdx.inspect,
-    "vpc": vpc.inspect,
+    "vmdk": _sized(vmdk.inspect),
+    "vdi": _sized(vdi.inspect),
+    "vhdx": _sized(vhdx.inspect),
+    "vpc": _sized(vpc.inspect),
 }
 FORMATS = tuple(_INSPECTORS)
 
@@ -75,21 +82,10 @@ def inspect(fd: int, asked: str | None = None) -> Inspected:
         raise Refused(f"it is of the format {is_format}, which is not taken")
     if asked not in (None, is_format):
         raise Refused(f"it is of the format {is_format}, and not {asked}")
-    size = _INSPECTORS[is_format](source)
-    held = _held(fd) if is_format == "qcow2" else 0
+    size, held = _INSPECTORS[is_format](source)
     if os.fstat(fd).st_size != source.size:
         raise Refused("somebody changes the file meanwhile")
     return Inspected(is_format, size, held)
-
-
-def _held(fd: int) -> int:
-    """Bytes of data in a qcow2 image, however small compression makes them. 0 if it is too large to look at."""
-    try:
-        header = qcow2.read_header(fd)
-        tables = qcow2.allocation(fd, header) or {}
-    except qcow2.Qcow2Error as error:
-        raise Refused(str(error), is_unsafe=not isinstance(error, qcow2.CutShort)) from error
-    return min(header.size, sum(table.count(1) for table in tables.values()) * header.cluster_size)
 
 
 def is_packed(head: bytes) -> bool:
