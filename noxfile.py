@@ -243,6 +243,18 @@ def interop(work: Work) -> None:
 
 
 @stage
+def glance(work: Work) -> None:
+    """Volumes from images of a real OpenStack Glance, which runs on this machine"""
+    python = machine.find_python(machine.GLANCE_PYTHONS)
+    if python is None:
+        raise machine.NotPossible(f"no Python {' or '.join(machine.GLANCE_PYTHONS)} for Glance")
+    server = machine.venv("glance", python, *machine.GLANCE_PACKAGES, compiled=False)
+    bin = machine.core_venv(machine.best_core())
+    machine.need_qemu()
+    work.pytest(bin, "tests/glance", env={"GLANCE_VENV": str(server.parent)})
+
+
+@stage
 def py38(work: Work) -> None:
     """What runs on managed hosts, imported by the oldest Python that they may have"""
     python = machine.find_python([stages.OLDEST_TARGET_PYTHON])

@@ -34,6 +34,9 @@ LIBVIRT = ("libvirt-daemon=libvirtd", "libvirt-clients=virsh", "libvirt-daemon-d
            "python3-libvirt=/usr/share/doc/python3-libvirt")
 CINDER_PACKAGES = ("cinder~=29.0.0", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 
+GLANCE_PACKAGES = ("glance==33.0.0", "gunicorn==27.0.1")
+GLANCE_PYTHONS = ("3.11", "3.12", "3.13")
+
 
 class NotPossible(Exception):
     """This machine lacks something that a session wants; the text says what."""

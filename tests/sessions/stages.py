@@ -47,6 +47,7 @@ STAGES = (
     Stage("sshfs", BESIDE),
     Stage("lab", ALONE),
     Stage("molecule", BESIDE),
+    Stage("glance", BESIDE),
     Stage("live", BESIDE),
 )
 #: What the word "nightly" stands for, with the older sanity.
