@@ -84,15 +84,6 @@ options:
       - Elsewhere this option has no effect. An image that is open anywhere is refused.
     type: bool
     default: false
-  parallel:
-    description:
-      - How many volumes a bulk task works on at a time. Volumes that wait for the disk or for a lock do not count. With them, up to 16 volumes
-        are under way, or as many as this option says if that is more.
-      - A task on 32 objects or more starts a copy of its process for each processor, but not more than this number, and divides the objects
-        among them.
-      - With V(1) the task finishes each volume before the next one, and each waits for the disk by itself.
-      - The default is the number of processors, at most 8.
-    type: int
   speed:
     description:
       - How fast the data of a volume may move, in bytes a second, with or without a suffix such as V(50M) (IEC). It holds for each volume that is
@@ -118,6 +109,26 @@ options:
         With V(false) the task is one plain call of the module, as other modules are.
     type: bool
     default: true
+  log_path:
+    description:
+      - A file on the managed host to which the task appends each step. A step is one line of JSON with the time (UTC), the volume, its share,
+        the step and the seconds that it took. If the work on a volume failed, a line has the step C(fail), the error code and the
+        message. The file is created with mode 0600. In check mode nothing is written.
+      - With C(-vvv) the same lines are in RV(log).
+    type: path
+"""
+
+    MANY = r"""
+options:
+  parallel:
+    description:
+      - How many volumes a bulk task works on at a time. Volumes that wait for the disk or for a lock do not count. With them, up to 16 volumes
+        are under way, or as many as this option says if that is more.
+      - A task on 32 objects or more starts a copy of its process for each processor, but not more than this number, and divides the objects
+        among them.
+      - With V(1) the task finishes each volume before the next one, and each waits for the disk by itself.
+      - The default is the number of processors, at most 8.
+    type: int
   return_detail:
     description:
       - Whether a task about many objects returns all details of each. A volume with ten snapshots takes about four kilobytes, twice.
@@ -126,11 +137,4 @@ options:
       - A task about one object returns everything.
     type: bool
     default: true
-  log_path:
-    description:
-      - A file on the managed host to which the task appends each step. A step is one line of JSON with the time (UTC), the volume, its share,
-        the step and the seconds that it took. If the work on a volume failed, a line has the step C(fail), the error code and the
-        message. The file is created with mode 0600. In check mode nothing is written.
-      - With C(-vvv) the same lines are in RV(log).
-    type: path
 """

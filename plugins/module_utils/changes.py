@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from .errors import InvalidParameter, InvalidSize, StorageError
 from .model import parse_bytes
@@ -27,18 +27,18 @@ _VERBOSE = 3  # -vvv
 _LONGEST_MODE = 8  # digits
 _LONGEST_ID, _NO_ID = 10, 2**32 - 1  # digits; the number that chown takes for "leave it"
 _LONGEST_SHOWN = 40  # characters of a value in a message
+_SHORTEST_SECRET = 8  # letters of a header's value that results must not show
 _LONGEST_WAIT = 10 * 365 * 86400  # seconds
 CHANGE = {
     "lock_timeout": {"type": "float", "default": 90},
     "break_lock": {"type": "bool", "default": False},
     "assume_unused": {"type": "bool", "default": False},
-    "parallel": {"type": "int"},
-    "return_detail": {"type": "bool", "default": True},
     "log_path": {"type": "path"},
     "speed": {"type": "str", "default": "0"},
     "timeout": {"type": "float"},
     "progress": {"type": "bool", "default": True},
 }
+MANY = {"parallel": {"type": "int"}, "return_detail": {"type": "bool", "default": True}}
 _LIBVIRT = {"type": "dict", "options": {"uri": {"type": "str", "default": "qemu:///system"}, "domain": {"type": "str"}}}
 _ONE_OF = [["qmp", "libvirt"]]
 ATTACHMENT = {
@@ -98,7 +98,7 @@ def check_numbers(params: dict) -> None:
             f"{params['timeout']:g} is no number of seconds for data to move in",
             f"give seconds above 0 and up to {_LONGEST_WAIT}, or leave it out",
         )
-    if params["parallel"] is not None and params["parallel"] < 1:
+    if params.get("parallel") is not None and params["parallel"] < 1:
         raise InvalidParameter("option parallel", f"{params['parallel']} is less than 1", "give the number of volumes to work on at a time")
 
 
@@ -227,6 +227,12 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
     if module.watched and ("place" in module.watched or any(module.params.get(name) for name in _MANY_CHANGES)):
         _be_watched(module)
     return module
+
+
+def show_short_words(module: AnsibleModule, headers: Iterable[dict | None]) -> None:
+    """Let results keep words that are also short values of headers. Ansible would blank each "1" in a result if a header has it."""
+    values = {str(value) for given in headers for value in (given or {}).values()}
+    module.no_log_values -= {value for value in values if len(value) < _SHORTEST_SECRET}
 
 
 def _reach_libvirt(module: AnsibleModule) -> None:

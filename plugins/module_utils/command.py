@@ -18,9 +18,9 @@ import signal
 import subprocess
 import tempfile
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Callable, Iterator
 
 from .errors import NoSpace, ToolFailed, ToolMissing
 
@@ -122,21 +122,7 @@ def run(
     """
     STARTED.add(os.path.basename(argv[0]))
     with scratch_file("stdout") as out, scratch_file("stderr") as err:
-        try:
-            # run_command of AnsibleModule cannot pass descriptors or kill a process group, and there is no module object here.
-            process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-                argv,
-                stdin=subprocess.PIPE if secret is not None else subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                pass_fds=tuple(descriptors),
-                cwd=cwd,
-                env=_environment(),
-                start_new_session=True,
-                preexec_fn=_child_setup(limits),  # pylint: disable=subprocess-popen-preexec-fn
-            )
-        except OSError as error:
-            raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)}) from error
+        process = _started(argv, descriptors, limits, cwd, secret is not None, out, err)
         try:
             if pace is not None:
                 with nullcontext() if pace.part is None else pace.part.probed(lambda: _told_by(process.pid, out.fileno())):
@@ -155,6 +141,44 @@ def run(
             _kill(process)
             raise
         return Result(process.returncode, _read_back(out), _read_back(err), limits, tuple(argv))
+
+
+def _started(argv, descriptors, limits: Limits, cwd: str, is_told: bool, out: IO[bytes], err: IO[bytes]) -> subprocess.Popen:
+    """The program, started. :param is_told: it has a standard input. :raises ToolFailed: it could not be started."""
+    try:
+        # run_command of AnsibleModule cannot pass descriptors or kill a process group, and there is no module object here.
+        return subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
+            argv,
+            stdin=subprocess.PIPE if is_told else subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            pass_fds=tuple(descriptors),
+            cwd=cwd,
+            env=_environment(),
+            start_new_session=True,
+            preexec_fn=_child_setup(limits),  # pylint: disable=subprocess-popen-preexec-fn
+        )
+    except OSError as error:
+        raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)}) from error
+
+
+@contextmanager
+def running(argv, *, descriptors=(), limits: Limits = Limits()) -> Iterator[Callable[[], Result | None]]:
+    """A context in which ``argv`` runs beside this process. It is killed at the end. Yields what returns its result if it has ended.
+
+    :param descriptors: as of :func:`run`. :raises ToolFailed: it could not be started.
+    """
+    STARTED.add(os.path.basename(argv[0]))
+    with scratch_file("stdout") as out, scratch_file("stderr") as err:
+        process = _started(argv, descriptors, limits, "/", False, out, err)
+
+        def ended() -> Result | None:
+            return None if process.poll() is None else Result(process.returncode, _read_back(out), _read_back(err), limits, tuple(argv))
+
+        try:
+            yield ended
+        finally:
+            _kill(process)
 
 
 def require_success(result: Result, subject: str) -> Result:

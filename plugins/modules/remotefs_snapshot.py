@@ -27,6 +27,7 @@ extends_documentation_fragment:
   - remotefs.storage.attributes.action_group_changes
   - remotefs.storage.store
   - remotefs.storage.store.change
+  - remotefs.storage.store.many
   - remotefs.storage.store.attachment
 options:
   volume:
@@ -604,6 +605,7 @@ def main() -> None:
     spec = {
         **_SNAPSHOT,
         **changes.CHANGE,
+        **changes.MANY,
         "volumes": {"type": "list", "elements": "str"},
         "snapshots": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_SNAPSHOT)},
     }

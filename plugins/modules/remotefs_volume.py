@@ -26,6 +26,7 @@ extends_documentation_fragment:
   - remotefs.storage.attributes.action_group_changes
   - remotefs.storage.store
   - remotefs.storage.store.change
+  - remotefs.storage.store.many
   - remotefs.storage.store.attachment
 options:
   name:
@@ -561,7 +562,6 @@ from ..module_utils.errors import InvalidParameter, as_storage_error
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
-_SHORTEST_SECRET = 8  # letters of a header's value that results must not show
 
 _VOLUME = {
     "name": {"type": "str"},
@@ -707,13 +707,6 @@ def _change(params: dict, candidates, name: str):
     return order.Change(candidates, name, params["state"] == "absent", source, bool(params["flatten"]))
 
 
-def _show_short_words(module: AnsibleModule) -> None:
-    """Let results keep words that are also short values of headers. Ansible would blank each "1" in a result if a header has it."""
-    given = [module.params["source"], *(item.get("source") for item in module.params["volumes"] or ())]
-    values = {str(value) for source in given if source for value in (source.get("headers") or {}).values()}
-    module.no_log_values -= {value for value in values if len(value) < _SHORTEST_SECRET}
-
-
 def _run_one(module: AnsibleModule) -> dict:
     from ..module_utils.operations.candidates import Finder
     from ..module_utils.operations.options import end
@@ -726,9 +719,11 @@ def _run_one(module: AnsibleModule) -> dict:
 
 
 def main() -> None:
-    spec = {**_VOLUME, **changes.CHANGE, "volumes": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}}
+    items = {"type": "list", "elements": "dict", "options": arguments.without_defaults(_VOLUME)}
+    spec = {**_VOLUME, **changes.CHANGE, **changes.MANY, "volumes": items}
     module = changes.make_module(spec, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")])
-    _show_short_words(module)
+    sources = [module.params["source"], *(item.get("source") for item in module.params["volumes"] or ())]
+    changes.show_short_words(module, [source.get("headers") for source in sources if source])
     try:
         if module.params["volumes"] is not None:
             _run_many(module)

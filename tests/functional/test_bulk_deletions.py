@@ -264,7 +264,7 @@ def test_merges_of_much_data_hold_no_more_volumes_than_are_merged(
 ) -> None:
     """While two merges take long, the volumes behind them are given back untouched, and quick deletions go on."""
     monkeypatch.setattr(runner, "_PATIENCE", 0.2)
-    monkeypatch.setattr(plan, "_MUCH", 32 * 1024)
+    monkeypatch.setattr(plan, "MUCH", 32 * 1024)
     names = [f"v{number}" for number in range(6)]
     for value, name in enumerate([*names, "quick"], 1):
         make(shares, name)

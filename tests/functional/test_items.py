@@ -351,7 +351,7 @@ def test_action_groups(share: Path, tmp_path: Path, ansible_environment: dict, c
     groups = yaml.safe_load((checkout / "meta" / "runtime.yml").read_text())["action_groups"]
     modules = {path.stem for path in (checkout / "plugins" / "modules").glob("remotefs_*.py")}
     assert set(groups["remotefs"]) == modules
-    for group, option in (("volumes", "share"), ("changes", "lock_timeout")):
+    for group, option in (("volumes", "share"), ("changes", "parallel")):
         having = {name for name in modules if f"  {option}:" in document(checkout, name)}
         assert set(groups[group]) == having, group
     defaults = {
@@ -375,5 +375,6 @@ def document(checkout: Path, module: str) -> str:
     """The options of a module, with the fragments that it extends."""
     text = (checkout / "plugins" / "modules" / f"{module}.py").read_text().split("EXAMPLES")[0]
     plain, change = (checkout / "plugins" / "doc_fragments" / "store.py").read_text().split("CHANGE = ")
-    text += plain if "- remotefs.storage.store\n" in text else ""
-    return text + (change if "- remotefs.storage.store.change\n" in text else "")
+    change, many = change.split("MANY = ")
+    parts = {"store": plain, "store.change": change, "store.many": many}
+    return text + "".join(part for name, part in parts.items() if f"- remotefs.storage.{name}\n" in text)

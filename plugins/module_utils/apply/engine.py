@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Mapping, NamedTuple, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple, Protocol, Sequence
 
 from ..errors import InUse, NeedsRecovery
 from ..pace import Pace
@@ -54,6 +54,39 @@ class CopySource:
 
     directory: Readable
     images: tuple[Image, ...]
+
+
+class Written(NamedTuple):
+    """How a point is written out: the ``format``, whether clusters are ``compressed``, and the ``name`` of the file."""
+
+    format: str
+    compressed: bool
+    name: str
+
+
+class Sums(NamedTuple):
+    """Hex digits of sha256: of a file, and of what a guest sees of it (None: it was not asked for)."""
+
+    file: str
+    content: str | None
+
+
+class Shown(Protocol):
+    """A point of a volume, opened for reading. ``size`` is its virtual size in bytes."""
+
+    size: int
+
+    def pieces(self) -> Iterator[bytes]:
+        """What a guest sees, from the beginning to the end. :raises LockTimeout: somebody else may have had the files."""
+
+    def write(self, fd: int, written: Written) -> Sums:
+        """Write it into an empty file. The caller makes that durable. :raises StorageError, OSError: it is not complete."""
+
+    def compare(self, fd: int, image_format: str) -> Sums | None:
+        """The checksums of a file that is an image of this format and shows the same; None if it is not."""
+
+    def verify(self) -> None:
+        """:raises LockTimeout: somebody else may have had the files, so that what was read does not count."""
 
 
 class Quiesced(NamedTuple):
@@ -261,6 +294,17 @@ def attached_engine(
     from .live.engine import attached
 
     return attached(directory, terms, files, volumes, are_group) or open_engine(OFFLINE, directory, terms)
+
+
+def shown(directory: ShareDirectory, images: Sequence[Image], terms: Terms, pace: Pace, is_present: bool, hashes_content: bool) -> ContextManager[Shown]:
+    """A context with what these images show, top first. Nobody can begin to write to them meanwhile, where the share shows locks.
+
+    :param is_present: they are a volume's present, which somebody may be writing. :param hashes_content: see :class:`Sums`.
+    :raises InUse: somebody writes to them. :raises ChainBroken, UnsafeImage, ToolFailed: they cannot be read.
+    """
+    from .offline.exporting import opened
+
+    return opened(directory, images, terms, pace, is_present, hashes_content)
 
 
 def predict_end(engine: Engine, resumption: Resumption) -> None:

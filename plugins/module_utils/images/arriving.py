@@ -24,14 +24,13 @@ from ..model import Share, size_text
 from ..pace import Pace
 from ..store import inspection
 from ..store.files.directory import Directory, ShareDirectory, write_all
+from ..store.files.passing import file_pieces, write_with_holes
 from . import compression
 from .checksums import Wanted
 from .fetching import FetchFailed, Version
 
 # Hosts with restricted cryptography still check md5: it finds damage, and who wants more takes another one.
 _NOT_FOR_SECURITY: dict[str, Any] = {"usedforsecurity": False} if sys.version_info >= (3, 9) else {}
-_GRAIN = 64 << 10  # bytes: what is all zeros in pieces of this size stays a hole
-_PIECE = 1 << 20
 _TABLES = 64 << 20  # bytes that the tables of a small image may take beside its data
 _OLD = 24 * 60 * 60  # seconds after which nobody is expected to go on with what was cut
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -379,30 +378,6 @@ class Digest:
     def is_right(self) -> bool:
         """Whether it is the checksum that was asked for, or none was."""
         return self._wanted is None or self._hash.hexdigest() == self._wanted.digits
-
-
-def file_pieces(fd: int, length: int | None = None) -> Iterator[bytes]:
-    """The bytes of a file from the beginning, up to ``length`` or to the end."""
-    position = 0
-    while length is None or position < length:
-        piece = os.pread(fd, _PIECE if length is None else min(_PIECE, length - position), position)
-        if not piece:
-            return
-        yield piece
-        position += len(piece)
-
-
-def write_with_holes(fd: int, data: bytes, position: int) -> int:
-    """Write bytes to a file that is empty from ``position`` on. What is all zeros stays a hole. Returns how many bytes were written."""
-    start, written = position, 0
-    while start < position + len(data):
-        end = min(position + len(data), (start // _GRAIN + 1) * _GRAIN)
-        part = memoryview(data)[start - position : end - position]
-        if any(part) if len(part) < 64 else part.tobytes().count(0) < len(part):
-            write_all(fd, part, start)
-            written += len(part)
-        start = end
-    return written
 
 
 def _read_state(data: bytes) -> Version | None:

@@ -30,9 +30,11 @@ _MOST_REDIRECTS = 10
 _TRIES = 5  # without coming farther than ever before
 _PAUSE, _LONGEST_PAUSE = 1.0, 16.0  # seconds before the next of them
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_REDIRECTS = (301, 302, 303, 307, 308)
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers after which the next may be another
-_FAILURES = (URLError, http.client.HTTPException, OSError, ValueError)
+REDIRECTS = (301, 302, 303, 307, 308)
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers after which the next may be another
+FAILURES = (URLError, http.client.HTTPException, OSError, ValueError)
+TYPE = "application/octet-stream"
+HINTS = {401: " (it wants a name and a password, or a token)", 403: " (it does not allow it)", 404: " (there is no such file)"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -172,7 +174,7 @@ class Fetch:
             cut: BaseException | None = None
             try:
                 data = response.read1(_PIECE)
-            except _FAILURES as error:
+            except FAILURES as error:
                 data, cut = b"", error
             waiting += data
             counted += len(data)
@@ -182,7 +184,7 @@ class Fetch:
                 waiting.clear()
                 since = now
             if cut is not None:
-                raise _Cut(f"the transfer was cut ({_words(cut)})") from cut
+                raise _Cut(f"the transfer was cut ({words_of(cut)})") from cut
             if not data:
                 return
             if now - window >= _WINDOW:
@@ -200,13 +202,13 @@ class Fetch:
                 return self._answer(url, access)
             except HTTPError as error:
                 with error:
-                    target = error.url if error.code in _REDIRECTS else None
+                    target = error.url if error.code in REDIRECTS else None
                     if target is None:
                         self._refuse(error)
-            except _FAILURES as error:
-                if _is_lasting(error):
-                    raise FetchFailed(f"the server cannot be trusted or reached ({_words(error)})") from error
-                raise _Cut(f"the server does not answer ({_words(error)})") from error
+            except FAILURES as error:
+                if is_lasting(error):
+                    raise FetchFailed(f"the server cannot be trusted or reached ({words_of(error)})") from error
+                raise _Cut(f"the server does not answer ({words_of(error)})") from error
             url, access = _followed(url, target or "", access)
         raise FetchFailed(f"the server redirects more than {_MOST_REDIRECTS} times")
 
@@ -239,42 +241,51 @@ class Fetch:
         return most if left is None else max(0.1, min(most, left))
 
     def _ask(self, url: str, access: Access) -> Any:
-        # late: most tasks find the volume there, and ask nobody
-        from ansible.module_utils.urls import ConnectionError as ClientError
-        from ansible.module_utils.urls import open_url
-
-        headers = dict(access.headers)
-        headers["Accept-Encoding"] = "identity"
+        headers = {}
         if self.position:
             headers["Range"] = f"bytes={self.position}-"
             if self.version is not None and self.version.tag:
                 headers["If-Range"] = self.version.tag
-        try:
-            return open_url(
-                url,
-                headers=headers,
-                timeout=self._patience(_SILENCE),
-                validate_certs=access.validate_certs,
-                url_username=access.username or None,
-                url_password=access.password or None,
-                force_basic_auth=bool(access.username),
-                client_cert=access.client_cert,
-                client_key=access.client_key,
-                follow_redirects="none",
-                decompress=False,
-            )
-        except ClientError as error:
-            raise URLError(str(error)) from error
+        return request("GET", url, access, headers, self._patience(_SILENCE))
 
     def _refuse(self, error: HTTPError) -> None:
         """:raises FetchFailed, _Cut: always."""
         if error.code == 416 and self.position:  # what is there is as long as the file, or longer than it is by now
             self.position = 0
             raise _Cut("the file on the server was changed meanwhile")
-        if error.code in _PASSING:
+        if error.code in PASSING:
             raise _Cut(f"the server answers {error.code}")
-        hint = {401: " (it wants a name and a password, or a token)", 403: " (it does not allow it)", 404: " (there is no such file)"}.get(error.code, "")
-        raise FetchFailed(f"the server answers {error.code}{hint}")
+        raise FetchFailed(f"the server answers {error.code}{HINTS.get(error.code, '')}")
+
+
+def request(method: str, url: str, access: Access, headers: dict[str, str], timeout: float, data: Iterator[bytes] | None = None) -> Any:
+    """The answer of a server. Redirects are not followed.
+
+    :param timeout: seconds of silence. :param data: what is sent; then ``headers`` say how long it is.
+    :raises HTTPError: it refuses. :raises URLError, HTTPException, OSError, ValueError: there is no answer.
+    """
+    # late: most tasks find all as it should be, and ask nobody
+    from ansible.module_utils.urls import ConnectionError as ClientError
+    from ansible.module_utils.urls import open_url
+
+    try:
+        return open_url(
+            url,
+            data=data,
+            method=method,
+            headers={**dict(access.headers), "Accept-Encoding": "identity", **headers},
+            timeout=timeout,
+            validate_certs=access.validate_certs,
+            url_username=access.username or None,
+            url_password=access.password or None,
+            force_basic_auth=bool(access.username),
+            client_cert=access.client_cert,
+            client_key=access.client_key,
+            follow_redirects="none",
+            decompress=False,
+        )
+    except ClientError as error:
+        raise URLError(str(error)) from error
 
 
 def flaw_of(url: str) -> str | None:
@@ -318,12 +329,13 @@ def _place(parts: Any) -> tuple:
     return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
 
 
-def _is_lasting(error: BaseException) -> bool:
+def is_lasting(error: BaseException) -> bool:
     """Whether another try would fail alike: certificates, names that do not exist, URLs that are none."""
     reason = getattr(error, "reason", error)
     return isinstance(reason, (ssl.SSLCertVerificationError, ValueError)) or (isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME)
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """Why there is no answer, without secrets."""
     reason = getattr(error, "reason", None) or error
     return str(getattr(reason, "strerror", None) or reason or type(error).__name__)

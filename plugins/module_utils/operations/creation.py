@@ -8,18 +8,16 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING
 
 from ..apply.interrupted import find_interrupted
-from ..errors import Conflict, NoEligibleShare, NoSpace, StorageError, VolumeNotFound
-from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, now
+from ..errors import Conflict, NoEligibleShare, NoSpace, VolumeNotFound
+from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
 from ..plan import planner
 from ..plan.desired import DesiredSnapshot, DesiredVolume, Source
-from ..plan.headers import require_known_formats, require_repaired_parent
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.volumes import chains, ownership
-from ..store.volumes.look import Look
-from . import placement
+from . import placement, sources
 from .candidates import Candidates
 from .capacity import Demand
 from .options import Options, TakesLong
@@ -30,7 +28,6 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from ..apply.engine import CopySource
-    from ..store.files.directory import ShareDirectory
     from .importing import ImageRequest
 
 
@@ -74,39 +71,13 @@ def _create(request: VolumeRequest, options: Options, ended: list, image: tuple[
     with Workspace(options) as work:
         source_share = _source_share(work, request)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
-        _lock(work, wanted, source_share, request.source)
+        sources.lock(work, wanted, source_share, request.source)
         again = work.mode.located(candidates, name)
         if again is not None and chains.observe(work.directory(again), name) is not None:
             volume, recovered = recover(work, again, name, request.desired.format)
             if volume is not None:
                 return update_volume(work, again, volume, request, ended + recovered)
         return _create_locked(work, request, source_share, ended, image)
-
-
-def _lock(work: Workspace, own: list[tuple[Share, str]], share: Share | None, source: SourceRequest | None) -> None:
-    """Lock the new name and the source. The source is locked for reading only where a snapshot is asked for and nothing of it has to be
-    repaired, so that many clones can be made of one source at the same time."""
-    if source is None or share is None:
-        work.locks.take_families(own)
-        return
-    if source.snapshot is not None:
-        work.locks.take_families(own, [(share, source.volume)])
-        if work.mode.checks_only or _is_at_rest(work.directory(share), source.volume):
-            return
-        work.locks.give_back()
-    work.locks.take_families([*own, (share, source.volume)])
-
-
-def _is_at_rest(directory: ShareDirectory, name: str) -> bool:
-    """Whether nothing of a volume has to be ended, adopted or mended before it is read."""
-    try:
-        look = Look(directory, name)
-        if find_interrupted(look):
-            return False
-        observed = chains.observe(directory, name, look=look)
-    except StorageError:
-        return False  # the error is reported under the lock for a change
-    return observed is not None and DesiredVolume(name).is_satisfied_by(observed.volume)
 
 
 def _writable(share: Share) -> bool:
@@ -121,7 +92,7 @@ def _create_locked(
     desired, copy = request.desired, None
     source_told: list = []
     if request.source and source_share:
-        copy, told, source_told = _open_source(work, source_share, request.source)
+        copy, told, source_told = sources.open_source(work, source_share, request.source)
         desired = desired._replace(source=told)
     if image is not None:
         source_share, copy, told = image
@@ -165,7 +136,7 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     plan = clones.create_clone(desired, planned, snapshot, source.max_chain)
     below, on_it = planned.view(planned.point_file(snapshot)), request.candidates._replace(shares=(share,))
     cluster_tables.require_whole(work.directory(share), below, thorough=False)
-    held = _held(work, share, source, below)
+    held = sources.held(work, share, source, below)
     _place(work, request, on_it, placement.demand_of_clone(desired, True, share, below[0].size, held, on_it))
     recovered = each_once(ended, told, _clear_unfinished(work, request.candidates, desired.name))
     _require_free_name(work, share, desired.name, recovered)
@@ -218,29 +189,3 @@ def _source_share(work: Workspace, request: VolumeRequest) -> Share | None:
             f"source volume {request.source.volume}", "it is on none of the given shares", "check the name, or create it first"
         )
     return share
-
-
-def _held(work: Workspace, share: Share, source: SourceRequest, images: Sequence[Image]) -> int:
-    """Bytes that what is cloned takes on its share. A source that check mode only predicts takes what was promised to it."""
-    return max(sum(image.allocated for image in images), work.mode.promised(share, source.volume))
-
-
-def _open_source(work: Workspace, share: Share, source: SourceRequest) -> tuple[CopySource, Source, list]:
-    """The chain that a clone is copied from, after whatever an interrupted task left on the source was ended."""
-    from ..apply.engine import CopySource
-    from . import cluster_tables
-    from .applying import engine_for
-
-    volume, recovered = recover(work, share, source.volume)
-    if volume is None:
-        raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
-    require_known_formats(volume)
-    require_repaired_parent(volume)
-    top = volume.point_file(source.snapshot) if source.snapshot else volume.active.file
-    images = volume.view(top)
-    cluster_tables.require_whole(work.directory(share), images)
-    if source.snapshot is None:
-        with engine_for(work, share) as engine:
-            engine.require_unused(top, check_only=work.mode.checks_only)
-    told = Source(source.label, images[0].size, _held(work, share, source, images))
-    return CopySource(work.directory(share), images), told, recovered

@@ -25,16 +25,15 @@ from ..pace import Pace
 from ..plan.desired import DesiredVolume, Source
 from ..store import inspection
 from ..store.files.directory import ShareDirectory
+from ..store.files.passing import file_pieces
 from ..store.locks.lock import VolumeLock
+from . import servers
 from .candidates import Policy
 from .options import ARRIVED, Options
 
 if TYPE_CHECKING:
     from ..progress import Meter
 
-_URLS = ("http://", "https://")
-_LONGEST = 8192  # characters of a URL or a path
-_OWN_HEADERS = ("range", "if-range", "content-length", "transfer-encoding", "accept-encoding", "connection", "te", "upgrade", "expect")
 _ANY = 1 << 62  # bytes: a share that does not say how large it is
 
 
@@ -56,64 +55,16 @@ class ImageRequest:
     @property
     def is_url(self) -> bool:
         """Whether it comes from a server."""
-        return self.place.lower().startswith(_URLS)
+        return servers.is_url(self.place)
 
 
 def request_of(given: dict) -> ImageRequest:
     """What the option ``source`` says of an image. :raises InvalidParameter: it cannot be one, or options do not go together."""
     place = given["image"]
-    is_url = place.lower().startswith(_URLS)
-    flaw = fetching.flaw_of(place) if is_url else _flaw_of_path(place)
-    if flaw is None and len(place) > _LONGEST:
-        flaw = f"it has more than {_LONGEST} characters"
-    if flaw is not None:
-        raise InvalidParameter("option source.image", flaw, "give a URL (http or https), or the absolute path of a file on the managed host")
-    _require_together(given, is_url or "://" in (given["checksum"] or ""))
-    access = Access(
-        tuple(_headers(given["headers"] or {}).items()),
-        given["validate_certs"],
-        given["url_username"] or "",
-        given["url_password"] or "",
-        given["client_cert"],
-        given["client_key"],
-    )
-    return ImageRequest(place, given["checksum"], given["compression"], given["image_format"], access)
-
-
-def _flaw_of_path(place: str) -> str | None:
-    if "://" in place:
-        return f"{place.partition(':')[0][:20]} is neither http nor https"
-    if not place.startswith("/"):
-        return "it is no absolute path"
-    return "it has a NUL in it" if "\0" in place else None
-
-
-def _require_together(given: dict, asks_server: bool) -> None:
-    """:raises InvalidParameter: an option would be ignored, or names a file that is not there."""
-    of_servers = [name for name in ("headers", "url_username", "url_password", "client_cert", "client_key") if given[name]]
-    if of_servers and not asks_server:
-        raise InvalidParameter(f"option source.{of_servers[0]}", "it is for a server, and source.image is a path", "leave it out")
-    for name, other in (("url_password", "url_username"), ("client_key", "client_cert")):
-        if given[name] and not given[other]:
-            raise InvalidParameter(f"option source.{name}", f"it does nothing without {other}", f"give source.{other} as well")
-    for name in ("client_cert", "client_key"):
-        if given[name] and not os.path.isfile(given[name]):
-            raise InvalidParameter(f"option source.{name}", f"there is no file {given[name]}", "give the path of a file on the managed host")
-
-
-def _headers(given: dict) -> dict[str, str]:
-    """:raises InvalidParameter: one cannot be sent."""
-    for name, value in given.items():
-        problem = None
-        if str(name).lower() in _OWN_HEADERS:
-            problem = "it says how the image is sent, which this module decides"
-        elif not isinstance(value, (str, int, float)) or isinstance(value, bool):
-            problem = "its value is no text"
-        elif any(not text or not text.isascii() or not text.isprintable() for text in (str(name), str(value))):
-            problem = "its name or its value is empty, or no text of one line"
-        if problem is not None:
-            raise InvalidParameter(f"option source.headers, {str(name)[:40]}", problem, "give headers as the server wants them")
-    return {str(name): str(value) for name, value in given.items()}
+    is_url = servers.is_url(place)
+    (servers.require_url if is_url else servers.require_path)("option source.image", place)
+    servers.require_together(given, is_url or "://" in (given["checksum"] or ""), "source.", "source.image")
+    return ImageRequest(place, given["checksum"], given["compression"], given["image_format"], servers.access_of(given, "source."))
 
 
 class LocalFile:
@@ -130,7 +81,7 @@ class LocalFile:
         try:
             status, position = os.fstat(fd), 0
             self.version, self.needs = Version(status.st_size), min(status.st_size, status.st_blocks * 512)
-            for piece in arriving.file_pieces(fd):
+            for piece in file_pieces(fd):
                 yield position, piece
                 position += len(piece)
             if position != status.st_size:

@@ -20,7 +20,7 @@ CREATE_SNAPSHOT, DELETE_SNAPSHOT, REVERT = "create_snapshot", "delete_snapshot",
 UNLINK, REBUILD_INFO, DISCARD = "unlink", "rebuild_info", "discard"  # how interrupted operations end
 
 _SECONDS = 2  # of data at a limited speed
-_MUCH = 16 << 20  # bytes: writing fewer takes so little time that nobody notices
+MUCH = 16 << 20  # bytes: writing fewer takes so little time that nobody notices
 
 
 def lost_snapshots(before: Volume | None, after: Volume | None) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class Plan:
     @property
     def moves_much(self) -> bool:
         """Whether it may take long, because much data (or nobody knows how much) must be written."""
-        return any(moved is None or moved > _MUCH for moved in (step.moves() for step in self.steps))
+        return any(moved is None or moved > MUCH for moved in (step.moves() for step in self.steps))
 
     def takes_long(self, speed: int) -> bool:
         """Whether it may take so long that somebody wants to see how far it is. :param speed: bytes a second at most; 0: any."""

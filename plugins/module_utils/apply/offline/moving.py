@@ -113,6 +113,11 @@ class Layers:
             raise Unsuited("its layers have clusters of different sizes, or one is shorter than what it rests on")
         self._per_table = self.cluster_size // 8
 
+    @property
+    def covered(self) -> int:
+        """Bytes of the disk that one table is about."""
+        return self._per_table * self.cluster_size
+
     def indices(self) -> list[int]:
         """L1 indices of all tables within the size in which a layer has clusters, sorted."""
         used = {index for layer in self.layers for index in layer.indices()}
@@ -341,24 +346,42 @@ class Mover:
     def _open(
         self, stack: ExitStack, directory: Readable, images: Sequence[Image], cluster_size: int | None = None
     ) -> list[Layer]:
-        """Open images as layers, top first. ``cluster_size`` is the unit of raw ones. :raises Unsuited: this module cannot read one."""
-        layers: list[Layer] = []
-        for image in images:
-            if image.format not in ("raw", "qcow2"):
-                raise Unsuited("it is of another format")
-            fd = stack.enter_context(directory.root.opened(image.file))
-            if directory is not self._directory or image.file not in self._held:
-                in_use.hold_for_reading(fd, image.file, directory.share)
-            if image.format == "raw":
-                raw = RawLayer(fd, cluster_size or (layers[-1].cluster_size if layers else _CLUSTER))
-                if raw.looks_full and not self._reports_holes(fd):
-                    raise Unsuited("the file system does not tell where its holes are")
-                layers.append(raw)
-                continue
-            layer = QcowLayer(fd)
-            if layer.header.backing_file != image.backing_file:
-                raise Unsuited("it names another backing file than a moment ago")
-            layers.append(layer)
-        if sum(layer.table_bytes for layer in layers if isinstance(layer, QcowLayer)) > MOST_TABLE_BYTES:
-            raise Unsuited("the layers have too many L2 tables")
-        return layers
+        """As :func:`open_layers`. Files whose lock bytes the task holds are not locked a second time."""
+        held = self._held if directory is self._directory else ()
+        return open_layers(stack, directory, images, held, cluster_size, self._reports_holes)
+
+
+def open_layers(
+    stack: ExitStack,
+    directory: Readable,
+    images: Sequence[Image],
+    held: Container[str] = (),
+    cluster_size: int | None = None,
+    reports_holes: Callable[[int], bool] = lambda _fd: True,
+) -> list[Layer]:
+    """Open images as layers, top first, and take the lock bytes of a reader on those that are not ``held``.
+
+    :param cluster_size: the unit of raw ones; without it, that of the images above.
+    :param reports_holes: says of an opened file that seems to have no holes whether they would be seen.
+    :raises Unsuited: this module cannot read one. :raises InUse: somebody writes to one.
+    """
+    layers: list[Layer] = []
+    for image in images:
+        if image.format not in ("raw", "qcow2"):
+            raise Unsuited("it is of another format")
+        fd = stack.enter_context(directory.root.opened(image.file))
+        if image.file not in held:
+            in_use.hold_for_reading(fd, image.file, directory.share)
+        if image.format == "raw":
+            raw = RawLayer(fd, cluster_size or (layers[-1].cluster_size if layers else _CLUSTER))
+            if raw.looks_full and not reports_holes(fd):
+                raise Unsuited("the file system does not tell where its holes are")
+            layers.append(raw)
+            continue
+        layer = QcowLayer(fd)
+        if layer.header.backing_file != image.backing_file:
+            raise Unsuited("it names another backing file than a moment ago")
+        layers.append(layer)
+    if sum(layer.table_bytes for layer in layers if isinstance(layer, QcowLayer)) > MOST_TABLE_BYTES:
+        raise Unsuited("the layers have too many L2 tables")
+    return layers

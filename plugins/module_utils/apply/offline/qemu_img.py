@@ -13,7 +13,8 @@ import json
 import os
 import re
 import shutil
-from typing import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ... import command
 from ...errors import ChainBroken, ToolMissing
@@ -61,6 +62,21 @@ def _still_names(fd: int, backing_file: str | None) -> bool:
         return qcow2.read_header(fd).backing_file == backing_file
     except qcow2.Qcow2Error:
         return False
+
+
+def limits_for(fds: Sequence[int], raw: int, virtual: int) -> command.Limits:
+    """The limits of a program that works on opened images.
+
+    :param raw: bytes of those that are raw, holes included. :param virtual: the largest virtual size in bytes.
+    """
+    statuses = [os.fstat(fd) for fd in fds]
+    allocated = sum(status.st_blocks for status in statuses) * _BLOCK
+    longest = max(status.st_size for status in statuses) + virtual + virtual // _METADATA + _SLACK
+    return command.Limits(
+        cpu_seconds=_CPU_SECONDS + allocated // _MIB * _CPU_SECONDS_PER_MIB + raw // (1024 * _MIB) * _CPU_SECONDS_PER_RAW_GIB,
+        memory=_MEMORY + len(statuses) * _MEMORY_PER_LAYER,
+        file_size=longest if longest <= _LONGEST else None,
+    )
 
 
 class OpenedChain:
@@ -129,20 +145,23 @@ class OpenedChain:
 
     def limits(self, size: int = 0) -> command.Limits:
         """The limits of a program that works on these images, or makes one of ``size`` bytes. Valid images need far less."""
-        statuses = [os.fstat(fd) for fd in self._fds.values()]
-        allocated = sum(status.st_blocks for status in statuses) * _BLOCK
-        raw = sum(status.st_size for image, status in zip(self._images, statuses) if image.format == "raw")
-        virtual = max([size, *(image.size for image in self._images)])
-        longest = max(status.st_size for status in statuses) + virtual + virtual // _METADATA + _SLACK
-        return command.Limits(
-            cpu_seconds=_CPU_SECONDS + allocated // _MIB * _CPU_SECONDS_PER_MIB + raw // (1024 * _MIB) * _CPU_SECONDS_PER_RAW_GIB,
-            memory=_MEMORY + len(statuses) * _MEMORY_PER_LAYER,
-            file_size=longest if longest <= _LONGEST else None,
-        )
+        raw = sum(os.fstat(self._fds[image.file]).st_size for image in self._images if image.format == "raw")
+        return limits_for(list(self._fds.values()), raw, max([size, *(image.size for image in self._images)]))
 
     def path(self, file: str) -> str:
         """The path of a file's link in the private directory."""
         return os.path.join(self._path, file)
+
+    @contextmanager
+    def linked(self, fd: int, name: str) -> Iterator[str]:
+        """A context in which the path that it yields, whose last part is ``name``, leads to an opened file that is not of the chain."""
+        inner = os.path.join(self._path, "new")
+        os.mkdir(inner)
+        try:
+            os.symlink(f"/proc/self/fd/{fd}", os.path.join(inner, name))
+            yield os.path.join(inner, name)
+        finally:
+            shutil.rmtree(inner, ignore_errors=True)
 
     def graph(self) -> str:
         """The chain as a ``json:`` file name for reading. It gives every layer and every format explicitly."""
@@ -219,6 +238,16 @@ def convert(chain: OpenedChain, target: int, target_format: str, locks: Iterable
     arguments = ["convert", _told(chain.pace), *_rate(chain.pace), "-n", "--target-is-zero", "-O", target_format, chain.graph(), f"/proc/self/fd/{target}"]
     _run(arguments, chain, locks, "copy into a new image", [target])
     os.fsync(target)
+
+
+def export(chain: OpenedChain, target: int, name: str, target_format: str, options: Sequence[str], locks: Iterable[int]) -> None:
+    """Make of what the chain shows an image in the empty file behind ``target``. The caller makes it durable.
+
+    :param name: the file's name, which some formats keep within. :param options: further words for ``qemu-img convert``.
+    """
+    with chain.linked(target, name) as path:
+        arguments = ["convert", _told(chain.pace), *_rate(chain.pace), "-O", target_format, *options, chain.graph(), path]
+        _run(arguments, chain, locks, f"copy {name}", [target])
 
 
 def create_preallocated(path_fd: int, size: int, preallocation: str, locks: Iterable[int], verify: Callable[[], None], pace: Pace = UNLIMITED) -> None:

@@ -1,0 +1,209 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a chain shows, written into a file of its own in any format, or compared with one. Checksums come from the bytes on their way.
+
+A raw image is its content: what is read is hashed and written. Every other format is written by qemu-img, while a thread reads and
+hashes the content beside it, so that the kernel has in memory what the second of them reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from contextlib import contextmanager
+from typing import Callable, Iterator, Sequence
+
+from ...errors import ToolFailed
+from ...model import Image
+from ...pace import Pace
+from ...store import inspection
+from ...store.files.directory import ShareDirectory
+from ...store.files.passing import file_pieces, write_with_holes
+from ..engine import CopySource, Sums, Terms, Written
+from . import guard, qemu_img, viewing
+from .viewing import PIECE, View
+
+_ZEROS = bytes(PIECE)
+_FENCED = 64 << 20  # bytes after which the task checks again that it still holds its lock
+_OPTIONS = {"vpc": ["-o", "force_size=on"]}  # else QEMU rounds its size to a geometry
+
+
+class Exported:
+    """The point of a volume that a context has open: see :class:`engine.Shown`.
+
+    :param pace: how fast its data moves, and for how long. :param hashes_content: whether :class:`Sums` have the checksum of the content.
+    """
+
+    def __init__(self, source: CopySource, view: View, pace: Pace, locks: Sequence[int], hashes_content: bool) -> None:
+        self._source, self._view, self._pace, self._locks = source, view, pace, locks
+        self._hashes_content = hashes_content
+        self._unverified = 0
+        self.size = view.size
+
+    def pieces(self) -> Iterator[bytes]:
+        """See :meth:`engine.Shown.pieces`."""
+        for _start, data, count in self._read():
+            yield data if data is not None else _ZEROS[:count]
+
+    def write(self, fd: int, written: Written) -> Sums:
+        """See :meth:`engine.Shown.write`."""
+        if written.format == "raw":
+            return self._write_raw(fd)
+        with _beside(self._hash_content if self._hashes_content else lambda _stopped: None) as content:
+            self._convert(fd, written)
+        return Sums(_sum_of(fd), content())
+
+    def compare(self, fd: int, image_format: str) -> Sums | None:
+        """See :meth:`engine.Shown.compare`."""
+        try:
+            if image_format == "raw":
+                is_alike = os.fstat(fd).st_size == self.size
+            else:
+                is_alike = inspection.inspect(fd, image_format).size == self.size
+        except inspection.Refused:
+            return None
+        if not is_alike:
+            return None
+        try:
+            with viewing.of_file(fd, image_format, self.size) as other:
+                content = self._sum_if_same(other)
+        except ToolFailed:
+            return None  # what cannot be read is replaced
+        if content is None:
+            return None
+        return Sums(content if image_format == "raw" else _sum_of(fd), content if self._hashes_content else None)
+
+    # -- the content -------------------------------------------------------------------------------------------------
+
+    def _read(self, pace: Pace | None = None) -> Iterator[tuple[int, bytes | None, int]]:
+        """All of it in order: where, the bytes (None: zeros), and how many. Each has at most :data:`PIECE`."""
+        pace, position = pace or self._pace, 0
+        for start, stop in self._view.data(0, self.size):
+            yield from _holes(position, start)
+            while start < stop:
+                count = pace.piece(min(PIECE, stop - start))
+                yield start, self._view.read(start, count), count
+                start += count
+                pace.moved(count)
+                self._verify(count)
+            position = stop
+        yield from _holes(position, self.size)
+
+    def _verify(self, count: int) -> None:
+        """What was read counts if nobody else had the files meanwhile. :raises LockTimeout: somebody may have."""
+        self._unverified += count
+        if self._unverified >= _FENCED:
+            self.verify()
+
+    def verify(self) -> None:
+        """See :meth:`engine.Shown.verify`."""
+        self._unverified = 0
+        self._source.directory.verify(self._source.images[0].file)
+
+    def _write_raw(self, fd: int) -> Sums:
+        found = hashlib.sha256()
+        os.ftruncate(fd, self.size)
+        for start, data, count in self._read():
+            found.update(_ZEROS[:count] if data is None else data)
+            if data is not None:
+                write_with_holes(fd, data, start)
+        self.verify()
+        return Sums(found.hexdigest(), found.hexdigest() if self._hashes_content else None)
+
+    def _convert(self, fd: int, written: Written) -> None:
+        options = ["-c"] if written.compressed else []
+        if written.compressed and written.format == "vmdk":
+            options += ["-o", "subformat=streamOptimized"]
+        options += _OPTIONS.get(written.format, [])
+        with qemu_img.OpenedChain(self._source.directory, self._source.images, pace=self._pace) as chain:
+            qemu_img.export(chain, fd, written.name, written.format, options, self._locks)
+        self.verify()
+        try:
+            found = inspection.inspect(fd, written.format).size
+        except inspection.Refused as error:
+            raise ToolFailed(f"copy {written.name}", f"qemu-img made an image that is not sound ({error})", "report this") from error
+        if found != self.size:
+            problem = f"the format {written.format} made it {found} bytes large instead of {self.size}"
+            raise ToolFailed(f"copy {written.name}", problem, "use another format")
+
+    def _hash_content(self, stopped: threading.Event) -> str:
+        found, pace = hashlib.sha256(), Pace("", self._pace.speed)
+        for _start, data, count in self._read(pace):
+            found.update(_ZEROS[:count] if data is None else data)
+            if stopped.is_set():
+                break
+        return found.hexdigest()
+
+    def _sum_if_same(self, other: View) -> str | None:
+        """The checksum of the content, if the other one is the same. Where both have holes nothing is read."""
+        found = hashlib.sha256()
+        for start, data, count in self._read():
+            if data is None:
+                if any(other.read(begin, end - begin).strip(b"\0") for begin, end in other.data(start, start + count)):
+                    return None
+            elif other.read(start, count) != data:
+                return None
+            found.update(_ZEROS[:count] if data is None else data)
+        self.verify()
+        return found.hexdigest()
+
+
+def _holes(start: int, stop: int) -> Iterator[tuple[int, None, int]]:
+    while start < stop:
+        count = min(PIECE, stop - start)
+        yield start, None, count
+        start += count
+
+
+def _sum_of(fd: int) -> str:
+    found = hashlib.sha256()
+    for piece in file_pieces(fd):
+        found.update(piece)
+    return found.hexdigest()
+
+
+@contextmanager
+def _beside(work: Callable[[threading.Event], str | None]) -> Iterator[Callable[[], str | None]]:
+    """A context beside which a thread works. Yields what returns the thread's result once it is there, or raises its error."""
+    stopped = threading.Event()
+    found: list[str | None] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work(stopped))
+        except BaseException as error:  # it is raised where somebody waits for it
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+
+    def result() -> str | None:
+        thread.join()
+        if failed:
+            raise failed[0]
+        return found[0]
+
+    thread.start()
+    try:
+        yield result
+    except BaseException:
+        stopped.set()
+        thread.join()
+        raise
+
+
+@contextmanager
+def opened(directory: ShareDirectory, images: Sequence[Image], terms: Terms, pace: Pace, is_present: bool, hashes_content: bool) -> Iterator[Exported]:
+    """A context with a point of a volume, on its way out. See :func:`engine.shown`."""
+    if is_present:
+        require_unwritten(directory, images, terms)
+    with viewing.opened(directory, images) as view:
+        yield Exported(CopySource(directory, tuple(images)), view, pace, terms.locks, hashes_content)
+
+
+def require_unwritten(directory: ShareDirectory, images: Sequence[Image], terms: Terms) -> None:
+    """:raises InUse: somebody writes to the images, or the share cannot show it and the user does not promise that nobody does."""
+    for image in images:
+        guard.check_unused(directory, image.file, terms.assume_unused, writing=True)

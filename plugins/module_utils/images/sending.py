@@ -1,0 +1,126 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sends an image to a server, by PUT, with Ansible's own client. It goes as one answerable whole: a server that loses the connection
+gets it again from the beginning."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Callable, Iterator
+from urllib.error import HTTPError
+
+from .fetching import FAILURES, HINTS, PASSING, REDIRECTS, TYPE, Access, is_lasting, request, words_of
+
+_SILENCE = 300.0  # seconds: a server may store all of it before it answers
+_ASKED = 30.0
+_TRIES = 4
+_PAUSE, _LONGEST_PAUSE = 1.0, 16.0  # seconds before the next of them
+_NOT_ALLOWED = (401, 403, 407)
+
+
+class SendFailed(Exception):
+    """The message says why, without secrets, as the end of a sentence about the URL."""
+
+
+class _Again(Exception):
+    """It may go better another time. The message says why it did not."""
+
+
+def send(url: str, access: Access, length: int, content: Callable[[], Iterator[bytes]], sleep: Callable[[float], None] = time.sleep) -> None:
+    """Send ``length`` bytes.
+
+    :param content: gives them from the beginning, each time it is called. Its errors are raised as they are.
+    :param sleep: waits so many seconds before the next try; it may raise to end it. :raises SendFailed: the server does not take it.
+    """
+    for number in range(1, _TRIES + 1):
+        try:
+            _send_once(url, access, length, content())
+            return
+        except _Again as cut:
+            if number == _TRIES:
+                raise SendFailed(f"{cut} ({_TRIES} times)") from cut
+            sleep(min(_PAUSE * 2 ** (number - 1), _LONGEST_PAUSE))
+
+
+def _send_once(url: str, access: Access, length: int, content: Iterator[bytes]) -> None:
+    body = _Body(content)
+    headers = {"Content-Type": TYPE, "Content-Length": str(length)}
+    try:
+        with request("PUT", url, access, headers, _SILENCE, body) as answer:
+            answer.read(1 << 20)
+            if not 200 <= answer.status < 300:
+                raise SendFailed(f"the server answers {answer.status}")
+    except HTTPError as error:
+        with error:
+            _refuse(error.code)
+    except FAILURES as error:
+        if body.failure is not None:
+            raise body.failure from error
+        if is_lasting(error):
+            raise SendFailed(f"the server cannot be trusted or reached ({words_of(error)})") from error
+        _ask_whether_allowed(url, access)
+        raise _Again(f"the connection was lost ({words_of(error)})") from error
+
+
+def _refuse(code: int) -> None:
+    """:raises SendFailed, _Again: always."""
+    if code in PASSING:
+        raise _Again(f"the server answers {code}")
+    if code in REDIRECTS:
+        raise SendFailed(f"the server answers {code}: it redirects, and nothing is sent elsewhere than was asked; give the URL that it redirects to")
+    raise SendFailed(f"the server answers {code}{HINTS.get(code, '')}")
+
+
+def _ask_whether_allowed(url: str, access: Access) -> None:
+    """Many servers close the connection of whoever they do not know, while the image is on its way, so that their answer is lost. They
+    are asked for it. :raises SendFailed: it is a refusal."""
+    try:
+        with request("HEAD", url, access, {}, _ASKED):
+            return
+    except HTTPError as error:
+        with error:
+            if error.code in _NOT_ALLOWED:
+                raise SendFailed(f"the server answers {error.code}{HINTS.get(error.code, '')}") from error
+    except FAILURES:
+        return  # the next try tells
+
+
+class _Body:
+    """What is sent. ``failure`` is the error of the content, which the client would take for one of the connection."""
+
+    def __init__(self, content: Iterator[bytes]) -> None:
+        self._content = content
+        self.failure: BaseException | None = None
+
+    def __iter__(self) -> _Body:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._content)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+class Tally:
+    """Counts what is sent. ``digits`` is the sha256 of what was sent last from the beginning."""
+
+    def __init__(self, content: Callable[[], Iterator[bytes]]) -> None:
+        self._content, self._sum = content, hashlib.sha256()
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, anew."""
+        self._sum = hashlib.sha256()
+        for piece in self._content():
+            self._sum.update(piece)
+            yield piece
+
+    @property
+    def digits(self) -> str:
+        """Hex digits."""
+        return self._sum.hexdigest()
