@@ -198,7 +198,7 @@ volume:
   returned: success
   type: dict
 actions:
-  description: The steps done, in order; in check mode those to be done, with bytes as an estimate.
+  description: The steps done, in order; in check mode those to be done. The bytes are an estimate of what is read; RV(bytes) has the length of the image.
   returned: success
   type: list
   elements: dict

@@ -25,7 +25,7 @@ from property.world import World, candidates, run, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace, StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import groups, importing, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting, groups, importing, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
@@ -44,6 +44,28 @@ Task = Callable[[Candidates, Options], "list[Outcome]"]
 
 
 @dataclass(frozen=True)
+class Written:
+    """A file ``.out/disk`` of the share, which is no volume, and which the task replaces by what a snapshot of volume ``vol`` shows."""
+
+    snapshot: str | None
+    format: str
+
+    def check(self, share: Path, scratch: Path, before: Model, allows_old: bool) -> None:
+        """:raises AssertionError: the file is neither the old one, if that is allowed, nor whole; or something is beside it."""
+        place = share / ".out" / "disk"
+        if allows_old and place.read_bytes() == OLD:
+            return
+        shown = scratch / "shown"
+        run("qemu-img", "convert", "-f", self.format, "-O", "raw", str(place), str(shown))
+        wanted = before["vol"].points[self.snapshot] if self.snapshot else before["vol"].active
+        assert shown.read_bytes() == wanted, "the file shows something else"
+        assert allows_old or [path.name for path in place.parent.iterdir()] == ["disk"], "something is left beside the file"
+
+
+OLD = b"an image of long ago"
+
+
+@dataclass(frozen=True)
 class Operation:
     """One kind of task.
 
@@ -54,6 +76,7 @@ class Operation:
     :param apart: whether each volume can be left undone by itself, because the task is about many.
     :param removes: whether a volume that goes may be unreadable meanwhile.
     :param parts: whether another task leaves an image, or a part of it, to the one that goes on with it.
+    :param written: the file that it writes beside the volumes.
     """
 
     prepare: Callable[[Path, Path], Model]
@@ -66,6 +89,7 @@ class Operation:
     apart: bool = False
     by_tool: bool = False
     parts: bool = False
+    written: Written | None = None
 
 
 # -- what stands before ----------------------------------------------------------------------------------------------
@@ -273,6 +297,26 @@ def _import(desired: DesiredVolume, checked: bool = True) -> Task:
     return run
 
 
+def _with_old_file(prepare: Callable[[Path, Path], Model]) -> Callable[[Path, Path], Model]:
+    def prepared(share: Path, scratch: Path) -> Model:
+        model = prepare(share, scratch)
+        (share / ".out").mkdir()
+        (share / ".out" / "disk").write_bytes(OLD)
+        return model
+
+    return prepared
+
+
+def _export(snapshot: str | None, image_format: str) -> Operation:
+    def written(where: Candidates, options: Options) -> list[Outcome]:
+        dest = exporting.ToFile(str(Path(where.shares[0].path) / ".out" / "disk"))
+        done = exporting.export(exporting.ExportRequest(where, "vol", snapshot, dest, image_format), options)
+        return [Outcome("vol", done.changed, list(done.actions), list(done.recovered), done.volume, done.volume)]
+
+    is_raw = image_format == "raw"
+    return Operation(_with_old_file(_chain("raw")), written, lambda model: model, tool=not is_raw, written=Written(snapshot, image_format))
+
+
 def _take(name: str, volume: str = "vol") -> Task:
     return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, volume, DesiredSnapshot(name)), options)]
 
@@ -477,6 +521,8 @@ OPERATIONS: dict[str, Operation] = {
         tool=True,
         parts=True,
     ),
+    "export raw": _export(None, "raw"),
+    "export vmdk": _export("s2", "vmdk"),
     "details of a volume": Operation(
         _chain("raw"), _ensure(DesiredVolume("vol", description="told", labels={"a": "b"})), lambda model: model, tool=False
     ),

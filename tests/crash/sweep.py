@@ -176,6 +176,7 @@ class Sweep:
         :param finished: the interrupted run had reported success, so nothing of it may be undone.
         """
         self._readable()
+        self._require_written(allows_old=not finished)
         if self.operation.together and self._state % 2:
             _phase("one volume of the group after the other", self._all_or_none)
         done = self._foretold_and_done(self._task) if predicted else _phase("the next run", self._task)
@@ -184,6 +185,7 @@ class Sweep:
             undone += [one for outcome in done for one in outcome.recovered if one["operation"] != "temporary_files"]
             assert not undone, f"what was reported as done was to be done again: {undone}"
         self.judge.check(self.share, self.after)
+        self._require_written(allows_old=False)
         again = _phase("the third run", self._task)
         assert not any(one.changed or one.actions or one.recovered for one in again), f"the third run said {[_told(one) for one in again]}"
 
@@ -204,6 +206,10 @@ class Sweep:
         for name in self.before:
             assert name in found, f"before recovery volume {name} is not there"
             assert "error_code" not in found[name], f"before recovery volume {name} cannot be read: {found[name]}"
+
+    def _require_written(self, allows_old: bool) -> None:
+        if self.operation.written is not None:
+            self.operation.written.check(self.share, self.base / "scratch", self.before, allows_old)
 
     def _all_or_none(self) -> None:
         """Each volume of a group is recovered by a task of its own, and they agree."""

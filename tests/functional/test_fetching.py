@@ -40,6 +40,8 @@ class Server:
                 self.close_connection = True
                 answer(self, number)
 
+            do_PUT = do_HEAD = do_GET
+
             def log_message(self, *_args: object) -> None:
                 pass
 

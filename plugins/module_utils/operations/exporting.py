@@ -306,7 +306,7 @@ def _changed(
     length: int | None = None,
     existed: bool = False,
 ) -> Exported:
-    action = _action(request, images[0].file, length if length is not None else sum(image.allocated for image in images))
+    action = _action(request, images[0].file, sum(image.allocated for image in images))
     told = work.mode.described(share, volume)
     return Exported(True, images[0].size, told, sums, length, (action,), tuple(recovered), **_diff(request, existed))
 

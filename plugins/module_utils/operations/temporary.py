@@ -79,22 +79,30 @@ def _lock(stack: ExitStack, share: Share, volume: str, name: str, options: Optio
 
 
 def _key(volume: str, name: str) -> str:
-    return hashlib.sha256(f"{volume}\0{name}".encode()).hexdigest()[:32]
+    return _mark(volume) + name[len(_PREFIX) :]
+
+
+def _mark(volume: str) -> str:
+    """What the names of such locks of a volume begin with."""
+    return hashlib.sha256(volume.encode()).hexdigest()[:16]
 
 
 def _left(share: Share, volume: str, options: Options) -> list[str]:
-    """Names of such snapshots that nobody reads any more."""
+    """Names of such snapshots that nobody reads any more. Locks that a killed task left are removed."""
     with ShareDirectory(share) as directory:
-        observed = chains.observe(directory, volume)
-    names = [one.name for one in observed.volume.snapshots if _NAME.fullmatch(one.name)] if observed else []
-    left = []
-    for name in names:
+        observed, folder = chains.observe(directory, volume), directory.private("locks")
+        listed_locks = os.listdir(folder.fd) if folder is not None else []
+    names = {one.name for one in observed.volume.snapshots if _NAME.fullmatch(one.name)} if observed else set()
+    mark, left = _mark(volume), []
+    locks = {_PREFIX + lock.partition(".")[0][len(mark) :] for lock in listed_locks if lock.startswith(mark)}
+    for name in sorted(names | {lock for lock in locks if _NAME.fullmatch(lock)}):
         try:
             with ExitStack() as stack:
                 _lock(stack, share, volume, name, options)
-                left.append(name)
         except LockTimeout:
             continue
+        if name in names:
+            left.append(name)
     if left:
         options.task.warn(f"volume {volume}: a task was interrupted that had taken {listed(left)} to read from, which goes now")
     return left
