@@ -17,7 +17,7 @@ import shutil
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 import yaml
@@ -53,16 +53,18 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["remotefs_volume", "remotefs_snapshot", "remotefs_volume_info", "remotefs_snapshot_info"])
+@pytest.mark.parametrize("module", ["remotefs_volume", "remotefs_snapshot", "remotefs_volume_info", "remotefs_snapshot_info", "remotefs_image"])
 def test_examples_of_the_store(module: str, tmp_path: Path, ansible_environment: dict) -> None:
     share = tmp_path / "share"
     share.mkdir()
     tasks = [task for task in examples(module) if "libvirt" not in json.dumps(task)]  # tests/live runs those, with a libvirt
     prepared = [] if module == "remotefs_volume" else PREPARE
     snapshot = [{"remotefs.storage.remotefs_snapshot": {"share": "SHARE", "volume": "db01", "name": "daily-2026-01-01"}}]
+    nightly = [{"remotefs.storage.remotefs_snapshot": {"share": "SHARE", "volume": "db01", "name": "nightly"}}]
+    prepared = prepared + {"remotefs_snapshot_info": snapshot, "remotefs_image": nightly}.get(module, [])
     with images(tmp_path) as places:
         tasks = json.loads(replaced(json.dumps(tasks), places))
-        recap = play(prepared + (snapshot if module == "remotefs_snapshot_info" else []) + tasks, share, tmp_path, ansible_environment)
+        recap = play(prepared + tasks, share, tmp_path, ansible_environment, "-e", "token=a-token image_id=7")
     assert recap["ok"] + recap["skipped"] >= len(tasks) and not recap["failed"]
 
 
@@ -81,8 +83,16 @@ def images(tmp_path: Path) -> Iterator[dict[str, str]]:
         subprocess.run(["qemu-img", "create", "-q", "-f", image_format, str(folder / name), "4M"], check=True)
     content = (folder / "debian" / "disk.qcow2").read_bytes()
     sums = f"{hashlib.sha256(content).hexdigest()} *disk.qcow2\n".encode()
-    with serving(lambda handler, _number: reply(handler, sums if handler.path.endswith("SUMS") else content)) as server:
-        yield {"https://images.example.org": server.url.rpartition("/dir/")[0], "/srv/images": str(folder)}
+
+    def answer(handler: Any, _number: int) -> None:
+        if handler.command == "PUT":
+            handler.rfile.read(int(handler.headers["Content-Length"]))
+            return reply(handler, b"", 204)
+        return reply(handler, sums if handler.path.endswith("SUMS") else content)
+
+    with serving(answer) as server:
+        places = {"https://images.example.org": server.url.rpartition("/dir/")[0], "https://glance.example.com:9292": server.url.rpartition("/dir/")[0]}
+        yield {**places, "/srv/images": str(folder), "/var/backups": str(folder)}
 
 
 MISSING = [

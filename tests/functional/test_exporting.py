@@ -363,13 +363,19 @@ def test_what_others_put_in_the_place_of_the_part(store: Store, out: Path, kind:
 
 
 def test_a_file_that_a_killed_task_left_is_not_written_to(store: Store, out: Path) -> None:
-    """It may be somebody else's, who has it open, or a second name of another file."""
+    """It may be somebody else's, who has it open: a new one takes its place. A second name of another file is nothing that a task leaves."""
     life = lived(store, 15)
-    (out / "other").write_bytes(b"keep")
-    os.link(out / "other", out / ".disk.remotefs-part")
-    export(store, out / "disk", "s1")
-    assert (out / "other").read_bytes() == b"keep" and sorted(os.listdir(out)) == ["disk", "other"]
+    part = out / ".disk.remotefs-part"
+    part.write_bytes(b"half")
+    with part.open("rb") as left:
+        export(store, out / "disk", "s1")
+        assert left.read() == b"half" and os.listdir(out) == ["disk"]
     require_shows(out / "disk", "raw", life.points["s1"])
+    (out / "other").write_bytes(b"keep")
+    os.link(out / "other", part)
+    with pytest.raises(errors.Conflict, match="somebody else"):
+        export(store, out / "disk", "s2")
+    assert (out / "other").read_bytes() == b"keep" and part.exists()
 
 
 def test_two_tasks_with_one_file(store: Store, out: Path) -> None:

@@ -370,7 +370,8 @@ def test_a_list_on_another_server_gets_no_secrets(store: Store, model: Path) -> 
 def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_environment: dict) -> None:
     """As they stand in docs/images.md: foretold, done, and then no change."""
     books = blocks((Path(__file__).resolve().parents[2] / "docs" / "images.md").read_text())
-    assert len(books) == 2
+    assert len(books) == 4
+    books = books[:3]  # tests/glance plays the fourth, with a Glance
     with images(tmp_path) as places:
         text = replaced(json.dumps(sum(books, [])), {**places, "/srv/volumes": str(store.path), "10G": "8M", "hypervisor": "localhost"})
         (tmp_path / "guide.json").write_text(text)
@@ -379,8 +380,8 @@ def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_enviro
             words = ["ansible-playbook", *options, str(tmp_path / "guide.json")]
             done = subprocess.run(words, env=ansible_environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
-            told.append("changed=2" in done.stdout)
-    assert told == [True, True, False] and left(store) == []
+            told.append(re.search(r"changed=(\d+)", done.stdout)[1])  # type: ignore[index]
+    assert told == ["5", "5", "0"] and left(store) == []
     assert [store.info(name)["size"] for name in ("web01", "appliance-1", "appliance-2")] == [8 * MIB, 4 * MIB, 4 * MIB]
 
 

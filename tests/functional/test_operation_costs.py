@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import importing, reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting, importing, reading, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
@@ -97,6 +97,14 @@ class Share1:
         volumes.ensure_present(updating.VolumeRequest(self.candidates, DesiredVolume("vol"), image=importing.ImageRequest(str(self.image))), options)
         importing.forget_all(options)
 
+    def export(self, image_format: str) -> None:
+        dest = exporting.ToFile(str(self.path.parent / "written"))
+        exporting.export(exporting.ExportRequest(self.candidates, "vol", "s2", dest, image_format), Options())
+
+    def chain_and_image(self, image_format: str) -> None:
+        self.chain()
+        self.export(image_format)
+
     def chain(self) -> None:
         self.present("vol", size=8 * MIB)
         for number in range(1, 5):
@@ -140,6 +148,10 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
     "volume from a raw image": (lambda s: s.make_image("raw"), lambda s: s.take_image()),
     "volume from a qcow2 image": (lambda s: s.make_image("qcow2"), lambda s: s.take_image()),
     "volume from a vmdk image": (lambda s: s.make_image("vmdk"), lambda s: s.take_image()),
+    "image of a snapshot, raw": (lambda s: s.chain(), lambda s: s.export("raw")),
+    "image of a snapshot, qcow2": (lambda s: s.chain(), lambda s: s.export("qcow2")),
+    "image of a snapshot that is there, raw": (lambda s: s.chain_and_image("raw"), lambda s: s.export("raw")),
+    "image of a snapshot that is there, qcow2": (lambda s: s.chain_and_image("qcow2"), lambda s: s.export("qcow2")),
     "linked clone": (lambda s: s.chain(), lambda s: s.present("copy", updating.SourceRequest("vol", "s2", True))),
     "linked clone of the present content": (lambda s: s.chain(), lambda s: s.present("copy", updating.SourceRequest("vol", None, True))),
     "flatten a linked clone": (lambda s: s.cloned(), lambda s: s.present("copy", flatten=True)),

@@ -22,18 +22,18 @@ MOVED = "ok|tool_failed|unsafe_image"
 
 # Each file meets each task in one place or another; an image that is refused by its header is refused the same way everywhere.
 _REFUSED: dict[str, tuple[Callable, tuple[str, ...]]] = {
-    "NAME": (places.as_base, ("info", "snapshot", "clone", "extend", "remove")),
-    "NAME.SNAP, active": (places.as_active, ("info", "delete", "revert")),
-    "NAME.SNAP, in the middle": (places.as_middle, ("clone_of_snapshot", "snapshot_info")),
+    "NAME": (places.as_base, ("info", "snapshot", "clone", "extend", "remove", "export")),
+    "NAME.SNAP, active": (places.as_active, ("info", "delete", "revert", "export_vmdk")),
+    "NAME.SNAP, in the middle": (places.as_middle, ("clone_of_snapshot", "snapshot_info", "export_of_snapshot")),
     "backing file": (places.as_backing, ("flatten", "linked")),
 }
 _TABLES: dict[str, tuple[Callable, dict[str, str]]] = {
-    "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, extend=MOVED)),
-    "NAME.SNAP, active": (places.as_active, outcomes(("info", "revert"), OK, clone=MOVED, delete=MOVED)),
+    "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, extend=MOVED, export=MOVED, export_vmdk=MOVED)),
+    "NAME.SNAP, active": (places.as_active, outcomes(("info", "revert"), OK, clone=MOVED, delete=MOVED, export=MOVED)),
     "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, delete=MOVED)),
-    "backing file": (places.as_backing, outcomes(("info",), OK, flatten=MOVED, clone_of_snapshot=MOVED, delete=MOVED)),
+    "backing file": (places.as_backing, outcomes(("info",), OK, flatten=MOVED, clone_of_snapshot=MOVED, delete=MOVED, export_of_snapshot=MOVED)),
 }
-_UNKNOWN = {"info": OK, "snapshot": UNSAFE, "extend": "invalid_parameter", "remove": CONFLICT}
+_UNKNOWN = {"info": OK, "snapshot": UNSAFE, "extend": "invalid_parameter", "remove": CONFLICT, "export": UNSAFE}
 # Strays whose backing name leads to the volume's base are taken for linked clones of it, whatever else is wrong with them.
 _STRAYS_ON_THE_BASE = (
     "backing name zero-byte",
@@ -72,6 +72,18 @@ def _imported() -> Iterator[Attack]:
         yield Attack(name, "image to import", what, origin, partial(_raw_picture, content=content), found)
 
 
+def _written_over() -> Iterator[Attack]:
+    """Each hostile file in the place of an image that is to be written. It is looked at, whether it is that image already, and replaced."""
+    for file in CLAIMING_QCOW2:
+        found = outcomes(("export", "export_of_snapshot"), OK)
+        yield Attack(file.name, "image to be written", file.what, file.origin, partial(_destination, write=file.write), found, slow=True)
+
+
+def _destination(scene: Scene, write: Callable) -> None:
+    scene.honest()
+    write(scene.share / ".out" / "disk", ("vol", "raw"), scene.victim)
+
+
 # Without a mark of any format a file is a raw disk.
 _NO_QCOW2 = ("magic only of another", "random bytes")
 
@@ -94,8 +106,8 @@ def _image(file: HostileFile, where: str, plant: Callable, found: dict[str, str]
 def _raw() -> Iterator[Attack]:
     for name, (what, origin, content) in RAW_CONTENT.items():
         for where, plant, tasks, layered in (
-            ("raw NAME", places.raw_recorded, ("info", "snapshot", "extend", "clone", "remove"), False),
-            ("raw base of a chain", places.raw_below, ("info", "delete", "revert", "clone", "clone_of_snapshot", "linked"), True),
+            ("raw NAME", places.raw_recorded, ("info", "snapshot", "extend", "clone", "remove", "export", "export_vmdk"), False),
+            ("raw base of a chain", places.raw_below, ("info", "delete", "revert", "clone", "clone_of_snapshot", "linked", "export", "export_of_snapshot"), True),
         ):
             checks = places.raw_checks(content, layered)
             yield Attack(name, where, what, origin, partial(plant, content=content), outcomes(tasks, OK), checks, slow=layered)
@@ -167,6 +179,16 @@ def _thing_in_the_way(suffix: str) -> Callable[[Scene, Make], None]:
     return plant
 
 
+def _thing_as_destination(scene: Scene, make: Make) -> None:
+    scene.honest()
+    make(scene.share / ".out" / "disk", scene)
+
+
+def _thing_beside_destination(scene: Scene, make: Make) -> None:
+    scene.honest()
+    make(scene.share / ".out" / ".disk.remotefs-part", scene)
+
+
 def _thing_as_private(name: str) -> Callable[[Scene, Make], None]:
     def plant(scene: Scene, make: Make) -> None:
         scene.honest(recorded=False)
@@ -179,17 +201,20 @@ def _thing_as_private(name: str) -> Callable[[Scene, Make], None]:
 
 _FILES = tuple(places.THINGS)
 _OPENED = ("symlink outside", "dangling symlink", "symlink inside", "hard link", "FIFO", "socket", "directory", "zero device")
+_WRITTEN = ("FIFO", "socket", "directory", "zero device")
 _DIRECTORIES = ("symlink outside", "dangling symlink", "symlink to a directory", "FIFO", "hard link")
 _THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[str, str]]] = {
-    "NAME": (_thing_as_base, _FILES, outcomes(("info", "snapshot", "extend", "clone", "remove", "present"), UNSAFE)),
-    "NAME.SNAP": (_thing_as_overlay, _FILES, outcomes(("info", "snapshot", "delete", "remove"), UNSAFE)),
-    "backing file": (_thing_as_backing, _FILES, outcomes(("info", "delete", "remove"), UNSAFE)),
+    "NAME": (_thing_as_base, _FILES, outcomes(("info", "snapshot", "extend", "clone", "remove", "present", "export"), UNSAFE)),
+    "NAME.SNAP": (_thing_as_overlay, _FILES, outcomes(("info", "snapshot", "delete", "remove", "export"), UNSAFE)),
+    "backing file": (_thing_as_backing, _FILES, outcomes(("info", "delete", "remove", "export"), UNSAFE)),
     "NAME.info": (_thing_as_info, _OPENED, outcomes(("info", "snapshot", "remove"), UNSAFE)),
     "record": (_thing_as_record, _OPENED, outcomes(("info", "snapshot", "clone"), UNSAFE)),
     "lock file": (_thing_at("locks", ".lock"), _OPENED, outcomes(("snapshot", "create", "delete"), UNSAFE, info=OK)),
     "temporary file": (_thing_at("tmp", "~0123456789ab"), _OPENED, outcomes(("info", "snapshot", "create"), OK)),
     "target of a creation": (_thing_as_target, _FILES, outcomes(("create", "create_qcow2", "clone", "linked"), UNSAFE, snapshot=CONFLICT)),
     "image to import": (_thing_as_picture, ("FIFO", "socket", "directory", "zero device"), {"import": "tool_failed"}),
+    "image to be written": (_thing_as_destination, _WRITTEN, {"export": "invalid_parameter"}),
+    "beside an image to be written": (_thing_beside_destination, _OPENED, {"export": CONFLICT}),
     "arriving image": (_thing_in_the_way(""), _OPENED, {"import": UNSAFE}),
     ".remotefs/images": (_thing_as_private("images"), _DIRECTORIES, {"import": UNSAFE}),
     ".remotefs": (_thing_as_private(""), _DIRECTORIES, outcomes(("info", "snapshot", "create"), UNSAFE)),
@@ -200,8 +225,8 @@ _THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[st
 }
 _SPECIAL: dict[tuple[str, str], dict[str, str]] = {
     # A second name is no harm to who reads: what is refused is writing and removing.
-    ("hard link", "NAME"): {"info": OK},
-    ("hard link", "backing file"): {"info": OK},
+    ("hard link", "NAME"): {"info": OK, "export": OK},
+    ("hard link", "backing file"): {"info": OK, "export": OK},
     # What it holds is text.
     ("hard link", "NAME.info"): outcomes(("info", "snapshot", "remove"), BROKEN),
     ("hard link", "record"): outcomes(("info", "snapshot", "clone"), BROKEN),
@@ -342,4 +367,4 @@ def _beside(scene: Scene, plant: Callable[[Scene], None]) -> None:
     plant(scene)
 
 
-ATTACKS: tuple[Attack, ...] = (*_images(), *_imported(), *_raw(), *_things(), *_texts(), *_structures(), *_resting())
+ATTACKS: tuple[Attack, ...] = (*_images(), *_imported(), *_written_over(), *_raw(), *_things(), *_texts(), *_structures(), *_resting())

@@ -52,7 +52,7 @@ def _images(refused: bool) -> list[str]:
         if (file.code is not None) != refused:
             continue
         planted = [
-            one for one in ATTACKS if one.name == file.name and not (refused and one.where in ("NAME, format unknown", "beside a volume", "image to import"))
+            one for one in ATTACKS if one.name == file.name and not (refused and one.where in ("NAME, format unknown", "beside a volume", "image to import", "image to be written"))
         ]
         lines.append(_row(file.name, file.what, file.origin, _told(planted)))
     return lines
@@ -87,7 +87,7 @@ def tables() -> str:
     """Everything between the markers of the page."""
     tasks = sum(len(one.outcome) for one in ATTACKS)
     lines = [BEGIN, "", f"{len(ATTACKS)} attacks in their places, {tasks} tasks on them."]
-    lines += ["", "### Refused by their headers", "", "As images to import, all of them are `unsafe_image` or `image_invalid`.", *_images(True)]
+    lines += ["", "### Refused by their headers", "", "As images to import, all of them are `unsafe_image` or `image_invalid`. In the place of an image to be written, all are replaced.", *_images(True)]
     lines += ["", "### Sound headers over hostile tables", *_images(False)]
     lines += ["", "### Content of raw disks", *_raw()]
     lines += ["", "### Something else than a file", *_things()]

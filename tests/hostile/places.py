@@ -108,6 +108,7 @@ def raw_checks(content: Content, layered: bool) -> dict[str, Callable[[Scene], N
     untouched = holds("vol", False)
     checks = dict.fromkeys(("info", "snapshot", "linked", "flatten", "revert", "present"), untouched)
     checks["clone"] = holds("copy", layered)
+    checks["export"] = holds(".out/disk", layered)
     if layered:
         return {**checks, "extend": untouched, "clone_of_snapshot": holds("copy", False), "delete": holds("vol", True)}
     return {**checks, "extend": holds("vol", False, 2 * SIZE)}

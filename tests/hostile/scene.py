@@ -28,6 +28,7 @@ class Scene:
         self.root, self.share, self.outside = root, root / "share", root / "outside"
         self.victims = (root / "victim", self.outside / "victim")
         self.share.mkdir()
+        (self.share / ".out").mkdir()  # where images are written to
         self.outside.mkdir()
         for victim in self.victims:
             victim.write_bytes(b"secret of the host\n" * 8192)
@@ -132,6 +133,10 @@ def _snapshot(**args: object) -> tuple[str, dict]:
     return "remotefs_snapshot", {"lock_timeout": 0.3, "volume": "vol", **args}
 
 
+def _export(image_format: str, **args: object) -> tuple[str, dict]:
+    return "remotefs_image", {"lock_timeout": 0.3, "volume": "vol", "dest": "{share}/.out/disk", "format": image_format, **args}
+
+
 TASKS: dict[str, tuple[str, dict]] = {
     "info": ("remotefs_volume_info", {}),
     "snapshot_info": ("remotefs_snapshot_info", {"volumes": ["vol"]}),
@@ -150,6 +155,9 @@ TASKS: dict[str, tuple[str, dict]] = {
     "import": _volume(name="got", source={"image": "{share}/picture"}),
     "import_as_qcow2": _volume(name="got", format="qcow2", source={"image": "{share}/picture", "image_format": "qcow2"}),
     "create_qcow2": _volume(name="new", size="4M", format="qcow2", preallocation="metadata"),
+    "export": _export("raw"),
+    "export_vmdk": _export("vmdk"),
+    "export_of_snapshot": _export("qcow2", snapshot="s1"),
 }
 LONE = ("info", "snapshot", "extend", "clone", "linked", "flatten", "remove")  # what concerns a volume without snapshots
 CHAIN = (*LONE, "snapshot_info", "delete", "revert", "clone_of_snapshot")

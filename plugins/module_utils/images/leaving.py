@@ -244,7 +244,10 @@ class Destination:
 
     def _open_left(self, name: str) -> int | None:
         """What stands under that name; None if it is gone by now. :raises Conflict: no task has made it."""
-        try:
+        try:  # first a look, because opening a device or a pipe can have effects
+            status = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise self._foreign(name)
             fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
         except FileNotFoundError:
             return None

@@ -61,7 +61,8 @@ def _send_once(url: str, access: Access, length: int, content: Iterator[bytes]) 
         if is_lasting(error):
             raise SendFailed(f"the server cannot be trusted or reached ({words_of(error)})") from error
         _ask_whether_allowed(url, access)
-        raise _Again(f"the connection was lost ({words_of(error)})") from error
+        hint = ", as servers do that refuse an image whose beginning they have seen" if isinstance(getattr(error, "reason", error), ConnectionError) else ""
+        raise _Again(f"the connection was lost ({words_of(error)}){hint}") from error
 
 
 def _refuse(code: int) -> None:
