@@ -93,9 +93,7 @@ def test_a_snapshot_as_an_image(glance: Glance, tmp_path: Path, ansible_environm
     compared = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(tmp_path / "came"), str(tmp_path / "share" / "web01")]
     assert "identical" in subprocess.run(compared, check=True, capture_output=True, text=True).stdout
     again = dict(list(play["tasks"][-1].items())[:2])
-    again["remotefs.storage.remotefs_image"] = {
-        **again["remotefs.storage.remotefs_image"], "dest": f"{glance.url}/v2/images/{number}/file"
-    }
+    again["remotefs.storage.remotefs_image"] = {**again["remotefs.storage.remotefs_image"], "dest": f"{glance.url}/v2/images/{number}/file"}
     # Glance closes the connection of whoever sends data of an image that has some, so that its 409 may be lost.
     for token, refusal in ((SECRET, "answers 401"), (glance.token, "(answers 409|as servers do that refuse)")):
         again["remotefs.storage.remotefs_image"]["headers"] = {"X-Auth-Token": token}

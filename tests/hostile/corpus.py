@@ -75,7 +75,7 @@ def _imported() -> Iterator[Attack]:
 def _written_over() -> Iterator[Attack]:
     """Each hostile file in the place of an image that is to be written. It is looked at, whether it is that image already, and replaced."""
     for file in CLAIMING_QCOW2:
-        found = outcomes(("export", "export_of_snapshot"), OK)
+        found = outcomes(_EXPORTS, OK)
         yield Attack(file.name, "image to be written", file.what, file.origin, partial(_destination, write=file.write), found, slow=True)
 
 
@@ -103,11 +103,14 @@ def _image(file: HostileFile, where: str, plant: Callable, found: dict[str, str]
     return Attack(file.name, where, file.what, file.origin, partial(plant, write=file.write), found, slow=slow)
 
 
+_EXPORTS = ("export", "export_of_snapshot")
+
+
 def _raw() -> Iterator[Attack]:
     for name, (what, origin, content) in RAW_CONTENT.items():
         for where, plant, tasks, layered in (
             ("raw NAME", places.raw_recorded, ("info", "snapshot", "extend", "clone", "remove", "export", "export_vmdk"), False),
-            ("raw base of a chain", places.raw_below, ("info", "delete", "revert", "clone", "clone_of_snapshot", "linked", "export", "export_of_snapshot"), True),
+            ("raw base of a chain", places.raw_below, ("info", "delete", "revert", "clone", "clone_of_snapshot", "linked", *_EXPORTS), True),
         ):
             checks = places.raw_checks(content, layered)
             yield Attack(name, where, what, origin, partial(plant, content=content), outcomes(tasks, OK), checks, slow=layered)

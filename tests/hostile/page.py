@@ -46,14 +46,16 @@ def _table(*head: str) -> list[str]:
     return ["", _row(*head), "|" + "---|" * len(head)]
 
 
+_TOLD_ONCE = ("NAME, format unknown", "beside a volume", "image to import", "image to be written")
+_ALL_ALIKE = "As images to import, all of them are `unsafe_image` or `image_invalid`. In the place of an image to be written, all are replaced."
+
+
 def _images(refused: bool) -> list[str]:
     lines = _table("attack", "what", "known from", "outcome")
     for file in CLAIMING_QCOW2:
         if (file.code is not None) != refused:
             continue
-        planted = [
-            one for one in ATTACKS if one.name == file.name and not (refused and one.where in ("NAME, format unknown", "beside a volume", "image to import", "image to be written"))
-        ]
+        planted = [one for one in ATTACKS if one.name == file.name and not (refused and one.where in _TOLD_ONCE)]
         lines.append(_row(file.name, file.what, file.origin, _told(planted)))
     return lines
 
@@ -87,7 +89,7 @@ def tables() -> str:
     """Everything between the markers of the page."""
     tasks = sum(len(one.outcome) for one in ATTACKS)
     lines = [BEGIN, "", f"{len(ATTACKS)} attacks in their places, {tasks} tasks on them."]
-    lines += ["", "### Refused by their headers", "", "As images to import, all of them are `unsafe_image` or `image_invalid`. In the place of an image to be written, all are replaced.", *_images(True)]
+    lines += ["", "### Refused by their headers", "", _ALL_ALIKE, *_images(True)]
     lines += ["", "### Sound headers over hostile tables", *_images(False)]
     lines += ["", "### Content of raw disks", *_raw()]
     lines += ["", "### Something else than a file", *_things()]
