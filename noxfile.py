@@ -154,7 +154,7 @@ def property(work: Work) -> None:
     bin = machine.core_venv(machine.best_core())
     machine.need_qemu()
     if not work.fast:
-        machine.try_to_have("strace=strace")
+        machine.try_to_have("strace=strace", "curl=curl")
     work.pytest(bin, "tests/property", "tests/fuzz", "tests/benchmark", env={"HYPOTHESIS_PROFILE": "fast" if work.fast else "sample"})
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from . import clones, lives, measuring, merges, reading, tasks
+from . import clones, images, lives, measuring, merges, reading, tasks
 from .__main__ import BENCHMARKS
 from .merge_bytes import Shape, data
 
@@ -37,6 +38,17 @@ def share(tmp_path: Path, count: int) -> Path:
     path = tmp_path / f"share-{count}"
     path.mkdir()
     return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_images_are_read_once_and_in_little_memory(tmp_path: Path, image_format: str) -> None:
+    """By hand the content is read two times more."""
+    source = images.dense(tmp_path / "disk", 48)
+    found = [images.measure_export(tmp_path, source, image_format, 2), images.measure_import(tmp_path, source, "qcow2", image_format, 2)]
+    for one in found:
+        assert one.ours < 2 * one.by_hand and one.memory < 64 * measuring.MIB, found
 
 
 @pytest.mark.slow

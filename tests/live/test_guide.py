@@ -224,13 +224,12 @@ def test_a_backup_while_the_machine_runs(make: Callable[..., Live], tmp_path: Pa
     words = {"/srv/volumes": str(live.path), "/srv/backups": str(tmp_path / "copies"), "/run/machines/db01.qmp": guest.socket}
     book = book_of("Copy the state of this moment to another place, while the machine runs", words)
     expected = digest_of(guest.data)
-    deletion = book[0]["tasks"].pop()
-    assert "changed=2" in play(book, tmp_path, ansible_environment)
+    assert "changed=1" in play(book, tmp_path, ansible_environment)
+    assert "changed=0" in play(book, tmp_path, ansible_environment)
     guest.scribble(2)
     (copy,) = (tmp_path / "copies").iterdir()
     assert digest(str(copy), "qcow2") == expected
-    book[0]["tasks"] = [deletion]
-    assert "changed=1" in play(book, tmp_path, ansible_environment)
+    assert guest.opened() == ["db01"]
     guest.scribble(3)
     guest.quit()
     assert digest(str(live.path / "db01"), "qcow2") == digest_of(guest.data)
