@@ -220,7 +220,7 @@ def test_the_task_itself(store: Store, tmp_path: Path, ansible_environment: dict
         headers = {"X-Auth-Token": "a-secret-token", "content-type": "application/octet-stream"}
         done = played(dest=server.url, headers=headers)
         assert done.returncode == 0 and '"content_checksum"' in done.stdout and "a-secret" not in done.stdout + done.stderr, done.stdout
-        assert came == [life.points["s1"]]
+        assert came == [life.points["s1"]] and f'"size": {len(life.points["s1"])}' in done.stdout and '"state": "absent"' not in done.stdout
         done = played(dest=url)
         assert done.returncode == 0 and "signature=" not in done.stdout.split("PLAY RECAP")[0].split('"invocation"')[0], done.stdout
         for wrong, told in (
