@@ -20,6 +20,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.images.leaving import Access, Destination
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting, updating
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.exporting import Exported, ExportRequest, ToFile
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import chains
 
 from .test_clones import opened
 from .test_importing import content
@@ -115,6 +117,35 @@ def test_every_point_in_every_format(store: Store, out: Path, base: str, image_f
             again = export(store, dest, point, format=image_format, compressed=compressed, check=check)
             assert not again.changed and again.sums == first.sums and again.length == first.length and not again.actions
     assert store.state() == before and sorted(os.listdir(out)) == [f"{number}.{image_format}" for number in range(len(life.points))]
+
+
+@pytest.mark.parametrize("is_served", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_views(store: Store, seed: int, is_served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any bytes anywhere; and what is told to have no data is zeros. A chain of which only parts have clusters, over several tables."""
+    life, chance = lived(store, 20 + seed, format=("raw", "qcow2")[seed % 2]), random.Random(seed)
+    store.present(size=1100 * MIB)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P 7 {600 * MIB + 512} 70k", store.info()["path"]], check=True)
+    shown = bytearray(life.points[None]).ljust(1100 * MIB, b"\0")
+    shown[600 * MIB + 512 : 600 * MIB + 512 + 70 * 1024] = bytes([7]) * (70 * 1024)
+    if is_served:
+        monkeypatch.setattr(viewing, "_plain", lambda *_args: None)
+    ends = [0, 512, len(life.points[None]), 512 * MIB, 600 * MIB, 600 * MIB + 512, 600 * MIB + 512 + 70 * 1024, 1024 * MIB, len(shown)]
+    with ShareDirectory(store.share) as directory:
+        observed = chains.observe(directory, "vol")
+        assert observed is not None
+        with viewing.opened(directory, observed.volume.chain) as view:
+            assert view.size == len(shown)
+            for _number in range(150):
+                start = min(max(0, chance.choice(ends) + chance.randrange(-70000, 70000)), len(shown))
+                length = min(chance.choice([1, 511, 4096, 65536, 200000]), len(shown) - start)
+                assert view.read(start, length) == shown[start : start + length], (start, length)
+                position = start
+                for begin, end in [*view.data(start, start + length), (start + length, start + length)]:
+                    assert position <= begin <= end <= start + length and not any(shown[position:begin]), (start, length)
+                    position = end
+            held = sum(end - begin for begin, end in view.data(0, len(shown)))
+            assert held == len(shown) if is_served else held < 8 * MIB
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2", "vmdk", "vdi"])

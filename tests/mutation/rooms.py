@@ -7,9 +7,10 @@ from __future__ import annotations
 
 ENGINE = "tests/unit/apply/test_engine.py"
 CHAINS, FENCING, MOVING = (f"tests/property/test_{name}.py" for name in ("chains", "fencing", "moving"))
-ACCESS, BITMAPS, CLONES, COSTS, FULL, IN_USE, OUTLIVED, REFUSALS, REMOVAL, VOLUMES = (
+ACCESS, BITMAPS, CLONES, COSTS, EXPORTING, FULL, IN_USE, OUTLIVED, REFUSALS, REMOVAL, SENDING, VOLUMES = (
     f"tests/functional/test_{name}.py"
-    for name in ("access", "bitmaps", "clones", "operation_costs", "full_share", "in_use", "outlived_records", "refusals", "killed_removal", "volumes")
+    for name in ("access", "bitmaps", "clones", "operation_costs", "exporting", "full_share", "in_use", "outlived_records", "refusals", "killed_removal",
+                 "sending", "volumes")
 )
 
 #: The rooms where data rests, of which the nightly sample is.
@@ -27,6 +28,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "apply/offline/session.py": ("tests/unit/apply/test_session.py", "tests/functional/test_2014.py", BITMAPS, ACCESS,
                                  "tests/functional/test_dropped_data.py", CLONES, REFUSALS, CHAINS, COSTS),
     "apply/offline/guard.py": ("tests/unit/apply/test_guard.py", ENGINE, IN_USE, REFUSALS),
+    "apply/offline/viewing.py": (f"{EXPORTING}::test_views", EXPORTING),
+    "apply/offline/exporting.py": (EXPORTING, SENDING),
+    "images/leaving.py": (EXPORTING,),
     "store/volumes/ownership.py": ("tests/unit/store/test_ownership.py", OUTLIVED, CLONES, "tests/functional/test_dependents.py"),
     "store/qcow2/cluster_writer.py": ("tests/unit/store/test_cluster_writer.py", "tests/functional/test_2014.py", MOVING),
     "store/qcow2/refcounts.py": ("tests/unit/store/test_refcounts.py", "tests/unit/store/test_cluster_writer.py", "tests/functional/test_2014.py",
