@@ -42,10 +42,10 @@ class View(Protocol):
 
 
 class FileView:
-    """The bytes of an opened raw file."""
+    """The bytes of an opened raw file. :param size: its virtual size in bytes."""
 
-    def __init__(self, fd: int, size: int | None = None) -> None:
-        self._fd, self.size = fd, os.fstat(fd).st_size if size is None else size
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd, self.size = fd, size
 
     def data(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """See :meth:`View.data`."""
