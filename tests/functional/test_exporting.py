@@ -266,6 +266,7 @@ def test_what_a_destination_cannot_be(store: Store, out: Path) -> None:
         (out, errors.InvalidParameter),
         (out / "pipe", errors.InvalidParameter),
         (out / "nowhere" / "disk", errors.InvalidParameter),
+        (f"{out}/new/", errors.InvalidParameter),
         (Path("/dev/null"), errors.InvalidParameter),
         (store.path / "disk", errors.Conflict),
         (store.path / "vol", errors.Conflict),
@@ -325,11 +326,13 @@ def test_a_backup_of_what_was_there(store: Store, out: Path) -> None:
     require_shows(dest, "raw", life.points["s1"])
 
 
-def test_a_file_that_a_machine_has_open_is_not_replaced(store: Store, out: Path) -> None:
+@pytest.mark.parametrize("mode", [[], ["-r"]])
+def test_a_file_that_a_machine_has_open_is_not_replaced(store: Store, out: Path, mode: list[str]) -> None:
+    """Nor if it only reads it: an overlay may rest on it."""
     lived(store, 13)
     dest = out / "disk"
     subprocess.run(["qemu-img", "create", "-q", "-f", "raw", str(dest), "1M"], check=True)
-    with subprocess.Popen(["qemu-io", "-f", "raw", str(dest)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as user:
+    with subprocess.Popen(["qemu-io", *mode, "-f", "raw", str(dest)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as user:
         assert user.stdin is not None and user.stdout is not None
         user.stdin.write("read 0 512\n")
         user.stdin.flush()

@@ -75,7 +75,10 @@ def _send_once(url: str, access: Access, length: int, content: Iterator[bytes], 
         if is_lasting(error):
             raise SendFailed(f"the server cannot be trusted or reached ({words_of(error)})") from error
         _ask_whether_allowed(url, access, left)
-        hint = ", as servers do that refuse an image whose beginning they have seen" if isinstance(getattr(error, "reason", error), ConnectionError) else ""
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ConnectionRefusedError):
+            raise _Again(f"no server takes connections there ({words_of(error)})") from error
+        hint = ", as servers do that refuse an image whose beginning they have seen" if isinstance(reason, ConnectionError) else ""
         raise _Again(f"the connection was lost ({words_of(error)}){hint}") from error
 
 
