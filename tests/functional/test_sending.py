@@ -12,6 +12,8 @@ import random
 import socket
 import struct
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,38 @@ def test_an_error_of_the_volume_is_not_one_of_the_server(store: Store, tmp_path:
         assert len(server.asked) <= 1
         with pytest.raises(OutOfTime):
             export(store, server, tmp_path, timeout=0.000001)
+
+
+def test_nobody_is_there(store: Store, tmp_path: Path) -> None:
+    """It is not said that a server has seen the beginning of the image."""
+    lived(store, 6)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/image"
+    with pytest.raises(errors.ToolFailed, match="no server takes connections there") as caught:
+        export(store, url, tmp_path)
+    assert "beginning" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_silent_server_does_not_keep_a_task_longer_than_its_time(store: Store, tmp_path: Path, reads: bool, image_format: str) -> None:
+    """Whether it takes the image and does not answer, or does not even take it."""
+    lived(store, 6)
+    ended = threading.Event()
+
+    def silent(handler: Any, _number: int) -> None:
+        if reads:
+            received(handler)
+        ended.wait(20)
+
+    begin = time.monotonic()
+    with serving(silent) as server:
+        try:
+            with pytest.raises(OutOfTime):
+                export(store, server, tmp_path, timeout=1.0, format=image_format)
+            assert time.monotonic() - begin < 4
+        finally:
+            ended.set()
 
 
 def test_the_task_itself(store: Store, tmp_path: Path, ansible_environment: dict) -> None:

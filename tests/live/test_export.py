@@ -50,6 +50,7 @@ def test_the_present_of_a_machine(make: Callable[..., Live], tmp_path: Path, ima
             done = export(live, dest, image_format=into)
             assert done.changed and done.sums is not None and done.sums.content == expected == digest(str(dest), into)
             assert [one["step"] for one in done.actions] == ["export"]
+            assert done.volume is not None and done.volume["path"] == path, "the file that was read from is not there any more"
             again = export(live, dest, image_format=into)
             assert not again.changed and again.sums == done.sums
         assert live.info()["path"] == path

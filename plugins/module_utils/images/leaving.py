@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Callable, Iterator
 
-from ..errors import Conflict, InvalidParameter, LockTimeout, from_os_error
+from ..errors import Conflict, InUse, InvalidParameter, LockTimeout, from_os_error
 from ..model import Share
 from ..store.files.passing import file_pieces, write_with_holes
 from ..store.locks import in_use
@@ -62,6 +62,8 @@ class Destination:
     """
 
     def __init__(self, path: str) -> None:
+        if path.endswith("/"):  # the user means a directory, and a file of its name is not what is wanted
+            raise InvalidParameter(f"option dest, {path}", "it ends with a slash, as a directory", "give the path of the file")
         self.path = os.path.realpath(path)
         self.name = os.path.basename(self.path)
         parent = os.path.dirname(self.path)
@@ -126,13 +128,15 @@ class Destination:
             os.close(fd)
 
     def require_unused(self, fd: int) -> None:
-        """:raises InUse: a machine writes to the file, or this host's kernel has it open: it would go on with what is no longer there."""
+        """:raises InUse: a machine or this host's kernel has the file open. It would go on with what is no longer there. One that only reads
+        it may rest its own disk on it, which would be another one when it starts again."""
         status, here = os.fstat(fd), Share(os.path.dirname(self.path), os.path.dirname(self.path), "directory")
         user = KernelUsers(status.st_dev).of(status)
         if user is not None:
             raise in_use.kernel_uses_image(user, self.path, here.label)
-        if in_use.is_written(fd, here):
-            raise in_use.image_in_use(self.path, here.label)
+        if in_use.is_open(fd, here):
+            problem, remedy = "a running program (a virtual machine?) has it open", "stop that program, or write to another file"
+            raise InUse(self.subject, problem, remedy)
 
     @contextmanager
     def part(self, patience: float, sleep: Callable[[float], None]) -> Iterator[int]:

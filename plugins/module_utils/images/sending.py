@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from .fetching import FAILURES, HINTS, PASSING, REDIRECTS, TYPE, Access, is_lasting, request, words_of
 
 _SILENCE = 300.0  # seconds: a server may store all of it before it answers
-_ASKED = 30.0
+_ASKED, _SHORTEST = 30.0, 0.1
 _TRIES = 4
 _PAUSE, _LONGEST_PAUSE = 1.0, 16.0  # seconds before the next of them
 _NOT_ALLOWED = (401, 403, 407)
@@ -28,15 +28,23 @@ class _Again(Exception):
     """It may go better another time. The message says why it did not."""
 
 
-def send(url: str, access: Access, length: int, content: Callable[[], Iterator[bytes]], sleep: Callable[[float], None] = time.sleep) -> None:
+def send(
+    url: str,
+    access: Access,
+    length: int,
+    content: Callable[[], Iterator[bytes]],
+    sleep: Callable[[float], None] = time.sleep,
+    left: Callable[[], float | None] = lambda: None,
+) -> None:
     """Send ``length`` bytes.
 
+    :param left: seconds that the user gives it yet (None: any number), so that a server that is silent does not keep it longer.
     :param content: gives them from the beginning, each time it is called. Its errors are raised as they are.
     :param sleep: waits so many seconds before the next try; it may raise to end it. :raises SendFailed: the server does not take it.
     """
     for number in range(1, _TRIES + 1):
         try:
-            _send_once(url, access, length, content())
+            _send_once(url, access, length, content(), left)
             return
         except _Again as cut:
             if number == _TRIES:
@@ -44,11 +52,17 @@ def send(url: str, access: Access, length: int, content: Callable[[], Iterator[b
             sleep(min(_PAUSE * 2 ** (number - 1), _LONGEST_PAUSE))
 
 
-def _send_once(url: str, access: Access, length: int, content: Iterator[bytes]) -> None:
+def _within(seconds: float, left: Callable[[], float | None]) -> float:
+    """How long a server may be silent. Never 0, which is another thing to a socket."""
+    rest = left()
+    return seconds if rest is None else min(seconds, max(rest, _SHORTEST))
+
+
+def _send_once(url: str, access: Access, length: int, content: Iterator[bytes], left: Callable[[], float | None]) -> None:
     body = _Body(content)
     headers = {"Content-Type": TYPE, "Content-Length": str(length)}
     try:
-        with request("PUT", url, access, headers, _SILENCE, body) as answer:
+        with request("PUT", url, access, headers, _within(_SILENCE, left), body) as answer:
             answer.read(1 << 20)
             if not 200 <= answer.status < 300:
                 raise SendFailed(f"the server answers {answer.status}")
@@ -60,8 +74,11 @@ def _send_once(url: str, access: Access, length: int, content: Iterator[bytes]) 
             raise body.failure from error
         if is_lasting(error):
             raise SendFailed(f"the server cannot be trusted or reached ({words_of(error)})") from error
-        _ask_whether_allowed(url, access)
-        hint = ", as servers do that refuse an image whose beginning they have seen" if isinstance(getattr(error, "reason", error), ConnectionError) else ""
+        _ask_whether_allowed(url, access, left)
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ConnectionRefusedError):
+            raise _Again(f"no server takes connections there ({words_of(error)})") from error
+        hint = ", as servers do that refuse an image whose beginning they have seen" if isinstance(reason, ConnectionError) else ""
         raise _Again(f"the connection was lost ({words_of(error)}){hint}") from error
 
 
@@ -74,11 +91,11 @@ def _refuse(code: int) -> None:
     raise SendFailed(f"the server answers {code}{HINTS.get(code, '')}")
 
 
-def _ask_whether_allowed(url: str, access: Access) -> None:
+def _ask_whether_allowed(url: str, access: Access, left: Callable[[], float | None]) -> None:
     """Many servers close the connection of whoever they do not know, while the image is on its way, so that their answer is lost. They
     are asked for it. :raises SendFailed: it is a refusal."""
     try:
-        with request("HEAD", url, access, {}, _ASKED):
+        with request("HEAD", url, access, {}, _within(_ASKED, left)):
             return
     except HTTPError as error:
         with error:

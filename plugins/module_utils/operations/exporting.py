@@ -130,7 +130,16 @@ def export(request: ExportRequest, options: Options) -> Exported:
     from . import temporary
 
     with temporary.snapshot(request.candidates, request.volume, request.target.label, options) as name:
-        return _export(request, name, replace(options, attachment=None))
+        done = _export(request, name, replace(options, attachment=None))
+    return replace(done, volume=_described(request, options))
+
+
+def _described(request: ExportRequest, options: Options) -> VolumeResult | None:
+    """The volume as it is now, which no longer has what was taken to read from."""
+    with Workspace(options) as work:
+        share = find(work, request.candidates, request.volume)
+        work.locks.take_families([(share, request.volume)])
+        return work.mode.described(share, recovered_volume(work, share, request.volume)[0])
 
 
 def _foretold_anew(request: ExportRequest, options: Options) -> Exported | None:
@@ -250,13 +259,13 @@ def _put(content: Shown, target: ToServer, request: ExportRequest, pace: Pace) -
     try:
         if request.format == "raw":
             tally = sending.Tally(content.pieces)
-            sending.send(target.url, target.access, content.size, tally.pieces, pace.nap)
+            sending.send(target.url, target.access, content.size, tally.pieces, pace.nap, pace.left)
             content.verify()
             return Sums(tally.digits, tally.digits if request.hashes_content is not False and content.size <= HASHED else None), content.size
         with tempfile.TemporaryFile(dir=target.scratch) as file:
             sums = content.write(file.fileno(), Written(request.format, request.compressed, "image"))
             length = os.fstat(file.fileno()).st_size
-            sending.send(target.url, target.access, length, partial(file_pieces, file.fileno()), pace.nap)
+            sending.send(target.url, target.access, length, partial(file_pieces, file.fileno()), pace.nap, pace.left)
             return sums, length
     except sending.SendFailed as error:
         raise ToolFailed(f"server {target.label}", str(error), "check the URL, the headers and the server, and run the task again") from error

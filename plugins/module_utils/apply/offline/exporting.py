@@ -15,7 +15,7 @@ import threading
 from contextlib import contextmanager
 from typing import Callable, Iterator, Sequence
 
-from ...errors import ToolFailed
+from ...errors import NoSpace, ToolFailed
 from ...model import Image
 from ...pace import Pace
 from ...store import inspection
@@ -53,7 +53,7 @@ class Exported:
             return self._write_raw(fd)
         with _beside(self._hash_content if self._hashes_content else lambda _stopped: None) as content:
             self._convert(fd, written)
-        return Sums(_sum_of(fd), content())
+        return Sums(self._sum_of(fd), content())
 
     def compare(self, fd: int, image_format: str) -> Sums | None:
         """See :meth:`engine.Shown.compare`."""
@@ -68,12 +68,12 @@ class Exported:
             return None
         try:
             with viewing.of_file(fd, image_format, self.size) as other:
-                content = self._sum_if_same(other)
+                content = self._sum_if_same(other, self._hashes_content or image_format == "raw")
         except ToolFailed:
             return None  # what cannot be read is replaced
         if content is None:
             return None
-        return Sums(content if image_format == "raw" else _sum_of(fd), content if self._hashes_content else None)
+        return Sums(content if image_format == "raw" else self._sum_of(fd), content if self._hashes_content else None)
 
     # -- the content -------------------------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class Exported:
         """All of it in order: where, the bytes (None: zeros), and how many. Each has at most :data:`PIECE`."""
         pace, position = pace or self._pace, 0
         for start, stop in self._view.data(0, self.size):
-            yield from _holes(position, start)
+            yield from self._holes(position, start)
             while start < stop:
                 count = pace.piece(min(PIECE, stop - start))
                 yield start, self._view.read(start, count), count
@@ -89,7 +89,15 @@ class Exported:
                 pace.moved(count)
                 self._verify(count)
             position = stop
-        yield from _holes(position, self.size)
+        yield from self._holes(position, self.size)
+
+    def _holes(self, start: int, stop: int) -> Iterator[tuple[int, None, int]]:
+        """Zeros move no bytes, but whoever hashes terabytes of them takes time. :raises OutOfTime: it is over."""
+        while start < stop:
+            self._pace.require_time()
+            count = min(PIECE, stop - start)
+            yield start, None, count
+            start += count
 
     def _verify(self, count: int) -> None:
         """What was read counts if nobody else had the files meanwhile. :raises LockTimeout: somebody may have."""
@@ -118,7 +126,11 @@ class Exported:
             options += ["-o", "subformat=streamOptimized"]
         options += _OPTIONS.get(written.format, [])
         with qemu_img.OpenedChain(self._source.directory, self._source.images, pace=self._pace) as chain:
-            qemu_img.export(chain, fd, written.name, written.format, options, self._locks)
+            try:
+                qemu_img.export(chain, fd, written.name, written.format, options, self._locks)
+            except NoSpace as error:  # the share is elsewhere, and is only read
+                problem, remedy = "the disk that it is written to is full", "free some space there and run the task again, nothing was lost"
+                raise NoSpace(f"file {written.name}", problem, remedy, error.details) from error
         self.verify()
         try:
             found = inspection.inspect(fd, written.format).size
@@ -132,12 +144,23 @@ class Exported:
         found, pace = hashlib.sha256(), Pace("", self._pace.speed)
         for _start, data, count in self._read(pace):
             found.update(_ZEROS[:count] if data is None else data)
+            self._pace.require_time()
             if stopped.is_set():
                 break
         return found.hexdigest()
 
-    def _sum_if_same(self, other: View) -> str | None:
-        """The checksum of the content, if the other one is the same. Where both have holes nothing is read."""
+    def _sum_of(self, fd: int) -> str:
+        found = hashlib.sha256()
+        for piece in file_pieces(fd):
+            self._pace.require_time()
+            found.update(piece)
+        return found.hexdigest()
+
+    def _sum_if_same(self, other: View, hashes: bool) -> str | None:
+        """The checksum of the content, if the other one is the same. Where both have holes nothing is read.
+
+        :param hashes: whether anybody wants it. If not, it is that of nothing: hashing terabytes of zeros takes hours.
+        """
         found = hashlib.sha256()
         for start, data, count in self._read():
             if data is None:
@@ -145,23 +168,10 @@ class Exported:
                     return None
             elif other.read(start, count) != data:
                 return None
-            found.update(_ZEROS[:count] if data is None else data)
+            if hashes:
+                found.update(_ZEROS[:count] if data is None else data)
         self.verify()
         return found.hexdigest()
-
-
-def _holes(start: int, stop: int) -> Iterator[tuple[int, None, int]]:
-    while start < stop:
-        count = min(PIECE, stop - start)
-        yield start, None, count
-        start += count
-
-
-def _sum_of(fd: int) -> str:
-    found = hashlib.sha256()
-    for piece in file_pieces(fd):
-        found.update(piece)
-    return found.hexdigest()
 
 
 @contextmanager

@@ -108,6 +108,16 @@ def ask(fd: int, share: Share) -> bool | None:
     return False if share.locks_readable else None
 
 
+def is_open(fd: int, share: Share) -> bool:
+    """Whether a program can be seen to have the image open, be it only for reading. Takes no lock."""
+    if not share.locks_visible:
+        return False
+    try:
+        return _is_held(fd, _READERS_BYTES[0], _READERS_BYTES[-1] - _READERS_BYTES[0] + 1)
+    except OSError:
+        return False
+
+
 def is_written(fd: int, share: Share) -> bool | None:
     """Whether a program has the image open for writing. Takes no lock. None if the file system cannot show this.
 
