@@ -224,10 +224,6 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
             with self.work or nullcontext():
                 super().exit_json(**kwargs)
 
-        def add_path_info(self, kwargs: dict) -> dict:
-            """Ansible's own would write the length of the file at ``dest`` over ``size``, which is the disk's."""
-            return kwargs
-
     module = Module(argument_spec=spec, supports_check_mode=True, **conditions)
     module.parsed = True
     if not module.watched or "place" not in module.watched:

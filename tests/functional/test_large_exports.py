@@ -56,6 +56,15 @@ def test_nobody_waits_for_checksums_of_zeros_that_nobody_wants(store: Store, out
     assert not again.changed and again.sums == first.sums and sum(hashed) == (out / "disk").stat().st_size
 
 
+def test_holes_of_an_image_that_qemu_reads_are_not_read(store: Store, out: Path) -> None:
+    """A disk of 200 GiB without data, as VMDK: looking whether it is the same takes no time."""
+    store.present(size=200 << 30, format="qcow2")
+    export(store, out / "disk", format="vmdk", hashes_content=False)
+    begin = time.monotonic()
+    assert not export(store, out / "disk", format="vmdk", hashes_content=False).changed
+    assert time.monotonic() - begin < 20
+
+
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_the_time_holds_for_zeros_too(store: Store, out: Path, image_format: str) -> None:
     """They move no data, but reading and hashing 3 TiB of them takes hours."""

@@ -27,7 +27,8 @@ from ..store.locks.kernel_users import KernelUsers
 
 PRIVATE = 0o600  # an image has whatever its guest keeps secret
 _PART = ".remotefs-part"
-_LONGEST_NAME = 255 - len("." + _PART)  # bytes
+_LONGEST_FILE, _LONGEST_STAMP = 255, len(".1234567.2026-01-01@00:00:00~")  # bytes of a name
+_LONGEST_NAME = _LONGEST_FILE - len("." + _PART)  # bytes
 _NAP = 0.2  # seconds between two looks whether another task is done
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STAMP = "%Y-%m-%d@%H:%M:%S~"
@@ -57,16 +58,20 @@ class Access:
 class Destination:
     """A file that is, or is to be, at ``path``; a link is followed. It is a context manager.
 
-    :param path: absolute.
+    :param path: absolute. :param keeps_old: what is there is going to have another name beside it.
     :raises InvalidParameter: its directory is not there, or something else than a file is in its place.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, keeps_old: bool = False) -> None:
         if path.endswith("/"):  # the user means a directory, and a file of its name is not what is wanted
             raise InvalidParameter(f"option dest, {path}", "it ends with a slash, as a directory", "give the path of the file")
         self.path = os.path.realpath(path)
         self.name = os.path.basename(self.path)
         parent = os.path.dirname(self.path)
+        if len(os.fsencode(self.name)) > _LONGEST_FILE - (_LONGEST_STAMP if keeps_old else 0):
+            raise InvalidParameter(
+                f"option dest, {path[:80]}...", "its name is too long", "give a shorter one" + (", or leave out backup" if keeps_old else "")
+            )
         if not self.name or os.path.isdir(self.path):
             raise InvalidParameter(f"option dest, {path}", "it is a directory", "give the path of the file")
         try:
@@ -89,8 +94,11 @@ class Destination:
 
     @property
     def is_in_share(self) -> bool:
-        """Whether its directory, or one above, is where this collection keeps volumes or its own files."""
-        if self._has(".remotefs"):
+        """Whether its directory, or one above, is where this collection keeps volumes or its own files, or whether OpenStack Cinder has a
+        volume there to which a file of this name would belong."""
+        parts = self.name.split(".")
+        owners = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        if self._has(".remotefs") or any(self._has(f"{owner}.info") for owner in owners if owner):
             return True
         return ".remotefs" in os.path.dirname(self.path).split("/")
 

@@ -9,6 +9,7 @@ The present of a volume that a machine is writing is read from a snapshot that i
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -136,10 +137,12 @@ def export(request: ExportRequest, options: Options) -> Exported:
 
 def _described(request: ExportRequest, options: Options) -> VolumeResult | None:
     """The volume as it is now, which no longer has what was taken to read from."""
+    from . import reading
+
     with Workspace(options) as work:
         share = find(work, request.candidates, request.volume)
-        work.locks.take_families([(share, request.volume)])
-        return work.mode.described(share, recovered_volume(work, share, request.volume)[0])
+    (found,) = reading.list_volumes(share, [request.volume])
+    return found
 
 
 def _foretold_anew(request: ExportRequest, options: Options) -> Exported | None:
@@ -179,6 +182,8 @@ def _export(request: ExportRequest, snapshot: str | None, options: Options) -> E
 
 
 def _require_fit(request: ExportRequest, size: int) -> None:
+    if not size and request.format != "raw":
+        raise InvalidParameter("option format", f"volume {request.volume} has no bytes, which only a raw image can show", "use raw, or grow the volume")
     most = _LARGEST.get(request.format, size)
     if size > most:
         problem = f"the format {request.format} holds at most {size_text(most)}, and the disk has {size_text(size)}"
@@ -209,10 +214,10 @@ def _deliver(work: Workspace, share: Share, volume: Volume, images: tuple[Image,
                     return _changed(work, share, volume, request, images, [])
             _begin(options, images)
             with point() as content:
-                sums, length = _put(content, target, request, pace)
+                sums, length = _put(content, target, request, pace, hashes)
             return _changed(work, share, volume, request, images, [], sums, length)
         try:
-            with Destination(target.path) as place:
+            with Destination(target.path, target.keeps_old) as place:
                 _require_apart(place, share)
                 with point() as content:
                     return _write(work, share, volume, images, request, target, place, content)
@@ -248,20 +253,25 @@ def _write(
         return _changed(work, share, volume, request, images, [], existed=status is not None)
     _begin(options, images)
     with place.part(options.lock_timeout, options.task.waiting.sleep) as fd:
-        sums = content.write(fd, Written(request.format, request.compressed, place.name))
+        sums = content.write(fd, Written(request.format, request.compressed, _kept_name(place)))
         length = os.fstat(fd).st_size
         kept = place.publish(fd, target.access, target.keeps_old)
     return replace(_changed(work, share, volume, request, images, [], sums, length, status is not None), kept=kept)
 
 
-def _put(content: Shown, target: ToServer, request: ExportRequest, pace: Pace) -> tuple[Sums, int]:
+def _kept_name(place: Destination) -> str:
+    """The name that an image has of itself within, as VMDK does: that of its file, if every program can read it there."""
+    return place.name if re.fullmatch(r"[A-Za-z0-9._ -]+", place.name) else "disk"
+
+
+def _put(content: Shown, target: ToServer, request: ExportRequest, pace: Pace, hashes: bool) -> tuple[Sums, int]:
     """Send it. A raw image goes as it is read. Others are made in a file without a name first, because their beginning is known last."""
     try:
         if request.format == "raw":
             tally = sending.Tally(content.pieces)
             sending.send(target.url, target.access, content.size, tally.pieces, pace.nap, pace.left)
             content.verify()
-            return Sums(tally.digits, tally.digits if request.hashes_content is not False and content.size <= HASHED else None), content.size
+            return Sums(tally.digits, tally.digits if hashes else None), content.size
         with tempfile.TemporaryFile(dir=target.scratch) as file:
             sums = content.write(file.fileno(), Written(request.format, request.compressed, "image"))
             length = os.fstat(file.fileno()).st_size

@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 from contextlib import contextmanager
-from typing import Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from ...errors import NoSpace, ToolFailed
 from ...model import Image
@@ -26,6 +26,7 @@ from . import guard, qemu_img, viewing
 from .viewing import PIECE, View
 
 _ZEROS = bytes(PIECE)
+_GAP = 256 << 20  # bytes of zeros that are passed at once
 _FENCED = 64 << 20  # bytes after which the task checks again that it still holds its lock
 _OPTIONS = {"vpc": ["-o", "force_size=on"]}  # else QEMU rounds its size to a geometry
 
@@ -45,7 +46,7 @@ class Exported:
     def pieces(self) -> Iterator[bytes]:
         """See :meth:`engine.Shown.pieces`."""
         for _start, data, count in self._read():
-            yield data if data is not None else _ZEROS[:count]
+            yield from _zeros(count) if data is None else (data,)
 
     def write(self, fd: int, written: Written) -> Sums:
         """See :meth:`engine.Shown.write`."""
@@ -78,7 +79,7 @@ class Exported:
     # -- the content -------------------------------------------------------------------------------------------------
 
     def _read(self, pace: Pace | None = None) -> Iterator[tuple[int, bytes | None, int]]:
-        """All of it in order: where, the bytes (None: zeros), and how many. Each has at most :data:`PIECE`."""
+        """All of it in order: where, the bytes (None: zeros), and how many: at most :data:`PIECE`, or :data:`_GAP` of zeros."""
         pace, position = pace or self._pace, 0
         for start, stop in self._view.data(0, self.size):
             yield from self._holes(position, start)
@@ -95,7 +96,7 @@ class Exported:
         """Zeros move no bytes, but whoever hashes terabytes of them takes time. :raises OutOfTime: it is over."""
         while start < stop:
             self._pace.require_time()
-            count = min(PIECE, stop - start)
+            count = min(_GAP, stop - start)
             yield start, None, count
             start += count
 
@@ -114,7 +115,7 @@ class Exported:
         found = hashlib.sha256()
         os.ftruncate(fd, self.size)
         for start, data, count in self._read():
-            found.update(_ZEROS[:count] if data is None else data)
+            _add(found, data, count)
             if data is not None:
                 write_with_holes(fd, data, start)
         self.verify()
@@ -143,7 +144,7 @@ class Exported:
     def _hash_content(self, stopped: threading.Event) -> str:
         found, pace = hashlib.sha256(), Pace("", self._pace.speed)
         for _start, data, count in self._read(pace):
-            found.update(_ZEROS[:count] if data is None else data)
+            _add(found, data, count)
             self._pace.require_time()
             if stopped.is_set():
                 break
@@ -164,14 +165,34 @@ class Exported:
         found = hashlib.sha256()
         for start, data, count in self._read():
             if data is None:
-                if any(other.read(begin, end - begin).strip(b"\0") for begin, end in other.data(start, start + count)):
+                if not _is_zeros(other, start, start + count):
                     return None
             elif other.read(start, count) != data:
                 return None
             if hashes:
-                found.update(_ZEROS[:count] if data is None else data)
+                _add(found, data, count)
         self.verify()
         return found.hexdigest()
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    for done in range(0, count, PIECE):
+        yield _ZEROS[: min(PIECE, count - done)]
+
+
+def _add(found: Any, data: bytes | None, count: int) -> None:
+    """Hash bytes, or so many zeros."""
+    for piece in _zeros(count) if data is None else (data,):
+        found.update(piece)
+
+
+def _is_zeros(view: View, start: int, stop: int) -> bool:
+    for begin, end in view.data(start, stop):
+        for at in range(begin, end, PIECE):
+            count = min(PIECE, end - at)
+            if view.read(at, count) != _ZEROS[:count]:
+                return False
+    return True
 
 
 @contextmanager

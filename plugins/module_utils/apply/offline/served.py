@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Images that only QEMU can read (compressed clusters, other formats): qemu-nbd serves what they show on a socket of this task.
 
-The protocol is that of https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md: the fixed newstyle handshake with the option
-NBD_OPT_GO, simple replies, and no other request than reading.
+The protocol is that of https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md: the fixed newstyle handshake with the options
+NBD_OPT_STRUCTURED_REPLY, NBD_OPT_SET_META_CONTEXT (base:allocation) and NBD_OPT_GO, structured replies, and requests for data and for where it is.
 """
 
 from __future__ import annotations
@@ -28,8 +28,14 @@ _NAP = 0.01
 _LONGEST = 32 << 20  # bytes of one request, as the protocol recommends
 _GREETING, _OPTION, _OPTION_REPLY = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
 _FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
-_GO, _ACK, _INFO, _INFO_EXPORT, _FAILED = 7, 1, 3, 0, 1 << 31
-_REQUEST, _REPLY, _READ = 0x25609513, 0x67446698, 0
+_GO, _STRUCTURED, _META_CONTEXT = 7, 8, 10  # options
+_ACK, _INFO, _META, _INFO_EXPORT, _FAILED = 1, 3, 4, 0, 1 << 31  # replies to them
+_CONTEXT = b"base:allocation"
+_REQUEST, _CHUNK = 0x25609513, 0x668E33EF
+_READ, _BLOCK_STATUS = 0, 7
+_DONE, _ZERO = 1, 2  # flags: of a chunk, that it is the last one; of an extent
+_OFFSET_DATA, _OFFSET_HOLE, _STATUS, _ERROR = 1, 2, 5, 1 << 15  # kinds of chunks
+_ASKED = 1 << 30  # bytes of which is asked at once where there is data
 
 
 def node(fd: int, image_format: str) -> str:
@@ -51,42 +57,86 @@ class ServedView:
         self.size = self._handshake()
 
     def data(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """See :meth:`viewing.View.data`. It is not asked where there are zeros."""
-        if start < stop:
-            yield start, stop
+        """See :meth:`viewing.View.data`."""
+        while start < stop:
+            for length, flags in self._extents(start, min(_ASKED, stop - start)):
+                end = min(start + length, stop)
+                if not flags & _ZERO:
+                    yield start, end
+                start = end
+
+    def _extents(self, start: int, length: int) -> list[tuple[int, int]]:
+        """What lies from ``start`` on: the length of each part, and its flags. At least one, and no more than the server likes to tell."""
+        found: list[tuple[int, int]] = []
+        for kind, data in self._asked(_BLOCK_STATUS, start, length):
+            if kind == _STATUS and len(data) % 8 == 4:
+                found += struct.iter_unpack(">II", data[4:])
+        if not found or any(not extent for extent, _flags in found):
+            raise _Ended("it does not say where its data is")
+        return found
 
     def read(self, start: int, length: int) -> bytes:
         """See :meth:`viewing.View.read`."""
         return b"".join(self._read_once(start + done, min(_LONGEST, length - done)) for done in range(0, length, _LONGEST))
 
     def _read_once(self, start: int, length: int) -> bytes:
+        found, got = bytearray(length), 0
+        for kind, data in self._asked(_READ, start, length):
+            if kind not in (_OFFSET_DATA, _OFFSET_HOLE):
+                continue
+            at = struct.unpack(">Q", data[:8])[0] - start
+            count = len(data) - 8 if kind == _OFFSET_DATA else struct.unpack(">I", data[8:12])[0]
+            if at < 0 or at + count > length:
+                raise _Ended("it sends what it was not asked for")
+            if kind == _OFFSET_DATA:
+                found[at : at + count] = data[8:]
+            got += count
+        if got != length:
+            raise _Ended("it sends less than it was asked for")
+        return bytes(found)
+
+    def _asked(self, kind: int, start: int, length: int) -> Iterator[tuple[int, bytes]]:
+        """The chunks of the answer to a request, each with its kind."""
         self._cookie += 1
-        self._connection.sendall(struct.pack(">IHHQQI", _REQUEST, 0, _READ, self._cookie, start, length))
-        magic, problem, cookie = struct.unpack(">IIQ", self._receive(16))
-        if (magic, cookie) != (_REPLY, self._cookie):
-            raise _Ended("its answer is none")
-        if problem:
-            raise _Ended(f"it cannot read {length} bytes at {start} ({os.strerror(problem)})")
-        return self._receive(length)
+        self._connection.sendall(struct.pack(">IHHQQI", _REQUEST, 0, kind, self._cookie, start, length))
+        flags = 0
+        while not flags & _DONE:
+            magic, flags, chunk, cookie, size = struct.unpack(">IHHQI", self._receive(20))
+            if (magic, cookie) != (_CHUNK, self._cookie) or size > _LONGEST + 8:
+                raise _Ended("its answer is none")
+            data = self._receive(size)
+            if chunk & _ERROR:
+                raise _Ended(f"it cannot read {length} bytes at {start} ({os.strerror(struct.unpack('>I', data[:4])[0])})")
+            yield chunk, data
 
     def _handshake(self) -> int:
         """The size of the disk, after both sides have agreed on it."""
         if self._receive(16) != _GREETING + _OPTION or not struct.unpack(">H", self._receive(2))[0] & _FIXED_NEWSTYLE:
             raise _Ended("it speaks another protocol")
         self._connection.sendall(struct.pack(">I", _FIXED_NEWSTYLE | _NO_ZEROES))
-        self._connection.sendall(_OPTION + struct.pack(">III", _GO, 6, 0) + struct.pack(">H", 0))
-        size = None
-        while True:
-            magic, option, kind, length = struct.unpack(">QIII", self._receive(20))
-            data = self._receive(length) if length <= _LONGEST else b""
-            if (magic, option) != (_OPTION_REPLY, _GO) or kind & _FAILED or len(data) < length:
-                raise _Ended("it does not let this task read")
-            if kind == _INFO and length >= 10 and struct.unpack(">H", data[:2])[0] == _INFO_EXPORT:
-                size = struct.unpack(">Q", data[2:10])[0]
-            if kind == _ACK:
-                if size is None:
-                    raise _Ended("it does not say how large the disk is")
+        self._option(_STRUCTURED, b"")
+        name = struct.pack(">I", 0)
+        contexts = self._option(_META_CONTEXT, name + struct.pack(">II", 1, len(_CONTEXT)) + _CONTEXT)
+        if [kind for kind, _data in contexts] != [_META]:
+            raise _Ended("it does not say where data is")
+        for kind, data in self._option(_GO, name + struct.pack(">H", 0)):
+            if kind == _INFO and len(data) >= 10 and struct.unpack(">H", data[:2])[0] == _INFO_EXPORT:
+                size: int = struct.unpack(">Q", data[2:10])[0]
                 return size
+        raise _Ended("it does not say how large the disk is")
+
+    def _option(self, option: int, data: bytes) -> list[tuple[int, bytes]]:
+        """What the server replies to an option before it agrees, each with its kind."""
+        self._connection.sendall(_OPTION + struct.pack(">II", option, len(data)) + data)
+        found = []
+        while True:
+            magic, answered, kind, length = struct.unpack(">QIII", self._receive(20))
+            if (magic, answered) != (_OPTION_REPLY, option) or kind & _FAILED or length > _LONGEST:
+                raise _Ended("it does not let this task read")
+            data = self._receive(length)
+            if kind == _ACK:
+                return found
+            found.append((kind, data))
 
     def _receive(self, length: int) -> bytes:
         found = bytearray(length)
