@@ -93,7 +93,7 @@ class Exported:
 
     changed: bool
     size: int | None
-    volume: VolumeResult | None
+    volume: VolumeResult | dict | None
     sums: Sums | None = None
     length: int | None = None
     actions: tuple[Action, ...] = ()
@@ -135,7 +135,7 @@ def export(request: ExportRequest, options: Options) -> Exported:
     return replace(done, volume=_described(request, options))
 
 
-def _described(request: ExportRequest, options: Options) -> VolumeResult | None:
+def _described(request: ExportRequest, options: Options) -> dict:
     """The volume as it is now, which no longer has what was taken to read from."""
     from . import reading
 

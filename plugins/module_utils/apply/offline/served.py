@@ -128,7 +128,7 @@ class ServedView:
     def _option(self, option: int, data: bytes) -> list[tuple[int, bytes]]:
         """What the server replies to an option before it agrees, each with its kind."""
         self._connection.sendall(_OPTION + struct.pack(">II", option, len(data)) + data)
-        found = []
+        found: list[tuple[int, bytes]] = []
         while True:
             magic, answered, kind, length = struct.unpack(">QIII", self._receive(20))
             if (magic, answered) != (_OPTION_REPLY, option) or kind & _FAILED or length > _LONGEST:
