@@ -79,7 +79,7 @@ def test_the_size_that_a_task_returns_is_that_of_the_disk(store: Store, out: Pat
     """Not the length of the file, which Ansible itself would say of whatever a result calls ``dest``."""
     life = lived(store, 3)
     words = f"share={store.path} volume=vol dest={out / 'disk'} format=qcow2"
-    ansible = ["ansible", "-i", "localhost,", "-c", "local", "localhost", "-m", "remotefs.storage.remotefs_image", "-a", words]
+    ansible = ["ansible", "localhost", "-m", "remotefs.storage.remotefs_image", "-a", words]
     for changed in (True, False):
         done = subprocess.run(ansible, env=ansible_environment, capture_output=True, text=True, check=True)
         result = json.loads(done.stdout.partition("=> ")[2])
