@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Callable, Iterator
 
 from ..errors import Conflict, InUse, InvalidParameter, LockTimeout, from_os_error
-from ..model import Share
 from ..store.files.passing import file_pieces, write_with_holes
 from ..store.locks import in_use
 from ..store.locks.kernel_users import KernelUsers
@@ -138,11 +137,11 @@ class Destination:
     def require_unused(self, fd: int) -> None:
         """:raises InUse: a machine or this host's kernel has the file open. It would go on with what is no longer there. One that only reads
         it may rest its own disk on it, which would be another one when it starts again."""
-        status, here = os.fstat(fd), Share(os.path.dirname(self.path), os.path.dirname(self.path), "directory")
+        status = os.fstat(fd)
         user = KernelUsers(status.st_dev).of(status)
         if user is not None:
-            raise in_use.kernel_uses_image(user, self.path, here.label)
-        if in_use.is_open(fd, here):
+            raise in_use.kernel_uses_image(user, self.path, os.path.dirname(self.path))
+        if in_use.is_open(fd):
             problem, remedy = "a running program (a virtual machine?) has it open", "stop that program, or write to another file"
             raise InUse(self.subject, problem, remedy)
 

@@ -108,10 +108,8 @@ def ask(fd: int, share: Share) -> bool | None:
     return False if share.locks_readable else None
 
 
-def is_open(fd: int, share: Share) -> bool:
-    """Whether a program can be seen to have the image open, be it only for reading. Takes no lock."""
-    if not share.locks_visible:
-        return False
+def is_open(fd: int) -> bool:
+    """Whether a program can be seen to have a file open as an image, be it only for reading. Takes no lock."""
     try:
         return _is_held(fd, _READERS_BYTES[0], _READERS_BYTES[-1] - _READERS_BYTES[0] + 1)
     except OSError:
