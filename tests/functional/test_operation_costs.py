@@ -98,7 +98,7 @@ class Share1:
         importing.forget_all(options)
 
     def export(self, image_format: str) -> None:
-        dest = exporting.ToFile(str(self.path.parent / "written"))
+        dest = exporting.ToFile(f"{self.path}-written")
         exporting.export(exporting.ExportRequest(self.candidates, "vol", "s2", dest, image_format), Options())
 
     def chain_and_image(self, image_format: str) -> None:
