@@ -77,12 +77,14 @@ class LayersView:
     def __init__(self, layers: Sequence[Layer], size: int) -> None:
         self._layers, self.size = Layers(layers, size), size
         self._indices = sorted(set(self._layers.indices()))
-        self._known, self._parts = -1, ()  # type: tuple[int, tuple[_Part, ...]]
+        self._known = -1
+        self._parts: tuple[_Part, ...] = ()
+        self._stops: tuple[int, ...] = ()  # where each of them ends
 
     def require_plain(self) -> None:
         """Read all tables. :raises Unsuited: one of them leads to what is not plain."""
         for index in self._indices:
-            self._of_table(index)
+            self._from(index, 0)
 
     def data(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """See :meth:`View.data`."""
@@ -90,9 +92,10 @@ class LayersView:
         for index in self._indices[bisect.bisect_left(self._indices, start // covered) :]:
             if index * covered >= stop:
                 return
-            for part in self._of_table(index):
-                if part.start < stop and start < part.stop:
-                    yield max(start, part.start), min(stop, part.stop)
+            for part in self._from(index, start):
+                if part.start >= stop:
+                    return
+                yield max(start, part.start), min(stop, part.stop)
 
     def read(self, start: int, length: int) -> bytes:
         """See :meth:`View.read`."""
@@ -100,8 +103,7 @@ class LayersView:
         while position < stop:
             index = position // self._layers.covered
             end = min(stop, (index + 1) * self._layers.covered)
-            parts = self._of_table(index)
-            for part in parts[bisect.bisect_right([one.stop for one in parts], position) :]:
+            for part in self._from(index, position):
                 if part.start >= end:
                     break
                 found += bytes(max(0, part.start - position))
@@ -112,10 +114,13 @@ class LayersView:
             position = end
         return bytes(found)
 
-    def _of_table(self, index: int) -> tuple[_Part, ...]:
+    def _from(self, index: int, position: int) -> Iterator[_Part]:
+        """The parts of a table that end behind ``position``."""
         if index != self._known:
             self._known, self._parts = index, tuple(self._read_table(index))
-        return self._parts
+            self._stops = tuple(part.stop for part in self._parts)
+        parts = self._parts
+        return (parts[number] for number in range(bisect.bisect_right(self._stops, position), len(parts)))
 
     def _read_table(self, index: int) -> Iterator[_Part]:
         for piece in self._layers.pieces(index):
