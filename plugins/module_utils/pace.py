@@ -9,12 +9,13 @@ Whoever moves data tells how many bytes it has moved, and is kept waiting while 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Callable, Iterator
 
 from .errors import ToolFailed
 
 if TYPE_CHECKING:
-    from .progress import Part
+    from .progress import Meter, Part
 
 _NAP = 0.5  # seconds to sleep at most before the time is looked at again
 _PIECES = 8  # parts of a second's data that are moved at a time
@@ -99,6 +100,21 @@ class Pace:
     def out_of_time(self) -> OutOfTime:
         """The error for data that has not moved in time."""
         return OutOfTime(self._subject, f"its data did not move within {self._timeout:g} s", "run the task again with a longer timeout")
+
+    @contextmanager
+    def watched(self, meter: Meter | None) -> Iterator[Callable[[int], None]]:
+        """A context in which those who watch the task see how far it is. Yields what is told how many bytes are going to move."""
+
+        def expect(count: int) -> None:
+            if meter is not None and self.part is None:
+                self.part = meter.part([count])
+                self.step(count)
+
+        try:
+            yield expect
+        finally:
+            if meter is not None and self.part is not None:
+                meter.end(self.part)
 
     def _started(self) -> float:
         if self._begin is None:

@@ -15,6 +15,20 @@ from .test_refusals import MIB, Store
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty share."""
+    (tmp_path / "share").mkdir()
+    return Store(tmp_path / "share")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A directory that is none."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+@pytest.fixture
 def layered(tmp_path: Path) -> Store:
     """Volume ``vol``: ones in the base, twos in ``vol.s1`` (what s2 shows), threes in the active image ``vol.s2``."""
     share = tmp_path / "share"

@@ -63,18 +63,6 @@ class Life:
         self.points[None] = bytes(self.shown)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    (tmp_path / "share").mkdir()
-    return Store(tmp_path / "share")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
-
-
 def lived(store: Store, seed: int, **desired: Any) -> Life:
     life = Life(store, seed, **desired)
     life.write()

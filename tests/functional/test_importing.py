@@ -43,12 +43,6 @@ from .test_inspection import KINDS, made
 from .test_refusals import MIB, Store
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    (tmp_path / "share").mkdir()
-    return Store(tmp_path / "share")
-
-
 def imported(store: Store, image: ImageRequest, name: str = "v", task: Task | None = None, **desired: object) -> object:
     options = Options(lock_timeout=5, task=task or Task())
     request = updating.VolumeRequest(store.candidates, DesiredVolume(name, **desired), image=image)  # type: ignore[arg-type]

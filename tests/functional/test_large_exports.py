@@ -22,18 +22,6 @@ from .test_exporting import export, lived
 from .test_refusals import Store
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    (tmp_path / "share").mkdir()
-    return Store(tmp_path / "share")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
-
-
 def test_nobody_waits_for_checksums_of_zeros_that_nobody_wants(store: Store, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large content there is none, also where the file is compared: hashing terabytes of zeros takes hours."""
     store.present(size=1 << 40)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.exporting import Exported as Point
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.exporting import Point
 from ansible_collections.remotefs.storage.plugins.module_utils.images import sending
 from ansible_collections.remotefs.storage.plugins.module_utils.images.fetching import Access
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting
@@ -33,12 +33,6 @@ from .test_importing import content
 from .test_refusals import MIB, Store
 
 SECRET = Access(headers=(("X-Auth-Token", "a-secret-token"),))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    (tmp_path / "share").mkdir()
-    return Store(tmp_path / "share")
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Iterator, NamedTuple, Union
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 from ..apply.engine import Shown, Sums, Terms, Written, shown
 from ..errors import Conflict, InUse, InvalidParameter, ToolFailed, from_os_error
@@ -104,7 +103,11 @@ class Exported:
 
 
 class MachineWrites(Exception):
-    """A machine is writing the present of the volume, and it is one that the task names."""
+    """A machine is writing the present of the volume on ``share``, and it is one that the task names."""
+
+    def __init__(self, share: Share) -> None:
+        super().__init__(share)
+        self.share = share
 
 
 def check(request: ExportRequest) -> None:
@@ -125,24 +128,16 @@ def export(request: ExportRequest, options: Options) -> Exported:
             return foretold
     try:
         return _export(request, request.snapshot, options)
-    except MachineWrites:
+    except MachineWrites as found:
         if options.task.begins_anew and "begun" not in options.task.kept:
             raise TakesLong from None
-    from . import temporary
+        share = found.share
+    from . import reading, temporary
 
-    with temporary.snapshot(request.candidates, request.volume, request.target.label, options) as name:
+    with temporary.snapshot(share, request.volume, request.target.label, options) as name:
         done = _export(request, name, replace(options, attachment=None))
-    return replace(done, volume=_described(request, options))
-
-
-def _described(request: ExportRequest, options: Options) -> dict:
-    """The volume as it is now, which no longer has what was taken to read from."""
-    from . import reading
-
-    with Workspace(options) as work:
-        share = find(work, request.candidates, request.volume)
-    (found,) = reading.list_volumes(share, [request.volume])
-    return found
+    (volume,) = reading.list_volumes(share, [request.volume])  # without the snapshot that it was read from
+    return replace(done, volume=volume)
 
 
 def _foretold_anew(request: ExportRequest, options: Options) -> Exported | None:
@@ -150,13 +145,17 @@ def _foretold_anew(request: ExportRequest, options: Options) -> Exported | None:
     from . import assumptions
 
     found = assumptions.missing_volume(request.candidates, request.volume, options)
-    if found is None:
-        return None
-    share, volume = found
+    return None if found is None else _assumed(request, *found, options)
+
+
+def _assumed(request: ExportRequest, share: Share, volume: Volume, options: Options) -> Exported:
+    """What check mode says where the volume or its snapshot is not there yet."""
+    from . import assumptions
+
     if request.snapshot:
         volume = assumptions.with_snapshot(volume, request.snapshot, options)
     told = assumptions.told_of(share, volume, options)
-    return Exported(True, None, told, actions=(_action(request, volume.active.file, None),), **_diff(request, False))
+    return Exported(True, volume.size or None, told, actions=(_action(request, volume.active.file, None),), **_diff(request, False))
 
 
 def _export(request: ExportRequest, snapshot: str | None, options: Options) -> Exported:
@@ -166,17 +165,13 @@ def _export(request: ExportRequest, snapshot: str | None, options: Options) -> E
             work.locks.take_families([(share, request.volume)])
         volume, recovered = recovered_volume(work, share, request.volume)
         if snapshot and options.assume and not volume.has_snapshot(snapshot):
-            from . import assumptions
-
-            volume = assumptions.with_snapshot(volume, snapshot, options)
-            told = assumptions.told_of(share, volume, options)
-            return Exported(True, volume.size or None, told, actions=(_action(request, volume.active.file, None),), **_diff(request, False))
+            return _assumed(request, share, volume, options)
         images = sources.seen(work, share, volume, snapshot)
         _require_fit(request, images[0].size)
         if snapshot is None and options.attachment is not None and _is_written(work, share, volume):
             if options.check:
-                return _changed(work, share, volume, request, images, recovered)
-            raise MachineWrites
+                return replace(_changed(work, share, volume, request, images), recovered=tuple(recovered))
+            raise MachineWrites(share)
         done = _deliver(work, share, volume, images, request, snapshot is None)
         return replace(done, recovered=tuple(recovered), changed=done.changed or bool(recovered))
 
@@ -206,16 +201,18 @@ def _deliver(work: Workspace, share: Share, volume: Volume, images: tuple[Image,
     target, options = request.target, work.options
     hashes = images[0].size <= HASHED if request.hashes_content is None else request.hashes_content
     terms = Terms(work.locks.descriptors, options.assume_unused and options.attachment is None)
-    with _paced(request, images, options) as pace:
+    pace = Pace(f"volume {request.label}", options.speed, options.timeout, options.task.waiting.sleep)
+    with pace.watched(options.task.meter) as expect:
+        expect(sum(image.allocated for image in images))
         point = partial(shown, work.directory(share), images, terms, pace, is_present, hashes)
         if isinstance(target, ToServer):
             if options.check:
                 with point():
-                    return _changed(work, share, volume, request, images, [])
+                    return _changed(work, share, volume, request, images)
             _begin(options, images)
             with point() as content:
                 sums, length = _put(content, target, request, pace, hashes)
-            return _changed(work, share, volume, request, images, [], sums, length)
+            return _changed(work, share, volume, request, images, sums, length)
         try:
             with Destination(target.path, target.keeps_old) as place:
                 _require_apart(place, share)
@@ -225,7 +222,7 @@ def _deliver(work: Workspace, share: Share, volume: Volume, images: tuple[Image,
             if not options.check:
                 raise
             options.task.warn(f"{error.problem}: check mode assumes that an earlier task makes it")
-            return _changed(work, share, volume, request, images, [])
+            return _changed(work, share, volume, request, images)
         except OSError as error:
             raise from_os_error(error, f"file {target.path}") from error
 
@@ -238,6 +235,8 @@ def _write(
         _begin(options, images)
         with place.opened() as fd:
             same = content.compare(fd, request.format) if fd is not None else None
+            if fd is not None and same is None:
+                place.require_unused(fd)
     if same is not None and status is not None:
         told = Exported(False, content.size, work.mode.described(share, volume), same, status.st_size)
         if target.access.is_that_of(status):
@@ -245,18 +244,14 @@ def _write(
         if not options.check:
             place.set_access(target.access)
         return replace(told, changed=True, actions=({"step": "set_access", "file": place.path},), **_access_diff(target.access, status))
-    if status is not None:
-        with place.opened() as fd:
-            if fd is not None:
-                place.require_unused(fd)
     if options.check:
-        return _changed(work, share, volume, request, images, [], existed=status is not None)
+        return _changed(work, share, volume, request, images, existed=status is not None)
     _begin(options, images)
     with place.part(options.lock_timeout, options.task.waiting.sleep) as fd:
         sums = content.write(fd, Written(request.format, request.compressed, _kept_name(place)))
         length = os.fstat(fd).st_size
         kept = place.publish(fd, target.access, target.keeps_old)
-    return replace(_changed(work, share, volume, request, images, [], sums, length, status is not None), kept=kept)
+    return replace(_changed(work, share, volume, request, images, sums, length, status is not None), kept=kept)
 
 
 def _kept_name(place: Destination) -> str:
@@ -297,20 +292,6 @@ def _begin(options: Options, images: tuple[Image, ...]) -> None:
     options.task.kept["begun"] = True
 
 
-@contextmanager
-def _paced(request: ExportRequest, images: tuple[Image, ...], options: Options) -> Iterator[Pace]:
-    """A context with the pace of the data, in which those who watch the task see how far it is."""
-    meter, much = options.task.meter, sum(image.allocated for image in images)
-    part = meter.part([much]) if meter is not None else None
-    pace = Pace(f"volume {request.label}", options.speed, options.timeout, options.task.waiting.sleep, part)
-    pace.step(much)
-    try:
-        yield pace
-    finally:
-        if meter is not None and part is not None:
-            meter.end(part)
-
-
 # -- what is told ----------------------------------------------------------------------------------------------------------
 
 
@@ -320,14 +301,13 @@ def _changed(
     volume: Volume,
     request: ExportRequest,
     images: tuple[Image, ...],
-    recovered: list,
     sums: Sums | None = None,
     length: int | None = None,
     existed: bool = False,
 ) -> Exported:
     action = _action(request, images[0].file, sum(image.allocated for image in images))
     told = work.mode.described(share, volume)
-    return Exported(True, images[0].size, told, sums, length, (action,), tuple(recovered), **_diff(request, existed))
+    return Exported(True, images[0].size, told, sums, length, (action,), **_diff(request, existed))
 
 
 def _action(request: ExportRequest, file: str, count: int | None) -> Action:

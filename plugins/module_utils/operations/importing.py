@@ -13,7 +13,7 @@ import os
 import stat
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple
+from typing import Iterator, NamedTuple
 
 from ..apply.engine import CopySource
 from ..errors import ImageChecksum, InvalidParameter, StorageError, ToolFailed, from_os_error
@@ -26,13 +26,10 @@ from ..plan.desired import DesiredVolume, Source
 from ..store import inspection
 from ..store.files.directory import ShareDirectory
 from ..store.files.passing import file_pieces
-from ..store.locks.lock import VolumeLock
 from . import servers
 from .candidates import Policy
+from .named_locks import locked_name
 from .options import ARRIVED, Options
-
-if TYPE_CHECKING:
-    from ..progress import Meter
 
 _ANY = 1 << 62  # bytes: a share that does not say how large it is
 
@@ -146,7 +143,7 @@ def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy
     """
     key = arriving.key_of(request.place, request.checksum)
     checked = options.task.kept.setdefault(ARRIVED, {})
-    with _locked(share, key, options) as (directory, _lock):
+    with locked_name(share, key, options, options.lock_timeout, options.break_lock) as (directory, _lock):
         before = checked.get((share, key))
         image = arriving.known(directory, before) if before is not None else None
         if image is None:
@@ -166,27 +163,12 @@ def _received(directory: ShareDirectory, key: str, request: ImageRequest, wanted
             return Fetch(request.place, request.access, checksum is not None, start, version, pace.nap, pace.left)
         return LocalFile(request.place)
 
-    with _watched(pace, options.task.meter) as expect:
+    with pace.watched(options.task.meter) as expect:
         order = Order(request.label, key, source, checksum, request.compression, request.image_format, room.free, wanted_size, room.largest, expect)
         try:
             return Arrival(directory, order, pace).receive()
         except OSError as error:
             raise from_os_error(error, f"image {request.label}") from error
-
-
-@contextmanager
-def _locked(share: Share, key: str, options: Options, at_once: bool = False) -> Iterator[tuple[ShareDirectory, VolumeLock]]:
-    """A context in which this task alone has the image ``key``. :param at_once: do not wait for another task. :raises LockTimeout: one has it."""
-    held: list[VolumeLock] = []
-
-    def verify(_name: str) -> None:
-        for lock in held:
-            lock.verify()
-
-    with ShareDirectory(share, verify, options.task.waiting) as directory:
-        with VolumeLock(directory, key, 0 if at_once else options.lock_timeout, options.break_lock and not at_once) as lock:
-            held.append(lock)
-            yield directory, lock
 
 
 class _Room(NamedTuple):
@@ -205,22 +187,6 @@ class _Room(NamedTuple):
         total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
         largest = int(total * policy.max_over_subscription_ratio) if total else _ANY
         return cls(max(0, free - total * policy.reserved_percentage // 100) if total else _ANY, largest)
-
-
-@contextmanager
-def _watched(pace: Pace, meter: Meter | None) -> Iterator[Callable[[int], None]]:
-    """A context in which those who watch the task see how far the image is. Yields what is told how many bytes are to come."""
-
-    def expect(count: int) -> None:
-        if meter is not None and pace.part is None:
-            pace.part = meter.part([count])
-            pace.step(count)
-
-    try:
-        yield expect
-    finally:
-        if meter is not None and pace.part is not None:
-            meter.end(pace.part)
 
 
 def foretold_source(request: ImageRequest, desired: DesiredVolume, options: Options) -> Source:
@@ -278,7 +244,7 @@ def forget_all(options: Options) -> None:
 
 def _forget(share: Share, key: str, options: Options) -> list[str]:
     """Remove an image, unless another task has it. Returns the keys of those that nobody will go on with."""
-    with suppress(StorageError, OSError), _locked(share, key, options, at_once=True) as (directory, lock):
+    with suppress(StorageError, OSError), locked_name(share, key, options) as (directory, lock):
         old = arriving.old_ones(directory, key)
         arriving.remove(directory, key)
         lock.forget_file()

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Iterator
 
@@ -22,12 +22,11 @@ from ..model import Share, listed, now
 from ..plan.desired import DesiredSnapshot
 from ..plan.retention import parse_expiry
 from ..store.files.directory import ShareDirectory
-from ..store.locks.lock import VolumeLock
 from ..store.volumes import chains
 from . import snapshots
 from .candidates import Candidates
+from .named_locks import locked_name
 from .options import Options
-from .workspace import Workspace
 
 _PREFIX = "temporary-"
 _NAME = re.compile(_PREFIX + "[0-9a-f]{16}")
@@ -35,47 +34,36 @@ _TIME = "1d"
 
 
 @contextmanager
-def snapshot(candidates: Candidates, volume: str, reader: str, options: Options) -> Iterator[str]:
+def snapshot(share: Share, volume: str, reader: str, options: Options) -> Iterator[str]:
     """A context with the name of a snapshot that shows the volume as it is now.
 
     :param reader: what reads it, for its description. :raises StorageError: it cannot be taken, or does not go again.
     """
-    share = _share_of(candidates, volume, options)
     name = f"{_PREFIX}{os.urandom(8).hex()}"
     desired = DesiredSnapshot(name, description=f"read for {reader}"[:200], expires=parse_expiry(_TIME, now()))
-    with ExitStack() as stack:
-        _lock(stack, share, volume, name, options)
-        _delete(candidates, volume, _left(share, volume, options), options)
+    with _read(share, volume, name, options):
+        _delete(share, volume, _left(share, volume, options), options)
         try:
-            snapshots.take(snapshots.SnapshotRequest(candidates, volume, desired), replace(options, assume=False))
+            snapshots.take(snapshots.SnapshotRequest(Candidates((share,)), volume, desired), options)
             yield name
         finally:
             failed = sys.exc_info()[1]
             try:
-                _delete(candidates, volume, [name], options)
+                _delete(share, volume, [name], options)
             except StorageError as error:
                 if failed is None:
                     raise
                 options.task.warn(f"snapshot {name} of volume {volume} stays until the next export: {error}")
 
 
-def _share_of(candidates: Candidates, volume: str, options: Options) -> Share:
-    with Workspace(options) as work:
-        return snapshots.find(work, candidates, volume)
-
-
-def _lock(stack: ExitStack, share: Share, volume: str, name: str, options: Options) -> None:
-    """Hold the lock that says that somebody still reads the snapshot. :raises LockTimeout: somebody has it."""
-    held: list[VolumeLock] = []
-
-    def verify(_name: str) -> None:
-        for lock in held:
-            lock.verify()
-
-    directory = stack.enter_context(ShareDirectory(share, verify, options.task.waiting))
-    lock = VolumeLock(directory, _key(volume, name), 0)
-    held.append(stack.enter_context(lock))
-    stack.callback(lock.forget_file)
+@contextmanager
+def _read(share: Share, volume: str, name: str, options: Options) -> Iterator[None]:
+    """A context in which a lock says that somebody reads the snapshot. :raises LockTimeout: somebody else does."""
+    with locked_name(share, _key(volume, name), options) as (_directory, lock):
+        try:
+            yield
+        finally:
+            lock.forget_file()
 
 
 def _key(volume: str, name: str) -> str:
@@ -97,8 +85,8 @@ def _left(share: Share, volume: str, options: Options) -> list[str]:
     locks = {_PREFIX + lock.partition(".")[0][len(mark) :] for lock in listed_locks if lock.startswith(mark)}
     for name in sorted(names | {lock for lock in locks if _NAME.fullmatch(lock)}):
         try:
-            with ExitStack() as stack:
-                _lock(stack, share, volume, name, options)
+            with _read(share, volume, name, options):
+                pass
         except LockTimeout:
             continue
         if name in names:
@@ -108,6 +96,6 @@ def _left(share: Share, volume: str, options: Options) -> list[str]:
     return left
 
 
-def _delete(candidates: Candidates, volume: str, names: list[str], options: Options) -> None:
+def _delete(share: Share, volume: str, names: list[str], options: Options) -> None:
     if names:
-        snapshots.delete(candidates, volume, names, replace(options, assume=False, timeout=None))
+        snapshots.delete(Candidates((share,)), volume, names, replace(options, timeout=None))

@@ -31,7 +31,7 @@ _FENCED = 64 << 20  # bytes after which the task checks again that it still hold
 _OPTIONS = {"vpc": ["-o", "force_size=on"]}  # else QEMU rounds its size to a geometry
 
 
-class Exported:
+class Point:
     """The point of a volume that a context has open: see :class:`engine.Shown`.
 
     :param pace: how fast its data moves, and for how long. :param hashes_content: whether :class:`Sums` have the checksum of the content.
@@ -226,12 +226,12 @@ def _beside(work: Callable[[threading.Event], str | None]) -> Iterator[Callable[
 
 
 @contextmanager
-def opened(directory: ShareDirectory, images: Sequence[Image], terms: Terms, pace: Pace, is_present: bool, hashes_content: bool) -> Iterator[Exported]:
+def opened(directory: ShareDirectory, images: Sequence[Image], terms: Terms, pace: Pace, is_present: bool, hashes_content: bool) -> Iterator[Point]:
     """A context with a point of a volume, on its way out. See :func:`engine.shown`."""
     if is_present:
         require_unwritten(directory, images, terms)
     with viewing.opened(directory, images) as view:
-        yield Exported(CopySource(directory, tuple(images)), view, pace, terms.locks, hashes_content)
+        yield Point(CopySource(directory, tuple(images)), view, pace, terms.locks, hashes_content)
 
 
 def require_unwritten(directory: ShareDirectory, images: Sequence[Image], terms: Terms) -> None:
