@@ -61,13 +61,19 @@ options:
     type: dict
     suboptions:
       volume:
-        description: A volume on one of the candidate shares. Either this or O(source.image).
+        description: A volume on one of the candidate shares, or on O(source.share). Either this or O(source.image).
         type: str
       snapshot:
         description:
           - One of its snapshots. Without it the clone is made from the present content.
           - A linked clone of the present content rests on a snapshot that is taken for it, called V(clone-NAME). It stays when the clone is
             removed; remove it with M(remotefs.storage.remotefs_snapshot).
+        type: str
+      share:
+        description:
+          - The share of the source, if it is none of those in O(share), such as the share of a backup from which a volume is restored.
+            The source may have the name of the new volume. Its content is copied, so that O(source.method=full) is the only method.
+          - The source is locked while it is read, by a file on its share, which must be writable for that.
         type: str
       method:
         description:
@@ -231,6 +237,7 @@ options:
         suboptions:
           volume: {description: 'See O(source.volume).', type: str}
           snapshot: {description: 'See O(source.snapshot).', type: str}
+          share: {description: 'See O(source.share).', type: str}
           method: {description: 'See O(source.method).', type: str, choices: [full, linked], default: full}
           image: {description: 'See O(source.image).', type: str}
           checksum: {description: 'See O(source.checksum).', type: str}
@@ -575,6 +582,7 @@ _VOLUME = {
         "options": {
             "volume": {"type": "str"},
             "snapshot": {"type": "str"},
+            "share": {"type": "str"},
             "method": {"type": "str", "choices": ["full", "linked"], "default": "full"},
             "image": {"type": "str"},
             "checksum": {"type": "str"},
@@ -588,7 +596,7 @@ _VOLUME = {
             "client_key": {"type": "path", "no_log": False},
         },
         "required_one_of": [["volume", "image"]],
-        "mutually_exclusive": [["volume", "image"], ["snapshot", "image"]],
+        "mutually_exclusive": [["volume", "image"], ["snapshot", "image"], ["share", "image"]],
     },
     "snapshot": {"type": "str"},
     "description": {"type": "str"},
@@ -619,10 +627,10 @@ def _run(params: dict, options, finder, asked=None):
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)
-    return volumes.ensure_present(asked() if asked else _request(params, candidates), options)
+    return volumes.ensure_present(asked() if asked else _request(params, candidates, finder), options)
 
 
-def _request(params: dict, candidates):
+def _request(params: dict, candidates, finder):
     from ..module_utils.model import parse_size
     from ..module_utils.operations import updating
     from ..module_utils.operations.candidates import Policy
@@ -648,10 +656,20 @@ def _request(params: dict, candidates):
         snapshot=params["snapshot"],
     )
     longest, given = check_max_chain(params["max_chain"]), params["source"]
-    cloned = given if given and given["volume"] is not None else None
-    source = updating.SourceRequest(cloned["volume"], cloned["snapshot"], cloned["method"] == "linked", longest) if cloned else None
+    source = _source(given, finder, params["mount_base"], longest) if given and given["volume"] is not None else None
     policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
-    return updating.VolumeRequest(candidates, desired, source, policy, longest, _image(given) if given and not cloned else None)
+    return updating.VolumeRequest(candidates, desired, source, policy, longest, _image(given) if given and not source else None)
+
+
+def _source(given: dict, finder, mount_base: str, longest: int):
+    """The volume that ``source`` names. :raises InvalidParameter: a clone cannot rest on what lies on another share."""
+    from ..module_utils.operations.updating import SourceRequest
+
+    linked, share = given["method"] == "linked", given["share"]
+    if linked and share is not None:
+        problem = "a linked clone lies on the share of its source, so that its source is on one of the shares of option share"
+        raise InvalidParameter("option source.share", problem, "leave it out, or take method full")
+    return SourceRequest(given["volume"], given["snapshot"], linked, longest, None if share is None else finder.find(share, mount_base))
 
 
 def _image(given: dict):
@@ -686,25 +704,27 @@ def _item(params: dict, finder):
     given = params["source"] or {}
     source = frozenset([given["volume"]] if given.get("volume") is not None else ())
     fetched = frozenset([f"image {given['image']}"] if given.get("image") is not None else ())  # one after the other: the first one fetches it
+    elsewhere = finder.prepare(given["share"], params["mount_base"]) if given.get("share") is not None else None
     # Clones of a snapshot are made side by side, but where a lock for reading keeps other readers out as well.
-    shared = bool(source and given["snapshot"] and candidates and all(share.locks_visible for share in candidates.shares))
+    there = elsewhere or candidates
+    shared = bool(source and given["snapshot"] and there and all(share.locks_visible for share in there.shares))
     attached = changes.one_after_the_other(params)
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
     deletion = runner.Deletion(candidates, name) if candidates and not attached and params["state"] == "absent" else None
-    change = _change(params, candidates, name) if candidates else None
+    change = _change(params, candidates, name, elsewhere) if candidates else None
     asked = None
     if candidates and params["state"] == "present" and params["name"] is not None:
-        asked = functools.lru_cache(maxsize=None)(functools.partial(_request, params, candidates))
+        asked = functools.lru_cache(maxsize=None)(functools.partial(_request, params, candidates, finder))
     run = functools.partial(_run, params, finder=finder, asked=asked)
     return runner.Item(name, touches | attached | fetched, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
 
 
-def _change(params: dict, candidates, name: str):
+def _change(params: dict, candidates, name: str, elsewhere):
     """What other items of the task may depend on."""
     from ..module_utils.operations.bulk import order
 
     source = (params["source"] or {}).get("volume")
-    return order.Change(candidates, name, params["state"] == "absent", source, bool(params["flatten"]))
+    return order.Change(candidates, name, params["state"] == "absent", source, bool(params["flatten"]), elsewhere)
 
 
 def _run_one(module: AnsibleModule) -> dict:

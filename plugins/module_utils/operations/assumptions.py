@@ -63,16 +63,16 @@ def present(request: VolumeRequest, options: Options) -> Outcome | None:
     if not there.shares:
         if there.unreadable or not request.candidates.missing:
             return None
-        return _create(request, request.candidates.missing[0], options, there)
+        return _create(request, request.candidates.missing[0], options)
     if request.source is None or request.source.volume in options.task.failed:  # no other task makes what an item of this one could not
         return None
-    if located(there, desired.name, options) or _has_source(request, there, options):
+    if located(there, desired.name, options) or _has_source(request, options):
         return None
     share = placement.place(desired.name, there, there, Demand(desired.size or 0), request.policy, options.task.capacity, options.check)
-    return _create(request, share, options, there)
+    return _create(request, share, options)
 
 
-def _create(request: VolumeRequest, share: Share, options: Options, there: Candidates) -> Outcome:
+def _create(request: VolumeRequest, share: Share, options: Options) -> Outcome:
     from ..plan import clones
 
     desired, source = request.desired, request.source
@@ -83,7 +83,7 @@ def _create(request: VolumeRequest, share: Share, options: Options, there: Candi
     elif source is None:
         plans = [planner.create_volume(desired)]
     else:
-        parent = _source(request, there, options)
+        parent = _source(request, options)
         snapshot, prepared = source.snapshot, []
         if source.linked and snapshot is None:
             snapshot = clones.snapshot_for(desired.name)
@@ -104,21 +104,21 @@ def _create(request: VolumeRequest, share: Share, options: Options, there: Candi
     return _outcome(share, options, plans, None)
 
 
-def _source(request: VolumeRequest, there: Candidates, options: Options) -> Volume:
+def _source(request: VolumeRequest, options: Options) -> Volume:
     """The source as it is, or as it is assumed to be: a volume with the snapshot that is asked for."""
     source = request.source
     if source is None:
         raise ValueError("there is no source")
-    found = _known(there, check_volume_name(source.volume), options)
+    found = _known(request.source_candidates, check_volume_name(source.volume), options)
     if found is None:
         options.task.warn(f"source volume {source.volume} does not exist yet: {_MADE_EARLIER}")
         found = assumed_volume(source.volume)
     return with_snapshot(found, source.snapshot, options) if source.snapshot else found
 
 
-def _has_source(request: VolumeRequest, there: Candidates, options: Options) -> bool:
+def _has_source(request: VolumeRequest, options: Options) -> bool:
     source = request.source
-    found = None if source is None else _known(there, check_volume_name(source.volume), options)
+    found = None if source is None else _known(request.source_candidates, check_volume_name(source.volume), options)
     return found is not None and source is not None and (source.snapshot is None or found.has_snapshot(source.snapshot))
 
 
@@ -240,11 +240,13 @@ def _assumed(candidates: Candidates, name: str, options: Options) -> tuple[Share
     return None
 
 
-def _known(there: Candidates, name: str, options: Options) -> Volume | None:
+def _known(candidates: Candidates, name: str, options: Options) -> Volume | None:
     """A volume as it is, or as earlier items of the task leave it."""
-    for (_path, other), volume in options.task.predicted.items():
-        if other == name and volume is not None:
+    for share in (*candidates.shares, *candidates.missing):
+        volume = options.task.predicted.get((share.path, name))
+        if volume is not None:
             return volume
+    there = reachable(candidates, options)
     share = located(there, name, options)
     if share is None:
         return None

@@ -183,9 +183,8 @@ def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> lis
 def _source_share(work: Workspace, request: VolumeRequest) -> Share | None:
     if request.source is None:
         return None
-    share = located(request.candidates, check_volume_name(request.source.volume), work.options, work.directory)
+    share = located(request.source_candidates, check_volume_name(request.source.volume), work.options, work.directory)
     if share is None:
-        raise VolumeNotFound(
-            f"source volume {request.source.volume}", "it is on none of the given shares", "check the name, or create it first"
-        )
+        problem = "it is not on the share that source.share names" if request.source.candidates else "it is on none of the given shares"
+        raise VolumeNotFound(f"source volume {request.source.volume}", problem, "check the name, or create it first")
     return share

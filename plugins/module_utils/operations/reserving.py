@@ -143,7 +143,7 @@ class _View:
         source = request.source
         if source is None:
             return None
-        share = next((share for share in request.candidates.shares if self._has(share, source.volume)), None)
+        share = next((share for share in request.source_candidates.shares if self._has(share, source.volume)), None)
         if share is None:
             return None
         claim = self._options.task.capacity.standing(share, source.volume)

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 
 class SourceRequest(NamedTuple):
-    """What a clone is made from: a volume, or one of its snapshots; ``linked`` to it, or with data of its own."""
+    """What a clone is made from: a volume, or one of its snapshots; ``linked`` to it, or with data of its own. ``candidates``: where it
+    is, if not on one of the shares where the clone may be."""
 
     volume: str
     snapshot: str | None = None
     linked: bool = False
     max_chain: int = MAX_CHAIN
+    candidates: Candidates | None = None
 
     @property
     def label(self) -> str:
@@ -44,6 +46,11 @@ class VolumeRequest(NamedTuple):
     policy: Policy = Policy()
     max_chain: int = MAX_CHAIN
     image: ImageRequest | None = None
+
+    @property
+    def source_candidates(self) -> Candidates:
+        """The shares on one of which the source is."""
+        return self.source.candidates if self.source and self.source.candidates else self.candidates
 
 
 def located(candidates: Candidates, name: str, options: Options, opened: Opened | None = None) -> Share | None:

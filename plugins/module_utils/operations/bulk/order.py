@@ -19,13 +19,24 @@ if TYPE_CHECKING:
 
 class Change(NamedTuple):
     """What an item does to its volume, as far as others depend on it: whether that goes (``absent``), what it is made from
-    (``source``, a volume), and whether it is cut loose from that (``flatten``)."""
+    (``source``, a volume on one of ``source_candidates``), and whether it is cut loose from that (``flatten``)."""
 
     candidates: Candidates
     volume: str
     absent: bool = False
     source: str | None = None
     flatten: bool = False
+    source_candidates: Candidates | None = None
+
+    def is_made_from(self, other: Change) -> bool:
+        """Whether another item's volume may be the source of this one."""
+        if self.source is None or self.absent or self.source != other.volume:
+            return False
+        return bool(_places(self.source_candidates or self.candidates) & _places(other.candidates))
+
+
+def _places(candidates: Candidates) -> set[str]:
+    return {share.path for share in (*candidates.shares, *candidates.missing)}
 
 
 def arrange(items: Sequence[Item]) -> tuple[list[int], dict[int, frozenset]]:
@@ -48,8 +59,8 @@ def _as_asked(changes: dict[int, Change]) -> set[tuple[int, int]]:
     by_volume = _by_volume(changes)
     pairs = {pair for indexes in by_volume.values() for pair in zip(indexes, indexes[1:])}
     for index, change in changes.items():
-        if change.source is not None and not change.absent:
-            pairs |= {(other, index) for other in by_volume.get(change.source, []) if other < index and not changes[other].absent}
+        others = by_volume.get(change.source or "", [])
+        pairs |= {(other, index) for other in others if other < index and not changes[other].absent and change.is_made_from(changes[other])}
     return pairs
 
 
@@ -65,8 +76,9 @@ def _edges(changes: dict[int, Change]) -> set[tuple[int, int]]:
     by_volume = _by_volume(changes)
     edges = set()
     for index, change in changes.items():
-        if change.source is not None and not change.absent and change.source != change.volume:
-            edges |= _after_its_source(index, change, by_volume.get(change.source, []), changes)
+        others = [other for other in by_volume.get(change.source or "", []) if change.is_made_from(changes[other])]
+        if others and (change.source != change.volume or change.source_candidates is not None):
+            edges |= _after_its_source(index, change, others, changes)
     for index, volume, ancestors in _families(changes):
         edges |= {(index, other) for name in ancestors - {volume} for other in by_volume.get(name, []) if changes[other].absent}
     return edges
@@ -80,7 +92,7 @@ def _after_its_source(index: int, change: Change, others: Iterable[int], changes
         return set()
     if before and not made_later:
         return {(index, before[-1])}
-    if made_later and (before or not _is_there(change.candidates, str(change.source))):
+    if made_later and (before or not _is_there(change.source_candidates or change.candidates, str(change.source))):
         return {(made_later[0], index)}
     return set()
 
