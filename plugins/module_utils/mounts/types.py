@@ -236,10 +236,8 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         local_options=_FUSE_LOCAL,
         # The helper refuses what the kernel shows of FUSE. With nodiratime and relatime it mounts nothing, and says that all is well.
         attachable=("nosuid", "nodev", "noexec", "noatime"),
-        attachable_given=(
-            "backup-volfile-servers", "backupvolfile-server", "server-port", "transport", "fetch-attempts", "acl", "selinux", "enable-ino32",
-            "direct-io-mode", "attribute-timeout", "entry-timeout", "negative-timeout", "use-readdirp", "xlator-option",
-        ),
+        attachable_given=("backup-volfile-servers", "backupvolfile-server", "server-port", "transport", "fetch-attempts", "acl", "selinux", "enable-ino32")
+        + ("direct-io-mode", "attribute-timeout", "entry-timeout", "negative-timeout", "use-readdirp", "xlator-option"),
     ),
     FileSystem(
         name="sshfs",
