@@ -31,7 +31,7 @@ class Brick:
     def __init__(self, connection: dict) -> None:
         self.data, self.commands = connection["data"], []
         protocol = connection["driver_volume_type"]
-        if protocol == "smbfs":  # os-brick's factory has this connector for Windows only; the class of Linux has it
+        if protocol == "smbfs":
             assert not self._factory_has(protocol), "docs/attach.md says that the factory has no smbfs"
             self.connector: Any = RemoteFsConnector("cifs", None, conn=connection, execute=self._run, smbfs_mount_point_base=connection["mount_point_base"])
         else:
