@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -236,8 +236,8 @@ def live(work: Work) -> None:
 
 @stage
 def interop(work: Work) -> None:
-    """OpenStack Cinder's own NFS driver and the collection, in turns on the same volumes"""
-    bin = machine.venv("cinder", machine.python_for_core(machine.best_core()), *machine.CINDER_PACKAGES)
+    """OpenStack Cinder's own NFS driver and the collection, in turns on the same volumes; os-brick on volumes of a directory"""
+    bin = machine.cinder_venv()
     machine.need_qemu()
     work.pytest(bin, "-W", "ignore::DeprecationWarning", "tests/interop")
 
@@ -411,8 +411,9 @@ def publish(work: Work) -> None:
 
 @stage
 def gluster(work: Work) -> None:
-    """The lab: a real GlusterFS with two clients"""
-    in_lab("gluster-run", "glusterfs-server=glusterd", "glusterfs-client=mount.glusterfs", "iproute2=ip", "qemu-system-x86=qemu-system-x86_64")(work)
+    """The lab: a real GlusterFS with two clients, and os-brick on its volumes"""
+    packages = ("glusterfs-server=glusterd", "glusterfs-client=mount.glusterfs", "iproute2=ip", "qemu-system-x86=qemu-system-x86_64")
+    in_lab("gluster-run", *packages, wanted=os_brick)(work)
 
 
 @stage
@@ -421,13 +422,31 @@ def sshfs(work: Work) -> None:
     in_lab("sshfs-run", "openssh-server=sshd", "openssh-client=ssh-keygen", "sshfs=sshfs")(work)
 
 
-def in_lab(script: str, *packages: str) -> Callable[[Work], None]:
+@contextmanager
+def os_brick() -> Iterator[dict]:
+    """The variable that names a Python with os-brick to a lab, which has no network. Without os-brick, all else in the lab runs.
+
+    :raises NotPossible: afterwards, if os-brick is not here.
+    """
+    try:
+        found = {"OS_BRICK_PYTHON": str(machine.cinder_venv() / "python")}
+    except SystemExit as error:
+        yield {}
+        raise machine.NotPossible(f"os-brick, without which the rest of the lab passed: {str(error).splitlines()[0]}") from None
+    yield found
+
+
+def in_lab(script: str, *packages: str, wanted: Callable = functools.partial(nullcontext, {})) -> Callable[[Work], None]:
+    """:param wanted: makes the context in which the lab runs, which gives it environment variables."""
+
     def run(work: Work) -> None:
         machine.need_root()
         machine.need_qemu()
         machine.need(*packages)
         machine.need_fuse()
-        work.run(f"tests/lab/{script}", "tests/lab/run-playbooks", machine.core_venv(machine.best_core()))
+        bin = machine.core_venv(machine.best_core())
+        with wanted() as env:
+            work.run(f"tests/lab/{script}", "tests/lab/run-playbooks", bin, env=env)
         say(f"tests/integration/lab on every share of {script}")
 
     return run
@@ -435,7 +454,7 @@ def in_lab(script: str, *packages: str) -> Callable[[Work], None]:
 
 @stage
 def lab(work: Work) -> None:
-    """The lab: kernel servers in user-mode Linux, of NFS 4.2, and of NFSv3 and SMB 3.1.1 from day to day in turns (`nightly` takes both)"""
+    """The lab: kernel servers in user-mode Linux, of NFS 4.2, and of NFSv3 and SMB 3.1.1 from day to day in turns (`nightly` takes both); os-brick"""
     run_lab(work, ("NFS3", "CIFS")[int(time.strftime("%j")) % 2])
 
 
@@ -452,7 +471,8 @@ def run_lab(work: Work, others: str) -> None:
     # It does not know the registers of every processor to come, and then ends before the first program.
     if subprocess.run(["tests/lab/uml-run", "-t", "120", "true"], stdin=subprocess.DEVNULL, check=False).returncode != 0:
         raise machine.NotPossible("user-mode Linux does not start on this processor")
-    work.run("tests/lab/uml-both", str(stages.MINUTES * 60 - 60), others, "tests/lab/run-playbooks", bin)
+    with os_brick() as env:
+        work.run("tests/lab/uml-both", str(stages.MINUTES * 60 - 60), others, "tests/lab/run-playbooks", bin, env=env)
     say(f"tests/integration/lab on NFS4 {others}")
 
 

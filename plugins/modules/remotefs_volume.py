@@ -473,8 +473,10 @@ volume:
     connection:
       description:
         - What a virtualization host needs to attach it, in the form that OpenStack's os-brick takes. For a directory below a mount C(export) is the
-          mount's source, and C(name) leads to the file in it. C(options) are words of a mount command, or null.
-        - A driver type C(local) is a file of this host, C(device_path).
+          mount's source, and C(name) leads to the file in it. C(options) are words of a mount command, or null; none is a secret.
+        - Where the share is not mounted, os-brick mounts it with them, at the same directory as it is mounted here.
+        - A driver type C(local) is a file of this host, C(device_path). A share of fstype V(sshfs) is one, because os-brick cannot mount it.
+        - The driver type C(smbfs) wants a connector that is made by hand. docs/attach.md of the collection has an example.
       type: dict
       returned: always
   sample:

@@ -111,6 +111,11 @@ def sanity_venv(core: str) -> Path:
     return venv(f"sanity-{core}", python_for_core(core), f"ansible-core~={core}.0", "jmespath", compiled=False)
 
 
+def cinder_venv() -> Path:
+    """That of an environment with OpenStack Cinder's drivers and os-brick. :raises NotPossible:"""
+    return venv("cinder", python_for_core(best_core()), *CINDER_PACKAGES)
+
+
 def nox_venv() -> Path:
     """That of an environment with nox. :raises NotPossible:"""
     return venv("nox", python_for_core(best_core()), *NOX_PACKAGES, compiled=False)

@@ -123,7 +123,7 @@ def drifted_options(desired: DesiredShare, observed: ObservedShare) -> tuple[str
     if observed.mount is None:
         return ()
     options, drifted = effective_options(desired, observed), _another_user(desired, observed.mount)
-    if observed.record is None or observed.record != (options, observed.mount.options):
+    if observed.record is None or (observed.record.words, observed.record.live) != (options, observed.mount.options):
         previous = observed.record.words if observed.record is not None else observed.entry.options if desired.persist and observed.entry is not None else None
         drifted += mount_options.drift(desired.row, options, options_of(observed.mount, desired.row), previous)
     if observed.trigger:  # only the automounter's own table can change the other options

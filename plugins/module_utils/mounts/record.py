@@ -5,6 +5,7 @@
 
 The mount table leaves some options out and changes others. Some are set by the first mount of the server. So it cannot always
 show whether a mount is as desired. A mount is as desired if we made it with exactly the desired options and the kernel still shows the same.
+What another host needs for the same mount (:mod:`attaching`) is told from the record too.
 A reboot clears the records together with the mounts. They only help: without a record, the mount table and fstab decide.
 """
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Record(NamedTuple):
 
     words: tuple[str, ...]  # the options that were desired
     live: tuple[str, ...]  # the options that the kernel showed after mounting
+    source: str = ""  # the source as it was spelled; empty if that is unknown
 
 
 def read(path: str, mount: Mount | None) -> Record | None:
@@ -37,15 +39,15 @@ def read(path: str, mount: Mount | None) -> Record | None:
             content = json.loads(stream.read(_MAX_SIZE))
         if content["mount"] != _identity(path, mount):
             return None
-        return Record(tuple(map(str, content["words"])), tuple(map(str, content["live"])))
+        return Record(tuple(map(str, content["words"])), tuple(map(str, content["live"])), str(content.get("source") or ""))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write(path: str, mount: Mount | None, words: tuple[str, ...]) -> None:
+def write(path: str, mount: Mount | None, words: tuple[str, ...], source: str | None = None) -> None:
     """Write the record of ``mount`` at ``path``; if ``mount`` is None, remove it. A failure to write is not an error.
 
-    :param words: the options that were desired.
+    :param words: the options that were desired. :param source: the source as the user spelled it.
     """
     from ..errors import StorageError
     from . import host_files  # late: only changes write
@@ -55,7 +57,7 @@ def write(path: str, mount: Mount | None, words: tuple[str, ...]) -> None:
             os.unlink(_file(path))
             return
         os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
-        content = {"mount": _identity(path, mount), "words": words, "live": mount.options}
+        content = {"mount": _identity(path, mount), "words": words, "live": mount.options, "source": source}
         host_files.replace_file(_file(path), json.dumps(content).encode("ascii"), mode=0o600, keep=False)
     except (OSError, StorageError):
         pass  # without a record the mount table and fstab decide

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .. import model
 from ..errors import InvalidParameter, ShareNotMounted
-from . import resolve, sources, tables, types
+from . import attaching, resolve, sources, tables, types
 
 
 def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fstab: str, timeout: float) -> model.Share:
@@ -64,15 +64,17 @@ def describe(
 ) -> model.Share:
     """The part of :func:`resolve.describe` for a mount of the file system ``row``. :param below: the path of the directory within the mount."""
     part = _part(mount, row)
+    known = attaching.read(mount, source, fstab, entries)
+    export, base = attaching.export(mount, row, known.spellings, mount_base)
     return model.Share(
         source=source or (path if part else mount.source),
         path=path,
         fstype=row.name,
         options=resolve.public_options(mount, row),
-        mount_base=mount_base,
-        export=_export(mount, source, mount_base, fstab, entries),
+        mount_base=base,
+        export=export,
         below="/".join(filter(None, (part, below.strip("/")))),
-        mount_words=_mount_words(mount, row),
+        mount_words=attaching.words(mount, row, known.given),
         **resolve.facts(row, mount.options),
     )
 
@@ -84,23 +86,3 @@ def _part(mount: tables.Mount, row: types.FileSystem) -> str:
     inside = "/" + "/".join(sources.normalise(mount.source).split("/")[4:])  # //server/share/INSIDE
     within = row.root_in_source == "too" and inside != "/" and tables.is_within(mount.root, inside)
     return (mount.root[len(inside):] if within else mount.root).strip("/")
-
-
-def _export(mount: tables.Mount, given: str | None, mount_base: str, fstab: str, entries: tuple[tables.Entry, ...] | None) -> str:
-    """The source, spelled for another host. The MD5 of this spelling names the mount directory, because os-brick finds it that way."""
-    if not tables.is_within(mount.path, mount_base.rstrip("/")):
-        return mount.source
-    for spelling in (given, mount.source):
-        if spelling and not resolve.is_directory_name(spelling) and resolve.default_path(spelling, mount_base) == mount.path:
-            return spelling
-    for entry in tables.parse_fstab(tables.read_fstab(fstab)) if entries is None else entries:
-        if entry.path == mount.path and resolve.default_path(entry.source, mount_base) == mount.path:
-            return entry.source
-    return mount.source
-
-
-def _mount_words(mount: tables.Mount, row: types.FileSystem) -> str:
-    """The options in force that the mount helper of another host accepts, separated by commas."""
-    options: tuple[str, ...] = ("ro",) if "ro" in mount.options else ()
-    options += tuple(option for option in mount.super_options if option.split("=", 1)[0] in row.attachable and option not in row.silent)
-    return ",".join(options)

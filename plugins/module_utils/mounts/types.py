@@ -74,6 +74,9 @@ class FileSystem(NamedTuple):
     remount_whole: bool = False  # True: a remount needs all options again, not only the general ones
     local_options: tuple[str, ...] = ()  # options that are shown but describe only this host or this mount
     attachable: tuple[str, ...] = ()  # options, besides ro, that the mount helper of another host accepts as they are shown
+    attachable_given: tuple[str, ...] = ()  # further ones that it accepts, which the mount table hides or changes: they are told as they were given
+    assumed: tuple[str, ...] = ()  # options with their values that the mount table shows although every host assumes them
+    unspellings: tuple[tuple[str, str], ...] = ()  # (option as the mount table shows it, how the mount helper wants to hear it)
     folds_case: bool = False  # True: letter case does not matter in the first part of the path in a source
     slash_optional: bool = False  # True: host:name and host:/name are the same
     keeps_modes: bool = True  # False: a file does not keep the mode that it is given
@@ -99,6 +102,7 @@ def _any_of(wanted: tuple[str, ...], options: tuple[str, ...]) -> bool:
     return wanted == ALWAYS or any(option in options for option in wanted)
 
 
+_FLAGS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime", "sync", "dirsync")  # those of the kernel that mount(8) applies by itself
 _FUSE_SHOWN = ("allow_other", "default_permissions", "max_read")
 _FUSE_LOCAL = ("user_id", "group_id", "rootmode", "fd")
 _FUSE_MISSING = ("device not found, try 'modprobe fuse'",)
@@ -156,10 +160,12 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         # A remount of NFS changes the general flags only; the kernel refuses the rest.
         remountable=GENERAL,
         local_options=("addr", "clientaddr", "mountaddr", "mountport", "mountvers", "mountproto", "namlen"),
-        attachable=(
-            "vers", "proto", "port", "soft", "softerr", "sec", "noac", "nocto", "nolock", "nordirplus", "noresvport", "lookupcache", "nconnect",
-            "acregmin", "acregmax", "acdirmin", "acdirmax",
+        attachable=_FLAGS + (
+            "vers", "proto", "port", "soft", "softerr", "timeo", "retrans", "sec", "noac", "nocto", "nolock", "local_lock", "nordirplus", "noresvport",
+            "lookupcache", "nconnect", "acregmin", "acregmax", "acdirmin", "acdirmax",
         ),
+        attachable_given=("rsize", "wsize", "mountport", "mountproto", "mountvers"),
+        assumed=("timeo=600", "retrans=2"),
         blind_with=("nolock", "local_lock=all", "local_lock=posix"),
         unreadable_with=("vers=3", "vers=2"),
     ),
@@ -198,10 +204,13 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         remountable=GENERAL + ("file_mode", "dir_mode", "actimeo", "nobrl", "brl", "hard", "soft", "noperm", "mfsymlinks"),
         remount_whole=True,
         local_options=("addr", "srcaddr"),
-        attachable=(
-            "vers", "sec", "cache", "uid", "gid", "forceuid", "forcegid", "file_mode", "dir_mode", "nobrl", "noperm", "mfsymlinks", "seal", "actimeo",
-            "username", "domain",
+        # The helper takes uid alone for forceuid, and asks for a password where neither a guest nor a credentials file is named.
+        attachable=_FLAGS + (
+            "vers", "sec", "cache", "uid", "gid", "forceuid", "forcegid", "noforceuid", "noforcegid", "file_mode", "dir_mode", "nobrl", "noperm",
+            "mfsymlinks", "seal", "actimeo", "hard", "multiuser", "cifsacl", "modefromsid", "username", "domain",
         ),
+        attachable_given=("credentials", "cred", "guest", "rsize", "wsize", "port", "noserverino"),
+        unspellings=(("sec=none", "guest"),),
         folds_case=True,
         keeps_modes=False,
         blind_with=("nobrl",),
@@ -225,6 +234,10 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
         slash_optional=True,
         shown=_FUSE_SHOWN,
         local_options=_FUSE_LOCAL,
+        # The helper refuses what the kernel shows of FUSE. With nodiratime and relatime it mounts nothing, and says that all is well.
+        attachable=("nosuid", "nodev", "noexec", "noatime"),
+        attachable_given=("backup-volfile-servers", "backupvolfile-server", "server-port", "transport", "fetch-attempts", "acl", "selinux", "enable-ino32")
+        + ("direct-io-mode", "attribute-timeout", "entry-timeout", "negative-timeout", "use-readdirp", "xlator-option"),
     ),
     FileSystem(
         name="sshfs",

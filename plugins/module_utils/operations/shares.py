@@ -143,7 +143,7 @@ def _record(desired: planner.DesiredShare, observed: planner.ObservedShare, step
         return
     mounts = tables.read_mounts()
     mount = None if failed else tables.mounted_at(mounts, resolve.follow(desired.path, mounts))
-    record.write(desired.path, mount, planner.effective_options(desired, observed))
+    record.write(desired.path, mount, planner.effective_options(desired, observed), desired.src)
 
 
 def _deadline(params: dict) -> probe.Deadline:

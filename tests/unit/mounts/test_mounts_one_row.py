@@ -166,6 +166,9 @@ FAKE = types.FileSystem(
     separating="alone",
     local_options=("fd",),
     attachable=("quick", "rev"),
+    attachable_given=("secrets",),
+    assumed=("rev=1",),
+    unspellings=(("login=ann", "as-ann"),),
     keeps_modes=False,
     blind_with=("lockless",),
     renumbered_with=types.ALWAYS,
@@ -231,6 +234,16 @@ def test_a_new_row_is_mounted_and_taken_away(host: Host, tmp_path: Path) -> None
     assert steps(shares.ensure(given(tmp_path))) == [] == steps(shares.ensure(given(tmp_path, src=None)))
     assert steps(shares.ensure(given(tmp_path, credentials=None, opts=["rev=3"]))) == ["unmount", "mount", "write_fstab"]
     assert steps(shares.ensure(given(tmp_path, state="absent"))) == ["unmount", "remove_fstab", "remove_credentials"]
+
+
+@pytest.mark.parametrize(("words", "told"), [(["rev=1"], "as-ann"), (["rev=2", "_netdev"], "rev=2,as-ann")])
+def test_a_new_row_is_told_to_os_brick(host: Host, tmp_path: Path, words: list[str], told: str) -> None:
+    """Its source as it was spelled and what the mount table hides come from the record that the task left."""
+    shares.ensure(given(tmp_path, opts=words, persist=False))
+    found = resolve.find_share(host.path, fstab="/dev/null")
+    assert found.mount_words == f"quick,{told},secrets={parameters.credentials_file(host.path)}"
+    (mount,) = [mount for mount in host.mounts() if mount.path == host.path]
+    assert record.read(host.path, mount).source == "fake:vols"
 
 
 def test_a_new_row_is_planned_by_its_columns(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
