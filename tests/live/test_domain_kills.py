@@ -34,6 +34,7 @@ from .libvirtd import DomainGuest, LiveDomain
 from .operation import Operation
 from .scripted_agent import ScriptedAgent
 
+IS_FULL = os.environ.get("LIVE_SWEEP") == "full"
 SAMPLE = int(os.environ.get("LIVE_SAMPLE", "4")) // 4  # cases of each operation
 OPERATIONS = ("create", "grow", "oldest", "newest", "all")
 CHANGES = ("take_snapshot", "commit", "cancel", "pivot", "resize", "suspend", "resume", "define", "freeze", "thaw")
@@ -172,16 +173,17 @@ def cases(state: str) -> list[tuple[str, str]]:
     return [(victim, aftermath) for victim, aftermath in found if victim not in ("machine", "both") or aftermath != "as it is"]
 
 
+@pytest.mark.parametrize("operations", OPERATIONS if IS_FULL else ["two of them"])
 @pytest.mark.parametrize("state", ["persistent", "transient", "off"])
-def test_killed(make_domain: Callable[..., LiveDomain], state: str) -> None:
+def test_killed(make_domain: Callable[..., LiveDomain], state: str, operations: str) -> None:
+    """In full each operation is a test of its own, because one alone takes a good part of an hour."""
     chance = random.Random(os.environ.get("LIVE_SEED", time.strftime("%j")) + state)
-    is_full = os.environ.get("LIVE_SWEEP") == "full"
-    for operation in OPERATIONS if is_full else chance.sample(OPERATIONS, 2):
+    for operation in [operations] if IS_FULL else chance.sample(OPERATIONS, 2):
         image_format = chance.choice(["raw", "qcow2"])
         counted = DomainCase(make_domain(image_format), operation, state)
         every = [(instant, *case) for instant in instants.instants(counted.run, libvirt_watched) for case in cases(state)]
         counted.live.remove()
-        for instant, victim, aftermath in every if is_full else chance.sample(every, min(SAMPLE, len(every))):
+        for instant, victim, aftermath in every if IS_FULL else chance.sample(every, min(SAMPLE, len(every))):
             case = DomainCase(make_domain(image_format), operation, state)
             try:
                 case.kill(instant.number, victim)
@@ -197,7 +199,7 @@ def test_killed_with_a_guest_that_is_frozen(
 ) -> None:
     """Whoever is killed around the verbs that freeze and thaw and the switch between them: nobody leaves the guest frozen."""
     chance = random.Random(os.environ.get("LIVE_SEED", time.strftime("%j")))
-    is_full, state = os.environ.get("LIVE_SWEEP") == "full", chance.choice(["persistent", "transient"])
+    state = chance.choice(["persistent", "transient"])
     agent = scripted()
     monkeypatch.setattr(freezing, "_ON_THE_WAY", 0.3)
     with guest_of(agent):
@@ -209,7 +211,7 @@ def test_killed_with_a_guest_that_is_frozen(
         first, last = told.index("before freeze"), told.index("after thaw")
         assert {"after freeze", "before take_snapshot", "after take_snapshot", "before thaw"} <= set(told[first:last])
         every = [(instant, *case) for instant in found[first : last + 1] for case in cases(state)]
-        for instant, victim, aftermath in every if is_full else chance.sample(every, SAMPLE):
+        for instant, victim, aftermath in every if IS_FULL else chance.sample(every, SAMPLE):
             case = QuietDomainCase(make_domain("qcow2"), state, agent)
             try:
                 case.kill(instant.number, victim)
