@@ -9,12 +9,13 @@ the one before. The source is locked for reading, and changed only for a moment,
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 from ..apply.engine import CopySource, Known, Side, difference
-from ..errors import Conflict, LockTimeout, VerifyFailed, VolumeNotFound
-from ..model import Image, Share, Snapshot, Volume, check_volume_name, now
+from ..errors import Conflict, LockTimeout, NoSpace, VerifyFailed, VolumeNotFound
+from ..model import Image, Share, Snapshot, Volume, check_volume_name, now, size_text
 from ..pace import Pace
 from ..plan import planner, replicas
 from ..plan.desired import MAX_CHAIN, DesiredVolume, Source
@@ -71,8 +72,9 @@ class _Side:
 
 def replicate(request: ReplicaRequest, options: Options) -> Outcome:
     """Bring a replica up to date. :raises Conflict: something there is in the way. :raises VerifyFailed: what was sent is not what is there."""
-    check_volume_name(request.volume)
-    check_volume_name(request.name)
+    foretold = _checked(request, options)
+    if foretold is not None:
+        return foretold
     for _attempt in range(_ATTEMPTS):
         with Workspace(options) as work:
             task = _Replication(work, request)
@@ -86,10 +88,35 @@ def replicate(request: ReplicaRequest, options: Options) -> Outcome:
 
 def verify(request: ReplicaRequest, options: Options) -> Outcome:
     """Compare all points that both sides have. Nothing is changed. :raises VerifyFailed: they differ."""
-    check_volume_name(request.volume)
-    check_volume_name(request.name)
+    foretold = _checked(request, options)
+    if foretold is not None:
+        return replace(foretold, changed=False)
     with Workspace(options) as work:
         return _Replication(work, request).verify()
+
+
+def _checked(request: ReplicaRequest, options: Options) -> Outcome | None:
+    """What check mode says where the source or the share of the replica is not there yet; None where both are.
+
+    :raises InvalidName: of a volume. :raises ShareNotMounted: the share of the replica cannot be read.
+    """
+    check_volume_name(request.volume, "give each volume an item of volumes")
+    check_volume_name(request.name)
+    if options.assume:
+        from . import assumptions
+
+        source, target = assumptions.missing_volume(request.candidates, request.volume, options), assumptions.reachable(request.target, options)
+        target.require_all()
+        if source is not None or not target.shares:
+            share = (target.shares or request.target.missing)[0]
+            after = assumptions.told_of(share, assumptions.assumed_volume(request.name), options)
+            return Outcome(request.name, True, [], [], None, after, told=_told(0))
+    request.target.require_all()
+    return None
+
+
+def _told(sent: int, names: Sequence[str] = (), present: Sequence[str] = (), kept: Sequence[str] = ()) -> dict:
+    return {"sent": sent, "points": {"sent": list(names), "present": list(present), "kept": list(kept)}}
 
 
 def _identify(request: ReplicaRequest, share: Share, before: Volume, points: dict[str, str | None], options: Options) -> None:
@@ -175,6 +202,8 @@ class _Replication:
             replicas.require_replica(is_replica, self._common, self._subject)
         lack = replicas.lack(self.source.points, self.replica.points, self._common, self._request.match, self._subject, self._request.discards)
         had = tuple(point.name for point in self.replica.points)
+        if not lack.sent and self._common is None:
+            self._options.task.warn(f"volume {self._request.volume} has no snapshot that matches {self._request.match}: nothing is sent")
         self._outcome = Outcome(self._request.name, bool(self._recovered), [], self._recovered, None, None)
         self._sent_bytes = 0
         self._name_matched()
@@ -200,7 +229,7 @@ class _Replication:
             ours, theirs = self.replica.points[pair.replica], self.source.points[pair.source]
             if not ours.holds:
                 points[ours.name] = theirs.snapshot.point
-        if points and not self._options.check:
+        if points:
             self._do(replicas.identify(self.replica.present, points, True))
 
     def _make_way(self, dropped: tuple[str, ...], sent: tuple[Snapshot, ...]) -> None:
@@ -217,7 +246,7 @@ class _Replication:
         if is_written or set(dropped).intersection(self._above(kept[-1])):
             self._do(planner.revert(self.replica.present, kept[-1], True))
             newest = self.replica.present.snapshot(kept[-1])
-            if newest.point is not None and not self._options.check:  # its overlay is another one now
+            if newest.point is not None:  # its overlay is another one now
                 self._do(replicas.identify(self.replica.present, {newest.name: newest.point}, newest.received))
         left = [name for name in dropped if self.replica.present.has_snapshot(name)]
         if left:
@@ -238,7 +267,11 @@ class _Replication:
     def _begin_again(self, sent: tuple[Snapshot, ...]) -> None:
         """A replica without points: its first one was being sent, or somebody has removed them all."""
         volume = self.replica.present
-        if not volume.snapshots and sent:
+        if not sent:
+            if volume.snapshots:
+                self._do(plan_deletion(self._work, self.replica.share, volume, [one.name for one in volume.snapshots]))
+            return
+        if not volume.snapshots:
             images = self.source.images(sent[0].name)
             if self._differ(self._shown(self.source, images, None), self._shown(self.replica, volume.chain, None)) is None:
                 return
@@ -265,6 +298,7 @@ class _Replication:
         files = [image.file for image in images]
         differing = images[: files.index(known.source)] if known.source in files else images
         label, count = f"{self._request.volume}@{snapshot.name}", sum(image.allocated for image in differing)
+        self._require_room(count)
         plan = replicas.receive(volume, snapshot, images[0].size, label, count, self._request.max_chain)
         self._do(plan, replace(source, known=known))
         return snapshot.name, snapshot.name
@@ -281,6 +315,7 @@ class _Replication:
     def _create(self, images: tuple[Image, ...], snapshot: Snapshot, source: CopySource) -> None:
         volume, name, share = self.source.present, self._request.name, self.replica.share
         held = sum(image.allocated for image in images)
+        self._require_room(held)
         desired = DesiredVolume(
             name,
             images[0].size,
@@ -297,6 +332,15 @@ class _Replication:
         require_free_name(self._work.directory(share), name, name, self._work.mode.still_there(self._recovered))
         self._do(replace(plan, after=replace(plan.after, received=True)), source)
         self._count(self.replica.present.base.allocated)
+
+    def _require_room(self, count: int) -> None:
+        """:raises NoSpace: the replica's share has no room for so many bytes. What is not seen here is met while they are written."""
+        share = self.replica.share
+        figures = os.statvfs(share.path)
+        free = figures.f_bavail * figures.f_frsize
+        if figures.f_blocks and free < count and not self._options.check:
+            problem = f"{size_text(count)} have to be sent, and {share.label} has {size_text(free)} free"
+            raise NoSpace(self._subject, problem, "free some space there, or use another share")
 
     def _count(self, count: int) -> None:
         self._sent_bytes += count
@@ -339,5 +383,5 @@ class _Replication:
         kept = [name for name in there if name not in both]
         volume = self.replica.volume
         after = self._outcome.after or (None if volume is None else self._work.mode.described(self.replica.share, volume))
-        told = {"sent": self._sent_bytes, "points": {"sent": sent, "present": both, "kept": kept}}
+        told = _told(self._sent_bytes, sent, both, kept)
         return replace(self._outcome, after=after, before=self._outcome.before if self._outcome.changed else after, told=told)
