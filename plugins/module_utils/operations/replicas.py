@@ -21,7 +21,7 @@ from ..plan import planner, replicas
 from ..plan.desired import MAX_CHAIN, DesiredVolume, Source
 from ..plan.plan import MUCH, Plan
 from ..plan.replicas import Pair, Point
-from ..store.metadata.points import holds, new_point
+from ..store.metadata.points import holds, new_point, will_hold
 from . import sources
 from .candidates import Candidates, locate
 from .options import Options, TakesLong
@@ -75,13 +75,14 @@ def replicate(request: ReplicaRequest, options: Options) -> Outcome:
     foretold = _checked(request, options)
     if foretold is not None:
         return foretold
+    ended: list = []
     for _attempt in range(_ATTEMPTS):
         with Workspace(options) as work:
-            task = _Replication(work, request)
+            task = _Replication(work, request, ended)
             unknown = {} if options.check else task.unidentified()
             if not unknown:
                 return task.run()
-            before = task.source.present
+            before, ended = task.source.present, task.recovered
         _identify(request, task.source.share, before, unknown, options)
     raise LockTimeout(f"volume {request.volume}", "other tasks change its snapshots all the time", "run the task again")
 
@@ -134,7 +135,8 @@ def _identify(request: ReplicaRequest, share: Share, before: Volume, points: dic
 class _Replication:
     """One task on both sides, under locks: the source's for reading, the replica's for changes."""
 
-    def __init__(self, work: Workspace, request: ReplicaRequest) -> None:
+    def __init__(self, work: Workspace, request: ReplicaRequest, ended: Sequence = ()) -> None:
+        """:param ended: what was recovered on the way here."""
         self._work, self._request, self._options = work, request, work.options
         source, target = find(work, request.candidates, request.volume), request.target.shares[0]
         if (source.path, request.volume) == (target.path, request.name):
@@ -143,9 +145,9 @@ class _Replication:
         own = [(target, request.name)]
         if not sources.lock_for_reading(work, own, source, request.volume):
             work.locks.take_families([*own, (source, request.volume)])
-        volume, self._recovered = recovered_volume(work, source, request.volume)
-        replica, recovered = recover(work, target, request.name, dependents=True)
-        self._recovered = each_once(self._recovered, recovered)
+        volume, of_source = recovered_volume(work, source, request.volume)
+        replica, of_replica = recover(work, target, request.name, dependents=True)
+        self.recovered = each_once(list(ended), of_source, of_replica)
         self.source, self.replica = self._side(source, volume), self._side(target, replica)
         self._subject = f"volume {request.name} on {target.label}"
         self._matched: list[Pair] = []  # pairs of which only the contents could tell that they are one point
@@ -156,7 +158,8 @@ class _Replication:
         if volume is None:
             return _Side(share, None)
         record, directory = self._work.look(share, volume.name).record, self._work.directory(share)
-        return _Side(share, volume, tuple(Point(one, holds(directory, volume, one, record)) for one in volume.snapshots))
+        held = will_hold if self._options.check else holds  # what is ended first is recorded first
+        return _Side(share, volume, tuple(Point(one, held(directory, volume, one, record)) for one in volume.snapshots))
 
     # -- what both have ------------------------------------------------------------------------------------------------
 
@@ -204,7 +207,7 @@ class _Replication:
         had = tuple(point.name for point in self.replica.points)
         if not lack.sent and self._common is None:
             self._options.task.warn(f"volume {self._request.volume} has no snapshot that matches {self._request.match}: nothing is sent")
-        self._outcome = Outcome(self._request.name, bool(self._recovered), [], self._recovered, None, None)
+        self._outcome = Outcome(self._request.name, bool(self.recovered), [], self.recovered, None, None)
         self._sent_bytes = 0
         self._name_matched()
         self._make_way(lack.dropped, lack.sent)
@@ -329,7 +332,7 @@ class _Replication:
         plan = planner.create_volume(desired)
         if plan.after is None:
             raise ValueError("a volume is made")
-        require_free_name(self._work.directory(share), name, name, self._work.mode.still_there(self._recovered))
+        require_free_name(self._work.directory(share), name, name, self._work.mode.still_there(self.recovered))
         self._do(replace(plan, after=replace(plan.after, received=True)), source)
         self._count(self.replica.present.base.allocated)
 

@@ -67,3 +67,10 @@ def holds(directory: ShareDirectory, volume: Volume, snapshot: Snapshot, record:
         return False
     now = _mark(directory, volume, snapshot)
     return now is not None and now == known
+
+
+def will_hold(directory: ShareDirectory, volume: Volume, snapshot: Snapshot, record: records.Record | None) -> bool:
+    """The same of a volume that check mode foretells: what is not on record as it is foretold will be recorded by then."""
+    if _known(record, snapshot) is None:
+        return snapshot.point is not None
+    return holds(directory, volume, snapshot, record)
