@@ -13,7 +13,7 @@ import os
 from typing import Collection
 
 from ...errors import StorageError
-from ...model import Snapshot, Volume
+from ...model import Snapshot, Volume, is_safe_file_name
 from ..files.directory import ShareDirectory
 from . import records
 from .formats import generation
@@ -51,7 +51,7 @@ def _known(before: records.Record | None, snapshot: Snapshot) -> records.PointMa
 
 def _mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) -> records.PointMark | None:
     """None: the file cannot be read. The next record tries again."""
-    point = snapshot.point if records.is_point(snapshot.point) else None
+    point = snapshot.point if is_safe_file_name(snapshot.point) else None
     try:
         with directory.root.opened(snapshot.file) as fd:
             inode = os.fstat(fd).st_ino if directory.share.keeps_inodes else 0

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from ...errors import ChainBroken, NeedsRecovery
-from ...model import FORMATS, Parent, Volume, are_safe_file_names, is_safe_file_name
+from ...model import FORMATS, Parent, Volume, are_safe_file_names
 
 if TYPE_CHECKING:
     from ..files.directory import ShareDirectory
 
 _VERSION = 1
-_POINT = re.compile(r"[0-9a-f]{32}\Z")
 
 
 class Garbage(NamedTuple):
@@ -214,14 +212,8 @@ def _details(value: dict) -> dict:
 
 def _point(value: object) -> PointMark | None:
     """What is no identity counts as none: then the point gets a new one."""
-    if not isinstance(value, list) or len(value) != 4 or not is_point(value[0]) or not is_safe_file_name(value[3]):
-        return None
-    return PointMark(value[0], int(value[1]), int(value[2]), value[3])
-
-
-def is_point(value: object) -> bool:
-    """Whether a value can be the identity of a point."""
-    return isinstance(value, str) and _POINT.match(value) is not None
+    is_one = isinstance(value, list) and len(value) == 4 and are_safe_file_names(value[::3]) and all(isinstance(one, int) for one in value[1:3])
+    return PointMark(*value) if is_one and isinstance(value, list) else None
 
 
 def _text(value: object) -> str | None:
