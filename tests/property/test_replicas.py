@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.replicas import ReplicaRequest, replicate, verify
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
 from .examples import property_settings
 from .world import World, candidates, run

@@ -371,8 +371,8 @@ class _Replication:
             for pair in pairs:
                 offset = self._difference(pair)
                 if offset is not None:
-                    files = f"{self.source.images(self.source.points[pair.source].name)[0].file} of the source and {self.replica.images(point.name)[0].file} of the replica"
-                    problem = f"its content differs from that of its source at byte {offset} ({files})"
+                    theirs, ours = self.source.images(self.source.points[pair.source].name)[0].file, self.replica.images(point.name)[0].file
+                    problem = f"its content differs from that of its source at byte {offset} ({theirs} of the source and {ours} of the replica)"
                     raise VerifyFailed(f"snapshot {point.name} of {self._subject}", problem, "find out which of both is right before anything is removed")
                 self._common = pair
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Mapping, NamedTuple, Sequence
 
 from ..errors import ChainBroken, Conflict, HasDependents
-from ..model import Image, Snapshot, Volume, listed
+from ..model import Snapshot, Volume, listed
 from .desired import DesiredSnapshot
 from .headers import DEPENDENTS_REMEDY, header_repairs, require_known_formats
 from .plan import PRESENT, RECEIVE, Plan
@@ -137,9 +137,7 @@ def receive(volume: Volume, point: Snapshot, size: int, label: str, count: int |
     below = current.image(current.point_file(newest.name))
     filled = replace(active, file=overlay_name(current, newest.name), size=size, empty=False, backing_file=below.file, backing_format=below.format)
     renamed = replace(current, chain=(active, filled, *current.chain[1:]))
-    overlay = Image(
-        overlay_name(renamed, point.name), "qcow2", size, backing_file=filled.file, backing_format="qcow2", empty=True, mode=active.mode, uid=active.uid, gid=active.gid
-    )
+    overlay = replace(filled, file=overlay_name(renamed, point.name), empty=True, backing_file=filled.file, backing_format="qcow2")
     snapshots = (*current.snapshots[:-1], replace(newest, file=filled.file))
     taken = Snapshot(point.name, overlay.file, point.created, point.description, dict(point.labels))
     stale = tuple(pair for pair in current.stale if pair[0] != point.name)

@@ -166,7 +166,8 @@ def test_what_is_not_said_is_not_guessed() -> None:
 
 
 @pytest.mark.parametrize(
-    "point", [5, [], ["ab12"], ["ab12", 1, 2, "../v"], ["../", 1, 2, "v"], [{}, 1, 2, "v"], ["ab12", "1", 2, "v"], ["ab12", 1, 1.5, "v"], {"a": 1}, ["", 1, 2, "v"]]
+    "point",
+    [5, [], ["ab"], ["ab", 1, 2, "../v"], ["../", 1, 2, "v"], [{}, 1, 2, "v"], ["ab", "1", 2, "v"], ["ab", 1, 1.5, "v"], {"a": 1}, ["", 1, 2, "v"]],
 )
 def test_what_is_no_identity_of_a_point_is_none(point: object) -> None:
     found = read_with(snapshots={"s": {"file": "v.s", "point": point}})

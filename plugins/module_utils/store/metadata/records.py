@@ -56,9 +56,10 @@ SAME, OTHER, UNKNOWN = "same", "other", "unknown"  # results of :func:`identity`
 @dataclass(frozen=True)
 class Record:
     """The record of one volume. ``formats``: own file → format. ``snapshots``: name → dict with the keys file, created, description,
-    labels, protected, expires, point (a :class:`PointMark` or None) and received. ``intent``: see plan/intent.py. ``parent``: what a linked clone rests on. ``active``: the file that
-    ``.info`` named last. ``disks``: those raw files that only a guest writes to. ``marks``: which file the base is (older releases
-    wrote none). ``created``, ``description``, ``labels`` and ``received`` are the volume's own."""
+    labels, protected, expires, point (a :class:`PointMark` or None) and received. ``intent``: see plan/intent.py. ``parent``: what a
+    linked clone rests on. ``active``: the file that ``.info`` named last. ``disks``: those raw files that only a guest writes to.
+    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels`` and ``received`` are the
+    volume's own."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
