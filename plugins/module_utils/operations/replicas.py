@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Sequence
 
 from ..apply.engine import CopySource, Known, Side, difference
-from ..errors import Conflict, LockTimeout, NoSpace, VerifyFailed, VolumeNotFound
+from ..errors import Conflict, InvalidParameter, LockTimeout, NoSpace, VerifyFailed, VolumeNotFound
 from ..model import Image, Share, Snapshot, Volume, check_volume_name, now, size_text
 from ..pace import Pace
 from ..plan import planner, replicas
@@ -205,6 +205,7 @@ class _Replication:
             replicas.require_replica(is_replica, self._common, self._subject)
         lack = replicas.lack(self.source.points, self.replica.points, self._common, self._request.match, self._subject, self._request.discards)
         had = tuple(point.name for point in self.replica.points)
+        self._require_short(len(lack.sent), len(lack.dropped))
         if not lack.sent and self._common is None:
             self._options.task.warn(f"volume {self._request.volume} has no snapshot that matches {self._request.match}: nothing is sent")
         self._outcome = Outcome(self._request.name, bool(self.recovered), [], self.recovered, None, None)
@@ -216,7 +217,14 @@ class _Replication:
             newest = self._send(snapshot, newest)
         if self._request.verify == ALL and not self._options.check:
             self._verify_all()
-        return self._told([one.name for one in lack.sent], had)
+        return self._told([one.name for one in lack.sent], [name for name in had if name not in lack.dropped])
+
+    def _require_short(self, sent: int, dropped: int) -> None:
+        """:raises InvalidParameter: with all that is sent, the chain would be longer than it may be."""
+        files = sent + (1 if self.replica.volume is None else len(self.replica.volume.chain) - dropped)
+        if sent and files > self._request.max_chain:
+            problem = f"it would have {files} files, which is more than max_chain ({self._request.max_chain})"
+            raise InvalidParameter(self._subject, problem, "delete snapshots on either side, send fewer of them (match), or raise max_chain")
 
     def _do(self, plan: Plan, source: CopySource | None = None) -> Volume | None:
         done = carry_out(self._work, self.replica.share, plan, [], source)
@@ -357,7 +365,7 @@ class _Replication:
         if self.replica.present.snapshots and self._is_written():
             raise VerifyFailed(self._subject, "its present is not its newest point", "somebody has written to it; look at it, or replicate with discard: true")
         self._verify_all()
-        return self._told([], tuple(point.name for point in self.replica.points))
+        return self._told([], [point.name for point in self.replica.points])
 
     def _verify_all(self) -> None:
         """Compare all points that both have, each layer once. :raises VerifyFailed: they differ."""
@@ -378,7 +386,7 @@ class _Replication:
 
     # -- what is told ----------------------------------------------------------------------------------------------------
 
-    def _told(self, sent: list[str], had: tuple[str, ...]) -> Outcome:
+    def _told(self, sent: Sequence[str], had: Sequence[str]) -> Outcome:
         ids = {point.snapshot.point for point in self.source.points if point.snapshot.point is not None}
         there = [point.name for point in self.replica.points if point.name in had]
         matched = {self.replica.points[pair.replica].name for pair in self._matched if pair.replica < len(self.replica.points)}
