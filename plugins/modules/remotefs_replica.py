@@ -309,7 +309,7 @@ def _run(params: dict, options, finder):
 
 
 def _request(params: dict, finder):
-    from ..module_utils.operations.replicas import ReplicaRequest
+    from ..module_utils.operations.up_to_date import ReplicaRequest
     from ..module_utils.plan.desired import check_max_chain
 
     return ReplicaRequest(

@@ -25,7 +25,16 @@ from property.world import World, candidates, run, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace, StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting, groups, importing, replicas, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import (
+    exporting,
+    groups,
+    importing,
+    replicas,
+    snapshots,
+    up_to_date,
+    updating,
+    volumes,
+)
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
@@ -321,7 +330,7 @@ def _replicate(match: str = "*", discards: bool = False) -> Task:
     """A replica beside its source, which is on the same share so that both are judged."""
 
     def run(where: Candidates, options: Options) -> list[Outcome]:
-        return [replicas.replicate(replicas.ReplicaRequest(where, "vol", where, "copy", match, discards=discards), options)]
+        return [replicas.replicate(up_to_date.ReplicaRequest(where, "vol", where, "copy", match, discards=discards), options)]
 
     return run
 

@@ -53,7 +53,9 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["remotefs_volume", "remotefs_snapshot", "remotefs_volume_info", "remotefs_snapshot_info", "remotefs_image", "remotefs_replica"])
+@pytest.mark.parametrize(
+    "module", ["remotefs_volume", "remotefs_snapshot", "remotefs_volume_info", "remotefs_snapshot_info", "remotefs_image", "remotefs_replica"]
+)
 def test_examples_of_the_store(module: str, tmp_path: Path, ansible_environment: dict) -> None:
     share = tmp_path / "share"
     for place in (share, tmp_path / "backup"):

@@ -15,8 +15,8 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import receiving
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import replicas, snapshots
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.replicas import ReplicaRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.up_to_date import ReplicaRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
 from .test_clones import opened, write

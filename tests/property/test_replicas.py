@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import Conflict
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.replicas import ReplicaRequest, replicate, verify
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.replicas import replicate, verify
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.up_to_date import ReplicaRequest
 
 from .examples import property_settings
 from .world import World, candidates, run

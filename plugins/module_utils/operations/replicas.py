@@ -11,43 +11,28 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Sequence
+from typing import Sequence
 
 from ..apply.engine import CopySource, Known, Side, difference
 from ..errors import Conflict, InvalidParameter, LockTimeout, NoSpace, VerifyFailed, VolumeNotFound
 from ..model import Image, Share, Snapshot, Volume, check_volume_name, now, size_text
 from ..pace import Pace
 from ..plan import planner, replicas
-from ..plan.desired import MAX_CHAIN, DesiredVolume, Source
+from ..plan.desired import DesiredVolume, Source
 from ..plan.plan import MUCH, Plan
 from ..plan.replicas import Pair, Point
 from ..store.metadata.points import holds, new_point, will_hold
 from . import sources
-from .candidates import Candidates, locate
+from .candidates import locate
+from .dependency_check import SHARES_READ
 from .options import Options, TakesLong
 from .refusals import require_free_name
 from .snapshots import find, plan_deletion, recovered_volume
 from .transaction import Outcome, carry_out, each_once, joined, recover
+from .up_to_date import ALL, NONE, ReplicaRequest, told_of, unchanged
 from .workspace import Workspace
 
-SENT, ALL, NONE = "sent", "all", "none"  # what is verified
 _ATTEMPTS = 3  # to find the source as it was a moment ago
-
-
-class ReplicaRequest(NamedTuple):
-    """A volume on one of ``candidates``, and where its replica is: the share ``target``, under ``name``.
-
-    ``match`` is a glob for the names of snapshots that are sent, ``verify`` says what is read again, ``discards``: what is in the way goes.
-    """
-
-    candidates: Candidates
-    volume: str
-    target: Candidates
-    name: str
-    match: str = "*"
-    verify: str = SENT
-    discards: bool = False
-    max_chain: int = MAX_CHAIN
 
 
 @dataclass
@@ -75,6 +60,9 @@ def replicate(request: ReplicaRequest, options: Options) -> Outcome:
     foretold = _checked(request, options)
     if foretold is not None:
         return foretold
+    known = unchanged(request, options)
+    if known is not None:
+        return known
     ended: list = []
     for _attempt in range(_ATTEMPTS):
         with Workspace(options) as work:
@@ -111,13 +99,9 @@ def _checked(request: ReplicaRequest, options: Options) -> Outcome | None:
         if source is not None or not target.shares:
             share = (target.shares or request.target.missing)[0]
             after = assumptions.told_of(share, assumptions.assumed_volume(request.name), options)
-            return Outcome(request.name, True, [], [], None, after, told=_told(0))
+            return Outcome(request.name, True, [], [], None, after, told=told_of(0))
     request.target.require_all()
     return None
-
-
-def _told(sent: int, names: Sequence[str] = (), present: Sequence[str] = (), kept: Sequence[str] = ()) -> dict:
-    return {"sent": sent, "points": {"sent": list(names), "present": list(present), "kept": list(kept)}}
 
 
 def _identify(request: ReplicaRequest, share: Share, before: Volume, points: dict[str, str | None], options: Options) -> None:
@@ -146,10 +130,11 @@ class _Replication:
         if not sources.lock_for_reading(work, own, source, request.volume):
             work.locks.take_families([*own, (source, request.volume)])
         volume, of_source = recovered_volume(work, source, request.volume)
-        replica, of_replica = recover(work, target, request.name, dependents=True)
+        replica, of_replica = recover(work, target, request.name)
         self.recovered = each_once(list(ended), of_source, of_replica)
         self.source, self.replica = self._side(source, volume), self._side(target, replica)
         self._subject = f"volume {request.name} on {target.label}"
+        self._knows_dependents = False
         self._matched: list[Pair] = []  # pairs of which only the contents could tell that they are one point
         self._common = replicas.surely_common(self.source.points, self.replica.points)
         self._compare_names()
@@ -226,6 +211,16 @@ class _Replication:
             problem = f"it would have {files} files, which is more than max_chain ({self._request.max_chain})"
             raise InvalidParameter(self._subject, problem, "delete snapshots on either side, send fewer of them (match), or raise max_chain")
 
+    def _know_dependents(self) -> None:
+        """Before anything of the replica goes: what rests on it. In a task about many, each share is read once for that: nothing that the task
+        itself makes rests on files of another volume."""
+        if self._knows_dependents or self.replica.volume is None:
+            return
+        self._options.task.kept.setdefault(SHARES_READ, {})
+        volume, mode = self.replica.volume, self._work.mode
+        found = mode.dependents(self.replica.share, volume, mode.still_there(self.recovered))
+        self.replica, self._knows_dependents = replace(self.replica, volume=replace(volume, dependents=found)), True
+
     def _do(self, plan: Plan, source: CopySource | None = None) -> Volume | None:
         done = carry_out(self._work, self.replica.share, plan, [], source)
         self._outcome = joined(self._outcome, done)
@@ -247,6 +242,8 @@ class _Replication:
         """Drop what is in the way of what is sent. :raises Conflict: it may not be dropped."""
         if self.replica.volume is None:
             return
+        if dropped or sent:
+            self._know_dependents()
         kept = [point.name for point in self.replica.points if point.name not in dropped]
         if not kept:
             self._begin_again(sent)
@@ -255,6 +252,7 @@ class _Replication:
         if is_written and not self._request.discards:
             raise replicas.written(self._subject)
         if is_written or set(dropped).intersection(self._above(kept[-1])):
+            self._know_dependents()
             self._do(planner.revert(self.replica.present, kept[-1], True))
             newest = self.replica.present.snapshot(kept[-1])
             if newest.point is not None:  # its overlay is another one now
@@ -394,5 +392,5 @@ class _Replication:
         kept = [name for name in there if name not in both]
         volume = self.replica.volume
         after = self._outcome.after or (None if volume is None else self._work.mode.described(self.replica.share, volume))
-        told = _told(self._sent_bytes, sent, both, kept)
+        told = told_of(self._sent_bytes, sent, both, kept)
         return replace(self._outcome, after=after, before=self._outcome.before if self._outcome.changed else after, told=told)

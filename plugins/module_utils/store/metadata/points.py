@@ -51,13 +51,20 @@ def _known(before: records.Record | None, snapshot: Snapshot) -> records.PointMa
 
 def _mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) -> records.PointMark | None:
     """None: the file cannot be read. The next record tries again."""
-    point = snapshot.point if is_safe_file_name(snapshot.point) else None
+    point = snapshot.point if is_safe_file_name(snapshot.point) else new_point()
     try:
+        backing_file = volume.point_file(snapshot.name)
+        if not directory.share.local:  # where a look is cheaper than to open it, and servers show no generation
+            status = directory.root.status(snapshot.file)
+            return None if status is None else records.PointMark(str(point), _inode(directory, status), 0, backing_file)
         with directory.root.opened(snapshot.file) as fd:
-            inode = os.fstat(fd).st_ino if directory.share.keeps_inodes else 0
-            return records.PointMark(point or new_point(), inode, generation(directory, fd), volume.point_file(snapshot.name))
+            return records.PointMark(str(point), _inode(directory, os.fstat(fd)), generation(directory, fd), backing_file)
     except (OSError, StorageError):
         return None
+
+
+def _inode(directory: ShareDirectory, status: os.stat_result) -> int:
+    return status.st_ino if directory.share.keeps_inodes else 0
 
 
 def holds(directory: ShareDirectory, volume: Volume, snapshot: Snapshot, record: records.Record | None) -> bool:
