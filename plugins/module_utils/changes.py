@@ -305,6 +305,7 @@ def result(outcome: Outcome) -> dict:
         **judged,
         **({"not_counted": list(outcome.not_counted)} if outcome.not_counted else {}),
         **(outcome.quiesced.describe() if outcome.quiesced else {}),
+        **(outcome.told or {}),
         "volume": outcome.after,
         "diff": _diff(report.difference(outcome.before), report.difference(outcome.after), outcome.content),
     }

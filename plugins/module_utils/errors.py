@@ -130,6 +130,12 @@ class UnsafeImage(StorageError):
     error_code = "unsafe_image"
 
 
+class VerifyFailed(StorageError):
+    """What is there is not what was sent, or not what the source has."""
+
+    error_code = "verify_failed"
+
+
 class ImageChecksum(StorageError):
     """An image that was to be imported has another checksum than was asked for, or none can be found for it."""
     error_code = "image_checksum"

@@ -197,7 +197,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A named point in time. Its data is what the backing file of overlay ``file`` shows. ``created``, ``expires``: as :func:`now`, or None."""
+    """A named point in time. Its data is what the backing file of overlay ``file`` shows. ``created``, ``expires``: as :func:`now`, or None.
+    ``point`` is its identity, the same on all replicas (None: it has none yet). ``received``: it was sent here from another share."""
 
     name: str
     file: str
@@ -206,6 +207,8 @@ class Snapshot:
     labels: dict = field(default_factory=dict)  # label → value, both str
     protected: bool = False
     expires: str | None = None
+    point: str | None = None
+    received: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,7 @@ class Volume:
     created: str | None = None  # as :func:`now`; None if it was not recorded
     description: str = ""
     labels: dict = field(default_factory=dict)  # label → value, both str
+    received: bool = False  # it was made as a replica
     doubt: str | None = None  # why the user has to give a format although a record has one
 
     @property

@@ -25,7 +25,16 @@ from property.world import World, candidates, run, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import NoSpace, StorageError
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting, groups, importing, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import (
+    exporting,
+    groups,
+    importing,
+    replicas,
+    snapshots,
+    up_to_date,
+    updating,
+    volumes,
+)
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
@@ -317,6 +326,41 @@ def _export(snapshot: str | None, image_format: str) -> Operation:
     return Operation(_with_old_file(_chain("raw")), written, lambda model: model, tool=not is_raw, written=Written(snapshot, image_format))
 
 
+def _replicate(match: str = "*", discards: bool = False) -> Task:
+    """A replica beside its source, which is on the same share so that both are judged."""
+
+    def run(where: Candidates, options: Options) -> list[Outcome]:
+        return [replicas.replicate(up_to_date.ReplicaRequest(where, "vol", where, "copy", match, discards=discards), options)]
+
+    return run
+
+
+def _with_replica(written: bool) -> Callable[[Path, Path], Model]:
+    """The chain, and a replica that lacks its newest point. :param written: somebody has written to it, and has taken a snapshot there."""
+
+    def prepare(share: Path, scratch: Path) -> Model:
+        model = _chain("raw")(share, scratch)
+        everywhere, quiet = candidates(share), Options(lock_timeout=5)
+        _replicate("s[1-3]")(everywhere, quiet)
+        copy = Wanted(model["vol"].points["s3"], {name: model["vol"].points[name] for name in ("s1", "s2", "s3")})
+        if written:
+            active = json.loads((share / "copy.info").read_text())["active"]
+            write_pattern(str(share / active), "qcow2", 0, 128 * KIB, 9)
+            copy = replace(copy, active=bytes([9]) * 128 * KIB + copy.active[128 * KIB :]).with_point("own")
+            snapshots.take(snapshots.SnapshotRequest(everywhere, "copy", DesiredSnapshot("own")), quiet)
+        return {**model, "copy": copy}
+
+    return prepare
+
+
+def _dropped(model: Model) -> Model:
+    return {**model, "copy": replace(model["copy"].without("own"), active=model["vol"].points["s3"])}
+
+
+def _received(model: Model) -> Model:
+    return {**model, "copy": replace(model["copy"], active=model["vol"].points["s4"]).with_point("s4")}
+
+
 def _take(name: str, volume: str = "vol") -> Task:
     return lambda where, options: [snapshots.take(snapshots.SnapshotRequest(where, volume, DesiredSnapshot(name)), options)]
 
@@ -523,6 +567,17 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "export raw": _export(None, "raw"),
     "export vmdk": _export("s2", "vmdk"),
+    "first replica": Operation(
+        _chain("raw"),
+        _replicate("s4"),
+        lambda model: {**model, "copy": Wanted(model["vol"].points["s4"]).with_point("s4")},
+        tool=False,
+        halfway=lambda model: {**model, "copy": Wanted(model["vol"].points["s4"])},
+    ),
+    "replica": Operation(_with_replica(False), _replicate(), _received, tool=False),
+    "replica that was written to": Operation(
+        _with_replica(True), _replicate(discards=True), lambda model: _received(_dropped(model)), tool=False, halfway=_dropped
+    ),
     "details of a volume": Operation(
         _chain("raw"), _ensure(DesiredVolume("vol", description="told", labels={"a": "b"})), lambda model: model, tool=False
     ),

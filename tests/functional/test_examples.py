@@ -44,7 +44,7 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
     text = json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}])
     book = tmp_path / "examples.yml"
     text = text.replace("0G\"", "0M\"")  # cutting a clone loose reads all that lies beneath it, holes too
-    book.write_text(text.replace("/srv/volumes", str(share)).replace('"SHARE"', json.dumps(str(share))))
+    book.write_text(text.replace("/srv/volumes", str(share)).replace("/srv/backup", str(share.parent / "backup")).replace('"SHARE"', json.dumps(str(share))))
     environment = {**environment, "ANSIBLE_STDOUT_CALLBACK": "default"}
     done = subprocess.run(["ansible-playbook", *options, str(book)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,10 +53,13 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["remotefs_volume", "remotefs_snapshot", "remotefs_volume_info", "remotefs_snapshot_info", "remotefs_image"])
+@pytest.mark.parametrize(
+    "module", ["remotefs_volume", "remotefs_snapshot", "remotefs_volume_info", "remotefs_snapshot_info", "remotefs_image", "remotefs_replica"]
+)
 def test_examples_of_the_store(module: str, tmp_path: Path, ansible_environment: dict) -> None:
     share = tmp_path / "share"
-    share.mkdir()
+    for place in (share, tmp_path / "backup"):
+        place.mkdir()
     tasks = [task for task in examples(module) if "libvirt" not in json.dumps(task)]  # tests/live runs those, with a libvirt
     prepared = [] if module == "remotefs_volume" else PREPARE
     snapshot = [{"remotefs.storage.remotefs_snapshot": {"share": "SHARE", "volume": "db01", "name": "daily-2026-01-01"}}]

@@ -50,10 +50,31 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class CopySource:
-    """What a full copy reads: a place, and the images there that make up the source, top first."""
+    """What a copy reads: a place, and the images there that make up the source, top first. ``known``: only what a replica lacks is copied.
+    ``is_checked``: what was written is read again and compared."""
 
     directory: Readable
     images: tuple[Image, ...]
+    known: Known | None = None
+    is_checked: bool = False
+
+
+class Known(NamedTuple):
+    """What a replica has already of the point that it receives: ``source`` is a file of the source's chain, and ``replica`` one of its own
+    chain, which shows the same. None for both: nothing. ``sent`` takes the number of bytes that were written."""
+
+    source: str | None
+    replica: str | None
+    sent: Callable[[int], None]
+
+
+class Side(NamedTuple):
+    """Images that are compared with others, top first. What ``known`` shows, a file of them, is known to be the same on both sides (None:
+    nothing is)."""
+
+    directory: ShareDirectory
+    images: tuple[Image, ...]
+    known: str | None = None
 
 
 class Written(NamedTuple):
@@ -305,6 +326,16 @@ def shown(directory: ShareDirectory, images: Sequence[Image], terms: Terms, pace
     from .offline.exporting import opened
 
     return opened(directory, images, terms, pace, is_present, hashes_content)
+
+
+def difference(one: Side, other: Side, pace: Pace) -> int | None:
+    """The first offset in bytes at which two points show different content, or at which one of them ends. None: they are the same.
+
+    :raises InUse: somebody writes to them. :raises ChainBroken, UnsafeImage, ToolFailed: they cannot be read.
+    """
+    from .offline.comparing import first_difference
+
+    return first_difference(one, other, pace)
 
 
 def predict_end(engine: Engine, resumption: Resumption) -> None:

@@ -20,12 +20,13 @@ from ..model import listed, now
 from ..pace import OutOfTime
 from ..plan import grouping, room
 from ..plan import intent as intents
-from ..plan.plan import CREATE_SNAPSHOT, Plan, lost_snapshots
+from ..plan.plan import CREATE_SNAPSHOT, RECEIVE, Plan, lost_snapshots
 from ..plan.resumption import Resumption
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store.files import access
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import records
+from ..store.metadata.points import marks_of_points
 from ..store.volumes.look import Look
 from ..store.volumes.raw_disks import disks_of, marks_of
 from .engine import CopySource, Engine, Session, predict_end
@@ -165,7 +166,7 @@ class Executor:
 
                 self._run(taken_back(plan), session)
                 return True
-            if withdrawn is None and plan.operation == CREATE_SNAPSHOT:
+            if withdrawn is None and plan.operation in (CREATE_SNAPSHOT, RECEIVE):
                 for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
                     if resumption.outcome == "undone":
                         self._run(resumption.plan, session)
@@ -279,7 +280,8 @@ class Executor:
         before = self._record(plan.volume)
         disks = disks_of(self._directory, plan.after, before, made or {})
         marks = marks_of(self._directory, plan.after, before, made or {})
-        record = records.describing(plan.after, tuple(item for item in garbage if item), disks, marks)
+        points = marks_of_points(self._directory, plan.after, before, {file for step in plan.steps for file in step.changes()})
+        record = records.describing(plan.after, tuple(item for item in garbage if item), disks, marks, points)
         self._write_record(plan.volume, record, "" if plan.before is None else "blocks")
 
     def _garbage(self, file: str) -> records.Garbage | None:

@@ -246,11 +246,10 @@ def _known(candidates: Candidates, name: str, options: Options) -> Volume | None
         volume = options.task.predicted.get((share.path, name))
         if volume is not None:
             return volume
-    there = reachable(candidates, options)
-    share = located(there, name, options)
-    if share is None:
+    found = located(reachable(candidates, options), name, options)
+    if found is None:
         return None
-    with ShareDirectory(share) as directory:
+    with ShareDirectory(found) as directory:
         observed = chains.observe(directory, name)
     return observed.volume if observed else None
 

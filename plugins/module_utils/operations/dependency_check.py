@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .options import Options
 
 
+SHARES_READ = "shares read"  # key of what a task keeps: what rests on what, by share, for tasks whose changes nothing else can rest on
+
+
 class Found(NamedTuple):
     """``dependents`` as of :class:`Volume`, and the files that would have been among them but for the user's word."""
 
@@ -32,8 +35,7 @@ def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, e
     :raises StorageError: a file cannot be read for another reason, and the user did not say that it does not count.
     :raises OSError: the share cannot be listed.
     """
-    batch_locks = options.task.batch_locks
-    backings = batch_locks.backings() if batch_locks is not None else folders.scan_all(directory, _just_read(volume))
+    backings = _backings(directory, volume, options)
     for sentence in backings.unreached:
         options.task.warn(sentence)
     own = {*volume.files, *excluding}
@@ -45,6 +47,19 @@ def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, e
     doubts = tuple((label, file) for label in unread for file in files)
     ignored = [file for file in backings.unread if file not in own and _is_named(directory, file, options.not_dependent)]
     return Found(found + doubts, tuple(sorted({*map(shown, overruled), *map(shown, ignored)})))
+
+
+def _backings(directory: ShareDirectory, volume: Volume, options: Options) -> Backings:
+    batch_locks, shares = options.task.batch_locks, options.task.kept.get(SHARES_READ)
+    if batch_locks is not None:
+        return batch_locks.backings()
+    if shares is None:
+        return folders.scan_all(directory, _just_read(volume))
+    path = directory.share.path
+    if path not in shares:
+        shares[path] = folders.scan_all(directory)
+    found: Backings = shares[path]
+    return found
 
 
 def _just_read(volume: Volume) -> dict[str, str | None]:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Outcome:
     """What a change did, or in check mode would do. ``before`` and ``after`` are volumes as modules return them, ``retention``
     the verdicts on snapshots where a policy was applied, ``not_counted`` the files that ``not_dependent`` overruled, ``content`` how a
-    diff shows content that goes back: before and after. ``quiesced`` says whether a guest was frozen for the snapshot, where that was asked."""
+    diff shows content that goes back: before and after. ``quiesced`` says whether a guest was frozen for the snapshot, where that was asked.
+    ``told`` are further keys of the result."""
 
     name: str
     changed: bool
@@ -40,6 +41,7 @@ class Outcome:
     not_counted: tuple[str, ...] = ()
     content: tuple[str, str] | None = None
     quiesced: Quiesced | None = None
+    told: dict | None = None
 
 
 def joined(first: Outcome, second: Outcome) -> Outcome:

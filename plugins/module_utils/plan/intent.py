@@ -19,9 +19,9 @@ from ..model import Image, Volume
 from . import intent_fields
 from . import steps as step_types
 from .abilities import OFFLINE
-from .plan import CREATE_SNAPSHOT, FLATTEN, Plan, lost_snapshots
+from .plan import CREATE_SNAPSHOT, FLATTEN, RECEIVE, Plan, lost_snapshots
 from .resumption import ObservedState, Resumption
-from .steps import CreateOverlay, Pull, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
+from .steps import CreateOverlay, Pull, ReceiveOverlay, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
 
 _BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
 
@@ -90,7 +90,7 @@ class Intent:
         """The volume's own files before and after the plan. :class:`ObservedState` must show each of them that exists."""
         named = dict.fromkeys(self.before.own_files)
         named.update(dict.fromkeys(self.after.own_files if self.after else ()))
-        named.update(dict.fromkeys(step.file for step in self.steps if isinstance(step, CreateOverlay)))
+        named.update(dict.fromkeys(step.file for step in self.steps if isinstance(step, (CreateOverlay, ReceiveOverlay))))
         return tuple(named)
 
 
@@ -188,6 +188,8 @@ def resume(name: str, present: Volume | None, intent: Intent, observed: Observed
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, intent.after))
     check.info_as_before()
     check.chain_between()
+    if intent.operation == RECEIVE:
+        return _undo_receipt(intent, observed, name, present)
     if intent.phase and check.is_switched():
         left = tuple(step for step in intent.steps if isinstance(step, (WriteInfo, Unlink)))
         return Resumption(intent.operation, "finished", Plan(intent.operation, name, left, present, intent.after))
@@ -325,6 +327,14 @@ def _resume_lost(check: _Check, present: Volume | None, overlay: CreateOverlay, 
     before = replace(intent.before, adopted=True, pending=None)
     undo: tuple[Step, ...] = (write_info(before), Unlink(overlay.file)) if overlay.file in check.observed.files else (WriteRecord(name),)
     return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present or before, before), empty=(overlay.file,))
+
+
+def _undo_receipt(intent: Intent, observed: ObservedState, name: str, present: Volume | None) -> Resumption:
+    """A point that was not published is undone: only with its source at hand could it go on. Nobody but the task knew the new files."""
+    before = replace(intent.before, adopted=True, pending=None)
+    made = [step.file for step in intent.steps if isinstance(step, (CreateOverlay, ReceiveOverlay)) and step.file in observed.files]
+    undo: tuple[Step, ...] = (write_info(before), *(Unlink(file) for file in reversed(made))) if made else (WriteRecord(name),)
+    return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present or before, before))
 
 
 def _resume_flatten(check: _Check, present: Volume | None) -> Resumption:

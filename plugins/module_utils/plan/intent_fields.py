@@ -62,9 +62,12 @@ def volume(content: dict) -> Volume:
         created=content.get("created"),  # older records do not have these fields
         description=str(content.get("description", "")),
         labels=dict(content.get("labels", {})),
+        received=content.get("received") is True,
     )
     names = [*found.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
     names += [file for _name, file in stale]
+    if not all(isinstance(snapshot.point, (str, type(None))) for snapshot in snapshots):
+        raise ValueError("an identity that cannot be")
     if not chain or not all(is_safe_file_name(name) for name in names) or (parent and parent.file not in found.files):
         raise ValueError("a chain that cannot be")
     return found

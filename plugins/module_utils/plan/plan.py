@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # The operations, as records and ``recovered`` name them. Users ask for the first seven.
 CREATE_VOLUME, PRESENT, DELETE_VOLUME, FLATTEN = "create_volume", "present", "delete_volume", "flatten"
 CREATE_SNAPSHOT, DELETE_SNAPSHOT, REVERT = "create_snapshot", "delete_snapshot", "revert"
+RECEIVE = "receive"  # a snapshot of another share
 UNLINK, REBUILD_INFO, DISCARD = "unlink", "rebuild_info", "discard"  # how interrupted operations end
 
 _SECONDS = 2  # of data at a limited speed

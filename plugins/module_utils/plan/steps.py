@@ -32,6 +32,11 @@ class Step:
         """Existing files that the step writes or removes, or that must not change. Nobody else may use them meanwhile."""
         return ()
 
+    def changes(self) -> tuple[str, ...]:
+        """Files that are other ones after the step than before it, or rest on another one."""
+        file = getattr(self, "file", None)
+        return () if file is None else (file,)
+
     def moves(self) -> int | None:
         """Bytes that it is expected to write, without headers and tables. None where nobody knows."""
         return 0
@@ -129,6 +134,30 @@ class CreateOverlay(Step):
     def touches(self) -> tuple[str, ...]:
         """The old active image, which must not change any more."""
         return (self.backing_file,)
+
+
+@dataclass(frozen=True)
+class ReceiveOverlay(Step):
+    """Make a qcow2 overlay over ``backing_file`` that shows the content of ``source`` (a label), a point of another share. It takes the place
+    of the active image ``instead_of``, whose access it gets. ``bytes``: what is expected to differ from the backing file."""
+
+    file: str
+    backing_file: str
+    backing_format: str
+    size: int
+    instead_of: str
+    source: str
+    bytes: int | None = None
+
+    name = "receive"
+
+    def hidden(self) -> tuple[str, ...]:
+        """What is only for the header, and for the engine."""
+        return ("backing_format", "instead_of")
+
+    def moves(self) -> int | None:
+        """The estimate of the plan."""
+        return self.bytes
 
 
 @dataclass(frozen=True)
@@ -293,11 +322,21 @@ class WriteInfo(Step):
 
 @dataclass(frozen=True)
 class WriteRecord(Step):
-    """Write the final record of ``volume``: formats, and the details of its snapshots."""
+    """Write the final record of ``volume``: formats, and the details of its snapshots. ``identified``: overlays that are looked at for that,
+    because the identity of their point is recorded anew."""
 
     volume: str
+    identified: tuple[str, ...] = ()
 
     name = "write_record"
+
+    def hidden(self) -> tuple[str, ...]:
+        """How it is done, which does not matter to users."""
+        return ("identified",)
+
+    def changes(self) -> tuple[str, ...]:
+        """No file is another one, but what is recorded of these may be about another one."""
+        return self.identified
 
 
 @dataclass(frozen=True)
@@ -326,6 +365,7 @@ _TYPES = {
         CopyImage,
         CreateClone,
         CreateOverlay,
+        ReceiveOverlay,
         ReplaceOverlay,
         Grow,
         Commit,
@@ -340,7 +380,7 @@ _TYPES = {
 }
 
 
-_FILE_FIELDS = ("file", "backing_file", "into", "active", "volume")
+_FILE_FIELDS = ("file", "backing_file", "into", "active", "volume", "instead_of")
 
 
 def from_json(content: dict) -> Step:
@@ -348,6 +388,8 @@ def from_json(content: dict) -> Step:
     try:
         fields = dict(content)
         kind = _TYPES[fields.pop("type")]
+        if kind is WriteRecord:
+            fields["identified"] = tuple(str(file) for file in fields.get("identified", ()))
         if kind is WriteInfo:
             fields["snapshots"] = tuple((str(name), str(file)) for name, file in fields["snapshots"])
         step = kind(**fields)

@@ -52,7 +52,7 @@ def test_what_moves_much(step: Step, much: bool) -> None:
     assert plan.moves_much is much
 
 
-NO_FILES = {"format", "backing_format", "into_format", "preallocation", "source"}  # texts of steps that are no file of the share
+NO_FILES = {"format", "backing_format", "into_format", "preallocation", "source", "identified"}  # texts of steps that are no file of the share
 
 
 def test_every_text_of_a_step_is_a_file_or_is_known_to_be_none() -> None:

@@ -101,7 +101,8 @@ def read_with(**changes: object) -> Record | None:
 def test_a_round_of_all_that_a_record_can_have() -> None:
     for parent in (None, Parent("p", "golden", "p.s"), Parent("p", None, "p")):
         for plan in (None, planned()):
-            record = Record(FULL.formats, FULL.snapshots, plan, FULL.garbage, parent, None, FULL.disks, None, "", {}, FULL.marks)
+            point = {"s": {**FULL.snapshots["s"], "point": records.PointMark("ab12", 7, 0, "v"), "received": True}}
+            record = Record(FULL.formats, point, plan, FULL.garbage, parent, None, FULL.disks, None, "", {}, FULL.marks, True)
             assert records.parse("v", record.to_bytes("v")) == record
     assert records.parse("v", FULL.to_bytes("v")) == FULL and FULL.active == "v.s"
     assert records.describing(volume()).snapshots["s"]["protected"] is True
@@ -159,8 +160,18 @@ def test_a_version_of_another_release_is_left_alone(version: object) -> None:
 def test_what_is_not_said_is_not_guessed() -> None:
     found = read_with(snapshots={"s": {}, "t": {"protected": "yes", "labels": None, "created": 5, "description": 7, "file": "v.t"}}, labels=None)
     assert found is not None and found.labels == {}
-    assert found.snapshots["s"] == {"file": None, "created": None, "description": "", "labels": {}, "protected": False, "expires": None}
-    assert found.snapshots["t"] == {"file": "v.t", "created": "5", "description": "7", "labels": {}, "protected": False, "expires": None}
+    no_point = {"point": None, "received": False}
+    assert found.snapshots["s"] == {"file": None, "created": None, "description": "", "labels": {}, "protected": False, "expires": None, **no_point}
+    assert found.snapshots["t"] == {"file": "v.t", "created": "5", "description": "7", "labels": {}, "protected": False, "expires": None, **no_point}
+
+
+@pytest.mark.parametrize(
+    "point",
+    [5, [], ["ab"], ["ab", 1, 2, "../v"], ["../", 1, 2, "v"], [{}, 1, 2, "v"], ["ab", "1", 2, "v"], ["ab", 1, 1.5, "v"], {"a": 1}, ["", 1, 2, "v"]],
+)
+def test_what_is_no_identity_of_a_point_is_none(point: object) -> None:
+    found = read_with(snapshots={"s": {"file": "v.s", "point": point}})
+    assert found is not None and found.snapshots["s"]["point"] is None
 
 
 def test_the_last_line_that_is_whole_counts() -> None:

@@ -21,6 +21,7 @@ from ...plan.steps import (
     CreateOverlay,
     Grow,
     Pull,
+    ReceiveOverlay,
     ReplaceOverlay,
     Repoint,
     SetAttributes,
@@ -38,7 +39,7 @@ from ...store.volumes.look import Look
 from ...store.volumes.raw_disks import mark_of
 from ..engine import CopySource, Readable, Terms
 from ..merges import require_settled
-from . import allocate, copying, growing, making_room, moving, qemu_img
+from . import copying, growing, making_room, moving, new_image, qemu_img, receiving
 from .guard import Guard, LockBytesReleased
 
 _CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
@@ -76,6 +77,7 @@ class OfflineSession:
             CopyImage: self._copy_image,
             CreateClone: self._create_clone,
             CreateOverlay: self._create_overlay,
+            ReceiveOverlay: self._receive_overlay,
             ReplaceOverlay: self._replace_overlay,
             Grow: self._grow,
             Commit: self._commit,
@@ -163,33 +165,9 @@ class OfflineSession:
     def _create_image(self, step: CreateImage) -> None:
         def fill(fd: int) -> None:
             self._set_access(fd, step)
-            if step.format == "raw":
-                self._write_raw(fd, step)
-            elif step.preallocation == "off":
-                qcow2.write_image(fd, step.size)
-            else:
-                verify = partial(self._directory.verify, step.file)
-                qemu_img.create_preallocated(fd, step.size, self._preallocation(fd, step), self._locks, verify, self._pace)
+            new_image.write(fd, step, self._directory, self._locks, self._warn, self._pace)
 
         self._new_file(step.file, fill)
-
-    def _preallocation(self, fd: int, step: CreateImage) -> str:
-        """The preallocation that qemu-img shall use. Without fallocate its ``falloc`` writes into every block, slowly and with no warning."""
-        if step.preallocation != "falloc" or allocate.can_fallocate(fd):
-            return step.preallocation
-        self._warn_about_zeros(step)
-        return "full"
-
-    def _write_raw(self, fd: int, step: CreateImage) -> None:
-        os.ftruncate(fd, step.size)
-        if step.preallocation == "off" or (step.preallocation == "falloc" and allocate.fallocate(fd, step.size)):
-            return
-        if step.preallocation == "falloc":
-            self._warn_about_zeros(step)
-        allocate.write_zeros(fd, step.size, pace=self._pace)
-
-    def _warn_about_zeros(self, step: CreateImage) -> None:
-        self._warn(f"{self._directory.share.label} has no fallocate: the space of {step.file} was reserved by writing zeros")
 
     def _copy_image(self, step: CopyImage) -> None:
         source = self._source
@@ -199,6 +177,8 @@ class OfflineSession:
         def fill(fd: int) -> None:
             self._set_access(fd, step)
             self._copy_content(fd, step, source)
+            if source.is_checked:
+                receiving.require_same(fd, step, source, self._pace)
             source.directory.verify(source.images[0].file)  # what was read counts if nobody else had it meanwhile
 
         self._new_file(step.file, fill)
@@ -258,6 +238,21 @@ class OfflineSession:
 
     def _create_overlay(self, step: CreateOverlay) -> None:
         self._new_file(step.file, lambda fd: self._fill_overlay(fd, step.backing_file, step))
+
+    def _receive_overlay(self, step: ReceiveOverlay) -> None:
+        source = self._source
+        if source is None:
+            raise ChainBroken(f"snapshot {step.source}", "its source is not open", "run the task again")
+        below = self._chain(step.backing_file)
+
+        def fill(fd: int) -> None:
+            with self._directory.root.opened(step.instead_of) as original:
+                self._give_access_of(original, fd, step.file)
+            qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
+            with LockBytesReleased(self._guard, below):
+                receiving.Receiver(self._directory, below, source, self._pace, partial(self._directory.verify, step.file)).fill(fd)
+
+        self._new_file(step.file, fill)
 
     def _replace_overlay(self, step: ReplaceOverlay) -> None:
         making = making_room.NewOverlay(self._directory, self._volume, step, self._filled, self._fill_overlay, self._give_access_of)

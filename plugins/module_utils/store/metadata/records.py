@@ -40,15 +40,26 @@ class Disk(NamedTuple):
     generation: int = 0
 
 
+class PointMark(NamedTuple):
+    """The identity of a snapshot's point, and what its overlay was when it was recorded: inode, generation (both as of :class:`Disk`) and
+    backing file. The identity holds as long as that is so."""
+
+    point: str
+    inode: int
+    generation: int
+    backing_file: str
+
+
 SAME, OTHER, UNKNOWN = "same", "other", "unknown"  # results of :func:`identity`
 
 
 @dataclass(frozen=True)
 class Record:
     """The record of one volume. ``formats``: own file → format. ``snapshots``: name → dict with the keys file, created, description,
-    labels, protected and expires. ``intent``: see plan/intent.py. ``parent``: what a linked clone rests on. ``active``: the file that
-    ``.info`` named last. ``disks``: those raw files that only a guest writes to. ``marks``: which file the base is (older releases
-    wrote none). ``created``, ``description`` and ``labels`` are the volume's own."""
+    labels, protected, expires, point (a :class:`PointMark` or None) and received. ``intent``: see plan/intent.py. ``parent``: what a
+    linked clone rests on. ``active``: the file that ``.info`` named last. ``disks``: those raw files that only a guest writes to.
+    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels`` and ``received`` are the
+    volume's own."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -61,6 +72,7 @@ class Record:
     description: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     marks: dict[str, Disk] = field(default_factory=dict)
+    received: bool = False
 
     def to_bytes(self, volume: str) -> bytes:
         """The record as one line of JSON."""
@@ -78,6 +90,7 @@ class Record:
             "created": self.created,
             "description": self.description,
             "labels": self.labels,
+            **({"received": True} if self.received else {}),
         }
         return json.dumps(content, sort_keys=True).encode("utf-8")  # not indented: that takes json ten times as long
 
@@ -86,8 +99,15 @@ class Record:
         return replace(self, intent=intent)
 
 
-def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[str, Disk] | None = None, marks: dict[str, Disk] | None = None) -> Record:
-    """The record of a volume after a task: formats of its files, details of its snapshots, no intent."""
+def describing(
+    volume: Volume,
+    garbage: tuple[Garbage, ...] = (),
+    disks: dict[str, Disk] | None = None,
+    marks: dict[str, Disk] | None = None,
+    points: dict[str, PointMark] | None = None,
+) -> Record:
+    """The record of a volume after a task: formats of its files, details of its snapshots, no intent. :param points: by snapshot."""
+    known = points or {}
     details = {
         snapshot.name: {
             "file": snapshot.file,
@@ -96,6 +116,8 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[st
             "labels": dict(snapshot.labels),
             "protected": snapshot.protected,
             "expires": snapshot.expires,
+            "point": known.get(snapshot.name),
+            "received": snapshot.received and snapshot.name in known,
         }
         for snapshot in volume.snapshots
     }
@@ -111,6 +133,7 @@ def describing(volume: Volume, garbage: tuple[Garbage, ...] = (), disks: dict[st
         volume.description,
         dict(volume.labels),
         marks or {},
+        volume.received,
     )
 
 
@@ -146,6 +169,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             description=str(content.get("description", "")),
             labels=_labels(content.get("labels", {})),
             marks={str(name): Disk(*(int(number) for number in disk)) for name, disk in content.get("marks", {}).items()},
+            received=content.get("received") is True,
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
@@ -182,7 +206,15 @@ def _details(value: dict) -> dict:
         "labels": _labels(value.get("labels", {})),
         "protected": value.get("protected") is True,
         "expires": _text(value.get("expires")),
+        "point": _point(value.get("point")),
+        "received": value.get("received") is True,
     }
+
+
+def _point(value: object) -> PointMark | None:
+    """What is no identity counts as none: then the point gets a new one."""
+    is_one = isinstance(value, list) and len(value) == 4 and are_safe_file_names(value[::3]) and all(isinstance(one, int) for one in value[1:3])
+    return PointMark(*value) if is_one and isinstance(value, list) else None
 
 
 def _text(value: object) -> str | None:

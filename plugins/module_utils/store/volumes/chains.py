@@ -178,7 +178,7 @@ def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UsePr
     parent = ownership.parent_of(directory, name, chain, info, record)
     make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
     if record is not None:
-        make = partial(make, created=record.created, description=record.description, labels=record.labels)
+        make = partial(make, created=record.created, description=record.description, labels=record.labels, received=record.received)
     adopted = not found.unmarked and _is_adopted(make(), record)
     make = partial(make, doubt=found.doubt)
     if use_probe is None:
@@ -327,6 +327,7 @@ def _snapshots(
 
         planned, left = unfinished.planned_files(record.intent), unfinished.planned_stale(record.intent)
     found, stale = [], []
+    is_ours = info is not None and record is not None and _is_as_recorded(info, record)
     for snapshot, recorded in info.snapshots if info else ():
         file = recorded if recorded in depth or planned is None else planned.get(snapshot, "")
         if file not in depth:
@@ -340,8 +341,16 @@ def _snapshots(
             continue
         details = record.snapshots.get(snapshot) if record else None
         fields = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
-        found.append(Snapshot(snapshot, file, *fields))
+        mark = details["point"] if details and is_ours else None
+        found.append(Snapshot(snapshot, file, *fields, *((mark.point, details["received"]) if details and mark else ())))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name))), tuple(stale)
+
+
+def _is_as_recorded(info: info_file.Info, record: records.Record) -> bool:
+    """Whether ``.info`` is as our last task wrote it. If not, somebody else was at work, and no identity of a point can be relied on."""
+    recorded = {snapshot: details["file"] for snapshot, details in record.snapshots.items()}
+    found = dict(info.snapshots)
+    return info.active == record.active and all(found.get(snapshot) == file for snapshot, file in recorded.items())
 
 
 def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:

@@ -1,0 +1,51 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether two points show the same. Only the parts are read in which they can differ."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from ...pace import Pace
+from ..engine import Side
+from . import deltas, viewing
+from .viewing import PIECE, View
+
+_FENCED = 64 << 20  # bytes after which the task checks again that it still holds its locks
+
+
+def first_difference(one: Side, other: Side, pace: Pace) -> int | None:
+    """See :func:`engine.difference`."""
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(viewing.opened(side.directory, side.images)) for side in (one, other))
+        if first.size != second.size:
+            return min(first.size, second.size)
+        parts = [deltas.above(stack, side.directory, side.images, side.known) for side in (one, other)]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            known = [deltas.shown(first), deltas.shown(second)]
+        unverified = 0
+        for start, stop in deltas.pieces(deltas.joined(*known), PIECE):
+            found = _differs(first, second, start, min(stop, first.size))
+            if found is not None:
+                return found
+            pace.moved(stop - start)
+            unverified += stop - start
+            if unverified >= _FENCED:
+                _verify(one, other)
+                unverified = 0
+        _verify(one, other)
+    return None
+
+
+def _verify(*sides: Side) -> None:
+    for side in sides:
+        side.directory.verify(side.images[0].file)
+
+
+def _differs(first: View, second: View, start: int, stop: int) -> int | None:
+    one, other = deltas.read(first, start, stop), deltas.read(second, start, stop)
+    if one == other:
+        return None
+    return start + next(offset for offset in range(stop - start) if one[offset] != other[offset])
