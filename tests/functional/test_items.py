@@ -203,11 +203,11 @@ def test_what_lines_tell_of_many(share: Path, tmp_path: Path, ansible_environmen
     """Predicted and done alike: what was asked for, where deleted snapshots went, and nothing where nothing changed."""
 
     def told(module: str, **options: object) -> list[str]:
-        found = []
-        for words in (("--check", "--diff"), ("--diff",), ("--diff",)):
-            text = output([task(module, **options)], share, tmp_path, ansible_environment, *words).replace(str(share), "S")
-            found.append([line for line in text.splitlines() if line.startswith(("+", "-", "@", "~"))])
-        assert found[0] == found[1] and found[2] == []
+        foretold, done, again = ({**task(module, **options), "name": f"step {number}", "check_mode": number == 1} for number in (1, 2, 3))
+        text = output([foretold, done, again], share, tmp_path, ansible_environment, "--diff").replace(str(share), "S")
+        parts = [part.split("PLAY RECAP")[0] for part in text.split("TASK [")[1:]]
+        found = [[line for line in part.splitlines() if line.startswith(("+", "-", "@", "~"))] for part in parts]
+        assert len(found) == 3 and found[0] == found[1] and found[2] == []
         return found[1]
 
     plain, rich = {"name": "a"}, {"name": "b", "mode": "0600", "owner": "0", "labels": {"team": "blue"}, "description": "for\ntests", "format": "qcow2"}
