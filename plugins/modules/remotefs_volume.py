@@ -663,13 +663,14 @@ def _request(params: dict, candidates, finder):
 
 def _source(given: dict, finder, mount_base: str, longest: int):
     """The volume that ``source`` names. :raises InvalidParameter: a clone cannot rest on what lies on another share."""
-    from ..module_utils.operations.updating import SourceRequest
+    from ..module_utils.operations.updating import OtherShare, SourceRequest
 
     linked, share = given["method"] == "linked", given["share"]
     if linked and share is not None:
         problem = "a linked clone lies on the share of its source, so that its source is on one of the shares of option share"
         raise InvalidParameter("option source.share", problem, "leave it out, or take method full")
-    return SourceRequest(given["volume"], given["snapshot"], linked, longest, None if share is None else finder.find(share, mount_base))
+    elsewhere = None if share is None else OtherShare(share, functools.partial(finder.find, share, mount_base))
+    return SourceRequest(given["volume"], given["snapshot"], linked, longest, elsewhere)
 
 
 def _image(given: dict):
