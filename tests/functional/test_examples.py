@@ -44,7 +44,8 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
     text = json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}])
     book = tmp_path / "examples.yml"
     text = text.replace("0G\"", "0M\"")  # cutting a clone loose reads all that lies beneath it, holes too
-    book.write_text(text.replace("/srv/volumes", str(share)).replace('"SHARE"', json.dumps(str(share))))
+    (tmp_path / "backup").mkdir(exist_ok=True)
+    book.write_text(text.replace("/srv/volumes", str(share)).replace("/srv/backup", str(tmp_path / "backup")).replace('"SHARE"', json.dumps(str(share))))
     environment = {**environment, "ANSIBLE_STDOUT_CALLBACK": "default"}
     done = subprocess.run(["ansible-playbook", *options, str(book)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
