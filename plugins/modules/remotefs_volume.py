@@ -732,7 +732,8 @@ def _item(params: dict, finder):
     given, source_volume = params["source"] or {}, _source_volume(params)
     source = frozenset(() if source_volume is None else [source_volume])
     fetched = frozenset([f"image {given['image']}"] if given.get("image") is not None else ())  # one after the other: the first one fetches it
-    elsewhere = finder.prepare(given["share"], params["mount_base"]) if given.get("share") is not None else None
+    copied = given.get("share") is not None and params["state"] == "present"
+    elsewhere = finder.prepare(given["share"], params["mount_base"]) if copied else None
     # Clones of a snapshot are made side by side, but where a lock for reading keeps other readers out as well.
     there = elsewhere or candidates
     shared = bool(source and given["snapshot"] and there and all(share.locks_visible for share in there.shares))

@@ -361,6 +361,27 @@ def test_a_lease_is_given_back(store: Store, plain: Backup) -> None:
         store.present("again", source(smb.candidates, "s1"))
 
 
+@pytest.mark.parametrize("lost", ["source", "target"])
+def test_a_lock_that_is_lost_meanwhile(store: Store, plain: Backup, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may have changed the source by then, or made the volume: the task stops, and the next one clears up."""
+    share, real = plain.share if lost == "source" else store.path, os.copy_file_range
+
+    def meanwhile(*arguments: int) -> int:
+        lock = share / ".remotefs" / "locks" / "vol.lock"
+        lock.unlink(missing_ok=True)
+        lock.write_bytes(b"")
+        return real(*arguments)
+
+    store.present("other", size=MIB)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "copy_file_range", meanwhile)
+        with pytest.raises(errors.LockTimeout) as caught:
+            store.present("vol", source(plain.there, "s2"))
+    assert str(share) in str(caught.value) and not (store.path / "vol").exists()
+    assert store.present("vol", source(plain.there, "s2")).changed and hashed(content(store, "vol")) == hashed(plain.of("s2"))
+    assert not [path for path in store.path.rglob("*~*")]
+
+
 def test_what_takes_long_is_begun_anew_where_it_is_watched_and_ends_in_time(store: Store, plain: Backup) -> None:
     plain.write(0, 3 * MIB, 5)
     request = updating.VolumeRequest(store.candidates, DesiredVolume("vol"), source(plain.there))

@@ -47,7 +47,7 @@ def item(name: str, share: Store | Path, given: dict | None = None, **more: obje
     return {**DEFAULTS, "name": name, "share": [str(place)], "mount_base": "/var/lib/remotefs/mnt", "source": wanted, **more}
 
 
-def of(share: Store | Path, volume: str, snapshot: str | None = None) -> dict:
+def of(share: Store | Path, volume: str | None, snapshot: str | None = None) -> dict:
     return {"share": str(share if isinstance(share, Path) else share.path), "volume": volume, "snapshot": snapshot}
 
 
@@ -71,14 +71,14 @@ def foretold_and_done(items: list[dict], parallel: int = 2) -> list:
 
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_twenty_from_one_share(store: Store, backup: Store, parallel: int) -> None:
-    """Each under its own name; half of them a snapshot, and half of them the present."""
+    """Each under its own name, which need not be said twice; half of them a snapshot, and half of them the present."""
     for number in range(20):
         backup.present(f"v{number}", size=MIB, format="raw" if number % 3 else "qcow2")
         write(backup, f"v{number}", number + 1)
         backup.snapshot("s1", f"v{number}")
         write(backup, f"v{number}", 100 + number)
     before = backup.state()
-    items = [item(f"v{number}", store, of(backup, f"v{number}", "s1" if number % 2 else None)) for number in range(20)]
+    items = [item(f"v{number}", store, of(backup, f"v{number}" if number % 3 else None, "s1" if number % 2 else None)) for number in range(20)]
     results = foretold_and_done(items, parallel)
     assert all(isinstance(one, Outcome) and one.changed for one in results), told(results)
     for number in range(20):

@@ -251,11 +251,10 @@ def _known(candidates: Candidates, name: str, options: Options) -> Volume | None
         volume = options.task.predicted.get((share.path, name))
         if volume is not None:
             return volume
-    there = reachable(candidates, options)
-    share = located(there, name, options)
-    if share is None:
+    where = located(reachable(candidates, options), name, options)
+    if where is None:
         return None
-    with ShareDirectory(share) as directory:
+    with ShareDirectory(where) as directory:
         observed = chains.observe(directory, name)
     return observed.volume if observed else None
 
