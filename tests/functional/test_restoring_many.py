@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable
 
 import pytest
@@ -20,6 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Finder
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.reserving import reserve_all
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
@@ -147,17 +150,12 @@ def test_room_is_promised_to_what_is_restored(store: Store, backup: Store, monke
     """Which of them find room does not depend on how many work at a time, and check mode tells the same."""
     for number in range(3):
         backup.present(f"v{number}", size=4 * MIB, preallocation="full")
-    from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Capacity
-
-    real = Capacity.room
-
-    def small(capacity: Capacity, share: object) -> tuple[int, int]:
-        total, free = real(capacity, share)
-        return total, free - first + 10 * MIB  # type: ignore[operator]
-
-    first = real(Capacity(), store.share)[1]
-    monkeypatch.setattr(Capacity, "room", small)
+    figures = os.statvfs(store.path)
+    fixed = SimpleNamespace(f_frsize=4096, f_blocks=figures.f_blocks, f_bavail=10 * MIB // 4096)  # whatever others write here meanwhile
+    monkeypatch.setattr(os, "statvfs", lambda _path: fixed)
     items = [item(f"v{number}", store, of(backup, f"v{number}")) for number in range(3)]
+    asked = [remotefs_volume._item(one, Finder()).asked for one in items]
+    assert reserve_all(list(enumerate(asked)), Options()) == {2}, "decided before any of them begins"
     assert told(run(items, 1, check=True)) == told(run(items, 4, check=True))
     assert [isinstance(one, errors.NoEligibleShare) for one in run(items, 4, check=True)] == [False, False, True]
 
