@@ -379,7 +379,7 @@ def test_a_lock_that_is_lost_meanwhile(store: Store, plain: Backup, lost: str, m
             store.present("vol", source(plain.there, "s2"))
     assert str(share) in str(caught.value) and not (store.path / "vol").exists()
     assert store.present("vol", source(plain.there, "s2")).changed and hashed(content(store, "vol")) == hashed(plain.of("s2"))
-    assert not [path for path in store.path.rglob("*~*")]
+    assert not list(store.path.rglob("*~*"))
 
 
 def test_what_takes_long_is_begun_anew_where_it_is_watched_and_ends_in_time(store: Store, plain: Backup) -> None:
