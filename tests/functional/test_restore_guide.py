@@ -52,7 +52,7 @@ def changed(said: str) -> int:
 
 @pytest.mark.slow
 def test_the_playbooks_of_the_guide(store: Store, backup: Store, tmp_path: Path, ansible_environment: dict) -> None:
-    """Foretold, done, and then no change, even when the backup is gone."""
+    """Foretold and done. That they change nothing the second time, even when the backup is gone, is tested without Ansible."""
     one, every, role = blocks(PAGE.read_text())
     books = [{**play, "gather_facts": False} for play in one + role + every]
     before = backup.state()
@@ -62,8 +62,6 @@ def test_the_playbooks_of_the_guide(store: Store, backup: Store, tmp_path: Path,
     shown = {name: content(store, name)[0] for name in ("db01", "web01", "web02", "log01")}
     assert shown == {"db01": 1, "web01": 102, "web02": 2, "log01": 103} and store.info("db01")["snapshots"][0]["name"] == "restored"
     assert backup.state() == before and store.info("web02")["labels"] == {"remotefs_role": "volumes"}
-    backup.path.rename(backup.path.with_name("gone"))
-    assert changed(run(tmp_path, ansible_environment, books[:1], store, backup)) == 0
 
 
 def test_what_the_module_refuses(store: Store, backup: Store) -> None:
