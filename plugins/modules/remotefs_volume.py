@@ -692,7 +692,7 @@ def _source(params: dict, finder, longest: int):
     from ..module_utils.operations.updating import OtherShare, SourceRequest
 
     given, name = params["source"], _source_volume(params)
-    linked, share = given["method"] == "linked", given["share"]
+    linked, share = given["method"] == "linked", given.get("share")
     if linked and share is not None:
         problem = "a linked clone lies on the share of its source, so that its source is on one of the shares of option share"
         raise InvalidParameter("option source.share", problem, "leave it out, or take method full")
