@@ -61,7 +61,9 @@ options:
     type: dict
     suboptions:
       volume:
-        description: A volume on one of the candidate shares, or on O(source.share). Either this or O(source.image).
+        description:
+          - A volume on one of the candidate shares, or on O(source.share). Either this or O(source.image).
+          - With O(source.share) it is the one with the name of the new volume, unless this says otherwise.
         type: str
       snapshot:
         description:
@@ -71,9 +73,11 @@ options:
         type: str
       share:
         description:
-          - The share of the source, if it is none of those in O(share), such as the share of a backup from which a volume is restored.
-            The source may have the name of the new volume. Its content is copied, so that O(source.method=full) is the only method.
-          - The source is locked while it is read, by a file on its share, which must be writable for that.
+          - Another share, on which the source is, such as that of a backup from which a volume is restored. Its source or directory, as O(share)
+            takes it. It does not matter which of the shares the new volume goes to.
+          - The content is copied, as V(full) of O(source.method) does. V(linked) is refused, because a linked clone lies on the share of its source.
+          - A volume that is copied is locked by a file on its share, which must be writable for that. What an interrupted task left on it is ended first.
+          - It is not needed where the volume exists.
         type: str
       method:
         description:
@@ -347,6 +351,22 @@ EXAMPLES = r"""
       - name: env-1
       - name: env-2
 
+- name: A copy on another share, of a volume as it was at a snapshot
+  remotefs.storage.remotefs_volume:
+    share: /srv/backup
+    name: db02
+    source:
+      share: /srv/volumes
+      snapshot: golden
+
+- name: A volume that is made from the copy there, whatever has become of the first one
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    name: db02-restored
+    source:
+      share: /srv/backup
+      volume: db02
+
 - name: Cut one of them loose
   remotefs.storage.remotefs_volume:
     share: /srv/volumes
@@ -597,7 +617,7 @@ _VOLUME = {
             "client_cert": {"type": "path"},
             "client_key": {"type": "path", "no_log": False},
         },
-        "required_one_of": [["volume", "image"]],
+        "required_one_of": [["volume", "image", "share"]],
         "mutually_exclusive": [["volume", "image"], ["snapshot", "image"], ["share", "image"]],
     },
     "snapshot": {"type": "str"},
@@ -658,20 +678,28 @@ def _request(params: dict, candidates, finder):
         snapshot=params["snapshot"],
     )
     longest, given = check_max_chain(params["max_chain"]), params["source"]
-    source = _source(given, finder, params["mount_base"], longest) if given and given["volume"] is not None else None
+    source = None if _source_volume(params) is None else _source(params, finder, longest)
     policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
     return updating.VolumeRequest(candidates, desired, source, policy, longest, _image(given) if given and not source else None)
 
 
-def _source(given: dict, finder, mount_base: str, longest: int):
-    """The volume that ``source`` names. :raises InvalidParameter: a clone cannot rest on what lies on another share."""
-    from ..module_utils.operations.updating import SourceRequest
+def _source_volume(params: dict) -> str | None:
+    """The volume that a new one is made from, if any: on another share the one of the same name, unless another one is named."""
+    given = params["source"] or {}
+    return params["name"] if given.get("volume") is None and given.get("share") is not None else given.get("volume")
 
-    linked, share = given["method"] == "linked", given["share"]
+
+def _source(params: dict, finder, longest: int):
+    """The volume that ``source`` names. :raises InvalidParameter: a clone cannot rest on what lies on another share."""
+    from ..module_utils.operations.updating import OtherShare, SourceRequest
+
+    given, name = params["source"], _source_volume(params)
+    linked, share = given["method"] == "linked", given.get("share")
     if linked and share is not None:
         problem = "a linked clone lies on the share of its source, so that its source is on one of the shares of option share"
         raise InvalidParameter("option source.share", problem, "leave it out, or take method full")
-    return SourceRequest(given["volume"], given["snapshot"], linked, longest, None if share is None else finder.find(share, mount_base))
+    elsewhere = None if share is None else OtherShare(share, functools.partial(finder.find, share, params["mount_base"]))
+    return SourceRequest(str(name), given["snapshot"], linked, longest, elsewhere)
 
 
 def _image(given: dict):
@@ -703,10 +731,11 @@ def _item(params: dict, finder):
     from ..module_utils.operations.bulk import runner
 
     candidates, name = finder.prepare(params["share"], params["mount_base"]), str(params["name"])
-    given = params["source"] or {}
-    source = frozenset([given["volume"]] if given.get("volume") is not None else ())
+    given, source_volume = params["source"] or {}, _source_volume(params)
+    source = frozenset(() if source_volume is None else [source_volume])
     fetched = frozenset([f"image {given['image']}"] if given.get("image") is not None else ())  # one after the other: the first one fetches it
-    elsewhere = finder.prepare(given["share"], params["mount_base"]) if given.get("share") is not None else None
+    copied = given.get("share") is not None and params["state"] == "present"
+    elsewhere = finder.prepare(given["share"], params["mount_base"]) if copied else None
     # Clones of a snapshot are made side by side, but where a lock for reading keeps other readers out as well.
     there = elsewhere or candidates
     shared = bool(source and given["snapshot"] and there and all(share.locks_visible for share in there.shares))
@@ -725,8 +754,7 @@ def _change(params: dict, candidates, name: str, elsewhere):
     """What other items of the task may depend on."""
     from ..module_utils.operations.bulk import order
 
-    source = (params["source"] or {}).get("volume")
-    return order.Change(candidates, name, params["state"] == "absent", source, bool(params["flatten"]), elsewhere)
+    return order.Change(candidates, name, params["state"] == "absent", _source_volume(params), bool(params["flatten"]), elsewhere)
 
 
 def _run_one(module: AnsibleModule) -> dict:

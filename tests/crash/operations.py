@@ -86,6 +86,8 @@ class Operation:
     :param removes: whether a volume that goes may be unreadable meanwhile.
     :param parts: whether another task leaves an image, or a part of it, to the one that goes on with it.
     :param written: the file that it writes beside the volumes.
+    :param beside: prepares another share, ``backup`` beside that of the task, which reads from it. It is watched and judged, too.
+        The model that ``follow`` gets has its volumes.
     """
 
     prepare: Callable[[Path, Path], Model]
@@ -99,6 +101,7 @@ class Operation:
     by_tool: bool = False
     parts: bool = False
     written: Written | None = None
+    beside: Callable[[Path, Path], Model] | None = None
 
 
 # -- what stands before ----------------------------------------------------------------------------------------------
@@ -289,6 +292,17 @@ def _three(share: Path, scratch: Path) -> Model:
 
 def _ensure(desired: DesiredVolume, source: updating.SourceRequest | None = None) -> Task:
     return lambda where, options: [volumes.ensure_present(updating.VolumeRequest(where, desired, source), options)]
+
+
+def _restore(desired: DesiredVolume, snapshot: str | None) -> Task:
+    """A volume from volume ``vol`` of the other share."""
+
+    def run(where: Candidates, options: Options) -> list[Outcome]:
+        backup = Path(where.shares[0].path).parent / "backup"
+        source = updating.SourceRequest("vol", snapshot, elsewhere=updating.OtherShare("backup", lambda: candidates(backup)))
+        return [volumes.ensure_present(updating.VolumeRequest(where, desired, source), options)]
+
+    return run
 
 
 def _import(desired: DesiredVolume, checked: bool = True) -> Task:
@@ -547,6 +561,13 @@ OPERATIONS: dict[str, Operation] = {
         _ensure(DesiredVolume("copy", format="qcow2", size=3 * MIB), updating.SourceRequest("vol", None)),
         _adds("copy", _active(3 * MIB)),
         tool=False,
+    ),
+    "restore from another share": Operation(
+        _nothing,
+        _restore(DesiredVolume("vol", size=4 * MIB, snapshot="restored"), "s2"),
+        lambda model: {"vol": Wanted(_point("s2", 4 * MIB)(model)).with_point("restored")},
+        tool=False,
+        beside=_chain("qcow2"),
     ),
     "import qcow2": Operation(
         _image("qcow2"), _import(DesiredVolume("new", size=3 * MIB)), _adds("new", lambda _model: _DISK.ljust(3 * MIB, b"\0")), tool=False, parts=True

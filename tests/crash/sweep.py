@@ -120,15 +120,22 @@ class Sweep:
 
     def __init__(self, name: str, operation: Operation, base: Path, extent: Extent) -> None:
         self.name, self.operation, self.base, self.extent = name, operation, base, extent
-        self.share, self.runs = base / "share", base / "run"
+        self.root, self.runs = base / "share", base / "run"
+        inside = "target" if operation.beside else "."  # of what is prepared and watched
+        self.share, self.backup = self.root / inside, self.root / "backup"
         for directory in (base / "prepared", base / "scratch", self.runs):
             directory.mkdir()
         self.judge = Judge(base / "scratch")
         if operation.by_tool:
             leave_to_qemu_img()
         qemu_img._program()  # asks for the version once, so that no run under the library does
-        self.before: Model = operation.prepare(base / "prepared", base / "scratch")
-        self.after: Model = operation.follow(self.before)
+        (base / "prepared" / inside).mkdir(exist_ok=True)
+        self.beside: Model = {}
+        if operation.beside:
+            (base / "prepared" / "backup").mkdir()
+            self.beside = operation.beside(base / "prepared" / "backup", base / "scratch")
+        self.before: Model = operation.prepare(base / "prepared" / inside, base / "scratch")
+        self.after: Model = operation.follow({**self.beside, **self.before})
         self.rows: list[Row] = []
         self._state = 0
 
@@ -136,16 +143,16 @@ class Sweep:
 
     def _fresh(self) -> None:
         interposer.wait_for_stragglers()
-        shutil.rmtree(self.share, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
         shutil.rmtree(self.runs)
         self.runs.mkdir()
-        subprocess.run(["cp", "-a", "--sparse=always", str(self.base / "prepared"), str(self.share)], check=True)
+        subprocess.run(["cp", "-a", "--sparse=always", str(self.base / "prepared"), str(self.root)], check=True)
 
     def _task(self, check: bool = False) -> list[Outcome]:
         return self.operation.run(candidates(self.share), Options(check=check, lock_timeout=2))
 
     def _run(self, fault: Fault) -> Ended:
-        return interposer.run(self.runs, self.share, fault, lambda: [one.changed for one in self._task()])
+        return interposer.run(self.runs, self.root, fault, lambda: [one.changed for one in self._task()])
 
     def calls(self) -> list[Event]:
         """What an undisturbed run does, from the state that the share is in."""
@@ -184,16 +191,16 @@ class Sweep:
             undone = [step for one in done for step in one.actions]
             undone += [one for outcome in done for one in outcome.recovered if one["operation"] != "temporary_files"]
             assert not undone, f"what was reported as done was to be done again: {undone}"
-        self.judge.check(self.share, self.after)
+        self._check(self.after)
         self._require_written(allows_old=False)
         again = _phase("the third run", self._task)
         assert not any(one.changed or one.actions or one.recovered for one in again), f"the third run said {[_told(one) for one in again]}"
 
     def _foretold_and_done(self, task: Callable[[bool], list[Outcome]]) -> list[Outcome]:
         """Do a task in check mode and in earnest; both must tell the same, and check mode touch nothing."""
-        before = _marks(self.share)
+        before = _marks(self.root)
         predicted = _phase("check mode", lambda: task(True))
-        assert before == _marks(self.share), "check mode touched the share"
+        assert before == _marks(self.root), "check mode touched the share"
         done = _phase("the next run", lambda: task(False))
         for said, one in zip(predicted, done):
             assert _foretold(said, one) == _told(one), f"check mode said {_told(said)}, the run did {_told(one)}"
@@ -217,7 +224,13 @@ class Sweep:
             desired = DesiredVolume(name, size=len(self.before[name].active))
             volumes.ensure_present(updating.VolumeRequest(candidates(self.share), desired), Options(lock_timeout=2))
         having = {volume["name"] for volume in listed(self.share) if any(one["name"] == "g" for one in volume["snapshots"])}
-        self.judge.check(self.share, self.after if having else self.before)
+        self._check(self.after if having else self.before)
+
+    def _check(self, model: Model, parts: bool = False) -> None:
+        """The share holds this, and the one that the task reads from what it held."""
+        self.judge.check(self.share, model, parts)
+        if self.operation.beside:
+            self.judge.check(self.backup, self.beside)
 
     # -- kills -------------------------------------------------------------------------------------------------------
 
@@ -300,7 +313,7 @@ class Sweep:
         problems = []
         for model in allowed:
             try:
-                self.judge.check(self.share, model, self.operation.parts)
+                self._check(model, self.operation.parts)
                 break
             except AssertionError as error:
                 problems.append(str(error))
@@ -317,7 +330,7 @@ class Sweep:
 
     def power(self) -> None:
         self._fresh()
-        start = powerloss.scan(self.share)
+        start = powerloss.scan(self.root)
         calls = _counted(self.calls(), PYTHON | TOOL)
         row = self._row("power loss")
         points = choose_points(calls, self.extent, self.extent.power)
@@ -334,16 +347,16 @@ class Sweep:
                 row.add(*self._labelled(label, lambda at=at, data=data, names=names, seed=seed: self._power_lost(at, data, names, seed)))
 
     def _power_lost(self, at: int, data: float, names: float, seed: int) -> Ended:
-        start = powerloss.scan(self.share)
+        start = powerloss.scan(self.root)
         ended = self._run(Fault(at, record=True))
         assert ended.how != "failed", f"the task ended with {ended.error}"
         disk = powerloss.Disk(start).feed(interposer.read_log(self.runs / "log"))
-        shown = powerloss.scan(self.share)
+        shown = powerloss.scan(self.root)
         kept = disk.kept()
         if (kept.files(), kept.directories, kept.names) != (shown.files(), shown.directories, shown.names):
             raise AssertionError(f"the record does not explain the share: {_first_difference(kept, shown)}")
         image = disk.lose(data, names, random.Random(f"{at} {seed}"))
-        powerloss.materialise(self.share, self.runs / "keep", image)
+        powerloss.materialise(self.root, self.runs / "keep", image)
         return ended
 
     # -- errors ------------------------------------------------------------------------------------------------------

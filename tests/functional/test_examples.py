@@ -44,7 +44,8 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
     text = json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}])
     book = tmp_path / "examples.yml"
     text = text.replace("0G\"", "0M\"")  # cutting a clone loose reads all that lies beneath it, holes too
-    book.write_text(text.replace("/srv/volumes", str(share)).replace("/srv/backup", str(share.parent / "backup")).replace('"SHARE"', json.dumps(str(share))))
+    (tmp_path / "backup").mkdir(exist_ok=True)
+    book.write_text(text.replace("/srv/volumes", str(share)).replace("/srv/backup", str(tmp_path / "backup")).replace('"SHARE"', json.dumps(str(share))))
     environment = {**environment, "ANSIBLE_STDOUT_CALLBACK": "default"}
     done = subprocess.run(["ansible-playbook", *options, str(book)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,8 +59,7 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
 )
 def test_examples_of_the_store(module: str, tmp_path: Path, ansible_environment: dict) -> None:
     share = tmp_path / "share"
-    for place in (share, tmp_path / "backup"):
-        place.mkdir()
+    share.mkdir()
     tasks = [task for task in examples(module) if "libvirt" not in json.dumps(task)]  # tests/live runs those, with a libvirt
     prepared = [] if module == "remotefs_volume" else PREPARE
     snapshot = [{"remotefs.storage.remotefs_snapshot": {"share": "SHARE", "volume": "db01", "name": "daily-2026-01-01"}}]

@@ -112,6 +112,23 @@ class Share1:
             self.snapshot(f"s{number}")
         self.write(9)
 
+    @property
+    def elsewhere(self) -> Path:
+        """Another share."""
+        return self.path.parent / f"{self.path.name}-elsewhere"
+
+    def chain_elsewhere(self) -> None:
+        self.elsewhere.mkdir()
+        there, self.candidates = self.candidates, Candidates((Share(str(self.elsewhere), str(self.elsewhere), "directory"),))
+        self.present("other", size=MIB)
+        self.chain()
+        self.candidates = there
+
+    def restore(self) -> None:
+        there = Candidates((Share(str(self.elsewhere), str(self.elsewhere), "directory"),))
+        source = updating.SourceRequest("vol", "s2", elsewhere=updating.OtherShare("elsewhere", lambda: there))
+        self.present("vol", source, size=16 * MIB, format="qcow2")
+
     def cloned(self) -> None:
         self.chain()
         self.present("copy", updating.SourceRequest("vol", "s2", True))
@@ -145,6 +162,7 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
         lambda s: s.present("vol", size=8 * MIB),
         lambda s: s.present("copy", updating.SourceRequest("vol"), size=16 * MIB),
     ),
+    "volume from another share": (lambda s: s.chain_elsewhere(), lambda s: s.restore()),
     "volume from a raw image": (lambda s: s.make_image("raw"), lambda s: s.take_image()),
     "volume from a qcow2 image": (lambda s: s.make_image("qcow2"), lambda s: s.take_image()),
     "volume from a vmdk image": (lambda s: s.make_image("vmdk"), lambda s: s.take_image()),

@@ -22,15 +22,15 @@ MOVED = "ok|tool_failed|unsafe_image"
 
 # Each file meets each task in one place or another; an image that is refused by its header is refused the same way everywhere.
 _REFUSED: dict[str, tuple[Callable, tuple[str, ...]]] = {
-    "NAME": (places.as_base, ("info", "snapshot", "clone", "extend", "remove", "export")),
+    "NAME": (places.as_base, ("info", "snapshot", "clone", "restore", "extend", "remove", "export")),
     "NAME.SNAP, active": (places.as_active, ("info", "delete", "revert", "export_vmdk")),
-    "NAME.SNAP, in the middle": (places.as_middle, ("clone_of_snapshot", "snapshot_info", "export_of_snapshot")),
+    "NAME.SNAP, in the middle": (places.as_middle, ("clone_of_snapshot", "restore_of_snapshot", "snapshot_info", "export_of_snapshot")),
     "backing file": (places.as_backing, ("flatten", "linked")),
 }
 _TABLES: dict[str, tuple[Callable, dict[str, str]]] = {
-    "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, extend=MOVED, export=MOVED, export_vmdk=MOVED)),
+    "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, restore=MOVED, extend=MOVED, export=MOVED, export_vmdk=MOVED)),
     "NAME.SNAP, active": (places.as_active, outcomes(("info", "revert"), OK, clone=MOVED, delete=MOVED, export=MOVED)),
-    "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, delete=MOVED)),
+    "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, restore_of_snapshot=MOVED, delete=MOVED)),
     "backing file": (places.as_backing, outcomes(("info",), OK, flatten=MOVED, clone_of_snapshot=MOVED, delete=MOVED, export_of_snapshot=MOVED)),
 }
 _UNKNOWN = {"info": OK, "snapshot": UNSAFE, "extend": "invalid_parameter", "remove": CONFLICT, "export": UNSAFE}
@@ -109,7 +109,7 @@ _EXPORTS = ("export", "export_of_snapshot")
 def _raw() -> Iterator[Attack]:
     for name, (what, origin, content) in RAW_CONTENT.items():
         for where, plant, tasks, layered in (
-            ("raw NAME", places.raw_recorded, ("info", "snapshot", "extend", "clone", "remove", "export", "export_vmdk"), False),
+            ("raw NAME", places.raw_recorded, ("info", "snapshot", "extend", "clone", "restore", "remove", "export", "export_vmdk"), False),
             ("raw base of a chain", places.raw_below, ("info", "delete", "revert", "clone", "clone_of_snapshot", "linked", *_EXPORTS), True),
         ):
             checks = places.raw_checks(content, layered)
@@ -207,12 +207,12 @@ _OPENED = ("symlink outside", "dangling symlink", "symlink inside", "hard link",
 _WRITTEN = ("FIFO", "socket", "directory", "zero device")
 _DIRECTORIES = ("symlink outside", "dangling symlink", "symlink to a directory", "FIFO", "hard link")
 _THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[str, str]]] = {
-    "NAME": (_thing_as_base, _FILES, outcomes(("info", "snapshot", "extend", "clone", "remove", "present", "export"), UNSAFE)),
-    "NAME.SNAP": (_thing_as_overlay, _FILES, outcomes(("info", "snapshot", "delete", "remove", "export"), UNSAFE)),
+    "NAME": (_thing_as_base, _FILES, outcomes(("info", "snapshot", "extend", "clone", "restore", "remove", "present", "export"), UNSAFE)),
+    "NAME.SNAP": (_thing_as_overlay, _FILES, outcomes(("info", "snapshot", "delete", "restore", "remove", "export"), UNSAFE)),
     "backing file": (_thing_as_backing, _FILES, outcomes(("info", "delete", "remove", "export"), UNSAFE)),
     "NAME.info": (_thing_as_info, _OPENED, outcomes(("info", "snapshot", "remove"), UNSAFE)),
-    "record": (_thing_as_record, _OPENED, outcomes(("info", "snapshot", "clone"), UNSAFE)),
-    "lock file": (_thing_at("locks", ".lock"), _OPENED, outcomes(("snapshot", "create", "delete"), UNSAFE, info=OK)),
+    "record": (_thing_as_record, _OPENED, outcomes(("info", "snapshot", "clone", "restore"), UNSAFE)),
+    "lock file": (_thing_at("locks", ".lock"), _OPENED, outcomes(("snapshot", "create", "delete", "restore"), UNSAFE, info=OK)),
     "temporary file": (_thing_at("tmp", "~0123456789ab"), _OPENED, outcomes(("info", "snapshot", "create"), OK)),
     "target of a creation": (_thing_as_target, _FILES, outcomes(("create", "create_qcow2", "clone", "linked"), UNSAFE, snapshot=CONFLICT)),
     "image to import": (_thing_as_picture, ("FIFO", "socket", "directory", "zero device"), {"import": "tool_failed"}),
@@ -220,9 +220,9 @@ _THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[st
     "beside an image to be written": (_thing_beside_destination, _OPENED, {"export": CONFLICT}),
     "arriving image": (_thing_in_the_way(""), _OPENED, {"import": UNSAFE}),
     ".remotefs/images": (_thing_as_private("images"), _DIRECTORIES, {"import": UNSAFE}),
-    ".remotefs": (_thing_as_private(""), _DIRECTORIES, outcomes(("info", "snapshot", "create"), UNSAFE)),
+    ".remotefs": (_thing_as_private(""), _DIRECTORIES, outcomes(("info", "snapshot", "create", "restore"), UNSAFE)),
     ".remotefs/volumes": (_thing_as_private("volumes"), _DIRECTORIES, outcomes(("info", "snapshot", "create"), UNSAFE)),
-    ".remotefs/locks": (_thing_as_private("locks"), _DIRECTORIES, outcomes(("snapshot", "create"), UNSAFE, info=OK)),
+    ".remotefs/locks": (_thing_as_private("locks"), _DIRECTORIES, outcomes(("snapshot", "create", "restore"), UNSAFE, info=OK)),
     ".remotefs/tmp": (_thing_as_private("tmp"), _DIRECTORIES, outcomes(("snapshot", "create"), UNSAFE, info=OK)),
     ".remotefs/groups": (_thing_as_private("groups"), _DIRECTORIES, outcomes(("snapshot", "remove"), UNSAFE, info=OK)),
 }
@@ -232,7 +232,7 @@ _SPECIAL: dict[tuple[str, str], dict[str, str]] = {
     ("hard link", "backing file"): {"info": OK, "export": OK},
     # What it holds is text.
     ("hard link", "NAME.info"): outcomes(("info", "snapshot", "remove"), BROKEN),
-    ("hard link", "record"): outcomes(("info", "snapshot", "clone"), BROKEN),
+    ("hard link", "record"): outcomes(("info", "snapshot", "clone", "restore"), BROKEN),
     ("symlink inside", "record"): {},
     # It is a file that no task has made: an existing volume of unknown format, or one that is not as wished.
     ("hard link", "target of a creation"): {"create_qcow2": CONFLICT, "clone": "invalid_parameter", "linked": "invalid_parameter"},

@@ -99,15 +99,17 @@ def raw_checks(content: Content, layered: bool) -> dict[str, Callable[[Scene], N
             data[LAYER_AT : LAYER_AT + len(LAYER)] = LAYER
         return bytes(data)
 
-    def holds(file: str, layer: bool, size: int = SIZE) -> Callable[[Scene], None]:
+    def holds(file: str, layer: bool, size: int = SIZE, restored: bool = False) -> Callable[[Scene], None]:
         def check(scene: Scene) -> None:
-            assert _hash((scene.share / file).read_bytes()) == _hash(model(scene, layer, size)), f"{file} holds something else"
+            share = scene.target if restored else scene.share
+            assert _hash((share / file).read_bytes()) == _hash(model(scene, layer, size)), f"{file} holds something else"
 
         return check
 
     untouched = holds("vol", False)
     checks = dict.fromkeys(("info", "snapshot", "linked", "flatten", "revert", "present"), untouched)
     checks["clone"] = holds("copy", layered)
+    checks["restore"] = holds("vol", layered, restored=True)
     checks["export"] = holds(".out/disk", layered)
     if layered:
         return {**checks, "extend": untouched, "clone_of_snapshot": holds("copy", False), "delete": holds("vol", True)}

@@ -88,7 +88,8 @@ class Runner:
 
     def run(self, scene: Scene, task: str) -> Answer:
         module, args = TASKS[task]
-        args = json.loads(json.dumps({**args, "share": [str(scene.share)]}).replace("{share}", str(scene.share)))
+        text = json.dumps({"share": ["{share}"], **args})
+        args = json.loads(text.replace("{share}", str(scene.share)).replace("{target}", str(scene.target)))
         self._number += 1
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps({"number": self._number, "module": module, "args": args, "timeout": TIMEOUT}) + "\n")
@@ -99,7 +100,7 @@ class Runner:
 
     def offences(self, scene: Scene, answer: Answer) -> list[str]:
         """What the task did that it may not: outside of the share, and to what is no file on it, of which the opening alone can act."""
-        found = trace.Judge(str(scene.share), str(self.scratch / "tmp"), str(self._checkout)).offences(answer.calls)
+        found = trace.Judge(str(scene.share), str(self.scratch / "tmp"), str(self._checkout), str(scene.target)).offences(answer.calls)
         for path in {call.opened for call in answer.calls if call.opened and call.opened.startswith(str(scene.share))}:
             mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

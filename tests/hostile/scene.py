@@ -26,10 +26,12 @@ class Scene:
 
     def __init__(self, root: Path) -> None:
         self.root, self.share, self.outside = root, root / "share", root / "outside"
+        self.target = root / "target"  # another share, to which volumes are restored
         self.victims = (root / "victim", self.outside / "victim")
         self.share.mkdir()
         (self.share / ".out").mkdir()  # where images are written to
         self.outside.mkdir()
+        self.target.mkdir()
         for victim in self.victims:
             victim.write_bytes(b"secret of the host\n" * 8192)
 
@@ -88,13 +90,16 @@ class Scene:
     # -- what is compared ----------------------------------------------------------------------------------------
 
     def state(self) -> dict:
-        """Names, kinds and content of the share; locks, ballast and empty private directories are no content."""
+        """Names, kinds and content of both shares; locks, ballast and empty private directories are no content."""
+        return {**self._state(self.share), **{f"target: {place}": one for place, one in self._state(self.target).items()}}
+
+    def _state(self, share: Path) -> dict:
         found = {}
-        for directory, names, files in os.walk(self.share):
+        for directory, names, files in os.walk(share):
             for name in [*names, *files]:
                 path = Path(directory) / name
                 status = path.lstat()
-                place = os.fsdecode(path.relative_to(self.share))
+                place = os.fsdecode(path.relative_to(share))
                 if place.startswith(".remotefs") and (stat.S_ISDIR(status.st_mode) or place.startswith((".remotefs/locks/", ".remotefs/ballast/"))):
                     continue
                 found[place] = _content(path, status)
@@ -147,6 +152,8 @@ TASKS: dict[str, tuple[str, dict]] = {
     "extend": _volume(name="vol", size="8M"),
     "clone": _volume(name="copy", source={"volume": "vol"}),
     "clone_of_snapshot": _volume(name="copy", source={"volume": "vol", "snapshot": "s1"}),
+    "restore": _volume(name="vol", share=["{target}"], source={"volume": "vol", "share": "{share}"}),
+    "restore_of_snapshot": _volume(name="vol", share=["{target}"], format="qcow2", source={"volume": "vol", "snapshot": "s1", "share": "{share}"}),
     "linked": _volume(name="link", source={"volume": "vol", "method": "linked"}),
     "flatten": _volume(name="vol", flatten=True),
     "remove": _volume(name="vol", state="absent", cascade=True),

@@ -137,11 +137,12 @@ def _under(path: str, directories: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Judge:
-    """Says what a task may do outside the share: ``share`` and ``scratch`` are its own directories."""
+    """Says what a task may do outside the share: ``share`` and ``scratch`` are its own directories, and ``target``, to which it restores."""
 
     share: str
     scratch: str
     checkout: str
+    target: str = ""
 
     def offences(self, found: Iterable[Call]) -> list[str]:
         return [f"{call.name}({call.arguments})" for call in found if self._offends(call)]
@@ -161,7 +162,7 @@ class Judge:
         return not all(self._allowed(path.replace(" (deleted)", ""), changes) for path in places)
 
     def _allowed(self, path: str, changes: bool) -> bool:
-        if _under(path, (self.share, self.scratch)):
+        if _under(path, (self.share, self.scratch, *([self.target] if self.target else []))):
             return True
         if changes:
             # qemu-img opens what it was handed through /proc; where that led to is judged as well.

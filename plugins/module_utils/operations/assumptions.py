@@ -64,9 +64,7 @@ def present(request: VolumeRequest, options: Options) -> Outcome | None:
         if there.unreadable or not request.candidates.missing:
             return None
         return _create(request, request.candidates.missing[0], options)
-    if request.source is None or request.source.volume in options.task.failed:  # no other task makes what an item of this one could not
-        return None
-    if located(there, desired.name, options) or _has_source(request, options):
+    if request.source is None or located(there, desired.name, options) or _has_failed(request, options) or _has_source(request, options):
         return None
     share = placement.place(desired.name, there, there, Demand(desired.size or 0), request.policy, options.task.capacity, options.check)
     return _create(request, share, options)
@@ -111,9 +109,16 @@ def _source(request: VolumeRequest, options: Options) -> Volume:
         raise ValueError("there is no source")
     found = _known(request.source_candidates, check_volume_name(source.volume), options)
     if found is None:
-        options.task.warn(f"source volume {source.volume} does not exist yet: {_MADE_EARLIER}")
+        where = f" on {source.elsewhere.name}" if source.elsewhere else ""
+        options.task.warn(f"source volume {source.volume} does not exist yet{where}: {_MADE_EARLIER}")
         found = assumed_volume(source.volume)
     return with_snapshot(found, source.snapshot, options) if source.snapshot else found
+
+
+def _has_failed(request: VolumeRequest, options: Options) -> bool:
+    """Whether an item of this task could not make the source: then no other task does."""
+    there = request.source_candidates
+    return request.source is not None and any((share.path, request.source.volume) in options.task.failed for share in (*there.shares, *there.missing))
 
 
 def _has_source(request: VolumeRequest, options: Options) -> bool:
@@ -246,10 +251,10 @@ def _known(candidates: Candidates, name: str, options: Options) -> Volume | None
         volume = options.task.predicted.get((share.path, name))
         if volume is not None:
             return volume
-    found = located(reachable(candidates, options), name, options)
-    if found is None:
+    where = located(reachable(candidates, options), name, options)
+    if where is None:
         return None
-    with ShareDirectory(found) as directory:
+    with ShareDirectory(where) as directory:
         observed = chains.observe(directory, name)
     return observed.volume if observed else None
 

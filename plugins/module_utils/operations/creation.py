@@ -185,6 +185,6 @@ def _source_share(work: Workspace, request: VolumeRequest) -> Share | None:
         return None
     share = located(request.source_candidates, check_volume_name(request.source.volume), work.options, work.directory)
     if share is None:
-        problem = "it is not on the share that source.share names" if request.source.candidates else "it is on none of the given shares"
+        problem = f"it is not on {request.source.elsewhere.name}" if request.source.elsewhere else "it is on none of the given shares"
         raise VolumeNotFound(f"source volume {request.source.volume}", problem, "check the name, or create it first")
     return share

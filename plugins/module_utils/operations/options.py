@@ -32,7 +32,7 @@ class Task:
     ``warn`` takes sentences for the user, and gives each once; ``log`` takes each step with its seconds.
     ``predicted`` is check mode's memory: volumes as earlier items would leave them, None for those that would be gone, by (share path,
     name). ``assumed`` are volumes that check mode assumes to be there, in the same form. ``failed`` are volumes that items were to make
-    or to change, and could not. ``batch_locks`` are the locks under which a part of the task works, ``waiting`` is how its parts wait.
+    or to change, and could not, in the same form. ``batch_locks`` are the locks under which a part of the task works, ``waiting`` is how its parts wait.
     ``meter`` notes how far the work is, if anybody watches. ``begins_anew``: if the first change of the task is going to take long, it raises
     :class:`TakesLong` instead, and the task begins anew.
     """

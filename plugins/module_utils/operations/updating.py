@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from ..errors import Conflict
 from ..model import Share, Volume
@@ -21,20 +21,29 @@ if TYPE_CHECKING:
     from .importing import ImageRequest
 
 
+class OtherShare(NamedTuple):
+    """Another share, from which a volume is copied: its name as it was given, and what looks it up. A volume that is there needs it no
+    more, so it is looked up when something is to be made from it."""
+
+    name: str
+    find: Callable[[], Candidates]
+
+
 class SourceRequest(NamedTuple):
-    """What a clone is made from: a volume, or one of its snapshots; ``linked`` to it, or with data of its own. ``candidates``: where it
+    """What a clone is made from: a volume, or one of its snapshots; ``linked`` to it, or with data of its own. ``elsewhere``: where it
     is, if not on one of the shares where the clone may be."""
 
     volume: str
     snapshot: str | None = None
     linked: bool = False
     max_chain: int = MAX_CHAIN
-    candidates: Candidates | None = None
+    elsewhere: OtherShare | None = None
 
     @property
     def label(self) -> str:
-        """How messages and ``actions`` name it: ``VOLUME`` or ``VOLUME@SNAPSHOT``."""
-        return f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
+        """How messages and ``actions`` name it: ``VOLUME`` or ``VOLUME@SNAPSHOT``, and the other share."""
+        point = f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
+        return f"{point} on {self.elsewhere.name}" if self.elsewhere else point
 
 
 class VolumeRequest(NamedTuple):
@@ -49,8 +58,8 @@ class VolumeRequest(NamedTuple):
 
     @property
     def source_candidates(self) -> Candidates:
-        """The shares on one of which the source is."""
-        return self.source.candidates if self.source and self.source.candidates else self.candidates
+        """The shares on one of which the source is. :raises StorageError: ``source.share`` is no share at all."""
+        return self.source.elsewhere.find() if self.source and self.source.elsewhere else self.candidates
 
 
 def located(candidates: Candidates, name: str, options: Options, opened: Opened | None = None) -> Share | None:

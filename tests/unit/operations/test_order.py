@@ -99,3 +99,33 @@ def test_items_that_wait_share_a_name(tmp_path: Path) -> None:
     items = [runner.Item(name, frozenset([name]), lambda _options: None, change=order.Change(shares, name, True)) for name in ("a", "c")]
     found, names = order.arrange(items)
     assert found == [1, 0] and names == {0: frozenset({"c"})}
+
+
+@pytest.mark.parametrize(
+    "wanted, expected",
+    [
+        ([("vol", "here", "vol", "there"), ("vol", "there", None, None)], [1, 0]),  # made there later: first
+        ([("vol", "here", "a", "there"), ("a", "there", "-", None)], [0, 1]),
+        ([("a", "there", "-", None), ("vol", "here", "a", "there")], [1, 0]),  # before it goes
+        ([("a", "there", "-", None), ("a", "here", "a", "there")], [1, 0]),  # of one name on two shares
+        ([("a", "here", "-", None), ("a", "here", "a", "there")], [0, 1]),  # the copy goes and comes again
+        ([("x", "here", "a", "there"), ("a", "here", None, None)], [0, 1]),  # another volume of that name
+        ([("x", "here", "new", "alias"), ("new", "there", None, None)], [1, 0]),  # a directory under two names
+        ([("x", "here", "x", "here")], [0]),
+        ([("vol", "here", "vol", "there"), ("vol", "there", "vol", "here")], [0, 1]),  # round in a circle
+    ],
+)
+def test_orders_between_shares(tmp_path: Path, wanted: list, expected: list[int]) -> None:
+    """(volume, share, source or "-" for its removal, the share of the source)."""
+    shares = {}
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        shares[name] = put(tmp_path / name, *(["a"] if name == "there" else []))
+    (tmp_path / "alias").symlink_to(tmp_path / "there")
+    shares["alias"] = put(tmp_path / "alias")
+    items = []
+    for name, share, source, elsewhere in wanted:
+        absent = source == "-"
+        change = order.Change(shares[share], name, absent, None if absent else source, source_candidates=shares.get(elsewhere))
+        items.append(runner.Item(name, frozenset([name]), lambda _options: None, change=change))
+    assert order.arrange(items)[0] == expected

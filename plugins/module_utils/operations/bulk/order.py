@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Iterable, NamedTuple, Sequence
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING, Iterable, NamedTuple, Sequence, Tuple
 
 from ...errors import StorageError
 from ...store.files.directory import ShareDirectory
@@ -17,9 +19,13 @@ if TYPE_CHECKING:
     from .runner import Item
 
 
+Place = Tuple[str, str]  # a directory, and the name of a volume there
+
+
 class Change(NamedTuple):
     """What an item does to its volume, as far as others depend on it: whether that goes (``absent``), what it is made from
-    (``source``, a volume on one of ``source_candidates``), and whether it is cut loose from that (``flatten``)."""
+    (``source``, a volume, which is on one of ``source_candidates`` if these are given), and whether it is cut loose from that
+    (``flatten``)."""
 
     candidates: Candidates
     volume: str
@@ -28,15 +34,28 @@ class Change(NamedTuple):
     flatten: bool = False
     source_candidates: Candidates | None = None
 
-    def is_made_from(self, other: Change) -> bool:
-        """Whether another item's volume may be the source of this one."""
-        if self.source is None or self.absent or self.source != other.volume:
-            return False
-        return bool(_places(self.source_candidates or self.candidates) & _places(other.candidates))
+    @property
+    def places(self) -> set[Place]:
+        """Where its volume may be."""
+        return _places(self.candidates, self.volume)
+
+    @property
+    def sources(self) -> set[Place]:
+        """Where what its volume is made from may be; empty where that is nothing, or may be the volume itself."""
+        if self.source is None or self.absent:
+            return set()
+        found = _places(self.source_candidates or self.candidates, self.source)
+        return set() if found & self.places else found
 
 
-def _places(candidates: Candidates) -> set[str]:
-    return {share.path for share in (*candidates.shares, *candidates.missing)}
+def _places(candidates: Candidates, name: str) -> set[Place]:
+    return {(_directory(share.path, share.local), name) for share in (*candidates.shares, *candidates.missing)}
+
+
+@lru_cache(maxsize=64)
+def _directory(path: str, local: bool) -> str:
+    """A directory of this host is known by any of its names; a server is not asked."""
+    return os.path.realpath(path) if local else path
 
 
 def arrange(items: Sequence[Item]) -> tuple[list[int], dict[int, frozenset]]:
@@ -56,35 +75,40 @@ def arrange(items: Sequence[Item]) -> tuple[list[int], dict[int, frozenset]]:
 
 def _as_asked(changes: dict[int, Change]) -> set[tuple[int, int]]:
     """Pairs that are in order as they are and have to stay so when others move: items of one volume, a source and its clone."""
-    by_volume = _by_volume(changes)
-    pairs = {pair for indexes in by_volume.values() for pair in zip(indexes, indexes[1:])}
+    by_place = _by_place(changes)
+    pairs = {pair for indexes in by_place.values() for pair in zip(indexes, indexes[1:])}
     for index, change in changes.items():
-        others = by_volume.get(change.source or "", [])
-        pairs |= {(other, index) for other in others if other < index and not changes[other].absent and change.is_made_from(changes[other])}
+        pairs |= {(other, index) for other in _at(change.sources, by_place) if other < index and not changes[other].absent}
     return pairs
 
 
-def _by_volume(changes: dict[int, Change]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
+def _by_place(changes: dict[int, Change]) -> dict[Place, list[int]]:
+    found: dict[Place, list[int]] = {}
     for index, change in changes.items():
-        found.setdefault(change.volume, []).append(index)
+        for place in change.places:
+            found.setdefault(place, []).append(index)
     return found
+
+
+def _at(places: set[Place], by_place: dict[Place, list[int]]) -> list[int]:
+    """The items of volumes that may be at one of these places, in the order asked for."""
+    return sorted({index for place in places for index in by_place.get(place, [])})
 
 
 def _edges(changes: dict[int, Change]) -> set[tuple[int, int]]:
     """Pairs of indexes: the first must be done before the second."""
-    by_volume = _by_volume(changes)
+    if not any(change.absent or change.source for change in changes.values()):
+        return set()  # the usual case
+    by_place = _by_place(changes)
     edges = set()
     for index, change in changes.items():
-        others = [other for other in by_volume.get(change.source or "", []) if change.is_made_from(changes[other])]
-        if others and (change.source != change.volume or change.source_candidates is not None):
-            edges |= _after_its_source(index, change, others, changes)
-    for index, volume, ancestors in _families(changes):
-        edges |= {(index, other) for name in ancestors - {volume} for other in by_volume.get(name, []) if changes[other].absent}
+        edges |= _after_its_source(index, change, _at(change.sources, by_place), changes)
+    for index, places in _families(changes):
+        edges |= {(index, other) for other in _at(places, by_place) if changes[other].absent and other != index}
     return edges
 
 
-def _after_its_source(index: int, change: Change, others: Iterable[int], changes: dict[int, Change]) -> set[tuple[int, int]]:
+def _after_its_source(index: int, change: Change, others: Sequence[int], changes: dict[int, Change]) -> set[tuple[int, int]]:
     """A clone is made once its source stands, and before that goes."""
     before = [other for other in others if other < index]
     made_later = [other for other in others if other > index and not changes[other].absent]
@@ -97,8 +121,8 @@ def _after_its_source(index: int, change: Change, others: Iterable[int], changes
     return set()
 
 
-def _families(changes: dict[int, Change]) -> Iterable[tuple[int, str, set[str]]]:
-    """(index, volume, what it rests on) of items after which their volume rests on nothing any more, where others may go too."""
+def _families(changes: dict[int, Change]) -> Iterable[tuple[int, set[Place]]]:
+    """(index, where what its volume rests on is) of items after which their volume rests on nothing any more, where others may go too."""
     going = {change.volume for change in changes.values() if change.absent}
     for index, change in changes.items():
         if not (change.absent or change.flatten) or going <= {change.volume}:
@@ -107,7 +131,9 @@ def _families(changes: dict[int, Change]) -> Iterable[tuple[int, str, set[str]]]
             share = locate(change.candidates, change.volume)
             if share is not None:
                 with ShareDirectory(share) as directory:
-                    yield index, change.volume, ownership.ancestors_of(directory, change.volume)
+                    ancestors = ownership.ancestors_of(directory, change.volume) - {change.volume}
+                there = change.candidates._replace(shares=(share,), missing=())
+                yield index, {place for name in ancestors for place in _places(there, name)}
         except (OSError, StorageError):
             continue  # the item itself reports it
 

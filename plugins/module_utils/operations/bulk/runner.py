@@ -155,7 +155,8 @@ class _Task:
             if "capacity" in self._options.task.kept:
                 self._options.task.capacity.give_back(change.candidates, change.volume)
             if isinstance(result, StorageError):
-                self._options.task.failed.add(change.volume)
+                shares = (*change.candidates.shares, *change.candidates.missing)
+                self._options.task.failed.update((share.path, change.volume) for share in shares)
 
     def run(self, indexes: list[int], at_once: int) -> None:
         """Run items, of which ``at_once`` may be under way. Those for which there is no room come last, one after the other: others that
