@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting, importing, reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting, importing, reading, replicas, snapshots, up_to_date, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
@@ -124,6 +124,15 @@ class Share1:
         self.chain()
         self.candidates = there
 
+    def replicate(self, match: str = "*") -> None:
+        self.elsewhere.mkdir(exist_ok=True)
+        there = Candidates((Share(str(self.elsewhere), str(self.elsewhere), "directory"),))
+        replicas.replicate(up_to_date.ReplicaRequest(self.candidates, "vol", there, "vol", match), Options())
+
+    def chain_and_replica(self, match: str) -> None:
+        self.chain()
+        self.replicate(match)
+
     def restore(self) -> None:
         there = Candidates((Share(str(self.elsewhere), str(self.elsewhere), "directory"),))
         source = updating.SourceRequest("vol", "s2", elsewhere=updating.OtherShare("elsewhere", lambda: there))
@@ -162,6 +171,9 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
         lambda s: s.present("vol", size=8 * MIB),
         lambda s: s.present("copy", updating.SourceRequest("vol"), size=16 * MIB),
     ),
+    "replica, first snapshot": (lambda s: s.chain(), lambda s: s.replicate("s1")),
+    "replica, one more snapshot": (lambda s: s.chain_and_replica("s[1-3]"), lambda s: s.replicate()),
+    "replica, nothing to send": (lambda s: s.chain_and_replica("*"), lambda s: s.replicate()),
     "volume from another share": (lambda s: s.chain_elsewhere(), lambda s: s.restore()),
     "volume from a raw image": (lambda s: s.make_image("raw"), lambda s: s.take_image()),
     "volume from a qcow2 image": (lambda s: s.make_image("qcow2"), lambda s: s.take_image()),
