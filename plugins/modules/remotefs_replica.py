@@ -342,11 +342,16 @@ def _claims(params: dict, finder) -> dict:
 def _item(params: dict, finder):
     from ..module_utils import results
     from ..module_utils.operations.bulk import runner
+    from ..module_utils.operations.options import LOOKED_AT
 
     volume, name = str(params["volume"]), str(params["name"] or params["volume"])
     for share in ("share", "to"):  # before threads start, because asking a server forks
         finder.prepare(params[share], params["mount_base"])
-    run = functools.partial(_run, params, finder=finder)
+
+    def run(options):
+        options.task.kept.setdefault(LOOKED_AT, {})
+        return _run(params, options, finder)
+
     return runner.Item(name, frozenset([name]), run, reads=frozenset([volume]), keeps_lock=True, told=results.naming(volume))
 
 

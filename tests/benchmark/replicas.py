@@ -155,8 +155,8 @@ def measure(scratch: Path, full: bool) -> list[Row]:
 
 def tables(rows: Sequence[Row]) -> str:
     heads = ["what", "beside", "task", "the other", "task / the other", "sent for each byte that changed"]
-    cells = [
-        [row.what, row.other, measuring.seconds(row.ours), measuring.seconds(row.theirs), measuring.ratio(row.ours, row.theirs), f"{row.sent:.2f}" if row.sent else ""]
-        for row in rows
-    ]
+    cells = []
+    for row in rows:
+        times = [measuring.seconds(row.ours), measuring.seconds(row.theirs), measuring.ratio(row.ours, row.theirs)]
+        cells.append([row.what, row.other, *times, f"{row.sent:.2f}" if row.sent else ""])
     return measuring.table(heads, cells)

@@ -16,7 +16,16 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import command
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting, importing, reading, replicas, snapshots, up_to_date, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import (
+    exporting,
+    importing,
+    reading,
+    replicas,
+    snapshots,
+    up_to_date,
+    updating,
+    volumes,
+)
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .step_log import StepLog
 
 
+LOOKED_AT = "looked at"  # in ``kept``, of a task about many: shares that are opened for a moment, by (path, thread)
 ARRIVED = "arrived"  # in ``kept``: images that volumes of the task were made from, by (share, key)
 
 
@@ -87,7 +88,11 @@ class Options:
 
 
 def end(options: Options) -> None:
-    """Remove what a task, or a copy of its process, needs only while it lasts: images that volumes were made from."""
+    """Remove what a task, or a copy of its process, needs only while it lasts: images that volumes were made from, opened shares."""
+    if LOOKED_AT in options.task.kept:
+        from .up_to_date import close_all
+
+        close_all(options)
     if ARRIVED in options.task.kept:
         from .importing import forget_all
 

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from functools import partial
 from typing import Callable, NamedTuple, Sequence
 
 from ..apply.interrupted import find_interrupted
 from ..errors import StorageError
+from ..model import Share
 from ..plan import replicas
 from ..plan.desired import MAX_CHAIN, DesiredVolume
 from ..plan.replicas import Point
@@ -20,9 +23,10 @@ from ..store.volumes.images import UseProbe
 from ..store.volumes.look import Look
 from . import report
 from .candidates import Candidates
-from .options import Options
+from .options import LOOKED_AT, Options
 from .transaction import Outcome
 
+_MOMENT = 1.0  # seconds
 SENT, ALL, NONE = "sent", "all", "none"  # what is verified
 
 
@@ -49,26 +53,58 @@ def told_of(sent: int, names: Sequence[str] = (), present: Sequence[str] = (), k
 
 
 def unchanged(request: ReplicaRequest, options: Options) -> Outcome | None:
+    """As :func:`_unchanged`. A task that is about one volume closes what it has opened."""
+    if LOOKED_AT in options.task.kept:
+        return _unchanged(request, options)
+    options.task.kept[LOOKED_AT] = {}
+    try:
+        return _unchanged(request, options)
+    finally:
+        close_all(options)
+
+
+def _unchanged(request: ReplicaRequest, options: Options) -> Outcome | None:
     """What a task returns that has nothing to do, which is seen without locks; None where there may be something to do."""
     if request.verify == ALL or len(request.candidates.shares) != 1:
         return None
-    with ShareDirectory(request.candidates.shares[0]) as source, ShareDirectory(request.target.shares[0]) as target:
-        try:
-            theirs = _at_rest(source, request.volume, options)
-            ours = _at_rest(target, request.name, options, partial(UseProbe, full=True)) if theirs is not None else None
-            if theirs is None or ours is None or not ours[0].volume.active.empty:
-                return None
-            common = replicas.surely_common(theirs[1], ours[1])
-            found = replicas.lack(theirs[1], ours[1], common, request.match, "", False)
-        except (StorageError, OSError):
-            return None  # whatever it is, it is told under the locks
-        if common is None or found.sent:
+    try:
+        theirs = _at_rest(_opened(request.candidates.shares[0], options), request.volume, options)
+        target = request.target.shares[0]
+        ours = _at_rest(_opened(target, options), request.name, options, partial(UseProbe, full=True)) if theirs is not None else None
+        if theirs is None or ours is None or not ours[0].volume.active.empty:
             return None
-        after = report.volume(ours[0].volume, target.share, ours[0].in_use)
-        ids = {point.snapshot.point for point in theirs[1]}
-        names = [(point.name, point.snapshot.point in ids) for point in ours[1]]
-        told = told_of(0, (), [name for name, is_there in names if is_there], [name for name, is_there in names if not is_there])
-        return Outcome(request.name, False, [], [], after, after, told=told)
+        common = replicas.surely_common(theirs[1], ours[1])
+        found = replicas.lack(theirs[1], ours[1], common, request.match, "", False)
+    except (StorageError, OSError):
+        return None  # whatever it is, it is told under the locks
+    if common is None or found.sent:
+        return None
+    after = report.volume(ours[0].volume, target, ours[0].in_use)
+    ids = {point.snapshot.point for point in theirs[1]}
+    names = [(point.name, point.snapshot.point in ids) for point in ours[1]]
+    told = told_of(0, (), [name for name, is_there in names if is_there], [name for name, is_there in names if not is_there])
+    return Outcome(request.name, False, [], [], after, after, told=told)
+
+
+def _opened(share: Share, options: Options) -> ShareDirectory:
+    """A share that is opened for a moment, in which a thread looks at several volumes there. What it shows later may be old."""
+    kept: dict = options.task.kept.setdefault(LOOKED_AT, {})
+    key, now = (share.path, threading.get_ident()), time.monotonic()
+    directory, opened = kept.get(key, (None, 0.0))
+    if directory is not None and now - opened > _MOMENT:
+        directory.close()
+        directory = None
+    if directory is None:
+        directory = ShareDirectory(share)
+        kept[key] = (directory, now)
+    found: ShareDirectory = directory
+    return found
+
+
+def close_all(options: Options) -> None:
+    """The task looks at no more volumes."""
+    for directory, _opened_at in options.task.kept.pop(LOOKED_AT, {}).values():
+        directory.close()
 
 
 def _at_rest(
