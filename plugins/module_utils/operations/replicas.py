@@ -149,6 +149,7 @@ class _Replication:
         replica, of_replica = recover(work, target, request.name, dependents=True)
         self.recovered = each_once(list(ended), of_source, of_replica)
         self.source, self.replica = self._side(source, volume), self._side(target, replica)
+        self._own_files = replica.own_files if replica is not None else ()  # of the replica, before anything of it is dropped
         self._subject = f"volume {request.name} on {target.label}"
         self._matched: list[Pair] = []  # pairs of which only the contents could tell that they are one point
         self._common = replicas.surely_common(self.source.points, self.replica.points)
@@ -217,6 +218,12 @@ class _Replication:
         if self._request.verify == ALL and not self._options.check:
             self._verify_all()
         return self._told([one.name for one in lack.sent], had)
+
+    def _require_free(self, file: str) -> None:
+        """:raises Conflict: somebody else has a file of that name. Check mode sees those of the replica that are gone by then."""
+        if file not in self._own_files:
+            share, name = self.replica.share, self._request.name
+            require_free_name(self._work.directory(share), file, name, self._work.mode.still_there(self.recovered))
 
     def _do(self, plan: Plan, source: CopySource | None = None) -> Volume | None:
         done = carry_out(self._work, self.replica.share, plan, [], source)
@@ -293,7 +300,10 @@ class _Replication:
             self._create(images, snapshot, source)
         volume = self.replica.present
         if not volume.snapshots or self._is_shown(images, newest):
-            self._do(replicas.take_received(volume, snapshot, self._request.max_chain))
+            taken = replicas.take_received(volume, snapshot, self._request.max_chain)
+            for file in replicas.made(taken):
+                self._require_free(file)
+            self._do(taken)
             return snapshot.name, snapshot.name
         known = Known(None, None, self._count)
         if newest is not None:
@@ -303,6 +313,8 @@ class _Replication:
         label, count = f"{self._request.volume}@{snapshot.name}", sum(image.allocated for image in differing)
         self._require_room(count)
         plan = replicas.receive(volume, snapshot, images[0].size, label, count, self._request.max_chain)
+        for file in replicas.made(plan):
+            self._require_free(file)
         self._do(plan, replace(source, known=known))
         return snapshot.name, snapshot.name
 
@@ -316,7 +328,7 @@ class _Replication:
         return below in above and all(image.empty and image.size == volume.size for image in images[: above.index(below)])
 
     def _create(self, images: tuple[Image, ...], snapshot: Snapshot, source: CopySource) -> None:
-        volume, name, share = self.source.present, self._request.name, self.replica.share
+        volume, name = self.source.present, self._request.name
         held = sum(image.allocated for image in images)
         self._require_room(held)
         desired = DesiredVolume(
@@ -332,7 +344,7 @@ class _Replication:
         plan = planner.create_volume(desired)
         if plan.after is None:
             raise ValueError("a volume is made")
-        require_free_name(self._work.directory(share), name, name, self._work.mode.still_there(self.recovered))
+        self._require_free(name)
         self._do(replace(plan, after=replace(plan.after, received=True)), source)
         self._count(self.replica.present.base.allocated)
 
