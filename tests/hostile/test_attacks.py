@@ -17,7 +17,6 @@ from . import runner, trace
 from .corpus import ATTACKS
 from .scene import OK, Attack, Scene
 
-
 # A replication that is refused has recorded identities, and what it sent before stays.
 STEPWISE = {"replicate": (".remotefs/volumes/", "replica"), "replicate_over": (".remotefs/volumes/",)}
 
