@@ -256,11 +256,16 @@ class _Replication:
         if is_written or set(dropped).intersection(self._above(kept[-1])):
             self._do(planner.revert(self.replica.present, kept[-1], True))
             newest = self.replica.present.snapshot(kept[-1])
-            if newest.point is not None:  # its overlay is another one now
+            if newest.point is not None and self._is_certain(newest.name):  # its overlay is another one now
                 self._do(replicas.identify(self.replica.present, {newest.name: newest.point}, newest.received))
         left = [name for name in dropped if self.replica.present.has_snapshot(name)]
         if left:
             self._do(plan_deletion(self._work, self.replica.share, self.replica.present, left))
+
+    def _is_certain(self, name: str) -> bool:
+        """Whether it was certain which point a snapshot of the replica is, by its identity or by its content."""
+        position = [point.name for point in self.replica.points].index(name)
+        return self.replica.points[position].holds or position in {pair.replica for pair in self._matched}
 
     def _above(self, name: str) -> list[str]:
         names = [point.name for point in self.replica.points]
