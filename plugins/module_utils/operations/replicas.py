@@ -160,7 +160,8 @@ class _Replication:
             return _Side(share, None)
         record, directory = self._work.look(share, volume.name).record, self._work.directory(share)
         held = will_hold if self._options.check else holds  # what is ended first is recorded first
-        return _Side(share, volume, tuple(Point(one, held(directory, volume, one, record)) for one in volume.snapshots))
+        known = [one.point for one in volume.snapshots]  # one that stands twice is none
+        return _Side(share, volume, tuple(Point(one, known.count(one.point) == 1 and held(directory, volume, one, record)) for one in volume.snapshots))
 
     # -- what both have ------------------------------------------------------------------------------------------------
 
@@ -292,6 +293,7 @@ class _Replication:
                 return
         if not self._request.discards:
             raise Conflict(self._subject, "it has no point that its source has, and shows something else", replicas.REMEDY)
+        self._require_room(sum(image.allocated for image in self.source.images(sent[0].name)), sum(image.allocated for image in volume.own))
         self._do(planner.delete_volume(volume, cascade=True))
 
     def _send(self, snapshot: Snapshot, newest: tuple[str, str] | None) -> tuple[str, str]:
@@ -353,11 +355,14 @@ class _Replication:
         self._do(replace(plan, after=replace(plan.after, received=True)), source)
         self._count(self.replica.present.base.allocated)
 
-    def _require_room(self, count: int) -> None:
-        """:raises NoSpace: the replica's share has no room for so many bytes. What is not seen here is met while they are written."""
+    def _require_room(self, count: int, freed: int = 0) -> None:
+        """:raises NoSpace: the replica's share has no room for so many bytes. What is not seen here is met while they are written.
+
+        :param freed: bytes that are there when something has gone.
+        """
         share = self.replica.share
         figures = os.statvfs(share.path)
-        free = figures.f_bavail * figures.f_frsize
+        free = figures.f_bavail * figures.f_frsize + freed
         if figures.f_blocks and free < count and not self._options.check:
             problem = f"{size_text(count)} have to be sent, and {share.label} has {size_text(free)} free"
             raise NoSpace(self._subject, problem, "free some space there, or use another share")
@@ -397,11 +402,11 @@ class _Replication:
 
     def _told(self, sent: list[str], had: tuple[str, ...]) -> Outcome:
         ids = {point.snapshot.point for point in self.source.points if point.snapshot.point is not None}
-        there = [point.name for point in self.replica.points if point.name in had]
+        volume = self.replica.volume
+        there = [] if volume is None else [name for name in had if name not in sent and volume.has_snapshot(name)]
         matched = {self.replica.points[pair.replica].name for pair in self._matched if pair.replica < len(self.replica.points)}
         both = [point.name for point in self.replica.points if point.name in there and (point.snapshot.point in ids or point.name in matched)]
         kept = [name for name in there if name not in both]
-        volume = self.replica.volume
         after = self._outcome.after or (None if volume is None else self._work.mode.described(self.replica.share, volume))
         told = _told(self._sent_bytes, sent, both, kept)
         return replace(self._outcome, after=after, before=self._outcome.before if self._outcome.changed else after, told=told)
