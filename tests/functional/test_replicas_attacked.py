@@ -98,12 +98,16 @@ def record(store: Store, change: Callable[[dict], None], volume: str = "vol") ->
     path.write_text(json.dumps(content))
 
 
-def retaken(store: Store, name: str) -> None:
-    """Somebody else deletes the newest snapshot, the volume is written to, and it is taken again under the same name."""
+def retaken(store: Store, name: str, in_place: bool = False) -> None:
+    """Somebody else deletes the newest snapshot, the volume is written to, and it is taken again under the same name.
+
+    :param in_place: its file is written over. So it has the old inode, as a new file may have by chance.
+    """
     file = json.loads((store.path / "vol.info").read_text())[name]
     image = store.info()["chain"][1]
     subprocess.run(["qemu-img", "commit", "-q", "-d", file], cwd=store.path, check=True)
-    (store.path / file).unlink()
+    if not in_place:
+        (store.path / file).unlink()
     subprocess.run(["qemu-io", "-f", image["format"], "-c", "write -q -P 99 256k 64k", image["file"]], cwd=store.path, check=True)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image["file"], "-F", image["format"], file], cwd=store.path, check=True)
 
@@ -174,6 +178,18 @@ def test_a_snapshot_that_others_took_anew_is_another_one(pair: Pair) -> None:
     retaken(pair.source, "s3")
     refused(pair.target, errors.Conflict, lambda check: pair.send(check=check))
     assert pair.send(discards=True).changed and pair.differ() == []
+
+
+@pytest.mark.parametrize("operation", ["delete", "revert"])
+def test_an_identity_that_was_lost_stays_lost_whatever_a_task_does(pair: Pair, operation: str) -> None:
+    retaken(pair.source, "s3")
+    if operation == "revert":
+        pair.source.snapshot("s4")
+        pair.source.revert("s3", True)
+    else:
+        pair.source.delete("s2", "s1")
+    with pytest.raises(errors.Conflict):
+        pair.send()
 
 
 def _swapped(content: dict) -> None:
@@ -337,27 +353,60 @@ def test_beginning_again_in_check_mode(pair: Pair) -> None:
     assert foretold.actions == pair.send(discards=True).actions and pair.differ() == []
 
 
+def test_what_others_took_anew_on_the_replica_is_no_point_of_the_source_after_a_revert(pair: Pair) -> None:
+    """Its source has not s3 any more, so that it stays, and what is written to the replica is dropped."""
+    before = _identities(pair.target)
+    retaken(pair.target, "s3")
+    write(pair.target, "vol", 9, "512k 64k")
+    pair.source.delete("s3")
+    write(pair.source, "vol", 5, "512k 64k")
+    pair.source.snapshot("s4")
+    assert pair.send(discards=True).changed and pair.names() == ["s1", "s2", "s3", "s4"] and pair.differ() == []
+    after = _identities(pair.target)
+    assert (after["s1"], after["s2"]) == (before["s1"], before["s2"]) and after["s3"] != before["s3"]
+
+
+def _identities(store: Store) -> dict[str, str]:
+    content = json.loads((store.path / ".remotefs" / "volumes" / "vol.json").read_text())
+    return {name: details["point"][0] for name, details in content["snapshots"].items()}
+
+
+def _twice(content: dict) -> None:
+    content["snapshots"]["s3"]["point"][0] = content["snapshots"]["s2"]["point"][0]
+
+
+def test_an_identity_that_two_snapshots_have_is_none(pair: Pair) -> None:
+    pair.target.revert("s2", True)
+    record(pair.source, _twice)
+    assert pair.send().changed and pair.names() == ["s1", "s2", "s3"] and pair.differ() == []
+
+
+def test_discarding_begins_when_there_is_room(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.source.delete("s1", "s2", "s3")
+    write(pair.source, "vol", 8, "0 768k")
+    for name in ("s1", "s2", "s3"):
+        pair.source.snapshot(name)
+    figures = os.statvfs(pair.target.path)
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result((*figures[:3], 0, 0, *figures[5:])))
+    with pytest.raises(errors.NoSpace):
+        pair.send(discards=True)
+    assert pair.names() == ["s1", "s2", "s3"]
+
+
+def test_what_was_dropped_is_not_told_as_kept(pair: Pair) -> None:
+    pair.target.snapshot("own")
+    done = pair.send(discards=True).told
+    assert done is not None and done["points"]["kept"] == [] and pair.names() == ["s1", "s2", "s3"]
+
+
 # -- faults that are known -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="an identity that does not hold is recorded anew as if it did")
-@pytest.mark.parametrize("operation", ["delete", "revert"])
-def test_an_identity_that_was_lost_stays_lost_whatever_a_task_does(pair: Pair, operation: str) -> None:
-    retaken(pair.source, "s3")
-    if operation == "revert":
-        pair.source.snapshot("s4")
-        pair.source.revert("s3", True)
-    else:
-        pair.source.delete("s2", "s1")
-    with pytest.raises(errors.Conflict):
-        pair.send()
-
-
 @pytest.mark.xfail(strict=True, reason="a file of the same name may have the same inode, and nothing says that others have written .info")
-@pytest.mark.parametrize("share", [{"local": False}, {"local": False, "keeps_inodes": False}], ids=["no generations", "no inodes"])
-def test_a_snapshot_that_others_took_anew_is_another_one_on_a_server(make: Callable[..., Pair], share: dict) -> None:
+@pytest.mark.parametrize("share", [{}, {"local": False}, {"local": False, "keeps_inodes": False}], ids=["local", "server", "no inodes"])
+def test_a_snapshot_that_others_took_anew_in_the_same_file_is_another_one(make: Callable[..., Pair], share: dict) -> None:
     pair = make(**share)
-    retaken(pair.source, "s3")
+    retaken(pair.source, "s3", in_place=True)
     with pytest.raises(errors.Conflict):
         pair.send()
 
@@ -374,42 +423,8 @@ def test_a_layer_that_was_put_in_the_place_of_another_is_not_taken_for_it(pair: 
         pair.send()
 
 
-def _twice(content: dict) -> None:
-    content["snapshots"]["s3"]["point"][0] = content["snapshots"]["s2"]["point"][0]
-
-
-@pytest.mark.xfail(strict=True, reason="an identity that stands twice in a record counts for the newest one")
-def test_an_identity_that_two_snapshots_have_is_none(make: Callable[..., Pair]) -> None:
-    pair = make()
-    pair.target.delete("s3")
-    record(pair.source, _twice)
-    pair.send()
-    pair.compare()
-
-
-@pytest.mark.xfail(strict=True, reason="the replica goes before it is known that there is room for what comes")
-def test_discarding_begins_when_there_is_room(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair.source.delete("s1", "s2", "s3")
-    for name in ("s1", "s2", "s3"):
-        write(pair.source, "vol", 8)
-        pair.source.snapshot(name)
-    figures = os.statvfs(pair.target.path)
-    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result((*figures[:3], 0, 0, *figures[5:])))
-    with pytest.raises(errors.NoSpace):
-        pair.send(discards=True)
-    assert pair.names() == ["s1", "s2", "s3"]
-
-
-@pytest.mark.xfail(strict=True, reason="what was dropped is told as kept")
-def test_what_was_dropped_is_not_told_as_kept(pair: Pair) -> None:
-    pair.target.snapshot("own")
-    done = pair.send(discards=True).told
-    assert done is not None and done["points"]["kept"] == [] and pair.names() == ["s1", "s2", "s3"]
-
-
 @pytest.mark.xfail(strict=True, reason="nothing is recorded of layers with which only kept points could be compared")
-def test_a_flipped_bit_below_a_point_that_only_the_replica_has(make: Callable[..., Pair]) -> None:
-    pair = make()
+def test_a_flipped_bit_below_a_point_that_only_the_replica_has(pair: Pair) -> None:
     write(pair.source, "vol", 7)  # hides the byte from all later points
     pair.source.snapshot("s4")
     pair.send()
