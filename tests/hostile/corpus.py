@@ -17,6 +17,7 @@ from .scene import CHAIN, LONE, OK, Attack, Scene, outcomes
 UNSAFE, BROKEN, CONFLICT, RECOVERY = "unsafe_image", "chain_broken", "conflict", "needs_recovery"
 # Tasks that move data over hostile tables: QEMU finds them out, or takes them for data, which differs from release to release.
 MOVED = "ok|tool_failed|unsafe_image"
+COMPARED = MOVED + "|verify_failed|conflict"  # what they show is not what its source has
 
 # -- images ----------------------------------------------------------------------------------------------------------
 
@@ -24,14 +25,21 @@ MOVED = "ok|tool_failed|unsafe_image"
 _REFUSED: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "NAME": (places.as_base, ("info", "snapshot", "clone", "restore", "extend", "remove", "export")),
     "NAME.SNAP, active": (places.as_active, ("info", "delete", "revert", "export_vmdk")),
-    "NAME.SNAP, in the middle": (places.as_middle, ("clone_of_snapshot", "restore_of_snapshot", "snapshot_info", "export_of_snapshot")),
-    "backing file": (places.as_backing, ("flatten", "linked")),
+    "NAME.SNAP, in the middle": (places.as_middle, ("clone_of_snapshot", "restore_of_snapshot", "snapshot_info", "export_of_snapshot", "replicate")),
+    "backing file": (places.as_backing, ("flatten", "linked", "replicate")),
+    "base of a replica": (places.as_replica_base, ("replicate_over", "compare")),
+    "active overlay of a replica": (places.as_replica_active, ("replicate_over", "compare")),
 }
 _TABLES: dict[str, tuple[Callable, dict[str, str]]] = {
     "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, restore=MOVED, extend=MOVED, export=MOVED, export_vmdk=MOVED)),
     "NAME.SNAP, active": (places.as_active, outcomes(("info", "revert"), OK, clone=MOVED, delete=MOVED, export=MOVED)),
-    "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, restore_of_snapshot=MOVED, delete=MOVED)),
-    "backing file": (places.as_backing, outcomes(("info",), OK, flatten=MOVED, clone_of_snapshot=MOVED, delete=MOVED, export_of_snapshot=MOVED)),
+    "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, restore_of_snapshot=MOVED, delete=MOVED, replicate=MOVED)),
+    "backing file": (
+        places.as_backing,
+        outcomes(("info",), OK, flatten=MOVED, clone_of_snapshot=MOVED, delete=MOVED, export_of_snapshot=MOVED, replicate=MOVED),
+    ),
+    "base of a replica": (places.as_replica_base, outcomes(("replicate_over", "compare"), COMPARED)),
+    "active overlay of a replica": (places.as_replica_active, outcomes(("replicate_over", "compare"), COMPARED)),
 }
 _UNKNOWN = {"info": OK, "snapshot": UNSAFE, "extend": "invalid_parameter", "remove": CONFLICT, "export": UNSAFE}
 # Strays whose backing name leads to the volume's base are taken for linked clones of it, whatever else is wrong with them.
@@ -160,7 +168,7 @@ def _thing_at(kind: str, suffix: str) -> Callable[[Scene, Make], None]:
 
 def _thing_as_target(scene: Scene, make: Make) -> None:
     scene.honest()
-    for name in ("copy", "link", "new", "vol.s9"):
+    for name in ("copy", "link", "new", "vol.s9", "replica"):
         make(scene.share / name, scene)
 
 
@@ -208,13 +216,13 @@ _WRITTEN = ("FIFO", "socket", "directory", "zero device")
 _DIRECTORIES = ("symlink outside", "dangling symlink", "symlink to a directory", "FIFO", "hard link")
 _THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[str, str]]] = {
     "NAME": (_thing_as_base, _FILES, outcomes(("info", "snapshot", "extend", "clone", "restore", "remove", "present", "export"), UNSAFE)),
-    "NAME.SNAP": (_thing_as_overlay, _FILES, outcomes(("info", "snapshot", "delete", "restore", "remove", "export"), UNSAFE)),
-    "backing file": (_thing_as_backing, _FILES, outcomes(("info", "delete", "remove", "export"), UNSAFE)),
+    "NAME.SNAP": (_thing_as_overlay, _FILES, outcomes(("info", "snapshot", "delete", "restore", "remove", "export", "replicate"), UNSAFE)),
+    "backing file": (_thing_as_backing, _FILES, outcomes(("info", "delete", "remove", "export", "replicate"), UNSAFE)),
     "NAME.info": (_thing_as_info, _OPENED, outcomes(("info", "snapshot", "remove"), UNSAFE)),
     "record": (_thing_as_record, _OPENED, outcomes(("info", "snapshot", "clone", "restore"), UNSAFE)),
     "lock file": (_thing_at("locks", ".lock"), _OPENED, outcomes(("snapshot", "create", "delete", "restore"), UNSAFE, info=OK)),
     "temporary file": (_thing_at("tmp", "~0123456789ab"), _OPENED, outcomes(("info", "snapshot", "create"), OK)),
-    "target of a creation": (_thing_as_target, _FILES, outcomes(("create", "create_qcow2", "clone", "linked"), UNSAFE, snapshot=CONFLICT)),
+    "target of a creation": (_thing_as_target, _FILES, outcomes(("create", "create_qcow2", "clone", "linked", "replicate"), UNSAFE, snapshot=CONFLICT)),
     "image to import": (_thing_as_picture, ("FIFO", "socket", "directory", "zero device"), {"import": "tool_failed"}),
     "image to be written": (_thing_as_destination, _WRITTEN, {"export": "invalid_parameter"}),
     "beside an image to be written": (_thing_beside_destination, _OPENED, {"export": CONFLICT}),
@@ -229,13 +237,18 @@ _THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[st
 _SPECIAL: dict[tuple[str, str], dict[str, str]] = {
     # A second name is no harm to who reads: what is refused is writing and removing.
     ("hard link", "NAME"): {"info": OK, "export": OK},
-    ("hard link", "backing file"): {"info": OK, "export": OK},
+    ("hard link", "backing file"): {"info": OK, "export": OK, "replicate": OK},
     # What it holds is text.
     ("hard link", "NAME.info"): outcomes(("info", "snapshot", "remove"), BROKEN),
     ("hard link", "record"): outcomes(("info", "snapshot", "clone", "restore"), BROKEN),
     ("symlink inside", "record"): {},
     # It is a file that no task has made: an existing volume of unknown format, or one that is not as wished.
-    ("hard link", "target of a creation"): {"create_qcow2": CONFLICT, "clone": "invalid_parameter", "linked": "invalid_parameter"},
+    ("hard link", "target of a creation"): {
+        "create_qcow2": CONFLICT,
+        "clone": "invalid_parameter",
+        "linked": "invalid_parameter",
+        "replicate": CONFLICT,
+    },
     # Nothing may be removed that has something in it.
     ("directory", "temporary file"): outcomes(("snapshot", "create"), UNSAFE),
 }
@@ -322,6 +335,9 @@ def _structures() -> Iterator[Attack]:
         "garbage of a neighbour", "record", "another volume's disk is to be removed", text.garbage_of_another,
         outcomes(LONE, OK), checks=dict.fromkeys(LONE, _kept("other")),
     )  # fmt: skip
+    for name, (what, forge) in text.IDENTITIES.items():
+        found = {"replicate_over": f"{OK}|{CONFLICT}", "compare": f"{OK}|verify_failed", "info": OK}
+        yield one(name, "record", what, text.plant_identity(forge), found, checks=dict.fromkeys(found, _kept("good.s2")))
     yield one("open to all", ".remotefs", "everybody may write to it", text.open_to_all, unsafe)
     yield one("chain on itself", "chain", "an overlay is its own backing file", text.self_loop, broken, FACTS)
     yield one("chain in a circle", "chain", "two overlays rest on each other", text.two_cycle, broken, FACTS)

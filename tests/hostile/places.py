@@ -56,6 +56,18 @@ def as_neighbour(scene: Scene, write: Write) -> None:
     write(scene.share / "vol.stray", ("elsewhere", "raw"), scene.victim)
 
 
+def as_replica_base(scene: Scene, write: Write) -> None:
+    """The base of a replica."""
+    as_backing(scene, write)
+    scene.replica("qcow2")
+
+
+def as_replica_active(scene: Scene, write: Write) -> None:
+    """The active overlay of a replica, on which the next point would come."""
+    as_active(scene, write)
+    scene.replica()
+
+
 def as_unknown(scene: Scene, write: Write) -> None:
     """``NAME`` alone, of which nothing records a format."""
     write(scene.share / "vol", None, scene.victim)

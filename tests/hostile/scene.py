@@ -87,6 +87,16 @@ class Scene:
             details = {"file": "vol.s1", "created": None, "description": "", "labels": {}, "protected": False}
             self.record(formats={"vol": "raw", "vol.s1": "qcow2"}, snapshots={"s1": details}, active="vol.s1")
 
+    def replica(self, base: str = "raw") -> None:
+        """Records volume ``vol`` as a replica, and makes an honest source for it: ``good``, with snapshots s1 and s2."""
+        self.raw("good")
+        self.overlay("good.s1", "good", "raw")
+        self.overlay("good.s2", "good.s1", "qcow2")
+        self.info("good.s2", volume="good", s1="good.s1", s2="good.s2")
+        details = {"file": "vol.s1", "created": None, "description": "", "labels": {}, "protected": False}
+        details.update(point=["a" * 32, (self.share / "vol.s1").lstat().st_ino, 0, "vol"], received=True)
+        self.record(formats={"vol": base, "vol.s1": "qcow2"}, snapshots={"s1": details}, active="vol.s1", received=True)
+
     # -- what is compared ----------------------------------------------------------------------------------------
 
     def state(self) -> dict:
@@ -142,6 +152,10 @@ def _export(image_format: str, **args: object) -> tuple[str, dict]:
     return "remotefs_image", {"lock_timeout": 0.3, "volume": "vol", "dest": "{share}/.out/disk", "format": image_format, **args}
 
 
+def _replica(**args: object) -> tuple[str, dict]:
+    return "remotefs_replica", {"lock_timeout": 0.3, "to": "{share}", **args}
+
+
 TASKS: dict[str, tuple[str, dict]] = {
     "info": ("remotefs_volume_info", {}),
     "snapshot_info": ("remotefs_snapshot_info", {"volumes": ["vol"]}),
@@ -165,6 +179,9 @@ TASKS: dict[str, tuple[str, dict]] = {
     "export": _export("raw"),
     "export_vmdk": _export("vmdk"),
     "export_of_snapshot": _export("qcow2", snapshot="s1"),
+    "replicate": _replica(volume="vol", name="replica"),
+    "replicate_over": _replica(volume="good", name="vol", discard=True),
+    "compare": _replica(volume="good", name="vol", state="verified"),
 }
 LONE = ("info", "snapshot", "extend", "clone", "linked", "flatten", "remove")  # what concerns a volume without snapshots
 CHAIN = (*LONE, "snapshot_info", "delete", "revert", "clone_of_snapshot")

@@ -31,7 +31,7 @@ def _import_everything() -> None:
     package = importlib.import_module(f"{COLLECTION}.module_utils")
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(found.name)
-    for name in ("remotefs_volume", "remotefs_volume_info", "remotefs_snapshot", "remotefs_snapshot_info", "remotefs_share_info"):
+    for name in ("remotefs_volume", "remotefs_volume_info", "remotefs_snapshot", "remotefs_snapshot_info", "remotefs_share_info", "remotefs_replica"):
         importlib.import_module(f"{COLLECTION}.modules.{name}")
 
 

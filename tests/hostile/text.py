@@ -200,6 +200,30 @@ def garbage_of_another(scene: Scene) -> None:
     scene.record(formats={"vol": "raw"}, garbage=[["other", status.st_ino, status.st_size]])
 
 
+# Identities of points in the record of a replica. What it has is compared by content, or taken for a point that its source does not have.
+IDENTITIES: dict[str, tuple[str, Callable[[list], object]]] = {
+    "identity upwards": ("an identity that is a path", lambda mark: ["../../outside/victim", *mark[1:]]),
+    "identity of 32 KiB": ("an identity as long as that", lambda mark: ["a" * (32 << 10), *mark[1:]]),
+    "identity without a file": ("an identity that is recorded of another file", lambda mark: [mark[0], mark[1] + 1, *mark[2:]]),
+    "identity on an absolute file": ("an identity of which the backing file is a path", lambda mark: [*mark[:3], "/etc/passwd"]),
+    "identity with a long number": ("an identity of a file whose inode is no inode", lambda mark: [mark[0], -(10**40), *mark[2:]]),
+    "identity of another kind": ("an object in the place of an identity", lambda mark: {"point": mark[0]}),
+}
+
+
+def plant_identity(forge: Callable[[list], object]) -> Callable[[Scene], None]:
+    def plant(scene: Scene) -> None:
+        scene.honest(recorded=False)
+        scene.replica()
+        path = scene.private() / "vol.json"
+        content = json.loads(path.read_text())
+        details = content["snapshots"]["s1"]
+        details["point"] = forge(details["point"])
+        path.write_text(json.dumps(content))
+
+    return plant
+
+
 def open_to_all(scene: Scene) -> None:
     """Everybody may write to ``.remotefs``."""
     scene.honest()

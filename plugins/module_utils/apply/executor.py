@@ -26,7 +26,7 @@ from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
 from ..store.files import access
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import records
-from ..store.metadata.points import marks_of_points
+from ..store.metadata.points import marks_of_points, without_lost
 from ..store.volumes.look import Look
 from ..store.volumes.raw_disks import disks_of, marks_of
 from .engine import CopySource, Engine, Session, predict_end
@@ -183,6 +183,7 @@ class Executor:
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
+            record = without_lost(self._directory, plan.before, plan.after, record, _changed(plan))
         intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name, self._engine.attachment, members, self._engine.agent)
         self._write_record(plan.volume, record.with_intent(intent.to_json()), _last_resort(plan))
 
@@ -280,7 +281,8 @@ class Executor:
         before = self._record(plan.volume)
         disks = disks_of(self._directory, plan.after, before, made or {})
         marks = marks_of(self._directory, plan.after, before, made or {})
-        points = marks_of_points(self._directory, plan.after, before, {file for step in plan.steps for file in step.changes()})
+        identified = {file for step in plan.steps if isinstance(step, WriteRecord) for file in step.identified}
+        points = marks_of_points(self._directory, plan.after, before, _changed(plan), identified)
         record = records.describing(plan.after, tuple(item for item in garbage if item), disks, marks, points)
         self._write_record(plan.volume, record, "" if plan.before is None else "blocks")
 
@@ -407,3 +409,7 @@ def _last_resort(plan: Plan) -> str:
 def _frees_room(plan: Plan) -> bool:
     """Whether a plan may use the ballast of a full share: it frees space, and needs none for data before that."""
     return any(isinstance(step, (Unlink, ReplaceOverlay)) for step in plan.steps) and all(step.moves() == 0 for step in plan.steps)
+
+
+def _changed(plan: Plan) -> set[str]:
+    return {file for step in plan.steps for file in step.changes()}

@@ -133,6 +133,7 @@ class _Replication:
         replica, of_replica = recover(work, target, request.name)
         self.recovered = each_once(list(ended), of_source, of_replica)
         self.source, self.replica = self._side(source, volume), self._side(target, replica)
+        self._own_files = replica.own_files if replica is not None else ()  # of the replica, before anything of it is dropped
         self._subject = f"volume {request.name} on {target.label}"
         self._knows_dependents = False
         self._matched: list[Pair] = []  # pairs of which only the contents could tell that they are one point
@@ -144,7 +145,8 @@ class _Replication:
             return _Side(share, None)
         record, directory = self._work.look(share, volume.name).record, self._work.directory(share)
         held = will_hold if self._options.check else holds  # what is ended first is recorded first
-        return _Side(share, volume, tuple(Point(one, held(directory, volume, one, record)) for one in volume.snapshots))
+        known = [one.point for one in volume.snapshots]  # one that stands twice is none
+        return _Side(share, volume, tuple(Point(one, known.count(one.point) == 1 and held(directory, volume, one, record)) for one in volume.snapshots))
 
     # -- what both have ------------------------------------------------------------------------------------------------
 
@@ -221,6 +223,12 @@ class _Replication:
         found = mode.dependents(self.replica.share, volume, mode.still_there(self.recovered))
         self.replica, self._knows_dependents = replace(self.replica, volume=replace(volume, dependents=found)), True
 
+    def _require_free(self, file: str) -> None:
+        """:raises Conflict: somebody else has a file of that name. Check mode sees those of the replica that are gone by then."""
+        if file not in self._own_files:
+            share, name = self.replica.share, self._request.name
+            require_free_name(self._work.directory(share), file, name, self._work.mode.still_there(self.recovered))
+
     def _do(self, plan: Plan, source: CopySource | None = None) -> Volume | None:
         done = carry_out(self._work, self.replica.share, plan, [], source)
         self._outcome = joined(self._outcome, done)
@@ -255,11 +263,16 @@ class _Replication:
             self._know_dependents()
             self._do(planner.revert(self.replica.present, kept[-1], True))
             newest = self.replica.present.snapshot(kept[-1])
-            if newest.point is not None:  # its overlay is another one now
+            if newest.point is not None and self._is_certain(newest.name):  # its overlay is another one now
                 self._do(replicas.identify(self.replica.present, {newest.name: newest.point}, newest.received))
         left = [name for name in dropped if self.replica.present.has_snapshot(name)]
         if left:
             self._do(plan_deletion(self._work, self.replica.share, self.replica.present, left))
+
+    def _is_certain(self, name: str) -> bool:
+        """Whether it was certain which point a snapshot of the replica is, by its identity or by its content."""
+        position = [point.name for point in self.replica.points].index(name)
+        return self.replica.points[position].holds or position in {pair.replica for pair in self._matched}
 
     def _above(self, name: str) -> list[str]:
         names = [point.name for point in self.replica.points]
@@ -286,6 +299,7 @@ class _Replication:
                 return
         if not self._request.discards:
             raise Conflict(self._subject, "it has no point that its source has, and shows something else", replicas.REMEDY)
+        self._require_room(sum(image.allocated for image in self.source.images(sent[0].name)), sum(image.allocated for image in volume.own))
         self._do(planner.delete_volume(volume, cascade=True))
 
     def _send(self, snapshot: Snapshot, newest: tuple[str, str] | None) -> tuple[str, str]:
@@ -299,7 +313,10 @@ class _Replication:
             self._create(images, snapshot, source)
         volume = self.replica.present
         if not volume.snapshots or self._is_shown(images, newest):
-            self._do(replicas.take_received(volume, snapshot, self._request.max_chain))
+            taken = replicas.take_received(volume, snapshot, self._request.max_chain)
+            for file in replicas.made(taken):
+                self._require_free(file)
+            self._do(taken)
             return snapshot.name, snapshot.name
         known = Known(None, None, self._count)
         if newest is not None:
@@ -309,6 +326,8 @@ class _Replication:
         label, count = f"{self._request.volume}@{snapshot.name}", sum(image.allocated for image in differing)
         self._require_room(count)
         plan = replicas.receive(volume, snapshot, images[0].size, label, count, self._request.max_chain)
+        for file in replicas.made(plan):
+            self._require_free(file)
         self._do(plan, replace(source, known=known))
         return snapshot.name, snapshot.name
 
@@ -322,7 +341,7 @@ class _Replication:
         return below in above and all(image.empty and image.size == volume.size for image in images[: above.index(below)])
 
     def _create(self, images: tuple[Image, ...], snapshot: Snapshot, source: CopySource) -> None:
-        volume, name, share = self.source.present, self._request.name, self.replica.share
+        volume, name = self.source.present, self._request.name
         held = sum(image.allocated for image in images)
         self._require_room(held)
         desired = DesiredVolume(
@@ -338,15 +357,18 @@ class _Replication:
         plan = planner.create_volume(desired)
         if plan.after is None:
             raise ValueError("a volume is made")
-        require_free_name(self._work.directory(share), name, name, self._work.mode.still_there(self.recovered))
+        self._require_free(name)
         self._do(replace(plan, after=replace(plan.after, received=True)), source)
         self._count(self.replica.present.base.allocated)
 
-    def _require_room(self, count: int) -> None:
-        """:raises NoSpace: the replica's share has no room for so many bytes. What is not seen here is met while they are written."""
+    def _require_room(self, count: int, freed: int = 0) -> None:
+        """:raises NoSpace: the replica's share has no room for so many bytes. What is not seen here is met while they are written.
+
+        :param freed: bytes that are there when something has gone.
+        """
         share = self.replica.share
         figures = os.statvfs(share.path)
-        free = figures.f_bavail * figures.f_frsize
+        free = figures.f_bavail * figures.f_frsize + freed
         if figures.f_blocks and free < count and not self._options.check:
             problem = f"{size_text(count)} have to be sent, and {share.label} has {size_text(free)} free"
             raise NoSpace(self._subject, problem, "free some space there, or use another share")
@@ -386,11 +408,11 @@ class _Replication:
 
     def _told(self, sent: Sequence[str], had: Sequence[str]) -> Outcome:
         ids = {point.snapshot.point for point in self.source.points if point.snapshot.point is not None}
-        there = [point.name for point in self.replica.points if point.name in had]
+        volume = self.replica.volume
+        there = [] if volume is None else [name for name in had if name not in sent and volume.has_snapshot(name)]
         matched = {self.replica.points[pair.replica].name for pair in self._matched if pair.replica < len(self.replica.points)}
         both = [point.name for point in self.replica.points if point.name in there and (point.snapshot.point in ids or point.name in matched)]
         kept = [name for name in there if name not in both]
-        volume = self.replica.volume
         after = self._outcome.after or (None if volume is None else self._work.mode.described(self.replica.share, volume))
         told = told_of(self._sent_bytes, sent, both, kept)
         return replace(self._outcome, after=after, before=self._outcome.before if self._outcome.changed else after, told=told)

@@ -330,9 +330,12 @@ def _resume_lost(check: _Check, present: Volume | None, overlay: CreateOverlay, 
 
 
 def _undo_receipt(intent: Intent, observed: ObservedState, name: str, present: Volume | None) -> Resumption:
-    """A point that was not published is undone: only with its source at hand could it go on. Nobody but the task knew the new files."""
+    """A point that was not published is undone: only with its source at hand could it go on. Nobody but the task knew the new files.
+
+    A file that had one of their names already is somebody else's. It does not rest on what the new one was to rest on."""
     before = replace(intent.before, adopted=True, pending=None)
-    made = [step.file for step in intent.steps if isinstance(step, (CreateOverlay, ReceiveOverlay)) and step.file in observed.files]
+    steps = [step for step in intent.steps if isinstance(step, (CreateOverlay, ReceiveOverlay)) and step.file in observed.files]
+    made = [step.file for step in steps if observed.backing(step.file) == step.backing_file]
     undo: tuple[Step, ...] = (write_info(before), *(Unlink(file) for file in reversed(made))) if made else (WriteRecord(name),)
     return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present or before, before))
 

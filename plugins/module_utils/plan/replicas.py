@@ -153,6 +153,11 @@ def receive(volume: Volume, point: Snapshot, size: int, label: str, count: int |
     return Plan(RECEIVE, volume.name, steps, volume, after, intent=True)
 
 
+def made(plan: Plan) -> tuple[str, ...]:
+    """Files that a plan makes, whose names must be free before it begins."""
+    return tuple(step.file for step in plan.steps if isinstance(step, (CreateOverlay, ReceiveOverlay)))
+
+
 def _require_replaceable(volume: Volume) -> None:
     """:raises HasDependents, ChainBroken: the active image cannot go."""
     resting = sorted({clone for clone, file in volume.dependents if file == volume.active.file})

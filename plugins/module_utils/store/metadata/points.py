@@ -10,6 +10,7 @@ was then, and holds only as long as that is still so.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Collection
 
 from ...errors import StorageError
@@ -25,20 +26,42 @@ def new_point() -> str:
 
 
 def marks_of_points(
-    directory: ShareDirectory, volume: Volume, before: records.Record | None, changed: Collection[str]
+    directory: ShareDirectory, volume: Volume, before: records.Record | None, changed: Collection[str], identified: Collection[str] = ()
 ) -> dict[str, records.PointMark]:
     """The identities of a volume's points, for its record. A point without one gets one.
 
     :param before: the record that it had. What it says stays. :param changed: files of which it does not, because the task has changed them.
+    :param identified: those of them of which the task knows the point, whatever the record said.
     """
     found = {}
     for snapshot in volume.snapshots:
         known = _known(before, snapshot)
         if known is None or snapshot.file in changed:
-            known = _mark(directory, volume, snapshot)
+            is_lost = snapshot.file not in identified and _is_without(before, snapshot)
+            known = _mark(directory, volume, replace(snapshot, point=None) if is_lost else snapshot)
         if known is not None:
             found[snapshot.name] = known
     return found
+
+
+def without_lost(
+    directory: ShareDirectory, volume: Volume, after: Volume | None, record: records.Record, changed: Collection[str]
+) -> records.Record:
+    """The record of a volume without identities that hold no more. Once the task has changed the overlays, nobody could tell.
+
+    :param after: the volume as it will be; None: it goes. :param changed: files that the task is about to change.
+    """
+    staying = [one for one in volume.snapshots if one.file in changed and after is not None and after.has_snapshot(one.name)]
+    lost = {one.name for one in staying if one.name in record.snapshots and not holds(directory, volume, one, record)}
+    if not lost:
+        return record
+    return replace(record, snapshots={name: {**details, "point": None} if name in lost else details for name, details in record.snapshots.items()})
+
+
+def _is_without(record: records.Record | None, snapshot: Snapshot) -> bool:
+    """Whether a record has the snapshot, and no identity for it."""
+    details = record.snapshots.get(snapshot.name) if record is not None else None
+    return details is not None and details["point"] is None
 
 
 def _known(before: records.Record | None, snapshot: Snapshot) -> records.PointMark | None:
