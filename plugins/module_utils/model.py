@@ -244,6 +244,7 @@ class Volume:
     description: str = ""
     labels: dict = field(default_factory=dict)  # label → value, both str
     received: bool = False  # it was made as a replica
+    replicated: bool = False  # it is the source of a replica
     doubt: str | None = None  # why the user has to give a format although a record has one
 
     @property

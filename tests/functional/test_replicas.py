@@ -212,6 +212,19 @@ def test_what_is_in_the_way_is_dropped_only_if_it_may(store: Store, backup: Stor
     assert shown(backup, "s3") == shown(store, "s3")
 
 
+def test_what_is_protected_on_the_replica_is_not_dropped(store: Store, backup: Store) -> None:
+    life = lived(store, 21)
+    replicate(store, backup)
+    for protected in (True, False):
+        mine = snapshots.SnapshotRequest(backup.candidates, "vol", DesiredSnapshot("mine", protected=protected))
+        snapshots.take(mine, backup.options())
+        if protected:
+            found = refused(backup, errors.Conflict, lambda check: replicate(store, backup, discards=True, check=check))
+            assert "protected snapshots that are in the way: mine" in str(found)
+    replicate(store, backup, discards=True)
+    alike(life, backup)
+
+
 def test_a_clone_on_the_replica_stays_whole(store: Store, backup: Store) -> None:
     """One that rests on a received point, and a file of somebody who rests on the present, which is going to be replaced."""
     life = lived(store, 13)

@@ -183,7 +183,7 @@ class Executor:
         if plan.before is not None:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
-            record = without_lost(self._directory, plan.before, plan.after, record, _changed(plan))
+            record = without_lost(self._directory, plan.before, record)
         intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name, self._engine.attachment, members, self._engine.agent)
         self._write_record(plan.volume, record.with_intent(intent.to_json()), _last_resort(plan))
 

@@ -21,7 +21,7 @@ from ..plan import planner, replicas
 from ..plan.desired import DesiredVolume, Source
 from ..plan.plan import MUCH, Plan
 from ..plan.replicas import Pair, Point
-from ..store.metadata.points import holds, new_point, will_hold
+from ..store.metadata.points import held, new_point
 from . import sources
 from .candidates import locate
 from .dependency_check import SHARES_READ
@@ -68,7 +68,7 @@ def replicate(request: ReplicaRequest, options: Options) -> Outcome:
         with Workspace(options) as work:
             task = _Replication(work, request, ended)
             unknown = {} if options.check else task.unidentified()
-            if not unknown:
+            if not unknown and (options.check or task.source.present.replicated or not task.source.points):
                 return task.run()
             before, ended = task.source.present, task.recovered
         _identify(request, task.source.share, before, unknown, options)
@@ -111,7 +111,7 @@ def _identify(request: ReplicaRequest, share: Share, before: Volume, points: dic
         work.locks.take([(share, request.volume)])
         volume, _recovered = recovered_volume(work, share, request.volume)
         if (volume.snapshots, volume.files) == (before.snapshots, before.files):
-            carry_out(work, share, replicas.identify(volume, points, False), [])
+            carry_out(work, share, replicas.identify(volume, points), [])
     if is_first:
         options.task.kept.pop("begun", None)
 
@@ -144,9 +144,8 @@ class _Replication:
         if volume is None:
             return _Side(share, None)
         record, directory = self._work.look(share, volume.name).record, self._work.directory(share)
-        held = will_hold if self._options.check else holds  # what is ended first is recorded first
-        known = [one.point for one in volume.snapshots]  # one that stands twice is none
-        return _Side(share, volume, tuple(Point(one, known.count(one.point) == 1 and held(directory, volume, one, record)) for one in volume.snapshots))
+        certain = held(directory, volume, record, self._options.check)
+        return _Side(share, volume, tuple(Point(one, one.name in certain) for one in volume.snapshots))
 
     # -- what both have ------------------------------------------------------------------------------------------------
 
@@ -197,7 +196,7 @@ class _Replication:
             self._options.task.warn(f"volume {self._request.volume} has no snapshot that matches {self._request.match}: nothing is sent")
         self._outcome = Outcome(self._request.name, bool(self.recovered), [], self.recovered, None, None)
         self._sent_bytes = 0
-        self._name_matched()
+        self._name_matched(lack.dropped)
         self._make_way(lack.dropped, lack.sent)
         newest = (self.source.points[self._common.source].name, self.replica.points[self._common.replica].name) if self._common else None
         for snapshot in lack.sent:
@@ -236,15 +235,17 @@ class _Replication:
         self.replica = replace(self.replica, volume=after)
         return after
 
-    def _name_matched(self) -> None:
-        """Record on the replica what only the contents could tell."""
+    def _name_matched(self, dropped: Sequence[str]) -> None:
+        """Record on the replica what only the contents could tell. What has lost its identity, and is no point of the source, gets a new one."""
+        same = {pair.replica: self.source.points[pair.source].snapshot.point for pair in self._matched}
+        names = {*dropped, *(point.name for point in self.source.points)}
         points = {}
-        for pair in self._matched:
-            ours, theirs = self.replica.points[pair.replica], self.source.points[pair.source]
-            if not ours.holds:
-                points[ours.name] = theirs.snapshot.point
+        for position, point in enumerate(self.replica.points):
+            if not point.holds and (position in same or point.name not in names):
+                points[point.name] = same[position] if position in same else new_point()
         if points:
-            self._do(replicas.identify(self.replica.present, points, True))
+            received = {self.replica.points[position].name for position in same}
+            self._do(replicas.identify(self.replica.present, points, received))
 
     def _make_way(self, dropped: tuple[str, ...], sent: tuple[Snapshot, ...]) -> None:
         """Drop what is in the way of what is sent. :raises Conflict: it may not be dropped."""
@@ -262,17 +263,11 @@ class _Replication:
         if is_written or set(dropped).intersection(self._above(kept[-1])):
             self._know_dependents()
             self._do(planner.revert(self.replica.present, kept[-1], True))
-            newest = self.replica.present.snapshot(kept[-1])
-            if newest.point is not None and self._is_certain(newest.name):  # its overlay is another one now
-                self._do(replicas.identify(self.replica.present, {newest.name: newest.point}, newest.received))
+            newest = self.replica.present.snapshot(kept[-1])  # its overlay is another one now, and it has just got its identity if it had lost it
+            self._do(replicas.identify(self.replica.present, {newest.name: newest.point or new_point()}, ()))
         left = [name for name in dropped if self.replica.present.has_snapshot(name)]
         if left:
             self._do(plan_deletion(self._work, self.replica.share, self.replica.present, left))
-
-    def _is_certain(self, name: str) -> bool:
-        """Whether it was certain which point a snapshot of the replica is, by its identity or by its content."""
-        position = [point.name for point in self.replica.points].index(name)
-        return self.replica.points[position].holds or position in {pair.replica for pair in self._matched}
 
     def _above(self, name: str) -> list[str]:
         names = [point.name for point in self.replica.points]
@@ -391,11 +386,10 @@ class _Replication:
         """Compare all points that both have, each layer once. :raises VerifyFailed: they differ."""
         self.replica = self._side(self.replica.share, self.replica.volume)
         self._common = None
-        names = {point.name for point in self.source.points}
         for position, point in enumerate(self.replica.points):
             pairs = [Pair(at, position) for at, other in enumerate(self.source.points) if other.is_surely(point)]
-            if not pairs and point.name in names and point.snapshot.received and not point.holds:
-                pairs = [Pair(at, position) for at, other in enumerate(self.source.points) if other.name == point.name]
+            if not pairs:
+                pairs = [Pair(at, position) for at, other in enumerate(self.source.points) if other.may_be(point)]
             for pair in pairs:
                 offset = self._difference(pair)
                 if offset is not None:

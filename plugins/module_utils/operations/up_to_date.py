@@ -17,7 +17,7 @@ from ..plan import replicas
 from ..plan.desired import MAX_CHAIN, DesiredVolume
 from ..plan.replicas import Point
 from ..store.files.directory import ShareDirectory
-from ..store.metadata.points import holds
+from ..store.metadata.points import held
 from ..store.volumes import chains
 from ..store.volumes.images import UseProbe
 from ..store.volumes.look import Look
@@ -118,5 +118,6 @@ def _at_rest(
     if observed is None or not DesiredVolume(name).is_satisfied_by(observed.volume) or find_interrupted(look):
         return None
     volume = observed.volume
-    points = tuple(Point(one, holds(directory, volume, one, look.record)) for one in volume.snapshots)
+    certain = held(directory, volume, look.record)
+    points = tuple(Point(one, one.name in certain) for one in volume.snapshots)
     return (observed, points) if all(point.holds for point in points) else None

@@ -63,6 +63,7 @@ def volume(content: dict) -> Volume:
         description=str(content.get("description", "")),
         labels=dict(content.get("labels", {})),
         received=content.get("received") is True,
+        replicated=content.get("replicated") is True,
     )
     names = [*found.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
     names += [file for _name, file in stale]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Mapping, NamedTuple, Sequence
+from typing import Collection, Mapping, NamedTuple, Sequence
 
 from ..errors import ChainBroken, Conflict, HasDependents
 from ..model import Snapshot, Volume, listed
@@ -98,6 +98,9 @@ def lack(source: Sequence[Point], replica: Sequence[Point], common: Pair | None,
     if reused and not discards:
         raise Conflict(subject, f"it has other points with names that the source gave anew: {listed(reused)}", REMEDY)
     doomed = {*own, *reused}
+    protected = [point.name for point in replica if point.name in doomed and point.snapshot.protected]
+    if protected:
+        raise Conflict(subject, f"it has protected snapshots that are in the way: {listed(protected)}", "protect them no longer, or replicate to another name")
     return Lack(sent, tuple(point.name for point in replica if point.name in doomed))
 
 
@@ -174,10 +177,15 @@ def _with_identity(volume: Volume, point: Snapshot) -> Volume:
     return replace(volume, snapshots=snapshots)
 
 
-def identify(volume: Volume, points: Mapping[str, str | None], received: bool) -> Plan:
-    """Plan to record that snapshots of a volume are these points, by name. :param received: whether they were, which otherwise stays."""
+def identify(volume: Volume, points: Mapping[str, str | None], received: Collection[str] | None = None) -> Plan:
+    """Plan to record that snapshots of a volume are these points, by name.
+
+    :param received: those of them that were sent here; of others that stays as it is. None: the volume is a source.
+    """
     snapshots = tuple(
-        replace(one, point=points[one.name], received=received or one.received) if one.name in points else one for one in volume.snapshots
+        replace(one, point=points[one.name], received=one.received or one.name in (received or ())) if one.name in points else one
+        for one in volume.snapshots
     )
     files = tuple(one.file for one in volume.snapshots if one.name in points)
-    return Plan(PRESENT, volume.name, (WriteRecord(volume.name, files),), volume, replace(volume, snapshots=snapshots, adopted=True))
+    after = replace(volume, snapshots=snapshots, adopted=True, replicated=volume.replicated or received is None)
+    return Plan(PRESENT, volume.name, (WriteRecord(volume.name, files),), volume, after)

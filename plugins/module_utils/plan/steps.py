@@ -224,6 +224,10 @@ class Commit(Step):
         """The top, which must not change, and the file that is written."""
         return (self.file, self.into)
 
+    def changes(self) -> tuple[str, ...]:
+        """The file that is written has another content, and shows that of the top."""
+        return (self.file, self.into)
+
     def moves(self) -> int | None:
         """The estimate of the plan."""
         return self.bytes

@@ -101,7 +101,7 @@ def read_with(**changes: object) -> Record | None:
 def test_a_round_of_all_that_a_record_can_have() -> None:
     for parent in (None, Parent("p", "golden", "p.s"), Parent("p", None, "p")):
         for plan in (None, planned()):
-            point = {"s": {**FULL.snapshots["s"], "point": records.PointMark("ab12", 7, 0, "v"), "received": True}}
+            point = {"s": {**FULL.snapshots["s"], "point": records.PointMark("ab12", 7, 0, "v", 6, 512, 99), "received": True}}
             record = Record(FULL.formats, point, plan, FULL.garbage, parent, None, FULL.disks, None, "", {}, FULL.marks, True)
             assert records.parse("v", record.to_bytes("v")) == record
     assert records.parse("v", FULL.to_bytes("v")) == FULL and FULL.active == "v.s"
@@ -167,7 +167,8 @@ def test_what_is_not_said_is_not_guessed() -> None:
 
 @pytest.mark.parametrize(
     "point",
-    [5, [], ["ab"], ["ab", 1, 2, "../v"], ["../", 1, 2, "v"], [{}, 1, 2, "v"], ["ab", "1", 2, "v"], ["ab", 1, 1.5, "v"], {"a": 1}, ["", 1, 2, "v"]],
+    [5, [], ["ab"], ["ab", 1, 2, "v"], {"a": 1}]
+    + [["ab", 1, 2, "v", 3, 4, 5][:at] + [wrong] + ["ab", 1, 2, "v", 3, 4, 5][at + 1 :] for at in range(7) for wrong in ("../v", 1.5, None, {}, "")],
 )
 def test_what_is_no_identity_of_a_point_is_none(point: object) -> None:
     found = read_with(snapshots={"s": {"file": "v.s", "point": point}})

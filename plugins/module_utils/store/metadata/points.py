@@ -28,7 +28,7 @@ def new_point() -> str:
 def marks_of_points(
     directory: ShareDirectory, volume: Volume, before: records.Record | None, changed: Collection[str], identified: Collection[str] = ()
 ) -> dict[str, records.PointMark]:
-    """The identities of a volume's points, for its record. A point without one gets one.
+    """The identities of a volume's points, for its record. A point without one gets one, but not one that has lost its identity.
 
     :param before: the record that it had. What it says stays. :param changed: files of which it does not, because the task has changed them.
     :param identified: those of them of which the task knows the point, whatever the record said.
@@ -36,23 +36,20 @@ def marks_of_points(
     found = {}
     for snapshot in volume.snapshots:
         known = _known(before, snapshot)
-        if known is None or snapshot.file in changed:
-            is_lost = snapshot.file not in identified and _is_without(before, snapshot)
-            known = _mark(directory, volume, replace(snapshot, point=None) if is_lost else snapshot)
+        if known is None or snapshot.file in changed or known.backing_file in changed or known.backing_file != _backing(volume, snapshot):
+            is_lost = snapshot.file not in identified and _is_without(before, snapshot) and (volume.received or volume.replicated)
+            known = None if is_lost else _mark(directory, volume, snapshot)  # a replication finds out by its content which point it is
         if known is not None:
             found[snapshot.name] = known
     return found
 
 
-def without_lost(
-    directory: ShareDirectory, volume: Volume, after: Volume | None, record: records.Record, changed: Collection[str]
-) -> records.Record:
-    """The record of a volume without identities that hold no more. Once the task has changed the overlays, nobody could tell.
-
-    :param after: the volume as it will be; None: it goes. :param changed: files that the task is about to change.
-    """
-    staying = [one for one in volume.snapshots if one.file in changed and after is not None and after.has_snapshot(one.name)]
-    lost = {one.name for one in staying if one.name in record.snapshots and not holds(directory, volume, one, record)}
+def without_lost(directory: ShareDirectory, volume: Volume, record: records.Record) -> records.Record:
+    """The record of a volume without identities that hold no more. Once the task has changed the files, nobody could tell. No other share
+    knows those of a volume that was never replicated."""
+    if not (record.received or record.replicated):
+        return record
+    lost = {one.name for one in volume.snapshots if one.name in record.snapshots} - held(directory, volume, record)
     if not lost:
         return record
     return replace(record, snapshots={name: {**details, "point": None} if name in lost else details for name, details in record.snapshots.items()})
@@ -77,11 +74,14 @@ def _mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) -> reco
     point = snapshot.point if is_safe_file_name(snapshot.point) else new_point()
     try:
         backing_file = volume.point_file(snapshot.name)
-        if not directory.share.local:  # where a look is cheaper than to open it, and servers show no generation
-            status = directory.root.status(snapshot.file)
-            return None if status is None else records.PointMark(str(point), _inode(directory, status), 0, backing_file)
-        with directory.root.opened(snapshot.file) as fd:
-            return records.PointMark(str(point), _inode(directory, os.fstat(fd)), generation(directory, fd), backing_file)
+        below, overlay, number = directory.root.status(backing_file), directory.root.status(snapshot.file), 0
+        if below is None or overlay is None:
+            return None
+        if directory.share.local:  # servers show no generation
+            with directory.root.opened(snapshot.file) as fd:
+                number = generation(directory, fd)
+        content = (_inode(directory, below), below.st_size, below.st_mtime_ns)
+        return records.PointMark(str(point), _inode(directory, overlay), number, backing_file, *content)
     except (OSError, StorageError):
         return None
 
@@ -90,17 +90,21 @@ def _inode(directory: ShareDirectory, status: os.stat_result) -> int:
     return status.st_ino if directory.share.keeps_inodes else 0
 
 
-def holds(directory: ShareDirectory, volume: Volume, snapshot: Snapshot, record: records.Record | None) -> bool:
-    """Whether the identity of a snapshot's point is still that of the recorded overlay."""
-    known = _known(record, snapshot)
-    if known is None:
-        return False
-    now = _mark(directory, volume, snapshot)
-    return now is not None and now == known
+def _backing(volume: Volume, snapshot: Snapshot) -> str | None:
+    return volume.image(snapshot.file).backing_file
 
 
-def will_hold(directory: ShareDirectory, volume: Volume, snapshot: Snapshot, record: records.Record | None) -> bool:
-    """The same of a volume that check mode foretells: what is not on record as it is foretold will be recorded by then."""
-    if _known(record, snapshot) is None:
-        return snapshot.point is not None
-    return holds(directory, volume, snapshot, record)
+def held(directory: ShareDirectory, volume: Volume, record: records.Record | None, foretold: bool = False) -> set[str]:
+    """The snapshots whose identity is still that of the recorded files: of its own, and of all below it.
+
+    :param foretold: check mode foretells the volume. What is not on record as it is foretold will be recorded by then.
+    """
+    found: set[str] = set()
+    every = [snapshot.point for snapshot in volume.snapshots]
+    for snapshot in volume.snapshots:
+        known = _known(record, snapshot)
+        holds = _mark(directory, volume, snapshot) == known if known is not None else foretold and snapshot.point is not None
+        if not holds or every.count(snapshot.point) > 1:  # one that stands twice is none
+            break
+        found.add(snapshot.name)
+    return found

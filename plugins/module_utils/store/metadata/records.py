@@ -42,12 +42,15 @@ class Disk(NamedTuple):
 
 class PointMark(NamedTuple):
     """The identity of a snapshot's point, and what its overlay was when it was recorded: inode, generation (both as of :class:`Disk`) and
-    backing file. The identity holds as long as that is so."""
+    backing file; of that file the inode, the length in bytes and the time of the last write (ns). The identity holds as long as all that is so."""
 
     point: str
     inode: int
     generation: int
     backing_file: str
+    backing_inode: int
+    length: int
+    written: int
 
 
 SAME, OTHER, UNKNOWN = "same", "other", "unknown"  # results of :func:`identity`
@@ -58,8 +61,8 @@ class Record:
     """The record of one volume. ``formats``: own file → format. ``snapshots``: name → dict with the keys file, created, description,
     labels, protected, expires, point (a :class:`PointMark` or None) and received. ``intent``: see plan/intent.py. ``parent``: what a
     linked clone rests on. ``active``: the file that ``.info`` named last. ``disks``: those raw files that only a guest writes to.
-    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels`` and ``received`` are the
-    volume's own."""
+    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels``, ``received`` and
+    ``replicated`` are the volume's own."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -73,6 +76,7 @@ class Record:
     labels: dict[str, str] = field(default_factory=dict)
     marks: dict[str, Disk] = field(default_factory=dict)
     received: bool = False
+    replicated: bool = False
 
     def to_bytes(self, volume: str) -> bytes:
         """The record as one line of JSON."""
@@ -90,7 +94,7 @@ class Record:
             "created": self.created,
             "description": self.description,
             "labels": self.labels,
-            **({"received": True} if self.received else {}),
+            **{key: True for key, value in (("received", self.received), ("replicated", self.replicated)) if value},
         }
         return json.dumps(content, sort_keys=True).encode("utf-8")  # not indented: that takes json ten times as long
 
@@ -117,7 +121,7 @@ def describing(
             "protected": snapshot.protected,
             "expires": snapshot.expires,
             "point": known.get(snapshot.name),
-            "received": snapshot.received and snapshot.name in known,
+            "received": snapshot.received,
         }
         for snapshot in volume.snapshots
     }
@@ -134,6 +138,7 @@ def describing(
         dict(volume.labels),
         marks or {},
         volume.received,
+        volume.replicated,
     )
 
 
@@ -170,6 +175,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             labels=_labels(content.get("labels", {})),
             marks={str(name): Disk(*(int(number) for number in disk)) for name, disk in content.get("marks", {}).items()},
             received=content.get("received") is True,
+            replicated=content.get("replicated") is True,
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
@@ -213,8 +219,9 @@ def _details(value: dict) -> dict:
 
 def _point(value: object) -> PointMark | None:
     """What is no identity counts as none: then the point gets a new one."""
-    is_one = isinstance(value, list) and len(value) == 4 and are_safe_file_names(value[::3]) and all(isinstance(one, int) for one in value[1:3])
-    return PointMark(*value) if is_one and isinstance(value, list) else None
+    if not isinstance(value, list) or len(value) != 7 or not are_safe_file_names(value[:4:3]):
+        return None
+    return PointMark(*value) if all(isinstance(one, int) for one in (*value[1:3], *value[4:])) else None
 
 
 def _text(value: object) -> str | None:

@@ -178,7 +178,8 @@ def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UsePr
     parent = ownership.parent_of(directory, name, chain, info, record)
     make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
     if record is not None:
-        make = partial(make, created=record.created, description=record.description, labels=record.labels, received=record.received)
+        make = partial(make, created=record.created, description=record.description, labels=record.labels)
+        make = partial(make, received=record.received, replicated=record.replicated)
     adopted = not found.unmarked and _is_adopted(make(), record)
     make = partial(make, doubt=found.doubt)
     if use_probe is None:
@@ -342,7 +343,7 @@ def _snapshots(
         details = record.snapshots.get(snapshot) if record else None
         fields = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
         mark = details["point"] if details and is_ours else None
-        found.append(Snapshot(snapshot, file, *fields, *((mark.point, details["received"]) if details and mark else ())))
+        found.append(Snapshot(snapshot, file, *fields, *((mark.point if mark else None, details["received"]) if details else ())))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name))), tuple(stale)
 
 
