@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Player:
     def __init__(self, tmp_path: Path, environment: dict) -> None:
         self.share = tmp_path / "share"
         self.share.mkdir()
+        self.backup = tmp_path / "backup"
         self._book = tmp_path / "book.yml"
         self._environment = environment
 
@@ -31,12 +33,20 @@ class Player:
     def volumes(self, volumes: object, **variables: object) -> dict:
         return self.role("volumes", volumes_volumes=volumes, volumes_size="1M", **variables)
 
-    def names(self) -> list[str]:
+    def replicas(self, volumes: object, **variables: object) -> dict:
+        """Replicas of volumes, or of what an expression selects, on the share ``backup``."""
+        own = {f"replicas_{name}": value for name, value in variables.items()}
+        return self.role("replicas", replicas_to=str(self.backup), **{"replicas_select" if isinstance(volumes, str) else "replicas_volumes": volumes}, **own)
+
+    def names(self, share: Path | None = None) -> list[str]:
         """Volumes without snapshots, and what volumes with snapshots are made of."""
-        return sorted(path.name for path in self.share.iterdir() if path.name != ".remotefs")
+        return sorted(path.name for path in (share or self.share).iterdir() if path.name != ".remotefs")
 
     def play(self, *tasks: dict, options: tuple = (), fails: str = "") -> str:
-        self._book.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+        return self.play_book([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}], options, fails)
+
+    def play_book(self, book: list[dict], options: tuple = (), fails: str = "") -> str:
+        self._book.write_text(json.dumps(book))
         argv = ["ansible-playbook", *options, str(self._book)]
         done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, check=False)
         told = " ".join((done.stdout + done.stderr).split())
@@ -168,7 +178,11 @@ def test_what_a_controller_without_jmespath_can_do(tmp_path: Path, ansible_envir
     paths = f"{hidden}:{ansible_environment['PYTHONPATH']}"
     player = Player(tmp_path, {**ansible_environment, "ANSIBLE_STDOUT_CALLBACK": "default", "COLUMNS": "4000", "PYTHONPATH": paths})
     named = player.role("snapshots", snapshots_snapshots=["ci-1"], snapshots_name="s")
-    player.play(player.volumes(["ci-1", "ci-2"]), asserted("volumes_undeclared == [] and volumes_left_alone == []"), named)
+    player.backup.mkdir()
+    sent = player.replicas(["ci-1"])
+    player.play(player.volumes(["ci-1", "ci-2"]), asserted("volumes_undeclared == [] and volumes_left_alone == []"), named, sent)
+    assert player.names(player.backup) == ["ci-1", "ci-1.info", "ci-1.s"]
+    player.play(player.replicas("[].name"), fails="the Python package jmespath is missing on the controller; install it")
     told = player.play(exclusive(player, ["ci-1"]), asserted("volumes_undeclared | map(attribute='name') == ['ci-2']", "'share' in volumes_undeclared[0]"))
     assert "made by this role and is removed: ci-2" in told and player.names() == ["ci-1", "ci-1.info", "ci-1.s"]
     selected = player.role("snapshots", snapshots_select="[].name", snapshots_name="t")
@@ -185,6 +199,66 @@ def test_an_empty_declaration_removes_nothing(player: Player) -> None:
     player.play(player.volumes(["ci-1"]), exclusive(player, []), fails="volumes_volumes is empty")
     player.play(exclusive(player, ["ci-1"], how="maybe"), fails="value of volumes_exclusive must be one of")
     assert player.names() == ["ci-1"]
+
+
+def test_replicas_in_every_form(player: Player, tmp_path: Path) -> None:
+    third = tmp_path / "third"
+    for directory in (player.backup, third):
+        directory.mkdir()
+    newest = {"match": "*", "last": 1}
+    forms = [
+        player.replicas("[?snapshots].name"),
+        player.replicas({"a": {"name": "x", "match": "o*", "to": None}, "b": None}),
+        player.replicas(["c", {"volume": "b", "to": str(third)}], keep=newest),  # c has nothing to send, so there is nothing to keep either
+    ]
+    taken = [player.role("snapshots", snapshots_snapshots=["a", "b"], snapshots_name=name) for name in ("one", "two")]
+    told = ["replicas_result.results | map(attribute='points.sent') == [['one', 'two'], ['one', 'two']] and replicas_names == ['a', 'b']"]
+    told += ["replicas_result.results | map(attribute='points.sent') == [['one'], []] and replicas_names == ['x', 'b']"]
+    told += ["replicas_result.results | map(attribute='points.sent') == [[], ['one', 'two']] and replicas_names == ['b']"]
+    player.play(player.volumes(["a", "b", "c"]), *taken, *(task for form, said in zip(forms, told) for task in (form, asserted(said))))
+    everything = ["a", "a.info", "a.one", "a.two", "b", "b.info", "b.one", "b.two"]
+    assert player.names() == [*everything, "c"] and player.names(player.backup) == [*everything, "x", "x.info", "x.one"]
+    assert player.names(third) == ["b", "b.info", "b.two"]
+    compared = player.replicas(["a", "b"], state="verified", keep=newest)
+    assert unchanged(player.play(*forms, asserted("replicas_names == ['b']"), compared, asserted("replicas_names == ['a', 'b']")))
+    assert player.names(player.backup) == [*everything, "x", "x.info", "x.one"]
+
+    player.play(player.replicas(["a"], keep=newest, return_detail=False))
+    assert player.names(player.backup) == ["a", "a.info", "a.two", *everything[4:], "x", "x.info", "x.one"]
+    with (player.backup / "b").open("r+b") as disk:
+        disk.write(b"flipped")
+    player.play(player.replicas(["b"], state="verified"), fails="its content differs from that of its source at byte 0")
+
+
+def test_replicas_are_foretold(player: Player) -> None:
+    """Before anything is there, and nothing is made for it."""
+    tasks = [player.volumes(["a"]), player.role("snapshots", snapshots_snapshots=["a"], snapshots_name="one")]
+    named = player.replicas(["a"], keep={"match": "*", "last": 1})
+    selected = player.replicas("[].name")
+    nothing = "replicas_result.results == [] and replicas_result.volumes == [] and replicas_names == [] and not replicas_result.changed"
+    checks = asserted("replicas_result.changed and replicas_names == ['a']")
+    told = player.play(*tasks, named, checks, selected, asserted(nothing), options=("--check", "--diff"))
+    assert f"+ volume a: format unknown, size unknown, {player.backup}/a" in told
+    assert player.names() == [] and not player.backup.exists()
+    player.backup.mkdir()
+    player.play(player.role("replicas", replicas_to=str(player.backup)), fails="Give either replicas_select")
+
+
+def test_the_playbooks_of_the_role_replicas(player: Player, tmp_path: Path) -> None:
+    """As its README has them, on directories: each night, under another name on another share, and each week."""
+    text = (ROLES / "replicas" / "README.md").read_text()
+    for name in ("backup", "archive"):
+        (tmp_path / name).mkdir()
+        text = text.replace(f"/srv/{name}", str(tmp_path / name))
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", text.replace("/srv/volumes", str(player.share)), re.MULTILINE | re.DOTALL)
+    books = [{**book, "hosts": "localhost", "gather_facts": False} for block in blocks for book in yaml.safe_load(block)]
+    assert len(books) == 3
+    made = {"hosts": "localhost", "gather_facts": False, "tasks": [player.volumes(["db01", "db02", "web"])]}
+    told = player.play_book([made, *books])
+    assert "db01, db02: " in told
+    (taken,) = player.share.glob("db02.nightly-*")
+    assert player.names(player.backup) == [name for name in player.names() if name != "web"]
+    assert player.names(tmp_path / "archive") == ["shop-db", "shop-db.info", taken.name.replace("db02", "shop-db")]
 
 
 def comparison(file: str) -> dict:
@@ -250,4 +324,28 @@ def test_the_comparison_of_snapshots_finds_what_is_wrong(player: Player) -> None
         case(["x", "old"], "a", [{"name": "old", "keep": False}, {"name": "x", "keep": True}]),
         case(["x"], "", [{"name": "old", "keep": False}, {"name": "x", "keep": True}]),
         case(["y"], "", state="pruned"),
+    ])
+
+
+def test_the_comparison_of_replicas_finds_what_is_wrong(player: Player) -> None:
+    def case(there: dict, wrong: str, *wanted: tuple[str, list, list]) -> tuple[dict, str]:
+        found = [{"name": name, "snapshots": [{"name": one} for one in names]} for name, names in there.items() if names is not None]
+        found += [{"name": name, "error_code": "chain_broken", "msg": "broken"} for name, names in there.items() if names is None]
+        target = {"to": "t", "mount_base": "m"}
+        there_too = {"name": "elsewhere", "to": "u", "mount_base": "m", "points": {"sent": ["x"], "present": [], "kept": []}}
+        existing = [{"name": name, **target, "points": {"sent": sent, "present": present, "kept": ["k"]}} for name, sent, present in wanted]
+        return {"replicas_target": ["t", "m"], "replicas_existing": [*existing, there_too], "replicas_found": {"volumes": found}}, wrong
+
+    told_wrong(player, "replicas/tasks/verify.yml", [
+        case({"a": ["x"]}, "", ("a", ["x"], [])),
+        case({"a": ["x"]}, "", ("a", [], ["x"])),
+        case({"a": ["y", "x", "k"]}, "", ("a", ["x"], ["y"])),
+        case({"a": ["x", "k"]}, "a", ("a", ["x"], ["y"])),
+        case({"a": ["y", "k"]}, "a", ("a", ["x"], ["y"])),
+        case({"a": []}, "a", ("a", ["x"], [])),
+        case({}, "a", ("a", [], [])),
+        case({"a": ["x"]}, "", ("a", [], [])),
+        case({"a": None}, "a", ("a", ["x"], [])),
+        case({"a": ["x"], "b": ["y"]}, "b", ("a", ["x"], []), ("b", ["x"], [])),
+        case({"a": ["y"], "b": ["x"]}, "a", ("a", ["x"], []), ("b", ["x"], [])),
     ])
