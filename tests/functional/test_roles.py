@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading
+
+from .test_clones import write
+from .test_refusals import MIB, Store
+
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 pytestmark = pytest.mark.slow
@@ -38,9 +43,9 @@ class Player:
         own = {f"replicas_{name}": value for name, value in variables.items()}
         return self.role("replicas", replicas_to=str(self.backup), **{"replicas_select" if isinstance(volumes, str) else "replicas_volumes": volumes}, **own)
 
-    def names(self, share: Path | None = None) -> list[str]:
+    def names(self) -> list[str]:
         """Volumes without snapshots, and what volumes with snapshots are made of."""
-        return sorted(path.name for path in (share or self.share).iterdir() if path.name != ".remotefs")
+        return sorted(path.name for path in self.share.iterdir() if path.name != ".remotefs")
 
     def play(self, *tasks: dict, options: tuple = (), fails: str = "") -> str:
         return self.play_book([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}], options, fails)
@@ -171,7 +176,7 @@ def test_without_bounds_nothing_is_made_either(player: Player, within: object) -
 
 
 def test_what_a_controller_without_jmespath_can_do(tmp_path: Path, ansible_environment: dict) -> None:
-    """The roles share and volumes do without it, and snapshots with names too; an expression is refused before anything is done."""
+    """The roles share and volumes do without it, and snapshots and replicas with names too; an expression is refused before anything is done."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "jmespath.py").write_text("raise ImportError('hidden for a test')")
@@ -179,10 +184,9 @@ def test_what_a_controller_without_jmespath_can_do(tmp_path: Path, ansible_envir
     player = Player(tmp_path, {**ansible_environment, "ANSIBLE_STDOUT_CALLBACK": "default", "COLUMNS": "4000", "PYTHONPATH": paths})
     named = player.role("snapshots", snapshots_snapshots=["ci-1"], snapshots_name="s")
     player.backup.mkdir()
-    sent = player.replicas(["ci-1"])
-    player.play(player.volumes(["ci-1", "ci-2"]), asserted("volumes_undeclared == [] and volumes_left_alone == []"), named, sent)
-    assert player.names(player.backup) == ["ci-1", "ci-1.info", "ci-1.s"]
-    player.play(player.replicas("[].name"), fails="the Python package jmespath is missing on the controller; install it")
+    sent, not_sent = player.replicas(["ci-1"]), refused(player.replicas("[].name"), "the Python package jmespath is missing on the controller")
+    player.play(player.volumes(["ci-1", "ci-2"]), asserted("volumes_undeclared == [] and volumes_left_alone == []"), named, sent, not_sent)
+    assert points(player.backup) == {"ci-1": ["s"]}
     told = player.play(exclusive(player, ["ci-1"]), asserted("volumes_undeclared | map(attribute='name') == ['ci-2']", "'share' in volumes_undeclared[0]"))
     assert "made by this role and is removed: ci-2" in told and player.names() == ["ci-1", "ci-1.info", "ci-1.s"]
     selected = player.role("snapshots", snapshots_select="[].name", snapshots_name="t")
@@ -201,47 +205,69 @@ def test_an_empty_declaration_removes_nothing(player: Player) -> None:
     assert player.names() == ["ci-1"]
 
 
+def refused(task: dict, why: str) -> dict:
+    """A task that fails for this reason, in a play that goes on."""
+    failed = "ansible_failed_result.msg | default(ansible_failed_result.results | default([]) | map(attribute='msg') | join, true)"
+    return {"block": [task, {"ansible.builtin.fail": {"msg": "it was done"}}], "rescue": [asserted(f"{why!r} in {failed}")]}
+
+
+def stored(player: Player, *names: str, snapshots: tuple[str, ...] = ()) -> None:
+    """Makes volumes with snapshots, without Ansible; what is sent differs from zeros."""
+    store = Store(player.share)
+    for name in names:
+        store.present(name, size=MIB)
+        for number, snapshot in enumerate(snapshots, start=1):
+            write(store, name, number)
+            store.snapshot(snapshot, name)
+
+
+def points(share: Path) -> dict[str, list[str]]:
+    """The snapshots of each volume of a share."""
+    return {volume["name"]: [one["name"] for one in volume["snapshots"]] for volume in reading.list_volumes(Store(share).share, [])}
+
+
 def test_replicas_in_every_form(player: Player, tmp_path: Path) -> None:
     third = tmp_path / "third"
     for directory in (player.backup, third):
         directory.mkdir()
+    stored(player, "a", "b", snapshots=("one", "two"))
+    stored(player, "c")
     newest = {"match": "*", "last": 1}
-    forms = [
-        player.replicas("[?snapshots].name"),
-        player.replicas({"a": {"name": "x", "match": "o*", "to": None}, "b": None}),
-        player.replicas(["c", {"volume": "b", "to": str(third)}], keep=newest),  # c has nothing to send, so there is nothing to keep either
-    ]
-    taken = [player.role("snapshots", snapshots_snapshots=["a", "b"], snapshots_name=name) for name in ("one", "two")]
-    told = ["replicas_result.results | map(attribute='points.sent') == [['one', 'two'], ['one', 'two']] and replicas_names == ['a', 'b']"]
-    told += ["replicas_result.results | map(attribute='points.sent') == [['one'], []] and replicas_names == ['x', 'b']"]
-    told += ["replicas_result.results | map(attribute='points.sent') == [[], ['one', 'two']] and replicas_names == ['b']"]
-    player.play(player.volumes(["a", "b", "c"]), *taken, *(task for form, said in zip(forms, told) for task in (form, asserted(said))))
-    everything = ["a", "a.info", "a.one", "a.two", "b", "b.info", "b.one", "b.two"]
-    assert player.names() == [*everything, "c"] and player.names(player.backup) == [*everything, "x", "x.info", "x.one"]
-    assert player.names(third) == ["b", "b.info", "b.two"]
+    selected = player.replicas("[?snapshots].name")
+    by_volume = player.replicas({"a": {"name": "x", "match": "o*", "to": None}, "b": None})
+    listed = player.replicas(["c", {"volume": "b", "to": str(third)}], keep=newest, return_detail=False)  # c has nothing to send, and nothing to keep
+    sent = "replicas_result.results | map(attribute='points.sent') == {} and replicas_names == {}".format
+    player.play(
+        selected,
+        asserted(sent([["one", "two"], ["one", "two"]], ["a", "b"])),
+        by_volume,
+        asserted(sent([["one"], []], ["x", "b"])),
+        listed,
+        asserted(sent([[], ["one", "two"]], ["b"])),
+    )
+    both = ["one", "two"]
+    assert points(player.share) == {"a": both, "b": both, "c": []} and points(third) == {"b": ["two"]}
+    assert points(player.backup) == {"a": both, "b": both, "x": ["one"]}
     compared = player.replicas(["a", "b"], state="verified", keep=newest)
-    assert unchanged(player.play(*forms, asserted("replicas_names == ['b']"), compared, asserted("replicas_names == ['a', 'b']")))
-    assert player.names(player.backup) == [*everything, "x", "x.info", "x.one"]
-
-    player.play(player.replicas(["a"], keep=newest, return_detail=False))
-    assert player.names(player.backup) == ["a", "a.info", "a.two", *everything[4:], "x", "x.info", "x.one"]
-    with (player.backup / "b").open("r+b") as disk:
-        disk.write(b"flipped")
-    player.play(player.replicas(["b"], state="verified"), fails="its content differs from that of its source at byte 0")
+    flip = {"ansible.builtin.shell": f"printf flipped | dd of={player.backup}/b conv=notrunc", "changed_when": False}
+    differs = refused(compared, "its content differs from that of its source at byte 0")
+    assert unchanged(player.play(listed, asserted("replicas_names == ['b']"), compared, asserted("replicas_names == ['a', 'b']"), flip, differs))
+    assert points(player.backup) == {"a": both, "b": both, "x": ["one"]}
 
 
 def test_replicas_are_foretold(player: Player) -> None:
     """Before anything is there, and nothing is made for it."""
-    tasks = [player.volumes(["a"]), player.role("snapshots", snapshots_snapshots=["a"], snapshots_name="one")]
-    named = player.replicas(["a"], keep={"match": "*", "last": 1})
-    selected = player.replicas("[].name")
     nothing = "replicas_result.results == [] and replicas_result.volumes == [] and replicas_names == [] and not replicas_result.changed"
-    checks = asserted("replicas_result.changed and replicas_names == ['a']")
-    told = player.play(*tasks, named, checks, selected, asserted(nothing), options=("--check", "--diff"))
-    assert f"+ volume a: format unknown, size unknown, {player.backup}/a" in told
+    told = player.play(
+        player.replicas(["a"], keep={"match": "*", "last": 1}),
+        asserted("replicas_result.changed and replicas_names == ['a']"),
+        player.replicas("[].name"),
+        asserted(nothing),
+        refused(player.replicas([]), "Give either replicas_select"),
+        options=("--check", "--diff"),
+    )
+    assert f"+ volume a: format unknown, size unknown, {player.backup}/a" in told and " changed=2 " in told
     assert player.names() == [] and not player.backup.exists()
-    player.backup.mkdir()
-    player.play(player.role("replicas", replicas_to=str(player.backup)), fails="Give either replicas_select")
 
 
 def test_the_playbooks_of_the_role_replicas(player: Player, tmp_path: Path) -> None:
@@ -253,12 +279,12 @@ def test_the_playbooks_of_the_role_replicas(player: Player, tmp_path: Path) -> N
     blocks = re.findall(r"^```yaml\n(.*?)^```$", text.replace("/srv/volumes", str(player.share)), re.MULTILINE | re.DOTALL)
     books = [{**book, "hosts": "localhost", "gather_facts": False} for block in blocks for book in yaml.safe_load(block)]
     assert len(books) == 3
-    made = {"hosts": "localhost", "gather_facts": False, "tasks": [player.volumes(["db01", "db02", "web"])]}
-    told = player.play_book([made, *books])
-    assert "db01, db02: " in told
+    stored(player, "db01", "db02", "web")
+    assert "db01, db02: " in player.play_book(books)
     (taken,) = player.share.glob("db02.nightly-*")
-    assert player.names(player.backup) == [name for name in player.names() if name != "web"]
-    assert player.names(tmp_path / "archive") == ["shop-db", "shop-db.info", taken.name.replace("db02", "shop-db")]
+    name = taken.name.removeprefix("db02.")
+    assert points(player.share) == {"db01": [name], "db02": [name], "web": []}
+    assert points(player.backup) == {"db01": [name], "db02": [name]} and points(tmp_path / "archive") == {"shop-db": [name]}
 
 
 def comparison(file: str) -> dict:
