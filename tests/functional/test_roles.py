@@ -55,7 +55,7 @@ class Player:
         argv = ["ansible-playbook", *options, str(self._book)]
         done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, check=False)
         told = " ".join((done.stdout + done.stderr).split())
-        assert (done.returncode != 0) == bool(fails) and fails in told, done.stdout + done.stderr
+        assert (done.returncode != 0) == bool(fails) and fails in told and WAS_DONE not in told, done.stdout + done.stderr
         return done.stdout
 
 
@@ -184,9 +184,9 @@ def test_what_a_controller_without_jmespath_can_do(tmp_path: Path, ansible_envir
     player = Player(tmp_path, {**ansible_environment, "ANSIBLE_STDOUT_CALLBACK": "default", "COLUMNS": "4000", "PYTHONPATH": paths})
     named = player.role("snapshots", snapshots_snapshots=["ci-1"], snapshots_name="s")
     player.backup.mkdir()
-    sent, not_sent = player.replicas(["ci-1"]), refused(player.replicas("[].name"), "the Python package jmespath is missing on the controller")
-    player.play(player.volumes(["ci-1", "ci-2"]), asserted("volumes_undeclared == [] and volumes_left_alone == []"), named, sent, not_sent)
-    assert points(player.backup) == {"ci-1": ["s"]}
+    sent, not_sent = player.replicas(["ci-1"]), refused(player.replicas("[].name"))
+    told = player.play(player.volumes(["ci-1", "ci-2"]), asserted("volumes_undeclared == [] and volumes_left_alone == []"), named, sent, not_sent)
+    assert points(player.backup) == {"ci-1": ["s"]} and "the Python package jmespath is missing on the controller" in told
     told = player.play(exclusive(player, ["ci-1"]), asserted("volumes_undeclared | map(attribute='name') == ['ci-2']", "'share' in volumes_undeclared[0]"))
     assert "made by this role and is removed: ci-2" in told and player.names() == ["ci-1", "ci-1.info", "ci-1.s"]
     selected = player.role("snapshots", snapshots_select="[].name", snapshots_name="t")
@@ -205,10 +205,12 @@ def test_an_empty_declaration_removes_nothing(player: Player) -> None:
     assert player.names() == ["ci-1"]
 
 
-def refused(task: dict, why: str) -> dict:
-    """A task that fails for this reason, in a play that goes on."""
-    failed = "ansible_failed_result.msg | default(ansible_failed_result.results | default([]) | map(attribute='msg') | join, true)"
-    return {"block": [task, {"ansible.builtin.fail": {"msg": "it was done"}}], "rescue": [asserted(f"{why!r} in {failed}")]}
+WAS_DONE = "what was to be refused was done"
+
+
+def refused(task: dict) -> dict:
+    """A task that fails, in a play that goes on. Its reason is in the output: older ansible-cores do not give that of an included task to ``rescue``."""
+    return {"block": [task, {"ansible.builtin.fail": {"msg": WAS_DONE}}], "rescue": [asserted("true")]}
 
 
 def stored(player: Player, *names: str, snapshots: tuple[str, ...] = ()) -> None:
@@ -249,8 +251,9 @@ def test_replicas_in_every_form(player: Player, tmp_path: Path) -> None:
         listed,
         asserted("replicas_names == ['a', 'b']"),
         flip,
-        refused(listed, "its content differs from that of its source at byte 0"),
+        refused(listed),
     )
+    assert "its content differs from that of its source at byte 0" in played
     assert " changed=3 " in played, played  # two times something was sent, and one time retention had something to delete
     both = ["one", "two"]
     assert points(player.share) == {"a": both, "b": both, "c": []} and points(third) == {"b": ["two"]}
@@ -265,10 +268,11 @@ def test_replicas_are_foretold(player: Player) -> None:
         asserted("replicas_result.changed and replicas_names == ['a']"),
         player.replicas("[].name"),
         asserted(nothing),
-        refused(player.replicas([]), "Give either replicas_select"),
+        refused(player.replicas([])),
         options=("--check", "--diff"),
     )
     assert f"+ volume a: format unknown, size unknown, {player.backup}/a" in told and " changed=2 " in told
+    assert "Give either replicas_select" in told
     assert player.names() == [] and not player.backup.exists()
 
 
