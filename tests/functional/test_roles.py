@@ -5,11 +5,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading
+
+from .test_clones import write
+from .test_refusals import MIB, Store
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
@@ -22,6 +28,7 @@ class Player:
     def __init__(self, tmp_path: Path, environment: dict) -> None:
         self.share = tmp_path / "share"
         self.share.mkdir()
+        self.backup = tmp_path / "backup"
         self._book = tmp_path / "book.yml"
         self._environment = environment
 
@@ -31,16 +38,24 @@ class Player:
     def volumes(self, volumes: object, **variables: object) -> dict:
         return self.role("volumes", volumes_volumes=volumes, volumes_size="1M", **variables)
 
+    def replicas(self, volumes: object, **variables: object) -> dict:
+        """Replicas of volumes, or of what an expression selects, on the share ``backup``."""
+        own = {f"replicas_{name}": value for name, value in variables.items()}
+        return self.role("replicas", replicas_to=str(self.backup), **{"replicas_select" if isinstance(volumes, str) else "replicas_volumes": volumes}, **own)
+
     def names(self) -> list[str]:
         """Volumes without snapshots, and what volumes with snapshots are made of."""
         return sorted(path.name for path in self.share.iterdir() if path.name != ".remotefs")
 
     def play(self, *tasks: dict, options: tuple = (), fails: str = "") -> str:
-        self._book.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+        return self.play_book([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}], options, fails)
+
+    def play_book(self, book: list[dict], options: tuple = (), fails: str = "") -> str:
+        self._book.write_text(json.dumps(book))
         argv = ["ansible-playbook", *options, str(self._book)]
         done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, check=False)
         told = " ".join((done.stdout + done.stderr).split())
-        assert (done.returncode != 0) == bool(fails) and fails in told, done.stdout + done.stderr
+        assert (done.returncode != 0) == bool(fails) and fails in told and WAS_DONE not in told, done.stdout + done.stderr
         return done.stdout
 
 
@@ -161,14 +176,17 @@ def test_without_bounds_nothing_is_made_either(player: Player, within: object) -
 
 
 def test_what_a_controller_without_jmespath_can_do(tmp_path: Path, ansible_environment: dict) -> None:
-    """The roles share and volumes do without it, and snapshots with names too; an expression is refused before anything is done."""
+    """The roles share and volumes do without it, and snapshots and replicas with names too; an expression is refused before anything is done."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "jmespath.py").write_text("raise ImportError('hidden for a test')")
     paths = f"{hidden}:{ansible_environment['PYTHONPATH']}"
     player = Player(tmp_path, {**ansible_environment, "ANSIBLE_STDOUT_CALLBACK": "default", "COLUMNS": "4000", "PYTHONPATH": paths})
     named = player.role("snapshots", snapshots_snapshots=["ci-1"], snapshots_name="s")
-    player.play(player.volumes(["ci-1", "ci-2"]), asserted("volumes_undeclared == [] and volumes_left_alone == []"), named)
+    player.backup.mkdir()
+    sent, not_sent = player.replicas(["ci-1"]), refused(player.replicas("[].name"))
+    told = player.play(player.volumes(["ci-1", "ci-2"]), asserted("volumes_undeclared == [] and volumes_left_alone == []"), named, sent, not_sent)
+    assert points(player.backup) == {"ci-1": ["s"]} and "the Python package jmespath is missing on the controller" in told
     told = player.play(exclusive(player, ["ci-1"]), asserted("volumes_undeclared | map(attribute='name') == ['ci-2']", "'share' in volumes_undeclared[0]"))
     assert "made by this role and is removed: ci-2" in told and player.names() == ["ci-1", "ci-1.info", "ci-1.s"]
     selected = player.role("snapshots", snapshots_select="[].name", snapshots_name="t")
@@ -185,6 +203,94 @@ def test_an_empty_declaration_removes_nothing(player: Player) -> None:
     player.play(player.volumes(["ci-1"]), exclusive(player, []), fails="volumes_volumes is empty")
     player.play(exclusive(player, ["ci-1"], how="maybe"), fails="value of volumes_exclusive must be one of")
     assert player.names() == ["ci-1"]
+
+
+WAS_DONE = "what was to be refused was done"
+
+
+def refused(task: dict) -> dict:
+    """A task that fails, in a play that goes on. Its reason is in the output: older ansible-cores do not give that of an included task to ``rescue``."""
+    return {"block": [task, {"ansible.builtin.fail": {"msg": WAS_DONE}}], "rescue": [asserted("true")]}
+
+
+def stored(player: Player, *names: str, snapshots: tuple[str, ...] = ()) -> None:
+    """Makes volumes with snapshots, without Ansible; what is sent differs from zeros."""
+    store = Store(player.share)
+    for name in names:
+        store.present(name, size=MIB)
+        for number, snapshot in enumerate(snapshots, start=1):
+            write(store, name, number)
+            store.snapshot(snapshot, name)
+
+
+def points(share: Path) -> dict[str, list[str]]:
+    """The snapshots of each volume of a share."""
+    return {volume["name"]: [one["name"] for one in volume["snapshots"]] for volume in reading.list_volumes(Store(share).share, [])}
+
+
+def test_replicas_in_every_form(player: Player, tmp_path: Path) -> None:
+    third = tmp_path / "third"
+    for directory in (player.backup, third):
+        directory.mkdir()
+    stored(player, "a", "b", snapshots=("one", "two"))
+    stored(player, "c")
+    newest = {"match": "*", "last": 1}
+    selected = player.replicas("[?snapshots].name")
+    # c has nothing to send, and nothing to keep
+    by_volume = player.replicas({"a": {"name": "x", "match": "o*", "to": None}, "b": {"to": str(third)}, "c": None}, keep=newest, return_detail=False)
+    listed = player.replicas(["a", {"volume": "b"}], state="verified", keep=newest)
+    sent = "replicas_result.results | map(attribute='points.sent') == {} and replicas_names == {}".format
+    flip = {"ansible.builtin.shell": f"printf flipped | dd of={player.backup}/b conv=notrunc", "changed_when": False}
+    played = player.play(  # at once, because each playbook has to pack the modules
+        selected,
+        asserted(sent([["one", "two"], ["one", "two"]], ["a", "b"])),
+        by_volume,
+        asserted(sent([["one"], ["one", "two"], []], ["x", "b"])),
+        by_volume,
+        asserted(sent([[], [], []], ["x", "b"])),
+        listed,
+        asserted("replicas_names == ['a', 'b']"),
+        flip,
+        refused(listed),
+    )
+    assert "its content differs from that of its source at byte 0" in played
+    assert " changed=3 " in played, played  # two times something was sent, and one time retention had something to delete
+    both = ["one", "two"]
+    assert points(player.share) == {"a": both, "b": both, "c": []} and points(third) == {"b": ["two"]}
+    assert points(player.backup) == {"a": both, "b": both, "x": ["one"]}
+
+
+def test_replicas_are_foretold(player: Player) -> None:
+    """Before anything is there, and nothing is made for it."""
+    nothing = "replicas_result.results == [] and replicas_result.volumes == [] and replicas_names == [] and not replicas_result.changed"
+    told = player.play(
+        player.replicas(["a"], keep={"match": "*", "last": 1}),
+        asserted("replicas_result.changed and replicas_names == ['a']"),
+        player.replicas("[].name"),
+        asserted(nothing),
+        refused(player.replicas([])),
+        options=("--check", "--diff"),
+    )
+    assert f"+ volume a: format unknown, size unknown, {player.backup}/a" in told and " changed=2 " in told
+    assert "Give either replicas_select" in told
+    assert player.names() == [] and not player.backup.exists()
+
+
+def test_the_playbooks_of_the_role_replicas(player: Player, tmp_path: Path) -> None:
+    """As its README has them, on directories: each night, under another name on another share, and each week."""
+    text = (ROLES / "replicas" / "README.md").read_text()
+    for name in ("backup", "archive"):
+        (tmp_path / name).mkdir()
+        text = text.replace(f"/srv/{name}", str(tmp_path / name))
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", text.replace("/srv/volumes", str(player.share)), re.MULTILINE | re.DOTALL)
+    books = [{**book, "hosts": "localhost", "gather_facts": False} for block in blocks for book in yaml.safe_load(block)]
+    assert len(books) == 3
+    stored(player, "db01", "db02", "web")
+    assert "db01, db02: " in player.play_book(books)
+    (taken,) = player.share.glob("db02.nightly-*")
+    name = taken.name.removeprefix("db02.")
+    assert points(player.share) == {"db01": [name], "db02": [name], "web": []}
+    assert points(player.backup) == {"db01": [name], "db02": [name]} and points(tmp_path / "archive") == {"shop-db": [name]}
 
 
 def comparison(file: str) -> dict:
@@ -250,4 +356,28 @@ def test_the_comparison_of_snapshots_finds_what_is_wrong(player: Player) -> None
         case(["x", "old"], "a", [{"name": "old", "keep": False}, {"name": "x", "keep": True}]),
         case(["x"], "", [{"name": "old", "keep": False}, {"name": "x", "keep": True}]),
         case(["y"], "", state="pruned"),
+    ])
+
+
+def test_the_comparison_of_replicas_finds_what_is_wrong(player: Player) -> None:
+    def case(there: dict, wrong: str, *wanted: tuple[str, list, list]) -> tuple[dict, str]:
+        found = [{"name": name, "snapshots": [{"name": one} for one in names]} for name, names in there.items() if names is not None]
+        found += [{"name": name, "error_code": "chain_broken", "msg": "broken"} for name, names in there.items() if names is None]
+        target = {"to": "t", "mount_base": "m"}
+        there_too = {"name": "elsewhere", "to": "u", "mount_base": "m", "points": {"sent": ["x"], "present": [], "kept": []}}
+        existing = [{"name": name, **target, "points": {"sent": sent, "present": present, "kept": ["k"]}} for name, sent, present in wanted]
+        return {"replicas_target": ["t", "m"], "replicas_existing": [*existing, there_too], "replicas_found": {"volumes": found}}, wrong
+
+    told_wrong(player, "replicas/tasks/verify.yml", [
+        case({"a": ["x"]}, "", ("a", ["x"], [])),
+        case({"a": ["x"]}, "", ("a", [], ["x"])),
+        case({"a": ["y", "x", "k"]}, "", ("a", ["x"], ["y"])),
+        case({"a": ["x", "k"]}, "a", ("a", ["x"], ["y"])),
+        case({"a": ["y", "k"]}, "a", ("a", ["x"], ["y"])),
+        case({"a": []}, "a", ("a", ["x"], [])),
+        case({}, "a", ("a", [], [])),
+        case({"a": ["x"]}, "", ("a", [], [])),
+        case({"a": None}, "a", ("a", ["x"], [])),
+        case({"a": ["x"], "b": ["y"]}, "b", ("a", ["x"], []), ("b", ["x"], [])),
+        case({"a": ["y"], "b": ["x"]}, "a", ("a", ["x"], []), ("b", ["x"], [])),
     ])

@@ -24,16 +24,22 @@ PASSED = {
     ),
     "volumes": ("remotefs_volume", "main.yml", {"name": "names one volume: items of volumes_volumes have it", "attachment": _ONE_MACHINE}),
     "snapshots": ("remotefs_snapshot", "change.yml", {"volume": "names one volume: items of snapshots_snapshots have it"}),
+    "replicas": (
+        "remotefs_replica",
+        "replicate.yml",
+        {"volume": "names one volume: items of replicas_volumes have it", "name": "names one replica: items of replicas_volumes have it"},
+    ),
 }
 # Variables that are no option of the module.
 OWN = {
     "share": {"share_install_helpers", "share_helper_packages"},
     "volumes": {"volumes_exclusive", "volumes_exclusive_within", "volumes_exclusive_cascade"},
     "snapshots": {"snapshots_select", "snapshots_group"},
+    "replicas": {"replicas_select", "replicas_keep"},
 }
 # Two variables of a role that become one option.
 MADE_FROM = {("snapshots", "volumes"): "snapshots_group"}
-LISTS = {"share": "shares", "volumes": "volumes", "snapshots": "snapshots"}
+LISTS = {"share": "shares", "volumes": "volumes", "snapshots": "snapshots", "replicas": "volumes"}
 
 
 def options_of(module: str) -> set[str]:
@@ -81,8 +87,11 @@ def test_every_option_of_the_module_is_passed_on(role: str) -> None:
 def test_every_task_that_changes_works_as_the_role_says() -> None:
     """Locks, vouching and the like hold for whatever a role does, not for its main task only."""
     change = importlib.import_module("ansible_collections.remotefs.storage.plugins.module_utils.changes").CHANGE
-    for role in ("volumes", "snapshots"):
-        for file, passed in calls(role, PASSED[role][0]).items():
+    tasks = {(role, PASSED[role][0]) for role in ("volumes", "snapshots", "replicas")} | {("replicas", "remotefs_snapshot")}
+    for role, module in sorted(tasks):
+        called = calls(role, module)
+        assert called, f"{role} calls {module}"
+        for file, passed in called.items():
             assert set(change) <= set(passed), f"{role}, {file}"
 
 
@@ -91,7 +100,8 @@ def test_specs_defaults_and_readme_agree(role: str) -> None:
     spec, defaults = specified(role), yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text())
     assert {name: option["default"] for name, option in spec.items() if "default" in option} == defaults
     without = {name for name, option in spec.items() if "default" not in option}
-    assert without <= {"snapshots_share", "snapshots_protected"}, "a variable has a default, or is required or left to the module"
+    no_default = {"snapshots_share", "snapshots_protected", "replicas_share", "replicas_to"}
+    assert without <= no_default, "a variable has a default, or is required or left to the module"
     readme = (ROLES / role / "README.md").read_text()
     table = "\n".join(line for line in readme.splitlines() if line.startswith("| `"))
     assert set(re.findall(rf"`({role}_[a-z_]+)`", table)) == set(spec)
