@@ -137,7 +137,7 @@ def test_retention_of_both_sides_reads_no_content(store: Store, backup: Store, m
 
 
 def test_labels_and_times_come_along(store: Store, backup: Store) -> None:
-    store.present(size=MIB, description="of the shop", labels={"team": "blue"})
+    store.present(size=MIB, description="of the shop", labels={"team": "blue", "remotefs_role": "volumes"})
     desired = DesiredSnapshot("s1", created="2020-01-02T03:04:05Z", description="before", labels={"a": "b"}, protected=True)
     snapshots.take(snapshots.SnapshotRequest(store.candidates, "vol", desired), store.options())
     replicate(store, backup, name="copy")

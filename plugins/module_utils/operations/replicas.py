@@ -32,6 +32,7 @@ from .transaction import Outcome, carry_out, each_once, joined, recover
 from .up_to_date import ALL, NONE, ReplicaRequest, told_of, unchanged
 from .workspace import Workspace
 
+_MARK = "remotefs_role"  # the label by which the role volumes knows, and may remove, what it has made: it has not made the replica
 _ATTEMPTS = 3  # to find the source as it was a moment ago
 
 
@@ -347,7 +348,7 @@ class _Replication:
             mode=volume.active.mode,
             created=volume.created or now(),
             description=volume.description,
-            labels=volume.labels,
+            labels={key: value for key, value in volume.labels.items() if key != _MARK},
         )
         plan = planner.create_volume(desired)
         if plan.after is None:
