@@ -64,7 +64,7 @@ class Work:
         self.session.run(found, *rest, env={**ours, **(env or {})}, external=True)
 
     def pytest(self, bin: Path, *paths: str, env: dict | None = None) -> None:
-        options = ["-n", "2", "--timeout=600", "-p", "no:cacheprovider", *(["-m", "not slow"] if self.fast else [])]
+        options = ["-n", "2", "--timeout=600", "-p", "no:cacheprovider", "--durations=12", *(["-m", "not slow"] if self.fast else [])]
         self.run("pytest", *options, *paths, *self.words, bin=bin, env=env)
 
 
@@ -139,7 +139,11 @@ def functional(work: Work, core: str) -> None:
     if core == machine.best_core():
         if not work.fast:
             machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint")
-        work.pytest(bin, "tests/functional")
+        if work.fast or work.words:
+            work.pytest(bin, "tests/functional")
+        else:  # of the slow ones, most of which play playbooks, one half from day to day, and at night all
+            work.pytest(bin, "-m", "not slow", "tests/functional")
+            work.pytest(bin, "-m", "slow", "tests/functional", env={"PART_OF_THE_TESTS": f"{int(time.strftime('%j')) % 2}/2"})
     else:  # what takes long does not depend on Ansible's version, but for the roles' templates
         fast, work.fast = work.fast, True
         day = int(time.strftime("%j"))  # each older one has another part from day to day, and at night all
@@ -183,6 +187,7 @@ def nightly(work: Work) -> None:
     names = ("test_kills.py", "test_domain_kills.py", "test_domain_guests.py", "test_quiesce_kills.py", "test_power.py")
     work.pytest(bin, "--timeout=7200", *(f"tests/live/{name}" for name in names), env={"LIVE_SWEEP": "full"})
     work.pytest(bin, "tests/live/test_guest_for_long.py", env={"LIVE_SECONDS": "600"})
+    work.pytest(bin, "-m", "slow", "tests/functional")
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
     work.pytest(bin, "tests/functional/test_progress.py", env={"PROGRESS": "full"})
     for core in stages.CORES[1:]:
@@ -277,8 +282,10 @@ def integration(work: Work, core: str) -> None:
     machine.need_qemu()
     best = core == machine.best_core()
     collections = tree.copy_tree(work.scratch / "tree")
-    # Those of the group are all that depends on Ansible's version.
-    targets = work.words or (["volume_lifecycle", "refusals"] if work.fast else [] if best else ["every_core/"])
+    # Those of the group every_core are all that depends on Ansible's version. Each older one has another half of them from day to day.
+    group = sorted(path.parent.name for path in CHECKOUT.glob("tests/integration/targets/*/aliases") if "every_core" in path.read_text())
+    older = group[(stages.CORES.index(core) + int(time.strftime("%j"))) % 2 :: 2]
+    targets = work.words or (["volume_lifecycle", "refusals"] if work.fast else [] if best else older)
     if work.fast or not best:
         (collections / tree.COLLECTION / "tests/integration/integration_config.yml").write_text(json.dumps({"test_formats": ["raw"]}))
     (work.scratch / "home").mkdir()

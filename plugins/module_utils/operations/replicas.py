@@ -21,7 +21,7 @@ from ..plan import planner, replicas
 from ..plan.desired import DesiredVolume, Source
 from ..plan.plan import MUCH, Plan
 from ..plan.replicas import Pair, Point
-from ..store.metadata.points import held, new_point
+from ..store.metadata.points import held, new_point, state_of
 from . import sources
 from .candidates import locate
 from .dependency_check import SHARES_READ
@@ -71,7 +71,7 @@ def replicate(request: ReplicaRequest, options: Options) -> Outcome:
             unknown = {} if options.check else task.unidentified()
             if not unknown and (options.check or task.source.present.replicated or not task.source.points):
                 return task.run()
-            before, ended = task.source.present, task.recovered
+            before, ended = state_of(work.directory(task.source.share), task.source.present), task.recovered
         _identify(request, task.source.share, before, unknown, options)
     raise LockTimeout(f"volume {request.volume}", "other tasks change its snapshots all the time", "run the task again")
 
@@ -105,13 +105,13 @@ def _checked(request: ReplicaRequest, options: Options) -> Outcome | None:
     return None
 
 
-def _identify(request: ReplicaRequest, share: Share, before: Volume, points: dict[str, str | None], options: Options) -> None:
-    """Record identities of the source's points, if the volume is still as it was. Nobody watches this."""
+def _identify(request: ReplicaRequest, share: Share, before: tuple, points: dict[str, str | None], options: Options) -> None:
+    """Record identities of the source's points, if the volume is still as it was (see :func:`state_of`). Nobody watches this."""
     is_first = "begun" not in options.task.kept
     with Workspace(options) as work:
         work.locks.take([(share, request.volume)])
         volume, _recovered = recovered_volume(work, share, request.volume)
-        if (volume.snapshots, volume.files) == (before.snapshots, before.files):
+        if state_of(work.directory(share), volume) == before:
             carry_out(work, share, replicas.identify(volume, points), [])
     if is_first:
         options.task.kept.pop("begun", None)
@@ -376,7 +376,7 @@ class _Replication:
 
     def verify(self) -> Outcome:
         """See :func:`verify`."""
-        self._outcome = Outcome(self._request.name, False, [], [], None, None)
+        self._outcome = Outcome(self._request.name, bool(self.recovered), [], self.recovered, None, None)
         self._sent_bytes = 0
         if self.replica.present.snapshots and self._is_written():
             raise VerifyFailed(self._subject, "its present is not its newest point", "somebody has written to it; look at it, or replicate with discard: true")

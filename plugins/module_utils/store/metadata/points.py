@@ -108,3 +108,9 @@ def held(directory: ShareDirectory, volume: Volume, record: records.Record | Non
             break
         found.add(snapshot.name)
     return found
+
+
+def state_of(directory: ShareDirectory, volume: Volume) -> tuple:
+    """What is the same as long as the points of a volume are: its snapshots, and the files below the active image, to which nobody has written."""
+    below = [directory.root.status(file) for file in volume.files[1:]]
+    return volume.snapshots, volume.files, tuple(status and (status.st_ino, status.st_size, status.st_mtime_ns) for status in below)
