@@ -147,7 +147,7 @@ def functional(work: Work, core: str) -> None:
     else:  # what takes long does not depend on Ansible's version, but for the roles' templates
         fast, work.fast = work.fast, True
         day = int(time.strftime("%j"))  # each older one has another part from day to day, and at night all
-        work.pytest(bin, "tests/functional", env={"PART_OF_THE_TESTS": f"{(2 * stages.CORES.index(core) + day) % 4}/4"})
+        work.pytest(bin, "tests/functional", env={"PART_OF_THE_TESTS": f"{(4 * stages.CORES.index(core) + day) % 8}/8"})
         work.fast = fast
         work.pytest(bin, "tests/functional/test_roles.py", env={"PART_OF_THE_TESTS": f"{(stages.CORES.index(core) + day) % 3}/3"})
 
@@ -159,7 +159,12 @@ def property(work: Work) -> None:
     machine.need_qemu()
     if not work.fast:
         machine.try_to_have("strace=strace", "curl=curl")
-    work.pytest(bin, "tests/property", "tests/fuzz", "tests/benchmark", env={"HYPOTHESIS_PROFILE": "fast" if work.fast else "sample"})
+    if work.fast or work.words:
+        work.pytest(bin, "tests/property", "tests/fuzz", "tests/benchmark", env={"HYPOTHESIS_PROFILE": "fast" if work.fast else "sample"})
+        return
+    for marks, part in (("not slow", "0/1"), ("slow", f"{int(time.strftime('%j')) % 2}/2")):  # of the slow ones one half from day to day
+        env = {"HYPOTHESIS_PROFILE": "sample", "PART_OF_THE_TESTS": part}
+        work.pytest(bin, "-m", marks, "tests/property", "tests/fuzz", "tests/benchmark", env=env)
 
 
 @stage
