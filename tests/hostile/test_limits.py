@@ -60,7 +60,7 @@ def limits_of(told: Path) -> list[dict[str, str]]:
 
 def test_every_call_on_images_is_limited(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = spy(tmp_path, monkeypatch)
-    target = os.open(tmp_path / "target", os.O_RDWR | os.O_CREAT)
+    target = os.open(tmp_path / "converted", os.O_RDWR | os.O_CREAT)
     os.ftruncate(target, images.SIZE)
     with opened(scene, writable=("vol.s1", "vol")) as chain:
         wanted = chain.limits()
@@ -141,7 +141,7 @@ def test_a_bomb_is_stopped(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Non
     used, cluster = images.USED, images.CLUSTER
     clusters = {5: images.l2(*[used | 6 * cluster] * 8192), 6: b"x" * cluster}
     images.qcow2(scene.share / "vol", size=2**42, l1=(used | 5 * cluster,) * 8192, clusters=clusters)
-    target = os.open(scene.root / "target", os.O_RDWR | os.O_CREAT)
+    target = os.open(scene.root / "converted", os.O_RDWR | os.O_CREAT)
     os.ftruncate(target, 2**42)
     with opened(scene, (Image("vol", "qcow2", 2**42),)) as chain, pytest.raises(errors.ToolFailed, match="processor time"):
         qemu_img.convert(chain, target, "raw", ())
