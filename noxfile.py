@@ -68,6 +68,14 @@ class Work:
         self.run("pytest", *options, *paths, *self.words, bin=bin, env=env)
 
 
+def part_of_today(work: Work, kept: int, parts: int) -> dict:
+    """The variable that leaves out some of the tests: of so many parts this many are kept, others from day to day, and at night all."""
+    if work.fast or work.words:
+        return {}
+    today = int(time.strftime("%j"))
+    return {"PART_OF_THE_TESTS": f"{','.join(str((today + number) % parts) for number in range(kept))}/{parts}"}
+
+
 def say(text: str) -> None:
     """A session's last word to the reader of a long log; scripts/test shows it."""
     print(f":: {text}", flush=True)
@@ -141,9 +149,9 @@ def functional(work: Work, core: str) -> None:
             machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint")
         if work.fast or work.words:
             work.pytest(bin, "tests/functional")
-        else:  # of the slow ones, most of which play playbooks, one half from day to day, and at night all
+        else:  # most of the slow ones play playbooks
             work.pytest(bin, "-m", "not slow", "tests/functional")
-            work.pytest(bin, "-m", "slow", "tests/functional", env={"PART_OF_THE_TESTS": f"{int(time.strftime('%j')) % 2}/2"})
+            work.pytest(bin, "-m", "slow", "tests/functional", env=part_of_today(work, 1, 2))
     else:  # what takes long does not depend on Ansible's version, but for the roles' templates
         fast, work.fast = work.fast, True
         day = int(time.strftime("%j"))  # each older one has another part from day to day, and at night all
@@ -162,9 +170,8 @@ def property(work: Work) -> None:
     if work.fast or work.words:
         work.pytest(bin, "tests/property", "tests/fuzz", "tests/benchmark", env={"HYPOTHESIS_PROFILE": "fast" if work.fast else "sample"})
         return
-    for marks, part in (("not slow", "0/1"), ("slow", f"{int(time.strftime('%j')) % 2}/2")):  # of the slow ones one half from day to day
-        env = {"HYPOTHESIS_PROFILE": "sample", "PART_OF_THE_TESTS": part}
-        work.pytest(bin, "-m", marks, "tests/property", "tests/fuzz", "tests/benchmark", env=env)
+    for marks, part in (("not slow", {}), ("slow", part_of_today(work, 1, 2))):
+        work.pytest(bin, "-m", marks, "tests/property", "tests/fuzz", "tests/benchmark", env={"HYPOTHESIS_PROFILE": "sample", **part})
 
 
 @stage
@@ -173,13 +180,13 @@ def hostile(work: Work) -> None:
     bin = machine.core_venv(machine.best_core())
     machine.need_qemu()
     machine.need("strace=strace")
-    work.pytest(bin, "tests/hostile")
+    work.pytest(bin, "tests/hostile", env=part_of_today(work, 2, 3))
 
 
 @stage
 def crash(work: Work) -> None:
     """Operations killed, cut off from power or failed at a sample of their system calls"""
-    interrupt(work, {}, os.environ.get("CRASH_TIMEOUT", "600"))
+    interrupt(work, part_of_today(work, 2, 3), os.environ.get("CRASH_TIMEOUT", "600"))
 
 
 @stage
@@ -193,6 +200,7 @@ def nightly(work: Work) -> None:
     work.pytest(bin, "--timeout=7200", *(f"tests/live/{name}" for name in names), env={"LIVE_SWEEP": "full"})
     work.pytest(bin, "tests/live/test_guest_for_long.py", env={"LIVE_SECONDS": "600"})
     work.pytest(bin, "-m", "slow", "tests/functional")
+    work.pytest(bin, "tests/hostile", "tests/live")
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
     work.pytest(bin, "tests/functional/test_progress.py", env={"PROGRESS": "full"})
     for core in stages.CORES[1:]:
@@ -241,7 +249,7 @@ def live(work: Work) -> None:
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
     machine.try_to_have(*machine.LIBVIRT)
     machine.try_to_have("e2fsprogs=debugfs")  # for disks of a real guest, whose own packages are only downloaded
-    work.pytest(bin, "tests/live")
+    work.pytest(bin, "tests/live", env=part_of_today(work, 2, 3))
 
 
 @stage
