@@ -121,7 +121,7 @@ def _in_their_time(work: Workspace, plans: Sequence[Plan]) -> Iterator[None]:
     """What moves much data waits for its place; under the locks of a batch not for ever, unless this change has begun already. Afterwards
     nothing is known any more of what was there before."""
     options, task = work.options, work.options.task
-    if task.begins_anew and "begun" not in task.kept and any(plan.takes_long(options.speed) for plan in plans):
+    if task.may_begin_anew and any(plan.takes_long(options.speed) for plan in plans):
         raise TakesLong
     task.kept["begun"] = True
     batch_locks, begun, work.begun = task.batch_locks, work.begun, True

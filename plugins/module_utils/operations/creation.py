@@ -57,7 +57,7 @@ def _create_from_image(request: VolumeRequest, image: ImageRequest, options: Opt
         return assumptions.with_unknown_sizes(_create(request, options, ended, None))
     from . import importing
 
-    if options.task.begins_anew and "begun" not in options.task.kept:
+    if options.task.may_begin_anew:
         raise TakesLong
     wanted = placement.demand(request.desired)
     share = placement.choose(request.candidates, wanted.size, wanted.at_once, request.policy, options.task.capacity)

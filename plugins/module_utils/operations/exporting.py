@@ -129,7 +129,7 @@ def export(request: ExportRequest, options: Options) -> Exported:
     try:
         return _export(request, request.snapshot, options)
     except MachineWrites as found:
-        if options.task.begins_anew and "begun" not in options.task.kept:
+        if options.task.may_begin_anew:
             raise TakesLong from None
         share = found.share
     from . import reading, temporary
@@ -287,7 +287,7 @@ def _require_apart(place: Destination, share: Share) -> None:
 
 def _begin(options: Options, images: tuple[Image, ...]) -> None:
     """Work begins that may take long. :raises TakesLong: somebody wants to see how far it is."""
-    if options.task.begins_anew and "begun" not in options.task.kept and (options.speed or sum(image.allocated for image in images) > MUCH):
+    if options.task.may_begin_anew and (options.speed or sum(image.allocated for image in images) > MUCH):
         raise TakesLong
     options.task.kept["begun"] = True
 

@@ -50,6 +50,11 @@ class Task:
     begins_anew: bool = False
 
     @property
+    def may_begin_anew(self) -> bool:
+        """Whether somebody wants to see how far it is, and nothing has been changed yet."""
+        return self.begins_anew and "begun" not in self.kept
+
+    @property
     def capacity(self) -> Capacity:
         """What all volumes of a share take together; it is in ``kept`` from its first use on."""
         if "capacity" not in self.kept:

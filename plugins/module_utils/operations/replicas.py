@@ -167,7 +167,7 @@ class _Replication:
 
     def _differ(self, one: Side, other: Side) -> int | None:
         options = self._options
-        if options.task.begins_anew and "begun" not in options.task.kept and sum(image.allocated for image in one.images) > MUCH:
+        if options.task.may_begin_anew and sum(image.allocated for image in one.images) > MUCH:
             raise TakesLong
         pace = Pace(self._subject, options.speed, options.timeout, options.task.waiting.sleep)
         with pace.watched(options.task.meter):
@@ -229,12 +229,11 @@ class _Replication:
             share, name = self.replica.share, self._request.name
             require_free_name(self._work.directory(share), file, name, self._work.mode.still_there(self.recovered))
 
-    def _do(self, plan: Plan, source: CopySource | None = None) -> Volume | None:
+    def _do(self, plan: Plan, source: CopySource | None = None) -> None:
         done = carry_out(self._work, self.replica.share, plan, [], source)
         self._outcome = joined(self._outcome, done)
         after = None if plan.after is None else self._work.mode.volume_after(self.replica.share, plan.after)
         self.replica = replace(self.replica, volume=after)
-        return after
 
     def _name_matched(self, dropped: Sequence[str]) -> None:
         """Record on the replica what only the contents could tell. What has lost its identity, and is no point of the source, gets a new one."""

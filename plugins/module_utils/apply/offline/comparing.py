@@ -10,9 +10,7 @@ from contextlib import ExitStack
 from ...pace import Pace
 from ..engine import Side
 from . import deltas, viewing
-from .viewing import PIECE, View
-
-_FENCED = 64 << 20  # bytes after which the task checks again that it still holds its locks
+from .viewing import PIECE, Fence, View
 
 
 def first_difference(one: Side, other: Side, pace: Pace) -> int | None:
@@ -25,16 +23,13 @@ def first_difference(one: Side, other: Side, pace: Pace) -> int | None:
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             known = [deltas.shown(first), deltas.shown(second)]
-        unverified = 0
+        fence = Fence(lambda: _verify(one, other))
         for start, stop in deltas.pieces(deltas.joined(*known), PIECE):
             found = _differs(first, second, start, min(stop, first.size))
             if found is not None:
                 return found
             pace.moved(stop - start)
-            unverified += stop - start
-            if unverified >= _FENCED:
-                _verify(one, other)
-                unverified = 0
+            fence.passed(stop - start)
         _verify(one, other)
     return None
 

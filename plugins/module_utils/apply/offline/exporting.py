@@ -23,11 +23,10 @@ from ...store.files.directory import ShareDirectory
 from ...store.files.passing import file_pieces, write_with_holes
 from ..engine import CopySource, Sums, Terms, Written
 from . import guard, qemu_img, viewing
-from .viewing import PIECE, View
+from .viewing import PIECE, Fence, View
 
 _ZEROS = bytes(PIECE)
 _GAP = 256 << 20  # bytes of zeros that are passed at once
-_FENCED = 64 << 20  # bytes after which the task checks again that it still holds its lock
 _OPTIONS = {"vpc": ["-o", "force_size=on"]}  # else QEMU rounds its size to a geometry
 
 
@@ -40,7 +39,7 @@ class Point:
     def __init__(self, source: CopySource, view: View, pace: Pace, locks: Sequence[int], hashes_content: bool) -> None:
         self._source, self._view, self._pace, self._locks = source, view, pace, locks
         self._hashes_content = hashes_content
-        self._unverified = 0
+        self._fence = Fence(self.verify)
         self.size = view.size
 
     def pieces(self) -> Iterator[bytes]:
@@ -88,7 +87,7 @@ class Point:
                 yield start, self._view.read(start, count), count
                 start += count
                 pace.moved(count)
-                self._verify(count)
+                self._fence.passed(count)
             position = stop
         yield from self._holes(position, self.size)
 
@@ -100,15 +99,8 @@ class Point:
             yield start, None, count
             start += count
 
-    def _verify(self, count: int) -> None:
-        """What was read counts if nobody else had the files meanwhile. :raises LockTimeout: somebody may have."""
-        self._unverified += count
-        if self._unverified >= _FENCED:
-            self.verify()
-
     def verify(self) -> None:
         """See :meth:`engine.Shown.verify`."""
-        self._unverified = 0
         self._source.directory.verify(self._source.images[0].file)
 
     def _write_raw(self, fd: int) -> Sums:

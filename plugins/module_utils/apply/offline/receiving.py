@@ -24,11 +24,10 @@ from ...store.qcow2.clusters import ZEROS, QcowLayer
 from ..engine import CopySource, Known
 from . import deltas, viewing
 from .deltas import GRAIN, Part
-from .viewing import PIECE, LayersView, View
+from .viewing import PIECE, Fence, LayersView, View
 
 _COVERED = GRAIN * (GRAIN // 8)  # bytes of the disk that a table of the overlay is about
 _ZEROS = bytes(GRAIN)
-_FENCED = 64 << 20  # bytes after which the task checks again that it still holds its locks
 _SAME, _EMPTY, _DATA = range(3)  # what a grain is: as below it, zeros, anything else
 
 
@@ -71,7 +70,7 @@ class Receiver:
         return deltas.joined(changed, ours), below
 
     def _write(self, fd: int, theirs: View, parts: Iterable[Part], below: View | None) -> None:
-        writer, unverified = ClusterWriter(fd, hides=True), 0
+        writer, fence = ClusterWriter(fd, hides=True), Fence(self._verify)
         writer.begin()
         for start, stop in deltas.pieces(parts, PIECE, _COVERED):
             if start >= theirs.size:
@@ -83,10 +82,7 @@ class Receiver:
             if writer.is_full:
                 writer.finish(lambda: None)
             self._pace.moved(stop - start)
-            unverified += stop - start
-            if unverified >= _FENCED:
-                self._verify()
-                unverified = 0
+            fence.passed(stop - start)
         writer.finish(lambda: None)
         self._verify()
 

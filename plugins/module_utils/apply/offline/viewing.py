@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import os
 from contextlib import ExitStack, contextmanager
-from typing import Iterator, NamedTuple, Protocol, Sequence
+from typing import Callable, Iterator, NamedTuple, Protocol, Sequence
 
 from ...errors import UnsafeImage
 from ...model import Image
@@ -25,6 +25,22 @@ from .moving import Layer, Layers, open_layers
 from .qemu_img import OpenedChain
 
 PIECE = 1 << 20  # bytes that are read at once
+_FENCED = 64 << 20  # bytes after which the task checks again that it still holds its locks
+
+
+class Fence:
+    """Lets a task that reads much check again and again that it still holds its locks. :param verify: raises an error if it does not."""
+
+    def __init__(self, verify: Callable[[], None]) -> None:
+        self._verify = verify
+        self._unverified = 0  # bytes
+
+    def passed(self, count: int) -> None:
+        """So many bytes more were read. :raises LockTimeout: somebody else may have had the files."""
+        self._unverified += count
+        if self._unverified >= _FENCED:
+            self._unverified = 0
+            self._verify()
 
 
 class View(Protocol):
