@@ -190,7 +190,7 @@ def test_an_error_of_the_volume_is_not_one_of_the_server(store: Store, tmp_path:
     with serving(answer) as server:
         with monkeypatch.context() as patched, pytest.raises(errors.LockTimeout):
             patched.setattr(Point, "verify", lost)
-            patched.setattr("ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.exporting._FENCED", 1)
+            patched.setattr("ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.viewing._FENCED", 1)
             export(store, server, tmp_path)
         assert len(server.asked) <= 1
         with pytest.raises(OutOfTime):
