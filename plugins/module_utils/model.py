@@ -221,6 +221,31 @@ class Parent:
     file: str
 
 
+class Move(NamedTuple):
+    """A volume that is being moved here from another share. ``source``: that share, as its volumes name it. ``started``: as :func:`now`.
+    ``is_complete``: all of it has arrived and was compared, and the source may be going already. Until then the source counts."""
+
+    source: str
+    started: str | None
+    is_complete: bool = False
+
+    def describe(self) -> dict:
+        """``pending`` as modules return it: operation, started, snapshots (none), the share that it comes from, and the copy that counts: "source",
+        or "target" where the source is gone, or shows the same."""
+        counts = "target" if self.is_complete else "source"
+        return {"operation": "move", "started": self.started, "snapshots": [], "source": self.source, "counts": counts}
+
+
+def move_from_json(value: object) -> Move | None:
+    """The move that a record or an intent has. :raises ValueError, TypeError: it is none. Then it is not known which copy counts."""
+    if value is None:
+        return None
+    source, started, is_complete = value if isinstance(value, (list, tuple)) else ()
+    if not isinstance(source, str) or not isinstance(started, (str, type(None))) or not isinstance(is_complete, bool):
+        raise ValueError("a move that cannot be")
+    return Move(source, started, is_complete)
+
+
 @dataclass(frozen=True)
 class Volume:
     """A volume as it is on a share: its chain (active image first) and its snapshots (oldest first).
@@ -245,6 +270,7 @@ class Volume:
     labels: dict = field(default_factory=dict)  # label → value, both str
     received: bool = False  # it was made as a replica
     replicated: bool = False  # it is the source of a replica
+    move: Move | None = None  # what is not over, if it is moved here
     doubt: str | None = None  # why the user has to give a format although a record has one
 
     @property

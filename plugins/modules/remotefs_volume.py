@@ -620,6 +620,7 @@ _VOLUME = {
         "required_one_of": [["volume", "image", "share"]],
         "mutually_exclusive": [["volume", "image"], ["snapshot", "image"], ["share", "image"]],
     },
+    "moved_from": {"type": "str"},
     "snapshot": {"type": "str"},
     "description": {"type": "str"},
     "labels": {"type": "dict"},
@@ -680,7 +681,15 @@ def _request(params: dict, candidates, finder):
     longest, given = check_max_chain(params["max_chain"]), params["source"]
     source = None if _source_volume(params) is None else _source(params, finder, longest)
     policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
-    return updating.VolumeRequest(candidates, desired, source, policy, longest, _image(given) if given and not source else None)
+    image = _image(given) if given and not source else None
+    return updating.VolumeRequest(candidates, desired, source, policy, longest, image, _elsewhere(params["moved_from"], params, finder))
+
+
+def _elsewhere(share: str | None, params: dict, finder):
+    """Another share that an option names."""
+    from ..module_utils.operations.updating import OtherShare
+
+    return None if share is None else OtherShare(share, functools.partial(finder.find, share, params["mount_base"]))
 
 
 def _source_volume(params: dict) -> str | None:
@@ -691,15 +700,14 @@ def _source_volume(params: dict) -> str | None:
 
 def _source(params: dict, finder, longest: int):
     """The volume that ``source`` names. :raises InvalidParameter: a clone cannot rest on what lies on another share."""
-    from ..module_utils.operations.updating import OtherShare, SourceRequest
+    from ..module_utils.operations.updating import SourceRequest
 
     given, name = params["source"], _source_volume(params)
     linked, share = given["method"] == "linked", given.get("share")
     if linked and share is not None:
         problem = "a linked clone lies on the share of its source, so that its source is on one of the shares of option share"
         raise InvalidParameter("option source.share", problem, "leave it out, or take method full")
-    elsewhere = None if share is None else OtherShare(share, functools.partial(finder.find, share, params["mount_base"]))
-    return SourceRequest(str(name), given["snapshot"], linked, longest, elsewhere)
+    return SourceRequest(str(name), given["snapshot"], linked, longest, _elsewhere(share, params, finder))
 
 
 def _image(given: dict):
@@ -722,8 +730,10 @@ def _claims(params: dict, finder) -> dict:
     """The volume on each share where it may be, and whether it shall be there: no other item may say it otherwise. One may go and be
     made anew."""
     found = finder.prepare(params["share"], params["mount_base"])
-    shares = (*found.shares, *found.missing) if found else ()
-    return {(share.path, params["name"], params["state"] == "absent"): f"volume {params['name']}" for share in shares}
+    shares, goes = (*found.shares, *found.missing) if found else (), params["state"] == "absent"
+    left = finder.prepare(params["moved_from"], params["mount_base"]) if params["moved_from"] is not None and not goes else None
+    claims = {(share.path, params["name"], goes): f"volume {params['name']}" for share in shares}
+    return {**claims, **{(share.path, params["name"], True): f"volume {params['name']}" for share in (left.shares if left else ())}}
 
 
 def _item(params: dict, finder):
@@ -736,6 +746,9 @@ def _item(params: dict, finder):
     fetched = frozenset([f"image {given['image']}"] if given.get("image") is not None else ())  # one after the other: the first one fetches it
     copied = given.get("share") is not None and params["state"] == "present"
     elsewhere = finder.prepare(given["share"], params["mount_base"]) if copied else None
+    moves = params["moved_from"] is not None and params["state"] == "present"
+    if moves:
+        finder.prepare(params["moved_from"], params["mount_base"])
     # Clones of a snapshot are made side by side, but where a lock for reading keeps other readers out as well.
     there = elsewhere or candidates
     shared = bool(source and given["snapshot"] and there and all(share.locks_visible for share in there.shares))
@@ -744,10 +757,11 @@ def _item(params: dict, finder):
     deletion = runner.Deletion(candidates, name) if candidates and not attached and params["state"] == "absent" else None
     change = _change(params, candidates, name, elsewhere) if candidates else None
     asked = None
-    if candidates and params["state"] == "present" and params["name"] is not None:
+    if candidates and params["state"] == "present" and params["name"] is not None and not moves:
         asked = functools.lru_cache(maxsize=None)(functools.partial(_request, params, candidates, finder))
     run = functools.partial(_run, params, finder=finder, asked=asked)
-    return runner.Item(name, touches | attached | fetched, run, deletion, reads, bool(params["flatten"]), change, results.naming(name), asked)
+    keeps_lock = bool(params["flatten"]) or moves
+    return runner.Item(name, touches | attached | fetched, run, deletion, reads, keeps_lock, change, results.naming(name), asked)
 
 
 def _change(params: dict, candidates, name: str, elsewhere):

@@ -76,12 +76,23 @@ class Judge:
         hashes = {image["file"]: _hash_file(share / image["file"]) for image in volume["chain"]}
         for image in volume["chain"]:
             self._check_file(share, image, hashes)
-        files = [image["file"] for image in volume["chain"]]
-        self._compare(share, volume, files[0], hashes, wanted.active, f"{name}, active image")
-        for one in volume["snapshots"]:
-            below = files[files.index(one["file"]) + 1]
-            self._compare(share, volume, below, hashes, wanted.points[one["name"]], f"{name}, snapshot {one['name']}")
+        self._require_contents(share, volume, wanted)
         _check_info(share, volume)
+
+    def require_shown(self, share: Path, name: str, wanted: Wanted) -> None:
+        """:raises AssertionError: a volume does not show all of this, whatever else is unfinished there."""
+        (volume,) = [one for one in listed(share) if one["name"] == name]
+        assert "error_code" not in volume, volume
+        self._require_contents(share, volume, wanted)
+
+    def _require_contents(self, share: Path, volume: dict, wanted: Wanted) -> None:
+        hashes = {image["file"]: _hash_file(share / image["file"]) for image in volume["chain"]}
+        files = [image["file"] for image in volume["chain"]]
+        self._compare(share, volume, files[0], hashes, wanted.active, f"{volume['name']}, active image")
+        overlays = {one["name"]: one["file"] for one in volume["snapshots"]}
+        assert list(overlays) == list(wanted.points), f"{volume['name']} has the snapshots {list(overlays)} instead of {list(wanted.points)}"
+        for point, expected in wanted.points.items():
+            self._compare(share, volume, files[files.index(overlays[point]) + 1], hashes, expected, f"{volume['name']}, snapshot {point}")
 
     def _check_file(self, share: Path, image: dict, hashes: dict[str, str]) -> None:
         status = os.stat(share / image["file"])

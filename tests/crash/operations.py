@@ -88,6 +88,7 @@ class Operation:
     :param written: the file that it writes beside the volumes.
     :param beside: prepares another share, ``backup`` beside that of the task, which reads from it. It is watched and judged, too.
         The model that ``follow`` gets has its volumes.
+    :param moves: whether they leave that share. Meanwhile one of both has all of each.
     """
 
     prepare: Callable[[Path, Path], Model]
@@ -102,6 +103,7 @@ class Operation:
     parts: bool = False
     written: Written | None = None
     beside: Callable[[Path, Path], Model] | None = None
+    moves: bool = False
 
 
 # -- what stands before ----------------------------------------------------------------------------------------------
@@ -303,6 +305,13 @@ def _restore(desired: DesiredVolume, snapshot: str | None) -> Task:
         return [volumes.ensure_present(updating.VolumeRequest(where, desired, source), options)]
 
     return run
+
+
+def _move(where: Candidates, options: Options) -> list[Outcome]:
+    """Volume ``vol`` from the other share."""
+    backup = Path(where.shares[0].path).parent / "backup"
+    elsewhere = updating.OtherShare("backup", lambda: candidates(backup))
+    return [volumes.ensure_present(updating.VolumeRequest(where, DesiredVolume("vol"), moved_from=elsewhere), options)]
 
 
 def _import(desired: DesiredVolume, checked: bool = True) -> Task:
@@ -569,6 +578,8 @@ OPERATIONS: dict[str, Operation] = {
         tool=False,
         beside=_chain("qcow2"),
     ),
+    "move": Operation(_nothing, _move, lambda model: model, tool=False, beside=_chain("raw"), moves=True),
+    "move without snapshots": Operation(_nothing, _move, lambda model: model, tool=False, beside=_lone("qcow2"), moves=True),
     "import qcow2": Operation(
         _image("qcow2"), _import(DesiredVolume("new", size=3 * MIB)), _adds("new", lambda _model: _DISK.ljust(3 * MIB, b"\0")), tool=False, parts=True
     ),

@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import receiving
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import replicas, snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import replicas, replication, snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.up_to_date import ReplicaRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
@@ -123,7 +123,7 @@ def test_retention_of_both_sides_reads_no_content(store: Store, backup: Store, m
     """Deletions, merges and reverts of this collection do not lose the identity of what stays."""
     life = lived(store, 6)
     replicate(store, backup)
-    monkeypatch.setattr(replicas, "difference", lambda *_args: pytest.fail("contents were compared"))
+    monkeypatch.setattr(replication, "difference", lambda *_args: pytest.fail("contents were compared"))
     store.delete("s0")
     backup.delete("s1")
     life.snapshot("s3")
@@ -294,7 +294,7 @@ def test_out_of_time_leaves_what_is_complete(store: Store, backup: Store) -> Non
 def test_a_share_without_room(store: Store, backup: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     lived(store, 18)
     replicate(store, backup, match="s[01]")
-    monkeypatch.setattr(replicas.os, "statvfs", lambda _path: type("Figures", (), {"f_bavail": 1, "f_frsize": 512, "f_blocks": 100}))
+    monkeypatch.setattr(replication.os, "statvfs", lambda _path: type("Figures", (), {"f_bavail": 1, "f_frsize": 512, "f_blocks": 100}))
     found = refused(backup, errors.NoSpace, lambda _check: replicate(store, backup), both=False)
     assert "have to be sent" in str(found)
 

@@ -19,7 +19,8 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline.receiving import Receiver
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import snapshots, updating
-from ansible_collections.remotefs.storage.plugins.module_utils.operations.replicas import ReplicaRequest, _Replication, replicate, verify
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.replicas import ReplicaRequest, replicate, verify
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.replication import Replication
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
 
@@ -295,7 +296,7 @@ def test_a_file_that_takes_the_name_in_the_last_moment_is_left_alone(
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "vol", "-F", "raw", file], cwd=pair.target.path, check=True)
     before = _files(pair.target)
     with monkeypatch.context() as patch:
-        patch.setattr(_Replication, "_require_free", lambda *_file: None)
+        patch.setattr(Replication, "_require_free", lambda *_file: None)
         for _attempt in range(2):
             with pytest.raises(errors.Conflict, match=f"file {file} .* is taken"):
                 pair.send()

@@ -34,6 +34,7 @@ from .group_records import DECIDED, LOST, Group, group_file
 from .info_writing import write_info
 from .interrupted import Interrupted, forget_groups
 from .recovery import decision_on, find_interrupted, is_empty
+from .unchanged import require_unchanged
 
 # Takes the name of a volume, a step (what describe() returns, with "share", and "failed" if it failed), and the seconds that it took.
 StepLog = Callable[[str, dict, float], None]
@@ -79,6 +80,8 @@ class Executor:
     def _apply(self, plan: Plan, source: CopySource | None, instead_of: Group | None = None) -> None:
         """:param instead_of: the group that is on record, which has no snapshot any more. Then nothing is undone after an error."""
         with self._engine.session(plan, source) as session:
+            if plan.unchanged:
+                require_unchanged(self._directory, plan.volume, plan.unchanged)
             if plan.intent and instead_of is not None:
                 self.record_intent(plan, instead_of.name, instead_of.members)
             elif plan.intent:

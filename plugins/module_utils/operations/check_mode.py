@@ -66,7 +66,8 @@ class CheckMode(RunMode):
         super().__init__(work)
         self._predicted = work.options.task.predicted
         self._ended: set[tuple[str, str]] = set()  # volumes of which interrupted work would be ended first
-        self._in_use: dict[tuple[str, str], bool | None] = {}  # of volumes predicted here: their images cannot be asked
+        # Of volumes that the task predicts, because their images cannot be asked.
+        self._in_use: dict[tuple[str, str], bool | None] = work.options.task.kept.setdefault("in use", {})
 
     def finish(self, share: Share, interrupted: Interrupted) -> None:
         """:raises InUse: the images that it needs are open."""

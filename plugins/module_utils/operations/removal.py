@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
     """Remove a volume that was there, or whose remains were, before its lock was taken."""
+    work.ends_moves = True  # by removing what has arrived
     work.locks.take([(share, name)])
     leftovers = tuple(work.directory(share).leftovers(name))
     missing: tuple[str, ...] = ()

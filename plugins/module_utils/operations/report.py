@@ -21,7 +21,7 @@ _SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "ex
 
 def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
     """A volume for users; sizes are bytes. A snapshot of which it is not known whether a machine writes behind it is shown as pending only."""
-    unfinished = pending(found.pending)
+    unfinished = found.move.describe() if found.move is not None else pending(found.pending)
     uncertain = _uncertain(unfinished) if unfinished else ()
     result: VolumeResult = {
         "name": found.name,

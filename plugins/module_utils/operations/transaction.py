@@ -55,6 +55,7 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
         second.after,
         not_counted=tuple(dict.fromkeys((*first.not_counted, *second.not_counted))),
         quiesced=first.quiesced,
+        told=second.told or first.told,
     )
 
 
@@ -91,11 +92,24 @@ def recover(work: Workspace, share: Share, name: str, said: str | None = None, d
     volume = work.mode.observe(share, name, said, interrupted)
     if volume is not None and volume.info and not volume.adopted:
         ownership.require_own_files(work.directory(share), volume)
+    if volume is not None and volume.move is not None and not work.ends_moves:
+        volume = _without_move(work, share, volume)
     if volume is not None and volume.stale:
         _warn_of_stale(work, share, volume)
     if volume is not None and dependents:
         volume = replace(volume, dependents=work.mode.dependents(share, volume, work.mode.still_there(recovered)))
     return volume, recovered
+
+
+def _without_move(work: Workspace, share: Share, volume: Volume) -> Volume:
+    """A volume that was being moved here. :raises Conflict: the user has not said that what is there counts."""
+    from ..plan import moving  # late: hardly any volume is moved
+
+    if not work.options.discard:
+        raise moving.unfinished(volume, share.label)
+    plan = moving.record(volume, None)
+    work.mode.apply(share, plan)
+    return replace(volume, move=None, adopted=True) if work.mode.checks_only else work.mode.volume_after(share, volume)
 
 
 def _warn_of_stale(work: Workspace, share: Share, volume: Volume) -> None:

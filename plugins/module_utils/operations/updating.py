@@ -47,7 +47,8 @@ class SourceRequest(NamedTuple):
 
 
 class VolumeRequest(NamedTuple):
-    """A volume as a task asks for it, on one of ``candidates``. A new one is made from ``source`` or from ``image``, or is empty."""
+    """A volume as a task asks for it, on one of ``candidates``. A new one is made from ``source`` or from ``image``, or is empty. One that is
+    on ``moved_from`` moves to one of them."""
 
     candidates: Candidates
     desired: DesiredVolume
@@ -55,6 +56,7 @@ class VolumeRequest(NamedTuple):
     policy: Policy = Policy()
     max_chain: int = MAX_CHAIN
     image: ImageRequest | None = None
+    moved_from: OtherShare | None = None
 
     @property
     def source_candidates(self) -> Candidates:

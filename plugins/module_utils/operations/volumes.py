@@ -27,14 +27,21 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
     name = check_volume_name(request.desired.name)
     if request.desired.snapshot is not None:
         check_snapshot_name(name, request.desired.snapshot)
+    moved = None
+    if request.moved_from is not None:
+        from .moving import move
+
+        moved = move(request, request.moved_from, options)
     if options.assume:
         from . import assumptions
 
-        predicted = assumptions.present(request, options)
+        predicted = assumptions.present(request, options) if moved is None else None
         if predicted is not None:
             return predicted
         request = request._replace(candidates=assumptions.reachable(request.candidates, options))
     outcome = _updated_or_created(request, options)
+    if moved is not None:
+        outcome = joined(moved, outcome)
     outcome = _flattened(request, options, outcome) if request.desired.flatten else outcome
     return outcome if request.desired.snapshot is None else _with_snapshot(request, options, outcome)
 

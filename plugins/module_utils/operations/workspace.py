@@ -36,6 +36,7 @@ class Workspace:
         self._stack = ExitStack()
         self._directories: dict[str, ShareDirectory] = {}
         self._looks: dict[tuple[str, str], Look] = {}
+        self.ends_moves = False  # whether it may work on a volume that was only being moved here
         self.begun = False  # whether it has changed anything, or tried
         self.quiesced: dict[str, Quiesced] = {}  # by volume, whether the guest was frozen for its snapshot
         self.not_counted: dict[str, tuple[str, ...]] = {}  # by volume, files that not_dependent overruled

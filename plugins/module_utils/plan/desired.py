@@ -47,6 +47,7 @@ class DesiredVolume(NamedTuple):
         are in order, and format, size, ownership, description and labels are as desired."""
         return (
             volume.adopted
+            and volume.move is None
             and volume.own_base.format is not None
             and self.format in (None, volume.own_base.format)
             and self.size in (None, volume.size)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name
+from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name, move_from_json
 
 SWITCHING = "switching"  # a phase: from now on a machine may be on the new active image, which shows the same as the old one at this instant
 SWITCHING_SUSPENDED = "switching suspended"  # the same, and the task has suspended the machine, which has to go on afterwards
@@ -64,6 +64,7 @@ def volume(content: dict) -> Volume:
         labels=dict(content.get("labels", {})),
         received=content.get("received") is True,
         replicated=content.get("replicated") is True,
+        move=move_from_json(content.get("move")),
     )
     names = [*found.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
     names += [file for _name, file in stale]

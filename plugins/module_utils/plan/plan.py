@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Mapping
 
 from ..model import Volume
 
@@ -33,7 +33,8 @@ def lost_snapshots(before: Volume | None, after: Volume | None) -> tuple[str, ..
 @dataclass(frozen=True)
 class Plan:
     """Steps in order, and the volume before and after them (None: there is none). ``intent``: the steps only make sense together. The
-    executor makes a durable record of them before it does the first one."""
+    executor makes a durable record of them before it does the first one. ``unchanged``: the length in bytes and the time of the last
+    write (ns) that files must still have once nobody can write to them any more, or nothing is done."""
 
     operation: str
     volume: str
@@ -41,6 +42,7 @@ class Plan:
     before: Volume | None
     after: Volume | None
     intent: bool = False
+    unchanged: Mapping[str, tuple[int, int]] | None = None
 
     def __post_init__(self) -> None:
         """:raises ValueError: a file would be removed before ``.info`` names what replaces it."""

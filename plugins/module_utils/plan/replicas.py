@@ -19,7 +19,7 @@ from .desired import DesiredSnapshot
 from .headers import DEPENDENTS_REMEDY, header_repairs, require_known_formats
 from .plan import PRESENT, RECEIVE, Plan
 from .planner import check_chain_length, check_qcow2_size, create_snapshot, overlay_name
-from .steps import CreateOverlay, ReceiveOverlay, Unlink, WriteRecord, write_info
+from .steps import CreateOverlay, ReceiveOverlay, Step, Unlink, WriteRecord, write_info
 
 REMEDY = "look at it, and say discard: true to drop it, or replicate to another name"
 
@@ -130,30 +130,53 @@ def receive(volume: Volume, point: Snapshot, size: int, label: str, count: int |
     :param size: bytes of the point. :param label: how ``actions`` name it. :param count: bytes that are expected to move.
     :raises InvalidParameter: the chain would have more than ``max_chain`` files. :raises InvalidSize: no qcow2 overlay can be as large.
     """
-    require_known_formats(volume)
-    _require_replaceable(volume)
     subject = f"snapshot {point.name} of volume {volume.name}"
     check_chain_length(subject, len(volume.chain), max_chain)
+    repairs, current, filled = _filled(volume, size, subject)
+    renamed = replace(current, chain=(current.active, *filled.chain))
+    overlay = replace(
+        filled.active, file=overlay_name(renamed, point.name), empty=True, backing_file=filled.active.file, backing_format="qcow2"
+    )
+    taken = Snapshot(point.name, overlay.file, point.created, point.description, dict(point.labels))
+    stale = tuple(pair for pair in current.stale if pair[0] != point.name)
+    after = replace(filled, chain=(overlay, *filled.chain), snapshots=(*filled.snapshots, taken), stale=stale)
+    after = _with_identity(after, point)
+    steps = (
+        *repairs,
+        _receipt(current, filled, label, count),
+        CreateOverlay(overlay.file, filled.active.file, "qcow2", size),
+        write_info(after),
+        Unlink(current.active.file),
+    )
+    return Plan(RECEIVE, volume.name, steps, volume, after, intent=True)
+
+
+def receive_present(volume: Volume, size: int, label: str, count: int | None) -> Plan:
+    """Plan to receive what the source shows now, on top of the newest point: in the overlay that is active then.
+
+    The parameters and errors are those of :func:`receive`, but for those about the length of the chain, which stays the same.
+    """
+    repairs, current, filled = _filled(volume, size, f"volume {volume.name}")
+    steps = (*repairs, _receipt(current, filled, label, count), write_info(filled), Unlink(current.active.file))
+    return Plan(RECEIVE, volume.name, steps, volume, filled, intent=True)
+
+
+def _filled(volume: Volume, size: int, subject: str) -> tuple[tuple[Step, ...], Volume, Volume]:
+    """Steps that repair headers, the volume after them, and that with another active image, which rests on the newest point."""
+    require_known_formats(volume)
+    _require_replaceable(volume)
     check_qcow2_size(subject, "qcow2", size)
     repairs, current = header_repairs(volume)
     active, newest = current.active, current.snapshots[-1]
     below = current.image(current.point_file(newest.name))
     filled = replace(active, file=overlay_name(current, newest.name), size=size, empty=False, backing_file=below.file, backing_format=below.format)
-    renamed = replace(current, chain=(active, filled, *current.chain[1:]))
-    overlay = replace(filled, file=overlay_name(renamed, point.name), empty=True, backing_file=filled.file, backing_format="qcow2")
     snapshots = (*current.snapshots[:-1], replace(newest, file=filled.file))
-    taken = Snapshot(point.name, overlay.file, point.created, point.description, dict(point.labels))
-    stale = tuple(pair for pair in current.stale if pair[0] != point.name)
-    after = replace(current, chain=(overlay, filled, *current.chain[1:]), snapshots=(*snapshots, taken), stale=stale, adopted=True)
-    after = _with_identity(after, point)
-    steps = (
-        *repairs,
-        ReceiveOverlay(filled.file, below.file, str(below.format), size, active.file, label, count),
-        CreateOverlay(overlay.file, filled.file, "qcow2", size),
-        write_info(after),
-        Unlink(active.file),
-    )
-    return Plan(RECEIVE, volume.name, steps, volume, after, intent=True)
+    return repairs, current, replace(current, chain=(filled, *current.chain[1:]), snapshots=snapshots, adopted=True)
+
+
+def _receipt(current: Volume, filled: Volume, label: str, count: int | None) -> ReceiveOverlay:
+    image = filled.active
+    return ReceiveOverlay(image.file, str(image.backing_file), str(image.backing_format), image.size, current.active.file, label, count)
 
 
 def made(plan: Plan) -> tuple[str, ...]:

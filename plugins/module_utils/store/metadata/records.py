@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from ...errors import ChainBroken, NeedsRecovery
-from ...model import FORMATS, Parent, Volume, are_safe_file_names
+from ...model import FORMATS, Move, Parent, Volume, are_safe_file_names, move_from_json
 
 if TYPE_CHECKING:
     from ..files.directory import ShareDirectory
@@ -61,8 +61,8 @@ class Record:
     """The record of one volume. ``formats``: own file → format. ``snapshots``: name → dict with the keys file, created, description,
     labels, protected, expires, point (a :class:`PointMark` or None) and received. ``intent``: see plan/intent.py. ``parent``: what a
     linked clone rests on. ``active``: the file that ``.info`` named last. ``disks``: those raw files that only a guest writes to.
-    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels``, ``received`` and
-    ``replicated`` are the volume's own."""
+    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels``, ``received``, ``replicated``
+    and ``move`` are the volume's own."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -77,6 +77,7 @@ class Record:
     marks: dict[str, Disk] = field(default_factory=dict)
     received: bool = False
     replicated: bool = False
+    move: Move | None = None
 
     def to_bytes(self, volume: str) -> bytes:
         """The record as one line of JSON."""
@@ -95,6 +96,7 @@ class Record:
             "description": self.description,
             "labels": self.labels,
             **{key: True for key, value in (("received", self.received), ("replicated", self.replicated)) if value},
+            **({} if self.move is None else {"move": list(self.move)}),
         }
         return json.dumps(content, sort_keys=True).encode("utf-8")  # not indented: that takes json ten times as long
 
@@ -139,6 +141,7 @@ def describing(
         marks or {},
         volume.received,
         volume.replicated,
+        volume.move,
     )
 
 
@@ -176,6 +179,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             marks={str(name): Disk(*(int(number) for number in disk)) for name, disk in content.get("marks", {}).items()},
             received=content.get("received") is True,
             replicated=content.get("replicated") is True,
+            move=move_from_json(content.get("move")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error

@@ -172,14 +172,14 @@ def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UsePr
     use_probe = make_probe()
     chain = walk(directory, name, active, info, record, user_format, use_probe, found)
     if found.outlived and record is not None:
-        record = records.Record(intent=record.intent, garbage=record.garbage)
+        record = records.Record(intent=record.intent, garbage=record.garbage, move=record.move)
     snapshots, stale = _snapshots(directory, name, chain, info, record)
     pending = record.intent if record else None
     parent = ownership.parent_of(directory, name, chain, info, record)
     make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
     if record is not None:
         make = partial(make, created=record.created, description=record.description, labels=record.labels)
-        make = partial(make, received=record.received, replicated=record.replicated)
+        make = partial(make, received=record.received, replicated=record.replicated, move=record.move)
     adopted = not found.unmarked and _is_adopted(make(), record)
     make = partial(make, doubt=found.doubt)
     if use_probe is None:

@@ -1,0 +1,26 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether files are as they were when the task looked at them."""
+
+from __future__ import annotations
+
+from typing import Iterable, Mapping
+
+from ..errors import Conflict
+from ..store.files.directory import ShareDirectory
+
+
+def marks(directory: ShareDirectory, files: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """What is different once somebody has written to these files: for each its length in bytes and the time of the last write (ns)."""
+    found = {file: directory.root.status(file) for file in files}
+    return {file: (status.st_size, status.st_mtime_ns) for file, status in found.items() if status is not None}
+
+
+def require_unchanged(directory: ShareDirectory, volume: str, known: Mapping[str, tuple[int, int]]) -> None:
+    """:param known: as of :func:`marks`, from before. :raises Conflict: somebody has written to one of the files since."""
+    now = marks(directory, known)
+    for file, mark in known.items():
+        if now.get(file) != mark:
+            subject = f"volume {volume} on {directory.share.label}"
+            raise Conflict(subject, f"somebody has written to {file} while the task read it", "run the task again when nobody uses it")

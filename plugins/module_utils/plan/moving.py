@@ -1,0 +1,58 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is recorded of a volume on the share that it moves to: begun, complete, over. Pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import Conflict
+from ..model import Move, Volume
+from .plan import PRESENT, Plan
+from .steps import WriteRecord
+
+FINISH = "run the task with moved_from again"
+GIVE_UP = "or remove the volume here (state: absent), or say recover: discard to keep what is here as it is"
+
+
+def unfinished(volume: Volume, place: str) -> Conflict:
+    """The error for a volume that is used while it is moved here. :param place: how messages name the share."""
+    move = volume.move or Move("another share", None)
+    subject = f"volume {volume.name} on {place}"
+    if move.is_complete:
+        return Conflict(subject, f"its move from {move.source} was interrupted before the volume was removed there", f"{FINISH}, {GIVE_UP}")
+    problem = f"its move from {move.source} was interrupted, so that not all of it is here; the volume there counts"
+    return Conflict(subject, problem, f"{FINISH}, {GIVE_UP}")
+
+
+def record(volume: Volume, move: Move | None) -> Plan:
+    """Plan to record how far the move is; None: it is over."""
+    return _recorded(volume, replace(volume, move=move))
+
+
+def complete(volume: Volume, source: Volume) -> Plan:
+    """Plan to record that all of the source is here, with all that is said of it and of its snapshots.
+
+    Which snapshots are received ones, and whether there are replicas of it, is as it was there.
+    """
+    by_point = {one.point: one for one in source.snapshots if one.point is not None}
+    snapshots = []
+    for own in volume.snapshots:
+        original = by_point.get(own.point)
+        snapshots.append(own if original is None else replace(original, file=own.file))
+    after = replace(
+        volume,
+        snapshots=tuple(snapshots),
+        created=source.created,
+        description=source.description,
+        labels=dict(source.labels),
+        received=source.received,
+        replicated=source.replicated,
+        move=None if volume.move is None else volume.move._replace(is_complete=True),
+    )
+    return _recorded(volume, after)
+
+
+def _recorded(volume: Volume, after: Volume) -> Plan:
+    return Plan(PRESENT, volume.name, (WriteRecord(volume.name),), volume, replace(after, adopted=True))
