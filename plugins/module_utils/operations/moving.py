@@ -311,7 +311,7 @@ class _Moving(Replication):
         """:param seen: as of :func:`marks`, from before it was read. :raises Conflict: somebody has written to it since."""
         share, volume = self.source.share, self.source.present
         self._require_independent(share, volume)
-        plan = replace(planner.delete_volume(volume, cascade=True), unchanged=seen)
+        plan = replace(planner.delete_volume(volume, cascade=True), intent=True, unchanged=seen)  # so that nothing of it stays, not even a record
         self._outcome = joined(self._outcome, carry_out(self._work, share, plan, []))
         self._work.mode.forget_groups(share, volume.name)
         self.source = Held(share, None)
