@@ -133,6 +133,19 @@ options:
       client_key:
         description: The key of O(source.client_cert), where that file does not have it.
         type: path
+  moved_from:
+    description:
+      - Another share, its source or directory as O(share) takes it, on which the volume is to be no longer.
+      - All snapshots and the present are sent to O(share) and compared, then the volume is removed on the other share. No machine may have it open,
+        and no linked clone may rest on it, on either share.
+      - A replica that M(remotefs.storage.remotefs_replica) made there becomes the volume, so that only what it lacks is sent. All that it has
+        already is compared.
+      - After an interruption the same task goes on. Until then RV(volume.pending) of the volume on O(share) says which of both counts, and all
+        other tasks on it fail with C(conflict). RV(volume.pending) is null again once the volume is only there.
+      - It is no change where the volume is on O(share) alone. Where the other share is not mounted, a warning says that nobody looked there.
+      - A volume that is on neither is C(volume_not_found), even where O(size) or O(source) is given.
+      - What else is asked for, such as O(size), is done afterwards.
+    type: str
   snapshot:
     description:
       - A snapshot that the volume is to have. A new volume gets it in the same task, so that there is a point to come back to; a volume that
@@ -156,7 +169,7 @@ options:
       - What to do about a task that was interrupted on this volume. V(finish) finishes or undoes it.
       - Where somebody else changed the volume's files since, that could do harm, and the task fails with C(needs_recovery). Then V(discard)
         gives the interrupted task's record up and takes the volume as it stands, without the snapshots that were being deleted, because
-        their data may be damaged. Check mode shows what it would leave. Files that nothing refers to any more are not removed but named in
+        their data may be damaged. Of a volume that was being moved here it keeps what has arrived. Check mode shows what it would leave. Files that nothing refers to any more are not removed but named in
         RV(recovered).
       - A record that can be honoured is honoured, whatever this says.
     type: str
@@ -253,6 +266,7 @@ options:
           url_password: {description: 'See O(source.url_password).', type: str}
           client_cert: {description: 'See O(source.client_cert).', type: path}
           client_key: {description: 'See O(source.client_key).', type: path}
+      moved_from: {description: 'See O(moved_from).', type: str}
       snapshot: {description: 'See O(snapshot).', type: str}
       description: {description: 'See O(description).', type: str}
       labels: {description: 'See O(labels).', type: dict}
@@ -366,6 +380,12 @@ EXAMPLES = r"""
     source:
       share: /srv/backup
       volume: db02
+
+- name: A volume moves to another share with all its snapshots, and is no longer on the first one
+  remotefs.storage.remotefs_volume:
+    share: /srv/backup
+    moved_from: /srv/volumes
+    name: db02-restored
 
 - name: Cut one of them loose
   remotefs.storage.remotefs_volume:
@@ -488,6 +508,8 @@ volume:
         - 'What an interrupted task left to be finished: operation, started, and the snapshots whose data may be damaged, or is not certain yet,
           until then.'
         - C(attachment) names the monitor of the machine that had the volume open, if one had.
+        - Of a volume that was being moved here (operation C(move)) also C(source), the share that it comes from, and C(counts), V(source) or
+          V(target), the copy that counts.
       type: dict
       returned: always
     connection:
@@ -527,6 +549,11 @@ volumes:
   returned: with O(volumes)
   type: list
   elements: dict
+sent:
+  description: Bytes of data that were written to the new share. In bulk it is in each of RV(results).
+  returned: with O(moved_from), when the volume moved
+  type: int
+  sample: 1310720
 results:
   description:
     - 'One for each item, in its order: name, volume_name, changed, failed, error_code, msg, actions, recovered and volume.'
