@@ -473,6 +473,19 @@ def test_another_share_than_the_move_was_begun_from(store: Store, new: Store, tm
     only_there(life, new)
 
 
+def test_what_has_not_arrived_as_a_whole_does_not_move_on(store: Store, new: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "third").mkdir()
+    third = Store(tmp_path / "third")
+    life = lived(store, 39)
+    with killed_at(4, monkeypatch, True), pytest.raises(Killed):
+        move(store, new)
+    refuse(errors.Conflict, new, third, "not all of it is here")
+    move(store, new)
+    move(new, third)
+    life.store = new
+    only_there(life, third)
+
+
 def test_a_flipped_byte_of_what_was_there_before_is_found(store: Store, new: Store) -> None:
     """Nothing is removed."""
     life = lived(store, 38)

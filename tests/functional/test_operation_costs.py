@@ -142,6 +142,16 @@ class Share1:
         self.chain()
         self.replicate(match)
 
+    def move(self) -> None:
+        self.elsewhere.mkdir(exist_ok=True)
+        there, left = Candidates((Share(str(self.elsewhere), str(self.elsewhere), "directory"),)), self.candidates
+        elsewhere = updating.OtherShare("here", lambda: left)
+        volumes.ensure_present(updating.VolumeRequest(there, DesiredVolume("vol"), moved_from=elsewhere), Options())
+
+    def moved(self) -> None:
+        self.chain()
+        self.move()
+
     def restore(self) -> None:
         there = Candidates((Share(str(self.elsewhere), str(self.elsewhere), "directory"),))
         source = updating.SourceRequest("vol", "s2", elsewhere=updating.OtherShare("elsewhere", lambda: there))
@@ -183,6 +193,10 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
     "replica, first snapshot": (lambda s: s.chain(), lambda s: s.replicate("s1")),
     "replica, one more snapshot": (lambda s: s.chain_and_replica("s[1-3]"), lambda s: s.replicate()),
     "replica, nothing to send": (lambda s: s.chain_and_replica("*"), lambda s: s.replicate()),
+    "move a volume without snapshots": (lambda s: s.present("vol", size=8 * MIB), lambda s: s.move()),
+    "move a volume with four snapshots": (lambda s: s.chain(), lambda s: s.move()),
+    "move a volume onto its replica": (lambda s: s.chain_and_replica("*"), lambda s: s.move()),
+    "move a volume that has moved": (lambda s: s.moved(), lambda s: s.move()),
     "volume from another share": (lambda s: s.chain_elsewhere(), lambda s: s.restore()),
     "volume from a raw image": (lambda s: s.make_image("raw"), lambda s: s.take_image()),
     "volume from a qcow2 image": (lambda s: s.make_image("qcow2"), lambda s: s.take_image()),

@@ -23,20 +23,20 @@ COMPARED = MOVED + "|verify_failed|conflict"  # what they show is not what its s
 
 # Each file meets each task in one place or another; an image that is refused by its header is refused the same way everywhere.
 _REFUSED: dict[str, tuple[Callable, tuple[str, ...]]] = {
-    "NAME": (places.as_base, ("info", "snapshot", "clone", "restore", "extend", "remove", "export")),
-    "NAME.SNAP, active": (places.as_active, ("info", "delete", "revert", "export_vmdk")),
-    "NAME.SNAP, in the middle": (places.as_middle, ("clone_of_snapshot", "restore_of_snapshot", "snapshot_info", "export_of_snapshot", "replicate")),
-    "backing file": (places.as_backing, ("flatten", "linked", "replicate")),
+    "NAME": (places.as_base, ("info", "snapshot", "clone", "restore", "extend", "remove", "export", "move")),
+    "NAME.SNAP, active": (places.as_active, ("info", "delete", "revert", "export_vmdk", "move")),
+    "NAME.SNAP, in the middle": (places.as_middle, ("clone_of_snapshot", "restore_of_snapshot", "snapshot_info", "export_of_snapshot", "replicate", "move")),
+    "backing file": (places.as_backing, ("flatten", "linked", "replicate", "move")),
     "base of a replica": (places.as_replica_base, ("replicate_over", "compare")),
     "active overlay of a replica": (places.as_replica_active, ("replicate_over", "compare")),
 }
 _TABLES: dict[str, tuple[Callable, dict[str, str]]] = {
-    "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, restore=MOVED, extend=MOVED, export=MOVED, export_vmdk=MOVED)),
-    "NAME.SNAP, active": (places.as_active, outcomes(("info", "revert"), OK, clone=MOVED, delete=MOVED, export=MOVED)),
-    "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, restore_of_snapshot=MOVED, delete=MOVED, replicate=MOVED)),
+    "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, restore=MOVED, extend=MOVED, export=MOVED, export_vmdk=MOVED, move=MOVED)),
+    "NAME.SNAP, active": (places.as_active, outcomes(("info", "revert"), OK, clone=MOVED, delete=MOVED, export=MOVED, move=MOVED)),
+    "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, restore_of_snapshot=MOVED, delete=MOVED, replicate=MOVED, move=MOVED)),
     "backing file": (
         places.as_backing,
-        outcomes(("info",), OK, flatten=MOVED, clone_of_snapshot=MOVED, delete=MOVED, export_of_snapshot=MOVED, replicate=MOVED),
+        outcomes(("info",), OK, flatten=MOVED, clone_of_snapshot=MOVED, delete=MOVED, export_of_snapshot=MOVED, replicate=MOVED, move=MOVED),
     ),
     "base of a replica": (places.as_replica_base, outcomes(("replicate_over", "compare"), COMPARED)),
     "active overlay of a replica": (places.as_replica_active, outcomes(("replicate_over", "compare"), COMPARED)),
@@ -215,12 +215,12 @@ _OPENED = ("symlink outside", "dangling symlink", "symlink inside", "hard link",
 _WRITTEN = ("FIFO", "socket", "directory", "zero device")
 _DIRECTORIES = ("symlink outside", "dangling symlink", "symlink to a directory", "FIFO", "hard link")
 _THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[str, str]]] = {
-    "NAME": (_thing_as_base, _FILES, outcomes(("info", "snapshot", "extend", "clone", "restore", "remove", "present", "export"), UNSAFE)),
-    "NAME.SNAP": (_thing_as_overlay, _FILES, outcomes(("info", "snapshot", "delete", "restore", "remove", "export", "replicate"), UNSAFE)),
-    "backing file": (_thing_as_backing, _FILES, outcomes(("info", "delete", "remove", "export", "replicate"), UNSAFE)),
-    "NAME.info": (_thing_as_info, _OPENED, outcomes(("info", "snapshot", "remove"), UNSAFE)),
-    "record": (_thing_as_record, _OPENED, outcomes(("info", "snapshot", "clone", "restore"), UNSAFE)),
-    "lock file": (_thing_at("locks", ".lock"), _OPENED, outcomes(("snapshot", "create", "delete", "restore"), UNSAFE, info=OK)),
+    "NAME": (_thing_as_base, _FILES, outcomes(("info", "snapshot", "extend", "clone", "restore", "remove", "present", "export", "move"), UNSAFE)),
+    "NAME.SNAP": (_thing_as_overlay, _FILES, outcomes(("info", "snapshot", "delete", "restore", "remove", "export", "replicate", "move"), UNSAFE)),
+    "backing file": (_thing_as_backing, _FILES, outcomes(("info", "delete", "remove", "export", "replicate", "move"), UNSAFE)),
+    "NAME.info": (_thing_as_info, _OPENED, outcomes(("info", "snapshot", "remove", "move"), UNSAFE)),
+    "record": (_thing_as_record, _OPENED, outcomes(("info", "snapshot", "clone", "restore", "move"), UNSAFE)),
+    "lock file": (_thing_at("locks", ".lock"), _OPENED, outcomes(("snapshot", "create", "delete", "restore", "move"), UNSAFE, info=OK)),
     "temporary file": (_thing_at("tmp", "~0123456789ab"), _OPENED, outcomes(("info", "snapshot", "create"), OK)),
     "target of a creation": (_thing_as_target, _FILES, outcomes(("create", "create_qcow2", "clone", "linked", "replicate"), UNSAFE, snapshot=CONFLICT)),
     "image to import": (_thing_as_picture, ("FIFO", "socket", "directory", "zero device"), {"import": "tool_failed"}),
@@ -228,9 +228,9 @@ _THINGS: dict[str, tuple[Callable[[Scene, Make], None], tuple[str, ...], dict[st
     "beside an image to be written": (_thing_beside_destination, _OPENED, {"export": CONFLICT}),
     "arriving image": (_thing_in_the_way(""), _OPENED, {"import": UNSAFE}),
     ".remotefs/images": (_thing_as_private("images"), _DIRECTORIES, {"import": UNSAFE}),
-    ".remotefs": (_thing_as_private(""), _DIRECTORIES, outcomes(("info", "snapshot", "create", "restore"), UNSAFE)),
+    ".remotefs": (_thing_as_private(""), _DIRECTORIES, outcomes(("info", "snapshot", "create", "restore", "move"), UNSAFE)),
     ".remotefs/volumes": (_thing_as_private("volumes"), _DIRECTORIES, outcomes(("info", "snapshot", "create"), UNSAFE)),
-    ".remotefs/locks": (_thing_as_private("locks"), _DIRECTORIES, outcomes(("snapshot", "create", "restore"), UNSAFE, info=OK)),
+    ".remotefs/locks": (_thing_as_private("locks"), _DIRECTORIES, outcomes(("snapshot", "create", "restore", "move"), UNSAFE, info=OK)),
     ".remotefs/tmp": (_thing_as_private("tmp"), _DIRECTORIES, outcomes(("snapshot", "create"), UNSAFE, info=OK)),
     ".remotefs/groups": (_thing_as_private("groups"), _DIRECTORIES, outcomes(("snapshot", "remove"), UNSAFE, info=OK)),
 }
@@ -239,8 +239,8 @@ _SPECIAL: dict[tuple[str, str], dict[str, str]] = {
     ("hard link", "NAME"): {"info": OK, "export": OK},
     ("hard link", "backing file"): {"info": OK, "export": OK, "replicate": OK},
     # What it holds is text.
-    ("hard link", "NAME.info"): outcomes(("info", "snapshot", "remove"), BROKEN),
-    ("hard link", "record"): outcomes(("info", "snapshot", "clone", "restore"), BROKEN),
+    ("hard link", "NAME.info"): outcomes(("info", "snapshot", "remove", "move"), BROKEN),
+    ("hard link", "record"): outcomes(("info", "snapshot", "clone", "restore", "move"), BROKEN),
     ("symlink inside", "record"): {},
     # It is a file that no task has made: an existing volume of unknown format, or one that is not as wished.
     ("hard link", "target of a creation"): {
@@ -338,6 +338,10 @@ def _structures() -> Iterator[Attack]:
     for name, (what, forge) in text.IDENTITIES.items():
         found = {"replicate_over": f"{OK}|{CONFLICT}", "compare": f"{OK}|verify_failed", "info": OK}
         yield one(name, "record", what, text.plant_identity(forge), found, checks=dict.fromkeys(found, _kept("good.s2")))
+    for name, (what, move) in text.MOVES.items():
+        code = CONFLICT if name in ("move", "move that is complete") else BROKEN
+        found = outcomes(("snapshot", "clone", "replicate", "move"), code, info=OK if code == CONFLICT else BROKEN)
+        yield one(name, "record", what, text.plant_move(move), found)
     yield one("open to all", ".remotefs", "everybody may write to it", text.open_to_all, unsafe)
     yield one("chain on itself", "chain", "an overlay is its own backing file", text.self_loop, broken, FACTS)
     yield one("chain in a circle", "chain", "two overlays rest on each other", text.two_cycle, broken, FACTS)

@@ -168,6 +168,7 @@ TASKS: dict[str, tuple[str, dict]] = {
     "clone_of_snapshot": _volume(name="copy", source={"volume": "vol", "snapshot": "s1"}),
     "restore": _volume(name="vol", share=["{target}"], source={"volume": "vol", "share": "{share}"}),
     "restore_of_snapshot": _volume(name="vol", share=["{target}"], format="qcow2", source={"volume": "vol", "snapshot": "s1", "share": "{share}"}),
+    "move": _volume(name="vol", share=["{target}"], moved_from="{share}"),
     "linked": _volume(name="link", source={"volume": "vol", "method": "linked"}),
     "flatten": _volume(name="vol", flatten=True),
     "remove": _volume(name="vol", state="absent", cascade=True),

@@ -17,8 +17,8 @@ from . import runner, trace
 from .corpus import ATTACKS
 from .scene import OK, Attack, Scene
 
-# A replication that is refused has recorded identities, and what it sent before stays.
-STEPWISE = {"replicate": (".remotefs/volumes/", "replica"), "replicate_over": (".remotefs/volumes/",)}
+# A replication that is refused has recorded identities, and what it sent before stays. So it is with a move.
+STEPWISE = {"replicate": (".remotefs/volumes/", "replica"), "replicate_over": (".remotefs/volumes/",), "move": (".remotefs/volumes/", "target: ")}
 
 
 @pytest.fixture(scope="session")

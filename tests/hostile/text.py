@@ -224,6 +224,26 @@ def plant_identity(forge: Callable[[list], object]) -> Callable[[Scene], None]:
     return plant
 
 
+# Moves in the record of a volume. What is no move may hide one, so that it is not known which copy counts.
+MOVES: dict[str, tuple[str, object]] = {
+    "move": ("a move that nobody has begun", ["/srv/other", None, False]),
+    "move that is complete": ("a move of which only the removal is left", ["/srv/other", None, True]),
+    "move of another kind": ("an object in the place of a move", {"source": "/srv/other"}),
+    "move from a number": ("a number in the place of a share", [7, None, False]),
+    "move that may be complete": ("a text that says whether it is complete", ["/srv/other", None, "false"]),
+    "move with more": ("a move of four parts", ["/srv/other", None, False, "../../outside/victim"]),
+}
+
+
+def plant_move(move: object) -> Callable[[Scene], None]:
+    def plant(scene: Scene) -> None:
+        scene.honest()
+        path = scene.private() / "vol.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "move": move}))
+
+    return plant
+
+
 def open_to_all(scene: Scene) -> None:
     """Everybody may write to ``.remotefs``."""
     scene.honest()

@@ -124,6 +124,8 @@ def _locked(work: Workspace, places: _Places, request: VolumeRequest, elsewhere:
     name, (source, target) = request.desired.name, places
     work.locks.take_families([(target, name)] if source is None else [(target, name), (source, name)])
     volume, of_source = (None, []) if source is None else recover(work, source, name)
+    if source is not None and volume is not None and volume.move is not None:
+        raise moving.unfinished(volume, source.label)
     here, of_target = recover(work, target, name)
     recovered = each_once(of_source, of_target)
     side = Held(source or target, None) if source is None else held_side(work, source, volume)
