@@ -229,12 +229,6 @@ class Move(NamedTuple):
     started: str | None
     is_complete: bool = False
 
-    def describe(self) -> dict:
-        """``pending`` as modules return it: operation, started, snapshots (none), the share that it comes from, and the copy that counts: "source",
-        or "target" where the source is gone, or shows the same."""
-        counts = "target" if self.is_complete else "source"
-        return {"operation": "move", "started": self.started, "snapshots": [], "source": self.source, "counts": counts}
-
 
 def move_from_json(value: object) -> Move | None:
     """The move that a record or an intent has. :raises ValueError, TypeError: it is none. Then it is not known which copy counts."""

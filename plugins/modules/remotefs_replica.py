@@ -48,7 +48,8 @@ options:
   verify:
     description:
       - V(sent) reads what was sent from the replica again and compares it.
-      - V(all) also compares every snapshot that both sides have, and reads each file of both sides once.
+      - V(all) also compares every snapshot that both sides have, and reads each file of both sides once. Files of snapshots that only the replica
+        has are compared with the checksums that were recorded of them. Where there is none, it is recorded.
       - V(none) compares nothing.
     type: str
     choices: [sent, all, none]
@@ -68,6 +69,7 @@ options:
       - V(present) sends what the replica lacks.
       - V(verified) changes nothing. It compares every snapshot that both sides have. If one differs, the task fails with C(verify_failed), which names
         the snapshot, the files and the first byte.
+      - It compares files of snapshots that only the replica has with their checksums, too. A warning names those of which none is recorded.
     type: str
     choices: [present, verified]
     default: present

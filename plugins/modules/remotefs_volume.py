@@ -169,7 +169,8 @@ options:
       - What to do about a task that was interrupted on this volume. V(finish) finishes or undoes it.
       - Where somebody else changed the volume's files since, that could do harm, and the task fails with C(needs_recovery). Then V(discard)
         gives the interrupted task's record up and takes the volume as it stands, without the snapshots that were being deleted, because
-        their data may be damaged. Of a volume that was being moved here it keeps what has arrived. Check mode shows what it would leave. Files that nothing refers to any more are not removed but named in
+        their data may be damaged. Of a volume that was being moved here it keeps what has arrived.
+      - Check mode shows what it would leave. Files that nothing refers to any more are not removed but named in
         RV(recovered).
       - A record that can be honoured is honoured, whatever this says.
     type: str

@@ -59,7 +59,10 @@ volumes:
     share: {description: 'The source of its share as given; for a directory, what is mounted there, or the directory.', type: str, returned: always}
     error_code: {description: 'Why it cannot be read, see docs/errors.md.', type: str, returned: when it cannot be read}
     msg: {description: What is wrong and what to do., type: str, returned: when it cannot be read}
-    pending: {description: What an interrupted task left to be ended; null where none did. Of a move also the copy that counts., type: dict, returned: when it can be read or has such work}
+    pending:
+      description: What an interrupted task left to be ended; null where none did. Of a move also the copy that counts.
+      type: dict
+      returned: when it can be read or has such work
 error_code:
   description: The kind of failure, when a share itself cannot be read.
   returned: failure

@@ -323,13 +323,13 @@ def test_a_snapshot_that_is_read_is_not_deleted(store: Store, backup: Store, mon
     tried: list[str] = []
     real = receiving.Receiver.fill
 
-    def filling(self: receiving.Receiver, fd: int) -> None:
+    def filling(self: receiving.Receiver, fd: int, file: str) -> None:
         if not tried:
             with pytest.raises(errors.LockTimeout):
                 store.delete("s0")
             tried.append("deletion")
             replicate(store, store, name="beside", match="s0")
-        real(self, fd)
+        real(self, fd, file)
 
     monkeypatch.setattr(receiving.Receiver, "fill", filling)
     replicate(store, backup)

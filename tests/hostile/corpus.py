@@ -31,7 +31,10 @@ _REFUSED: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "active overlay of a replica": (places.as_replica_active, ("replicate_over", "compare")),
 }
 _TABLES: dict[str, tuple[Callable, dict[str, str]]] = {
-    "NAME": (places.as_base, outcomes(("info", "snapshot", "remove"), OK, clone=MOVED, restore=MOVED, extend=MOVED, export=MOVED, export_vmdk=MOVED, move=MOVED)),
+    "NAME": (
+        places.as_base,
+        outcomes(("info", "snapshot", "remove"), OK, **dict.fromkeys(("clone", "restore", "extend", "export", "export_vmdk", "move"), MOVED)),
+    ),
     "NAME.SNAP, active": (places.as_active, outcomes(("info", "revert"), OK, clone=MOVED, delete=MOVED, export=MOVED, move=MOVED)),
     "NAME.SNAP, in the middle": (places.as_middle, outcomes(("info", "linked"), OK, restore_of_snapshot=MOVED, delete=MOVED, replicate=MOVED, move=MOVED)),
     "backing file": (

@@ -11,7 +11,7 @@ them open. A new engine is a package next to ``offline`` and a line in :func:`op
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple, Protocol, Sequence
 
 from ..errors import InUse, NeedsRecovery
@@ -51,12 +51,13 @@ class Readable(Protocol):
 @dataclass(frozen=True)
 class CopySource:
     """What a copy reads: a place, and the images there that make up the source, top first. ``known``: only what a replica lacks is copied.
-    ``is_checked``: what was written is read again and compared."""
+    ``is_checked``: what was written is read again and compared. ``sums`` gets the checksums of what was read again, by file."""
 
     directory: Readable
     images: tuple[Image, ...]
     known: Known | None = None
     is_checked: bool = False
+    sums: dict[str, str] = field(default_factory=dict)
 
 
 class Known(NamedTuple):
@@ -336,6 +337,17 @@ def difference(one: Side, other: Side, pace: Pace) -> int | None:
     from .offline.comparing import first_difference
 
     return first_difference(one, other, pace)
+
+
+def layer_sum(layer: Side, pace: Pace) -> str | None:
+    """The checksum of what a file holds by itself (see :class:`offline.layer_sums.LayerSum`): the topmost of these images, all of which may lie
+    below it. None: its tables do not tell it.
+
+    :raises InUse: somebody writes to it. :raises ChainBroken, UnsafeImage, ToolFailed: it cannot be read.
+    """
+    from .offline.layer_sums import sum_of_layer
+
+    return sum_of_layer(layer.directory, layer.images, pace)
 
 
 def predict_end(engine: Engine, resumption: Resumption) -> None:

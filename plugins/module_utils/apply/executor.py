@@ -60,6 +60,7 @@ class Executor:
         self._directory = directory
         self._look = look or (lambda volume: Look(directory, volume))
         self._records: dict[str, records.Record | None] = {}  # the records on the share, by name of the volume
+        self._sums: Mapping[str, str] = {}  # checksums of files that were received or read
         self._engine = engine
         self._warn = warn
         self._log = log
@@ -79,6 +80,7 @@ class Executor:
 
     def _apply(self, plan: Plan, source: CopySource | None, instead_of: Group | None = None) -> None:
         """:param instead_of: the group that is on record, which has no snapshot any more. Then nothing is undone after an error."""
+        self._sums = source.sums if source is not None else {}
         with self._engine.session(plan, source) as session:
             if plan.unchanged:
                 require_unchanged(self._directory, plan.volume, plan.unchanged)
@@ -285,7 +287,7 @@ class Executor:
         disks = disks_of(self._directory, plan.after, before, made or {})
         marks = marks_of(self._directory, plan.after, before, made or {})
         identified = {file for step in plan.steps if isinstance(step, WriteRecord) for file in step.identified}
-        points = marks_of_points(self._directory, plan.after, before, _changed(plan), identified)
+        points = marks_of_points(self._directory, plan.after, before, _changed(plan), identified, self._sums)
         record = records.describing(plan.after, tuple(item for item in garbage if item), disks, marks, points)
         self._write_record(plan.volume, record, "" if plan.before is None else "blocks")
 

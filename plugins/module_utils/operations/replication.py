@@ -9,15 +9,15 @@ import os
 from dataclasses import dataclass, replace
 from typing import Callable, Collection, Sequence
 
-from ..apply.engine import CopySource, Known, Side, difference
+from ..apply.engine import CopySource, Known, Side, difference, layer_sum
 from ..errors import Conflict, InvalidParameter, NoSpace, VerifyFailed, VolumeNotFound
-from ..model import Image, Share, Snapshot, Volume, now, size_text
+from ..model import Image, Share, Snapshot, Volume, listed, now, size_text
 from ..pace import Pace
 from ..plan import planner, replicas
 from ..plan.desired import DesiredVolume, Source
 from ..plan.plan import MUCH, Plan
 from ..plan.replicas import Pair, Point
-from ..store.metadata.points import held, new_point
+from ..store.metadata.points import checksum, held, new_point
 from . import sources
 from .candidates import locate
 from .dependency_check import SHARES_READ
@@ -73,6 +73,7 @@ class Replication:
         self._matched: list[Pair] = []  # pairs of which only the contents could tell that they are one point
         self._outcome = Outcome(request.name, bool(recovered), [], recovered, None, None)
         self._sent_bytes = 0
+        self._sums: dict[str, str] = {}  # checksums of the replica's files that were received or read
         self._common = replicas.surely_common(self.source.points, self.replica.points)
         self._compare_names()
 
@@ -264,7 +265,7 @@ class Replication:
             taken = replicas.take_received(volume, snapshot, self._request.max_chain)
             for file in replicas.made(taken):
                 self._require_free(file)
-            self._do(taken)
+            self._do(taken, self._copy_of(images))
             return snapshot.name, snapshot.name
         size, longest = images[0].size, self._request.max_chain
         self._receive(images, newest, lambda count: replicas.receive(volume, snapshot, size, label, count, longest))
@@ -286,7 +287,7 @@ class Replication:
         self._do(plan, replace(self._copy_of(images), known=known))
 
     def _copy_of(self, images: tuple[Image, ...]) -> CopySource:
-        return CopySource(self._work.directory(self.source.share), images, None, self._request.verify != NONE)
+        return CopySource(self._work.directory(self.source.share), images, None, self._request.verify != NONE, self._sums)
 
     def _is_shown(self, images: tuple[Image, ...], newest: tuple[str, str] | None) -> bool:
         """Whether the replica shows a point already, because nothing was written between it and the newest one."""
@@ -313,9 +314,7 @@ class Replication:
         volume = self.source.present
         labels = {key: value for key, value in volume.labels.items() if key != _MARK}
         created = volume.created or now()
-        return desired._replace(
-            format=volume.own_base.format, mode=volume.active.mode, created=created, description=volume.description, labels=labels
-        )
+        return desired._replace(format=volume.own_base.format, mode=volume.active.mode, created=created, description=volume.description, labels=labels)
 
     def _begun(self, volume: Volume) -> Volume:
         """A new replica, with what is recorded of it from the beginning."""
@@ -352,10 +351,12 @@ class Replication:
         """
         self.replica = held_side(self._work, self.replica.share, self.replica.volume)
         self._common = None
+        alone = []
         for position, point in enumerate(self.replica.points):
             pairs = [Pair(at, position) for at, other in enumerate(self.source.points) if other.is_surely(point)]
             if not pairs:
                 pairs = [Pair(at, position) for at, other in enumerate(self.source.points) if other.may_be(point)]
+            alone += [] if pairs else [point]
             for pair in pairs:
                 offset = None if point.name in certain else self._difference(pair)
                 if offset is not None:
@@ -363,6 +364,36 @@ class Replication:
                     problem = f"its content differs from that of its source at byte {offset} ({theirs} of the source and {ours} of the replica)"
                     raise VerifyFailed(f"snapshot {point.name} of {self._subject}", problem, "find out which of both is right before anything is removed")
                 self._common = pair
+        self._verify_alone([point for point in alone if point.name not in certain])
+
+    def _verify_alone(self, points: Sequence[Point]) -> None:
+        """Compare files of points that only the replica has with the checksums that were recorded when they were received, or when all was
+        compared before. Where none was, that is told, or it is recorded now if all is to be compared. :raises VerifyFailed: one has changed."""
+        record, unknown = self._work.look(self.replica.share, self._request.name).record, []
+        for point in points:
+            images = self.replica.images(point.name)
+            known = checksum(record, point.snapshot) if point.holds else None
+            if known is None and self._request.verify != ALL:
+                unknown.append(point.name)
+                continue
+            found = self._layer_sum(images)
+            if known is None and found is not None:
+                self._sums[images[0].file] = found
+            elif found != known:
+                problem = f"{images[0].file} is not what it was when its checksum was recorded, and its source has this snapshot no more"
+                raise VerifyFailed(f"snapshot {point.name} of {self._subject}", problem, "take it from another copy, and do not trust this one")
+        if unknown:
+            sentence = "it has snapshots that its source has no more, and of which no checksum is recorded; verify: all with state: present records it"
+            self._options.task.warn(f"{self._subject}: {sentence}: {listed(unknown)}")
+        if self._sums and self._request.verify == ALL and points:
+            carry_out(self._work, self.replica.share, replicas.identify(self.replica.present, {}, ()), [], self._copy_of(()))
+
+    def _layer_sum(self, images: tuple[Image, ...]) -> str | None:
+        if self._options.task.may_begin_anew and images[0].allocated > MUCH:
+            raise TakesLong
+        pace = Pace(self._subject, self._options.speed, self._options.timeout, self._options.task.waiting.sleep)
+        with pace.watched(self._options.task.meter):
+            return layer_sum(self._shown(self.replica, images, None), pace)
 
     # -- what is told ----------------------------------------------------------------------------------------------------
 

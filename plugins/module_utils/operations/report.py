@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Mapping, Sequence
 
 from ..errors import StorageError
-from ..model import Image, Share, Snapshot, Volume
+from ..model import Image, Move, Share, Snapshot, Volume
 from ..mounts import types
 from ..store.files.directory import ShareDirectory
 from ..store.volumes import chains
@@ -21,7 +21,7 @@ _SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "ex
 
 def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
     """A volume for users; sizes are bytes. A snapshot of which it is not known whether a machine writes behind it is shown as pending only."""
-    unfinished = found.move.describe() if found.move is not None else pending(found.pending)
+    unfinished = pending(found.pending) if found.move is None else _moving(found.move)
     uncertain = _uncertain(unfinished) if unfinished else ()
     result: VolumeResult = {
         "name": found.name,
@@ -59,6 +59,12 @@ def pending(intent: object) -> dict | None:
     from ..plan.intent import summary  # late: rarely needed
 
     return summary(intent)
+
+
+def _moving(move: Move) -> dict:
+    from ..plan import moving  # late: hardly any volume moves
+
+    return moving.describe(move)
 
 
 def _uncertain(unfinished: dict) -> Sequence[str]:

@@ -26,6 +26,13 @@ def unfinished(volume: Volume, place: str) -> Conflict:
     return Conflict(subject, problem, f"{FINISH}, {GIVE_UP}")
 
 
+def describe(move: Move) -> dict:
+    """``pending`` as modules return it: operation, started, snapshots (none), the share that it comes from (``source``), and the copy that
+    ``counts``: "source", or "target" where the source is gone, or shows the same."""
+    counts = "target" if move.is_complete else "source"
+    return {"operation": "move", "started": move.started, "snapshots": [], "source": move.source, "counts": counts}
+
+
 def record(volume: Volume, move: Move | None) -> Plan:
     """Plan to record how far the move is; None: it is over."""
     return _recorded(volume, replace(volume, move=move))

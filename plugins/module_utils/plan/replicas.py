@@ -134,9 +134,7 @@ def receive(volume: Volume, point: Snapshot, size: int, label: str, count: int |
     check_chain_length(subject, len(volume.chain), max_chain)
     repairs, current, filled = _filled(volume, size, subject)
     renamed = replace(current, chain=(current.active, *filled.chain))
-    overlay = replace(
-        filled.active, file=overlay_name(renamed, point.name), empty=True, backing_file=filled.active.file, backing_format="qcow2"
-    )
+    overlay = replace(filled.active, file=overlay_name(renamed, point.name), empty=True, backing_file=filled.active.file, backing_format="qcow2")
     taken = Snapshot(point.name, overlay.file, point.created, point.description, dict(point.labels))
     stale = tuple(pair for pair in current.stale if pair[0] != point.name)
     after = replace(filled, chain=(overlay, *filled.chain), snapshots=(*filled.snapshots, taken), stale=stale)
@@ -206,8 +204,7 @@ def identify(volume: Volume, points: Mapping[str, str | None], received: Collect
     :param received: those of them that were sent here; of others that stays as it is. None: the volume is a source.
     """
     snapshots = tuple(
-        replace(one, point=points[one.name], received=one.received or one.name in (received or ())) if one.name in points else one
-        for one in volume.snapshots
+        replace(one, point=points[one.name], received=one.received or one.name in (received or ())) if one.name in points else one for one in volume.snapshots
     )
     files = tuple(one.file for one in volume.snapshots if one.name in points)
     after = replace(volume, snapshots=snapshots, adopted=True, replicated=volume.replicated or received is None)

@@ -8,7 +8,6 @@ The overlay is not published yet, so that an interruption leaves nothing of it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import ExitStack
 from itertools import groupby
@@ -24,6 +23,7 @@ from ...store.qcow2.clusters import ZEROS, QcowLayer
 from ..engine import CopySource, Known
 from . import deltas, viewing
 from .deltas import GRAIN, Part
+from .layer_sums import LayerSum
 from .viewing import PIECE, Fence, LayersView, View
 
 _COVERED = GRAIN * (GRAIN // 8)  # bytes of the disk that a table of the overlay is about
@@ -42,11 +42,11 @@ class Receiver:
         self._directory, self._below, self._source, self._pace, self._verify_target = directory, below, source, pace, verify
         self._known = source.known or Known(None, None, lambda _count: None)
         self._written: list[Part] = []  # parts of the disk, in order
-        self._sum = hashlib.sha256()  # of what was written
+        self._sum = LayerSum(is_base=False)  # of what was written
         self._sent = 0  # bytes of data
 
-    def fill(self, fd: int) -> None:
-        """Write the point into the overlay behind ``fd``. The caller makes it durable.
+    def fill(self, fd: int, file: str) -> None:
+        """Write the point into the overlay behind ``fd``, which will have the name ``file``. The caller makes it durable.
 
         :raises VerifyFailed: what was written does not come back. :raises StorageError, OSError: it cannot be read or written.
         """
@@ -57,6 +57,7 @@ class Receiver:
         self._known.sent(self._sent)
         if self._source.is_checked:
             self._read_back(fd, size)
+            self._source.sums[file] = self._sum.digits()
 
     def _parts(self, stack: ExitStack, theirs: View) -> tuple[Iterator[Part], View | None]:
         """The parts that may differ from what lies below the overlay, and that, unless all of them do."""
@@ -94,7 +95,7 @@ class Receiver:
                 first = (place.position - position) * GRAIN
                 write_all(fd, data[first : first + place.clusters * GRAIN], place.offset)
         self._sent += len(data)
-        self._sum.update(data or bytes(length))
+        self._sum.add(start, data or bytes(length))
         if self._written and self._written[-1][1] == start:
             self._written[-1] = self._written[-1][0], start + length
         else:
@@ -103,11 +104,11 @@ class Receiver:
     def _read_back(self, fd: int, size: int) -> None:
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that it comes from the disk, or from the server
-        view, found = LayersView([QcowLayer(fd)], size), hashlib.sha256()
+        view, found = LayersView([QcowLayer(fd)], size), LayerSum(is_base=False)
         for start, stop in deltas.pieces(self._written, PIECE):
-            found.update(deltas.read(view, start, stop))
+            found.add(start, deltas.read(view, start, stop))
             self._pace.require_time()
-        if found.digest() != self._sum.digest():
+        if found.digits() != self._sum.digits():
             raise _not_the_same(f"share {self._directory.share.label}")
 
     def _verify(self) -> None:
@@ -131,14 +132,18 @@ def _groups(data: bytes, old: bytes | None) -> Iterator[tuple[int, int, int]]:
 
 
 def require_same(fd: int, step: CopyImage, source: CopySource, pace: Pace) -> None:
-    """Read a new copy again and compare it with its source. :raises VerifyFailed: it shows something else."""
+    """Read a new copy again, compare it with its source, and compute its checksum. :raises VerifyFailed: it shows something else."""
+    found = LayerSum(is_base=True)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     with viewing.opened(source.directory, source.images) as theirs, viewing.of_file(fd, step.format, step.size) as ours:
         for start, stop in deltas.pieces(deltas.joined(deltas.shown(theirs), deltas.shown(ours)), PIECE):
-            if deltas.read(theirs, start, stop) != deltas.read(ours, start, stop):
+            data = deltas.read(ours, start, stop)
+            if deltas.read(theirs, start, stop) != data:
                 raise _not_the_same(f"copy {step.file}")
+            found.add(start, data)
             pace.require_time()
+    source.sums[step.file] = found.digits()
 
 
 def _not_the_same(subject: str) -> VerifyFailed:

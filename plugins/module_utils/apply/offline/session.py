@@ -250,7 +250,7 @@ class OfflineSession:
                 self._give_access_of(original, fd, step.file)
             qcow2.write_image(fd, step.size, step.backing_file, step.backing_format)
             with LockBytesReleased(self._guard, below):
-                receiving.Receiver(self._directory, below, source, self._pace, partial(self._directory.verify, step.file)).fill(fd)
+                receiving.Receiver(self._directory, below, source, self._pace, partial(self._directory.verify, step.file)).fill(fd, step.file)
 
         self._new_file(step.file, fill)
 

@@ -42,7 +42,8 @@ class Disk(NamedTuple):
 
 class PointMark(NamedTuple):
     """The identity of a snapshot's point, and what its overlay was when it was recorded: inode, generation (both as of :class:`Disk`) and
-    backing file; of that file the inode, the length in bytes and the time of the last write (ns). The identity holds as long as all that is so."""
+    backing file; of that file the inode, the length in bytes and the time of the last write (ns). The identity holds as long as all that is so.
+    ``checksum`` is that of what that file holds by itself (see :class:`apply.offline.layer_sums.LayerSum`); None: nobody has computed it."""
 
     point: str
     inode: int
@@ -51,6 +52,11 @@ class PointMark(NamedTuple):
     backing_inode: int
     length: int
     written: int
+    checksum: str | None = None
+
+    def is_about(self) -> tuple:
+        """The file that the point ends with, and how it was: whoever writes to it changes that."""
+        return self.backing_file, self.backing_inode, self.length, self.written
 
 
 SAME, OTHER, UNKNOWN = "same", "other", "unknown"  # results of :func:`identity`
@@ -223,9 +229,12 @@ def _details(value: dict) -> dict:
 
 def _point(value: object) -> PointMark | None:
     """What is no identity counts as none: then the point gets a new one."""
-    if not isinstance(value, list) or len(value) != 7 or not are_safe_file_names(value[:4:3]):
+    if not isinstance(value, list) or len(value) not in (7, 8) or not are_safe_file_names(value[:4:3]):
         return None
-    return PointMark(*value) if all(isinstance(one, int) for one in (*value[1:3], *value[4:])) else None
+    mark = PointMark(*value)
+    if not isinstance(mark.checksum, (str, type(None))):
+        return None
+    return mark if all(isinstance(one, int) for one in (*value[1:3], *value[4:7])) else None
 
 
 def _text(value: object) -> str | None:
