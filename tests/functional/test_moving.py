@@ -16,6 +16,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.executor import Executor
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import exporting, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, TakesLong, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.retention import parse_expiry
@@ -183,6 +184,19 @@ def test_what_else_is_desired_is_done_after_the_move(store: Store, new: Store) -
     told = new.info()
     assert told["size"] == 8 * MIB and told["description"] == "new" and names(new)[-1] == "arrived" and done.told["sent"] > 0
     assert content(told["path"], told["format"]) == bytes(life.shown).ljust(8 * MIB, b"\0")
+
+
+def test_a_long_move_is_watched_from_the_beginning(store: Store, new: Store) -> None:
+    """The task begins anew where it is watched, so nothing may be recorded before."""
+    store.present(size=64 * MIB)
+    write(store, "vol", 1, "0 24M")
+    store.snapshot("s1")
+    before = store.state(), new.state()
+    options = Options(lock_timeout=1, task=Task(begins_anew=True))
+    elsewhere = updating.OtherShare(str(store.path), lambda: store.candidates)
+    with pytest.raises(TakesLong):
+        volumes.ensure_present(updating.VolumeRequest(new.candidates, DesiredVolume("vol"), moved_from=elsewhere), options)
+    assert (store.state(), new.state()) == before
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

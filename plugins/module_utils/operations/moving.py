@@ -19,12 +19,13 @@ from ..model import Image, Move, Share, Volume, check_volume_name, listed, now
 from ..plan import moving, planner, replicas
 from ..plan.desired import DesiredVolume
 from ..plan.headers import DEPENDENTS_REMEDY
+from ..plan.plan import MUCH
 from ..store.files.directory import ShareDirectory
 from . import placement, sources
 from .applying import engine_for
 from .candidates import Candidates
 from .capacity import Demand
-from .options import Options
+from .options import Options, TakesLong
 from .replication import Held, Replication, held_side
 from .transaction import Outcome, carry_out, each_once, joined, recover
 from .up_to_date import ReplicaRequest, told_of
@@ -114,6 +115,13 @@ def _choose(work: Workspace, here: Candidates, source: Share, request: VolumeReq
     return placement.choose(here, demand.size, demand.at_once, request.policy, work.options.task.capacity)
 
 
+def _begin_watched(options: Options, volume: Volume | None) -> None:
+    """Before anything is recorded. :raises TakesLong: somebody wants to see how far it is, since all data is sent or compared."""
+    count = 0 if volume is None else sum(image.allocated for image in volume.chain)
+    if options.task.may_begin_anew and (count > MUCH or (count and options.speed)):
+        raise TakesLong
+
+
 def _is_begun(work: Workspace, target: Share, name: str) -> bool:
     volume = work.mode.observe(target, name)
     return volume is not None and volume.move is not None
@@ -133,6 +141,7 @@ def _locked(work: Workspace, places: _Places, request: VolumeRequest, elsewhere:
     asked = ReplicaRequest(Candidates((side.share,)), name, Candidates((target,)), name, max_chain=longest)
     task = _Moving(work, asked, side, held_side(work, target, here), recovered, elsewhere.name)
     task.require_movable()
+    _begin_watched(work.options, volume)
     unknown = task.unidentified()
     if volume is None or source is None or work.options.check or not (unknown or (volume.snapshots and not volume.replicated)):
         return task
