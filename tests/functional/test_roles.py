@@ -107,6 +107,26 @@ def test_snapshots_in_every_form(player: Player) -> None:
     )
 
 
+def test_volumes_are_written_out(player: Player, tmp_path: Path) -> None:
+    """Check mode makes none. The second time is no change. A token is in no output."""
+    images = [
+        {"volume": "a", "dest": str(tmp_path / "a.raw")},
+        {"volume": "b", "snapshot": "kept", "dest": str(tmp_path / "b.qcow2"), "format": "qcow2", "mode": "0640"},
+    ]
+    tasks = [
+        player.volumes([{"name": "a"}, {"name": "b", "snapshot": "kept"}], volumes_images=images),
+        asserted("volumes_images_result.results | map(attribute='size') == [1048576, 1048576]"),
+    ]
+    player.play(tasks[0], options=("--check",))
+    assert not (tmp_path / "a.raw").exists()
+    player.play(*tasks)
+    assert (tmp_path / "a.raw").read_bytes() == bytes(1 << 20) and (tmp_path / "b.qcow2").stat().st_mode & 0o777 == 0o640
+    assert unchanged(player.play(*tasks))
+    secret = [{"volume": "a", "dest": "http://127.0.0.1:9/image", "headers": {"X-Auth-Token": "a-long-token"}}]
+    told = player.play(player.volumes(["a"], volumes_images=secret), options=("-vvv",), fails="the output has been hidden")
+    assert "a-long-token" not in told
+
+
 def test_only_what_the_role_makes_is_marked(player: Player) -> None:
     """Not what somebody else made, not even when it is declared later or gets labels; and a mark outlasts new labels."""
     foreign = {"remotefs.storage.remotefs_volume": {"share": str(player.share), "name": "foreign", "size": "1M", "labels": {"team": "red"}}}
