@@ -127,8 +127,10 @@ def test_all_that_is_said_of_it_comes_along(store: Store, new: Store) -> None:
         for file in ("vol", "vol.s1"):
             os.chown(store.path / file, 4711, 4712)
     before = store.info()
+    foretold = move(store, new, check=True).after
     move(store, new)
     after = new.info()
+    assert foretold is not None and {**foretold, "allocated": 0, "chain": 0} == {**after, "allocated": 0, "chain": 0}
     for key in ("description", "labels", "created", "size", "base_format"):
         assert after[key] == before[key]
     assert [{**one, "file": 0} for one in after["snapshots"]] == [{**one, "file": 0} for one in before["snapshots"]]

@@ -143,10 +143,12 @@ def _locked(work: Workspace, places: _Places, request: VolumeRequest, elsewhere:
     task.require_movable()
     _begin_watched(work.options, volume)
     unknown = task.unidentified()
-    if volume is None or source is None or work.options.check or not (unknown or (volume.snapshots and not volume.replicated)):
+    if volume is None or source is None or not (unknown or (volume.snapshots and not volume.replicated)):
         return task
-    carry_out(work, source, replicas.identify(volume, unknown), [])
-    again = held_side(work, source, work.mode.observe(source, name))
+    plan = replicas.identify(volume, unknown)
+    if not work.options.check:
+        carry_out(work, source, plan, [])
+    again = held_side(work, source, plan.after if work.options.check else work.mode.observe(source, name))
     return _Moving(work, asked, again, held_side(work, target, here), recovered, elsewhere.name)
 
 
