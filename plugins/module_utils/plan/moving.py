@@ -43,11 +43,8 @@ def complete(volume: Volume, source: Volume) -> Plan:
 
     Which snapshots are received ones, and whether there are replicas of it, is as it was there.
     """
-    by_point = {one.point: one for one in source.snapshots if one.point is not None}
-    snapshots = []
-    for own in volume.snapshots:
-        original = by_point.get(own.point)
-        snapshots.append(own if original is None else replace(original, file=own.file))
+    originals = {str(one.point): one for one in source.snapshots if one.point is not None}
+    snapshots = [replace(originals.get(str(own.point), own), file=own.file) for own in volume.snapshots]
     after = replace(
         volume,
         snapshots=tuple(snapshots),
