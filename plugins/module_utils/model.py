@@ -223,21 +223,23 @@ class Parent:
 
 class Move(NamedTuple):
     """A volume that is being moved here from another share. ``source``: that share, as its volumes name it. ``started``: as :func:`now`.
-    ``is_complete``: all of it has arrived and was compared, and the source may be going already. Until then the source counts."""
+    ``is_complete``: all of it has arrived and was compared, and the source may be going already. Until then the source counts.
+    ``kept``: names of snapshots that were here before, as those of a replica."""
 
     source: str
     started: str | None
     is_complete: bool = False
+    kept: tuple[str, ...] = ()
 
 
 def move_from_json(value: object) -> Move | None:
-    """The move that a record or an intent has. :raises ValueError, TypeError: it is none. Then it is not known which copy counts."""
+    """The move that a record or an intent has. :raises ValueError: it is none. Then it is not known which copy counts."""
     if value is None:
         return None
-    source, started, is_complete = value if isinstance(value, (list, tuple)) else ()
-    if not isinstance(source, str) or not isinstance(started, (str, type(None))) or not isinstance(is_complete, bool):
+    source, started, is_complete, kept = value if isinstance(value, (list, tuple)) and len(value) == 4 else (None, None, None, None)
+    if not isinstance(source, str) or not isinstance(started, (str, type(None))) or not isinstance(is_complete, bool) or not isinstance(kept, (list, tuple)):
         raise ValueError("a move that cannot be")
-    return Move(source, started, is_complete)
+    return Move(source, started, is_complete, tuple(str(name) for name in kept))
 
 
 @dataclass(frozen=True)

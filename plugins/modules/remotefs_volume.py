@@ -143,7 +143,8 @@ options:
       - After an interruption the same task goes on. Until then RV(volume.pending) of the volume on O(share) says which of both counts, and all
         other tasks on it fail with C(conflict). RV(volume.pending) is null again once the volume is only there.
       - It is no change where the volume is on O(share) alone. Where the other share is not mounted, a warning says that nobody looked there.
-      - A volume that is on neither is C(volume_not_found), even where O(size) or O(source) is given.
+      - A volume that is on neither is C(volume_not_found), even where O(size) or O(source) is given. One that is on both is a C(conflict), unless
+        that on O(share) is a replica of the other, which has all snapshots that are older than the newest one of both.
       - What else is asked for, such as O(size), is done afterwards.
     type: str
   snapshot:
@@ -170,6 +171,7 @@ options:
       - Where somebody else changed the volume's files since, that could do harm, and the task fails with C(needs_recovery). Then V(discard)
         gives the interrupted task's record up and takes the volume as it stands, without the snapshots that were being deleted, because
         their data may be damaged. Of a volume that was being moved here it keeps what has arrived.
+      - With O(state=absent) it lets a volume be removed of which an interrupted move had sent everything.
       - Check mode shows what it would leave. Files that nothing refers to any more are not removed but named in
         RV(recovered).
       - A record that can be honoured is honoured, whatever this says.
@@ -759,9 +761,11 @@ def _claims(params: dict, finder) -> dict:
     made anew."""
     found = finder.prepare(params["share"], params["mount_base"])
     shares, goes = (*found.shares, *found.missing) if found else (), params["state"] == "absent"
+    told = f"volume {params['name']}"
     left = finder.prepare(params["moved_from"], params["mount_base"]) if params["moved_from"] is not None and not goes else None
-    claims = {(share.path, params["name"], goes): f"volume {params['name']}" for share in shares}
-    return {**claims, **{(share.path, params["name"], True): f"volume {params['name']}" for share in (left.shares if left else ())}}
+    if left is None:
+        return {(share.path, params["name"], goes): told for share in shares}
+    return {(share.path, params["name"], side): told for share in (*shares, *left.shares) for side in (True, False)}  # nothing else of both
 
 
 def _item(params: dict, finder):

@@ -314,6 +314,23 @@ def _move(where: Candidates, options: Options) -> list[Outcome]:
     return [volumes.ensure_present(updating.VolumeRequest(where, DesiredVolume("vol"), moved_from=elsewhere), options)]
 
 
+def _move_onto_replica() -> Operation:
+    """The new share has a replica of it, which lacks the newest point and the present."""
+    source: Model = {}
+
+    def beside(share: Path, scratch: Path) -> Model:
+        source.update(_chain("raw")(share, scratch))
+        return dict(source)
+
+    def prepare(share: Path, _scratch: Path) -> Model:
+        there = candidates(share.parent / "backup")
+        replicas.replicate(up_to_date.ReplicaRequest(there, "vol", candidates(share), "vol", "s[1-3]"), Options(lock_timeout=5))
+        points = source["vol"].points
+        return {"vol": Wanted(points["s3"], {name: points[name] for name in ("s1", "s2", "s3")})}
+
+    return Operation(prepare, _move, lambda _model: dict(source), tool=False, beside=beside, moves=True)
+
+
 def _import(desired: DesiredVolume, checked: bool = True) -> Task:
     """:param checked: by a checksum, so that what a killed task left is gone on with."""
 
@@ -580,6 +597,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "move": Operation(_nothing, _move, lambda model: model, tool=False, beside=_chain("raw"), moves=True),
     "move without snapshots": Operation(_nothing, _move, lambda model: model, tool=False, beside=_lone("qcow2"), moves=True),
+    "move onto a replica": _move_onto_replica(),
     "import qcow2": Operation(
         _image("qcow2"), _import(DesiredVolume("new", size=3 * MIB)), _adds("new", lambda _model: _DISK.ljust(3 * MIB, b"\0")), tool=False, parts=True
     ),

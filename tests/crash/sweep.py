@@ -210,9 +210,10 @@ class Sweep:
         found = {volume["name"]: volume for volume in listed(self.share)}
         if self.operation.removes:
             return
+        left = {volume["name"] for volume in listed(self.backup)} if self.operation.moves else set()
         for name in self.beside if self.operation.moves else ():
-            pending = found[name]["pending"] if name in found else {"counts": "source"}
-            self.judge.require_shown(self.backup if (pending or {}).get("counts") == "source" else self.share, name, self.beside[name])
+            pending = (found[name]["pending"] if name in found else None) or {"counts": "source" if name in left else "target"}
+            self.judge.require_shown(self.backup if pending["counts"] == "source" else self.share, name, self.beside[name])
         for name in self.before:
             assert name in found, f"before recovery volume {name} is not there"
             assert "error_code" not in found[name], f"before recovery volume {name} cannot be read: {found[name]}"

@@ -221,7 +221,7 @@ def test_neither_here_nor_there(store: Store, new: Store) -> None:
 def test_another_volume_of_that_name(store: Store, new: Store) -> None:
     lived(store, 1)
     new.present(size=2 * MIB)
-    refuse(errors.Conflict, store, new, "was not made as a replica")
+    refuse(errors.Conflict, store, new, "is no replica of that one")
 
 
 def test_the_same_share(store: Store, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_it_is_written_to_while_it_is_read(store: Store, new: Store, monkeypatch
     assert new.info()["pending"]["counts"] == "target" and complete(life, store)
     with pytest.raises(errors.Conflict, match="since then somebody has written to one of both"):
         move(store, new)
-    new.absent(cascade=True)
+    volumes.ensure_absent(new.candidates, "vol", True, new.options(discard=True))
     move(store, new)
     only_there(life, new)
 

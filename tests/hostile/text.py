@@ -226,12 +226,13 @@ def plant_identity(forge: Callable[[list], object]) -> Callable[[Scene], None]:
 
 # Moves in the record of a volume. What is no move may hide one, so that it is not known which copy counts.
 MOVES: dict[str, tuple[str, object]] = {
-    "move": ("a move that nobody has begun", ["/srv/other", None, False]),
-    "move that is complete": ("a move of which only the removal is left", ["/srv/other", None, True]),
+    "move": ("a move that nobody has begun", ["/srv/other", None, False, []]),
+    "move that is complete": ("a move of which only the removal is left", ["/srv/other", None, True, []]),
     "move of another kind": ("an object in the place of a move", {"source": "/srv/other"}),
-    "move from a number": ("a number in the place of a share", [7, None, False]),
-    "move that may be complete": ("a text that says whether it is complete", ["/srv/other", None, "false"]),
-    "move with more": ("a move of four parts", ["/srv/other", None, False, "../../outside/victim"]),
+    "move from a number": ("a number in the place of a share", [7, None, False, []]),
+    "move that may be complete": ("a text that says whether it is complete", ["/srv/other", None, "false", []]),
+    "move with a path": ("a path in the place of the snapshots that were kept", ["/srv/other", None, False, "../../outside/victim"]),
+    "move with less": ("a move of two parts", ["/srv/other", False]),
 }
 
 

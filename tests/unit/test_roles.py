@@ -33,7 +33,7 @@ PASSED = {
 # Variables that are no option of the module.
 OWN = {
     "share": {"share_install_helpers", "share_helper_packages"},
-    "volumes": {"volumes_exclusive", "volumes_exclusive_within", "volumes_exclusive_cascade"},
+    "volumes": {"volumes_exclusive", "volumes_exclusive_within", "volumes_exclusive_cascade", "volumes_images"},
     "snapshots": {"snapshots_select", "snapshots_group"},
     "replicas": {"replicas_select", "replicas_keep"},
 }

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
-from ..apply.unchanged import marks
-from ..errors import Conflict, HasDependents, VerifyFailed, VolumeNotFound
+from ..apply.engine import CopySource
+from ..errors import Conflict, VerifyFailed, VolumeNotFound
 from ..model import Image, Move, Share, Volume, check_volume_name, listed, now
 from ..plan import moving, planner, replicas
 from ..plan.desired import DesiredVolume
-from ..plan.headers import DEPENDENTS_REMEDY
-from ..plan.plan import MUCH
-from ..store.files.directory import ShareDirectory
-from . import placement, sources
-from .applying import engine_for
+from ..plan.plan import MUCH, Plan
+from ..plan.replicas import Lack, Point
+from . import movable, placement, sources
 from .candidates import Candidates
 from .capacity import Demand
+from .movable import Side
 from .options import Options, TakesLong
 from .replication import Held, Replication, held_side
 from .transaction import Outcome, carry_out, each_once, joined, recover
@@ -128,101 +127,115 @@ def _is_begun(work: Workspace, target: Share, name: str) -> bool:
 
 
 def _locked(work: Workspace, places: _Places, request: VolumeRequest, elsewhere: OtherShare) -> _Moving:
-    """Lock both sides, look at both, and see to it that all points of the source have an identity."""
-    name, (source, target) = request.desired.name, places
-    work.locks.take_families([(target, name)] if source is None else [(target, name), (source, name)])
-    volume, of_source = (None, []) if source is None else recover(work, source, name)
-    if source is not None and volume is not None and volume.move is not None:
-        raise moving.unfinished(volume, source.label)
+    """Lock both sides, look at both, refuse what cannot move, and see to it that all points of the source have an identity."""
+    name, (left, target) = request.desired.name, places
+    work.locks.take_families([(target, name)] if left is None else [(target, name), (left, name)])
+    volume, of_source = (None, []) if left is None else recover(work, left, name)
     here, of_target = recover(work, target, name)
-    recovered = each_once(of_source, of_target)
-    side = Held(source or target, None) if source is None else held_side(work, source, volume)
+    recovered, source = each_once(of_source, of_target), left or target
+    if volume is not None and volume.move is not None:
+        raise moving.unfinished(volume, source.label)
+    seen = movable.Seen(work, Side(source, volume), Side(target, here))
+    if not work.options.check:  # what counts is read after that
+        work.look_anew()
+        volume = None if volume is None else work.mode.observe(source, name)
+        here = None if here is None else work.mode.observe(target, name)
     longest = max(request.max_chain, sum(len(one.chain) for one in (volume, here) if one is not None) + 1)
-    asked = ReplicaRequest(Candidates((side.share,)), name, Candidates((target,)), name, max_chain=longest)
-    task = _Moving(work, asked, side, held_side(work, target, here), recovered, elsewhere.name)
-    task.require_movable()
+    asked = ReplicaRequest(Candidates((source,)), name, Candidates((target,)), name, max_chain=longest)
+    task = _Moving(work, asked, held_side(work, source, volume), held_side(work, target, here), recovered, elsewhere, seen)
+    task.require_movable(request.desired)
     _begin_watched(work.options, volume)
     unknown = task.unidentified()
-    if volume is None or source is None or not (unknown or (volume.snapshots and not volume.replicated)):
+    if volume is None or not (unknown or (volume.snapshots and not volume.replicated)):
         return task
     plan = replicas.identify(volume, unknown)
     if not work.options.check:
         carry_out(work, source, plan, [])
     again = held_side(work, source, plan.after if work.options.check else work.mode.observe(source, name))
-    return _Moving(work, asked, again, held_side(work, target, here), recovered, elsewhere.name)
+    return _Moving(work, asked, again, held_side(work, target, here), recovered, elsewhere, seen)
 
 
 class _Moving(Replication):
     """One move, under the locks of both sides."""
 
-    def __init__(self, work: Workspace, request: ReplicaRequest, source: Held, replica: Held, recovered: list, place: str) -> None:
-        """:param place: the share that it moves from, as the user names it."""
+    def __init__(
+        self, work: Workspace, request: ReplicaRequest, source: Held, replica: Held, recovered: list, elsewhere: OtherShare, seen: movable.Seen
+    ) -> None:
+        """:param elsewhere: the share that it moves from. :param seen: what the files of both sides were before they were looked at."""
         super().__init__(work, request, source, replica, recovered)
-        self._place = place
+        self._elsewhere, self._seen = elsewhere, seen
         begun = replica.volume.move if replica.volume is not None else None
         self._was_begun = begun is not None
-        self._move = begun or Move(source.share.source, now())
+        self._move = begun or Move(source.share.source, now(), kept=tuple(point.name for point in replica.points))
 
     def run(self) -> Outcome:
         """Go on from where it is. See :func:`move`."""
         if self.source.volume is None:
             return self._end()
-        source, share = self.source.present, self.source.share
-        before = self._work.mode.described(share, source)
-        seen = marks(self._work.directory(share), source.own_files)
+        before = self._work.mode.described(self.source.share, self.source.volume)
         self._begin()
         if self._move.is_complete:
             self._require_same()
         else:
             self._send_all()
-        self._remove_source(seen)
-        outcome = self._end()
-        return replace(outcome, before=before)
+        self._do(moving.complete(self.replica.present, self.source.present))
+        self._remove_source()
+        return replace(self._end(), before=before)
+
+    @property
+    def _sides(self) -> tuple[Side, Side]:
+        return Side(self.source.share, self.source.volume), Side(self.replica.share, self.replica.volume)
+
+    def _do(self, plan: Plan, source: CopySource | None = None) -> None:
+        super()._do(plan, source)
+        self._seen.follow(self._sides[1], {file for step in plan.steps for file in step.changes()})
 
     # -- what has to be so -----------------------------------------------------------------------------------------------
 
-    def require_movable(self) -> None:
-        """Before anything is changed. :raises HasDependents, InUse: it cannot go, or cannot be taken over.
+    def require_movable(self, desired: DesiredVolume) -> None:
+        """Before anything is changed. :param desired: what the volume is to be afterwards.
 
-        :raises Conflict: what is on the new share is no part of this move, or would stay behind.
+        :raises HasDependents, InUse: it cannot go, or cannot be taken over. :raises WouldShrink: it cannot become what is desired.
+        :raises Conflict: what is on the new share is no part of this move, or something of the source would not come along.
         """
-        if self.source.volume is None:
+        source, target = self._sides
+        if self._was_begun and self._move.source not in {share.source for share in self._elsewhere.find().shares}:
+            problem = f"it is being moved there from {self._move.source}, and not from {self._elsewhere.name}"
+            raise Conflict(self._subject, problem, f"say moved_from: {self._move.source}")
+        if source.volume is None:
             return
-        source, share, here = self.source.volume, self.source.share, self.replica.volume
-        if self._was_begun and self._move.source != share.source:
-            problem = f"it is being moved there from {self._move.source}, and not from {share.source}"
-            raise Conflict(self._subject, problem, f"say moved_from: {self._move.source}, or remove it there first")
-        if source.stale:
-            names = listed(f"{snapshot} ({file})" for snapshot, file in source.stale)
-            problem = f"its .info names snapshots whose files are no overlays of its chain, and which would stay behind: {names}"
-            raise Conflict(f"volume {source.name} on {share.label}", problem, "take these entries away first (remotefs_snapshot with state: absent)")
-        self._require_independent(share, source)
-        if here is not None:
-            self._require_independent(self.replica.share, here)
-            self._require_two(source, here)
-        with engine_for(self._work, share) as engine:
-            engine.require_unused(source.active.file, check_only=self._work.mode.checks_only)
-        if here is not None and not self._was_begun:
-            self._find_lack()
-            if self._is_written():
-                raise replicas.written(self._subject)
+        movable.require_two(self._work, source, target)
+        movable.require_whole(self._work, source)
+        for side in (source, target):
+            movable.require_independent(self._work, side, self.recovered)
+            movable.require_unused(self._work, side)
+        planner.ensure_volume(source.volume, desired)
+        if self._move.is_complete:
+            return
+        if target.volume is not None and not self._was_begun:
+            self._require_replica(source.volume)
+        self._find_lack()
 
-    def _require_independent(self, share: Share, volume: Volume) -> None:
-        dependents = self._work.mode.dependents(share, volume, self._work.mode.still_there(self.recovered))
-        if dependents:
-            names = listed(sorted({clone for clone, _file in dependents}))
-            raise HasDependents(f"volume {volume.name} on {share.label}", f"linked clones or other files rest on it: {names}", DEPENDENTS_REMEDY)
+    def _require_replica(self, source: Volume) -> None:
+        """:raises Conflict: what is on the new share cannot become the volume."""
+        is_replica = self.replica.present.received or any(point.snapshot.received for point in self.replica.points)
+        remedy = "find out which of both you need, and remove the other one (state: absent), or leave moved_from out"
+        if source.received or not is_replica:
+            problem = f"the volume is on {self.source.share.label} as well, and is no replica of that one"
+            if source.received:
+                problem = f"the volume is on {self.source.share.label} as well, and that one is a replica itself"
+            raise Conflict(self._subject, problem, remedy)
+        if self._is_written():
+            raise Conflict(self._subject, "somebody has written to it since its newest point was received", remedy)
 
-    def _require_two(self, source: Volume, here: Volume) -> None:
-        """:raises Conflict: both shares are one directory, under two names. Then the volume would be compared with itself, and removed."""
-        sides = ((self.source.share, source), (self.replica.share, here))
-        first, second = ([self._mark_of(self._work.directory(share), image.file) for image in volume.own] for share, volume in sides)
-        if set(first).intersection(second):
-            raise Conflict(self._subject, f"its files are those of the volume on {self.source.share.label}", "name another share: both are one directory")
-
-    def _mark_of(self, directory: ShareDirectory, file: str) -> tuple[int, int, int]:
-        status = directory.root.status(file)
-        return (0, 0, 0) if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+    def _require_all_points(self, points: Sequence[Point]) -> None:
+        """:raises Conflict: the new share lacks one of these points of the source."""
+        matched = {pair.source for pair in self._matched}
+        certain = [point.name for at, point in enumerate(self.source.points) if at in matched or any(point.is_surely(one) for one in self.replica.points)]
+        missing = [point.name for point in points if point.name not in certain]
+        if missing:
+            problem = f"it lacks snapshots that are older than what both have, and that would be lost: {listed(missing)}"
+            raise Conflict(self._subject, problem, "remove it there (state: absent) to send all anew, or delete them on the old share first")
 
     # -- sending ---------------------------------------------------------------------------------------------------------
 
@@ -230,26 +243,41 @@ class _Moving(Replication):
         """Record on what is there already that it is being moved there."""
         if self.replica.volume is None or self._was_begun:
             return
-        before = self.replica.present
-        self._do(moving.record(before, self._move))
+        common = None if self._common is None else self.source.present.point_file(self.source.points[self._common.source].name)
+        files = self.source.present.files
+        lacking = self.source.present.chain[: files.index(common)] if common in files else self.source.present.chain
+        self._require_room(sum(image.allocated for image in lacking))
+        self._do(moving.record(self.replica.present, self._move))
         if self._options.check:
             return
         self._work.look_anew()
         source = self._work.mode.observe(self.source.share, self._request.volume)
         if source is None or source.move is not None:
-            self._do(moving.record(self.replica.present, before.move))
+            self._do(moving.record(self.replica.present, None))
             raise Conflict(self._subject, f"it is the volume on {self.source.share.label}", "name another share: both are one directory")
 
     def _send_all(self) -> None:
-        """Send what is missing, compare what was there before, and record that it is complete."""
+        """Send what is missing, and compare what was there before."""
         lack = self._find_lack()
         newest = self._send_points(lack)
         self._send_present(newest)
         if not self._options.check:
             self._verify_all([one.name for one in lack.sent])
-        self._do(moving.complete(self.replica.present, self.source.present))
+        self.replica = held_side(self._work, self.replica.share, self.replica.volume)
+        self._matched = []
+        self._require_all_points(self.source.points)
+        self._take_access()
 
-    def _find_lack(self) -> replicas.Lack:
+    def _take_access(self) -> None:
+        """Bring mode and owner of what was there before to those of the source."""
+        source = self.source.present
+        if self.source.share.keeps_modes and self.replica.share.keeps_modes:
+            uid, gid = movable.owner_for(self._work, self.source.share, self.replica.share, source)
+            plan = planner.ensure_volume(self.replica.present, DesiredVolume(self._request.name, mode=source.active.mode, uid=uid, gid=gid))
+            if plan.changed:
+                self._do(plan)
+
+    def _find_lack(self) -> Lack:
         """As of :class:`Replication`. What was sent before is in nobody's way."""
         if self._was_begun:
             newer = self.replica.points[self._common.replica + 1 if self._common else 0 :]
@@ -257,7 +285,13 @@ class _Moving(Replication):
             if own:
                 raise Conflict(self._subject, f"it has snapshots that were made there since the move was begun: {listed(own)}", "delete them, and go on")
             self._request = self._request._replace(discards=True)
-        return super()._find_lack()
+        lack = super()._find_lack()
+        lost = [name for name in lack.dropped if name in self._move.kept]
+        if lost:
+            problem = f"it had snapshots before the move, and the source has given their names to others since: {listed(lost)}"
+            raise Conflict(self._subject, problem, "delete or rename one of both")
+        self._require_all_points(self.source.points[: self._common.source + 1] if self._common else ())
+        return lack
 
     def _is_written(self) -> bool:
         """What was sent of the present before is no reason to drop anything."""
@@ -289,10 +323,9 @@ class _Moving(Replication):
 
     def _like_source(self, desired: DesiredVolume) -> DesiredVolume:
         """With all labels, and the owner: it is the same volume."""
-        volume, of_source = self.source.present, super()._like_source(desired)
-        if not self.source.share.keeps_modes:
-            return of_source._replace(labels=dict(volume.labels), created=volume.created)
-        return of_source._replace(labels=dict(volume.labels), created=volume.created, uid=volume.active.uid, gid=volume.active.gid)
+        volume = self.source.present
+        uid, gid = movable.owner_for(self._work, self.source.share, self.replica.share, volume)
+        return super()._like_source(desired)._replace(labels=dict(volume.labels), created=volume.created, uid=uid, gid=gid)
 
     def _begun(self, volume: Volume) -> Volume:
         """With the move on record from the beginning."""
@@ -303,28 +336,34 @@ class _Moving(Replication):
     def _require_same(self) -> None:
         """All was there, and the task ended before the source was gone. :raises Conflict: somebody has worked on one of them since."""
         source, here = self.source.present, self.replica.present
-        remedy = f"find out which of both is right, and remove the other one (state: absent); then {moving.FINISH}"
+        since = f"its move from {self._elsewhere.name} was complete"
+        remedy = "find out which of both is right; remove the old one (state: absent there), or the new one (state: absent with recover: discard)"
         missing = [point.name for point in self.source.points if not any(point.is_surely(other) for other in self.replica.points)]
         if missing:
-            raise Conflict(self._subject, f"its move from {self._place} was complete, and there are other snapshots now: {listed(missing)}", remedy)
+            raise Conflict(self._subject, f"{since}, and there are other snapshots now: {listed(missing)}", remedy)
+        if self._options.check:
+            return
         try:
             self._verify_all()
         except VerifyFailed as error:
-            raise Conflict(self._subject, f"its move from {self._place} was complete, and now both differ: {error.problem}", remedy) from error
+            raise Conflict(self._subject, f"{since}, and now both differ: {error.problem}", remedy) from error
         newest = (source.snapshots[-1].name, self._named(source.snapshots[-1].point)) if source.snapshots else None
         if self._differs(sources.seen(self._work, self.source.share, source, None), here, newest):
-            problem = f"its move from {self._place} was complete, and since then somebody has written to one of both"
-            raise Conflict(self._subject, problem, remedy)
+            raise Conflict(self._subject, f"{since}, and since then somebody has written to one of both", remedy)
 
     def _named(self, point: str | None) -> str:
         """The name of a point on the new share."""
         return next(one.name for one in self.replica.present.snapshots if one.point == point)
 
-    def _remove_source(self, seen: dict[str, tuple[int, int]]) -> None:
-        """:param seen: as of :func:`marks`, from before it was read. :raises Conflict: somebody has written to it since."""
+    def _remove_source(self) -> None:
+        """:raises Conflict: somebody has written to a file of either side since it was read or made. :raises InUse: a program has one open."""
         share, volume = self.source.share, self.source.present
-        self._require_independent(share, volume)
-        plan = replace(planner.delete_volume(volume, cascade=True), intent=True, unchanged=seen)  # so that nothing of it stays, not even a record
+        source, target = self._sides
+        movable.require_independent(self._work, source, [])
+        if not self._options.check:
+            movable.require_unused(self._work, target)
+            self._seen.require_target(target)
+        plan = replace(planner.delete_volume(volume, cascade=True), intent=True, unchanged=self._seen.source)  # nothing of it stays, not even a record
         self._outcome = joined(self._outcome, carry_out(self._work, share, plan, []))
         self._work.mode.forget_groups(share, volume.name)
         self.source = Held(share, None)
@@ -333,9 +372,9 @@ class _Moving(Replication):
         """The source is gone: the move is over. :raises Conflict: not all of it had arrived."""
         here = self.replica.volume
         if here is None:
-            problem = f"it is neither on {self._place} nor on {self.replica.share.label} any more"
+            problem = f"it is neither on {self._elsewhere.name} nor on {self.replica.share.label} any more"
             raise VolumeNotFound(f"volume {self._request.volume}", problem, "find out who removed it")
-        if here.move is not None and not here.move.is_complete and not self._options.check:
+        if here.move is not None and not here.move.is_complete:
             problem = f"its move from {here.move.source} was interrupted, and the volume is not there any more, so that not all of it is here"
             raise Conflict(self._subject, problem, "find out who removed it; say recover: discard (without moved_from) to keep what is here")
         if here.move is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..apply.interrupted import Interrupted
 from ..errors import ChainBroken, Conflict
 from ..model import Share, Volume, listed
-from ..plan import planner
+from ..plan import moving, planner
 from ..plan.steps import Unlink
 from ..store.metadata import stale
 from ..store.volumes import chains
@@ -47,6 +47,8 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
         work.locks.forget_files()
         return Outcome(name, bool(recovered), [], recovered, None, None)
     refuse_member(work, share, volume)
+    if volume.move is not None and volume.move.is_complete and not work.options.discard:
+        raise moving.unfinished(volume, share.label)
     if not missing:
         _refuse_foreign(volume)
         strays += stale.left_by_stale(work.directory(share), volume)

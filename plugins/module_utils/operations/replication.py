@@ -328,7 +328,7 @@ class Replication:
         share = self.replica.share
         figures = os.statvfs(share.path)
         free = figures.f_bavail * figures.f_frsize + freed
-        if figures.f_blocks and free < count and not self._options.check:
+        if figures.f_blocks and free < count and not self._options.task.predicted:
             problem = f"{size_text(count)} have to be sent, and {share.label} has {size_text(free)} free"
             raise NoSpace(self._subject, problem, "free some space there, or use another share")
 

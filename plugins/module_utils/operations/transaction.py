@@ -94,6 +94,7 @@ def recover(work: Workspace, share: Share, name: str, said: str | None = None, d
         ownership.require_own_files(work.directory(share), volume)
     if volume is not None and volume.move is not None and not work.ends_moves:
         volume = _without_move(work, share, volume)
+        recovered = [*recovered, {"operation": "move", "outcome": "discarded", "steps": [], "left": []}]
     if volume is not None and volume.stale:
         _warn_of_stale(work, share, volume)
     if volume is not None and dependents:

@@ -14,6 +14,7 @@ from .steps import WriteRecord
 
 FINISH = "run the task with moved_from again"
 GIVE_UP = "or remove the volume here (state: absent), or say recover: discard to keep what is here as it is"
+LOST = "or, if the old share is lost, say recover: discard"
 
 
 def unfinished(volume: Volume, place: str) -> Conflict:
@@ -21,7 +22,8 @@ def unfinished(volume: Volume, place: str) -> Conflict:
     move = volume.move or Move("another share", None)
     subject = f"volume {volume.name} on {place}"
     if move.is_complete:
-        return Conflict(subject, f"its move from {move.source} was interrupted before the volume was removed there", f"{FINISH}, {GIVE_UP}")
+        problem = f"its move from {move.source} was interrupted after all had arrived here, and the volume there may be half removed"
+        return Conflict(subject, problem, f"{FINISH}, {LOST}")
     problem = f"its move from {move.source} was interrupted, so that not all of it is here; the volume there counts"
     return Conflict(subject, problem, f"{FINISH}, {GIVE_UP}")
 

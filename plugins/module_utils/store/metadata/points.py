@@ -97,6 +97,14 @@ def _known(before: records.Record | None, snapshot: Snapshot) -> records.PointMa
 
 def _mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) -> records.PointMark | None:
     """None: the file cannot be read. The next record tries again."""
+    try:
+        return _read_mark(directory, volume, snapshot)
+    except OSError:
+        return None
+
+
+def _read_mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) -> records.PointMark | None:
+    """None: a file is not there, or is none. :raises OSError: it cannot be read, from which nothing follows."""
     point = snapshot.point if is_safe_file_name(snapshot.point) else new_point()
     try:
         backing_file = volume.point_file(snapshot.name)
@@ -106,10 +114,10 @@ def _mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) -> reco
         if directory.share.local:  # servers show no generation
             with directory.root.opened(snapshot.file) as fd:
                 number = generation(directory, fd)
-        content = (_inode(directory, below), below.st_size, below.st_mtime_ns)
-        return records.PointMark(str(point), _inode(directory, overlay), number, backing_file, *content)
-    except (OSError, StorageError):
+    except StorageError:
         return None
+    content = (_inode(directory, below), below.st_size, below.st_mtime_ns)
+    return records.PointMark(str(point), _inode(directory, overlay), number, backing_file, *content)
 
 
 def _inode(directory: ShareDirectory, status: os.stat_result) -> int:
@@ -121,7 +129,7 @@ def _backing(volume: Volume, snapshot: Snapshot) -> str | None:
 
 
 def held(directory: ShareDirectory, volume: Volume, record: records.Record | None, foretold: bool = False) -> set[str]:
-    """The snapshots whose identity is still that of the recorded files: of its own, and of all below it.
+    """The snapshots whose identity is still that of the recorded files: of its own, and of all below it. :raises OSError: one cannot be read.
 
     :param foretold: check mode foretells the volume. What is not on record as it is foretold will be recorded by then.
     """
@@ -129,7 +137,7 @@ def held(directory: ShareDirectory, volume: Volume, record: records.Record | Non
     every = [snapshot.point for snapshot in volume.snapshots]
     for snapshot in volume.snapshots:
         known = _known(record, snapshot)
-        holds = _mark(directory, volume, snapshot) == known._replace(checksum=None) if known is not None else foretold and snapshot.point is not None
+        holds = _read_mark(directory, volume, snapshot) == known._replace(checksum=None) if known is not None else foretold and snapshot.point is not None
         if not holds or every.count(snapshot.point) > 1:  # one that stands twice is none
             break
         found.add(snapshot.name)

@@ -1,0 +1,136 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a volume may move, asked before anything is changed, and how it is noticed that somebody works on it meanwhile."""
+
+from __future__ import annotations
+
+import os
+from typing import Collection, NamedTuple
+
+from ..apply.unchanged import marks, require_unchanged
+from ..errors import Conflict, HasDependents, InUse
+from ..model import Share, Volume, listed
+from ..plan.headers import DEPENDENTS_REMEDY
+from ..store import qcow2
+from ..store.files.directory import ShareDirectory
+from .applying import engine_for
+from .workspace import Workspace
+
+_SECOND = 1_000_000_000  # ns
+_TICK, _COARSE = 0.02, 2.1  # seconds after which a file system gives a write another time: most of them, and those that count seconds
+
+
+class Side(NamedTuple):
+    """A volume on one of both shares; None: it is not there."""
+
+    share: Share
+    volume: Volume | None
+
+
+class Seen:
+    """What the files of both sides were when they were looked at, by which it is noticed that somebody has written to one since."""
+
+    def __init__(self, work: Workspace, source: Side, target: Side) -> None:
+        """The files are read after this. It waits until a write would give a file another time than it has now."""
+        self._work = work
+        self.source, self._target = self._marks(source), self._marks(target)
+        times = [written for _length, written in (*self.source.values(), *self._target.values())]
+        if times and not work.options.check:
+            work.options.task.waiting.sleep(_COARSE if any(time % _SECOND == 0 for time in times) else _TICK)
+
+    def _marks(self, side: Side) -> dict[str, tuple[int, int]]:
+        if side.volume is None or self._work.options.check:
+            return {}
+        return marks(self._work.directory(side.share), side.volume.own_files)
+
+    def follow(self, target: Side, changed: Collection[str]) -> None:
+        """The task itself has changed these files of the volume on the new share, or made them."""
+        now = self._marks(target)
+        self._target = {file: mark if file in changed else self._target.get(file, mark) for file, mark in now.items()}
+
+    def require_target(self, target: Side) -> None:
+        """:raises Conflict: somebody has written to the volume on the new share since the task has read or made its files."""
+        if target.volume is not None:
+            require_unchanged(self._work.directory(target.share), target.volume.name, self._target)
+
+
+def require_unused(work: Workspace, side: Side) -> None:
+    """:raises InUse: a program has one of the files open."""
+    if side.volume is None:
+        return
+    with engine_for(work, side.share) as engine:
+        for file in side.volume.own_files:
+            try:
+                engine.require_unused(file, check_only=work.mode.checks_only)
+            except InUse as error:
+                remedy = "a volume moves while nobody has it open: stop that program, and run the task again"
+                raise InUse(error.subject, error.problem, remedy if side.share.locks_visible else error.remedy) from error
+
+
+def require_independent(work: Workspace, side: Side, recovered: list) -> None:
+    """:param recovered: what was ended of it first. :raises HasDependents: a file rests on it."""
+    if side.volume is None:
+        return
+    dependents = work.mode.dependents(side.share, side.volume, work.mode.still_there(recovered))
+    if dependents:
+        names = listed(sorted({clone for clone, _file in dependents}))
+        subject = f"volume {side.volume.name} on {side.share.label}"
+        raise HasDependents(subject, f"linked clones or other files rest on it: {names}", DEPENDENTS_REMEDY)
+
+
+def require_whole(work: Workspace, side: Side) -> None:
+    """:raises Conflict: something of it would not come along."""
+    volume = side.volume
+    if volume is None:
+        return
+    subject = f"volume {volume.name} on {side.share.label}"
+    if volume.stale:
+        names = listed(f"{snapshot} ({file})" for snapshot, file in volume.stale)
+        problem = f"its .info names snapshots whose files are no overlays of its chain, and which would stay behind: {names}"
+        raise Conflict(subject, problem, "take these entries away first (remotefs_snapshot with state: absent)")
+    held = _bitmaps(work.directory(side.share), volume) if len(volume.chain) > 1 else []
+    if held:
+        problem = f"it has dirty bitmaps, which would be lost: {listed(held)}"
+        raise Conflict(subject, problem, "let the backup program end with them first, after which the next backup has to be a full one")
+
+
+def _bitmaps(directory: ShareDirectory, volume: Volume) -> list[str]:
+    found = []
+    for image in volume.own:
+        if image.format == "qcow2" and directory.root.status(image.file) is not None:
+            with directory.root.opened(image.file) as fd:
+                try:
+                    found += [f"{one.name} of {image.file}" for one in qcow2.read_bitmaps(fd, qcow2.read_header(fd))]
+                except qcow2.Qcow2Error:
+                    continue  # what is wrong with it is told when it is read
+    return found
+
+
+def require_two(work: Workspace, source: Side, target: Side) -> None:
+    """:raises Conflict: both shares are one directory, under two names. Then the volume would be compared with itself, and removed."""
+    if source.volume is None or target.volume is None:
+        return
+    first, second = (
+        {_identity(work.directory(side.share), file) for file in side.volume.own_files} for side in (source, target) if side.volume is not None
+    )
+    if first.intersection(second) - {None}:
+        subject = f"volume {target.volume.name} on {target.share.label}"
+        raise Conflict(subject, f"its files are those of the volume on {source.share.label}", "name another share: both are one directory")
+
+
+def _identity(directory: ShareDirectory, file: str) -> tuple[int, int, int] | None:
+    status = directory.root.status(file)
+    return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def owner_for(work: Workspace, source: Share, target: Share, volume: Volume) -> tuple[int | None, int | None]:
+    """User and group of the volume's files, where both shares keep them, and this user may give files to others."""
+    if not (source.keeps_modes and target.keeps_modes):
+        return None, None
+    active = volume.active
+    if os.geteuid() == 0 or (active.uid, active.gid) == (os.geteuid(), os.getegid()):
+        return active.uid, active.gid
+    work.options.task.warn(f"volume {volume.name}: only root can give its files to the user and group that they have on {source.label}")
+    return None, None
+
