@@ -45,7 +45,6 @@ class Share:
 
     def __init__(self, world: Turns, tmp_path: Path, environment: dict) -> None:
         self.world, self.cinder, self.tmp_path = world, world.cinder, tmp_path
-        # The program's own environment has Ansible; what runs these tests has not.
         self.environment = {**environment, "ANSIBLE_GATHERING": "explicit", "ANSIBLE_STDOUT_CALLBACK": "default"}
 
     def play(self, book: list, *options: str) -> str:
@@ -140,13 +139,16 @@ def test_leaving_cinder_and_going_back(share: Share) -> None:
     share.linked("ci-1", kept.name, first)
     share.linked("ci-2", "ci-1", None)
     share.linked("ci-3", plain.name, None)
+    adopted = CinderVolume(2, cinder.volumes)  # a clone that becomes a volume of Cinder's
+    share.linked(adopted.name, "ci-1", "clone-ci-2")
     share.grow(plain, GIB + GIB // 2)
     clones = {name: digest_of(share.look(name)["path"], "qcow2") for name in ("ci-1", "ci-2", "ci-3")}
-    shown = {one.name: digest_of(share.look(one.name)["path"], share.look(one.name)["format"]) for one in everything}
+    shown = {one.name: digest_of(share.look(one.name)["path"], share.look(one.name)["format"]) for one in (*everything, adopted)}
 
     # Given back. The size is told, and nothing else is in the way.
     refused = share.played(GIVE_BACK)
     assert refused.returncode and f"Cinder cannot attach {plain.name}: grow each" in refused.stdout + refused.stderr, refused.stdout
+    assert changed(refused.stdout) == 2
     share.grow(plain, 2 * GIB)
     shown[plain.name] = digest_of(share.look(plain.name)["path"], share.look(plain.name)["format"])
     said = share.play(GIVE_BACK)
@@ -157,11 +159,13 @@ def test_leaving_cinder_and_going_back(share: Share) -> None:
         found = share.look(name)
         assert (found["parent"] is None) == (name != "ci-2") and digest_of(found["path"], "qcow2") == digest
 
-    # Cinder's turn. Its database needs the size of the volume that grew, and nothing else.
+    # Cinder's turn. Its database needs the size of the volume that grew, and the formats of the new one.
     cinder.told(plain, *told[plain.name])
-    assert told[plain.name][0] == 2
+    cinder.told(adopted, *told[adopted.name])
+    assert told[plain.name][0] == 2 and told[adopted.name] == (2, "qcow2", "qcow2")
+    everything = (*everything, adopted)
     for one in everything:
-        assert told[one.name] == (one.size, cinder.attached(one)[1], share.world.base_format)
+        assert told[one.name] == (one.size, cinder.attached(one)[1], "qcow2" if one is adopted else share.world.base_format)
         assert cinder.snapshots(one) == (sorted((first, second)) if one is kept else [])
         assert share.digest(one) == shown[one.name]
     assert {name: share.point(kept, name) for name in points} == points
@@ -187,10 +191,15 @@ def test_volumes_of_both_formats(share: Share) -> None:
     other = "raw" if share.world.base_format == "qcow2" else "qcow2"
     name = f"volume-{uuid.uuid4()}"
     subprocess.run(["qemu-img", "create", "-q", "-f", other, str(share.world.share / name), "1G"], check=True)
+    before = share.files()
+    refused = share.played(TAKE_OVER, "-e", f"usual={share.world.base_format}")
+    why = f"They are in another format, or were never Cinder's: {name}" if other == "qcow2" else f"file {name} on {share.world.share}: it is no qcow2 image"
+    assert refused.returncode and why in refused.stdout + refused.stderr and share.files() == before, refused.stdout
+    assert share.look(name)["base_format"] is None, "nothing was recorded"
     options = ("-e", json.dumps({"usual": share.world.base_format, "others": {name: other, "volume-that-is-gone": other}}))
     assert changed(share.play(TAKE_OVER, *options)) == 2 and changed(share.play(TAKE_OVER, *options)) == 0
     assert share.look(name)["base_format"] == other and share.look(share.world.name)["base_format"] == share.world.base_format
-    assert changed(share.play(GIVE_BACK)) == 1 and changed(share.play(GIVE_BACK)) == 0
+    assert changed(share.play(GIVE_BACK)) == 1
     assert share.look(name)["format"] == other and share.look(share.world.name)["format"] == share.world.base_format
 
 
