@@ -257,7 +257,9 @@ def interop(work: Work) -> None:
     """OpenStack Cinder's own NFS driver and the collection, in turns on the same volumes; os-brick on volumes of a directory"""
     bin = machine.cinder_venv()
     machine.need_qemu()
-    work.pytest(bin, "-W", "ignore::DeprecationWarning", "tests/interop")
+    playbooks = machine.core_venv(machine.best_core())  # beside Cinder, whose environment has no Ansible
+    path = os.pathsep.join([str(bin), str(playbooks), os.environ["PATH"]])
+    work.pytest(bin, "-W", "ignore::DeprecationWarning", "tests/interop", env={"PATH": path})
 
 
 @stage
