@@ -479,18 +479,23 @@ def _run(params: dict, options, finder):
     _check(params)
     options = _with_word(options, params)
     keep = _policy(params)
-    changes.require(params, "volume", "share", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
+    changes.require(params, "volume", "share", *(() if _names_none(params) or params["names"] or keep or params["state"] == "pruned" else ("name",)))
     options = _with_machine(options, params)
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
         if params["name"]:
             check_snapshot_name(params["volume"], params["name"])  # a glob that deletes is asked for by names
-        return snapshots.delete(candidates, params["volume"], params["names"] or [params["name"]], options)
+        return snapshots.delete(candidates, params["volume"], params["names"] or list(filter(None, [params["name"]])), options)
     if params["state"] == "reverted":
         return snapshots.revert(candidates, params["volume"], params["name"], params["discard_newer"], options)
     if params["state"] == "pruned" or not params["name"]:
         return snapshots.retain(candidates, params["volume"], keep, options)
     return snapshots.take(snapshots.SnapshotRequest(candidates, params["volume"], _desired(params), keep), options)
+
+
+def _names_none(params: dict) -> bool:
+    """Whether a list of snapshots to delete was computed and came out empty, which is no change."""
+    return params["state"] == "absent" and params["names"] == [] and not params["name"]
 
 
 def _with_word(options, params: dict):
@@ -584,7 +589,7 @@ def _run_volumes(module: AnsibleModule) -> None:
     params = module.params
     _check(params)
     keep = _policy(params)
-    changes.require(params, "share", "volumes", *(() if params["names"] or keep or params["state"] == "pruned" else ("name",)))
+    changes.require(params, "share", *(() if _names_none(params) or params["names"] or keep or params["state"] == "pruned" else ("name",)))
     found = candidates.find_candidates(params["share"], params["mount_base"])
     options = _with_machine(_with_word(changes.options(module), params), params)
     volumes = matching.volumes_named(found, params["volumes"], options)

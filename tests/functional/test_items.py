@@ -50,6 +50,27 @@ def share(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_lists_that_came_out_empty(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
+    """Computed lists are no change where they have nothing, in all modules. A name that is not given is still missed."""
+    tasks = [task(VOLUME, size="1M", name="one")]
+    for state in ("present", "absent", "reverted"):
+        tasks += [task(SNAPSHOT, volumes=[], name="s", state=state), check("done is not changed", "done.results == []")]
+    tasks += [
+        task(SNAPSHOT, volume="one", names=[], state="absent"),
+        check("done is not changed", "done.volume.name == 'one'"),
+        task(SNAPSHOT, volumes=["one"], names=[], state="absent"),
+        check("done is not changed", "done.results | length == 1"),
+        task(SNAPSHOT, snapshots=[{"volume": "one", "names": []}], state="absent"),
+        check("done is not changed"),
+        task(VOLUME, volumes=[]),
+        check("done is not changed"),
+        failing(SNAPSHOT, volume="one", state="absent"),
+        check("done is failed", "done.error_code == 'invalid_parameter'"),
+    ]
+    play(tasks, share, tmp_path, ansible_environment)
+
+
+@pytest.mark.slow
 def test_volumes_each_by_itself_and_globs(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
     (share / "ci-notes").write_text("no volume")
     tasks = [
