@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import pytest
 
@@ -18,7 +18,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from .test_clones import opened, write
-from .test_exporting import Life, lived
+from .test_exporting import lived
 from .test_importing import content
 from .test_moving import Killed, killed_at, move, new, only_there, refuse
 from .test_refusals import MIB, Store
@@ -168,32 +168,62 @@ def test_the_new_share_is_written_to_before_all_is_there(store: Store, new: Stor
     only_there(life, new)
 
 
-@pytest.mark.root
-def test_a_file_system_that_counts_seconds(new: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write has the time of the one before it. The task waits until this cannot be."""
-    image, mount = tmp_path / "image", tmp_path / "mount"
-    mount.mkdir()
-    image.touch()
-    os.truncate(image, 64 * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-I", "128", image], check=True, stderr=subprocess.DEVNULL)
-    if subprocess.run(["mount", "-o", "loop", image, mount], check=False, capture_output=True).returncode != 0:
-        pytest.skip("needs loop devices")
+@pytest.fixture
+def seconds(tmp_path: Path) -> Iterator[list[Store]]:
+    """Two shares on file systems that count the times of writes in seconds."""
+    stores: list[Store] = []
     try:
-        old = Store(mount)
-        life = Life(old, 1)
-        life.write()
-        apply = Executor.apply
-
-        def late(self: Executor, plan: Any, source: Any = None) -> None:
-            if plan.operation == "delete_volume":
-                life.write()
-            apply(self, plan, source)
-
-        monkeypatch.setattr(Executor, "apply", late)
-        with pytest.raises(errors.Conflict, match="somebody has written"):
-            move(old, new)
+        for name in ("old", "other"):
+            image, mount = tmp_path / f"{name}.ext4", tmp_path / f"on-{name}"
+            mount.mkdir()
+            image.touch()
+            os.truncate(image, 64 * MIB)
+            subprocess.run(["mkfs.ext4", "-q", "-I", "128", image], check=True, stderr=subprocess.DEVNULL)
+            if subprocess.run(["mount", "-o", "loop", image, mount], check=False, capture_output=True).returncode != 0:
+                pytest.skip("needs loop devices")
+            stores.append(Store(mount))
+        yield stores
     finally:
-        subprocess.run(["umount", "-l", mount], check=True)
+        for one in stores:
+            subprocess.run(["umount", "-l", one.path], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("side", ["old", "new", "none"])
+def test_file_systems_that_count_seconds(seconds: list[Store], monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+    """A write can have the time of the one before it. The task waits until this cannot be, and reads again what it has just made."""
+    old, target = seconds
+    life = lived(old, 1)
+    apply = Executor.apply
+
+    def late(self: Executor, plan: Any, source: Any = None) -> None:
+        if side == "old" and plan.operation == "delete_volume":
+            life.write()
+        apply(self, plan, source)
+        if side == "new" and plan.operation == "create_volume":
+            subprocess.run(["qemu-io", "-f", "raw", "-c", "write -q -P 200 0 64k", str(target.path / "vol")], check=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Executor, "apply", late)
+        if side == "none":
+            move(old, target)
+            only_there(life, target)
+            return
+        with pytest.raises((errors.Conflict, errors.VerifyFailed)):
+            move(old, target)
+    assert content(old.info()["path"], "qcow2") == bytes(life.shown)
+
+
+@pytest.mark.root
+def test_equal_inodes_and_times_on_two_file_systems(seconds: list[Store]) -> None:
+    """Both are new, and count seconds: files that are made in the same second are equal in all but their device."""
+    old, target = seconds
+    life = lived(old, 1)
+    replicate(old, target)
+    for name in ("vol", "vol.info"):
+        os.utime(target.path / name, ns=(0, os.stat(old.path / name).st_mtime_ns))
+    move(old, target)
+    only_there(life, target)
 
 
 def test_a_move_is_not_ended_from_another_share(store: Store, new: Store, third: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +256,34 @@ def test_dirty_bitmaps(store: Store, new: Store) -> None:
     subprocess.run(["qemu-img", "bitmap", "--remove", "-f", "qcow2", store.path / "vol.s2", "backup0"], check=True)
     move(store, new)
     only_there(life, new)
+
+
+def test_dirty_bitmaps_of_one_file_onto_a_replica(store: Store, new: Store) -> None:
+    """Only the replica has a snapshot, so that the file is not copied as it is."""
+    store.present(size=MIB, format="qcow2")
+    store.snapshot("s")
+    replicate(store, new)
+    store.delete("s")
+    path = store.info()["path"]
+    subprocess.run(["qemu-img", "bitmap", "--add", "-f", "qcow2", path, "backup0"], check=True)
+    refuse(errors.Conflict, store, new, "backup0 of")
+
+
+def test_a_write_right_after_a_receipt(store: Store, new: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for one of the task's own."""
+    life = lived(store, 33)
+    apply = Executor.apply
+
+    def late(self: Executor, plan: Any, source: Any = None) -> None:
+        apply(self, plan, source)
+        if plan.operation == "receive" and plan.after.active.file != "vol.s2":
+            told = new.info()
+            subprocess.run(["qemu-io", "-f", told["format"], "-c", "write -q -P 200 0 64k", told["path"]], check=True)
+
+    with monkeypatch.context() as patched, pytest.raises((errors.Conflict, errors.VerifyFailed)):
+        patched.setattr(Executor, "apply", late)
+        move(store, new)
+    assert content(store.info()["path"], "qcow2") == bytes(life.shown)
 
 
 def test_to_give_up_a_record_is_a_change(store: Store, new: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,3 +345,14 @@ def test_a_reader_of_a_lower_file(store: Store, new: Store) -> None:
         refuse(errors.InUse, store, new, "vol.s1")
     finally:
         reader.communicate("quit\n")
+
+
+def test_a_revert_before_the_move_is_foretold(store: Store, new: Store) -> None:
+    """It replaces the overlay of the newest snapshot, so that only its content tells which point it is."""
+    life = lived(store, 2)
+    replicate(store, new)
+    store.revert("s2", True)
+    life.shown = bytearray(life.points["s2"].ljust(len(life.shown), b"\0"))
+    foretold, done = move(store, new, check=True), move(store, new)
+    assert [step["step"] for step in foretold.actions] == [step["step"] for step in done.actions]
+    only_there(life, new)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def told(pair: Pair) -> list[str]:
 
 def checksums(pair: Pair) -> dict[str, Any]:
     content = json.loads((pair.target.path / ".remotefs" / "volumes" / "vol.json").read_text())
-    return {name: details["point"][7] for name, details in content["snapshots"].items()}
+    return {name: (details["checksum"] or [None, None])[1] for name, details in content["snapshots"].items()}
 
 
 def gone_at_home(pair: Pair) -> None:
@@ -105,7 +106,7 @@ def test_merges_on_the_replica_raise_no_alarm(pair: Pair) -> None:
     known = checksums(pair)
     pair.target.delete("s2")
     after = checksums(pair)
-    assert after["s1"] == known["s1"] and after["s3"] is None
+    assert after["s1"] == known["s1"] and after["s3"] is None and after["s4"] == known["s4"]
     (warning,) = told(pair)
     assert "s3" in warning and "s1" not in warning
     pair.send(verify="all")
@@ -131,16 +132,51 @@ def test_the_same_content_has_the_same_checksum_on_all_replicas(make: Any, tmp_p
 
 
 def test_forged_checksums(pair: Pair) -> None:
-    """One that is no text makes the identity none; another text is a difference. Neither is followed anywhere."""
+    """What is no checksum counts as none; another one is a difference. No name in it is followed anywhere."""
     gone_at_home(pair)
     path = pair.target.path / ".remotefs" / "volumes" / "vol.json"
     honest = path.read_text()
-    for forged in ("../../etc/passwd", "", 7, ["a"], {"a": 1}):
+    for forged in (["../../etc/passwd", "0"], ["vol", ""], ["vol", "x" * 64], 7, ["vol"], {"a": 1}, ["vol", 1]):
         content = json.loads(honest)
-        content["snapshots"]["s1"]["point"][7] = forged
+        content["snapshots"]["s1"]["checksum"] = forged
         path.write_text(json.dumps(content))
-        if isinstance(forged, str):
+        if isinstance(forged, list) and [type(part) for part in forged] == [str, str]:
             with pytest.raises(errors.VerifyFailed):
                 pair.compare()
         else:
             assert "s1" in told(pair)[0]
+
+
+@pytest.mark.parametrize("how", ["an ordinary write", "a touched base", "other inodes"])
+def test_a_lost_identity_hides_nothing(pair: Pair, how: str) -> None:
+    """Whoever writes to a file in the usual way changes its time, too. Then the identity is lost, and the checksum is not."""
+    gone_at_home(pair)
+    path = pair.target.path / "vol"
+    if how == "a touched base":
+        os.utime(path)
+        path = pair.target.path / "vol.s1-1"
+    if how == "other inodes":
+        for file in ("vol", "vol.s1-1", "vol.s2-1"):
+            copy = pair.target.path / f"{file}.copy"
+            shutil.copy2(pair.target.path / file, copy)
+            os.replace(copy, pair.target.path / file)
+    status, place = path.stat(), path.read_bytes().index(bytes([1 if path.name == "vol" else 2]) * 65536) + 100
+    with path.open("r+b") as image:
+        image.seek(place)
+        image.write(b"X")
+    if how != "an ordinary write":
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    for action in (pair.compare, lambda: pair.send(verify="all"), pair.compare):
+        with pytest.raises(errors.VerifyFailed, match="is not what it was"):
+            action()
+
+
+def test_a_rebased_file_keeps_its_checksum(pair: Pair) -> None:
+    """A merge below it changes its header alone."""
+    gone_at_home(pair)
+    known = checksums(pair)
+    pair.target.delete("s1")
+    after = checksums(pair)
+    assert [name for name in after if after[name] != known[name]] == ["s2"]
+    (warning,) = told(pair)
+    assert "s2" in warning and "s3" not in warning

@@ -51,13 +51,15 @@ class Readable(Protocol):
 @dataclass(frozen=True)
 class CopySource:
     """What a copy reads: a place, and the images there that make up the source, top first. ``known``: only what a replica lacks is copied.
-    ``is_checked``: what was written is read again and compared. ``sums`` gets the checksums of what was read again, by file."""
+    ``is_checked``: what was written is read again and compared. ``sums`` gets the checksums of what was read again, by file, and
+    ``marks`` what the file was then (see :mod:`unchanged`)."""
 
     directory: Readable
     images: tuple[Image, ...]
     known: Known | None = None
     is_checked: bool = False
     sums: dict[str, str] = field(default_factory=dict)
+    marks: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Known(NamedTuple):

@@ -22,11 +22,11 @@ from ..plan import grouping, room
 from ..plan import intent as intents
 from ..plan.plan import CREATE_SNAPSHOT, RECEIVE, Plan, lost_snapshots
 from ..plan.resumption import Resumption
-from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord
+from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord, written_by
 from ..store.files import access
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import records
-from ..store.metadata.points import marks_of_points, without_lost
+from ..store.metadata.points import checksums_of_points, marks_of_points, without_lost
 from ..store.volumes.look import Look
 from ..store.volumes.raw_disks import disks_of, marks_of
 from .engine import CopySource, Engine, Session, predict_end
@@ -82,8 +82,7 @@ class Executor:
         """:param instead_of: the group that is on record, which has no snapshot any more. Then nothing is undone after an error."""
         self._sums = source.sums if source is not None else {}
         with self._engine.session(plan, source) as session:
-            if plan.unchanged:
-                require_unchanged(self._directory, plan.volume, plan.unchanged)
+            require_unchanged(self._directory, plan.volume, plan.unchanged or {})
             if plan.intent and instead_of is not None:
                 self.record_intent(plan, instead_of.name, instead_of.members)
             elif plan.intent:
@@ -287,8 +286,9 @@ class Executor:
         disks = disks_of(self._directory, plan.after, before, made or {})
         marks = marks_of(self._directory, plan.after, before, made or {})
         identified = {file for step in plan.steps if isinstance(step, WriteRecord) for file in step.identified}
-        points = marks_of_points(self._directory, plan.after, before, _changed(plan), identified, self._sums)
-        record = records.describing(plan.after, tuple(item for item in garbage if item), disks, marks, points)
+        points = marks_of_points(self._directory, plan.after, before, _changed(plan), identified)
+        checksums = checksums_of_points(plan.after, before, written_by(plan.steps), self._sums)
+        record = records.describing(plan.after, tuple(item for item in garbage if item), disks, marks, points, checksums)
         self._write_record(plan.volume, record, "" if plan.before is None else "blocks")
 
     def _garbage(self, file: str) -> records.Garbage | None:

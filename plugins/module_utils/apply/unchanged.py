@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import Iterable, Mapping
 
 from ..errors import Conflict
 from ..store.files.directory import ShareDirectory
 
 
+def mark_of(status: os.stat_result) -> tuple[int, int]:
+    """What is different once somebody has written to a file: its length in bytes and the time of the last write (ns)."""
+    return status.st_size, status.st_mtime_ns
+
+
 def marks(directory: ShareDirectory, files: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """What is different once somebody has written to these files: for each its length in bytes and the time of the last write (ns)."""
+    """Of each of these files that is there, :func:`mark_of` it."""
     found = {file: directory.root.status(file) for file in files}
-    return {file: (status.st_size, status.st_mtime_ns) for file, status in found.items() if status is not None}
+    return {file: mark_of(status) for file, status in found.items() if status is not None}
 
 
 def require_unchanged(directory: ShareDirectory, volume: str, known: Mapping[str, tuple[int, int]]) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import Collection, NamedTuple
+from typing import Collection, Mapping, NamedTuple
 
 from ..apply.unchanged import marks, require_unchanged
 from ..errors import Conflict, HasDependents, InUse
@@ -35,24 +35,40 @@ class Seen:
         """The files are read after this. It waits until a write would give a file another time than it has now."""
         self._work = work
         self.source, self._target = self._marks(source), self._marks(target)
-        times = [written for _length, written in (*self.source.values(), *self._target.values())]
-        if times and not work.options.check:
-            work.options.task.waiting.sleep(_COARSE if any(time % _SECOND == 0 for time in times) else _TICK)
+        if not work.options.check:
+            work.options.task.waiting.sleep(_COARSE if _is_coarse({**self.source, **self._target}) else _TICK)
 
     def _marks(self, side: Side) -> dict[str, tuple[int, int]]:
         if side.volume is None or self._work.options.check:
             return {}
         return marks(self._work.directory(side.share), side.volume.own_files)
 
-    def follow(self, target: Side, changed: Collection[str]) -> None:
-        """The task itself has changed these files of the volume on the new share, or made them."""
-        now = self._marks(target)
-        self._target = {file: mark if file in changed else self._target.get(file, mark) for file, mark in now.items()}
+    def follow(self, target: Side, changed: Collection[str], read: Mapping[str, tuple[int, int]]) -> None:
+        """The task itself has changed these files of the volume on the new share, or made them.
+
+        :param read: what those of them were when their content was read again, before anybody else knew their names.
+        """
+        now = {file: read.get(file, mark) if file in changed else self._target.get(file, mark) for file, mark in self._marks(target).items()}
+        self._target = now
+
+    def settle(self, target: Side) -> bool:
+        """Whether the time of a write tells it from those of the task itself on the new share. If not, it waits until that is so for what is
+        written from now on, and what is there has to be read again."""
+        if not _is_coarse(self._target):
+            return True
+        self._target = self._marks(target)
+        self._work.options.task.waiting.sleep(_COARSE)
+        return False
 
     def require_target(self, target: Side) -> None:
         """:raises Conflict: somebody has written to the volume on the new share since the task has read or made its files."""
         if target.volume is not None:
             require_unchanged(self._work.directory(target.share), target.volume.name, self._target)
+
+
+def _is_coarse(seen: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a file system counts the times of writes in seconds."""
+    return any(written % _SECOND == 0 for _length, written in seen.values())
 
 
 def require_unused(work: Workspace, side: Side) -> None:
@@ -79,8 +95,8 @@ def require_independent(work: Workspace, side: Side, recovered: list) -> None:
         raise HasDependents(subject, f"linked clones or other files rest on it: {names}", DEPENDENTS_REMEDY)
 
 
-def require_whole(work: Workspace, side: Side) -> None:
-    """:raises Conflict: something of it would not come along."""
+def require_whole(work: Workspace, side: Side, target: Side) -> None:
+    """:param target: what is on the new share. :raises Conflict: something of it would not come along."""
     volume = side.volume
     if volume is None:
         return
@@ -89,7 +105,8 @@ def require_whole(work: Workspace, side: Side) -> None:
         names = listed(f"{snapshot} ({file})" for snapshot, file in volume.stale)
         problem = f"its .info names snapshots whose files are no overlays of its chain, and which would stay behind: {names}"
         raise Conflict(subject, problem, "take these entries away first (remotefs_snapshot with state: absent)")
-    held = _bitmaps(work.directory(side.share), volume) if len(volume.chain) > 1 else []
+    is_copied = len(volume.chain) == 1 and target.volume is None  # as it is, file for file
+    held = [] if is_copied else _bitmaps(work.directory(side.share), volume)
     if held:
         problem = f"it has dirty bitmaps, which would be lost: {listed(held)}"
         raise Conflict(subject, problem, "let the backup program end with them first, after which the next backup has to be a full one")
@@ -111,17 +128,18 @@ def require_two(work: Workspace, source: Side, target: Side) -> None:
     """:raises Conflict: both shares are one directory, under two names. Then the volume would be compared with itself, and removed."""
     if source.volume is None or target.volume is None:
         return
-    first, second = (
-        {_identity(work.directory(side.share), file) for file in side.volume.own_files} for side in (source, target) if side.volume is not None
-    )
-    if first.intersection(second) - {None}:
+    are_local = source.share.local and target.share.local  # a server's directory may be mounted twice, as two devices
+    first, second = (_identities(work.directory(side.share), side.volume, are_local) for side in (source, target) if side.volume is not None)
+    if first == second:
         subject = f"volume {target.volume.name} on {target.share.label}"
         raise Conflict(subject, f"its files are those of the volume on {source.share.label}", "name another share: both are one directory")
 
 
-def _identity(directory: ShareDirectory, file: str) -> tuple[int, int, int] | None:
-    status = directory.root.status(file)
-    return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+def _identities(directory: ShareDirectory, volume: Volume, are_local: bool) -> set[tuple]:
+    """What says which files those of a volume are."""
+    found = [(file, directory.root.status(file)) for file in volume.own_files]
+    known = [(file, status.st_ino, status.st_size, status.st_mtime_ns, status.st_dev if are_local else 0) for file, status in found if status]
+    return set(known) or {(id(directory),)}  # nothing is there: it is only foretold
 
 
 def owner_for(work: Workspace, source: Share, target: Share, volume: Volume) -> tuple[int | None, int | None]:

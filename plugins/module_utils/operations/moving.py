@@ -149,9 +149,11 @@ def _locked(work: Workspace, places: _Places, request: VolumeRequest, elsewhere:
     if volume is None or not (unknown or (volume.snapshots and not volume.replicated)):
         return task
     plan = replicas.identify(volume, unknown)
-    if not work.options.check:
+    if work.options.check and plan.after is not None:
+        again = Held(source, plan.after, tuple(Point(one, True) for one in plan.after.snapshots))
+    else:
         carry_out(work, source, plan, [])
-    again = held_side(work, source, plan.after if work.options.check else work.mode.observe(source, name))
+        again = held_side(work, source, work.mode.observe(source, name))
     return _Moving(work, asked, again, held_side(work, target, here), recovered, elsewhere, seen)
 
 
@@ -188,7 +190,8 @@ class _Moving(Replication):
 
     def _do(self, plan: Plan, source: CopySource | None = None) -> None:
         super()._do(plan, source)
-        self._seen.follow(self._sides[1], {file for step in plan.steps for file in step.changes()})
+        self._seen.follow(self._sides[1], {file for step in plan.steps for file in step.changes()}, self._read)
+        self._read.clear()
 
     # -- what has to be so -----------------------------------------------------------------------------------------------
 
@@ -205,7 +208,7 @@ class _Moving(Replication):
         if source.volume is None:
             return
         movable.require_two(self._work, source, target)
-        movable.require_whole(self._work, source)
+        movable.require_whole(self._work, source, target)
         for side in (source, target):
             movable.require_independent(self._work, side, self.recovered)
             movable.require_unused(self._work, side)
@@ -262,11 +265,24 @@ class _Moving(Replication):
         newest = self._send_points(lack)
         self._send_present(newest)
         if not self._options.check:
-            self._verify_all([one.name for one in lack.sent])
+            self._verify_here([one.name for one in lack.sent])
         self.replica = held_side(self._work, self.replica.share, self.replica.volume)
         self._matched = []
         self._require_all_points(self.source.points)
         self._take_access()
+
+    def _verify_here(self, sent: Sequence[str]) -> None:
+        """Compare what was there before; where times of writes tell too little, all of it once more. :param sent: names of points just sent.
+
+        :raises VerifyFailed: it differs. :raises Conflict: somebody has written to it since.
+        """
+        is_certain = self._seen.settle(self._sides[1])
+        self._verify_all(sent if is_certain else ())
+        newest = (self.source.points[-1].name, self.replica.points[-1].name) if self.source.points and self.replica.points else None
+        images = sources.seen(self._work, self.source.share, self.source.present, None)
+        if not is_certain and self._differs(images, self.replica.present, newest):
+            raise VerifyFailed(self._subject, "its present is not that of its source", "run the task again when nobody uses it")
+        self._seen.require_target(self._sides[1])
 
     def _take_access(self) -> None:
         """Bring mode and owner of what was there before to those of the source."""
@@ -285,11 +301,15 @@ class _Moving(Replication):
             if own:
                 raise Conflict(self._subject, f"it has snapshots that were made there since the move was begun: {listed(own)}", "delete them, and go on")
             self._request = self._request._replace(discards=True)
-        lack = super()._find_lack()
+        try:
+            lack = super()._find_lack()
+        except Conflict as error:
+            remedy = "delete what is in the way on the old share, or remove the volume here (state: absent) to send all anew"
+            raise Conflict(error.subject, error.problem, remedy) from error
         lost = [name for name in lack.dropped if name in self._move.kept]
         if lost:
             problem = f"it had snapshots before the move, and the source has given their names to others since: {listed(lost)}"
-            raise Conflict(self._subject, problem, "delete or rename one of both")
+            raise Conflict(self._subject, problem, "delete those snapshots on the old share, and go on")
         self._require_all_points(self.source.points[: self._common.source + 1] if self._common else ())
         return lack
 

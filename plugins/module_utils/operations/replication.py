@@ -74,6 +74,7 @@ class Replication:
         self._outcome = Outcome(request.name, bool(recovered), [], recovered, None, None)
         self._sent_bytes = 0
         self._sums: dict[str, str] = {}  # checksums of the replica's files that were received or read
+        self._read: dict[str, tuple[int, int]] = {}  # what they were then
         self._common = replicas.surely_common(self.source.points, self.replica.points)
         self._compare_names()
 
@@ -287,7 +288,7 @@ class Replication:
         self._do(plan, replace(self._copy_of(images), known=known))
 
     def _copy_of(self, images: tuple[Image, ...]) -> CopySource:
-        return CopySource(self._work.directory(self.source.share), images, None, self._request.verify != NONE, self._sums)
+        return CopySource(self._work.directory(self.source.share), images, None, self._request.verify != NONE, self._sums, self._read)
 
     def _is_shown(self, images: tuple[Image, ...], newest: tuple[str, str] | None) -> bool:
         """Whether the replica shows a point already, because nothing was written between it and the newest one."""
@@ -371,19 +372,20 @@ class Replication:
         compared before. Where none was, that is told, or it is recorded now if all is to be compared. :raises VerifyFailed: one has changed."""
         record, unknown = self._work.look(self.replica.share, self._request.name).record, []
         for point in points:
-            images = self.replica.images(point.name)
-            known = checksum(record, point.snapshot) if point.holds else None
+            images, known = self.replica.images(point.name), checksum(record, point.snapshot)
+            file = images[0].file
             if known is None and self._request.verify != ALL:
                 unknown.append(point.name)
                 continue
             found = self._layer_sum(images)
             if known is None and found is not None:
-                self._sums[images[0].file] = found
-            elif found != known:
-                problem = f"{images[0].file} is not what it was when its checksum was recorded, and its source has this snapshot no more"
-                raise VerifyFailed(f"snapshot {point.name} of {self._subject}", problem, "take it from another copy, and do not trust this one")
+                self._sums[file] = found
+            elif known is not None and (known.file, known.digits) != (file, found):
+                problem = f"{file} is not what it was when its checksum was recorded, and its source has this snapshot no more"
+                remedy = "take it from another copy, or delete it; if a program such as Cinder has merged into that file, nobody can tell any more"
+                raise VerifyFailed(f"snapshot {point.name} of {self._subject}", problem, remedy)
         if unknown:
-            sentence = "it has snapshots that its source has no more, and of which no checksum is recorded; verify: all with state: present records it"
+            sentence = "it has snapshots that its source has no more, and of which no checksum is recorded; remotefs_replica with verify: all records it"
             self._options.task.warn(f"{self._subject}: {sentence}: {listed(unknown)}")
         if self._sums and self._request.verify == ALL and points:
             carry_out(self._work, self.replica.share, replicas.identify(self.replica.present, {}, ()), [], self._copy_of(()))

@@ -10,6 +10,7 @@ Recovery may find a step half done. Each such step is written so that doing it a
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Iterable
 
 from ..model import Volume, info_name, is_safe_file_name
 
@@ -360,6 +361,11 @@ def write_info(volume: Volume) -> WriteInfo:
     """The step that writes ``.info`` for a volume as it is given. Stale entries stay."""
     entries = [(snapshot.name, snapshot.file) for snapshot in volume.snapshots]
     return WriteInfo(info_name(volume.name), volume.active.file, (*entries, *volume.stale))
+
+
+def written_by(steps: Iterable[Step]) -> set[str]:
+    """Files of which steps change what they hold by themselves, whatever they rest on."""
+    return {file for step in steps if not isinstance(step, (Repoint, SetAttributes, WriteRecord)) for file in step.changes()}
 
 
 _TYPES = {

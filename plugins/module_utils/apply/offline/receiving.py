@@ -21,6 +21,7 @@ from ...store.files.directory import ShareDirectory, write_all
 from ...store.qcow2.cluster_writer import ClusterWriter
 from ...store.qcow2.clusters import ZEROS, QcowLayer
 from ..engine import CopySource, Known
+from ..unchanged import mark_of
 from . import deltas, viewing
 from .deltas import GRAIN, Part
 from .layer_sums import LayerSum
@@ -58,6 +59,7 @@ class Receiver:
         if self._source.is_checked:
             self._read_back(fd, size)
             self._source.sums[file] = self._sum.digits()
+            self._source.marks[file] = mark_of(os.fstat(fd))
 
     def _parts(self, stack: ExitStack, theirs: View) -> tuple[Iterator[Part], View | None]:
         """The parts that may differ from what lies below the overlay, and that, unless all of them do."""
@@ -144,6 +146,7 @@ def require_same(fd: int, step: CopyImage, source: CopySource, pace: Pace) -> No
             found.add(start, data)
             pace.require_time()
     source.sums[step.file] = found.digits()
+    source.marks[step.file] = mark_of(os.fstat(fd))
 
 
 def _not_the_same(subject: str) -> VerifyFailed:

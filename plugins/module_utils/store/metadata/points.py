@@ -26,18 +26,12 @@ def new_point() -> str:
 
 
 def marks_of_points(
-    directory: ShareDirectory,
-    volume: Volume,
-    before: records.Record | None,
-    changed: Collection[str],
-    identified: Collection[str] = (),
-    sums: Mapping[str, str] | None = None,
+    directory: ShareDirectory, volume: Volume, before: records.Record | None, changed: Collection[str], identified: Collection[str] = ()
 ) -> dict[str, records.PointMark]:
     """The identities of a volume's points, for its record. A point without one gets one, but not one that has lost its identity.
 
     :param before: the record that it had. What it says stays. :param changed: files of which it does not, because the task has changed them.
     :param identified: those of them of which the task knows the point, whatever the record said.
-    :param sums: checksums of files that the task has written or read, by file.
     """
     found = {}
     for snapshot in volume.snapshots:
@@ -46,28 +40,32 @@ def marks_of_points(
             is_lost = snapshot.file not in identified and _is_without(before, snapshot) and (volume.received or volume.replicated)
             known = None if is_lost else _mark(directory, volume, snapshot)  # a replication finds out by its content which point it is
         if known is not None:
-            found[snapshot.name] = _with_checksum(known, _recorded(before, snapshot), changed, sums or {})
+            found[snapshot.name] = known
     return found
 
 
-def _with_checksum(mark: records.PointMark, before: records.PointMark | None, changed: Collection[str], sums: Mapping[str, str]) -> records.PointMark:
-    """The mark with the checksum of its file that is known. That of before counts if the file is as it was then."""
-    if mark.backing_file in sums:
-        return mark._replace(checksum=sums[mark.backing_file])
-    is_same = before is not None and before.is_about() == mark.is_about() and mark.backing_file not in changed
-    return mark._replace(checksum=before.checksum) if before is not None and is_same else mark
+def checksums_of_points(volume: Volume, before: records.Record | None, written: Collection[str], sums: Mapping[str, str]) -> dict[str, records.Checksum]:
+    """The checksums of the files that a volume's points end with, for its record, by snapshot. They hold whether identities do or not: they are there
+    to find what nobody should have done.
+
+    :param before: the record that it had. :param written: files of which the task has changed what they hold by themselves.
+    :param sums: checksums of files that the task has received or read, by file.
+    """
+    found = {}
+    for snapshot in volume.snapshots:
+        file, known = volume.point_file(snapshot.name), checksum(before, snapshot)
+        if file in sums:
+            found[snapshot.name] = records.Checksum(file, sums[file])
+        elif known is not None and known.file == file and file not in written:
+            found[snapshot.name] = known
+    return found
 
 
-def _recorded(record: records.Record | None, snapshot: Snapshot) -> records.PointMark | None:
+def checksum(record: records.Record | None, snapshot: Snapshot) -> records.Checksum | None:
+    """The recorded checksum of the file that a point ends with."""
     details = record.snapshots.get(snapshot.name) if record is not None else None
-    mark: records.PointMark | None = details["point"] if details is not None else None
-    return mark
-
-
-def checksum(record: records.Record | None, snapshot: Snapshot) -> str | None:
-    """The recorded checksum of the file that a point ends with, above which its overlay lies. It counts if the identity of the point holds."""
-    known = _known(record, snapshot)
-    return None if known is None else known.checksum
+    found: records.Checksum | None = details.get("checksum") if details is not None else None
+    return found
 
 
 def without_lost(directory: ShareDirectory, volume: Volume, record: records.Record) -> records.Record:
@@ -137,7 +135,7 @@ def held(directory: ShareDirectory, volume: Volume, record: records.Record | Non
     every = [snapshot.point for snapshot in volume.snapshots]
     for snapshot in volume.snapshots:
         known = _known(record, snapshot)
-        holds = _read_mark(directory, volume, snapshot) == known._replace(checksum=None) if known is not None else foretold and snapshot.point is not None
+        holds = _read_mark(directory, volume, snapshot) == known if known is not None else foretold and snapshot.point is not None
         if not holds or every.count(snapshot.point) > 1:  # one that stands twice is none
             break
         found.add(snapshot.name)

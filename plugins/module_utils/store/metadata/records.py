@@ -42,8 +42,7 @@ class Disk(NamedTuple):
 
 class PointMark(NamedTuple):
     """The identity of a snapshot's point, and what its overlay was when it was recorded: inode, generation (both as of :class:`Disk`) and
-    backing file; of that file the inode, the length in bytes and the time of the last write (ns). The identity holds as long as all that is so.
-    ``checksum`` is that of what that file holds by itself (see :class:`apply.offline.layer_sums.LayerSum`); None: nobody has computed it."""
+    backing file; of that file the inode, the length in bytes and the time of the last write (ns). The identity holds as long as all that is so."""
 
     point: str
     inode: int
@@ -52,11 +51,13 @@ class PointMark(NamedTuple):
     backing_inode: int
     length: int
     written: int
-    checksum: str | None = None
 
-    def is_about(self) -> tuple:
-        """The file that the point ends with, and how it was: whoever writes to it changes that."""
-        return self.backing_file, self.backing_inode, self.length, self.written
+
+class Checksum(NamedTuple):
+    """The file that a snapshot's point ends with, and the checksum of what it holds by itself (see apply/offline/layer_sums.py)."""
+
+    file: str
+    digits: str
 
 
 SAME, OTHER, UNKNOWN = "same", "other", "unknown"  # results of :func:`identity`
@@ -64,11 +65,11 @@ SAME, OTHER, UNKNOWN = "same", "other", "unknown"  # results of :func:`identity`
 
 @dataclass(frozen=True)
 class Record:
-    """The record of one volume. ``formats``: own file → format. ``snapshots``: name → dict with the keys file, created, description,
-    labels, protected, expires, point (a :class:`PointMark` or None) and received. ``intent``: see plan/intent.py. ``parent``: what a
-    linked clone rests on. ``active``: the file that ``.info`` named last. ``disks``: those raw files that only a guest writes to.
-    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels``, ``received``, ``replicated``
-    and ``move`` are the volume's own."""
+    """The record of one volume. ``formats``: own file → format. ``snapshots``: name → dict with the keys file, created, description, labels,
+    protected, expires, point (a :class:`PointMark` or None), received and checksum (a :class:`Checksum` or None). ``intent``: see plan/intent.py.
+    ``parent``: what a linked clone rests on. ``active``: the file that ``.info`` named last. ``disks``: those raw files that only a guest writes to.
+    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels``, ``received``, ``replicated`` and ``move``
+    are the volume's own."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -117,8 +118,9 @@ def describing(
     disks: dict[str, Disk] | None = None,
     marks: dict[str, Disk] | None = None,
     points: dict[str, PointMark] | None = None,
+    checksums: dict[str, Checksum] | None = None,
 ) -> Record:
-    """The record of a volume after a task: formats of its files, details of its snapshots, no intent. :param points: by snapshot."""
+    """The record of a volume after a task: formats of its files, details of its snapshots, no intent. :param points: by snapshot, as checksums."""
     known = points or {}
     details = {
         snapshot.name: {
@@ -130,6 +132,7 @@ def describing(
             "expires": snapshot.expires,
             "point": known.get(snapshot.name),
             "received": snapshot.received,
+            "checksum": (checksums or {}).get(snapshot.name),
         }
         for snapshot in volume.snapshots
     }
@@ -224,17 +227,21 @@ def _details(value: dict) -> dict:
         "expires": _text(value.get("expires")),
         "point": _point(value.get("point")),
         "received": value.get("received") is True,
+        "checksum": _checksum(value.get("checksum")),
     }
 
 
 def _point(value: object) -> PointMark | None:
     """What is no identity counts as none: then the point gets a new one."""
-    if not isinstance(value, list) or len(value) not in (7, 8) or not are_safe_file_names(value[:4:3]):
+    if not isinstance(value, list) or len(value) != 7 or not are_safe_file_names(value[:4:3]):
         return None
-    mark = PointMark(*value)
-    if not isinstance(mark.checksum, (str, type(None))):
-        return None
-    return mark if all(isinstance(one, int) for one in (*value[1:3], *value[4:7])) else None
+    return PointMark(*value) if all(isinstance(one, int) for one in (*value[1:3], *value[4:])) else None
+
+
+def _checksum(value: object) -> Checksum | None:
+    """What is no checksum counts as none: then nothing can be compared with it."""
+    is_one = isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+    return Checksum(*value) if is_one and isinstance(value, list) else None
 
 
 def _text(value: object) -> str | None:
