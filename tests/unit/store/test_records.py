@@ -160,7 +160,7 @@ def test_a_version_of_another_release_is_left_alone(version: object) -> None:
 def test_what_is_not_said_is_not_guessed() -> None:
     found = read_with(snapshots={"s": {}, "t": {"protected": "yes", "labels": None, "created": 5, "description": 7, "file": "v.t"}}, labels=None)
     assert found is not None and found.labels == {}
-    no_point = {"point": None, "received": False}
+    no_point = {"point": None, "received": False, "checksum": None}
     assert found.snapshots["s"] == {"file": None, "created": None, "description": "", "labels": {}, "protected": False, "expires": None, **no_point}
     assert found.snapshots["t"] == {"file": "v.t", "created": "5", "description": "7", "labels": {}, "protected": False, "expires": None, **no_point}
 
