@@ -52,6 +52,8 @@ def lines(before: dict, after: dict, actions: Sequence[dict]) -> list[str] | Non
         return [", ".join([f"{sign} {one_line(found)}", *asked])] if found else []
     told = _snapshots(before, after)
     own = [f"{key} {_value(before[key])} -> {_value(after[key])}" for key in ("description", "labels", "base_format") if before[key] != after[key]]
+    if before["share"] != after["share"]:
+        own.insert(0, f"is on {after['share']} now, and removed on {before['share']}")
     if before["size"] != after["size"]:
         own.append(f"{_size(before['size'])} -> {_size(after['size'])}")
     if before["parent"] != after["parent"] and before["parent"]:

@@ -49,6 +49,8 @@ CASES = [
     (volume(), volume(size=2 * GIB, labels={"a": "b"}), [], ["~ volume v: labels none -> a=b, 1 GiB -> 2 GiB"]),
     (volume(), volume(), [{"step": "set_attributes", "mode": "0660"}, {"step": "set_attributes", "mode": "0660"}], ["~ volume v: mode 0660"]),
     (volume(parent={"volume": "g", "snapshot": "s"}), volume(), [], ["~ volume v: rests no longer on g"]),
+    (volume(A), volume(point("a", "v.a-1"), share="t", path="/t/v.a-1"), [], [
+        "~ volume v: is on t now, and removed on s, the active image is now /t/v.a-1"]),
     (volume(A, B, content="old"), volume(A, content="new"), [], [
         "- snapshot v@b, discarded, the active image is now /s/v.a", "- content of v: old", "+ content of v: new"]),
     (volume(), volume(chain=[]), [], None),  # a header that was healed: only the whole tells it
