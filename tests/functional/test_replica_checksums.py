@@ -180,3 +180,10 @@ def test_a_rebased_file_keeps_its_checksum(pair: Pair) -> None:
     assert [name for name in after if after[name] != known[name]] == ["s2"]
     (warning,) = told(pair)
     assert "s2" in warning and "s3" not in warning
+
+
+def test_the_file_that_has_changed_is_named(pair: Pair) -> None:
+    """It lies below the file that the compared point ends with, because the snapshot in between is gone at home."""
+    pair.source.delete("s1")
+    with flipped(pair.target.path / "vol", 1), pytest.raises(errors.VerifyFailed, match="snapshot s2 .* of the source and vol of the replica"):
+        pair.compare()

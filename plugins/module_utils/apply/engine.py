@@ -80,6 +80,14 @@ class Side(NamedTuple):
     known: str | None = None
 
 
+class Difference(NamedTuple):
+    """The first ``offset`` in bytes at which two points show different content, or at which one of them ends; ``files``: of each, the file that
+    holds that byte."""
+
+    offset: int
+    files: tuple[str, str]
+
+
 class Written(NamedTuple):
     """How a point is written out: the ``format``, whether clusters are ``compressed``, and the ``name`` of the file."""
 
@@ -331,8 +339,8 @@ def shown(directory: ShareDirectory, images: Sequence[Image], terms: Terms, pace
     return opened(directory, images, terms, pace, is_present, hashes_content)
 
 
-def difference(one: Side, other: Side, pace: Pace) -> int | None:
-    """The first offset in bytes at which two points show different content, or at which one of them ends. None: they are the same.
+def difference(one: Side, other: Side, pace: Pace) -> Difference | None:
+    """The first difference of two points. None: they are the same.
 
     :raises InUse: somebody writes to them. :raises ChainBroken, UnsafeImage, ToolFailed: they cannot be read.
     """

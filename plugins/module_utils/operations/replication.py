@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Callable, Collection, Sequence
 
-from ..apply.engine import CopySource, Known, Side, difference, layer_sum
+from ..apply.engine import CopySource, Difference, Known, Side, difference, layer_sum
 from ..errors import Conflict, InvalidParameter, NoSpace, VerifyFailed, VolumeNotFound
 from ..model import Image, Share, Snapshot, Volume, listed, now, size_text
 from ..pace import Pace
@@ -103,7 +103,7 @@ class Replication:
                 self._matched.append(pair)
                 self._common = pair
 
-    def _difference(self, pair: Pair) -> int | None:
+    def _difference(self, pair: Pair) -> Difference | None:
         one, other = self.source.points[pair.source].name, self.replica.points[pair.replica].name
         common = self._common if self._common is not None and self._common.source < pair.source else None
         known = [side.present.point_file(side.points[at].name) for side, at in zip((self.source, self.replica), common)] if common else [None, None]
@@ -112,7 +112,7 @@ class Replication:
     def _shown(self, side: Held, images: tuple[Image, ...], known: str | None) -> Side:
         return Side(self._work.directory(side.share), images, known)
 
-    def _differ(self, one: Side, other: Side) -> int | None:
+    def _differ(self, one: Side, other: Side) -> Difference | None:
         options = self._options
         if options.task.may_begin_anew and sum(image.allocated for image in one.images) > MUCH:
             raise TakesLong
@@ -359,10 +359,10 @@ class Replication:
                 pairs = [Pair(at, position) for at, other in enumerate(self.source.points) if other.may_be(point)]
             alone += [] if pairs else [point]
             for pair in pairs:
-                offset = None if point.name in certain else self._difference(pair)
-                if offset is not None:
-                    theirs, ours = self.source.images(self.source.points[pair.source].name)[0].file, self.replica.images(point.name)[0].file
-                    problem = f"its content differs from that of its source at byte {offset} ({theirs} of the source and {ours} of the replica)"
+                found = None if point.name in certain else self._difference(pair)
+                if found is not None:
+                    theirs, ours = found.files
+                    problem = f"its content differs from that of its source at byte {found.offset} ({theirs} of the source and {ours} of the replica)"
                     raise VerifyFailed(f"snapshot {point.name} of {self._subject}", problem, "find out which of both is right before anything is removed")
                 self._common = pair
         self._verify_alone([point for point in alone if point.name not in certain])

@@ -8,13 +8,28 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from ...pace import Pace
-from ..engine import Side
+from ..engine import Difference, Side
 from . import deltas, viewing
 from .viewing import PIECE, Fence, View
 
 
-def first_difference(one: Side, other: Side, pace: Pace) -> int | None:
+def first_difference(one: Side, other: Side, pace: Pace) -> Difference | None:
     """See :func:`engine.difference`."""
+    offset = _first_offset(one, other, pace)
+    return None if offset is None else Difference(offset, (_holder(one, offset), _holder(other, offset)))
+
+
+def _holder(side: Side, offset: int) -> str:
+    """The topmost file that holds a byte, or hides it; the lowest one where none does. Where the tables do not tell, what lies above them."""
+    for at, image in enumerate(side.images):
+        with ExitStack() as stack:
+            parts = deltas.above(stack, side.directory, side.images[at:], image.backing_file)
+            if parts is None or any(start <= offset < stop for start, stop in parts):
+                return image.file
+    return side.images[-1].file
+
+
+def _first_offset(one: Side, other: Side, pace: Pace) -> int | None:
     with ExitStack() as stack:
         first, second = (stack.enter_context(viewing.opened(side.directory, side.images)) for side in (one, other))
         if first.size != second.size:
