@@ -779,15 +779,14 @@ def _item(params: dict, finder):
     copied = given.get("share") is not None and params["state"] == "present"
     elsewhere = finder.prepare(given["share"], params["mount_base"]) if copied else None
     moves = params["moved_from"] is not None and params["state"] == "present"
-    if moves:
-        finder.prepare(params["moved_from"], params["mount_base"])
+    left = finder.prepare(params["moved_from"], params["mount_base"]) if moves else None
     # Clones of a snapshot are made side by side, but where a lock for reading keeps other readers out as well.
     there = elsewhere or candidates
     shared = bool(source and given["snapshot"] and there and all(share.locks_visible for share in there.shares))
     attached = changes.one_after_the_other(params)
     touches, reads = (frozenset([name]), source) if shared else (frozenset([name]) | source, frozenset())
     deletion = runner.Deletion(candidates, name) if candidates and not attached and params["state"] == "absent" else None
-    change = _change(params, candidates, name, elsewhere) if candidates else None
+    change = _change(params, candidates, name, elsewhere, left) if candidates else None
     asked = None
     if candidates and params["state"] == "present" and params["name"] is not None and not moves:
         asked = functools.lru_cache(maxsize=None)(functools.partial(_request, params, candidates, finder))
@@ -796,11 +795,11 @@ def _item(params: dict, finder):
     return runner.Item(name, touches | attached | fetched, run, deletion, reads, keeps_lock, change, results.naming(name), asked)
 
 
-def _change(params: dict, candidates, name: str, elsewhere):
+def _change(params: dict, candidates, name: str, elsewhere, left):
     """What other items of the task may depend on."""
     from ..module_utils.operations.bulk import order
 
-    return order.Change(candidates, name, params["state"] == "absent", _source_volume(params), bool(params["flatten"]), elsewhere)
+    return order.Change(candidates, name, params["state"] == "absent", _source_volume(params), bool(params["flatten"]), elsewhere, left)
 
 
 def _run_one(module: AnsibleModule) -> dict:

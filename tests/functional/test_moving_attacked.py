@@ -18,11 +18,13 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 
 from .test_clones import opened, write
+from .test_documents import play
 from .test_exporting import lived
 from .test_importing import content
 from .test_moving import Killed, killed_at, move, new, only_there, refuse
 from .test_refusals import MIB, Store
 from .test_replicas import names, replicate, shown
+from .test_restoring_many import item, of, run
 
 __all__ = ["new"]  # a fixture
 
@@ -356,3 +358,22 @@ def test_a_revert_before_the_move_is_foretold(store: Store, new: Store) -> None:
     foretold, done = move(store, new, check=True), move(store, new)
     assert [step["step"] for step in foretold.actions] == [step["step"] for step in done.actions]
     only_there(life, new)
+
+
+def test_a_copy_from_the_old_share_in_the_same_task(store: Store, new: Store) -> None:
+    """It is made before the volume moves, whatever order they are named in."""
+    life = lived(store, 7)
+    items = [item("vol", new, moved_from=str(store.path)), item("copy", new, of(store, "vol", "s1"))]
+    for check in (True, False):
+        moved, copied = run(items, check=check)
+        assert moved.changed and copied.changed
+    only_there(life, new)
+    assert content(new.info("copy")["path"], "raw") == life.points["s1"]
+
+
+def test_a_volume_that_moves_both_ways_in_one_task(store: Store, new: Store, tmp_path: Path, ansible_environment: dict) -> None:
+    lived(store, 7)
+    ways = [{"name": "vol", "share": str(one.path), "moved_from": str(other.path)} for one, other in ((new, store), (store, new))]
+    task = {"remotefs.storage.remotefs_volume": {"volumes": ways}, "register": "done", "failed_when": "done is not failed"}
+    play([{"hosts": "localhost", "gather_facts": False, "tasks": [task]}], tmp_path, ansible_environment)
+    assert names(store) == ["s0", "s1", "s2"] and not list(new.path.glob("vol*"))

@@ -25,7 +25,7 @@ Place = Tuple[str, str]  # a directory, and the name of a volume there
 class Change(NamedTuple):
     """What an item does to its volume, as far as others depend on it: whether that goes (``absent``), what it is made from
     (``source``, a volume, which is on one of ``source_candidates`` if these are given), and whether it is cut loose from that
-    (``flatten``)."""
+    (``flatten``). It may move from one of the shares ``left``."""
 
     candidates: Candidates
     volume: str
@@ -33,6 +33,12 @@ class Change(NamedTuple):
     source: str | None = None
     flatten: bool = False
     source_candidates: Candidates | None = None
+    left: Candidates | None = None
+
+    @property
+    def places_left(self) -> set[Place]:
+        """Where its volume is no longer, once it has moved."""
+        return set() if self.left is None else _places(self.left, self.volume)
 
     @property
     def places(self) -> set[Place]:
@@ -103,6 +109,7 @@ def _edges(changes: dict[int, Change]) -> set[tuple[int, int]]:
     edges = set()
     for index, change in changes.items():
         edges |= _after_its_source(index, change, _at(change.sources, by_place), changes)
+        edges |= {(index, other) for other, moved in changes.items() if other != index and change.sources & moved.places_left}
     for index, places in _families(changes):
         edges |= {(index, other) for other in _at(places, by_place) if changes[other].absent and other != index}
     return edges
