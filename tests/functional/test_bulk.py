@@ -107,7 +107,7 @@ def test_which_clones_of_a_task_are_made_side_by_side(source: dict, locks_visibl
         def prepare(self, *_names: object) -> Candidates:
             return Candidates((Share("/s", "/s", "directory", locks_visible=locks_visible),))
 
-    params = {"name": "env", "source": source, "state": "present", "share": ["/s"], "mount_base": "/m", "flatten": False}
+    params = {"name": "env", "source": source, "state": "present", "share": ["/s"], "mount_base": "/m", "flatten": False, "moved_from": None}
     item = remotefs_volume._item(params, OneShare())
     assert (item.reads, item.touches) == (reads, {"env", "gold"} - reads)
 

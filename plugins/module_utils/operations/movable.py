@@ -151,4 +151,3 @@ def owner_for(work: Workspace, source: Share, target: Share, volume: Volume) -> 
         return active.uid, active.gid
     work.options.task.warn(f"volume {volume.name}: only root can give its files to the user and group that they have on {source.label}")
     return None, None
-
