@@ -54,9 +54,18 @@ class Libvirtd:
         (self.directory / "libvirtd.conf").write_text(f'auth_unix_rw="none"\nunix_sock_dir="{self.directory}"\n')
         (self.directory / "qemu.conf").write_text(_QEMU)
         made = " ".join(_PLACES)
-        mounts = f"mkdir -p {made}; for one in {made}; do mount -t tmpfs t $one; done; mkdir -p " + " ".join(f"{one}/qemu" for one in _PLACES[2:])
+        self._add_user()
+        mounts = f"for one in passwd group; do mount --bind {self.directory}/$one /etc/$one; done; "
+        mounts += f"mkdir -p {made}; for one in {made}; do mount -t tmpfs t $one; done; mkdir -p " + " ".join(f"{one}/qemu" for one in _PLACES[2:])
         self._inside = ["unshare", "--mount", "sh", "-c", f'set -e; {mounts}; cp {self.directory}/qemu.conf /etc/libvirt/; exec "$@"', "sh"]
         self.start()
+
+    def _add_user(self) -> None:
+        """The user that libvirt wants to exist, although it is not the one that machines run as. A package makes it that nothing else here needs."""
+        for file, entry in (("passwd", "libvirt-qemu:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin"), ("group", "libvirt-qemu:x:64055:")):
+            text = Path("/etc", file).read_text()
+            is_there = any(line.startswith("libvirt-qemu:") for line in text.splitlines())
+            (self.directory / file).write_text(text if is_there else f"{text.rstrip()}\n{entry}\n")
 
     def start(self) -> None:
         """Start it in a namespace of its own."""
