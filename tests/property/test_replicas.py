@@ -149,9 +149,10 @@ def replicate_both(source: Source, replica: Replica, discards: bool, verified: s
     assert before == (list(source.points), list(source.tokens))
 
 
-def apply(source: Source, replica: Replica, operation: tuple) -> None:
+def change(source: Source, operation: tuple) -> None:
+    """What happens to the source alone."""
     kind, *arguments = operation
-    names, ours = list(source.points), list(replica.points)
+    names = list(source.points)
     if kind == "write":
         offset, length, value = arguments
         source.write(offset % len(source.active) // 512 * 512, length // 512 * 512, value)
@@ -173,7 +174,13 @@ def apply(source: Source, replica: Replica, operation: tuple) -> None:
         source.cinder_takes()
     elif kind == "cinder deletes" and names:
         source.cinder_deletes(names[arguments[0] % len(names)])
-    elif kind == "replicate":
+
+
+def apply(source: Source, replica: Replica, operation: tuple) -> None:
+    kind, *arguments = operation
+    ours = list(replica.points)
+    change(source, operation)
+    if kind == "replicate":
         replicate_both(source, replica, *arguments)
     elif kind == "replica deletes" and ours:
         replica.delete(sorted({ours[index % len(ours)] for index in arguments[0]}))
