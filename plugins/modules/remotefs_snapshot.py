@@ -479,7 +479,7 @@ def _run(params: dict, options, finder):
     _check(params)
     options = _with_word(options, params)
     keep = _policy(params)
-    changes.require(params, "volume", "share", *(() if _names_none(params) or params["names"] or keep or params["state"] == "pruned" else ("name",)))
+    changes.require(params, "volume", "share", *_asked_by_name(params, keep))
     options = _with_machine(options, params)
     candidates = finder.find(params["share"], params["mount_base"])
     if params["state"] == "absent":
@@ -493,9 +493,10 @@ def _run(params: dict, options, finder):
     return snapshots.take(snapshots.SnapshotRequest(candidates, params["volume"], _desired(params), keep), options)
 
 
-def _names_none(params: dict) -> bool:
-    """Whether a list of snapshots to delete was computed and came out empty, which is no change."""
-    return params["state"] == "absent" and params["names"] == [] and not params["name"]
+def _asked_by_name(params: dict, keep) -> tuple:
+    """The option that has to be given where nothing else says which snapshots are meant. A computed list to delete may have come out empty."""
+    is_listed = params["names"] or (params["state"] == "absent" and params["names"] is not None)
+    return () if is_listed or keep or params["state"] == "pruned" else ("name",)
 
 
 def _with_word(options, params: dict):
@@ -589,7 +590,7 @@ def _run_volumes(module: AnsibleModule) -> None:
     params = module.params
     _check(params)
     keep = _policy(params)
-    changes.require(params, "share", *(() if _names_none(params) or params["names"] or keep or params["state"] == "pruned" else ("name",)))
+    changes.require(params, "share", *_asked_by_name(params, keep))
     found = candidates.find_candidates(params["share"], params["mount_base"])
     options = _with_machine(_with_word(changes.options(module), params), params)
     volumes = matching.volumes_named(found, params["volumes"], options)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import Collection, Mapping, NamedTuple
+from typing import Collection, Mapping
 
 from ..apply.unchanged import marks, require_unchanged
 from ..errors import Conflict, HasDependents, InUse
@@ -15,35 +15,29 @@ from ..plan.headers import DEPENDENTS_REMEDY
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
 from .applying import engine_for
+from .replication import Held
 from .workspace import Workspace
 
 _SECOND = 1_000_000_000  # ns
 _TICK, _COARSE = 0.02, 2.1  # seconds after which a file system gives a write another time: most of them, and those that count seconds
 
 
-class Side(NamedTuple):
-    """A volume on one of both shares; None: it is not there."""
-
-    share: Share
-    volume: Volume | None
-
-
 class Seen:
     """What the files of both sides were when they were looked at, by which it is noticed that somebody has written to one since."""
 
-    def __init__(self, work: Workspace, source: Side, target: Side) -> None:
+    def __init__(self, work: Workspace, source: Held, target: Held) -> None:
         """The files are read after this. It waits until a write would give a file another time than it has now."""
         self._work = work
         self.source, self._target = self._marks(source), self._marks(target)
         if not work.options.check:
             work.options.task.waiting.sleep(_COARSE if _is_coarse({**self.source, **self._target}) else _TICK)
 
-    def _marks(self, side: Side) -> dict[str, tuple[int, int]]:
+    def _marks(self, side: Held) -> dict[str, tuple[int, int]]:
         if side.volume is None or self._work.options.check:
             return {}
         return marks(self._work.directory(side.share), side.volume.own_files)
 
-    def follow(self, target: Side, changed: Collection[str], read: Mapping[str, tuple[int, int]]) -> None:
+    def follow(self, target: Held, changed: Collection[str], read: Mapping[str, tuple[int, int]]) -> None:
         """The task itself has changed these files of the volume on the new share, or made them.
 
         :param read: what those of them were when their content was read again, before anybody else knew their names.
@@ -51,7 +45,7 @@ class Seen:
         now = {file: read.get(file, mark) if file in changed else self._target.get(file, mark) for file, mark in self._marks(target).items()}
         self._target = now
 
-    def settle(self, target: Side) -> bool:
+    def settle(self, target: Held) -> bool:
         """Whether the time of a write tells it from those of the task itself on the new share. If not, it waits until that is so for what is
         written from now on, and what is there has to be read again."""
         if not _is_coarse(self._target):
@@ -60,7 +54,7 @@ class Seen:
         self._work.options.task.waiting.sleep(_COARSE)
         return False
 
-    def require_target(self, target: Side) -> None:
+    def require_target(self, target: Held) -> None:
         """:raises Conflict: somebody has written to the volume on the new share since the task has read or made its files."""
         if target.volume is not None:
             require_unchanged(self._work.directory(target.share), target.volume.name, self._target)
@@ -71,7 +65,7 @@ def _is_coarse(seen: Mapping[str, tuple[int, int]]) -> bool:
     return any(written % _SECOND == 0 for _length, written in seen.values())
 
 
-def require_unused(work: Workspace, side: Side) -> None:
+def require_unused(work: Workspace, side: Held) -> None:
     """:raises InUse: a program has one of the files open."""
     if side.volume is None:
         return
@@ -84,7 +78,7 @@ def require_unused(work: Workspace, side: Side) -> None:
                 raise InUse(error.subject, error.problem, remedy if side.share.locks_visible else error.remedy) from error
 
 
-def require_independent(work: Workspace, side: Side, recovered: list) -> None:
+def require_independent(work: Workspace, side: Held, recovered: list) -> None:
     """:param recovered: what was ended of it first. :raises HasDependents: a file rests on it."""
     if side.volume is None:
         return
@@ -95,7 +89,7 @@ def require_independent(work: Workspace, side: Side, recovered: list) -> None:
         raise HasDependents(subject, f"linked clones or other files rest on it: {names}", DEPENDENTS_REMEDY)
 
 
-def require_whole(work: Workspace, side: Side, target: Side) -> None:
+def require_whole(work: Workspace, side: Held, target: Held) -> None:
     """:param target: what is on the new share. :raises Conflict: something of it would not come along."""
     volume = side.volume
     if volume is None:
@@ -124,7 +118,7 @@ def _bitmaps(directory: ShareDirectory, volume: Volume) -> list[str]:
     return found
 
 
-def require_two(work: Workspace, source: Side, target: Side) -> None:
+def require_two(work: Workspace, source: Held, target: Held) -> None:
     """:raises Conflict: both shares are one directory, under two names. Then the volume would be compared with itself, and removed."""
     if source.volume is None or target.volume is None:
         return

@@ -23,9 +23,8 @@ from ..plan.replicas import Lack, Point
 from . import movable, placement, sources
 from .candidates import Candidates
 from .capacity import Demand
-from .movable import Side
 from .options import Options, TakesLong
-from .replication import Held, Replication, held_side
+from .replication import Held, Replication, held_above, held_side
 from .transaction import Outcome, carry_out, each_once, joined, recover
 from .up_to_date import ReplicaRequest, told_of
 from .updating import OtherShare, VolumeRequest, located
@@ -135,7 +134,7 @@ def _locked(work: Workspace, places: _Places, request: VolumeRequest, elsewhere:
     recovered, source = each_once(of_source, of_target), left or target
     if volume is not None and volume.move is not None:
         raise moving.unfinished(volume, source.label)
-    seen = movable.Seen(work, Side(source, volume), Side(target, here))
+    seen = movable.Seen(work, Held(source, volume), Held(target, here))
     if not work.options.check:  # what counts is read after that
         work.look_anew()
         volume = None if volume is None else work.mode.observe(source, name)
@@ -184,13 +183,9 @@ class _Moving(Replication):
         self._remove_source()
         return replace(self._end(), before=before)
 
-    @property
-    def _sides(self) -> tuple[Side, Side]:
-        return Side(self.source.share, self.source.volume), Side(self.replica.share, self.replica.volume)
-
     def _do(self, plan: Plan, source: CopySource | None = None) -> None:
         super()._do(plan, source)
-        self._seen.follow(self._sides[1], {file for step in plan.steps for file in step.changes()}, self._read)
+        self._seen.follow(self.replica, {file for step in plan.steps for file in step.changes()}, self._read)
         self._read.clear()
 
     # -- what has to be so -----------------------------------------------------------------------------------------------
@@ -201,7 +196,7 @@ class _Moving(Replication):
         :raises HasDependents, InUse: it cannot go, or cannot be taken over. :raises WouldShrink: it cannot become what is desired.
         :raises Conflict: what is on the new share is no part of this move, or something of the source would not come along.
         """
-        source, target = self._sides
+        source, target = self.source, self.replica
         if self._was_begun and self._move.source not in {share.source for share in self._elsewhere.find().shares}:
             problem = f"it is being moved there from {self._move.source}, and not from {self._elsewhere.name}"
             raise Conflict(self._subject, problem, f"say moved_from: {self._move.source}")
@@ -221,9 +216,8 @@ class _Moving(Replication):
 
     def _require_replica(self, source: Volume) -> None:
         """:raises Conflict: what is on the new share cannot become the volume."""
-        is_replica = self.replica.present.received or any(point.snapshot.received for point in self.replica.points)
         remedy = "find out which of both you need, and remove the other one (state: absent), or leave moved_from out"
-        if source.received or not is_replica:
+        if source.received or not self.replica.is_replica:
             problem = f"the volume is on {self.source.share.label} as well, and is no replica of that one"
             if source.received:
                 problem = f"the volume is on {self.source.share.label} as well, and that one is a replica itself"
@@ -247,9 +241,7 @@ class _Moving(Replication):
         if self.replica.volume is None or self._was_begun:
             return
         common = None if self._common is None else self.source.present.point_file(self.source.points[self._common.source].name)
-        files = self.source.present.files
-        lacking = self.source.present.chain[: files.index(common)] if common in files else self.source.present.chain
-        self._require_room(sum(image.allocated for image in lacking))
+        self._require_room(held_above(self.source.present.chain, common))
         self._do(moving.record(self.replica.present, self._move))
         if self._options.check:
             return
@@ -276,13 +268,11 @@ class _Moving(Replication):
 
         :raises VerifyFailed: it differs. :raises Conflict: somebody has written to it since.
         """
-        is_certain = self._seen.settle(self._sides[1])
+        is_certain = self._seen.settle(self.replica)
         self._verify_all(sent if is_certain else ())
-        newest = (self.source.points[-1].name, self.replica.points[-1].name) if self.source.points and self.replica.points else None
-        images = sources.seen(self._work, self.source.share, self.source.present, None)
-        if not is_certain and self._differs(images, self.replica.present, newest):
+        if not is_certain and self._present_differs():
             raise VerifyFailed(self._subject, "its present is not that of its source", "run the task again when nobody uses it")
-        self._seen.require_target(self._sides[1])
+        self._seen.require_target(self.replica)
 
     def _take_access(self) -> None:
         """Bring mode and owner of what was there before to those of the source."""
@@ -355,7 +345,6 @@ class _Moving(Replication):
 
     def _require_same(self) -> None:
         """All was there, and the task ended before the source was gone. :raises Conflict: somebody has worked on one of them since."""
-        source, here = self.source.present, self.replica.present
         since = f"its move from {self._elsewhere.name} was complete"
         remedy = "find out which of both is right; remove the old one (state: absent there), or the new one (state: absent with recover: discard)"
         missing = [point.name for point in self.source.points if not any(point.is_surely(other) for other in self.replica.points)]
@@ -367,22 +356,22 @@ class _Moving(Replication):
             self._verify_all()
         except VerifyFailed as error:
             raise Conflict(self._subject, f"{since}, and now both differ: {error.problem}", remedy) from error
-        newest = (source.snapshots[-1].name, self._named(source.snapshots[-1].point)) if source.snapshots else None
-        if self._differs(sources.seen(self._work, self.source.share, source, None), here, newest):
+        if self._present_differs():
             raise Conflict(self._subject, f"{since}, and since then somebody has written to one of both", remedy)
 
-    def _named(self, point: str | None) -> str:
-        """The name of a point on the new share."""
-        return next(one.name for one in self.replica.present.snapshots if one.point == point)
+    def _present_differs(self) -> bool:
+        """Whether both show something else now. They have all points of the source, known by their identities."""
+        source, here = self.source.present, self.replica.present
+        common = [(one.name, other.name) for one in source.snapshots[-1:] for other in here.snapshots if one.point == other.point]
+        return self._differs(sources.seen(self._work, self.source.share, source, None), here, common[0] if common else None)
 
     def _remove_source(self) -> None:
         """:raises Conflict: somebody has written to a file of either side since it was read or made. :raises InUse: a program has one open."""
         share, volume = self.source.share, self.source.present
-        source, target = self._sides
-        movable.require_independent(self._work, source, [])
+        movable.require_independent(self._work, self.source, [])
         if not self._options.check:
-            movable.require_unused(self._work, target)
-            self._seen.require_target(target)
+            movable.require_unused(self._work, self.replica)
+            self._seen.require_target(self.replica)
         plan = replace(planner.delete_volume(volume, cascade=True), intent=True, unchanged=self._seen.source)  # nothing of it stays, not even a record
         self._outcome = joined(self._outcome, carry_out(self._work, share, plan, []))
         self._work.mode.forget_groups(share, volume.name)

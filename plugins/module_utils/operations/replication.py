@@ -46,6 +46,11 @@ class Held:
             raise VolumeNotFound(f"volume on {self.share.label}", "it does not exist", "replicate first, with state: present")
         return self.volume
 
+    @property
+    def is_replica(self) -> bool:
+        """Whether the volume, or a point of it, was sent there from another share."""
+        return self.present.received or any(point.snapshot.received for point in self.points)
+
     def images(self, name: str) -> tuple[Image, ...]:
         """The images that show a snapshot, top first."""
         return self.present.view(self.present.point_file(name))
@@ -58,6 +63,12 @@ def held_side(work: Workspace, share: Share, volume: Volume | None) -> Held:
     record, directory = work.look(share, volume.name).record, work.directory(share)
     certain = held(directory, volume, record, work.options.check)
     return Held(share, volume, tuple(Point(one, one.name in certain) for one in volume.snapshots))
+
+
+def held_above(images: tuple[Image, ...], known: str | None) -> int:
+    """Bytes that images hold above the file ``known``, or all together where it is none of them."""
+    files = [image.file for image in images]
+    return sum(image.allocated for image in (images[: files.index(known)] if known in files else images))
 
 
 class Replication:
@@ -146,8 +157,7 @@ class Replication:
     def _find_lack(self) -> replicas.Lack:
         """What is to be sent and dropped. :raises Conflict: something is in the way, or it is no replica of this source."""
         if self.replica.volume is not None:
-            is_replica = self.replica.volume.received or any(point.snapshot.received for point in self.replica.points)
-            replicas.require_replica(is_replica, self._common, self._subject)
+            replicas.require_replica(self.replica.is_replica, self._common, self._subject)
         lack = replicas.lack(self.source.points, self.replica.points, self._common, self._request.match, self._subject, self._request.discards)
         self._require_short(len(lack.sent), len(lack.dropped))
         return lack
@@ -278,9 +288,7 @@ class Replication:
         known = Known(None, None, self._count)
         if newest is not None:
             known = Known(self.source.present.point_file(newest[0]), self.replica.present.point_file(newest[1]), self._count)
-        files = [image.file for image in images]
-        differing = images[: files.index(known.source)] if known.source in files else images
-        count = sum(image.allocated for image in differing)
+        count = held_above(images, known.source)
         self._require_room(count)
         plan = plan_for(count)
         for file in replicas.made(plan):

@@ -53,7 +53,10 @@ def checksums_of_points(volume: Volume, before: records.Record | None, written: 
     """
     found = {}
     for snapshot in volume.snapshots:
-        file, known = volume.point_file(snapshot.name), checksum(before, snapshot)
+        known = checksum(before, snapshot)
+        if known is None and not sums:
+            continue
+        file = volume.point_file(snapshot.name)
         if file in sums:
             found[snapshot.name] = records.Checksum(file, sums[file])
         elif known is not None and known.file == file and file not in written:
