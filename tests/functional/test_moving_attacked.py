@@ -217,6 +217,20 @@ def test_file_systems_that_count_seconds(seconds: list[Store], monkeypatch: pyte
 
 
 @pytest.mark.root
+def test_seconds_and_a_replica_that_kept_a_newer_point(seconds: list[Store]) -> None:
+    """The present is compared above the newest point that both have, which is not the newest one on the new share."""
+    old, target = seconds
+    life = lived(old, 6)
+    replicate(old, target)
+    kept = life.points["s2"]
+    old.delete("s2")
+    life.write()
+    move(old, target)
+    only_there(life, target)
+    assert shown(target, "s2") == kept
+
+
+@pytest.mark.root
 def test_equal_inodes_and_times_on_two_file_systems(seconds: list[Store]) -> None:
     """Both are new, and count seconds: files that are made in the same second are equal in all but their device."""
     old, target = seconds
