@@ -217,17 +217,36 @@ def test_file_systems_that_count_seconds(seconds: list[Store], monkeypatch: pyte
 
 
 @pytest.mark.root
-def test_seconds_and_a_replica_that_kept_a_newer_point(seconds: list[Store]) -> None:
-    """The present is compared above the newest point that both have, which is not the newest one on the new share."""
+@pytest.mark.parametrize("is_written", [False, True])
+def test_seconds_and_a_replica_that_kept_a_newer_point(seconds: list[Store], monkeypatch: pytest.MonkeyPatch, is_written: bool) -> None:
+    """The newest point that both have is not the newest one on the new share.
+
+    :param is_written: somebody writes to a file between the two, and no time tells.
+    """
     old, target = seconds
     life = lived(old, 6)
     replicate(old, target)
-    kept = life.points["s2"]
-    old.delete("s2")
-    life.write()
-    move(old, target)
-    only_there(life, target)
-    assert shown(target, "s2") == kept
+    old.revert("s1", discard=True)
+    life.shown[:] = life.points["s1"].ljust(len(life.shown), b"\0")
+    life.write(1)
+    apply, between = Executor.apply, target.path / target.info()["chain"][1]["file"]
+
+    def late(self: Executor, plan: Any, source: Any = None) -> None:
+        apply(self, plan, source)
+        if is_written and plan.operation == "receive":
+            status = os.stat(between)
+            subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P 231 0 {len(life.shown)}", str(between)], check=True)
+            os.utime(between, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Executor, "apply", late)
+        if not is_written:
+            move(old, target)
+            only_there(life, target)
+            return
+        with pytest.raises(errors.VerifyFailed):
+            move(old, target)
+    assert content(old.info()["path"], "qcow2") == bytes(life.shown)
 
 
 @pytest.mark.root
