@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Sequence
 
 from .errors import as_storage_error
-from .model import MOUNT_BASE
+from .model import MOUNT_BASE, Share
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -68,6 +68,23 @@ def _leave_reading(module: AnsibleModule, found: dict[str, list[str]]) -> None:
     raise SystemExit(0)
 
 
+def shares_to_read(params: dict, warn: Callable[[str], None] | None = None) -> Sequence[Share]:
+    """The shares that the parameters name.
+
+    :param warn: takes a warning for each share that is not there yet, which counts as empty; None: such a share is an error.
+    :raises StorageError: one of the shares cannot be read.
+    """
+    from .operations import candidates
+
+    given = candidates.find_candidates(params["share"], params["mount_base"])
+    if warn is not None and given.missing:
+        from .operations import assumptions
+
+        given = assumptions.reachable_for_reading(given, warn)
+    given.require_all()
+    return given.shares
+
+
 def read_volumes(
     params: dict,
     globs: Sequence[str] | None,
@@ -80,16 +97,10 @@ def read_volumes(
     :param warn: takes a warning for each share that is not there yet, which counts as empty; None: such a share is an error.
     :raises StorageError: one of the shares cannot be read.
     """
-    from .operations import candidates, reading
+    from .operations import reading
 
-    given = candidates.find_candidates(params["share"], params["mount_base"])
-    if warn is not None and given.missing:
-        from .operations import assumptions
-
-        given = assumptions.reachable_for_reading(given, warn)
-    given.require_all()
     found: dict[str, list[str]] = {key: [] for key in keys}
-    for share in given.shares:
+    for share in shares_to_read(params, warn):
         for told in reading.told_volumes(share, list(globs or ()), shape):
             for key, piece in told.items():
                 found[key].append(piece)

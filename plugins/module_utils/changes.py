@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterable
 
 from .errors import InvalidParameter, InvalidSize, StorageError
 from .model import parse_bytes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
     from .background import Worker
+    from .operations.candidates import Candidates, Finder
     from .operations.options import Options
     from .operations.step_log import StepLog
     from .operations.transaction import Outcome
@@ -73,6 +74,25 @@ def with_machine(options: Options, params: dict) -> Options:
     from . import machines
 
     return replace(options, attachment=machines.named(given), agent=machines.agent(given), of_all=params.get("of_all", False))
+
+
+def under_leases(options: Options, every: Iterable[dict], finder: Finder) -> ContextManager[None]:
+    """A context in which the task works under the leases that its items name. :raises LeaseLost: one is not the task's any more."""
+    wanted = [params for params in every if params.get("lease")]
+    if not wanted:
+        return nullcontext()
+    from .operations import lease_holding
+
+    return lease_holding.holding([(params["lease"], finder.find(params["share"], params["mount_base"])) for params in wanted], options)
+
+
+def with_lease(options: Options, params: dict, candidates: Candidates) -> Options:
+    """The options with the lease that the task or its item names."""
+    if not params.get("lease"):
+        return options
+    from .operations import lease_holding
+
+    return lease_holding.under(options, params["lease"], candidates)
 
 
 def one_after_the_other(params: dict) -> frozenset[str]:
@@ -166,6 +186,16 @@ def options(module: AnsibleModule) -> Options:
     speed = parse_speed(params["speed"])
     waits = params["lock_timeout"], params["break_lock"], params["assume_unused"]
     return Options(check, *waits, speed=speed, timeout=params["timeout"], assume=check, task=task)
+
+
+def plain_options(module: AnsibleModule) -> Options:
+    """As :func:`options`, of a module that moves no data."""
+    from .operations.options import Options, Task
+
+    params = module.params
+    check_numbers({"timeout": None, **params})
+    waits = params["lock_timeout"], params["break_lock"], params["assume_unused"]
+    return Options(module.check_mode, *waits, assume=module.check_mode, task=Task(_once(module.warn)))
 
 
 def _once(warn: Callable[[str], None]) -> Callable[[str], None]:

@@ -130,6 +130,16 @@ class UnsafeImage(StorageError):
     error_code = "unsafe_image"
 
 
+class LeaseHeld(StorageError):
+    """Somebody else holds the lease, or its volumes are not removed yet."""
+    error_code = "lease_held"
+
+
+class LeaseLost(StorageError):
+    """The lease is not the task's any more: it ran out and was taken over, or it was released."""
+    error_code = "lease_lost"
+
+
 class VerifyFailed(StorageError):
     """What is there is not what was sent, or not what the source has."""
 

@@ -149,6 +149,14 @@ def now() -> str:
     return time.strftime(_TIME, time.gmtime())
 
 
+def time_text(seconds: float) -> str | None:
+    """A time, in seconds since 1970, as :func:`now` writes it. None where there is none, as for the end of what does not end."""
+    try:
+        return time.strftime(_TIME, time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
 class Share(NamedTuple):
     """A mounted share, or a plain directory that is used as a share."""
 
@@ -165,6 +173,7 @@ class Share(NamedTuple):
     export: str = ""  # the source as another host mounts it; empty for a plain directory
     below: str = ""  # the path of the directory in the export; empty for the whole export
     mount_words: str = ""  # options in force that another host's mount helper accepts
+    client_times: bool = False  # True if the clock of the host gives the times of files, and not that of the server
     local: bool = True  # False if processes of other hosts may open the files, or if a server can make a caller wait
 
     @property
@@ -267,6 +276,7 @@ class Volume:
     received: bool = False  # it was made as a replica
     replicated: bool = False  # it is the source of a replica
     move: Move | None = None  # what is not over, if it is moved here
+    lease: str | None = None  # the id of the lease that it was made under
     doubt: str | None = None  # why the user has to give a format although a record has one
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
-from .changes import failure, log_failure, logged, options, result
+from .changes import failure, log_failure, logged, options, result, under_leases
 from .errors import InvalidParameter, StorageError, as_storage_error
 from .operations.bulk import runner
 from .operations.candidates import Finder
@@ -34,7 +34,8 @@ def run_many(
     items = [_made(make_item, params, finder, number, key, refused.get(number)) for number, params in enumerate(every)]
     parallel = 1 if module.check_mode else module.params["parallel"] or runner.default_parallel()
     try:
-        outcomes = runner.run_all(items, parallel, how)
+        with under_leases(how, every, finder):
+            outcomes = runner.run_all(items, parallel, how)
     finally:
         end(how)
     leave_many(module, [(item.name, item.told) for item in items], outcomes, what)

@@ -122,6 +122,12 @@ options:
       - Each snapshot is a file more, and a linked clone has the files of its parent beneath its own. From 2 to 200.
     type: int
     default: 64
+  lease:
+    description:
+      - The lease under which the task works, as M(remotefs.storage.remotefs_lease) returns it. If it is not the task's any more, the task fails with
+        C(lease_lost), and nothing is changed.
+      - A volume that was not made under it is a C(conflict). So a reset never touches what another environment made.
+    type: dict
   drop_bitmaps:
     description:
       - A file that goes when snapshots are deleted can hold persistent dirty bitmaps, by which backup programs know what to back up next. They
@@ -167,6 +173,7 @@ options:
       max_chain: {description: 'See O(max_chain).', type: int}
       drop_bitmaps: {description: 'See O(drop_bitmaps).', type: bool}
       quiesce: {description: 'See O(quiesce).', type: str, choices: ['false', 'true', auto]}
+      lease: {description: See O(lease)., type: dict}
       attachment:
         description: See O(attachment).
         type: dict
@@ -445,6 +452,7 @@ _SNAPSHOT = {
     "drop_bitmaps": {"type": "bool", "default": False},
     "quiesce": {"type": "str", "choices": ["false", "true", "auto"], "default": "false"},
     "attachment": changes.ATTACHMENT,
+    "lease": {"type": "dict"},
 }
 _DETAILS = ("description", "labels", "protected", "expires")
 
@@ -482,6 +490,7 @@ def _run(params: dict, options, finder):
     changes.require(params, "volume", "share", *_asked_by_name(params, keep))
     options = _with_machine(options, params)
     candidates = finder.find(params["share"], params["mount_base"])
+    options = changes.with_lease(options, params, candidates)
     if params["state"] == "absent":
         if params["name"]:
             check_snapshot_name(params["volume"], params["name"])  # a glob that deletes is asked for by names
@@ -591,12 +600,14 @@ def _run_volumes(module: AnsibleModule) -> None:
     _check(params)
     keep = _policy(params)
     changes.require(params, "share", *_asked_by_name(params, keep))
-    found = candidates.find_candidates(params["share"], params["mount_base"])
+    finder = candidates.Finder()
+    found = finder.find(params["share"], params["mount_base"])
     options = _with_machine(_with_word(changes.options(module), params), params)
     volumes = matching.volumes_named(found, params["volumes"], options)
     if params["state"] != "present" or not params["name"]:
         _run_many(module, [{"volume": volume} for volume in volumes], "volumes")
-    outcomes = groups.take_group(found, volumes, _desired(params), options, keep) if volumes else []
+    with changes.under_leases(options, [params], finder):
+        outcomes = groups.take_group(found, volumes, _desired(params), changes.with_lease(options, params, found), keep) if volumes else []
     named = [(volume, results.naming(volume, params["name"])) for volume in volumes]
     results.leave_many(module, named, outcomes, "volumes")
 
@@ -604,7 +615,9 @@ def _run_volumes(module: AnsibleModule) -> None:
 def _run_one(module: AnsibleModule) -> dict:
     from ..module_utils.operations.candidates import Finder
 
-    return changes.result(_run(module.params, changes.options(module), Finder()))
+    options, finder = changes.options(module), Finder()
+    with changes.under_leases(options, [module.params], finder):
+        return changes.result(_run(module.params, options, finder))
 
 
 def main() -> None:

@@ -133,6 +133,12 @@ options:
       client_key:
         description: The key of O(source.client_cert), where that file does not have it.
         type: path
+  lease:
+    description:
+      - The lease under which the task works, as M(remotefs.storage.remotefs_lease) returns it. If it is not the task's any more, the task fails with
+        C(lease_lost), and nothing is changed.
+      - A new volume has the lease on record, and must be listed by it. A volume that was not made under it is a C(conflict).
+    type: dict
   moved_from:
     description:
       - Another share, its source or directory as O(share) takes it, on which the volume is to be no longer.
@@ -285,6 +291,7 @@ options:
       placement: {description: 'See O(placement).', type: str, choices: [most_free]}
       reserved_percentage: {description: 'See O(reserved_percentage).', type: int}
       max_over_subscription_ratio: {description: 'See O(max_over_subscription_ratio).', type: float}
+      lease: {description: See O(lease)., type: dict}
       attachment:
         description: See O(attachment).
         type: dict
@@ -499,6 +506,7 @@ volume:
     created: {description: 'When it was made (UTC); null where nobody recorded it, such as of an adopted volume.', type: str, returned: always}
     description: {description: The text kept with it., type: str, returned: always}
     labels: {description: The names and values kept with it., type: dict, returned: always}
+    lease: {description: The id of the lease that it was made under; null where it was made without one., type: str, returned: always}
     parent: {description: 'What a linked clone rests on: volume and snapshot. Null for a volume that rests on no other.', type: dict, returned: always}
     dependents:
       description: 'What rests on it: volume, a linked clone or the name of a file that belongs to none, and snapshot of this one.'
@@ -667,6 +675,7 @@ _VOLUME = {
     "reserved_percentage": {"type": "int", "default": 0},
     "max_over_subscription_ratio": {"type": "float", "default": 20},
     "attachment": changes.ATTACHMENT,
+    "lease": {"type": "dict"},
 }
 
 
@@ -678,6 +687,7 @@ def _run(params: dict, options, finder, asked=None):
     options = replace(options, discard=params["recover"] == "discard", not_dependent=tuple(params["not_dependent"] or ()))
     options = changes.with_machine(options, params)
     candidates = finder.find(params["share"], params["mount_base"])
+    options = changes.with_lease(options, params, candidates)
     if params["state"] == "absent":
         return volumes.ensure_absent(candidates, params["name"], params["cascade"], options)
     return volumes.ensure_present(asked() if asked else _request(params, candidates, finder), options)
@@ -806,9 +816,10 @@ def _run_one(module: AnsibleModule) -> dict:
     from ..module_utils.operations.candidates import Finder
     from ..module_utils.operations.options import end
 
-    options = changes.options(module)
+    options, finder = changes.options(module), Finder()
     try:
-        return changes.result(_run(module.params, options, Finder()))
+        with changes.under_leases(options, [module.params], finder):
+            return changes.result(_run(module.params, options, finder))
     finally:
         end(options)
 

@@ -14,24 +14,25 @@ import pytest
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
 LAYERS = ["modules", "results", "changes", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
-LAYERS += ["mounts", "together", "model", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
+LAYERS += ["mounts", "together", "model", "lease", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
 MAY_IMPORT = {
-    "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "model", "errors"},
+    "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "together", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
     "changes": {"operations", "machines", "refused", "background", "model", "attachments", "errors"},
     "machines": {"attachments", "errors"},
     "refused": set(),
     "background": {"command", "progress", "errors"},
     "arguments": {"operations", "model", "errors"},
-    "operations": {"images", "apply", "plan", "store", "mounts", "together", "model", "attachments", "localities"}
+    "operations": {"images", "apply", "plan", "store", "mounts", "together", "model", "lease", "attachments", "localities"}
     | {"process_copies", "pace", "progress", "errors"},
     "images": {"store", "model", "pace", "errors"},
     "apply": {"plan", "store", "model", "attachments", "command", "pace", "progress", "errors"},
-    "plan": {"model", "attachments", "errors"},
-    "store": {"model", "attachments", "localities", "process_copies", "errors"},
+    "plan": {"model", "lease", "attachments", "errors"},
+    "store": {"model", "lease", "attachments", "localities", "process_copies", "errors"},
     "mounts": {"model", "localities", "command", "errors"},
     "together": {"model", "errors"},
     "model": {"errors"},
+    "lease": set(),
     "attachments": set(),
     "localities": set(),
     "command": {"process_copies", "pace", "errors"},
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "process_copies": set(),
     "errors": set(),
 }
-PURE = {"plan", "model", "attachments", "localities", "errors"}
+PURE = {"plan", "model", "lease", "attachments", "localities", "errors"}
 EFFECTS = {"os", "subprocess", "shutil", "socket", "tempfile", "ansible"}
 SOURCES = sorted([*UTILS.rglob("*.py"), *(PLUGINS / "modules").glob("*.py")])
 

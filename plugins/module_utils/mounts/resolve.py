@@ -230,6 +230,7 @@ def facts(row: types.FileSystem, live: tuple[str, ...]) -> dict:
         "locks_visible": row.locks_visible(live),
         "locks_readable": row.locks_readable(live),
         "stale_seconds": row.stale_seconds,
+        "client_times": row.client_times,
     }
 
 

@@ -83,6 +83,7 @@ class FileSystem(NamedTuple):
     blind_with: tuple[str, ...] = ()  # options with which the locks of other hosts cannot be seen at all
     unreadable_with: tuple[str, ...] = ()  # options with which a lock cannot be queried: only an attempt to take it shows that another one holds it
     renumbered_with: tuple[str, ...] = ()  # options with which the client makes up the inode numbers
+    client_times: bool = False  # True: the client gives the times of files, by the clock of its host
     stale_seconds: float = 0.0  # how long a client may show old data after another client replaced it, even after it opens the file again
 
     def keeps_inodes(self, options: tuple[str, ...]) -> bool:
@@ -219,6 +220,7 @@ FILE_SYSTEMS: tuple[FileSystem, ...] = (
     ),
     FileSystem(
         name="glusterfs",
+        client_times=True,  # its translator ctime, which is on by default
         stale_seconds=1.25,  # names and content are cached for one second; measured: up to 1.02
         source=_HOST + r"(," + _HOST + r")*:/?[A-Za-z0-9].*",
         example="gl1:/vols",
@@ -269,7 +271,7 @@ NAMES: tuple[str, ...] = tuple(row.name for row in FILE_SYSTEMS)
 
 def unknown_file_system(kernel_type: str) -> FileSystem:
     """A row for a file system that is not in the table. It assumes the worst of locks, inode numbers and caches, because nothing is known of them."""
-    return FileSystem(kernel_type, "", "", blind_with=ALWAYS, unreadable_with=ALWAYS, renumbered_with=ALWAYS, stale_seconds=1.25)
+    return FileSystem(kernel_type, "", "", blind_with=ALWAYS, unreadable_with=ALWAYS, renumbered_with=ALWAYS, client_times=True, stale_seconds=1.25)
 
 
 def find(name: str) -> FileSystem | None:

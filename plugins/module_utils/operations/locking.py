@@ -110,6 +110,8 @@ class Locks:
             locks = [lock for lock in locks if lock.shared or lock.protects(name)]
         for lock in locks:
             lock.verify()
+        if self._options.lease is not None:
+            self._options.lease.verify()
 
     def give_back(self) -> None:
         """Give all locks back. What was read under them may be true no more."""

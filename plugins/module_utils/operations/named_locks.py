@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Locks of what is no volume: images that arrive, and snapshots that are read."""
+"""Locks of what is no volume: images that arrive, snapshots that are read, and leases."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from .options import Options
 
 
 @contextmanager
-def locked_name(share: Share, name: str, options: Options, patience: float = 0, breaks: bool = False) -> Iterator[tuple[ShareDirectory, VolumeLock]]:
+def locked_name(
+    share: Share, name: str, options: Options, patience: float = 0, breaks: bool = False, shared: bool = False
+) -> Iterator[tuple[ShareDirectory, VolumeLock]]:
     """A context in which this task alone has such a name. Each change in the directory verifies the lock.
 
-    :param patience: seconds to wait for another task. :param breaks: take it from one whose host died. :raises LockTimeout: one has it.
+    :param patience: seconds to wait for another task. :param breaks: take it from one whose host died. :param shared: other tasks may have it
+        in this way at the same time. :raises LockTimeout: one has it.
     """
     held: list[VolumeLock] = []
 
@@ -26,6 +29,6 @@ def locked_name(share: Share, name: str, options: Options, patience: float = 0, 
         for lock in held:
             lock.verify()
 
-    with ShareDirectory(share, verify, options.task.waiting) as directory, VolumeLock(directory, name, patience, breaks) as lock:
+    with ShareDirectory(share, verify, options.task.waiting) as directory, VolumeLock(directory, name, patience, breaks, shared) as lock:
         held.append(lock)
         yield directory, lock

@@ -12,9 +12,11 @@ from ..store.files.waiting import Waiting
 
 if TYPE_CHECKING:
     from ..attachments import Attachment
+    from ..model import Volume
     from ..progress import Meter
     from .bulk.batch_locks import BatchLocks
     from .capacity import Capacity
+    from .lease_holding import HeldLease
     from .step_log import StepLog
 
 
@@ -72,7 +74,8 @@ class Options:
     cannot carry. ``attachment`` is the machine that has the images open; ``of_all``: it is named for several volumes, and may have only
     some of them. ``speed`` (bytes a second, 0: any) and ``timeout`` (seconds, None: any) are about data that moves. ``quiesce``
     is the option of that name, and ``agent`` the socket of the guest agent's channel. ``assume`` lets check mode assume what is not there yet
-    (see :mod:`assumptions`).
+    (see :mod:`assumptions`). ``lease`` is the lease under which the task works. ``permit`` raises an error if a volume, as it was seen under its
+    lock, may not be changed.
     """
 
     check: bool = False
@@ -89,6 +92,8 @@ class Options:
     quiesce: str = "false"
     agent: str | None = None
     assume: bool = False
+    lease: HeldLease | None = None
+    permit: Callable[[Volume], None] | None = None
     task: Task = field(default_factory=Task)
 
 

@@ -47,6 +47,8 @@ def remove(work: Workspace, share: Share, name: str, cascade: bool) -> Outcome:
         work.locks.forget_files()
         return Outcome(name, bool(recovered), [], recovered, None, None)
     refuse_member(work, share, volume)
+    if work.options.permit is not None:
+        work.options.permit(volume)
     if volume.move is not None and volume.move.is_complete and not work.options.discard:
         raise moving.unfinished(volume, share.label)
     if not missing:

@@ -40,6 +40,7 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
         "created": found.created,
         "description": found.description,
         "labels": dict(found.labels),
+        "lease": found.lease,
         "in_use": in_use,
         "pending": unfinished,
         "connection": _connection(found, share),

@@ -64,6 +64,7 @@ class VolumeResult(TypedDict):
     created: Optional[str]
     description: str
     labels: Dict[str, str]
+    lease: Optional[str]
     in_use: Optional[bool]
     pending: Optional[Dict[str, Any]]
     connection: Dict[str, Any]

@@ -58,6 +58,8 @@ def recovered_volume(work: Workspace, share: Share, name: str, dependents: bool 
     volume, recovered = recover(work, share, name, dependents=dependents)
     if volume is None:
         raise VolumeNotFound(f"volume {name}", f"it is not on {share.source}", "check the name, or create it first with remotefs_volume")
+    if work.options.permit is not None:
+        work.options.permit(volume)
     return work.mode.without_itself(volume), recovered
 
 

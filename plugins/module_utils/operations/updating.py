@@ -79,6 +79,8 @@ def located(candidates: Candidates, name: str, options: Options, opened: Opened 
 def update_volume(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
     """Bring a volume that exists to what is desired, under its lock."""
     refuse_member(work, share, volume)
+    if work.options.permit is not None:
+        work.options.permit(volume)
     if not volume.adopted:
         from . import cluster_tables  # late: most tasks find a volume that they know
 

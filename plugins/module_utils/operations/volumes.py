@@ -27,6 +27,9 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
     name = check_volume_name(request.desired.name)
     if request.desired.snapshot is not None:
         check_snapshot_name(name, request.desired.snapshot)
+    if options.lease is not None:
+        options.lease.require_listed(name)
+        request = request._replace(desired=request.desired._replace(lease=options.lease.id))
     moved = None
     if request.moved_from is not None:
         from .moving import move

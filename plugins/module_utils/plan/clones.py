@@ -76,7 +76,8 @@ def create_clone(desired: DesiredVolume, parent: Volume, snapshot: str, max_chai
         uid=desired.uid or 0,
         gid=desired.gid or 0,
     )
-    after = Volume(desired.name, (image, *below), adopted=True, parent=Parent(parent.name, snapshot, point), created=desired.created)
+    rests_on = Parent(parent.name, snapshot, point)
+    after = Volume(desired.name, (image, *below), adopted=True, parent=rests_on, created=desired.created, lease=desired.lease)
     after = with_details(after, desired)
     return Plan(CREATE_VOLUME, desired.name, (WriteRecord(desired.name), step), None, after)
 

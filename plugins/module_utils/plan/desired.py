@@ -41,6 +41,7 @@ class DesiredVolume(NamedTuple):
     description: str | None = None
     labels: dict | None = None
     snapshot: str | None = None  # the name of a snapshot that is taken after the volume exists
+    lease: str | None = None  # the id of the lease under which a new volume is made
 
     def is_satisfied_by(self, volume: Volume) -> bool:
         """Whether :func:`planner.ensure_volume` has nothing to do and nothing to refuse. Then the volume has a record, its headers

@@ -65,6 +65,7 @@ def volume(content: dict) -> Volume:
         received=content.get("received") is True,
         replicated=content.get("replicated") is True,
         move=move_from_json(content.get("move")),
+        lease=None if content.get("lease") is None else str(content["lease"]),
     )
     names = [*found.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
     names += [file for _name, file in stale]

@@ -46,7 +46,7 @@ def create_volume(desired: DesiredVolume) -> Plan:
     if desired.source:
         step = CopyImage(desired.name, image_format, size, desired.source.label, desired.source.allocated, mode, desired.uid, desired.gid)
     image = Image(desired.name, image_format, size, mode=mode, uid=desired.uid or 0, gid=desired.gid or 0)
-    after = with_details(Volume(desired.name, (image,), adopted=True, created=desired.created), desired)
+    after = with_details(Volume(desired.name, (image,), adopted=True, created=desired.created, lease=desired.lease), desired)
     return Plan(CREATE_VOLUME, desired.name, (WriteRecord(desired.name), step), None, after)
 
 

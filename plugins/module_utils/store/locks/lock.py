@@ -34,6 +34,7 @@ _OFD_GETLK, _OFD_SETLK = 36, 37
 _WHOLE_FILE = {kind: struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0) for kind in (fcntl.F_WRLCK, fcntl.F_RDLCK)}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25  # seconds
 _TRIES_AT_ONCE = 3  # more of them where somebody replaces the file all the time would never end
+LEASE = "@"  # the names of the locks of leases begin so, as no volume's does
 _LOST = (errno.ENOENT, errno.ESTALE)
 _REFUSED = (errno.EAGAIN, errno.EACCES)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -265,7 +266,8 @@ class VolumeLock:
 
     @property
     def _subject(self) -> str:
-        return f"lock of volume {self.volume} on {self._directory.share.label}"
+        what = f"lease {self.volume[len(LEASE) :]}" if self.volume.startswith(LEASE) else f"volume {self.volume}"
+        return f"lock of {what} on {self._directory.share.label}"
 
     def _try_lock(self) -> bool:
         locks = self._directory.make_private("locks")

@@ -68,8 +68,8 @@ class Record:
     """The record of one volume. ``formats``: own file → format. ``snapshots``: name → dict with the keys file, created, description, labels,
     protected, expires, point (a :class:`PointMark` or None), received and checksum (a :class:`Checksum` or None). ``intent``: see plan/intent.py.
     ``parent``: what a linked clone rests on. ``active``: the file that ``.info`` named last. ``disks``: those raw files that only a guest writes to.
-    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels``, ``received``, ``replicated`` and ``move``
-    are the volume's own."""
+    ``marks``: which file the base is (older releases wrote none). ``created``, ``description``, ``labels``, ``received``, ``replicated``, ``move`` and
+    ``lease`` are the volume's own."""
 
     formats: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict] = field(default_factory=dict)
@@ -85,6 +85,7 @@ class Record:
     received: bool = False
     replicated: bool = False
     move: Move | None = None
+    lease: str | None = None
 
     def to_bytes(self, volume: str) -> bytes:
         """The record as one line of JSON."""
@@ -104,6 +105,7 @@ class Record:
             "labels": self.labels,
             **{key: True for key, value in (("received", self.received), ("replicated", self.replicated)) if value},
             **({} if self.move is None else {"move": list(self.move)}),
+            **({} if self.lease is None else {"lease": self.lease}),
         }
         return json.dumps(content, sort_keys=True).encode("utf-8")  # not indented: that takes json ten times as long
 
@@ -151,6 +153,7 @@ def describing(
         volume.received,
         volume.replicated,
         volume.move,
+        volume.lease,
     )
 
 
@@ -172,7 +175,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
     subject = f"record .remotefs/volumes/{file_name(volume)}"
     remedy = "move the file away and adopt the volume anew with remotefs_volume"
     try:
-        content = _last_whole_line(data)
+        content = last_whole_line(data)
         version = content["version"]
         record = Record(
             formats={str(name): str(value) for name, value in content["formats"].items()},
@@ -189,6 +192,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             received=content.get("received") is True,
             replicated=content.get("replicated") is True,
             move=move_from_json(content.get("move")),
+            lease=_text(content.get("lease")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
@@ -203,7 +207,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
     return record
 
 
-def _last_whole_line(data: bytes) -> dict:
+def last_whole_line(data: bytes) -> dict:
     """The content of a record. It has one line; on a full share more were added in place, and the last whole one counts."""
     lines = data.splitlines()
     if len(lines) > 1:

@@ -159,7 +159,8 @@ class _Search:
         found = Volume(self._name, chain, snapshots, has_info, True, parent=parent, stale=stale)
         if self._record is None:
             return found
-        return replace(found, created=self._record.created, description=self._record.description, labels=self._record.labels)
+        record = self._record
+        return replace(found, created=record.created, description=record.description, labels=record.labels, lease=record.lease)
 
     def _snapshots(self, own: list[str]) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
         """The entries of ``.info``: (snapshots whose file is or was the volume's own, the others as stale (snapshot, file) pairs)."""

@@ -1,0 +1,369 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Leases are taken, renewed and released, and what is left of those that ran out is collected.
+
+Each change has the lock of the lease, and reads it again under that. A collector first makes the lease its own, durably. Then it removes
+the volumes that the lease lists and whose records have its id. The lease goes last. So whatever is killed, the lease that is left
+names what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Iterator, NamedTuple, Sequence
+
+from ..errors import Conflict, InUse, StorageError
+from ..lease import Lease
+from ..model import Share, Volume, check_volume_name, listed, time_text
+from ..plan import leases as plans
+from ..plan.leases import Asked
+from ..store.files.directory import ShareDirectory
+from ..store.metadata import leases, records
+from ..store.volumes import chains
+from . import volumes
+from .bulk import runner
+from .candidates import Candidates
+from .named_locks import locked_name
+from .options import Options
+from .transaction import Outcome
+
+_GOLDEN, _GOLDEN_NAMES = "remotefs_golden", "golden-"  # the label of volumes that environments made to be made from, and how their names begin
+
+
+@dataclass(frozen=True)
+class LeaseRequest:
+    """A lease as a task asks for it. ``cascade``: its volumes go with it, or with their names. ``parallel``: volumes to remove at a time."""
+
+    share: Share
+    asked: Asked
+    cascade: bool = False
+    parallel: int = 1
+
+
+@dataclass(frozen=True)
+class CollectRequest:
+    """``grace``: seconds that must have passed since the end of a lease. ``golden_keep``: how many golden volumes stay that no lease uses; None:
+    all. ``spared``: the name of a lease and its owner, who renews it."""
+
+    share: Share
+    grace: float
+    golden_keep: int | None = None
+    parallel: int = 1
+    spared: tuple[str, str] | None = None
+
+
+class Collected(NamedTuple):
+    """What a collector did: leases and volumes that are gone, by name, and what was skipped, each with ``name``, ``error_code`` and ``msg``."""
+
+    leases: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    skipped: tuple[dict, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was changed."""
+        return bool(self.leases or self.volumes)
+
+    def joined(self, other: Collected) -> Collected:
+        """Both, as one."""
+        return Collected(self.leases + other.leases, self.volumes + other.volumes, self.skipped + other.skipped)
+
+
+class Done(NamedTuple):
+    """What became of a lease. ``before`` and ``after`` are None where it is not there."""
+
+    before: Lease | None
+    after: Lease | None
+    changed: bool
+    renewed: bool = False
+    removed: tuple[str, ...] = ()
+
+
+def describe(lease: Lease | None, share: Share, renewed: bool = False) -> dict | None:
+    """A lease for users."""
+    if lease is None:
+        return None
+    known = lease.written > 0
+    return {
+        "name": lease.name,
+        "share": share.source,
+        "id": lease.id or None,
+        "owner": lease.owner,
+        "acquired": time_text(lease.acquired) if known else None,
+        "expires": time_text(lease.ends) if known else None,
+        "renewed": renewed,
+        "renewed_at": time_text(lease.written) if known else None,
+        "ttl": lease.ttl,
+        "labels": dict(lease.labels),
+        "volumes": list(lease.volumes),
+        "uses": list(lease.uses),
+        "collector": lease.collector,
+    }
+
+
+# -- taking, renewing, releasing ---------------------------------------------------------------------------------------
+
+
+def hold(request: LeaseRequest, options: Options) -> Done:
+    """Take a lease, or renew it. :raises LeaseHeld: somebody else has it. :raises LeaseLost: it was the task's and is not any more.
+
+    :raises Conflict: volumes that it shall not list any more are still there. :raises InUse: they cannot go.
+    """
+    share, asked = request.share, request.asked
+    subject = f"lease {asked.name} on {share.label}"
+    _warn_of_clocks(share, options)
+    if options.check:
+        with ShareDirectory(share) as directory:
+            before = leases.read(directory, asked.name)
+            after = plans.held(before, asked, time.time(), "", _left(directory, before), subject)
+            removed = _dropped(directory, before, after, request, options)
+            now = time.time()
+            return _told(before, replace(after, acquired=after.acquired or now, written=now), removed)
+    with _locked(share, asked.name, options) as directory:
+        before = leases.read(directory, asked.name)
+        at = leases.time_of_share(directory, leases.lock_name(asked.name)) if plans.needs_time(before, asked) else 0.0
+        left = _left(directory, before) if before is not None and before.owner != asked.owner else ()
+        after = plans.held(before, asked, at, os.urandom(8).hex(), left, subject)
+        removed = _dropped(directory, before, after, request, options)
+        return _told(before, leases.write(directory, after, before is None), removed)
+
+
+def _told(before: Lease | None, after: Lease, removed: tuple[str, ...]) -> Done:
+    is_renewal = before is not None and before.id == after.id
+    return Done(before, after, not plans.is_same(before, after), is_renewal, removed)
+
+
+def _dropped(directory: ShareDirectory, before: Lease | None, after: Lease, request: LeaseRequest, options: Options) -> tuple[str, ...]:
+    """Remove volumes that the lease lists no more. Returns those that were there."""
+    names = plans.dropped(before, after) if before is not None and before.id == after.id else ()
+    there = tuple(name for name in names if _is_of(directory, name, after.id))
+    if there and not request.cascade:
+        raise plans.still_there(f"lease {after.name} on {request.share.label}", there)
+    removed, skipped = _remove(request.share, after, there, request.parallel, options)
+    _require_all(f"lease {after.name} on {request.share.label}", skipped)
+    return removed
+
+
+def release(request: LeaseRequest, options: Options) -> Done:
+    """Give a lease up. One that is not there is no change.
+
+    :raises LeaseHeld, LeaseLost: it is not the task's. :raises Conflict: its volumes are still there, and shall not go with it.
+    :raises InUse: somebody has one of them open. The others are gone then, and the lease stays.
+    """
+    share, asked = request.share, request.asked
+    subject = f"lease {asked.name} on {share.label}"
+    with ShareDirectory(share) as directory:
+        before = leases.read(directory, asked.name)
+        if before is None:
+            return Done(None, None, False)
+        plans.require_own(before, asked, subject)
+        if options.check:
+            return Done(before, None, True, removed=_released(directory, before, request, options))
+    with _locked(share, asked.name, options, forgets=True) as directory:
+        before = leases.read(directory, asked.name)
+        if before is None:
+            return Done(None, None, False)
+        plans.require_own(before, asked, subject)
+        removed = _released(directory, before, request, options)
+        leases.remove(directory, asked.name)
+        return Done(before, None, True, removed=removed)
+
+
+def _released(directory: ShareDirectory, lease: Lease, request: LeaseRequest, options: Options) -> tuple[str, ...]:
+    subject, left = f"lease {lease.name} on {request.share.label}", _left(directory, lease)
+    if left and not request.cascade:
+        raise plans.still_there(subject, left)
+    removed, skipped = _remove(request.share, lease, left, request.parallel, options)
+    _require_all(subject, skipped)
+    return removed
+
+
+def _require_all(subject: str, skipped: tuple[dict, ...]) -> None:
+    """:raises InUse, Conflict: a volume could not go."""
+    if skipped:
+        kind = InUse if all(one["error_code"] == InUse.error_code for one in skipped) else Conflict
+        names = listed(one["name"] for one in skipped)
+        raise kind(subject, f"not all of its volumes could be removed: {names}: {skipped[0]['msg']}", "run the task again", {"left": list(skipped)})
+
+
+# -- collecting --------------------------------------------------------------------------------------------------------
+
+
+def collect(request: CollectRequest, options: Options) -> Collected:
+    """Remove what is left of leases that ran out. What cannot go now is skipped, and stays under its lease."""
+    share, done = request.share, Collected()
+    _warn_of_clocks(share, options)
+    with ShareDirectory(share) as directory:
+        names = leases.names(directory)
+    at = _time(share, options) if names and not options.check else time.time()
+    for name in names:
+        try:
+            done = done.joined(_collect_one(request, name, at, options))
+        except StorageError as error:
+            done = done.joined(Collected(skipped=({"name": name, "error_code": error.error_code, "msg": str(error)},)))
+    return done.joined(_collect_golden(request, options)) if request.golden_keep is not None else done
+
+
+def _time(share: Share, options: Options) -> float:
+    """The time by the clock of the share."""
+    with locked_name(share, leases.CLOCK, options, options.lock_timeout, options.break_lock) as (directory, lock):
+        for left in directory.leftovers(leases.CLOCK):
+            directory.discard_temporary(left)
+        found = leases.time_of_share(directory, leases.CLOCK)
+        lock.forget_file()
+        return found
+
+
+def _collect_one(request: CollectRequest, name: str, at: float, options: Options) -> Collected:
+    share = request.share
+    with ShareDirectory(share) as directory:
+        if not _is_due(leases.read(directory, name), request, at):
+            return Collected()
+    if options.check:
+        with ShareDirectory(share) as directory:
+            return _emptied(directory, leases.read(directory, name), request, options)
+    with _locked(share, name, options, patience=0, forgets=True) as directory:
+        lease = leases.read(directory, name)
+        if not _is_due(lease, request, at):
+            return Collected()
+        if lease is not None and lease.collector is None:
+            lease = leases.write(directory, replace(lease, collector=f"a collector on {socket.gethostname()}"), is_new=False)
+        done = _emptied(directory, lease, request, options)
+        if not done.skipped:
+            leases.remove(directory, name)
+        return done
+
+
+def _is_due(lease: Lease | None, request: CollectRequest, at: float) -> bool:
+    if lease is None or (lease.collector is None and request.spared == (lease.name, lease.owner)):
+        return False
+    return lease.collector is not None or lease.is_over(at, request.grace)
+
+
+def _emptied(directory: ShareDirectory, lease: Lease | None, request: CollectRequest, options: Options) -> Collected:
+    if lease is None:
+        return Collected()
+    removed, skipped = _remove(request.share, lease, _left(directory, lease), request.parallel, options)
+    return Collected(() if skipped else (lease.name,), removed, skipped)
+
+
+# -- golden volumes ------------------------------------------------------------------------------------------------------
+
+
+def _collect_golden(request: CollectRequest, options: Options) -> Collected:
+    """Remove golden volumes that environments made, that nothing rests on and that no lease uses, but for the newest ones."""
+    share = request.share
+    with ShareDirectory(share) as directory:
+        folder, used = directory.private("volumes"), _used(directory)
+        names = [name[: -len(".json")] for name in (folder.names() if folder is not None else []) if name.startswith(_GOLDEN_NAMES) and name.endswith(".json")]
+        found = [(record.created or "", name) for name, record in ((name, _record(directory, name)) for name in names) if record and _GOLDEN in record.labels]
+    spare = [name for _created, name in sorted(found) if name not in used]
+    doomed = spare[: max(len(spare) - (request.golden_keep or 0), 0)]
+
+    def permit(volume: Volume) -> None:
+        with ShareDirectory(share) as directory:
+            if _GOLDEN not in volume.labels or volume.name in _used(directory):
+                raise Conflict(f"volume {volume.name}", "a lease uses it by now", "run the task again")
+
+    removed, _skipped = _run(share, doomed, request.parallel, replace(options, permit=permit))
+    return Collected(volumes=removed)
+
+
+def _record(directory: ShareDirectory, name: str) -> records.Record | None:
+    try:
+        return records.read(directory, name)
+    except StorageError:
+        return None
+
+
+def _used(directory: ShareDirectory) -> set[str]:
+    """Volumes that a lease uses. :raises StorageError: a lease cannot be read, so that it is not known."""
+    found = (leases.read(directory, name) for name in leases.names(directory))
+    return {name for lease in found if lease is not None for name in lease.uses}
+
+
+# -- volumes of a lease --------------------------------------------------------------------------------------------------
+
+
+def _left(directory: ShareDirectory, lease: Lease | None) -> tuple[str, ...]:
+    """Those of its volumes that are there: it lists them, and their records have its id."""
+    return () if lease is None else tuple(name for name in lease.volumes if _is_of(directory, name, lease.id))
+
+
+def _is_of(directory: ShareDirectory, name: str, identity: str) -> bool:
+    record = _record(directory, name)
+    if record is None or record.lease != identity:
+        return False
+    try:
+        observed = chains.observe(directory, name)
+    except StorageError:
+        return True  # broken, but its record says so
+    return observed is None or observed.volume.lease == identity
+
+
+def _remove(share: Share, lease: Lease, names: tuple[str, ...], parallel: int, options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
+    def permit(volume: Volume) -> None:
+        if volume.lease != lease.id:
+            raise Conflict(f"volume {volume.name}", f"it is not one of lease {lease.name} any more", "find out who made it")
+
+    return _run(share, names, parallel, replace(options, permit=permit))
+
+
+def _run(share: Share, names: Sequence[str], parallel: int, options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
+    """Remove volumes. Returns the names of those that are gone, and what was skipped."""
+    candidates = Candidates((share,))
+    items = [
+        runner.Item(name, frozenset([name]), partial(volumes.ensure_absent, candidates, name, True), runner.Deletion(candidates, name)) for name in names
+    ]
+    outcomes = runner.run_all(items, 1 if options.check else parallel, options) if items else []
+    removed = tuple(name for name, outcome in zip(names, outcomes) if isinstance(outcome, Outcome) and outcome.changed)
+    skipped = [(name, outcome) for name, outcome in zip(names, outcomes) if isinstance(outcome, StorageError)]
+    return removed, tuple({"name": name, "error_code": error.error_code, "msg": str(error)} for name, error in skipped)
+
+
+# -- locks and clocks ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(share: Share, name: str, options: Options, patience: float | None = None, forgets: bool = False) -> Iterator[ShareDirectory]:
+    """A context in which this task alone has a lease: its opened directory.
+
+    :param patience: seconds to wait (None: as the task says). :param forgets: the file of the lock goes with the lease.
+    """
+    waits = options.lock_timeout if patience is None else patience
+    with locked_name(share, leases.lock_name(check_volume_name(name)), options, waits, options.break_lock) as (directory, lock):
+        for left in directory.leftovers(leases.lock_name(name)):
+            directory.discard_temporary(left)
+        yield directory
+        if forgets and leases.read(directory, name) is None:
+            lock.forget_file()
+
+
+def _warn_of_clocks(share: Share, options: Options) -> None:
+    if options.check:
+        options.task.warn("check mode writes nothing to the share, so that the clock of this host decides which leases have ended")
+    elif share.client_times:
+        told = "its clients give the times of files, so that the clocks of all hosts must agree"
+        options.task.warn(f"{share.source} ({share.fstype}): {told}; option grace is how far they may differ")
+
+
+def read_all(share: Share) -> list[dict]:
+    """All leases of a share for users, by name; one that cannot be read has ``name``, ``error_code`` and ``msg``."""
+    found: list[dict] = []
+    with ShareDirectory(share) as directory:
+        for name in leases.names(directory):
+            try:
+                lease = leases.read(directory, name)
+            except StorageError as error:
+                found.append({"name": name, "share": share.source, "error_code": error.error_code, "msg": str(error)})
+                continue
+            told = describe(lease, share)
+            if told is not None and lease is not None:
+                found.append({**told, "expired": lease.is_over(time.time())})
+    return found
