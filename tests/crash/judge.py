@@ -48,9 +48,10 @@ class Judge:
         self._known: dict[tuple, str] = {}
         self._expected: dict[int, tuple[bytes, str]] = {}
 
-    def check(self, share: Path, model: Model, parts: bool = False) -> None:
-        """:param parts: images that were to become volumes may be there still. :raises AssertionError: a content, a name or a file is not
-        what the model says."""
+    def check(self, share: Path, model: Model, kept: tuple[str, ...] = ()) -> None:
+        """:param kept: what may be left in ``.remotefs``, as beginnings of names: images that were to become volumes, leases.
+
+        :raises AssertionError: a content, a name or a file is not what the model says."""
         found = {volume["name"]: volume for volume in listed(share)}
         assert sorted(found) == sorted(model), f"volumes {sorted(found)} instead of {sorted(model)}"
         files = {path.name for path in share.iterdir() if path.is_file()}
@@ -63,7 +64,7 @@ class Judge:
             self._check_volume(share, found[name], wanted)
             files -= {one["file"] for one in found[name]["chain"] + found[name]["stale"]} | {f"{name}.info"}
         assert not files, f"files are left over: {sorted(files)}"
-        _nothing_left_in_private(share, model, parts)
+        _nothing_left_in_private(share, model, kept)
 
     def _check_volume(self, share: Path, volume: dict, wanted: Wanted) -> None:
         name = volume["name"]
@@ -143,9 +144,9 @@ def _check_info(share: Path, volume: dict) -> None:
         assert json.loads(path.read_text()) == wanted, f"{path.name} is not what the chain says"
 
 
-def _nothing_left_in_private(share: Path, model: Model, parts: bool) -> None:
+def _nothing_left_in_private(share: Path, model: Model, kept: tuple[str, ...]) -> None:
     private = share / ".remotefs"
     left = {str(path.relative_to(private)) for path in private.rglob("*") if path.is_file()}
     left -= {f"volumes/{name}.json" for name in model}
-    left = {name for name in left if not name.startswith(("locks/", "ballast/", *(["images/"] if parts else [])))}
+    left = {name for name in left if not name.startswith(("locks/", "ballast/", *kept))}
     assert not left, f"files are left over in .remotefs: {sorted(left)}"

@@ -29,6 +29,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
     exporting,
     groups,
     importing,
+    lease_holding,
+    leases,
     replicas,
     snapshots,
     up_to_date,
@@ -39,8 +41,10 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk i
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.updating import VolumeRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import retention, room
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import ballast
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 
@@ -89,6 +93,8 @@ class Operation:
     :param beside: prepares another share, ``backup`` beside that of the task, which reads from it. It is watched and judged, too.
         The model that ``follow`` gets has its volumes.
     :param moves: whether they leave that share. Meanwhile one of both has all of each.
+    :param leases: whether a lease stays on the share.
+    :param always: raises AssertionError if something is not so that must be so at every instant.
     """
 
     prepare: Callable[[Path, Path], Model]
@@ -104,6 +110,8 @@ class Operation:
     written: Written | None = None
     beside: Callable[[Path, Path], Model] | None = None
     moves: bool = False
+    leases: bool = False
+    always: Callable[[Path], None] | None = None
 
 
 # -- what stands before ----------------------------------------------------------------------------------------------
@@ -429,6 +437,64 @@ def _retain(where: Candidates, options: Options) -> list[Outcome]:
     return [snapshots.retain(where, "vol", _keep(2), options)]
 
 
+# -- leases ------------------------------------------------------------------------------------------------------------
+
+_JOB = Asked("ci", "job", 3600)
+_LISTED = ("ci-00", "ci-01", "copy", "never-made")
+
+
+def _with_lease(share: Path, scratch: Path) -> Model:
+    """A chain that belongs to nobody's lease, beside a lease."""
+    model = _chain("raw")(share, scratch)
+    leases.hold(leases.LeaseRequest(candidates(share).shares[0], replace(_JOB, volumes=_LISTED)), Options())
+    return model
+
+
+def _with_leased_volumes(share: Path, scratch: Path) -> Model:
+    """Two volumes of the lease besides; one is a clone of the chain."""
+    model, where = _with_lease(share, scratch), candidates(share)
+    where = where._replace(shares=tuple(one._replace(keeps_inodes=False) for one in where.shares))  # a state is a copy, whose files are not these
+    made = [VolumeRequest(where, DesiredVolume("ci-00", size=MIB, snapshot="pristine"))]
+    made += [VolumeRequest(where, DesiredVolume("ci-01"), updating.SourceRequest("vol", "s2", linked=True))]
+    for request in made:
+        _under_lease(lambda _where, options, request=request: [volumes.ensure_present(request, options)])(where, Options())
+    return {**model, "ci-00": Wanted(bytes(MIB), {"pristine": bytes(MIB)}), "ci-01": Wanted(_point("s2", 2 * MIB)(model))}
+
+
+def _under_lease(task: Task) -> Task:
+    """A task that works under the lease."""
+
+    def run(where: Candidates, options: Options) -> list[Outcome]:
+        (given,) = leases.read_all(where.shares[0])
+        with lease_holding.holding([(given, where)], options):
+            return task(where, lease_holding.under(options, given, where))
+
+    return run
+
+
+def _hold(asked: Asked) -> Task:
+    def run(where: Candidates, options: Options) -> list[Outcome]:
+        done = leases.hold(leases.LeaseRequest(where.shares[0], asked), options)
+        return [Outcome("ci", done.changed, [{"step": "lease"}] if done.changed else [], [], None, None)]
+
+    return run
+
+
+def _collect(where: Candidates, options: Options) -> list[Outcome]:
+    done = leases.collect(leases.CollectRequest(where.shares[0], -1e9, parallel=2), options)
+    for one in done.skipped:
+        raise next(kind for kind in StorageError.__subclasses__() if kind.error_code == one["error_code"])(one["name"], one["msg"], "skipped")
+    return [Outcome("ci", done.changed, [{"step": name} for name in (*done.volumes, *done.leases)], [], None, None)]
+
+
+def _is_somebodys(share: Path) -> None:
+    """Whatever was made under a lease is there with a lease that lists it; and so is the volume that the task makes."""
+    known = {lease["id"]: lease["volumes"] for lease in leases.read_all(candidates(share).shares[0])}
+    for volume in listed(share):
+        if volume["name"] in _LISTED and "lease" in volume:
+            assert volume["name"] in known.get(volume["lease"], ()), f"{volume['name']} is nobody's"
+
+
 def _remove(name: str) -> Task:
     return lambda where, options: [volumes.ensure_absent(where, name, True, options)]
 
@@ -661,6 +727,21 @@ OPERATIONS: dict[str, Operation] = {
         _changes(lambda wanted: wanted.with_point("new").without("s1", "s2", "s3")),
         tool=False,
         halfway=_changes(lambda wanted: wanted.with_point("new")),
+    ),
+    "take a lease": Operation(_chain("raw"), _hold(replace(_JOB, volumes=_LISTED)), lambda model: model, tool=False, leases=True, parts=True),
+    "renew a lease": Operation(
+        _with_leased_volumes, _hold(replace(_JOB, uses=("vol",))), lambda model: model, tool=False, leases=True, parts=True, always=_is_somebodys
+    ),
+    "clone under a lease": Operation(
+        _with_lease,
+        _under_lease(_ensure(DesiredVolume("copy"), updating.SourceRequest("vol", "s2", linked=True))),
+        _adds("copy", _point("s2", 2 * MIB)),
+        tool=False,
+        leases=True,
+        always=_is_somebodys,
+    ),
+    "collect a lease": Operation(
+        _with_leased_volumes, _collect, lambda model: {"vol": model["vol"]}, tool=False, removes=True, apart=True, parts=True, always=_is_somebodys
     ),
     "create many": Operation(
         _nothing,

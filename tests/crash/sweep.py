@@ -183,6 +183,8 @@ class Sweep:
         :param finished: the interrupted run had reported success, so nothing of it may be undone.
         """
         self._readable()
+        if self.operation.always is not None:
+            self.operation.always(self.share)
         self._require_written(allows_old=not finished)
         if self.operation.together and self._state % 2:
             _phase("one volume of the group after the other", self._all_or_none)
@@ -232,7 +234,8 @@ class Sweep:
 
     def _check(self, model: Model, parts: bool = False) -> None:
         """The share holds this, and the one that the task reads from what it held."""
-        self.judge.check(self.share, model, parts)
+        kept = ("images/", "leases/", "tmp/@") if parts else ("leases/",) if self.operation.leases else ()
+        self.judge.check(self.share, model, kept)
         if self.operation.beside:
             self.judge.check(self.backup, {} if self.operation.moves and model is self.after else self.beside)
 
@@ -295,7 +298,10 @@ class Sweep:
             sizes = {name: len(wanted.active) for name, wanted in self.before.items()}
             emptied = {name: Wanted(bytes(size)) for name, size in sizes.items() if name not in self.after}
             made = [_made_again(name, size) for name, size in sizes.items()]
-            self._next_tasks("then made anew", calls, made, self.before, {**self.before, **emptied})
+            gone = [name for name in emptied if self.operation.apart] or [""]
+            mixed = [dict(zip(gone, choice)) for choice in itertools.product((False, True), repeat=len(gone))]
+            allowed = [{**self.before, **{name: data for name, data in emptied.items() if which.get(name, which.get(""))}} for which in mixed]
+            self._next_tasks("then made anew", calls, made, *allowed)
         self._next_tasks("then removed", calls, [_removed(name) for name in names], {})
 
     def _possible(self) -> list[Model]:

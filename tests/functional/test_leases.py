@@ -202,8 +202,11 @@ def test_a_volume_that_took_the_place_of_one_of_the_lease(store: Store, image_fo
     subprocess.run(["qemu-img", "create", "-q", "-f", image_format, store.path / "new", str(MIB)], check=True)
     os.rename(store.path / "new", store.path / "ci-00")
     let_pass(store, 2 * HOUR)
-    assert collect(store) == leases.Collected(("ci",), (), ())
+    done = collect(store)
+    assert not done.leases and not done.volumes and [(one["name"], one["error_code"]) for one in done.skipped] == [("ci-00", "conflict")]
     assert (store.path / "ci-00").exists() and store.info("ci-00")["lease"] is None
+    store.absent("ci-00")
+    assert collect(store).leases == ("ci",)
 
 
 def test_names_that_are_listed_no_more(store: Store) -> None:
@@ -258,6 +261,16 @@ def test_what_is_in_use_stays_under_its_lease(store: Store) -> None:
         assert "ci-00" in str(refused(store, errors.LeaseHeld, lambda check: hold(store, "job-2", check=check)))
     assert collect(store, grace=10**9) == leases.Collected(("ci",), ("ci-00",), ())
     assert left(store) == []
+
+
+def test_what_a_killed_task_left_of_a_lease(store: Store) -> None:
+    """A temporary file of a lease that nobody asks for again goes with the next collection."""
+    hold(store)
+    release(store)
+    left_over = store.path / ".remotefs" / "tmp" / "@gone~0123456789ab"
+    left_over.write_bytes(b"{")
+    collect(store)
+    assert left(store) == [] and not (store.path / ".remotefs" / "locks" / "@gone.lock").exists()
 
 
 def test_nobody_takes_a_lease_over_while_a_task_works_under_it(store: Store) -> None:

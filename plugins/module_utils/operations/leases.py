@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Iterator, NamedTuple, Sequence
@@ -25,7 +25,6 @@ from ..plan import leases as plans
 from ..plan.leases import Asked
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import leases, records
-from ..store.volumes import chains
 from . import volumes
 from .bulk import runner
 from .candidates import Candidates
@@ -200,7 +199,10 @@ def collect(request: CollectRequest, options: Options) -> Collected:
     share, done = request.share, Collected()
     _warn_of_clocks(share, options)
     with ShareDirectory(share) as directory:
-        names = leases.names(directory)
+        names, half_written = leases.names(directory), leases.half_written(directory)
+    for name in half_written if not options.check else ():
+        with suppress(StorageError), _locked(share, name, options, patience=0, forgets=True):
+            pass  # that discards it
     at = _time(share, options) if names and not options.check else time.time()
     for name in names:
         try:
@@ -297,20 +299,16 @@ def _left(directory: ShareDirectory, lease: Lease | None) -> tuple[str, ...]:
 
 
 def _is_of(directory: ShareDirectory, name: str, identity: str) -> bool:
+    """Whether the record of a volume has this lease. Whether the volume is still the one that was made under it is asked before it is changed."""
     record = _record(directory, name)
-    if record is None or record.lease != identity:
-        return False
-    try:
-        observed = chains.observe(directory, name)
-    except StorageError:
-        return True  # broken, but its record says so
-    return observed is None or observed.volume.lease == identity
+    return record is not None and record.lease == identity
 
 
 def _remove(share: Share, lease: Lease, names: tuple[str, ...], parallel: int, options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
     def permit(volume: Volume) -> None:
         if volume.lease != lease.id:
-            raise Conflict(f"volume {volume.name}", f"it is not one of lease {lease.name} any more", "find out who made it")
+            problem = f"it is not the one that was made under lease {lease.name}: another file has taken its place"
+            raise Conflict(f"volume {volume.name}", problem, "find out whose it is, and remove it or rename it")
 
     return _run(share, names, parallel, replace(options, permit=permit))
 

@@ -43,6 +43,13 @@ def names(directory: ShareDirectory) -> list[str]:
     return sorted(name[: -len(_SUFFIX)] for name in found if name.endswith(_SUFFIX) and is_safe_file_name(name))
 
 
+def half_written(directory: ShareDirectory) -> list[str]:
+    """The names of leases of which a killed task has left temporary files, sorted."""
+    folder = directory.private("tmp")
+    found = {name[len(LEASE) :].partition("~")[0] for name in (folder.names() if folder is not None else []) if name.startswith(LEASE)}
+    return sorted(name for name in found if is_safe_file_name(name))
+
+
 def read(directory: ShareDirectory, name: str) -> Lease | None:
     """Read a lease; None if there is none. :raises ChainBroken: it is damaged. :raises NeedsRecovery: a newer release wrote it."""
     folder = directory.private(_FOLDER)
