@@ -1,0 +1,98 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an environment consists of: its workers with their volumes. Documented in environment_workers.yml and environment_told.yml."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from ansible.errors import AnsibleFilterError
+
+_WORKERS, _TOLD = "remotefs.storage.environment_workers", "remotefs.storage.environment_told"
+_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_SEED = "seed"  # the suffix of the volume that cloud-init reads
+_MOST = 10000
+
+
+def environment_workers(name: object, workers: object, disks: object = ()) -> list:
+    """The workers of an environment, in order.
+
+    :param name: of the environment. :param workers: how many, or their suffixes. :param disks: further disks of each, with suffix and size.
+    :raises AnsibleFilterError: one of them is not what it must be, or two volumes would have one name.
+    """
+    if not isinstance(name, str) or not _SUFFIX.match(name):
+        raise AnsibleFilterError(f"{_WORKERS}: {name!r} is no name of an environment; give letters, digits, '.', '_' and '-'.")
+    every, further = _suffixes(workers), _disks(disks)
+    found = [_worker(name, suffix, index, further) for index, suffix in enumerate(every)]
+    names = [one for worker in found for one in worker["volumes"]]
+    twice = sorted({one for one in names if names.count(one) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise AnsibleFilterError(f"{_WORKERS}: two volumes would be called {', '.join(twice[:5])}; give other suffixes.")
+    return found
+
+
+def _worker(name: str, suffix: str, index: int, disks: list) -> dict:
+    root = f"{name}-{suffix}"
+    others = [{**disk, "name": f"{root}-{disk['suffix']}"} for disk in disks]
+    seed = f"{root}-{_SEED}"
+    return {"name": root, "index": index, "suffix": suffix, "disks": others, "seed": seed, "volumes": [root, *(one["name"] for one in others), seed]}
+
+
+def _suffixes(workers: object) -> list:
+    """The suffixes of the workers: those that were given, or 00, 01 and so on."""
+    if isinstance(workers, (str, int)) and not isinstance(workers, bool) and str(workers).strip().isdigit():
+        count = int(workers)
+        if count > _MOST:
+            raise AnsibleFilterError(f"{_WORKERS}: {count} workers are more than {_MOST}; make several environments.")
+        return [f"{number:02}" for number in range(count)]
+    if isinstance(workers, (str, bytes, Mapping)) or not isinstance(workers, Iterable):
+        raise AnsibleFilterError(f"{_WORKERS}: workers must be a number or a list of suffixes, not {workers!r}.")
+    return [_suffix(one, "a worker") for one in workers]
+
+
+def _suffix(given: object, what: str) -> str:
+    text = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+    if not isinstance(text, str) or not _SUFFIX.match(text) or text == _SEED:
+        raise AnsibleFilterError(f"{_WORKERS}: {given!r} cannot be the suffix of {what}; give letters, digits, '.', '_' and '-', and not {_SEED}.")
+    return str(text)
+
+
+def _disks(disks: object) -> list:
+    """Further disks, each with suffix, size and format."""
+    if isinstance(disks, (str, bytes, Mapping)) or not isinstance(disks, Iterable):
+        raise AnsibleFilterError(f"{_WORKERS}: disks must be a list of dictionaries with suffix and size, not {disks!r}.")
+    found = []
+    for disk in disks:
+        unknown = sorted(set(disk) - {"suffix", "size", "format"}) if isinstance(disk, Mapping) else ["it"]
+        if unknown or not disk.get("size"):
+            raise AnsibleFilterError(f"{_WORKERS}: disk {disk!r} must have suffix and size, and may have format.")
+        found.append({"suffix": _suffix(disk.get("suffix"), "a disk"), "size": str(disk["size"]), "format": str(disk.get("format") or "raw")})
+    return found
+
+
+def environment_told(workers: Iterable, volumes: Iterable) -> list:
+    """The workers as the role returns them.
+
+    :param workers: as :func:`environment_workers` returns them. :param volumes: as modules return them; of those that are not there nothing is told.
+    """
+    try:
+        known = {volume["name"]: volume for volume in volumes if "path" in volume}
+        return [_told(worker, known) for worker in workers]
+    except (TypeError, KeyError) as error:
+        raise AnsibleFilterError(f"{_TOLD}: the input must be workers, and the argument volumes ({error}).") from error
+
+
+def _told(worker: Mapping, known: Mapping) -> dict:
+    names = [worker["name"], *(disk["name"] for disk in worker["disks"])]
+    disks = [{key: known[name][key] for key in ("name", "path", "format", "size")} for name in names if name in known]
+    seed = {key: known[worker["seed"]][key] for key in ("name", "path")} if worker["seed"] in known else None
+    return {"name": worker["name"], "index": worker["index"], "disks": disks, "seed": seed, "consumer": None}
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict:
+        """The filters by name."""
+        return {"environment_workers": environment_workers, "environment_told": environment_told}
