@@ -91,7 +91,8 @@ def test_an_environment_from_its_beginning_to_its_end(store: Store, pipeline: Pi
     reset, still = pipeline.play("reset", "reset")
     assert (reset["changed"], still["changed"], reset["skipped"]) == (True, False, [])
     assert {name: content(store, name) for name in clean} == clean
-    assert [worker["disks"] for worker in still["workers"]][1] == made["workers"][1]["disks"]
+    paths = [[[disk["path"] for disk in worker["disks"]] for worker in told["workers"]] for told in (made, still)]
+    assert paths[1][1] == paths[0][1] and paths[1][0] == [f"{store.path}/ci-00.of-the-test", paths[0][0][1]]  # what it was before the reset
     gone, nothing = pipeline.play("absent", "absent")
     assert (gone["changed"], nothing["changed"]) == (True, False)
     assert volumes(store) == ["ci", "ci-10", "ci-database", "golden"]

@@ -13,7 +13,7 @@ import os
 from dataclasses import replace
 from typing import Collection, Mapping
 
-from ...errors import StorageError
+from ...errors import ChainBroken, SnapshotNotFound, StorageError, UnsafeImage
 from ...model import Snapshot, Volume, is_safe_file_name
 from ..files.directory import ShareDirectory
 from . import records
@@ -32,13 +32,15 @@ def marks_of_points(
 
     :param before: the record that it had. What it says stays. :param changed: files of which it does not, because the task has changed them.
     :param identified: those of them of which the task knows the point, whatever the record said.
+    :raises OSError, StorageError: a file of a volume that has replicas, or is one, cannot be read. Without its identity a point would be taken for
+        another one.
     """
-    found = {}
+    found, matters = {}, volume.received or volume.replicated
     for snapshot in volume.snapshots:
         known = _known(before, snapshot)
         if known is None or snapshot.file in changed or known.backing_file in changed or known.backing_file != _backing(volume, snapshot):
-            is_lost = snapshot.file not in identified and _is_without(before, snapshot) and (volume.received or volume.replicated)
-            known = None if is_lost else _mark(directory, volume, snapshot)  # a replication finds out by its content which point it is
+            is_lost = snapshot.file not in identified and _is_without(before, snapshot) and matters
+            known = None if is_lost else _mark(directory, volume, snapshot, matters)  # a replication finds out by its content which point it is
         if known is not None:
             found[snapshot.name] = known
     return found
@@ -96,16 +98,18 @@ def _known(before: records.Record | None, snapshot: Snapshot) -> records.PointMa
     return mark
 
 
-def _mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) -> records.PointMark | None:
-    """None: the file cannot be read. The next record tries again."""
+def _mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot, matters: bool) -> records.PointMark | None:
+    """None: the file cannot be read, and that does not matter. The next record tries again. :raises OSError, StorageError: it does."""
     try:
         return _read_mark(directory, volume, snapshot)
-    except OSError:
+    except (OSError, StorageError):
+        if matters:
+            raise
         return None
 
 
 def _read_mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) -> records.PointMark | None:
-    """None: a file is not there, or is none. :raises OSError: it cannot be read, from which nothing follows."""
+    """None: a file is not there, or is none. :raises OSError, StorageError: it cannot be read, from which nothing follows."""
     point = snapshot.point if is_safe_file_name(snapshot.point) else new_point()
     try:
         backing_file = volume.point_file(snapshot.name)
@@ -115,7 +119,7 @@ def _read_mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) ->
         if directory.share.local:  # servers show no generation
             with directory.root.opened(snapshot.file) as fd:
                 number = generation(directory, fd)
-    except StorageError:
+    except (ChainBroken, FileNotFoundError, SnapshotNotFound, UnsafeImage):
         return None
     content = (_inode(directory, below), below.st_size, below.st_mtime_ns)
     return records.PointMark(str(point), _inode(directory, overlay), number, backing_file, *content)
@@ -130,7 +134,9 @@ def _backing(volume: Volume, snapshot: Snapshot) -> str | None:
 
 
 def held(directory: ShareDirectory, volume: Volume, record: records.Record | None, foretold: bool = False) -> set[str]:
-    """The snapshots whose identity is still that of the recorded files: of its own, and of all below it. :raises OSError: one cannot be read.
+    """The snapshots whose identity is still that of the recorded files: of its own, and of all below it.
+
+    :raises OSError, StorageError: one cannot be read, from which nothing follows.
 
     :param foretold: check mode foretells the volume. What is not on record as it is foretold will be recorded by then.
     """
