@@ -136,9 +136,8 @@ def _backing(volume: Volume, snapshot: Snapshot) -> str | None:
 def held(directory: ShareDirectory, volume: Volume, record: records.Record | None, foretold: bool = False) -> set[str]:
     """The snapshots whose identity is still that of the recorded files: of its own, and of all below it.
 
-    :raises OSError, StorageError: one cannot be read, from which nothing follows.
-
     :param foretold: check mode foretells the volume. What is not on record as it is foretold will be recorded by then.
+    :raises OSError, StorageError: one cannot be read, from which nothing follows.
     """
     found: set[str] = set()
     every = [snapshot.point for snapshot in volume.snapshots]
