@@ -22,6 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import small_files
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 
 from .test_clones import opened
 from .test_refusals import MIB, Store, refused, store
@@ -311,6 +312,40 @@ def test_a_broken_worker_goes_as_well(store: Store) -> None:
     let_pass(store, 2 * HOUR)
     assert collect(store).leases == ("ci",)
     assert left(store) == []
+
+
+def test_a_worker_whose_record_is_damaged(store: Store) -> None:
+    """Nobody knows whether it is the lease's: it stays, is told, and so does the lease."""
+    taken = hold(store, volumes=("ci-00", "ci-01")).after
+    for name in ("ci-00", "ci-01"):
+        make(store, taken, name)
+    (store.path / ".remotefs" / "volumes" / "ci-00.json").write_text("{")
+    let_pass(store, 2 * HOUR)
+    done = collect(store)
+    assert done.volumes == ("ci-01",) and not done.leases and [one["name"] for one in done.skipped] == ["ci-00"]
+    assert (store.path / "ci-00").exists() and lease_names(store) == ["ci"]
+
+
+def lease_names(store: Store) -> list[str]:
+    return [one["name"] for one in leases.read_all(store.share)]
+
+
+def test_a_record_that_cannot_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that fails tells nothing about what is left: the lease stays."""
+    taken = hold(store, volumes=("ci-00",)).after
+    make(store, taken, "ci-00")
+    let_pass(store, 2 * HOUR)
+
+    def fail(*_given: Any) -> None:
+        raise errors.ToolFailed("record", "it cannot be read", "look at the disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "read", fail)
+        assert [one["error_code"] for one in collect(store).skipped] == ["tool_failed"]
+        with pytest.raises(errors.ToolFailed):
+            release(store, cascade=True)
+    assert lease_names(store) == ["ci"] and (store.path / "ci-00").exists()
+    assert collect(store).leases == ("ci",)
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[" * 100000, b'{"version": 2}', b"\xff\xfe", json.dumps({"version": 1, "name": "ci"}).encode()])

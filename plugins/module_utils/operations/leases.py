@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Iterator, NamedTuple, Sequence
 
-from ..errors import Conflict, InUse, StorageError
+from ..errors import ChainBroken, Conflict, InUse, NeedsRecovery, StorageError, UnsafeImage
 from ..lease import Lease
 from ..model import Share, Volume, check_volume_name, listed, time_text
 from ..plan import leases as plans
@@ -278,6 +278,7 @@ def _collect_golden(request: CollectRequest, options: Options) -> Collected:
 
 
 def _record(directory: ShareDirectory, name: str) -> records.Record | None:
+    """None also where it cannot be read: such a volume stays."""
     try:
         return records.read(directory, name)
     except StorageError:
@@ -299,8 +300,14 @@ def _left(directory: ShareDirectory, lease: Lease | None) -> tuple[str, ...]:
 
 
 def _is_of(directory: ShareDirectory, name: str, identity: str) -> bool:
-    """Whether the record of a volume has this lease. Whether the volume is still the one that was made under it is asked before it is changed."""
-    record = _record(directory, name)
+    """Whether the record of a volume has this lease. Whether the volume is still the one that was made under it is asked before it is changed.
+
+    :raises OSError, StorageError: the record cannot be read. A lease does not go before it is known what is left of it.
+    """
+    try:
+        record = records.read(directory, name)
+    except (ChainBroken, NeedsRecovery, UnsafeImage):
+        return True  # it may be; who is going to change it will tell
     return record is not None and record.lease == identity
 
 
