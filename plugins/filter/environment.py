@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 
 from ansible.errors import AnsibleFilterError
 
-_WORKERS, _TOLD = "remotefs.storage.environment_workers", "remotefs.storage.environment_told"
+_WORKERS = "remotefs.storage.environment_workers"
+_TOLD = "remotefs.storage.environment_told"
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _SEED = "seed"  # the suffix of the volume that cloud-init reads
 _MOST = 10000

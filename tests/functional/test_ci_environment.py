@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from .test_clones import content, opened, write
+from .test_documents import play
 from .test_examples import replaced
 from .test_leases import let_pass
 from .test_refusals import MIB, Store, store
@@ -219,3 +221,62 @@ def test_specs_defaults_and_readme_agree() -> None:
     assert {name: option["default"] for name, option in spec.items() if "default" in option} == defaults
     table = "\n".join(line for line in (ROLE / "README.md").read_text().splitlines() if line.startswith("| `"))
     assert set(re.findall(r"`(ci_environment_[a-z_]+)`", table)) == set(spec)
+
+
+# -- what cleans up ------------------------------------------------------------------------------------------------------
+
+
+def ended(store: Store, pipeline: Pipeline) -> None:
+    """An environment whose pipeline was killed long ago."""
+    pipeline.play("present")
+    let_pass(store, 8 * 3600)
+
+
+def collected(store: Store, environment: dict, *options: str) -> str:
+    given = json.dumps({"ci_collect_shares": [str(store.path)]})
+    argv = ["ansible-playbook", "remotefs.storage.ci_collect", "-e", given, *options]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_playbook_that_collects(store: Store, pipeline: Pipeline, ansible_environment: dict) -> None:
+    ended(store, pipeline)
+    foretold = collected(store, ansible_environment, "--check")
+    assert "would be removed" in foretold and "ci-01" in foretold and "ci-01" in volumes(store)
+    told = collected(store, ansible_environment)
+    assert "changed=1" in told and '"ci-01"' in told and volumes(store) == ["golden"]
+    assert "changed=0" in collected(store, ansible_environment)
+
+
+@pytest.mark.root
+def test_the_timer(store: Store, pipeline: Pipeline, tmp_path: Path, ansible_environment: dict) -> None:
+    """What the role collector writes is what systemd takes, and its command line does the work."""
+    units, settings = tmp_path / "units", tmp_path / "settings.json"
+    units.mkdir()
+    role = {"name": "remotefs.storage.collector"}
+    command = subprocess.run(["which", "ansible-playbook"], env=ansible_environment, capture_output=True, text=True, check=True).stdout.strip()
+    given = {
+        "collector_shares": [str(store.path)],
+        "collector_directory": str(units),
+        "collector_settings": str(settings),
+        "collector_enable": False,
+        "collector_command": command,
+        "collector_collections_path": ansible_environment["ANSIBLE_COLLECTIONS_PATH"],
+    }
+
+    def played(state: str) -> str:
+        tasks = [{"ansible.builtin.include_role": role, "vars": {**given, "collector_state": state}}]
+        return play([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}], tmp_path, ansible_environment)
+
+    assert "changed=2" in played("present") and "changed=0" in played("present")
+    if shutil.which("systemd-analyze"):
+        checked = subprocess.run(["systemd-analyze", "verify", *map(str, sorted(units.iterdir()))], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+    service = (units / "remotefs-collector.service").read_text()
+    (line,) = re.findall(r"^ExecStart=(.*)$", service, re.MULTILINE)
+    ended(store, pipeline)
+    done = subprocess.run(line.split(), env=ansible_environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and volumes(store) == ["golden"], done.stdout + done.stderr
+    assert "changed=1" in played("absent") and "changed=0" in played("absent")
+    assert not list(units.iterdir()) and not settings.exists()
