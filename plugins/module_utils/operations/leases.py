@@ -25,6 +25,7 @@ from ..plan import leases as plans
 from ..plan.leases import Asked
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import leases, records
+from ..store.volumes import chains
 from . import volumes
 from .bulk import runner
 from .candidates import Candidates
@@ -178,7 +179,7 @@ def _released(directory: ShareDirectory, lease: Lease, request: LeaseRequest, op
     subject, left = f"lease {lease.name} on {request.share.label}", _left(directory, lease)
     if left and not request.cascade:
         raise plans.still_there(subject, left)
-    removed, skipped = _remove(request.share, lease, left, request.parallel, options)
+    removed, skipped = _remove(request.share, lease, _remains(directory, lease), request.parallel, options)
     _require_all(subject, skipped)
     return removed
 
@@ -251,7 +252,7 @@ def _is_due(lease: Lease | None, request: CollectRequest, at: float) -> bool:
 def _emptied(directory: ShareDirectory, lease: Lease | None, request: CollectRequest, options: Options) -> Collected:
     if lease is None:
         return Collected()
-    removed, skipped = _remove(request.share, lease, _left(directory, lease), request.parallel, options)
+    removed, skipped = _remove(request.share, lease, _remains(directory, lease), request.parallel, options)
     return Collected(() if skipped else (lease.name,), removed, skipped)
 
 
@@ -297,6 +298,14 @@ def _used(directory: ShareDirectory) -> set[str]:
 def _left(directory: ShareDirectory, lease: Lease | None) -> tuple[str, ...]:
     """Those of its volumes that are there: it lists them, and their records have its id."""
     return () if lease is None else tuple(name for name in lease.volumes if _is_of(directory, name, lease.id))
+
+
+def _remains(directory: ShareDirectory, lease: Lease) -> tuple[str, ...]:
+    """Those, and names of which a killed task has left no more than temporary files."""
+    left = _left(directory, lease)
+    folder = directory.private("tmp")
+    begun = {name.partition("~")[0] for name in (folder.names() if folder is not None else [])}
+    return (*left, *(name for name in lease.volumes if name in begun and name not in left and not chains.exists(directory, name)))
 
 
 def _is_of(directory: ShareDirectory, name: str, identity: str) -> bool:
