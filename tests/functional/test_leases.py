@@ -22,6 +22,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import small_files
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import Waiting
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 
 from .test_clones import opened
@@ -430,6 +431,23 @@ def replace_candidates(store: Store, other: Store) -> Store:
     both = Store(store.path)
     both.candidates = store.candidates._replace(shares=(store.share, other.share))
     return both
+
+
+def test_clients_that_cache(store: Store) -> None:
+    """Under its lock a lease is read only when this client cannot show an older one any more."""
+    slept: list[float] = []
+
+    class Noted(Waiting):
+        def sleep(self, seconds: float) -> None:
+            slept.append(seconds)
+
+    store.share = store.share._replace(stale_seconds=1.25)
+    store.candidates = store.candidates._replace(shares=(store.share,))
+    how = replace(store.options(), task=replace(store.options().task, waiting=Noted()))
+    done = leases.hold(leases.LeaseRequest(store.share, Asked("ci", "job-1", HOUR)), how)
+    assert slept == [1.25]
+    with lease_holding.holding([(leases.describe(done.after, store.share), store.candidates)], how):
+        assert slept == [1.25, 1.25]
 
 
 def test_clients_that_give_the_times(store: Store) -> None:

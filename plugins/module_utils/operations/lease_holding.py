@@ -19,7 +19,7 @@ from ..model import Share, Volume, check_volume_name
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import leases
 from .candidates import Candidates
-from .named_locks import locked_name
+from .named_locks import locked_name, outwait_caches
 from .options import Options
 
 _KEPT = "leases"  # in ``kept``: those under which the task works, by (path of the share, name, id)
@@ -98,6 +98,7 @@ def _held(stack: ExitStack, share: Share, named: Named, options: Options) -> Hel
         return HeldLease(named.name, lease.id, frozenset(lease.volumes))
     lock_name = leases.lock_name(named.name)
     directory, lock = stack.enter_context(locked_name(share, lock_name, options, options.lock_timeout, options.break_lock, shared=True))
+    outwait_caches(directory, leases.FOLDER, options)
     lease = _require_own(directory, named)
     return HeldLease(named.name, lease.id, frozenset(lease.volumes), lock.verify)
 

@@ -29,7 +29,7 @@ from ..store.volumes import chains
 from . import volumes
 from .bulk import runner
 from .candidates import Candidates
-from .named_locks import locked_name
+from .named_locks import locked_name, outwait_caches
 from .options import Options
 from .transaction import Outcome
 
@@ -352,6 +352,7 @@ def _locked(share: Share, name: str, options: Options, patience: float | None = 
     """
     waits = options.lock_timeout if patience is None else patience
     with locked_name(share, leases.lock_name(check_volume_name(name)), options, waits, options.break_lock) as (directory, lock):
+        outwait_caches(directory, leases.FOLDER, options)
         for left in directory.leftovers(leases.lock_name(name)):
             directory.discard_temporary(left)
         yield directory

@@ -32,3 +32,14 @@ def locked_name(
     with ShareDirectory(share, verify, options.task.waiting) as directory, VolumeLock(directory, name, patience, breaks, shared) as lock:
         held.append(lock)
         yield directory, lock
+
+
+def outwait_caches(directory: ShareDirectory, folder: str, options: Options) -> None:
+    """Wait, under a lock, until this client cannot show any more what the last holder has replaced in ``.remotefs/FOLDER`` (see
+    :meth:`Locks._outwait_caches`)."""
+    if directory.share.stale_seconds:
+        options.task.waiting.sleep(directory.share.stale_seconds)
+        directory.refresh()
+        listed = directory.private(folder)
+        if listed is not None:
+            listed.names()

@@ -24,7 +24,8 @@ from .records import last_whole_line
 if TYPE_CHECKING:
     from ..files.directory import ShareDirectory
 
-_FOLDER, _SUFFIX = "leases", ".json"
+FOLDER = "leases"  # in .remotefs
+_SUFFIX = ".json"
 _VERSION = 1
 _MOST_NAMES = 16384
 _LONGEST_TTL = 1 << 40  # seconds
@@ -38,7 +39,7 @@ def lock_name(lease: str) -> str:
 
 def names(directory: ShareDirectory) -> list[str]:
     """The names of all leases, sorted."""
-    folder = directory.private(_FOLDER)
+    folder = directory.private(FOLDER)
     found = folder.names() if folder is not None else []
     return sorted(name[: -len(_SUFFIX)] for name in found if name.endswith(_SUFFIX) and is_safe_file_name(name))
 
@@ -52,7 +53,7 @@ def half_written(directory: ShareDirectory) -> list[str]:
 
 def read(directory: ShareDirectory, name: str) -> Lease | None:
     """Read a lease; None if there is none. :raises ChainBroken: it is damaged. :raises NeedsRecovery: a newer release wrote it."""
-    folder = directory.private(_FOLDER)
+    folder = directory.private(FOLDER)
     if folder is None:
         return None
     found = read_file(folder, name + _SUFFIX, lambda fd, status: (os.read(fd, SMALL_FILE + 1), os.fstat(fd).st_mtime_ns))
@@ -60,7 +61,7 @@ def read(directory: ShareDirectory, name: str) -> Lease | None:
 
 
 def _parsed(name: str, data: bytes, written: float) -> Lease:
-    subject, remedy = f"lease .remotefs/{_FOLDER}/{name}{_SUFFIX}", "find out who changed it; remove the file to give the lease up"
+    subject, remedy = f"lease .remotefs/{FOLDER}/{name}{_SUFFIX}", "find out who changed it; remove the file to give the lease up"
     try:
         content = last_whole_line(data)
         if content["version"] != _VERSION:
@@ -106,7 +107,7 @@ def write(directory: ShareDirectory, lease: Lease, is_new: bool) -> Lease:
         "uses": list(lease.uses),
         "collector": lease.collector,
     }
-    folder = directory.make_private(_FOLDER)
+    folder = directory.make_private(FOLDER)
     data = json.dumps(content, sort_keys=True).encode("utf-8")
     directory.write_record(lock_name(lease.name), folder, lease.name + _SUFFIX, data, last="" if is_new else "blocks")
     found = read(directory, lease.name)
@@ -117,7 +118,7 @@ def write(directory: ShareDirectory, lease: Lease, is_new: bool) -> Lease:
 
 def remove(directory: ShareDirectory, name: str) -> None:
     """Remove a lease, durably; the caller holds its lock."""
-    folder = directory.make_private(_FOLDER)
+    folder = directory.make_private(FOLDER)
     if folder.unlink(name + _SUFFIX):
         folder.sync()
 
