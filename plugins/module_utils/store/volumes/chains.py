@@ -228,10 +228,19 @@ def _lease(directory: ShareDirectory, record: records.Record) -> str | None:
         if not is_there(directory, file):
             continue
         with directory.root.opened(file) as fd:
-            found = records.identity(record, file, os.fstat(fd), partial(formats.generation, directory, fd))
-        if found == records.OTHER:
+            found, length = records.identity(record, file, os.fstat(fd), partial(formats.generation, directory, fd)), os.fstat(fd).st_size
+        if found == records.OTHER and not _is_replaced(record, file, length):
             return None
     return record.lease
+
+
+def _is_replaced(record: records.Record, file: str, length: int) -> bool:
+    """Whether an interrupted task of ours has replaced the file."""
+    if record.intent is None:
+        return False
+    from ..metadata import unfinished
+
+    return unfinished.replaces_by(record.intent, file, length)
 
 
 def _is_adopted(volume: Volume, record: records.Record | None) -> bool:
