@@ -375,7 +375,11 @@ def _resume_seed(check: _Check, present: Volume | None) -> Resumption:
     file = intent.before.own_base.file
     check.info_as_before()
     check.chain_between()
-    is_old = file in intent.proofs and 0 != intent.proofs[file].inode == check.observed.files[file].inode
+    now, proof = check.observed.files[file], intent.proofs.get(file, Proof(0, 0))
+    is_old, is_new = 0 != proof.inode == now.inode, 0 != proof.inode != now.inode
+    lengths = {0 if is_new else proof.length, *(step.size for step in intent.steps if isinstance(step, WriteSeed) and not is_old)} - {0}
+    if now.length not in lengths:
+        raise check.differs(f"{file} with {' or '.join(map(str, sorted(lengths)))} bytes", str(now.length))
     after = replace(intent.before, adopted=True, pending=None) if is_old else intent.after
     return Resumption(intent.operation, "undone" if is_old else "finished", Plan(intent.operation, name, (WriteRecord(name),), present, after))
 
