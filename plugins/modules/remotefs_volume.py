@@ -404,7 +404,7 @@ EXAMPLES = r"""
           users:
             - name: ansible
               sudo: ALL=(ALL) NOPASSWD:ALL
-              ssh_authorized_keys: ["{{ lookup('ansible.builtin.file', '~/.ssh/id_ed25519.pub') }}"]
+              ssh_authorized_keys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExample ansible]
         network_config:
           version: 2
           ethernets:

@@ -45,7 +45,7 @@ def parsed(image: bytes) -> Parsed:
         assert not taken & {root.sector, *tables}
         taken |= {root.sector, *tables}
         trees.append(listed(sectors[root.sector], root.sector))
-    places = [[(one.sector, one.length) for one in sorted(tree, key=lambda one: one.sector)] for tree in trees]
+    places = [[(one.sector, one.length) for one in sorted(tree, key=lambda one: (one.sector, one.length))] for tree in trees]
     assert places[0] == places[1], "both trees name the same bytes"
     for sector, length in places[0]:
         mine = set(range(sector, sector + -(-length // SECTOR)))
