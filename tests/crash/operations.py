@@ -786,7 +786,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "replace a seed": Operation(
         _with_seed,
-        _under_lease(_write_seed("ci-00", "new")),
+        _write_seed("ci-00", "new"),
         _adds("ci-00", lambda _model: _seed("ci-00", "new").content),
         tool=False,
         leases=True,
@@ -794,7 +794,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "replace a seed by a longer one": Operation(
         _with_seed,
-        _under_lease(_write_seed("ci-00", "longer" * 1000)),
+        _write_seed("ci-00", "longer" * 1000),
         _adds("ci-00", lambda _model: _seed("ci-00", "longer" * 1000).content),
         tool=False,
         leases=True,
