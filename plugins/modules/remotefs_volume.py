@@ -57,7 +57,7 @@ options:
     choices: ['off', metadata, falloc, full]
     default: 'off'
   source:
-    description: What a new volume is made from. Ignored where the volume exists.
+    description: What a new volume is made from. Ignored where the volume exists, but for O(source.seed).
     type: dict
     suboptions:
       volume:
@@ -112,6 +112,35 @@ options:
         type: str
         choices: [auto, none, gzip, bzip2, xz]
         default: auto
+      seed:
+        description:
+          - What cloud-init reads in a new machine (its data source NoCloud). The volume is a raw ISO 9660 image with Joliet names and the label
+            C(cidata), which a machine gets as a read-only disk. It is made without other programs, and equal content makes equal images.
+          - A new one gets the mode V(0440), unless O(mode) is given, because it may hold secrets.
+          - If the volume exists and holds the same, that is no change. Otherwise one rename puts the new image in its place, with its owner,
+            mode and ACL. A machine that has it open must be shut off for that, or the task fails with C(in_use).
+          - A volume that is no seed made by this module is a C(conflict), and is never overwritten.
+          - O(size), O(format=qcow2), O(preallocation), O(snapshot), O(flatten), O(moved_from) and the other sources do not go with it.
+          - All texts together may have 16 MiB.
+        type: dict
+        suboptions:
+          user_data:
+            description:
+              - A text, such as one that begins with C(#cloud-config), or a dictionary, of which such a text is made. Of a list C(#cloud-config-archive) is.
+              - Without it the file is there and asks for nothing.
+            type: raw
+          meta_data:
+            description:
+              - A text or a dictionary. A dictionary without C(instance-id) gets the name of the volume as that.
+              - Without it C(instance-id) and C(local-hostname) are the name of the volume.
+              - A guest for which cloud-init has done its work does it again when the C(instance-id) is another one.
+            type: raw
+          network_config:
+            description: A text or a dictionary, as cloud-init takes it in the file C(network-config). Without it there is no such file.
+            type: raw
+          vendor_data:
+            description: As O(source.seed.user_data), for the file C(vendor-data). Without it there is no such file.
+            type: raw
       headers:
         description:
           - Headers for the server, such as a token. They are sent to its host alone, and not where it redirects to another one.
@@ -266,6 +295,14 @@ options:
           share: {description: 'See O(source.share).', type: str}
           method: {description: 'See O(source.method).', type: str, choices: [full, linked], default: full}
           image: {description: 'See O(source.image).', type: str}
+          seed:
+            description: See O(source.seed).
+            type: dict
+            suboptions:
+              user_data: {description: 'See O(source.seed.user_data).', type: raw}
+              meta_data: {description: 'See O(source.seed.meta_data).', type: raw}
+              network_config: {description: 'See O(source.seed.network_config).', type: raw}
+              vendor_data: {description: 'See O(source.seed.vendor_data).', type: raw}
           checksum: {description: 'See O(source.checksum).', type: str}
           image_format: {description: 'See O(source.image_format).', type: str, choices: [raw, qcow2, vmdk, vdi, vhdx, vpc]}
           compression: {description: 'See O(source.compression).', type: str, choices: [auto, none, gzip, bzip2, xz], default: auto}
@@ -357,6 +394,25 @@ EXAMPLES = r"""
       - name: appliance-1
       - name: appliance-2
         format: qcow2
+
+- name: What cloud-init reads in two new machines; the names of the volumes become the names of the hosts
+  remotefs.storage.remotefs_volume:
+    share: /srv/volumes
+    source:
+      seed:
+        user_data:
+          users:
+            - name: ansible
+              sudo: ALL=(ALL) NOPASSWD:ALL
+              ssh_authorized_keys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExample ansible]
+        network_config:
+          version: 2
+          ethernets:
+            eth0:
+              dhcp4: true
+    volumes:
+      - name: node-1
+      - name: node-2
 
 - name: A golden state, and two environments that start from it at once
   remotefs.storage.remotefs_snapshot:
@@ -648,6 +704,15 @@ _VOLUME = {
             "checksum": {"type": "str"},
             "image_format": {"type": "str", "choices": ["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]},
             "compression": {"type": "str", "choices": ["auto", "none", "gzip", "bzip2", "xz"], "default": "auto"},
+            "seed": {
+                "type": "dict",
+                "options": {
+                    "user_data": {"type": "raw", "no_log": True},
+                    "meta_data": {"type": "raw"},
+                    "network_config": {"type": "raw"},
+                    "vendor_data": {"type": "raw", "no_log": True},
+                },
+            },
             "headers": {"type": "dict", "no_log": True},
             "validate_certs": {"type": "bool", "default": True},
             "url_username": {"type": "str"},
@@ -655,8 +720,8 @@ _VOLUME = {
             "client_cert": {"type": "path"},
             "client_key": {"type": "path", "no_log": False},
         },
-        "required_one_of": [["volume", "image", "share"]],
-        "mutually_exclusive": [["volume", "image"], ["snapshot", "image"], ["share", "image"]],
+        "required_one_of": [["volume", "image", "share", "seed"]],
+        "mutually_exclusive": [["volume", "image", "seed"], ["snapshot", "image"], ["share", "image"]],
     },
     "moved_from": {"type": "str"},
     "snapshot": {"type": "str"},
@@ -705,6 +770,7 @@ def _request(params: dict, candidates, finder):
             "reserved_percentage or max_over_subscription_ratio is out of range",
             "give 0 to 99, and more than 0",
         )
+    policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
     desired = DesiredVolume(
         name=params["name"],
         size=None if params["size"] is None else parse_size(params["size"]),
@@ -718,9 +784,10 @@ def _request(params: dict, candidates, finder):
         labels=None if params["labels"] is None else label_texts(params["labels"]),
         snapshot=params["snapshot"],
     )
-    longest, given = check_max_chain(params["max_chain"]), params["source"]
+    longest, given, seed = check_max_chain(params["max_chain"]), params["source"], _seed(params)
+    if seed is not None:
+        return updating.VolumeRequest(candidates, desired._replace(format="raw", seed=seed.size), policy=policy, max_chain=longest, seed=seed)
     source = None if _source_volume(params) is None else _source(params, finder, longest)
-    policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
     image = _image(given) if given and not source else None
     return updating.VolumeRequest(candidates, desired, source, policy, longest, image, _elsewhere(params["moved_from"], params, finder))
 
@@ -748,6 +815,16 @@ def _source(params: dict, finder, longest: int):
         problem = "a linked clone lies on the share of its source, so that its source is on one of the shares of option share"
         raise InvalidParameter("option source.share", problem, "leave it out, or take method full")
     return SourceRequest(str(name), given["snapshot"], linked, longest, _elsewhere(share, params, finder))
+
+
+def _seed(params: dict):
+    """The image for cloud-init that ``source`` asks for, if it does."""
+    if (params["source"] or {}).get("seed") is None:
+        return None
+    from ..module_utils.hidden_options import revealed
+    from ..module_utils.operations import seeds
+
+    return seeds.request_of({**params, "source": {**params["source"], "seed": revealed(params["source"]["seed"])}})
 
 
 def _image(given: dict):
@@ -830,6 +907,11 @@ def main() -> None:
     module = changes.make_module(spec, required_one_of=[("name", "volumes")], mutually_exclusive=[("name", "volumes")])
     sources = [module.params["source"], *(item.get("source") for item in module.params["volumes"] or ())]
     changes.show_short_words(module, [source.get("headers") for source in sources if source])
+    seeds = [source["seed"] for source in sources if source and source.get("seed")]
+    if seeds:
+        from ..module_utils import hidden_options
+
+        hidden_options.hide(module, seeds, ("user_data", "vendor_data"), ("headers", "url_password"))
     try:
         if module.params["volumes"] is not None:
             _run_many(module)

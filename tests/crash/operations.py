@@ -32,6 +32,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
     lease_holding,
     leases,
     replicas,
+    seeds,
     snapshots,
     up_to_date,
     updating,
@@ -516,6 +517,43 @@ def _bulk(*tasks: tuple[str, Task], deletes: bool = False) -> Task:
     return run
 
 
+# -- seeds -------------------------------------------------------------------------------------------------------------
+
+_SECRET = "a-secret-of-this-seed"
+
+
+def _seed(name: str, text: str) -> seeds.Seed:
+    """A seed of which the content, and no step of its plan, says what it holds. Both have the same length."""
+    alone = dict.fromkeys(("format", "size", "snapshot", "moved_from"))
+    given = {"seed": {"user_data": {"password": _SECRET, "text": text}}, "method": "full"}
+    return seeds.request_of({**alone, "preallocation": "off", "flatten": False, "name": name, "source": given})
+
+
+def _write_seed(name: str, text: str) -> Task:
+    def run(where: Candidates, options: Options) -> list[Outcome]:
+        seed = _seed(name, text)
+        desired = DesiredVolume(name, format="raw", mode=0o660, seed=seed.size)
+        return [volumes.ensure_present(VolumeRequest(where, desired, seed=seed), options)]
+
+    return run
+
+
+def _with_seed(share: Path, scratch: Path) -> Model:
+    """A chain, and a seed that was made under a lease."""
+    model, where = _with_lease(share, scratch), candidates(share)
+    where = where._replace(shares=tuple(one._replace(keeps_inodes=False) for one in where.shares))  # a state is a copy, whose files are not these
+    _under_lease(_write_seed("ci-00", "old"))(where, Options())
+    return {**model, "ci-00": Wanted(_seed("ci-00", "old").content)}
+
+
+def _is_told_to_nobody(share: Path) -> None:
+    """What a seed holds is in no record, and in no file that others may read. Its lease stays with it."""
+    _is_somebodys(share)
+    for path in (share / ".remotefs").rglob("*"):
+        if path.is_file() and _SECRET.encode() in path.read_bytes():
+            assert path.parent.name == "tmp", path
+
+
 # -- models ----------------------------------------------------------------------------------------------------------
 
 
@@ -742,6 +780,25 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "collect a lease": Operation(
         _with_leased_volumes, _collect, lambda model: {"vol": model["vol"]}, tool=False, removes=True, apart=True, parts=True, always=_is_somebodys
+    ),
+    "make a seed": Operation(
+        _lone("raw"), _write_seed("new", "new"), _adds("new", lambda _model: _seed("new", "new").content), tool=False, always=_is_told_to_nobody
+    ),
+    "replace a seed": Operation(
+        _with_seed,
+        _write_seed("ci-00", "new"),
+        _adds("ci-00", lambda _model: _seed("ci-00", "new").content),
+        tool=False,
+        leases=True,
+        always=_is_told_to_nobody,
+    ),
+    "replace a seed by a longer one": Operation(
+        _with_seed,
+        _write_seed("ci-00", "longer" * 1000),
+        _adds("ci-00", lambda _model: _seed("ci-00", "longer" * 1000).content),
+        tool=False,
+        leases=True,
+        always=_is_told_to_nobody,
     ),
     "create many": Operation(
         _nothing,

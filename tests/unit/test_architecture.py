@@ -13,12 +13,13 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
+LAYERS = ["modules", "results", "changes", "hidden_options", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
 LAYERS += ["mounts", "together", "model", "lease", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
 MAY_IMPORT = {
-    "modules": {"results", "changes", "arguments", "operations", "mounts", "plan", "together", "model", "errors"},
+    "modules": {"results", "changes", "hidden_options", "arguments", "operations", "mounts", "plan", "together", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
     "changes": {"operations", "machines", "refused", "background", "model", "attachments", "errors"},
+    "hidden_options": set(),
     "machines": {"attachments", "errors"},
     "refused": set(),
     "background": {"command", "progress", "errors"},

@@ -52,7 +52,7 @@ class Readable(Protocol):
 class CopySource:
     """What a copy reads: a place, and the images there that make up the source, top first. ``known``: only what a replica lacks is copied.
     ``is_checked``: what was written is read again and compared. ``sums`` gets the checksums of what was read again, by file, and
-    ``marks`` what the file was then (see :mod:`unchanged`)."""
+    ``marks`` what the file was then (see :mod:`unchanged`). ``content`` is what a seed is to hold, which comes from no image. It may be secret."""
 
     directory: Readable
     images: tuple[Image, ...]
@@ -60,6 +60,7 @@ class CopySource:
     is_checked: bool = False
     sums: dict[str, str] = field(default_factory=dict)
     marks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    content: bytes | None = field(default=None, repr=False)
 
 
 class Known(NamedTuple):

@@ -20,7 +20,7 @@ from ..model import listed, now
 from ..pace import OutOfTime
 from ..plan import grouping, room
 from ..plan import intent as intents
-from ..plan.plan import CREATE_SNAPSHOT, RECEIVE, Plan, lost_snapshots
+from ..plan.plan import CREATE_SNAPSHOT, RECEIVE, REPLACE_SEED, Plan, lost_snapshots
 from ..plan.resumption import Resumption
 from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord, written_by
 from ..store.files import access
@@ -68,7 +68,7 @@ class Executor:
     def apply(self, plan: Plan, source: CopySource | None = None) -> None:
         """Carry out a plan. After an error the intent stays recorded and the next task resumes it, unless no step was begun.
 
-        :param source: what a full clone is copied from.
+        :param source: what a full clone is copied from, or what a seed holds.
         """
         try:
             self._apply(plan, source)
@@ -170,7 +170,7 @@ class Executor:
 
                 self._run(taken_back(plan), session)
                 return True
-            if withdrawn is None and plan.operation in (CREATE_SNAPSHOT, RECEIVE):
+            if withdrawn is None and plan.operation in (CREATE_SNAPSHOT, RECEIVE, REPLACE_SEED):
                 for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
                     if resumption.outcome == "undone":
                         self._run(resumption.plan, session)

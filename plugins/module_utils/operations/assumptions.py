@@ -78,6 +78,10 @@ def _create(request: VolumeRequest, share: Share, options: Options) -> Outcome:
         from .importing import foretold_source
 
         plans = [planner.create_volume(desired._replace(source=foretold_source(request.image, desired, options)))]
+    elif desired.seed is not None:
+        from ..plan import seeds
+
+        plans = [seeds.create(desired, desired.seed)]
     elif source is None:
         plans = [planner.create_volume(desired)]
     else:

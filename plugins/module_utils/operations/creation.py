@@ -104,11 +104,23 @@ def _create_locked(
     wanted = placement.demand(desired if desired.size or not desired.source else desired._replace(size=desired.source.size))
     if desired.source and source_share:
         wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated or 0, request.candidates)
-    plan = planner.create_volume(desired)
+    plan = _plan_of(desired)
     share = _place(work, request, request.candidates, wanted)
     recovered = each_once(ended, source_told, _clear_unfinished(work, request.candidates, desired.name))
     _require_free_name(work, share, desired.name, recovered)
+    if request.seed is not None:
+        from . import seeds
+
+        copy = seeds.source_of(work, share, request.seed)
     return carry_out(work, share, plan, recovered, copy)
+
+
+def _plan_of(desired: DesiredVolume) -> Plan:
+    if desired.seed is None:
+        return planner.create_volume(desired)
+    from ..plan import seeds  # late: few volumes are one
+
+    return seeds.create(desired, desired.seed)
 
 
 def _place(work: Workspace, request: VolumeRequest, able: Candidates, wanted: Demand) -> Share:

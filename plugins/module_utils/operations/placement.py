@@ -18,7 +18,9 @@ _QCOW2 = 5 << 16  # bytes of the header and of the smallest tables
 
 
 def demand(desired: DesiredVolume) -> Demand:
-    """What a new empty volume takes. Tables of what is not preallocated count as nothing."""
+    """What a new empty volume takes, or a seed. Tables of what is not preallocated count as nothing."""
+    if desired.seed is not None:
+        return Demand(desired.seed, desired.seed, desired.seed, _small(desired, False))
     size = desired.size or 0
     tables = _tables(size) if desired.format == "qcow2" and desired.preallocation != "off" else 0
     data = size if desired.preallocation in ("falloc", "full") else 0

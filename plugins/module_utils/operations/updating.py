@@ -19,6 +19,7 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .importing import ImageRequest
+    from .seeds import Seed
 
 
 class OtherShare(NamedTuple):
@@ -48,7 +49,7 @@ class SourceRequest(NamedTuple):
 
 class VolumeRequest(NamedTuple):
     """A volume as a task asks for it, on one of ``candidates``. A new one is made from ``source`` or from ``image``, or is empty. One that is
-    on ``moved_from`` moves to one of them."""
+    on ``moved_from`` moves to one of them. ``seed`` is what it holds, new or not."""
 
     candidates: Candidates
     desired: DesiredVolume
@@ -57,6 +58,7 @@ class VolumeRequest(NamedTuple):
     max_chain: int = MAX_CHAIN
     image: ImageRequest | None = None
     moved_from: OtherShare | None = None
+    seed: Seed | None = None
 
     @property
     def source_candidates(self) -> Candidates:
@@ -87,6 +89,12 @@ def update_volume(work: Workspace, share: Share, volume: Volume, request: Volume
         cluster_tables.require_whole(work.directory(share), volume.chain)
         _warn_of_another_format(work, share, volume)
     desired = _only_what_the_share_keeps(request.desired, share, work.options)
+    if request.seed is not None:
+        from . import seeds
+
+        plan = seeds.replacing(work, share, volume, desired, request.seed)
+        if plan is not None:
+            return carry_out(work, share, plan, recovered, seeds.source_of(work, share, request.seed))
     return carry_out(work, share, _plan_for(volume, desired), recovered)
 
 

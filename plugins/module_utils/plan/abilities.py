@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import InUse
 from .plan import FLATTEN, Plan
-from .steps import Grow, Pull, ReplaceOverlay, Step, Truncate
+from .steps import Grow, Pull, ReplaceOverlay, Step, Truncate, WriteSeed
 
 OFFLINE = "offline"  # the name of the engine for images that nobody has open
 LIBVIRT = "libvirt"  # that of the engine for images of a domain of libvirt
@@ -52,6 +52,8 @@ class Abilities:
             return f"{step.file} would have to be cut to {step.size} bytes"
         if isinstance(step, ReplaceOverlay) and not self.replaces_active:
             return f"its active image {step.file} would be replaced"
+        if isinstance(step, WriteSeed) and step.replaces and not self.replaces_active:
+            return f"{step.file} would be replaced by another seed"
         if isinstance(step, Pull) and not self.pulls:
             return f"{step.file} would get the data of what lies below it, which libvirt does in a way that is not safe"
         if isinstance(step, Grow) and step.zero and not self.grows_over_longer:

@@ -26,7 +26,7 @@ class Source(NamedTuple):
 
 class DesiredVolume(NamedTuple):
     """What a playbook wants a volume to be. None: the playbook does not say. ``size`` is in bytes. ``created`` is the time for a
-    new volume. ``labels`` maps texts to texts."""
+    new volume. ``labels`` maps texts to texts. ``seed`` is the length in bytes of the image for cloud-init that it is to be, if it is one."""
 
     name: str
     size: int | None = None
@@ -42,6 +42,7 @@ class DesiredVolume(NamedTuple):
     labels: dict | None = None
     snapshot: str | None = None  # the name of a snapshot that is taken after the volume exists
     lease: str | None = None  # the id of the lease under which a new volume is made
+    seed: int | None = None
 
     def is_satisfied_by(self, volume: Volume) -> bool:
         """Whether :func:`planner.ensure_volume` has nothing to do and nothing to refuse. Then the volume has a record, its headers

@@ -19,9 +19,9 @@ from ..model import Image, Volume
 from . import intent_fields
 from . import steps as step_types
 from .abilities import OFFLINE
-from .plan import CREATE_SNAPSHOT, FLATTEN, RECEIVE, Plan, lost_snapshots
+from .plan import CREATE_SNAPSHOT, FLATTEN, RECEIVE, REPLACE_SEED, Plan, lost_snapshots
 from .resumption import ObservedState, Resumption
-from .steps import CreateOverlay, Pull, ReceiveOverlay, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, write_info
+from .steps import CreateOverlay, Pull, ReceiveOverlay, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, WriteSeed, write_info
 
 _BY_HAND = "see docs/worst-day.md for how to decide by hand, or say recover: discard to give the record up"
 
@@ -177,6 +177,8 @@ def resume(name: str, present: Volume | None, intent: Intent, observed: Observed
         return _resume_snapshot(check, present)
     if intent.operation == FLATTEN:
         return _resume_flatten(check, present)
+    if intent.operation == REPLACE_SEED:
+        return _resume_seed(check, present)
     recorded = next((step for step in intent.steps if isinstance(step, WriteInfo)), None)
     if recorded is None and any(isinstance(step, ReplaceOverlay) for step in intent.steps):
         return _resume_replacement(check, present)
@@ -214,9 +216,10 @@ class _Check:
     def same_files(self) -> None:
         """Every file that exists is still the recorded one, except an active image that the plan itself replaced."""
         replaced = {step.file: step.backing_file for step in self.intent.steps if isinstance(step, ReplaceOverlay)}
+        seeds = {step.file: step.size for step in self.intent.steps if isinstance(step, WriteSeed)}
         for file, proof in self.intent.proofs.items():
             now = self.observed.files.get(file)
-            if now is None or (file in replaced and now.backing_file == replaced[file]):
+            if now is None or (file in replaced and now.backing_file == replaced[file]) or (now.size is None and now.length == seeds.get(file)):
                 continue
             if proof.inode and now.inode != proof.inode:
                 raise self.differs(f"{file} to be the file with inode {proof.inode}", f"another one with inode {now.inode}")
@@ -363,6 +366,22 @@ def _resume_replacement(check: _Check, present: Volume | None) -> Resumption:
     if inode and observed.files[active].inode != inode:
         steps = tuple(step for step in steps if not isinstance(step, ReplaceOverlay))
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
+
+
+def _resume_seed(check: _Check, present: Volume | None) -> Resumption:
+    """Another seed is in the place of the old one, or it is not. What it holds is on no record, so that nothing can be done but to record which
+    file is there. Where the file system does not tell, the new one counts: the task that has the content compares it anyway."""
+    intent, name = check.intent, check.volume
+    file = intent.before.own_base.file
+    check.info_as_before()
+    check.chain_between()
+    now, proof = check.observed.files[file], intent.proofs.get(file, Proof(0, 0))
+    is_old, is_new = 0 != proof.inode == now.inode, 0 != proof.inode != now.inode
+    lengths = {0 if is_new else proof.length, *(step.size for step in intent.steps if isinstance(step, WriteSeed) and not is_old)} - {0}
+    if now.length not in lengths:
+        raise check.differs(f"{file} with {' or '.join(map(str, sorted(lengths)))} bytes", str(now.length))
+    after = replace(intent.before, adopted=True, pending=None) if is_old else intent.after
+    return Resumption(intent.operation, "undone" if is_old else "finished", Plan(intent.operation, name, (WriteRecord(name),), present, after))
 
 
 def _restored_backing_files(intent: Intent, observed: ObservedState) -> list[Step]:

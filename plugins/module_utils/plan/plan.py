@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CREATE_VOLUME, PRESENT, DELETE_VOLUME, FLATTEN = "create_volume", "present", "delete_volume", "flatten"
 CREATE_SNAPSHOT, DELETE_SNAPSHOT, REVERT = "create_snapshot", "delete_snapshot", "revert"
 RECEIVE = "receive"  # a snapshot of another share
+REPLACE_SEED = "replace_seed"  # another content for what cloud-init reads
 UNLINK, REBUILD_INFO, DISCARD = "unlink", "rebuild_info", "discard"  # how interrupted operations end
 
 _SECONDS = 2  # of data at a limited speed

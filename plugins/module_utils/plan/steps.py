@@ -22,8 +22,10 @@ class Step:
     name = ""
 
     def describe(self) -> dict:
-        """The step as ``actions`` shows it: ``step`` (its name) and its fields. Hidden ones and those that are None are left out."""
-        return {"step": self.name, **{key: value for key, value in asdict(self).items() if value is not None and key not in self.hidden()}}
+        """The step as ``actions`` shows it: ``step`` (its name) and its fields. Hidden ones and those that are None are left out. A mode is an
+        octal text."""
+        shown = {key: value for key, value in asdict(self).items() if value is not None and key not in self.hidden()}
+        return {"step": self.name, **shown, **({"mode": f"{shown['mode']:04o}"} if "mode" in shown else {})}
 
     def hidden(self) -> tuple[str, ...]:
         """Names of the fields that :meth:`describe` leaves out."""
@@ -61,10 +63,6 @@ class CreateImage(Step):
 
     name = "create"
 
-    def describe(self) -> dict:
-        """As :meth:`Step.describe`, with the mode as an octal text."""
-        return {**super().describe(), "mode": f"{self.mode:04o}"}
-
     def moves(self) -> int | None:
         """The whole size where the data is preallocated."""
         return 0 if self.preallocation in ("off", "metadata") else self.size
@@ -85,13 +83,29 @@ class CopyImage(Step):
 
     name = "copy"
 
-    def describe(self) -> dict:
-        """As :meth:`Step.describe`, with the mode as an octal text."""
-        return {**super().describe(), "mode": f"{self.mode:04o}"}
-
     def moves(self) -> int | None:
         """What the chain of the source holds."""
         return self.bytes
+
+
+@dataclass(frozen=True)
+class WriteSeed(Step):
+    """Make ``file`` an image of ``size`` bytes that cloud-init reads. What is in it may be secret, so no step and no record has it: it comes with
+    the source of the plan. ``replaces``: one rename puts it in the place of the file of that name, whose access it gets where mode, uid and gid
+    are None. Only the task that has the content can do this step again."""
+
+    file: str
+    size: int
+    replaces: bool
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+
+    name = "write_seed"
+
+    def touches(self) -> tuple[str, ...]:
+        """The file that is replaced."""
+        return (self.file,) if self.replaces else ()
 
 
 @dataclass(frozen=True)
@@ -111,10 +125,6 @@ class CreateClone(Step):
     def hidden(self) -> tuple[str, ...]:
         """The format is only for the header."""
         return ("backing_format",)
-
-    def describe(self) -> dict:
-        """As :meth:`Step.describe`, with the mode as an octal text."""
-        return {**super().describe(), "mode": f"{self.mode:04o}"}
 
 
 @dataclass(frozen=True)
@@ -302,13 +312,6 @@ class SetAttributes(Step):
 
     name = "set_attributes"
 
-    def describe(self) -> dict:
-        """As :meth:`Step.describe`, with the mode as an octal text."""
-        shown = super().describe()
-        if self.mode is not None:
-            shown["mode"] = f"{self.mode:04o}"
-        return shown
-
 
 @dataclass(frozen=True)
 class WriteInfo(Step):
@@ -373,6 +376,7 @@ _TYPES = {
     for kind in (
         CreateImage,
         CopyImage,
+        WriteSeed,
         CreateClone,
         CreateOverlay,
         ReceiveOverlay,

@@ -15,6 +15,7 @@ from ...plan import intent as intents
 from ...plan.abilities import OFFLINE, Abilities
 from ...plan.plan import Plan
 from ...plan.resumption import ObservedFile
+from ...plan.steps import Unlink, WriteSeed
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 from ...store.files.second_names import require_one_name
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from ...attachments import Attachment
     from ...model import Volume
     from ..engine import CopySource, Session, Terms
+
+
+def _written(plan: Plan) -> frozenset[str]:
+    """Existing files that a plan writes to. To those that it removes or replaces it does not."""
+    return frozenset(file for step in plan.steps if not isinstance(step, (Unlink, WriteSeed)) for file in step.touches())
 
 
 class OfflineEngine:
@@ -44,7 +50,7 @@ class OfflineEngine:
         """See :meth:`engine.Engine.session`. It takes the lock bytes of the images that the steps touch."""
 
         def hold(guard: Guard) -> None:
-            guard.take(self._present(file for step in plan.steps for file in step.touches() if not file.endswith(".info")))
+            guard.take(self._present(file for step in plan.steps for file in step.touches() if not file.endswith(".info")), _written(plan))
             guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 
         with self._naming_the_machine():
@@ -54,7 +60,7 @@ class OfflineEngine:
         """See :meth:`engine.Engine.session_to_end`. Others may still read images that the steps do not touch."""
 
         def hold(guard: Guard) -> None:
-            guard.take(self._present(resumption.closed))
+            guard.take(self._present(resumption.closed), _written(resumption.plan))
             guard.watch(self._present(resumption.unwritten))
 
         with self._naming_the_machine(resumption):
@@ -117,7 +123,7 @@ class OfflineEngine:
             guards.check_unused(self._directory, file, self._terms.assume_unused)
         elif self._directory.root.status(file) is not None:
             with Guard(self._directory, self._terms.assume_unused) as guard:
-                guard.take([file])
+                guard.take([file], ())
 
     def close(self) -> None:
         """Nothing to do."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Iterable
+from typing import TYPE_CHECKING, Collection, Iterable
 
 from ...errors import ShareNotWritable, UnsafeImage
 from ...plan.intent import Resumption
@@ -15,7 +15,7 @@ from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
 
 if TYPE_CHECKING:
-    from ...model import Image
+    from ...model import Image, Share
 
 
 class Guard:
@@ -37,9 +37,11 @@ class Guard:
     def __exit__(self, *_exc: object) -> None:
         self.drop_all()
 
-    def take(self, files: Iterable[str]) -> None:
+    def take(self, files: Iterable[str], written: Collection[str] | None = None) -> None:
         """Open the files and take their lock bytes, so that nobody else can open them.
 
+        :param written: those that the caller writes to; None: all. Of another one that nobody may write to, as of a seed, only readers are not kept
+            out: a user who is not root cannot take their lock bytes. They lose nothing, because a name is all that goes or leads to another file.
         :raises InUse: one is open somewhere, or this cannot be checked and the user does not promise that it is unused.
         """
         share = self._directory.share
@@ -47,10 +49,17 @@ class Guard:
             if file in self._fds:
                 continue
             require_checkable(self._directory, file, self._assume_unused)
-            fd = self._directory.root.open(file, write=True)
+            try:
+                fd, writable = self._directory.root.open(file, write=True), True
+            except ShareNotWritable:
+                if written is None or file in written or not _is_read_only(self._directory, file):
+                    raise
+                fd, writable = self._directory.root.open(file), False
             self._fds[file] = fd
             refuse_kernel_user(self._directory, fd, file)
-            if share.locks_visible:
+            if not writable:
+                _hold_read_only(fd, file, share, self._assume_unused)
+            elif share.locks_visible:
                 in_use.hold(fd, file, share.label)
 
     def watch(self, files: Iterable[str]) -> None:
@@ -93,6 +102,22 @@ class Guard:
             self._watched.discard(file)
             if file in self._fds:
                 os.close(self._fds.pop(file))
+
+
+def _is_read_only(directory: ShareDirectory, file: str) -> bool:
+    """Whether nobody but root may write to a file."""
+    status = directory.root.status(file)
+    return status is not None and not status.st_mode & 0o222
+
+
+def _hold_read_only(fd: int, file: str, share: Share, assume_unused: bool) -> None:
+    """Keep writers away from a file that is opened for reading. :raises InUse: somebody has it open, or it cannot be known."""
+    found = in_use.ask(fd, share)
+    if found:
+        raise in_use.image_in_use(file, share.label)
+    if found is None and not assume_unused:
+        raise in_use.image_use_unknown(file, share.label)
+    in_use.hold_for_reading(fd, file, share)
 
 
 class LockBytesReleased:

@@ -27,6 +27,7 @@ from ...plan.steps import (
     SetAttributes,
     Step,
     Truncate,
+    WriteSeed,
 )
 from ...store import qcow2
 from ...store.files import access
@@ -39,7 +40,7 @@ from ...store.volumes.look import Look
 from ...store.volumes.raw_disks import mark_of
 from ..engine import CopySource, Readable, Terms
 from ..merges import require_settled
-from . import copying, growing, making_room, moving, new_image, qemu_img, receiving
+from . import copying, growing, making_room, moving, new_image, qemu_img, receiving, seeds
 from .guard import Guard, LockBytesReleased
 
 _CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
@@ -75,6 +76,7 @@ class OfflineSession:
         self._methods: dict[type, Callable] = {
             CreateImage: self._create_image,
             CopyImage: self._copy_image,
+            WriteSeed: self._write_seed,
             CreateClone: self._create_clone,
             CreateOverlay: self._create_overlay,
             ReceiveOverlay: self._receive_overlay,
@@ -132,7 +134,7 @@ class OfflineSession:
         try:
             made = {}
             for step in steps:
-                if isinstance(step, (CreateImage, CopyImage)):
+                if isinstance(step, (CreateImage, CopyImage)) or (isinstance(step, WriteSeed) and not step.replaces):
                     fd, _temporary = self._prepared[step.file] = self._directory.create_temporary(self._volume)
                     made[step.file] = mark_of(self._directory, fd, step.size)
             yield made
@@ -182,6 +184,10 @@ class OfflineSession:
             source.directory.verify(source.images[0].file)  # what was read counts if nobody else had it meanwhile
 
         self._new_file(step.file, fill)
+
+    def _write_seed(self, step: WriteSeed) -> None:
+        publish = self._replace if step.replaces else self._new_file
+        publish(step.file, partial(seeds.fill, self._directory, step, self._source, self._warn))
 
     def _copy_content(self, fd: int, step: CopyImage, source: CopySource) -> None:
         if self._copy_as_it_is(fd, step, source):

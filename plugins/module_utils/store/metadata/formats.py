@@ -14,6 +14,7 @@ import fcntl
 import os
 import struct
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import ChainBroken
@@ -119,6 +120,26 @@ def is_new_without_overlays(directory: ShareDirectory, name: str, record: record
     verdict = without_overlays(identity, user_format)
     found.doubt = verdict.doubt
     return verdict.outlived
+
+
+def lease_of(directory: ShareDirectory, record: records.Record) -> str | None:
+    """The lease that a record tells of, unless another file has taken the place of the one that was made under it. One that an interrupted task of
+    ours has put there is no other one."""
+    for file in record.marks:
+        if not _is_there(directory, file):
+            continue
+        with directory.root.opened(file) as fd:
+            status = os.fstat(fd)
+            found = records.identity(record, file, status, partial(generation, directory, fd))
+        if found == records.OTHER and not (record.intent is not None and _replaces_by(record.intent, file, status.st_size)):
+            return None
+    return record.lease
+
+
+def _replaces_by(intent: dict, file: str, length: int) -> bool:
+    from . import unfinished
+
+    return unfinished.replaces_by(intent, file, length)
 
 
 def _is_there(directory: ShareDirectory, file: str) -> bool:

@@ -42,6 +42,15 @@ def planned_stale(intent: dict) -> set[tuple[str, str]]:
     return {(str(one[0]), str(one[1])) for one in stale or () if isinstance(one, (list, tuple)) and len(one) == 2}
 
 
+def replaces_by(intent: dict, file: str, length: int) -> bool:
+    """Whether the task puts another file of this length (bytes) in the place of ``file``, and gives it its record."""
+    steps = intent.get("steps")
+    for step in steps if isinstance(steps, list) else ():
+        if isinstance(step, dict) and (step.get("type"), step.get("file"), step.get("size")) == ("WriteSeed", file, length):
+            return True
+    return False
+
+
 def images(intent: dict) -> tuple[str, ...]:
     """File names of the images that the task works on or makes."""
     found: dict[str, None] = {}

@@ -180,7 +180,10 @@ def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UsePr
     if record is not None:
         make = partial(make, created=record.created, description=record.description, labels=record.labels)
         make = partial(make, received=record.received, replicated=record.replicated, move=record.move)
-        make = partial(make, lease=_lease(directory, record)) if record.lease is not None else make
+    if record is not None and record.lease is not None:
+        from ..metadata import formats  # late: most volumes were made without a lease
+
+        make = partial(make, lease=formats.lease_of(directory, record))
     adopted = not found.unmarked and _is_adopted(make(), record)
     make = partial(make, doubt=found.doubt)
     if use_probe is None:
@@ -218,20 +221,6 @@ def _must_have_had_info(directory: ShareDirectory, name: str, record: records.Re
         return True
     known_as_lone = record is not None and set(record.formats) == {name}
     return not known_as_lone and bool(ownership.overlays_named_after(directory, name))
-
-
-def _lease(directory: ShareDirectory, record: records.Record) -> str | None:
-    """The lease that a record tells of, unless another file has taken the place of the one that was made under it."""
-    from ..metadata import formats  # late: most volumes were made without a lease
-
-    for file in record.marks:
-        if not is_there(directory, file):
-            continue
-        with directory.root.opened(file) as fd:
-            found = records.identity(record, file, os.fstat(fd), partial(formats.generation, directory, fd))
-        if found == records.OTHER:
-            return None
-    return record.lease
 
 
 def _is_adopted(volume: Volume, record: records.Record | None) -> bool:
