@@ -24,6 +24,7 @@ from ..model import Share, Volume, check_volume_name, listed, time_text
 from ..plan import leases as plans
 from ..plan.leases import Asked
 from ..store.files.directory import ShareDirectory
+from ..store.locks.lock import VolumeLock
 from ..store.metadata import leases, records
 from . import volumes
 from .bulk import runner
@@ -199,10 +200,10 @@ def collect(request: CollectRequest, options: Options) -> Collected:
     share, done = request.share, Collected()
     _warn_of_clocks(share, options)
     with ShareDirectory(share) as directory:
-        names, half_written = leases.names(directory), leases.half_written(directory)
-    for name in half_written if not options.check else ():
-        with suppress(StorageError), _locked(share, name, options, patience=0, forgets=True):
-            pass  # that discards it
+        names, left_behind = leases.names(directory), leases.left_behind(directory)
+    for lock_name in left_behind if not options.check else ():
+        with suppress(StorageError), _having(share, lock_name, options, patience=0) as (_directory, lock):
+            lock.forget_file()
     at = _time(share, options) if names and not options.check else time.time()
     for name in names:
         try:
@@ -214,9 +215,7 @@ def collect(request: CollectRequest, options: Options) -> Collected:
 
 def _time(share: Share, options: Options) -> float:
     """The time by the clock of the share."""
-    with locked_name(share, leases.CLOCK, options, options.lock_timeout, options.break_lock) as (directory, lock):
-        for left in directory.leftovers(leases.CLOCK):
-            directory.discard_temporary(left)
+    with _having(share, leases.CLOCK, options, options.lock_timeout) as (directory, lock):
         found = leases.time_of_share(directory, leases.CLOCK)
         lock.forget_file()
         return found
@@ -335,12 +334,19 @@ def _locked(share: Share, name: str, options: Options, patience: float | None = 
     :param patience: seconds to wait (None: as the task says). :param forgets: the file of the lock goes with the lease.
     """
     waits = options.lock_timeout if patience is None else patience
-    with locked_name(share, leases.lock_name(check_volume_name(name)), options, waits, options.break_lock) as (directory, lock):
-        for left in directory.leftovers(leases.lock_name(name)):
-            directory.discard_temporary(left)
+    with _having(share, leases.lock_name(check_volume_name(name)), options, waits) as (directory, lock):
         yield directory
         if forgets and leases.read(directory, name) is None:
             lock.forget_file()
+
+
+@contextmanager
+def _having(share: Share, lock_name: str, options: Options, patience: float) -> Iterator[tuple[ShareDirectory, VolumeLock]]:
+    """A context in which this task alone has such a lock. What killed tasks have left under it is gone."""
+    with locked_name(share, lock_name, options, patience, options.break_lock) as (directory, lock):
+        for left in directory.leftovers(lock_name):
+            directory.discard_temporary(left)
+        yield directory, lock
 
 
 def _warn_of_clocks(share: Share, options: Options) -> None:

@@ -43,11 +43,14 @@ def names(directory: ShareDirectory) -> list[str]:
     return sorted(name[: -len(_SUFFIX)] for name in found if name.endswith(_SUFFIX) and is_safe_file_name(name))
 
 
-def half_written(directory: ShareDirectory) -> list[str]:
-    """The names of leases of which a killed task has left temporary files, sorted."""
-    folder = directory.private("tmp")
-    found = {name[len(LEASE) :].partition("~")[0] for name in (folder.names() if folder is not None else []) if name.startswith(LEASE)}
-    return sorted(name for name in found if is_safe_file_name(name))
+def left_behind(directory: ShareDirectory) -> list[str]:
+    """The names of locks, sorted, of which a killed task has left the file or temporary files, and that are about no lease that is there."""
+    found = set()
+    for place, end in (("tmp", "~"), ("locks", ".")):
+        folder = directory.private(place)
+        found |= {name.rpartition(end)[0] for name in (folder.names() if folder is not None else []) if name.startswith(LEASE)}
+    there = {lock_name(name) for name in names(directory)}
+    return sorted(name for name in found - there if name == CLOCK or is_safe_file_name(name[len(LEASE) :]))
 
 
 def read(directory: ShareDirectory, name: str) -> Lease | None:

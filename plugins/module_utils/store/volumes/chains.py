@@ -180,7 +180,7 @@ def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UsePr
     if record is not None:
         make = partial(make, created=record.created, description=record.description, labels=record.labels)
         make = partial(make, received=record.received, replicated=record.replicated, move=record.move)
-        make = partial(make, lease=_lease(directory, record)) if record.lease is not None else make
+        make = partial(make, lease=lease_of(directory, record))
     adopted = not found.unmarked and _is_adopted(make(), record)
     make = partial(make, doubt=found.doubt)
     if use_probe is None:
@@ -220,17 +220,21 @@ def _must_have_had_info(directory: ShareDirectory, name: str, record: records.Re
     return not known_as_lone and bool(ownership.overlays_named_after(directory, name))
 
 
-def _lease(directory: ShareDirectory, record: records.Record) -> str | None:
-    """The lease that a record tells of, unless another file has taken the place of the one that was made under it."""
+def lease_of(directory: ShareDirectory, record: records.Record) -> str | None:
+    """The lease that a record tells of, if any, unless another file has taken the place of the one that was made under it."""
+    if record.lease is None:
+        return None
     from ..metadata import formats  # late: most volumes were made without a lease
 
-    for file in record.marks:
+    for file, mark in record.marks.items():
         if not is_there(directory, file):
             continue
         with directory.root.opened(file) as fd:
-            found = records.identity(record, file, os.fstat(fd), partial(formats.generation, directory, fd))
-        if found == records.OTHER:
-            return None
+            generation = partial(formats.generation, directory, fd)
+            is_other = records.identity(record, file, os.fstat(fd), generation) == records.OTHER
+            # Equal inode and length are not enough: a disk of somebody's own may well be as long as the one that it replaces.
+            if is_other or (mark.generation and generation() not in (0, mark.generation)):
+                return None
     return record.lease
 
 
