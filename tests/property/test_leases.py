@@ -405,7 +405,7 @@ def test_random_leases(operations: list) -> None:
 
 @pytest.mark.slow
 @given(LIFE)
-@property_settings(300)
+@property_settings(200)
 def test_many_random_leases(operations: list) -> None:
     live(operations)
 
@@ -423,3 +423,11 @@ def test_each_step_killed(instant: int) -> None:
         second: list = [(("pass", 4170), None), (("pass", 4170), None), (("pipeline", 1, "ci", BOTH, True), None)]
         live([(pipeline, instant), *passes, (last, instant), (("pipeline", 2, "ci-1", ("ci-00", "ci-1-00"), True), instant), *second, *late])
         live([(pipeline, None), *passes, (last, instant), *second, *late, (("user replaces", "ci-01"), None), (("user makes", "ci-database"), None)])
+
+
+@pytest.mark.parametrize("operation", [("collect", 0), ("release", 0, "ci", True), ("take", 1, "ci", (), True), ("reset", 0, "ci", "ci-00")])
+@pytest.mark.parametrize("meanwhile", [("renew", 0, "ci"), ("release", 0, "ci", True), ("pipeline", 1, "ci", ("ci-01",), True)])
+def test_what_others_do_before_a_task_has_the_lock(operation: tuple, meanwhile: tuple) -> None:
+    """Whatever the task has seen before, it goes by what is so under the lock."""
+    for passed in (0, 4170, 8340):
+        live([(("pipeline", 0, "ci", BOTH, False), None), *[(("pass", 4170), None)] * (passed // 4170), (operation, meanwhile)])
