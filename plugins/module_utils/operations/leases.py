@@ -179,6 +179,7 @@ def _released(directory: ShareDirectory, lease: Lease, request: LeaseRequest, op
     subject, left = f"lease {lease.name} on {request.share.label}", _left(directory, lease)
     if left and not request.cascade:
         raise plans.still_there(subject, left)
+    _forget_begun(request.share, directory, lease, options)
     removed, skipped = _remove(request.share, lease, left, request.parallel, options)
     _require_all(subject, skipped)
     return removed
@@ -210,7 +211,12 @@ def collect(request: CollectRequest, options: Options) -> Collected:
             done = done.joined(_collect_one(request, name, at, options))
         except StorageError as error:
             done = done.joined(Collected(skipped=({"name": name, "error_code": error.error_code, "msg": str(error)},)))
-    return done.joined(_collect_golden(request, options)) if request.golden_keep is not None else done
+    if request.golden_keep is None:
+        return done
+    try:
+        return done.joined(_collect_golden(request, options))
+    except StorageError as error:  # such as a lease that cannot be read, so that nobody knows what it uses
+        return done.joined(Collected(skipped=({"name": f"{_GOLDEN_NAMES}*", "error_code": error.error_code, "msg": str(error)},)))
 
 
 def _time(share: Share, options: Options) -> float:
@@ -250,6 +256,7 @@ def _is_due(lease: Lease | None, request: CollectRequest, at: float) -> bool:
 def _emptied(directory: ShareDirectory, lease: Lease | None, request: CollectRequest, options: Options) -> Collected:
     if lease is None:
         return Collected()
+    _forget_begun(request.share, directory, lease, options)
     removed, skipped = _remove(request.share, lease, _left(directory, lease), request.parallel, options)
     return Collected(() if skipped else (lease.name,), removed, skipped)
 
@@ -301,6 +308,15 @@ def _is_of(directory: ShareDirectory, name: str, identity: str) -> bool:
     """Whether the record of a volume has this lease. Whether the volume is still the one that was made under it is asked before it is changed."""
     record = _record(directory, name)
     return record is not None and record.lease == identity
+
+
+def _forget_begun(share: Share, directory: ShareDirectory, lease: Lease, options: Options) -> None:
+    """Remove temporary files of volumes that a killed task began to make, and of which nothing else is there. No record has the lease yet."""
+    folder, recorded = directory.private("tmp"), directory.private("volumes")
+    begun = {name.partition("~")[0] for name in (folder.names() if folder is not None else [])}.intersection(lease.volumes)
+    there = {name for name in begun if directory.root.status(name) or (recorded is not None and recorded.status(f"{name}.json"))}
+    if begun > there and not options.check:
+        _remove(share, lease, tuple(sorted(begun - there)), 1, options)
 
 
 def _remove(share: Share, lease: Lease, names: tuple[str, ...], parallel: int, options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
