@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MOST_NAMES = 16384  # that a lease lists
+
 
 @dataclass(frozen=True)
 class Lease:

@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 
@@ -211,6 +211,65 @@ def test_a_volume_that_took_the_place_of_one_of_the_lease(store: Store, image_fo
     assert collect(store).leases == ("ci",)
 
 
+@pytest.mark.parametrize("snapshot", [None, "pristine"])
+def test_a_disk_as_long_as_the_worker_whose_inode_it_got(store: Store, snapshot: str | None) -> None:
+    """File systems give the inode of a removed file to the next one. Neither that nor an equal length makes it the worker."""
+    taken = hold(store, volumes=("ci-00",)).after
+    for _attempt in range(20):
+        make(store, taken, "ci-00", snapshot=snapshot)
+        inode = (store.path / "ci-00").stat().st_ino
+        for path in (*store.path.glob("ci-00.*"), store.path / "ci-00"):
+            path.unlink()
+        (store.path / "ci-00").write_bytes(b"precious" * (MIB // 8))
+        if (store.path / "ci-00").stat().st_ino == inode:
+            break
+        (store.path / "ci-00").unlink()
+        with under(store, taken) as options:
+            volumes.ensure_absent(store.candidates, "ci-00", True, options)
+    else:
+        pytest.skip("this file system does not use inodes again")
+    let_pass(store, 2 * HOUR)
+    assert [one["error_code"] for one in collect(store).skipped] == ["conflict"]
+    assert (store.path / "ci-00").read_bytes() == b"precious" * (MIB // 8)
+
+
+def test_more_names_than_can_be_read(store: Store) -> None:
+    """A lease that could be written and never read again is refused."""
+    for names in ({"volumes": tuple(f"v{number}" for number in range(16385))}, {"uses": tuple(f"v{number}" for number in range(16385))}):
+        refused(store, errors.InvalidParameter, lambda check, names=names: hold(store, check=check, **names))
+    assert hold(store, volumes=tuple(f"v{number}" for number in range(16384))).changed and hold(store).renewed
+
+
+@pytest.mark.parametrize("key", ["owner", "collector"])
+def test_names_that_cannot_be_shown(store: Store, key: str) -> None:
+    """Who can write to the share cannot speak to the terminals of others."""
+    hold(store)
+    path = store.path / ".remotefs" / "leases" / "ci.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: "\x1b[2Jroot"}))
+    with pytest.raises(errors.ChainBroken):
+        hold(store)
+    (told,) = leases.read_all(store.share)
+    assert told["error_code"] == "chain_broken" and "\x1b" not in told["msg"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "sparse"])
+def test_something_else_in_the_place_of_a_lease(store: Store, kind: str) -> None:
+    hold(store, name="other", owner="job-2", ttl=1)
+    let_pass(store, 10, "other")
+    hold(store)
+    path = store.path / ".remotefs" / "leases" / "ci.json"
+    if kind == "sparse":
+        os.truncate(path, 1 << 40)
+    else:
+        path.unlink()
+        (os.mkfifo if kind == "fifo" else os.mkdir)(path)
+    for act in (hold, release):
+        with pytest.raises((errors.UnsafeImage, errors.ChainBroken)):
+            act(store)
+    done = collect(store)
+    assert done.leases == ("other",) and [one["name"] for one in done.skipped] == ["ci"]
+
+
 def test_names_that_are_listed_no_more(store: Store) -> None:
     taken = hold(store, volumes=("ci-00", "ci-01")).after
     make(store, taken, "ci-00")
@@ -275,6 +334,32 @@ def test_what_a_killed_task_left_of_a_lease(store: Store) -> None:
     assert left(store) == [] and not (store.path / ".remotefs" / "locks" / "@gone.lock").exists()
 
 
+@pytest.mark.parametrize("last", [collect, lambda store: release(store, cascade=True)], ids=["collected", "released"])
+def test_what_a_killed_task_left_of_a_volume_that_it_began(store: Store, last: Callable) -> None:
+    """Temporary files of a volume that has no record yet go with the lease. Those of volumes that are there are not its business."""
+    hold(store, volumes=("ci-00", "mine"))
+    store.present("mine", size=MIB)
+    for name in ("ci-00", "mine", "ci-000"):
+        (store.path / ".remotefs" / "tmp" / f"{name}~0123456789ab").write_bytes(b"{")
+    let_pass(store, 2 * HOUR)
+    last(store)
+    assert sorted(os.listdir(store.path / ".remotefs" / "tmp")) == ["ci-000~0123456789ab", "mine~0123456789ab"]
+    assert (store.path / "mine").exists() and not (store.path / ".remotefs" / "leases" / "ci.json").exists()
+
+
+def test_locks_that_nobody_needs_any_more(store: Store) -> None:
+    """A refused task leaves the file of its lock, and a killed one that of the clock. The next collection removes both."""
+    with pytest.raises(errors.LeaseLost):
+        hold(store, id="gone")
+    locks = store.path / ".remotefs" / "locks"
+    assert [path.name for path in locks.glob("@*")] == ["@ci.lock"]
+    hold(store, name="other")
+    (locks / "@~clock.lock").touch()
+    (store.path / ".remotefs" / "tmp" / "@~clock~0123456789ab").write_bytes(b"?")
+    collect(store)
+    assert [path.name for path in locks.glob("@*")] == ["@other.lock"] and not os.listdir(store.path / ".remotefs" / "tmp")
+
+
 def test_nobody_takes_a_lease_over_while_a_task_works_under_it(store: Store) -> None:
     taken = hold(store, volumes=("ci-00",)).after
     let_pass(store, 2 * HOUR)
@@ -301,6 +386,10 @@ def test_clones_of_a_golden_volume(store: Store) -> None:
         volumes.ensure_present(updating.VolumeRequest(store.candidates, DesiredVolume("ci-00"), source), options)
     assert collect(store, golden_keep=1) == leases.Collected((), ("golden-2",), ())
     assert sorted(name for name in os.listdir(store.path) if "." not in name) == ["ci-00", "golden-0", "golden-1", "golden-3", "golden-mine"]
+    (store.path / ".remotefs" / "leases" / "torn.json").write_bytes(b"{")  # it might use any of them
+    done = collect(store, golden_keep=0)
+    assert done.volumes == () and [one["name"] for one in done.skipped] == ["torn", "golden-*"]
+    (store.path / ".remotefs" / "leases" / "torn.json").unlink()
     let_pass(store, 2 * HOUR)
     done = collect(store, golden_keep=0)
     assert done.leases == ("ci",) and set(done.volumes) == {"ci-00", "golden-0", "golden-1", "golden-3"}
@@ -425,6 +514,31 @@ def test_a_lease_of_another_share(store: Store, tmp_path: Path) -> None:
         pass
     with pytest.raises(errors.InvalidParameter), under(replace_candidates(store, other), taken):
         pass
+
+
+def test_a_share_without_a_free_block(store: Store, tmp_path: Path) -> None:
+    """Nothing can be written, not even one byte to ask for the time; yet what ended goes."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mount)], check=False, capture_output=True).returncode:
+        pytest.skip("needs root, to mount a small file system")
+    try:
+        (mount / "share").mkdir()
+        small = Store(mount / "share")
+        taken = hold(small, volumes=("ci-00",)).after
+        make(small, taken, "ci-00")
+        let_pass(small, 2 * HOUR)
+        for path in (small.path / ".remotefs" / "ballast").glob("*"):
+            path.unlink()
+        with open(mount / "filler", "wb", buffering=0) as filler, pytest.raises(OSError):
+            while True:
+                filler.write(bytes(4096))
+        with pytest.raises(errors.LeaseHeld, match="are still there: ci-00"):
+            hold(small, "job-2")
+        assert collect(small) == leases.Collected(("ci",), ("ci-00",), ())
+        assert left(small) == []
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
 
 
 def replace_candidates(store: Store, other: Store) -> Store:

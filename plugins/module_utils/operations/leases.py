@@ -24,8 +24,8 @@ from ..model import Share, Volume, check_volume_name, listed, time_text
 from ..plan import leases as plans
 from ..plan.leases import Asked
 from ..store.files.directory import ShareDirectory
+from ..store.locks.lock import VolumeLock
 from ..store.metadata import leases, records
-from ..store.volumes import chains
 from . import volumes
 from .bulk import runner
 from .candidates import Candidates
@@ -179,7 +179,8 @@ def _released(directory: ShareDirectory, lease: Lease, request: LeaseRequest, op
     subject, left = f"lease {lease.name} on {request.share.label}", _left(directory, lease)
     if left and not request.cascade:
         raise plans.still_there(subject, left)
-    removed, skipped = _remove(request.share, lease, _remains(directory, lease), request.parallel, options)
+    _forget_begun(request.share, directory, lease, options)
+    removed, skipped = _remove(request.share, lease, left, request.parallel, options)
     _require_all(subject, skipped)
     return removed
 
@@ -200,24 +201,27 @@ def collect(request: CollectRequest, options: Options) -> Collected:
     share, done = request.share, Collected()
     _warn_of_clocks(share, options)
     with ShareDirectory(share) as directory:
-        names, half_written = leases.names(directory), leases.half_written(directory)
-    for name in half_written if not options.check else ():
-        with suppress(StorageError), _locked(share, name, options, patience=0, forgets=True):
-            pass  # that discards it
+        names, left_behind = leases.names(directory), leases.left_behind(directory)
+    for lock_name in left_behind if not options.check else ():
+        with suppress(StorageError), _having(share, lock_name, options, patience=0) as (_directory, lock):
+            lock.forget_file()
     at = _time(share, options) if names and not options.check else time.time()
     for name in names:
         try:
             done = done.joined(_collect_one(request, name, at, options))
         except StorageError as error:
             done = done.joined(Collected(skipped=({"name": name, "error_code": error.error_code, "msg": str(error)},)))
-    return done.joined(_collect_golden(request, options)) if request.golden_keep is not None else done
+    if request.golden_keep is None:
+        return done
+    try:
+        return done.joined(_collect_golden(request, options))
+    except StorageError as error:  # such as a lease that cannot be read, so that nobody knows what it uses
+        return done.joined(Collected(skipped=({"name": f"{_GOLDEN_NAMES}*", "error_code": error.error_code, "msg": str(error)},)))
 
 
 def _time(share: Share, options: Options) -> float:
     """The time by the clock of the share."""
-    with locked_name(share, leases.CLOCK, options, options.lock_timeout, options.break_lock) as (directory, lock):
-        for left in directory.leftovers(leases.CLOCK):
-            directory.discard_temporary(left)
+    with _having(share, leases.CLOCK, options, options.lock_timeout) as (directory, lock):
         found = leases.time_of_share(directory, leases.CLOCK)
         lock.forget_file()
         return found
@@ -252,7 +256,8 @@ def _is_due(lease: Lease | None, request: CollectRequest, at: float) -> bool:
 def _emptied(directory: ShareDirectory, lease: Lease | None, request: CollectRequest, options: Options) -> Collected:
     if lease is None:
         return Collected()
-    removed, skipped = _remove(request.share, lease, _remains(directory, lease), request.parallel, options)
+    _forget_begun(request.share, directory, lease, options)
+    removed, skipped = _remove(request.share, lease, _left(directory, lease), request.parallel, options)
     return Collected(() if skipped else (lease.name,), removed, skipped)
 
 
@@ -300,14 +305,6 @@ def _left(directory: ShareDirectory, lease: Lease | None) -> tuple[str, ...]:
     return () if lease is None else tuple(name for name in lease.volumes if _is_of(directory, name, lease.id))
 
 
-def _remains(directory: ShareDirectory, lease: Lease) -> tuple[str, ...]:
-    """Those, and names of which a killed task has left no more than temporary files."""
-    left = _left(directory, lease)
-    folder = directory.private("tmp")
-    begun = {name.partition("~")[0] for name in (folder.names() if folder is not None else [])}
-    return (*left, *(name for name in lease.volumes if name in begun and name not in left and not chains.exists(directory, name)))
-
-
 def _is_of(directory: ShareDirectory, name: str, identity: str) -> bool:
     """Whether the record of a volume has this lease. Whether the volume is still the one that was made under it is asked before it is changed.
 
@@ -318,6 +315,15 @@ def _is_of(directory: ShareDirectory, name: str, identity: str) -> bool:
     except (ChainBroken, NeedsRecovery, UnsafeImage):
         return True  # it may be; who is going to change it will tell
     return record is not None and record.lease == identity
+
+
+def _forget_begun(share: Share, directory: ShareDirectory, lease: Lease, options: Options) -> None:
+    """Remove temporary files of volumes that a killed task began to make, and of which nothing else is there. No record has the lease yet."""
+    folder, recorded = directory.private("tmp"), directory.private("volumes")
+    begun = {name.partition("~")[0] for name in (folder.names() if folder is not None else [])}.intersection(lease.volumes)
+    there = {name for name in begun if directory.root.status(name) or (recorded is not None and recorded.status(f"{name}.json"))}
+    if begun > there and not options.check:
+        _remove(share, lease, tuple(sorted(begun - there)), 1, options)
 
 
 def _remove(share: Share, lease: Lease, names: tuple[str, ...], parallel: int, options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
@@ -351,13 +357,20 @@ def _locked(share: Share, name: str, options: Options, patience: float | None = 
     :param patience: seconds to wait (None: as the task says). :param forgets: the file of the lock goes with the lease.
     """
     waits = options.lock_timeout if patience is None else patience
-    with locked_name(share, leases.lock_name(check_volume_name(name)), options, waits, options.break_lock) as (directory, lock):
+    with _having(share, leases.lock_name(check_volume_name(name)), options, waits) as (directory, lock):
         outwait_caches(directory, leases.FOLDER, options)
-        for left in directory.leftovers(leases.lock_name(name)):
-            directory.discard_temporary(left)
         yield directory
         if forgets and leases.read(directory, name) is None:
             lock.forget_file()
+
+
+@contextmanager
+def _having(share: Share, lock_name: str, options: Options, patience: float) -> Iterator[tuple[ShareDirectory, VolumeLock]]:
+    """A context in which this task alone has such a lock. What killed tasks have left under it is gone."""
+    with locked_name(share, lock_name, options, patience, options.break_lock) as (directory, lock):
+        for left in directory.leftovers(lock_name):
+            directory.discard_temporary(left)
+        yield directory, lock
 
 
 def _warn_of_clocks(share: Share, options: Options) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import Conflict, InvalidParameter, LeaseHeld, LeaseLost
-from ..lease import Lease
+from ..lease import MOST_NAMES, Lease
 from ..model import listed, time_text
 from .retention import parse_duration
 
@@ -46,8 +46,10 @@ def held(lease: Lease | None, asked: Asked, at: float, new_id: str, left: tuple[
     """The lease that is to be written, so that ``asked.owner`` holds it. It is renewed if its id stays.
 
     :param lease: what is there. :param at: the time of the share, if :func:`needs_time`. :param left: its volumes that are still there.
-    :raises LeaseHeld: somebody else has it. :raises LeaseLost: it was the task's, and is not any more.
+    :raises LeaseHeld: somebody else has it. :raises LeaseLost: it was the task's, and is not any more. :raises InvalidParameter: too many names.
     """
+    if max(len(asked.volumes or ()), len(asked.uses or ())) > MOST_NAMES:
+        raise InvalidParameter(subject, f"a lease lists at most {MOST_NAMES} names", "take several leases")
     if lease is None:
         if asked.renews_only or asked.id is not None:
             raise LeaseLost(subject, "it is gone: it ran out and was collected, or it was released", _LOST)

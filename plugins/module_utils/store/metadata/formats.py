@@ -123,15 +123,16 @@ def is_new_without_overlays(directory: ShareDirectory, name: str, record: record
 
 
 def lease_of(directory: ShareDirectory, record: records.Record) -> str | None:
-    """The lease that a record tells of, unless another file has taken the place of the one that was made under it. One that an interrupted task of
-    ours has put there is no other one."""
-    for file in record.marks:
+    """The lease that a record tells of, if any, unless another file has taken the place of the one that was made under it. One that an interrupted
+    task of ours has put there is no other one."""
+    for file, mark in record.marks.items() if record.lease is not None else ():
         if not _is_there(directory, file):
             continue
         with directory.root.opened(file) as fd:
-            status = os.fstat(fd)
-            found = records.identity(record, file, status, partial(generation, directory, fd))
-        if found == records.OTHER and not (record.intent is not None and _replaces_by(record.intent, file, status.st_size)):
+            status, number = os.fstat(fd), partial(generation, directory, fd)
+            # Equal inode and length are not enough: a disk of somebody's own may well be as long as the one that it replaces.
+            is_other = records.identity(record, file, status, number) == records.OTHER or (mark.generation and number() not in (0, mark.generation))
+        if is_other and not (record.intent is not None and _replaces_by(record.intent, file, status.st_size)):
             return None
     return record.lease
 

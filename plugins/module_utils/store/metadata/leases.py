@@ -14,8 +14,9 @@ import os
 from typing import TYPE_CHECKING
 
 from ...errors import ChainBroken, NeedsRecovery, from_os_error
-from ...lease import Lease
+from ...lease import MOST_NAMES, Lease
 from ...model import is_safe_file_name
+from ..files.ballast import FULL
 from ..files.directory import SMALL_FILE
 from ..files.replaced import read_file
 from ..locks.lock import LEASE
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 FOLDER = "leases"  # in .remotefs
 _SUFFIX = ".json"
 _VERSION = 1
-_MOST_NAMES = 16384
 _LONGEST_TTL = 1 << 40  # seconds
 CLOCK = f"{LEASE}~clock"  # the name of the lock under which the clock of the share is read
 
@@ -44,11 +44,14 @@ def names(directory: ShareDirectory) -> list[str]:
     return sorted(name[: -len(_SUFFIX)] for name in found if name.endswith(_SUFFIX) and is_safe_file_name(name))
 
 
-def half_written(directory: ShareDirectory) -> list[str]:
-    """The names of leases of which a killed task has left temporary files, sorted."""
-    folder = directory.private("tmp")
-    found = {name[len(LEASE) :].partition("~")[0] for name in (folder.names() if folder is not None else []) if name.startswith(LEASE)}
-    return sorted(name for name in found if is_safe_file_name(name))
+def left_behind(directory: ShareDirectory) -> list[str]:
+    """The names of locks, sorted, of which a killed task has left the file or temporary files, and that are about no lease that is there."""
+    found = set()
+    for place, end in (("tmp", "~"), ("locks", ".")):
+        folder = directory.private(place)
+        found |= {name.rpartition(end)[0] for name in (folder.names() if folder is not None else []) if name.startswith(LEASE)}
+    there = {lock_name(name) for name in names(directory)}
+    return sorted(name for name in found - there if name == CLOCK or is_safe_file_name(name[len(LEASE) :]))
 
 
 def read(directory: ShareDirectory, name: str) -> Lease | None:
@@ -78,6 +81,8 @@ def _parsed(name: str, data: bytes, written: float) -> Lease:
             _names_of(content["uses"]),
             None if content["collector"] is None else str(content["collector"]),
         )
+        if not (lease.owner.isprintable() and (lease.collector or "").isprintable()):
+            raise ValueError("a name that cannot be shown")
         if content["name"] != name or not lease.id or not lease.owner or not 0 <= (lease.ttl or 0) <= _LONGEST_TTL:
             raise ValueError("a lease that cannot be")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -87,7 +92,7 @@ def _parsed(name: str, data: bytes, written: float) -> Lease:
 
 def _names_of(value: object) -> tuple[str, ...]:
     """:raises ValueError: they are no names of volumes."""
-    if not isinstance(value, list) or len(value) > _MOST_NAMES or not all(is_safe_file_name(name) for name in value):
+    if not isinstance(value, list) or len(value) > MOST_NAMES or not all(is_safe_file_name(name) for name in value):
         raise ValueError("no names of volumes")
     return tuple(value)
 
@@ -124,12 +129,17 @@ def remove(directory: ShareDirectory, name: str) -> None:
 
 
 def time_of_share(directory: ShareDirectory, lock: str) -> float:
-    """The time by the clock of the share, in seconds since 1970: that of a file that is written now. The caller holds this lock."""
+    """The time by the clock of the share, in seconds since 1970: that of a file that is written now, or on a full share of one that is made now.
+    The caller holds this lock."""
     fd, temporary = directory.create_temporary(lock)
     try:
         try:
-            os.pwrite(fd, b"?", 0)
-            os.fsync(fd)
+            try:
+                os.pwrite(fd, b"?", 0)
+                os.fsync(fd)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
             return os.fstat(fd).st_mtime_ns / 1e9
         except OSError as error:
             raise from_os_error(error, f"share {directory.share.label}") from error

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ...errors import ChainBroken, Conflict
 from ...model import Image, Parent, Snapshot, Volume, is_safe_file_name
 from ..files.directory import ShareDirectory
-from ..metadata import info_file, records, unfinished
+from ..metadata import formats, info_file, records, unfinished
 from . import ownership
 from .chains import MAX_CHAIN, decide_format
 from .images import WORST_DAY, read_image
@@ -159,8 +159,8 @@ class _Search:
         found = Volume(self._name, chain, snapshots, has_info, True, parent=parent, stale=stale)
         if self._record is None:
             return found
-        record = self._record
-        return replace(found, created=record.created, description=record.description, labels=record.labels, lease=record.lease)
+        record, lease = self._record, formats.lease_of(self._directory, self._record)
+        return replace(found, created=record.created, description=record.description, labels=record.labels, lease=lease)
 
     def _snapshots(self, own: list[str]) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
         """The entries of ``.info``: (snapshots whose file is or was the volume's own, the others as stale (snapshot, file) pairs)."""
