@@ -609,3 +609,15 @@ def test_it_can_be_copied_like_any_volume(store: Store) -> None:
     made(store, user_data=USER)
     store.present("copy", updating.SourceRequest("seed"))
     assert files(store, "copy") == files(store)
+
+
+def test_a_first_run_is_foretold(store: Store, tmp_path: Path, ansible_environment: dict) -> None:
+    """The share is not there yet: an earlier task makes it."""
+    share = tmp_path / "later"
+    seed = {"share": str(share), "volumes": [{"name": name, "source": {"seed": {"user_data": USER}}} for name in ("a", "b")]}
+    tasks = [{"remotefs.storage.remotefs_share": {"src": str(share)}}, {"remotefs.storage.remotefs_volume": seed}]
+    foretold = playbook(tmp_path, ansible_environment, *tasks, check=True)
+    assert foretold.returncode == 0 and not share.exists() and '"step": "write_seed"' in foretold.stdout, foretold.stdout
+    done = playbook(tmp_path, ansible_environment, *tasks)
+    sizes = [re.findall(r'"size": (\d+)', run.stdout) for run in (foretold, done)]
+    assert done.returncode == 0 and sizes[0] and set(sizes[0]) == set(sizes[1]) and sorted(path.name for path in share.iterdir()) == [".remotefs", "a", "b"]

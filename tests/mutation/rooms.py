@@ -7,27 +7,27 @@ from __future__ import annotations
 
 ENGINE = "tests/unit/apply/test_engine.py"
 CHAINS, FENCING, MOVING = (f"tests/property/test_{name}.py" for name in ("chains", "fencing", "moving"))
-ACCESS, BITMAPS, CLONES, COSTS, EXPORTING, FULL, IN_USE, OUTLIVED, REFUSALS, REMOVAL, SENDING, VOLUMES = (
+ACCESS, BITMAPS, CLONES, COSTS, EXPORTING, FULL, IN_USE, OUTLIVED, REFUSALS, REMOVAL, SEEDS, SENDING, VOLUMES = (
     f"tests/functional/test_{name}.py"
     for name in ("access", "bitmaps", "clones", "operation_costs", "exporting", "full_share", "in_use", "outlived_records", "refusals", "killed_removal",
-                 "sending", "volumes")
+                 "seeds", "sending", "volumes")
 )
 
 #: The rooms where data rests, of which the nightly sample is.
 ROOMS: dict[str, tuple[str, ...]] = {
     "plan/planner.py": ("tests/unit/plan/test_planner.py", "tests/unit/plan/test_desired.py", VOLUMES, REFUSALS),
     "plan/merge.py": ("tests/unit/plan/test_merge.py", BITMAPS, CLONES, CHAINS),
-    "plan/intent.py": ("tests/unit/plan/test_intent.py", "tests/unit/plan/test_plan.py", IN_USE, CLONES),
+    "plan/intent.py": ("tests/unit/plan/test_intent.py", "tests/unit/plan/test_plan.py", IN_USE, CLONES, SEEDS),
     "plan/retention.py": ("tests/unit/plan/test_retention.py", "tests/functional/test_retention.py"),
     "store/metadata/records.py": ("tests/unit/store/test_records.py", "tests/unit/store/test_formats.py", VOLUMES, OUTLIVED),
     "store/locks/lock.py": ("tests/unit/store/test_lock.py", "tests/unit/store/test_lock_children.py", f"{FULL}::test_a_lock_is_taken_on_a_full_share",
                             f"{FULL}::test_a_lock_that_cannot_be_made_gets_room"),
     "apply/executor.py": (ENGINE, REMOVAL, "tests/functional/test_2014.py", ACCESS, VOLUMES, CLONES, f"{FULL}::test_present_content_makes_room_for_a_revert",
-                          FENCING, COSTS),
+                          FENCING, COSTS, SEEDS),
     "apply/recovery.py": ("tests/unit/apply", REMOVAL, IN_USE, FENCING),
     "apply/offline/session.py": ("tests/unit/apply/test_session.py", "tests/functional/test_2014.py", BITMAPS, ACCESS,
-                                 "tests/functional/test_dropped_data.py", CLONES, REFUSALS, CHAINS, COSTS),
-    "apply/offline/guard.py": ("tests/unit/apply/test_guard.py", ENGINE, IN_USE, REFUSALS),
+                                 "tests/functional/test_dropped_data.py", CLONES, REFUSALS, CHAINS, COSTS, SEEDS),
+    "apply/offline/guard.py": ("tests/unit/apply/test_guard.py", ENGINE, IN_USE, REFUSALS, SEEDS),
     "apply/offline/viewing.py": (f"{EXPORTING}::test_views", EXPORTING),
     "apply/offline/exporting.py": (EXPORTING, SENDING),
     "images/leaving.py": (EXPORTING,),

@@ -11,7 +11,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Parent
-from ansible_collections.remotefs.storage.plugins.module_utils.plan import clones, planner
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import clones, planner, seeds
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.abilities import Abilities
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.merge import delete_snapshots
@@ -24,7 +24,9 @@ NEITHER = delete_snapshots(volume(8, 8, 8), ["s1"], {})
 REMOVES = planner.delete_volume(volume(8), False)
 FLATTENS = clones.flatten(replace(volume(8, 8, 8), parent=Parent("p", "golden", "v")), {})
 GROWS = planner.ensure_volume(volume(16, 8), DesiredVolume("v", size=24))  # over a longer file
-WANTS = [(CUTS, "truncates"), (REPLACES, "replaces_active"), (REMOVES, "removes"), (FLATTENS, "flattens"), (GROWS, "grows_over_longer")]
+RESEEDS = seeds.replaced(volume(8), DesiredVolume("v", seed=2048), 2048)
+WANTS = [(CUTS, "truncates"), (REPLACES, "replaces_active"), (RESEEDS, "replaces_active")]
+WANTS += [(REMOVES, "removes"), (FLATTENS, "flattens"), (GROWS, "grows_over_longer")]
 
 
 @pytest.mark.parametrize("plan, missing", WANTS)
@@ -43,5 +45,6 @@ def test_what_every_engine_can_do() -> None:
     nothing.require_for(NEITHER)
     nothing.require_for(planner.ensure_volume(volume(8, 8), DesiredVolume("v", size=24)))
     nothing.require_for(planner.create_snapshot(volume(8), DesiredSnapshot("s")))
+    nothing.require_for(seeds.create(DesiredVolume("v", seed=2048), 2048))
     for plan, _name in WANTS:
         Abilities().require_for(plan)
