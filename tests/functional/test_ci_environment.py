@@ -183,6 +183,28 @@ def test_golden_images(store: Store, pipeline: Pipeline, tmp_path: Path) -> None
     assert not [name for name in volumes(store) if name.startswith(("third", "golden-0000"))]
 
 
+def test_seeds(store: Store, pipeline: Pipeline) -> None:
+    """Each worker has its own, made once; a reset makes new ones where that is asked, and the next present keeps those. They go with the rest."""
+    pipeline.variables["seed"] = {"user_data": "#cloud-config\nhostname: '{{ worker }}'\npassword: secret-{{ index }}-{{ reset }}\n"}
+    made, again = pipeline.play("present", "present")
+    assert (made["changed"], again["changed"]) == (True, False) and again["workers"] == made["workers"]
+    seeds = [store.path / f"ci-{number:02}-seed" for number in range(2)]
+    assert [worker["seed"]["path"] for worker in made["workers"]] == [str(path) for path in seeds]
+    first = [path.read_bytes() for path in seeds]
+    for number, data in enumerate(first):
+        assert b"CD001" in data and f"hostname: 'ci-0{number}'".encode() in data and f"secret-{number}-0".encode() in data
+        assert f'"instance-id": "ci-0{number}-0"'.encode() in data
+    (kept,) = pipeline.play("reset")
+    assert not kept["changed"] and [path.read_bytes() for path in seeds] == first
+    (renewed,) = pipeline.play("reset", seed_renew=True)
+    second = [path.read_bytes() for path in seeds]
+    assert renewed["changed"] and all(b"-0\"" not in data and one != data for one, data in zip(first, second))
+    (still,) = pipeline.play("present")
+    assert not still["changed"] and [path.read_bytes() for path in seeds] == second
+    pipeline.play("absent")
+    assert volumes(store) == ["golden"]
+
+
 @pytest.mark.parametrize(
     "given, words",
     [
@@ -220,7 +242,7 @@ def test_specs_defaults_and_readme_agree() -> None:
     defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
     assert {name: option["default"] for name, option in spec.items() if "default" in option} == defaults
     table = "\n".join(line for line in (ROLE / "README.md").read_text().splitlines() if line.startswith("| `"))
-    assert set(re.findall(r"`(ci_environment_[a-z_]+)`", table)) == set(spec)
+    assert set(re.findall(r"`(ci_environment_[a-z_]+)`", table)) == {*spec, "ci_environment_seed"}  # its templates have no value yet where specs look
 
 
 # -- what cleans up ------------------------------------------------------------------------------------------------------
