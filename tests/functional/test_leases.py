@@ -451,6 +451,14 @@ def test_the_same_owner_from_two_tasks(store: Store) -> None:
     assert told.count(winner) == 2
 
 
+@pytest.mark.slow
+def test_nobody_has_what_another_has(store: Store) -> None:
+    """Three processes take, renew, lose and collect two leases without a pause."""
+    hammer = Path(__file__).parents[1] / "integration" / "lease_hammer.py"
+    done = subprocess.run([sys.executable, str(hammer), "8", *[str(store.path)] * 3], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "leases of others collected" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_full_share_frees_itself(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that is there can be taken over in place, so that its volumes go."""
     taken = hold(store, volumes=("ci-00",)).after
