@@ -238,6 +238,19 @@ def test_more_names_than_can_be_read(store: Store) -> None:
     assert hold(store, volumes=tuple(f"v{number}" for number in range(16384))).changed and hold(store).renewed
 
 
+def test_a_volume_that_moves_under_a_lease(store: Store, tmp_path: Path) -> None:
+    """It was made elsewhere, so no lease has it: it is refused before it leaves."""
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = Store(tmp_path / "elsewhere")
+    elsewhere.present("ci-00", size=MIB)
+    taken = hold(store, volumes=("ci-00",)).after
+    asked = updating.VolumeRequest(store.candidates, DesiredVolume("ci-00"), moved_from=updating.OtherShare(str(elsewhere.path), lambda: elsewhere.candidates))
+    for check in (True, False):
+        with under(store, taken, check=check) as options, pytest.raises(errors.InvalidParameter, match="moved_from"):
+            volumes.ensure_present(asked, options)
+    assert (elsewhere.path / "ci-00").exists() and not (store.path / "ci-00").exists()
+
+
 @pytest.mark.parametrize("key", ["owner", "collector"])
 def test_names_that_cannot_be_shown(store: Store, key: str) -> None:
     """Who can write to the share cannot speak to the terminals of others."""
