@@ -55,7 +55,17 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module", ["remotefs_volume", "remotefs_snapshot", "remotefs_volume_info", "remotefs_snapshot_info", "remotefs_image", "remotefs_replica"]
+    "module",
+    [
+        "remotefs_volume",
+        "remotefs_snapshot",
+        "remotefs_volume_info",
+        "remotefs_snapshot_info",
+        "remotefs_image",
+        "remotefs_replica",
+        "remotefs_lease",
+        "remotefs_lease_info",
+    ],
 )
 def test_examples_of_the_store(module: str, tmp_path: Path, ansible_environment: dict) -> None:
     share = tmp_path / "share"

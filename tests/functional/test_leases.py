@@ -240,6 +240,19 @@ def test_more_names_than_can_be_read(store: Store) -> None:
     assert hold(store, volumes=tuple(f"v{number}" for number in range(16384))).changed and hold(store).renewed
 
 
+def test_a_volume_that_moves_under_a_lease(store: Store, tmp_path: Path) -> None:
+    """It was made elsewhere, so no lease has it: it is refused before it leaves."""
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = Store(tmp_path / "elsewhere")
+    elsewhere.present("ci-00", size=MIB)
+    taken = hold(store, volumes=("ci-00",)).after
+    asked = updating.VolumeRequest(store.candidates, DesiredVolume("ci-00"), moved_from=updating.OtherShare(str(elsewhere.path), lambda: elsewhere.candidates))
+    for check in (True, False):
+        with under(store, taken, check=check) as options, pytest.raises(errors.InvalidParameter, match="moved_from"):
+            volumes.ensure_present(asked, options)
+    assert (elsewhere.path / "ci-00").exists() and not (store.path / "ci-00").exists()
+
+
 @pytest.mark.parametrize("key", ["owner", "collector"])
 def test_names_that_cannot_be_shown(store: Store, key: str) -> None:
     """Who can write to the share cannot speak to the terminals of others."""
@@ -485,6 +498,14 @@ def test_the_same_owner_from_two_tasks(store: Store) -> None:
     (winner,) = {line for line in told if not line.startswith("held")}
     assert all(line in (winner, f"held {winner}") for line in told), told
     assert told.count(winner) == 2
+
+
+@pytest.mark.slow
+def test_nobody_has_what_another_has(store: Store) -> None:
+    """Three processes take, renew, lose and collect two leases without a pause."""
+    hammer = Path(__file__).parents[1] / "integration" / "lease_hammer.py"
+    done = subprocess.run([sys.executable, str(hammer), "8", *[str(store.path)] * 3], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "leases of others collected" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_full_share_frees_itself(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import VolumeNotFound
+from ..errors import InvalidParameter, VolumeNotFound
 from ..model import Share, check_snapshot_name, check_volume_name
 from ..store.volumes.look import Look
 from .candidates import Candidates
@@ -28,6 +28,8 @@ def ensure_present(request: VolumeRequest, options: Options) -> Outcome:
     if request.desired.snapshot is not None:
         check_snapshot_name(name, request.desired.snapshot)
     if options.lease is not None:
+        if request.moved_from is not None:
+            raise InvalidParameter("option moved_from", "a volume that moves was not made under the lease", "move it without option lease")
         options.lease.require_listed(name)
         request = request._replace(desired=request.desired._replace(lease=options.lease.id))
     moved = None
