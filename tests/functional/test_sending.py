@@ -28,7 +28,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.export
 from ansible_collections.remotefs.storage.plugins.module_utils.pace import OutOfTime
 
 from .test_exporting import lived
-from .test_fetching import Server, serving
+from .test_fetching import Server, drip, serving
 from .test_importing import content
 from .test_refusals import MIB, Store
 
@@ -84,6 +84,40 @@ def test_check_mode_sends_nothing(store: Store, tmp_path: Path) -> None:
     lived(store, 2)
     with serving(lambda handler, _number: answered(handler)) as server:
         assert export(store, server, tmp_path, check=True).changed and not server.asked
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n"])
+def test_an_answer_letter_by_letter(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    """A server that is never silent for long, and never says what became of the image."""
+    lived(store, 2)
+    monkeypatch.setattr(sending, "_SILENCE", 0.3)
+
+    def answer(handler: Any, _number: int) -> None:
+        received(handler)
+        handler.wfile.write(head)
+        drip(handler, lambda one: one.wfile.write(b"X"))
+
+    with serving(answer) as server:
+        started = time.monotonic()
+        with pytest.raises(errors.ToolFailed, match="does not answer"):
+            export(store, server, tmp_path)
+        assert time.monotonic() - started < 10
+
+
+def test_an_answer_whose_text_never_ends(store: Store, tmp_path: Path) -> None:
+    """What the server says after its status is not waited for."""
+    lived(store, 2)
+
+    def answer(handler: Any, _number: int) -> None:
+        received(handler)
+        handler.send_response(201)
+        handler.end_headers()
+        drip(handler, lambda one: one.wfile.write(b"x"))
+
+    with serving(answer) as server:
+        started = time.monotonic()
+        assert export(store, server, tmp_path).changed
+        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])

@@ -7,8 +7,9 @@ gets it again from the beginning."""
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 from urllib.error import HTTPError
 
 from .fetching import FAILURES, HINTS, PASSING, REDIRECTS, TYPE, Access, is_lasting, request, words_of
@@ -16,6 +17,7 @@ from .fetching import FAILURES, HINTS, PASSING, REDIRECTS, TYPE, Access, is_last
 _SILENCE = 300.0  # seconds: a server may store all of it before it answers
 _ASKED, _SHORTEST = 30.0, 0.1
 _TRIES = 4
+_MOMENT = 0.2  # seconds
 _PAUSE, _LONGEST_PAUSE = 1.0, 16.0  # seconds before the next of them
 _NOT_ALLOWED = (401, 403, 407)
 
@@ -62,8 +64,7 @@ def _send_once(url: str, access: Access, length: int, content: Iterator[bytes], 
     body = _Body(content)
     headers = {"Content-Type": TYPE, "Content-Length": str(length)}
     try:
-        with request("PUT", url, access, headers, _within(_SILENCE, left), body) as answer:
-            answer.read(1 << 20)
+        with _answer(lambda: request("PUT", url, access, headers, _within(_SILENCE, left), body), body, left) as answer:
             if not 200 <= answer.status < 300:
                 raise SendFailed(f"the server answers {answer.status}")
     except HTTPError as error:
@@ -80,6 +81,29 @@ def _send_once(url: str, access: Access, length: int, content: Iterator[bytes], 
             raise _Again(f"no server takes connections there ({words_of(error)})") from error
         hint = ", as servers do that refuse an image whose beginning they have seen" if isinstance(reason, ConnectionError) else ""
         raise _Again(f"the connection was lost ({words_of(error)}){hint}") from error
+
+
+def _answer(ask: Callable[[], Any], body: _Body, left: Callable[[], float | None]) -> Any:
+    """The answer of a server, whose text, which may never end, tells nothing. A server that gives its answer letter by letter is never silent, and
+    yet does not answer. So somebody else asks, and this waits. :raises _Again: all was sent, and no answer came in time."""
+    found: list[tuple[Any, BaseException | None]] = []
+
+    def ask_and_tell() -> None:
+        try:
+            found.append((ask(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    asking = threading.Thread(target=ask_and_tell, daemon=True)
+    asking.start()
+    while not found:
+        asking.join(_MOMENT)
+        if not found and body.ended is not None and time.monotonic() - body.ended > _within(_SILENCE, left):
+            raise _Again("the server does not answer (no answer came in time)")
+    answer, failure = found[0]
+    if failure is not None:
+        raise failure
+    return answer
 
 
 def _refuse(code: int) -> None:
@@ -106,11 +130,13 @@ def _ask_whether_allowed(url: str, access: Access, left: Callable[[], float | No
 
 
 class _Body:
-    """What is sent. ``failure`` is the error of the content, which the client would take for one of the connection."""
+    """What is sent. ``failure`` is the error of the content, which the client would take for one of the connection. ``ended``: when all of it was
+    given (monotonic seconds)."""
 
     def __init__(self, content: Iterator[bytes]) -> None:
         self._content = content
         self.failure: BaseException | None = None
+        self.ended: float | None = None
 
     def __iter__(self) -> _Body:
         return self
@@ -119,6 +145,7 @@ class _Body:
         try:
             return next(self._content)
         except StopIteration:
+            self.ended = self.ended or time.monotonic()
             raise
         except BaseException as error:
             self.failure = error
