@@ -151,7 +151,7 @@ def functional(work: Work, core: str) -> None:
             work.pytest(bin, "tests/functional")
         else:  # most of the slow ones play playbooks
             work.pytest(bin, "-m", "not slow", "tests/functional")
-            work.pytest(bin, "-m", "slow", "tests/functional", env=part_of_today(work, 1, 2))
+            work.pytest(bin, "-m", "slow", "tests/functional", env=part_of_today(work, 1, 3))
     else:  # what takes long does not depend on Ansible's version, but for the roles' templates
         fast, work.fast = work.fast, True
         day = int(time.strftime("%j"))  # each older one has another part from day to day, and at night all
@@ -186,7 +186,7 @@ def hostile(work: Work) -> None:
 @stage
 def crash(work: Work) -> None:
     """Operations killed, cut off from power or failed at a sample of their system calls"""
-    interrupt(work, part_of_today(work, 2, 3), os.environ.get("CRASH_TIMEOUT", "600"))
+    interrupt(work, part_of_today(work, 1, 2), os.environ.get("CRASH_TIMEOUT", "600"))
 
 
 @stage
@@ -249,7 +249,7 @@ def live(work: Work) -> None:
     machine.need("qemu-system-x86=qemu-system-x86_64", "qemu-system-common=qemu-storage-daemon")
     machine.try_to_have(*machine.LIBVIRT)
     machine.try_to_have("e2fsprogs=debugfs")  # for disks of a real guest, whose own packages are only downloaded
-    work.pytest(bin, "tests/live", env=part_of_today(work, 2, 3))
+    work.pytest(bin, "tests/live", env=part_of_today(work, 1, 2))
 
 
 @stage

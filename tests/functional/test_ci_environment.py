@@ -219,6 +219,8 @@ def test_seeds(store: Store, pipeline: Pipeline) -> None:
         ({"name": None}, "Give ci_environment_name"),
         ({"name": "-x"}, "is no name of an environment"),
         ({"lease": "soon"}, "is no duration"),
+        ({"consumer": "qemu"}, "value of ci_environment_consumer must be one of: none"),
+        ({"running": "stop"}, "value of ci_environment_running must be one of: refuse, skip"),
     ],
 )
 def test_nonsense(store: Store, pipeline: Pipeline, given: dict, words: str) -> None:
