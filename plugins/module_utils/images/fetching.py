@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 _PIECE = 1 << 20  # bytes that are read at once
 _SILENCE = 30.0  # seconds after which a server that sends nothing is given up
+_MOMENT = 0.2  # seconds: how often it is looked whether there is time left
 _ANSWER = 60.0  # seconds after which a server is given up whose answer has not begun
 _TOGETHER = 0.5  # seconds for which small pieces are put together
 _WINDOW, _LEAST = 60.0, 60 << 10  # seconds, and the bytes that a server must send in them: less is no transfer that ever ends
@@ -34,6 +35,7 @@ REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers after which the next may be another
 FAILURES = (URLError, http.client.HTTPException, OSError, ValueError)
 TYPE = "application/octet-stream"
+NO_ANSWER = "no answer came in time"
 HINTS = {401: " (it wants a name and a password, or a token)", 403: " (it does not allow it)", 404: " (there is no such file)"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -213,27 +215,14 @@ class Fetch:
         raise FetchFailed(f"the server redirects more than {_MOST_REDIRECTS} times")
 
     def _answer(self, url: str, access: Access) -> Any:
-        """The beginning of the answer, in time. A server that sends headers letter by letter would keep any client for hours, so another
-        thread waits for it.
+        """The beginning of the answer, in time.
 
         :raises _Cut: it did not come in time. Other errors are those of the client.
         """
-        found: list[Any] = []
-
-        def ask() -> None:
-            try:
-                found.append((self._ask(url, access), None))
-            except BaseException as error:  # it is raised where somebody waits for it
-                found.append((None, error))
-
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(self._patience(_ANSWER))
-        if not found:
-            raise _Cut("the server does not answer (no answer came in time)")
-        response, error = found[0]
-        if error is not None:
-            raise error
+        until = time.monotonic() + self._patience(_ANSWER)
+        response = in_time(lambda: self._ask(url, access), lambda: until - time.monotonic())
+        if response is None:
+            raise _Cut(f"the server does not answer ({NO_ANSWER})")
         return response
 
     def _patience(self, most: float) -> float:
@@ -256,6 +245,33 @@ class Fetch:
         if error.code in PASSING:
             raise _Cut(f"the server answers {error.code}")
         raise FetchFailed(f"the server answers {error.code}{HINTS.get(error.code, '')}")
+
+
+def in_time(ask: Callable[[], Any], left: Callable[[], float]) -> Any:
+    """What ``ask`` returns, or raises; None where it does neither in time. Another thread asks: a server that gives its answer letter by letter is
+    never silent, and would keep any client for hours.
+
+    :param left: seconds that there are yet. It is asked again and again.
+    """
+    found: list[tuple[Any, BaseException | None]] = []
+
+    def ask_and_tell() -> None:
+        try:
+            found.append((ask(), None))
+        except BaseException as error:  # it is raised where somebody waits for it
+            found.append((None, error))
+
+    asking = threading.Thread(target=ask_and_tell, daemon=True)
+    asking.start()
+    while not found:
+        seconds = left()
+        if seconds <= 0:
+            return None
+        asking.join(min(seconds, _MOMENT))
+    answer, failure = found[0]
+    if failure is not None:
+        raise failure
+    return answer
 
 
 def request(method: str, url: str, access: Access, headers: dict[str, str], timeout: float, data: Iterator[bytes] | None = None) -> Any:

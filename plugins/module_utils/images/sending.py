@@ -7,17 +7,15 @@ gets it again from the beginning."""
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from typing import Any, Callable, Iterator
 from urllib.error import HTTPError
 
-from .fetching import FAILURES, HINTS, PASSING, REDIRECTS, TYPE, Access, is_lasting, request, words_of
+from .fetching import FAILURES, HINTS, NO_ANSWER, PASSING, REDIRECTS, TYPE, Access, in_time, is_lasting, request, words_of
 
 _SILENCE = 300.0  # seconds: a server may store all of it before it answers
 _ASKED, _SHORTEST = 30.0, 0.1
 _TRIES = 4
-_MOMENT = 0.2  # seconds
 _PAUSE, _LONGEST_PAUSE = 1.0, 16.0  # seconds before the next of them
 _NOT_ALLOWED = (401, 403, 407)
 
@@ -84,25 +82,15 @@ def _send_once(url: str, access: Access, length: int, content: Iterator[bytes], 
 
 
 def _answer(ask: Callable[[], Any], body: _Body, left: Callable[[], float | None]) -> Any:
-    """The answer of a server, whose text, which may never end, tells nothing. A server that gives its answer letter by letter is never silent, and
-    yet does not answer. So somebody else asks, and this waits. :raises _Again: all was sent, and no answer came in time."""
-    found: list[tuple[Any, BaseException | None]] = []
+    """The answer of a server, whose text, which may never end, tells nothing. :raises _Again: all was sent, and no answer came in time."""
 
-    def ask_and_tell() -> None:
-        try:
-            found.append((ask(), None))
-        except BaseException as error:
-            found.append((None, error))
+    def seconds() -> float:
+        patience = _within(_SILENCE, left)
+        return patience if body.ended is None else body.ended + patience - time.monotonic()
 
-    asking = threading.Thread(target=ask_and_tell, daemon=True)
-    asking.start()
-    while not found:
-        asking.join(_MOMENT)
-        if not found and body.ended is not None and time.monotonic() - body.ended > _within(_SILENCE, left):
-            raise _Again("the server does not answer (no answer came in time)")
-    answer, failure = found[0]
-    if failure is not None:
-        raise failure
+    answer = in_time(ask, seconds)
+    if answer is None:
+        raise _Again(f"the server does not answer ({NO_ANSWER})")
     return answer
 
 

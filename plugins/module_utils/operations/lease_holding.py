@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Callable, Iterable, Iterator, Mapping, NamedTuple
 
-from ..errors import Conflict, InvalidParameter, LeaseLost
+from ..errors import Conflict, InvalidParameter
 from ..lease import Lease
 from ..model import Share, Volume, check_volume_name
+from ..plan import leases as plans
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import leases
 from .candidates import Candidates
@@ -23,7 +24,6 @@ from .named_locks import locked_name, outwait_caches
 from .options import Options
 
 _KEPT = "leases"  # in ``kept``: those under which the task works, by (path of the share, name, id)
-_REMEDY = "do not go on with what it stood for; make that anew under a new lease"
 
 
 class HeldLease(NamedTuple):
@@ -77,7 +77,10 @@ def holding(wanted: Iterable[tuple[Mapping, Candidates]], options: Options) -> I
 
     :raises LeaseLost: one is not the task's any more. :raises LockTimeout: somebody takes one over right now.
     """
-    found = {(require_one(candidates).path, Named.of_option(given)): require_one(candidates) for given, candidates in wanted}
+    found: dict[tuple[str, Named], Share] = {}
+    for given, candidates in wanted:
+        share = require_one(candidates)
+        found[share.path, Named.of_option(given)] = share
     held: dict[tuple[str, Named], HeldLease] = {}
     with ExitStack() as stack:
         for path, named in sorted(found, key=lambda key: (key[0], key[1].name)):
@@ -105,14 +108,8 @@ def _held(stack: ExitStack, share: Share, named: Named, options: Options) -> Hel
 
 def _require_own(directory: ShareDirectory, named: Named) -> Lease:
     """The lease as it is. :raises LeaseLost: it is another one by now, or none."""
-    lease, subject = leases.read(directory, named.name), f"lease {named.name} on {directory.share.label}"
-    if lease is None:
-        raise LeaseLost(subject, "it is gone: it ran out and was collected, or it was released", _REMEDY)
-    if lease.id != named.id or lease.owner != named.owner:
-        raise LeaseLost(subject, f"{lease.owner} has it now", _REMEDY)
-    if lease.collector is not None:
-        raise LeaseLost(subject, f"it ran out, and {lease.collector} removes its volumes", _REMEDY)
-    return lease
+    subject = f"lease {named.name} on {directory.share.label}"
+    return plans.require_held(leases.read(directory, named.name), named.owner, named.id, subject)
 
 
 def under(options: Options, given: Mapping | None, candidates: Candidates) -> Options:

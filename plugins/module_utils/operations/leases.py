@@ -120,10 +120,9 @@ def hold(request: LeaseRequest, options: Options) -> Done:
     _warn_of_clocks(share, options)
     if options.check:
         with ShareDirectory(share) as directory:
-            before = leases.read(directory, asked.name)
-            after = plans.held(before, asked, time.time(), "", _left(directory, before), subject)
+            before, now = leases.read(directory, asked.name), time.time()
+            after = plans.held(before, asked, now, "", _left(directory, before), subject)
             removed = _dropped(directory, before, after, request, options)
-            now = time.time()
             return _told(before, replace(after, acquired=after.acquired or now, written=now), removed)
     with _locked(share, asked.name, options) as directory:
         before = leases.read(directory, asked.name)
@@ -210,13 +209,13 @@ def collect(request: CollectRequest, options: Options) -> Collected:
         try:
             done = done.joined(_collect_one(request, name, at, options))
         except StorageError as error:
-            done = done.joined(Collected(skipped=({"name": name, "error_code": error.error_code, "msg": str(error)},)))
+            done = done.joined(Collected(skipped=(_failed(name, error),)))
     if request.golden_keep is None:
         return done
     try:
         return done.joined(_collect_golden(request, options))
     except StorageError as error:  # such as a lease that cannot be read, so that nobody knows what it uses
-        return done.joined(Collected(skipped=({"name": f"{_GOLDEN_NAMES}*", "error_code": error.error_code, "msg": str(error)},)))
+        return done.joined(Collected(skipped=(_failed(f"{_GOLDEN_NAMES}*", error),)))
 
 
 def _time(share: Share, options: Options) -> float:
@@ -321,7 +320,7 @@ def _forget_begun(share: Share, directory: ShareDirectory, lease: Lease, options
     """Remove temporary files of volumes that a killed task began to make, and of which nothing else is there. No record has the lease yet."""
     folder, recorded = directory.private("tmp"), directory.private("volumes")
     begun = {name.partition("~")[0] for name in (folder.names() if folder is not None else [])}.intersection(lease.volumes)
-    there = {name for name in begun if directory.root.status(name) or (recorded is not None and recorded.status(f"{name}.json"))}
+    there = {name for name in begun if directory.root.status(name) or (recorded is not None and recorded.status(records.file_name(name)))}
     if begun > there and not options.check:
         _remove(share, lease, tuple(sorted(begun - there)), 1, options)
 
@@ -343,8 +342,12 @@ def _run(share: Share, names: Sequence[str], parallel: int, options: Options) ->
     ]
     outcomes = runner.run_all(items, 1 if options.check else parallel, options) if items else []
     removed = tuple(name for name, outcome in zip(names, outcomes) if isinstance(outcome, Outcome) and outcome.changed)
-    skipped = [(name, outcome) for name, outcome in zip(names, outcomes) if isinstance(outcome, StorageError)]
-    return removed, tuple({"name": name, "error_code": error.error_code, "msg": str(error)} for name, error in skipped)
+    return removed, tuple(_failed(name, outcome) for name, outcome in zip(names, outcomes) if isinstance(outcome, StorageError))
+
+
+def _failed(name: str, error: StorageError) -> dict:
+    """What users are told of a lease or a volume with which something could not be done."""
+    return {"name": name, "error_code": error.error_code, "msg": str(error)}
 
 
 # -- locks and clocks ----------------------------------------------------------------------------------------------------
@@ -389,7 +392,7 @@ def read_all(share: Share) -> list[dict]:
             try:
                 lease = leases.read(directory, name)
             except StorageError as error:
-                found.append({"name": name, "share": share.source, "error_code": error.error_code, "msg": str(error)})
+                found.append({**_failed(name, error), "share": share.source})
                 continue
             told = describe(lease, share)
             if told is not None and lease is not None:

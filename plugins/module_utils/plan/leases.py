@@ -52,27 +52,55 @@ def held(lease: Lease | None, asked: Asked, at: float, new_id: str, left: tuple[
         raise InvalidParameter(subject, f"a lease lists at most {MOST_NAMES} names", "take several leases")
     if lease is None:
         if asked.renews_only or asked.id is not None:
-            raise LeaseLost(subject, "it is gone: it ran out and was collected, or it was released", _LOST)
+            raise _gone(subject)
         return _new(asked, new_id)
     is_own = lease.owner == asked.owner
     if asked.id is not None and (lease.id != asked.id or not is_own):
-        raise LeaseLost(subject, f"{lease.owner} has it now, since {time_text(lease.acquired)}", _LOST)
+        raise _taken(lease, subject)
     if lease.collector is not None:
-        if is_own:
-            raise LeaseLost(subject, f"it ran out, and {lease.collector} removes its volumes", _LOST)
-        raise LeaseHeld(subject, f"it ran out, and {lease.collector} removes its volumes", _wait_for(left))
+        raise _collected(lease, subject) if is_own else LeaseHeld(subject, _who_collects(lease), _wait_for(left))
     if is_own:
         return _renewed(lease, asked)
     if asked.renews_only:
-        raise LeaseLost(subject, f"{lease.owner} has it now, since {time_text(lease.acquired)}", _LOST)
+        raise _taken(lease, subject)
     if not lease.is_over(at):
-        end = time_text(lease.ends)
-        until = f"until {end}" if end is not None else "without an end"
-        raise LeaseHeld(subject, f"{lease.owner} holds it {until}", "wait, or take another name")
+        raise LeaseHeld(subject, _who_holds(lease), "wait, or take another name")
     if left:
         problem = f"that of {lease.owner} ended at {time_text(lease.ends)}, and its volumes are still there: {listed(left)}"
         raise LeaseHeld(subject, problem, "remove what is left of it (state: collected), or take another name")
     return _new(asked, new_id)
+
+
+def require_held(lease: Lease | None, owner: str, identity: str | None, subject: str) -> Lease:
+    """The lease under which a task of this owner may work. :raises LeaseLost: it is another one by now, or none, or somebody collects it."""
+    if lease is None:
+        raise _gone(subject)
+    if (lease.owner, lease.id) != (owner, identity):
+        raise _taken(lease, subject)
+    if lease.collector is not None:
+        raise _collected(lease, subject)
+    return lease
+
+
+def _gone(subject: str) -> LeaseLost:
+    return LeaseLost(subject, "it is gone: it ran out and was collected, or it was released", _LOST)
+
+
+def _taken(lease: Lease, subject: str) -> LeaseLost:
+    return LeaseLost(subject, f"{lease.owner} has it now, since {time_text(lease.acquired)}", _LOST)
+
+
+def _collected(lease: Lease, subject: str) -> LeaseLost:
+    return LeaseLost(subject, _who_collects(lease), _LOST)
+
+
+def _who_collects(lease: Lease) -> str:
+    return f"it ran out, and {lease.collector} removes its volumes"
+
+
+def _who_holds(lease: Lease) -> str:
+    end = time_text(lease.ends)
+    return f"{lease.owner} holds it {f'until {end}' if end is not None else 'without an end'}"
 
 
 def _wait_for(left: tuple[str, ...]) -> str:
@@ -108,10 +136,7 @@ def require_own(lease: Lease, asked: Asked, subject: str) -> None:
     """Before it is released. :raises LeaseLost: it is another one by now. :raises LeaseHeld: somebody else has it."""
     if lease.owner == asked.owner and asked.id in (None, lease.id):
         return
-    if asked.id is not None:
-        raise LeaseLost(subject, f"{lease.owner} has it now, since {time_text(lease.acquired)}", _LOST)
-    end = time_text(lease.ends)
-    raise LeaseHeld(subject, f"{lease.owner} holds it {f'until {end}' if end else 'without an end'}", "only its owner releases it")
+    raise _taken(lease, subject) if asked.id is not None else LeaseHeld(subject, _who_holds(lease), "only its owner releases it")
 
 
 def still_there(subject: str, left: tuple[str, ...]) -> Conflict:
