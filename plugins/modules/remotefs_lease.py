@@ -22,7 +22,7 @@ author:
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.change
-  - remotefs.storage.attributes.action_group_volumes
+  - remotefs.storage.attributes.action_group_changes
   - remotefs.storage.store
 options:
   name:
