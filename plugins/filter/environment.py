@@ -13,6 +13,7 @@ _WORKERS = "remotefs.storage.environment_workers"
 _TOLD = "remotefs.storage.environment_told"
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _SEED = "seed"  # the suffix of the volume that cloud-init reads
+_LABEL = "remotefs_worker"  # the label of the first disk of a worker: its index. The inventory knows workers by it
 _MOST = 10000
 
 
@@ -37,7 +38,8 @@ def _worker(name: str, suffix: str, index: int, disks: list) -> dict:
     root = f"{name}-{suffix}"
     others = [{**disk, "name": f"{root}-{disk['suffix']}"} for disk in disks]
     seed = f"{root}-{_SEED}"
-    return {"name": root, "index": index, "suffix": suffix, "disks": others, "seed": seed, "volumes": [root, *(one["name"] for one in others), seed]}
+    first, names = {"name": root, "labels": {_LABEL: str(index)}}, [root, *(one["name"] for one in others), seed]
+    return {"name": root, "index": index, "suffix": suffix, "root": first, "disks": others, "seed": seed, "volumes": names}
 
 
 def _suffixes(workers: object) -> list:
