@@ -1,32 +1,36 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an environment consists of: its workers with their volumes. Documented in environment_workers.yml and environment_told.yml."""
+"""What an environment consists of: its workers with their volumes. Documented in environment_*.yml beside this file."""
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from ansible.errors import AnsibleFilterError
 
 _WORKERS = "remotefs.storage.environment_workers"
 _TOLD = "remotefs.storage.environment_told"
+_ADDRESSES = "remotefs.storage.environment_addresses"
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _SEED = "seed"  # the suffix of the volume that cloud-init reads
 _LABEL = "remotefs_worker"  # the label of the first disk of a worker: its index. The inventory knows workers by it
+_ADDRESS = "remotefs_address"  # the label that says where its guest is
 _MOST = 10000
 
 
-def environment_workers(name: object, workers: object, disks: object = ()) -> list:
+def environment_workers(name: object, workers: object, disks: object = (), seeded: bool = False) -> list:
     """The workers of an environment, in order.
 
     :param name: of the environment. :param workers: how many, or their suffixes. :param disks: further disks of each, with suffix and size.
+    :param seeded: whether their machines have the volumes that cloud-init reads.
     :raises AnsibleFilterError: one of them is not what it must be, or two volumes would have one name.
     """
     if not isinstance(name, str) or not _SUFFIX.match(name):
         raise AnsibleFilterError(f"{_WORKERS}: {name!r} is no name of an environment; give letters, digits, '.', '_' and '-'.")
     every, further = _suffixes(workers), _disks(disks)
-    found = [_worker(name, suffix, index, further) for index, suffix in enumerate(every)]
+    found = [_worker(name, suffix, index, further, bool(seeded)) for index, suffix in enumerate(every)]
     names = [one for worker in found for one in worker["volumes"]]
     twice = sorted({one for one in names if names.count(one) > 1}) if len(set(names)) < len(names) else []
     if twice:
@@ -34,12 +38,14 @@ def environment_workers(name: object, workers: object, disks: object = ()) -> li
     return found
 
 
-def _worker(name: str, suffix: str, index: int, disks: list) -> dict:
+def _worker(name: str, suffix: str, index: int, disks: list, seeded: bool) -> dict:
     root = f"{name}-{suffix}"
     others = [{**disk, "name": f"{root}-{disk['suffix']}"} for disk in disks]
     seed = f"{root}-{_SEED}"
-    first, names = {"name": root, "labels": {_LABEL: str(index)}}, [root, *(one["name"] for one in others), seed]
-    return {"name": root, "index": index, "suffix": suffix, "root": first, "disks": others, "seed": seed, "volumes": names}
+    first, names = {"name": root, "labels": {_LABEL: str(index)}}, [root, *(one["name"] for one in others)]
+    machine = {"name": root, "volumes": names, **({"seed": seed} if seeded else {})}
+    worker = {"name": root, "index": index, "suffix": suffix, "root": first, "disks": others, "seed": seed, "machine": machine}
+    return {**worker, "named": {"name": root}, "volumes": [*names, seed]}
 
 
 def _suffixes(workers: object) -> list:
@@ -74,23 +80,41 @@ def _disks(disks: object) -> list:
     return found
 
 
-def environment_told(workers: Iterable, volumes: Iterable) -> list:
+def environment_told(workers: Iterable, volumes: Iterable, machines: Iterable = ()) -> list:
     """The workers as the role returns them.
 
     :param workers: as :func:`environment_workers` returns them. :param volumes: as modules return them; of those that are not there nothing is told.
+    :param machines: as remotefs_machine returns them.
     """
     try:
-        known = {volume["name"]: volume for volume in volumes if "path" in volume}
-        return [_told(worker, known) for worker in workers]
+        known, running = {volume["name"]: volume for volume in volumes if "path" in volume}, {one["name"]: one["consumer"] for one in machines}
+        return [_told(worker, known, running) for worker in workers]
     except (TypeError, KeyError) as error:
         raise AnsibleFilterError(f"{_TOLD}: the input must be workers, and the argument volumes ({error}).") from error
 
 
-def _told(worker: Mapping, known: Mapping) -> dict:
+def _told(worker: Mapping, known: Mapping, running: Mapping) -> dict:
     names = [worker["name"], *(disk["name"] for disk in worker["disks"])]
     disks = [{key: known[name][key] for key in ("name", "path", "format", "size")} for name in names if name in known]
     seed = {key: known[worker["seed"]][key] for key in ("name", "path")} if worker["seed"] in known else None
-    return {"name": worker["name"], "index": worker["index"], "disks": disks, "seed": seed, "consumer": None}
+    return {"name": worker["name"], "index": worker["index"], "disks": disks, "seed": seed, "consumer": running.get(worker["name"])}
+
+
+def environment_addresses(workers: Iterable, machines: Iterable, labels: Mapping = MappingProxyType({}), address: str = "") -> list:
+    """The first disks of workers with the labels by which the inventory finds their guests.
+
+    :param workers: as :func:`environment_workers` returns them. :param machines: as remotefs_machine returns them. :param labels: further ones.
+    :param address: of the host that runs them; empty: that at which their ports listen.
+    """
+    try:
+        running = {one["name"]: one["consumer"] or {} for one in machines}
+        return [{**worker["named"], "labels": {**labels, **worker["root"]["labels"], **_address(running.get(worker["name"], {}), address)}} for worker in workers]
+    except (TypeError, KeyError) as error:
+        raise AnsibleFilterError(f"{_ADDRESSES}: the input must be workers, and the first argument machines ({error}).") from error
+
+
+def _address(consumer: Mapping, address: str) -> dict:
+    return {_ADDRESS: f"{address or consumer['host']}:{consumer['port']}"} if consumer.get("port") else {}
 
 
 class FilterModule:
@@ -98,4 +122,4 @@ class FilterModule:
 
     def filters(self) -> dict:
         """The filters by name."""
-        return {"environment_workers": environment_workers, "environment_told": environment_told}
+        return {"environment_workers": environment_workers, "environment_told": environment_told, "environment_addresses": environment_addresses}

@@ -194,7 +194,7 @@ def plain_options(module: AnsibleModule) -> Options:
 
     params = module.params
     check_numbers({"timeout": None, **params})
-    waits = params["lock_timeout"], params["break_lock"], params["assume_unused"]
+    waits = params["lock_timeout"], params["break_lock"], params.get("assume_unused", False)
     return Options(module.check_mode, *waits, assume=module.check_mode, task=Task(_once(module.warn)))
 
 

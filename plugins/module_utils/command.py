@@ -20,7 +20,7 @@ import tempfile
 import threading
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Callable, Iterator
+from typing import IO, TYPE_CHECKING, Callable, Iterator, Sequence
 
 from .errors import NoSpace, ToolFailed, ToolMissing
 
@@ -179,6 +179,42 @@ def running(argv, *, descriptors=(), limits: Limits = Limits()) -> Iterator[Call
             yield ended
         finally:
             _kill(process)
+
+
+class Detached:
+    """A program that outlives this process, as far as this process knows it. What it says of errors is kept until nobody asks any more.
+
+    :raises ToolFailed: it could not be started.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        STARTED.add(os.path.basename(argv[0]))
+        self._argv = tuple(argv)
+        try:
+            self._process = subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                cwd="/",
+                env=_environment(),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)}) from error
+        self.pid = self._process.pid
+
+    def ended(self) -> Result | None:
+        """Its result, if it has ended."""
+        if self._process.poll() is None or self._process.stderr is None:
+            return None
+        return Result(self._process.returncode, "", self._process.stderr.read(_OUTPUT_KEPT).decode("utf-8", "replace"), argv=self._argv)
+
+    def let_go(self) -> None:
+        """Do not ask any more. Its errors go nowhere from now on."""
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+        self._process.returncode = 0  # or Python would warn that it still runs
 
 
 def require_success(result: Result, subject: str) -> Result:

@@ -49,12 +49,18 @@ def _socket(path: str, name: str) -> str:
 
 def _domain(uri: str, name: str | None) -> Attachment:
     """:raises InvalidParameter: the URI is of another host or of no QEMU, or the name cannot be a domain's."""
-    if not _LOCAL_LIBVIRT.fullmatch(uri) or not uri.isprintable():
-        problem = f"{uri[:_LONGEST_SHOWN]!r} names no QEMU driver of this host"
-        raise InvalidParameter("option attachment.libvirt.uri", problem, "give a URI such as qemu:///system, and run the task on the domain's host")
+    check_uri(uri, "option attachment.libvirt.uri")
     if name is not None and (not name or not name.isprintable() or len(name) > _LONGEST_DOMAIN):
         raise InvalidParameter("option attachment.libvirt.domain", f"{name[:_LONGEST_SHOWN]!r} is no name", "give the name or the UUID of the domain")
     return Attachment(uri=uri, domain=name or "")
+
+
+def check_uri(uri: str, subject: str) -> str:
+    """The same URI. :raises InvalidParameter: it is of another host, or of no QEMU."""
+    if not _LOCAL_LIBVIRT.fullmatch(uri) or not uri.isprintable():
+        problem = f"{uri[:_LONGEST_SHOWN]!r} names no QEMU driver of this host"
+        raise InvalidParameter(subject, problem, "give a URI such as qemu:///system, and run the task on the domain's host")
+    return uri
 
 
 def shared(given: dict) -> frozenset[str]:

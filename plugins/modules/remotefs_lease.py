@@ -22,7 +22,7 @@ author:
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.change
-  - remotefs.storage.attributes.action_group_changes
+  - remotefs.storage.attributes.action_group_volumes
   - remotefs.storage.store
 options:
   name:
@@ -90,6 +90,17 @@ options:
       - Golden volumes are those named C(golden-*) with the label C(remotefs_golden), as the role P(remotefs.storage.ci_environment#role) makes them.
       - Without it, all stay.
     type: int
+  stop_machines:
+    description:
+      - Whether machines that M(remotefs.storage.remotefs_machine) started under the lease on this host are ended before volumes are removed with
+        O(cascade). Otherwise such volumes are C(in_use).
+      - When leases that have ended are collected, their machines are ended always.
+    type: bool
+    default: false
+  run_dir:
+    description: Where those machines are recorded, as for M(remotefs.storage.remotefs_machine).
+    type: path
+    default: /run/remotefs
   leases:
     description: Several leases in one task. Each item takes the options of one, and the task's own are its defaults.
     type: list
@@ -110,6 +121,8 @@ options:
       collect: {description: See O(collect)., type: bool}
       grace: {description: See O(grace)., type: str}
       golden_keep: {description: See O(golden_keep)., type: int}
+      stop_machines: {description: See O(stop_machines)., type: bool}
+      run_dir: {description: See O(run_dir)., type: path}
   lock_timeout:
     description: Seconds to wait for another task that works on the same lease or volume, on this host or another.
     type: float
@@ -269,6 +282,8 @@ _LEASE = {
     "collect": {"type": "bool", "default": False},
     "grace": {"type": "str", "default": "15m"},
     "golden_keep": {"type": "int"},
+    "stop_machines": {"type": "bool", "default": False},
+    "run_dir": {"type": "path", "default": "/run/remotefs"},
 }
 _TASK = {
     "lock_timeout": changes.CHANGE["lock_timeout"],
@@ -288,7 +303,7 @@ def _run(params: dict, options, finder) -> dict:
     share, parallel = require_one(finder.find(params["share"], params["mount_base"])), params["parallel"] or default_parallel()
     if params["state"] == "collected":
         return _told_collected(leases.collect(_collecting(params, share, parallel), options))
-    request = leases.LeaseRequest(share, _asked(params), params["cascade"], parallel)
+    request = leases.LeaseRequest(share, _asked(params), params["cascade"], parallel, params["run_dir"] if params["stop_machines"] else None)
     if params["state"] == "released":
         return _told(leases.release(request, options), share, "release_lease")
     first = _told_collected(leases.collect(_collecting(params, share, parallel), options)) if params["collect"] else None
@@ -315,7 +330,7 @@ def _collecting(params: dict, share, parallel: int):
     if params["golden_keep"] is not None and params["golden_keep"] < 0:
         raise InvalidParameter("option golden_keep", f"{params['golden_keep']} is negative", "give how many stay, or leave it out")
     spared = (params["name"], params["owner"]) if params["state"] == "held" else None
-    return CollectRequest(share, parse_ttl(params["grace"], "option grace"), params["golden_keep"], parallel, spared)
+    return CollectRequest(share, parse_ttl(params["grace"], "option grace"), params["golden_keep"], parallel, spared, params["run_dir"])
 
 
 def _told(done, share, step: str) -> dict:

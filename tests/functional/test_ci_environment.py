@@ -219,8 +219,10 @@ def test_seeds(store: Store, pipeline: Pipeline) -> None:
         ({"name": None}, "Give ci_environment_name"),
         ({"name": "-x"}, "is no name of an environment"),
         ({"lease": "soon"}, "is no duration"),
-        ({"consumer": "qemu"}, "value of ci_environment_consumer must be one of: none"),
-        ({"running": "stop"}, "value of ci_environment_running must be one of: refuse, skip"),
+        ({"consumer": "docker"}, "value of ci_environment_consumer must be one of: none, qemu, libvirt"),
+        ({"running": "stop"}, "needs a ci_environment_consumer"),
+        ({"consumer": "libvirt"}, "The consumer libvirt needs ci_environment_definition"),
+        ({"labels": {"remotefs_worker": "1"}}, "may begin with remotefs_"),
     ],
 )
 def test_nonsense(store: Store, pipeline: Pipeline, given: dict, words: str) -> None:

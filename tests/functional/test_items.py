@@ -372,7 +372,7 @@ def test_action_groups(share: Path, tmp_path: Path, ansible_environment: dict, c
     groups = yaml.safe_load((checkout / "meta" / "runtime.yml").read_text())["action_groups"]
     modules = {path.stem for path in (checkout / "plugins" / "modules").glob("remotefs_*.py")}
     assert set(groups["remotefs"]) == modules
-    for group, option in (("volumes", "share"), ("changes", "parallel")):
+    for group, option in (("volumes", "share"), ("changes", "return_detail")):  # who has the latter has all common options of changes
         having = {name for name in modules if f"  {option}:" in document(checkout, name)}
         assert set(groups[group]) == having, group
     defaults = {

@@ -42,9 +42,13 @@ class HeldLease(NamedTuple):
 
     def permit(self, volume: Volume) -> None:
         """:raises Conflict: the volume was not made under this lease."""
-        if self.id is not None and volume.lease != self.id:
-            problem = f"it is not one of lease {self.name}: " + ("another lease has it" if volume.lease else "it was made without a lease")
-            raise Conflict(f"volume {volume.name}", problem, "take another name, or leave option lease out if it is really this volume that you mean")
+        self.require_made_under(volume.name, volume.lease)
+
+    def require_made_under(self, name: str, lease: str | None) -> None:
+        """:raises Conflict: a volume that has the id ``lease`` on record was not made under this lease."""
+        if self.id is not None and lease != self.id:
+            problem = f"it is not one of lease {self.name}: " + ("another lease has it" if lease else "it was made without a lease")
+            raise Conflict(f"volume {name}", problem, "take another name, or leave option lease out if it is really this volume that you mean")
 
 
 class Named(NamedTuple):
@@ -90,6 +94,13 @@ def holding(wanted: Iterable[tuple[Mapping, Candidates]], options: Options) -> I
             yield
         finally:
             options.task.kept.pop(_KEPT, None)
+
+
+@contextmanager
+def held_one(given: Mapping, candidates: Candidates, options: Options) -> Iterator[HeldLease]:
+    """As :func:`holding`, under one lease, which is returned."""
+    with ExitStack() as stack:
+        yield _held(stack, require_one(candidates), Named.of_option(given), options)
 
 
 def _held(stack: ExitStack, share: Share, named: Named, options: Options) -> HeldLease:

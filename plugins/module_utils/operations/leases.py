@@ -26,36 +26,37 @@ from ..plan.leases import Asked
 from ..store.files.directory import ShareDirectory
 from ..store.locks.lock import VolumeLock
 from ..store.metadata import leases, records
-from . import volumes
+from . import golden, volumes
 from .bulk import runner
 from .candidates import Candidates
 from .named_locks import locked_name, outwait_caches
 from .options import Options
 from .transaction import Outcome
 
-_GOLDEN, _GOLDEN_NAMES = "remotefs_golden", "golden-"  # the label of volumes that environments made to be made from, and how their names begin
-
 
 @dataclass(frozen=True)
 class LeaseRequest:
-    """A lease as a task asks for it. ``cascade``: its volumes go with it, or with their names. ``parallel``: volumes to remove at a time."""
+    """A lease as a task asks for it. ``cascade``: its volumes go with it, or with their names. ``parallel``: volumes to remove at a time.
+    ``run_dir``: machines of this host on those volumes, which are recorded there, are ended first (see :mod:`machines`)."""
 
     share: Share
     asked: Asked
     cascade: bool = False
     parallel: int = 1
+    run_dir: str | None = None
 
 
 @dataclass(frozen=True)
 class CollectRequest:
     """``grace``: seconds that must have passed since the end of a lease. ``golden_keep``: how many golden volumes stay that no lease uses; None:
-    all. ``spared``: the name of a lease and its owner, who renews it."""
+    all. ``spared``: the name of a lease and its owner, who renews it. ``run_dir``: as of :class:`LeaseRequest`."""
 
     share: Share
     grace: float
     golden_keep: int | None = None
     parallel: int = 1
     spared: tuple[str, str] | None = None
+    run_dir: str | None = None
 
 
 class Collected(NamedTuple):
@@ -144,7 +145,7 @@ def _dropped(directory: ShareDirectory, before: Lease | None, after: Lease, requ
     there = tuple(name for name in names if _is_of(directory, name, after.id))
     if there and not request.cascade:
         raise plans.still_there(f"lease {after.name} on {request.share.label}", there)
-    removed, skipped = _remove(request.share, after, there, request.parallel, options)
+    removed, skipped = _remove(request, after, there, options) if there else ((), ())
     _require_all(f"lease {after.name} on {request.share.label}", skipped)
     return removed
 
@@ -178,8 +179,8 @@ def _released(directory: ShareDirectory, lease: Lease, request: LeaseRequest, op
     subject, left = f"lease {lease.name} on {request.share.label}", _left(directory, lease)
     if left and not request.cascade:
         raise plans.still_there(subject, left)
-    _forget_begun(request.share, directory, lease, options)
-    removed, skipped = _remove(request.share, lease, left, request.parallel, options)
+    _forget_begun(request, directory, lease, options)
+    removed, skipped = _remove(request, lease, left, options)
     _require_all(subject, skipped)
     return removed
 
@@ -215,7 +216,7 @@ def collect(request: CollectRequest, options: Options) -> Collected:
     try:
         return done.joined(_collect_golden(request, options))
     except StorageError as error:  # such as a lease that cannot be read, so that nobody knows what it uses
-        return done.joined(Collected(skipped=(_failed(f"{_GOLDEN_NAMES}*", error),)))
+        return done.joined(Collected(skipped=(_failed(f"{golden.NAMES}*", error),)))
 
 
 def _time(share: Share, options: Options) -> float:
@@ -255,45 +256,23 @@ def _is_due(lease: Lease | None, request: CollectRequest, at: float) -> bool:
 def _emptied(directory: ShareDirectory, lease: Lease | None, request: CollectRequest, options: Options) -> Collected:
     if lease is None:
         return Collected()
-    _forget_begun(request.share, directory, lease, options)
-    removed, skipped = _remove(request.share, lease, _left(directory, lease), request.parallel, options)
+    _forget_begun(request, directory, lease, options)
+    removed, skipped = _remove(request, lease, _left(directory, lease), options)
     return Collected(() if skipped else (lease.name,), removed, skipped)
-
-
-# -- golden volumes ------------------------------------------------------------------------------------------------------
 
 
 def _collect_golden(request: CollectRequest, options: Options) -> Collected:
     """Remove golden volumes that environments made, that nothing rests on and that no lease uses, but for the newest ones."""
     share = request.share
     with ShareDirectory(share) as directory:
-        folder, used = directory.private("volumes"), _used(directory)
-        names = [name[: -len(".json")] for name in (folder.names() if folder is not None else []) if name.startswith(_GOLDEN_NAMES) and name.endswith(".json")]
-        found = [(record.created or "", name) for name, record in ((name, _record(directory, name)) for name in names) if record and _GOLDEN in record.labels]
-    spare = [name for _created, name in sorted(found) if name not in used]
-    doomed = spare[: max(len(spare) - (request.golden_keep or 0), 0)]
+        doomed = golden.spare(directory, request.golden_keep or 0)
 
     def permit(volume: Volume) -> None:
         with ShareDirectory(share) as directory:
-            if _GOLDEN not in volume.labels or volume.name in _used(directory):
-                raise Conflict(f"volume {volume.name}", "a lease uses it by now", "run the task again")
+            golden.require_spare(directory, volume)
 
     removed, _skipped = _run(share, doomed, request.parallel, replace(options, permit=permit))
     return Collected(volumes=removed)
-
-
-def _record(directory: ShareDirectory, name: str) -> records.Record | None:
-    """None also where it cannot be read: such a volume stays."""
-    try:
-        return records.read(directory, name)
-    except StorageError:
-        return None
-
-
-def _used(directory: ShareDirectory) -> set[str]:
-    """Volumes that a lease uses. :raises StorageError: a lease cannot be read, so that it is not known."""
-    found = (leases.read(directory, name) for name in leases.names(directory))
-    return {name for lease in found if lease is not None for name in lease.uses}
 
 
 # -- volumes of a lease --------------------------------------------------------------------------------------------------
@@ -316,22 +295,36 @@ def _is_of(directory: ShareDirectory, name: str, identity: str) -> bool:
     return record is not None and record.lease == identity
 
 
-def _forget_begun(share: Share, directory: ShareDirectory, lease: Lease, options: Options) -> None:
+def _forget_begun(request: LeaseRequest | CollectRequest, directory: ShareDirectory, lease: Lease, options: Options) -> None:
     """Remove temporary files of volumes that a killed task began to make, and of which nothing else is there. No record has the lease yet."""
     folder, recorded = directory.private("tmp"), directory.private("volumes")
     begun = {name.partition("~")[0] for name in (folder.names() if folder is not None else [])}.intersection(lease.volumes)
     there = {name for name in begun if directory.root.status(name) or (recorded is not None and recorded.status(records.file_name(name)))}
     if begun > there and not options.check:
-        _remove(share, lease, tuple(sorted(begun - there)), 1, options)
+        _remove(request, lease, tuple(sorted(begun - there)), options)
 
 
-def _remove(share: Share, lease: Lease, names: tuple[str, ...], parallel: int, options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
+def _remove(request: LeaseRequest | CollectRequest, lease: Lease, names: tuple[str, ...], options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
     def permit(volume: Volume) -> None:
         if volume.lease != lease.id:
             problem = f"it is not the one that was made under lease {lease.name}: another file has taken its place"
             raise Conflict(f"volume {volume.name}", problem, "find out whose it is, and remove it or rename it")
 
-    return _run(share, names, parallel, replace(options, permit=permit))
+    freed = _ended(request, lease, names, options)
+    assumed = tuple(name for name in names if options.check and name in freed)  # machines have them open still, and would not
+    removed, skipped = _run(request.share, [name for name in names if name not in assumed], request.parallel, replace(options, permit=permit))
+    return assumed + removed, skipped
+
+
+def _ended(request: LeaseRequest | CollectRequest, lease: Lease, names: tuple[str, ...], options: Options) -> frozenset[str]:
+    """End the machines of this host that were started under the lease, and have one of these volumes. Returns their volumes."""
+    if request.run_dir is None or not os.path.isdir(request.run_dir):
+        return frozenset()
+    if isinstance(request, CollectRequest) and os.lstat(request.run_dir).st_uid != os.geteuid():
+        return frozenset()  # the machines of another user, who collects them; until then their volumes are in use
+    from . import machines
+
+    return machines.end_those_of(lease, request.share, request.run_dir, names, options)
 
 
 def _run(share: Share, names: Sequence[str], parallel: int, options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:

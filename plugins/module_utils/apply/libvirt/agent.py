@@ -26,6 +26,11 @@ class Asked(ABC):
     def ask_agent(self, request: str, limit: int) -> str:
         """What its agent answers to a request, both in JSON. The agent has ``limit`` seconds, after five to say that it is there."""
 
+    def answers(self, limit: int) -> bool:
+        """See :meth:`connection.Domain.answers`."""
+        self._returned("guest-ping", limit)
+        return True
+
     def is_frozen(self, limit: int) -> bool:
         """See :meth:`connection.Domain.is_frozen`."""
         status = self._returned("guest-fsfreeze-status", limit)

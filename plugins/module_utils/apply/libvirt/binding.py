@@ -49,6 +49,11 @@ class Bound:
         with _told():
             return [BoundDomain(one) for one in self._connection.listAllDomains(0)]
 
+    def create(self, xml: str) -> None:
+        """See :meth:`connection.Connection.create`."""
+        with _told():
+            self._connection.createXML(xml, 0)
+
     def close(self) -> None:
         """See :meth:`connection.Connection.close`."""
         with suppress(libvirt.libvirtError):  # it has ended already
@@ -146,6 +151,14 @@ class BoundDomain(Asked):
     def resume(self) -> None:
         """See :meth:`connection.Domain.resume`."""
         self._do(lambda one: one.resume())
+
+    def shutdown(self) -> None:
+        """See :meth:`connection.Domain.shutdown`."""
+        self._do(lambda one: one.shutdown())
+
+    def destroy(self) -> None:
+        """See :meth:`connection.Domain.destroy`."""
+        self._do(lambda one: one.destroy())
 
     def ask_agent(self, request: str, limit: int) -> str:
         """See :meth:`agent.Asked.ask_agent`."""

@@ -96,6 +96,15 @@ class Domain(Protocol):
     def resume(self) -> None:
         """Let the guest go on."""
 
+    def shutdown(self) -> None:
+        """Ask the guest to shut down."""
+
+    def destroy(self) -> None:
+        """End it at once."""
+
+    def answers(self, limit: int) -> bool:
+        """Whether its guest's agent answers within so many seconds."""
+
     def is_frozen(self, limit: int) -> bool:
         """Whether its guest's file systems rest. Its agent has so many seconds. As all that asks the agent: :raises Nonsense: it says
         something else."""
@@ -118,6 +127,9 @@ class Connection(Protocol):
 
     def all_domains(self) -> Sequence[Domain]:
         """All domains, whether they run or not."""
+
+    def create(self, xml: str) -> None:
+        """Start a transient domain."""
 
     def close(self) -> None:
         """End the connection."""

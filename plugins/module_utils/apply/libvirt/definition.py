@@ -120,6 +120,24 @@ def with_image(xml: str, target: str, path: str, image_format: str) -> str:
     raise Unreadable(f"it has no disk {target}")
 
 
+def name_of(xml: str) -> str:
+    """The name of the domain; empty if it has none. :raises Unreadable: it is no description of a domain."""
+    return (_parsed(xml).findtext("name") or "").strip()
+
+
+def with_uuid(xml: str, uuid: str) -> str:
+    """The same description of a domain with this UUID. :raises Unreadable: it is no description of a domain."""
+    for prefix, uri in _prefixes(xml):
+        ElementTree.register_namespace(prefix, uri)  # see with_image
+    root = _parsed(xml)
+    if root.tag != "domain":
+        raise Unreadable(f"it begins with {root.tag}")
+    for element in root.findall("uuid"):
+        root.remove(element)
+    ElementTree.SubElement(root, "uuid").text = uuid
+    return ElementTree.tostring(root, encoding="unicode")
+
+
 def overlays_xml(overlays: dict[str, str], others: list[str]) -> str:
     """What libvirt is told to let disks use overlays that are there already.
 

@@ -63,6 +63,10 @@ class Spoken:
         lines = (line.split(None, 1) for line in self.say("list", "--all", "--uuid", "--name").splitlines() if line.strip())
         return [SpokenDomain(self, uuid, name.strip()) for uuid, name in lines]
 
+    def create(self, xml: str) -> None:
+        """See :meth:`connection.Connection.create`."""
+        self.say("create", "--file", "/dev/stdin", given=xml)
+
     def close(self) -> None:
         """See :meth:`connection.Connection.close`. Each call has had a connection of its own."""
 
@@ -151,6 +155,14 @@ class SpokenDomain(Asked):
     def resume(self) -> None:
         """See :meth:`connection.Domain.resume`."""
         self._say("resume")
+
+    def shutdown(self) -> None:
+        """See :meth:`connection.Domain.shutdown`."""
+        self._say("shutdown")
+
+    def destroy(self) -> None:
+        """See :meth:`connection.Domain.destroy`."""
+        self._say("destroy")
 
     def ask_agent(self, request: str, limit: int) -> str:
         """See :meth:`agent.Asked.ask_agent`."""

@@ -50,6 +50,10 @@ class Agent:
         self._stream: socket.socket | None = None
         self._buffer, self._in_step = bytearray(), False
 
+    def ping(self) -> None:
+        """Return if the agent answers. :raises AgentError: it does not."""
+        self._ask("guest-ping", ANSWER)
+
     def is_frozen(self) -> bool:
         """Whether the guest's file systems rest. :raises AgentError: that is not known."""
         status = self._ask("guest-fsfreeze-status", ANSWER)

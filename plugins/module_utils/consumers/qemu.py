@@ -1,0 +1,275 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Machines of QEMU on this host, without any service: they are started, found and ended.
+
+A machine is known by its process, whose command line names the machine's folder. So it is found whatever task started it, and whenever that
+was killed. Its folder has been made before, with a record.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Callable, NamedTuple
+
+from .. import command
+from ..apply.live import client
+from ..apply.quiescing import shown
+from ..errors import InUse, InvalidParameter, ToolFailed
+from . import answering
+from .command_line import CONSOLE, CONSOLE_SIZE, command_line
+from .described import QEMU, Emulator, Record, Wanted
+from .run_directory import Place
+
+_START = 60.0  # seconds for QEMU to open its disks, which may be on a slow share
+_END = 15.0  # seconds for QEMU to end by itself, and again for the kernel to end it
+_PAUSE = 0.02  # seconds
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)")  # what ``info usernet`` prints of a forwarded port
+_SSH_PORT = "22"  # as records have it
+_LINES, _LONGEST_LINE = 8, 200  # how much of a console a message shows
+_TAKEN, _NO_SANDBOX = "host forwarding rule", "sandbox"  # in QEMU's words, when a port is taken, and when it has no sandbox
+
+
+class Process(NamedTuple):
+    """A machine that runs: the number of its process, and when that began, by the kernel's clock."""
+
+    pid: int
+    began: str
+
+
+def find(place: Place) -> Process | None:
+    """The machine of this folder, if it runs."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            found = _of(int(entry), place)
+            if found is not None:
+                return found
+    return None
+
+
+def _of(pid: int, place: Place) -> Process | None:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            words = stream.read().split(b"\0")
+        marks = [number for number, word in enumerate(words) if word == b"-pidfile"]
+        if not any(words[number + 1 : number + 2] == [os.fsencode(place.pid)] for number in marks):
+            return None
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return None  # anybody can have such words on a command line
+        began = _began(pid)
+    except OSError:
+        return None  # it has ended meanwhile
+    return Process(pid, began) if began else None
+
+
+def _began(pid: int) -> str:
+    """When a process began (proc_pid_stat(5)); empty if it has ended and nobody has asked for its status yet."""
+    with open(f"/proc/{pid}/stat", "rb") as stream:
+        fields = stream.read().rpartition(b")")[2].split()
+    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
+
+
+def runs(process: Process) -> bool:
+    """Whether it has not ended."""
+    try:
+        return _began(process.pid) == process.began
+    except OSError:
+        return False
+
+
+def start(wanted: Wanted, emulator: Emulator, place: Place, ports: dict[int, int], warn: Callable[[str], None]) -> None:
+    """Start a machine, and return when QEMU has opened its disks. It outlives this task. :raises ToolFailed: it cannot be started, with QEMU's own words.
+
+    :raises InUse: a disk of it is open elsewhere. :param ports: of the host, by those of the guest, which are taken if they are free.
+    """
+    for name in (place.pid, place.monitor, place.agent):
+        with suppress(FileNotFoundError):
+            os.unlink(name)  # what a machine that was killed has left
+    sandbox, known = True, ports
+    while True:
+        failed = _launched(place, command_line(wanted, emulator, place, known, sandbox))
+        if failed is None:
+            return
+        if known and _TAKEN in failed.err:
+            known = {}
+        elif sandbox and _NO_SANDBOX in failed.err:
+            sandbox = False
+            warn(f"{emulator.program} was built without a sandbox, so that machines run without one")
+        else:
+            raise _not_started(wanted, failed)
+
+
+def _launched(place: Place, argv: list[str]) -> command.Result | None:
+    """Start QEMU, which outlives this task, and return when its monitor answers; or what it said if it has ended. :raises ToolFailed: neither."""
+    process, until = command.Detached(argv), time.monotonic() + _START
+    try:
+        while True:
+            failed = process.ended()
+            if failed is not None:
+                return failed
+            if _greets(place, process.pid):
+                return None
+            if time.monotonic() > until:
+                os.kill(process.pid, signal.SIGKILL)
+                raise ToolFailed(f"machine {place.name}", f"QEMU does not answer within {_START:g} s of its start", "look at the share's server")
+            time.sleep(_PAUSE)
+    finally:
+        process.let_go()
+
+
+def _greets(place: Place, pid: int) -> bool:
+    """Whether the monitor is that of this process, which has opened its disks then."""
+    try:
+        monitor = client.connect(place.monitor)
+    except (InUse, ToolFailed):
+        return False
+    if monitor is None:
+        return False
+    with monitor:
+        return monitor.pid == pid
+
+
+def _not_started(wanted: Wanted, result: command.Result) -> ToolFailed | InUse:
+    subject = f"machine {wanted.name}"
+    if "Failed to get" in result.err and "lock" in result.err:
+        return InUse(subject, f"a disk of it is open elsewhere ({result.reason})", "end what has it open, and run the task again", result.details)
+    return ToolFailed(subject, f"QEMU does not start: {result.reason}", "mend what it names (memory, accelerators, arguments)", result.details)
+
+
+def stop(place: Place, process: Process, patience: float) -> None:
+    """End a machine, and return when its process is gone.
+
+    :param patience: seconds for the guest to shut down; 0: it is not asked. :raises InUse: the kernel cannot end its process.
+    """
+    if patience > 0 and _tell(place, process, "system_powerdown") and _ended(process, patience):
+        return
+    if _tell(place, process, "quit") and _ended(process, _END):
+        return
+    if runs(process):
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    if not _ended(process, _END):
+        problem = f"its process {process.pid} does not end, because the kernel waits for a server"
+        raise InUse(f"machine {place.name}", problem, "bring the share's server back, or restart this host")
+
+
+def _ended(process: Process, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while runs(process):
+        if time.monotonic() > until:
+            return False
+        time.sleep(_PAUSE)
+    return True
+
+
+def _tell(place: Place, process: Process, verb: str) -> bool:
+    """Whether the monitor took a command that ends the machine."""
+    try:
+        monitor = client.connect(place.monitor)
+        if monitor is None:
+            return False
+        with monitor:
+            if monitor.pid != process.pid:
+                return False
+            monitor.run(verb)
+        return True
+    except client.Lost:
+        return True  # it may have ended before it could answer
+    except (InUse, ToolFailed, client.QmpError, client.Strange):
+        return False
+
+
+def ask(place: Place, verb: str, **arguments: Any) -> Any:
+    """The answer of a machine's monitor. :raises ToolFailed: it gives none. :raises InUse: another program is connected to it."""
+    subject = f"machine {place.name}"
+    try:
+        monitor = client.connect(place.monitor)
+        if monitor is None:
+            raise ToolFailed(subject, "its monitor is not there any more", "run the task again")
+        with monitor:
+            return monitor.run(verb, **arguments)
+    except (client.Lost, client.QmpError, client.Strange) as error:
+        raise ToolFailed(subject, f"its monitor gives no answer ({error})", "run the task again") from error
+
+
+def forwarded(place: Place) -> dict[int, int]:
+    """The ports of the host at which those of the guest can be reached, by the latter. :raises ToolFailed, InUse: as :func:`ask`."""
+    told = ask(place, "human-monitor-command", command_line="info usernet")
+    return {int(inside): int(outside) for outside, inside in _FORWARD.findall(told if isinstance(told, str) else "")}
+
+
+def console(place: Place) -> str:
+    """The last lines that the guest wrote to its console since somebody asked, harmless for a terminal. Empty if nobody can tell."""
+    try:
+        told = ask(place, "ringbuf-read", device=CONSOLE, size=CONSOLE_SIZE, format="utf8")
+    except (ToolFailed, InUse):
+        return ""
+    lines = [line.strip() for line in told.splitlines() if line.strip()] if isinstance(told, str) else []
+    return " / ".join(shown(line, _LONGEST_LINE) for line in lines[-_LINES:])
+
+
+class Qemu:
+    """The :class:`consumer.Consumer` of QEMU alone. :param emulator: how machines are started; None: none is."""
+
+    name = QEMU
+
+    def __init__(self, emulator: Emulator | None, warn: Callable[[str], None]) -> None:
+        self._emulator, self._warn = emulator, warn
+
+    def runs(self, place: Place, record: Record) -> bool:
+        """See :meth:`consumer.Consumer.runs`."""
+        return find(place) is not None
+
+    def prepared(self, record: Record) -> Record:
+        """See :meth:`consumer.Consumer.prepared`."""
+        return replace(record, listen=self._emulator.listen if self._emulator is not None else None)
+
+    def start(self, wanted: Wanted, place: Place, record: Record) -> Record:
+        """See :meth:`consumer.Consumer.start`."""
+        assert self._emulator is not None
+        emulator = replace(self._emulator, program=command.find(self._emulator.program, "of QEMU for this architecture, such as qemu-system-x86"))
+        start(wanted, emulator, place, {int(inside): outside for inside, outside in record.ports.items()}, self._warn)
+        return replace(record, ports={str(inside): outside for inside, outside in forwarded(place).items()})
+
+    def stop(self, place: Place, record: Record, patience: float) -> None:
+        """See :meth:`consumer.Consumer.stop`."""
+        process = find(place)
+        if process is not None:
+            stop(place, process, patience)
+
+    def told(self, place: Place, record: Record) -> dict:
+        """See :meth:`consumer.Consumer.told`."""
+        process = find(place)
+        return {
+            "kind": QEMU,
+            "pid": process.pid if process is not None else None,
+            "qmp": place.monitor,
+            "agent": place.agent,
+            "host": record.listen,
+            "ports": dict(record.ports),
+            "port": record.ports.get(_SSH_PORT),
+        }
+
+    def usual_sign(self, wanted: Wanted) -> str:
+        """See :meth:`consumer.Consumer.usual_sign`."""
+        return answering.SSH
+
+    def answers(self, place: Place, record: Record, sign: str) -> Callable[[], bool]:
+        """See :meth:`consumer.Consumer.answers`."""
+        if sign == answering.AGENT:
+            return partial(answering.agent_answers, place.agent)
+        port = record.ports.get(_SSH_PORT)
+        if port is None:
+            problem = "no port of this host leads to port 22 of the guest"
+            raise InvalidParameter("option wait_for", problem, "add 22 to ports, or wait for agent or none")
+        return partial(answering.says_ssh, record.listen or "", port)
+
+    def last_words(self, place: Place) -> str:
+        """See :meth:`consumer.Consumer.last_words`."""
+        return console(place)

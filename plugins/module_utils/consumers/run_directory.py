@@ -1,0 +1,126 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The directory of a host in which each machine has a folder: with its record, and the sockets of its monitor and its guest agent.
+
+Who can write there could let tasks stop any program or write to any file, so it must belong to the user of the task alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from contextlib import contextmanager
+from typing import Iterator
+
+from ..apply.turns import take
+from ..errors import InvalidParameter, ToolFailed
+from ..mounts.host_files import replace_file
+from .described import Record
+
+DEFAULT = "/run/remotefs"
+_RECORD, _MONITOR, _AGENT, _PID = "machine.json", "qmp.sock", "agent.sock", "pid"
+_LONGEST_SOCKET = 107  # bytes of the path of a socket (unix(7))
+
+
+class Place:
+    """The folder of a machine. Its paths are plain texts, as QEMU's command line has them."""
+
+    def __init__(self, directory: str, name: str) -> None:
+        self.name, self.folder = name, os.path.join(directory, name)
+        self.record, self.pid = os.path.join(self.folder, _RECORD), os.path.join(self.folder, _PID)
+        self.monitor, self.agent = os.path.join(self.folder, _MONITOR), os.path.join(self.folder, _AGENT)
+
+
+class RunDirectory:
+    """The directory at ``path``. It need not be there."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+
+    def exists(self) -> bool:
+        """Whether it is there."""
+        return os.path.isdir(self.path)
+
+    def place(self, name: str) -> Place:
+        """The folder of a machine. :raises InvalidParameter: its sockets would have too long names."""
+        place = Place(self.path, name)
+        if len(os.fsencode(place.agent)) > _LONGEST_SOCKET:
+            problem = f"the paths of sockets may have {_LONGEST_SOCKET} bytes, and {place.agent} has more"
+            raise InvalidParameter("option run_dir", problem, "give a shorter directory")
+        return place
+
+    def names(self) -> list[str]:
+        """The machines that have a folder there. :raises ToolFailed: it is somebody else's."""
+        if not self.exists():
+            return []
+        _require_own(self.path)
+        try:
+            return sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False))
+        except OSError as error:
+            raise _failed(error, self.path) from error
+
+    def make(self, place: Place) -> None:
+        """Make the folder of a machine. :raises ToolFailed: the directory is somebody else's. :raises ToolFailed: it cannot be made."""
+        try:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            for folder in (self.path, place.folder):
+                try:
+                    os.mkdir(folder, 0o700)
+                except FileExistsError:
+                    pass
+                _require_own(folder)
+        except OSError as error:
+            raise _failed(error, self.path) from error
+
+    def read(self, place: Place) -> Record | None:
+        """What is recorded of a machine. :raises ToolFailed: it is no record, or somebody else's directory."""
+        if not os.path.isdir(place.folder):
+            return None
+        _require_own(self.path)
+        _require_own(place.folder)
+        try:
+            with open(place.record, encoding="utf-8") as stream:
+                return Record.from_text(stream.read(), place.record)
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ToolFailed(place.record, f"it cannot be read ({error})", "end the machine if it still runs, and remove its folder") from error
+
+    def write(self, place: Place, record: Record) -> None:
+        """Record a machine. :raises StorageError: there is no room for it."""
+        replace_file(place.record, record.to_text().encode(), mode=0o600)
+
+    def forget(self, place: Place) -> None:
+        """Remove the folder of a machine. :raises ToolFailed: it cannot be removed."""
+        try:
+            shutil.rmtree(place.folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _failed(error, place.folder) from error
+
+    @contextmanager
+    def locked(self, name: str, patience: float) -> Iterator[None]:
+        """A context in which this task alone works with a machine. :param patience: seconds to wait. :raises InUse: another task does."""
+        known = hashlib.sha256(os.fsencode(os.path.join(self.path, name))).hexdigest()[:32]  # names of sockets are short
+        turn = take(f"machine-{known}", f"machine {name}", patience)
+        try:
+            yield
+        finally:
+            if turn is not None:
+                turn.close()
+
+
+def _require_own(path: str) -> None:
+    """:raises ToolFailed: others could write there."""
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        problem = "others than the user of this task can write there, or it is no directory"
+        raise ToolFailed(f"directory {path}", problem, "give another run_dir, or let it belong to that user alone (mode 0700)")
+
+
+def _failed(error: OSError, path: str) -> ToolFailed:
+    return ToolFailed(f"directory {path} of this host", error.strerror or str(error), "mend that, or give another run_dir, and run the task again")

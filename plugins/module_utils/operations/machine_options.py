@@ -1,0 +1,91 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the options of a task say of machines, checked."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import Callable, Mapping, Sequence
+
+from ..consumers.consumer import Consumer
+from ..consumers.described import LIBVIRT, Emulator
+from ..consumers.run_directory import RunDirectory
+from ..errors import InvalidParameter
+from ..machines import check_uri
+from ..model import Share, check_volume_name, parse_bytes
+from .machines import STARTED, Asked, Request
+
+_MIB = 1 << 20
+_MOST_CPUS, _MOST_PORT = 1024, 65535
+_LONGEST = 10 * 365 * 86400  # seconds
+_HOST_NAME = "give an address of this host, such as 127.0.0.1"
+
+
+def request(params: Mapping, every: Sequence[Mapping], share: Share, warn: Callable[[str], None]) -> Request:
+    """What a task wants. :param every: the options of each machine. :raises StorageError: an option has no such value."""
+    for name in ("wait_timeout", "stop_timeout"):
+        if not 0 <= params[name] <= _LONGEST:
+            raise InvalidParameter(f"option {name}", f"{params[name]:g} is no number of seconds", f"give one from 0 to {_LONGEST}")
+    machines = tuple(_asked(one, params) for one in every)
+    names = [one.name for one in machines]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidParameter("option machines", f"{twice[0]} is there twice", "name each machine once")
+    return Request(
+        share,
+        machines,
+        params["state"],
+        RunDirectory(params["run_dir"]),
+        _consumer(params, warn),
+        params["wait_for"],
+        params["wait_timeout"],
+        params["stop_timeout"],
+        params["lease"],
+        params["parallel"],
+    )
+
+
+def _asked(one: Mapping, params: Mapping) -> Asked:
+    if not one.get("name"):
+        raise InvalidParameter("option name", "it is missing", "give it in each item")
+    name = check_volume_name(one["name"])
+    memory, cpus = parse_bytes(one["memory"]), one["cpus"]
+    if memory < _MIB or memory % _MIB:
+        raise InvalidParameter("option memory", f"{one['memory']} is no whole number of MiB", "give for example 1G")
+    if not 1 <= cpus <= _MOST_CPUS:
+        raise InvalidParameter("option cpus", f"{cpus} is no number of processors", "give 1 or more")
+    wants_definition = params["consumer"] == LIBVIRT
+    if params["state"] == STARTED and bool(one.get("definition")) != wants_definition:
+        problem = "it is missing" if wants_definition else "QEMU alone has none"
+        raise InvalidParameter("option definition", problem, "give it with consumer: libvirt, and only there")
+    if wants_definition and one.get("arguments"):
+        raise InvalidParameter("option arguments", "libvirt has them in its definition", "put them there, or leave them out")
+    volumes = tuple(check_volume_name(volume) for volume in one.get("volumes") or [name])
+    seed = check_volume_name(one["seed"]) if one.get("seed") else None
+    if len({*volumes, seed}) <= len(volumes):
+        raise InvalidParameter("option volumes", "a volume of it is there twice", "name each volume once")
+    return Asked(name, volumes, seed, memory, cpus, tuple(one.get("arguments") or ()), one.get("definition") or "")
+
+
+def _consumer(params: Mapping, warn: Callable[[str], None]) -> Consumer:
+    if params["consumer"] == LIBVIRT:
+        from ..consumers.libvirt import Libvirt
+
+        return Libvirt(check_uri(params["uri"], "option uri"), warn)
+    from ..consumers import command_line
+    from ..consumers.qemu import Qemu
+
+    try:
+        listen = str(ipaddress.IPv4Address(params["listen"]))
+    except ValueError as error:
+        raise InvalidParameter("option listen", f"{params['listen'][:40]!r} is no IPv4 address", _HOST_NAME) from error
+    if not all(0 < port <= _MOST_PORT for port in params["ports"]):
+        raise InvalidParameter("option ports", "one of them is no TCP port", f"give numbers from 1 to {_MOST_PORT}")
+    if not params["accelerators"]:
+        raise InvalidParameter("option accelerators", "none is given", "give tcg, which works everywhere")
+    host = os.uname().machine
+    program, board = params["program"] or command_line.usual_program(host), params["board"] or command_line.usual_board(host)
+    ports = tuple(dict.fromkeys(params["ports"]))
+    return Qemu(Emulator(program, board, tuple(params["accelerators"]), listen, ports, params["restricted"]), warn)

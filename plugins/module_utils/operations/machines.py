@@ -1,0 +1,255 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Machines on volumes are started and ended, on this host.
+
+A machine is recorded before it is started. So whatever is killed, the record that is left names what may run, and the next task, or whoever
+removes the volumes of its lease, finds it. Volumes are not locked: QEMU's own locks on images, and what modules look at before and after each
+change, keep them apart.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Callable, Collection, ContextManager, Mapping, NamedTuple, Sequence
+
+from ..consumers import answering
+from ..consumers.consumer import Consumer, of_record
+from ..consumers.described import Disk, Record, Wanted
+from ..consumers.run_directory import RunDirectory
+from ..errors import Conflict, InvalidParameter, StorageError, ToolFailed, VolumeNotFound, as_storage_error
+from ..lease import Lease
+from ..model import Share, listed
+from . import lease_holding
+from .candidates import Candidates
+from .lease_holding import HeldLease
+from .options import Options
+from .reading import list_volumes
+
+STARTED, STOPPED, ABSENT = "started", "stopped", "absent"
+_SEED_FORMAT = "raw"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A machine as a task names it, by its volumes. ``seed`` is one that the guest only reads. ``memory`` is in bytes."""
+
+    name: str
+    volumes: tuple[str, ...]
+    seed: str | None = None
+    memory: int = 1 << 30
+    cpus: int = 1
+    arguments: tuple[str, ...] = ()
+    definition: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All its volumes."""
+        return (*self.volumes, *([self.seed] if self.seed else []))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a task wants of machines.
+
+    :ivar sign: by what to see that a guest answers (see :mod:`answering`); None: what the consumer finds usual. :ivar answers_within: seconds.
+    :ivar shuts_down_within: seconds that a guest has before its machine is ended. :ivar lease: under which they run, as the option has it.
+    """
+
+    share: Share
+    machines: tuple[Asked, ...]
+    state: str
+    directory: RunDirectory
+    consumer: Consumer
+    sign: str | None = None
+    answers_within: float = 300
+    shuts_down_within: float = 0
+    lease: Mapping | None = None
+    parallel: int = 4
+
+
+class Done(NamedTuple):
+    """What became of a machine. ``consumer``: how it can be reached; None if it does not run."""
+
+    name: str
+    before: str
+    after: str
+    consumer: dict | None = None
+    error: StorageError | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is, or would be, in another state."""
+        return self.error is None and self.before != self.after
+
+
+def ensure(request: Request, options: Options) -> list[Done]:
+    """Bring machines to a state. What fails with one of them does not keep the others. :raises LeaseLost: the lease is not the task's any more."""
+    if request.state != STARTED:
+        return _each(request, partial(_end, request, options))
+    wants = _holding(request, options)
+    with wants as held:
+        found = _resolved(request, held, options.check)
+        done = _each(request, lambda asked: _start(request, found[asked.name], held, options))
+    if options.check:
+        return done
+    return _all_answering(request, found, done)
+
+
+def _holding(request: Request, options: Options) -> ContextManager[HeldLease | None]:
+    """A context in which nobody takes the lease over: the lease, or None."""
+    if not request.lease:
+        return nullcontext(None)
+    return lease_holding.held_one(request.lease, Candidates((request.share,)), options)
+
+
+def _each(request: Request, work: Callable[[Asked], Done]) -> list[Done]:
+    def one(asked: Asked) -> Done:
+        try:
+            return work(asked)
+        except Exception as error:  # one machine must not keep the others
+            return Done(asked.name, STOPPED, STOPPED, None, as_storage_error(error, f"machine {asked.name}"))
+
+    with ThreadPoolExecutor(max_workers=max(1, min(request.parallel, len(request.machines)))) as pool:
+        return list(pool.map(one, request.machines))
+
+
+# -- starting ------------------------------------------------------------------------------------------------------------
+
+
+def _resolved(request: Request, held: HeldLease | None, is_check: bool) -> dict[str, Wanted | StorageError]:
+    """The machines with the disks that they get, by name; or why one cannot have them."""
+    names = sorted({name for asked in request.machines for name in asked.names})
+    told = {volume["name"]: volume for volume in list_volumes(request.share, names)}
+    found: dict[str, Wanted | StorageError] = {}
+    for asked in request.machines:
+        try:
+            there = [name for name in asked.names if name in told or not is_check]  # check mode takes the others for granted
+            disks = tuple(_disk(name, told.get(name), name == asked.seed, request.share, held) for name in there)
+            found[asked.name] = Wanted(asked.name, disks, asked.memory, asked.cpus, asked.arguments, asked.definition)
+        except StorageError as error:
+            found[asked.name] = error
+    return found
+
+
+def _disk(name: str, told: dict | None, is_seed: bool, share: Share, held: HeldLease | None) -> Disk:
+    if told is None:
+        raise VolumeNotFound(f"volume {name}", f"it is not on {share.label}", "make it first")
+    if "error_code" in told:
+        raise Conflict(f"volume {name}", f"it cannot be used ({told['error_code']}: {told['msg']})", "mend that first")
+    if told.get("pending"):
+        raise Conflict(f"volume {name}", "a task on it was interrupted", "run that task again first")
+    if held is not None:
+        held.require_made_under(name, told["lease"])
+    if is_seed and told["format"] != _SEED_FORMAT:
+        raise InvalidParameter("option seed", f"volume {name} is {told['format']}, and a seed is raw", "name a volume that was made with source.seed")
+    return Disk(name, told["path"], told["format"], is_seed)
+
+
+def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | None, options: Options) -> Done:
+    if isinstance(wanted, StorageError):
+        raise wanted
+    directory, place = request.directory, request.directory.place(wanted.name)
+    with nullcontext() if options.check else directory.locked(wanted.name, options.lock_timeout):
+        record, consumer = directory.read(place), request.consumer
+        if record is not None and of_record(record, options.task.warn).runs(place, record):
+            if not options.check or len(wanted.disks) == len(record.volumes):
+                _require_same(wanted, record, request)
+            return Done(wanted.name, STARTED, STARTED, consumer.told(place, record))
+        if options.check:
+            return Done(wanted.name, STOPPED, STARTED)
+        directory.make(place)
+        ports = record.ports if record is not None and record.consumer == consumer.name else {}
+        lease, lease_id = (held.name, held.id) if held is not None else (None, None)
+        fresh = consumer.prepared(Record(wanted.name, consumer.name, request.share.path, wanted.volumes, lease, lease_id, ports))
+        directory.write(place, fresh)
+        if held is not None:
+            held.verify()
+        started = consumer.start(wanted, place, fresh)
+        directory.write(place, started)
+        return Done(wanted.name, STOPPED, STARTED, consumer.told(place, started))
+
+
+def _require_same(wanted: Wanted, record: Record, request: Request) -> None:
+    """:raises Conflict: another machine has that name."""
+    if record.consumer != request.consumer.name or record.share != request.share.path or record.volumes != wanted.volumes:
+        problem = f"a machine of this name runs with {record.consumer} on volumes of {record.share}: {listed(record.volumes)}"
+        raise Conflict(f"machine {wanted.name}", problem, "stop that one first, or give another run_dir")
+
+
+def _all_answering(request: Request, found: Mapping[str, Wanted | StorageError], done: Sequence[Done]) -> list[Done]:
+    """The same, once each guest answers. All wait at the same time."""
+    waiting = [one for one in done if one.error is None]
+    if not waiting:
+        return list(done)
+    until = time.monotonic() + request.answers_within
+    with ThreadPoolExecutor(max_workers=len(waiting)) as pool:
+        told = dict(zip((one.name for one in waiting), pool.map(lambda one: _answering(request, found[one.name], one, until), waiting)))
+    return [told.get(one.name, one) for one in done]
+
+
+def _answering(request: Request, wanted: Wanted | StorageError, one: Done, until: float) -> Done:
+    assert isinstance(wanted, Wanted)
+    consumer, place = request.consumer, request.directory.place(one.name)
+    try:
+        record, sign = request.directory.read(place), request.sign or consumer.usual_sign(wanted)
+        if sign == answering.NONE or record is None:
+            return one
+        known = record
+        problem = answering.wait(consumer.answers(place, known, sign), lambda: consumer.runs(place, known), max(0.0, until - time.monotonic()))
+        if not problem:
+            return one
+        words = consumer.last_words(place)
+        remedy = "look at its console and at what it boots, then run the task again; it runs on" if consumer.runs(place, known) else "look at what it boots"
+        raise ToolFailed(f"machine {one.name}", problem + (f"; its console ends with: {words}" if words else ""), remedy)
+    except StorageError as error:
+        return one._replace(error=error)
+
+
+# -- ending --------------------------------------------------------------------------------------------------------------
+
+
+def _end(request: Request, options: Options, asked: Asked) -> Done:
+    directory, place = request.directory, request.directory.place(asked.name)
+    with nullcontext() if options.check else directory.locked(asked.name, options.lock_timeout):
+        record = directory.read(place)
+        if record is None:
+            return Done(asked.name, request.state, request.state)
+        if record.share != request.share.path:
+            raise Conflict(f"machine {asked.name}", f"it runs on volumes of {record.share}", "give the share of its volumes, or another run_dir")
+        consumer = of_record(record, options.task.warn)
+        before = STARTED if consumer.runs(place, record) else STOPPED
+        if not options.check:
+            consumer.stop(place, record, request.shuts_down_within)
+            if request.state == ABSENT:
+                directory.forget(place)
+        return Done(asked.name, before, request.state)
+
+
+def end_those_of(lease: Lease, share: Share, run_dir: str, names: Collection[str], options: Options) -> frozenset[str]:
+    """End the machines of this host that were started under a lease and have one of these volumes, and forget them. Returns the volumes that
+    they had open. :raises StorageError: one cannot be ended.
+    """
+    directory = RunDirectory(run_dir)
+    ended: set[str] = set()
+    for name in directory.names():
+        place = directory.place(name)
+        try:
+            record = directory.read(place)
+        except StorageError as error:  # if it is of this lease, its volumes turn out to be in use
+            options.task.warn(str(error))
+            continue
+        if record is None or record.lease_id != lease.id or record.share != share.path or set(record.volumes).isdisjoint(names):
+            continue
+        with nullcontext() if options.check else directory.locked(name, options.lock_timeout):
+            consumer = of_record(record, options.task.warn)
+            if consumer.runs(place, record):
+                ended.update(record.volumes)
+            if not options.check:
+                consumer.stop(place, record, 0)
+                directory.forget(place)
+    return frozenset(ended)
