@@ -4,6 +4,7 @@
 """What an environment consists of: its workers with their volumes. Documented in environment_*.yml beside this file."""
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from ansible.errors import AnsibleFilterError
 _WORKERS = "remotefs.storage.environment_workers"
 _TOLD = "remotefs.storage.environment_told"
 _ADDRESSES = "remotefs.storage.environment_addresses"
+_LEFT = "remotefs.storage.environment_left"
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _SEED = "seed"  # the suffix of the volume that cloud-init reads
 _LABEL = "remotefs_worker"  # the label of the first disk of a worker: its index. The inventory knows workers by it
@@ -97,6 +99,8 @@ def _told(worker: Mapping, known: Mapping, running: Mapping) -> dict:
     names = [worker["name"], *(disk["name"] for disk in worker["disks"])]
     disks = [{key: known[name][key] for key in ("name", "path", "format", "size")} for name in names if name in known]
     seed = {key: known[worker["seed"]][key] for key in ("name", "path")} if worker["seed"] in known else None
+    if seed is None and disks and "seed" in worker["machine"]:  # a reset does not ask for it; it lies beside the first disk, and has no snapshots
+        seed = {"name": worker["seed"], "path": os.path.join(os.path.dirname(disks[0]["path"]), worker["seed"])}
     return {"name": worker["name"], "index": worker["index"], "disks": disks, "seed": seed, "consumer": running.get(worker["name"])}
 
 
@@ -113,6 +117,17 @@ def environment_addresses(workers: Iterable, machines: Iterable, labels: Mapping
         raise AnsibleFilterError(f"{_ADDRESSES}: the input must be workers, and the first argument machines ({error}).") from error
 
 
+def environment_left(results: Iterable) -> list:
+    """What a task about many snapshots could not do, by volume: name, error_code and msg of each that failed.
+
+    :param results: as remotefs_snapshot returns them.
+    """
+    try:
+        return [{"name": one["volume_name"], "error_code": one["error_code"], "msg": one["msg"]} for one in results if one["failed"]]
+    except (TypeError, KeyError) as error:
+        raise AnsibleFilterError(f"{_LEFT}: the input must be results of remotefs_snapshot ({error}).") from error
+
+
 def _address(consumer: Mapping, address: str) -> dict:
     return {_ADDRESS: f"{address or consumer['host']}:{consumer['port']}"} if consumer.get("port") else {}
 
@@ -122,4 +137,9 @@ class FilterModule:
 
     def filters(self) -> dict:
         """The filters by name."""
-        return {"environment_workers": environment_workers, "environment_told": environment_told, "environment_addresses": environment_addresses}
+        return {
+            "environment_workers": environment_workers,
+            "environment_told": environment_told,
+            "environment_addresses": environment_addresses,
+            "environment_left": environment_left,
+        }

@@ -21,7 +21,7 @@ from .test_refusals import MIB, Store, store
 __all__ = ["store"]  # a fixture
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ci.md"
-TWENTY, LATE = blocks(PAGE.read_text())
+TWENTY, MACHINES, LATE = blocks(PAGE.read_text())
 
 pytestmark = pytest.mark.slow
 

@@ -47,13 +47,12 @@ def agent_answers(path: str) -> bool:
         agent.close()
 
 
-def wait(answers: Callable[[], bool], is_there: Callable[[], bool], seconds: float) -> str:
-    """Wait until a guest answers. Returns what is wrong if it does not; empty if it does."""
-    until = time.monotonic() + seconds
+def wait(answers: Callable[[], bool], is_there: Callable[[], bool], until: float) -> str:
+    """Wait until a guest answers, at most until then (:func:`time.monotonic`). Returns what is wrong if it does not; empty if it does."""
     while not answers():
         if not is_there():
             return "it has ended before its guest answered"
         if time.monotonic() > until:
-            return f"its guest does not answer within {seconds:g} s"
+            return "its guest does not answer in time"
         time.sleep(_PAUSE)
     return ""

@@ -33,6 +33,7 @@ _PAUSE = 0.02  # seconds
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)")  # what ``info usernet`` prints of a forwarded port
 _SSH_PORT = "22"  # as records have it
 _LINES, _LONGEST_LINE = 8, 200  # how much of a console a message shows
+_LAST_LINES = 3  # and of QEMU's own words
 _TAKEN, _NO_SANDBOX = "host forwarding rule", "sandbox"  # in QEMU's words, when a port is taken, and when it has no sandbox
 
 
@@ -139,7 +140,8 @@ def _not_started(wanted: Wanted, result: command.Result) -> ToolFailed | InUse:
     subject = f"machine {wanted.name}"
     if "Failed to get" in result.err and "lock" in result.err:
         return InUse(subject, f"a disk of it is open elsewhere ({result.reason})", "end what has it open, and run the task again", result.details)
-    return ToolFailed(subject, f"QEMU does not start: {result.reason}", "mend what it names (memory, accelerators, arguments)", result.details)
+    said = " / ".join(shown(line, _LONGEST_LINE) for line in result.err.splitlines()[-_LAST_LINES:]) or result.reason
+    return ToolFailed(subject, f"QEMU does not start: {said}", "mend what it names (memory, accelerators, arguments)", result.details)
 
 
 def stop(place: Place, process: Process, patience: float) -> None:

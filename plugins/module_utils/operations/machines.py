@@ -143,6 +143,8 @@ def _disk(name: str, told: dict | None, is_seed: bool, share: Share, held: HeldL
         raise Conflict(f"volume {name}", f"it cannot be used ({told['error_code']}: {told['msg']})", "mend that first")
     if told.get("pending"):
         raise Conflict(f"volume {name}", "a task on it was interrupted", "run that task again first")
+    if told["format"] is None:
+        raise Conflict(f"volume {name}", "nobody knows its format", "let remotefs_volume adopt it first, with its format")
     if held is not None:
         held.require_made_under(name, told["lease"])
     if is_seed and told["format"] != _SEED_FORMAT:
@@ -200,10 +202,11 @@ def _answering(request: Request, wanted: Wanted | StorageError, one: Done, until
         if sign == answering.NONE or record is None:
             return one
         known = record
-        problem = answering.wait(consumer.answers(place, known, sign), lambda: consumer.runs(place, known), max(0.0, until - time.monotonic()))
+        problem = answering.wait(consumer.answers(place, known, sign), lambda: consumer.runs(place, known), until)
         if not problem:
             return one
         words = consumer.last_words(place)
+        problem = problem.replace("in time", f"within {request.answers_within:g} s")
         remedy = "look at its console and at what it boots, then run the task again; it runs on" if consumer.runs(place, known) else "look at what it boots"
         raise ToolFailed(f"machine {one.name}", problem + (f"; its console ends with: {words}" if words else ""), remedy)
     except StorageError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.remotefs.storage.plugins.filter.environment import environment_told, environment_workers
+from ansible_collections.remotefs.storage.plugins.filter.environment import environment_addresses, environment_left, environment_told, environment_workers
 
 
 @pytest.mark.parametrize("workers, suffixes", [(0, []), (2, ["00", "01"]), ("2", ["00", "01"]), (101, [f"{n:02}" for n in range(101)]), (["a", 7], ["a", "7"])])
@@ -52,6 +52,40 @@ def test_disks() -> None:
 def test_nonsense(name: object, workers: object, disks: object, words: str) -> None:
     with pytest.raises(AnsibleFilterError, match=words):
         environment_workers(name, workers, disks)
+
+
+def test_machines() -> None:
+    (worker,) = environment_workers("ci", ["a"], [{"suffix": "data", "size": "1G"}], True)
+    assert worker["machine"] == {"name": "ci-a", "volumes": ["ci-a", "ci-a-data"], "seed": "ci-a-seed"} and worker["named"] == {"name": "ci-a"}
+    assert "seed" not in environment_workers("ci", 1)[0]["machine"]
+    volumes = [{"name": "ci-a", "path": "/x/ci-a.pristine", "format": "qcow2", "size": 1}]
+    machines = [{"name": "ci-a", "consumer": {"kind": "qemu", "host": "127.0.0.1", "port": 2222}}, {"name": "ci-b", "consumer": None}]
+    (told,) = environment_told([worker], volumes, machines)
+    assert told["consumer"] == machines[0]["consumer"] and told["seed"] == {"name": "ci-a-seed", "path": "/x/ci-a-seed"}  # a reset does not ask for it
+
+
+def test_addresses() -> None:
+    workers = environment_workers("ci", 3)
+    machines = [{"name": "ci-00", "consumer": {"kind": "qemu", "host": "127.0.0.1", "port": 2222}}, {"name": "ci-01", "consumer": None}]
+    assert environment_addresses(workers, machines, {"team": "web"}) == [
+        {"name": "ci-00", "labels": {"team": "web", "remotefs_worker": "0", "remotefs_address": "127.0.0.1:2222"}},
+        {"name": "ci-01", "labels": {"team": "web", "remotefs_worker": "1"}},
+        {"name": "ci-02", "labels": {"team": "web", "remotefs_worker": "2"}},
+    ]
+    assert environment_addresses(workers[:1], machines, address="runner")[0]["labels"]["remotefs_address"] == "runner:2222"
+    domain = [{"name": "ci-00", "consumer": {"kind": "libvirt", "domain": "ci-00"}}]
+    assert environment_addresses(workers[:1], domain)[0]["labels"] == {"remotefs_worker": "0"}
+    with pytest.raises(AnsibleFilterError, match="must be workers"):
+        environment_addresses(["ci-00"], machines)
+
+
+def test_what_is_left() -> None:
+    results = [{"name": "pristine", "volume_name": "ci-00", "failed": False}]
+    assert environment_left(results) == []
+    failed = {"name": "pristine", "volume_name": "ci-01", "failed": True, "error_code": "in_use", "msg": "x", "more": 1}
+    assert environment_left([*results, failed]) == [{"name": "ci-01", "error_code": "in_use", "msg": "x"}]
+    with pytest.raises(AnsibleFilterError, match="must be results"):
+        environment_left([{"failed": True}])
 
 
 def test_where_they_are() -> None:
