@@ -112,7 +112,8 @@ def environment_addresses(workers: Iterable, machines: Iterable, labels: Mapping
     """
     try:
         running = {one["name"]: one["consumer"] or {} for one in machines}
-        return [{**worker["named"], "labels": {**labels, **worker["root"]["labels"], **_address(running.get(worker["name"], {}), address)}} for worker in workers]
+        found = [(worker, _address(running.get(worker["name"], {}), address)) for worker in workers]
+        return [{**worker["named"], "labels": {**labels, **worker["root"]["labels"], **known}} for worker, known in found]
     except (TypeError, KeyError) as error:
         raise AnsibleFilterError(f"{_ADDRESSES}: the input must be workers, and the first argument machines ({error}).") from error
 

@@ -274,9 +274,14 @@ def _reach_libvirt(module: AnsibleModule) -> None:
     lists = (value for value in module.params.values() if isinstance(value, list))
     items = [module.params, *(item for items in lists for item in items if isinstance(item, dict))]
     if any((item.get("attachment") or {}).get("libvirt") is not None for item in items):
-        from . import machines
+        reach_libvirt()
 
-        machines.go_on_with_binding()
+
+def reach_libvirt() -> None:
+    """Go on under a Python that has libvirt's binding, if there is one."""
+    from . import machines
+
+    machines.go_on_with_binding()
 
 
 def _be_watched(module: Any) -> None:

@@ -314,9 +314,7 @@ def main() -> None:
     spec = {**_MACHINE, "machines": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_MACHINE)}, **_TASK}
     module = changes.make_module(spec, required_one_of=[["name", "machines"]], mutually_exclusive=[["name", "machines"]])
     if module.params["consumer"] == "libvirt":
-        from ..module_utils import machines
-
-        machines.go_on_with_binding()
+        changes.reach_libvirt()
     try:
         every = _done(module)
     except Exception as error:  # an unexpected one is a failure with a code, too

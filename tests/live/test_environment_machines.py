@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-
-from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.agent import Agent
 from functional.test_ci_environment import Pipeline
 from functional.test_ci_guide import MACHINES
 from functional.test_documents import play as play_book
 from functional.test_leases import let_pass
 from functional.test_refusals import MIB
+
+from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.agent import Agent
 
 from .libvirtd import Libvirtd
 from .real_guest import BOOT, Talking, made

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from functional.test_examples import examples, play
+from functional.test_leases import hold, let_pass
+from functional.test_refusals import MIB, Store
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.consumers import qemu
@@ -24,9 +27,6 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
-from functional.test_examples import examples, play
-from functional.test_leases import hold, let_pass
-from functional.test_refusals import MIB, Store
 
 from .guest import named
 from .libvirtd import Libvirtd, one_disk

@@ -44,7 +44,7 @@ class Consumer(Protocol):
 def of_record(record: Record, warn: Callable[[str], None]) -> Consumer:
     """Who runs a machine that is recorded."""
     if record.consumer == LIBVIRT:
-        from .libvirt import Libvirt
+        from .domains import Libvirt
 
         return Libvirt(record.uri or "", warn)
     from .qemu import Qemu

@@ -71,7 +71,7 @@ def _asked(one: Mapping, params: Mapping) -> Asked:
 
 def _consumer(params: Mapping, warn: Callable[[str], None]) -> Consumer:
     if params["consumer"] == LIBVIRT:
-        from ..consumers.libvirt import Libvirt
+        from ..consumers.domains import Libvirt
 
         return Libvirt(check_uri(params["uri"], "option uri"), warn)
     from ..consumers import command_line
