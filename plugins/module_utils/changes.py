@@ -47,6 +47,7 @@ ATTACHMENT = {
     "options": {"qmp": {"type": "path"}, "agent": {"type": "path"}, "libvirt": _LIBVIRT},
     "mutually_exclusive": [*_ONE_OF, ["agent", "libvirt"]],
 }
+_taken: list[dict] = []  # what this task has told of leases that it took first
 _MANY_CHANGES = ("volumes", "snapshots", "keep", "flatten")  # options of tasks that may have changed something before what takes long
 
 
@@ -81,9 +82,17 @@ def under_leases(options: Options, every: Iterable[dict], finder: Finder) -> Con
     wanted = [params for params in every if params.get("lease")]
     if not wanted:
         return nullcontext()
-    from .operations import lease_holding
+    from . import leasing
 
-    return lease_holding.holding([(params["lease"], finder.find(params["share"], params["mount_base"])) for params in wanted], options)
+    return leasing.working_under(wanted, options, finder, _taken.append)
+
+
+def told_of_leases() -> dict:
+    """What the task returns of leases that it took first: the last one, what was collected, and whether that was a change."""
+    if not _taken:
+        return {}
+    kept = {key: _taken[-1][key] for key in ("lease", "renewed", "collected", "left") if key in _taken[-1]}
+    return {"lease_changed": any(one["changed"] for one in _taken), **kept}
 
 
 def with_lease(options: Options, params: dict, candidates: Candidates) -> Options:
@@ -360,6 +369,8 @@ def failure(error: StorageError) -> dict:
 
 def leave(module: AnsibleModule, single: dict, label: str) -> None:
     """End a task about one object. :param label: what a diff calls it."""
+    taken = told_of_leases()
+    single.update(taken, changed=single["changed"] or taken.get("lease_changed", False))
     if not module._diff:
         single.pop("diff", None)
     elif "diff" in single:

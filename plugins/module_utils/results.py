@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
-from .changes import failure, log_failure, logged, options, result, under_leases
+from .changes import failure, log_failure, logged, options, result, told_of_leases, under_leases
 from .errors import InvalidParameter, StorageError, as_storage_error
 from .operations.bulk import runner
 from .operations.candidates import Finder
@@ -34,7 +34,7 @@ def run_many(
     items = [_made(make_item, params, finder, number, key, refused.get(number)) for number, params in enumerate(every)]
     parallel = 1 if module.check_mode else module.params["parallel"] or runner.default_parallel()
     try:
-        with under_leases(how, every, finder):
+        with under_leases(how, every or [module.params], finder):
             outcomes = runner.run_all(items, parallel, how)
     finally:
         end(how)
@@ -140,7 +140,8 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
         everything = {**everything, **_in_short(results)}
     if module._diff:
         everything["diff"] = diffs
-    everything.update(logged(module))
+    taken = told_of_leases()
+    everything.update(taken, **logged(module), changed=everything["changed"] or taken.get("lease_changed", False))
     failed = [(_names(told) or [name], error) for (name, told), error in zip(names, outcomes) if isinstance(error, StorageError)]
     if failed:
         from .together import failure_of_all

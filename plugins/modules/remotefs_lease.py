@@ -260,108 +260,18 @@ error_code:
 
 from typing import TYPE_CHECKING
 
-from ..module_utils import arguments, changes
+from ..module_utils import arguments, changes, leasing
 from ..module_utils.errors import StorageError, as_storage_error
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
-_LEASE = {
-    "name": {"type": "str"},
-    "share": arguments.STORE["share"],
-    "mount_base": arguments.STORE["mount_base"],
-    "owner": {"type": "str"},
-    "ttl": {"type": "str", "default": "2h"},
-    "id": {"type": "str"},
-    "renew_only": {"type": "bool", "default": False},
-    "volumes": {"type": "list", "elements": "str"},
-    "uses": {"type": "list", "elements": "str"},
-    "labels": {"type": "dict"},
-    "state": {"type": "str", "choices": ["held", "released", "collected"], "default": "held"},
-    "cascade": {"type": "bool", "default": False},
-    "collect": {"type": "bool", "default": False},
-    "grace": {"type": "str", "default": "15m"},
-    "golden_keep": {"type": "int"},
-    "stop_machines": {"type": "bool", "default": False},
-    "run_dir": {"type": "path", "default": "/run/remotefs"},
-}
 _TASK = {
     "lock_timeout": changes.CHANGE["lock_timeout"],
     "break_lock": changes.CHANGE["break_lock"],
     "assume_unused": changes.CHANGE["assume_unused"],
     "parallel": changes.MANY["parallel"],
 }
-
-
-def _run(params: dict, options, finder) -> dict:
-    """Bring one lease to what its parameters say, or collect those of a share."""
-    from ..module_utils.operations import leases
-    from ..module_utils.operations.bulk.runner import default_parallel
-    from ..module_utils.operations.lease_holding import require_one
-
-    changes.require(params, "share", *(("name", "owner") if params["state"] != "collected" else ()))
-    share, parallel = require_one(finder.find(params["share"], params["mount_base"])), params["parallel"] or default_parallel()
-    if params["state"] == "collected":
-        return _told_collected(leases.collect(_collecting(params, share, parallel), options))
-    request = leases.LeaseRequest(share, _asked(params), params["cascade"], parallel, params["run_dir"] if params["stop_machines"] else None)
-    if params["state"] == "released":
-        return _told(leases.release(request, options), share, "release_lease")
-    first = _told_collected(leases.collect(_collecting(params, share, parallel), options)) if params["collect"] else None
-    told = _told(leases.hold(request, options), share, "change_lease")
-    return told if first is None else {**first, **told, "changed": first["changed"] or told["changed"], "actions": first["actions"] + told["actions"]}
-
-
-def _asked(params: dict):
-    from ..module_utils.model import check_volume_name
-    from ..module_utils.plan.desired import label_texts
-    from ..module_utils.plan.leases import Asked, check_owner, parse_ttl
-
-    names = {key: None if params[key] is None else tuple(dict.fromkeys(check_volume_name(name) for name in params[key])) for key in ("volumes", "uses")}
-    labels = None if params["labels"] is None else label_texts(params["labels"])
-    ttl = parse_ttl(params["ttl"], "option ttl")
-    return Asked(check_volume_name(params["name"]), check_owner(params["owner"]), ttl or None, params["id"], params["renew_only"], labels, **names)
-
-
-def _collecting(params: dict, share, parallel: int):
-    from ..module_utils.errors import InvalidParameter
-    from ..module_utils.operations.leases import CollectRequest
-    from ..module_utils.plan.leases import parse_ttl
-
-    if params["golden_keep"] is not None and params["golden_keep"] < 0:
-        raise InvalidParameter("option golden_keep", f"{params['golden_keep']} is negative", "give how many stay, or leave it out")
-    spared = (params["name"], params["owner"]) if params["state"] == "held" else None
-    return CollectRequest(share, parse_ttl(params["grace"], "option grace"), params["golden_keep"], parallel, spared, params["run_dir"])
-
-
-def _told(done, share, step: str) -> dict:
-    from ..module_utils.operations.leases import describe
-
-    before, after = describe(done.before, share), describe(done.after, share, done.renewed)
-    name = (after or before or {}).get("name")
-    step = "take_lease" if after is not None and not done.renewed else step
-    return {
-        "changed": done.changed,
-        "renewed": done.renewed,
-        "lease": after,
-        "actions": [*({"step": "remove", "volume": one} for one in done.removed), *([{"step": step, "lease": name}] if done.changed else [])],
-        "diff": {"before": _lasting(before), "after": _lasting(after)},
-    }
-
-
-def _lasting(told: dict | None) -> dict:
-    """What a diff shows: not what every renewal changes."""
-    return {key: told[key] for key in ("name", "share", "owner", "labels", "volumes", "uses")} if told else {}
-
-
-def _told_collected(done) -> dict:
-    steps = [*({"step": "remove", "volume": name} for name in done.volumes), *({"step": "collect_lease", "lease": name} for name in done.leases)]
-    return {
-        "changed": done.changed,
-        "actions": steps,
-        "collected": {"leases": list(done.leases), "volumes": list(done.volumes)},
-        "left": list(done.skipped),
-        "diff": {"before": {"leases": list(done.leases), "volumes": list(done.volumes)}, "after": {}} if done.changed else {"before": {}, "after": {}},
-    }
 
 
 def _run_many(module: AnsibleModule, options, finder) -> dict:
@@ -373,7 +283,7 @@ def _run_many(module: AnsibleModule, options, finder) -> dict:
         params = changes.merged(given, {**module.params, "of_all": True})
         name = str(params["name"] or params["share"] or f"item {number + 1}")
         try:
-            told.append({"name": name, "failed": False, **_run(params, options, finder)})
+            told.append({"name": name, "failed": False, **leasing.run(params, options, finder)})
         except Exception as error:  # whatever it is, it is this item's
             known = as_storage_error(error, f"item {number + 1}")
             failed.append(([name], known))
@@ -388,13 +298,13 @@ def _failure(error: StorageError) -> dict:
 
 
 def main() -> None:
-    spec = {**_LEASE, **_TASK, "leases": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_LEASE)}}
+    spec = {**leasing.LEASE, **_TASK, "leases": {"type": "list", "elements": "dict", "options": arguments.without_defaults(leasing.LEASE)}}
     module = changes.make_module(spec, mutually_exclusive=[("name", "leases")])
     try:
         from ..module_utils.operations.candidates import Finder
 
         options, finder = changes.plain_options(module), Finder()
-        told = _run_many(module, options, finder) if module.params["leases"] is not None else _run(module.params, options, finder)
+        told = _run_many(module, options, finder) if module.params["leases"] is not None else leasing.run(module.params, options, finder)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
         told = _failure(as_storage_error(error, "this task"))
     if not module._diff:

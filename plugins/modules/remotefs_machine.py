@@ -158,8 +158,6 @@ notes:
 seealso:
   - module: remotefs.storage.remotefs_lease
   - module: remotefs.storage.remotefs_volume
-  - plugin: remotefs.storage.ci_environment
-    plugin_type: role
 """
 
 EXAMPLES = r"""

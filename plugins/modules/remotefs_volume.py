@@ -167,6 +167,8 @@ options:
       - The lease under which the task works, as M(remotefs.storage.remotefs_lease) returns it. If it is not the task's any more, the task fails with
         C(lease_lost), and nothing is changed.
       - A new volume has the lease on record, and must be listed by it. A volume that was not made under it is a C(conflict).
+      - Or the options of M(remotefs.storage.remotefs_lease), but for C(share) and C(mount_base), with C(state) V(held). Then the task takes the
+        lease or renews it first, which saves a task. It returns RV(lease), RV(lease_changed), and with C(collect) also RV(collected) and RV(left).
     type: dict
   moved_from:
     description:
@@ -668,6 +670,27 @@ traceback:
   description: Where a fault that nobody foresaw happened.
   returned: when there was one
   type: str
+lease:
+  description: The lease that the task took or renewed, as M(remotefs.storage.remotefs_lease) returns it.
+  returned: when O(lease) has C(state)
+  type: dict
+lease_changed:
+  description: Whether that was a change. RV(ignore:changed) is true then.
+  returned: when O(lease) has C(state)
+  type: bool
+renewed:
+  description: Whether the lease was held before.
+  returned: when O(lease) has C(state)
+  type: bool
+collected:
+  description: The leases and volumes that were removed first, by name.
+  returned: when O(lease) has C(collect)
+  type: dict
+left:
+  description: 'What could not be removed: name, error_code and msg.'
+  returned: when O(lease) has C(collect)
+  type: list
+  elements: dict
 error_code:
   description: The kind of failure, see docs/errors.md.
   returned: failure

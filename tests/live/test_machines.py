@@ -72,7 +72,7 @@ class Site(Store):
 
     def failed(self, kind: type, state: str = "started", **options: Any) -> str:
         (one,) = self.bring(state, **options)
-        assert type(one.error) is kind and str(one.error).endswith("."), one
+        assert isinstance(one.error, kind) and one.error.error_code == kind.error_code and str(one.error).endswith("."), one
         return str(one.error)
 
     def processes(self) -> list[int]:

@@ -16,9 +16,10 @@ UTILS = PLUGINS / "module_utils"
 LAYERS = ["modules", "results", "changes", "hidden_options", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
 LAYERS += ["mounts", "together", "model", "lease", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
 MAY_IMPORT = {
-    "modules": {"results", "changes", "hidden_options", "arguments", "operations", "mounts", "plan", "together", "model", "errors"},
+    "modules": {"results", "leasing", "changes", "hidden_options", "arguments", "operations", "mounts", "plan", "together", "model", "errors"},
     "results": {"changes", "operations", "together", "errors"},
-    "changes": {"operations", "machines", "refused", "background", "model", "attachments", "errors"},
+    "leasing": {"changes", "arguments", "operations", "model", "plan", "errors"},
+    "changes": {"leasing", "operations", "machines", "refused", "background", "model", "attachments", "errors"},
     "hidden_options": set(),
     "machines": {"attachments", "errors"},
     "refused": set(),

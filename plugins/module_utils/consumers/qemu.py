@@ -234,7 +234,8 @@ class Qemu:
 
     def start(self, wanted: Wanted, place: Place, record: Record) -> Record:
         """See :meth:`consumer.Consumer.start`."""
-        assert self._emulator is not None
+        if self._emulator is None:
+            raise AssertionError("nobody said how machines are started")
         emulator = replace(self._emulator, program=command.find(self._emulator.program, "of QEMU for this architecture, such as qemu-system-x86"))
         start(wanted, emulator, place, {int(inside): outside for inside, outside in record.ports.items()}, self._warn)
         return replace(record, ports={str(inside): outside for inside, outside in forwarded(place).items()})

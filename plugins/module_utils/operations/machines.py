@@ -185,17 +185,16 @@ def _require_same(wanted: Wanted, record: Record, request: Request) -> None:
 
 def _all_answering(request: Request, found: Mapping[str, Wanted | StorageError], done: Sequence[Done]) -> list[Done]:
     """The same, once each guest answers. All wait at the same time."""
-    waiting = [one for one in done if one.error is None]
+    waiting = [(one, wanted) for one in done for wanted in [found[one.name]] if one.error is None and isinstance(wanted, Wanted)]
     if not waiting:
         return list(done)
     until = time.monotonic() + request.answers_within
     with ThreadPoolExecutor(max_workers=len(waiting)) as pool:
-        told = dict(zip((one.name for one in waiting), pool.map(lambda one: _answering(request, found[one.name], one, until), waiting)))
+        told = {one.name: one for one in pool.map(lambda pair: _answering(request, pair[1], pair[0], until), waiting)}
     return [told.get(one.name, one) for one in done]
 
 
-def _answering(request: Request, wanted: Wanted | StorageError, one: Done, until: float) -> Done:
-    assert isinstance(wanted, Wanted)
+def _answering(request: Request, wanted: Wanted, one: Done, until: float) -> Done:
     consumer, place = request.consumer, request.directory.place(one.name)
     try:
         record, sign = request.directory.read(place), request.sign or consumer.usual_sign(wanted)
