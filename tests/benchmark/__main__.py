@@ -13,10 +13,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from . import clones, images, lives, measuring, merge_bytes, merges, nfs, reading, replicas, running, tasks
+from . import clones, environments, images, lives, measuring, merge_bytes, merges, nfs, reading, replicas, running, tasks
 
 BENCHMARKS = {"lives": lives, "reading": reading, "tasks": tasks, "merges": merges, "clones": clones, "images": images, "replicas": replicas}
-BENCHMARKS.update({"bytes": merge_bytes, "nfs": nfs, "running": running})
+BENCHMARKS.update({"environments": environments, "bytes": merge_bytes, "nfs": nfs, "running": running})
 BY_NAME = {"nfs", "running"}  # not every machine has a lab or QEMU for machines
 
 
