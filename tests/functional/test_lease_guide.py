@@ -24,8 +24,8 @@ DISKS = ("ci-main-00", "ci-main-01")
 @pytest.mark.slow
 def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_environment: dict) -> None:
     places = {"runner": "localhost", "collector": "localhost", "/srv/volumes": str(store.path), "1G": "1M"}
-    first, later, end, collecting = (json.loads(replaced(json.dumps(book), places)) for book in blocks(PAGE.read_text()))
-    for book in (first, later, end, collecting):
+    first, both, later, end, collecting = (json.loads(replaced(json.dumps(book), places)) for book in blocks(PAGE.read_text()))
+    for book in (first, both, later, end, collecting):
         book[0]["gather_facts"] = False
 
     def played(book: list, job: int, *options: str) -> str:
@@ -59,5 +59,7 @@ def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_enviro
     assert "changed=1" in played(later, 2)
 
     assert "changed=1" in played(end, 2) and "changed=0" in played(end, 2)
+    assert "changed=1" in played(both, 3) and "changed=0" in played(both, 3) and "job-3 holds it until" in refused(first, 4)
+    assert "changed=1" in played(end, 3)
     assert content(store, "ci-main-database") == mine
     assert left(store) == [".remotefs/volumes/ci-main-database.json", "ci-main-database"]

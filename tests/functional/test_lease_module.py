@@ -172,6 +172,49 @@ def test_what_the_lease_of_a_volume_may_be(share: Path, tmp_path: Path, ansible_
 
 
 @pytest.mark.slow
+def test_tasks_that_take_the_lease_first(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
+    """In one task, by itself, in check mode, and when it cannot be had: then nothing is made."""
+    taking = {"state": "held", **JOB, "volumes": ["ci-00", "ci-01"]}
+    many = {"size": "1M", "volumes": [{"name": "ci-00"}, {"name": "ci-01"}]}
+    snapshot = "remotefs.storage.remotefs_snapshot"
+    tasks = [
+        in_check_mode(task(VOLUME, lease=taking, **many)),
+        check("done is changed", "done.lease.id is none", "done.lease_changed", "not done.renewed"),
+        task(VOLUME, lease=taking, **many),
+        check("done is changed", "done.lease_changed", "done.volumes | length == 2", "done.lease.owner == 'job-1'"),
+        {"ansible.builtin.set_fact": {"first": "{{ done.lease.id }}"}},
+        task(VOLUME, lease=taking, **many),
+        check("done is not changed", "done.renewed", "not done.lease_changed", "done.lease.id == first"),
+        task(VOLUME, lease=taking, name="ci-00", size="2M"),
+        check("done is changed", "not done.lease_changed", "done.lease.id == first", "done.volume.lease == first"),
+        task(VOLUME, lease={**taking, "volumes": ["ci-00", "ci-01", "ci-02"]}, volumes=[]),
+        check("done is changed", "done.lease_changed", "done.lease.volumes | length == 3"),
+        task(snapshot, lease={"state": "held", **JOB, "renew_only": True}, volumes=["ci-00", "ci-01"], name="s1"),
+        check("done is changed", "not done.lease_changed", "done.renewed", "done.lease.volumes | length == 3"),
+        task(snapshot, lease={"state": "held", **JOB}, volume="ci-00", name="s2"),
+        check("done is changed", "done.lease.id == first"),
+        task(VOLUME, lease={**taking, "owner": "job-2"}, **many),
+        check("done is failed", "done.error_code == 'lease_held'"),
+        task(snapshot, lease={"state": "held", "name": "other", "owner": "job-1", "renew_only": True}, volume="ci-00", name="s3"),
+        check("done is failed", "done.error_code == 'lease_lost'"),
+        task(VOLUME, lease={**taking, "collect": True, "grace": "0"}, **many),
+        check("done is changed", "done.collected == dict(leases=[], volumes=[])", "done.left == []"),
+        task(VOLUME, lease={**taking, "cascade": True, "volumes": ["ci-00"]}, volumes=[{"name": "ci-00"}], size="2M"),
+        check("done is changed", "done.lease.volumes == ['ci-00']"),
+    ]
+    for lease, words in (
+        ({**taking, "state": "released"}, "give state: held"),
+        ({**taking, "share": "/x"}, "which the task says"),
+        ({**taking, "colour": "red"}, "colour"),
+        ({**taking, "volumes": ["../x"]}, "../x"),
+        ({"state": "held", "name": "ci"}, "owner"),
+    ):
+        tasks += [task(VOLUME, lease=lease, **many), check("done is failed", f"{words!r} in done.msg")]
+    play(tasks, share, tmp_path, ansible_environment)
+    assert sorted(path.name for path in share.iterdir() if not path.name.startswith(".") and "." not in path.name) == ["ci-00"]
+
+
+@pytest.mark.slow
 def test_what_is_told_of_leases(share: Path, tmp_path: Path, ansible_environment: dict) -> None:
     """A damaged one beside a good one, in remotefs_lease_info and in a collection."""
     tasks = [task(**JOB), task(name="torn", owner="job-1")]
