@@ -80,28 +80,25 @@ def with_machine(options: Options, params: dict) -> Options:
 def under_leases(options: Options, every: Iterable[dict], finder: Finder) -> ContextManager[None]:
     """A context in which the task works under the leases that its items name. :raises LeaseLost: one is not the task's any more."""
     wanted = [params for params in every if params.get("lease")]
-    if not wanted:
-        return nullcontext()
-    from . import leasing
+    if wanted:
+        from . import leasing
+        return leasing.working_under(wanted, options, finder, _taken.append)
+    return nullcontext()
 
-    return leasing.working_under(wanted, options, finder, _taken.append)
 
-
-def told_of_leases() -> dict:
-    """What the task returns of leases that it took first: the last one, what was collected, and whether that was a change."""
-    if not _taken:
-        return {}
-    kept = {key: _taken[-1][key] for key in ("lease", "renewed", "collected", "left") if key in _taken[-1]}
-    return {"lease_changed": any(one["changed"] for one in _taken), **kept}
+def add_leases(result: dict) -> None:
+    """Add to the task's result what it did about leases that it took first."""
+    if _taken:
+        from . import leasing
+        leasing.add(result, _taken)
 
 
 def with_lease(options: Options, params: dict, candidates: Candidates) -> Options:
     """The options with the lease that the task or its item names."""
-    if not params.get("lease"):
-        return options
-    from .operations import lease_holding
-
-    return lease_holding.under(options, params["lease"], candidates)
+    if params.get("lease"):
+        from .operations import lease_holding
+        return lease_holding.under(options, params["lease"], candidates)
+    return options
 
 
 def one_after_the_other(params: dict) -> frozenset[str]:
@@ -283,14 +280,9 @@ def _reach_libvirt(module: AnsibleModule) -> None:
     lists = (value for value in module.params.values() if isinstance(value, list))
     items = [module.params, *(item for items in lists for item in items if isinstance(item, dict))]
     if any((item.get("attachment") or {}).get("libvirt") is not None for item in items):
-        reach_libvirt()
+        from . import machines
 
-
-def reach_libvirt() -> None:
-    """Go on under a Python that has libvirt's binding, if there is one."""
-    from . import machines
-
-    machines.go_on_with_binding()
+        machines.go_on_with_binding()
 
 
 def _be_watched(module: Any) -> None:
@@ -369,8 +361,7 @@ def failure(error: StorageError) -> dict:
 
 def leave(module: AnsibleModule, single: dict, label: str) -> None:
     """End a task about one object. :param label: what a diff calls it."""
-    taken = told_of_leases()
-    single.update(taken, changed=single["changed"] or taken.get("lease_changed", False))
+    add_leases(single)
     if not module._diff:
         single.pop("diff", None)
     elif "diff" in single:

@@ -137,6 +137,13 @@ def working_under(wanted: Sequence[dict], options: Options, finder: Finder, tell
         yield
 
 
+def add(result: dict, taken: Sequence[dict]) -> None:
+    """Add to a result what was done about leases that the task took: the last one, what was collected, and whether that was a change."""
+    changed = any(one["changed"] for one in taken)
+    kept = {key: taken[-1][key] for key in ("lease", "renewed", "collected", "left") if key in taken[-1]}
+    result.update(kept, lease_changed=changed, changed=result["changed"] or changed)
+
+
 def _checked(params: dict) -> dict:
     """The options of the lease, with their defaults. :raises InvalidParameter: they are none."""
     from ansible.module_utils.common.arg_spec import ArgumentSpecValidator

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
-from .changes import failure, log_failure, logged, options, result, told_of_leases, under_leases
+from .changes import add_leases, failure, log_failure, logged, options, result, under_leases
 from .errors import InvalidParameter, StorageError, as_storage_error
 from .operations.bulk import runner
 from .operations.candidates import Finder
@@ -140,8 +140,8 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
         everything = {**everything, **_in_short(results)}
     if module._diff:
         everything["diff"] = diffs
-    taken = told_of_leases()
-    everything.update(taken, **logged(module), changed=everything["changed"] or taken.get("lease_changed", False))
+    add_leases(everything)
+    everything.update(logged(module))
     failed = [(_names(told) or [name], error) for (name, told), error in zip(names, outcomes) if isinstance(error, StorageError)]
     if failed:
         from .together import failure_of_all

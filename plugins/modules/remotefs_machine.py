@@ -312,7 +312,9 @@ def main() -> None:
     spec = {**_MACHINE, "machines": {"type": "list", "elements": "dict", "options": arguments.without_defaults(_MACHINE)}, **_TASK}
     module = changes.make_module(spec, required_one_of=[["name", "machines"]], mutually_exclusive=[["name", "machines"]])
     if module.params["consumer"] == "libvirt":
-        changes.reach_libvirt()
+        from ..module_utils.operations.machine_options import go_on_with_binding
+
+        go_on_with_binding()
     try:
         every = _done(module)
     except Exception as error:  # an unexpected one is a failure with a code, too

@@ -200,6 +200,8 @@ def test_a_machine_that_does_not_listen_is_ended(site: Site) -> None:
     assert [done.changed for done in site.good("stopped")] == [True] and not site.processes()
     (one,) = site.good()
     os.kill(one.consumer["pid"], signal.SIGKILL)  # by the kernel, out of memory
+    while site.processes():
+        time.sleep(0.01)
     assert [done.changed for done in site.good()] == [True] and len(site.processes()) == 1
 
 

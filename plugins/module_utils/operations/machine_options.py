@@ -13,10 +13,11 @@ from ..consumers.consumer import Consumer
 from ..consumers.described import LIBVIRT, Emulator
 from ..consumers.run_directory import RunDirectory
 from ..errors import InvalidParameter
-from ..machines import check_uri
+from ..machines import check_uri, go_on_with_binding
 from ..model import Share, check_volume_name, parse_bytes
 from .machines import STARTED, Asked, Request
 
+__all__ = ["go_on_with_binding", "request"]
 _MIB = 1 << 20
 _MOST_CPUS, _MOST_PORT = 1024, 65535
 _LONGEST = 10 * 365 * 86400  # seconds
