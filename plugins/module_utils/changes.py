@@ -69,8 +69,7 @@ def with_machine(options: Options, params: dict) -> Options:
 
     :raises InvalidParameter: there can be no such machine, or no such socket of its guest's agent.
     """
-    given = params.get("attachment")
-    if not given:
+    if not (given := params.get("attachment")):
         return options
     from . import machines
 
@@ -79,8 +78,7 @@ def with_machine(options: Options, params: dict) -> Options:
 
 def under_leases(options: Options, every: Iterable[dict], finder: Finder) -> ContextManager[None]:
     """A context in which the task works under the leases that its items name. :raises LeaseLost: one is not the task's any more."""
-    wanted = [params for params in every if params.get("lease")]
-    if wanted:
+    if wanted := [params for params in every if params.get("lease")]:
         from . import leasing
         return leasing.working_under(wanted, options, finder, _taken.append)
     return nullcontext()
@@ -189,9 +187,8 @@ def options(module: AnsibleModule) -> Options:
     work, watched = getattr(module, "work", None), getattr(module, "watched", None)
     task = Task(_once(module.warn), _step_log(module), meter=work.meter if work is not None else None, begins_anew=bool(watched))
     check = module.check_mode
-    speed = parse_speed(params["speed"])
     waits = params["lock_timeout"], params["break_lock"], params["assume_unused"]
-    return Options(check, *waits, speed=speed, timeout=params["timeout"], assume=check, task=task)
+    return Options(check, *waits, speed=parse_speed(params["speed"]), timeout=params["timeout"], assume=check, task=task)
 
 
 def plain_options(module: AnsibleModule) -> Options:
