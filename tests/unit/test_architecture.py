@@ -13,7 +13,8 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["inventory", "modules", "results", "changes", "hidden_options", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
+LAYERS = ["inventory", "modules", "results"]
+LAYERS += ["changes", "hidden_options", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
 LAYERS += ["mounts", "together", "model", "lease", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
 MAY_IMPORT = {
     "inventory": {"arguments", "operations", "errors"},
