@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -15,13 +17,14 @@ import pytest
 from .test_clones import content, write
 from .test_documents import blocks, play
 from .test_examples import replaced
+from .test_inventory import environment
 from .test_leases import collect, let_pass
 from .test_refusals import MIB, Store, store
 
 __all__ = ["store"]  # a fixture
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ci.md"
-TWENTY, MACHINES, LATE = blocks(PAGE.read_text())
+TWENTY, MACHINES, LATE, HOSTS = blocks(PAGE.read_text())
 
 pytestmark = pytest.mark.slow
 
@@ -70,3 +73,22 @@ def test_too_late(store: Store, tmp_path: Path, ansible_environment: dict) -> No
     assert collect(store).leases == ("ci-main",)
     play(book, tmp_path, ansible_environment)
     assert workers(store) == ["ci-main-00", "ci-main-01"]
+
+
+def test_hosts(store: Store, tmp_path: Path, ansible_environment: dict) -> None:
+    """Both commands under the source of the inventory, on an environment of that name whose first machine runs."""
+    environment(store, "ci-main", 2)
+    environment(store, "other")
+    store.present("ci-main-00", labels={"remotefs_worker": "0", "remotefs_address": "192.0.2.7:2222"})
+    (tmp_path / "ci.remotefs.yml").write_text(replaced(json.dumps(HOSTS), {"/srv/volumes": str(store.path)}))
+    said = "{{ [inventory_hostname, ansible_host, ansible_port, ansible_user] | join(' ') }}"
+    (tmp_path / "test.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.debug": {"msg": said}}]}]))
+    (commands,) = [block for block in re.findall(r"^```console\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL) if "remotefs.yml" in block]
+    told = []
+    for line in commands.splitlines():
+        argv = shlex.split(line.replace("$ ", "", 1))
+        done = subprocess.run(argv, cwd=tmp_path, env=ansible_environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout + done.stderr
+        told.append(" ".join(done.stdout.split()))
+    assert "@environment_ci_main: | |--ci-main-00 | |--ci-main-01" in told[0] and "@reachable: | |--ci-main-00" in told[0] and "other" not in told[0]
+    assert '"ci-main-00 192.0.2.7 2222 root"' in told[1] and "ci-main-01" not in told[1]

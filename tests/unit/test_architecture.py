@@ -13,10 +13,12 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
-LAYERS = ["modules", "results", "changes", "hidden_options", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
+LAYERS = ["inventory", "modules", "results"]
+LAYERS += ["changes", "hidden_options", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
 LAYERS += ["mounts", "together", "model", "lease", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
 MAY_IMPORT = {
     "modules": {"results", "leasing", "changes", "hidden_options", "arguments", "operations", "mounts", "plan", "together", "model", "errors"},
+    "inventory": {"arguments", "operations", "errors"},
     "results": {"changes", "operations", "together", "errors"},
     "leasing": {"changes", "arguments", "operations", "model", "plan", "errors"},
     "changes": {"leasing", "operations", "machines", "refused", "background", "model", "attachments", "errors"},
@@ -47,16 +49,16 @@ MAY_IMPORT = {
 SPEAKING = {"client", "agent", "connection", "definition"}
 PURE = {"plan", "model", "lease", "attachments", "localities", "errors"}
 EFFECTS = {"os", "subprocess", "shutil", "socket", "tempfile", "ansible"}
-SOURCES = sorted([*UTILS.rglob("*.py"), *(PLUGINS / "modules").glob("*.py")])
+SOURCES = sorted([*UTILS.rglob("*.py"), *(PLUGINS / "modules").glob("*.py"), *(PLUGINS / "inventory").glob("*.py")])
 
 
 def layer_of(path: Path) -> str:
-    return "modules" if path.parent.name == "modules" else path.relative_to(UTILS).parts[0].replace(".py", "")
+    return path.relative_to(UTILS).parts[0].replace(".py", "") if path.is_relative_to(UTILS) else path.parent.name
 
 
 def imported_layers(path: Path) -> set[str]:
     found = set()
-    here = ["module_utils", *path.relative_to(UTILS).parts[:-1]] if path.is_relative_to(UTILS) else ["modules"]
+    here = ["module_utils", *path.relative_to(UTILS).parts[:-1]] if path.is_relative_to(UTILS) else [path.parent.name]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
