@@ -160,13 +160,16 @@ def test_leases_that_have_ended(store: Store, inventory: Inventory) -> None:
 
 def test_volumes_of_others(store: Store, inventory: Inventory) -> None:
     """What a lease lists and was not made under it is no worker, nor is what took a worker's place, nor a disk without the label."""
-    first = environment(store, workers=3)
+    first = hold(store, volumes=("ci-00", "ci-01", "ci-02", "ci-03", "ci-extra")).after
+    for number in range(2):
+        worker(store, first, f"ci-0{number}", number)
     store.present("ci-extra", size=MIB, labels={"remotefs_worker": "7"})  # listed, and made without the lease
     store.absent("ci-01", cascade=True)
     store.present("ci-01", size=MIB, labels={"remotefs_worker": "1"})
-    for path in store.path.glob("ci-02*"):
-        path.unlink()
-    (store.path / "ci-02").write_bytes(bytes(MIB + 512))  # beside the record of the worker
+    for number, image_format in ((2, "raw"), (3, "qcow2")):  # another file, beside the record of the worker
+        make(store, first, f"ci-0{number}", snapshot=None, format=image_format, labels={"remotefs_worker": str(number)})
+        subprocess.run(["qemu-img", "create", "-q", "-f", image_format, str(store.path / "new"), str(MIB)], check=True)
+        os.rename(store.path / "new", store.path / f"ci-0{number}")
     other = hold(store, "job-2", "other", volumes=("other-00", "ci-00")).after  # lists what is not its own
     make(store, other, "other-00")  # no label
     assert first.id != other.id and list(inventory.hosts()) == ["ci-00"]
