@@ -11,6 +11,7 @@ version_added: 1.0.0
 description:
   - Reads the leases and volumes of shares. Each worker of each environment that the role P(remotefs.storage.ci_environment#role) has made is a host.
   - It runs on the controller, which must have the shares mounted. It takes no lock and writes nothing to them.
+  - The user who runs Ansible must be able to read the shares, also their folder C(.remotefs), which at first only the user who made it can read.
   - The name of the source must end in C(remotefs.yml) or C(remotefs.yaml), such as C(ci.remotefs.yml).
   - A worker is a volume that a lease lists, that was made under this lease, and that has the label C(remotefs_worker). A volume that only has
     the name of a worker is no host.
@@ -18,7 +19,7 @@ description:
     it. The host has C(ansible_host) and C(ansible_port) from it. If it is no address and port, the host has neither, and a warning says so.
   - Each host is in the groups C(environment_NAME) of its environment, C(golden_NAME) of the golden volume, and C(label_KEY_VALUE) for each
     label that the user gave it, or C(label_KEY) where the value is empty. Characters that no group may have become C(_). So different names
-    can become the same group.
+    can become the same group. More than 100 labels, and one of more than 200 characters, make no groups.
 author:
   - remotefs.storage contributors (@remotefs)
 extends_documentation_fragment:
@@ -138,6 +139,8 @@ _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9][
 _NUMBERS = re.compile(r"[0-9.]+\Z")
 _GROUPS = ("environment_", "golden_", "label_")  # how the names of the groups of this plugin begin
 _MOST_WARNINGS = 20
+_MOST_LABELS = 100  # of a worker, for groups: a share must not keep Ansible busy with them for hours
+_LONGEST_GROUP = 200  # characters
 _SHOWN = 100  # characters of a text of the share in a warning
 _LONGEST = 1000  # characters of a warning
 _FORM = 1  # of what is in the cache
@@ -197,7 +200,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         except AnsibleError:
             raise
         except Exception as error:
-            raise AnsibleParserError(f"{self.NAME}: {as_storage_error(error, 'the shares')}") from error
+            known = as_storage_error(error, "the shares")
+            self.display.vvv(known.details.get("traceback", ""))
+            raise AnsibleParserError(f"{self.NAME}: {known}") from None  # newer Ansible would say it twice
         return {"workers": [one for part in found for one in part.workers], "problems": [one for part in found for one in part.problems]}
 
     # -- hosts -------------------------------------------------------------------------------------------------------------
@@ -207,6 +212,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         if worker["address"] is not None and "ansible_host" not in variables:
             told = f"its label {environments.ADDRESS} is no HOST:PORT and no [IPV6]:PORT: {shown(worker['address'])}"
             self._warn(f"worker {worker['name']} on {worker['share']}: {told}. It has no address.")
+        if len(worker["labels"]) > _MOST_LABELS:
+            self._warn(f"worker {worker['name']} on {worker['share']}: it has more than {_MOST_LABELS} labels. They make no groups.")
         host = self._name_of(worker, variables)
         if host is None:
             return
@@ -290,7 +297,8 @@ def group_names(worker):
     """The groups of a worker, before characters that no group may have are replaced."""
     names = [f"environment_{worker['environment']}"]
     names += [f"golden_{worker['golden']['volume']}"] if worker["golden"] else []
-    return names + ["_".join(["label", *filter(None, label)]) for label in worker["labels"].items()]
+    labels = worker["labels"].items() if len(worker["labels"]) <= _MOST_LABELS else ()
+    return names + [name for name in ("_".join(["label", *filter(None, label)]) for label in labels) if len(name) <= _LONGEST_GROUP]
 
 
 def shown(text):

@@ -5,9 +5,16 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+import time
+from pathlib import Path
 
-from ansible_collections.remotefs.storage.plugins.inventory.environments import group_names, parse_address, shown
+import pytest
+from ansible.errors import AnsibleParserError
+
+from ansible_collections.remotefs.storage.plugins.inventory.environments import InventoryModule, group_names, parse_address, shown
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates
 
 
 @pytest.mark.parametrize(
@@ -79,5 +86,24 @@ def test_groups() -> None:
     assert group_names({**worker, "golden": None, "labels": {}}) == ["environment_ci"]
 
 
+def test_too_many_groups() -> None:
+    """A share must not keep Ansible busy for hours: 40000 labels of one volume took minutes."""
+    worker = {"environment": "ci", "golden": None, "labels": {f"k{number}": "v" for number in range(100)}}
+    assert len(group_names(worker)) == 101
+    assert group_names({**worker, "labels": {**worker["labels"], "one": "more"}}) == ["environment_ci"]
+    assert group_names({**worker, "labels": {"k": "v" * 192, "long": "v" * 193}}) == ["environment_ci", "label_k_" + "v" * 192]
+
+
 def test_words_for_messages() -> None:
     assert shown("\x1b[2J\n\u202e") == r"'\x1b[2J\n\u202e'" and len(shown("x" * 10**6)) < 120
+
+
+def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked before anything is read, in a process that can be killed, and the error says what to do."""
+    monkeypatch.setattr(candidates, "find_share", lambda name, *_rest: Share(name, str(tmp_path), "nfs", local=False))
+    monkeypatch.setattr(candidates, "PATIENCE", 0.2)
+    monkeypatch.setattr(os, "statvfs", lambda _path: time.sleep(60))
+    began = time.monotonic()
+    with pytest.raises(AnsibleParserError, match="share nas1:/vols: it does not answer within 0 s; check its server"):
+        InventoryModule()._read({"share": "nas1:/vols", "mount_base": "/mnt", "environments": []})
+    assert time.monotonic() - began < 20
