@@ -307,6 +307,7 @@ def test_the_lease_of_a_long_job(host: Host) -> None:
     host.settings(lease="6s")
     long = Job(host, 1)
     assert long.play("sleep 12; echo woke") == "success" and "woke" in long.log, long.log
+    host.settings(lease="15s")
     job = Job(host, 2)
     job.config()
     assert job.stage("prepare") == 0
@@ -325,7 +326,7 @@ def test_the_lease_of_a_long_job(host: Host) -> None:
     assert job.stage("prepare") == 0
     let_pass(host.store, 3600, job.env["REMOTEFS_CI_NAME"])
     collect(host.store)
-    time.sleep(2.5)
+    time.sleep(5.5)
     assert job.stage("run", job.script("step", "echo went on"), "step_script") == SYSTEM_FAILURE and "went on" not in job.said
     assert job.stage("cleanup") == 0 and host.is_clean()
 
