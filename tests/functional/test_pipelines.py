@@ -253,7 +253,8 @@ def test_a_hostile_job(host: Host) -> None:
     before = host.volumes()
     (job.place / "ansible.cfg").write_text("[defaults]\ncallback_plugins = /nowhere\ninventory = /nowhere\nnonsense")
     inside = 'chmod 500 "$PWD"; mkdir -p sub/a; chmod 000 sub; ln -s / root; echo "$REMOTEFS_CI_NAME"'
-    assert job.play("true", get_sources=f'mkdir -p "{host.jobs}/$REMOTEFS_CI_NAME/builds/x"; cd "{host.jobs}/$REMOTEFS_CI_NAME/builds/x"; {inside} || :') == "success", job.log
+    sources = f'mkdir -p "{host.jobs}/$REMOTEFS_CI_NAME/builds/x"; cd "{host.jobs}/$REMOTEFS_CI_NAME/builds/x"; {inside} || :'
+    assert job.play("true", get_sources=sources) == "success", job.log
     assert not witness.exists() and job.cleaned == 0 and host.volumes() == before and "gitlab-9-" in job.log
     assert victim.stage("cleanup") == 0 and host.is_clean()
 
@@ -456,7 +457,7 @@ class Workflow:
         self.host, self.file = host, host.place / f"github-env-{run}"
         self.file.touch()
         hooks = (FILES / "github" / "runner.env").read_text()
-        self.hooks = {name: path for name, path in re.findall(r"^ACTIONS_RUNNER_HOOK_JOB_(\w+)=(.*)$", hooks, re.MULTILINE)}
+        self.hooks = dict(re.findall(r"^ACTIONS_RUNNER_HOOK_JOB_(\w+)=(.*)$", hooks, re.MULTILINE))
         self.env = {"GITHUB_RUN_ID": str(run), "GITHUB_RUN_ATTEMPT": str(attempt), "RUNNER_NAME": runner, "GITHUB_ENV": str(self.file),
                     "GITHUB_SERVER_URL": "https://github.example.org", **variables}
 
