@@ -203,6 +203,7 @@ def nightly(work: Work) -> None:
     work.pytest(bin, "tests/hostile", "tests/live")
     work.pytest(bin, "--timeout=7200", "tests/property", env={"HYPOTHESIS_PROFILE": "full"})
     work.pytest(bin, "tests/functional/test_progress.py", env={"PROGRESS": "full"})
+    work.pytest(bin, "--timeout=7200", "-k", "killed", "tests/functional/test_pipelines.py", env={"PIPELINE_SWEEP": "full"})
     for core in stages.CORES[1:]:
         work.pytest(machine.core_venv(core), "-m", "not slow", "tests/functional")
         work.pytest(machine.core_venv(core), "tests/functional/test_roles.py")

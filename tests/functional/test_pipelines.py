@@ -253,7 +253,8 @@ def test_a_hostile_job(host: Host) -> None:
     before = host.volumes()
     (job.place / "ansible.cfg").write_text("[defaults]\ncallback_plugins = /nowhere\ninventory = /nowhere\nnonsense")
     inside = 'chmod 500 "$PWD"; mkdir -p sub/a; chmod 000 sub; ln -s / root; echo "$REMOTEFS_CI_NAME"'
-    assert job.play("true", get_sources=f'mkdir -p "{host.jobs}/$REMOTEFS_CI_NAME/builds/x"; cd "{host.jobs}/$REMOTEFS_CI_NAME/builds/x"; {inside} || :') == "success", job.log
+    sources = f'mkdir -p "{host.jobs}/$REMOTEFS_CI_NAME/builds/x"; cd "{host.jobs}/$REMOTEFS_CI_NAME/builds/x"; {inside} || :'
+    assert job.play("true", get_sources=sources) == "success", job.log
     assert not witness.exists() and job.cleaned == 0 and host.volumes() == before and "gitlab-9-" in job.log
     assert victim.stage("cleanup") == 0 and host.is_clean()
 
@@ -307,6 +308,7 @@ def test_the_lease_of_a_long_job(host: Host) -> None:
     host.settings(lease="6s")
     long = Job(host, 1)
     assert long.play("sleep 12; echo woke") == "success" and "woke" in long.log, long.log
+    host.settings(lease="15s")
     job = Job(host, 2)
     job.config()
     assert job.stage("prepare") == 0
@@ -325,7 +327,7 @@ def test_the_lease_of_a_long_job(host: Host) -> None:
     assert job.stage("prepare") == 0
     let_pass(host.store, 3600, job.env["REMOTEFS_CI_NAME"])
     collect(host.store)
-    time.sleep(2.5)
+    time.sleep(5.5)
     assert job.stage("run", job.script("step", "echo went on"), "step_script") == SYSTEM_FAILURE and "went on" not in job.said
     assert job.stage("cleanup") == 0 and host.is_clean()
 
@@ -455,7 +457,7 @@ class Workflow:
         self.host, self.file = host, host.place / f"github-env-{run}"
         self.file.touch()
         hooks = (FILES / "github" / "runner.env").read_text()
-        self.hooks = {name: path for name, path in re.findall(r"^ACTIONS_RUNNER_HOOK_JOB_(\w+)=(.*)$", hooks, re.MULTILINE)}
+        self.hooks = dict(re.findall(r"^ACTIONS_RUNNER_HOOK_JOB_(\w+)=(.*)$", hooks, re.MULTILINE))
         self.env = {"GITHUB_RUN_ID": str(run), "GITHUB_RUN_ATTEMPT": str(attempt), "RUNNER_NAME": runner, "GITHUB_ENV": str(self.file),
                     "GITHUB_SERVER_URL": "https://github.example.org", **variables}
 
