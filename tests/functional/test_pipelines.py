@@ -165,7 +165,7 @@ class Job:
 
     def stage(self, stage: str, *words: str) -> int:
         process = self.start(stage, *words)
-        said, _ = process.communicate()
+        said, _none = process.communicate()
         self.log += said
         self.said = said
         return process.returncode
@@ -235,7 +235,7 @@ def test_two_jobs_at_one_time(host: Host) -> None:
             path = job.script("step", 'qemu-io -f qcow2 -c "write -P 5 0 64k" "$REMOTEFS_DISK_0"')
             processes.append(job.start(stage, *((path, words[1]) if words else ())))
         for process in processes:
-            said, _ = process.communicate()
+            said, _none = process.communicate()
             assert process.returncode == 0, said
         assert len(host.volumes()) == (1 if stage == "cleanup" else 5)
     assert host.is_clean()
@@ -317,7 +317,7 @@ def test_the_lease_of_a_long_job(host: Host) -> None:
     time.sleep(1)
     let_pass(host.store, 3600, name)
     assert collect(host.store).leases == (name,)
-    said, _ = process.communicate(timeout=60)
+    said, _none = process.communicate(timeout=60)
     assert process.returncode == SYSTEM_FAILURE and "lease_lost: " in said and "the job stops" in said, said
     host.until_still()
     assert job.stage("run", job.script("after", "echo went on"), "after_script") == SYSTEM_FAILURE and "went on" not in job.said
@@ -343,7 +343,7 @@ def test_a_share_that_goes_during_a_job(host: Host) -> None:
     time.sleep(1)
     away = host.place / "away"
     host.store.path.rename(away)
-    said, _ = process.communicate(timeout=90)
+    said, _none = process.communicate(timeout=90)
     assert process.returncode == SYSTEM_FAILURE and "share_not_mounted: " in said and "the job stops" in said, said
     away.rename(host.store.path)
     assert job.stage("cleanup") == 0 and host.is_clean()
@@ -358,7 +358,7 @@ def test_a_cancelled_job(host: Host) -> None:
     process = job.start("run", job.script("step", "trap 'echo told; exit 1' TERM; sleep 300 & wait"), "step_script")
     time.sleep(1)
     os.killpg(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=30)
+    said, _none = process.communicate(timeout=30)
     assert process.returncode == BUILD_FAILURE and "told" in said
     assert job.stage("cleanup") == 0
     host.until_still()

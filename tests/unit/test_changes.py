@@ -89,7 +89,7 @@ def test_usual_numbers_are_taken() -> None:
     assert changes.parse_mode("0660") == changes.parse_mode(0o660) == 0o660
 
 
-SHARED_RETURNS = ("not_counted", "log", "cmd", "rc", "stderr", "traceback")
+SHARED_RETURNS = ("not_counted", "log", "lease", "lease_changed", "renewed", "collected", "left", "cmd", "rc", "stderr", "traceback")
 
 
 def test_what_changing_modules_return_alike_is_documented_alike(checkout: Path) -> None:
