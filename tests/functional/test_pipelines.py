@@ -272,6 +272,9 @@ def test_what_is_no_fault_of_the_job(host: Host, tmp_path: Path) -> None:
     fails(Job(host, 1), "volume_not_found: ", tries=3)
     host.settings(golden={"volume": "golden"})
     fails(Job(host, 2), "ci_environment_golden must be")
+    host.settings(golden={"volume": "none", "snapshot": "ready"}, state="collected")  # the state is not the settings' business
+    done = host.environment("with", "try", "1", "--", "echo", "the command ran")
+    assert done.returncode == 75 and "volume_not_found: " in done.stderr and not done.stdout and host.is_clean()
     host.settings(share=str(tmp_path / "gone"))
     job = Job(host, 3)
     fails(job, "share_not_mounted: ")
@@ -288,6 +291,7 @@ def test_what_is_no_fault_of_the_job(host: Host, tmp_path: Path) -> None:
         fails(Job(host, number), words)
         host.env = usual
         shutil.rmtree(host.jobs, ignore_errors=True)
+        assert host.is_clean()
     for number, (name, value, words) in enumerate([
         ("REMOTEFS_CI_DIRECTORY", "relative", "must be a plain absolute path"),
         ("REMOTEFS_CI_DIRECTORY", '/tmp/{{ x }}"', "must be a plain absolute path"),
@@ -498,6 +502,7 @@ def test_hooks_that_fail(host: Host) -> None:
     host.settings(golden={"volume": "none", "snapshot": "ready"})
     done = job.hook("STARTED")
     assert done.returncode == 1 and done.stderr.startswith("remotefs-ci: volume_not_found: ") and not job.file.read_text()
+    assert host.is_clean()
     host.settings(share=str(host.place / "gone"))
     done = job.hook("COMPLETED")
     assert done.returncode == 0 and "share_not_mounted" in done.stderr

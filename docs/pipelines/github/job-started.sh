@@ -9,4 +9,11 @@ set +e -uo pipefail
 # shellcheck source=docs/pipelines/github/job.sh
 . "$(dirname "${BASH_SOURCE[0]}")/job.sh" || exit
 
-this_job && remove_earlier_jobs && make_directory && this_runner >"$DIRECTORY/runner" && present && cat "$DIRECTORY/lines" >>"$GITHUB_ENV" || exit 1
+start() {
+  this_job && remove_earlier_jobs && can_play && make_directory && this_runner >"$DIRECTORY/runner" || return
+  present && cat "$DIRECTORY/lines" >>"$GITHUB_ENV" && return
+  absent
+  return 1
+}
+
+start || exit 1
