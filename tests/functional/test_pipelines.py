@@ -177,6 +177,16 @@ class Job:
         self.builds = Path(told["builds_dir"])
         return told
 
+    def started(self, text: str) -> subprocess.Popen:
+        """A stage whose script has begun."""
+        mark = self.place / "began"
+        process = self.start("run", self.script("step", f"touch '{mark}'\n{text}"), "step_script")
+        end = time.monotonic() + 60
+        while not mark.exists():
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+        return process
+
     def script(self, name: str, text: str) -> str:
         path = self.place / name
         path.write_text("set -eo pipefail\n" + text)
@@ -272,6 +282,7 @@ def test_what_is_no_fault_of_the_job(host: Host, tmp_path: Path) -> None:
     fails(Job(host, 1), "volume_not_found: ", tries=3)
     host.settings(golden={"volume": "golden"})
     fails(Job(host, 2), "ci_environment_golden must be")
+    shutil.rmtree(host.jobs)  # wrong settings are no settings for cleanup either
     host.settings(golden={"volume": "none", "snapshot": "ready"}, state="collected")  # the state is not the settings' business
     done = host.environment("with", "try", "1", "--", "echo", "the command ran")
     assert done.returncode == 75 and "volume_not_found: " in done.stderr and not done.stdout and host.is_clean()
@@ -317,12 +328,11 @@ def test_the_lease_of_a_long_job(host: Host) -> None:
     job.config()
     assert job.stage("prepare") == 0
     name = job.env["REMOTEFS_CI_NAME"]
-    process = job.start("run", job.script("step", "trap '' TERM; sleep 300 & wait; sleep 300"), "step_script")
-    time.sleep(1)
+    process = job.started("trap '' TERM; sleep 300 & wait; sleep 300")
     let_pass(host.store, 3600, name)
     assert collect(host.store).leases == (name,)
     said, _none = process.communicate(timeout=60)
-    assert process.returncode == SYSTEM_FAILURE and "lease_lost: " in said, said
+    assert process.returncode == SYSTEM_FAILURE and "lease_lost: " in said and "the job stops" in said, said
     host.until_still()
     assert job.stage("run", job.script("after", "echo went on"), "after_script") == SYSTEM_FAILURE and "went on" not in job.said
     assert job.stage("cleanup") == 0 and host.is_clean()
@@ -343,12 +353,11 @@ def test_a_share_that_goes_during_a_job(host: Host) -> None:
     job = Job(host, 1)
     job.config()
     assert job.stage("prepare") == 0
-    process = job.start("run", job.script("step", "sleep 300"), "step_script")
-    time.sleep(1)
+    process = job.started("sleep 300")
     away = host.place / "away"
     host.store.path.rename(away)
     said, _none = process.communicate(timeout=90)
-    assert process.returncode == SYSTEM_FAILURE and "share_not_mounted: " in said, said
+    assert process.returncode == SYSTEM_FAILURE and "share_not_mounted: " in said and "the job stops" in said, said
     away.rename(host.store.path)
     assert job.stage("cleanup") == 0 and host.is_clean()
 
@@ -359,8 +368,8 @@ def test_a_cancelled_job(host: Host) -> None:
     job = Job(host, 1)
     job.config()
     assert job.stage("prepare") == 0
-    process = job.start("run", job.script("step", "trap 'echo told; exit 1' TERM; sleep 300 & wait"), "step_script")
-    time.sleep(1)
+    process = job.started("trap 'echo told; exit 1' TERM; sleep 300 & wait")
+    time.sleep(0.5)
     os.killpg(process.pid, signal.SIGTERM)
     said, _none = process.communicate(timeout=30)
     assert process.returncode == BUILD_FAILURE and "told" in said
