@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -137,6 +138,17 @@ def test_a_guest_that_runs_has_snapshots_taken_of_it(site: Site) -> None:
     (other,) = site.good()
     opened = {os.path.basename(os.readlink(f"/proc/{other.consumer['pid']}/fd/{fd}")) for fd in os.listdir(f"/proc/{other.consumer['pid']}/fd")}
     assert {"vol", "vol.s1"} <= opened
+
+
+def test_a_task_that_was_killed_before_it_wrote_the_ports(site: Site) -> None:
+    site.present("vol", size=MIB)
+    (one,) = site.good()
+    path = site.run_dir / "vol" / "machine.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ports": {"22": 1}, "pid": 0}))
+    (again,) = site.good()
+    assert not again.changed and again.consumer == one.consumer
+    site.good("stopped")
+    assert site.good()[0].consumer["port"] == one.consumer["port"]
 
 
 def test_another_machine_of_the_name(site: Site) -> None:

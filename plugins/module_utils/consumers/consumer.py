@@ -25,6 +25,9 @@ class Consumer(Protocol):
     def start(self, wanted: Wanted, place: Place, record: Record) -> Record:
         """Start it, and return when its disks are open: what is to be recorded of it from now on."""
 
+    def known(self, place: Place, record: Record) -> Record:
+        """What is to be recorded of a machine that runs. It may be more than the task wrote that started it, and was killed then."""
+
     def stop(self, place: Place, record: Record, patience: float) -> None:
         """End it, and return when it has nothing open. ``patience``: seconds for its guest to shut down; 0: it is not asked."""
 

@@ -66,7 +66,8 @@ class Record:
 
     :ivar share: the directory of its share. :ivar lease, lease_id: the lease under which it was started, if any. :ivar volumes: its disks.
     :ivar ports: ports of the host by those of the guest (both as texts, as JSON has it), which the next start takes again if they are free.
-    :ivar listen: the address of the host that has those. :ivar uri, uuid: of libvirt, and of the domain.
+    :ivar listen: the address of the host that has those. :ivar pid: the process that has them (0: not known yet).
+    :ivar uri, uuid: of libvirt, and of the domain.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Record:
     lease_id: str | None = None
     ports: dict[str, int] = field(default_factory=dict)
     listen: str | None = None
+    pid: int = 0
     uri: str | None = None
     uuid: str | None = None
 
@@ -96,7 +98,9 @@ class Record:
             _require(isinstance(told["volumes"], list) and all(isinstance(name, str) for name in told["volumes"]))
             ports: Any = told.get("ports", {})
             _require(isinstance(ports, dict) and all(isinstance(port, int) and key.isdigit() for key, port in ports.items()))
-            return Record(volumes=tuple(told["volumes"]), ports=ports, **texts, **perhaps)
+            pid = told.get("pid", 0)
+            _require(isinstance(pid, int))
+            return Record(volumes=tuple(told["volumes"]), ports=ports, pid=pid, **texts, **perhaps)
         except (KeyError, ValueError, RecursionError) as error:
             problem = f"it is no record of a machine ({error})"
             raise ToolFailed(where, problem, "end the machine if it still runs, and remove its folder") from error

@@ -73,6 +73,10 @@ class Libvirt:
             connection.create(xml)
         return record
 
+    def known(self, place: Place, record: Record) -> Record:
+        """See :meth:`consumer.Consumer.known`."""
+        return record
+
     def stop(self, place: Place, record: Record, patience: float) -> None:
         """See :meth:`consumer.Consumer.stop`."""
         with self._domain(record.name, record.uuid) as (connection, domain):

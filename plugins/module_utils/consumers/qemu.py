@@ -238,7 +238,14 @@ class Qemu:
             raise AssertionError("nobody said how machines are started")
         emulator = replace(self._emulator, program=command.find(self._emulator.program, "of QEMU for this architecture, such as qemu-system-x86"))
         start(wanted, emulator, place, {int(inside): outside for inside, outside in record.ports.items()}, self._warn)
-        return replace(record, ports={str(inside): outside for inside, outside in forwarded(place).items()})
+        return self.known(place, record)
+
+    def known(self, place: Place, record: Record) -> Record:
+        """See :meth:`consumer.Consumer.known`."""
+        process = find(place)
+        if process is None or process.pid == record.pid:
+            return record
+        return replace(record, pid=process.pid, ports={str(inside): outside for inside, outside in forwarded(place).items()})
 
     def stop(self, place: Place, record: Record, patience: float) -> None:
         """See :meth:`consumer.Consumer.stop`."""

@@ -161,7 +161,10 @@ def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | No
         if record is not None and of_record(record, options.task.warn).runs(place, record):
             if not options.check or len(wanted.disks) == len(record.volumes):
                 _require_same(wanted, record, request)
-            return Done(wanted.name, STARTED, STARTED, consumer.told(place, record))
+            known = record if options.check else consumer.known(place, record)
+            if known != record:
+                directory.write(place, known)
+            return Done(wanted.name, STARTED, STARTED, consumer.told(place, known))
         if options.check:
             return Done(wanted.name, STOPPED, STARTED)
         directory.make(place)
