@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LONGEST_SOCKET = 107  # bytes of the path of a socket (unix(7))
 _LONGEST = 4096  # characters of a path, a URI or a name
 
 

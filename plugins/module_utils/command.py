@@ -159,7 +159,11 @@ def _started(argv, descriptors, limits: Limits, cwd: str, is_told: bool, out: IO
             preexec_fn=_child_setup(limits),  # pylint: disable=subprocess-popen-preexec-fn
         )
     except OSError as error:
-        raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)}) from error
+        raise _not_started(argv, error) from error
+
+
+def _not_started(argv: Sequence[str], error: OSError) -> ToolFailed:
+    return ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)})
 
 
 @contextmanager
@@ -201,7 +205,7 @@ class Detached:
                 start_new_session=True,
             )
         except OSError as error:
-            raise ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)}) from error
+            raise _not_started(argv, error) from error
         self.pid = self._process.pid
 
     def ended(self) -> Result | None:

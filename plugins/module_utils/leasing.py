@@ -73,7 +73,6 @@ def _asked(params: dict) -> Asked:
 
 
 def _collecting(params: dict, share: Share, parallel: int) -> CollectRequest:
-    from .errors import InvalidParameter
     from .operations.leases import CollectRequest
     from .plan.leases import parse_ttl
 

@@ -11,13 +11,12 @@ from importlib.util import find_spec
 
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
-from .attachments import Attachment
+from .attachments import LONGEST_SOCKET, Attachment
 from .errors import InvalidParameter
 
 _LOCAL_LIBVIRT = re.compile(r"qemu(\+unix)?:///(system|session)(\?.*)?")
 _USUAL_LIBVIRT = "qemu:///system"
 _LONGEST_DOMAIN = 1024
-_LONGEST_SOCKET = 107  # bytes of the path of a socket
 _LONGEST_SHOWN = 40  # characters of a value in a message
 _SYSTEM_PYTHONS = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python"]
 
@@ -42,8 +41,8 @@ def agent(given: dict) -> str | None:
 
 
 def _socket(path: str, name: str) -> str:
-    if not path or not path.isprintable() or len(os.fsencode(path)) > _LONGEST_SOCKET:
-        raise InvalidParameter(f"option attachment.{name}", f"{path!r} is no path of a socket", f"give one of at most {_LONGEST_SOCKET} bytes")
+    if not path or not path.isprintable() or len(os.fsencode(path)) > LONGEST_SOCKET:
+        raise InvalidParameter(f"option attachment.{name}", f"{path!r} is no path of a socket", f"give one of at most {LONGEST_SOCKET} bytes")
     return os.path.abspath(path)
 
 

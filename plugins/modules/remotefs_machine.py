@@ -235,8 +235,8 @@ error_code:
 
 from typing import TYPE_CHECKING
 
-from ..module_utils import arguments, changes
-from ..module_utils.errors import StorageError, as_storage_error
+from ..module_utils import arguments, changes, leasing
+from ..module_utils.errors import as_storage_error
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -256,7 +256,7 @@ _TASK = {
     "state": {"type": "str", "choices": ["started", "stopped", "absent"], "default": "started"},
     "consumer": {"type": "str", "choices": ["qemu", "libvirt"], "default": "qemu"},
     "lease": {"type": "dict"},
-    "run_dir": {"type": "path", "default": "/run/remotefs"},
+    "run_dir": leasing.LEASE["run_dir"],
     "program": {"type": "str"},
     "board": {"type": "str"},
     "accelerators": {"type": "list", "elements": "str", "default": ["kvm", "tcg"]},
@@ -321,10 +321,14 @@ def main() -> None:
         changes.leave(module, changes.failure(as_storage_error(error, "this task")), "machines")
         return
     result = _result(every, module.params["machines"] is None)
-    failed: list[StorageError] = [one.error for one in every if one.error is not None]
-    if failed:
-        count = f"{len(failed)} of {len(every)} machines failed. The first: " if len(every) > 1 else ""
-        result.update({"error_code": failed[0].error_code, "msg": count + str(failed[0]), **failed[0].details})
+    failed = [([one.name], one.error) for one in every if one.error is not None]
+    if len(every) == 1 and failed:
+        error = every[0].error
+        result.update({"error_code": error.error_code, "msg": str(error), **error.details})
+    elif failed:
+        from ..module_utils.together import failure_of_all
+
+        result.update(failure_of_all("machines", len(every), failed))
     changes.leave(module, result, str(module.params["name"] or "machines"))
 
 

@@ -47,12 +47,10 @@ def agent_answers(path: str) -> bool:
         agent.close()
 
 
-def wait(answers: Callable[[], bool], is_there: Callable[[], bool], until: float) -> str:
-    """Wait until a guest answers, at most until then (:func:`time.monotonic`). Returns what is wrong if it does not; empty if it does."""
+def wait(answers: Callable[[], bool], is_there: Callable[[], bool], until: float) -> bool:
+    """Whether a guest comes to answer while its machine is there, at most until then (:func:`time.monotonic`)."""
     while not answers():
-        if not is_there():
-            return "it has ended before its guest answered"
-        if time.monotonic() > until:
-            return "its guest does not answer in time"
+        if not is_there() or time.monotonic() > until:
+            return False
         time.sleep(_PAUSE)
-    return ""
+    return True

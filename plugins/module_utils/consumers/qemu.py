@@ -44,8 +44,11 @@ class Process(NamedTuple):
     began: str
 
 
-def find(place: Place) -> Process | None:
-    """The machine of this folder, if it runs."""
+def find(place: Place, pid: int = 0) -> Process | None:
+    """The machine of this folder, if it runs. :param pid: its process as it was known last, which is looked at first."""
+    found = _of(pid, place) if pid else None
+    if found is not None:
+        return found
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             found = _of(int(entry), place)
@@ -226,7 +229,7 @@ class Qemu:
 
     def runs(self, place: Place, record: Record) -> bool:
         """See :meth:`consumer.Consumer.runs`."""
-        return find(place) is not None
+        return find(place, record.pid) is not None
 
     def prepared(self, record: Record) -> Record:
         """See :meth:`consumer.Consumer.prepared`."""
@@ -242,20 +245,20 @@ class Qemu:
 
     def known(self, place: Place, record: Record) -> Record:
         """See :meth:`consumer.Consumer.known`."""
-        process = find(place)
+        process = find(place, record.pid)
         if process is None or process.pid == record.pid:
             return record
         return replace(record, pid=process.pid, ports={str(inside): outside for inside, outside in forwarded(place).items()})
 
     def stop(self, place: Place, record: Record, patience: float) -> None:
         """See :meth:`consumer.Consumer.stop`."""
-        process = find(place)
+        process = find(place, record.pid)
         if process is not None:
             stop(place, process, patience)
 
     def told(self, place: Place, record: Record) -> dict:
         """See :meth:`consumer.Consumer.told`."""
-        process = find(place)
+        process = find(place, record.pid)
         return {
             "kind": QEMU,
             "pid": process.pid if process is not None else None,

@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from typing import Iterator
 
 from ..apply.turns import take
+from ..attachments import LONGEST_SOCKET
 from ..errors import InvalidParameter, ToolFailed
 from ..mounts.host_files import replace_file
 from .described import Record
 
-DEFAULT = "/run/remotefs"
 _RECORD, _MONITOR, _AGENT, _PID = "machine.json", "qmp.sock", "agent.sock", "pid"
-_LONGEST_SOCKET = 107  # bytes of the path of a socket (unix(7))
 
 
 class Place:
@@ -47,8 +46,8 @@ class RunDirectory:
     def place(self, name: str) -> Place:
         """The folder of a machine. :raises InvalidParameter: its sockets would have too long names."""
         place = Place(self.path, name)
-        if len(os.fsencode(place.agent)) > _LONGEST_SOCKET:
-            problem = f"the paths of sockets may have {_LONGEST_SOCKET} bytes, and {place.agent} has more"
+        if len(os.fsencode(place.agent)) > LONGEST_SOCKET:
+            problem = f"the paths of sockets may have {LONGEST_SOCKET} bytes, and {place.agent} has more"
             raise InvalidParameter("option run_dir", problem, "give a shorter directory")
         return place
 
@@ -63,7 +62,7 @@ class RunDirectory:
             raise _failed(error, self.path) from error
 
     def make(self, place: Place) -> None:
-        """Make the folder of a machine. :raises ToolFailed: the directory is somebody else's. :raises ToolFailed: it cannot be made."""
+        """Make the folder of a machine. :raises ToolFailed: the directory is somebody else's, or it cannot be made."""
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             for folder in (self.path, place.folder):

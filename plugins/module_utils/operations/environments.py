@@ -15,6 +15,7 @@ from typing import NamedTuple, Sequence
 from ..errors import StorageError
 from ..lease import Lease
 from ..model import Share, Volume, is_safe_file_name, time_text
+from ..store.files import small_files
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import leases, records
 from ..store.volumes import chains
@@ -38,7 +39,7 @@ def read_workers(share: Share, globs: Sequence[str] = ()) -> Found:
     """
     found = Found([], [])
     with ShareDirectory(share) as directory:
-        recorded = _recorded(directory)
+        recorded = frozenset(small_files.names(directory, "volumes", records.file_name("")))  # a lease may list thousands of names, of which most are not there
         for name in leases.names(directory):
             if globs and not any(fnmatchcase(name, glob) for glob in globs):
                 continue
@@ -50,12 +51,6 @@ def read_workers(share: Share, globs: Sequence[str] = ()) -> Found:
             if lease is not None:  # otherwise it was released meanwhile
                 found.workers.extend(_workers_of(directory, lease, recorded, found.problems))
     return found
-
-
-def _recorded(directory: ShareDirectory) -> frozenset[str]:
-    """The names of volumes with a record: a lease may list thousands of names, of which most are not there."""
-    folder, end = directory.private("volumes"), records.file_name("")
-    return frozenset(name[: -len(end)] for name in (folder.names() if folder is not None else []) if name.endswith(end))
 
 
 def _workers_of(directory: ShareDirectory, lease: Lease, recorded: frozenset[str], problems: list[str]) -> list[dict]:

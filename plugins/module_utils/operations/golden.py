@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from ..errors import Conflict, StorageError
 from ..model import Volume
+from ..store.files import small_files
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import leases, records
 
 NAMES = "golden-"  # how their names begin
-_LABEL, _RECORD = "remotefs_golden", ".json"
+_LABEL = "remotefs_golden"
 
 
 def spare(directory: ShareDirectory, keep: int) -> list[str]:
     """Those that no lease uses, but for the ``keep`` newest. :raises StorageError: a lease cannot be read, so that it is not known."""
-    folder, used = directory.private("volumes"), _used(directory)
-    files = folder.names() if folder is not None else []
-    names = [name[: -len(_RECORD)] for name in files if name.startswith(NAMES) and name.endswith(_RECORD)]
+    used = _used(directory)
+    names = [name for name in small_files.names(directory, "volumes", records.file_name("")) if name.startswith(NAMES)]
     found = [(record.created or "", name) for name, record in ((name, _record(directory, name)) for name in names) if record and _LABEL in record.labels]
     free = [name for _created, name in sorted(found) if name not in used]
     return free[: max(len(free) - keep, 0)]

@@ -20,7 +20,7 @@ from typing import Callable, Collection, ContextManager, Mapping, NamedTuple, Se
 from ..consumers import answering
 from ..consumers.consumer import Consumer, of_record
 from ..consumers.described import Disk, Record, Wanted
-from ..consumers.run_directory import RunDirectory
+from ..consumers.run_directory import Place, RunDirectory
 from ..errors import Conflict, InvalidParameter, StorageError, ToolFailed, VolumeNotFound, as_storage_error
 from ..lease import Lease
 from ..model import Share, listed
@@ -91,8 +91,7 @@ def ensure(request: Request, options: Options) -> list[Done]:
     """Bring machines to a state. What fails with one of them does not keep the others. :raises LeaseLost: the lease is not the task's any more."""
     if request.state != STARTED:
         return _each(request, partial(_end, request, options))
-    wants = _holding(request, options)
-    with wants as held:
+    with _holding(request, options) as held:
         found = _resolved(request, held, options.check)
         done = _each(request, lambda asked: _start(request, found[asked.name], held, options))
     if options.check:
@@ -116,6 +115,11 @@ def _each(request: Request, work: Callable[[Asked], Done]) -> list[Done]:
 
     with ThreadPoolExecutor(max_workers=max(1, min(request.parallel, len(request.machines)))) as pool:
         return list(pool.map(one, request.machines))
+
+
+def _alone(directory: RunDirectory, name: str, options: Options) -> ContextManager[None]:
+    """A context in which this task alone works with a machine. Check mode changes none."""
+    return nullcontext() if options.check else directory.locked(name, options.lock_timeout)
 
 
 # -- starting ------------------------------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | No
     if isinstance(wanted, StorageError):
         raise wanted
     directory, place = request.directory, request.directory.place(wanted.name)
-    with nullcontext() if options.check else directory.locked(wanted.name, options.lock_timeout):
+    with _alone(directory, wanted.name, options):
         record, consumer = directory.read(place), request.consumer
         if record is not None and of_record(record, options.task.warn).runs(place, record):
             if not options.check or len(wanted.disks) == len(record.volumes):
@@ -201,18 +205,23 @@ def _answering(request: Request, wanted: Wanted, one: Done, until: float) -> Don
     consumer, place = request.consumer, request.directory.place(one.name)
     try:
         record, sign = request.directory.read(place), request.sign or consumer.usual_sign(wanted)
-        if sign == answering.NONE or record is None:
-            return one
-        known = record
-        problem = answering.wait(consumer.answers(place, known, sign), lambda: consumer.runs(place, known), until)
-        if not problem:
-            return one
-        words = consumer.last_words(place)
-        problem = problem.replace("in time", f"within {request.answers_within:g} s")
-        remedy = "look at its console and at what it boots, then run the task again; it runs on" if consumer.runs(place, known) else "look at what it boots"
-        raise ToolFailed(f"machine {one.name}", problem + (f"; its console ends with: {words}" if words else ""), remedy)
+        if sign != answering.NONE and record is not None:
+            known = record
+            if not answering.wait(consumer.answers(place, known, sign), lambda: consumer.runs(place, known), until):
+                raise _silent(request, place, known)
     except StorageError as error:
         return one._replace(error=error)
+    return one
+
+
+def _silent(request: Request, place: Place, record: Record) -> ToolFailed:
+    words = request.consumer.last_words(place)
+    if request.consumer.runs(place, record):
+        problem = f"its guest does not answer within {request.answers_within:g} s"
+        remedy = "look at its console and at what it boots, then run the task again; it runs on"
+    else:
+        problem, remedy = "it has ended before its guest answered", "look at what it boots"
+    return ToolFailed(f"machine {place.name}", problem + (f"; its console ends with: {words}" if words else ""), remedy)
 
 
 # -- ending --------------------------------------------------------------------------------------------------------------
@@ -220,41 +229,48 @@ def _answering(request: Request, wanted: Wanted, one: Done, until: float) -> Don
 
 def _end(request: Request, options: Options, asked: Asked) -> Done:
     directory, place = request.directory, request.directory.place(asked.name)
-    with nullcontext() if options.check else directory.locked(asked.name, options.lock_timeout):
+    with _alone(directory, asked.name, options):
         record = directory.read(place)
         if record is None:
             return Done(asked.name, request.state, request.state)
         if record.share != request.share.path:
             raise Conflict(f"machine {asked.name}", f"it runs on volumes of {record.share}", "give the share of its volumes, or another run_dir")
-        consumer = of_record(record, options.task.warn)
-        before = STARTED if consumer.runs(place, record) else STOPPED
-        if not options.check:
-            consumer.stop(place, record, request.shuts_down_within)
-            if request.state == ABSENT:
-                directory.forget(place)
-        return Done(asked.name, before, request.state)
+        ran = _ended(directory, place, record, request.shuts_down_within, request.state == ABSENT, options)
+        return Done(asked.name, STARTED if ran else STOPPED, request.state)
+
+
+def _ended(directory: RunDirectory, place: Place, record: Record, patience: float, is_forgotten: bool, options: Options) -> bool:
+    """End a machine that this task has for itself, if this is no check mode. Returns whether it ran. :raises StorageError: it cannot be ended."""
+    consumer = of_record(record, options.task.warn)
+    ran = consumer.runs(place, record)
+    if not options.check:
+        consumer.stop(place, record, patience)
+        if is_forgotten:
+            directory.forget(place)
+    return ran
 
 
 def end_those_of(lease: Lease, share: Share, run_dir: str, names: Collection[str], options: Options) -> frozenset[str]:
     """End the machines of this host that were started under a lease and have one of these volumes, and forget them. Returns the volumes that
     they had open. :raises StorageError: one cannot be ended.
     """
-    directory = RunDirectory(run_dir)
-    ended: set[str] = set()
-    for name in directory.names():
-        place = directory.place(name)
+
+    def found(place: Place) -> Record | None:
         try:
             record = directory.read(place)
         except StorageError as error:  # if it is of this lease, its volumes turn out to be in use
             options.task.warn(str(error))
+            return None
+        is_meant = record is not None and (record.lease_id, record.share) == (lease.id, share.path) and not set(record.volumes).isdisjoint(names)
+        return record if is_meant else None
+
+    directory = RunDirectory(run_dir)
+    ended: set[str] = set()
+    for place in map(directory.place, directory.names()):
+        if found(place) is None:
             continue
-        if record is None or record.lease_id != lease.id or record.share != share.path or set(record.volumes).isdisjoint(names):
-            continue
-        with nullcontext() if options.check else directory.locked(name, options.lock_timeout):
-            consumer = of_record(record, options.task.warn)
-            if consumer.runs(place, record):
+        with _alone(directory, place.name, options):
+            record = found(place)  # again: another task may have had it meanwhile
+            if record is not None and _ended(directory, place, record, 0, True, options):
                 ended.update(record.volumes)
-            if not options.check:
-                consumer.stop(place, record, 0)
-                directory.forget(place)
     return frozenset(ended)

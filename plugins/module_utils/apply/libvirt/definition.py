@@ -101,9 +101,7 @@ def with_image(xml: str, target: str, path: str, image_format: str) -> str:
 
     :raises Unreadable: there is no such disk.
     """
-    for prefix, uri in _prefixes(xml):
-        ElementTree.register_namespace(prefix, uri)  # or it would invent others for the parts that other programs keep there
-    root = _parsed(xml)
+    root = _to_be_written(xml)
     for element in root.findall("./devices/disk"):
         named, source, driver = element.find("target"), element.find("source"), element.find("driver")
         if named is None or named.get("dev") != target or source is None:
@@ -127,9 +125,7 @@ def name_of(xml: str) -> str:
 
 def with_uuid(xml: str, uuid: str) -> str:
     """The same description of a domain with this UUID. :raises Unreadable: it is no description of a domain."""
-    for prefix, uri in _prefixes(xml):
-        ElementTree.register_namespace(prefix, uri)  # see with_image
-    root = _parsed(xml)
+    root = _to_be_written(xml)
     if root.tag != "domain":
         raise Unreadable(f"it begins with {root.tag}")
     for element in root.findall("uuid"):
@@ -168,6 +164,13 @@ def agent_channel(xml: str) -> str | None:
         if target.get("type") == "virtio" and target.get("name") == AGENT:
             return target.get("state") or ""
     return None
+
+
+def _to_be_written(xml: str) -> ElementTree.Element:
+    """As :func:`_parsed`, for text that is made from it again. Other programs keep parts there, which keep the prefixes of their names."""
+    for prefix, uri in _prefixes(xml):
+        ElementTree.register_namespace(prefix, uri)
+    return _parsed(xml)
 
 
 def _prefixes(xml: str) -> list[tuple[str, str]]:

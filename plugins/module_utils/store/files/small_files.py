@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes records and ``.info`` whole and durable, even on a full share."""
+"""Writes records and ``.info`` whole and durable, even on a full share; which records there are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import os
 from ...errors import NoSpace, UnsafeImage, from_os_error
 from . import access, ballast, packed_lines
 from .directory import SMALL_FILE, Directory, ShareDirectory
+
+
+def names(share: ShareDirectory, folder: str, end: str) -> list[str]:
+    """What the records in ``.remotefs/FOLDER`` are about: their names without ``end``."""
+    opened = share.private(folder)
+    return [name[: -len(end)] for name in (opened.names() if opened is not None else []) if name.endswith(end)]
 
 
 def write(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ...errors import ChainBroken, NeedsRecovery, from_os_error
 from ...lease import MOST_NAMES, Lease
 from ...model import is_safe_file_name
+from ..files import small_files
 from ..files.ballast import FULL
 from ..files.directory import SMALL_FILE
 from ..files.replaced import read_file
@@ -39,9 +40,7 @@ def lock_name(lease: str) -> str:
 
 def names(directory: ShareDirectory) -> list[str]:
     """The names of all leases, sorted."""
-    folder = directory.private(FOLDER)
-    found = folder.names() if folder is not None else []
-    return sorted(name[: -len(_SUFFIX)] for name in found if name.endswith(_SUFFIX) and is_safe_file_name(name))
+    return sorted(name for name in small_files.names(directory, FOLDER, _SUFFIX) if is_safe_file_name(name + _SUFFIX))
 
 
 def left_behind(directory: ShareDirectory) -> list[str]:
