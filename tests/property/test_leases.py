@@ -158,6 +158,7 @@ class Life:
             if (OWNERS[words[0]], words[1]) not in self.tokens:  # somebody who was given a lease once
                 owner, name = list(self.tokens)[(words[0] + len(words[1])) % len(self.tokens)]
                 words[:2] = OWNERS.index(owner), name
+        self.given = dict(self.tokens)  # what the task has in its hand; others may be given another one meanwhile
         self.seen, real = self.look(verb, words), time.time
         ended = told = None
         try:
@@ -192,7 +193,9 @@ class Life:
         def then(act: Callable) -> Callable:
             def run(*args: Any, **more: Any) -> Any:
                 while pending:
+                    mine = self.given
                     self.live(pending.pop(), None)
+                    self.given = mine
                     self.seen = self.look(verb, words)
                 return act(*args, **more)
 
@@ -228,7 +231,7 @@ class Life:
 
     def is_current(self, owner: int, name: str, by_name: bool = False) -> bool:
         """Whether an owner has what it was given, or a lease of the name at all."""
-        held, given = self.lease(name), self.tokens.get((OWNERS[owner], name))
+        held, given = self.lease(name), self.given.get((OWNERS[owner], name))
         if held is None or held["owner"] != OWNERS[owner]:
             return False
         return by_name or (given is not None and given["id"] == held["id"] and held["id"] not in self.doomed)
@@ -423,6 +426,12 @@ def test_each_step_killed(instant: int) -> None:
         second: list = [(("pass", 4170), None), (("pass", 4170), None), (("pipeline", 1, "ci", BOTH, True), None)]
         live([(pipeline, instant), *passes, (last, instant), (("pipeline", 2, "ci-1", ("ci-00", "ci-1-00"), True), instant), *second, *late])
         live([(pipeline, None), *passes, (last, instant), *second, *late, (("user replaces", "ci-01"), None), (("user makes", "ci-database"), None)])
+
+
+def test_an_owner_who_was_given_another_lease_meanwhile() -> None:
+    """What it was given first is lost to it."""
+    alone = (("pipeline", 0, "ci", (), False), None)
+    live([alone, (("pipeline", 0, "ci", ("ci-00",), False), ("release", 0, "ci", True)), (("renew", 0, "ci"), alone[0])])
 
 
 @pytest.mark.parametrize("operation", [("collect", 0), ("release", 0, "ci", True), ("take", 1, "ci", (), True), ("reset", 0, "ci", "ci-00")])
