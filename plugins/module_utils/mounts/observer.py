@@ -12,7 +12,7 @@ from . import automount, binds, planner, probe, record, resolve, sources, tables
 
 def observe(
     desired: planner.DesiredShare, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], deadline: probe.Deadline
-) -> planner.ObservedShare:
+) -> planner.Seen:
     """The state at the path of the desired share.
 
     :param mounts: the kernel's table. :param entries: the lines of fstab.
@@ -26,7 +26,7 @@ def observe(
     directory, empty = (True, True) if untouched or (mount is not None and desired.row.mount_type) else _directory(desired, real, deadline)
     source = resolve.follow(desired.src, mounts) if desired.src and resolve.is_directory_name(desired.src) else None
     bound = mount is not None and source is not None and binds.shows(mounts, mount, source)
-    return planner.ObservedShare(
+    return planner.Seen(
         mount=mount if desired.row.mount_type else None,
         source=(source if bound else source_of(mount, mounts)) if desired.row.mount_type else None,
         bound=bound,

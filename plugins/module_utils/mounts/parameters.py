@@ -22,7 +22,7 @@ CREDENTIALS = "/etc/remotefs/credentials"
 _CREDENTIAL_KEYS = ("username", "password", "domain")
 
 
-def read_desired(params: dict, mounts: Mounts, entries: Entries) -> DesiredShare:
+def read_wish(params: dict, mounts: Mounts, entries: Entries) -> DesiredShare:
     """The share that a task desires. :param params: the options of remotefs_share. Every option has a key.
 
     :param mounts: the kernel's table. :param entries: the lines of fstab. These two decide what ``fstype: auto`` means, before the source's form does.
@@ -110,7 +110,7 @@ def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entri
 
 
 def share_path(params: dict, mounts: Mounts, entries: Entries) -> str | None:
-    """The directory where the share is or would be; None if an option that decides this is missing or wrong. See :func:`read_desired`."""
+    """The directory where the share is or would be; None if an option that decides this is missing or wrong. See :func:`read_wish`."""
     try:
         src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
         if params["path"] or (src and resolve.is_directory_name(src)):

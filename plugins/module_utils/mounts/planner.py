@@ -56,7 +56,7 @@ class DesiredShare:
 
 
 @dataclass(frozen=True)
-class ObservedShare:
+class Seen:
     """The observed state of one share: the mount at its path, the line of fstab for the path, and its files."""
 
     mount: Mount | None = None
@@ -73,7 +73,7 @@ class ObservedShare:
     shared: bool = False  # the same file system is mounted elsewhere too, so its options cannot be changed by a mount at this path
 
 
-def plan(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+def plan(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
     """The steps that lead from the observed state to the desired one, in order; none if the two agree.
 
     :raises Conflict: another source is mounted at the path, or fstab has another source for it.
@@ -102,7 +102,7 @@ def plan(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
     return _plan_mounted(desired, observed)
 
 
-def _plan_mounted(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+def _plan_mounted(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
     credentials, fstab = _write_credentials(desired, observed), _write_fstab(desired, observed)
     if observed.mount is None:
         return credentials + _create(desired, observed) + (_mount(desired, observed),) + fstab
@@ -115,7 +115,7 @@ def _plan_mounted(desired: DesiredShare, observed: ObservedShare) -> tuple[Step,
     return _unmount(desired, observed) + credentials + (_mount(desired, observed),) + fstab
 
 
-def drifted_options(desired: DesiredShare, observed: ObservedShare) -> tuple[str, ...]:
+def drifted_options(desired: DesiredShare, observed: Seen) -> tuple[str, ...]:
     """The options in which the mount differs from the desired ones, as far as a task can change them.
 
     A mount that was made with exactly the desired options and has not changed since is as desired, whatever the kernel shows.
@@ -140,7 +140,7 @@ def _another_user(desired: DesiredShare, mount: Mount) -> tuple[str, ...]:
     return (wanted,) if shown and wanted not in shown else ()
 
 
-def effective_options(desired: DesiredShare, observed: ObservedShare) -> tuple[str, ...]:
+def effective_options(desired: DesiredShare, observed: Seen) -> tuple[str, ...]:
     """The desired options, with the defaults and with the option that names the credentials file."""
     options = mount_options.complete(desired.row, desired.options)
     if desired.row.credentials == "file" and (desired.credentials is not None or observed.credentials is not None):
@@ -149,7 +149,7 @@ def effective_options(desired: DesiredShare, observed: ObservedShare) -> tuple[s
     return options
 
 
-def state_after(observed: ObservedShare, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
+def state_after(observed: Seen, desired: DesiredShare, steps: tuple[Step, ...]) -> dict:
     """The state of the share after ``steps``, with the keys of :func:`state_of`."""
     after = state_of(observed)
     for step in steps:
@@ -168,7 +168,7 @@ def state_after(observed: ObservedShare, desired: DesiredShare, steps: tuple[Ste
     return after
 
 
-def state_of(observed: ObservedShare) -> dict:
+def state_of(observed: Seen) -> dict:
     """The state of a share for a diff, without secrets.
 
     :return: ``mounted`` (the source, or None), ``opts`` (separated by commas, or None), ``fstab`` (the line, or None),
@@ -188,7 +188,7 @@ def _line(entry: Entry) -> str:
     return f"{entry.source} {entry.path} {entry.fstype} {','.join(options)}"
 
 
-def same_source(desired: DesiredShare, observed: ObservedShare) -> bool:
+def same_source(desired: DesiredShare, observed: Seen) -> bool:
     """Whether the desired source is mounted at the path; also True if there is no mount or no desired source."""
     if desired.src is None or observed.mount is None:
         return True
@@ -202,7 +202,7 @@ def _same_entry(desired: DesiredShare, entry: Entry) -> bool:
     return desired.src is None or is_same_share(entry.source, desired.src, desired.row)
 
 
-def _check_sources(desired: DesiredShare, observed: ObservedShare) -> None:
+def _check_sources(desired: DesiredShare, observed: Seen) -> None:
     if desired.state != "present" and observed.mount is not None and not same_source(desired, observed):
         problem = f"{observed.source} ({observed.mount.fstype}) is mounted there, not {desired.src}"
         raise Conflict(f"path {desired.path}", problem, "choose another path or unmount that one")
@@ -211,7 +211,7 @@ def _check_sources(desired: DesiredShare, observed: ObservedShare) -> None:
         raise Conflict(f"path {desired.path}", f"{desired.fstab} mounts {observed.entry.source} there, not {desired.src}", remedy)
 
 
-def restore(desired: DesiredShare, observed: ObservedShare) -> MountShare | None:
+def restore(desired: DesiredShare, observed: Seen) -> MountShare | None:
     """The step that mounts the old share again, for the case that its replacement fails; None if nothing was mounted.
 
     Its options are those of fstab, or else those that were in force.
@@ -230,28 +230,28 @@ def _source(desired: DesiredShare) -> str:
     return desired.src
 
 
-def _create(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+def _create(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
     return () if observed.directory or observed.trigger or observed.mount is not None else (CreateDirectory(desired.path),)
 
 
-def _mount(desired: DesiredShare, observed: ObservedShare) -> Step:
+def _mount(desired: DesiredShare, observed: Seen) -> Step:
     options = mount_options.for_mount(effective_options(desired, observed))
     if desired.row.credentials == "stdin" and desired.credentials is not None:
         options += desired.row.stdin_options
     return MountShare(desired.path, _source(desired), desired.row.name, desired.row, options, desired.credentials, observed.trigger)
 
 
-def _unmount(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+def _unmount(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
     return (Unmount(desired.path, desired.src or observed.source or desired.path),) * observed.layers if observed.mount is not None else ()
 
 
-def _write_credentials(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+def _write_credentials(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
     if desired.credentials is None or desired.row.credentials != "file" or desired.credentials.content() == observed.credentials:
         return ()
     return (WriteCredentials(desired.credentials_file, desired.credentials),)
 
 
-def _write_fstab(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+def _write_fstab(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
     if not desired.persist:
         return ()
     options = mount_options.for_fstab(effective_options(desired, observed))
@@ -262,7 +262,7 @@ def _write_fstab(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, 
     return () if entry == old else (WriteFstab(desired.path, desired.fstab, entry),)
 
 
-def _forget(desired: DesiredShare, observed: ObservedShare) -> tuple[Step, ...]:
+def _forget(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
     steps: tuple[Step, ...] = ()
     if desired.persist and observed.entry is not None:
         steps += (RemoveFstab(desired.path, desired.fstab),)

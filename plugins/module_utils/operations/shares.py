@@ -92,7 +92,7 @@ def _ensure(params: dict, check_mode: bool, number_of_path: dict, number: int, r
     mounts = tables.read_mounts()
     entries = tables.parse_fstab(tables.read_fstab(resolve.clean_path(params["fstab"], "fstab")))
     mounts = _after_automounts(params, mounts, entries, deadline)
-    desired = parameters.read_desired(params, mounts, entries)
+    desired = parameters.read_wish(params, mounts, entries)
     result["src"], subject = desired.src, f"share {desired.name}"
     if number_of_path.setdefault(desired.path, number) != number:
         raise errors.InvalidParameter(subject, f"item {number_of_path[desired.path]} of the list has the same path {desired.path}", "name every share once")
@@ -137,7 +137,7 @@ def _after_automounts(
     return mounts
 
 
-def _record(desired: planner.DesiredShare, observed: planner.ObservedShare, steps: tuple[Step, ...], failed: bool = False) -> None:
+def _record(desired: planner.DesiredShare, observed: planner.Seen, steps: tuple[Step, ...], failed: bool = False) -> None:
     """Write the record of the mount if the steps mounted the share. Remove it if the share is unmounted or its state is uncertain."""
     if not any(isinstance(step, (MountShare, Remount, Unmount)) for step in steps):
         return
@@ -153,7 +153,7 @@ def _deadline(params: dict) -> probe.Deadline:
     return probe.Deadline(params["timeout"])
 
 
-def _check_source(desired: planner.DesiredShare, observed: planner.ObservedShare, steps: tuple[Step, ...], deadline: probe.Deadline) -> None:
+def _check_source(desired: planner.DesiredShare, observed: planner.Seen, steps: tuple[Step, ...], deadline: probe.Deadline) -> None:
     """Check that the source of a bind mount is a directory. No other kind of source can be checked before mounting."""
     if not desired.row.local or not any(isinstance(step, (MountShare, WriteFstab)) for step in steps) or observed.mount is not None:
         return
@@ -161,7 +161,7 @@ def _check_source(desired: planner.DesiredShare, observed: planner.ObservedShare
         raise errors.MountFailed(f"share {desired.src}", "there is no such directory to show elsewhere", "create it, or correct src")
 
 
-def _warnings(desired: planner.DesiredShare, observed: planner.ObservedShare, steps: tuple[Step, ...], check_mode: bool) -> list[str]:
+def _warnings(desired: planner.DesiredShare, observed: planner.Seen, steps: tuple[Step, ...], check_mode: bool) -> list[str]:
     mounting = any(isinstance(step, (MountShare, Remount)) for step in steps)
     wanted = desired.state in planner.MOUNTED and bool(desired.row.mount_type)
     warnings = []
@@ -184,7 +184,7 @@ def _warnings(desired: planner.DesiredShare, observed: planner.ObservedShare, st
     return warnings
 
 
-def _why_not_in_force(desired: planner.DesiredShare, observed: planner.ObservedShare) -> str:
+def _why_not_in_force(desired: planner.DesiredShare, observed: planner.Seen) -> str:
     if observed.trigger:
         return "the automounter's own table decides (systemctl daemon-reload after a change of fstab), and state: remounted makes it mount the share again"
     apart = f" ({desired.row.separating} separates the two)" if desired.row.separating else ""

@@ -132,7 +132,7 @@ def managed(row, live, wanted=(), **changes):
     source = {"nfs": "nas:/x", "sshfs": "u@h:/x", "cifs": "//n/x"}[row.name]
     mount = tables.Mount(2, 1, "0:9", "/", "/mnt/x", row.kernel_types[-1], source, tuple(live.split(",")), ())
     desired = planner.DesiredShare(source, "/mnt/x", row, tuple(wanted), persist=False, state=changes.pop("state", "mounted"), own_directory=True)
-    return planner.plan(desired, planner.ObservedShare(mount=mount, source=source, directory=True, trigger=True, **changes))
+    return planner.plan(desired, planner.Seen(mount=mount, source=source, directory=True, trigger=True, **changes))
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_a_new_row_is_told_to_os_brick(host: Host, tmp_path: Path, words: list[s
 
 def test_a_new_row_is_planned_by_its_columns(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shares.ensure(given(tmp_path))
-    desired = parameters.read_desired(given(tmp_path), host.mounts(), ())
+    desired = parameters.read_wish(given(tmp_path), host.mounts(), ())
     seen = observer.observe(desired, host.mounts(), (), shares._deadline(given(tmp_path)))
     assert desired.row is FAKE and seen.source == "fake:vols" and not seen.dead
     other = dataclasses.replace(desired, credentials=dataclasses.replace(desired.credentials, username="bob"))

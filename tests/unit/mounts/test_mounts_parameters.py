@@ -29,7 +29,7 @@ def params(**given):
 
 
 def read(**given):
-    return parameters.read_desired(params(**given), MOUNTS, ENTRIES)
+    return parameters.read_wish(params(**given), MOUNTS, ENTRIES)
 
 
 @pytest.mark.parametrize(

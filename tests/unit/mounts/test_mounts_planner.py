@@ -26,7 +26,7 @@ def mount(source="nas:/x", fstype="nfs4", options=("rw", "vers=4.2", "hard")):
 
 
 def seen(mounted=None, **changes):
-    return planner.ObservedShare(mount=mounted, source=mounted.source if mounted else None, directory=changes.pop("directory", mounted is not None), **changes)
+    return planner.Seen(mount=mounted, source=mounted.source if mounted else None, directory=changes.pop("directory", mounted is not None), **changes)
 
 
 def entry(*options, source="nas:/x", fstype="nfs"):

@@ -34,7 +34,7 @@ def seen_after(row, wanted, live, persist=True, recorded=False, credentials=None
     kind = row.kernel_types[-1] if row.kernel_types else "ext4"
     mount = tables.Mount(9, 1, "0:50", "/", "/mnt/t", kind, source, tuple(live.split(",")), ())
     desired = planner.DesiredShare(source, "/mnt/t", row, tuple(wanted), persist=persist, credentials=credentials, credentials_file="/c/file")
-    seen = planner.ObservedShare(directory=True, credentials=credentials.content() if credentials else None)
+    seen = planner.Seen(directory=True, credentials=credentials.content() if credentials else None)
     first = planner.plan(desired if previous is None else dataclasses.replace(desired, options=tuple(previous)), seen)
     entry = next((step.entry for step in first if isinstance(step, planner.WriteFstab)), None)
     seen = dataclasses.replace(seen, mount=mount, source=source, bound=True, entry=entry)

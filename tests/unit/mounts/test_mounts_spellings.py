@@ -84,9 +84,9 @@ def test_a_share_is_mounted_found_and_removed_by_any_spelling(name, shown, given
     found = resolve.find_share(given, fstab="/dev/null")
     assert (found.path, found.source, found.export) == ("/mnt/t", given, shown)
     entry = tables.Entry(shown, "/mnt/t", row.mount_type, row.default_options or ("defaults",))
-    there = planner.ObservedShare(mount=mounts[1], source=shown, entry=entry, directory=True)
+    there = planner.Seen(mount=mounts[1], source=shown, entry=entry, directory=True)
     for state, steps in (("mounted", []), ("absent", ["unmount", "remove_fstab"])):
-        assert [step.name for step in planner.plan(parameters.read_desired(params(given, state, fstype=name), mounts, (entry,)), there)] == steps
+        assert [step.name for step in planner.plan(parameters.read_wish(params(given, state, fstype=name), mounts, (entry,)), there)] == steps
 
 
 @pytest.mark.parametrize(("name", "shown", "given"), [case for case in OTHER if case[0] in ("nfs", "cifs", "sshfs")])
@@ -97,26 +97,26 @@ def test_another_share_is_not(name, shown, given, monkeypatch):
     with pytest.raises(ShareNotMounted):
         resolve.find_share(given, fstab="/dev/null")
     with pytest.raises(Conflict):
-        planner.plan(parameters.read_desired(params(given, fstype=name), mounts, ()), planner.ObservedShare(mount=mounts[1], source=shown, directory=True))
+        planner.plan(parameters.read_wish(params(given, fstype=name), mounts, ()), planner.Seen(mount=mounts[1], source=shown, directory=True))
 
 
 def test_the_default_path_is_of_the_exact_spelling_unless_another_one_has_the_share():
     exact, other = resolve.default_path("nas1:/vols/"), resolve.default_path("nas1://vols")
-    assert parameters.read_desired(params("nas1:/vols/", path=None), (), ()).path == exact
+    assert parameters.read_wish(params("nas1:/vols/", path=None), (), ()).path == exact
     mounts = tables.parse_mountinfo(ROOT + f"9 1 0:50 / {other} rw - nfs4 nas1:/vols rw,vers=4.2")
     for state in ("mounted", "absent", "unmounted"):
-        assert parameters.read_desired(params("nas1:/vols/", state, path=None), mounts, ()).path == other
+        assert parameters.read_wish(params("nas1:/vols/", state, path=None), mounts, ()).path == other
     entries = (tables.Entry("nas1://vols", other, "nfs"),)
-    assert parameters.read_desired(params("nas1:/vols/", "absent", path=None), (), entries).path == other
+    assert parameters.read_wish(params("nas1:/vols/", "absent", path=None), (), entries).path == other
     elsewhere = tables.parse_mountinfo(ROOT + "9 1 0:50 / /mnt/by/hand rw - nfs4 nas1:/vols rw,vers=4.2")
-    assert parameters.read_desired(params("nas1:/vols/", path=None), elsewhere, ()).path == exact
+    assert parameters.read_wish(params("nas1:/vols/", path=None), elsewhere, ()).path == exact
 
 
 def test_the_spelling_in_fstab_stays():
     entry = tables.Entry("nas1://vols", "/mnt/t", "nfs", ("ro",))
     (mount,) = tables.parse_mountinfo("9 1 0:50 / /mnt/t rw - nfs4 nas1:/vols rw,vers=4.2")
-    desired = parameters.read_desired(params("nas1:/vols"), (mount,), (entry,))
-    (step,) = planner.plan(desired, planner.ObservedShare(mount=mount, source="nas1:/vols", entry=entry, directory=True))
+    desired = parameters.read_wish(params("nas1:/vols"), (mount,), (entry,))
+    (step,) = planner.plan(desired, planner.Seen(mount=mount, source="nas1:/vols", entry=entry, directory=True))
     assert (step.entry.source, step.entry.options) == ("nas1://vols", ("defaults",))
 
 
@@ -155,10 +155,10 @@ def stack(*sources, path="/mnt/t", kind="nfs4"):
 )
 def test_absent_unmounts_every_layer_of_the_source(sources, unmounts, tmp_path, monkeypatch):
     mounts = stack(*sources)
-    desired = parameters.read_desired(params("nas1://vols", "absent"), mounts, ())
+    desired = parameters.read_wish(params("nas1://vols", "absent"), mounts, ())
     seen = observer.observe(desired, mounts, (), probe.Deadline(5))
     assert [step.name for step in planner.plan(desired, seen)] == ["unmount"] * unmounts
-    mounted = parameters.read_desired(params("nas1://vols", persist=False), mounts, ())
+    mounted = parameters.read_wish(params("nas1://vols", persist=False), mounts, ())
     assert planner.plan(mounted, seen) == ()
 
 
@@ -175,9 +175,9 @@ def test_a_bind_mount_of_a_part_is_not_the_share(monkeypatch):
     assert resolve.find_share("/mnt/bound", fstab="/dev/null").source == "/mnt/bound"
     inner = resolve.find_share("/mnt/in", fstab="/dev/null")
     assert (inner.source, inner.export, inner.below) == ("/mnt/in", "//nas/vols/dir", "in")
-    desired = parameters.read_desired(params("//nas/vols", path="/mnt/bound"), mounts, ())
+    desired = parameters.read_wish(params("//nas/vols", path="/mnt/bound"), mounts, ())
     with pytest.raises(Conflict):
-        planner.plan(desired, planner.ObservedShare(mount=mounts[1], source="//nas/vols", directory=True))
+        planner.plan(desired, planner.Seen(mount=mounts[1], source="//nas/vols", directory=True))
 
 
 # --- what `share` is
@@ -203,4 +203,4 @@ def test_what_is_no_share_is_said(given):
 
 def test_an_option_in_quotes_keeps_its_commas():
     split_by_ansible = ["ro", 'context="system_u:object_r:nfs_t:s0:c1', 'c2"', "hard"]
-    assert parameters.read_desired(params("nas:/x", opts=split_by_ansible), (), ()).options == ("ro", 'context="system_u:object_r:nfs_t:s0:c1,c2"', "hard")
+    assert parameters.read_wish(params("nas:/x", opts=split_by_ansible), (), ()).options == ("ro", 'context="system_u:object_r:nfs_t:s0:c1,c2"', "hard")
