@@ -375,6 +375,18 @@ def test_a_guest_that_answers_and_one_that_does_not(site: Site) -> None:
     assert told.isprintable()
 
 
+def test_a_guest_that_stands_still(site: Site) -> None:
+    """Nobody waits for a guest that cannot go on by itself. The message says what QEMU says, and the machine can be stopped."""
+    site.present("vol", size=MIB)
+    crashes = kernel("rdinit=/no/such/program")
+    crashes["arguments"] += ["-action", "reboot=shutdown,shutdown=pause"]
+    began = time.monotonic()
+    told = site.failed(errors.ToolFailed, wait_for="ssh", wait_timeout=300, **crashes)
+    assert "its guest stands still (shutdown)" in told and "look at what it boots" in told and time.monotonic() - began < 100
+    site.good("absent")
+    assert not site.processes()
+
+
 def test_hostile_words_on_a_console(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu, "ask", lambda *_ignored, **_options: "\x1b[2J\x1b]0;x\x07first\r\n" + "y" * 100000 + "\n" + "last\u202e\n")
     told = qemu.console(RunDirectory(str(site.run_dir)).place("vol"))

@@ -40,6 +40,9 @@ class Consumer(Protocol):
     def answers(self, place: Place, record: Record, sign: str) -> Callable[[], bool]:
         """What tells whether the guest answers. :raises InvalidParameter: that cannot be seen by this sign."""
 
+    def halted(self, place: Place, record: Record) -> str:
+        """Why the guest stands still although its machine is there, in the consumer's words, such as ``io-error``; empty if it runs or nobody knows."""
+
     def last_words(self, place: Place) -> str:
         """What the guest wrote to its console last; empty if nobody knows."""
 

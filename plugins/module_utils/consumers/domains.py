@@ -16,12 +16,13 @@ from typing import Callable, Iterator
 from uuid import uuid4
 
 from ..apply.libvirt import definition
-from ..apply.libvirt.connection import OFF, Connection, Domain, Refused, Unreachable, open_connection
+from ..apply.libvirt.connection import OFF, PAUSED, Connection, Domain, Refused, Unreachable, open_connection
 from ..errors import Conflict, InUse, InvalidParameter, ToolFailed
 from . import answering
 from .described import LIBVIRT, Record, Wanted
 from .run_directory import Place
 
+_HALTED = {"ioerror", "watchdog", "crashed"}  # libvirt's words for why a domain is paused in which nothing goes on by itself
 _PING = 5  # seconds for the agent to answer
 _PAUSE = 0.2  # seconds
 _END = 60.0  # seconds for libvirt to end a domain
@@ -114,6 +115,12 @@ class Libvirt:
                 return domain is not None and domain.answers(_PING)
             except Refused:
                 return False
+
+    def halted(self, place: Place, record: Record) -> str:
+        """See :meth:`consumer.Consumer.halted`."""
+        with self._domain(record.name, record.uuid) as (_connection, domain):
+            state = domain.state() if domain is not None else None
+            return state.reason if state is not None and state.state == PAUSED and state.reason in _HALTED else ""
 
     def last_words(self, place: Place) -> str:
         """See :meth:`consumer.Consumer.last_words`. libvirt has the console, if anybody has."""

@@ -34,6 +34,7 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)") 
 _SSH_PORT = "22"  # as records have it
 _LINES, _LONGEST_LINE = 8, 200  # how much of a console a message shows
 _LAST_LINES = 3  # and of QEMU's own words
+_HALTED = {"internal-error", "io-error", "guest-panicked", "shutdown", "watchdog"}  # QEMU's states (RunState) in which nothing goes on by itself
 _TAKEN, _NO_SANDBOX = "host forwarding rule", "sandbox"  # in QEMU's words, when a port is taken, and when it has no sandbox
 
 
@@ -282,6 +283,15 @@ class Qemu:
             problem = "no port of this host leads to port 22 of the guest"
             raise InvalidParameter("option wait_for", problem, "add 22 to ports, or wait for agent or none")
         return partial(answering.says_ssh, record.listen or "", port)
+
+    def halted(self, place: Place, record: Record) -> str:
+        """See :meth:`consumer.Consumer.halted`."""
+        try:
+            status = ask(place, "query-status")
+        except (ToolFailed, InUse):
+            return ""
+        told = status.get("status") if isinstance(status, dict) else None
+        return told if told in _HALTED else ""
 
     def last_words(self, place: Place) -> str:
         """See :meth:`consumer.Consumer.last_words`."""

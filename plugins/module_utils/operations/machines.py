@@ -32,6 +32,12 @@ from .reading import list_volumes
 
 STARTED, STOPPED, ABSENT = "started", "stopped", "absent"
 _SEED_FORMAT = "raw"
+# Of a guest that stands still, by QEMU's words for it.
+_REMEDIES = {
+    "internal-error": "the processor or KVM cannot run it: stop it, and give other accelerators, such as tcg alone",
+    "io-error": "its share failed or is full: mend that, and stop it",
+    "ioerror": "its share failed or is full: mend that, and stop it",
+}
 
 
 @dataclass(frozen=True)
@@ -207,7 +213,7 @@ def _answering(request: Request, wanted: Wanted, one: Done, until: float) -> Don
         record, sign = request.directory.read(place), request.sign or consumer.usual_sign(wanted)
         if sign != answering.NONE and record is not None:
             known = record
-            if not answering.wait(consumer.answers(place, known, sign), lambda: consumer.runs(place, known), until):
+            if not answering.wait(consumer.answers(place, known, sign), lambda: consumer.runs(place, known) and not consumer.halted(place, known), until):
                 raise _silent(request, place, known)
     except StorageError as error:
         return one._replace(error=error)
@@ -216,7 +222,10 @@ def _answering(request: Request, wanted: Wanted, one: Done, until: float) -> Don
 
 def _silent(request: Request, place: Place, record: Record) -> ToolFailed:
     words = request.consumer.last_words(place)
-    if request.consumer.runs(place, record):
+    halted = request.consumer.halted(place, record)
+    if halted:
+        problem, remedy = f"its guest stands still ({halted})", _REMEDIES.get(halted, "look at what it boots, and stop it")
+    elif request.consumer.runs(place, record):
         problem = f"its guest does not answer within {request.answers_within:g} s"
         remedy = "look at its console and at what it boots, then run the task again; it runs on"
     else:

@@ -14,6 +14,7 @@ from .connection import ACTIVE_COMMIT, COMMIT, OFF, OTHER, PAUSED, RUNNING, Job,
 
 _LIMIT = 300.0  # seconds for a call: a suspended guest's disks may have to be flushed to a slow share
 _STATES = {"running": RUNNING, "idle": RUNNING, "in shutdown": RUNNING, "paused": PAUSED, "shut off": OFF, "no state": OFF}
+_REASONS = {"I/O error": "ioerror", "creating snapshot": "snapshot", "migrating": "migration", "saving": "save", "dumping": "dump"}  # the binding's words
 _KINDS = {"Block Commit": COMMIT, "Active Block Commit": ACTIVE_COMMIT}
 _UNREACHABLE = ("failed to connect", "End of file while reading", "Cannot write data", "Connection reset", "client socket is closed", "Failed to connect")
 
@@ -86,7 +87,8 @@ class SpokenDomain(Asked):
         if state == "crashed" and "-" not in self._say("domid"):
             return State(OTHER, state)
         found = OFF if state == "crashed" else _STATES.get(state, OTHER)
-        return State(found, reason.rstrip(")") if found == PAUSED else "" if found in (RUNNING, OFF) else state)
+        reason = _REASONS.get(reason.rstrip(")"), reason.rstrip(")"))
+        return State(found, reason if found == PAUSED else "" if found in (RUNNING, OFF) else state)
 
     def xml(self, inactive: bool) -> str:
         """See :meth:`connection.Domain.xml`."""
