@@ -207,6 +207,7 @@ def nightly(work: Work) -> None:
     for core in stages.CORES[1:]:
         work.pytest(machine.core_venv(core), "-m", "not slow", "tests/functional")
         work.pytest(machine.core_venv(core), "tests/functional/test_roles.py")
+    real_guests(work)
     try:
         run_lab(work, "NFS3 CIFS")
     except machine.NotPossible as error:
@@ -520,3 +521,50 @@ def molecule(work: Work) -> None:
         machine.need("openssh-server=sshd", "openssh-client=ssh-keygen", "sshfs=sshfs")
         work.run("tests/lab/sshfs-run", "molecule", "test", "--scenario-name", "sshfs", bin=bin, env=env)
     say("the scenarios default and sshfs")
+
+
+@stage
+def guest(work: Work) -> None:
+    """The scenario of extensions/molecule with real guests: a Debian with systemd and cloud-init in three machines, which are reset"""
+    bin = machine.tools_venv()
+    collections = tree.copy_tree(work.scratch / "tree")
+    with guest_places(work) as places:
+        env = guest_environment(work, collections, bin)
+        for name, place in places.items():
+            env[f"REMOTEFS_{name.upper()}"] = str(place)
+        env["MOLECULE_EPHEMERAL_DIRECTORY"] = str(work.scratch / "molecule")
+        with work.session.chdir(collections / tree.COLLECTION):
+            work.run("molecule", "test", "--scenario-name", "guest", bin=bin, env=env)
+    say("three guests booted from clones, were reset and removed")
+
+
+def real_guests(work: Work) -> None:
+    """Twenty seeds, each of which the cloud-init of a real guest reads; and such a guest on a network of libvirt."""
+    bin = machine.core_venv(machine.best_core())
+    with guest_places(work) as places:
+        variables = [word for name, place in places.items() for word in ("-e", f"{name}={place}")]
+        env = guest_environment(work, tree.link_tree(work.scratch / "linked"), bin)
+        work.run("ansible-playbook", "-i", "localhost,", "tests/integration/playbooks/real_guests.yml", *variables, bin=bin, env=env)
+        machine.try_to_have(*machine.LIBVIRT, "dnsmasq-base=dnsmasq", "iptables=iptables")
+        work.pytest(bin, "tests/live/test_domain_network.py", env={"LIVE_GUEST": str(places["guest"])})
+
+
+@contextmanager
+def guest_places(work: Work) -> Iterator[dict[str, Path]]:
+    """A directory with a real guest, one for volumes and one for machines, whose sockets must have short names. :raises NotPossible: no guest can be made."""
+    machine.need_root()
+    machine.need_qemu()
+    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists() or not shutil.which("apt-get"):
+        raise machine.NotPossible("a guest is made of Debian's packages, and this machine has no key of Debian")
+    machine.need("mmdebstrap=mmdebstrap", "e2fsprogs=mke2fs", "qemu-system-x86=qemu-system-x86_64", "openssh-client=ssh-keygen")
+    place, share = machine.BUILD / "debian-guest", work.scratch / "share"
+    work.run("tests/lab/debian-guest", place)
+    share.mkdir()
+    with tempfile.TemporaryDirectory(prefix="rfs-", dir="/tmp", ignore_cleanup_errors=True) as short:
+        yield {"guest": place, "share": share, "run_dir": Path(short, "run")}
+
+
+def guest_environment(work: Work, collections: Path, bin: Path) -> dict:
+    """Ansible's, without the Python of this host, which a guest has not."""
+    found = tree.ansible_environment(work.scratch, collections, bin)
+    return {**found, "ANSIBLE_CONFIG": None, "ANSIBLE_PYTHON_INTERPRETER": None, "ANSIBLE_HOST_KEY_CHECKING": "false"}

@@ -19,6 +19,7 @@ _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _SEED = "seed"  # the suffix of the volume that cloud-init reads
 _LABEL = "remotefs_worker"  # the label of the first disk of a worker: its index. The inventory knows workers by it
 _ADDRESS = "remotefs_address"  # the label that says where its guest is
+_LIBVIRT = "libvirt"
 _MOST = 10000
 
 
@@ -130,7 +131,10 @@ def environment_left(results: Iterable) -> list:
 
 
 def _address(consumer: Mapping, address: str) -> dict:
-    return {_ADDRESS: f"{address or consumer['host']}:{consumer['port']}"} if consumer.get("port") else {}
+    if not consumer.get("port"):
+        return {}
+    host = consumer["host"] if consumer["kind"] == _LIBVIRT else address or consumer["host"]  # whose guests have addresses of their own
+    return {_ADDRESS: f"[{host}]:{consumer['port']}" if ":" in host else f"{host}:{consumer['port']}"}
 
 
 class FilterModule:

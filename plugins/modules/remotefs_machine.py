@@ -128,6 +128,7 @@ options:
   wait_for:
     description:
       - By what to see that a guest answers. V(ssh) is the greeting of an SSH server at port 22, V(agent) the guest agent. V(none) does not wait.
+      - With O(consumer=libvirt), V(ssh) needs an address of the guest, see RV(machine.consumer.host).
       - By default V(ssh) with O(consumer=qemu), and with O(consumer=libvirt) V(agent) if the definition has its channel.
     type: str
     choices: [ssh, agent, none]
@@ -210,8 +211,13 @@ machine:
         pid: {description: The number of QEMU's process., type: int, returned: with QEMU}
         qmp: {description: The socket of its monitor., type: str, returned: with QEMU}
         agent: {description: The socket of its guest agent., type: str, returned: with QEMU}
-        host: {description: The address for its ports., type: str, returned: with QEMU}
-        port: {description: The port of the host that leads to port 22 of the guest., type: int, returned: with QEMU}
+        host:
+          description:
+            - With QEMU the address of the host for its ports.
+            - With libvirt the address of the guest. The network of libvirt knows it, or else the guest agent says it. Null where nobody does.
+          type: str
+          returned: always
+        port: {description: 'With QEMU the port of the host that leads to port 22 of the guest; with libvirt 22.', type: int, returned: always}
         ports: {description: Ports of the host by those of the guest., type: dict, returned: with QEMU}
         uri: {description: The libvirt that runs it., type: str, returned: with libvirt}
         domain: {description: The name of the domain., type: str, returned: with libvirt}

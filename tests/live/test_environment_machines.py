@@ -152,6 +152,11 @@ def test_domains_of_an_environment(site: Site, pipeline: Pipeline, libvirtd: Lib
     assert made_["changed"] and not again["changed"] and libvirtd("list", "--name").split() == ["ci-00"]
     assert made_["workers"][0]["consumer"]["domain"] == "ci-00"
     guest = ByLibvirt(libvirtd, "ci-00")
+    assert made_["workers"][0]["consumer"]["host"] is None and "remotefs_address" not in site.info("ci-00")["labels"]
+    guest.run("ip address add 192.0.2.7/24 dev lo && ip link set lo up")  # it has no network, and says so
+    (again,) = pipeline.play("present")
+    assert (again["workers"][0]["consumer"]["host"], again["workers"][0]["consumer"]["port"]) == ("192.0.2.7", 22)
+    assert site.info("ci-00")["labels"]["remotefs_address"] == "192.0.2.7:22"
     guest.run("rm /a/kept; sync; test -b /dev/vdb")
     (reset,) = pipeline.play("reset")
     assert reset["changed"] and guest.run("cat /a/kept") == Path("/etc/passwd").read_text()

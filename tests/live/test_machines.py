@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any, Iterator
@@ -22,7 +23,7 @@ from functional.test_leases import hold, let_pass
 from functional.test_refusals import MIB, Store
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.consumers import qemu
+from ansible_collections.remotefs.storage.plugins.module_utils.consumers import answering, qemu
 from ansible_collections.remotefs.storage.plugins.module_utils.consumers.run_directory import RunDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import lease_holding, leases, machine_options, machines, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
@@ -149,6 +150,18 @@ def test_a_task_that_was_killed_before_it_wrote_the_ports(site: Site) -> None:
     assert not again.changed and again.consumer == one.consumer
     site.good("stopped")
     assert site.good()[0].consumer["port"] == one.consumer["port"]
+
+
+def test_a_machine_that_has_only_just_started(site: Site) -> None:
+    """The task that started it was killed before QEMU had its monitor, and its process is all that can be seen."""
+    site.present("vol", size=MIB)
+    (one,) = site.good()
+    monitor, record = Path(one.consumer["qmp"]), site.run_dir / "vol" / "machine.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "pid": 0, "ports": {}}))
+    monitor.rename(f"{monitor}-later")
+    threading.Timer(0.5, lambda: Path(f"{monitor}-later").rename(monitor)).start()
+    (again,) = site.good()
+    assert not again.changed and again.consumer == one.consumer
 
 
 def test_another_machine_of_the_name(site: Site) -> None:
@@ -391,6 +404,13 @@ def test_hostile_words_on_a_console(site: Site, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(qemu, "ask", lambda *_ignored, **_options: "\x1b[2J\x1b]0;x\x07first\r\n" + "y" * 100000 + "\n" + "last\u202e\n")
     told = qemu.console(RunDirectory(str(site.run_dir)).place("vol"))
     assert told.isprintable() and len(told) < 1000 and told.endswith("last?")
+
+
+def test_the_address_of_a_guest() -> None:
+    """One that others can reach, of IPv4 before IPv6; nothing that is no address."""
+    reachable = answering.reachable
+    assert reachable(["127.0.0.1", "::1", "169.254.1.1", "fe80::1", "224.0.0.1", "0.0.0.0", "::", "", "None", "vm; rm -rf /", "10.0.0.1/24"]) is None
+    assert reachable(["fe80::1", "2001:db8::7", "192.0.2.7", "192.0.2.8"]) == "192.0.2.7" and reachable(["::1", "2001:db8::7"]) == "2001:db8::7"
 
 
 # -- libvirt ---------------------------------------------------------------------------------------------------------------

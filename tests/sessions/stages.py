@@ -37,6 +37,7 @@ STAGES = (
     Stage("hostile"),
     Stage("crash"),
     Stage("interop"),
+    Stage("live"),
     Stage("py38"),
     Stage("integration", BESIDE, CORES),
     Stage("sanity", BESIDE, SANITY_CORES),
@@ -48,7 +49,7 @@ STAGES = (
     Stage("lab", ALONE),
     Stage("molecule", BESIDE),
     Stage("glance", BESIDE),
-    Stage("live", BESIDE),
+    Stage("guest", BESIDE),
 )
 #: What the word "nightly" stands for, with the older sanity.
 NIGHTLY = (Stage("nightly", minutes=NIGHTLY_MINUTES), Stage("newqemu", minutes=NEWER_MINUTES), Stage("mutation", minutes=MUTATION_MINUTES))

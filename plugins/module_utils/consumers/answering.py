@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Callable
+from ipaddress import ip_address
+from typing import Callable, Iterable
 
 from ..apply.live.agent import Agent, AgentError
 
@@ -33,6 +34,19 @@ def says_ssh(host: str, port: int) -> bool:
     except OSError:
         pass  # nobody is there yet
     return False
+
+
+def reachable(addresses: Iterable[str]) -> str | None:
+    """The first address at which others may reach a guest, one of IPv4 before those of IPv6. What is no address is none."""
+    found = []
+    for text in addresses:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            continue
+        if not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified):
+            found.append(address)
+    return str(min(found, key=lambda one: one.version)) if found else None
 
 
 def agent_answers(path: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import ToolFailed
 
 QEMU, LIBVIRT = "qemu", "libvirt"
+SSH_PORT = 22  # where a guest has its server (RFC 4253)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..apply.libvirt import definition
 from ..apply.libvirt.connection import OFF, PAUSED, Connection, Domain, Refused, Unreachable, open_connection
 from ..errors import Conflict, InUse, InvalidParameter, ToolFailed
 from . import answering
-from .described import LIBVIRT, Record, Wanted
+from .described import LIBVIRT, SSH_PORT, Record, Wanted
 from .run_directory import Place
 
 _HALTED = {"ioerror", "watchdog", "crashed"}  # libvirt's words for why a domain is paused in which nothing goes on by itself
@@ -96,8 +96,28 @@ class Libvirt:
                 raise InUse(f"machine {record.name}", "libvirt does not end its domain", "look at it with virsh domstate")
 
     def told(self, place: Place, record: Record) -> dict:
-        """See :meth:`consumer.Consumer.told`."""
-        return {"kind": LIBVIRT, "uri": record.uri, "domain": record.name, "uuid": record.uuid}
+        """See :meth:`consumer.Consumer.told`. The guest has an address of its own, if anybody knows it."""
+        host = self._address(record)
+        port = SSH_PORT if host else None
+        return {"kind": LIBVIRT, "uri": record.uri, "domain": record.name, "uuid": record.uuid, "host": host, "port": port}
+
+    def _address(self, record: Record) -> str | None:
+        """What libvirt's own network gave it, which no guest can choose; else what the guest says."""
+        with self._domain(record.name, record.uuid) as (_connection, domain):
+            if domain is None:
+                return None
+            for ask in (domain.leased_addresses, lambda: domain.own_addresses(_PING)):
+                try:
+                    found = answering.reachable(ask())
+                except Refused:
+                    continue
+                if found is not None:
+                    return found
+        return None
+
+    def _says_ssh(self, record: Record) -> bool:
+        address = self._address(record)
+        return address is not None and answering.says_ssh(address, SSH_PORT)
 
     def usual_sign(self, wanted: Wanted) -> str:
         """See :meth:`consumer.Consumer.usual_sign`."""
@@ -105,9 +125,7 @@ class Libvirt:
 
     def answers(self, place: Place, record: Record, sign: str) -> Callable[[], bool]:
         """See :meth:`consumer.Consumer.answers`."""
-        if sign != answering.AGENT:
-            raise InvalidParameter("option wait_for", "of a domain only the guest agent is known", "wait for agent or none")
-        return lambda: self._agent_answers(record)
+        return (lambda: self._agent_answers(record)) if sign == answering.AGENT else (lambda: self._says_ssh(record))
 
     def _agent_answers(self, record: Record) -> bool:
         with self._domain(record.name, record.uuid) as (_connection, domain):

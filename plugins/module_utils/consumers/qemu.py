@@ -24,14 +24,13 @@ from ..apply.quiescing import shown
 from ..errors import InUse, InvalidParameter, ToolFailed
 from . import answering
 from .command_line import CONSOLE, CONSOLE_SIZE, command_line
-from .described import QEMU, Emulator, Record, Wanted
+from .described import QEMU, SSH_PORT, Emulator, Record, Wanted
 from .run_directory import Place
 
 _START = 60.0  # seconds for QEMU to open its disks, which may be on a slow share
 _END = 15.0  # seconds for QEMU to end by itself, and again for the kernel to end it
 _PAUSE = 0.02  # seconds
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)")  # what ``info usernet`` prints of a forwarded port
-_SSH_PORT = "22"  # as records have it
 _LINES, _LONGEST_LINE = 8, 200  # how much of a console a message shows
 _LAST_LINES = 3  # and of QEMU's own words
 _HALTED = {"internal-error", "io-error", "guest-panicked", "shutdown", "watchdog"}  # QEMU's states (RunState) in which nothing goes on by itself
@@ -122,10 +121,23 @@ def _launched(place: Place, argv: list[str]) -> command.Result | None:
                 return None
             if time.monotonic() > until:
                 os.kill(process.pid, signal.SIGKILL)
-                raise ToolFailed(f"machine {place.name}", f"QEMU does not answer within {_START:g} s of its start", "look at the share's server")
+                raise _mute(place)
             time.sleep(_PAUSE)
     finally:
         process.let_go()
+
+
+def _await_monitor(place: Place, process: Process) -> None:
+    """Wait for a machine that another task had only just started when it was killed. :raises ToolFailed: it does not come to answer."""
+    until = time.monotonic() + _START
+    while runs(process) and not _greets(place, process.pid):
+        if time.monotonic() > until:
+            raise _mute(place)
+        time.sleep(_PAUSE)
+
+
+def _mute(place: Place) -> ToolFailed:
+    return ToolFailed(f"machine {place.name}", f"QEMU does not answer within {_START:g} s of its start", "look at the share's server")
 
 
 def _greets(place: Place, pid: int) -> bool:
@@ -249,6 +261,7 @@ class Qemu:
         process = find(place, record.pid)
         if process is None or process.pid == record.pid:
             return record
+        _await_monitor(place, process)
         return replace(record, pid=process.pid, ports={str(inside): outside for inside, outside in forwarded(place).items()})
 
     def stop(self, place: Place, record: Record, patience: float) -> None:
@@ -267,7 +280,7 @@ class Qemu:
             "agent": place.agent,
             "host": record.listen,
             "ports": dict(record.ports),
-            "port": record.ports.get(_SSH_PORT),
+            "port": record.ports.get(str(SSH_PORT)),
         }
 
     def usual_sign(self, wanted: Wanted) -> str:
@@ -278,7 +291,7 @@ class Qemu:
         """See :meth:`consumer.Consumer.answers`."""
         if sign == answering.AGENT:
             return partial(answering.agent_answers, place.agent)
-        port = record.ports.get(_SSH_PORT)
+        port = record.ports.get(str(SSH_PORT))
         if port is None:
             problem = "no port of this host leads to port 22 of the guest"
             raise InvalidParameter("option wait_for", problem, "add 22 to ports, or wait for agent or none")

@@ -174,7 +174,7 @@ def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | No
             known = record if options.check else consumer.known(place, record)
             if known != record:
                 directory.write(place, known)
-            return Done(wanted.name, STARTED, STARTED, consumer.told(place, known))
+            return Done(wanted.name, STARTED, STARTED, consumer.told(place, known) if options.check else None)
         if options.check:
             return Done(wanted.name, STOPPED, STARTED)
         directory.make(place)
@@ -186,7 +186,7 @@ def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | No
             held.verify()
         started = consumer.start(wanted, place, fresh)
         directory.write(place, started)
-        return Done(wanted.name, STOPPED, STARTED, consumer.told(place, started))
+        return Done(wanted.name, STOPPED, STARTED)
 
 
 def _require_same(wanted: Wanted, record: Record, request: Request) -> None:
@@ -208,16 +208,26 @@ def _all_answering(request: Request, found: Mapping[str, Wanted | StorageError],
 
 
 def _answering(request: Request, wanted: Wanted, one: Done, until: float) -> Done:
-    consumer, place = request.consumer, request.directory.place(one.name)
+    """The machine once its guest answers, with how it can be reached, or with why it does not."""
+    place, consumer, error = request.directory.place(one.name), None, None
     try:
-        record, sign = request.directory.read(place), request.sign or consumer.usual_sign(wanted)
-        if sign != answering.NONE and record is not None:
-            known = record
-            if not answering.wait(consumer.answers(place, known, sign), lambda: consumer.runs(place, known) and not consumer.halted(place, known), until):
-                raise _silent(request, place, known)
-    except StorageError as error:
-        return one._replace(error=error)
-    return one
+        record = request.directory.read(place)
+        if record is not None:
+            error = _silence(request, wanted, place, record, until)
+            consumer = request.consumer.told(place, record)
+    except StorageError as problem:
+        error = problem
+    return one._replace(consumer=consumer, error=error)
+
+
+def _silence(request: Request, wanted: Wanted, place: Place, record: Record, until: float) -> StorageError | None:
+    """Wait for a guest. Why it does not answer; None: it does, or nobody waits for it."""
+    consumer, sign = request.consumer, request.sign or request.consumer.usual_sign(wanted)
+    if sign == answering.NONE:
+        return None
+    if answering.wait(consumer.answers(place, record, sign), lambda: consumer.runs(place, record) and not consumer.halted(place, record), until):
+        return None
+    return _silent(request, place, record)
 
 
 def _silent(request: Request, place: Place, record: Record) -> ToolFailed:

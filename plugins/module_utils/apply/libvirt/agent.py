@@ -31,6 +31,12 @@ class Asked(ABC):
         self._returned("guest-ping", limit)
         return True
 
+    def own_addresses(self, limit: int) -> list[str]:
+        """See :meth:`connection.Domain.own_addresses`."""
+        cards = self._returned("guest-network-get-interfaces", limit)
+        entries = [entry for card in _dictionaries(cards) for entry in _dictionaries(card.get("ip-addresses"))]
+        return [str(entry.get("ip-address")) for entry in entries]
+
     def is_frozen(self, limit: int) -> bool:
         """See :meth:`connection.Domain.is_frozen`."""
         status = self._returned("guest-fsfreeze-status", limit)
@@ -60,3 +66,7 @@ class Asked(ABC):
         if not isinstance(answer, dict) or "return" not in answer:
             raise Nonsense(f"its guest agent gives no answer to {command} but something else")
         return answer["return"]
+
+
+def _dictionaries(told: object) -> list[dict]:
+    return [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []

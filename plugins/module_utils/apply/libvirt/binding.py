@@ -160,6 +160,11 @@ class BoundDomain(Asked):
         """See :meth:`connection.Domain.destroy`."""
         self._do(lambda one: one.destroy())
 
+    def leased_addresses(self) -> list[str]:
+        """See :meth:`connection.Domain.leased_addresses`."""
+        cards = self._do(lambda one: one.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE, 0))
+        return [entry["addr"] for card in cards.values() for entry in card["addrs"] or ()]
+
     def ask_agent(self, request: str, limit: int) -> str:
         """See :meth:`agent.Asked.ask_agent`."""
         return str(self._do(lambda one: libvirt_qemu.qemuAgentCommand(one, request, limit, 0)))

@@ -105,6 +105,12 @@ class Domain(Protocol):
     def answers(self, limit: int) -> bool:
         """Whether its guest's agent answers within so many seconds."""
 
+    def leased_addresses(self) -> list[str]:
+        """The addresses that networks of libvirt have given to it. Empty where it has others."""
+
+    def own_addresses(self, limit: int) -> list[str]:
+        """The addresses that its guest has, in the words of its agent."""
+
     def is_frozen(self, limit: int) -> bool:
         """Whether its guest's file systems rest. Its agent has so many seconds. As all that asks the agent: :raises Nonsense: it says
         something else."""

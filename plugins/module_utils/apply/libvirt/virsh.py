@@ -150,6 +150,11 @@ class SpokenDomain(Asked):
         """See :meth:`connection.Domain.resize`."""
         self._say("blockresize", disk, f"{size}B")
 
+    def leased_addresses(self) -> list[str]:
+        """See :meth:`connection.Domain.leased_addresses`. A line is a card, its MAC, the kind of address, and the address with its prefix."""
+        lines = (line.split() for line in self._say("domifaddr", "--source", "lease").splitlines())
+        return [words[3].partition("/")[0] for words in lines if len(words) == 4]
+
     def suspend(self) -> None:
         """See :meth:`connection.Domain.suspend`."""
         self._say("suspend")
