@@ -482,6 +482,22 @@ class Workflow:
 
 
 @slow
+@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="qemu-system-x86_64 is missing")
+def test_machines_of_a_job(host: Host, sockets: Path) -> None:
+    """They run for the job, which is told where they are, start anew with a reset, and end with the job; after a kill with the next one."""
+    how = {"memory": "32M", "board": "pc", "accelerators": ["tcg,tb-size=32"]}
+    host.settings(consumer="qemu", wait_for="none", machine=how, run_dir=str(sockets / "run"))
+    look = f"""test "$REMOTEFS_ADDRESS_0" && echo "at $REMOTEFS_ADDRESS_0"; ls {sockets}/run; {host.files}/environment reset && cat {sockets}/run/*/pid"""
+    done = host.environment("with", "try", "1", "--", "sh", "-c", look)
+    assert done.returncode == 0 and re.search(r"^at 127\.0\.0\.1:[0-9]+$", done.stdout, re.MULTILINE) and "try-1-00\n" in done.stdout, done
+    assert int(done.stdout.split()[-1]) and not host.processes() and host.is_clean() and not list((sockets / "run").iterdir())
+    assert host.environment("present", "try", "2").returncode == 0  # a runner that dies says no more
+    assert host.processes() == [int((sockets / "run" / "try-2-00" / "pid").read_text())]
+    host.all_pass(3 * 3600)
+    assert host.environment("with", "try", "3", "--", "true").returncode == 0 and not host.processes() and host.is_clean()
+
+
+@slow
 def test_hooks_of_github(host: Host) -> None:
     """Disks for the steps, gone at the end; a matrix on two runners; and what a runner that died left goes with its next job."""
     job, beside = Workflow(host, 5, GITHUB_JOB="$(id) {{ x }}", ANSIBLE_CONFIG="/nowhere"), Workflow(host, 5, runner="two")
@@ -607,7 +623,7 @@ def test_what_the_page_names() -> None:
     named = set(re.findall(r"\]\(pipelines/([^)]+)\)", PAGE))
     assert named == {str(path.relative_to(FILES)) for path in FILES.rglob("*") if path.is_file()}
     texts = "".join(path.read_text() for path in FILES.rglob("*") if path.is_file())
-    wanted = set(re.findall(r"\bREMOTEFS_[A-Z_]+", texts)) - {"REMOTEFS_DISK_"}
+    wanted = set(re.findall(r"\bREMOTEFS_[A-Z_]+", texts)) - {"REMOTEFS_DISK_", "REMOTEFS_ADDRESS_"}
     assert wanted <= set(re.findall(r"\bREMOTEFS_[A-Z_]+", PAGE))
     spec = yaml.safe_load((CHECKOUT / "roles" / "ci_environment" / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
     assert set(yaml.safe_load((FILES / "settings.yml").read_text())) <= set(spec)
