@@ -119,9 +119,9 @@ def _refused(code: str) -> dict[str, str]:
 
 
 def _some(number: int, found: dict[str, str]) -> dict[str, str]:
-    """Each of many that are alike meets a part of the tasks: a lease is read in one place."""
-    tasks = list(found)
-    return {task: found[task] for task in {tasks[number % len(tasks)], tasks[(number + 3) % len(tasks)]}}
+    """Each of many that are alike meets one of the tasks: a lease is read in one place."""
+    task = list(found)[number % len(found)]
+    return {task: found[task]}
 
 
 def _texts() -> Iterator[Attack]:

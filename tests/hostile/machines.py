@@ -113,7 +113,7 @@ def _records() -> Iterator[Attack]:
         for count, value in enumerate(values):
             number += 1
             found = _refused()
-            told = {task: found[task] for task in {_TASKS[number % 4], _TASKS[(number + 1) % 4]}}
+            told = {_TASKS[number % 4]: found[_TASKS[number % 4]]}  # a record is read in one place
             more = {"consumer": "libvirt", "uri": "qemu:///session", "uuid": _UUID} if key in ("uri", "uuid") else {}
             yield Attack(f"machine: {key} {count}", where, f"its {key} is `{value!a}`", OURS, partial(_recorded, **{**more, key: value}), told)
     for name, (what, pid) in _PIDS.items():
