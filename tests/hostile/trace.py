@@ -156,9 +156,9 @@ class Judge:
         return [f"{call.name}({call.arguments})" for call in every if (self._signals(call, ours) if call.name in SIGNALS else self._offends(call))]
 
     def _signals(self, call: Call, ours: set[str]) -> bool:
-        """Whether a process gets a signal that is neither the task's own nor one that it may end."""
+        """Whether a process, or the group that it leads, gets a signal that is neither the task's own nor one that it may end."""
         words = call.arguments.split(", ")
-        return words[-1 if call.name != "pidfd_send_signal" else 1] != "0" and words[0] not in ours
+        return words[-1 if call.name != "pidfd_send_signal" else 1] != "0" and words[0].lstrip("-") not in ours
 
     def _offends(self, call: Call) -> bool:
         if call.name in ("connect", "bind"):
