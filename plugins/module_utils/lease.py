@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MOST_NAMES = 16384  # that a lease lists
+LONGEST_OWNER = 200  # letters
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator
 
-from . import places, resting, text
+from . import leases, machines, places, resting, seeds, text
 from .files import CLAIMING_QCOW2, FACTS, OURS, RAW_CONTENT, HostileFile
 from .scene import CHAIN, LONE, OK, Attack, Scene, outcomes
 
@@ -394,3 +394,4 @@ def _beside(scene: Scene, plant: Callable[[Scene], None]) -> None:
 
 
 ATTACKS: tuple[Attack, ...] = (*_images(), *_imported(), *_written_over(), *_raw(), *_things(), *_texts(), *_structures(), *_resting())
+ATTACKS += (*leases.ATTACKS, *machines.ATTACKS, *seeds.ATTACKS)

@@ -13,6 +13,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "hostile"
 
+from hostile import leases, machines, seeds  # noqa: E402
 from hostile.corpus import ATTACKS  # noqa: E402
 from hostile.files import CLAIMING_QCOW2, RAW_CONTENT  # noqa: E402
 from hostile.places import THINGS  # noqa: E402
@@ -46,6 +47,9 @@ def _table(*head: str) -> list[str]:
     return ["", _row(*head), "|" + "---|" * len(head)]
 
 
+_TENANTS = (*leases.ATTACKS, *machines.ATTACKS, *seeds.ATTACKS)
+_IN_OTHER_TABLES = {*THINGS, *RAW_CONTENT, *(file.name for file in CLAIMING_QCOW2)}
+_FIRST = [one for one in ATTACKS if one not in _TENANTS]
 _TOLD_ONCE = ("NAME, format unknown", "beside a volume", "image to import", "image to be written")
 _ALL_ALIKE = "As images to import, all of them are `unsafe_image` or `image_invalid`. In the place of an image to be written, all are replaced."
 
@@ -55,7 +59,7 @@ def _images(refused: bool) -> list[str]:
     for file in CLAIMING_QCOW2:
         if (file.code is not None) != refused:
             continue
-        planted = [one for one in ATTACKS if one.name == file.name and not (refused and one.where in _TOLD_ONCE)]
+        planted = [one for one in _FIRST if one.name == file.name and not (refused and one.where in _TOLD_ONCE)]
         lines.append(_row(file.name, file.what, file.origin, _told(planted)))
     return lines
 
@@ -63,13 +67,13 @@ def _images(refused: bool) -> list[str]:
 def _raw() -> list[str]:
     lines = _table("content", "what", "known from", "outcome")
     for name, (what, origin, _content) in RAW_CONTENT.items():
-        lines.append(_row(name, what, origin, _told([one for one in ATTACKS if one.name == name])))
+        lines.append(_row(name, what, origin, _told([one for one in _FIRST if one.name == name])))
     return lines
 
 
 def _things() -> list[str]:
     lines = _table("where", "what", "outcome")
-    planted = [one for one in ATTACKS if one.name in THINGS]
+    planted = [one for one in ATTACKS if one.name in THINGS]  # also in the places of leases
     for where in dict.fromkeys(one.where for one in planted):
         same: dict[str, list[str]] = {}
         for one in planted:
@@ -82,7 +86,12 @@ def _things() -> list[str]:
 def _rest() -> list[str]:
     shown = {file.name for file in CLAIMING_QCOW2} | set(RAW_CONTENT) | set(THINGS)
     lines = _table("attack", "where", "what", "outcome")
-    return lines + [_row(one.name, one.where, one.what, _told([one])) for one in ATTACKS if one.name not in shown]
+    return lines + [_row(one.name, one.where, one.what, _told([one])) for one in ATTACKS if one.name not in shown and one not in _TENANTS]
+
+
+def _tenants() -> list[str]:
+    lines = _table("attack", "where", "what", "outcome")
+    return lines + [_row(one.name, one.where, one.what, _told([one])) for one in _TENANTS if one.name not in _IN_OTHER_TABLES]
 
 
 def tables() -> str:
@@ -93,7 +102,8 @@ def tables() -> str:
     lines += ["", "### Sound headers over hostile tables", *_images(False)]
     lines += ["", "### Content of raw disks", *_raw()]
     lines += ["", "### Something else than a file", *_things()]
-    lines += ["", "### Records, chains and names", *_rest(), "", END]
+    lines += ["", "### Records, chains and names", *_rest()]
+    lines += ["", "### Leases, machines and seeds", *_tenants(), "", END]
     return "\n".join(lines)
 
 

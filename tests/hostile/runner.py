@@ -34,15 +34,14 @@ class Answer:
     calls: list
 
     def code(self, task: str) -> str:
-        """The error code: of an info module that of volume ``vol`` where it has one; "ok" where there is none."""
+        """The error code: of an info module that of volume ``vol`` or lease ``env`` where it has one, of a collection that of what it left; "ok" where
+        there is none."""
         if not self.result:
             return "traceback"
         if self.result.get("failed"):
             return str(self.result.get("error_code"))
-        for volume in self.result.get("volumes") or []:
-            if volume.get("name") == "vol" and volume.get("error_code"):
-                return str(volume["error_code"])
-        return "ok"
+        told = [one for key in ("volumes", "leases") for one in self.result.get(key) or [] if one.get("name") in ("vol", "env")]
+        return next((str(one["error_code"]) for one in [*told, *(self.result.get("left") or [])] if one.get("error_code")), "ok")
 
 
 def why_not() -> str:
@@ -89,7 +88,9 @@ class Runner:
     def run(self, scene: Scene, task: str) -> Answer:
         module, args = TASKS[task]
         text = json.dumps({"share": ["{share}"], **args})
-        args = json.loads(text.replace("{share}", str(scene.share)).replace("{target}", str(scene.target)))
+        for word, path in (("{share}", scene.share), ("{target}", scene.target), ("{run}", scene.run)):
+            text = text.replace(word, str(path))
+        args = json.loads(text)
         self._number += 1
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps({"number": self._number, "module": module, "args": args, "timeout": TIMEOUT}) + "\n")
@@ -100,7 +101,9 @@ class Runner:
 
     def offences(self, scene: Scene, answer: Answer) -> list[str]:
         """What the task did that it may not: outside of the share, and to what is no file on it, of which the opening alone can act."""
-        found = trace.Judge(str(scene.share), str(self.scratch / "tmp"), str(self._checkout), str(scene.target)).offences(answer.calls)
+        mine = tuple(one.pid for one in scene.machines)
+        judge = trace.Judge(str(scene.share), str(self.scratch / "tmp"), str(self._checkout), str(scene.target), str(scene.run), mine)
+        found = judge.offences(answer.calls)
         for path in {call.opened for call in answer.calls if call.opened and call.opened.startswith(str(scene.share))}:
             mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -18,6 +19,7 @@ from . import images
 BASE = bytes(range(256)) * 256  # the first 64 KiB of honest base files
 LAYER = b"layer-->" * 8192  # what honest overlays hold at 1 MiB
 LAYER_AT = images.MIB
+SECRET = "secret of the host"  # what the victims hold: no answer has it
 _HASHED = 32 << 20  # bytes: longer files are compared by what lstat tells
 
 
@@ -27,13 +29,17 @@ class Scene:
     def __init__(self, root: Path) -> None:
         self.root, self.share, self.outside = root, root / "share", root / "outside"
         self.target = root / "target"  # another share, to which volumes are restored
+        self.run = root / "run"  # where machines are kept
+        self.protected: list[str] = []  # what is others' on the share
+        self.bystanders: list[subprocess.Popen] = []  # which no task may end
+        self.machines: list[subprocess.Popen] = []  # which tasks may end
         self.victims = (root / "victim", self.outside / "victim")
         self.share.mkdir()
         (self.share / ".out").mkdir()  # where images are written to
         self.outside.mkdir()
         self.target.mkdir()
         for victim in self.victims:
-            victim.write_bytes(b"secret of the host\n" * 8192)
+            victim.write_bytes(f"{SECRET}\n".encode() * 8192)
 
     @property
     def victim(self) -> Path:
@@ -97,11 +103,35 @@ class Scene:
         details.update(point=["a" * 32, (self.share / "vol.s1").lstat().st_ino, 0, "vol"], received=True)
         self.record(formats={"vol": base, "vol.s1": "qcow2"}, snapshots={"s1": details}, active="vol.s1", received=True)
 
+    # -- processes, and what is others' ---------------------------------------------------------------------------
+
+    def bystander(self, *command: str) -> int:
+        """Start a process that no task may end. Returns its number."""
+        self.bystanders.append(_started(*command))
+        return self.bystanders[-1].pid
+
+    def machine(self, *command: str) -> int:
+        """Start a process that tasks may end, as it is a machine. Returns its number."""
+        self.machines.append(_started(*command))
+        return self.machines[-1].pid
+
+    def protect(self) -> None:
+        """All that is on the share now is others': it must stay as it is, to the times of its files."""
+        self.protected = [name for name in self._state(self.share) if not name.startswith(".remotefs/tmp")]
+
+    def close(self) -> None:
+        """End what was started."""
+        for process in (*self.bystanders, *self.machines):
+            process.kill()
+            process.wait()
+
     # -- what is compared ----------------------------------------------------------------------------------------
 
     def state(self) -> dict:
-        """Names, kinds and content of both shares; locks, ballast and empty private directories are no content."""
-        return {**self._state(self.share), **{f"target: {place}": one for place, one in self._state(self.target).items()}}
+        """Names, kinds and content of both shares and of the machines; locks, ballast and empty private directories are no content."""
+        others = {"target": self.target, **({"run": self.run} if self.run.is_dir() and not self.run.is_symlink() else {})}
+        told = {f"{word}: {place}": one for word, path in others.items() for place, one in self._state(path).items()}
+        return {**self._state(self.share), **told}
 
     def _state(self, share: Path) -> dict:
         found = {}
@@ -116,8 +146,12 @@ class Scene:
         return found
 
     def harm(self, names: bool = True) -> dict:
-        """All of the victims but the time of the last reading; without ``names`` also without how many names they have."""
-        found = {}
+        """All of the victims but the time of the last reading; without ``names`` also without how many names they have. What is others' on the
+        share, and which bystanders have ended."""
+        found: dict = {"ended": [process.args for process in self.bystanders if process.poll() is not None]}
+        for name in self.protected:
+            path = self.share / name
+            found[name] = (*_content(path, path.lstat()), path.lstat().st_mtime_ns) if os.path.lexists(path) else None
         for victim in self.victims:
             status = victim.lstat()
             data = hashlib.sha256(victim.read_bytes()).hexdigest() if stat.S_ISREG(status.st_mode) else ""
@@ -125,6 +159,10 @@ class Scene:
             found[str(victim)] += [status.st_nlink, status.st_ctime_ns] if names else []
         found[str(self.outside)] = tuple(sorted(os.listdir(self.outside)))
         return found
+
+
+def _started(*command: str) -> subprocess.Popen:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _content(path: Path, status: os.stat_result) -> tuple:
@@ -156,6 +194,19 @@ def _replica(**args: object) -> tuple[str, dict]:
     return "remotefs_replica", {"lock_timeout": 0.3, "to": "{share}", **args}
 
 
+def _lease(**args: object) -> tuple[str, dict]:
+    return "remotefs_lease", {"lock_timeout": 0.3, "name": "env", "owner": "us", "run_dir": "{run}", **args}
+
+
+def _collect(**args: object) -> tuple[str, dict]:
+    return "remotefs_lease", {"lock_timeout": 0.3, "state": "collected", "grace": "0", "run_dir": "{run}", **args}
+
+
+def _machine(**args: object) -> tuple[str, dict]:
+    # There is no such program, so that no machine is ever started.
+    return "remotefs_machine", {"lock_timeout": 0.3, "name": "env-00", "run_dir": "{run}", "program": "qemu-system-nowhere", "wait_for": "none", **args}
+
+
 TASKS: dict[str, tuple[str, dict]] = {
     "info": ("remotefs_volume_info", {}),
     "snapshot_info": ("remotefs_snapshot_info", {"volumes": ["vol"]}),
@@ -183,6 +234,21 @@ TASKS: dict[str, tuple[str, dict]] = {
     "replicate": _replica(volume="vol", name="replica"),
     "replicate_over": _replica(volume="good", name="vol", discard=True),
     "compare": _replica(volume="good", name="vol", state="verified"),
+    "seed": _volume(name="vol", source={"seed": {"user_data": "#cloud-config\n"}}),
+    "new_seed": _volume(name="new", source={"seed": {"user_data": "#cloud-config\n"}}),
+    "hold": _lease(volumes=["env-00"]),
+    "hold_less": _lease(volumes=[], cascade=True),
+    "take_over": _lease(owner="them", volumes=["env-00"]),
+    "release": _lease(state="released", cascade=True, stop_machines=True),
+    "collect": _collect(),
+    "collect_golden": _collect(golden_keep=0),
+    "lease_info": ("remotefs_lease_info", {}),
+    "under_lease": _volume(name="env-00", size="8M", lease={"name": "env", "id": "a" * 16, "owner": "us"}),
+    "inventory": ("inventory", {"expired": True}),
+    "machine_start": _machine(),
+    "machine_launch": _machine(program="false"),  # it ends at once, whatever its words are
+    "machine_stop": _machine(state="stopped"),
+    "machine_remove": _machine(state="absent"),
 }
 LONE = ("info", "snapshot", "extend", "clone", "linked", "flatten", "remove")  # what concerns a volume without snapshots
 CHAIN = (*LONE, "snapshot_info", "delete", "revert", "clone_of_snapshot")

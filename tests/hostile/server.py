@@ -28,11 +28,18 @@ ADDRESS_SPACE = 16 << 30  # bytes: protects the machine that runs the tests; far
 def _import_everything() -> None:
     from ansible.module_utils import basic  # noqa: F401
 
+    _hosts().load()
     package = importlib.import_module(f"{COLLECTION}.module_utils")
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(found.name)
-    for name in ("remotefs_volume", "remotefs_volume_info", "remotefs_snapshot", "remotefs_snapshot_info", "remotefs_share_info", "remotefs_replica"):
-        importlib.import_module(f"{COLLECTION}.modules.{name}")
+    modules = importlib.import_module(f"{COLLECTION}.modules")
+    for found in pkgutil.iter_modules(modules.__path__):
+        importlib.import_module(f"{COLLECTION}.modules.{found.name}")
+
+
+def _hosts():
+    """What is beside this file, which is run as a program."""
+    return importlib.import_module("hosts")
 
 
 def mark(text: str) -> None:
@@ -60,6 +67,9 @@ def _work(task: dict, output: int) -> None:
     os.dup2(output, 2)
     os.setsid()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    if task["module"] == "inventory":
+        _hosts().tell(task["args"])
+        return
     module = importlib.import_module(f"{COLLECTION}.modules.{task['module']}")
     with _arguments(task["args"]):
         module.main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Iterator
 
@@ -15,10 +16,13 @@ import pytest
 
 from . import runner, trace
 from .corpus import ATTACKS
-from .scene import OK, Attack, Scene
+from .scene import OK, SECRET, TASKS, Attack, Scene
 
 # A replication that is refused has recorded identities, and what it sent before stays. So it is with a move.
 STEPWISE = {"replicate": (".remotefs/volumes/", "replica"), "replicate_over": (".remotefs/volumes/",), "move": (".remotefs/volumes/", "target: ")}
+# What is left of a lease stays under it, and under whoever collects it; the rest of its own goes. What is others' is compared in any case.
+MINE = tuple(f"{place}{name}" for place in ("", ".remotefs/leases/", ".remotefs/volumes/", ".remotefs/tmp/@") for name in ("env", "ENV"))
+STEPWISE.update(dict.fromkeys(("collect", "collect_golden", "release", "hold_less"), MINE), machine_start=("run: ",), machine_launch=("run: ",))
 
 
 @pytest.fixture(scope="session")
@@ -46,24 +50,33 @@ def _planted(attack: Attack, root: Path) -> Scene:
 
 
 @pytest.mark.parametrize("attack", _parameters())
-def test_attack(attack: Attack, traced: runner.Runner, tmp_path: Path) -> None:
+def test_attack(attack: Attack, traced: runner.Runner, sockets: Path) -> None:
+    with ExitStack() as stack:
+        _run(attack, traced, sockets, stack)
+
+
+def _run(attack: Attack, traced: runner.Runner, root: Path, stack: ExitStack) -> None:
     scene, before, harm = None, {}, {}
     for task, expected in attack.outcome.items():
         if scene is None:
-            scene = _planted(attack, tmp_path / "scene")
+            stack.close()
+            scene = _planted(attack, root / "scene")
+            stack.callback(scene.close)
             before, harm = scene.state(), scene.harm(names=not attack.loses_name)
         answer = traced.run(scene, task)
         code = answer.code(task)
         told = f"{task} on {attack.id}: {code}: {answer.said[-1500:]}"
         assert not answer.hung, told
         assert code in expected.split("|"), told
+        assert "Traceback" not in answer.said and "unexpected fault" not in answer.said, told
+        assert SECRET not in answer.said, told
         assert answer.peak <= runner.PEAK, f"{task} on {attack.id} took {answer.peak} bytes"
         assert not traced.offences(scene, answer), told
         assert scene.harm(names=not attack.loses_name) == harm, told
         after = scene.state()
         if code == OK:
             attack.checks.get(task, _nothing)(scene)
-        elif code != "tool_failed":  # a merge that QEMU gave up stays on record
+        elif code != "tool_failed" or TASKS[task][0] == "remotefs_machine":  # a merge that QEMU gave up stays on record
             changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
             assert all(name.startswith(STEPWISE.get(task, ())) for name in changed), f"{task} was refused and changed {sorted(changed)}"
         if after != before or code == OK:
@@ -99,6 +112,16 @@ def test_the_trace_sees_what_an_unsafe_tool_does(traced: runner.Runner, tmp_path
     assert len(found) == 12
     offences = judge.offences(found)
     assert len(offences) == 10, offences
+    signals = """7 kill(1, SIGTERM) = 0
+7 kill(8, SIGKILL) = 0
+8 kill(7, 0) = 0
+8 kill(9, 0) = 0
+8 tgkill(9, 9, SIGTERM) = 0
+8 kill(-1, SIGKILL) = -1 ESRCH (No such process)
+8 kill(10, SIGKILL) = 0
+"""
+    judge = trace.Judge(str(scene.share), str(traced.scratch / "tmp"), "/nowhere", mine=(10,))
+    assert len(judge.offences(trace.calls(signals.splitlines()))) == 3, "whoever ends another's process is not noticed"
 
 
 def test_the_trace_sees_a_task(traced: runner.Runner, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Iterable, Iterator
 
 SYSTEM_CALLS = (
     "open,openat,openat2,creat,connect,bind,execve,execveat,link,linkat,unlink,unlinkat,rename,renameat,renameat2,symlink,symlinkat,"
-    "mknod,mknodat,mkdir,mkdirat,rmdir,truncate,chmod,fchmodat,chown,lchown,fchownat,utimensat,mount,setxattr,lsetxattr,removexattr"
+    "kill,tkill,tgkill,pidfd_send_signal,mknod,mknodat,mkdir,mkdirat,rmdir,truncate,chmod,fchmodat,chown,lchown,fchownat,utimensat,mount,setxattr,lsetxattr,removexattr"
 )
 _LINE = re.compile(r"(?P<pid>\d+) +(?P<rest>.*)")
 _CALL = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>.*)", re.DOTALL)
@@ -32,6 +32,7 @@ class Call:
     arguments: str
     paths: tuple[str, ...]
     opened: str | None
+    pid: str = ""
 
     @property
     def writes(self) -> bool:
@@ -43,8 +44,8 @@ def _unescaped(text: str) -> str:
     return text.encode("latin-1", "backslashreplace").decode("unicode_escape", "replace")
 
 
-def _joined(lines: Iterable[str]) -> Iterator[str]:
-    """Calls that other threads interrupted in the trace, put together again."""
+def _joined(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Calls with the processes that made them. Those that other threads interrupted in the trace are put together again."""
     begun: dict[str, str] = {}
     for line in lines:
         match = _LINE.match(line)
@@ -54,15 +55,15 @@ def _joined(lines: Iterable[str]) -> Iterator[str]:
         if rest.endswith("<unfinished ...>"):
             begun[pid] = rest[: -len("<unfinished ...>")]
         elif rest.startswith("<... "):
-            yield begun.pop(pid, "") + rest.partition(" resumed>")[2]
+            yield pid, begun.pop(pid, "") + rest.partition(" resumed>")[2]
         else:
-            yield rest
-    yield from (call + ") = ?" for call in begun.values())  # it was killed in the middle
+            yield pid, rest
+    yield from ((pid, call + ") = ?") for pid, call in begun.items())  # it was killed in the middle
 
 
 def calls(lines: Iterable[str]) -> list[Call]:
     found = []
-    for text in _joined(lines):
+    for pid, text in _joined(lines):
         match = _CALL.match(text)
         if not match:
             continue
@@ -74,7 +75,7 @@ def calls(lines: Iterable[str]) -> list[Call]:
         )
         returned = _RETURNED.match(result)
         opened = _unescaped(returned.group("path")) if returned and match.group("name").startswith(("open", "creat")) else None
-        found.append(Call(match.group("name"), arguments, paths, opened))
+        found.append(Call(match.group("name"), arguments, paths, opened, pid))
     return found
 
 
@@ -99,9 +100,11 @@ def _program_files(checkout: str) -> tuple[str, ...]:
     )
 
 
+SIGNALS = ("kill", "tkill", "tgkill", "pidfd_send_signal")
 READABLE = (  # single files that a task or a program of its may read
     "/dev/null",
     "/dev/urandom",
+    "/proc",
     "/etc/fstab",
     "/etc/group",
     "/etc/ld.so.cache",
@@ -114,7 +117,7 @@ READABLE = (  # single files that a task or a program of its may read
     "/usr/lib/ssl/openssl.cnf",
     "/sys/fs/cgroup/cpu.max",
 )
-PROGRAMS = ("qemu-img", "qemu-nbd")
+PROGRAMS = ("qemu-img", "qemu-nbd", "false")
 SOCKETS = ("/dev/log", "/var/run/nscd/socket")  # Ansible tells the system log what runs; the C library looks names up
 READABLE_UNDER = (
     "/proc/",
@@ -137,24 +140,38 @@ def _under(path: str, directories: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Judge:
-    """Says what a task may do outside the share: ``share`` and ``scratch`` are its own directories, and ``target``, to which it restores."""
+    """Says what a task may do outside the share: ``share`` and ``scratch`` are its own directories, ``target``, to which it restores, and ``run``,
+    where it keeps machines. ``mine`` are the numbers of processes that it may end."""
 
     share: str
     scratch: str
     checkout: str
     target: str = ""
+    run: str = ""
+    mine: tuple[int, ...] = ()
 
     def offences(self, found: Iterable[Call]) -> list[str]:
-        return [f"{call.name}({call.arguments})" for call in found if self._offends(call)]
+        every = list(found)
+        ours = {call.pid for call in every} | {str(pid) for pid in self.mine}
+        return [f"{call.name}({call.arguments})" for call in every if (self._signals(call, ours) if call.name in SIGNALS else self._offends(call))]
+
+    def _signals(self, call: Call, ours: set[str]) -> bool:
+        """Whether a process, or the group that it leads, gets a signal that is neither the task's own nor one that it may end."""
+        words = call.arguments.split(", ")
+        return words[-1 if call.name != "pidfd_send_signal" else 1] != "0" and words[0].lstrip("-") not in ours
 
     def _offends(self, call: Call) -> bool:
         if call.name in ("connect", "bind"):
-            told = re.search(r'sun_path="([^"]*)"', call.arguments)
-            return told is None or not (told[1] in SOCKETS or _under(os.path.normpath(told[1]), (self.scratch,)))
+            told = re.search(r'sun_path=(@?)"([^"]*)"', call.arguments)
+            if told is not None and told[1]:
+                return not told[2].startswith("remotefs-")  # a turn, which is no file
+            return told is None or not (told[2] in SOCKETS or _under(os.path.normpath(told[2]), (self.scratch, *filter(None, [self.run]))))
         if call.name in ("execve", "execveat"):
             return any(os.path.basename(path) not in PROGRAMS for path in call.paths)
         if call.name in ("mount",):
             return True
+        if call.name in ("mkdir", "mkdirat") and self.run.startswith(call.paths[-1].rstrip("/") + "/"):
+            return False  # the way to it, which is there
         if call.name in ("symlink", "symlinkat"):
             return not _under(call.paths[-1], (self.scratch,))
         changes = call.writes or not call.name.startswith("open")
@@ -162,7 +179,7 @@ class Judge:
         return not all(self._allowed(path.replace(" (deleted)", ""), changes) for path in places)
 
     def _allowed(self, path: str, changes: bool) -> bool:
-        if _under(path, (self.share, self.scratch, *([self.target] if self.target else []))):
+        if _under(path, (self.share, self.scratch, *filter(None, [self.target, self.run]))):
             return True
         if changes:
             # qemu-img opens what it was handed through /proc; where that led to is judged as well.

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from uuid import UUID
 
 from ..errors import ToolFailed
+from ..machines import is_local
 
 QEMU, LIBVIRT = "qemu", "libvirt"
 SSH_PORT = 22  # where a guest has its server (RFC 4253)
+_MOST_PID = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,26 @@ class Record:
             _require(all(isinstance(one, str) for one in texts.values()) and all(isinstance(one, (str, type(None))) for one in perhaps.values()))
             _require(isinstance(told["volumes"], list) and all(isinstance(name, str) for name in told["volumes"]))
             ports: Any = told.get("ports", {})
-            _require(isinstance(ports, dict) and all(isinstance(port, int) and key.isdigit() for key, port in ports.items()))
+            _require(isinstance(ports, dict) and all(_is_port(int(key)) and _is_port(port) for key, port in ports.items()))
             pid = told.get("pid", 0)
-            _require(isinstance(pid, int))
+            _require(type(pid) is int and 0 <= pid < _MOST_PID and texts["consumer"] in (QEMU, LIBVIRT))
+            _require_reachable(perhaps["listen"], perhaps["uri"], perhaps["uuid"])
             return Record(volumes=tuple(told["volumes"]), ports=ports, pid=pid, **texts, **perhaps)
         except (KeyError, ValueError, RecursionError) as error:
             problem = f"it is no record of a machine ({error})"
             raise ToolFailed(where, problem, "end the machine if it still runs, and remove its folder") from error
+
+
+def _is_port(port: object) -> bool:
+    return type(port) is int and 0 < port < 1 << 16
+
+
+def _require_reachable(listen: str | None, uri: str | None, uuid: str | None) -> None:
+    """:raises ValueError: this host has no such address or libvirt, or it is a domain's name instead of its UUID, which another domain may have."""
+    if listen is not None:
+        ipaddress.IPv4Address(listen)
+    _require(uri is None or is_local(uri))
+    _require(uuid is None or str(UUID(uuid)) == uuid)
 
 
 def _require(holds: bool) -> None:

@@ -21,6 +21,8 @@ from ..errors import InvalidParameter, ToolFailed
 from ..mounts.host_files import replace_file
 from .described import Record
 
+_LONGEST = 1 << 20  # bytes of a record
+_REMEDY = "end the machine if it still runs, and remove its folder"
 _RECORD, _MONITOR, _AGENT, _PID = "machine.json", "qmp.sock", "agent.sock", "pid"
 
 
@@ -46,7 +48,7 @@ class RunDirectory:
     def place(self, name: str) -> Place:
         """The folder of a machine. :raises InvalidParameter: its sockets would have too long names."""
         place = Place(self.path, name)
-        if len(os.fsencode(place.agent)) > LONGEST_SOCKET:
+        if not _is_short(place):
             problem = f"the paths of sockets may have {LONGEST_SOCKET} bytes, and {place.agent} has more"
             raise InvalidParameter("option run_dir", problem, "give a shorter directory")
         return place
@@ -57,7 +59,8 @@ class RunDirectory:
             return []
         _require_own(self.path)
         try:
-            return sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False))
+            names = [entry.name for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False)]
+            return sorted(name for name in names if _is_short(Place(self.path, name)))  # no machine has a longer one
         except OSError as error:
             raise _failed(error, self.path) from error
 
@@ -81,12 +84,14 @@ class RunDirectory:
         _require_own(self.path)
         _require_own(place.folder)
         try:
-            with open(place.record, encoding="utf-8") as stream:
-                return Record.from_text(stream.read(), place.record)
+            record = Record.from_text(_content(place.record), place.record)
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
-            raise ToolFailed(place.record, f"it cannot be read ({error})", "end the machine if it still runs, and remove its folder") from error
+            raise ToolFailed(place.record, f"it cannot be read ({error})", _REMEDY) from error
+        if record.name != place.name:
+            raise ToolFailed(place.record, f"it is the record of a machine {record.name}", _REMEDY)
+        return record
 
     def write(self, place: Place, record: Record) -> None:
         """Record a machine. :raises StorageError: there is no room for it."""
@@ -111,6 +116,21 @@ class RunDirectory:
         finally:
             if turn is not None:
                 turn.close()
+
+
+def _is_short(place: Place) -> bool:
+    return len(os.fsencode(place.agent)) <= LONGEST_SOCKET
+
+
+def _content(path: str) -> str:
+    """The text of a small file. Nothing else is opened: a pipe would block, and a device has no end. :raises OSError: it is no file, or too large."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError("it is no file")
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        data = stream.read(_LONGEST + 1)
+    if len(data) > _LONGEST:
+        raise OSError("it is too large for a record")
+    return data.decode("utf-8")
 
 
 def _require_own(path: str) -> None:

@@ -299,8 +299,11 @@ def _forget_begun(request: LeaseRequest | CollectRequest, directory: ShareDirect
     """Remove temporary files of volumes that a killed task began to make, and of which nothing else is there. No record has the lease yet."""
     folder, recorded = directory.private("tmp"), directory.private("volumes")
     begun = {name.partition("~")[0] for name in (folder.names() if folder is not None else [])}.intersection(lease.volumes)
-    there = {name for name in begun if directory.root.status(name) or (recorded is not None and recorded.status(records.file_name(name)))}
-    if begun > there and not options.check:
+    if not begun or options.check:
+        return
+    names, records_there = set(directory.root.names()), set(recorded.names() if recorded is not None else ())  # also of what is no file
+    there = {name for name in begun if name in names or records.file_name(name) in records_there}
+    if begun > there:
         _remove(request, lease, tuple(sorted(begun - there)), options)
 
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import Conflict, InvalidParameter, LeaseHeld, LeaseLost
-from ..lease import MOST_NAMES, Lease
+from ..lease import LONGEST_OWNER, MOST_NAMES, Lease
 from ..model import listed, time_text
 from .retention import parse_duration
 
-_LONGEST_OWNER = 200
 _LOST = "do not go on with what it stood for; make that anew under a new lease"
 
 
@@ -151,6 +150,6 @@ def parse_ttl(value: object, subject: str) -> int:
 
 def check_owner(owner: str) -> str:
     """Return the name of an owner. :raises InvalidParameter: it cannot be shown, or is too long."""
-    if not owner.strip() or not owner.isprintable() or len(owner) > _LONGEST_OWNER:
-        raise InvalidParameter("option owner", f"{owner[:40]!r} is no name", f"give up to {_LONGEST_OWNER} letters, such as the number of a job")
+    if not owner.strip() or not owner.isprintable() or len(owner) > LONGEST_OWNER:
+        raise InvalidParameter("option owner", f"{owner[:40]!r} is no name", f"give up to {LONGEST_OWNER} letters, such as the number of a job")
     return owner

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ...errors import ChainBroken, NeedsRecovery, from_os_error
-from ...lease import MOST_NAMES, Lease
+from ...errors import ChainBroken, NeedsRecovery, UnsafeImage, from_os_error
+from ...lease import LONGEST_OWNER, MOST_NAMES, Lease
 from ...model import is_safe_file_name
 from ..files import small_files
 from ..files.ballast import FULL
@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 FOLDER = "leases"  # in .remotefs
 _SUFFIX = ".json"
 _VERSION = 1
-_LONGEST_TTL = 1 << 40  # seconds
+_REMEDY = "find out who changed it; remove the file to give the lease up"
+_LONGEST_TTL = _LATEST = 1 << 40  # seconds
 CLOCK = f"{LEASE}~clock"  # the name of the lock under which the clock of the share is read
+
+
+def _subject(name: str) -> str:
+    return f"lease .remotefs/{FOLDER}/{name}{_SUFFIX}"
 
 
 def lock_name(lease: str) -> str:
@@ -54,46 +59,74 @@ def left_behind(directory: ShareDirectory) -> list[str]:
 
 
 def read(directory: ShareDirectory, name: str) -> Lease | None:
-    """Read a lease; None if there is none. :raises ChainBroken: it is damaged. :raises NeedsRecovery: a newer release wrote it."""
+    """Read a lease; None if there is none.
+
+    :raises ChainBroken: it is damaged. :raises NeedsRecovery: a newer release wrote it. :raises UnsafeImage: it is no file that can be one.
+    """
     folder = directory.private(FOLDER)
     if folder is None:
         return None
     found = read_file(folder, name + _SUFFIX, lambda fd, status: (os.read(fd, SMALL_FILE + 1), os.fstat(fd).st_mtime_ns))
+    if found is not None and len(found[0]) > SMALL_FILE:
+        raise UnsafeImage(_subject(name), "it is too large for a lease", _REMEDY)
     return None if found is None else _parsed(name, found[0], found[1] / 1e9)
 
 
 def _parsed(name: str, data: bytes, written: float) -> Lease:
-    subject, remedy = f"lease .remotefs/{FOLDER}/{name}{_SUFFIX}", "find out who changed it; remove the file to give the lease up"
+    subject = _subject(name)
     try:
         content = last_whole_line(data)
         if content["version"] != _VERSION:
             raise NeedsRecovery(subject, f"its version {content['version']!r} is not known here", "use the release of the collection that wrote it")
         lease = Lease(
             name,
-            str(content["id"]),
-            str(content["owner"]),
-            None if content["ttl"] is None else int(content["ttl"]),
-            written if content["acquired"] is None else float(content["acquired"]),
+            _text_of(content["id"]),
+            _text_of(content["owner"]),
+            None if content["ttl"] is None else _number_of(content["ttl"], int, _LONGEST_TTL),
+            written if content["acquired"] is None else _number_of(content["acquired"], (int, float), _LATEST),
             written,
-            {str(key): str(value) for key, value in content["labels"].items()},
+            _labels_of(content["labels"]),
             _names_of(content["volumes"]),
             _names_of(content["uses"]),
-            None if content["collector"] is None else str(content["collector"]),
+            None if content["collector"] is None else _text_of(content["collector"]),
         )
-        if not (lease.owner.isprintable() and (lease.collector or "").isprintable()):
-            raise ValueError("a name that cannot be shown")
-        if content["name"] != name or not lease.id or not lease.owner or not 0 <= (lease.ttl or 0) <= _LONGEST_TTL:
-            raise ValueError("a lease that cannot be")
+        if content["name"] != name:
+            raise ValueError("it is of another name")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
+        raise ChainBroken(subject, f"it is damaged ({error!r})", _REMEDY) from error
     return lease
 
 
+# A value of another kind is never taken for one that it looks like: a lease with another id than its volumes have seems to have none, and
+# whoever collects a lease removes them.
+
+
+def _text_of(value: object) -> str:
+    """:raises ValueError: it is no name of an owner, which users are shown."""
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= LONGEST_OWNER:
+        raise ValueError("a text that cannot be")
+    return value
+
+
+def _number_of(value: Any, kinds: Any, most: int) -> Any:
+    """:raises ValueError: it is no such number, of a time."""
+    if not isinstance(value, kinds) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ValueError("a time that cannot be")
+    return value
+
+
+def _labels_of(value: object) -> dict[str, str]:
+    """:raises ValueError: they are no names and values."""
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+        raise ValueError("no labels")
+    return value
+
+
 def _names_of(value: object) -> tuple[str, ...]:
-    """:raises ValueError: they are no names of volumes."""
+    """Each once. :raises ValueError: they are no names of volumes."""
     if not isinstance(value, list) or len(value) > MOST_NAMES or not all(is_safe_file_name(name) for name in value):
         raise ValueError("no names of volumes")
-    return tuple(value)
+    return tuple(dict.fromkeys(value))  # the record of each is read: thousands of the same name would take hours
 
 
 def write(directory: ShareDirectory, lease: Lease, is_new: bool) -> Lease:
