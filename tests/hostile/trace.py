@@ -15,7 +15,8 @@ from typing import Iterable, Iterator
 
 SYSTEM_CALLS = (
     "open,openat,openat2,creat,connect,bind,execve,execveat,link,linkat,unlink,unlinkat,rename,renameat,renameat2,symlink,symlinkat,"
-    "kill,tkill,tgkill,pidfd_send_signal,mknod,mknodat,mkdir,mkdirat,rmdir,truncate,chmod,fchmodat,chown,lchown,fchownat,utimensat,mount,setxattr,lsetxattr,removexattr"
+    "kill,tkill,tgkill,pidfd_send_signal,mknod,mknodat,mkdir,mkdirat,rmdir,truncate,chmod,fchmodat,chown,lchown,fchownat,utimensat,mount,"
+    "setxattr,lsetxattr,removexattr"
 )
 _LINE = re.compile(r"(?P<pid>\d+) +(?P<rest>.*)")
 _CALL = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>.*)", re.DOTALL)

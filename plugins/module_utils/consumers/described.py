@@ -104,7 +104,7 @@ class Record:
             ports: Any = told.get("ports", {})
             _require(isinstance(ports, dict) and all(_is_port(int(key)) and _is_port(port) for key, port in ports.items()))
             pid = told.get("pid", 0)
-            _require(type(pid) is int and 0 <= pid < _MOST_PID and texts["consumer"] in (QEMU, LIBVIRT))
+            _require(_is_number(pid, 0, _MOST_PID) and texts["consumer"] in (QEMU, LIBVIRT))
             _require_reachable(perhaps["listen"], perhaps["uri"], perhaps["uuid"])
             return Record(volumes=tuple(told["volumes"]), ports=ports, pid=pid, **texts, **perhaps)
         except (KeyError, ValueError, RecursionError) as error:
@@ -113,7 +113,11 @@ class Record:
 
 
 def _is_port(port: object) -> bool:
-    return type(port) is int and 0 < port < 1 << 16
+    return _is_number(port, 1, 1 << 16)
+
+
+def _is_number(value: object, least: int, beyond: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < beyond
 
 
 def _require_reachable(listen: str | None, uri: str | None, uuid: str | None) -> None:
