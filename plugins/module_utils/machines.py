@@ -54,9 +54,14 @@ def _domain(uri: str, name: str | None) -> Attachment:
     return Attachment(uri=uri, domain=name or "")
 
 
+def is_local(uri: str) -> bool:
+    """Whether it is the URI of libvirt's QEMU driver of this host."""
+    return uri.isprintable() and bool(_LOCAL_LIBVIRT.fullmatch(uri))
+
+
 def check_uri(uri: str, subject: str) -> str:
     """The same URI. :raises InvalidParameter: it is of another host, or of no QEMU."""
-    if not _LOCAL_LIBVIRT.fullmatch(uri) or not uri.isprintable():
+    if not is_local(uri):
         problem = f"{uri[:_LONGEST_SHOWN]!r} names no QEMU driver of this host"
         raise InvalidParameter(subject, problem, "give a URI such as qemu:///system, and run the task on the domain's host")
     return uri

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import ToolFailed
+from ..machines import is_local
 
 QEMU, LIBVIRT = "qemu", "libvirt"
+_PORT = re.compile(r"[0-9]{1,5}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,23 @@ class Record:
             _require(all(isinstance(one, str) for one in texts.values()) and all(isinstance(one, (str, type(None))) for one in perhaps.values()))
             _require(isinstance(told["volumes"], list) and all(isinstance(name, str) for name in told["volumes"]))
             ports: Any = told.get("ports", {})
-            _require(isinstance(ports, dict) and all(isinstance(port, int) and key.isdigit() for key, port in ports.items()))
+            _require(isinstance(ports, dict) and all(_is_port(key) and isinstance(port, int) for key, port in ports.items()))
             pid = told.get("pid", 0)
             _require(isinstance(pid, int))
+            _require(told["consumer"] == QEMU or told["consumer"] == LIBVIRT and _names_domain(perhaps["uri"], perhaps["uuid"]))
             return Record(volumes=tuple(told["volumes"]), ports=ports, pid=pid, **texts, **perhaps)
         except (KeyError, ValueError, RecursionError) as error:
             problem = f"it is no record of a machine ({error})"
             raise ToolFailed(where, problem, "end the machine if it still runs, and remove its folder") from error
+
+
+def _is_port(text: str) -> bool:
+    return bool(_PORT.fullmatch(text))
+
+
+def _names_domain(uri: str | None, uuid: str | None) -> bool:
+    """Other URIs make libvirt start programs, and what is no UUID may be the name of somebody's domain."""
+    return uri is not None and is_local(uri) and uuid is not None and bool(_UUID.fullmatch(uuid))
 
 
 def _require(holds: bool) -> None:

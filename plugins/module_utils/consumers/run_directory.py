@@ -82,11 +82,14 @@ class RunDirectory:
         _require_own(place.folder)
         try:
             with open(place.record, encoding="utf-8") as stream:
-                return Record.from_text(stream.read(), place.record)
+                found = Record.from_text(stream.read(), place.record)
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise ToolFailed(place.record, f"it cannot be read ({error})", "end the machine if it still runs, and remove its folder") from error
+        if found.name != place.name:
+            raise ToolFailed(place.record, "it is the record of another machine", "remove its folder")
+        return found
 
     def write(self, place: Place, record: Record) -> None:
         """Record a machine. :raises StorageError: there is no room for it."""
