@@ -323,6 +323,9 @@ def test_hostile_words_on_a_console(site: Site, monkeypatch: pytest.MonkeyPatch)
 # -- libvirt ---------------------------------------------------------------------------------------------------------------
 
 
+ONE = "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{path}'/><target dev='vdb' bus='virtio'/></disk>"
+
+
 def domain(site: Site, name: str = "vol", **how: Any) -> str:
     told = site.info("vol")
     return one_disk(name, how.get("path", told["path"]), how.get("format", told["format"]))
@@ -333,6 +336,8 @@ def test_domains(site: Site, libvirtd: Libvirtd) -> None:
     how = {"consumer": "libvirt", "uri": libvirtd.uri}
     assert "none of its disks is" in site.failed(errors.InvalidParameter, definition=domain(site, path="/etc/passwd"), **how)
     assert "and it is qcow2" in site.failed(errors.InvalidParameter, definition=domain(site, format="raw"), **how)
+    twice = domain(site).replace("<devices>", f"<devices>{ONE.format(path=site.info()['path'])}")
+    assert "and it is qcow2" in site.failed(errors.InvalidParameter, definition=twice, **how)
     assert "and the machine is vol" in site.failed(errors.InvalidParameter, definition=domain(site, name="else"), **how)
     assert "no description of a domain" in site.failed(errors.InvalidParameter, definition="<domain>", **how)
     (one,) = site.good(definition=domain(site), **how)
@@ -341,6 +346,9 @@ def test_domains(site: Site, libvirtd: Libvirtd) -> None:
     assert "runs with libvirt" in site.failed(errors.Conflict)
     assert [done.changed for done in site.good("stopped", **how)] == [True] and libvirtd("list", "--name").split() == []
     assert [done.changed for done in site.good("absent", **how)] == [True] and not list(site.run_dir.iterdir())
+    site.good(definition=domain(site), **how)
+    libvirtd("suspend", "vol")  # as QEMU does after an error of its disk: then libvirt does not ask the guest to shut down
+    assert [done.changed for done in site.good("absent", stop_timeout=5, **how)] == [True] and libvirtd("list", "--name").split() == []
     libvirtd("define", "/dev/stdin", given=domain(site))
     assert "has a domain of this name" in site.failed(errors.Conflict, definition=domain(site), **how)
     assert [done.changed for done in site.good("absent", **how)] == [True] and libvirtd("list", "--all", "--name").split() == ["vol"]
