@@ -10,8 +10,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..attachments import is_local
 from ..errors import ToolFailed
-from ..machines import is_local
 
 QEMU, LIBVIRT = "qemu", "libvirt"
 _PORT = re.compile(r"[0-9]{1,5}")
