@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 LONGEST_SOCKET = 107  # bytes of the path of a socket (unix(7))
 _LONGEST = 4096  # characters of a path, a URI or a name
+_LOCAL_LIBVIRT = re.compile(r"qemu(\+unix)?:///(system|session)(\?.*)?")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Attachment:
     def to_json(self) -> str | dict:
         """As records have it: the path of a monitor, or a dict with ``uri``, ``domain`` and ``boot``."""
         return {"uri": self.uri, "domain": self.domain, "boot": self.boot} if self.uri else self.monitor
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a URI of libvirt's QEMU driver of this host."""
+    return uri.isprintable() and bool(_LOCAL_LIBVIRT.fullmatch(uri))
 
 
 def from_json(value: object) -> Attachment | None:

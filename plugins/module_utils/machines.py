@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import os
-import re
 from importlib.util import find_spec
 
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
-from .attachments import LONGEST_SOCKET, Attachment
+from .attachments import LONGEST_SOCKET, Attachment, is_local
 from .errors import InvalidParameter
 
-_LOCAL_LIBVIRT = re.compile(r"qemu(\+unix)?:///(system|session)(\?.*)?")
 _USUAL_LIBVIRT = "qemu:///system"
 _LONGEST_DOMAIN = 1024
 _LONGEST_SHOWN = 40  # characters of a value in a message
@@ -52,11 +50,6 @@ def _domain(uri: str, name: str | None) -> Attachment:
     if name is not None and (not name or not name.isprintable() or len(name) > _LONGEST_DOMAIN):
         raise InvalidParameter("option attachment.libvirt.domain", f"{name[:_LONGEST_SHOWN]!r} is no name", "give the name or the UUID of the domain")
     return Attachment(uri=uri, domain=name or "")
-
-
-def is_local(uri: str) -> bool:
-    """Whether a URI is of a QEMU driver of this host: others run programs, or reach other hosts."""
-    return _LOCAL_LIBVIRT.fullmatch(uri) is not None and uri.isprintable()
 
 
 def check_uri(uri: str, subject: str) -> str:

@@ -60,7 +60,8 @@ options:
   definition:
     description:
       - The XML of the domain, for O(consumer=libvirt), usually a template of yours.
-      - Its name must be that of the machine, and its disks must be the active images of the volumes, or the task fails.
+      - Its name must be that of the machine, and the active image of each volume must be one of its disks, with its format, or the task fails.
+        What else it names is up to you.
     type: str
   machines:
     description: Several machines, each with O(name) and what else differs.
@@ -94,7 +95,9 @@ options:
       - If it is not the task's any more, the task fails with C(lease_lost), and nothing is started.
     type: dict
   run_dir:
-    description: The directory for the folders of machines. It must belong to the user of the task alone.
+    description:
+      - The directory for the folders of machines. It must belong to the user of the task alone, and to this host, so that it cannot be on the share.
+      - Each task on a machine needs the same one. Who collects its lease needs it, too.
     type: path
     default: /run/remotefs
   program:

@@ -269,9 +269,9 @@ def collected(store: Store, environment: dict, *options: str) -> str:
 def test_the_playbook_that_collects(store: Store, pipeline: Pipeline, ansible_environment: dict) -> None:
     ended(store, pipeline)
     foretold = collected(store, ansible_environment, "--check")
-    assert "would be removed" in foretold and "ci-01" in foretold and "ci-01" in volumes(store)
+    assert '"would be removed": {' in foretold and "ci-01" in foretold and "ci-01" in volumes(store)
     told = collected(store, ansible_environment)
-    assert "changed=1" in told and '"ci-01"' in told and volumes(store) == ["golden"]
+    assert "changed=1" in told and '"removed": {' in told and '"ci-01"' in told and volumes(store) == ["golden"]
     assert "changed=0" in collected(store, ansible_environment)
 
 

@@ -119,6 +119,23 @@ def test_machines_of_an_environment(site: Site, pipeline: Pipeline) -> None:
     assert sorted(path.name for path in site.path.iterdir() if not path.name.startswith(".")) == ["golden", "golden.info", "golden.ready"]
 
 
+def test_a_disk_that_somebody_else_has_open(site: Site, pipeline: Pipeline) -> None:
+    """Only the machines of the environment would be ended. Check mode says so, too."""
+    pipeline.play("present", wait_for="none", workers=1)
+    site.good("absent", "ci-00")
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", site.info("ci-00")["path"]], check=True, capture_output=True)
+    elsewhere = Site(site.path, site.run_dir.parent / "else")
+    (other,) = elsewhere.good("started", "ci-00")
+    try:
+        pipeline.play("reset", check=True, fails="in_use", wait_for="none", workers=1)
+        pipeline.play("reset", fails="in_use", wait_for="none", workers=1)
+        assert elsewhere.processes() == [other.consumer["pid"]] and not site.processes()
+    finally:
+        elsewhere.good("absent", "ci-00")
+    (reset,) = pipeline.play("reset", wait_for="none", workers=1)
+    assert reset["changed"] and len(site.processes()) == 1
+
+
 def test_machines_of_a_pipeline_that_was_killed(site: Site, pipeline: Pipeline) -> None:
     """Another pipeline of the same host ends them when the lease has ended, and not before."""
     pipeline.play("present", wait_for="none", workers=1)

@@ -11,8 +11,6 @@ import random
 import signal
 import socket
 import stat
-import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import Any, Iterator
@@ -152,18 +150,6 @@ def test_a_task_that_was_killed_before_it_wrote_the_ports(site: Site) -> None:
     assert site.good()[0].consumer["port"] == one.consumer["port"]
 
 
-def test_a_machine_that_has_only_just_started(site: Site) -> None:
-    """The task that started it was killed before QEMU had its monitor, and its process is all that can be seen."""
-    site.present("vol", size=MIB)
-    (one,) = site.good()
-    monitor, record = Path(one.consumer["qmp"]), site.run_dir / "vol" / "machine.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "pid": 0, "ports": {}}))
-    monitor.rename(f"{monitor}-later")
-    threading.Timer(0.5, lambda: Path(f"{monitor}-later").rename(monitor)).start()
-    (again,) = site.good()
-    assert not again.changed and again.consumer == one.consumer
-
-
 def test_another_machine_of_the_name(site: Site) -> None:
     site.present("vol", size=MIB)
     site.present("other", size=MIB)
@@ -240,67 +226,7 @@ def test_a_port_that_somebody_took_meanwhile(site: Site) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is missing")
-def test_processes_and_directories_of_others(site: Site) -> None:
-    """A process of another user is not ended, whatever its command line says, and a directory of others is not used."""
-    site.present("vol", size=MIB)
-    site.good()
-    site.good("stopped")
-    words = ["sh", "-c", "sleep 60; :", "-pidfile", str(site.run_dir / "vol" / "pid")]
-    with subprocess.Popen(words, user=65534, cwd="/") as impostor:
-        try:
-            assert [one.changed for one in site.good("stopped")] == [False] and impostor.poll() is None
-            assert [one.changed for one in site.good()] == [True]
-            site.good("absent")
-            assert impostor.poll() is None
-        finally:
-            impostor.kill()
-    site.run_dir.chmod(0o777)
-    assert "can write there" in site.failed(errors.ToolFailed)
-    site.run_dir.chmod(0o700)
-    os.chown(site.run_dir, 65534, 65534)
-    assert "can write there" in site.failed(errors.ToolFailed)
-    site.run_dir.rmdir()
-    site.run_dir.symlink_to(site.path)
-    assert "can write there" in site.failed(errors.ToolFailed)
-    assert sorted(path.name for path in site.path.iterdir() if not path.name.startswith(".")) == ["vol"]
-
-
-def test_records_that_are_none(site: Site) -> None:
-    site.present("vol", size=MIB)
-    site.good()
-    site.good("stopped")
-    for text in ("", "[]", "{}", '{"name": 1}', "[" * 100000):
-        (site.run_dir / "vol" / "machine.json").write_text(text)
-        assert "no record of a machine" in site.failed(errors.ToolFailed)
-    assert site.collect() == leases.Collected()  # it does not keep the leases of others
-
-
-def test_nonsense(site: Site) -> None:
-    site.present("vol", size=MIB)
-    for options, words in (
-        ({"memory": "1"}, "no whole number of MiB"),
-        ({"cpus": 0}, "no number of processors"),
-        ({"ports": [0]}, "no TCP port"),
-        ({"listen": "localhost,hostfwd=tcp::1-:1"}, "no IPv4 address"),
-        ({"definition": "<domain/>"}, "QEMU alone has none"),
-        ({"consumer": "libvirt"}, "option definition: it is missing"),
-        ({"volumes": ["vol", "vol"]}, "is there twice"),
-        ({"seed": "vol"}, "is there twice"),
-        ({"wait_timeout": float("nan")}, "no number of seconds"),
-        ({"accelerators": []}, "none is given"),
-        ({"run_dir": "/run/" + "x" * 100}, "paths of sockets"),
-        ({"wait_for": "ssh", "ports": [80]}, "leads to port 22"),
-    ):
-        try:
-            (one,) = site.bring(**options)
-            assert one.error is not None
-            told = str(one.error)
-        except errors.StorageError as error:
-            told = str(error)
-        assert words in told, options
-        site.good("absent")
-
-
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is missing")
 def test_under_a_lease(site: Site) -> None:
     """Nothing is started under a lease that is lost, nor on volumes that were not made under it."""
     lease = hold(site, volumes=("vol",)).after
@@ -416,6 +342,9 @@ def test_the_address_of_a_guest() -> None:
 # -- libvirt ---------------------------------------------------------------------------------------------------------------
 
 
+ONE = "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{path}'/><target dev='vdb' bus='virtio'/></disk>"
+
+
 def domain(site: Site, name: str = "vol", **how: Any) -> str:
     told = site.info("vol")
     return one_disk(name, how.get("path", told["path"]), how.get("format", told["format"]))
@@ -426,6 +355,8 @@ def test_domains(site: Site, libvirtd: Libvirtd) -> None:
     how = {"consumer": "libvirt", "uri": libvirtd.uri}
     assert "none of its disks is" in site.failed(errors.InvalidParameter, definition=domain(site, path="/etc/passwd"), **how)
     assert "and it is qcow2" in site.failed(errors.InvalidParameter, definition=domain(site, format="raw"), **how)
+    twice = domain(site).replace("<devices>", f"<devices>{ONE.format(path=site.info()['path'])}")
+    assert "and it is qcow2" in site.failed(errors.InvalidParameter, definition=twice, **how)
     assert "and the machine is vol" in site.failed(errors.InvalidParameter, definition=domain(site, name="else"), **how)
     assert "no description of a domain" in site.failed(errors.InvalidParameter, definition="<domain>", **how)
     (one,) = site.good(definition=domain(site), **how)
@@ -434,6 +365,9 @@ def test_domains(site: Site, libvirtd: Libvirtd) -> None:
     assert "runs with libvirt" in site.failed(errors.Conflict)
     assert [done.changed for done in site.good("stopped", **how)] == [True] and libvirtd("list", "--name").split() == []
     assert [done.changed for done in site.good("absent", **how)] == [True] and not list(site.run_dir.iterdir())
+    site.good(definition=domain(site), **how)
+    libvirtd("suspend", "vol")  # as QEMU does after an error of its disk: then libvirt does not ask the guest to shut down
+    assert [done.changed for done in site.good("absent", stop_timeout=5, **how)] == [True] and libvirtd("list", "--name").split() == []
     libvirtd("define", "/dev/stdin", given=domain(site))
     assert "has a domain of this name" in site.failed(errors.Conflict, definition=domain(site), **how)
     assert [done.changed for done in site.good("absent", **how)] == [True] and libvirtd("list", "--all", "--name").split() == ["vol"]

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "refused": set(),
     "background": {"command", "progress", "errors"},
     "arguments": {"operations", "model", "errors"},
-    "consumers": {"machines", "apply", "mounts", "attachments", "command", "errors"},
+    "consumers": {"apply", "mounts", "attachments", "command", "errors"},
     "operations": {"consumers", "machines", "images", "apply", "plan", "store", "mounts", "together", "model", "lease", "attachments", "localities"}
     | {"process_copies", "pace", "progress", "errors"},
     "images": {"store", "model", "pace", "errors"},

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
 
+from ..attachments import is_local
 from ..errors import ToolFailed
-from ..machines import is_local
 
 QEMU, LIBVIRT = "qemu", "libvirt"
 SSH_PORT = 22  # where a guest has its server (RFC 4253)
@@ -105,7 +105,7 @@ class Record:
             _require(isinstance(ports, dict) and all(_is_port(int(key)) and _is_port(port) for key, port in ports.items()))
             pid = told.get("pid", 0)
             _require(_is_number(pid, 0, _MOST_PID) and texts["consumer"] in (QEMU, LIBVIRT))
-            _require_reachable(perhaps["listen"], perhaps["uri"], perhaps["uuid"])
+            _require_reachable(texts["consumer"], perhaps["listen"], perhaps["uri"], perhaps["uuid"])
             return Record(volumes=tuple(told["volumes"]), ports=ports, pid=pid, **texts, **perhaps)
         except (KeyError, ValueError, RecursionError) as error:
             problem = f"it is no record of a machine ({error})"
@@ -120,12 +120,13 @@ def _is_number(value: object, least: int, beyond: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < beyond
 
 
-def _require_reachable(listen: str | None, uri: str | None, uuid: str | None) -> None:
+def _require_reachable(consumer: str, listen: str | None, uri: str | None, uuid: str | None) -> None:
     """:raises ValueError: this host has no such address or libvirt, or it is a domain's name instead of its UUID, which another domain may have."""
     if listen is not None:
         ipaddress.IPv4Address(listen)
     _require(uri is None or is_local(uri))
     _require(uuid is None or str(UUID(uuid)) == uuid)
+    _require(consumer != LIBVIRT or None not in (uri, uuid))
 
 
 def _require(holds: bool) -> None:

@@ -83,10 +83,8 @@ class Libvirt:
         with self._domain(record.name, record.uuid) as (connection, domain):
             if domain is None:
                 return
-            if patience > 0:
-                domain.shutdown()
-                if _is_gone(connection, record, patience):
-                    return
+            if patience > 0 and _shuts_down(domain) and _is_gone(connection, record, patience):
+                return
             try:
                 domain.destroy()
             except Refused as error:
@@ -145,19 +143,29 @@ class Libvirt:
         return ""
 
 
+def _shuts_down(domain: Domain) -> bool:
+    """Whether libvirt asks the guest. It cannot ask one that is paused, such as after an error of its disk."""
+    try:
+        domain.shutdown()
+        return True
+    except Refused:
+        return False
+
+
 def _require_definition(wanted: Wanted) -> None:
     """:raises InvalidParameter: it is not of this machine, or has other disks. :raises definition.Unreadable: it is none."""
     named = definition.name_of(wanted.definition)
     if named != wanted.name:
         raise InvalidParameter("option definition", f"it is of {named!r}, and the machine is {wanted.name}", "give the domain the name of the machine")
-    disks = {os.path.realpath(disk.images[0].path): disk for disk in definition.disks(wanted.definition) if disk.images}
+    images = [(os.path.realpath(disk.images[0].path), disk.images[0].format) for disk in definition.disks(wanted.definition) if disk.images]
     for disk in wanted.disks:
-        found = disks.get(os.path.realpath(disk.path))
-        if found is None:
+        formats = {image_format for path, image_format in images if path == os.path.realpath(disk.path)}
+        if not formats:
             problem = f"none of its disks is {disk.path}, the active image of volume {disk.volume}"
             raise InvalidParameter("option definition", problem, "let your template have the paths that modules return")
-        if found.images[0].format != disk.format:
-            problem = f"it says that {disk.path} is {found.images[0].format}, and it is {disk.format}"
+        other = next((str(one) for one in formats if one != disk.format), None)
+        if other is not None:
+            problem = f"it says that {disk.path} is {other}, and it is {disk.format}"
             raise InvalidParameter("option definition", problem, "let your template have the format that modules return: a guest could make QEMU open any file")
 
 

@@ -66,10 +66,22 @@ def _of(pid: int, place: Place) -> Process | None:
             return None
         if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
             return None  # anybody can have such words on a command line
+        if not _sees(pid, place):
+            return None
         began = _began(pid)
     except OSError:
         return None  # it has ended meanwhile
     return Process(pid, began) if began else None
+
+
+def _sees(pid: int, place: Place) -> bool:
+    """Whether this folder is the one that a process finds at that path. In a container it can be another one."""
+    try:
+        if os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat("/proc/self/ns/mnt")):
+            return True
+        return os.path.samestat(os.stat(f"/proc/{pid}/root{place.folder}"), os.stat(place.folder))
+    except PermissionError:
+        return True  # the kernel does not tell this user
 
 
 def _began(pid: int) -> str:
@@ -294,7 +306,7 @@ class Qemu:
         port = record.ports.get(str(SSH_PORT))
         if port is None:
             problem = "no port of this host leads to port 22 of the guest"
-            raise InvalidParameter("option wait_for", problem, "add 22 to ports, or wait for agent or none")
+            raise InvalidParameter("option wait_for", problem, "add 22 to ports and start it anew, or wait for agent or none")
         return partial(answering.says_ssh, record.listen or "", port)
 
     def halted(self, place: Place, record: Record) -> str:

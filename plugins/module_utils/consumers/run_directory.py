@@ -90,7 +90,7 @@ class RunDirectory:
         except (OSError, UnicodeDecodeError) as error:
             raise ToolFailed(place.record, f"it cannot be read ({error})", _REMEDY) from error
         if record.name != place.name:
-            raise ToolFailed(place.record, f"it is the record of a machine {record.name}", _REMEDY)
+            raise ToolFailed(place.record, "it is the record of another machine", _REMEDY)
         return record
 
     def write(self, place: Place, record: Record) -> None:

@@ -9,8 +9,9 @@ import ipaddress
 import os
 from typing import Callable, Mapping, Sequence
 
+from ..consumers import answering
 from ..consumers.consumer import Consumer
-from ..consumers.described import LIBVIRT, Emulator
+from ..consumers.described import LIBVIRT, SSH_PORT, Emulator
 from ..consumers.run_directory import RunDirectory
 from ..errors import InvalidParameter
 from ..machines import check_uri, go_on_with_binding
@@ -34,11 +35,13 @@ def request(params: Mapping, every: Sequence[Mapping], share: Share, warn: Calla
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidParameter("option machines", f"{twice[0]} is there twice", "name each machine once")
+    if params["state"] == STARTED:
+        _check_sign(params)
     return Request(
         share,
         machines,
         params["state"],
-        RunDirectory(params["run_dir"]),
+        _run_directory(params["run_dir"], share),
         _consumer(params, warn),
         params["wait_for"],
         params["wait_timeout"],
@@ -46,6 +49,23 @@ def request(params: Mapping, every: Sequence[Mapping], share: Share, warn: Calla
         params["lease"],
         params["parallel"],
     )
+
+
+def _check_sign(params: Mapping) -> None:
+    """:raises InvalidParameter: no guest can be seen to answer by this. That must be told before one is started."""
+    if params["consumer"] != LIBVIRT and params["wait_for"] in (None, answering.SSH) and SSH_PORT not in params["ports"]:
+        raise InvalidParameter("option wait_for", "no port of this host leads to port 22 of the guest", "add 22 to ports, or wait for agent or none")
+
+
+def _run_directory(path: str, share: Share) -> RunDirectory:
+    """:raises InvalidParameter: the directory is not one of this host alone."""
+    if not os.path.isabs(path):
+        raise InvalidParameter("option run_dir", f"{path!r} is no absolute path", "give one, such as /run/remotefs")
+    above, name = os.path.split(os.path.abspath(path))  # it must not be a link itself, which is seen later
+    root = os.path.realpath(share.path)
+    if os.path.commonpath([os.path.join(os.path.realpath(above), name), root]) == root:
+        raise InvalidParameter("option run_dir", f"{path} is on the share, which other hosts and users have, too", "give a directory of this host alone")
+    return RunDirectory(path)
 
 
 def _asked(one: Mapping, params: Mapping) -> Asked:
@@ -63,6 +83,8 @@ def _asked(one: Mapping, params: Mapping) -> Asked:
         raise InvalidParameter("option definition", problem, "give it with consumer: libvirt, and only there")
     if wants_definition and one.get("arguments"):
         raise InvalidParameter("option arguments", "libvirt has them in its definition", "put them there, or leave them out")
+    if any("\0" in word for word in one.get("arguments") or ()):
+        raise InvalidParameter("option arguments", "one of them has a byte that no command line can have (NUL)", "leave it out")
     volumes = tuple(check_volume_name(volume) for volume in one.get("volumes") or [name])
     seed = check_volume_name(one["seed"]) if one.get("seed") else None
     if len({*volumes, seed}) <= len(volumes):

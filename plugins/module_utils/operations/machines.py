@@ -170,7 +170,7 @@ def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | No
         record, consumer = directory.read(place), request.consumer
         if record is not None and of_record(record, options.task.warn).runs(place, record):
             if not options.check or len(wanted.disks) == len(record.volumes):
-                _require_same(wanted, record, request)
+                _require_same(wanted, record, request, held)
             known = record if options.check else consumer.known(place, record)
             if known != record:
                 directory.write(place, known)
@@ -189,11 +189,14 @@ def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | No
         return Done(wanted.name, STOPPED, STARTED)
 
 
-def _require_same(wanted: Wanted, record: Record, request: Request) -> None:
+def _require_same(wanted: Wanted, record: Record, request: Request, held: HeldLease | None) -> None:
     """:raises Conflict: another machine has that name."""
     if record.consumer != request.consumer.name or record.share != request.share.path or record.volumes != wanted.volumes:
         problem = f"a machine of this name runs with {record.consumer} on volumes of {record.share}: {listed(record.volumes)}"
         raise Conflict(f"machine {wanted.name}", problem, "stop that one first, or give another run_dir")
+    if held is not None and held.id and record.lease_id not in (None, held.id):  # volumes belong to one lease, so that it has others of these names open
+        problem = "it runs since an earlier lease, on disks that have been removed meanwhile"
+        raise Conflict(f"machine {wanted.name}", problem, "end it with remotefs_machine (state: absent), and run the task again")
 
 
 def _all_answering(request: Request, found: Mapping[str, Wanted | StorageError], done: Sequence[Done]) -> list[Done]:
@@ -274,9 +277,9 @@ def end_those_of(lease: Lease, share: Share, run_dir: str, names: Collection[str
     they had open. :raises StorageError: one cannot be ended.
     """
 
-    def found(place: Place) -> Record | None:
+    def found(name: str) -> Record | None:
         try:
-            record = directory.read(place)
+            record = directory.read(directory.place(name))
         except StorageError as error:  # if it is of this lease, its volumes turn out to be in use
             options.task.warn(str(error))
             return None
@@ -285,11 +288,11 @@ def end_those_of(lease: Lease, share: Share, run_dir: str, names: Collection[str
 
     directory = RunDirectory(run_dir)
     ended: set[str] = set()
-    for place in map(directory.place, directory.names()):
-        if found(place) is None:
+    for name in directory.names():
+        if found(name) is None:
             continue
-        with _alone(directory, place.name, options):
-            record = found(place)  # again: another task may have had it meanwhile
-            if record is not None and _ended(directory, place, record, 0, True, options):
+        with _alone(directory, name, options):
+            record = found(name)  # again: another task may have had it meanwhile
+            if record is not None and _ended(directory, directory.place(name), record, 0, True, options):
                 ended.update(record.volumes)
     return frozenset(ended)
