@@ -179,7 +179,28 @@ def test_what_qemu_says_is_told(site: Site) -> None:
     assert "-nonsense: invalid option" in site.failed(errors.ToolFailed, arguments=["-nonsense"])
     assert "install it" in site.failed(errors.ToolMissing, program="qemu-of-nobody")
     assert "machine type" in site.failed(errors.ToolFailed, board="no-such-board")
+    assert "true ended at once (status 0)" in site.failed(errors.ToolFailed, program="true")
+    assert "QEMU's sandbox ended it" in site.failed(errors.ToolFailed, arguments=["-daemonize"])
+    (site.run_dir / "vol" / "qmp.sock").mkdir()
+    assert "qmp.sock is in the way" in site.failed(errors.ToolFailed)
+    (site.run_dir / "vol" / "qmp.sock").rmdir()
     assert not site.processes()
+    assert [one.changed for one in site.good()] == [True]
+
+
+def test_a_machine_that_cannot_be_recorded_does_not_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of it only when it runs cannot be written: the run directory is full."""
+    site.present("vol", size=MIB)
+    write = RunDirectory.write
+
+    def full(self: RunDirectory, place: Any, record: Any) -> None:
+        if record.pid:
+            raise errors.NoSpace(place.record, "there is no room", "make some")
+        write(self, place, record)
+
+    monkeypatch.setattr(RunDirectory, "write", full)
+    assert "there is no room" in site.failed(errors.NoSpace) and not site.processes()
+    monkeypatch.undo()
     assert [one.changed for one in site.good()] == [True]
 
 

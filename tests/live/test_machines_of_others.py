@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-from functional.test_leases import hold
+from functional.test_leases import hold, let_pass
 from functional.test_refusals import MIB
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
@@ -50,6 +50,9 @@ def test_processes_and_directories_of_others(site: Site) -> None:
             impostor.kill()
     site.run_dir.chmod(0o777)
     assert "can write there" in site.failed(errors.ToolFailed)
+    hold(site, name="other", volumes=("other-00",))
+    let_pass(site, 2 * 3600, "other")
+    assert site.collect().leases == ("other",) and "can write there" in site.warned[-1]  # it has no machines
     site.run_dir.chmod(0o700)
     os.chown(site.run_dir, 65534, 65534)
     assert "can write there" in site.failed(errors.ToolFailed)

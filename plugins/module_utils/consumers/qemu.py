@@ -34,6 +34,7 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)") 
 _LINES, _LONGEST_LINE = 8, 200  # how much of a console a message shows
 _LAST_LINES = 3  # and of QEMU's own words
 _HALTED = {"internal-error", "io-error", "guest-panicked", "shutdown", "watchdog"}  # QEMU's states (RunState) in which nothing goes on by itself
+_NO_DAEMON = "leave out arguments such as -daemonize, -runas and -chroot"
 _TAKEN, _NO_SANDBOX = "host forwarding rule", "sandbox"  # in QEMU's words, when a port is taken, and when it has no sandbox
 
 
@@ -105,8 +106,12 @@ def start(wanted: Wanted, emulator: Emulator, place: Place, ports: dict[int, int
     :raises InUse: a disk of it is open elsewhere. :param ports: of the host, by those of the guest, which are taken if they are free.
     """
     for name in (place.pid, place.monitor, place.agent):
-        with suppress(FileNotFoundError):
+        try:
             os.unlink(name)  # what a machine that was killed has left
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ToolFailed(f"machine {place.name}", f"{name} is in the way and cannot be removed ({error.strerror})", f"remove {place.folder}") from error
     sandbox, known = True, ports
     while True:
         failed = _launched(place, command_line(wanted, emulator, place, known, sandbox))
@@ -168,8 +173,13 @@ def _not_started(wanted: Wanted, result: command.Result) -> ToolFailed | InUse:
     subject = f"machine {wanted.name}"
     if "Failed to get" in result.err and "lock" in result.err:
         return InUse(subject, f"a disk of it is open elsewhere ({result.reason})", "end what has it open, and run the task again", result.details)
-    said = " / ".join(shown(line, _LONGEST_LINE) for line in result.err.splitlines()[-_LAST_LINES:]) or result.reason
-    return ToolFailed(subject, f"QEMU does not start: {said}", "mend what it names (memory, accelerators, arguments)", result.details)
+    if result.rc == -signal.SIGSYS:
+        return ToolFailed(subject, "QEMU's sandbox ended it, because it was to do what no machine needs", _NO_DAEMON, result.details)
+    said = " / ".join(shown(line, _LONGEST_LINE) for line in result.err.splitlines()[-_LAST_LINES:])
+    if not said:
+        problem = f"{os.path.basename(result.argv[0])} ended at once (status {result.rc}) and said nothing"
+        return ToolFailed(subject, problem, "see whether it is QEMU, and look at board, accelerators and arguments", result.details)
+    return ToolFailed(subject, f"QEMU does not start: {said}", "mend what it names (memory, accelerators, board, listen, arguments)", result.details)
 
 
 def stop(place: Place, process: Process, patience: float) -> None:

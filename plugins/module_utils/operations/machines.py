@@ -185,7 +185,11 @@ def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | No
         if held is not None:
             held.verify()
         started = consumer.start(wanted, place, fresh)
-        directory.write(place, started)
+        try:
+            directory.write(place, started)
+        except StorageError:
+            consumer.stop(place, started, 0)  # what fails leaves nothing that runs
+            raise
         return Done(wanted.name, STOPPED, STARTED)
 
 
@@ -288,7 +292,12 @@ def end_those_of(lease: Lease, share: Share, run_dir: str, names: Collection[str
 
     directory = RunDirectory(run_dir)
     ended: set[str] = set()
-    for name in directory.names():
+    try:
+        recorded = directory.names()
+    except StorageError as error:  # nothing there can be believed; most leases have no machines
+        options.task.warn(str(error))
+        return frozenset()
+    for name in recorded:
         if found(name) is None:
             continue
         with _alone(directory, name, options):
