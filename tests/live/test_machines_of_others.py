@@ -20,6 +20,7 @@ from functional.test_refusals import MIB
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 
 from .test_machines import Site
 
@@ -52,7 +53,9 @@ def test_processes_and_directories_of_others(site: Site) -> None:
     assert "can write there" in site.failed(errors.ToolFailed)
     hold(site, name="other", volumes=("other-00",))
     let_pass(site, 2 * 3600, "other")
-    assert site.collect().leases == ("other",) and "can write there" in site.warned[-1]  # it has no machines
+    how = Options(lock_timeout=5, task=Task(site.warned.append))
+    collected = leases.collect(leases.CollectRequest(site.share, 0, run_dir=str(site.run_dir)), how)
+    assert collected.leases == ("other",) and "can write there" in site.warned[-1]  # it has no machines
     site.run_dir.chmod(0o700)
     os.chown(site.run_dir, 65534, 65534)
     assert "can write there" in site.failed(errors.ToolFailed)
