@@ -77,6 +77,15 @@ def part_of_today(work: Work, kept: int, parts: int) -> dict:
     return {"PART_OF_THE_TESTS": f"{','.join(str((today + number) % parts) for number in range(kept))}/{parts}"}
 
 
+def part_for_core(core: str, parts: int, apart: int = 1) -> dict:
+    """The same for one of the older ansible-cores: one part, another one from day to day and for each of them, and at night all.
+
+    :param apart: how many parts lie between those of two cores on one day.
+    """
+    today = int(time.strftime("%j"))
+    return {"PART_OF_THE_TESTS": f"{(apart * stages.CORES.index(core) + today) % parts}/{parts}"}
+
+
 def say(text: str) -> None:
     """A session's last word to the reader of a long log; scripts/test shows it."""
     print(f":: {text}", flush=True)
@@ -134,9 +143,7 @@ def unit(work: Work, core: str) -> None:
     """Pure parts, and parts that need a directory only"""
     bin = machine.core_venv(core)
     machine.need_qemu()
-    day = int(time.strftime("%j"))  # each older one has half of them from day to day, and at night all
-    part = {} if work.words or core == machine.best_core() else {"PART_OF_THE_TESTS": f"{(stages.CORES.index(core) + day) % 2}/2"}
-    work.pytest(bin, "tests/unit", env=part)
+    work.pytest(bin, "tests/unit", env={} if work.words or core == machine.best_core() else part_for_core(core, 2))
 
 
 @stage(cores=stages.CORES)
@@ -157,10 +164,9 @@ def functional(work: Work, core: str) -> None:
             work.pytest(bin, "-m", "slow", "tests/functional", env=part_of_today(work, 1, 6))
     else:  # what takes long does not depend on Ansible's version, but for the roles' templates
         fast, work.fast = work.fast, True
-        day = int(time.strftime("%j"))  # each older one has another part from day to day, and at night all
-        work.pytest(bin, "tests/functional", env={"PART_OF_THE_TESTS": f"{(4 * stages.CORES.index(core) + day) % 8}/8"})
+        work.pytest(bin, "tests/functional", env=part_for_core(core, 8, apart=4))
         work.fast = fast
-        work.pytest(bin, "tests/functional/test_roles.py", env={"PART_OF_THE_TESTS": f"{(stages.CORES.index(core) + day) % 3}/3"})
+        work.pytest(bin, "tests/functional/test_roles.py", env=part_for_core(core, 3))
 
 
 @stage
@@ -224,8 +230,7 @@ def newqemu(work: Work) -> None:
     bin = machine.core_venv(machine.best_core())
     machine.need_qemu()
     place = machine.BUILD / "newer-qemu"
-    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists() or not shutil.which("apt-get"):
-        raise machine.NotPossible("a newer QEMU comes from Debian's packages, and this machine has no key of Debian")
+    machine.need_debian("a newer QEMU comes from")
     work.run("tests/live/newer-qemu", "trixie", place)
     env = {"PATH": os.pathsep.join((str(bin), str(place / "bin"), os.environ["PATH"])), "LIVE_QEMU": "10"}
     work.pytest(bin, "tests/live", env=env)
@@ -558,8 +563,7 @@ def guest_places(work: Work) -> Iterator[dict[str, Path]]:
     """A directory with a real guest, one for volumes and one for machines, whose sockets must have short names. :raises NotPossible: no guest can be made."""
     machine.need_root()
     machine.need_qemu()
-    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists() or not shutil.which("apt-get"):
-        raise machine.NotPossible("a guest is made of Debian's packages, and this machine has no key of Debian")
+    machine.need_debian("a guest is made of")
     machine.need("mmdebstrap=mmdebstrap", "e2fsprogs=mke2fs", "qemu-system-x86=qemu-system-x86_64", "openssh-client=ssh-keygen")
     place, share = machine.BUILD / "debian-guest", work.scratch / "share"
     if subprocess.run(["tests/lab/debian-guest", place], stdin=subprocess.DEVNULL, check=False).returncode != 0:

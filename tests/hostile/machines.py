@@ -220,8 +220,7 @@ def _things() -> Iterator[Attack]:
         ("pid file of a machine", partial(_thing, name="pid"), ("symlink outside", "FIFO", "directory"), launched),
         ("folder of a machine", _thing_as_folder, ("symlink to a directory",), _refused()),
         ("folder of a machine", _thing_as_folder, ("symlink loop", "FIFO", "hard link"), absent),
-        ("directory of machines", _thing_as_run, ("symlink to a directory",), absent),
-        ("directory of machines", _thing_as_run, ("FIFO", "hard link"), absent),
+        ("directory of machines", _thing_as_run, ("symlink to a directory", "FIFO", "hard link"), absent),
     ):
         for name in names:
             what, make = places.THINGS[name]

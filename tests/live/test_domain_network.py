@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Iterator
 
@@ -71,4 +70,3 @@ def test_a_guest_on_a_network(network: Libvirtd, tmp_path: Path, sockets: Path, 
     assert said.stdout == "ci-00\n", said.stderr
     pipeline.play("absent")
     assert network("list", "--all", "--name").split() == []
-    print(f"{address} in {made['seconds']} s", file=sys.stderr)

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 from functional.test_ci_environment import Pipeline
@@ -25,6 +23,9 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.agent 
 from .libvirtd import Libvirtd
 from .real_guest import BOOT, Talking, made
 from .test_machines import Site
+from .test_machines import site as empty_site
+
+__all__ = ["empty_site"]  # a fixture
 
 TEMPLATE = """<domain type='qemu'><name>{{ worker }}</name><memory unit='MiB'>128</memory><vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type><kernel>PLACE/vmlinuz</kernel><initrd>PLACE/initrd</initrd><cmdline>BOOT</cmdline></os>
@@ -64,17 +65,13 @@ class ByLibvirt(Talking):
 
 
 @pytest.fixture
-def site(tmp_path: Path, sockets: Path) -> Iterator[Site]:
-    share = tmp_path / "share"
-    share.mkdir()
-    found = Site(share, sockets / "run")
-    found.present("golden", size=16 * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(share / "golden")], check=True)
-    subprocess.run(["debugfs", "-w", "-R", "write /etc/passwd kept", str(share / "golden")], check=True, capture_output=True)
-    found.snapshot("ready", "golden")
-    yield found
-    for pid in found.processes():
-        os.kill(pid, signal.SIGKILL)
+def site(empty_site: Site) -> Site:
+    golden = str(empty_site.path / "golden")
+    empty_site.present("golden", size=16 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-F", golden], check=True)
+    subprocess.run(["debugfs", "-w", "-R", "write /etc/passwd kept", golden], check=True, capture_output=True)
+    empty_site.snapshot("ready", "golden")
+    return empty_site
 
 
 @pytest.fixture

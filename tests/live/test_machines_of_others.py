@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 from functional.test_leases import hold, let_pass
@@ -22,17 +21,9 @@ from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options, Task
 
-from .test_machines import Site
+from .test_machines import Site, site
 
-
-@pytest.fixture
-def site(tmp_path: Path, sockets: Path) -> Iterator[Site]:
-    share = tmp_path / "share"
-    share.mkdir()
-    found = Site(share, sockets / "run")
-    yield found
-    for pid in found.processes():
-        os.kill(pid, signal.SIGKILL)
+__all__ = ["site"]  # a fixture
 
 
 def test_processes_and_directories_of_others(site: Site) -> None:

@@ -200,6 +200,12 @@ def need_root() -> None:
         raise NotPossible("needs root: it mounts real shares")
 
 
+def need_debian(what: str) -> None:
+    """:param what: of Debian's packages, as a message begins. :raises NotPossible: apt cannot tell here that they are Debian's."""
+    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists() or not shutil.which("apt-get"):
+        raise NotPossible(f"{what} Debian's packages, and this machine has no key of Debian")
+
+
 def need_fuse() -> None:
     if not Path("/dev/fuse").is_char_device():
         raise NotPossible("no /dev/fuse in this kernel or container")

@@ -32,11 +32,10 @@ from .reading import list_volumes
 
 STARTED, STOPPED, ABSENT = "started", "stopped", "absent"
 _SEED_FORMAT = "raw"
-# Of a guest that stands still, by QEMU's words for it.
+# Of a guest that stands still, by the words of QEMU and of libvirt for it.
 _REMEDIES = {
     "internal-error": "the processor or KVM cannot run it: stop it, and give other accelerators, such as tcg alone",
-    "io-error": "its share failed or is full: mend that, and stop it",
-    "ioerror": "its share failed or is full: mend that, and stop it",
+    **dict.fromkeys(("io-error", "ioerror"), "its share failed or is full: mend that, and stop it"),
 }
 
 

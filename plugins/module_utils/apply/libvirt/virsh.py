@@ -87,7 +87,8 @@ class SpokenDomain(Asked):
         if state == "crashed" and "-" not in self._say("domid"):
             return State(OTHER, state)
         found = OFF if state == "crashed" else _STATES.get(state, OTHER)
-        reason = _REASONS.get(reason.rstrip(")"), reason.rstrip(")"))
+        reason = reason.rstrip(")")
+        reason = _REASONS.get(reason, reason)
         return State(found, reason if found == PAUSED else "" if found in (RUNNING, OFF) else state)
 
     def xml(self, inactive: bool) -> str:
