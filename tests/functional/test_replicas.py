@@ -6,6 +6,7 @@ are in tests/property."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any, Callable
@@ -294,7 +295,7 @@ def test_out_of_time_leaves_what_is_complete(store: Store, backup: Store) -> Non
 def test_a_share_without_room(store: Store, backup: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     lived(store, 18)
     replicate(store, backup, match="s[01]")
-    monkeypatch.setattr(replication.os, "statvfs", lambda _path: type("Figures", (), {"f_bavail": 1, "f_frsize": 512, "f_blocks": 100}))
+    monkeypatch.setattr(os, "statvfs", lambda _path: type("Figures", (), {"f_bavail": 1, "f_frsize": 512, "f_blocks": 100}))
     found = refused(backup, errors.NoSpace, lambda _check: replicate(store, backup), both=False)
     assert "have to be sent" in str(found)
 

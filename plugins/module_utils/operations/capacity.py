@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import Iterable, NamedTuple
 
+from ..errors import from_os_error
 from ..model import Share, Volume, round_to_sector
 from ..store.files.directory import ShareDirectory
 from ..store.volumes.chains import Observed
@@ -203,9 +204,20 @@ def _key(candidates: Candidates, name: str) -> tuple:
     return (name, *(share.path for share in candidates.shares))
 
 
+def figures_of(share: Share) -> os.statvfs_result:
+    """What the file system of a share tells of its space. :raises StorageError: the share does not answer."""
+    try:
+        return os.statvfs(share.path)
+    except OSError as error:
+        raise from_os_error(error, f"share {share.source}") from error
+
+
 def _figures(share: Share) -> Figures:
-    told = os.statvfs(share.path)
-    system = (os.stat(share.path).st_dev, told.f_fsid) if hasattr(told, "f_fsid") else (share.path,)
+    told = figures_of(share)
+    try:
+        system = (os.stat(share.path).st_dev, told.f_fsid) if hasattr(told, "f_fsid") else (share.path,)
+    except OSError as error:
+        raise from_os_error(error, f"share {share.source}") from error
     return Figures(told.f_blocks * told.f_frsize, told.f_bavail * told.f_frsize, system)
 
 

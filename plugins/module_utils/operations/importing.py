@@ -28,6 +28,7 @@ from ..store.files.directory import ShareDirectory
 from ..store.files.passing import file_pieces
 from . import servers
 from .candidates import Policy
+from .capacity import figures_of
 from .named_locks import locked_name
 from .options import ARRIVED, Options
 
@@ -180,10 +181,7 @@ class _Room(NamedTuple):
     @classmethod
     def of(cls, share: Share, policy: Policy) -> _Room:
         """:raises StorageError: the share does not answer."""
-        try:
-            figures = os.statvfs(share.path)
-        except OSError as error:
-            raise from_os_error(error, f"share {share.source}") from error
+        figures = figures_of(share)
         total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
         largest = int(total * policy.max_over_subscription_ratio) if total else _ANY
         return cls(max(0, free - total * policy.reserved_percentage // 100) if total else _ANY, largest)

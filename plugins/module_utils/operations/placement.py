@@ -11,7 +11,7 @@ from ..errors import NoEligibleShare
 from ..model import Share, size_text
 from ..plan.desired import DesiredVolume
 from .candidates import Candidates, Policy
-from .capacity import EACH, Capacity, Demand
+from .capacity import EACH, Capacity, Demand, figures_of
 
 _NOISE = 1 << 20  # bytes by which what a source holds may differ from what it was thought to hold
 _QCOW2 = 5 << 16  # bytes of the header and of the smallest tables
@@ -110,7 +110,7 @@ def _still_good(share: Share, promised: Demand, able: Candidates, wanted: Demand
         return False
     if check:
         return True
-    figures = os.statvfs(share.path)  # other tasks know nothing of the promises
+    figures = figures_of(share)  # other tasks know nothing of the promises
     total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
     usable = free - total * policy.reserved_percentage // 100
     return usable > 0 and wanted.at_once <= usable and os.access(share.path, os.W_OK)

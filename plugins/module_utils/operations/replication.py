@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Callable, Collection, Sequence
 
@@ -20,6 +19,7 @@ from ..plan.replicas import Pair, Point
 from ..store.metadata.points import checksum, held, new_point
 from . import sources
 from .candidates import locate
+from .capacity import figures_of
 from .dependency_check import SHARES_READ
 from .options import TakesLong
 from .refusals import require_free_name
@@ -335,7 +335,7 @@ class Replication:
         :param freed: bytes that are there when something has gone.
         """
         share = self.replica.share
-        figures = os.statvfs(share.path)
+        figures = figures_of(share)
         free = figures.f_bavail * figures.f_frsize + freed
         if figures.f_blocks and free < count and not self._options.task.predicted:
             problem = f"{size_text(count)} have to be sent, and {share.label} has {size_text(free)} free"
