@@ -118,6 +118,15 @@ options:
     description: Seconds that one share may take in all. If its server does not answer in this time, the task fails.
     type: int
     default: 60
+  maintenance:
+    description:
+      - V(true) puts the share into maintenance. No new volume is placed there, whether it is empty, a clone, an image, a replica or one that moves there.
+        Such a task takes another of its candidate shares, or fails with C(no_eligible_share). All that is there already can be used and changed as before.
+      - V(false) ends that. If this option is left out, nothing changes.
+      - The mark is a file on the share, so it counts for the tasks of all hosts. It needs the share to be mounted, so it goes with
+        O(state=mounted) and O(state=remounted), and with a plain directory.
+    type: bool
+    version_added: 1.1.0
   shares:
     description:
       - Many shares in one task. The task's own values are the defaults of each share.
@@ -142,6 +151,7 @@ options:
       fstab: {description: See O(fstab)., type: path}
       attempts: {description: See O(attempts)., type: int}
       timeout: {description: See O(timeout)., type: int}
+      maintenance: {description: See O(maintenance)., type: bool, version_added: 1.1.0}
   shares_file:
     description:
       - A file on the managed host with one share per line, in the format of Cinder's remotefs drivers. A line is C(SOURCE) or C(SOURCE -o OPTIONS).
@@ -191,6 +201,11 @@ EXAMPLES = r"""
   remotefs.storage.remotefs_share:
     shares_file: /etc/cinder/nfs_shares
 
+- name: Place no new volumes there, because the server is going to be replaced
+  remotefs.storage.remotefs_share:
+    src: nas1:/vols
+    maintenance: true
+
 - name: Unmount and forget it
   remotefs.storage.remotefs_share:
     src: nas1:/vols
@@ -223,7 +238,7 @@ share:
       description: Whether it is mounted. For a plain directory, whether it exists.
       type: bool
     total:
-      description: Its size in bytes. This key and the next three are null for what is not mounted.
+      description: Its size in bytes. This key and the next four are null for what is not mounted.
       type: int
     free:
       description: Bytes that can still be stored.
@@ -233,6 +248,9 @@ share:
       type: int
     writable:
       description: Whether the user of the task may write to it, as far as the kernel and the server report that before a write.
+      type: bool
+    maintenance:
+      description: Whether no new volumes are placed there. See O(maintenance).
       type: bool
 shares:
   description: The shares in input order, without those that failed.
@@ -293,7 +311,7 @@ actions:
   description:
     - The steps that were done, in order. In check mode, the steps that would be done.
     - C(step) is one of C(create_directory), C(write_credentials), C(mount), C(remount), C(unmount), C(write_fstab),
-      C(remove_fstab), C(remove_credentials) and C(remove_directory).
+      C(remove_fstab), C(remove_credentials), C(remove_directory) and C(set_maintenance).
   returned: always
   type: list
   elements: dict
@@ -343,6 +361,7 @@ def _share_spec(with_defaults: bool) -> dict:
         "fstab": {"type": "path"},
         "attempts": {"type": "int"},
         "timeout": {"type": "int"},
+        "maintenance": {"type": "bool"},
     }
     if with_defaults:
         for name, value in defaults.items():

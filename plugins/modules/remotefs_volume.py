@@ -252,10 +252,14 @@ options:
     elements: str
   placement:
     description:
-      - Which eligible share a new volume goes to. V(most_free) is the one with the most free space, and of equal ones the first.
-      - Free space is what the file system tells when the task begins, less what the task itself preallocates and copies there.
+      - Which eligible share a new volume goes to. Of equal ones it is the first in O(share).
+      - V(most_free) is the one with the most free space. Free space is what the file system tells when the task begins, less what the task itself
+        preallocates and copies there.
+      - V(least_allocated) is the one whose volumes have the smallest virtual sizes together, whatever they take on the disk.
+      - V(round_robin) is the one with the fewest volumes, so that new volumes go to one share after the other. Nothing else is counted or kept.
+      - A share that O(remotefs.storage.remotefs_share#module:maintenance) marks is never eligible.
     type: str
-    choices: [most_free]
+    choices: [most_free, least_allocated, round_robin]
     default: most_free
   reserved_percentage:
     description: Percentage of a share that new volumes leave free, with all that are made before them in the same task.
@@ -327,7 +331,7 @@ options:
       state: {description: 'See O(state).', type: str, choices: [present, absent]}
       cascade: {description: 'See O(cascade).', type: bool}
       not_dependent: {description: 'See O(not_dependent).', type: list, elements: str}
-      placement: {description: 'See O(placement).', type: str, choices: [most_free]}
+      placement: {description: 'See O(placement).', type: str, choices: [most_free, least_allocated, round_robin]}
       reserved_percentage: {description: 'See O(reserved_percentage).', type: int}
       max_over_subscription_ratio: {description: 'See O(max_over_subscription_ratio).', type: float}
       lease: {description: See O(lease)., type: dict}
@@ -759,7 +763,7 @@ _VOLUME = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "cascade": {"type": "bool", "default": False},
     "not_dependent": {"type": "list", "elements": "str"},
-    "placement": {"type": "str", "choices": ["most_free"], "default": "most_free"},
+    "placement": {"type": "str", "choices": ["most_free", "least_allocated", "round_robin"], "default": "most_free"},
     "reserved_percentage": {"type": "int", "default": 0},
     "max_over_subscription_ratio": {"type": "float", "default": 20},
     "attachment": changes.ATTACHMENT,
@@ -793,7 +797,7 @@ def _request(params: dict, candidates, finder):
             "reserved_percentage or max_over_subscription_ratio is out of range",
             "give 0 to 99, and more than 0",
         )
-    policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"])
+    policy = Policy(params["reserved_percentage"], params["max_over_subscription_ratio"], params["placement"])
     desired = DesiredVolume(
         name=params["name"],
         size=None if params["size"] is None else parse_size(params["size"]),

@@ -467,6 +467,8 @@ def _under_lease(task: Task) -> Task:
 
     def run(where: Candidates, options: Options) -> list[Outcome]:
         (given,) = leases.read_all(where.shares[0])
+        if "error_code" in given:  # a playbook would have stopped before
+            raise next(kind for kind in StorageError.__subclasses__() if kind.error_code == given["error_code"])("ci", given["msg"], "read")
         with lease_holding.holding([(given, where)], options):
             return task(where, lease_holding.under(options, given, where))
 

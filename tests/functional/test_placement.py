@@ -14,12 +14,14 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import changes, errors
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import capacity, placement, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import capacity, placement, replicas, up_to_date, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.bulk import runner
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates, Finder, Policy
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Capacity, Demand
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import maintenance
 from ansible_collections.remotefs.storage.plugins.modules import remotefs_volume
 
 MIB = 1 << 20
@@ -148,3 +150,92 @@ def test_a_refusal_tells_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ):
         with pytest.raises(errors.NoEligibleShare, match=expected):
             placement.choose(candidates, size, at_once, Policy(reserved), Capacity())
+
+
+# -- other orders, and maintenance -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[str]:
+    """Three shares on one file system, so that each has the same free space."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    return [str(tmp_path / name) for name in ("a", "b", "c")]
+
+
+@pytest.mark.parametrize("parallel, check", [(1, True), (1, False), (8, False)])
+def test_new_volumes_go_round(three: list[str], parallel: int, check: bool) -> None:
+    assert where(run(three, names(7), parallel, check, size="1M", placement="round_robin"), three) == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_the_one_with_the_fewest_volumes_is_next(three: list[str]) -> None:
+    """Whoever made the others, and whatever else lies there; what is removed counts no more."""
+    run(three[:1], [{"name": "x"}, {"name": "y"}], size="1M")
+    run(three[1:2], [{"name": "z"}], size="64M")
+    os.mkdir(f"{three[2]}/folder")
+    assert where(run(three, names(4), size="1M", placement="round_robin"), three) == [2, 1, 2, 0]
+    run(three[:1], [{"name": name, "state": "absent"} for name in ("x", "y", "a3")])
+    assert where(run(three, [{"name": "last"}], size="1M", placement="round_robin"), three) == [0]
+
+
+@pytest.mark.parametrize("parallel, check", [(1, True), (1, False), (8, False)])
+def test_the_one_that_has_promised_least_is_next(three: list[str], parallel: int, check: bool) -> None:
+    run(three[:1], [{"name": "x"}], size="10M")
+    items = [{"name": f"v{number}", "size": f"{size}M"} for number, size in enumerate((4, 6, 3, 20, 1))]
+    assert where(run(three, items, parallel, check, placement="least_allocated"), three) == [1, 2, 1, 2, 1]
+
+
+def test_a_share_with_a_name_that_is_found_comes_before_any_order(three: list[str]) -> None:
+    run(three[2:], names(1), size="1M")
+    assert where(run(three, names(1), size="1M", placement="round_robin"), three) == [2]
+
+
+def mark(path: str, on: bool = True) -> None:
+    with ShareDirectory(Share(path, path, "directory")) as directory:
+        (maintenance.mark if on else maintenance.clear)(directory)
+
+
+def test_nothing_new_is_placed_on_a_share_in_maintenance(three: list[str]) -> None:
+    run(three[:1], [{"name": "old"}], size="1M", snapshot="s")
+    mark(three[0])
+    mark(three[1])
+    new = [{"name": "empty", "size": "1M"}, {"name": "full", "source": {"volume": "old", "snapshot": "s", "method": "full"}}]
+    for check in (True, False):
+        assert where(run(three, new, check=check), three) == [2, 2]
+    linked = {"source": {"volume": "old", "snapshot": "s", "method": "linked"}}  # it can be nowhere else
+    for check in (True, False):
+        assert where(run(three, [{"name": "linked", **linked}, {"name": "x", "size": "1M"}], check=check), three) == [NONE, 2]
+    for item in ({"name": "y", "size": "1M"}, {"name": "z", **linked}):
+        (refused,) = run(three[:1], [item])
+        assert refused.error_code == NONE and "is in maintenance" in str(refused)
+    (grown,) = run(three, [{"name": "old", "size": "2M", "snapshot": "t"}])
+    assert grown.changed and grown.after["size"] == 2 * MIB and len(grown.after["snapshots"]) == 2
+    mark(three[0], on=False)
+    assert where(run(three[:1], [{"name": "linked2", **linked}]), three) == [0]
+
+
+def test_images_replicas_and_moves_stay_away_too(three: list[str], tmp_path: Path) -> None:
+    """A volume can leave such a share, though, and a replica that is there is kept up."""
+    run(three[:1], [{"name": "old"}], size="1M", snapshot="s")
+    (tmp_path / "image").write_bytes(b"\1" * MIB)
+    replica = up_to_date.ReplicaRequest
+    there = Candidates((Share(three[1], three[1], "directory"),))
+    here = Candidates((Share(three[0], three[0], "directory"),))
+    replicas.replicate(replica(here, "old", there, "kept"), Options())
+    mark(three[1])
+    before = Path(three[0], ".remotefs/volumes/old.json").read_bytes()
+    for check in (True, False):
+        with pytest.raises(errors.NoEligibleShare, match="in maintenance"):
+            replicas.replicate(replica(here, "old", there, "new"), Options(check=check, assume=check))
+    assert Path(three[0], ".remotefs/volumes/old.json").read_bytes() == before
+    assert not os.path.exists(f"{three[1]}/new")
+    run(three[:1], [{"name": "old", "snapshot": "t"}])
+    assert replicas.replicate(replica(here, "old", there, "kept"), Options()).changed
+    image = {**{name: None for name in remotefs_volume._VOLUME["source"]["options"]}, "compression": "auto", "image": str(tmp_path / "image"), "image_format": "raw", "method": "full"}
+    (refused,) = run(three[1:2], [{"name": "imported", "source": image}])
+    assert isinstance(refused, errors.StorageError) and "in maintenance" in str(refused)
+    (refused,) = run(three[1:2], [{"name": "old", "moved_from": three[0]}])
+    assert isinstance(refused, errors.NoEligibleShare) and os.path.exists(f"{three[0]}/old")
+    mark(three[0])
+    (moved,) = run(three[2:], [{"name": "old", "moved_from": three[0]}])
+    assert moved.after["mountpoint"] == three[2] and not os.path.exists(f"{three[0]}/old")

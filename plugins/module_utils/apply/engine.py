@@ -361,6 +361,13 @@ def layer_sum(layer: Side, pace: Pace) -> str | None:
     return sum_of_layer(layer.directory, layer.images, pace)
 
 
+def try_out(directory: ShareDirectory) -> None:
+    """Find out what the file system of a share can do, and keep that there. Never fails."""
+    from .offline import trying  # late: only the first change of a share does it
+
+    trying.try_out(directory)
+
+
 def predict_end(engine: Engine, resumption: Resumption) -> None:
     """Check whether an interrupted task can be ended, without taking anything. :raises InUse: it cannot."""
     then = resumption.attachment

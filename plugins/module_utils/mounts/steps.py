@@ -139,3 +139,12 @@ class Unmount(Step):
     src: str
 
     name = "unmount"
+
+
+@dataclass(frozen=True)
+class SetMaintenance(Step):
+    """Put the share at ``path`` into maintenance, or end it. The mark is on the share itself, so it counts for every host."""
+
+    maintenance: bool
+
+    name = "set_maintenance"

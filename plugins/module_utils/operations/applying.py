@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Iterator, Sequence
 
-from ..apply.engine import NEVER, CopySource, Engine, Terms, attached_engine, open_engine
+from ..apply.engine import NEVER, CopySource, Engine, Terms, attached_engine, open_engine, try_out
 from ..apply.interrupted import Interrupted
 from ..model import Share, Volume
 from ..plan.abilities import OFFLINE
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.files import ballast
+from ..store.metadata import share_abilities
 from .options import TakesLong
 from .workspace import Workspace
 
@@ -112,7 +113,8 @@ def _executor(work: Workspace, share: Share, engine: Engine, plans: Sequence[Pla
 
     directory, task = work.directory(share), work.options.task
     with _in_their_time(work, plans):
-        ballast.keep(directory)
+        if share_abilities.FILE not in ballast.keep(directory):
+            try_out(directory)
         yield Executor(directory, engine, task.warn, task.log, partial(work.look, share))
 
 

@@ -59,12 +59,16 @@ class Finder:
             return None
 
 
+MOST_FREE, LEAST_ALLOCATED, ROUND_ROBIN = "most_free", "least_allocated", "round_robin"
+
+
 class Policy(NamedTuple):
     """How a share for a new volume is chosen. ``reserved_percentage`` of the share stays free; the sum of all virtual
-    sizes stays below ``max_over_subscription_ratio`` times its total size."""
+    sizes stays below ``max_over_subscription_ratio`` times its total size. ``placement``: which of the eligible shares is taken."""
 
     reserved_percentage: int = 0
     max_over_subscription_ratio: float = 20.0
+    placement: str = MOST_FREE
 
 
 def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: str = FSTAB) -> Candidates:

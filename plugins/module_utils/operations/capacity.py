@@ -14,9 +14,10 @@ import threading
 from dataclasses import dataclass
 from typing import Iterable, NamedTuple
 
-from ..errors import from_os_error
+from ..errors import NoEligibleShare, from_os_error
 from ..model import Share, Volume, round_to_sector
 from ..store.files.directory import ShareDirectory
+from ..store.metadata import maintenance
 from ..store.volumes.chains import Observed
 from .candidates import Candidates
 
@@ -77,6 +78,7 @@ class Capacity:
         self.lock = threading.RLock()
         self.followed: list[Followed] = []
         self._figures: dict[str, Figures] = {}
+        self._in_maintenance: dict[str, bool] = {}
         self._taken: dict[tuple, int] = {}  # by file system; below zero where removals gave room
         self._small: dict[tuple, int] = {}  # records and locks, by file system
         self._found: dict[str, dict[str, int]] = {}  # virtual sizes of what was there, by share and name
@@ -92,6 +94,7 @@ class Capacity:
             for share in shares:
                 if share.path not in self._figures:
                     self._figures[share.path] = read = _figures(share)
+                    self._in_maintenance[share.path] = maintenance.is_marked(share.path)
                     if not os.path.lexists(os.path.join(share.path, ".remotefs", "ballast")):
                         self._small[read.system] = self._small.get(read.system, 0) + _FIRST
 
@@ -117,6 +120,12 @@ class Capacity:
         """What records and locks take of that room, with those of one more volume."""
         return self._small.get(self._figures[share.path].system, 0) + EACH
 
+    def in_maintenance(self, share: Share) -> bool:
+        """Whether no new volumes are to be placed there."""
+        with self.lock:
+            self.look([share])
+            return self._in_maintenance[share.path]
+
     # -- virtual sizes -------------------------------------------------------------------------------------------------
 
     def provisioned(self, share: Share) -> int:
@@ -124,6 +133,12 @@ class Capacity:
         with self.lock:
             own = self._own.get(share.path, {})
             return sum(size for name, size in self._sizes(share).items() if name not in own) + sum(own.values())
+
+    def volumes(self, share: Share) -> int:
+        """How many volumes of a known size the share has, as this task leaves them."""
+        with self.lock:
+            sizes = {**self._sizes(share), **self._own.get(share.path, {})}
+            return sum(size > 0 for size in sizes.values())
 
     def size_of(self, share: Share, name: str) -> int | None:
         """The virtual size of a volume, as this task leaves it; None where there is none that can be read."""
@@ -202,6 +217,12 @@ class Capacity:
 
 def _key(candidates: Candidates, name: str) -> tuple:
     return (name, *(share.path for share in candidates.shares))
+
+
+def require_placeable(share: Share, name: str) -> None:
+    """Check that a new volume may go to the one share that is asked for. :raises NoEligibleShare: it is in maintenance."""
+    if maintenance.is_marked(share.path):
+        raise NoEligibleShare(f"new volume {name}", f"share {share.label} is in maintenance", "end that with maintenance: false, or name another share")
 
 
 def figures_of(share: Share) -> os.statvfs_result:

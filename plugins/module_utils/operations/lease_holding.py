@@ -60,7 +60,9 @@ class Named(NamedTuple):
 
     @staticmethod
     def of_option(given: Mapping) -> Named:
-        """:raises InvalidParameter: it is no lease."""
+        """:raises InvalidParameter: it is no lease, or one that could not be read."""
+        if "error_code" in given:
+            raise InvalidParameter(f"option lease, {given.get('name')}", f"it could not be read: {given.get('msg')}", "read it again before it is used")
         name, identity, owner = (given.get(key) for key in ("name", "id", "owner"))
         if not isinstance(name, str) or not isinstance(owner, str) or not isinstance(identity, (str, type(None))):
             raise InvalidParameter("option lease", "it is no lease", "give what remotefs_lease returns as lease")

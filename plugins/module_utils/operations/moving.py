@@ -107,7 +107,7 @@ def _directory(share: Share) -> tuple[int, int]:
 
 
 def _choose(work: Workspace, here: Candidates, source: Share, request: VolumeRequest) -> Share:
-    """The share with the most free space that has room for all of it."""
+    """The share that the policy prefers of those that have room for all of it."""
     volume = work.mode.observe(source, request.desired.name)
     demand = Demand(0, 0) if volume is None else Demand(volume.size, sum(image.allocated for image in volume.chain))
     return placement.choose(here, demand.size, demand.at_once, request.policy, work.options.task.capacity)

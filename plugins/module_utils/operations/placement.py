@@ -10,7 +10,7 @@ import os
 from ..errors import NoEligibleShare
 from ..model import Share, size_text
 from ..plan.desired import DesiredVolume
-from .candidates import Candidates, Policy
+from .candidates import LEAST_ALLOCATED, ROUND_ROBIN, Candidates, Policy
 from .capacity import EACH, Capacity, Demand, figures_of
 
 _NOISE = 1 << 20  # bytes by which what a source holds may differ from what it was thought to hold
@@ -57,7 +57,7 @@ def _copies_share_blocks(source: Share, candidates: Candidates) -> bool:
 
 
 def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, capacity: Capacity) -> Share:
-    """The eligible share with the most free space for a new volume of ``needed`` bytes virtual size; of equal ones the first.
+    """The eligible share that the policy prefers for a new volume of ``needed`` bytes virtual size; of equal ones the first.
 
     :param allocated_now: bytes that its creation writes at once (preallocation, a clone's data).
     :raises NoEligibleShare: none has room within the policy; the message says why for each.
@@ -69,14 +69,21 @@ def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Poli
         if reason:
             reasons.append(f"{share.source} {reason}")
         else:
-            eligible.append((free, share))
+            eligible.append((_rank(share, free, policy, capacity) if len(candidates.shares) > 1 else 0, share))
     if not eligible:
         raise NoEligibleShare(
             f"new volume of {size_text(needed)}",
             "no share can take it (" + "; ".join(reasons) + ")",
-            "free space, add a share, or change reserved_percentage or max_over_subscription_ratio",
+            "free space, add a share, end the maintenance of one, or change reserved_percentage or max_over_subscription_ratio",
         )
-    return max(eligible, key=lambda pair: pair[0])[1]
+    return min(eligible, key=lambda pair: pair[0])[1]
+
+
+def _rank(share: Share, free: int, policy: Policy, capacity: Capacity) -> int:
+    """The lowest is preferred. Nothing keeps count of whose turn it is: the share with the fewest volumes is next."""
+    if policy.placement == LEAST_ALLOCATED:
+        return capacity.provisioned(share)
+    return capacity.volumes(share) if policy.placement == ROUND_ROBIN else -free
 
 
 def reserve(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, capacity: Capacity) -> Share:
@@ -119,6 +126,8 @@ def _still_good(share: Share, promised: Demand, able: Candidates, wanted: Demand
 def _room(share: Share, needed: int, allocated_now: int, policy: Policy, capacity: Capacity) -> tuple[int, str]:
     if not os.access(share.path, os.W_OK):
         return 0, "is not writable"
+    if capacity.in_maintenance(share):
+        return 0, "is in maintenance"
     total, free = capacity.room(share)
     reserved = total * policy.reserved_percentage // 100
     usable = free - reserved

@@ -15,6 +15,7 @@ from ..errors import LockTimeout
 from ..model import Share, check_volume_name
 from ..plan import replicas
 from ..store.metadata.points import state_of
+from .capacity import require_placeable
 from .options import Options
 from .replication import Replication
 from .snapshots import recovered_volume
@@ -37,6 +38,8 @@ def replicate(request: ReplicaRequest, options: Options) -> Outcome:
     for _attempt in range(_ATTEMPTS):
         with Workspace(options) as work:
             task = Replication.locked(work, request, ended)
+            if task.replica.volume is None:
+                require_placeable(task.replica.share, request.name)
             unknown = {} if options.check else task.unidentified()
             if not unknown and (options.check or task.source.present.replicated or not task.source.points):
                 return task.run()

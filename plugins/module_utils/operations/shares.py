@@ -11,6 +11,8 @@ from .. import errors
 from ..mounts import applier, observer, parameters, planner, probe, record, resolve, shares_file, tables, types
 from ..mounts import options as mount_options
 from ..mounts.steps import MountShare, Remount, Step, Unmount, WriteFstab
+from ..store.metadata import maintenance
+from . import share_marks
 
 
 def ensure_all(params: dict, check_mode: bool = False) -> dict:
@@ -94,6 +96,7 @@ def _ensure(params: dict, check_mode: bool, number_of_path: dict, number: int, r
     mounts = _after_automounts(params, mounts, entries, deadline)
     desired = parameters.read_wish(params, mounts, entries)
     result["src"], subject = desired.src, f"share {desired.name}"
+    share_marks.check(params, desired)
     if number_of_path.setdefault(desired.path, number) != number:
         raise errors.InvalidParameter(subject, f"item {number_of_path[desired.path]} of the list has the same path {desired.path}", "name every share once")
     if not desired.row.mount_type and desired.state in planner.KEPT:
@@ -120,6 +123,8 @@ def _ensure(params: dict, check_mode: bool, number_of_path: dict, number: int, r
             raise
     if not check_mode:
         _record(desired, observed, steps)
+    if params.get("maintenance") is not None:
+        done.extend(share_marks.bring(params, desired, bool(steps), check_mode, result["diff"]))
     result["warnings"] = _warnings(desired, observed, steps, check_mode)
     result["share"] = _report(desired, steps, check_mode, deadline, params["mount_base"])
 
@@ -210,25 +215,27 @@ def _report(desired: planner.DesiredShare, steps: tuple[Step, ...], check_mode: 
 
 
 def _share_dict(src: str | None, path: str | None, fstype: str | None, opts: str = "", mounted: bool = False) -> dict:
-    """A share as the modules return it. Sizes are bytes; they and ``writable`` are None until :func:`_with_capacity` sets them."""
-    return {"src": src, "path": path, "fstype": fstype, "opts": opts, "mounted": mounted, "total": None, "free": None, "used": None, "writable": None}
+    """A share as the modules return it. Sizes are bytes; they, ``writable`` and ``maintenance`` are None until :func:`_with_capacity` sets them."""
+    unknown = dict.fromkeys(("total", "free", "used", "writable", "maintenance"))
+    return {"src": src, "path": path, "fstype": fstype, "opts": opts, "mounted": mounted, **unknown}
 
 
 def _with_capacity(share: dict, path: str, deadline: probe.Deadline) -> dict:
     room = probe.capacity(path, deadline.left, f"share {share['src']}")
-    share.update(total=room.total, free=room.free, used=room.used, writable=room.writable)
+    share.update(total=room.total, free=room.free, used=room.used, writable=room.writable, maintenance=maintenance.is_marked(path))
     return share
 
 
-def describe_all(names: list[str] | str | None, mount_base: str, fstab: str, timeout: float) -> list[dict]:
+def describe_all(names: list[str] | str | None, mount_base: str, fstab: str, timeout: float, contents: bool = False) -> list[dict]:
     """Describe the shares ``names`` (one or a list). None: each mounted share, which is each network file system, and each mount under ``mount_base``.
 
-    :param timeout: seconds for each share.
+    :param timeout: seconds for each share. :param contents: also the keys of :func:`share_contents.of_share`.
     :return: one dict per share: ``src``, ``path``, ``fstype``, ``opts`` (separated by commas), ``mounted``, ``total``, ``free`` and ``used`` (bytes),
-        and ``writable``. A share that cannot be read has ``error_code`` and ``msg`` as well, and None for the unknown values.
+        ``writable`` and ``maintenance``. A share that cannot be read has ``error_code`` and ``msg`` as well, and None for the unknown values.
     :raises StorageError: the names or the table of mounts cannot be read.
     """
-    return [_describe(name, mount_base, fstab, timeout) for name in (_mounted_paths(mount_base) if names is None else resolve.share_names(names))]
+    wanted = _mounted_paths(mount_base) if names is None else resolve.share_names(names)
+    return [_describe(name, mount_base, fstab, timeout, contents) for name in wanted]
 
 
 def _mounted_paths(mount_base: str) -> list[str]:
@@ -242,12 +249,17 @@ def _mounted_paths(mount_base: str) -> list[str]:
     return paths
 
 
-def _describe(name: str, mount_base: str, fstab: str, timeout: float) -> dict:
+def _describe(name: str, mount_base: str, fstab: str, timeout: float, contents: bool) -> dict:
     share = _share_dict(name, name if resolve.is_directory_name(name) else None, None)
     try:
         found = resolve.find_share(name, mount_base, fstab, timeout)
         share.update(src=found.source, path=found.path, fstype=found.fstype, opts=found.options, mounted=True)
         _with_capacity(share, found.path, probe.Deadline(timeout))
-    except errors.StorageError as error:
-        share.update(error_code=error.error_code, msg=str(error))
+        if contents:
+            from . import share_contents  # late: it reads volumes
+
+            share.update(share_contents.of_share(found, share["total"], share["free"]))
+    except (errors.StorageError, OSError) as error:
+        known = errors.as_storage_error(error, f"share {name}")
+        share.update(error_code=known.error_code, msg=str(known))
     return share

@@ -17,7 +17,7 @@ from .allocate import NOT_SUPPORTED, make_zeros
 _CHUNK = 4 << 20  # bytes that pass through this process at a time
 _SERVER_CHUNK = 64 << 20  # bytes that the kernel or the server is asked to copy at a time
 _GRAIN = 64 << 10  # bytes: zeros are not written where a piece of this size has nothing else
-_FICLONE = 0x40049409  # ioctl_ficlone(2)
+FICLONE = 0x40049409  # ioctl_ficlone(2)
 # The errors of copy_file_range(2) where it cannot copy between two files, on all kernels and file systems seen so far.
 _NO_SERVER_COPY = (*NOT_SUPPORTED, errno.EXDEV, errno.EBADF, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.ENOTTY, errno.EIO)
 
@@ -130,7 +130,7 @@ def _reflink(source: int, target: int) -> bool:
     import fcntl
 
     try:
-        fcntl.ioctl(target, _FICLONE, source)
+        fcntl.ioctl(target, FICLONE, source)
     except OSError:
         return False  # for any reason: a copy reports it too, unless it concerns only reflinks
     return True

@@ -30,14 +30,15 @@ _BLOCK = 512  # st_blocks counts these
 _OPENING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def keep(directory: ShareDirectory) -> None:
-    """Make missing pieces, as far as there is room. Never fails, and syncs nothing."""
+def keep(directory: ShareDirectory) -> frozenset[str]:
+    """Make missing pieces, as far as there is room. Never fails, and syncs nothing. Returns the names that were in the folder before."""
+    there: frozenset[str] = frozenset()
     try:
         folder = directory.private(FOLDER) or directory.private(FOLDER, create=True)
-        there = set(folder.names()) if folder is not None else set()
+        there = frozenset(folder.names()) if folder is not None else there
         missing = [name for name in _PIECES if name not in there]
         if folder is None or not missing:
-            return
+            return there
         room = os.fstatvfs(folder.fd)
         free = room.f_bavail * room.f_frsize
         for name in missing:
@@ -47,6 +48,7 @@ def keep(directory: ShareDirectory) -> None:
                 free -= size
     except (OSError, StorageError):
         pass  # the share is full or may not be written: the next change reports that
+    return there
 
 
 def _make(directory: ShareDirectory, folder: Directory, name: str, size: int) -> None:

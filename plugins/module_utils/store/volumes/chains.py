@@ -189,7 +189,7 @@ def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UsePr
     if use_probe is None:
         return Observed(make(adopted=adopted), info, record)
     if record is not None and (pending is not None or record.garbage):
-        probe_all(use_probe, directory, (*_images_of(pending), *_garbage(directory, record)))
+        probe_all(use_probe, directory, (*images_of(pending), *garbage_of(directory, record)))
     rests_on_nothing = chain[-1].format == "qcow2" or chain[-1].file in use_probe.rests_on_nothing
     return Observed(make(adopted=adopted), info, record, use_probe.in_use, rests_on_nothing)
 
@@ -362,11 +362,12 @@ def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
     """Whether the active image of a volume is open anywhere, or another image of its chain or of pending work is open for writing.
     None if the file system cannot show this."""
     use_probe = UseProbe()
-    probe_all(use_probe, directory, (*volume.files, *_images_of(volume.pending)))
+    probe_all(use_probe, directory, (*volume.files, *images_of(volume.pending)))
     return use_probe.in_use
 
 
-def _images_of(intent: object) -> tuple[str, ...]:
+def images_of(intent: object) -> tuple[str, ...]:
+    """The images that the intent on a record names; none where there is no intent."""
     if not isinstance(intent, dict):
         return ()
     from ..metadata import unfinished
@@ -374,8 +375,8 @@ def _images_of(intent: object) -> tuple[str, ...]:
     return unfinished.images(intent)
 
 
-def _garbage(directory: ShareDirectory, record: records.Record) -> list[str]:
-    """Files that a task was about to remove and that still exist unchanged."""
+def garbage_of(directory: ShareDirectory, record: records.Record) -> list[str]:
+    """Files that a task was about to remove and that still exist unchanged. :raises StorageError: one is no regular file now."""
     found = []
     for item in record.garbage:
         status = directory.root.status(item.file)

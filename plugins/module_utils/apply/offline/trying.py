@@ -1,0 +1,106 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tries out what the file system of a share can do, with two small files that go again."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from contextlib import contextmanager, suppress
+from typing import Callable, Iterator
+
+from ...errors import StorageError
+from ...store.files.directory import ShareDirectory, write_all
+from ...store.metadata import share_abilities as abilities
+from . import allocate
+from .copying import FICLONE
+
+_SIZE = 64 << 10  # bytes of a file; its first half is a hole
+_HALF = _SIZE // 2
+_ACLS = ("system.posix_acl_access", "system.nfs4_acl")
+_CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.EPERM, errno.EBADF, errno.ETXTBSY)
+
+
+def try_out(directory: ShareDirectory) -> None:
+    """Find out what the share can do, and keep it there. Never fails: what cannot be found out now is tried again by a later task."""
+    with suppress(OSError, StorageError):
+        abilities.write(directory, _found(directory))
+
+
+def _found(directory: ShareDirectory) -> dict[str, bool | None]:
+    """The ability → whether the share has it, None where the trial failed for another reason."""
+    folder = directory.make_private("tmp").fd
+    with _file(folder) as (name, first), _file(folder) as (_other, second):
+        return _trials(folder, name, first, second)
+
+
+@contextmanager
+def _file(folder: int) -> Iterator[tuple[str, int]]:
+    """A context with a small file of ours, which is named as all our temporary files: (name, descriptor)."""
+    name = f".try~{os.urandom(6).hex()}"
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        yield name, fd
+    finally:
+        os.close(fd)
+        os.unlink(name, dir_fd=folder)
+
+
+def _trials(folder: int, name: str, first: int, second: int) -> dict[str, bool | None]:
+    write_all(first, b"x" * _HALF, _HALF)
+    return {
+        abilities.REFLINK: _answer(lambda: _shares_blocks(first, second)),
+        abilities.HOLES: _answer(lambda: os.lseek(first, 0, os.SEEK_DATA) > 0),
+        abilities.CASE_SENSITIVE: _answer(lambda: not _is_there(folder, name.upper())),
+        abilities.MODES: _answer(lambda: _keeps_mode(first)),
+        abilities.ACL: _answer(lambda: _has_acls(first)),
+        abilities.FALLOCATE: _answer(lambda: allocate.can_fallocate(_emptied(second))),
+    }
+
+
+def _answer(trial: Callable[[], bool]) -> bool | None:
+    try:
+        return trial()
+    except OSError as error:
+        return False if error.errno in _CANNOT else None
+
+
+def _shares_blocks(source: int, target: int) -> bool:
+    fcntl.ioctl(target, FICLONE, source)
+    return True
+
+
+def _is_there(folder: int, name: str) -> bool:
+    with suppress(FileNotFoundError):
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return True
+    return False
+
+
+def _keeps_mode(fd: int) -> bool:
+    os.fchmod(fd, 0o640)
+    changed = stat.S_IMODE(os.fstat(fd).st_mode)
+    os.fchmod(fd, 0o600)
+    return changed == 0o640 and stat.S_IMODE(os.fstat(fd).st_mode) == 0o600
+
+
+def _has_acls(fd: int) -> bool:
+    for name in _ACLS:
+        try:
+            os.getxattr(fd, name)
+        except OSError as error:
+            if error.errno == errno.ENODATA:
+                return True
+            if error.errno not in _CANNOT:
+                raise
+        else:
+            return True
+    return False
+
+
+def _emptied(fd: int) -> int:
+    os.ftruncate(fd, 0)
+    return fd

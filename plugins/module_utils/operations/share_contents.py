@@ -1,0 +1,162 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a share holds: sizes of its volumes together, what killed tasks left, and what belongs to nobody. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from typing import Iterable, NamedTuple
+
+from ..errors import StorageError
+from ..localities import locality
+from ..model import Share, round_to_sector
+from ..mounts import types
+from ..mounts.tables import enclosing, read_mounts
+from ..store.files.directory import PRIVATE, Directory, ShareDirectory
+from ..store.files.folders import SNAPSHOT_FOLDERS
+from ..store.files.names import shown
+from ..store.metadata import share_abilities
+from ..store.volumes import chains
+from ..store.volumes.chains import Observed
+from ..store.volumes.listing import Listing, processors, read_volumes
+
+_GIB = 1 << 30
+_BLOCK = 512  # bytes that st_blocks counts in
+_NOT_TOLD = SNAPSHOT_FOLDERS | {PRIVATE, "lost+found"}  # a file system makes the last one
+_TEMPORARY = re.compile(r".+~[0-9a-f]{12}", re.DOTALL)
+_IMAGE_PART = re.compile(r"[0-9a-f]{32}(\..+)?", re.DOTALL)
+_OURS = (("tmp", _TEMPORARY), ("images", _IMAGE_PART))  # folders under .remotefs, and what names our own files there have
+
+
+class _Told(NamedTuple):
+    """Of one volume: virtual size, bytes on the disk, and bytes that its snapshots may hold. ``garbage``: files that a finished task was about to
+    remove. ``named``: further files that work which was interrupted names. Plain values, because another process may have read it."""
+
+    size: int = 0
+    allocated: int = 0
+    held: int = 0
+    garbage: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+
+
+class _Files(NamedTuple):
+    """Files as users see them: paths relative to the share, sorted, and their bytes on the disk."""
+
+    names: list[str]
+    allocated: int
+
+
+def of_share(share: Share, total: int, free: int) -> dict:
+    """What ``share`` holds, as remotefs_share_info documents it. Sizes are bytes.
+
+    :param total: size of its file system. :param free: what users can still store there.
+    :raises StorageError, OSError: its directory cannot be read.
+    """
+    with ShareDirectory(share) as directory:
+        found: Listing = read_volumes(directory, lambda _name, one: tuple(_told(directory, one)), processors(), lambda size: (round_to_sector(size),))
+        volumes = {name: _Told(*told) for name, told in found.descriptions.items()}
+        ours = {name for name in volumes if found.may_claim(name)}
+        leftovers = _leftovers(directory, volumes)
+        unknown = _unknown(directory, found, volumes, ours)
+        able = _abilities(directory)
+    virtual = sum(one.size for one in volumes.values())
+    return {
+        "volumes": len(ours),
+        "virtual": virtual,
+        "allocated": sum(one.allocated for one in volumes.values()),
+        "held_by_snapshots": sum(one.held for one in volumes.values()),
+        "over_subscription": round(virtual / total, 4) if total else None,
+        "leftovers": leftovers.names,
+        "leftovers_allocated": leftovers.allocated,
+        "unknown": unknown.names,
+        "unknown_allocated": unknown.allocated,
+        "abilities": able,
+        "pool": _pool(sum(one.size > 0 for one in volumes.values()), virtual, total, free),
+    }
+
+
+def _told(directory: ShareDirectory, found: Observed | StorageError) -> _Told:
+    if isinstance(found, StorageError):
+        return _Told()
+    sizes = [image.allocated for image in found.volume.own]
+    held = sum(sizes) - max(sizes, default=0) if found.volume.snapshots else 0
+    garbage: list[str] = []
+    with suppress(OSError, StorageError):
+        garbage = chains.garbage_of(directory, found.record) if found.record is not None else []
+    return _Told(found.volume.size, sum(sizes), held, tuple(garbage), chains.images_of(found.volume.pending))
+
+
+def _leftovers(directory: ShareDirectory, volumes: dict[str, _Told]) -> _Files:
+    """Our own temporary files, and files that a finished task was about to remove."""
+    found = [(name, directory.root) for told in volumes.values() for name in told.garbage]
+    paths = {name: _allocated(directory.root, name) for name, _folder in found}
+    for folder, grammar in _OURS:
+        opened = directory.private(folder)
+        for name in opened.names() if opened is not None else ():
+            if grammar.fullmatch(name):
+                paths[f"{PRIVATE}/{folder}/{name}"] = _allocated(opened, name)
+    return _files(paths.items())
+
+
+def _unknown(directory: ShareDirectory, found: Listing, volumes: dict[str, _Told], ours: set[str]) -> _Files:
+    """What no record, no ``.info`` and no other file names. A folder has a slash at its end."""
+    known = found.members(ours)
+    for name, told in volumes.items():
+        chain = found.chains.get(name)
+        known.update(chain.files[0 if name in ours else 1 :] if chain is not None else (), told.garbage, told.named)
+    entries = [entry for entry in _entries(directory) if entry.name not in _NOT_TOLD and entry.name not in known and not _is_info(entry.name, ours)]
+    return _files((entry.name + "/" * entry.is_dir(follow_symlinks=False), _allocated(directory.root, entry.name)) for entry in entries)
+
+
+def _is_info(name: str, ours: set[str]) -> bool:
+    return name.endswith(".info") and name[: -len(".info")] in ours
+
+
+def _entries(directory: ShareDirectory) -> list[os.DirEntry]:
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.root.fd)
+    try:
+        with os.scandir(fd) as found:
+            return list(found)
+    finally:
+        os.close(fd)
+
+
+def _allocated(folder: Directory | None, name: str) -> int:
+    """Bytes on the disk; 0 for what has gone meanwhile."""
+    try:
+        return os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_blocks * _BLOCK if folder is not None else 0
+    except OSError:
+        return 0
+
+
+def _files(found: Iterable[tuple[str, int]]) -> _Files:
+    every = sorted(found)
+    return _Files([shown(name) for name, _size in every], sum(size for _name, size in every))
+
+
+def _abilities(directory: ShareDirectory) -> dict[str, bool | None]:
+    """What was tried out on the share, else what the tables of file systems say, else None."""
+    share, tried = directory.share, share_abilities.read(directory)
+    seen = share.locks_visible if types.find(share.fstype) is not None else None
+    mount = enclosing(read_mounts(), os.path.realpath(share.path))
+    below = locality(mount.fstype) if mount is not None else None
+    assumed = {
+        share_abilities.LOCKS_BETWEEN_HOSTS: seen,
+        share_abilities.IN_USE_SEEN: seen,
+        share_abilities.REFLINK: below.shares_blocks if below is not None and below.local else None,
+        share_abilities.MODES: share.keeps_modes if seen is not None else None,
+    }
+    return {name: assumed.get(name) if tried.get(name) is None else tried[name] for name in share_abilities.ALL}
+
+
+def _pool(volumes: int, virtual: int, total: int, free: int) -> dict:
+    """In the terms of Cinder's report of a pool."""
+    return {
+        "total_capacity_gb": round(total / _GIB, 2),
+        "free_capacity_gb": round(free / _GIB, 2),
+        "provisioned_capacity_gb": round(virtual / _GIB, 2),
+        "total_volumes": volumes,
+    }
