@@ -126,7 +126,6 @@ options:
       - The mark is a file on the share, so it counts for the tasks of all hosts. It needs the share to be mounted, so it goes with
         O(state=mounted) and O(state=remounted), and with a plain directory.
     type: bool
-    version_added: 1.1.0
   shares:
     description:
       - Many shares in one task. The task's own values are the defaults of each share.
@@ -151,7 +150,7 @@ options:
       fstab: {description: See O(fstab)., type: path}
       attempts: {description: See O(attempts)., type: int}
       timeout: {description: See O(timeout)., type: int}
-      maintenance: {description: See O(maintenance)., type: bool, version_added: 1.1.0}
+      maintenance: {description: See O(maintenance)., type: bool}
   shares_file:
     description:
       - A file on the managed host with one share per line, in the format of Cinder's remotefs drivers. A line is C(SOURCE) or C(SOURCE -o OPTIONS).

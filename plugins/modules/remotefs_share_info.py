@@ -45,7 +45,6 @@ options:
       - With V(false), the task reads no volume, and the keys from RV(shares[].volumes) on are missing.
     type: bool
     default: true
-    version_added: 1.1.0
 seealso:
   - module: remotefs.storage.remotefs_share
 """

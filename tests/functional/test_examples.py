@@ -61,6 +61,7 @@ def play(tasks: list[dict], share: Path, tmp_path: Path, environment: dict, *opt
         "remotefs_snapshot",
         "remotefs_volume_info",
         "remotefs_snapshot_info",
+        "remotefs_housekeeping",
         "remotefs_image",
         "remotefs_replica",
         "remotefs_lease",

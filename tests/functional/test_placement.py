@@ -231,7 +231,8 @@ def test_images_replicas_and_moves_stay_away_too(three: list[str], tmp_path: Pat
     assert not os.path.exists(f"{three[1]}/new")
     run(three[:1], [{"name": "old", "snapshot": "t"}])
     assert replicas.replicate(replica(here, "old", there, "kept"), Options()).changed
-    image = {**{name: None for name in remotefs_volume._VOLUME["source"]["options"]}, "compression": "auto", "image": str(tmp_path / "image"), "image_format": "raw", "method": "full"}
+    unsaid = dict.fromkeys(remotefs_volume._VOLUME["source"]["options"])
+    image = {**unsaid, "compression": "auto", "image": str(tmp_path / "image"), "image_format": "raw", "method": "full"}
     (refused,) = run(three[1:2], [{"name": "imported", "source": image}])
     assert isinstance(refused, errors.StorageError) and "in maintenance" in str(refused)
     (refused,) = run(three[1:2], [{"name": "old", "moved_from": three[0]}])

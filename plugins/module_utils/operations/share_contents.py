@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from typing import Iterable, NamedTuple
 
@@ -22,13 +21,12 @@ from ..store.metadata import share_abilities
 from ..store.volumes import chains
 from ..store.volumes.chains import Observed
 from ..store.volumes.listing import Listing, processors, read_volumes
+from . import leftovers
+from .leftovers import Leftover
 
 _GIB = 1 << 30
 _BLOCK = 512  # bytes that st_blocks counts in
 _NOT_TOLD = SNAPSHOT_FOLDERS | {PRIVATE, "lost+found"}  # a file system makes the last one
-_TEMPORARY = re.compile(r".+~[0-9a-f]{12}", re.DOTALL)
-_IMAGE_PART = re.compile(r"[0-9a-f]{32}(\..+)?", re.DOTALL)
-_OURS = (("tmp", _TEMPORARY), ("images", _IMAGE_PART))  # folders under .remotefs, and what names our own files there have
 
 
 class _Told(NamedTuple):
@@ -56,10 +54,9 @@ def of_share(share: Share, total: int, free: int) -> dict:
     :raises StorageError, OSError: its directory cannot be read.
     """
     with ShareDirectory(share) as directory:
-        found: Listing = read_volumes(directory, lambda _name, one: tuple(_told(directory, one)), processors(), lambda size: (round_to_sector(size),))
-        volumes = {name: _Told(*told) for name, told in found.descriptions.items()}
+        found, volumes = _read(directory)
         ours = {name for name in volumes if found.may_claim(name)}
-        leftovers = _leftovers(directory, volumes)
+        left = leftovers.find(directory, _garbage(volumes))
         unknown = _unknown(directory, found, volumes, ours)
         able = _abilities(directory)
     virtual = sum(one.size for one in volumes.values())
@@ -69,8 +66,8 @@ def of_share(share: Share, total: int, free: int) -> dict:
         "allocated": sum(one.allocated for one in volumes.values()),
         "held_by_snapshots": sum(one.held for one in volumes.values()),
         "over_subscription": round(virtual / total, 4) if total else None,
-        "leftovers": leftovers.names,
-        "leftovers_allocated": leftovers.allocated,
+        "leftovers": [one.path for one in left],
+        "leftovers_allocated": sum(one.allocated for one in left),
         "unknown": unknown.names,
         "unknown_allocated": unknown.allocated,
         "abilities": able,
@@ -89,16 +86,20 @@ def _told(directory: ShareDirectory, found: Observed | StorageError) -> _Told:
     return _Told(found.volume.size, sum(sizes), held, tuple(garbage), chains.images_of(found.volume.pending))
 
 
-def _leftovers(directory: ShareDirectory, volumes: dict[str, _Told]) -> _Files:
-    """Our own temporary files, and files that a finished task was about to remove."""
-    found = [(name, directory.root) for told in volumes.values() for name in told.garbage]
-    paths = {name: _allocated(directory.root, name) for name, _folder in found}
-    for folder, grammar in _OURS:
-        opened = directory.private(folder)
-        for name in opened.names() if opened is not None else ():
-            if grammar.fullmatch(name):
-                paths[f"{PRIVATE}/{folder}/{name}"] = _allocated(opened, name)
-    return _files(paths.items())
+def find_leftovers(share: Share) -> list[Leftover]:
+    """What killed tasks left on the share. :raises StorageError, OSError: it cannot be read."""
+    with ShareDirectory(share) as directory:
+        _found, volumes = _read(directory)
+        return leftovers.find(directory, _garbage(volumes))
+
+
+def _read(directory: ShareDirectory) -> tuple[Listing, dict[str, _Told]]:
+    found: Listing = read_volumes(directory, lambda _name, one: tuple(_told(directory, one)), processors(), lambda size: (round_to_sector(size),))
+    return found, {name: _Told(*told) for name, told in found.descriptions.items()}
+
+
+def _garbage(volumes: dict[str, _Told]) -> list[tuple[str, str]]:
+    return [(name, file) for name, told in volumes.items() for file in told.garbage]
 
 
 def _unknown(directory: ShareDirectory, found: Listing, volumes: dict[str, _Told], ours: set[str]) -> _Files:

@@ -1,0 +1,167 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files that killed tasks left on a share: which they are, and how they go.
+
+Only what has a name of our own grammar, or stands on the garbage list of a record, is a leftover. Each goes under the lock of the task that
+made it, so that nothing is taken from a task that still works.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import replace
+from typing import Iterable, NamedTuple, Sequence
+
+from ..apply.openers import other_users
+from ..errors import LockTimeout, StorageError, as_storage_error
+from ..images import arriving
+from ..model import Share
+from ..store.files.directory import PRIVATE, ShareDirectory
+from ..store.metadata import leases, records
+from ..store.volumes import chains
+from .named_locks import locked_name
+from .options import Options
+from .transaction import recover
+from .workspace import Workspace
+
+_BLOCK = 512  # bytes that st_blocks counts in
+_TEMPORARY = re.compile(r"([A-Za-z0-9._~-]+)~[0-9a-f]{12}")
+_IMAGE_PART = re.compile(r"([0-9a-f]{32})(\.state|\.unpacked)?")
+_GRAMMARS = (("tmp", _TEMPORARY), ("images", _IMAGE_PART))  # folders under .remotefs, and the names that our own files have there
+_WITHOUT_LOCK = "."  # files of tasks that take no lock begin so, which no volume does
+
+
+class Leftover(NamedTuple):
+    """One file: its path in the share, the name of the lock under which it was made, and its bytes on the disk. ``written``: when, in seconds since
+    1970 by the clock of the share. ``folder`` is "" for a file that the record of volume ``holder`` has on its garbage list."""
+
+    path: str
+    folder: str
+    holder: str
+    allocated: int
+    written: float
+
+    @property
+    def name(self) -> str:
+        """Its name in its folder."""
+        return self.path.rsplit("/", 1)[-1]
+
+
+class Cleaned(NamedTuple):
+    """What went, and what stayed: each with why."""
+
+    removed: tuple[Leftover, ...] = ()
+    kept: tuple[tuple[Leftover, str], ...] = ()
+
+
+def find(directory: ShareDirectory, garbage: Iterable[tuple[str, str]]) -> list[Leftover]:
+    """All leftovers of a share, by path. :param garbage: volumes, and files on the garbage lists of their records.
+
+    :raises StorageError, OSError: a folder of ours cannot be read.
+    """
+    found = []
+    for volume, file in garbage:
+        status, finished = _status(directory.root.fd, file), _status_of_record(directory, volume)
+        if status is not None:
+            found.append(Leftover(file, "", volume, status.st_blocks * _BLOCK, finished.st_mtime if finished is not None else status.st_mtime))
+    for folder, grammar in _GRAMMARS:
+        opened = directory.private(folder)
+        for name in opened.names() if opened is not None else ():
+            match, status = grammar.fullmatch(name), _status(opened.fd if opened is not None else -1, name)
+            if match and status is not None:
+                found.append(Leftover(f"{PRIVATE}/{folder}/{name}", folder, match[1], status.st_blocks * _BLOCK, status.st_mtime))
+    newest: dict[str, float] = {}
+    for one in found:
+        newest[one.folder + one.holder] = max(one.written, newest.get(one.folder + one.holder, 0.0))
+    return sorted(one._replace(written=newest[one.folder + one.holder]) if one.folder == "images" else one for one in found)
+
+
+def _status(folder: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None  # it has gone meanwhile
+
+
+def _status_of_record(directory: ShareDirectory, volume: str) -> os.stat_result | None:
+    folder = directory.private("volumes")
+    return _status(folder.fd, records.file_name(volume)) if folder is not None else None
+
+
+def clean(share: Share, found: Sequence[Leftover], grace: float, options: Options) -> Cleaned:
+    """Remove leftovers that are older than ``grace`` seconds. What a task still works at, or any process of this host has open, stays.
+
+    :raises StorageError: the share cannot be asked for its time.
+    """
+    if not found:
+        return Cleaned()
+    limit = _time(share, options) - grace
+    removed: list[Leftover] = []
+    kept: list[tuple[Leftover, str]] = []
+    for one in found:
+        reason = "it is younger than the grace" if one.written > limit else _remove(share, one, limit, options)
+        if reason:
+            kept.append((one, reason))
+        else:
+            removed.append(one)
+    return Cleaned(tuple(removed), tuple(kept))
+
+
+def _time(share: Share, options: Options) -> float:
+    """The time by the clock of the share. Check mode writes nothing, so it takes this host's."""
+    if options.check:
+        options.task.warn("check mode writes nothing to the share, so that the clock of this host decides which leftovers are old enough")
+        return time.time()
+    with locked_name(share, leases.CLOCK, options, options.lock_timeout) as (directory, lock):
+        found = leases.time_of_share(directory, leases.CLOCK)
+        lock.forget_file()
+    return found
+
+
+def _remove(share: Share, one: Leftover, limit: float, options: Options) -> str:
+    """Why it stays; empty if it is gone."""
+    try:
+        if not one.folder:
+            return _end(share, one, options)
+        if options.check or one.holder.startswith(_WITHOUT_LOCK):
+            with ShareDirectory(share) as directory:
+                return _unlink(directory, one, limit, options)
+        with locked_name(share, one.holder, options) as (directory, lock):
+            reason = _unlink(directory, one, limit, options)
+            if not chains.exists(directory, one.holder):
+                lock.forget_file()  # no volume has that name
+            return reason
+    except LockTimeout:
+        return "a task works at it"
+    except (StorageError, OSError) as error:
+        return str(as_storage_error(error, f"file {one.path}"))
+
+
+def _unlink(directory: ShareDirectory, one: Leftover, limit: float, options: Options) -> str:
+    folder = directory.private(one.folder)
+    status = folder.status(one.name) if folder is not None else None
+    if folder is None or status is None:
+        return ""
+    if status.st_mtime > limit:
+        return "it was written to just now"
+    users = other_users(0, {(status.st_dev, status.st_ino)}, writing=False)
+    if users:
+        return f"process {next(iter(users.values()))} has it open"
+    if options.check:
+        return ""
+    if one.folder == "images":
+        arriving.remove(directory, one.holder)
+    else:
+        folder.unlink(one.name)
+    return ""
+
+
+def _end(share: Share, one: Leftover, options: Options) -> str:
+    """A file that a finished task was about to remove goes as the next task that changes the volume would remove it."""
+    with Workspace(replace(options, lock_timeout=0)) as work:
+        work.locks.take([(share, one.holder)])
+        recover(work, share, one.holder)
+    return ""
