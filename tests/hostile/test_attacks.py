@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Iterator
@@ -81,6 +83,37 @@ def _run(attack: Attack, traced: runner.Runner, root: Path, stack: ExitStack) ->
             assert all(name.startswith(STEPWISE.get(task, ())) for name in changed), f"{task} was refused and changed {sorted(changed)}"
         if after != before or code == OK:
             scene = None
+
+
+def _few() -> list:
+    """All of them, or a fifth where only a part of the tests runs: another one each day."""
+    every, today = _parameters(), int(time.strftime("%j"))
+    return every if "PART_OF_THE_TESTS" not in os.environ else [one for one in every if zlib.crc32(one.id.encode()) % 5 == today % 5]
+
+
+@pytest.mark.parametrize("attack", _few())
+def test_who_looks_after_the_share(attack: Attack, traced: runner.Runner, sockets: Path) -> None:
+    """What tells of shares as wholes, and what tidies them up, meets everything. They end well, or with a code; they harm nobody, and nothing but
+    leftovers goes, however old all of it is."""
+    for task in ("share_info", "housekeeping"):
+        scene = _planted(attack, sockets / "scene")
+        try:
+            for path in scene.share.joinpath(".remotefs").glob("**/*"):
+                os.utime(path, (1, 1), follow_symlinks=False)
+            before, harm = scene.state(), scene.harm(names=not attack.loses_name)
+            answer = traced.run(scene, task)
+            told = f"{task} on {attack.id}: {answer.said[-1500:]}"
+            assert answer.result and not answer.hung and answer.peak <= runner.PEAK, told
+            assert "Traceback" not in answer.said and "unexpected fault" not in answer.said and SECRET not in answer.said, told
+            assert not traced.offences(scene, answer), told
+            assert scene.harm(names=not attack.loses_name) == harm, told
+            after = scene.state()
+            changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+            gone = {one["file"] for one in answer.result.get("removed") or []}
+            assert task == "housekeeping" or not changed, f"{sorted(changed)} changed; {told}"
+            assert all(name in gone or name.startswith((".remotefs/locks", ".remotefs/volumes/")) for name in changed), f"{sorted(changed)}; {told}"
+        finally:
+            scene.close()
 
 
 def _nothing(_scene: Scene) -> None:
