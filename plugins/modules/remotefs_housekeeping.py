@@ -128,7 +128,7 @@ from ..module_utils.errors import as_storage_error
 
 
 def _run(params: dict, options, finder) -> dict:
-    """All shares, one after the other."""
+    """All shares, one after the other. One that fails in the middle stops no other."""
     from ..module_utils.operations import leftovers, share_contents
     from ..module_utils.plan.retention import parse_duration
 
@@ -137,11 +137,15 @@ def _run(params: dict, options, finder) -> dict:
     candidates.require_all()
     removed: list = []
     kept: list = []
+    failures: list = []
     for share in candidates.shares:
         cleaned = leftovers.clean(share, share_contents.find_leftovers(share), grace, options)
+        failures += [cleaned.failure] if cleaned.failure else []
         removed += [{"share": share.source, "file": one.path, "bytes": one.allocated} for one in cleaned.removed]
         kept += [{"share": share.source, "file": one.path, "bytes": one.allocated, "why": why} for one, why in cleaned.kept]
+    failed = {"msg": str(failures[0]), "error_code": failures[0].error_code, **failures[0].details} if failures else {}
     return {
+        **failed,
         "changed": bool(removed),
         "removed": removed,
         "kept": kept,
@@ -170,6 +174,8 @@ def main() -> None:
         module.fail_json(msg=str(known), error_code=known.error_code, **known.details)
     if not module._diff:
         result.pop("diff")
+    if "error_code" in result:
+        module.fail_json(**result)
     module.exit_json(**result)
 
 

@@ -31,8 +31,10 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
     importing,
     lease_holding,
     leases,
+    leftovers,
     replicas,
     seeds,
+    share_contents,
     snapshots,
     up_to_date,
     updating,
@@ -490,6 +492,24 @@ def _collect(where: Candidates, options: Options) -> list[Outcome]:
     return [Outcome("ci", done.changed, [{"step": name} for name in (*done.volumes, *done.leases)], [], None, None)]
 
 
+def _with_leftovers(share: Path, scratch: Path) -> Model:
+    """A chain, and what killed tasks left: of the volume, of a lease that is gone, and a part of an image."""
+    model = _chain("raw")(share, scratch)
+    for folder, name in (("tmp", "vol~0123456789ab"), ("tmp", "@gone~0123456789ab"), ("images", "0123456789abcdef0123456789abcdef")):
+        (share / ".remotefs" / folder).mkdir(exist_ok=True, mode=0o700)
+        (share / ".remotefs" / folder / name).write_bytes(b"left")
+    return model
+
+
+def _clean(where: Candidates, options: Options) -> list[Outcome]:
+    (share,) = where.shares
+    done = leftovers.clean(share, share_contents.find_leftovers(share), -1e9, options)
+    if done.failure:
+        raise done.failure
+    assert not done.kept, done.kept
+    return [Outcome("vol", bool(done.removed), [{"step": "unlink", "file": one.path} for one in done.removed], [], None, None)]
+
+
 def _is_somebodys(share: Path) -> None:
     """Whatever was made under a lease is there with a lease that lists it; and so is the volume that the task makes."""
     known = {lease["id"]: lease["volumes"] for lease in leases.read_all(candidates(share).shares[0])}
@@ -783,6 +803,7 @@ OPERATIONS: dict[str, Operation] = {
     "collect a lease": Operation(
         _with_leased_volumes, _collect, lambda model: {"vol": model["vol"]}, tool=False, removes=True, apart=True, parts=True, always=_is_somebodys
     ),
+    "clean up": Operation(_with_leftovers, _clean, lambda model: model, tool=False, apart=True, parts=True),
     "make a seed": Operation(
         _lone("raw"), _write_seed("new", "new"), _adds("new", lambda _model: _seed("new", "new").content), tool=False, always=_is_told_to_nobody
     ),

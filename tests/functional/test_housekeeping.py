@@ -50,7 +50,7 @@ def aged(store: Store, age: float = 2 * DAY) -> None:
 
 
 def test_what_is_old_goes_and_what_is_young_stays(layered: Store) -> None:
-    old = [plant(layered, f"tmp/{name}~0123456789ab") for name in ("vol", "gone", "ci~lease", ".try")]
+    old = [plant(layered, f"tmp/{name}~0123456789ab") for name in ("vol", "gone", "@ci", "@~clock", ".try")]
     old += [plant(layered, f"images/{PART}{end}") for end in ("", ".state")]
     young = [plant(layered, f"tmp/{name}~0123456789ac", DAY - 60) for name in ("vol", ".try")]
     young += [plant(layered, "images/" + PART[::-1]), plant(layered, f"images/{PART[::-1]}.state", 60)]  # the newest of an image counts

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Iterable, NamedTuple, Sequence
 
 from ..apply.openers import other_users
-from ..errors import LockTimeout, StorageError, as_storage_error
+from ..errors import ChainBroken, Conflict, HasDependents, InUse, LockTimeout, NeedsRecovery, StorageError, UnsafeImage, as_storage_error
 from ..images import arriving
 from ..model import Share
 from ..store.files.directory import PRIVATE, ShareDirectory
@@ -28,9 +28,10 @@ from .transaction import recover
 from .workspace import Workspace
 
 _BLOCK = 512  # bytes that st_blocks counts in
-_TEMPORARY = re.compile(r"([A-Za-z0-9._~-]+)~[0-9a-f]{12}")
+_TEMPORARY = re.compile(r"([A-Za-z0-9.@_~-]+)~[0-9a-f]{12}")
 _IMAGE_PART = re.compile(r"([0-9a-f]{32})(\.state|\.unpacked)?")
 _GRAMMARS = (("tmp", _TEMPORARY), ("images", _IMAGE_PART))  # folders under .remotefs, and the names that our own files have there
+_OF_THE_FILE = (ChainBroken, Conflict, HasDependents, InUse, NeedsRecovery, UnsafeImage)  # errors that are about one of them
 _WITHOUT_LOCK = "."  # files of tasks that take no lock begin so, which no volume does
 
 
@@ -51,10 +52,11 @@ class Leftover(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """What went, and what stayed: each with why."""
+    """What went, and what stayed: each with why. ``failure``: why the rest was not attempted, because the share itself fails."""
 
     removed: tuple[Leftover, ...] = ()
     kept: tuple[tuple[Leftover, str], ...] = ()
+    failure: StorageError | None = None
 
 
 def find(directory: ShareDirectory, garbage: Iterable[tuple[str, str]]) -> list[Leftover]:
@@ -101,13 +103,33 @@ def clean(share: Share, found: Sequence[Leftover], grace: float, options: Option
     limit = _time(share, options) - grace
     removed: list[Leftover] = []
     kept: list[tuple[Leftover, str]] = []
+    failure = None
     for one in found:
-        reason = "it is younger than the grace" if one.written > limit else _remove(share, one, limit, options)
+        try:
+            reason = "it is younger than the grace" if one.written > limit else _remove(share, one, limit, options)
+        except (StorageError, OSError) as error:
+            failure = as_storage_error(error, f"file {one.path} on {share.label}")
+            break
         if reason:
             kept.append((one, reason))
         else:
             removed.append(one)
-    return Cleaned(tuple(removed), tuple(kept))
+    if removed and failure is None and not options.check:
+        failure = _sync(share, {one.folder for one in removed if one.folder})
+    return Cleaned(tuple(removed), tuple(kept), failure)
+
+
+def _sync(share: Share, folders: set[str]) -> StorageError | None:
+    """Make durable that files of these folders are gone. Returns why that is not certain."""
+    try:
+        with ShareDirectory(share) as directory:
+            for folder in sorted(folders):
+                opened = directory.private(folder)
+                if opened is not None:
+                    opened.sync()
+    except (StorageError, OSError) as error:
+        return as_storage_error(error, f"share {share.label}")
+    return None
 
 
 def _time(share: Share, options: Options) -> float:
@@ -122,7 +144,7 @@ def _time(share: Share, options: Options) -> float:
 
 
 def _remove(share: Share, one: Leftover, limit: float, options: Options) -> str:
-    """Why it stays; empty if it is gone."""
+    """Why it stays; empty if it is gone. :raises StorageError, OSError: the share fails."""
     try:
         if not one.folder:
             return _end(share, one, options)
@@ -136,8 +158,8 @@ def _remove(share: Share, one: Leftover, limit: float, options: Options) -> str:
             return reason
     except LockTimeout:
         return "a task works at it"
-    except (StorageError, OSError) as error:
-        return str(as_storage_error(error, f"file {one.path}"))
+    except _OF_THE_FILE as error:
+        return f"{error.problem}; {error.remedy}"
 
 
 def _unlink(directory: ShareDirectory, one: Leftover, limit: float, options: Options) -> str:
