@@ -117,13 +117,14 @@ def _remove_socket(target: str) -> bool:
         found = os.lstat(target)
     except FileNotFoundError:
         return False
-    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or _is_listened_to(target):
+    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or is_served(target):
         return False
     os.unlink(target)
     return True
 
 
-def _is_listened_to(target: str) -> bool:
+def is_served(target: str) -> bool:
+    """Whether somebody listens at a socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(_END)
         try:
