@@ -149,6 +149,7 @@ def end(directory: AccessDirectory, target: Target, record: Record | None) -> bo
     :raises InUse: the kernel cannot end it. :raises ToolFailed: its mount or its folder cannot be removed.
     """
     holder = find(directory, target.name, record)
+    was_there = not holder.is_gone or os.path.lexists(directory.folder(target.name))
     if holder.guard is not None:
         _signal(holder.guard, signal.SIGTERM)
         if not processes.has_ended(holder.guard, _END):
@@ -166,9 +167,8 @@ def end(directory: AccessDirectory, target: Target, record: Record | None) -> bo
         found = guard.remove_traces(target.kind, target.path)
     except OSError as error:
         raise ToolFailed(f"{target.option} {target.path}", f"what was left there cannot be removed ({error.strerror})", "unmount and remove it") from error
-    is_recorded = os.path.isdir(directory.folder(target.name))
     directory.forget(target.name)
-    return found or is_recorded
+    return found or was_there
 
 
 def _signal(process: Process, which: int) -> None:

@@ -179,9 +179,9 @@ def _shown(work: Workspace, request: OpenRequest, share: Share, point: Point, im
         if record is not None or not found.is_gone or targets.is_left(target):
             holder.end(directory, target, record)
             targets.require_free(target, share.path)
+        work.directory(share).verify(images[0].file)
         fresh = Record(target, point, guard.boot(), ends, now())
         directory.write(fresh)
-        work.locks.verify()
         formats = [str(image.format) for image in images]
         started = holder.start(directory, fresh, formats, descriptors, share.locks_visible)
     return _opened(started, old, recovered)

@@ -167,6 +167,15 @@ def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writ
             raise in_use.image_in_use(file, share.label)
 
 
+def taken(plan: Plan) -> set[str]:
+    """The files that nobody else may have open while a plan is carried out: those that its steps touch, and an image of the volume that becomes
+    the active one. Steps need not touch that, but machines write to it afterwards."""
+    files = {file for step in plan.steps for file in step.touches() if not file.endswith(".info")}
+    if files and plan.before is not None and plan.after is not None and plan.after.active.file in plan.before.own_files[1:]:
+        files.add(plan.after.active.file)
+    return files
+
+
 def check_resumption(directory: ShareDirectory, resumption: Resumption, assume_unused: bool) -> None:
     """Check that nobody uses the volume's images, before an interrupted task is ended. :raises InUse: somebody does."""
     for file in existing(directory, resumption.closed):
