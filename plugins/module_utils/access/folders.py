@@ -34,7 +34,8 @@ def usual_directory() -> str:
         return _OF_ROOT
     of_user = os.environ.get("XDG_RUNTIME_DIR", "")
     if not os.path.isabs(of_user):
-        raise InvalidParameter("option run_dir", "this user has no directory of its own for that (XDG_RUNTIME_DIR)", "give one on this host, such as under /tmp")
+        problem = "this user has no directory of its own that goes with the host (XDG_RUNTIME_DIR)"
+        raise InvalidParameter("option run_dir", problem, "give one that belongs to this user alone")
     return os.path.join(of_user, _OF_OTHERS)
 
 

@@ -238,7 +238,8 @@ def close_points(request: CloseRequest, options: Options) -> Done:
 
 def _records(request: CloseRequest, options: Options) -> list[Record]:
     """Those of the points that are meant."""
-    return [record for name in request.directory.names() for record in [_known(request.directory, name, options)] if record is not None and _is_meant(request, record)]
+    known = [_known(request.directory, name, options) for name in request.directory.names()]
+    return [record for record in known if record is not None and _is_meant(request, record)]
 
 
 def _known(directory: AccessDirectory, name: str, options: Options) -> Record | None:

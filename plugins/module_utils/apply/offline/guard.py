@@ -190,9 +190,8 @@ def check_unwritten(directory: ShareDirectory, plan: Plan, assume_unused: bool) 
 
     :raises InUse: somebody writes to one.
     """
-    touched = {file for step in plan.steps for file in step.touches()}
-    if touched and plan.before is not None:
-        for file in existing(directory, set(plan.before.own_files) - touched):
+    if plan.before is not None and any(step.touches() for step in plan.steps):
+        for file in existing(directory, set(plan.before.own_files) - taken(plan)):
             check_unused(directory, file, assume_unused, writing=True)
 
 
