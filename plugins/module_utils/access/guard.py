@@ -258,6 +258,7 @@ def _ended(pid: int) -> int | None:
     """End the daemon. None: the kernel cannot end it, because it waits for a server."""
     for one in (signal.SIGTERM, signal.SIGKILL):
         os.kill(pid, one)  # its status was not fetched, so that the number is still its own
+        os.kill(pid, signal.SIGCONT)  # one that somebody stopped would not hear it
         until = time.monotonic() + _END
         while time.monotonic() < until:
             status = _status_of(pid)

@@ -175,3 +175,4 @@ def _signal(process: Process, which: int) -> None:
     if processes.runs(process):
         with suppress(ProcessLookupError):
             os.kill(process.pid, which)
+            os.kill(process.pid, signal.SIGCONT)  # one that somebody stopped would not hear it
