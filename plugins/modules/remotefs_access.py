@@ -85,9 +85,9 @@ options:
     type: bool
     default: false
 notes:
-  - What keeps others from changing the files are QEMU's lock bytes. Where a share does not show the locks of other hosts (NFS with C(nolock), SMB
-    with C(nobrl), sshfs), nobody sees there that a point is opened here. Tasks that change such a volume need C(assume_unused). Do not
-    confirm that while a point is opened.
+  - What keeps others from changing the files are QEMU's lock bytes. Where a share does not show the locks of others (NFS with C(nolock), SMB
+    with C(nobrl), sshfs), a mark on the share keeps tasks of this collection away, until the point is closed or 15 minutes after its end. Other
+    programs do not see it.
   - The daemon runs with the rights of the task's user, and reads what guests have written. It gets the opened files, each with its recorded format.
     So it follows no name that an image has within.
 seealso:

@@ -261,6 +261,53 @@ def test_a_clone_rests_on_its_parent(opener: Opener) -> None:
         assert in_use.is_open(base.fileno())
 
 
+def test_where_locks_are_not_seen(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mark on the share keeps others away who confirm that nobody uses the volume. It goes with the point, or some time after its end."""
+    store = opener.store
+    store.share = store.share._replace(locks_visible=False)
+    store.candidates = type(store.candidates)((store.share,))
+    plain = store.options
+    monkeypatch.setattr(store, "options", lambda *given, **changes: plain(*given, **{"assume_unused": True, **changes}))
+    marks = store.path / ".remotefs" / "opened"
+    with pytest.raises(errors.InUse, match="take a snapshot and open that, .*; or make sure that nobody has"):
+        opener.open(guard.NBD, None, assume_unused=False)
+    assert opener.is_gone() and not marks.exists()
+    opener.open(guard.NBD, "s1", assume_unused=False, seconds=60)
+    (mark,) = marks.iterdir()
+    for action in (lambda check: store.delete("s1", check=check), lambda check: store.absent(cascade=True, check=check)):
+        assert f"{socket.gethostname()} has vol@s1 opened until" in str(refused(store, errors.InUse, action))
+    assert opener.open(guard.NBD, "s1", seconds=3600).renewed and json.loads(mark.read_text())["seconds"] == 3600
+    store.snapshot("s3")
+    store.delete("s3")
+    opener.close(guard.NBD)
+    assert list(marks.iterdir()) == [] and are_all(store_content(store), 3)
+    opener.open(guard.NBD, "s1", seconds=60)
+    record = opener.record(guard.NBD)
+    os.kill(record.guard, signal.SIGSTOP)
+    kill(record.daemon, record.guard)
+    shutil.rmtree(opener.directory.path)  # the host is restarted
+    (left,) = marks.iterdir()
+    for age, counts in ((0, True), (60 + 800, True), (60 + 1000, False)):
+        os.utime(left, (time.time() - age,) * 2)
+        if counts:
+            refused(store, errors.InUse, lambda check: store.delete("s1", check=check))
+    opener.open(guard.NBD, "s2", name="other")
+    assert left not in marks.iterdir() and not opener.warned
+    refused(store, errors.InUse, lambda check: store.delete("s1", check=check))
+    opener.close(guard.NBD, name="other")
+    store.delete("s1")
+    for nonsense in (b"", b"[]", b"\xff", b'{"version": 1}', b"[" * 60000):
+        (marks / "x.json").write_bytes(nonsense)
+        assert "opened/x.json cannot be read" in str(refused(store, errors.InUse, lambda check: store.delete("s2", check=check)))
+    (marks / "x.json").unlink()
+    store.delete("s2")
+    assert are_all(store_content(store), 3)
+
+
+def store_content(store: Store) -> bytes:
+    return content(store, "vol")
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Sequence
 
@@ -100,7 +101,7 @@ def start(directory: AccessDirectory, record: Record, formats: Sequence[str], de
             pid = _awaited(directory, record, process)
         finally:
             process.let_go()
-        known = Record(target, record.point, record.boot, record.ends, record.opened, process.pid, pid)
+        known = replace(record, guard=process.pid, daemon=pid)
         directory.replace(known)
     except BaseException:
         end(directory, target, record)

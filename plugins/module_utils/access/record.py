@@ -70,7 +70,7 @@ class Record:
     """What is recorded of a point from before it is opened until it is closed.
 
     :ivar boot, ends: the start of the host, and the seconds after it (:func:`guard.clock`) when the time is over. :ivar opened: when that was (UTC).
-    :ivar guard, daemon: their processes (0: not known yet).
+    :ivar guard, daemon: their processes (0: not known yet). :ivar mark: the name of its mark on the share, if it has one.
     """
 
     target: Target
@@ -80,6 +80,7 @@ class Record:
     opened: str
     guard: int = 0
     daemon: int = 0
+    mark: str | None = None
 
     def to_text(self) -> str:
         """As JSON."""
@@ -100,6 +101,7 @@ class Record:
                 _text(told["opened"]),
                 _number(told["guard"], _MOST_PID),
                 _number(told["daemon"], _MOST_PID),
+                None if told["mark"] is None else _mark(told["mark"]),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ToolFailed(where, f"it is no record of an opened point ({error})", "end what it is about, and remove its folder") from error
@@ -114,6 +116,11 @@ def _point(told: Any) -> Point:
 
 def _text(value: Any) -> str:
     _require(isinstance(value, str) and value.isprintable() and 0 < len(value) <= _LONGEST)
+    return str(value)
+
+
+def _mark(value: Any) -> str:
+    _require(_text(value).isalnum())
     return str(value)
 
 

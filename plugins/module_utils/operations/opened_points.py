@@ -19,9 +19,11 @@ from ..access import chain, guard, holder, targets
 from ..access.folders import AccessDirectory
 from ..access.record import Point, Record, Target
 from ..errors import Conflict, InUse, StorageError
-from ..model import Image, Share, check_snapshot_name, check_volume_name, now, time_text
+from ..model import MOUNT_BASE, Image, Share, check_snapshot_name, check_volume_name, now, time_text
+from ..store.files.directory import ShareDirectory
+from ..store.metadata import opened_marks
 from . import sources
-from .candidates import Candidates
+from .candidates import Candidates, find_candidates
 from .options import Options
 from .snapshots import find, recovered_volume
 from .workspace import Workspace
@@ -166,6 +168,7 @@ def _shown(work: Workspace, request: OpenRequest, share: Share, point: Point, im
             if record.point == point:
                 renewed = replace(record, ends=ends)
                 if not options.check:
+                    _mark(work, share, renewed, request.seconds)
                     directory.replace(renewed)
                 return Done(bool(recovered), describe(renewed), True, recovered=tuple(recovered), before=_lasting(record), after=_lasting(renewed))
     if request.snapshot is None:
@@ -177,14 +180,38 @@ def _shown(work: Workspace, request: OpenRequest, share: Share, point: Point, im
         return replace(_foretold(request, point, recovered), before=_lasting(old))
     with chain.opened(work.directory(share), images) as descriptors:
         if record is not None or not found.is_gone or targets.is_left(target):
-            holder.end(directory, target, record)
+            _end(directory, target, record, options)
             targets.require_free(target, share.path)
         work.directory(share).verify(images[0].file)
-        fresh = Record(target, point, guard.boot(), ends, now())
+        fresh = Record(target, point, guard.boot(), ends, now(), mark=None if share.locks_visible else opened_marks.new_name())
         directory.write(fresh)
-        formats = [str(image.format) for image in images]
-        started = holder.start(directory, fresh, formats, descriptors, share.locks_visible)
+        try:
+            _mark(work, share, fresh, request.seconds)
+            started = holder.start(directory, fresh, [str(image.format) for image in images], descriptors, share.locks_visible)
+        except BaseException:
+            _end(directory, target, fresh, options)
+            raise
     return _opened(started, old, recovered)
+
+
+def _mark(work: Workspace, share: Share, record: Record, seconds: int) -> None:
+    """Say on the share that the point is opened, where nobody sees its locks."""
+    if record.mark is not None:
+        point = record.point
+        opened_marks.write(work.directory(share), point.volume, record.mark, point.label, [part.file for part in point.parts], seconds)
+
+
+def _end(directory: AccessDirectory, target: Target, record: Record | None, options: Options) -> bool:
+    """As :func:`holder.end`, and take the mark away from the share. One that cannot be reached is told: it counts until its end."""
+    was_there = holder.end(directory, target, record)
+    if record is not None and record.mark is not None:
+        try:
+            for share in find_candidates(record.point.share, MOUNT_BASE).shares:
+                with ShareDirectory(share) as opened:
+                    opened_marks.remove(opened, record.mark)
+        except (StorageError, OSError) as error:
+            options.task.warn(f"the mark of {record.point.label} on {record.point.source} cannot be removed, and keeps others away until its end: {error}")
+    return was_there
 
 
 def _require_same(record: Record, point: Point) -> None:
@@ -269,7 +296,7 @@ def _close(request: CloseRequest, target: Target, options: Options) -> tuple[Rec
         raise Conflict(f"{target.option} {target.path}", problem, "name that one, or leave out volume, snapshot and share")
     if options.check:
         return record, record is not None or targets.is_left(target)
-    return record, holder.end(directory, target, record)
+    return record, _end(directory, target, record, options)
 
 
 # -- what was killed -----------------------------------------------------------------------------------------------------
@@ -300,6 +327,6 @@ def _cleaned(directory: AccessDirectory, record: Record, options: Options) -> bo
             again = _known(directory, name, options)
             if again is None or holder.find(directory, name, again).is_whole:
                 return False
-            return holder.end(directory, again.target, again)
+            return _end(directory, again.target, again, options)
     except InUse:
         return False  # another task opens or closes it, or the kernel does not let it end

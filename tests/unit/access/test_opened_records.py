@@ -20,7 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.access.targets im
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import InvalidParameter, ToolFailed
 
 POINT = Point("/srv/vols", "nas1:/vols", "db01", "tuesday", (Part("db01.a", 1, 2), Part("db01", 1, 3)), 1 << 30)
-RECORD = Record(Target(guard.NBD, "/run/db01.nbd"), POINT, "a-boot", 12.5, "2026-11-28T03:00:00Z", 11, 12)
+RECORD = Record(Target(guard.NBD, "/run/db01.nbd"), POINT, "a-boot", 12.5, "2026-11-28T03:00:00Z", 11, 12, "0a1b")
 
 
 @pytest.mark.parametrize("snapshot", ["tuesday", None])
@@ -32,6 +32,7 @@ def test_a_record_is_read_as_it_was_written(snapshot: str | None) -> None:
 LIES = [
     ("version", 2), ("version", None), ("boot", ""), ("boot", 1), ("boot", "a\nb"), ("boot", "x" * 5000), ("ends", -1), ("ends", "1"), ("ends", True),
     ("ends", 1e300), ("opened", None), ("guard", -1), ("guard", True), ("guard", 1 << 31), ("guard", 1.0), ("daemon", "1"),
+    ("mark", ""), ("mark", "../x"), ("mark", 7),
     ("target", None), ("target", []), ("target", {"kind": "nbd"}),
     ("target", {"kind": "disk", "path": "/x"}), ("target", {"kind": "nbd", "path": "x"}), ("target", {"kind": "nbd", "path": "/a/../x"}),
     ("target", {"kind": ["nbd"], "path": "/x"}), ("point", None), ("point", []),
@@ -49,7 +50,7 @@ def test_what_is_no_record(key: str, value: object) -> None:
         Record.from_text(json.dumps(told), "here")
 
 
-@pytest.mark.parametrize("key", ["version", "target", "point", "boot", "ends", "opened", "guard", "daemon"])
+@pytest.mark.parametrize("key", ["version", "target", "point", "boot", "ends", "opened", "guard", "daemon", "mark"])
 def test_nothing_is_missing(key: str) -> None:
     told = json.loads(RECORD.to_text())
     del told[key]

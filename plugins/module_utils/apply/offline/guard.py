@@ -49,6 +49,7 @@ class Guard:
             if file in self._fds:
                 continue
             require_checkable(self._directory, file, self._assume_unused)
+            _refuse_marked(self._directory, file)
             try:
                 fd, writable = self._directory.root.open(file, write=True), True
             except ShareNotWritable:
@@ -142,6 +143,14 @@ def require_checkable(directory: ShareDirectory, file: str, assume_unused: bool)
         raise in_use.image_use_unknown(file, directory.share.label)
 
 
+def _refuse_marked(directory: ShareDirectory, file: str) -> None:
+    """Where no locks are seen: :raises InUse: a host has marked the file as one that it has opened."""
+    if not directory.share.locks_visible:
+        from ...store.metadata import opened_marks  # late: few shares are so
+
+        opened_marks.require_none(directory, file)
+
+
 def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: bool = False) -> None:
     """Check that this host's kernel does not use the file (as a loop device, for instance).
 
@@ -159,6 +168,8 @@ def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writ
     """
     share = directory.share
     require_checkable(directory, file, assume_unused)
+    if not writing:
+        _refuse_marked(directory, file)
     if directory.root.status(file) is None:
         return  # an earlier item of the same prediction would create it
     with directory.root.opened(file) as fd:
