@@ -30,7 +30,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.updati
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
 
 from .test_clones import content, write
-from .test_progress import call, wait_for
+from .test_progress import call, start, wait_for
 from .test_refusals import MIB, Store, refused
 
 WRITTEN = 65536  # bytes, as ``write`` writes them
@@ -636,6 +636,95 @@ def test_a_daemon_that_fails(opener: Opener, monkeypatch: pytest.MonkeyPatch, sc
     with pytest.raises(error, match=words):
         opener.open(kind)
     assert opener.is_gone()
+
+
+# -- users and tasks -------------------------------------------------------------------------------------------------------
+
+NOBODY, PYTHON = 65534, "/usr/bin/python3"  # that of the system, which is often older
+_WITHOUT_RIGHTS = """
+import os, signal, subprocess, sys
+from ansible_collections.remotefs.storage.plugins.module_utils.access import folders, guard, targets
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import StorageError
+from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import opened_points, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
+
+place = sys.argv[1]
+where, options = Candidates((Share(place + "/share", place + "/share", "directory"),)), Options(lock_timeout=5)
+volumes.ensure_present(updating.VolumeRequest(where, DesiredVolume("vol", size=1 << 20)), options)
+with open(place + "/share/vol", "r+b") as disk:
+    disk.write(b"ones")
+snapshots.take(snapshots.SnapshotRequest(where, "vol", DesiredSnapshot("s1")), options)
+directory = folders.AccessDirectory(folders.usual_directory())
+for kind in (guard.NBD, guard.FUSE):
+    target = targets.target_at(kind, f"{place}/point.{kind}")
+    try:
+        told = opened_points.open_point(opened_points.OpenRequest(where, "vol", "s1", target, 60, directory), options).access
+        shown = target.path if kind == guard.FUSE else told["uri"]
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", shown, place + "/out"], check=True)
+        with open(place + "/out", "rb") as out:
+            print(kind, out.read(4).decode())
+        record = directory.read(target.name)
+        os.kill(record.guard, signal.SIGSTOP)
+        for pid in (record.daemon, record.guard):
+            os.kill(pid, signal.SIGKILL)
+        assert opened_points.close_points(opened_points.CloseRequest(target, None, None, frozenset(), directory), options).changed
+    except StorageError as error:
+        print(kind, error.error_code, error.subject.replace("device ", ""))
+print(sorted(os.listdir(place)), os.listdir(directory.path))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.root
+def test_a_user_without_rights(checkout: Path, sockets: Path) -> None:
+    """NBD needs none. For a file the user must be able to open the device of FUSE, and fusermount3 mounts."""
+    shutil.copytree(checkout / "plugins", sockets / "ansible_collections/remotefs/storage/plugins")
+    for name in ("share", "run"):
+        (sockets / name).mkdir()
+        (sockets / name).chmod(0o700)
+    for path in (sockets, *sockets.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(sockets), "TMPDIR": str(sockets), "PYTHONPATH": str(sockets), "LC_ALL": "C.UTF-8"}
+    words = [*user, PYTHON, "-c", _WITHOUT_RIGHTS, str(sockets)]
+    done = subprocess.run(words, env={**environment, "XDG_RUNTIME_DIR": str(sockets / "run")}, capture_output=True, text=True, check=False)
+    may_mount = os.stat("/dev/fuse").st_mode & 0o006 == 0o006 and shutil.which("fusermount3") is not None
+    assert done.stdout.splitlines()[:2] == ["nbd ones", "fuse ones" if may_mount else "fuse tool_missing /dev/fuse"], done.stdout + done.stderr
+    assert done.stdout.splitlines()[2] == "['ansible_collections', 'out', 'run', 'share'] []"
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert "option run_dir: this user has no directory of its own" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4])
+def test_a_task_that_is_killed(opener: Opener, after: float) -> None:
+    """Whatever it had begun, the next task shows the point, and closing leaves nothing."""
+    given = {"share": [str(opener.store.path)], "volume": "vol", "snapshot": "s1", "run_dir": opener.directory.path, "nbd": opener.at(guard.NBD)}
+    task = start("remotefs_access", given)
+    time.sleep(after)
+    task.kill()
+    task.communicate()
+    opener.open(guard.NBD)
+    assert are_all(opener.shown(guard.NBD), 1) and len(os.listdir(opener.directory.path)) == 1
+    assert opener.close(guard.NBD).changed and opener.is_gone()
+    opener.store.absent(cascade=True)
+
+
+def test_tasks_at_once(opener: Opener) -> None:
+    """Of many tasks that open and close the same point at once none fails, and nothing is left at the end."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def work(number: int) -> None:
+        for turn in range(4):
+            (opener.close if (number + turn) % 3 == 0 else opener.open)(guard.NBD, lock_timeout=60)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    opener.open(guard.NBD)
+    assert are_all(opener.shown(guard.NBD), 1) and opener.close(guard.NBD).changed and opener.is_gone()
 
 
 # -- modules -------------------------------------------------------------------------------------------------------------

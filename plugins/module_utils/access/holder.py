@@ -32,7 +32,7 @@ _END = 40.0  # seconds for a guard to end the daemon and itself
 _PAUSE = 0.02  # seconds
 _MEMORY, _MEMORY_PER_LAYER = 10 << 30, 128 << 20  # bytes of address space, as for qemu-img: threads reserve stacks and heaps
 _NO_FUSE = ("'fuse'", "fuse export")  # in the words of a daemon that was built without
-_NO_HELPER = "fusermount"
+_NO_HELPER = "exec fusermount"
 
 
 class Holder(NamedTuple):

@@ -77,7 +77,7 @@ def make_file(target: Target) -> None:
     """Make the file that is mounted on. :raises Conflict: something came there meanwhile. :raises StorageError: it cannot be made."""
     subject = f"{target.option} {target.path}"
     try:
-        fd = os.open(target.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+        fd = os.open(target.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)  # fusermount3 wants to be able to write
         try:
             os.write(fd, guard.PLACEHOLDER)
         finally:
