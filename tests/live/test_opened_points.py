@@ -19,6 +19,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.access.targets im
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import opened_points
 
 from .guest import Live, digest_of
+from .libvirtd import LiveDomain
 
 
 class Opened:
@@ -93,13 +94,31 @@ def test_a_machine_does_not_write_to_it_unseen(make: Callable[..., Live], opened
     guest.scribble(2, 4)
     opened.open(live, "a")
     monkeypatch.setattr(machine, "other_users", lambda *_arguments: {})
-    with pytest.raises(errors.StorageError) as caught:
+    with pytest.raises(errors.InUse, match="QEMU refuses: block-commit: Failed to get .write. lock"):
         live.delete("a")
-    print(caught.value.error_code, caught.value)
     assert opened.digest("a") == live.points["a"]
     live.require_right()
     assert opened.close(live)
     assert live.delete("a").changed
+    live.forget("a")
+    live.require_right()
+    live.require_nothing_left()
+
+
+@pytest.mark.root
+def test_beside_a_domain(make_domain: Callable[..., LiveDomain], opened: Opened) -> None:
+    """A domain of libvirt is refused, too. Nothing is left of the attempt."""
+    live = make_domain("raw")
+    domain = live.run()
+    domain.scribble(1)
+    live.snapshot("a")
+    domain.scribble(2)
+    opened.open(live, "a")
+    for check in (False, True):
+        with pytest.raises(errors.InUse, match="has v open, too"):
+            live.delete("a", check=check)
+    assert opened.digest("a") == live.points["a"]
+    assert opened.close(live) and live.delete("a").changed
     live.forget("a")
     live.require_right()
     live.require_nothing_left()
