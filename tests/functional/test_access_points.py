@@ -20,7 +20,7 @@ from typing import Callable, Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.access import guard
+from ansible_collections.remotefs.storage.plugins.module_utils.access import guard, holder, targets
 from ansible_collections.remotefs.storage.plugins.module_utils.access.folders import AccessDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.access.record import Record
 from ansible_collections.remotefs.storage.plugins.module_utils.access.targets import target_at
@@ -30,6 +30,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.updati
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import in_use
 
 from .test_clones import content, write
+from .test_documents import blocks, play
+from .test_examples import examples, replaced
 from .test_progress import call, start, wait_for
 from .test_refusals import MIB, Store, refused
 
@@ -92,7 +94,7 @@ def opener(layered: Store, sockets: Path) -> Iterator[Opener]:
                 for pid in (record.guard, record.daemon):
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGCONT)
-                opened_points.holder.end(made.directory, record.target, record)
+                holder.end(made.directory, record.target, record)
     for path in sockets.glob("*.fuse"):
         guard.remove_traces(guard.FUSE, str(path))
 
@@ -597,8 +599,6 @@ def test_a_hostile_raw_disk(opener: Opener) -> None:
 
 def test_what_is_missing(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program or a device: said before anything is made. NBD does without FUSE."""
-    from ansible_collections.remotefs.storage.plugins.module_utils.access import holder, targets
-
     with monkeypatch.context() as patched:
         patched.setattr(targets, "_DEVICE", "/dev/none")
         for check in (True, False):
@@ -626,8 +626,6 @@ def test_what_is_missing(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_a_daemon_that_fails(opener: Opener, monkeypatch: pytest.MonkeyPatch, script: str, kind: str, error: type, words: str) -> None:
     """Its words are told, and nothing is left."""
-    from ansible_collections.remotefs.storage.plugins.module_utils.access import holder, targets
-
     program = opener.store.path.parent / "qemu-storage-daemon"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
@@ -763,3 +761,34 @@ def test_check_mode_before_the_first_run(opener: Opener) -> None:
         told = call("remotefs_access", {**given, **named})
         assert told["changed"] and told["access"]["pid"] is None and told["warnings"], told
     assert opener.is_gone()
+
+
+@pytest.mark.slow
+@pytest.mark.root
+def test_the_documentation(store: Store, sockets: Path, checkout: Path, ansible_environment: dict) -> None:
+    """The examples of the module and the playbook of docs/restore.md run as they stand, on a disk with a file system. Check mode foretells them."""
+    (sockets / "tree" / "etc").mkdir(parents=True)
+    (sockets / "tree" / "etc" / "fstab").write_text("as it was\n")
+    store.present("db01", size=16 * MIB)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(sockets / "tree"), store.info("db01")["path"]], check=True)
+    for name in ("tuesday", "monday"):
+        store.snapshot(name, "db01")
+    single = blocks((checkout / "docs" / "restore.md").read_text())[-1]
+    book = [{"hosts": "localhost", "tasks": examples("remotefs_access")}, *single]
+    defaults = {"module_defaults": {"remotefs.storage.remotefs_access": {"run_dir": str(sockets / "records")}}, "gather_facts": False}
+    places = {"/run/": f"{sockets}/", "/root/": f"{sockets}/", "/var/tmp/": f"{sockets}/", "nas1:/vols": str(store.path), "hypervisor": "localhost"}
+    ready = json.loads(replaced(json.dumps([{**one, **defaults} for one in book]), places))
+    try:
+        play(ready, sockets, ansible_environment)
+        assert (sockets / "fstab.tuesday").read_text() == "as it was\n" and (sockets / "db01.qcow2").exists()
+        assert not (sockets / "db01.img").exists() and not (sockets / "db01.nbd").exists()
+        with (sockets / "db01-monday.img").open("rb") as shown:
+            assert len(shown.read()) == 16 * MIB
+        assert "changed=0" in play(ready[1:], sockets, ansible_environment, "--check", "--diff")
+    finally:
+        directory = AccessDirectory(str(sockets / "records"))
+        for name in directory.names():
+            record = directory.read(name)
+            assert record is not None
+            holder.end(directory, record.target, record)
+    assert directory.names() == [] and not (sockets / "db01-monday.img").exists()

@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
-from ansible_collections.remotefs.storage.plugins.module_utils.access import guard
+from ansible_collections.remotefs.storage.plugins.module_utils.access import guard, holder
 from ansible_collections.remotefs.storage.plugins.module_utils.access.folders import AccessDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.access.targets import target_at
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import opened_points
@@ -49,7 +49,7 @@ def opened(make: Callable[..., Live], sockets: Path) -> Iterator[Opened]:
     made = Opened(sockets)
     yield made
     record = made.directory.read(made.target.name)
-    opened_points.holder.end(made.directory, made.target, record)
+    holder.end(made.directory, made.target, record)
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
