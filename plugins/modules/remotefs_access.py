@@ -147,7 +147,7 @@ access:
     path: {description: The file that shows it; null with O(nbd)., type: str, returned: always}
     nbd: {description: The socket of the server; null with O(path)., type: str, returned: always}
     export: {description: The name of the export at O(nbd)., type: str, returned: always}
-    uri: {description: The address of the export at O(nbd), as QEMU and libnbd take it., type: str, returned: always}
+    uri: {description: 'The address of the export at O(nbd), as QEMU and libnbd take it.', type: str, returned: always}
     format: {description: 'The format of what is shown, which is always V(raw).', type: str, returned: always}
     size: {description: Its size in bytes., type: int, returned: always}
     pid: {description: The process that shows it; null in check mode., type: int, returned: always}
