@@ -18,7 +18,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Callable, Iterator, Sequence
 
@@ -188,18 +188,20 @@ def running(argv, *, descriptors=(), limits: Limits = Limits()) -> Iterator[Call
 class Detached:
     """A program that outlives this process, as far as this process knows it. What it says of errors is kept until nobody asks any more.
 
+    :param descriptors: opened files that it inherits with the same numbers. :param told: bytes for its standard input.
     :raises ToolFailed: it could not be started.
     """
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], descriptors: Sequence[int] = (), told: bytes | None = None) -> None:
         STARTED.add(os.path.basename(argv[0]))
         self._argv = tuple(argv)
         try:
             self._process = subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
                 self._argv,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if told is None else subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                pass_fds=tuple(descriptors),
                 cwd="/",
                 env=_environment(),
                 start_new_session=True,
@@ -207,6 +209,10 @@ class Detached:
         except OSError as error:
             raise _not_started(argv, error) from error
         self.pid = self._process.pid
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):  # it has ended; its result says why
+                self._process.stdin.write(told or b"")
+                self._process.stdin.close()
 
     def ended(self) -> Result | None:
         """Its result, if it has ended."""

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Callable
 
@@ -21,7 +22,7 @@ from .test_fetching import reply, serving
 from .test_refusals import MIB, Store
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
-GOLDEN, _TAKE_OVER, _BACK, VMDK, ARCHIVE, REHEARSAL = blocks(PAGE.read_text())
+GOLDEN, _TAKE_OVER, _BACK, VMDK, ARCHIVE, REHEARSAL, SINGLE_FILE = blocks(PAGE.read_text())
 Played = Callable[..., str]
 
 
@@ -188,3 +189,40 @@ def test_a_restore_rehearsal(shop: Store, second: Store, played: Played, tmp_pat
     with pytest.raises(AssertionError, match="web of s1 is not what it was"):
         played(REHEARSAL, "-e", "week=47")
     assert not list(shop.path.glob("rehearsal*")) and not (tmp_path / "rehearsal.qcow2").exists()
+
+
+def disk_with(path: Path, text: str) -> None:
+    """A disk of 32 MiB with one partition of ext4, and in it the file /etc/app.conf."""
+    tree = path.parent / "tree"
+    (tree / "etc").mkdir(parents=True, exist_ok=True)
+    (tree / "etc" / "app.conf").write_text(text)
+    with path.open("wb") as disk:
+        disk.truncate(32 * MIB)
+    subprocess.run(["sfdisk", "-q", str(path)], input="start=2048, type=83\n", text=True, check=True)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), "-E", f"offset={MIB}", str(path), "28M"], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.root
+def test_a_file_out_of_last_tuesday(played: Played, store: Store, tmp_path: Path) -> None:
+    """The file comes as it was, twice with no change but that the point is opened; one that was not there fails, and the point is closed."""
+    days = (time.localtime().tm_wday - 1 - 1) % 7 + 1
+    tuesday = time.strftime("%Y-%m-%d", time.localtime(time.time() - days * 86400))
+    assert time.strptime(tuesday, "%Y-%m-%d").tm_wday == 1
+    store.present("db01", size=32 * MIB)
+    for name, text in ((f"nightly-{tuesday}", "as it was\n"), ("nightly-2020-01-01", "later\n"), (None, "now\n")):
+        disk_with(tmp_path / "disk", text)
+        found = store.info("db01")
+        subprocess.run(["qemu-img", "convert", "-n", "-O", found["format"], str(tmp_path / "disk"), found["path"]], check=True)
+        if name is not None:
+            store.snapshot(name, "db01")
+    before = store.state()
+    defaults = {"remotefs.storage.remotefs_access": {"run_dir": str(tmp_path / "opened")}}
+    book = [{**play, "module_defaults": defaults} for play in SINGLE_FILE]
+    places = {"/run/db01": str(tmp_path / "db01"), "/root/": f"{tmp_path}/"}
+    assert changed(played(book, **places)) == 3 and (tmp_path / "app.conf.tuesday").read_text() == "as it was\n"
+    assert changed(played(book, **places)) == 2
+    assert store.state() == before and list((tmp_path / "opened").iterdir()) == [] and not (tmp_path / "db01-tuesday.img").exists()
+    with pytest.raises(AssertionError, match="File not found by ext2_lookup"):
+        played(book, "-e", "wanted=/etc/none copy=/nowhere/none", **places)
+    assert list((tmp_path / "opened").iterdir()) == [] and not (tmp_path / "db01-tuesday.img").exists()

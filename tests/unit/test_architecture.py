@@ -17,7 +17,7 @@ LAYERS = ["inventory", "modules", "results"]
 LAYERS += ["changes", "hidden_options", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
 LAYERS += ["mounts", "together", "model", "lease", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
 MAY_IMPORT = {
-    "modules": {"results", "leasing", "changes", "hidden_options", "arguments", "operations", "mounts", "plan", "together", "model", "errors"},
+    "modules": {"access", "results", "leasing", "changes", "hidden_options", "arguments", "operations", "mounts", "plan", "together", "model", "errors"},
     "inventory": {"arguments", "operations", "errors"},
     "results": {"changes", "operations", "together", "errors"},
     "leasing": {"changes", "arguments", "operations", "model", "plan", "errors"},
@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "background": {"command", "progress", "errors"},
     "arguments": {"operations", "model", "errors"},
     "consumers": {"apply", "mounts", "attachments", "command", "errors"},
-    "operations": {"consumers", "machines", "images", "apply", "plan", "store", "mounts", "together", "model", "lease", "attachments", "localities"}
+    "access": {"consumers", "apply", "store", "mounts", "model", "attachments", "command", "errors"},
+    "operations": {"access", "consumers", "machines", "images", "apply", "plan", "store", "mounts", "together", "model", "lease", "attachments", "localities"}
     | {"process_copies", "pace", "progress", "errors"},
     "images": {"store", "model", "pace", "errors"},
     "apply": {"plan", "store", "model", "attachments", "command", "pace", "progress", "errors"},

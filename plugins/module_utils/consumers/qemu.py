@@ -16,15 +16,16 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Sequence
 
 from .. import command
 from ..apply.live import client
 from ..apply.quiescing import shown
 from ..errors import InUse, InvalidParameter, ToolFailed
-from . import answering
+from . import answering, processes
 from .command_line import CONSOLE, CONSOLE_SIZE, command_line
 from .described import QEMU, SSH_PORT, Emulator, Record, Wanted
+from .processes import Process, has_ended, runs
 from .run_directory import Place
 
 _START = 60.0  # seconds for QEMU to open its disks, which may be on a slow share
@@ -38,66 +39,14 @@ _NO_DAEMON = "leave out arguments such as -daemonize, -runas and -chroot"
 _TAKEN, _NO_SANDBOX = "host forwarding rule", "sandbox"  # in QEMU's words, when a port is taken, and when it has no sandbox
 
 
-class Process(NamedTuple):
-    """A machine that runs: the number of its process, and when that began, by the kernel's clock."""
-
-    pid: int
-    began: str
-
-
 def find(place: Place, pid: int = 0) -> Process | None:
     """The machine of this folder, if it runs. :param pid: its process as it was known last, which is looked at first."""
-    found = _of(pid, place) if pid else None
-    if found is not None:
-        return found
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            found = _of(int(entry), place)
-            if found is not None:
-                return found
-    return None
+    return processes.find(partial(_is_of, place), place.folder, pid)
 
 
-def _of(pid: int, place: Place) -> Process | None:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            words = stream.read().split(b"\0")
-        marks = [number for number, word in enumerate(words) if word == b"-pidfile"]
-        if not any(words[number + 1 : number + 2] == [os.fsencode(place.pid)] for number in marks):
-            return None
-        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
-            return None  # anybody can have such words on a command line
-        if not _sees(pid, place):
-            return None
-        began = _began(pid)
-    except OSError:
-        return None  # it has ended meanwhile
-    return Process(pid, began) if began else None
-
-
-def _sees(pid: int, place: Place) -> bool:
-    """Whether this folder is the one that a process finds at that path. In a container it can be another one."""
-    try:
-        if os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat("/proc/self/ns/mnt")):
-            return True
-        return os.path.samestat(os.stat(f"/proc/{pid}/root{place.folder}"), os.stat(place.folder))
-    except PermissionError:
-        return True  # the kernel does not tell this user
-
-
-def _began(pid: int) -> str:
-    """When a process began (proc_pid_stat(5)); empty if it has ended and nobody has asked for its status yet."""
-    with open(f"/proc/{pid}/stat", "rb") as stream:
-        fields = stream.read().rpartition(b")")[2].split()
-    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
-
-
-def runs(process: Process) -> bool:
-    """Whether it has not ended."""
-    try:
-        return _began(process.pid) == process.began
-    except OSError:
-        return False
+def _is_of(place: Place, words: Sequence[bytes]) -> bool:
+    marks = [number for number, word in enumerate(words) if word == b"-pidfile"]
+    return any(words[number + 1 : number + 2] == [os.fsencode(place.pid)] for number in marks)
 
 
 def start(wanted: Wanted, emulator: Emulator, place: Place, ports: dict[int, int], warn: Callable[[str], None]) -> None:
@@ -187,25 +136,16 @@ def stop(place: Place, process: Process, patience: float) -> None:
 
     :param patience: seconds for the guest to shut down; 0: it is not asked. :raises InUse: the kernel cannot end its process.
     """
-    if patience > 0 and _tell(place, process, "system_powerdown") and _ended(process, patience):
+    if patience > 0 and _tell(place, process, "system_powerdown") and has_ended(process, patience):
         return
-    if _tell(place, process, "quit") and _ended(process, _END):
+    if _tell(place, process, "quit") and has_ended(process, _END):
         return
     if runs(process):
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
-    if not _ended(process, _END):
+    if not has_ended(process, _END):
         problem = f"its process {process.pid} does not end, because the kernel waits for a server"
         raise InUse(f"machine {place.name}", problem, "bring the share's server back, or restart this host")
-
-
-def _ended(process: Process, seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while runs(process):
-        if time.monotonic() > until:
-            return False
-        time.sleep(_PAUSE)
-    return True
 
 
 def _tell(place: Place, process: Process, verb: str) -> bool:

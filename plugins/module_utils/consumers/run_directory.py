@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import stat
 from contextlib import contextmanager
 from typing import Iterator
 
@@ -20,8 +19,8 @@ from ..attachments import LONGEST_SOCKET
 from ..errors import InvalidParameter, ToolFailed
 from ..mounts.host_files import replace_file
 from .described import Record
+from .private_files import content, require_own
 
-_LONGEST = 1 << 20  # bytes of a record
 _REMEDY = "end the machine if it still runs, and remove its folder"
 _RECORD, _MONITOR, _AGENT, _PID = "machine.json", "qmp.sock", "agent.sock", "pid"
 
@@ -57,7 +56,7 @@ class RunDirectory:
         """The machines that have a folder there. :raises ToolFailed: it is somebody else's."""
         if not self.exists():
             return []
-        _require_own(self.path)
+        require_own(self.path)
         try:
             names = [entry.name for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False)]
             return sorted(name for name in names if _is_short(Place(self.path, name)))  # no machine has a longer one
@@ -73,7 +72,7 @@ class RunDirectory:
                     os.mkdir(folder, 0o700)
                 except FileExistsError:
                     pass
-                _require_own(folder)
+                require_own(folder)
         except OSError as error:
             raise _failed(error, self.path) from error
 
@@ -81,10 +80,10 @@ class RunDirectory:
         """What is recorded of a machine. :raises ToolFailed: it is no record, or somebody else's directory."""
         if not os.path.isdir(place.folder):
             return None
-        _require_own(self.path)
-        _require_own(place.folder)
+        require_own(self.path)
+        require_own(place.folder)
         try:
-            record = Record.from_text(_content(place.record), place.record)
+            record = Record.from_text(content(place.record), place.record)
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
@@ -120,25 +119,6 @@ class RunDirectory:
 
 def _is_short(place: Place) -> bool:
     return len(os.fsencode(place.agent)) <= LONGEST_SOCKET
-
-
-def _content(path: str) -> str:
-    """The text of a small file. Nothing else is opened: a pipe would block, and a device has no end. :raises OSError: it is no file, or too large."""
-    if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError("it is no file")
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-        data = stream.read(_LONGEST + 1)
-    if len(data) > _LONGEST:
-        raise OSError("it is too large for a record")
-    return data.decode("utf-8")
-
-
-def _require_own(path: str) -> None:
-    """:raises ToolFailed: others could write there."""
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        problem = "others than the user of this task can write there, or it is no directory"
-        raise ToolFailed(f"directory {path}", problem, "give another run_dir, or let it belong to that user alone (mode 0700)")
 
 
 def _failed(error: OSError, path: str) -> ToolFailed:

@@ -98,7 +98,7 @@ class VolumeDomain:
             )
         self._require_same_definition(disk)
         self.require_no_named_state(disk.target)
-        self._require_no_other(files)
+        self.require_no_other(files, writing=True)
         return disk, written
 
     def require_chain(self, disk: Disk, files: tuple[str, ...]) -> None:
@@ -133,10 +133,10 @@ class VolumeDomain:
                     "remove it with libvirt (virsh snapshot-delete, checkpoint-delete), and run the task again",
                 )
 
-    def _require_no_other(self, files: Iterable[str]) -> None:
-        """:raises InUse: a process besides the domain's QEMU may write to one of these files."""
+    def require_no_other(self, files: Iterable[str], writing: bool) -> None:
+        """:param writing: those that only read do not count. :raises InUse: a process besides the domain's QEMU has one of these files open."""
         keys = {key: file for file in files for key in [self.key(file)] if key is not None}
-        for key, pid in other_users(process_of(self.domain.uuid) or 0, set(keys), writing=True).items():
+        for key, pid in other_users(process_of(self.domain.uuid) or 0, set(keys), writing).items():
             self.refuse(f"process {pid} has {keys[key]} open, too", "stop one of the two, and run the task again")
 
     # -- a domain that is off --------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ def require_possible(plan: Plan, machine: VolumeDomain, disk: Disk, top: str) ->
             _require_no_healing(machine, step)
     for write in writes(plan, machine.volume, top):
         _require_committable(machine, disk, write.into, write.size)
+        machine.require_no_other([write.into], writing=False)  # QEMU would refuse it, later
         if machine.volume.image(write.into).format == "qcow2" and not _is_begun(machine, disk):
             require_settled(machine.directory, write.into)
     require_own_files(plan, machine.directory)

@@ -50,7 +50,7 @@ class OfflineEngine:
         """See :meth:`engine.Engine.session`. It takes the lock bytes of the images that the steps touch."""
 
         def hold(guard: Guard) -> None:
-            guard.take(self._present(file for step in plan.steps for file in step.touches() if not file.endswith(".info")), _written(plan))
+            guard.take(self._present(guards.taken(plan)), _written(plan))
             guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 
         with self._naming_the_machine():
@@ -107,7 +107,7 @@ class OfflineEngine:
         with self._naming_the_machine():
             touched = sorted({file for step in plan.steps for file in step.touches()} & set(chain))
             require_one_name(self._directory, plan.volume, touched)
-            for file in touched:
+            for file in sorted(guards.taken(plan) & set(chain)):
                 guards.check_unused(self._directory, file, self._terms.assume_unused)
             guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
 

@@ -49,6 +49,7 @@ class Guard:
             if file in self._fds:
                 continue
             require_checkable(self._directory, file, self._assume_unused)
+            _refuse_marked(self._directory, file)
             try:
                 fd, writable = self._directory.root.open(file, write=True), True
             except ShareNotWritable:
@@ -142,6 +143,14 @@ def require_checkable(directory: ShareDirectory, file: str, assume_unused: bool)
         raise in_use.image_use_unknown(file, directory.share.label)
 
 
+def _refuse_marked(directory: ShareDirectory, file: str) -> None:
+    """Where no locks are seen: :raises InUse: a host has marked the file as one that it has opened."""
+    if not directory.share.locks_visible:
+        from ...store.metadata import opened_marks  # late: few shares are so
+
+        opened_marks.require_none(directory, file)
+
+
 def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: bool = False) -> None:
     """Check that this host's kernel does not use the file (as a loop device, for instance).
 
@@ -159,12 +168,23 @@ def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writ
     """
     share = directory.share
     require_checkable(directory, file, assume_unused)
+    if not writing:
+        _refuse_marked(directory, file)
     if directory.root.status(file) is None:
         return  # an earlier item of the same prediction would create it
     with directory.root.opened(file) as fd:
         refuse_kernel_user(directory, fd, file, writing)
         if in_use.is_written(fd, share) if writing else in_use.ask(fd, share):
             raise in_use.image_in_use(file, share.label)
+
+
+def taken(plan: Plan) -> set[str]:
+    """The files that nobody else may have open while a plan is carried out: those that its steps touch, and an image of the volume that becomes
+    the active one. Steps need not touch that, but machines write to it afterwards."""
+    files = {file for step in plan.steps for file in step.touches() if not file.endswith(".info")}
+    if files and plan.before is not None and plan.after is not None and plan.after.active.file in plan.before.own_files[1:]:
+        files.add(plan.after.active.file)
+    return files
 
 
 def check_resumption(directory: ShareDirectory, resumption: Resumption, assume_unused: bool) -> None:
@@ -181,9 +201,8 @@ def check_unwritten(directory: ShareDirectory, plan: Plan, assume_unused: bool) 
 
     :raises InUse: somebody writes to one.
     """
-    touched = {file for step in plan.steps for file in step.touches()}
-    if touched and plan.before is not None:
-        for file in existing(directory, set(plan.before.own_files) - touched):
+    if plan.before is not None and any(step.touches() for step in plan.steps):
+        for file in existing(directory, set(plan.before.own_files) - taken(plan)):
             check_unused(directory, file, assume_unused, writing=True)
 
 

@@ -72,7 +72,7 @@ def _take(fd: int, kind: int, places: tuple[int, ...], file: str, label: str) ->
             raise image_in_use(file, label) from error
 
 
-_REMEDY = "name the machine with attachment (see docs/live.md), or stop that program, and run the task again"
+_REMEDY = "name the machine with attachment (see docs/live.md), or stop that program, or close what remotefs_access opened, and run the task again"
 
 
 def image_in_use(file: str, label: str) -> InUse:

@@ -1,0 +1,157 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The directory of a host in which each opened point has a folder, with its record.
+
+Who can write there could let tasks stop programs and remove files, so it must belong to the user of the task alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from contextlib import contextmanager
+from typing import Iterator
+
+from ..apply.turns import take
+from ..consumers.private_files import content, require_own
+from ..errors import InUse, InvalidParameter, ToolFailed
+from ..mounts.host_files import replace_file
+from . import guard
+from .record import Record, Target
+
+_OF_ROOT, _OF_OTHERS = "/run/remotefs-access", "remotefs-access"
+_NAME = re.compile(r"[0-9a-f]{20}\Z")
+_PAUSE = 0.05  # seconds
+_REMEDY = "end what it is about, and remove its folder"
+
+
+def usual_directory() -> str:
+    """Where points are recorded by default. :raises InvalidParameter: the user has no directory that goes with the host."""
+    if os.geteuid() == 0:
+        return _OF_ROOT
+    of_user = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not os.path.isabs(of_user):
+        problem = "this user has no directory of its own that goes with the host (XDG_RUNTIME_DIR)"
+        raise InvalidParameter("option run_dir", problem, "give one that belongs to this user alone")
+    return os.path.join(of_user, _OF_OTHERS)
+
+
+class AccessDirectory:
+    """The directory at ``path``. It need not be there."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+
+    def folder(self, name: str) -> str:
+        """The path of the folder of a point, by :attr:`Target.name`."""
+        return os.path.join(self.path, name)
+
+    def pid_file(self, name: str) -> str:
+        """The file in which the daemon writes its process number when it shows the point."""
+        return os.path.join(self.folder(name), guard.PID)
+
+    def names(self) -> list[str]:
+        """Those of all folders. :raises ToolFailed: the directory is somebody else's."""
+        if not os.path.lexists(self.path):
+            return []
+        require_own(self.path)
+        try:
+            return sorted(name for name in os.listdir(self.path) if _NAME.match(name))
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def read(self, name: str) -> Record | None:
+        """What is recorded of a point; None: nothing is. :raises ToolFailed: it is no record, or somebody else's directory."""
+        if not os.path.lexists(self.folder(name)):
+            return None
+        require_own(self.path)
+        require_own(self.folder(name))
+        path = os.path.join(self.folder(name), guard.RECORD)
+        try:
+            found = Record.from_text(content(path), path)
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ToolFailed(path, f"it cannot be read ({error})", _REMEDY) from error
+        if found.target.name != name:
+            raise ToolFailed(path, "it is the record of another point", _REMEDY)
+        return found
+
+    def write(self, record: Record) -> None:
+        """Record a point, in a folder that is made if it is not there. :raises ToolFailed: it is somebody else's, or cannot be made."""
+        folder = self.folder(record.target.name)
+        try:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            for one in (self.path, folder):
+                try:
+                    os.mkdir(one, 0o700)
+                except FileExistsError:
+                    pass
+                require_own(one)
+        except OSError as error:
+            raise self._failed(error) from error
+        self.replace(record)
+
+    def replace(self, record: Record) -> None:
+        """Record a point whose folder is there. :raises StorageError: it is not, or there is no room."""
+        replace_file(os.path.join(self.folder(record.target.name), guard.RECORD), record.to_text().encode(), mode=0o600)
+
+    def forget(self, name: str) -> None:
+        """Remove the folder of a point. :raises ToolFailed: it cannot be removed."""
+        try:
+            guard.remove_folder(self.folder(name))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def known_pid(self, name: str) -> int:
+        """The process that the daemon wrote down when it showed the point; 0: it has not."""
+        try:
+            return int(content(self.pid_file(name)))
+        except (OSError, ValueError):
+            return 0
+
+    @contextmanager
+    def alone(self, target: Target, patience: float) -> Iterator[None]:
+        """A context in which no other task works with what is shown there. :param patience: seconds to wait. :raises InUse: another task does."""
+        turn = take(f"access-{target.name}", f"{target.option} {target.path}", patience)
+        try:
+            yield
+        finally:
+            if turn is not None:
+                turn.close()
+
+    @contextmanager
+    def steady(self, target: Target, patience: float) -> Iterator[None]:
+        """A context in which the guard of what is shown there does not begin to end. :raises InUse: it is ending, and does not come to its end."""
+        try:
+            lock = os.open(self.folder(target.name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield
+            return
+        except OSError as error:
+            raise self._failed(error) from error
+        try:
+            until = time.monotonic() + patience
+            while not _is_taken(lock):
+                if time.monotonic() > until:
+                    raise InUse(f"{target.option} {target.path}", "what holds it is ending, and does not come to its end", "bring the share's server back")
+                time.sleep(_PAUSE)
+            yield
+        finally:
+            os.close(lock)
+
+    def _failed(self, error: OSError) -> ToolFailed:
+        return ToolFailed(f"directory {self.path} of this host", error.strerror or str(error), "mend that, or give another run_dir, and run the task again")
+
+
+def _is_taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
