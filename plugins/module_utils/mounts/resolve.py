@@ -218,7 +218,7 @@ def describe(
 
         return served.describe(mount, row, path, source, mount_base, (real or path)[len(mount.path):], fstab, entries)
     if is_unknown_file_system(mount):
-        return model.Share(path, path, mount.fstype, "", mount_base, **facts(types.unknown_file_system(mount.fstype), ()))
+        return model.Share(source or path, path, mount.fstype, "", mount_base, **facts(types.unknown_file_system(mount.fstype), ()))
     if source is not None or not is_bind(mount):
         return model.Share(path, path, types.DIRECTORY.name, "", mount_base)
     from .binds import origin  # late: most directories are no bind mounts
