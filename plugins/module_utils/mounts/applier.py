@@ -28,7 +28,8 @@ from .steps import (
 _PAUSE = 1.0  # seconds before the second attempt to mount; the pause grows by this much before each further attempt
 _KILL_TIME = 5.0  # seconds that it may take to end a program that is stuck in the kernel
 _MIN_TIMEOUT = 1.0  # seconds that a program gets even if the time limit is nearly reached
-_UNHELPFUL = ("dmesg(1)", "Refer to the", "For several filesystems", "modprobe: FATAL", "failed to load")  # starts of lines that mount prints and that explain nothing
+# Starts of lines that mount and its helpers print and that explain nothing.
+_UNHELPFUL = ("dmesg(1)", "Refer to the", "For several filesystems", "modprobe: FATAL", "failed to load")
 
 
 def check_possible(steps: tuple[Step, ...], subject: str) -> None:

@@ -34,6 +34,7 @@ CONTRARIES = {
 # Options that a remount can change on every file system.
 GENERAL = GENERAL_SHOWN + tuple(CONTRARIES)
 
+
 class FileSystem(NamedTuple):
     """All properties of one file system that the collection uses. Options are written as for mount(8). Patterns are regular expressions."""
 
