@@ -459,7 +459,7 @@ def sshfs(work: Work) -> None:
 def ceph(work: Work) -> None:
     """The lab: a real CephFS with two clients of ceph-fuse, and the kernel's own client in user-mode Linux; part of `nightly`"""
     packages = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds", "ceph-common=ceph", "ceph-fuse", "iproute2=ip", "uuid-runtime=uuidgen")
-    in_lab("ceph-run", *packages)(work)
+    in_lab("ceph-run", *packages, brief=("CEPH",))(work)
     try:
         need_user_mode_linux()
     except machine.NotPossible as error:
@@ -484,8 +484,13 @@ def os_brick() -> Iterator[dict]:
     yield found
 
 
-def in_lab(script: str, *packages: str, wanted: Callable = functools.partial(nullcontext, {})) -> Callable[[Work], None]:
-    """:param wanted: makes the context in which the lab runs, which gives it environment variables."""
+def in_lab(
+    script: str, *packages: str, wanted: Callable = functools.partial(nullcontext, {}), brief: tuple[str, ...] = ()
+) -> Callable[[Work], None]:
+    """:param wanted: makes the context in which the lab runs, which gives it environment variables.
+
+    :param brief: the shares on which there are no clones and no refusals.
+    """
 
     def run(work: Work) -> None:
         machine.need_root()
@@ -494,7 +499,7 @@ def in_lab(script: str, *packages: str, wanted: Callable = functools.partial(nul
         machine.need_fuse()
         bin = machine.core_venv(machine.best_core())
         with wanted() as env:
-            work.run(f"tests/lab/{script}", "tests/lab/run-playbooks", bin, env=env)
+            work.run(f"tests/lab/{script}", "tests/lab/run-playbooks", bin, *brief, env=env)
         say(f"tests/integration/lab on every share of {script}")
 
     return run

@@ -64,7 +64,8 @@ def items(*words: str) -> list[str]:
 
 def test_words_stand_for_runs() -> None:
     assert items("unit") == ["unit:2.21", "unit:2.19", "unit:2.17"] and items("sanity") == ["sanity:2.21", "sanity:2.19"]
-    assert items("unit:2.17", "nightly", "ruff") == ["unit:2.17", "nightly", "ceph", "newqemu", "mutation", "sanity:2.19", "ruff"] and items("mutation") == ["mutation"]
+    assert items("unit:2.17", "nightly", "ruff") == ["unit:2.17", "nightly", "ceph", "newqemu", "mutation", "sanity:2.19", "ruff"]
+    assert items("mutation") == ["mutation"]
     assert items("fast") == ["ruff+fast", "unit:2.19+fast", "functional:2.19+fast", "property+fast", "integration:2.19+fast"]
     assert items() == items("all") == [item for item in items(*stages.names()) if item != "sanity:2.19"]
     assert not {"nightly", "ceph", "newqemu", "mutation"} & set(items())
