@@ -455,6 +455,21 @@ def sshfs(work: Work) -> None:
     in_lab("sshfs-run", "openssh-server=sshd", "openssh-client=ssh-keygen", "sshfs=sshfs")(work)
 
 
+@stage
+def ceph(work: Work) -> None:
+    """The lab: a real CephFS with two clients of ceph-fuse, and the kernel's own client in user-mode Linux; part of `nightly`"""
+    packages = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds", "ceph-common=ceph", "ceph-fuse", "iproute2=ip", "uuid-runtime=uuidgen")
+    in_lab("ceph-run", *packages, brief=("CEPH",))(work)
+    try:
+        need_user_mode_linux()
+    except machine.NotPossible as error:
+        raise machine.NotPossible(f"the kernel's own client, without which the rest passed: {error}") from None
+    bin = machine.core_venv(machine.best_core())
+    kernel = f"modprobe -d /dev/shm/modules-root ceph && exec tests/lab/ceph-run tests/lab/run-playbooks {bin}"
+    work.run("tests/lab/uml-run", "-t", str(stages.MINUTES * 60 - 60), "sh", "-c", kernel, env={"LAB_SHARES": "none"})
+    say("and mounted with a key by the kernel's client")
+
+
 @contextmanager
 def os_brick() -> Iterator[dict]:
     """The variable that names a Python with os-brick to a lab, which has no network. Without os-brick, all else in the lab runs.
@@ -469,8 +484,13 @@ def os_brick() -> Iterator[dict]:
     yield found
 
 
-def in_lab(script: str, *packages: str, wanted: Callable = functools.partial(nullcontext, {})) -> Callable[[Work], None]:
-    """:param wanted: makes the context in which the lab runs, which gives it environment variables."""
+def in_lab(
+    script: str, *packages: str, wanted: Callable = functools.partial(nullcontext, {}), brief: tuple[str, ...] = ()
+) -> Callable[[Work], None]:
+    """:param wanted: makes the context in which the lab runs, which gives it environment variables.
+
+    :param brief: the shares on which there are no clones and no refusals.
+    """
 
     def run(work: Work) -> None:
         machine.need_root()
@@ -479,7 +499,7 @@ def in_lab(script: str, *packages: str, wanted: Callable = functools.partial(nul
         machine.need_fuse()
         bin = machine.core_venv(machine.best_core())
         with wanted() as env:
-            work.run(f"tests/lab/{script}", "tests/lab/run-playbooks", bin, env=env)
+            work.run(f"tests/lab/{script}", "tests/lab/run-playbooks", bin, *brief, env=env)
         say(f"tests/integration/lab on every share of {script}")
 
     return run
@@ -494,8 +514,8 @@ def lab(work: Work) -> None:
     run_lab(work, ("NFS3", "CIFS")[today % 2], *brief)
 
 
-def run_lab(work: Work, others: str, *brief: str, night: Mapping[str, str] = MappingProxyType({})) -> None:
-    """:param others: the shares besides NFS 4.2. :param brief: those on which there are no clones and no refusals. :param night: variables of the lab."""
+def need_user_mode_linux() -> None:
+    """:raises NotPossible: it, or a server in it, does not start here."""
     machine.need_root()
     machine.need_qemu()
     if os.uname().machine != "x86_64":
@@ -503,10 +523,15 @@ def run_lab(work: Work, others: str, *brief: str, night: Mapping[str, str] = Map
     machine.need("user-mode-linux=linux.uml", "kmod=modprobe", "iproute2=ip", "nfs-kernel-server=rpc.nfsd", "nfs-common=mount.nfs", "rpcbind=rpcbind",
                  "samba=smbd", "samba-common-bin=smbpasswd", "cifs-utils=mount.cifs", "gcc", "libc6-dev=/usr/include/unistd.h",
                  "qemu-system-x86=qemu-system-x86_64")
-    bin = machine.core_venv(machine.best_core())
     # It does not know the registers of every processor to come, and then ends before the first program.
     if subprocess.run(["tests/lab/uml-run", "-t", "120", "true"], stdin=subprocess.DEVNULL, check=False).returncode != 0:
         raise machine.NotPossible("user-mode Linux does not start on this processor")
+
+
+def run_lab(work: Work, others: str, *brief: str, night: Mapping[str, str] = MappingProxyType({})) -> None:
+    """:param others: the shares besides NFS 4.2. :param brief: those on which there are no clones and no refusals. :param night: variables of the lab."""
+    need_user_mode_linux()
+    bin = machine.core_venv(machine.best_core())
     with os_brick() as env:
         work.run("tests/lab/uml-both", str(stages.MINUTES * 60 - 60), others, "tests/lab/run-playbooks", bin, *brief, env={**env, **night})
     say(f"tests/integration/lab on NFS4 {others}")

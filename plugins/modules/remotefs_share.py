@@ -21,7 +21,8 @@ author:
   - remotefs.storage contributors (@remotefs)
 requirements:
   - root, except for O(fstype=directory)
-  - nfs-common, cifs-utils, glusterfs-client or sshfs (names of Debian's packages), for what is mounted
+  - nfs-common, cifs-utils, glusterfs-client, sshfs, ceph-common or ceph-fuse (names of Debian's packages), for what is mounted;
+    vstorage-client is a package of Virtuozzo, quobyte-client one of Quobyte; 9p and virtiofs need none
 extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.change
@@ -54,15 +55,30 @@ options:
     description:
       - The file system.
       - With V(auto), what is mounted at the path or listed in fstab decides. If there is nothing, the form of O(src) decides.
-        V(//host/share) is V(cifs), V(user@host:/dir) is V(sshfs), V(host:/dir) is V(nfs).
+        V(//host/share) is V(cifs), V(user@host:/dir) is V(sshfs), V(host:/dir) is V(nfs), V(host:6789:/dir) and V(user@fsid.name=/dir)
+        are V(cephfs), V(quobyte://host/volume) is V(quobyte), V(vstorage://cluster) is V(vzstorage).
         A directory is V(bind) if O(path) names another directory and V(directory) otherwise.
-        GlusterFS must be named, since its sources look like those of NFS.
+        All others must be named, since their sources are plain words or look like those of NFS.
+      - V(cephfs) is mounted by the kernel, V(ceph-fuse) by the program of that name, which needs no kernel module for Ceph.
+      - V(9p) and V(virtiofs) mount a directory of the machine's own host. O(src) is the tag in the machine's definition.
+      - V(vzstorage) is Virtuozzo Storage. O(src) is the name of the cluster.
+      - V(other) is any file system that has no value here. Its type goes into O(type). Nothing is known of it, so that locks of other hosts do not count
+        as seen there, and tasks that change an image need C(assume_unused).
     type: str
-    choices: [auto, directory, bind, nfs, cifs, glusterfs, sshfs]
+    choices: [auto, directory, bind, nfs, cifs, glusterfs, sshfs, cephfs, ceph-fuse, vzstorage, quobyte, 9p, virtiofs, other]
     default: auto
+  type:
+    description:
+      - The type of the file system for C(mount -t) and for fstab, such as V(lustre) or V(fuse.juicefs), if O(fstype=other).
+      - It is refused with any other O(fstype). A type that has a value of O(fstype) is refused too.
+    type: str
   opts:
     description:
       - Mount options, as a list or separated by commas.
+      - NFS is mounted with C(hard), which is the kernel's default. C(soft) gives a warning, because writes that the server answers late are lost.
+      - If no version of NFS is named, 4.2, 4.1, 4.0 and 3 are tried in this order. A warning tells if only a version that the task named itself worked,
+        because mount.nfs does not find it at the next boot.
+      - For V(9p), C(trans=virtio) and C(version=9p2000.L) are added unless others are given. For V(ceph-fuse), the options that hold O(src).
       - For V(cifs), C(nobrl) is added unless C(brl) is given, because C(qemu-img) cannot create qcow2 files without it.
       - If options contradict each other, the last one counts, as for mount(8).
       - The kernel does not show every option. An option that it does not show counts as being in force if the share was mounted with exactly
@@ -77,12 +93,14 @@ options:
       - For V(cifs) they are written to a file that only root can read. It lies in C(/etc/remotefs/credentials/), its name is the MD5 of the path,
         and the mount options name it. If credentials are left out, a file from an earlier task for this path stays in use. If they change,
         the share is unmounted and mounted again.
+      - For V(cephfs) and V(ceph-fuse) only O(credentials.password) is allowed, and it is the key of the user. It is written to such a file too.
+        The user goes into O(opts) (C(name=USER), for V(ceph-fuse) C(ceph.id=USER)), or into O(src) if that is V(user@fsid.name=/dir).
       - For V(sshfs) only O(credentials.password) is allowed. It is given to ssh when the share is mounted. It cannot be stored for the next boot,
         so it requires O(persist=false). A key (C(IdentityFile=) in O(opts)) has no such limit.
     type: dict
     suboptions:
       username:
-        description: The user. For V(sshfs) it is part of O(src) instead.
+        description: The user. For V(sshfs) it is part of O(src) instead, for V(cephfs) and V(ceph-fuse) of O(opts).
         type: str
       password:
         description: The password.
@@ -136,7 +154,11 @@ options:
       src: {description: See O(src)., type: str}
       path: {description: See O(path)., type: path}
       mount_base: {description: See O(mount_base)., type: path}
-      fstype: {description: See O(fstype)., type: str, choices: [auto, directory, bind, nfs, cifs, glusterfs, sshfs]}
+      fstype:
+        description: See O(fstype).
+        type: str
+        choices: [auto, directory, bind, nfs, cifs, glusterfs, sshfs, cephfs, ceph-fuse, vzstorage, quobyte, 9p, virtiofs, other]
+      type: {description: See O(type)., type: str}
       opts: {description: See O(opts)., type: list, elements: str}
       credentials:
         description: See O(credentials).
@@ -195,6 +217,26 @@ EXAMPLES = r"""
       - src: gl1:/vols
       - src: gl1:/archive
         opts: [ro]
+
+- name: A CephFS, with the key of its user in a file that only root can read
+  remotefs.storage.remotefs_share:
+    src: mon1:6789,mon2:6789:/vols
+    opts: [name=volumes, _netdev]
+    credentials:
+      password: "{{ vault_ceph_key }}"
+
+- name: A directory of the host of this virtual machine
+  remotefs.storage.remotefs_share:
+    src: vols
+    fstype: virtiofs
+    path: /mnt/vols
+
+- name: A file system that the collection does not know
+  remotefs.storage.remotefs_share:
+    src: mds1@tcp:/vols
+    fstype: other
+    type: lustre
+    path: /mnt/vols
 
 - name: Every share that Cinder uses
   remotefs.storage.remotefs_share:
@@ -347,7 +389,8 @@ def _share_spec(with_defaults: bool) -> dict:
         "src": {"type": "str"},
         "path": {"type": "path"},
         "mount_base": {"type": "path"},
-        "fstype": {"type": "str", "choices": [types.AUTO, *types.NAMES]},
+        "fstype": {"type": "str", "choices": types.choices()},
+        "type": {"type": "str"},
         "opts": {"type": "list", "elements": "str"},
         # Only the password is secret: no_log on the whole option would remove the user's name everywhere in the result.
         "credentials": {

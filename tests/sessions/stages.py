@@ -52,7 +52,12 @@ STAGES = (
     Stage("guest", BESIDE),
 )
 #: What the word "nightly" stands for, with the older sanity.
-NIGHTLY = (Stage("nightly", minutes=NIGHTLY_MINUTES), Stage("newqemu", minutes=NEWER_MINUTES), Stage("mutation", minutes=MUTATION_MINUTES))
+NIGHTLY = (
+    Stage("nightly", minutes=NIGHTLY_MINUTES),
+    Stage("ceph", minutes=NEWER_MINUTES),
+    Stage("newqemu", minutes=NEWER_MINUTES),
+    Stage("mutation", minutes=MUTATION_MINUTES),
+)
 FAST = ("ruff", "unit", "functional", "property", "integration")
 
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 from .. import command
 from ..errors import InUse, MountFailed, StorageError, ToolFailed, from_os_error
 from . import automount, fstab, host_files, probe, resolve, tables
+from . import options as mount_options
 from .steps import (
     CreateDirectory,
     MountShare,
@@ -26,9 +28,8 @@ from .steps import (
 _PAUSE = 1.0  # seconds before the second attempt to mount; the pause grows by this much before each further attempt
 _KILL_TIME = 5.0  # seconds that it may take to end a program that is stuck in the kernel
 _MIN_TIMEOUT = 1.0  # seconds that a program gets even if the time limit is nearly reached
-_UNHELPFUL = ("dmesg(1)", "Refer to the", "For several filesystems")  # starts of lines that mount prints and that explain nothing
-# Messages of helpers that mean: the kernel does not have this file system.
-_NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown filesystem type")
+# Starts of lines that mount and its helpers print and that explain nothing.
+_UNHELPFUL = ("dmesg(1)", "Refer to the", "For several filesystems", "modprobe: FATAL", "failed to load")
 
 
 def check_possible(steps: tuple[Step, ...], subject: str) -> None:
@@ -53,7 +54,11 @@ def _find_mount(step: MountShare | Remount) -> str:
     if isinstance(step, MountShare) and step.visit:
         return ""
     if step.row.helper:
-        command.find(step.row.helper, step.row.package)
+        command.find(step.row.helper, f"{step.row.package} of {step.row.vendor}" if step.row.vendor else step.row.package)
+    elif step.row.shown_as_any:
+        from . import other_types  # late: it is rare
+
+        other_types.check(step.row.mount_type)
     return command.find("mount", "mount")
 
 
@@ -76,13 +81,14 @@ def _busy(subject: str, path: str, users: list[str]) -> InUse:
     return InUse(subject, f"it is busy at {path}{by} and was not unmounted", "end what uses it and run the task again")
 
 
-def apply(step: Step, deadline: probe.Deadline, attempts: int, subject: str) -> bool:
-    """Do one step. :return: False if it changed nothing, because the directory to remove is not empty.
+def apply(step: Step, deadline: probe.Deadline, attempts: int, subject: str) -> Step | None:
+    """Do one step. :return: the step as it was done; None if it changed nothing, because the directory to remove is not empty.
 
     :param attempts: how many times mounting is tried. :param subject: the share, for messages.
     :raises StorageError: the step failed. The state is as it was before the step.
     """
-    return _ACTIONS[type(step)](step, deadline, attempts, subject) is not False
+    done = _ACTIONS[type(step)](step, deadline, attempts, subject)
+    return None if done is False else step if done is None else done
 
 
 def undo(done: list, restore: MountShare | None, credentials: bytes | None, deadline: probe.Deadline, subject: str) -> list:
@@ -109,25 +115,48 @@ def undo(done: list, restore: MountShare | None, credentials: bytes | None, dead
     return remaining
 
 
-def _mount(step: MountShare, deadline: probe.Deadline, attempts: int, subject: str) -> None:
+def _mount(step: MountShare, deadline: probe.Deadline, attempts: int, subject: str) -> MountShare:
     if step.visit:
         _visit(step, deadline, subject)
-        return
-    argv = [_find_mount(step), "-t", step.row.mount_type]
-    if step.opts:
-        argv += ["-o", ",".join(step.opts)]
-    argv += [step.src, step.path]
+        return step
     secret = None
     if step.row.credentials == "stdin" and step.credentials is not None:
         secret = f"{step.credentials.password}\n".encode("utf-8", "surrogateescape")
     for attempt in range(1, attempts + 1):
         try:
-            _mount_once(argv, step, deadline, subject, secret)
-            return
+            return _mount_any_version(step, deadline, subject, secret)
         except MountFailed:
             if attempt == attempts or deadline.left <= _PAUSE * attempt:
                 raise
         time.sleep(_PAUSE * attempt)
+    return step
+
+
+def _mount_any_version(step: MountShare, deadline: probe.Deadline, subject: str, secret: bytes | None) -> MountShare:
+    """Mount once; where the helper ended its search for a version early, and the user named none, once with each version.
+
+    :return: the step as it was done. :raises MountFailed: the first failure.
+    """
+    try:
+        _mount_once(_command_line(step), step, deadline, subject, secret)
+        return step
+    except MountFailed as error:
+        first, said = error, str(error.details.get("stderr"))
+    if not any(words in said for words in step.row.falls_back_on) or mount_options.names_version(step.row, step.opts):
+        raise first
+    for option in step.row.fallbacks:
+        tried = replace(step, opts=(*step.opts, option), fallback=option)
+        try:
+            _mount_once(_command_line(tried), tried, deadline, subject, secret)
+            return tried
+        except MountFailed:
+            continue
+    raise first
+
+
+def _command_line(step: MountShare) -> list[str]:
+    options = ["-o", ",".join(step.opts)] if step.opts else []
+    return [_find_mount(step), "-t", step.row.mount_type, *options, step.src, step.path]
 
 
 def _visit(step: MountShare, deadline: probe.Deadline, subject: str) -> None:
@@ -143,18 +172,15 @@ def _mount_once(argv: list[str], step: MountShare, deadline: probe.Deadline, sub
         raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", _remedy(step, result), result.details)
     mounts = tables.read_mounts()
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
-        remedy = "see the log of the file system's client on this host"
-        raise MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}", remedy, result.details)
+        said = f"; the helper said: {result.reason}" if result.err or result.out else ""
+        remedy = step.row.by_hand.format(host=step.src) or "see the log of the file system's client on this host"
+        raise MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}{said}", remedy, result.details)
 
 
 def _remedy(step: MountShare, result: command.Result) -> str:
-    """The remedy for a mount that failed. A kernel without the file system gives errors that sound like a fault of the server."""
-    output = result.err + result.out
-    if step.row.kernel_module and any(words in output for words in _NOT_IN_KERNEL + step.row.no_module):
-        module = step.row.kernel_module
-        return f"the running kernel has no {module}: load its module (modprobe {module}); a container has its host's kernel, so load it there"
-    general = "check the server, the name of its export, the options and the credentials"
-    return f"{general}; {step.row.by_hand.format(host=step.src.rsplit(':', 1)[0])}" if step.row.by_hand else general
+    from . import advice  # late: only failures need it
+
+    return advice.remedy(step, result.err + result.out)
 
 
 def _remount(step: Remount, deadline: probe.Deadline, attempts: int, subject: str) -> None:

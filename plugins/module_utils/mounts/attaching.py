@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import Iterator, NamedTuple
 
-from . import record, resolve, sources, tables, types
+from . import record, resolve, sources, tables, types, witnesses
 
 
 class Known(NamedTuple):
@@ -19,6 +19,7 @@ class Known(NamedTuple):
 
     spellings: tuple[str, ...]  # the source, as users spelled it
     given: tuple[str, ...]  # the options with which it was mounted
+    source: str  # the source, as users spell it where the mount table does not
 
 
 def read(mount: tables.Mount, source: str | None, fstab: str, entries: tuple[tables.Entry, ...] | None) -> Known:
@@ -28,8 +29,9 @@ def read(mount: tables.Mount, source: str | None, fstab: str, entries: tuple[tab
         entries = tables.parse_fstab(tables.read_fstab(fstab))
     lines = [entry for entry in entries if entry.path == mount.path]
     spellings = [source or "", recorded.source if recorded else "", *(entry.source for entry in lines)]
-    given = recorded.words if recorded else next((entry.options for entry in lines if sources.is_entry_of(entry, mount.source)), ())
-    return Known(tuple(spelling for spelling in spellings if spelling and not resolve.is_directory_name(spelling)), given)
+    given = recorded.words if recorded else next((entry.options for entry in lines if witnesses.is_mount_of(mount, entry.source, entries)), ())
+    spelled = tuple(spelling for spelling in spellings if spelling and not resolve.is_directory_name(spelling))
+    return Known(spelled, given, witnesses.source_of(mount, entries))
 
 
 def export(mount: tables.Mount, row: types.FileSystem, spellings: tuple[str, ...], mount_base: str) -> tuple[str, str]:
@@ -38,10 +40,11 @@ def export(mount: tables.Mount, row: types.FileSystem, spellings: tuple[str, ...
     A share that is mounted elsewhere has the source of the mount table, and ``mount_base``.
     """
     base = os.path.dirname(mount.path)
-    for spelling in (*spellings, *_spelled(mount.source, row)):
+    plain = sources.bare(mount.source, row)
+    for spelling in (*spellings, *_spelled(plain, row)):
         if resolve.default_path(spelling, base) == mount.path:
             return spelling, base
-    return mount.source, os.path.normpath(mount_base)
+    return plain, os.path.normpath(mount_base)
 
 
 def _spelled(source: str, row: types.FileSystem) -> Iterator[str]:
@@ -56,8 +59,10 @@ def words(mount: tables.Mount, row: types.FileSystem, given: tuple[str, ...]) ->
     """The options of the mount that the mount helper of another host accepts, separated by commas. The helper hears nothing that it assumes anyway.
 
     What the mount table shows is in force. Options that it hides are those with which we mounted. An option that would be several
-    words of a command is left out, because os-brick splits them.
+    words of a command is left out, because os-brick splits them. Where it is not known what the helper accepts, there are none.
     """
+    if not row.attachable:
+        return ""
     unspelt = dict(row.unspellings)
     told: dict[str, str] = {"ro": "ro"} if "ro" in mount.options else {}
     for option in mount.options:

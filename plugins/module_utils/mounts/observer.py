@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 from .. import errors
-from . import automount, binds, planner, probe, record, resolve, sources, tables
+from . import automount, binds, planner, probe, record, resolve, tables, witnesses
 
 
 def observe(
@@ -24,12 +24,13 @@ def observe(
     here = tables.enclosing(mounts, real)
     untouched = here is not None and here.is_trigger  # an access would make the automounter mount it
     directory, empty = (True, True) if untouched or (mount is not None and desired.row.mount_type) else _directory(desired, real, deadline)
-    source = resolve.follow(desired.src, mounts) if desired.src and resolve.is_directory_name(desired.src) else None
+    source = resolve.follow(desired.src, mounts) if desired.row.local and desired.src else None
     bound = mount is not None and source is not None and binds.shows(mounts, mount, source)
     return planner.Seen(
         mount=mount if desired.row.mount_type else None,
-        source=(source if bound else source_of(mount, mounts)) if desired.row.mount_type else None,
+        source=(source if bound else source_of(mount, mounts, entries)) if desired.row.mount_type else None,
         bound=bound,
+        told=mount is not None and desired.src is not None and witnesses.is_mount_of(mount, desired.src, entries),
         entry=next((entry for entry in entries if entry.path == desired.path), None) if desired.row.mount_type else None,
         directory=directory,
         empty=empty,
@@ -37,18 +38,24 @@ def observe(
         shared=mount is not None and any(other.device == mount.device and other.path != mount.path for other in mounts),
         dead=mount is not None and desired.row.by_process and desired.state == "mounted" and _is_dead(real, deadline),
         trigger=automount.trigger(mounts, real) is not None,
-        layers=_layers(desired, mount, source, mounts),
+        layers=_layers(desired, mount, source, mounts, entries),
         record=record.read(desired.path, mount),
     )
 
 
-def _layers(desired: planner.DesiredShare, mount: tables.Mount | None, source: str | None, mounts: tuple[tables.Mount, ...]) -> int:
+def _layers(
+    desired: planner.DesiredShare,
+    mount: tables.Mount | None,
+    source: str | None,
+    mounts: tuple[tables.Mount, ...],
+    entries: tuple[tables.Entry, ...],
+) -> int:
     """How many mounts of the desired source lie on top of each other at the path. Mounts beneath one of another source are not ours."""
     if mount is None:
         return 1
     count = 0
     for layer in _stacked(mounts, mount):
-        if not (binds.shows(mounts, layer, source) if source is not None else sources.is_mount_of(layer, desired.src or mount.source)):
+        if not (binds.shows(mounts, layer, source) if source is not None else witnesses.is_mount_of(layer, desired.src or mount.source, entries)):
             break
         count += 1
     return max(count, 1)
@@ -65,11 +72,11 @@ def _stacked(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> tuple[tab
         layers.append(below)
 
 
-def source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...]) -> str | None:
+def source_of(mount: tables.Mount | None, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...] = ()) -> str | None:
     """The source of a mount, as a user would name it; for a bind mount the directory that it shows. None if ``mount`` is None."""
     if mount is None:
         return None
-    return binds.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else mount.source
+    return binds.origin(mounts, mount) or mount.source if resolve.is_bind(mount) else witnesses.source_of(mount, entries)
 
 
 def _directory(desired: planner.DesiredShare, real: str, deadline: probe.Deadline) -> tuple[bool, bool]:

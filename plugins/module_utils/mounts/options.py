@@ -8,7 +8,7 @@ from ..errors import InvalidParameter
 from . import types
 from .types import FileSystem
 
-SECRETS = ("password", "password2", "pass", "passwd")
+SECRETS = ("password", "password2", "pass", "passwd", "secret", "ceph.key", "mfspassword", "mfsmd5pass")
 _PAIRS = {
     "ro": ("rw",),
     "rw": ("ro",),
@@ -120,6 +120,16 @@ def _is_default(row: FileSystem, shown: str) -> bool:
 def of_the_mount(options: tuple[str, ...]) -> tuple[str, ...]:
     """Those of ``options`` that belong to one mount. The others belong to the file system, which several mounts of this host may share."""
     return tuple(option for option in options if split(option)[0] in types.GENERAL)
+
+
+def last_of_each(row: FileSystem, options: tuple[str, ...]) -> set[str]:
+    """The names of the options that count: of options that exclude each other, the last one."""
+    return {split(pairs[-1][0])[0] for pairs in _subjects(row, for_mount(options)).values()}
+
+
+def names_version(row: FileSystem, options: tuple[str, ...]) -> bool:
+    """Whether ``options`` say which version of the protocol is used."""
+    return any(split(shown)[0] in row.versions + ("minorversion",) for option in options for shown in spell(row, option))
 
 
 def can_remount(row: FileSystem, drifted: tuple[str, ...]) -> bool:

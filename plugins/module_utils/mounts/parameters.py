@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidParameter
-from . import binds, resolve, sources, tables, types
+from . import binds, resolve, sources, tables, types, witnesses
 from . import options as mount_options
 from .planner import KEPT, DesiredShare
 from .steps import Credentials
@@ -30,21 +30,25 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> DesiredShare:
     """
     src, base = _source(params), resolve.clean_path(params["mount_base"], "mount_base")
     state = params["state"]
-    row = _row(params["fstype"], src, params["path"], mounts, entries, base)
+    row = _row(params, src, mounts, entries, base)
     path = _path(params["path"], src, row, mounts, entries, base)
     if src is None:
         src = _known_source(path, row, mounts, entries)
     if src is None and state in KEPT and row.mount_type:
         raise InvalidParameter(f"path {path}", "no source is given for it", "give src")
     if src is not None and not re.fullmatch(row.source, src if row.local else sources.normalise(src, row)):
-        raise InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", f"write it like {row.example}")
+        remedy = "; ".join(filter(None, (f"write it like {row.example}", row.source_advice)))
+        raise InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", remedy)
     options = mount_options.check(_options(params["opts"], state, path, row, entries))
+    options = sources.derived_options(src or "", row, options) + options
+    if row.by_shell and state in KEPT:
+        _check_for_a_shell(row, (src or "", path, *options))
     desired = DesiredShare(
         src=src,
         path=path,
         row=row,
         options=options,
-        credentials=_credentials(params["credentials"]),
+        credentials=_credentials(params["credentials"], row),
         credentials_file=credentials_file(path),
         state=state,
         persist=params["persist"],
@@ -53,6 +57,13 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> DesiredShare:
     )
     _check(desired)
     return desired
+
+
+def _check_for_a_shell(row: types.FileSystem, words: tuple[str, ...]) -> None:
+    for word in words:
+        if not re.fullmatch(r"[A-Za-z0-9_@%+=:,./\[\]-]*", word):
+            problem = f"{row.helper} hands it to a shell, which would not leave it as it is"
+            raise InvalidParameter(f"text {word!r}", problem, "use letters, digits and _ @ % + = : , . / [ ] - only")
 
 
 def credentials_file(path: str) -> str:
@@ -79,7 +90,12 @@ def _options(given: list[str] | None, state: str, path: str, row: types.FileSyst
     return tuple(option.strip() for option in tables.split_options(",".join(given or ())))
 
 
-def _row(fstype: str, src: str | None, path: str | None, mounts: Mounts, entries: Entries, base: str) -> types.FileSystem:
+def _row(params: dict, src: str | None, mounts: Mounts, entries: Entries, base: str) -> types.FileSystem:
+    fstype, path = params["fstype"], params["path"]
+    if fstype == types.OTHER:
+        return types.other(params.get("type"))
+    if params.get("type"):
+        raise InvalidParameter(f"type {params['type']!r}", f"it is given with fstype {fstype}", f"leave it out, or set fstype: {types.OTHER}")
     if fstype != types.AUTO:
         return types.by_name(fstype)
     known = _known_row(src, path, mounts, entries, base)
@@ -88,7 +104,7 @@ def _row(fstype: str, src: str | None, path: str | None, mounts: Mounts, entries
     if src is None or resolve.is_directory_name(src):
         here = src is None or path is None or resolve.clean_path(path, "path") == src
         return types.DIRECTORY if here else types.BIND
-    row = sources.claim(sources.normalise(src))
+    row = sources.claim(src)
     if row is None:
         raise InvalidParameter(f"src {src!r}", "its form does not say which file system it is on", "give fstype, or an absolute path for a plain directory")
     return row
@@ -100,7 +116,7 @@ def _known_row(src: str | None, path: str | None, mounts: Mounts, entries: Entri
         return None
     path = resolve.clean_path(path, "path") if path else _default_path(src or "", mounts, entries, base)
     mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
-    if mount is not None and (src is None or sources.is_mount_of(mount, src)):
+    if mount is not None and (src is None or witnesses.is_mount_of(mount, src, entries)):
         row = types.by_kernel_type(mount.fstype)
         return row or (types.BIND if src is None and resolve.is_bind(mount) else None)
     for entry in entries:
@@ -125,7 +141,7 @@ def _default_path(src: str, mounts: Mounts, entries: Entries, base: str) -> str:
     own = resolve.default_path(src, base)
     if tables.mounted_at(mounts, own) is not None or any(entry.path == own for entry in entries):
         return own
-    known = [mount.path for mount in mounts if sources.is_mount_of(mount, src) and tables.mounted_at(mounts, mount.path) == mount]
+    known = [mount.path for mount in mounts if witnesses.is_mount_of(mount, src, entries) and tables.mounted_at(mounts, mount.path) == mount]
     known += [entry.path for entry in entries if sources.is_entry_of(entry, src)]
     digest = re.compile(re.escape(base.rstrip("/")) + "/[0-9a-f]{32}")
     return next((path for path in known if digest.fullmatch(path)), own)
@@ -136,10 +152,10 @@ def _known_source(path: str, row: types.FileSystem, mounts: Mounts, entries: Ent
         return path
     mount = tables.mounted_at(mounts, resolve.follow(path, mounts))
     if mount is not None:
-        return mount.source if row.kernel_types else binds.origin(mounts, mount)
+        return witnesses.source_of(mount, entries) if row.kernel_types else binds.origin(mounts, mount)
     for entry in entries:
         if entry.path == path:
-            return entry.source
+            return sources.bare(entry.source, row)
     return None
 
 
@@ -156,14 +172,14 @@ def _path(path: str | None, src: str | None, row: types.FileSystem, mounts: Moun
     return clean
 
 
-def _credentials(given: dict | None) -> Credentials | None:
+def _credentials(given: dict | None, row: types.FileSystem) -> Credentials | None:
     values = {key: value for key, value in (given or {}).items() if value is not None}
     if not values:
         return None
     for key, value in values.items():
         if any(char in value for char in "\n\r\0"):
             raise InvalidParameter(f"credentials, {key}", "it holds a line break", "give it without")
-    return Credentials(**{key: values.get(key) for key in _CREDENTIAL_KEYS})
+    return Credentials(**{key: values.get(key) for key in _CREDENTIAL_KEYS}, bare=row.credentials == "secret")
 
 
 def _check(desired: DesiredShare) -> None:
@@ -172,12 +188,11 @@ def _check(desired: DesiredShare) -> None:
         return
     if not row.credentials:
         raise InvalidParameter(f"share {desired.name}", f"{row.name} takes no credentials", "leave them out")
-    if row.credentials == "file":
-        if any(mount_options.split(option)[0] in row.identity_options for option in desired.options):
-            raise InvalidParameter(f"share {desired.name}", "opts name credentials besides 'credentials'", "keep one of the two")
-        return
-    if given.password is None or given.username is not None or given.domain is not None:
-        raise InvalidParameter(f"share {desired.name}", f"{row.name} takes a password only", f"put the user into src, like {row.example}")
-    if desired.persist:
+    if row.keeps_credentials and any(mount_options.split(option)[0] in row.identity_options for option in desired.options):
+        raise InvalidParameter(f"share {desired.name}", "opts name credentials besides 'credentials'", "keep one of the two")
+    if row.credentials != "file" and (given.password is None or given.username is not None or given.domain is not None):
+        remedy = f"put the user {row.user_place or f'into src, like {row.example}'}"
+        raise InvalidParameter(f"share {desired.name}", f"{row.name} takes a password only", remedy)
+    if desired.persist and not row.keeps_credentials:
         remedy = ", or ".join(filter(None, (row.without_password, "set persist: false to mount until the next boot")))
         raise InvalidParameter(f"share {desired.name}", f"fstab cannot hold a password for {row.name}", remedy)

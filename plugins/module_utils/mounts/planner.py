@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Conflict, InvalidParameter
 from . import options as mount_options
-from .sources import is_mount_of, is_same_share
+from .sources import for_mount, is_mount_of, is_same_share
 from .steps import (
     CreateDirectory,
     Credentials,
@@ -62,6 +62,7 @@ class Seen:
     mount: Mount | None = None
     source: str | None = None  # the source that is mounted there, as a user would name it
     bound: bool = False  # the mount is a bind mount of the desired source
+    told: bool = False  # the mount is one of the desired source, as our record or fstab tells
     entry: Entry | None = None  # the line of fstab
     directory: bool = False  # the directory at the path exists
     empty: bool = True  # nothing is in that directory
@@ -133,7 +134,7 @@ def drifted_options(desired: DesiredShare, observed: Seen) -> tuple[str, ...]:
 
 def _another_user(desired: DesiredShare, mount: Mount) -> tuple[str, ...]:
     """The option for the desired user, if the kernel shows that another user mounted the share. It does not show every user."""
-    if desired.row.credentials != "file" or desired.credentials is None or desired.credentials.username is None:
+    if not desired.row.user_option or desired.credentials is None or desired.credentials.username is None:
         return ()
     wanted = f"{desired.row.user_option}={desired.credentials.username}"
     shown = [option for option in mount.options if option.startswith(f"{desired.row.user_option}=")]
@@ -143,7 +144,7 @@ def _another_user(desired: DesiredShare, mount: Mount) -> tuple[str, ...]:
 def effective_options(desired: DesiredShare, observed: Seen) -> tuple[str, ...]:
     """The desired options, with the defaults and with the option that names the credentials file."""
     options = mount_options.complete(desired.row, desired.options)
-    if desired.row.credentials == "file" and (desired.credentials is not None or observed.credentials is not None):
+    if desired.row.keeps_credentials and (desired.credentials is not None or observed.credentials is not None):
         if not any(option.split("=", 1)[0] in desired.row.identity_options for option in options):
             options += (f"{desired.row.identity_options[0]}={desired.credentials_file}",)
     return options
@@ -194,7 +195,7 @@ def same_source(desired: DesiredShare, observed: Seen) -> bool:
         return True
     if not desired.row.kernel_types:
         return observed.bound
-    return observed.mount.fstype in desired.row.kernel_types and is_mount_of(observed.mount, desired.src)
+    return desired.row.is_shown_as(observed.mount.fstype) and (observed.told or is_mount_of(observed.mount, desired.src))
 
 
 def _same_entry(desired: DesiredShare, entry: Entry) -> bool:
@@ -227,7 +228,7 @@ def restore(desired: DesiredShare, observed: Seen) -> MountShare | None:
 def _source(desired: DesiredShare) -> str:
     if desired.src is None:
         raise InvalidParameter(f"path {desired.path}", "no source is given for it", "give src")
-    return desired.src
+    return for_mount(desired.src, desired.row)
 
 
 def _create(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
@@ -246,7 +247,7 @@ def _unmount(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
 
 
 def _write_credentials(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
-    if desired.credentials is None or desired.row.credentials != "file" or desired.credentials.content() == observed.credentials:
+    if desired.credentials is None or not desired.row.keeps_credentials or desired.credentials.content() == observed.credentials:
         return ()
     return (WriteCredentials(desired.credentials_file, desired.credentials),)
 

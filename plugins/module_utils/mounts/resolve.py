@@ -90,11 +90,16 @@ def clean_path(path: str, option: str) -> str:
     return "/" + "/".join(parts)
 
 
-def find_source(source: str, mounts: tuple[tables.Mount, ...], mount_base: str = MOUNT_BASE) -> tables.Mount | None:
-    """The visible mount of ``source``, in any spelling: the one at the default path, else the first; None if it is not mounted."""
-    from .sources import is_mount_of  # late: a plain directory has no source
+def find_source(
+    source: str, mounts: tuple[tables.Mount, ...], mount_base: str = MOUNT_BASE, entries: tuple[tables.Entry, ...] = ()
+) -> tables.Mount | None:
+    """The visible mount of ``source``, in any spelling: the one at the default path, else the first; None if it is not mounted.
 
-    found = [mount for mount in mounts if is_mount_of(mount, source) and tables.mounted_at(mounts, mount.path) == mount]
+    :param entries: the lines of fstab.
+    """
+    from .witnesses import is_mount_of  # late: a plain directory has no source
+
+    found = [mount for mount in mounts if is_mount_of(mount, source, entries) and tables.mounted_at(mounts, mount.path) == mount]
     preferred = default_path(source, mount_base)
     for mount in found:
         if mount.path == preferred:
@@ -213,7 +218,7 @@ def describe(
 
         return served.describe(mount, row, path, source, mount_base, (real or path)[len(mount.path):], fstab, entries)
     if is_unknown_file_system(mount):
-        return model.Share(path, path, mount.fstype, "", mount_base, **facts(types.unknown_file_system(mount.fstype), ()))
+        return model.Share(source or path, path, mount.fstype, "", mount_base, **facts(types.unknown_file_system(mount.fstype), ()))
     if source is not None or not is_bind(mount):
         return model.Share(path, path, types.DIRECTORY.name, "", mount_base)
     from .binds import origin  # late: most directories are no bind mounts

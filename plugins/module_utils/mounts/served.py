@@ -18,14 +18,16 @@ def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fs
     :param timeout: seconds that an automounter may take for each place.
     :raises InvalidParameter: ``share`` is not a source. :raises ShareNotMounted: it is not mounted.
     """
-    if not sources.is_source(sources.normalise(share)):
-        raise InvalidParameter(f"share {share!r}", "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols", "give one of these")
-    mount = resolve.find_source(share, mounts, mount_base)
+    entries = tables.parse_fstab(tables.read_fstab(fstab))
+    mount = resolve.find_source(share, mounts, mount_base, entries)
+    if mount is None and not sources.is_source(share) and not any(sources.is_entry_of(entry, share) for entry in entries):
+        problem = "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols"
+        raise InvalidParameter(f"share {share!r}", problem, "give one of these; the tag of a machine or the name of a cluster is known while it is mounted")
     if mount is None and any(other.is_trigger for other in mounts):
         from . import automount  # late: most hosts have no automounter
 
         mounts = automount.visit_source(share, mounts, mount_base, fstab, timeout)
-        mount = resolve.find_source(share, mounts, mount_base)
+        mount = resolve.find_source(share, mounts, mount_base, entries)
     if mount is None:
         remedy = f"mount it with remotefs_share and run the task again{hint_for_several(share)}"
         raise ShareNotMounted(f"share {share}", "it is not mounted on this host", remedy)
@@ -39,7 +41,7 @@ def expected_share(share: str, mount_base: str) -> model.Share:
     """
     if resolve.is_directory_name(share):
         return model.Share(share, resolve.clean_path(share, "share"), types.DIRECTORY.name, mount_base=mount_base)
-    row = sources.claim(sources.normalise(share)) or types.DIRECTORY
+    row = sources.claim(share) or types.DIRECTORY
     return model.Share(share, resolve.default_path(share, mount_base), row.name, mount_base=mount_base, keeps_modes=row.keeps_modes, local=row.local)
 
 
@@ -67,7 +69,7 @@ def describe(
     known = attaching.read(mount, source, fstab, entries)
     export, base = attaching.export(mount, row, known.spellings, mount_base)
     return model.Share(
-        source=source or (path if part else mount.source),
+        source=source or (path if part else known.source),
         path=path,
         fstype=row.name,
         options=resolve.public_options(mount, row),

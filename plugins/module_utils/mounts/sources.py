@@ -15,16 +15,43 @@ from .types import FileSystem
 
 
 def claim(source: str) -> FileSystem | None:
-    """The row that ``fstype: auto`` chooses by the form of ``source`` (normalised); None for a directory and for a form that fits no row."""
-    for row in types.FILE_SYSTEMS:
-        if row.claims and re.fullmatch(row.claims, source):
+    """The row that ``fstype: auto`` chooses by the form of ``source``; None for a directory and for a form that fits no row."""
+    for row in types.rows():
+        if row.claims and source.startswith(row.prefixes) and re.fullmatch(row.claims, source):
+            return row
+    for row in types.rows():
+        if row.claims and not row.prefixes and re.fullmatch(row.claims, normalise(source)):
             return row
     return None
 
 
 def is_source(text: str) -> bool:
-    """Whether ``text`` (normalised) has the form of a source of any network file system."""
-    return any(not row.local and re.fullmatch(row.source, text) for row in types.FILE_SYSTEMS)
+    """Whether ``text`` has the form of a source of any network file system. A word that could be anything has not."""
+    return any(
+        not row.local and (not row.vague or text.startswith(row.prefixes)) and re.fullmatch(row.source, spelt) is not None
+        for row in types.rows()
+        for spelt in {normalise(text), normalise(text, row)}
+    )
+
+
+def for_mount(source: str, row: FileSystem) -> str:
+    """``source`` as mount(8) and fstab want it."""
+    return row.mount_prefix + bare(source, row) if row.prefixes else source
+
+
+def bare(source: str, row: FileSystem) -> str:
+    """``source`` without a prefix that means nothing."""
+    return next((source[len(prefix):] for prefix in row.prefixes if source.startswith(prefix)), source)
+
+
+def derived_options(source: str, row: FileSystem, options: tuple[str, ...]) -> tuple[str, ...]:
+    """The options that carry the source where the helper reads it from nothing else, without those whose names ``options`` have."""
+    if not row.source_options:
+        return ()
+    servers, _colon, path = source.partition(":/")
+    named = {option.partition("=")[0] for option in options}
+    made = [(option, option.format(source=source, servers=servers, path="/" + path)) for option in row.source_options]
+    return tuple(text for option, text in made if text.partition("=")[0] not in named and (servers or "{servers}" not in option))
 
 
 def is_same_share(source: str, other: str, row: FileSystem) -> bool:
@@ -38,6 +65,10 @@ def normalise(source: str, row: FileSystem | None = None) -> str:
     Doubled slashes, "." and a trailing slash are removed. Backslashes become slashes. Host names become lower case; so do share names
     if their case does not matter. ``row`` adds what the form does not show, for example whether ``host:name`` means ``host:/name``.
     """
+    if row is not None and row.prefixes:
+        source = bare(source, row).rstrip("/")
+    if row is not None and row.default_port and not source.startswith("/"):
+        return _of_a_cluster(source, row.default_port)
     if source.startswith(("//", "\\\\")) and (row is None or row.folds_case):
         parts = _parts(source.replace("\\", "/"))
         return "//" + "/".join([part.lower() for part in parts[:2]] + parts[2:])
@@ -49,6 +80,16 @@ def normalise(source: str, row: FileSystem | None = None) -> str:
     user, host, path = remote.groups()
     rooted = "/" if path.startswith("/") or (path and row is not None and row.slash_optional) else ""
     return f"{user}{_host(host.lower())}:{rooted}{'/'.join(_parts(path))}"
+
+
+def _of_a_cluster(source: str, port: str) -> str:
+    """A source that begins with servers, or with USER@CLUSTER and ``=``. The order of the servers means nothing, nor does the usual port."""
+    if "@" in source.partition("/")[0]:
+        name, sign, path = source.partition("=/")
+    else:
+        name, sign, path = source.partition(":/")
+        name = ",".join(sorted({re.sub(f"(:{port})+$", "", _host(server.lower())) for server in name.split(",")}))
+    return f"{name}{sign}{'/'.join(_parts(path))}" if sign else source
 
 
 def shows_part(mount: Mount) -> bool:

@@ -17,9 +17,12 @@ class Credentials:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     domain: str | None = None
+    bare: bool = False  # the file holds the password and nothing else
 
     def content(self) -> bytes:
-        """The content of the credentials file, as mount.cifs reads it."""
+        """The content of the credentials file, as the mount helper reads it."""
+        if self.bare:
+            return f"{self.password}\n".encode("utf-8", "surrogateescape")
         pairs = (("username", self.username), ("password", self.password), ("domain", self.domain))
         return "".join(f"{name}={value}\n" for name, value in pairs if value is not None).encode("utf-8", "surrogateescape")
 
@@ -109,12 +112,13 @@ class MountShare(Step):
     opts: tuple[str, ...]
     credentials: Credentials | None = field(default=None, repr=False)
     visit: bool = False  # True: an access to the path is enough, because an automounter mounts the share
+    fallback: str = ""  # the option with which the share was mounted after the helper's own search for a version had failed
 
     name = "mount"
 
     def hidden(self) -> tuple[str, ...]:
         """See :meth:`Step.hidden`."""
-        return ("row", "credentials", "visit")
+        return ("row", "credentials", "visit", "fallback")
 
 
 @dataclass(frozen=True)

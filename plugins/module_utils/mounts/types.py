@@ -1,17 +1,20 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The file systems that a share can be on: one row each.
+"""What there is to know of a file system that a share can be on: one column each. The rows are in :mod:`file_systems`.
 
-To add a file system, add its row. Each difference between file systems is a column, so that no other module compares a file
-system's name; tests/unit/mounts/test_mounts_one_row.py checks that. :mod:`localities` has the file systems that cannot be mounted
-as a share themselves, but that may hold a directory which serves as a share.
+Each difference between file systems is a column, so that no other module compares a file system's name;
+tests/unit/mounts/test_mounts_one_row.py checks that. :mod:`localities` has the file systems that cannot be mounted as a share
+themselves, but that may hold a directory which serves as a share. The two rows without a server are here: a task on a plain directory
+needs no other.
 """
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from ..errors import InvalidParameter
+from ..localities import locality
 
 ALWAYS = ("*",)
 BY_PATH = "local"  # the driver_volume_type of os-brick that takes a path on this host
@@ -30,8 +33,6 @@ CONTRARIES = {
 
 # Options that a remount can change on every file system.
 GENERAL = GENERAL_SHOWN + tuple(CONTRARIES)
-
-_HOST = r"(\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9][^/:@,\s]*)"
 
 
 class FileSystem(NamedTuple):
@@ -52,8 +53,10 @@ class FileSystem(NamedTuple):
     by_process: bool = False  # True: a process of this host serves the mount. If it dies, the mount stays, but every access fails
     root_in_source: str = ""  # where the mount table shows a directory within an export: "alone": in the source; "too": in source and root; empty: in the root
     cinder_type: str = BY_PATH  # the driver_volume_type of os-brick
-    credentials: str = ""  # "file": an option names a file; "stdin": the helper reads the password; empty: it takes no credentials
-    identity_options: tuple[str, ...] = ()  # options that say which user mounts; the first one names the credentials file
+    # "file": an option names a file; "secret": so it does, and the file has only the password; "stdin": the helper reads the password; empty: it takes none
+    credentials: str = ""
+    identity_options: tuple[str, ...] = ()  # options that say which user mounts, or with which password; the first one names the credentials file
+    user_place: str = ""  # for messages: where the user goes, if not into the credentials
     user_option: str = ""  # the option in the mount table that shows which user mounted
     without_password: str = ""  # for messages: what a user can do where no password can be stored
     default_options: tuple[str, ...] = ()
@@ -85,6 +88,30 @@ class FileSystem(NamedTuple):
     renumbered_with: tuple[str, ...] = ()  # options with which the client makes up the inode numbers
     client_times: bool = False  # True: the client gives the times of files, by the clock of its host
     stale_seconds: float = 0.0  # how long a client may show old data after another client replaced it, even after it opens the file again
+    prefixes: tuple[str, ...] = ()  # what may stand before a source without a change of its meaning
+    mount_prefix: str = ""  # what mount(8) and fstab want before a source
+    vague: bool = False  # True: any word can be a source, so that only a mount, fstab or a prefix tells that a word is one
+    default_port: str = ""  # a source begins with a list of servers, in any order, and this is the port of one without a port
+    # True: the mount table shows the source in another form, such as with addresses for names. Then our record and fstab tell whose mount it is.
+    hidden_source: bool = False
+    source_options: tuple[str, ...] = ()  # options that carry the source, with {source}, {servers} and {path}; one without a value is left out
+    source_advice: str = ""  # for messages: what to do about other forms of sources
+    by_shell: bool = False  # True: the helper hands the source, the path and the options to a shell as they are
+    vendor: str = ""  # who has the package, if it is not Debian
+    denied: str = ""  # for messages: what to check if the server refuses
+    risks: tuple[tuple[str, str], ...] = ()  # (option, what can happen to data while it is in force)
+    fallbacks: tuple[str, ...] = ()  # options of versions that are tried one by one where the helper ends its own search early
+    falls_back_on: tuple[str, ...] = ()  # messages of the helper that mean so
+    shown_as_any: bool = False  # True: it is mounted by a type that has no row, and nobody knows how the mount table shows it
+
+    @property
+    def keeps_credentials(self) -> bool:
+        """Whether credentials lie in a file that an option names."""
+        return self.credentials in ("file", "secret")
+
+    def is_shown_as(self, kernel_type: str) -> bool:
+        """Whether the mount table may show ``kernel_type`` for it."""
+        return kernel_type in self.kernel_types or (self.shown_as_any and by_kernel_type(kernel_type) is None and not locality(kernel_type).local)
 
     def keeps_inodes(self, options: tuple[str, ...]) -> bool:
         """Whether a file keeps its inode number at the next mount. ``options`` are those in force, as in the other methods."""
@@ -103,11 +130,6 @@ def _any_of(wanted: tuple[str, ...], options: tuple[str, ...]) -> bool:
     return wanted == ALWAYS or any(option in options for option in wanted)
 
 
-_FLAGS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime", "sync", "dirsync")  # those of the kernel that mount(8) applies by itself
-_FUSE_SHOWN = ("allow_other", "default_permissions", "max_read")
-_FUSE_LOCAL = ("user_id", "group_id", "rootmode", "fd")
-_FUSE_MISSING = ("device not found, try 'modprobe fuse'",)
-
 DIRECTORY = FileSystem(name="directory", source=r"/.*", example="/srv/volumes", local=True)
 
 BIND = FileSystem(
@@ -122,151 +144,22 @@ BIND = FileSystem(
     remount_options=("remount", "bind"),
 )
 
-FILE_SYSTEMS: tuple[FileSystem, ...] = (
-    DIRECTORY,
-    BIND,
-    FileSystem(
-        name="nfs",
-        source=_HOST + r":/.*",
-        example="nas1:/vols",
-        claims=_HOST + r":/.*",
-        kernel_types=("nfs", "nfs4"),
-        mount_type="nfs",
-        helper="mount.nfs",
-        package="nfs-common",
-        kernel_module="nfs",
-        root_in_source="alone",
-        cinder_type="nfs",
-        spellings=(
-            ("nfsvers", ("vers=*",)), ("v3", ("vers=3",)), ("v4", ("vers=4",)), ("v4.0", ("vers=4.0",)), ("v4.1", ("vers=4.1",)), ("v4.2", ("vers=4.2",)),
-            ("tcp", ("proto=tcp",)), ("udp", ("proto=udp",)), ("rdma", ("proto=rdma",)),
-            ("lookupcache=positive", ("lookupcache=pos",)),
-            ("actimeo", ("acregmin=*", "acregmax=*", "acdirmin=*", "acdirmax=*")),
-        ),
-        shown=(
-            "vers", "proto", "rsize", "wsize", "hard", "soft", "softerr", "timeo", "retrans", "sec", "noac", "nocto", "nolock",
-            "nosharecache", "nordirplus", "noresvport", "lookupcache", "local_lock", "acregmin", "acregmax", "acdirmin", "acdirmax",
-        ),
-        # Without nconnect, fsc and softreval: the first mount of a server decides on them, or the kernel lacks them and shows nothing.
-        silent=(
-            "acregmin=3", "acregmax=60", "acdirmin=30", "acdirmax=60", "lookupcache=all", "nconnect=1", "port=0", "port=2049",
-            "sharecache", "rdirplus", "resvport", "cto", "ac", "lock", "local_lock=none",
-        ),
-        # The protocol of NFSv4 includes locks and ACLs: the kernel drops options that are about the helper protocols of NFSv3.
-        moot=(("vers=4", ("nolock", "lock", "local_lock", "acl", "noacl", "mountvers", "mountproto", "mountport", "mounthost", "mountaddr")),),
-        negotiated=("rsize", "wsize"),
-        listed=("sec",),
-        versions=("vers",),
-        separating="nosharecache",
-        # A remount of NFS changes the general flags only; the kernel refuses the rest.
-        remountable=GENERAL,
-        local_options=("addr", "clientaddr", "mountaddr", "mountport", "mountvers", "mountproto", "namlen"),
-        attachable=_FLAGS + (
-            "vers", "proto", "port", "soft", "softerr", "timeo", "retrans", "sec", "noac", "nocto", "nolock", "local_lock", "nordirplus", "noresvport",
-            "lookupcache", "nconnect", "acregmin", "acregmax", "acdirmin", "acdirmax",
-        ),
-        attachable_given=("rsize", "wsize", "mountport", "mountproto", "mountvers"),
-        assumed=("timeo=600", "retrans=2"),
-        blind_with=("nolock", "local_lock=all", "local_lock=posix"),
-        unreadable_with=("vers=3", "vers=2"),
-    ),
-    FileSystem(
-        name="cifs",
-        stale_seconds=1.25,  # names and content are cached for one second; measured: up to 1.02
-        source=r"//[^/@\s]+/.+",
-        example="//nas1/vols",
-        claims=r"//[^/@\s]+/.+",
-        kernel_types=("cifs", "smb3"),
-        mount_type="cifs",
-        helper="mount.cifs",
-        package="cifs-utils",
-        kernel_module="cifs",
-        root_in_source="too",
-        cinder_type="smbfs",
-        credentials="file",
-        identity_options=("credentials", "cred", "guest"),
-        user_option="username",
-        # Without nobrl QEMU cannot create a qcow2 file: its own locks block it (EACCES).
-        default_options=("nobrl",),
-        spellings=(("user", ("username=*",)), ("dom", ("domain=*",)), ("workgroup", ("domain=*",))),
-        shown=(
-            "vers", "sec", "cache", "uid", "gid", "forceuid", "forcegid", "file_mode", "dir_mode", "hard", "soft", "serverino", "nobrl", "rsize", "wsize",
-            "actimeo", "username", "domain", "seal", "multiuser", "mfsymlinks", "noperm", "cifsacl", "modefromsid", "echo_interval",
-        ),
-        silent=("vers=default", "sec=none"),
-        # The mount table does not show the user of a multiuser mount or of a guest mount.
-        moot=(("multiuser", ("username", "domain")), ("sec=none", ("username", "domain", "guest")), ("username=guest", ("guest",))),
-        negotiated=("rsize", "wsize", "bsize"),
-        signed=("sec",),
-        octal=("file_mode", "dir_mode"),
-        versions=("vers",),
-        separating="nosharesock",
-        owners=("uid", "gid"),
-        remountable=GENERAL + ("file_mode", "dir_mode", "actimeo", "nobrl", "brl", "hard", "soft", "noperm", "mfsymlinks"),
-        remount_whole=True,
-        local_options=("addr", "srcaddr"),
-        # The helper takes uid alone for forceuid, and asks for a password where neither a guest nor a credentials file is named.
-        attachable=_FLAGS + (
-            "vers", "sec", "cache", "uid", "gid", "forceuid", "forcegid", "noforceuid", "noforcegid", "file_mode", "dir_mode", "nobrl", "noperm",
-            "mfsymlinks", "seal", "actimeo", "hard", "multiuser", "cifsacl", "modefromsid", "username", "domain",
-        ),
-        attachable_given=("credentials", "cred", "guest", "rsize", "wsize", "port", "noserverino"),
-        unspellings=(("sec=none", "guest"),),
-        folds_case=True,
-        keeps_modes=False,
-        blind_with=("nobrl",),
-        renumbered_with=("noserverino",),
-        unreadable_with=ALWAYS,
-    ),
-    FileSystem(
-        name="glusterfs",
-        client_times=True,  # its translator ctime, which is on by default
-        stale_seconds=1.25,  # names and content are cached for one second; measured: up to 1.02
-        source=_HOST + r"(," + _HOST + r")*:/?[A-Za-z0-9].*",
-        example="gl1:/vols",
-        kernel_types=("fuse.glusterfs",),
-        mount_type="glusterfs",
-        helper="mount.glusterfs",
-        package="glusterfs-client",
-        kernel_module="fuse",
-        no_module=_FUSE_MISSING,
-        by_process=True,
-        cinder_type="glusterfs",
-        by_hand="see its log in /var/log/glusterfs",
-        slash_optional=True,
-        shown=_FUSE_SHOWN,
-        local_options=_FUSE_LOCAL,
-        # The helper refuses what the kernel shows of FUSE. With nodiratime and relatime it mounts nothing, and says that all is well.
-        attachable=("nosuid", "nodev", "noexec", "noatime"),
-        attachable_given=("backup-volfile-servers", "backupvolfile-server", "server-port", "transport", "fetch-attempts", "acl", "selinux", "enable-ino32")
-        + ("direct-io-mode", "attribute-timeout", "entry-timeout", "negative-timeout", "use-readdirp", "xlator-option"),
-    ),
-    FileSystem(
-        name="sshfs",
-        source=r"([A-Za-z0-9_][^@:/\s]*@)?" + _HOST + r":.*",
-        example="user@host:/dir",
-        claims=r"[A-Za-z0-9_][^@:/\s]*@" + _HOST + r":.*",
-        kernel_types=("fuse.sshfs",),
-        mount_type="fuse.sshfs",
-        helper="sshfs",
-        package="sshfs",
-        kernel_module="fuse",
-        no_module=_FUSE_MISSING,
-        by_process=True,
-        by_hand="try `ssh {host} true` by hand as root, which shows the reason; sshfs does not pass on the messages of ssh",
-        credentials="stdin",
-        stdin_options=("password_stdin",),
-        without_password="use a key (opts: IdentityFile=FILE)",
-        shown=_FUSE_SHOWN,
-        local_options=_FUSE_LOCAL,
-        # The protocol has no locks: the kernel applies them only among the processes of one host. It has no inode numbers either.
-        blind_with=ALWAYS,
-        renumbered_with=ALWAYS,
-    ),
-)
+AUTO = "auto"  # the value of fstype with which the table chooses the file system
+OTHER = "other"  # the value of fstype with which the option "type" names the file system
+FUSE = "fuse."  # a type that begins so is served by a program, whose name follows
+_NO_TYPE = ("auto", "none", "swap", "ignore")  # words that mount(8) or fstab take for something else than a type
 
-AUTO = "auto"  # the value of fstype with which this table chooses the file system
-NAMES: tuple[str, ...] = tuple(row.name for row in FILE_SYSTEMS)
+
+def rows() -> tuple[FileSystem, ...]:
+    """All rows."""
+    from . import file_systems as table  # late: a task on a plain directory starts faster without it
+
+    return (DIRECTORY, BIND, *table.SERVED)
+
+
+def choices() -> list[str]:
+    """The values of ``fstype``."""
+    return [AUTO, *(row.name for row in rows()), OTHER]
 
 
 def unknown_file_system(kernel_type: str) -> FileSystem:
@@ -274,9 +167,35 @@ def unknown_file_system(kernel_type: str) -> FileSystem:
     return FileSystem(kernel_type, "", "", blind_with=ALWAYS, unreadable_with=ALWAYS, renumbered_with=ALWAYS, client_times=True, stale_seconds=1.25)
 
 
+def other(mount_type: str | None) -> FileSystem:
+    """The row of ``fstype: other``: a file system without a row, by its type for ``mount -t``. It assumes the worst, as :func:`unknown_file_system` does.
+
+    :raises InvalidParameter: no type is given, or it needs another ``fstype``.
+    """
+    if not mount_type:
+        raise InvalidParameter(f"fstype {OTHER}", "its type is not given", "name the type for mount -t in the option 'type'")
+    subject = f"type {mount_type!r}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", mount_type) or mount_type in _NO_TYPE:
+        raise InvalidParameter(subject, "it is not the type of a file system", "write it as after mount -t, like lustre or fuse.juicefs")
+    known = find(mount_type) or by_mount_type(mount_type) or by_kernel_type(mount_type)
+    if known is not None:
+        raise InvalidParameter(subject, "this file system is known", f"use fstype {known.name} and leave type out")
+    if locality(mount_type).local or locality(mount_type).trigger or locality(mount_type).kernel_state:
+        remedy = f"mount it by other means, and name its directory (fstype {DIRECTORY.name})"
+        raise InvalidParameter(subject, "no server serves this file system", remedy)
+    return unknown_file_system(mount_type)._replace(
+        name=OTHER, source=r"\S.*", example="the source in your file system's documentation", mount_type=mount_type,
+        kernel_types=(mount_type,) if mount_type.startswith(FUSE) else (mount_type, FUSE + mount_type),
+        shown_as_any=True, hidden_source=True, vague=True, local_options=("user_id", "group_id", "rootmode", "fd"),
+    )
+
+
 def find(name: str) -> FileSystem | None:
     """The row with the name ``name``; None if there is none, as for a share on a file system without a row."""
-    return next((row for row in FILE_SYSTEMS if row.name == name), None)
+    for row in (DIRECTORY, BIND):
+        if row.name == name:
+            return row
+    return next((row for row in rows() if row.name == name), None)
 
 
 def by_name(name: str) -> FileSystem:
@@ -286,21 +205,17 @@ def by_name(name: str) -> FileSystem:
     """
     row = find(name)
     if row is None:
-        raise InvalidParameter(f"fstype {name!r}", "this file system is not known", "choose one of " + ", ".join(NAMES))
+        raise InvalidParameter(f"fstype {name!r}", "this file system is not known", "choose one of " + ", ".join(choices()))
     return row
 
 
 def by_kernel_type(kernel_type: str) -> FileSystem | None:
     """The row of a mounted file system, by its type in mountinfo; None if there is none, as for directories and bind mounts."""
-    for row in FILE_SYSTEMS:
-        if kernel_type in row.kernel_types:
-            return row
-    return None
+    if locality(kernel_type).local:
+        return None
+    return next((row for row in rows() if kernel_type in row.kernel_types), None)
 
 
 def by_mount_type(mount_type: str) -> FileSystem | None:
     """The row of a line of fstab, by its third field, which may be a mount type or a kernel type; None for any other file system."""
-    for row in FILE_SYSTEMS:
-        if row.mount_type and mount_type in (row.mount_type,) + row.kernel_types:
-            return row
-    return None
+    return next((row for row in rows() if row.mount_type and mount_type in (row.mount_type,) + row.kernel_types), None)

@@ -8,7 +8,7 @@ The failure of one share among many is not raised: it becomes part of that share
 from __future__ import annotations
 
 from .. import errors
-from ..mounts import applier, observer, parameters, planner, probe, record, resolve, shares_file, tables, types
+from ..mounts import applier, mount_warnings, observer, parameters, planner, probe, record, resolve, shares_file, tables, types
 from ..mounts import options as mount_options
 from ..mounts.steps import MountShare, Remount, Step, Unmount, WriteFstab
 from ..store.metadata import maintenance
@@ -55,7 +55,12 @@ def _with_defaults(items: list[dict], params: dict) -> list[dict]:
     """The items of a bulk list. A value that an item does not give comes from the task."""
     defaults = {key: value for key, value in params.items() if key not in ("shares", "shares_file")}
     defaults.update(src=None, path=None)
-    return [{**defaults, **{key: value for key, value in item.items() if value is not None}} for item in items]
+    whole = []
+    for item in items:
+        own = {key: value for key, value in item.items() if value is not None}
+        inherited = {**defaults, "type": None} if own.get("fstype", defaults["fstype"]) != defaults["fstype"] else defaults  # it belongs to its fstype
+        whole.append({**inherited, **own})
+    return whole
 
 
 def ensure(params: dict, check_mode: bool = False) -> dict:
@@ -115,8 +120,9 @@ def _ensure(params: dict, check_mode: bool, number_of_path: dict, number: int, r
         done.extend(steps)
     for step in () if check_mode else steps:
         try:
-            if applier.apply(step, deadline, params["attempts"], subject):
-                done.append(step)
+            as_done = applier.apply(step, deadline, params["attempts"], subject)
+            if as_done is not None:
+                done.append(as_done)
         except errors.StorageError:
             done[:] = applier.undo(done, planner.restore(desired, observed), observed.credentials, deadline, subject)
             _record(desired, observed, steps, failed=True)
@@ -125,7 +131,7 @@ def _ensure(params: dict, check_mode: bool, number_of_path: dict, number: int, r
         _record(desired, observed, steps)
     if params.get("maintenance") is not None:
         done.extend(share_marks.bring(params, desired, bool(steps), check_mode, result["diff"]))
-    result["warnings"] = _warnings(desired, observed, steps, check_mode)
+    result["warnings"] = _warnings(desired, observed, steps, check_mode) + mount_warnings.of_the_mount(desired, params["path"], mounts, entries, done)
     result["share"] = _report(desired, steps, check_mode, deadline, params["mount_base"])
 
 

@@ -26,7 +26,7 @@ CIFS = "rw,vers=3.1.1,sec=none,cache=strict,uid=0,noforceuid,addr=127.0.0.1,file
 MEMBER = CIFS.replace("sec=none,cache=strict", "cache=strict,username=ann,domain=LAB")
 FUSE = "rw,user_id=0,group_id=0,default_permissions,allow_other,max_read=131072"
 WITHIN = ("nas1:/vols", "nas1:/vols/", "nas1://vols", "NAS1:/vols")
-SERVED = [row for row in types.FILE_SYSTEMS if row.kernel_types]
+SERVED = [row for row in types.rows() if row.kernel_types]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,11 @@ def connection(monkeypatch, share, *lines, fstab="/dev/null", base=BASE):
         ("/mnt/v/a", f"/mnt/v ro,relatime - fuse.glusterfs gl1:/vols {FUSE}", "glusterfs", "gl1:/vols", "a/", "-o ro"),
         ("gl1:/v/s", f"/mnt/v rw,nosuid,nodiratime - fuse.glusterfs gl1:/v/s {FUSE}", "glusterfs", "gl1:/v/s", "", "-o nosuid"),
         ("u@h:/x", f"/mnt/v rw - fuse.sshfs u@h:/x {FUSE}", "local", "u@h:/x", "", None),
-        ("/mnt/v", f"/mnt/v rw - 9p hostshare {FUSE}", "local", "/mnt/v", "", None),
+        ("/mnt/v", f"/mnt/v rw - 9p hostshare {FUSE}", "local", "hostshare", "", None),
+        ("/mnt/v", f"/mnt/v ro - fuse.vstorage vstorage://c1 {FUSE}", "vzstorage", "c1", "", None),
+        (default("c1"), f"{default('c1')} rw - fuse.vstorage vstorage://c1 {FUSE}", "vzstorage", "c1", "", None),
+        ("r1/vols", f"/mnt/v rw,noatime - fuse.quobyte quobyte@r1/vols {FUSE}", "quobyte", "r1/vols", "", None),
+        ("/mnt/v", f"/mnt/v rw - vboxsf hostshare {FUSE}", "local", "/mnt/v", "", None),
         ("/mnt", f"/mnt rw - tmpfs none {FUSE}", "local", "/mnt", "", None),
     ],
 )
@@ -196,4 +200,4 @@ def test_the_columns_agree(row):
     assert {word.partition("=")[0] for word in row.assumed} <= set(row.attachable)
     assert not set(row.attachable_given) & {*row.attachable, *options.SECRETS, *types.FSTAB_ONLY}
     assert all(shown.partition("=")[0] in row.shown for shown, _spelt in row.unspellings)
-    assert bool(row.attachable) == (row.cinder_type != types.BY_PATH)
+    assert not row.attachable or row.cinder_type != types.BY_PATH

@@ -20,7 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.store.locks impor
 # Real names of mount tables, and whether other hosts can be at the same files behind this kernel's back.
 LOCAL = "ext2 ext3 ext4 xfs btrfs zfs tmpfs ramfs overlay f2fs bcachefs vfat exfat ntfs3 fuseblk squashfs jfs reiserfs nilfs2 udf hfsplus".split()
 UNTOLD = (
-    "9p virtiofs vboxsf ceph lustre fuse.rclone fuse.mfs fuse.juicefs fuse.s3fs beegfs gpfs ocfs2 gfs2 afs orangefs pvfs2 fuse fuse.mergerfs davfs "
+    "vboxsf lustre fuse.rclone fuse.mfs fuse.juicefs fuse.s3fs beegfs gpfs ocfs2 gfs2 afs orangefs pvfs2 fuse fuse.mergerfs davfs "
     "fuse.curlftpfs prl_fs vmhgfs hgfs ncpfs fuse.glusterfs-3 fuse.anything ecryptfs hostfs drvfs fuse.sshfs2 smb4 nfs5 newfs"
 ).split()
 
@@ -63,11 +63,11 @@ def test_trust_is_listed(kind):
 def test_the_table_names_each_once_and_says_why():
     names = [row.kernel_type for row in LOCALITIES]
     assert len(set(names)) == len(names) and all(row.why for row in LOCALITIES)
-    assert not set(names) & {name for row in types.FILE_SYSTEMS for name in row.kernel_types}
+    assert not set(names) & {name for row in types.rows() for name in row.kernel_types}
     assert all(locality(kind).local for kind in LOCAL) and not any(locality(kind).local for kind in UNTOLD)
 
 
-@pytest.mark.parametrize("kind", ["9p", "fuse.rclone", "newfs"])
+@pytest.mark.parametrize("kind", ["vboxsf", "fuse.rclone", "newfs"])
 def test_in_use_is_null_there_and_the_way_out_is_said(found, kind, tmp_path):
     (tmp_path / "vol").write_bytes(bytes(4096))
     with ShareDirectory(found(kind)) as directory:
@@ -85,18 +85,18 @@ def test_a_plain_directory_there_is_warned_about(tmp_path, monkeypatch):
         "src": str(tmp_path), "path": None, "mount_base": "/var/lib/remotefs/mnt", "fstype": "auto", "opts": None, "credentials": None, "state": "mounted",
         "persist": True, "fstab": "/dev/null", "attempts": 1, "timeout": 5,
     }
-    monkeypatch.setattr(tables, "read_mounts", lambda *_a: table("virtiofs", tmp_path))
+    monkeypatch.setattr(tables, "read_mounts", lambda *_a: table("vboxsf", tmp_path))
     (warning,) = shares.ensure(given)["warnings"]
-    assert "virtiofs" in warning and "assume_unused: true" in warning
+    assert "vboxsf" in warning and "assume_unused: true" in warning
     monkeypatch.setattr(tables, "read_mounts", lambda *_a: table("xfs", tmp_path))
     assert shares.ensure(given)["warnings"] == []
 
 
 def test_links_on_it_are_not_followed_because_a_look_may_hang(tmp_path):
     (tmp_path / "link").symlink_to("elsewhere")
-    assert resolve.follow(f"{tmp_path}/link", table("9p", tmp_path)) == f"{tmp_path}/link"
+    assert resolve.follow(f"{tmp_path}/link", table("vboxsf", tmp_path)) == f"{tmp_path}/link"
     assert resolve.follow(f"{tmp_path}/link", table("ext4", tmp_path)) == f"{tmp_path}/elsewhere"
-    root = tables.parse_mountinfo("1 1 0:1 / / rw - 9p root rw\n")
+    root = tables.parse_mountinfo("1 1 0:1 / / rw - vboxsf root rw\n")
     assert resolve.follow(f"{tmp_path}/link", root) == f"{tmp_path}/elsewhere"  # without its root the host does nothing at all
 
 

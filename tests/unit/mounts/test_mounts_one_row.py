@@ -17,6 +17,7 @@ from ansible_collections.remotefs.storage.plugins.doc_fragments import store
 from ansible_collections.remotefs.storage.plugins.module_utils import command, localities, model
 from ansible_collections.remotefs.storage.plugins.module_utils.localities import LOCALITIES, Locality
 from ansible_collections.remotefs.storage.plugins.module_utils.mounts import (
+    file_systems,
     observer,
     options,
     parameters,
@@ -35,8 +36,8 @@ from ansible_collections.remotefs.storage.plugins.modules import remotefs_share,
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLUGINS = REPOSITORY / "plugins"
-TABLES = ("module_utils/mounts/types.py", "module_utils/localities.py")
-NAMES = {name for row in types.FILE_SYSTEMS for name in (row.name, row.mount_type, *row.kernel_types) if name} | {row.kernel_type for row in LOCALITIES}
+TABLES = ("module_utils/mounts/types.py", "module_utils/mounts/file_systems.py", "module_utils/localities.py")
+NAMES = {name for row in types.rows() for name in (row.name, row.mount_type, *row.kernel_types) if name} | {row.kernel_type for row in LOCALITIES}
 # Names that are words of English or of paths: no code may have them as a whole string, but text may hold them.
 WORDS = {"directory", "bind", "overlay", "proc", "none"}
 MAY_SAY = {
@@ -97,7 +98,7 @@ def options_of(module: object) -> dict:
 
 def test_the_documented_choices_are_the_rows() -> None:
     documented, spec = options_of(remotefs_share), remotefs_share._share_spec(True)
-    choices = [types.AUTO, *types.NAMES]
+    choices = [types.AUTO, *(row.name for row in types.rows()), types.OTHER]
     assert documented["fstype"]["choices"] == documented["shares"]["suboptions"]["fstype"]["choices"] == spec["fstype"]["choices"] == choices
     assert documented["fstype"]["default"] == types.AUTO
     assert documented["state"]["choices"] == documented["shares"]["suboptions"]["state"]["choices"] == spec["state"]["choices"] == list(planner.STATES)
@@ -118,23 +119,27 @@ def test_each_place_is_written_once(constant: str) -> None:
 def test_the_documented_packages_are_those_of_the_rows() -> None:
     wanted = next(line for line in yaml.safe_load(remotefs_share.DOCUMENTATION)["requirements"] if "packages" in line)
     page, packages = (REPOSITORY / "README.md").read_text(), (REPOSITORY / "bindep.txt").read_text()
-    for row in types.FILE_SYSTEMS:
+    for row in types.rows():
         if row.package:
-            assert row.package in wanted and f"`{row.package}`" in page and f"{row.package} [platform:dpkg {row.name}]" in packages
+            assert row.package in wanted and f"`{row.package}`" in page
+            assert (f"{row.package} [platform:dpkg {row.name}]" in packages) == (not row.vendor) and row.vendor in wanted
 
 
 def test_the_page_about_file_systems_has_each_row() -> None:
     page = (REPOSITORY / "docs" / "file-systems.md").read_text()
-    assert set(re.findall(r"^\| `([a-z]+)`", page, re.MULTILINE)) == {"fstype", *types.NAMES}
+    names = {row.name for row in types.rows()}
+    assert set(re.findall(r"^\| `([a-z0-9-]+)`", page, re.MULTILINE)) == {"fstype", *names, types.OTHER}
+    tried = re.findall(r"^\| `([a-z0-9-]+)`.*\| (tried here|not tried)[^|]*\|$", page, re.MULTILINE)
+    assert {name for name, _how in tried} == {*names, types.OTHER}
 
 
 def test_the_role_knows_the_packages_and_the_forms_of_the_rows() -> None:
     packages = yaml.safe_load((REPOSITORY / "roles/share/defaults/main.yml").read_text())["share_helper_packages"]
-    wanted = {row.name: row.package for row in types.FILE_SYSTEMS if row.package}
+    wanted = {row.name: row.package for row in types.rows() if row.package and not row.vendor}
     assert packages["Debian"] == wanted and set(packages["RedHat"]) == set(wanted)
-    rules = re.findall(r"regex_replace', '([^']+)', '([a-z]+)'", (REPOSITORY / "roles/share/tasks/helpers.yml").read_text())
+    rules = re.findall(r"regex_replace', '([^']+)', '([a-z0-9-]+)'", (REPOSITORY / "roles/share/tasks/helpers.yml").read_text())
     assert rules
-    for row in types.FILE_SYSTEMS:
+    for row in types.rows():
         claimed = sources.claim(row.example)
         guessed = next((kind for pattern, kind in rules if re.search(pattern, row.example)), None)
         assert guessed == (claimed.name if claimed else None), row.example
@@ -201,7 +206,7 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host(str(tmp_path / "mnt"))
-    monkeypatch.setattr(types, "FILE_SYSTEMS", (*types.FILE_SYSTEMS, FAKE))
+    monkeypatch.setattr(file_systems, "SERVED", (*file_systems.SERVED, FAKE))
     monkeypatch.setattr(tables, "read_mounts", made.mounts)
     monkeypatch.setattr(command, "run", made.run)
     monkeypatch.setattr(command, "find", lambda program, _package: program)

@@ -66,7 +66,7 @@ def test_another(name, one, other):
 
 @given(st.text(st.sampled_from("naN1:/.\\@[]ß ,"), max_size=16))
 def test_normalising_ends(text):
-    for row in (None, *types.FILE_SYSTEMS):
+    for row in (None, *types.rows()):
         once = sources.normalise(text, row)
         assert sources.normalise(once, row) == once
 

@@ -1,0 +1,291 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The file systems with servers that a share can be on: one row each. To add a file system, add its row.
+
+:class:`types.FileSystem` says what each column means. What nobody has proved of a file system is assumed to be at its worst: locks that are not seen,
+inode numbers that change, caches that show old data. docs/file-systems.md says which rows were tried with a real server.
+"""
+from __future__ import annotations
+
+from .types import ALWAYS, GENERAL, FileSystem
+
+_HOST = r"(\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9][^/:@,\s]*)"
+_SERVER = _HOST + r"(:[0-9]+)?"
+_SERVERS = _SERVER + r"(," + _SERVER + r")*"
+_FLAGS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime", "sync", "dirsync")  # those of the kernel that mount(8) applies by itself
+_FUSE_SHOWN = ("allow_other", "default_permissions", "max_read")
+_FUSE_LOCAL = ("user_id", "group_id", "rootmode", "fd")
+_FUSE_MISSING = ("device not found, try 'modprobe fuse'",)
+_SOFT = "a write that the server answers late fails, and a guest or a task may go on with a disk that lacks data"
+_NO_TRUST: dict = {"blind_with": ALWAYS, "unreadable_with": ALWAYS, "renumbered_with": ALWAYS, "client_times": True, "stale_seconds": 1.25}
+
+SERVED: tuple[FileSystem, ...] = (
+    FileSystem(
+        name="nfs",
+        source=_HOST + r":/.*",
+        example="nas1:/vols",
+        claims=_HOST + r":/.*",
+        kernel_types=("nfs", "nfs4"),
+        mount_type="nfs",
+        helper="mount.nfs",
+        package="nfs-common",
+        kernel_module="nfs",
+        root_in_source="alone",
+        cinder_type="nfs",
+        spellings=(
+            ("nfsvers", ("vers=*",)), ("v3", ("vers=3",)), ("v4", ("vers=4",)), ("v4.0", ("vers=4.0",)), ("v4.1", ("vers=4.1",)), ("v4.2", ("vers=4.2",)),
+            ("tcp", ("proto=tcp",)), ("udp", ("proto=udp",)), ("rdma", ("proto=rdma",)),
+            ("lookupcache=positive", ("lookupcache=pos",)),
+            ("actimeo", ("acregmin=*", "acregmax=*", "acdirmin=*", "acdirmax=*")),
+        ),
+        shown=(
+            "vers", "proto", "rsize", "wsize", "hard", "soft", "softerr", "timeo", "retrans", "sec", "noac", "nocto", "nolock",
+            "nosharecache", "nordirplus", "noresvport", "lookupcache", "local_lock", "acregmin", "acregmax", "acdirmin", "acdirmax",
+        ),
+        # Without nconnect, fsc and softreval: the first mount of a server decides on them, or the kernel lacks them and shows nothing.
+        silent=(
+            "acregmin=3", "acregmax=60", "acdirmin=30", "acdirmax=60", "lookupcache=all", "nconnect=1", "port=0", "port=2049",
+            "sharecache", "rdirplus", "resvport", "cto", "ac", "lock", "local_lock=none",
+        ),
+        # The protocol of NFSv4 includes locks and ACLs: the kernel drops options that are about the helper protocols of NFSv3.
+        moot=(("vers=4", ("nolock", "lock", "local_lock", "acl", "noacl", "mountvers", "mountproto", "mountport", "mounthost", "mountaddr")),),
+        negotiated=("rsize", "wsize"),
+        listed=("sec",),
+        versions=("vers",),
+        separating="nosharecache",
+        # A remount of NFS changes the general flags only; the kernel refuses the rest.
+        remountable=GENERAL,
+        local_options=("addr", "clientaddr", "mountaddr", "mountport", "mountvers", "mountproto", "namlen"),
+        attachable=_FLAGS + (
+            "vers", "proto", "port", "soft", "softerr", "timeo", "retrans", "sec", "noac", "nocto", "nolock", "local_lock", "nordirplus", "noresvport",
+            "lookupcache", "nconnect", "acregmin", "acregmax", "acdirmin", "acdirmax",
+        ),
+        attachable_given=("rsize", "wsize", "mountport", "mountproto", "mountvers"),
+        assumed=("timeo=600", "retrans=2"),
+        denied="let this host use the export (on a Linux server in /etc/exports, then exportfs -ra), and write src as the server names the export",
+        risks=(("soft", _SOFT), ("softerr", _SOFT)),
+        fallbacks=("vers=4.2", "vers=4.1", "vers=4.0", "vers=3"),
+        # On other errors the helper itself tries 4.2, 4.1, 4.0 and 3. On these it does not.
+        falls_back_on=("not supported", "system call failed", "Input/output error", "Remote I/O error", "Protocol error", "Unknown error 524"),
+        blind_with=("nolock", "local_lock=all", "local_lock=posix"),
+        unreadable_with=("vers=3", "vers=2"),
+    ),
+    FileSystem(
+        name="cifs",
+        stale_seconds=1.25,  # names and content are cached for one second; measured: up to 1.02
+        source=r"//[^/@\s]+/.+",
+        example="//nas1/vols",
+        claims=r"//[^/@\s]+/.+",
+        kernel_types=("cifs", "smb3"),
+        mount_type="cifs",
+        helper="mount.cifs",
+        package="cifs-utils",
+        kernel_module="cifs",
+        root_in_source="too",
+        cinder_type="smbfs",
+        credentials="file",
+        identity_options=("credentials", "cred", "guest"),
+        user_option="username",
+        # Without nobrl QEMU cannot create a qcow2 file: its own locks block it (EACCES).
+        default_options=("nobrl",),
+        spellings=(("user", ("username=*",)), ("dom", ("domain=*",)), ("workgroup", ("domain=*",))),
+        shown=(
+            "vers", "sec", "cache", "uid", "gid", "forceuid", "forcegid", "file_mode", "dir_mode", "hard", "soft", "serverino", "nobrl", "rsize", "wsize",
+            "actimeo", "username", "domain", "seal", "multiuser", "mfsymlinks", "noperm", "cifsacl", "modefromsid", "echo_interval",
+        ),
+        silent=("vers=default", "sec=none"),
+        # The mount table does not show the user of a multiuser mount or of a guest mount.
+        moot=(("multiuser", ("username", "domain")), ("sec=none", ("username", "domain", "guest")), ("username=guest", ("guest",))),
+        negotiated=("rsize", "wsize", "bsize"),
+        signed=("sec",),
+        octal=("file_mode", "dir_mode"),
+        versions=("vers",),
+        separating="nosharesock",
+        owners=("uid", "gid"),
+        remountable=GENERAL + ("file_mode", "dir_mode", "actimeo", "nobrl", "brl", "hard", "soft", "noperm", "mfsymlinks"),
+        remount_whole=True,
+        local_options=("addr", "srcaddr"),
+        # The helper takes uid alone for forceuid, and asks for a password where neither a guest nor a credentials file is named.
+        attachable=_FLAGS + (
+            "vers", "sec", "cache", "uid", "gid", "forceuid", "forcegid", "noforceuid", "noforcegid", "file_mode", "dir_mode", "nobrl", "noperm",
+            "mfsymlinks", "seal", "actimeo", "hard", "multiuser", "cifsacl", "modefromsid", "username", "domain",
+        ),
+        attachable_given=("credentials", "cred", "guest", "rsize", "wsize", "port", "noserverino"),
+        unspellings=(("sec=none", "guest"),),
+        folds_case=True,
+        denied="check the user, the password and the domain in 'credentials', and what the server lets this user do",
+        keeps_modes=False,
+        blind_with=("nobrl",),
+        renumbered_with=("noserverino",),
+        unreadable_with=ALWAYS,
+    ),
+    FileSystem(
+        name="glusterfs",
+        client_times=True,  # its translator ctime, which is on by default
+        stale_seconds=1.25,  # names and content are cached for one second; measured: up to 1.02
+        source=_HOST + r"(," + _HOST + r")*:/?[A-Za-z0-9].*",
+        example="gl1:/vols",
+        kernel_types=("fuse.glusterfs",),
+        mount_type="glusterfs",
+        helper="mount.glusterfs",
+        package="glusterfs-client",
+        kernel_module="fuse",
+        no_module=_FUSE_MISSING,
+        by_process=True,
+        cinder_type="glusterfs",
+        by_hand="see its log in /var/log/glusterfs",
+        slash_optional=True,
+        shown=_FUSE_SHOWN,
+        local_options=_FUSE_LOCAL,
+        # The helper refuses what the kernel shows of FUSE. With nodiratime and relatime it mounts nothing, and says that all is well.
+        attachable=("nosuid", "nodev", "noexec", "noatime"),
+        attachable_given=("backup-volfile-servers", "backupvolfile-server", "server-port", "transport", "fetch-attempts", "acl", "selinux", "enable-ino32")
+        + ("direct-io-mode", "attribute-timeout", "entry-timeout", "negative-timeout", "use-readdirp", "xlator-option"),
+    ),
+    FileSystem(
+        name="sshfs",
+        source=r"([A-Za-z0-9_][^@:/\s]*@)?" + _HOST + r":.*",
+        example="user@host:/dir",
+        claims=r"[A-Za-z0-9_][^@:/\s]*@" + _HOST + r":.*",
+        kernel_types=("fuse.sshfs",),
+        mount_type="fuse.sshfs",
+        helper="sshfs",
+        package="sshfs",
+        kernel_module="fuse",
+        no_module=_FUSE_MISSING,
+        by_process=True,
+        by_hand="try `ssh {host} true` by hand as root, which shows the reason; sshfs does not pass on the messages of ssh",
+        credentials="stdin",
+        stdin_options=("password_stdin",),
+        without_password="use a key (opts: IdentityFile=FILE)",
+        shown=_FUSE_SHOWN,
+        local_options=_FUSE_LOCAL,
+        # The protocol has no locks: the kernel applies them only among the processes of one host. It has no inode numbers either.
+        blind_with=ALWAYS,
+        renumbered_with=ALWAYS,
+    ),
+    FileSystem(
+        name="cephfs",
+        source=r"(" + _SERVERS + r":|[A-Za-z0-9_.-]+@[0-9a-f-]*\.[A-Za-z0-9_.-]+=)/.*",
+        example="mon1:6789,mon2:/vols",
+        claims=_HOST + r":[0-9]+(," + _SERVER + r")*:/.*|[A-Za-z0-9_.-]+@[0-9a-f-]*\.[A-Za-z0-9_.-]+=/.*",
+        default_port="6789",
+        hidden_source=True,  # the helper tells the kernel addresses instead of names
+        kernel_types=("ceph",),
+        mount_type="ceph",
+        helper="mount.ceph",
+        package="ceph-common",
+        kernel_module="ceph",
+        credentials="secret",
+        identity_options=("secretfile",),
+        user_place="into opts (name=USER), or into src (USER@FSID.NAME=/path)",
+        denied="check the user (name= in opts, or before the @ of src), its key in 'credentials', and on the cluster what `ceph auth get` says of it",
+        by_hand="a wrong user or key can sound like a cluster that is down (see dmesg)",
+        shown=("name",),
+        spellings=(("fs", ("mds_namespace=*",)),),
+        separating="noshare",
+        local_options=("mon_addr", "key"),
+        # Two clients: QEMU's locks are seen and can be queried, inode numbers stay. A name that is replaced shows the old file for up to 0.22 s.
+        stale_seconds=1.25,
+        client_times=True,
+    ),
+    FileSystem(
+        name="ceph-fuse",
+        source=r"(" + _SERVER + r")?:/[^,]*",
+        example="mon1:/vols",
+        default_port="6789",
+        kernel_types=("fuse.ceph-fuse", "fuse.ceph"),
+        mount_type="fuse.ceph",
+        helper="mount.fuse.ceph",
+        package="ceph-fuse",
+        kernel_module="fuse",
+        no_module=_FUSE_MISSING,
+        by_process=True,
+        by_shell=True,
+        # The helper reads the source from these options only. Without the last two the mount table would not show it.
+        source_options=("ceph.mon_host={servers}", "ceph.client_mountpoint={path}", "fsname={source}", "subtype=ceph-fuse"),
+        source_advice="leave the server out, as in :/vols, for the monitors of /etc/ceph/ceph.conf",
+        credentials="secret",
+        identity_options=("ceph.keyfile", "ceph.keyring", "ceph.k"),
+        user_place="into opts (ceph.id=USER)",
+        by_hand="see its log in /var/log/ceph, and on the cluster what `ceph auth get` says of the user (ceph.id= in opts)",
+        shown=_FUSE_SHOWN,
+        local_options=_FUSE_LOCAL,
+        # Two clients: QEMU's locks are seen and can be queried, inode numbers stay. A name that is replaced shows the old file for up to 0.82 s.
+        stale_seconds=1.25,
+        client_times=True,
+    ),
+    FileSystem(
+        name="vzstorage",
+        source=r"[A-Za-z0-9_-]+",
+        example="cluster1",
+        claims=r"[vp]storage://[A-Za-z0-9_-]+",
+        prefixes=("vstorage://", "pstorage://"),
+        mount_prefix="vstorage://",
+        vague=True,
+        source_advice="the servers of a cluster and its password are set on this host once (vstorage -c CLUSTER auth-node), not in the source",
+        kernel_types=("fuse.vstorage", "fuse.pstorage"),
+        mount_type="fuse.vstorage",
+        helper="mount.fuse.vstorage",
+        package="vstorage-client",
+        vendor="Virtuozzo",
+        kernel_module="fuse",
+        no_module=_FUSE_MISSING,
+        by_process=True,
+        cinder_type="vzstorage",
+        by_hand="see its log in /var/log/vstorage, and whether this host may use the cluster (vstorage -c CLUSTER auth-node)",
+        shown=_FUSE_SHOWN,
+        local_options=_FUSE_LOCAL,
+        **_NO_TRUST,
+    ),
+    FileSystem(
+        name="quobyte",
+        source=_SERVERS + r"/[^/\s,]+(/.*)?",
+        example="registry1,registry2/vols",
+        claims=r"quobyte://.+",
+        prefixes=("quobyte://", "quobyte@"),
+        vague=True,
+        kernel_types=("fuse.quobyte", "quobyte"),
+        mount_type="quobyte",
+        helper="mount.quobyte",
+        package="quobyte-client",
+        vendor="Quobyte",
+        kernel_module="fuse",
+        no_module=_FUSE_MISSING,
+        by_process=True,
+        cinder_type="quobyte",
+        by_hand="see the log of its client on this host",
+        shown=_FUSE_SHOWN,
+        local_options=_FUSE_LOCAL,
+        **_NO_TRUST,
+    ),
+    FileSystem(
+        name="9p",
+        source=r"[A-Za-z0-9_][^\s,/]*",
+        example="vols",
+        vague=True,
+        kernel_types=("9p",),
+        mount_type="9p",
+        kernel_module="9p (and 9pnet_virtio)",
+        default_options=("trans=virtio", "version=9p2000.L"),
+        by_hand="compare src with the tag of the device in the definition of this machine (mount_tag)",
+        shown=("trans", "aname", "uname", "access", "cache"),
+        remountable=GENERAL,
+        # QEMU's server says yes to every lock, and tells nobody of it.
+        **_NO_TRUST,
+    ),
+    FileSystem(
+        name="virtiofs",
+        source=r"[A-Za-z0-9_][^\s,/]*",
+        example="vols",
+        vague=True,
+        kernel_types=("virtiofs",),
+        mount_type="virtiofs",
+        kernel_module="virtiofs",
+        by_hand="compare src with the tag of the device in the definition of this machine",
+        shown=("dax",),
+        remountable=GENERAL,
+        **_NO_TRUST,
+    ),
+)
