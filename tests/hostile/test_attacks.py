@@ -110,6 +110,7 @@ def test_who_looks_after_the_share(attack: Attack, traced: runner.Runner, socket
             after = scene.state()
             changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
             gone = {one["file"] for one in answer.result.get("removed") or []}
+            changed = {name for name in changed if not name.startswith("run: ")}  # what plays a machine there begins on its own
             assert task == "housekeeping" or not changed, f"{sorted(changed)} changed; {told}"
             assert all(name in gone or name.startswith((".remotefs/locks", ".remotefs/volumes/")) for name in changed), f"{sorted(changed)}; {told}"
         finally:

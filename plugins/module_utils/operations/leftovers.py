@@ -82,10 +82,11 @@ def find(directory: ShareDirectory, garbage: Iterable[tuple[str, str]]) -> list[
 
 
 def _status(folder: int, name: str) -> os.stat_result | None:
+    """None if it has gone meanwhile. :raises OSError: that cannot be told."""
     try:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except OSError:
-        return None  # it has gone meanwhile
+    except FileNotFoundError:
+        return None
 
 
 def _status_of_record(directory: ShareDirectory, volume: str) -> os.stat_result | None:

@@ -125,11 +125,11 @@ def _entries(directory: ShareDirectory) -> list[os.DirEntry]:
         os.close(fd)
 
 
-def _allocated(folder: Directory | None, name: str) -> int:
-    """Bytes on the disk; 0 for what has gone meanwhile."""
+def _allocated(folder: Directory, name: str) -> int:
+    """Bytes on the disk; 0 for what has gone meanwhile. :raises OSError: that cannot be told."""
     try:
-        return os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_blocks * _BLOCK if folder is not None else 0
-    except OSError:
+        return os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_blocks * _BLOCK
+    except FileNotFoundError:
         return 0
 
 

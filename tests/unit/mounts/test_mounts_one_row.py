@@ -47,6 +47,10 @@ MAY_SAY = {
     ("automount.py", "autofs"): "a message names the service that the user has to look at",
     ("applier.py", "autofs"): "the same",
     ("shares.py", "autofs"): "the same",
+    ("command_line.py", "fuse"): "a kind of export of qemu-storage-daemon",
+    ("guard.py", "fuse"): "the same",
+    ("holder.py", "fuse"): "the same, in the daemon's own messages",
+    ("targets.py", "fuse"): "a device, without which there is no such export",
 }
 NOTHING = "none"  # of any list or state; mount(8) has the word for a bind mount's type
 
