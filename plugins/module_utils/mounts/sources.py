@@ -30,7 +30,7 @@ def is_source(text: str) -> bool:
     return any(
         not row.local and (not row.vague or text.startswith(row.prefixes)) and re.fullmatch(row.source, spelt) is not None
         for row in types.rows()
-        for spelt in {normalise(text), normalise(text, row)}
+        for spelt in (normalise(text), normalise(text, row))
     )
 
 
