@@ -153,7 +153,8 @@ def functional(work: Work, core: str) -> None:
     machine.need_qemu()
     if not work.fast:
         machine.try_to_have("acl=setfacl", "nfs-common=mount.nfs", "cifs-utils=mount.cifs", "glusterfs-client=mount.glusterfs", "sshfs=sshfs",
-                            "e2fsprogs=mkfs.ext4", "xfsprogs=mkfs.xfs", "btrfs-progs=mkfs.btrfs", "genisoimage=isoinfo")
+                            "e2fsprogs=mkfs.ext4", "xfsprogs=mkfs.xfs", "btrfs-progs=mkfs.btrfs", "genisoimage=isoinfo",
+                            "qemu-system-common=qemu-storage-daemon", "fuse3=fusermount3", "fdisk=sfdisk")
     if core == machine.best_core():
         if not work.fast:
             machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint")

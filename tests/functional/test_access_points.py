@@ -83,8 +83,12 @@ class Opener:
 
 
 @pytest.fixture
-def opener(layered: Store, sockets: Path) -> Iterator[Opener]:
+def opener(layered: Store, sockets: Path, request: pytest.FixtureRequest) -> Iterator[Opener]:
     """Of ``layered``: s1 shows ones, s2 twos, and the present threes."""
+    if shutil.which("qemu-storage-daemon") is None:
+        pytest.skip("needs qemu-storage-daemon, which Debian has in qemu-system-common")
+    if guard.FUSE in request.node.name and not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("needs /dev/fuse")
     made = Opener(layered, sockets)
     yield made
     for entry in (sockets / "run").glob("*"):
