@@ -29,15 +29,22 @@ _BLOCK = 512  # bytes that st_blocks counts in
 _NOT_TOLD = SNAPSHOT_FOLDERS | {PRIVATE, "lost+found"}  # a file system makes the last one
 
 
-class _Told(NamedTuple):
+class VolumeFigures(NamedTuple):
     """Of one volume: virtual size, bytes on the disk, and bytes that its snapshots may hold. ``garbage``: files that a finished task was about to
-    remove. ``named``: further files that work which was interrupted names. Plain values, because another process may have read it."""
+    remove. ``named``: further files that work which was interrupted names. ``files``: how many its chain has, those of a parent too. ``snapshots``: each
+    with when it was taken (as records have it, or None) and how many bytes were written since then until the next one. ``is_read``: False for a volume
+    that cannot be read, of which nothing else is known. Plain values, because another process may have read it."""
 
     size: int = 0
     allocated: int = 0
     held: int = 0
     garbage: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
+    files: int = 0
+    snapshots: tuple[tuple[str | None, int], ...] = ()
+    is_pending: bool = False
+    is_replica: bool = False
+    is_read: bool = True
 
 
 class _Files(NamedTuple):
@@ -48,7 +55,12 @@ class _Files(NamedTuple):
 
 
 def of_share(share: Share, total: int, free: int) -> dict:
-    """What ``share`` holds, as remotefs_share_info documents it. Sizes are bytes.
+    """What ``share`` holds, as remotefs_share_info documents it: see :func:`read`."""
+    return read(share, total, free)[0]
+
+
+def read(share: Share, total: int, free: int) -> tuple[dict, dict[str, VolumeFigures]]:
+    """What ``share`` holds, as remotefs_share_info documents it, and figures of the volumes that have a record or an ``.info``. Sizes are bytes.
 
     :param total: size of its file system. :param free: what users can still store there.
     :raises StorageError, OSError: its directory cannot be read.
@@ -60,7 +72,7 @@ def of_share(share: Share, total: int, free: int) -> dict:
         unknown = _unknown(directory, found, volumes, ours)
         able = _abilities(directory)
     virtual = sum(one.size for one in volumes.values())
-    return {
+    told = {
         "volumes": len(ours),
         "virtual": virtual,
         "allocated": sum(one.allocated for one in volumes.values()),
@@ -73,17 +85,23 @@ def of_share(share: Share, total: int, free: int) -> dict:
         "abilities": able,
         "pool": _pool(sum(one.size > 0 for one in volumes.values()), virtual, total, free),
     }
+    return told, {name: volumes[name] for name in sorted(ours)}
 
 
-def _told(directory: ShareDirectory, found: Observed | StorageError) -> _Told:
+def _told(directory: ShareDirectory, found: Observed | StorageError) -> VolumeFigures:
     if isinstance(found, StorageError):
-        return _Told()
-    sizes = [image.allocated for image in found.volume.own]
-    held = sum(sizes) - max(sizes, default=0) if found.volume.snapshots else 0
+        return VolumeFigures(is_read=False)
+    volume = found.volume
+    sizes = [image.allocated for image in volume.own]
+    held = sum(sizes) - max(sizes, default=0) if volume.snapshots else 0
+    written = {image.file: image.allocated for image in volume.chain}
+    snapshots = tuple((one.created, written.get(one.file, 0)) for one in volume.snapshots)
     garbage: list[str] = []
     with suppress(OSError, StorageError):
         garbage = chains.garbage_of(directory, found.record) if found.record is not None else []
-    return _Told(found.volume.size, sum(sizes), held, tuple(garbage), chains.images_of(found.volume.pending))
+    named = chains.images_of(volume.pending)
+    is_pending = volume.pending is not None or volume.move is not None
+    return VolumeFigures(volume.size, sum(sizes), held, tuple(garbage), named, len(volume.chain), snapshots, is_pending, volume.received)
 
 
 def find_leftovers(share: Share) -> list[Leftover]:
@@ -93,16 +111,16 @@ def find_leftovers(share: Share) -> list[Leftover]:
         return leftovers.find(directory, _garbage(volumes))
 
 
-def _read(directory: ShareDirectory) -> tuple[Listing, dict[str, _Told]]:
+def _read(directory: ShareDirectory) -> tuple[Listing, dict[str, VolumeFigures]]:
     found: Listing = read_volumes(directory, lambda _name, one: tuple(_told(directory, one)), processors(), lambda size: (round_to_sector(size),))
-    return found, {name: _Told(*told) for name, told in found.descriptions.items()}
+    return found, {name: VolumeFigures(*told) for name, told in found.descriptions.items()}
 
 
-def _garbage(volumes: dict[str, _Told]) -> list[tuple[str, str]]:
+def _garbage(volumes: dict[str, VolumeFigures]) -> list[tuple[str, str]]:
     return [(name, file) for name, told in volumes.items() for file in told.garbage]
 
 
-def _unknown(directory: ShareDirectory, found: Listing, volumes: dict[str, _Told], ours: set[str]) -> _Files:
+def _unknown(directory: ShareDirectory, found: Listing, volumes: dict[str, VolumeFigures], ours: set[str]) -> _Files:
     """What no record, no ``.info`` and no other file names. A folder has a slash at its end."""
     known = found.members(ours)
     for name, told in volumes.items():

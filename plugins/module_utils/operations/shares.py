@@ -8,6 +8,7 @@ The failure of one share among many is not raised: it becomes part of that share
 from __future__ import annotations
 
 from .. import errors
+from ..model import Share
 from ..mounts import applier, mount_warnings, observer, parameters, planner, probe, record, resolve, shares_file, tables, types
 from ..mounts import options as mount_options
 from ..mounts.steps import MountShare, Remount, Step, Unmount, WriteFstab
@@ -240,8 +241,12 @@ def describe_all(names: list[str] | str | None, mount_base: str, fstab: str, tim
         ``writable`` and ``maintenance``. A share that cannot be read has ``error_code`` and ``msg`` as well, and None for the unknown values.
     :raises StorageError: the names or the table of mounts cannot be read.
     """
-    wanted = _mounted_paths(mount_base) if names is None else resolve.share_names(names)
-    return [_describe(name, mount_base, fstab, timeout, contents) for name in wanted]
+    return [_describe(name, mount_base, fstab, timeout, contents) for name in named(names, mount_base)]
+
+
+def named(names: list[str] | str | None, mount_base: str) -> list[str]:
+    """The shares that an option names, or all mounted ones for None. :raises StorageError: the names or the table of mounts cannot be read."""
+    return _mounted_paths(mount_base) if names is None else resolve.share_names(names)
 
 
 def _mounted_paths(mount_base: str) -> list[str]:
@@ -255,17 +260,29 @@ def _mounted_paths(mount_base: str) -> list[str]:
     return paths
 
 
-def _describe(name: str, mount_base: str, fstab: str, timeout: float, contents: bool) -> dict:
+def look(name: str, mount_base: str, fstab: str, timeout: float) -> tuple[dict, Share | None]:
+    """A share as :func:`describe_all` returns it, without what it holds, and the share itself. That is None if it cannot be read."""
     share = _share_dict(name, name if resolve.is_directory_name(name) else None, None)
     try:
         found = resolve.find_share(name, mount_base, fstab, timeout)
         share.update(src=found.source, path=found.path, fstype=found.fstype, opts=found.options, mounted=True)
-        _with_capacity(share, found.path, probe.Deadline(timeout))
-        if contents:
-            from . import share_contents  # late: it reads volumes
-
-            share.update(share_contents.of_share(found, share["total"], share["free"]))
+        return _with_capacity(share, found.path, probe.Deadline(timeout)), found
     except (errors.StorageError, OSError) as error:
-        known = errors.as_storage_error(error, f"share {name}")
-        share.update(error_code=known.error_code, msg=str(known))
-    return share
+        return _with_error(share, error), None
+
+
+def _describe(name: str, mount_base: str, fstab: str, timeout: float, contents: bool) -> dict:
+    share, found = look(name, mount_base, fstab, timeout)
+    if not contents or found is None:
+        return share
+    from . import share_contents  # late: it reads volumes
+
+    try:
+        return {**share, **share_contents.of_share(found, share["total"], share["free"])}
+    except (errors.StorageError, OSError) as error:
+        return _with_error(share, error)
+
+
+def _with_error(share: dict, error: Exception) -> dict:
+    known = errors.as_storage_error(error, f"share {share['src']}")
+    return {**share, "error_code": known.error_code, "msg": str(known)}
