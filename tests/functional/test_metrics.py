@@ -20,12 +20,14 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 
 from .test_clones import write
-from .test_examples import play
+from .test_documents import blocks
+from .test_examples import examples, play
 from .test_refusals import MIB, Store
 from .test_return_detail import check
 from .test_share_contents import told
 
-RULES = Path(__file__).resolve().parents[2] / "docs" / "prometheus" / "remotefs.rules.yml"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+GUIDE, RULES = DOCS / "metrics.md", DOCS / "prometheus" / "remotefs.rules.yml"
 LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="((?:[^"\\\n]|\\\\|\\"|\\n)*)"'
 VALUE = r"[-+]?[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?"
 LINE = re.compile(rf"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{{({LABEL}(?:,{LABEL})*)\}})? ({VALUE})")
@@ -166,3 +168,21 @@ def test_in_a_playbook(layered: Store, tmp_path: Path, ansible_environment: dict
     play(tasks, layered.path, tmp_path, ansible_environment)
     assert parsed(dest.read_text())["remotefs_volume_snapshots", (str(layered.path), "vol")] == 3
     assert dest.stat().st_mode & 0o777 == 0o644 and json.dumps(os.listdir(tmp_path)).count("prom") == 1
+
+
+@pytest.mark.slow
+def test_the_example_and_the_guide(layered: Store, tmp_path: Path, ansible_environment: dict) -> None:
+    """Both write the same file, in the place of the textfile collector."""
+    (guide,) = blocks(GUIDE.read_text())
+    for tasks in (examples("remotefs_metrics"), guide[0]["tasks"]):
+        text = json.dumps(tasks).replace("/var/lib/prometheus/node-exporter", str(tmp_path))
+        play(json.loads(text), layered.path, tmp_path, ansible_environment)
+        assert parsed((tmp_path / "remotefs.prom").read_text())["remotefs_volume_snapshots", (str(layered.path), "vol")] == 2
+        (tmp_path / "remotefs.prom").unlink()
+
+
+def test_the_guide_has_all_figures() -> None:
+    """Each family has its name in a table, or the end of it behind one that begins alike."""
+    page = GUIDE.read_text()
+    for family in metrics.FAMILIES:
+        assert family in page or f"`{family[family.index('_', len('remotefs_')):]}`" in page, family

@@ -17,7 +17,7 @@ WRITTEN = "remotefs_metrics_written_timestamp_seconds"
 _DAY = 86400
 _GROWTH = 30 * _DAY  # seconds back from now of which the growth is told
 _SHARE, _VOLUME, _LEASE = "remotefs_share_", "remotefs_volume_", "remotefs_lease_"
-_FAMILIES = {  # in the order of the file
+FAMILIES = {  # what each means, in the order of the file
     WRITTEN: "When this file was written, by the clock of its host.",
     _SHARE + "up": "Whether the share could be read: 1, or 0 and then no other figure of it is here.",
     _SHARE + "size_bytes": "Size of the file system.",
@@ -157,7 +157,7 @@ def text(samples: Sequence[Sample]) -> str:
     for one in samples:
         by_family.setdefault(one.family, []).append(one)
     lines: list[str] = []
-    for family, meaning in _FAMILIES.items():
+    for family, meaning in FAMILIES.items():
         if family in by_family:
             lines += [f"# HELP {family} {meaning}", f"# TYPE {family} gauge", *map(_line, by_family[family])]
     return "\n".join(lines) + "\n"
