@@ -65,7 +65,7 @@ EXAMPLES = r"""
 - name: Shares that promise more than five times what they have
   ansible.builtin.debug:
     msg: "{{ item.src }} has volumes of {{ item.virtual }} bytes and a size of {{ item.total }}"
-  loop: "{{ found.shares | selectattr('over_subscription', 'defined') | selectattr('over_subscription', 'gt', 5) | list }}"
+  loop: "{{ found.shares | selectattr('over_subscription', 'number') | selectattr('over_subscription', 'gt', 5) | list }}"
   loop_control:
     label: "{{ item.path }}"
 
@@ -211,6 +211,10 @@ shares:
         free_capacity_gb: {description: What can still be stored., type: float}
         provisioned_capacity_gb: {description: The virtual sizes of all volumes together., type: float}
         total_volumes: {description: 'How many volumes there are, with those that were not adopted yet.', type: int}
+    contents_error:
+      description: Why it cannot be told what the share holds, and what to do. The keys from RV(shares[].volumes) on are null then.
+      type: str
+      returned: with O(contents), if the user of the task may not read what lies there, or it cannot be read
     error_code:
       description: Why it cannot be read, as a code for programs, such as C(share_not_mounted).
       type: str

@@ -16,7 +16,7 @@ from typing import Callable, Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import trying
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import shares
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import share_contents, shares
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Capacity
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import share_abilities
@@ -30,7 +30,7 @@ from .test_return_detail import check
 def told(store: Store) -> dict:
     """What the module returns of the share."""
     (found,) = shares.describe_all(str(store.path), "/nowhere", "/dev/null", 5, contents=True)
-    assert "error_code" not in found, found
+    assert "error_code" not in found and "contents_error" not in found, found
     return found
 
 
@@ -97,7 +97,12 @@ def test_a_share_that_cannot_be_listed_is_told_as_such(store: Store, monkeypatch
 
     monkeypatch.setattr(os, "scandir", refuse)
     (found,) = shares.describe_all([str(store.path)], "/nowhere", "/dev/null", 5, contents=True)
-    assert found["error_code"] and "Permission denied" in found["msg"] and found["total"]
+    assert "error_code" not in found and found["total"] and "Permission denied" in found["contents_error"]
+    assert {found[name] for name in share_contents.KEYS} == {None}
+
+
+def test_keys_of_what_cannot_be_told(store: Store) -> None:
+    assert set(share_contents.KEYS) == set(share_contents.of_share(store.share, 1, 1))
 
 
 # -- what killed tasks leave -----------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from ..store.volumes.listing import Listing, processors, read_volumes
 from . import leftovers
 from .leftovers import Leftover
 
+KEYS = ("volumes", "virtual", "allocated", "held_by_snapshots", "over_subscription", "leftovers", "leftovers_allocated", "unknown", "unknown_allocated")
+KEYS += ("abilities", "pool")
 _GIB = 1 << 30
 _BLOCK = 512  # bytes that st_blocks counts in
 _NOT_TOLD = SNAPSHOT_FOLDERS | {PRIVATE, "lost+found"}  # a file system makes the last one
@@ -57,6 +59,11 @@ class _Files(NamedTuple):
 def of_share(share: Share, total: int, free: int) -> dict:
     """What ``share`` holds, as remotefs_share_info documents it: see :func:`read`."""
     return read(share, total, free)[0]
+
+
+def unknown(why: str) -> dict:
+    """The keys of :func:`of_share` for a share of which it cannot be told what it holds, and why."""
+    return {**dict.fromkeys(KEYS), "contents_error": why}
 
 
 def read(share: Share, total: int, free: int) -> tuple[dict, dict[str, VolumeFigures]]:

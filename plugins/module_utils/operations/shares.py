@@ -279,8 +279,8 @@ def _describe(name: str, mount_base: str, fstab: str, timeout: float, contents: 
 
     try:
         return {**share, **share_contents.of_share(found, share["total"], share["free"])}
-    except (errors.StorageError, OSError) as error:
-        return _with_error(share, error)
+    except (errors.StorageError, OSError) as error:  # such as of a user who may not read what lies there
+        return {**share, **share_contents.unknown(str(errors.as_storage_error(error, f"share {share['src']}")))}
 
 
 def _with_error(share: dict, error: Exception) -> dict:
