@@ -13,6 +13,7 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Callable, Iterator
@@ -45,6 +46,7 @@ class Opener:
     def __init__(self, store: Store, place: Path) -> None:
         self.store, self.place, self.directory = store, place, AccessDirectory(str(place / "run"))
         self.warned: list[str] = []
+        self.guards: set[int] = set()
 
     def at(self, kind: str, name: str = "point") -> str:
         return str(self.place / f"{name}.{kind}")
@@ -52,7 +54,21 @@ class Opener:
     def open(self, kind: str, snapshot: str | None = "s1", volume: str = "vol", name: str = "point", seconds: int = 600, **options: object) -> Done:
         target = target_at(kind, self.at(kind, name))
         request = OpenRequest(self.store.candidates, volume, snapshot, target, seconds, self.directory)
-        return opened_points.open_point(request, self.store.options(self.warned.append, **{"lock_timeout": 5, **options}))
+        try:
+            return opened_points.open_point(request, self.store.options(self.warned.append, **{"lock_timeout": 5, **options}))
+        finally:
+            with contextlib.suppress(errors.StorageError, OSError):
+                record = self.directory.read(target.name)
+                self.guards |= {record.guard} if record is not None and record.guard else set()
+
+    def reap(self) -> None:
+        """Ask how its guards ended, which no module outlives for that: other tests look for children that they have not asked."""
+        until = time.monotonic() + 10
+        for pid in self.guards:
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    assert time.monotonic() < until, f"guard {pid} does not end"
+                    time.sleep(0.01)
 
     def close(self, kind: str | None = None, volume: str | None = None, snapshot: str | None = None, name: str = "point", **options: object) -> Done:
         target = None if kind is None else target_at(kind, self.at(kind, name))
@@ -101,6 +117,7 @@ def opener(layered: Store, sockets: Path, request: pytest.FixtureRequest) -> Ite
                 holder.end(made.directory, record.target, record)
     for path in sockets.glob("*.fuse"):
         guard.remove_traces(guard.FUSE, str(path))
+    made.reap()
 
 
 def are_all(data: bytes, value: int) -> bool:
@@ -181,7 +198,11 @@ def test_a_machine_writes_the_present(opener: Opener) -> None:
 def machine(store: Store, volume: str = "vol") -> Iterator[str]:
     """A program that has the volume open for writing, as a machine has. Yields the socket of its monitor."""
     found = store.info(volume)
-    monitor = f"{store.path.parent}/m"
+    with tempfile.TemporaryDirectory(prefix="m-") as folder:  # a socket's path must be short
+        yield from _machine(found, f"{folder}/m")
+
+
+def _machine(found: dict, monitor: str) -> Iterator[str]:
     node = {"driver": found["format"], "node-name": "disk", "file": {"driver": "file", "filename": found["path"]}}
     words = ["qemu-storage-daemon", "--blockdev", json.dumps(node), "--chardev", f"socket,id=m,path={monitor},server=on,wait=off", "--monitor", "chardev=m"]
     words += ["--nbd-server", f"addr.type=unix,addr.path={monitor}.nbd", "--export", "type=nbd,id=e,node-name=disk,writable=on"]
@@ -472,7 +493,7 @@ def test_what_is_in_the_way(opener: Opener, kind: str) -> None:
         assert not opener.close(kind).changed and path.exists()
 
 
-def test_paths_that_cannot_be(opener: Opener, tmp_path: Path) -> None:
+def test_paths_that_cannot_be(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others could exchange a part of the path, it lies on the share, or it is no path."""
     def open_at(kind: str, path: str) -> None:
         request = OpenRequest(opener.store.candidates, "vol", "s1", target_at(kind, path), 60, opener.directory)
@@ -481,6 +502,7 @@ def test_paths_that_cannot_be(opener: Opener, tmp_path: Path) -> None:
     for path in ("relative", "/", str(opener.place) + "/..", f"{opener.place}/a\nb", f"{opener.place}/{'x' * 120}"):
         with pytest.raises(errors.InvalidParameter, match="option nbd"):
             open_at(guard.NBD, path)
+    monkeypatch.setattr(targets, "LONGEST_SOCKET", 4000)  # the share of the test has a long path
     for path in (opener.store.path / "point", opener.store.path / ".remotefs" / "point"):
         with pytest.raises(errors.Conflict, match="it lies on the share"):
             open_at(guard.NBD, str(path))
@@ -679,20 +701,28 @@ print(sorted(os.listdir(place)), os.listdir(directory.path))
 """
 
 
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that other users can reach, with a short path."""
+    with tempfile.TemporaryDirectory(prefix="nobody-", dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.root
-def test_a_user_without_rights(checkout: Path, sockets: Path) -> None:
+def test_a_user_without_rights(checkout: Path, open_place: Path) -> None:
     """NBD needs none. For a file the user must be able to open the device of FUSE, and fusermount3 mounts."""
-    shutil.copytree(checkout / "plugins", sockets / "ansible_collections/remotefs/storage/plugins")
+    shutil.copytree(checkout / "plugins", open_place / "ansible_collections/remotefs/storage/plugins")
     for name in ("share", "run"):
-        (sockets / name).mkdir()
-        (sockets / name).chmod(0o700)
-    for path in (sockets, *sockets.rglob("*")):
+        (open_place / name).mkdir()
+        (open_place / name).chmod(0o700)
+    for path in (open_place, *open_place.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
     user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(sockets), "TMPDIR": str(sockets), "PYTHONPATH": str(sockets), "LC_ALL": "C.UTF-8"}
-    words = [*user, PYTHON, "-c", _WITHOUT_RIGHTS, str(sockets)]
-    done = subprocess.run(words, env={**environment, "XDG_RUNTIME_DIR": str(sockets / "run")}, capture_output=True, text=True, check=False)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(open_place), "TMPDIR": str(open_place), "PYTHONPATH": str(open_place), "LC_ALL": "C.UTF-8"}
+    words = [*user, PYTHON, "-c", _WITHOUT_RIGHTS, str(open_place)]
+    done = subprocess.run(words, env={**environment, "XDG_RUNTIME_DIR": str(open_place / "run")}, capture_output=True, text=True, check=False)
     may_mount = os.stat("/dev/fuse").st_mode & 0o006 == 0o006 and shutil.which("fusermount3") is not None
     assert done.stdout.splitlines()[:2] == ["nbd ones", "fuse ones" if may_mount else "fuse tool_missing /dev/fuse"], done.stdout + done.stderr
     assert done.stdout.splitlines()[2] == "['ansible_collections', 'out', 'run', 'share'] []"

@@ -22,6 +22,7 @@ import resource
 import signal
 import socket
 import stat
+import struct
 import time
 from contextlib import suppress
 
@@ -32,6 +33,7 @@ GONE = (errno.ENOTCONN, errno.ECONNABORTED)  # what the kernel says of a FUSE mo
 _LOOK = 15.0  # seconds between two looks at the record
 _END = 15.0  # seconds for the daemon to end by itself, and again for the kernel to end it
 _PAUSE = 0.05  # seconds
+_PEER = struct.Struct("3i")  # SO_PEERCRED: process, user and group
 _LONGEST = 1 << 20  # bytes of a record
 _PR_SET_PDEATHSIG = 1
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # <sys/mount.h>
@@ -125,16 +127,30 @@ def _remove_socket(target: str) -> bool:
 
 
 def is_served(target: str) -> bool:
-    """Whether somebody listens at a socket."""
+    """Whether somebody listens at a socket. One that was killed, and whose last thread the kernel has not ended yet, does not."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(_END)
         try:
             asking.connect(target)
+            server = _PEER.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:
             return True
-    return True
+    return not _has_ended(server)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is no more, or waits only to be asked how it ended. One that is not seen from here (0) has not."""
+    if pid <= 0:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[:1] in ([b"Z"], [b"X"])
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def remove_folder(folder: str) -> None:
