@@ -569,6 +569,7 @@ volume:
     description: {description: The text kept with it., type: str, returned: always}
     labels: {description: The names and values kept with it., type: dict, returned: always}
     lease: {description: The id of the lease that it was made under; null where it was made without one., type: str, returned: always}
+    replica: {description: Whether it was made as a replica., type: bool, returned: always}
     parent: {description: 'What a linked clone rests on: volume and snapshot. Null for a volume that rests on no other.', type: dict, returned: always}
     dependents:
       description: 'What rests on it: volume, a linked clone or the name of a file that belongs to none, and snapshot of this one.'

@@ -41,6 +41,7 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
         "description": found.description,
         "labels": dict(found.labels),
         "lease": found.lease,
+        "replica": found.received,
         "in_use": in_use,
         "pending": unfinished,
         "connection": _connection(found, share),

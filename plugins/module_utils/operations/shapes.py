@@ -65,6 +65,7 @@ class VolumeResult(TypedDict):
     description: str
     labels: Dict[str, str]
     lease: Optional[str]
+    replica: bool
     in_use: Optional[bool]
     pending: Optional[Dict[str, Any]]
     connection: Dict[str, Any]

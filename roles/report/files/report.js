@@ -1,0 +1,226 @@
+// Copyright (c) contributors to the remotefs.storage collection
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+"use strict";
+(() => {
+  // Everything is put into the page as text, never as markup: names on a share can be anything.
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const PAGE = 100;
+  const at = (id) => document.getElementById(id);
+  const written = Date.parse(data.written);
+
+  function make(name, text, className) {
+    const made = document.createElement(name);
+    if (text !== undefined) made.textContent = text;
+    if (className) made.className = className;
+    return made;
+  }
+
+  function size(bytes) {
+    if (bytes === null || bytes === undefined) return "?";
+    const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let value = bytes, unit = 0;
+    while (value >= 1023.5 && unit < units.length - 1) { value /= 1024; unit += 1; }
+    return `${Number(value.toFixed(1))} ${units[unit]}`;
+  }
+
+  function count(number, one, many) { return `${number} ${number === 1 ? one : many}`; }
+
+  function age(told) {
+    const seconds = (written - Date.parse(told)) / 1000;
+    if (!(seconds >= 0)) return told || "";
+    for (const [length, one, many] of [[86400, "day", "days"], [3600, "hour", "hours"], [60, "minute", "minutes"]]) {
+      if (seconds >= length) return `${count(Math.floor(seconds / length), one, many)} old`;
+    }
+    return "just taken";
+  }
+
+  function bar(part, whole, label, full) {
+    const made = make("div", undefined, full ? "bar full" : "bar");
+    made.setAttribute("role", "img");
+    made.setAttribute("aria-label", label);
+    const inner = make("span");
+    inner.style.setProperty("width", `${whole > 0 ? Math.min(100, (100 * part) / whole) : 0}%`);
+    made.append(inner);
+    return made;
+  }
+
+  // A list of which only the beginning is in the page: a browser becomes slow with ten thousand rows.
+  function paged(items, place, button, row) {
+    let shown = 0;
+    function more() {
+      const first = shown;
+      const rows = items.slice(shown, shown + PAGE).map(row);
+      shown += rows.length;
+      place.append(...rows);
+      button.hidden = shown >= items.length;
+      if (first > 0 && rows.length) {
+        const target = rows[0].querySelector("button") || rows[0];
+        if (target === rows[0]) target.tabIndex = -1;
+        target.focus();
+      }
+    }
+    place.replaceChildren();
+    button.onclick = more;
+    more();
+  }
+
+  // -- what deserves a look
+
+  function warning(one) {
+    const row = make("li", undefined, one.level);
+    row.append(make("span", one.level === "bad" ? "Act: " : "Look: ", "level"));
+    const where = [one.share, one.volume].filter(Boolean).join(", ");
+    row.append(document.createTextNode(`${where}: ${one.text}`));
+    return row;
+  }
+
+  if (data.warnings.length) paged(data.warnings, at("warnings"), at("more-warnings"), warning);
+  else at("warnings").append(make("li", "Nothing.", "none"));
+
+  // -- shares
+
+  function share(one) {
+    const row = make("li");
+    row.append(make("h3", one.src));
+    if (one.error_code) { row.append(make("p", one.msg || one.error_code)); return row; }
+    const used = one.total - one.free;
+    row.append(bar(used, one.total, `${size(used)} of ${size(one.total)} are used`, one.free * 100 < one.total * data.policy.percent_free));
+    row.append(make("p", `${size(one.free)} of ${size(one.total)} are free (${one.fstype})`));
+    if (one.contents_error) { row.append(make("p", one.contents_error)); return row; }
+    row.append(make("p", `Volumes promise ${size(one.virtual)}, snapshots hold ${size(one.held_by_snapshots)} at most`, "soft"));
+    row.append(make("p", `${count(one.leftovers.length, "leftover", "leftovers")} (${size(one.leftovers_allocated)}), ${count(one.unknown.length, "name", "names")} that nobody knows`, "soft"));
+    if (one.maintenance) row.append(make("p", "In maintenance: no new volumes are placed here"));
+    return row;
+  }
+
+  at("shares").append(...data.shares.map(share));
+
+  // -- volumes
+
+  for (const one of data.volumes) {
+    one.files = one.chain.length;
+    one.newest = one.snapshots.reduce((newest, point) => (point.created && point.created > newest ? point.created : newest), "");
+    const labels = Object.entries(one.labels || {}).map(([name, value]) => `${name}=${value}`);
+    one.words = [one.name, one.share, one.description, ...labels, ...one.snapshots.map((point) => point.name)].join("\n").toLowerCase();
+  }
+
+  function volume(one) {
+    const row = make("tr");
+    const name = make("th");
+    name.scope = "row";
+    const open = make("button", one.name);
+    open.type = "button";
+    open.onclick = () => detail(one);
+    const cell = make("td");
+    cell.append(open);
+    row.append(cell, make("td", one.share));
+    if (one.error_code) {
+      const told = make("td", one.msg || one.error_code);
+      told.colSpan = 5;
+      row.append(told);
+      return row;
+    }
+    for (const text of [size(one.size), size(one.allocated), one.files, one.snapshots.length]) row.append(make("td", text, "number"));
+    row.append(make("td", one.newest ? age(one.newest) : ""));
+    return row;
+  }
+
+  function sorted(found, key) {
+    const order = { name: (a, b) => (a.name < b.name ? -1 : 1), newest: (a, b) => (a.newest < b.newest ? -1 : 1) };
+    return found.slice().sort(order[key] || ((a, b) => (b[key] || 0) - (a[key] || 0)));
+  }
+
+  function filter() {
+    const words = at("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const found = data.volumes.filter((one) => words.every((word) => one.words.includes(word)));
+    at("count").textContent = `${found.length} of ${count(data.volumes.length, "volume", "volumes")}`;
+    paged(sorted(found, at("sort").value), at("volumes"), at("more-volumes"), volume);
+  }
+
+  at("filter").addEventListener("input", filter);
+  at("sort").addEventListener("change", filter);
+  filter();
+
+  // -- one volume: its chain, the active image on top
+
+  function detail(one) {
+    at("volume-heading").textContent = one.name;
+    const place = at("chain");
+    place.replaceChildren();
+    if (one.error_code) place.append(make("p", one.msg || one.error_code));
+    else {
+      const told = [one.share, `${size(one.size)}, ${size(one.allocated)} on disk`, one.created ? `made ${one.created}` : "", one.description || ""];
+      place.append(make("p", told.filter(Boolean).join(" · "), "soft"));
+      const most = Math.max(1, ...one.chain.map((image) => image.allocated || 0));
+      const list = make("ol", undefined, "chain");
+      one.chain.forEach((image, number) => {
+        const row = make("li");
+        const place = [number === 0 ? "active" : "", number === one.chain.length - 1 ? "base" : ""].filter(Boolean).join(", ");
+        row.append(make("span", image.file, "file"), document.createTextNode(` ${image.format || "?"}, ${size(image.allocated)}${place ? `, ${place}` : ""}`));
+        row.append(bar(image.allocated || 0, most, `${size(image.allocated)} on disk`, false));
+        for (const point of one.snapshots.filter((point) => point.file === image.file)) {
+          const marks = [point.created ? age(point.created) : "", point.protected ? "protected" : "", point.expires ? `expires ${point.expires}` : ""];
+          row.append(make("div", [`snapshot ${point.name}`, ...marks, point.description || ""].filter(Boolean).join(", "), "point"));
+        }
+        list.append(row);
+      });
+      place.append(list);
+      if (one.parent) place.append(make("p", `It rests on ${one.parent.snapshot || "the present"} of ${one.parent.volume}.`));
+    }
+    at("detail").hidden = false;
+    at("volume-heading").focus();
+  }
+
+  // -- clones
+
+  const children = new Map();
+  for (const one of data.volumes) {
+    if (!one.parent) continue;
+    const key = `${one.share}\n${one.parent.volume}`;
+    if (!children.has(key)) children.set(key, []);
+    children.get(key).push(one);
+  }
+  const roots = data.volumes.filter((one) => !one.parent && children.has(`${one.share}\n${one.name}`));
+
+  function branch(one, seen) {
+    const row = make("li", one.parent ? `${one.name} (on ${one.parent.snapshot || "the present"})` : `${one.name}, ${one.share}`);
+    const key = `${one.share}\n${one.name}`;
+    const below = seen.has(key) ? [] : children.get(key) || [];
+    if (below.length) {
+      const list = make("ul");
+      const rest = below.length - PAGE;
+      list.append(...below.slice(0, PAGE).map((child) => branch(child, new Set([...seen, key]))));
+      if (rest > 0) list.append(make("li", `and ${rest} more`));
+      row.append(list);
+    }
+    return row;
+  }
+
+  if (roots.length) {
+    at("clone-section").hidden = false;
+    paged(roots, at("clones"), at("more-clones"), (one) => branch(one, new Set()));
+  }
+
+  // -- leases
+
+  function lease(one) {
+    const row = make("li");
+    row.append(make("h3", one.name));
+    if (one.error_code) { row.append(make("p", one.msg || one.error_code)); return row; }
+    const ends = one.expires ? `${Date.parse(one.expires) < written ? "ended" : "until"} ${one.expires}` : "without an end";
+    row.append(make("p", `${one.share || ""}, held by ${one.owner}, ${ends}`));
+    const names = one.volumes || [];
+    const rest = names.length > 20 ? ` and ${names.length - 20} more` : "";
+    row.append(make("p", `${count(names.length, "volume", "volumes")}: ${names.slice(0, 20).join(", ")}${rest}`, "soft"));
+    return row;
+  }
+
+  if (data.leases.length) {
+    at("lease-section").hidden = false;
+    paged(data.leases, at("leases"), at("more-leases"), lease);
+  }
+
+  at("written").textContent = data.written.replace("T", " ").replace("Z", " UTC");
+  at("written").dateTime = data.written;
+})();
