@@ -157,7 +157,7 @@ def functional(work: Work, core: str) -> None:
                             "qemu-system-common=qemu-storage-daemon", "fuse3=fusermount3", "fdisk=sfdisk")
     if core == machine.best_core():
         if not work.fast:
-            machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint")
+            machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint", "chromium=chromium")
         if work.fast or work.words:
             work.pytest(bin, "tests/functional")
         else:  # most of the slow ones play playbooks

@@ -30,9 +30,10 @@ BAD, WARN = "bad", "warn"
 
 
 def report_data(shares: object, volumes: object = (), leases: object = (), policy: object = None, now: object = None) -> dict:
-    """The data of a report. :param shares: as remotefs_share_info returns them; the other lists as their modules do.
+    """The data of a report.
 
-    A list can also be the results of a loop over shares. :param policy: numbers over which something deserves a look. :param now: when the report is made; None: now.
+    :param shares: as remotefs_share_info returns them; the other lists as their modules do, or the results of a loop over shares.
+    :param policy: numbers over which something deserves a look. :param now: when the report is made; None: now.
     :raises AnsibleFilterError: one of them is something else.
     """
     limits = _limits(policy)
@@ -109,7 +110,7 @@ def _limits(policy: object) -> dict:
     try:
         return {name: float(value) for name, value in limits.items()}
     except (TypeError, ValueError) as error:
-        raise AnsibleFilterError(f"remotefs.storage.report_data: policy has something that is no number: {error}") from error
+        raise AnsibleFilterError(f"remotefs.storage.report_data: policy has something that is no number: {error}.") from None
 
 
 def _time(told: object) -> datetime | None:
@@ -160,7 +161,7 @@ def _of_volume(one: dict, limits: dict, now: datetime) -> list[dict]:
         found.append(_warning(WARN, *where, f"Its newest snapshot is {_age((now - max(times)).total_seconds())} old"))
     over = [snapshot["name"] for snapshot in one["snapshots"] if not snapshot["protected"] and (_time(snapshot["expires"]) or now) < now]
     if over:
-        found.append(_warning(WARN, *where, f"{len(over)} snapshots have expired and are still there, such as {over[0]}"))
+        found.append(_warning(WARN, *where, f"Snapshots that have expired are still there: {len(over)}, such as {over[0]}"))
     return found
 
 

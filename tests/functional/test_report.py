@@ -1,0 +1,144 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role report on real shares; its page in a browser, with hostile names and with ten thousand volumes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.remotefs.storage.plugins.filter.report import report_data, report_digest
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
+
+from .test_clones import GOLDEN
+from .test_examples import play
+from .test_refusals import MIB, Store
+
+ROLE = Path(__file__).resolve().parents[2] / "roles" / "report"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+def role(*shares: str, directory: Path, **more: object) -> dict:
+    given = {"report_shares": list(shares), "report_directory": str(directory), **more}
+    return {"ansible.builtin.include_role": {"name": "remotefs.storage.report"}, "vars": given}
+
+
+def parts(page: str) -> tuple[str, dict, str]:
+    """The policy of a page, its data and its script."""
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert policy and data and script and page.count("<script") == 2
+    return policy[1], json.loads(data[1]), script[1]
+
+
+@pytest.fixture
+def family(store: Store) -> Store:
+    """A golden volume, a linked clone, and a lease that is over."""
+    store.present(size=MIB)
+    store.snapshot("golden")
+    store.present("clone", GOLDEN)
+    leases.hold(leases.LeaseRequest(store.share, Asked("ci", "job-1", 3600)), store.options())
+    return store
+
+
+@pytest.mark.slow
+def test_the_role_writes_what_is_there(family: Store, tmp_path: Path, ansible_environment: dict) -> None:
+    recap = play([role("SHARE", "/nowhere/x", directory=tmp_path)], family.path, tmp_path, ansible_environment)
+    assert recap["changed"] == 3 and not recap["failed"]
+    told = json.loads((tmp_path / "remotefs-report.json").read_text())
+    policy, data, script = parts((tmp_path / "remotefs-report.html").read_text())
+    assert data == told and [one["name"] for one in told["volumes"]] == ["clone", "vol"]
+    assert [(one["level"], one["share"]) for one in told["warnings"]] == [("bad", "/nowhere/x")]
+    assert told["leases"][0]["owner"] == "job-1" and told["volumes"][0]["parent"] == {"volume": "vol", "snapshot": "golden"}
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+    markdown = (tmp_path / "remotefs-report.md").read_text()
+    assert "```mermaid\ngraph TD\n" in markdown and "| vol |" in markdown
+    kept = [path for path in tmp_path.glob("remotefs-report.*") if path.unlink() or True]
+    recap = play([role("SHARE", directory=tmp_path, report_formats=["json"], report_name="other")], family.path, tmp_path, ansible_environment, "--check")
+    assert len(kept) == 3 and recap["changed"] == 1 and not list(tmp_path.glob("other*"))
+
+
+@pytest.mark.slow
+def test_a_page_needs_nothing_else(family: Store, tmp_path: Path, ansible_environment: dict) -> None:
+    play([role("SHARE", directory=tmp_path, report_formats=["html"], report_title="A <b> & c")], family.path, tmp_path, ansible_environment)
+    page = (tmp_path / "remotefs-report.html").read_text()
+    assert not re.search(r"https?://(?!www\.gnu\.org/licenses)|<link|<img|<iframe|@import|url\(", page)
+    assert "<h1>A &lt;b&gt; &amp; c</h1>" in page
+
+
+# -- in a browser ----------------------------------------------------------------------------------------------------
+
+
+def rendered(data: dict, tmp_path: Path) -> str:
+    """What a browser makes of the page with these data, which it must do without an error. The role's template is filled in as Ansible does it."""
+    if BROWSER is None:
+        pytest.skip("needs a browser: chromium")
+    script, style = (ROLE / "files" / name for name in ("report.js", "report.css"))
+    text = (ROLE / "templates" / "report.html.j2").read_text()
+    filled = {
+        "report_style": style.read_text().rstrip("\n"),
+        "report_script": script.read_text().rstrip("\n"),
+        "report_script_hash": report_digest(script.read_text().rstrip("\n")),
+        "report_title | escape": "Report",
+    }
+    for name, value in filled.items():
+        text = text.replace("{{ " + name + " }}", value)
+    text = re.sub(r"\{\{ report_result .*? \}\}", lambda _match: json.dumps(data).replace("<", "\\u003c"), text)
+    assert "{{" not in text
+    page = tmp_path / "page.html"
+    page.write_text(text)
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=20000", "--dump-dom"]
+    done = subprocess.run([BROWSER, *words, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert "Uncaught" not in done.stderr and "Refused to" not in done.stderr, done.stderr[-2000:]
+    return done.stdout
+
+
+def of_volumes(count: int) -> dict:
+    share = {"src": "nas1:/vols", "fstype": "nfs", "total": 1 << 40, "free": 1 << 39, "virtual": 1 << 41, "held_by_snapshots": 5, "over_subscription": 2.0}
+    share.update(leftovers=[], leftovers_allocated=0, unknown=["x"], maintenance=False)
+    volumes = []
+    for number in range(count):
+        name = f"vol-{number:05}"
+        snapshots = [{"name": "nightly", "file": f"{name}.nightly", "created": "2026-06-29T00:00:00Z", "expires": None, "protected": False}]
+        chain = [{"file": f"{name}.nightly", "format": "qcow2", "allocated": 4096}, {"file": name, "format": "raw", "allocated": 1 << 30}]
+        parent = {"volume": "vol-00000", "snapshot": "nightly"} if number % 3 == 1 else None
+        volumes.append({"name": name, "share": "nas1:/vols", "size": 1 << 31, "allocated": 1 << 30, "snapshots": snapshots, "chain": chain, "parent": parent})
+    return report_data([share], volumes, [], None, "2026-06-30T00:00:00Z")
+
+
+@pytest.mark.slow
+def test_ten_thousand_volumes(tmp_path: Path) -> None:
+    page = rendered(of_volumes(10_000), tmp_path)
+    assert "10000 of 10000 volumes" in page and "vol-00000" in page and "1 day old" in page
+    assert page.count("<tr>") < 150, "a browser becomes slow with that many rows"
+    assert "and 3233 more" in page
+
+
+def test_names_run_nothing(tmp_path: Path) -> None:
+    share = {"src": EVIL, "fstype": "nfs", "error_code": "share_not_mounted", "msg": EVIL}
+    snapshots = [{"name": EVIL, "file": "x", "created": EVIL, "description": EVIL, "expires": None, "protected": True}]
+    chain = [{"file": "x", "format": EVIL}]
+    volumes: list[dict] = [{"name": EVIL, "share": EVIL, "size": 1, "allocated": 1, "snapshots": snapshots, "chain": chain, "labels": {EVIL: EVIL}}]
+    volumes.append({"name": "child", "share": EVIL, "size": 1, "snapshots": [], "chain": [], "parent": {"volume": EVIL, "snapshot": EVIL}})
+    held = [{"name": EVIL, "share": EVIL, "owner": EVIL, "expires": "2026-01-01T00:00:00Z", "volumes": [EVIL]}]
+    page = rendered(report_data([share], volumes, held, None, "2026-06-30T00:00:00Z"), tmp_path)
+    assert "<title>Shares and volumes</title>" in page and "<img" not in page.split("<script")[0]
+    assert page.count(html.escape(EVIL, quote=False)) > 5
+
+
+def test_an_empty_report(tmp_path: Path) -> None:
+    page = rendered(report_data([], [], [], None, "2026-06-30T00:00:00Z"), tmp_path)
+    assert "Nothing." in page and "0 of 0 volumes" in page and "2026-06-30 00:00:00 UTC" in page
