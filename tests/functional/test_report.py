@@ -21,6 +21,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 
 from .test_clones import GOLDEN
+from .test_documents import blocks
+from .test_documents import play as play_book
 from .test_examples import play
 from .test_refusals import MIB, Store
 
@@ -77,6 +79,20 @@ def test_a_page_needs_nothing_else(family: Store, tmp_path: Path, ansible_enviro
     page = (tmp_path / "remotefs-report.html").read_text()
     assert not re.search(r"https?://(?!www\.gnu\.org/licenses)|<link|<img|<iframe|@import|url\(", page)
     assert "<h1>A &lt;b&gt; &amp; c</h1>" in page
+
+
+@pytest.mark.slow
+def test_the_playbook_of_its_readme(family: Store, tmp_path: Path, ansible_environment: dict) -> None:
+    (tmp_path / "backup").mkdir()
+    (book,) = blocks((ROLE / "README.md").read_text())
+    places = {"storage_client": "localhost", "/srv/volumes": str(family.path), "/srv/backup": str(tmp_path / "backup"), "/tmp": str(tmp_path)}
+    text = json.dumps(book)
+    for name, path in places.items():
+        text = text.replace(json.dumps(name), json.dumps(path))
+    book = json.loads(text)
+    book[0].update(gather_facts=False, become=False)
+    play_book(book, tmp_path, ansible_environment)
+    assert len(json.loads((tmp_path / "remotefs-report.json").read_text())["shares"]) == 2
 
 
 # -- in a browser ----------------------------------------------------------------------------------------------------
