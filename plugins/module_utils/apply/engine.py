@@ -361,11 +361,11 @@ def layer_sum(layer: Side, pace: Pace) -> str | None:
     return sum_of_layer(layer.directory, layer.images, pace)
 
 
-def try_out(directory: ShareDirectory) -> None:
-    """Find out what the file system of a share can do, and keep that there. Never fails."""
+def try_out(directory: ShareDirectory, volume: str) -> None:
+    """Find out what the file system of a share can do, and keep that there: see :func:`offline.trying.try_out`."""
     from .offline import trying  # late: only the first change of a share does it
 
-    trying.try_out(directory)
+    trying.try_out(directory, volume)
 
 
 def predict_end(engine: Engine, resumption: Resumption) -> None:

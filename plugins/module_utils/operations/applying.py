@@ -113,8 +113,8 @@ def _executor(work: Workspace, share: Share, engine: Engine, plans: Sequence[Pla
 
     directory, task = work.directory(share), work.options.task
     with _in_their_time(work, plans):
-        if share_abilities.FILE not in ballast.keep(directory):
-            try_out(directory)
+        if share_abilities.FILE not in ballast.keep(directory) and plans:
+            try_out(directory, plans[0].volume)
         yield Executor(directory, engine, task.warn, task.log, partial(work.look, share))
 
 

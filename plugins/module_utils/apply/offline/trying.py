@@ -12,7 +12,8 @@ import stat
 from contextlib import contextmanager, suppress
 from typing import Callable, Iterator
 
-from ...errors import StorageError
+from ...errors import NoSpace
+from ...store.files.ballast import FULL
 from ...store.files.directory import ShareDirectory, write_all
 from ...store.metadata import share_abilities as abilities
 from . import allocate
@@ -24,37 +25,41 @@ _ACLS = ("system.posix_acl_access", "system.nfs4_acl")
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.EPERM, errno.EBADF, errno.ETXTBSY)
 
 
-def try_out(directory: ShareDirectory) -> None:
-    """Find out what the share can do, and keep it there. Never fails: what cannot be found out now is tried again by a later task."""
-    with suppress(OSError, StorageError):
-        abilities.write(directory, _found(directory))
+def try_out(directory: ShareDirectory, volume: str) -> None:
+    """Find out what the share can do, and keep it there. What cannot be found out now is tried again by a later task.
 
-
-def _found(directory: ShareDirectory) -> dict[str, bool | None]:
-    """The ability → whether the share has it, None where the trial failed for another reason."""
-    folder = directory.make_private("tmp").fd
-    with _file(folder) as (name, first), _file(folder) as (_other, second):
-        return _trials(folder, name, first, second)
+    :param volume: the task has its lock. If it is killed, the next task on that volume removes these files, as any of its own.
+    :raises OSError, StorageError: the share fails, and is not only full.
+    """
+    directory.make_private("tmp")
+    try:
+        with _file(directory, volume) as (name, first), _file(directory, volume) as (_other, second):
+            write_all(first, b"x" * _HALF, _HALF)
+            found = _trials(directory.make_private("tmp").fd, name, first, second)
+    except (NoSpace, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        return
+    abilities.write(directory, volume, found)
 
 
 @contextmanager
-def _file(folder: int) -> Iterator[tuple[str, int]]:
-    """A context with a small file of ours, which is named as all our temporary files: (name, descriptor)."""
-    name = f".try~{os.urandom(6).hex()}"
-    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+def _file(directory: ShareDirectory, volume: str) -> Iterator[tuple[str, int]]:
+    """A context with a temporary file of the volume: (name, descriptor)."""
+    fd, name = directory.create_temporary(volume)
     try:
         yield name, fd
     finally:
         os.close(fd)
-        os.unlink(name, dir_fd=folder)
+        directory.discard_temporary(name)
 
 
 def _trials(folder: int, name: str, first: int, second: int) -> dict[str, bool | None]:
-    write_all(first, b"x" * _HALF, _HALF)
+    """The ability → whether the share has it, None where the trial failed for another reason."""
     return {
         abilities.REFLINK: _answer(lambda: _shares_blocks(first, second)),
         abilities.HOLES: _answer(lambda: os.lseek(first, 0, os.SEEK_DATA) > 0),
-        abilities.CASE_SENSITIVE: _answer(lambda: not _is_there(folder, name.upper())),
+        abilities.CASE_SENSITIVE: None if name == name.swapcase() else _answer(lambda: not _is_there(folder, name.swapcase())),
         abilities.MODES: _answer(lambda: _keeps_mode(first)),
         abilities.ACL: _answer(lambda: _has_acls(first)),
         abilities.FALLOCATE: _answer(lambda: allocate.can_fallocate(_emptied(second))),

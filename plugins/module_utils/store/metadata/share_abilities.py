@@ -14,7 +14,7 @@ import os
 from contextlib import suppress
 from typing import Mapping
 
-from ...errors import StorageError
+from ...errors import NoSpace, StorageError
 from ..files import ballast
 from ..files.directory import ShareDirectory, write_all
 
@@ -35,18 +35,24 @@ def read(directory: ShareDirectory) -> dict[str, bool | None]:
     return {name: told.get(name) if isinstance(told.get(name), bool) else None for name in PROBED}
 
 
-def write(directory: ShareDirectory, found: Mapping[str, bool | None]) -> None:
-    """Keep what was found out. Syncs nothing. :raises OSError, StorageError: it cannot be written, or another task has just done so."""
+def write(directory: ShareDirectory, volume: str, found: Mapping[str, bool | None]) -> None:
+    """Keep what was found out, by a task that has the lock of ``volume``. Syncs nothing. A full share does not keep it.
+
+    :raises OSError, StorageError: the share fails, and is not only full.
+    """
     folder = directory.make_private(ballast.FOLDER)
-    temporary = f".{FILE}~{os.urandom(6).hex()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder.fd)
     try:
-        directory.keep_as_private(fd, folder)
-        write_all(fd, json.dumps({name: found.get(name) for name in PROBED}).encode("ascii"))
-        os.rename(temporary, FILE, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder.fd)
-        raise
-    finally:
-        os.close(fd)
+        fd, temporary = directory.create_temporary(volume)
+    except NoSpace:
+        return
+    try:
+        try:
+            directory.keep_as_private(fd, folder)
+            write_all(fd, json.dumps({name: found.get(name) for name in PROBED}).encode("ascii"))
+        finally:
+            os.close(fd)
+        os.rename(temporary, FILE, src_dir_fd=directory.make_private("tmp").fd, dst_dir_fd=folder.fd)
+    except OSError as error:
+        directory.discard_temporary(temporary)
+        if error.errno not in ballast.FULL:
+            raise
