@@ -112,9 +112,8 @@
     const open = make("button", one.name);
     open.type = "button";
     open.onclick = () => detail(one);
-    const cell = make("td");
-    cell.append(open);
-    row.append(cell, make("td", one.share));
+    name.append(open);
+    row.append(name, make("td", one.share));
     if (one.error_code) {
       const told = make("td", one.msg || one.error_code);
       told.colSpan = 5;
