@@ -24,8 +24,8 @@ from ..store.volumes.listing import Listing, processors, read_volumes
 from . import leftovers
 from .leftovers import Leftover
 
-KEYS = ("volumes", "virtual", "allocated", "held_by_snapshots", "over_subscription", "leftovers", "leftovers_allocated", "unknown", "unknown_allocated")
-KEYS += ("abilities", "pool")
+KEYS: tuple[str, ...] = ("volumes", "virtual", "allocated", "held_by_snapshots", "over_subscription", "leftovers", "leftovers_allocated")
+KEYS += ("unknown", "unknown_allocated", "abilities", "pool")
 _GIB = 1 << 30
 _BLOCK = 512  # bytes that st_blocks counts in
 _NOT_TOLD = SNAPSHOT_FOLDERS | {PRIVATE, "lost+found"}  # a file system makes the last one
