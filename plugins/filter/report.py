@@ -26,7 +26,8 @@ _VOLUME = ("name", "share", "size", "allocated", "format", "chain", "parent", "c
 _VOLUME += ("lease", "replica", "error_code", "msg", "dependents")
 _SNAPSHOT = ("name", "file", "created", "expires", "protected", "description")
 _LEASE = ("name", "share", "owner", "expires", "expired", "volumes", "error_code", "msg")
-BAD, WARN = "bad", "warn"
+BAD = "bad"
+WARN = "warn"
 
 
 def report_data(shares: object, volumes: object = (), leases: object = (), policy: object = None, now: object = None) -> dict:
