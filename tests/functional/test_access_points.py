@@ -312,6 +312,7 @@ def test_where_locks_are_not_seen(opener: Opener, monkeypatch: pytest.MonkeyPatc
     record = opener.record(guard.NBD)
     os.kill(record.guard, signal.SIGSTOP)
     kill(record.daemon, record.guard)
+    wait_for(lambda: is_zombie(record.daemon))
     shutil.rmtree(opener.directory.path)  # the host is restarted
     (left,) = marks.iterdir()
     for age, counts in ((0, True), (60 + 800, True), (60 + 1000, False)):
@@ -352,8 +353,9 @@ def test_it_ends_by_itself(opener: Opener, kind: str) -> None:
 
 
 def is_zombie(pid: int) -> bool:
+    """Whether all threads of a process have ended: until then it has its files."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX" and len(os.listdir(f"/proc/{pid}/task")) <= 1
     except OSError:
         return True
 
@@ -562,6 +564,7 @@ def test_records_that_lie(opener: Opener, name: str) -> None:
         try:
             os.kill(known.guard, signal.SIGSTOP)  # or it would end at its next look at the record
             kill(known.daemon)
+            wait_for(lambda: is_zombie(known.daemon))
             lies(record, victim, precious)[name]()
             done = opener.open(guard.NBD, "s2", name="other")
             assert are_all(opener.shown(guard.NBD, "other"), 2) and victim.poll() is None
