@@ -162,7 +162,7 @@ def functional(work: Work, core: str) -> None:
             work.pytest(bin, "tests/functional")
         else:  # most of the slow ones play playbooks
             work.pytest(bin, "-m", "not slow", "tests/functional")
-            work.pytest(bin, "-m", "slow", "tests/functional", env=part_of_today(work, 1, 6))
+            work.pytest(bin, "-m", "slow", "tests/functional", env=part_of_today(work, 1, 8))
     else:  # what takes long does not depend on Ansible's version, but for the roles' templates
         fast, work.fast = work.fast, True
         work.pytest(bin, "tests/functional", env=part_for_core(core, 8, apart=4))
