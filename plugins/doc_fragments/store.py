@@ -23,6 +23,27 @@ options:
     default: /var/lib/remotefs/mnt
 """
 
+    SHARES = r"""
+options:
+  share:
+    description:
+      - The source of a mounted share, or an absolute directory, or a list of them. Commas in a text belong to the name.
+      - Without this option, it is every mount of a network file system that this collection supports, and every mount under O(mount_base).
+    type: raw
+  mount_base:
+    description: The directory under which shares are mounted by default. A directory below it is a share only while something is mounted there.
+    type: path
+    default: /var/lib/remotefs/mnt
+  fstab:
+    description: The administrator's table of mounts. A directory that it names as a mount point is a share only while something is mounted there.
+    type: path
+    default: /etc/fstab
+  timeout:
+    description: Seconds that one share may take to answer.
+    type: int
+    default: 10
+"""
+
     ATTACHMENT = r"""
 options:
   attachment:

@@ -95,9 +95,14 @@ def _snapshot(snapshot: Mapping) -> str:
     return f"{text}: {described}" if described else text
 
 
+def printable(text: object) -> str:
+    """Free text from a share without control characters, which could manipulate a terminal. None is empty."""
+    return "".join(character if character.isprintable() else " " for character in str("" if text is None else text))
+
+
 def _one_line(text: object) -> str:
-    """Free text from a share as one line, without control characters, which could manipulate a terminal."""
-    return " ".join("".join(character if character.isprintable() else " " for character in str(text or "")).split())
+    """Free text from a share as one line."""
+    return " ".join(printable(text or "").split())
 
 
 def _when(created: str) -> str:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.remotefs.storage.plugins.filter.chain_picture import human_size
+from ansible_collections.remotefs.storage.plugins.filter.chain_picture import human_size, printable
 
 _DURATION = re.compile(r"([0-9]+)([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -157,7 +157,7 @@ def _of_volume(one: dict, limits: dict, now: datetime) -> list[dict]:
         found.append(_warning(WARN, *where, f"Its chain has {len(one['chain'])} files"))
     if one["lag"] is not None and one["lag"] > limits["replica_lag"]:
         found.append(_warning(WARN, *where, f"The replica is {_age(one['lag'])} behind its source"))
-    times = [taken for taken in (_time(snapshot["created"]) for snapshot in one["snapshots"]) if taken is not None]
+    times = _taken(one)
     if times and not one.get("replica") and not one.get("lease") and (now - max(times)).total_seconds() > limits["snapshot_age"]:
         found.append(_warning(WARN, *where, f"Its newest snapshot is {_age((now - max(times)).total_seconds())} old"))
     over = [snapshot["name"] for snapshot in one["snapshots"] if not snapshot["protected"] and (_time(snapshot["expires"]) or now) < now]
@@ -166,11 +166,16 @@ def _of_volume(one: dict, limits: dict, now: datetime) -> list[dict]:
     return found
 
 
+def _taken(one: dict) -> list[datetime]:
+    """When the snapshots of a volume were taken, as far as that is known."""
+    return [taken for taken in (_time(snapshot["created"]) for snapshot in one["snapshots"]) if taken is not None]
+
+
 def _lags(volumes: Sequence[dict]) -> dict:
     """Of replicas, how many seconds the newest point is older than that of a volume of the same name on another share."""
     newest: dict = {}
     for one in volumes:
-        times = [taken for taken in (_time(snapshot["created"]) for snapshot in one["snapshots"]) if taken is not None]
+        times = _taken(one)
         if times:
             newest[one["share"], one["name"]] = max(times)
     sources: dict = {}
@@ -235,8 +240,7 @@ def report_markdown(data: object) -> str:
 
 def _cell(value: object) -> str:
     """Text of a cell, without what means something to Markdown or HTML."""
-    text = "".join(character if character.isprintable() else " " for character in str("" if value is None else value))
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|&~$-])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|&~$-])", r"\\\1", printable(value))
 
 
 def _row(*cells: object) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Sequence
 
 from .errors import as_storage_error
-from .model import MOUNT_BASE, Share
+from .model import FSTAB, MOUNT_BASE, Share
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -22,6 +22,8 @@ STORE = {
     "share": {"type": "raw"},  # one share or a list: Ansible would split a list's text at commas, which names of directories may have
     "mount_base": {"type": "path", "default": MOUNT_BASE},
 }
+# Of modules that are about shares as wholes. Without ``share`` they are about all that are mounted.
+SHARES = {**STORE, "fstab": {"type": "path", "default": FSTAB}, "timeout": {"type": "int", "default": 10}}
 _LARGE = 50_000  # characters of a result
 
 

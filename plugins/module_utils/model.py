@@ -20,6 +20,7 @@ MAX_SIZE = 2**63  # 8 EiB, exclusive: the limit of an off_t
 MAX_QCOW2_SIZE = 2**51  # the limit of QEMU's largest L1 table (32 MiB) with clusters of 64 KiB
 FORMATS = ("raw", "qcow2")
 MOUNT_BASE = "/var/lib/remotefs/mnt"  # the directory under which shares are mounted, unless a task names another one
+FSTAB = "/etc/fstab"  # the administrator's table of mounts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
@@ -154,6 +155,16 @@ def time_text(seconds: float) -> str | None:
     try:
         return time.strftime(_TIME, time.gmtime(seconds))
     except (OverflowError, ValueError, OSError):
+        return None
+
+
+def seconds_of(told: str) -> float | None:
+    """The seconds since 1970 of a time that :func:`now` wrote. None for any other text."""
+    import calendar  # late: hardly any task asks
+
+    try:
+        return float(calendar.timegm(time.strptime(told, _TIME)))
+    except ValueError:
         return None
 
 

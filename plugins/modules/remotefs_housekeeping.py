@@ -127,32 +127,14 @@ from ..module_utils.arguments import STORE
 from ..module_utils.errors import as_storage_error
 
 
-def _run(params: dict, options, finder) -> dict:
-    """All shares, one after the other. One that fails in the middle stops no other."""
+def _result(params: dict, options, finder) -> dict:
     from ..module_utils.operations import leftovers, share_contents
     from ..module_utils.plan.retention import parse_duration
 
     grace = parse_duration(params["grace"], "option grace")
     candidates = finder.find(params["share"], params["mount_base"])
     candidates.require_all()
-    removed: list = []
-    kept: list = []
-    failures: list = []
-    for share in candidates.shares:
-        cleaned = leftovers.clean(share, share_contents.find_leftovers(share), grace, options)
-        failures += [cleaned.failure] if cleaned.failure else []
-        removed += [{"share": share.source, "file": one.path, "bytes": one.allocated} for one in cleaned.removed]
-        kept += [{"share": share.source, "file": one.path, "bytes": one.allocated, "why": why} for one, why in cleaned.kept]
-    failed = {"msg": str(failures[0]), "error_code": failures[0].error_code, **failures[0].details} if failures else {}
-    return {
-        **failed,
-        "changed": bool(removed),
-        "removed": removed,
-        "kept": kept,
-        "freed": sum(one["bytes"] for one in removed),
-        "actions": [{"step": "unlink", **one} for one in removed],
-        "diff": {"before": {"leftovers": [one["file"] for one in removed + kept]}, "after": {"leftovers": [one["file"] for one in kept]}},
-    }
+    return leftovers.clean_all(((share, share_contents.find_leftovers(share)) for share in candidates.shares), grace, options)
 
 
 def main() -> None:
@@ -168,15 +150,10 @@ def main() -> None:
     try:
         from ..module_utils.operations.candidates import Finder
 
-        result = _run(module.params, changes.plain_options(module), Finder())
+        result = _result(module.params, changes.plain_options(module), Finder())
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        known = as_storage_error(error, "this task")
-        module.fail_json(msg=str(known), error_code=known.error_code, **known.details)
-    if not module._diff:
-        result.pop("diff")
-    if "error_code" in result:
-        module.fail_json(**result)
-    module.exit_json(**result)
+        result = changes.failure(as_storage_error(error, "this task"))
+    changes.leave(module, result, "leftovers")
 
 
 if __name__ == "__main__":

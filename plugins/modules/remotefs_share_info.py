@@ -21,24 +21,8 @@ extends_documentation_fragment:
   - remotefs.storage.attributes
   - remotefs.storage.attributes.info
   - remotefs.storage.attributes.action_group_volumes
+  - remotefs.storage.store.shares
 options:
-  share:
-    description:
-      - The source of a mounted share, or an absolute directory, or a list of them. Commas in a text belong to the name.
-      - Without this option, the module returns every mount of a network file system that this collection supports, and every mount under O(mount_base).
-    type: raw
-  mount_base:
-    description: The directory under which shares are mounted by default. A directory below it is a share only while something is mounted there.
-    type: path
-    default: /var/lib/remotefs/mnt
-  fstab:
-    description: The administrator's table of mounts. A directory that it names as a mount point is a share only while something is mounted there.
-    type: path
-    default: /etc/fstab
-  timeout:
-    description: Seconds that one share may take to answer.
-    type: int
-    default: 10
   contents:
     description:
       - Whether to read what the shares hold. It takes as long as M(remotefs.storage.remotefs_volume_info) takes.
@@ -227,19 +211,15 @@ shares:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils import arguments
 from ..module_utils.errors import as_storage_error
-from ..module_utils.model import MOUNT_BASE
-from ..module_utils.mounts import tables
 
 
 def main() -> None:
     """Run the module: one use case, one exit."""
     module = AnsibleModule(
         argument_spec={
-            "share": {"type": "raw"},
-            "mount_base": {"type": "path", "default": MOUNT_BASE},
-            "fstab": {"type": "path", "default": tables.FSTAB},
-            "timeout": {"type": "int", "default": 10},
+            **arguments.SHARES,
             "contents": {"type": "bool", "default": True},
         },
         supports_check_mode=True,

@@ -28,16 +28,21 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-@pytest.fixture
-def layered(tmp_path: Path) -> Store:
-    """Volume ``vol``: ones in the base, twos in ``vol.s1`` (what s2 shows), threes in the active image ``vol.s2``."""
-    share = tmp_path / "share"
+def with_two_snapshots(share: Path) -> Store:
+    """A new share with volume ``vol``: ones in the base, twos in ``vol.s1`` (what s2 shows), and nothing in the active image ``vol.s2``."""
     share.mkdir()
     store = Store(share)
     store.present(size=MIB)
     for value, name in ((1, "s1"), (2, "s2")):
         write(store, "vol", value)
         store.snapshot(name)
+    return store
+
+
+@pytest.fixture
+def layered(tmp_path: Path) -> Store:
+    """Volume ``vol``: ones in the base, twos in ``vol.s1`` (what s2 shows), threes in the active image ``vol.s2``."""
+    store = with_two_snapshots(tmp_path / "share")
     write(store, "vol", 3)
     return store
 

@@ -17,7 +17,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations.option
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 
-from .test_clones import content, write
+from .conftest import with_two_snapshots
+from .test_clones import content
 from .test_examples import play
 from .test_refusals import MIB, Store
 from .test_return_detail import check
@@ -134,12 +135,7 @@ def test_whatever_a_killed_task_left_goes(tmp_path: Path, change: str) -> None:
     while True:
         path = tmp_path / "share"
         shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
-        store = Store(path)
-        store.present(size=MIB)
-        for value, name in ((1, "s1"), (2, "s2")):
-            write(store, "vol", value)
-            store.snapshot(name)
+        store = with_two_snapshots(path)
         if not killed_at(store, change, number):
             break
         aged(store)

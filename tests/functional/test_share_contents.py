@@ -18,10 +18,10 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import trying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import share_contents, shares
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Capacity
-from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import Directory, ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import share_abilities
 
-from .test_clones import write
+from .conftest import with_two_snapshots
 from .test_examples import play
 from .test_refusals import MIB, Store
 from .test_return_detail import check
@@ -145,12 +145,7 @@ def test_what_a_killed_task_left_is_never_somebody_elses(tmp_path: Path, change:
     number, left = 1, 0
     while True:
         path = tmp_path / f"share{number}"
-        path.mkdir()
-        store = Store(path)
-        store.present(size=MIB)
-        for value, name in ((1, "s1"), (2, "s2")):
-            write(store, "vol", value)
-            store.snapshot(name)
+        store = with_two_snapshots(path)
         if not killed_at(store, change, number):
             break
         found = told(store)
@@ -215,7 +210,8 @@ def test_where_nothing_is_possible(store: Store, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trying.os, "getxattr", refuse(errno.EOPNOTSUPP))
     monkeypatch.setattr(trying.os, "fchmod", lambda *_given: None)
     monkeypatch.setattr(trying.os, "lseek", lambda *_given: 0)
-    monkeypatch.setattr(trying, "_is_there", lambda _folder, name: name.startswith("VOL~"))
+    status = Directory.status
+    monkeypatch.setattr(Directory, "status", lambda folder, name: status(folder, name.lower()))
     monkeypatch.setattr(trying.allocate, "can_fallocate", refuse(errno.EIO))
     with ShareDirectory(store.share) as directory:
         trying.try_out(directory, "vol")

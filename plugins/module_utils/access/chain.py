@@ -71,7 +71,7 @@ def require_unwritten(directory: ShareDirectory, images: Sequence[Image], assume
                 raise in_use.image_use_unknown(image.file, share.label)
             if check_only or not share.locks_visible or not _keeps_writers_out(directory, image.file):
                 with directory.root.opened(image.file) as fd:
-                    _refuse_kernel(directory, fd, image.file)
+                    in_use.refuse_kernel_user(directory, fd, image.file, writing=True)
                     if in_use.is_written(fd, share):
                         raise in_use.image_in_use(image.file, share.label)
         except InUse as error:
@@ -82,14 +82,8 @@ def _keeps_writers_out(directory: ShareDirectory, file: str) -> bool:
     """Try whether there are writers, which is right where a query is not. False: this user may not try. :raises InUse: there are."""
     try:
         with directory.root.opened(file, write=True) as fd:
-            _refuse_kernel(directory, fd, file)
+            in_use.refuse_kernel_user(directory, fd, file, writing=True)
             in_use.keep_writers_out(fd, file, directory.share.label)
     except (ShareNotWritable, UnsafeImage):  # it has another owner, or a second name
         return False
     return True
-
-
-def _refuse_kernel(directory: ShareDirectory, fd: int, file: str) -> None:
-    user = directory.kernel_users.of(os.fstat(fd))
-    if user is not None and user.writes:
-        raise in_use.kernel_uses_image(user, file, directory.share.label)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Iterator
 
 from ..apply.turns import take
-from ..consumers.private_files import content, require_own
+from ..consumers import private_files
 from ..errors import InUse, InvalidParameter, ToolFailed
 from ..mounts.host_files import replace_file
 from . import guard
@@ -57,42 +57,25 @@ class AccessDirectory:
         """Those of all folders. :raises ToolFailed: the directory is somebody else's."""
         if not os.path.lexists(self.path):
             return []
-        require_own(self.path)
+        private_files.require_own(self.path)
         try:
             return sorted(name for name in os.listdir(self.path) if _NAME.match(name))
         except OSError as error:
-            raise self._failed(error) from error
+            raise private_files.failed(error, self.path) from error
 
     def read(self, name: str) -> Record | None:
         """What is recorded of a point; None: nothing is. :raises ToolFailed: it is no record, or somebody else's directory."""
         if not os.path.lexists(self.folder(name)):
             return None
-        require_own(self.path)
-        require_own(self.folder(name))
         path = os.path.join(self.folder(name), guard.RECORD)
-        try:
-            found = Record.from_text(content(path), path)
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ToolFailed(path, f"it cannot be read ({error})", _REMEDY) from error
-        if found.target.name != name:
+        found = private_files.read_record(self.path, self.folder(name), path, Record.from_text, _REMEDY)
+        if found is not None and found.target.name != name:
             raise ToolFailed(path, "it is the record of another point", _REMEDY)
         return found
 
     def write(self, record: Record) -> None:
         """Record a point, in a folder that is made if it is not there. :raises ToolFailed: it is somebody else's, or cannot be made."""
-        folder = self.folder(record.target.name)
-        try:
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            for one in (self.path, folder):
-                try:
-                    os.mkdir(one, 0o700)
-                except FileExistsError:
-                    pass
-                require_own(one)
-        except OSError as error:
-            raise self._failed(error) from error
+        private_files.make(self.path, self.folder(record.target.name))
         self.replace(record)
 
     def replace(self, record: Record) -> None:
@@ -106,12 +89,12 @@ class AccessDirectory:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise self._failed(error) from error
+            raise private_files.failed(error, self.path) from error
 
     def known_pid(self, name: str) -> int:
         """The process that the daemon wrote down when it showed the point; 0: it has not."""
         try:
-            return int(content(self.pid_file(name)))
+            return int(private_files.content(self.pid_file(name)))
         except (OSError, ValueError):
             return 0
 
@@ -134,7 +117,7 @@ class AccessDirectory:
             yield
             return
         except OSError as error:
-            raise self._failed(error) from error
+            raise private_files.failed(error, self.path) from error
         try:
             until = time.monotonic() + patience
             while not _is_taken(lock):
@@ -144,9 +127,6 @@ class AccessDirectory:
             yield
         finally:
             os.close(lock)
-
-    def _failed(self, error: OSError) -> ToolFailed:
-        return ToolFailed(f"directory {self.path} of this host", error.strerror or str(error), "mend that, or give another run_dir, and run the task again")
 
 
 def _is_taken(lock: int) -> bool:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Callable, TypeVar
 
 from ..errors import ToolFailed
 
 _LONGEST = 1 << 20  # bytes of a record
+Kept = TypeVar("Kept")
 
 
 def content(path: str) -> str:
@@ -30,3 +32,37 @@ def require_own(path: str) -> None:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         problem = "others than the user of this task can write there, or it is no directory"
         raise ToolFailed(f"directory {path}", problem, "give another run_dir, or let it belong to that user alone (mode 0700)")
+
+
+def make(path: str, folder: str) -> None:
+    """Make a directory, and a folder in it, for this user alone, unless they are there. :raises ToolFailed: one is somebody else's, or cannot be made."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        for one in (path, folder):
+            try:
+                os.mkdir(one, 0o700)
+            except FileExistsError:
+                pass
+            require_own(one)
+    except OSError as error:
+        raise failed(error, path) from error
+
+
+def read_record(path: str, folder: str, file: str, parse: Callable[[str, str], Kept], remedy: str) -> Kept | None:
+    """What ``parse`` makes of the text of a record and of where it is; None where there is no such record.
+
+    :param path: the directory that has the ``folder`` with the ``file``. :raises ToolFailed: it cannot be read, or one of the two is somebody else's.
+    """
+    require_own(path)
+    require_own(folder)
+    try:
+        return parse(content(file), file)
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToolFailed(file, f"it cannot be read ({error})", remedy) from error
+
+
+def failed(error: OSError, path: str) -> ToolFailed:
+    """An error of the system about such a directory, for users."""
+    return ToolFailed(f"directory {path} of this host", error.strerror or str(error), "mend that, or give another run_dir, and run the task again")

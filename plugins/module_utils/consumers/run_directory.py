@@ -18,8 +18,8 @@ from ..apply.turns import take
 from ..attachments import LONGEST_SOCKET
 from ..errors import InvalidParameter, ToolFailed
 from ..mounts.host_files import replace_file
+from . import private_files
 from .described import Record
-from .private_files import content, require_own
 
 _REMEDY = "end the machine if it still runs, and remove its folder"
 _RECORD, _MONITOR, _AGENT, _PID = "machine.json", "qmp.sock", "agent.sock", "pid"
@@ -56,39 +56,23 @@ class RunDirectory:
         """The machines that have a folder there. :raises ToolFailed: it is somebody else's."""
         if not self.exists():
             return []
-        require_own(self.path)
+        private_files.require_own(self.path)
         try:
             names = [entry.name for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False)]
             return sorted(name for name in names if _is_short(Place(self.path, name)))  # no machine has a longer one
         except OSError as error:
-            raise _failed(error, self.path) from error
+            raise private_files.failed(error, self.path) from error
 
     def make(self, place: Place) -> None:
         """Make the folder of a machine. :raises ToolFailed: the directory is somebody else's, or it cannot be made."""
-        try:
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            for folder in (self.path, place.folder):
-                try:
-                    os.mkdir(folder, 0o700)
-                except FileExistsError:
-                    pass
-                require_own(folder)
-        except OSError as error:
-            raise _failed(error, self.path) from error
+        private_files.make(self.path, place.folder)
 
     def read(self, place: Place) -> Record | None:
         """What is recorded of a machine. :raises ToolFailed: it is no record, or somebody else's directory."""
         if not os.path.isdir(place.folder):
             return None
-        require_own(self.path)
-        require_own(place.folder)
-        try:
-            record = Record.from_text(content(place.record), place.record)
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ToolFailed(place.record, f"it cannot be read ({error})", _REMEDY) from error
-        if record.name != place.name:
+        record = private_files.read_record(self.path, place.folder, place.record, Record.from_text, _REMEDY)
+        if record is not None and record.name != place.name:
             raise ToolFailed(place.record, "it is the record of another machine", _REMEDY)
         return record
 
@@ -103,7 +87,7 @@ class RunDirectory:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _failed(error, place.folder) from error
+            raise private_files.failed(error, place.folder) from error
 
     @contextmanager
     def locked(self, name: str, patience: float) -> Iterator[None]:
@@ -119,7 +103,3 @@ class RunDirectory:
 
 def _is_short(place: Place) -> bool:
     return len(os.fsencode(place.agent)) <= LONGEST_SOCKET
-
-
-def _failed(error: OSError, path: str) -> ToolFailed:
-    return ToolFailed(f"directory {path} of this host", error.strerror or str(error), "mend that, or give another run_dir, and run the task again")

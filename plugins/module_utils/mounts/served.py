@@ -31,7 +31,7 @@ def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fs
     if mount is None:
         remedy = f"mount it with remotefs_share and run the task again{hint_for_several(share)}"
         raise ShareNotMounted(f"share {share}", "it is not mounted on this host", remedy)
-    return resolve.describe(mount, mounts, mount.path, share, mount_base, fstab)
+    return resolve.describe(mount, mounts, mount.path, share, mount_base, fstab, entries=entries)
 
 
 def expected_share(share: str, mount_base: str) -> model.Share:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from ..errors import ToolFailed, from_os_error
 from ..localities import locality
+from ..model import FSTAB
 from . import types
 
 MOUNTINFO = "/proc/self/mountinfo"
-FSTAB = "/etc/fstab"
 HIDDEN = "?"  # the root of a mount that the kernel's table does not show
 _BLANKS = re.compile(r"[ \t]+")
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
-from typing import Iterable, NamedTuple
+from typing import TYPE_CHECKING, Iterable, NamedTuple
 
 from ..errors import NoEligibleShare, from_os_error
 from ..model import Share, Volume, round_to_sector
@@ -20,6 +20,9 @@ from ..store.files.directory import ShareDirectory
 from ..store.metadata import maintenance
 from ..store.volumes.chains import Observed
 from .candidates import Candidates
+
+if TYPE_CHECKING:
+    from ..localities import Locality
 
 _FIRST = 576 << 10  # bytes that the first change of a share takes for .remotefs: its folders and the ballast
 EACH = 32 << 10  # bytes that a volume takes besides its data: a record, and a lock on each candidate
@@ -130,20 +133,21 @@ class Capacity:
 
     def provisioned(self, share: Share) -> int:
         """The virtual sizes of all volumes of the share, in bytes, as this task leaves them."""
-        with self.lock:
-            own = self._own.get(share.path, {})
-            return sum(size for name, size in self._sizes(share).items() if name not in own) + sum(own.values())
+        return sum(self._as_left(share).values())
 
     def volumes(self, share: Share) -> int:
         """How many volumes of a known size the share has, as this task leaves them."""
-        with self.lock:
-            sizes = {**self._sizes(share), **self._own.get(share.path, {})}
-            return sum(size > 0 for size in sizes.values())
+        return sum(size > 0 for size in self._as_left(share).values())
 
     def size_of(self, share: Share, name: str) -> int | None:
         """The virtual size of a volume, as this task leaves it; None where there is none that can be read."""
         with self.lock:
             return self._own.get(share.path, {}).get(name, self._sizes(share).get(name))
+
+    def _as_left(self, share: Share) -> dict[str, int]:
+        """The sizes of volumes as this task leaves them; 0 for one that goes."""
+        with self.lock:
+            return {**self._sizes(share), **self._own.get(share.path, {})}
 
     def _sizes(self, share: Share) -> dict[str, int]:
         if share.path not in self._found:
@@ -217,6 +221,15 @@ class Capacity:
 
 def _key(candidates: Candidates, name: str) -> tuple:
     return (name, *(share.path for share in candidates.shares))
+
+
+def locality_of(share: Share) -> Locality | None:
+    """What is known of the file system on which the directory of a share lies. None: no mount has it."""
+    from ..localities import locality  # late: most tasks do not ask
+    from ..mounts.tables import enclosing, read_mounts
+
+    mount = enclosing(read_mounts(), os.path.realpath(share.path))
+    return locality(mount.fstype) if mount is not None else None
 
 
 def require_placeable(share: Share, name: str) -> None:

@@ -19,7 +19,7 @@ from ..apply.openers import other_users
 from ..errors import ChainBroken, Conflict, HasDependents, InUse, LockTimeout, NeedsRecovery, StorageError, UnsafeImage, as_storage_error
 from ..images import arriving
 from ..model import Share
-from ..store.files.directory import PRIVATE, ShareDirectory
+from ..store.files.directory import PRIVATE, Directory, ShareDirectory
 from ..store.metadata import leases, records
 from ..store.volumes import chains
 from .named_locks import locked_name
@@ -66,32 +66,59 @@ def find(directory: ShareDirectory, garbage: Iterable[tuple[str, str]]) -> list[
     """
     found = []
     for volume, file in garbage:
-        status, finished = _status(directory.root.fd, file), _status_of_record(directory, volume)
+        status, finished = _status(directory.root, file), _status_of_record(directory, volume)
         if status is not None:
             found.append(Leftover(file, "", volume, status.st_blocks * _BLOCK, finished.st_mtime if finished is not None else status.st_mtime))
     for folder, grammar in _GRAMMARS:
         opened = directory.private(folder)
-        for name in opened.names() if opened is not None else ():
-            match, status = grammar.fullmatch(name), _status(opened.fd if opened is not None else -1, name)
+        for match in map(grammar.fullmatch, opened.names()) if opened is not None else ():
+            status = _status(opened, match[0]) if match and opened is not None else None
             if match and status is not None:
-                found.append(Leftover(f"{PRIVATE}/{folder}/{name}", folder, match[1], status.st_blocks * _BLOCK, status.st_mtime))
+                found.append(Leftover(f"{PRIVATE}/{folder}/{match[0]}", folder, match[1], status.st_blocks * _BLOCK, status.st_mtime))
     newest: dict[str, float] = {}
     for one in found:
         newest[one.folder + one.holder] = max(one.written, newest.get(one.folder + one.holder, 0.0))
     return sorted(one._replace(written=newest[one.folder + one.holder]) if one.folder == "images" else one for one in found)
 
 
-def _status(folder: int, name: str) -> os.stat_result | None:
-    """None if it has gone meanwhile. :raises OSError: that cannot be told."""
+def _status(folder: Directory, name: str) -> os.stat_result | None:
+    """Of anything of that name; None if it has gone meanwhile. :raises OSError: that cannot be told."""
     try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
 
 
+def allocated(folder: Directory, name: str) -> int:
+    """Bytes on the disk of anything of that name; 0 for what has gone meanwhile. :raises OSError: that cannot be told."""
+    status = _status(folder, name)
+    return status.st_blocks * _BLOCK if status is not None else 0
+
+
 def _status_of_record(directory: ShareDirectory, volume: str) -> os.stat_result | None:
     folder = directory.private("volumes")
-    return _status(folder.fd, records.file_name(volume)) if folder is not None else None
+    return _status(folder, records.file_name(volume)) if folder is not None else None
+
+
+def clean_all(shares: Iterable[tuple[Share, Sequence[Leftover]]], grace: float, options: Options) -> dict:
+    """Clean shares, each with its leftovers, one after the other. One that fails in the middle stops no other. Returns what the module does."""
+    removed: list[dict] = []
+    kept: list[dict] = []
+    failures: list[StorageError] = []
+    for share, found in shares:
+        cleaned = clean(share, found, grace, options)
+        failures += [cleaned.failure] if cleaned.failure else []
+        removed += [{"share": share.source, "file": one.path, "bytes": one.allocated} for one in cleaned.removed]
+        kept += [{"share": share.source, "file": one.path, "bytes": one.allocated, "why": why} for one, why in cleaned.kept]
+    return {
+        **({"msg": str(failures[0]), "error_code": failures[0].error_code, **failures[0].details} if failures else {}),
+        "changed": bool(removed),
+        "removed": removed,
+        "kept": kept,
+        "freed": sum(one["bytes"] for one in removed),
+        "actions": [{"step": "unlink", **one} for one in removed],
+        "diff": {"before": {"leftovers": [one["file"] for one in removed + kept]}, "after": {"leftovers": [one["file"] for one in kept]}},
+    }
 
 
 def clean(share: Share, found: Sequence[Leftover], grace: float, options: Options) -> Cleaned:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-import calendar
-import time
+import os
+import stat
 from typing import Iterable, NamedTuple, Sequence
 
 from ..errors import StorageError
+from ..model import seconds_of
+from ..mounts.host_files import replace_file
 from . import leases, share_contents, shares
 from .share_contents import VolumeFigures
 
@@ -142,10 +144,7 @@ def _of_lease(lease: dict, labels: tuple) -> list[Sample]:
 
 def _seconds(told: str) -> float:
     """Seconds since 1970 of a time as records have it. One that is none counts as 1970, which alerts."""
-    try:
-        return float(calendar.timegm(time.strptime(told, "%Y-%m-%dT%H:%M:%SZ")))
-    except ValueError:
-        return 0.0
+    return seconds_of(told) or 0.0
 
 
 # -- the text --------------------------------------------------------------------------------------------------------
@@ -174,6 +173,33 @@ def lasting(told: str) -> str:
     return "".join(line for line in told.splitlines(True) if not line.startswith(_OF_THE_MOMENT))
 
 
-def unreadable(samples: Iterable[Sample]) -> list[str]:
-    """The shares that could not be read."""
-    return [dict(one.labels)["share"] for one in samples if one.family == _SHARE + "up" and not one.value]
+# -- the file --------------------------------------------------------------------------------------------------------
+
+
+def write(samples: Sequence[Sample], dest: str, mode: int, check: bool) -> dict:
+    """Replace the file ``dest`` by these samples, unless it is only a ``check``. Returns what the module does.
+
+    :param mode: of a new file. :raises StorageError: it cannot be written.
+    """
+    told, before = text(samples), _content(dest)
+    if not check:
+        replace_file(dest, told.encode("utf-8"), mode)
+    figures = lasting(told)
+    return {
+        "changed": before is None or lasting(before) != figures,
+        "dest": dest,
+        "samples": len(samples),
+        "unreadable": [dict(one.labels)["share"] for one in samples if one.family == _SHARE + "up" and not one.value],
+        "actions": [{"step": "write_metrics", "file": dest}],
+        "diff": {"before": lasting(before or ""), "after": figures},
+    }
+
+
+def _content(path: str) -> str | None:
+    """What a file has; None where there is none that can be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, encoding="utf-8", errors="replace") as stream:
+            return stream.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    except OSError:
+        return None

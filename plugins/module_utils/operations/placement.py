@@ -11,7 +11,7 @@ from ..errors import NoEligibleShare
 from ..model import Share, size_text
 from ..plan.desired import DesiredVolume
 from .candidates import LEAST_ALLOCATED, ROUND_ROBIN, Candidates, Policy
-from .capacity import EACH, Capacity, Demand, figures_of
+from .capacity import EACH, Capacity, Demand, figures_of, locality_of
 
 _NOISE = 1 << 20  # bytes by which what a source holds may differ from what it was thought to hold
 _QCOW2 = 5 << 16  # bytes of the header and of the smallest tables
@@ -47,13 +47,11 @@ def _tables(size: int) -> int:
 
 def _copies_share_blocks(source: Share, candidates: Candidates) -> bool:
     """Whether a copy of a volume on ``source`` takes no room of its own on any of the candidates, as far as that can be known."""
-    from ..localities import locality  # late: only full clones ask
-    from ..mounts.tables import enclosing, read_mounts
 
     if any(share.path != source.path for share in candidates.shares):
         return False
-    mount = enclosing(read_mounts(), os.path.realpath(source.path))
-    return mount is not None and locality(mount.fstype).shares_blocks
+    below = locality_of(source)
+    return below is not None and below.shares_blocks
 
 
 def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, capacity: Capacity) -> Share:

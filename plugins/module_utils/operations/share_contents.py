@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import Iterable, NamedTuple
 
 from ..errors import StorageError
-from ..localities import locality
 from ..model import Share, round_to_sector
 from ..mounts import types
-from ..mounts.tables import enclosing, read_mounts
-from ..store.files.directory import PRIVATE, Directory, ShareDirectory
+from ..store.files.directory import PRIVATE, ShareDirectory
 from ..store.files.folders import SNAPSHOT_FOLDERS
 from ..store.files.names import shown
 from ..store.metadata import share_abilities
@@ -22,12 +19,12 @@ from ..store.volumes import chains
 from ..store.volumes.chains import Observed
 from ..store.volumes.listing import Listing, processors, read_volumes
 from . import leftovers
+from .capacity import locality_of
 from .leftovers import Leftover
 
 KEYS: tuple[str, ...] = ("volumes", "virtual", "allocated", "held_by_snapshots", "over_subscription", "leftovers", "leftovers_allocated")
 KEYS += ("unknown", "unknown_allocated", "abilities", "pool")
 _GIB = 1 << 30
-_BLOCK = 512  # bytes that st_blocks counts in
 _NOT_TOLD = SNAPSHOT_FOLDERS | {PRIVATE, "lost+found"}  # a file system makes the last one
 
 
@@ -133,29 +130,12 @@ def _unknown(directory: ShareDirectory, found: Listing, volumes: dict[str, Volum
     for name, told in volumes.items():
         chain = found.chains.get(name)
         known.update(chain.files[0 if name in ours else 1 :] if chain is not None else (), told.garbage, told.named)
-    entries = [entry for entry in _entries(directory) if entry.name not in _NOT_TOLD and entry.name not in known and not _is_info(entry.name, ours)]
-    return _files((entry.name + "/" * entry.is_dir(follow_symlinks=False), _allocated(directory.root, entry.name)) for entry in entries)
+    entries = [entry for entry in directory.root.read_entries() if entry.name not in _NOT_TOLD and entry.name not in known and not _is_info(entry.name, ours)]
+    return _files((entry.name + "/" * entry.is_dir(follow_symlinks=False), leftovers.allocated(directory.root, entry.name)) for entry in entries)
 
 
 def _is_info(name: str, ours: set[str]) -> bool:
     return name.endswith(".info") and name[: -len(".info")] in ours
-
-
-def _entries(directory: ShareDirectory) -> list[os.DirEntry]:
-    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.root.fd)
-    try:
-        with os.scandir(fd) as found:
-            return list(found)
-    finally:
-        os.close(fd)
-
-
-def _allocated(folder: Directory, name: str) -> int:
-    """Bytes on the disk; 0 for what has gone meanwhile. :raises OSError: that cannot be told."""
-    try:
-        return os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_blocks * _BLOCK
-    except FileNotFoundError:
-        return 0
 
 
 def _files(found: Iterable[tuple[str, int]]) -> _Files:
@@ -167,8 +147,7 @@ def _abilities(directory: ShareDirectory) -> dict[str, bool | None]:
     """What was tried out on the share, else what the tables of file systems say, else None."""
     share, tried = directory.share, share_abilities.read(directory)
     seen = share.locks_visible if types.find(share.fstype) is not None else None
-    mount = enclosing(read_mounts(), os.path.realpath(share.path))
-    below = locality(mount.fstype) if mount is not None else None
+    below = locality_of(share)
     assumed = {
         share_abilities.LOCKS_BETWEEN_HOSTS: seen,
         share_abilities.IN_USE_SEEN: seen,

@@ -32,7 +32,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.mounts import (
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, placement, report, shares
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import kernel_users
 from ansible_collections.remotefs.storage.plugins.module_utils.store.volumes import resolving
-from ansible_collections.remotefs.storage.plugins.modules import remotefs_share, remotefs_share_info
+from ansible_collections.remotefs.storage.plugins.modules import remotefs_share
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLUGINS = REPOSITORY / "plugins"
@@ -110,8 +110,8 @@ def test_the_documented_choices_are_the_rows() -> None:
 
 def test_the_documented_places_are_the_constants() -> None:
     assert yaml.safe_load(store.ModuleDocFragment.DOCUMENTATION)["options"]["mount_base"]["default"] == model.MOUNT_BASE
-    for module in (remotefs_share, remotefs_share_info):
-        assert options_of(module)["mount_base"]["default"] == model.MOUNT_BASE and options_of(module)["fstab"]["default"] == tables.FSTAB
+    for documented in (options_of(remotefs_share), yaml.safe_load(store.ModuleDocFragment.SHARES)["options"]):
+        assert documented["mount_base"]["default"] == model.MOUNT_BASE and documented["fstab"]["default"] == tables.FSTAB
 
 
 @pytest.mark.parametrize("constant", [model.MOUNT_BASE, tables.FSTAB])

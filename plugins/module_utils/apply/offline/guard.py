@@ -57,7 +57,7 @@ class Guard:
                     raise
                 fd, writable = self._directory.root.open(file), False
             self._fds[file] = fd
-            refuse_kernel_user(self._directory, fd, file)
+            in_use.refuse_kernel_user(self._directory, fd, file)
             if not writable:
                 _hold_read_only(fd, file, share, self._assume_unused)
             elif share.locks_visible:
@@ -80,7 +80,7 @@ class Guard:
                 writable, fd = False, self._directory.root.open(file)
             self._fds[file] = fd
             self._watched.add(file)
-            refuse_kernel_user(self._directory, fd, file, writing=True)
+            in_use.refuse_kernel_user(self._directory, fd, file, writing=True)
             if share.locks_visible and writable:
                 in_use.keep_writers_out(fd, file, share.label)
             elif share.locks_visible:
@@ -151,16 +151,6 @@ def _refuse_marked(directory: ShareDirectory, file: str) -> None:
         opened_marks.require_none(directory, file)
 
 
-def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: bool = False) -> None:
-    """Check that this host's kernel does not use the file (as a loop device, for instance).
-
-    :param writing: a user that cannot write to it does not count. :raises InUse: the kernel has it open.
-    """
-    user = directory.kernel_users.of(os.fstat(fd))
-    if user is not None and (user.writes or not writing):
-        raise in_use.kernel_uses_image(user, file, directory.share.label)
-
-
 def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writing: bool = False) -> None:
     """Check whether :meth:`Guard.take` (``writing``: :meth:`Guard.watch`) would fail, without taking anything.
 
@@ -173,7 +163,7 @@ def check_unused(directory: ShareDirectory, file: str, assume_unused: bool, writ
     if directory.root.status(file) is None:
         return  # an earlier item of the same prediction would create it
     with directory.root.opened(file) as fd:
-        refuse_kernel_user(directory, fd, file, writing)
+        in_use.refuse_kernel_user(directory, fd, file, writing)
         if in_use.is_written(fd, share) if writing else in_use.ask(fd, share):
             raise in_use.image_in_use(file, share.label)
 

@@ -9,12 +9,12 @@ import errno
 import fcntl
 import os
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Callable, Iterator
 
 from ...errors import NoSpace
 from ...store.files.ballast import FULL
-from ...store.files.directory import ShareDirectory, write_all
+from ...store.files.directory import Directory, ShareDirectory, write_all
 from ...store.metadata import share_abilities as abilities
 from . import allocate
 from .copying import FICLONE
@@ -31,11 +31,11 @@ def try_out(directory: ShareDirectory, volume: str) -> None:
     :param volume: the task has its lock. If it is killed, the next task on that volume removes these files, as any of its own.
     :raises OSError, StorageError: the share fails, and is not only full.
     """
-    directory.make_private("tmp")
+    folder = directory.make_private("tmp")
     try:
         with _file(directory, volume) as (name, first), _file(directory, volume) as (_other, second):
             write_all(first, b"x" * _HALF, _HALF)
-            found = _trials(directory.make_private("tmp").fd, name, first, second)
+            found = _trials(folder, name, first, second)
     except (NoSpace, OSError) as error:
         if isinstance(error, OSError) and error.errno not in FULL:
             raise
@@ -54,12 +54,12 @@ def _file(directory: ShareDirectory, volume: str) -> Iterator[tuple[str, int]]:
         directory.discard_temporary(name)
 
 
-def _trials(folder: int, name: str, first: int, second: int) -> dict[str, bool | None]:
+def _trials(folder: Directory, name: str, first: int, second: int) -> dict[str, bool | None]:
     """The ability → whether the share has it, None where the trial failed for another reason."""
     return {
         abilities.REFLINK: _answer(lambda: _shares_blocks(first, second)),
         abilities.HOLES: _answer(lambda: os.lseek(first, 0, os.SEEK_DATA) > 0),
-        abilities.CASE_SENSITIVE: None if name == name.swapcase() else _answer(lambda: not _is_there(folder, name.swapcase())),
+        abilities.CASE_SENSITIVE: None if name == name.swapcase() else _answer(lambda: folder.status(name.swapcase()) is None),
         abilities.MODES: _answer(lambda: _keeps_mode(first)),
         abilities.ACL: _answer(lambda: _has_acls(first)),
         abilities.FALLOCATE: _answer(lambda: allocate.can_fallocate(_emptied(second))),
@@ -76,13 +76,6 @@ def _answer(trial: Callable[[], bool]) -> bool | None:
 def _shares_blocks(source: int, target: int) -> bool:
     fcntl.ioctl(target, FICLONE, source)
     return True
-
-
-def _is_there(folder: int, name: str) -> bool:
-    with suppress(FileNotFoundError):
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-        return True
-    return False
 
 
 def _keeps_mode(fd: int) -> bool:

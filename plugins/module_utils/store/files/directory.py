@@ -163,6 +163,11 @@ class Directory(Names):
             raise UnsafeImage(self.subject(name), "it is a directory where a file should be", "find out who made it and remove it") from error
         return True
 
+    def remove(self, name: str) -> None:
+        """:meth:`unlink`, durably."""
+        if self.unlink(name):
+            self.sync()
+
     def sync(self) -> None:
         """Return when the names that were made and removed here are durable."""
         self._waiting.sync_directory(self.fd)

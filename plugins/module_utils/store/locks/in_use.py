@@ -19,6 +19,7 @@ from ...errors import InUse
 from ...model import Share
 
 if TYPE_CHECKING:
+    from ..files.directory import ShareDirectory
     from .kernel_users import User as KernelUser
 
 _OFD_GETLK, _OFD_SETLK = 36, 37  # <fcntl.h>; Python has names for them since 3.9
@@ -135,3 +136,13 @@ def _is_held(fd: int, start: int, length: int = 1) -> bool:
     """Whether a program holds a lock on any byte of a range. Most images are unused, and then one query is enough."""
     answer = fcntl.fcntl(fd, _OFD_GETLK, _request(fcntl.F_WRLCK, start, length))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def refuse_kernel_user(directory: ShareDirectory, fd: int, file: str, writing: bool = False) -> None:
+    """Check that this host's kernel does not use the file (as a loop device, for instance).
+
+    :param writing: a user that cannot write to it does not count. :raises InUse: the kernel has it open.
+    """
+    user = directory.kernel_users.of(os.fstat(fd))
+    if user is not None and (user.writes or not writing):
+        raise kernel_uses_image(user, file, directory.share.label)

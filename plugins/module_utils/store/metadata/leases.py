@@ -155,9 +155,7 @@ def write(directory: ShareDirectory, lease: Lease, is_new: bool) -> Lease:
 
 def remove(directory: ShareDirectory, name: str) -> None:
     """Remove a lease, durably; the caller holds its lock."""
-    folder = directory.make_private(FOLDER)
-    if folder.unlink(name + _SUFFIX):
-        folder.sync()
+    directory.make_private(FOLDER).remove(name + _SUFFIX)
 
 
 def time_of_share(directory: ShareDirectory, lock: str) -> float:

@@ -29,5 +29,5 @@ def mark(directory: ShareDirectory) -> None:
 def clear(directory: ShareDirectory) -> None:
     """End the maintenance, durably. :raises StorageError: the mark is a directory. :raises OSError: it cannot be removed."""
     folder = directory.private(FOLDER)
-    if folder is not None and folder.unlink(FILE):
-        folder.sync()
+    if folder is not None:
+        folder.remove(FILE)

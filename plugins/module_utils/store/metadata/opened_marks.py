@@ -58,8 +58,8 @@ def write(directory: ShareDirectory, volume: str, name: str, label: str, files: 
 def remove(directory: ShareDirectory, name: str) -> None:
     """Remove a mark, if it is there. :raises OSError, StorageError: it cannot be removed."""
     folder = directory.private(_FOLDER)
-    if folder is not None and folder.unlink(name + _SUFFIX):
-        folder.sync()
+    if folder is not None:
+        folder.remove(name + _SUFFIX)
 
 
 def require_none(directory: ShareDirectory, file: str) -> None:
