@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import kernel_users
+
 from .test_clones import write
 from .test_refusals import MIB, Store
 
@@ -19,6 +21,15 @@ def store(tmp_path: Path) -> Store:
     """An empty share."""
     (tmp_path / "share").mkdir()
     return Store(tmp_path / "share")
+
+
+@pytest.fixture
+def no_devices(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host has no loop devices and serves no files. A task asks about each of them, so those of other tests would be counted as its
+    work."""
+    root = tmp_path_factory.mktemp("host")
+    (root / "proc").symlink_to("/proc")
+    monkeypatch.setattr(kernel_users, "ROOT", str(root))
 
 
 @pytest.fixture

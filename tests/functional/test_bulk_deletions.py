@@ -385,6 +385,7 @@ def test_clones_that_go_round_fail_alone(shares: Candidates) -> None:
     assert sorted(file.name for file in path.iterdir() if file.is_file()) == ["a", "b"]
 
 
+@pytest.mark.usefixtures("no_devices")
 def test_a_family_costs_as_much_for_each_of_its_members(shares: Candidates, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls, which no other load disturbs."""
     counted: Counter = Counter()
