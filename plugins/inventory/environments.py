@@ -128,8 +128,7 @@ from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
 from ansible.utils.unsafe_proxy import wrap_var
 
-from ..module_utils import arguments
-from ..module_utils.errors import as_storage_error
+from ..module_utils import arguments, errors
 from ..module_utils.operations import environments
 
 _ENDINGS = ("remotefs.yml", "remotefs.yaml")
@@ -200,7 +199,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         except AnsibleError:
             raise
         except Exception as error:
-            known = as_storage_error(error, "the shares")
+            known = errors.as_storage_error(error, "the shares")
             self.display.vvv(known.details.get("traceback", ""))
             raise AnsibleParserError(f"{self.NAME}: {known}") from None  # newer Ansible would say it twice
         return {"workers": [one for part in found for one in part.workers], "problems": [one for part in found for one in part.problems]}

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Sequence
 
-from .errors import as_storage_error
-from .model import FSTAB, MOUNT_BASE, Share
+from . import errors, model
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -20,10 +19,10 @@ if TYPE_CHECKING:
 
 STORE = {
     "share": {"type": "raw"},  # one share or a list: Ansible would split a list's text at commas, which names of directories may have
-    "mount_base": {"type": "path", "default": MOUNT_BASE},
+    "mount_base": {"type": "path", "default": model.MOUNT_BASE},
 }
 # Of modules that are about shares as wholes. Without ``share`` they are about all that are mounted.
-SHARES = {**STORE, "fstab": {"type": "path", "default": FSTAB}, "timeout": {"type": "int", "default": 10}}
+SHARES = {**STORE, "fstab": {"type": "path", "default": model.FSTAB}, "timeout": {"type": "int", "default": 10}}
 _LARGE = 50_000  # characters of a result
 
 
@@ -41,7 +40,7 @@ def run_info(spec: dict, read: Callable[[dict, Callable[[str], None] | None], di
     try:
         found = read(module.params, module.warn if module.check_mode else None)
     except Exception as error:  # an unexpected one is a failure with a code, too
-        known = as_storage_error(error, "this task")
+        known = errors.as_storage_error(error, "this task")
         module.fail_json(msg=str(known), error_code=known.error_code, **known.details)
     _leave_reading(module, found)
 
@@ -70,7 +69,7 @@ def _leave_reading(module: AnsibleModule, found: dict[str, list[str]]) -> None:
     raise SystemExit(0)
 
 
-def shares_to_read(params: dict, warn: Callable[[str], None] | None = None) -> Sequence[Share]:
+def shares_to_read(params: dict, warn: Callable[[str], None] | None = None) -> Sequence[model.Share]:
     """The shares that the parameters name.
 
     :param warn: takes a warning for each share that is not there yet, which counts as empty; None: such a share is an error.

@@ -37,8 +37,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from . import progress
-from .errors import ToolFailed
+from . import errors, progress
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -195,7 +194,7 @@ def _hand_over(pid: int, memory: mmap.mmap, began: float) -> str | None:
         _write(directory, "process", f"{pid} {_started(pid)}".encode())
         _write(directory, "progress", json.dumps(_figures(memory, began)).encode())
         _write(directory, "seen", b"")
-    except (ToolFailed, OSError):
+    except (errors.ToolFailed, OSError):
         return None
     memory[_NAME] = name.ljust(_NAME.stop - _NAME.start, b"\0")
     memory[_HANDED] = 1
@@ -232,7 +231,7 @@ def _collect(module: AnsibleModule, directory: str) -> NoReturn:
         pid, started = _read(directory, "process").decode().split()
         if _started(int(pid)) == started:
             _say_continue(module, directory, json.loads(_read(directory, "progress")))
-    error = ToolFailed(
+    error = errors.ToolFailed(
         "work of this task",
         "it was given up, because nobody had asked after it for a minute, or its process was killed",
         "run the task again; it ends what was begun",

@@ -12,17 +12,15 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterable
 
-from .errors import InvalidParameter, InvalidSize, StorageError
-from .model import parse_bytes
+from . import errors, model
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
     from .background import Worker
+    from .operations import step_log, transaction
     from .operations.candidates import Candidates, Finder
     from .operations.options import Options
-    from .operations.step_log import StepLog
-    from .operations.transaction import Outcome
 
 _VERBOSE = 3  # -vvv
 _LONGEST_MODE = 8  # digits
@@ -61,7 +59,7 @@ def require(params: dict, *names: str) -> None:
     """:raises InvalidParameter: one of the options is not given."""
     for name in names:
         if params.get(name) in (None, "", []):
-            raise InvalidParameter(f"option {name}", "it is missing", "give it in the item or for the whole task")
+            raise errors.InvalidParameter(f"option {name}", "it is missing", "give it in the item or for the whole task")
 
 
 def with_machine(options: Options, params: dict) -> Options:
@@ -111,19 +109,19 @@ def one_after_the_other(params: dict) -> frozenset[str]:
 def check_numbers(params: dict) -> None:
     """:raises InvalidParameter: a number is out of its range."""
     if not 0 <= params["lock_timeout"] <= _LONGEST_WAIT:
-        raise InvalidParameter(
+        raise errors.InvalidParameter(
             "option lock_timeout",
             f"{params['lock_timeout']:g} is negative, endless or no number",
             f"give seconds up to {_LONGEST_WAIT}, 0 for not waiting at all",
         )
     if params["timeout"] is not None and not 0 < params["timeout"] <= _LONGEST_WAIT:
-        raise InvalidParameter(
+        raise errors.InvalidParameter(
             "option timeout",
             f"{params['timeout']:g} is no number of seconds for data to move in",
             f"give seconds above 0 and up to {_LONGEST_WAIT}, or leave it out",
         )
     if params.get("parallel") is not None and params["parallel"] < 1:
-        raise InvalidParameter("option parallel", f"{params['parallel']} is less than 1", "give the number of volumes to work on at a time")
+        raise errors.InvalidParameter("option parallel", f"{params['parallel']} is less than 1", "give the number of volumes to work on at a time")
 
 
 def parse_speed(value: str) -> int:
@@ -131,10 +129,10 @@ def parse_speed(value: str) -> int:
     if value.strip() == "0":
         return 0
     try:
-        return parse_bytes(value)
-    except InvalidSize as error:
+        return model.parse_bytes(value)
+    except errors.InvalidSize as error:
         remedy = "give bytes a second, with or without K, M, G, T or P (IEC), such as 50M; or 0 for any speed"
-        raise InvalidParameter("option speed", f"{value[:_LONGEST_SHOWN]!r} is none", remedy) from error
+        raise errors.InvalidParameter("option speed", f"{value[:_LONGEST_SHOWN]!r} is none", remedy) from error
 
 
 def parse_mode(value: object) -> int | None:
@@ -147,7 +145,7 @@ def parse_mode(value: object) -> int | None:
         text = str(value)  # int() would take other scripts' digits, underscores and signs
         mode = int(text, 8) if text and len(text) <= _LONGEST_MODE and not text.strip("01234567") else -1
     if not 0 <= mode <= 0o777:
-        raise InvalidParameter(f"mode {value!r}", "it is no octal file mode", "give a quoted octal string such as '0660'")
+        raise errors.InvalidParameter(f"mode {value!r}", "it is no octal file mode", "give a quoted octal string such as '0660'")
     return mode
 
 
@@ -170,12 +168,12 @@ def _number_or(value: str | None, option: str, look_up: Callable[[str], int]) ->
         return None
     if value.isascii() and value.isdigit():
         if len(value) > _LONGEST_ID or int(value) >= _NO_ID:
-            raise InvalidParameter(f"{option} {value!r}", "it is no id that a file can have", f"give a number below {_NO_ID}, or a name")
+            raise errors.InvalidParameter(f"{option} {value!r}", "it is no id that a file can have", f"give a number below {_NO_ID}, or a name")
         return int(value)
     try:
         return look_up(value)
     except (KeyError, ValueError) as error:
-        raise InvalidParameter(f"{option} {value!r}", "this host knows no such name", "create it or give a number") from error
+        raise errors.InvalidParameter(f"{option} {value!r}", "this host knows no such name", "create it or give a number") from error
 
 
 def options(module: AnsibleModule) -> Options:
@@ -242,7 +240,7 @@ def make_module(spec: dict, **conditions: Any) -> AnsibleModule:
 
         def fail_json(self, msg: str, **kwargs: Any) -> None:
             if not self.parsed:
-                kwargs.setdefault("error_code", InvalidParameter.error_code)
+                kwargs.setdefault("error_code", errors.InvalidParameter.error_code)
                 from . import refused
 
                 msg = refused.with_advice(msg, self.given)
@@ -301,10 +299,10 @@ def run_watched(module: AnsibleModule, run: Callable[[], dict]) -> dict:
         return run()
 
 
-_logs: list[StepLog] = []  # of this task: at most one
+_logs: list[step_log.StepLog] = []  # of this task: at most one
 
 
-def _step_log(module: AnsibleModule) -> StepLog | None:
+def _step_log(module: AnsibleModule) -> step_log.StepLog | None:
     """Where steps are logged, if anywhere. Check mode touches no file. :raises InvalidParameter: the file cannot be opened."""
     path, keep = None if module.check_mode else module.params["log_path"], module._verbosity >= _VERBOSE
     if path is None and not keep:
@@ -326,7 +324,7 @@ def logged(module: AnsibleModule) -> dict:
     return {"log": _logs[0].lines} if _logs and module._verbosity >= _VERBOSE else {}
 
 
-def result(outcome: Outcome) -> dict:
+def result(outcome: transaction.Outcome) -> dict:
     """What a single change returns."""
     from .operations import report
 
@@ -351,7 +349,7 @@ def _diff(before: dict, after: dict, content: tuple[str, str] | None) -> dict:
     return {"before": {**before, "content": content[0]}, "after": {**after, "content": content[1]}}
 
 
-def failure(error: StorageError) -> dict:
+def failure(error: errors.StorageError) -> dict:
     """The result of an object whose change failed: ``msg``, ``error_code`` and what else the error says."""
     return {"changed": False, "actions": [], "recovered": [], "msg": str(error), "error_code": error.error_code, **error.details}
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Callable, Iterator, Sequence
 
-from .errors import NoSpace, ToolFailed, ToolMissing
+from . import errors
 
 if TYPE_CHECKING:
     from .pace import Pace
@@ -98,7 +98,7 @@ def find(name: str, package: str) -> str:
         candidate = os.path.join(directory, name)
         if directory and os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             return candidate
-    raise ToolMissing(f"program {name}", "it is not installed on this host", f"install it (package {package}) and run the task again")
+    raise errors.ToolMissing(f"program {name}", "it is not installed on this host", f"install it (package {package}) and run the task again")
 
 
 def run(
@@ -131,7 +131,7 @@ def run(
                 process.communicate(secret, timeout=timeout)
         except subprocess.TimeoutExpired as error:
             _kill(process)
-            raise ToolFailed(
+            raise errors.ToolFailed(
                 f"program {os.path.basename(argv[0])}",
                 f"it did not end within {timeout:g} s and was killed",
                 "check the share's server, then run the task again",
@@ -162,8 +162,8 @@ def _started(argv, descriptors, limits: Limits, cwd: str, is_told: bool, out: IO
         raise _not_started(argv, error) from error
 
 
-def _not_started(argv: Sequence[str], error: OSError) -> ToolFailed:
-    return ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)})
+def _not_started(argv: Sequence[str], error: OSError) -> errors.ToolFailed:
+    return errors.ToolFailed(f"program {argv[0]}", f"it could not be started ({error.strerror})", "check its installation", {"cmd": " ".join(argv)})
 
 
 @contextmanager
@@ -232,12 +232,12 @@ def require_success(result: Result, subject: str) -> Result:
     if result.rc == 0:
         return result
     if "No space left on device" in result.err or "Disk quota exceeded" in result.err:
-        raise NoSpace(subject, "the share is full", "free some space and run the task again, nothing was lost", result.details)
+        raise errors.NoSpace(subject, "the share is full", "free some space and run the task again, nothing was lost", result.details)
     limit = _limit_met(result)
     if limit:
         remedy = "the image is damaged or hostile (docs/hostile-content.md says how limits are set)"
-        raise ToolFailed(subject, f"it was stopped because it {limit}", remedy, result.details)
-    raise ToolFailed(subject, f"the program said: {result.reason}", "mend what it names and run the task again, nothing was lost", result.details)
+        raise errors.ToolFailed(subject, f"it was stopped because it {limit}", remedy, result.details)
+    raise errors.ToolFailed(subject, f"the program said: {result.reason}", "mend what it names and run the task again, nothing was lost", result.details)
 
 
 def private_directory() -> str:
@@ -260,9 +260,9 @@ def scratch_file(name: str) -> IO[bytes]:
         raise _no_temporary(error) from error
 
 
-def _no_temporary(error: OSError) -> ToolFailed:
+def _no_temporary(error: OSError) -> errors.ToolFailed:
     where = os.path.dirname(error.filename) if isinstance(error.filename, str) else tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"
-    return ToolFailed(
+    return errors.ToolFailed(
         f"directory for temporary files {where} of this host",
         f"nothing can be made there ({error.strerror or error})",
         "free some space there or set TMPDIR to another directory, then run the task again",

@@ -11,20 +11,19 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 
-from .arguments import STORE
-from .errors import InvalidParameter
+from . import arguments, errors
 
 if TYPE_CHECKING:
-    from .model import Share
-    from .operations.candidates import Finder
+    from . import model
+    from .operations import candidates
     from .operations.leases import Collected, CollectRequest, Done
     from .operations.options import Options
     from .plan.leases import Asked
 
 LEASE = {
     "name": {"type": "str"},
-    "share": STORE["share"],
-    "mount_base": STORE["mount_base"],
+    "share": arguments.STORE["share"],
+    "mount_base": arguments.STORE["mount_base"],
     "owner": {"type": "str"},
     "ttl": {"type": "str", "default": "2h"},
     "id": {"type": "str"},
@@ -42,7 +41,7 @@ LEASE = {
 }
 
 
-def run(params: dict, options: Options, finder: Finder) -> dict:
+def run(params: dict, options: Options, finder: candidates.Finder) -> dict:
     """Bring one lease to what its parameters say, or collect those of a share. Returns what the module does. :raises StorageError: it cannot be."""
     from .changes import require
     from .operations import leases
@@ -72,17 +71,17 @@ def _asked(params: dict) -> Asked:
     return Asked(check_volume_name(params["name"]), check_owner(params["owner"]), ttl or None, params["id"], params["renew_only"], labels, **names)
 
 
-def _collecting(params: dict, share: Share, parallel: int) -> CollectRequest:
+def _collecting(params: dict, share: model.Share, parallel: int) -> CollectRequest:
     from .operations.leases import CollectRequest
     from .plan.leases import parse_ttl
 
     if params["golden_keep"] is not None and params["golden_keep"] < 0:
-        raise InvalidParameter("option golden_keep", f"{params['golden_keep']} is negative", "give how many stay, or leave it out")
+        raise errors.InvalidParameter("option golden_keep", f"{params['golden_keep']} is negative", "give how many stay, or leave it out")
     spared = (params["name"], params["owner"]) if params["state"] == "held" else None
     return CollectRequest(share, parse_ttl(params["grace"], "option grace"), params["golden_keep"], parallel, spared, params["run_dir"])
 
 
-def _told(done: Done, share: Share, step: str) -> dict:
+def _told(done: Done, share: model.Share, step: str) -> dict:
     from .operations.leases import describe
 
     before, after = describe(done.before, share), describe(done.after, share, done.renewed)
@@ -117,7 +116,7 @@ def _told_collected(done: Collected) -> dict:
 
 
 @contextmanager
-def working_under(wanted: Sequence[dict], options: Options, finder: Finder, tell: Callable[[dict], None]) -> Iterator[None]:
+def working_under(wanted: Sequence[dict], options: Options, finder: candidates.Finder, tell: Callable[[dict], None]) -> Iterator[None]:
     """A context in which the task works under the leases of these parameters. One that is given by its options, with ``state: held``, is taken
     or renewed first. From then on the parameters have the lease itself.
 
@@ -151,11 +150,11 @@ def _checked(params: dict) -> dict:
 
     given = params["lease"]
     if given["state"] != "held":
-        raise InvalidParameter("option lease", f"its state is {given['state']!r}", "give state: held, or what remotefs_lease returns")
+        raise errors.InvalidParameter("option lease", f"its state is {given['state']!r}", "give state: held, or what remotefs_lease returns")
     twice = sorted({"share", "mount_base"}.intersection(given))
     if twice:
-        raise InvalidParameter("option lease", f"it has {twice[0]}, which the task says", "leave it out")
+        raise errors.InvalidParameter("option lease", f"it has {twice[0]}, which the task says", "leave it out")
     result = ArgumentSpecValidator(LEASE).validate({**given, "share": params["share"], "mount_base": params["mount_base"]})
     if result.error_messages:
-        raise InvalidParameter("option lease", "; ".join(result.error_messages), "see the options of remotefs_lease")
+        raise errors.InvalidParameter("option lease", "; ".join(result.error_messages), "see the options of remotefs_lease")
     return {**result.validated_parameters, "parallel": params.get("parallel") or default_parallel()}

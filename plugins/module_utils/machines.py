@@ -10,8 +10,7 @@ from importlib.util import find_spec
 
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
-from .attachments import LONGEST_SOCKET, Attachment, is_local
-from .errors import InvalidParameter
+from . import attachments, errors
 
 _USUAL_LIBVIRT = "qemu:///system"
 _LONGEST_DOMAIN = 1024
@@ -19,7 +18,7 @@ _LONGEST_SHOWN = 40  # characters of a value in a message
 _SYSTEM_PYTHONS = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python"]
 
 
-def named(given: dict) -> Attachment:
+def named(given: dict) -> attachments.Attachment:
     """The machine that the option ``attachment`` names. The path of its monitor is an absolute one then.
 
     :raises InvalidParameter: no socket can have that path, or no domain that name.
@@ -28,8 +27,8 @@ def named(given: dict) -> Attachment:
     if domain is not None:
         return _domain(domain.get("uri") or _USUAL_LIBVIRT, domain.get("domain"))
     if given.get("qmp") is None:
-        raise InvalidParameter("option attachment", "it names no machine", "give it qmp (the socket of a monitor) or libvirt (a domain)")
-    return Attachment(_socket(given["qmp"], "qmp"))
+        raise errors.InvalidParameter("option attachment", "it names no machine", "give it qmp (the socket of a monitor) or libvirt (a domain)")
+    return attachments.Attachment(_socket(given["qmp"], "qmp"))
 
 
 def agent(given: dict) -> str | None:
@@ -39,24 +38,26 @@ def agent(given: dict) -> str | None:
 
 
 def _socket(path: str, name: str) -> str:
-    if not path or not path.isprintable() or len(os.fsencode(path)) > LONGEST_SOCKET:
-        raise InvalidParameter(f"option attachment.{name}", f"{path!r} is no path of a socket", f"give one of at most {LONGEST_SOCKET} bytes")
+    if not path or not path.isprintable() or len(os.fsencode(path)) > attachments.LONGEST_SOCKET:
+        raise errors.InvalidParameter(
+            f"option attachment.{name}", f"{path!r} is no path of a socket", f"give one of at most {attachments.LONGEST_SOCKET} bytes"
+        )
     return os.path.abspath(path)
 
 
-def _domain(uri: str, name: str | None) -> Attachment:
+def _domain(uri: str, name: str | None) -> attachments.Attachment:
     """:raises InvalidParameter: the URI is of another host or of no QEMU, or the name cannot be a domain's."""
     check_uri(uri, "option attachment.libvirt.uri")
     if name is not None and (not name or not name.isprintable() or len(name) > _LONGEST_DOMAIN):
-        raise InvalidParameter("option attachment.libvirt.domain", f"{name[:_LONGEST_SHOWN]!r} is no name", "give the name or the UUID of the domain")
-    return Attachment(uri=uri, domain=name or "")
+        raise errors.InvalidParameter("option attachment.libvirt.domain", f"{name[:_LONGEST_SHOWN]!r} is no name", "give the name or the UUID of the domain")
+    return attachments.Attachment(uri=uri, domain=name or "")
 
 
 def check_uri(uri: str, subject: str) -> str:
     """The same URI. :raises InvalidParameter: it is of another host, or of no QEMU."""
-    if not is_local(uri):
+    if not attachments.is_local(uri):
         problem = f"{uri[:_LONGEST_SHOWN]!r} names no QEMU driver of this host"
-        raise InvalidParameter(subject, problem, "give a URI such as qemu:///system, and run the task on the domain's host")
+        raise errors.InvalidParameter(subject, problem, "give a URI such as qemu:///system, and run the task on the domain's host")
     return uri
 
 

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Collection, Iterable, NamedTuple
 
-from .errors import ChainBroken, InvalidName, InvalidSize, SnapshotNotFound
+from . import errors
 
 SECTOR = 512
 MAX_SIZE = 2**63  # 8 EiB, exclusive: the limit of an off_t
@@ -43,7 +43,7 @@ def parse_size(value: object) -> int:
     """Parse the size of a disk, as :func:`parse_bytes` does. :raises InvalidSize: not a positive whole multiple of 512 below 8 EiB."""
     size = parse_bytes(value)
     if size % SECTOR:
-        raise InvalidSize(f"size {str(value).strip()!r}", f"{size_text(size)} is no valid disk size", _SIZES)
+        raise errors.InvalidSize(f"size {str(value).strip()!r}", f"{size_text(size)} is no valid disk size", _SIZES)
     return size
 
 
@@ -53,18 +53,20 @@ def parse_bytes(value: object) -> int:
     :raises InvalidSize: not a positive whole number below 8 EiB.
     """
     if (isinstance(value, int) and abs(value) >> 64) or (isinstance(value, str) and len(value) > _LONGEST_SIZE):
-        raise InvalidSize("option size", "it is longer than any size", _SIZES)  # Python itself fails on too many digits
+        raise errors.InvalidSize("option size", "it is longer than any size", _SIZES)  # Python itself fails on too many digits
     text = str(value).strip()
     match = _SIZE.match(text) if not isinstance(value, bool) else None
     ambiguous = _AMBIGUOUS_SIZE.match(text)
     if ambiguous:
         number, unit = ambiguous.group(1), ambiguous.group(2).upper()
-        raise InvalidSize(f"size {text!r}", f"{unit}B is read as powers of 1000 by some and of 1024 by others", f"say {number}{unit} for {number} {unit}iB")
+        raise errors.InvalidSize(
+            f"size {text!r}", f"{unit}B is read as powers of 1000 by some and of 1024 by others", f"say {number}{unit} for {number} {unit}iB"
+        )
     if not match:
-        raise InvalidSize(f"size {text!r}", "it is not a size", _SIZES)
+        raise errors.InvalidSize(f"size {text!r}", "it is not a size", _SIZES)
     size = int(match.group(1)) << _UNITS[(match.group(2) or "").upper()]
     if size <= 0 or size >= MAX_SIZE:
-        raise InvalidSize(f"size {text!r}", f"{size_text(size)} is no valid disk size", _SIZES)
+        raise errors.InvalidSize(f"size {text!r}", f"{size_text(size)} is no valid disk size", _SIZES)
     return size
 
 
@@ -116,7 +118,7 @@ def check_volume_name(name: str, globs: str = _GLOBS["volume"]) -> str:
     """Return a valid volume name. :param globs: the remedy for a glob. :raises InvalidName: some shares cannot store the name, or it is reserved."""
     _check_name("volume", name, name + ".info", globs)
     if name.lower().endswith(".info"):
-        raise InvalidName(f"volume name {name!r}", "names ending in .info are reserved for snapshot records", "choose another name")
+        raise errors.InvalidName(f"volume name {name!r}", "names ending in .info are reserved for snapshot records", "choose another name")
     return name
 
 
@@ -124,7 +126,7 @@ def check_snapshot_name(volume: str, name: str) -> str:
     """Return a valid snapshot name. :raises InvalidName: the name is reserved, or ``VOLUME.NAME`` cannot be a file name."""
     _check_name("snapshot", name, f"{volume}.{name}", _GLOBS["snapshot"])
     if name.lower() in _RESERVED_SNAPSHOTS or name.lower().endswith(".info"):
-        raise InvalidName(f"snapshot name {name!r}", "'active', 'info' and names ending in .info are reserved", "choose another name")
+        raise errors.InvalidName(f"snapshot name {name!r}", "'active', 'info' and names ending in .info are reserved", "choose another name")
     return name
 
 
@@ -135,14 +137,14 @@ def info_name(volume: str) -> str:
 
 def _check_name(kind: str, name: str, composed: str, globs: str) -> None:
     if not isinstance(name, str) or not _NAME.match(name):
-        raise InvalidName(
+        raise errors.InvalidName(
             f"{kind} name {name!r}",
             "it may hold letters, digits, '.', '_' and '-' only and must start with a letter or digit",
             globs if isinstance(name, str) and is_glob(name) else "choose another name",
         )
     limit = _NAME_MAX - _TEMPORARY_ROOM
     if len(composed) > limit:
-        raise InvalidName(f"{kind} name {name!r}", f"the file name {composed!r} would be longer than {limit} bytes", "choose a shorter name")
+        raise errors.InvalidName(f"{kind} name {name!r}", f"the file name {composed!r} would be longer than {limit} bytes", "choose a shorter name")
 
 
 def now() -> str:
@@ -335,7 +337,7 @@ class Volume:
         for image in self.chain:
             if image.file == file:
                 return image
-        raise ChainBroken(f"volume {self.name}", f"{file} is not in its chain", "look at the chain with remotefs_volume_info")
+        raise errors.ChainBroken(f"volume {self.name}", f"{file} is not in its chain", "look at the chain with remotefs_volume_info")
 
     def has_snapshot(self, name: str) -> bool:
         """Whether the volume has this snapshot."""
@@ -347,13 +349,13 @@ class Volume:
             if snapshot.name == name:
                 return snapshot
         known = listed(snapshot.name for snapshot in self.snapshots) or "none"
-        raise SnapshotNotFound(f"snapshot {name} of volume {self.name}", f"it does not exist (existing: {known})", "check the name")
+        raise errors.SnapshotNotFound(f"snapshot {name} of volume {self.name}", f"it does not exist (existing: {known})", "check the name")
 
     def point_file(self, snapshot: str) -> str:
         """The file that shows the data of ``snapshot``: the backing file of its overlay. :raises ChainBroken: the overlay has none."""
         overlay = self.image(self.snapshot(snapshot).file)
         if overlay.backing_file is None:
-            raise ChainBroken(
+            raise errors.ChainBroken(
                 f"snapshot {snapshot} of volume {self.name}",
                 f"its file {overlay.file} has no backing file",
                 "see docs/worst-day.md for a repair by hand",

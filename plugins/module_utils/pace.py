@@ -12,17 +12,17 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Callable, Iterator
 
-from .errors import ToolFailed
+from . import errors
 
 if TYPE_CHECKING:
-    from .progress import Meter, Part
+    from . import progress
 
 _NAP = 0.5  # seconds to sleep at most before the time is looked at again
 _PIECES = 8  # parts of a second's data that are moved at a time
 _SMALLEST = 64 << 10  # bytes: no smaller piece is moved at a time
 
 
-class OutOfTime(ToolFailed):
+class OutOfTime(errors.ToolFailed):
     """Data did not move within the time that the user gives it."""
 
 
@@ -35,7 +35,7 @@ class Pace:
     """
 
     def __init__(
-        self, subject: str, speed: int = 0, timeout: float | None = None, sleep: Callable[[float], None] = time.sleep, part: Part | None = None
+        self, subject: str, speed: int = 0, timeout: float | None = None, sleep: Callable[[float], None] = time.sleep, part: progress.Part | None = None
     ) -> None:
         self.speed, self.part = speed, part
         self._subject, self._timeout, self._sleep = subject, timeout, sleep
@@ -102,7 +102,7 @@ class Pace:
         return OutOfTime(self._subject, f"its data did not move within {self._timeout:g} s", "run the task again with a longer timeout")
 
     @contextmanager
-    def watched(self, meter: Meter | None) -> Iterator[Callable[[int], None]]:
+    def watched(self, meter: progress.Meter | None) -> Iterator[Callable[[int], None]]:
         """A context in which those who watch the task see how far it is. Yields what is told how many bytes are going to move."""
 
         def expect(count: int) -> None:

@@ -7,41 +7,45 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
-from .changes import add_leases, failure, log_failure, logged, options, result, under_leases
-from .errors import InvalidParameter, StorageError, as_storage_error
+from . import changes, errors
+from .operations import candidates
 from .operations.bulk import runner
-from .operations.candidates import Finder
 from .operations.options import end
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
+    from .operations import transaction
     from .operations.options import Options
-    from .operations.transaction import Outcome
 
-    Claims = Callable[[dict, Finder], dict[Hashable, str]]
+    Claims = Callable[[dict, candidates.Finder], dict[Hashable, str]]
 
 
 def run_many(
-    module: AnsibleModule, every: Sequence[dict], make_item: Callable[[dict, Finder], runner.Item], what: str, key: str, claims_of: Claims | None = None
+    module: AnsibleModule,
+    every: Sequence[dict],
+    make_item: Callable[[dict, candidates.Finder], runner.Item],
+    what: str,
+    key: str,
+    claims_of: Claims | None = None,
 ) -> None:
     """Run an item for each set of parameters, and end the task.
 
     :param key: the option that names an item. :param claims_of: what only one item of a task may be about.
     """
-    how, finder = options(module), Finder()
+    how, finder = changes.options(module), candidates.Finder()
     refused = _named_twice(every, finder, claims_of) if claims_of else {}
     items = [_made(make_item, params, finder, number, key, refused.get(number)) for number, params in enumerate(every)]
     parallel = 1 if module.check_mode else module.params["parallel"] or runner.default_parallel()
     try:
-        with under_leases(how, every or [module.params], finder):
+        with changes.under_leases(how, every or [module.params], finder):
             outcomes = runner.run_all(items, parallel, how)
     finally:
         end(how)
     leave_many(module, [(item.name, item.told) for item in items], outcomes, what)
 
 
-def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> dict[int, StorageError]:
+def _named_twice(every: Sequence[dict], finder: candidates.Finder, claims_of: Claims) -> dict[int, errors.StorageError]:
     """Items, by index, that contradict another item about the same object: it is not known which of them is meant."""
     subjects: list[dict[Hashable, str]] = []
     holders: dict[Hashable, list[int]] = {}
@@ -52,32 +56,37 @@ def _named_twice(every: Sequence[dict], finder: Finder, claims_of: Claims) -> di
             subjects.append({})
         for claim in subjects[-1]:
             holders.setdefault(claim, []).append(index)
-    found: dict[int, StorageError] = {}
+    found: dict[int, errors.StorageError] = {}
     for claim, indexes in holders.items():
         if any(every[index] != every[indexes[0]] for index in indexes[1:]):
             numbers = ", ".join(str(index + 1) for index in indexes[:20]) + (" and others" if len(indexes) > 20 else "")
             for index in indexes:
                 problem, remedy = f"items {numbers} of the list want it differently", "name it once, with everything that it shall be"
-                found[index] = InvalidParameter(subjects[index][claim], problem, remedy)
+                found[index] = errors.InvalidParameter(subjects[index][claim], problem, remedy)
     return found
 
 
 def _made(
-    make_item: Callable[[dict, Finder], runner.Item], params: dict, finder: Finder, number: int, key: str, refused: StorageError | None
+    make_item: Callable[[dict, candidates.Finder], runner.Item],
+    params: dict,
+    finder: candidates.Finder,
+    number: int,
+    key: str,
+    refused: errors.StorageError | None,
 ) -> runner.Item:
     """An item; one that cannot even be prepared fails in its turn, and no other one with it."""
     place = f"item {number + 1}"
     if not params.get(key):
-        return _failing(place, InvalidParameter(place, f"option {key} is missing", "give it in the item"), number, {})
+        return _failing(place, errors.InvalidParameter(place, f"option {key} is missing", "give it in the item"), number, {})
     try:
         item = make_item(params, finder)
     except Exception as error:
-        return _failing(str(params.get("name") or params[key]), as_storage_error(error, place), number, {})
+        return _failing(str(params.get("name") or params[key]), errors.as_storage_error(error, place), number, {})
     return item if refused is None else _failing(item.name, refused, number, item.told)
 
 
-def _failing(name: str, error: StorageError, number: int, told: dict) -> runner.Item:
-    def fail(_options: Options) -> Outcome:
+def _failing(name: str, error: errors.StorageError, number: int, told: dict) -> runner.Item:
+    def fail(_options: Options) -> transaction.Outcome:
         raise error
 
     return runner.Item(name, frozenset([f"item {number}"]), fail, told=told)
@@ -123,14 +132,14 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
     """
     results, diffs = [], []
     for (name, told), outcome in zip(names, outcomes):
-        one = failure(outcome) if isinstance(outcome, StorageError) else result(outcome)
-        if isinstance(outcome, StorageError):
-            log_failure(told.get("volume_name", name), one)
+        one = changes.failure(outcome) if isinstance(outcome, errors.StorageError) else changes.result(outcome)
+        if isinstance(outcome, errors.StorageError):
+            changes.log_failure(told.get("volume_name", name), one)
         diff = one.pop("diff", None)
         shown = _shown(told, one, diff) if diff and one["changed"] and module._diff else None
         if shown:
             diffs.append(shown)
-        results.append({"name": name, **told, "failed": isinstance(outcome, StorageError), **one})
+        results.append({"name": name, **told, "failed": isinstance(outcome, errors.StorageError), **one})
     everything = {
         "changed": any(one["changed"] for one in results),
         "results": results,
@@ -140,9 +149,9 @@ def leave_many(module: AnsibleModule, names: Sequence[tuple[str, dict]], outcome
         everything = {**everything, **_in_short(results)}
     if module._diff:
         everything["diff"] = diffs
-    add_leases(everything)
-    everything.update(logged(module))
-    failed = [(_names(told) or [name], error) for (name, told), error in zip(names, outcomes) if isinstance(error, StorageError)]
+    changes.add_leases(everything)
+    everything.update(changes.logged(module))
+    failed = [(_names(told) or [name], error) for (name, told), error in zip(names, outcomes) if isinstance(error, errors.StorageError)]
     if failed:
         from .together import failure_of_all
 

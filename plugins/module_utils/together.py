@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Sequence, Tuple
 
-from .errors import StorageError
-from .model import listed
+from . import errors, model
 
-Failures = Sequence[Tuple[Sequence[str], StorageError]]
+Failures = Sequence[Tuple[Sequence[str], errors.StorageError]]
 
 
 def failure_of_all(what: str, total: int, failures: Failures) -> dict:
@@ -33,6 +32,6 @@ def combined_message(what: str, total: int, failures: Failures, most: int = 20) 
         words_in_subject = {subjects[reason], *subjects[reason].replace(",", " ").split()}
         labels = list(dict.fromkeys("@".join(names) for names in several))
         known = len(labels) == 1 and words_in_subject.issuperset(several[0])
-        reasons.append(reason if known else f"{listed(labels)}: {reason}")
+        reasons.append(reason if known else f"{model.listed(labels)}: {reason}")
     more = f" (and {len(groups) - most} more reasons, see results)" if len(groups) > most else ""
     return f"{len(failures)} of {total} {what} failed. {' '.join(reasons)}{more}"

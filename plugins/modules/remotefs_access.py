@@ -203,8 +203,7 @@ traceback:
   type: str
 """
 
-from ..module_utils import arguments, changes
-from ..module_utils.errors import InvalidParameter, StorageError, as_storage_error
+from ..module_utils import arguments, changes, errors
 
 _SPEC = {
     "share": arguments.STORE["share"],
@@ -239,7 +238,7 @@ def _done(params: dict, options):
         return opened_points.close_points(request, options)
     changes.require(params, "volume", "share")
     if target is None:
-        raise InvalidParameter("option path", "neither it nor nbd is given", "say where the point is to be shown")
+        raise errors.InvalidParameter("option path", "neither it nor nbd is given", "say where the point is to be shown")
     seconds = parse_duration(params["ttl"], "option ttl")
     found = find_candidates(params["share"], params["mount_base"])
     return opened_points.open_point(opened_points.OpenRequest(found, params["volume"], params["snapshot"], target, seconds, directory), options)
@@ -255,7 +254,7 @@ def _known_as(params: dict) -> frozenset:
     found = set(share_names(params["share"]))
     try:
         found.update(name for share in find_candidates(params["share"], params["mount_base"]).shares for name in (share.source, share.path))
-    except StorageError:
+    except errors.StorageError:
         pass
     return frozenset(found)
 
@@ -271,7 +270,7 @@ def main() -> None:
     try:
         result = _result(_done(module.params, changes.plain_options(module)))
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        result = changes.failure(as_storage_error(error, "this task"))
+        result = changes.failure(errors.as_storage_error(error, "this task"))
     changes.leave(module, result, str(module.params["path"] or module.params["nbd"] or module.params["volume"]))
 
 

@@ -122,9 +122,7 @@ error_code:
   type: str
 """
 
-from ..module_utils import changes
-from ..module_utils.arguments import STORE
-from ..module_utils.errors import as_storage_error
+from ..module_utils import arguments, changes, errors
 
 
 def _result(params: dict, options, finder) -> dict:
@@ -140,8 +138,8 @@ def _result(params: dict, options, finder) -> dict:
 def main() -> None:
     """Run the module: one use case, one exit."""
     spec = {
-        "share": {**STORE["share"], "required": True},
-        "mount_base": STORE["mount_base"],
+        "share": {**arguments.STORE["share"], "required": True},
+        "mount_base": arguments.STORE["mount_base"],
         "grace": {"type": "str", "default": "1d"},
         "lock_timeout": changes.CHANGE["lock_timeout"],
         "break_lock": changes.CHANGE["break_lock"],
@@ -152,7 +150,7 @@ def main() -> None:
 
         result = _result(module.params, changes.plain_options(module), Finder())
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        result = changes.failure(as_storage_error(error, "this task"))
+        result = changes.failure(errors.as_storage_error(error, "this task"))
     changes.leave(module, result, "leftovers")
 
 

@@ -240,8 +240,7 @@ error_code:
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..module_utils import arguments, changes
-from ..module_utils.errors import InvalidParameter, as_storage_error
+from ..module_utils import arguments, changes, errors
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -299,7 +298,7 @@ def _target(params: dict, scratch: str):
     servers.require_together(params, True, "", "dest")
     for name in _OF_FILES:
         if params[name]:
-            raise InvalidParameter(f"option {name}", "it is of a file, and dest is a URL", "leave it out")
+            raise errors.InvalidParameter(f"option {name}", "it is of a file, and dest is a URL", "leave it out")
     return exporting.ToServer(given, servers.access_of(params, sends=True), scratch)
 
 
@@ -326,7 +325,7 @@ def main() -> None:
     try:
         outcome = changes.run_watched(module, partial(_run, module))
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        outcome = changes.failure(as_storage_error(error, "this task"))
+        outcome = changes.failure(errors.as_storage_error(error, "this task"))
     changes.leave(module, outcome, "@".join(filter(None, [module.params["volume"], module.params["snapshot"]])))
 
 

@@ -260,8 +260,7 @@ error_code:
 
 from typing import TYPE_CHECKING
 
-from ..module_utils import arguments, changes, leasing
-from ..module_utils.errors import StorageError, as_storage_error
+from ..module_utils import arguments, changes, errors, leasing
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -285,7 +284,7 @@ def _run_many(module: AnsibleModule, options, finder) -> dict:
         try:
             told.append({"name": name, "failed": False, **leasing.run(params, options, finder)})
         except Exception as error:  # whatever it is, it is this item's
-            known = as_storage_error(error, f"item {number + 1}")
+            known = errors.as_storage_error(error, f"item {number + 1}")
             failed.append(([name], known))
             told.append({"name": name, "failed": True, **_failure(known)})
     diffs = [{"before_header": one["name"], "after_header": one["name"], **diff} for one, diff in ((one, one.pop("diff", None)) for one in told) if diff]
@@ -293,7 +292,7 @@ def _run_many(module: AnsibleModule, options, finder) -> dict:
     return {**everything, **failure_of_all("leases", len(told), failed)} if failed else everything
 
 
-def _failure(error: StorageError) -> dict:
+def _failure(error: errors.StorageError) -> dict:
     return {"changed": False, "msg": str(error), "error_code": error.error_code, **error.details}
 
 
@@ -306,7 +305,7 @@ def main() -> None:
         options, finder = changes.plain_options(module), Finder()
         told = _run_many(module, options, finder) if module.params["leases"] is not None else leasing.run(module.params, options, finder)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        told = _failure(as_storage_error(error, "this task"))
+        told = _failure(errors.as_storage_error(error, "this task"))
     if not module._diff:
         told.pop("diff", None)
     if "error_code" in told:

@@ -244,8 +244,7 @@ error_code:
 
 from typing import TYPE_CHECKING
 
-from ..module_utils import arguments, changes, leasing
-from ..module_utils.errors import as_storage_error
+from ..module_utils import arguments, changes, errors, leasing
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -327,7 +326,7 @@ def main() -> None:
     try:
         every = _done(module)
     except Exception as error:  # an unexpected one is a failure with a code, too
-        changes.leave(module, changes.failure(as_storage_error(error, "this task")), "machines")
+        changes.leave(module, changes.failure(errors.as_storage_error(error, "this task")), "machines")
         return
     result = _result(every, module.params["machines"] is None)
     failed = [([one.name], one.error) for one in every if one.error is not None]

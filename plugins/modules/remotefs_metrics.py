@@ -81,8 +81,7 @@ error_code:
 
 import time
 
-from ..module_utils import arguments, changes
-from ..module_utils.errors import as_storage_error
+from ..module_utils import arguments, changes, errors
 
 
 def _result(params: dict, check_mode: bool) -> dict:
@@ -105,7 +104,7 @@ def main() -> None:
     try:
         result = _result(module.params, module.check_mode)
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        result = changes.failure(as_storage_error(error, "this task"))
+        result = changes.failure(errors.as_storage_error(error, "this task"))
     changes.leave(module, result, module.params["dest"])
 
 

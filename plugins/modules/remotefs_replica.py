@@ -283,8 +283,7 @@ error_code:
 import functools
 from typing import TYPE_CHECKING
 
-from ..module_utils import arguments, changes
-from ..module_utils.errors import as_storage_error
+from ..module_utils import arguments, changes, errors
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -374,7 +373,7 @@ def main() -> None:
             _run_many(module)
         outcome = changes.run_watched(module, functools.partial(_run_one, module))
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        outcome = changes.failure(as_storage_error(error, "this task"))
+        outcome = changes.failure(errors.as_storage_error(error, "this task"))
     changes.leave(module, outcome, str(module.params["name"] or module.params["volume"]))
 
 

@@ -368,16 +368,14 @@ error_code:
   type: str
 """
 
-from ..module_utils import changes
-from ..module_utils.errors import as_storage_error
-from ..module_utils.model import MOUNT_BASE
+from ..module_utils import changes, errors, model
 from ..module_utils.mounts import planner, tables, types
 
 
 def _share_spec(with_defaults: bool) -> dict:
     """The argument spec of one share. Items of ``shares`` have no defaults of their own, so that they take the task's values."""
     defaults = {
-        "mount_base": MOUNT_BASE,
+        "mount_base": model.MOUNT_BASE,
         "fstype": types.AUTO,
         "state": "mounted",
         "persist": True,
@@ -427,7 +425,7 @@ def main() -> None:
     try:
         result = shares.ensure_all(module.params, module.check_mode) if many else shares.ensure(module.params, module.check_mode)
     except Exception as error:  # an unexpected exception also becomes a failure with a code
-        known = as_storage_error(error, "this task")
+        known = errors.as_storage_error(error, "this task")
         result = {"failed": True, "changed": False, "actions": [], "msg": str(known), "error_code": known.error_code, **known.details}
     for warning in result.pop("warnings", []):
         module.warn(warning)

@@ -211,8 +211,7 @@ shares:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import arguments
-from ..module_utils.errors import as_storage_error
+from ..module_utils import arguments, errors
 
 
 def main() -> None:
@@ -230,7 +229,7 @@ def main() -> None:
     try:
         shares = use_cases.describe_all(params["share"], params["mount_base"], params["fstab"], params["timeout"], params["contents"])
     except Exception as error:  # an unexpected exception also becomes a failure with a code
-        known = as_storage_error(error, "this task")
+        known = errors.as_storage_error(error, "this task")
         module.fail_json(msg=str(known), error_code=known.error_code, shares=[], **known.details)
     module.exit_json(changed=False, shares=shares)
 

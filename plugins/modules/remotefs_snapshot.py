@@ -451,8 +451,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..module_utils import arguments, changes
-from ..module_utils.errors import InvalidParameter, as_storage_error
+from ..module_utils import arguments, changes, errors
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -486,19 +485,19 @@ def _check(params: dict) -> None:
 
     subject = f"snapshot task on volume {params['volume']}" if params["volume"] else "snapshot task"
     if params["names"] and params["state"] != "absent":
-        raise InvalidParameter(subject, "names goes with state: absent only", "use name, or a list of snapshots")
+        raise errors.InvalidParameter(subject, "names goes with state: absent only", "use name, or a list of snapshots")
     if params["names"] and params["name"]:
-        raise InvalidParameter(subject, "name and names do not go together", "give one of them")
+        raise errors.InvalidParameter(subject, "name and names do not go together", "give one of them")
     if params["name"] and params["state"] == "pruned":
-        raise InvalidParameter(subject, "name does not go with state: pruned, which deletes what has expired", "leave it out, or say absent")
+        raise errors.InvalidParameter(subject, "name does not go with state: pruned, which deletes what has expired", "leave it out, or say absent")
     for option in (*_DETAILS, "keep"):
         if params["state"] != "present" and params[option] is not None:
-            raise InvalidParameter(subject, f"{option} goes with state: present only", "leave it out")
+            raise errors.InvalidParameter(subject, f"{option} goes with state: present only", "leave it out")
     for option in _DETAILS:
         if params[option] is not None and not params["name"] and params["keep"] is not None:
-            raise InvalidParameter(subject, f"{option} is of a snapshot, and none is named", "leave it out, or give a name")
+            raise errors.InvalidParameter(subject, f"{option} is of a snapshot, and none is named", "leave it out, or give a name")
     if params["quiesce"] != "false" and (params["state"] != "present" or (not params["name"] and params["keep"] is not None)):
-        raise InvalidParameter(subject, "quiesce is of a snapshot that is taken, and none is", "leave it out, or give a name and state: present")
+        raise errors.InvalidParameter(subject, "quiesce is of a snapshot that is taken, and none is", "leave it out, or give a name and state: present")
     check_max_chain(params["max_chain"])
 
 
@@ -660,7 +659,7 @@ def main() -> None:
             _run_volumes(module)
         outcome = changes.run_watched(module, partial(_run_one, module))
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        outcome = changes.failure(as_storage_error(error, "this task"))
+        outcome = changes.failure(errors.as_storage_error(error, "this task"))
     label = "@".join(filter(None, [module.params["volume"], module.params["name"] or ", ".join(module.params["names"] or ())]))
     changes.leave(module, outcome, label)
 

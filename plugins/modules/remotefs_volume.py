@@ -707,8 +707,7 @@ import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..module_utils import arguments, changes
-from ..module_utils.errors import InvalidParameter, as_storage_error
+from ..module_utils import arguments, changes, errors
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -793,7 +792,7 @@ def _request(params: dict, candidates, finder):
     from ..module_utils.plan.desired import DesiredVolume, check_max_chain, label_texts
 
     if not 0 <= params["reserved_percentage"] < 100 or not params["max_over_subscription_ratio"] > 0:  # nan is neither
-        raise InvalidParameter(
+        raise errors.InvalidParameter(
             f"volume {params['name']}",
             "reserved_percentage or max_over_subscription_ratio is out of range",
             "give 0 to 99, and more than 0",
@@ -841,7 +840,7 @@ def _source(params: dict, finder, longest: int):
     linked, share = given["method"] == "linked", given.get("share")
     if linked and share is not None:
         problem = "a linked clone lies on the share of its source, so that its source is on one of the shares of option share"
-        raise InvalidParameter("option source.share", problem, "leave it out, or take method full")
+        raise errors.InvalidParameter("option source.share", problem, "leave it out, or take method full")
     return SourceRequest(str(name), given["snapshot"], linked, longest, _elsewhere(share, params, finder))
 
 
@@ -860,7 +859,7 @@ def _image(given: dict):
     from ..module_utils.operations import importing
 
     if given["method"] != "full":
-        raise InvalidParameter("option source.method", "a volume from an image has data of its own", "leave method out")
+        raise errors.InvalidParameter("option source.method", "a volume from an image has data of its own", "leave method out")
     return importing.request_of(given)
 
 
@@ -945,7 +944,7 @@ def main() -> None:
             _run_many(module)
         outcome = changes.run_watched(module, functools.partial(_run_one, module))
     except Exception as error:  # one that nobody foresaw is a failure with a code too
-        outcome = changes.failure(as_storage_error(error, "this task"))
+        outcome = changes.failure(errors.as_storage_error(error, "this task"))
     changes.leave(module, outcome, str(module.params["name"]))
 
 

@@ -504,7 +504,7 @@ def test_paths_that_cannot_be(opener: Opener, monkeypatch: pytest.MonkeyPatch) -
     for path in ("relative", "/", str(opener.place) + "/..", f"{opener.place}/a\nb", f"{opener.place}/{'x' * 120}"):
         with pytest.raises(errors.InvalidParameter, match="option nbd"):
             open_at(guard.NBD, path)
-    monkeypatch.setattr(targets, "LONGEST_SOCKET", 4000)  # the share of the test has a long path
+    monkeypatch.setattr(targets.attachments, "LONGEST_SOCKET", 4000)  # the share of the test has a long path
     for path in (opener.store.path / "point", opener.store.path / ".remotefs" / "point"):
         with pytest.raises(errors.Conflict, match="it lies on the share"):
             open_at(guard.NBD, str(path))

@@ -220,7 +220,7 @@ def test_seeds(store: Store, pipeline: Pipeline) -> None:
         ({"name": "-x"}, "is no name of an environment"),
         ({"lease": "soon"}, "is no duration"),
         ({"consumer": "docker"}, "value of ci_environment_consumer must be one of: none, qemu, libvirt"),
-        ({"running": "stop"}, "needs a ci_environment_consumer"),
+        ({"running": "stop"}, "give a ci_environment_consumer"),
         ({"consumer": "libvirt"}, "The consumer libvirt needs ci_environment_definition"),
         ({"labels": {"remotefs_worker": "1"}}, "may begin with remotefs_"),
     ],

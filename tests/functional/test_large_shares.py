@@ -70,12 +70,12 @@ def several(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any share is large."""
     monkeypatch.setattr(listing, "_SHARED_OUT_FROM", 1)
     monkeypatch.setattr(listing, "_PART", 4)
-    monkeypatch.setattr(reading, "processors", lambda: 3)
+    monkeypatch.setattr(reading.listing, "processors", lambda: 3)
 
 
 def alone(share: Share, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     with monkeypatch.context() as patched:
-        patched.setattr(reading, "processors", lambda: 1)
+        patched.setattr(reading.listing, "processors", lambda: 1)
         return reading.list_volumes(share, [])
 
 
@@ -115,7 +115,7 @@ def test_several_processes_say_what_one_says(share: Share, several: None, monkey
     for patterns in (["vol0001*"], ["*lo*", "fifo"], ["nothing"]):
         wanted = reading.list_volumes(share, patterns)
         with monkeypatch.context() as patched:
-            patched.setattr(reading, "processors", lambda: 1)
+            patched.setattr(reading.listing, "processors", lambda: 1)
             assert wanted == reading.list_volumes(share, patterns)
 
 
@@ -125,7 +125,7 @@ def test_one_process_reads_as_a_single_volume_is_read(share: Share, monkeypatch:
         with listing.ShareDirectory(share) as directory:
             try:
                 found = chains.observe(directory, one["name"])
-            except chains.StorageError as error:
+            except chains.errors.StorageError as error:
                 assert (one["error_code"], one["msg"]) == (error.error_code, str(error))
                 continue
         assert found is not None
@@ -319,7 +319,7 @@ BESIDE: dict[str, Callable[[Share], object]] = {
 @pytest.mark.parametrize("task", BESIDE)
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_what_a_stranger_costs_does_not_grow_with_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, task: str) -> None:
-    monkeypatch.setattr(reading, "processors", lambda: 1)
+    monkeypatch.setattr(reading.listing, "processors", lambda: 1)
     listings: list = []
     naps: list = []
     monkeypatch.setattr(chains.time, "sleep", naps.append)
@@ -348,7 +348,7 @@ OPENS = {"a new volume": 0, "info of one": 1, "info": 2, "removal": 1, "deletion
 @pytest.mark.parametrize("task", OPENS)
 def test_how_often_a_stranger_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     """A new volume asks for the sizes alone; who destroys something, and who tells of dependents, opens each file once."""
-    monkeypatch.setattr(reading, "processors", lambda: 1)
+    monkeypatch.setattr(reading.listing, "processors", lambda: 1)
     count = 300
     share = _unknown(tmp_path / "share", "with an extension", count)
     for number in range(10):

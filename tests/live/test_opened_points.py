@@ -93,7 +93,7 @@ def test_a_machine_does_not_write_to_it_unseen(make: Callable[..., Live], opened
     live.snapshot("a")
     guest.scribble(2, 4)
     opened.open(live, "a")
-    monkeypatch.setattr(machine, "other_users", lambda *_arguments: {})
+    monkeypatch.setattr(machine.openers, "other_users", lambda *_arguments: {})
     with pytest.raises(errors.InUse, match="QEMU refuses: block-commit: Failed to get .write. lock"):
         live.delete("a")
     assert opened.digest("a") == live.points["a"]

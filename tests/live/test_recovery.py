@@ -123,7 +123,7 @@ def test_a_machine_that_was_started_on_the_file_that_the_guest_had_left(make: Ca
 @pytest.mark.parametrize("what", ["after rename of v.info", "before job-dismiss", "after job-dismiss", "before rename of v.json", "before removal of v.a"])
 def test_what_qemu_still_held_of_the_image_that_the_guest_has_left(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """It may be written after ``.info``, and that is nobody who was started on the wrong file."""
-    monkeypatch.setattr(switching, "flush", lambda _machine, _node: None)  # as if the guest wrote right after it
+    monkeypatch.setattr(switching.proving, "flush", lambda _machine, _node: None)  # as if the guest wrote right after it
     found = instants(Case(make("raw"), "all").run)
     case = Case(make("raw"), "all")
     guest = case.live.guest

@@ -789,7 +789,7 @@ def test_a_header_that_qemu_may_not_write(make: Callable[..., Live], monkeypatch
         with pytest.raises(InUse, match="QEMU may not write to v.b, of which the header would change; give its user the right to"):
             live.delete("a", check=check)
     assert live.tree() == before and guest.alive
-    monkeypatch.setattr(possible, "may_write", lambda *_all: True)  # what hides behind an ACL or a label
+    monkeypatch.setattr(possible.rights, "may_write", lambda *_all: True)  # what hides behind an ACL or a label
     with pytest.raises(ToolFailed, match="change-backing-file: .*Permission denied.*let QEMU open"):
         live.delete("a")
     assert guest.alive and live.info()["pending"] is None

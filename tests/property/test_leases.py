@@ -202,7 +202,7 @@ class Life:
             return run
 
         with mock.patch.object(leases, "_locked", then(leases._locked)):
-            with mock.patch.object(lease_holding, "locked_name", then(lease_holding.locked_name)):
+            with mock.patch.object(lease_holding.named_locks, "locked_name", then(lease_holding.named_locks.locked_name)):
                 yield
 
     def look(self, verb: str, words: list) -> Seen:

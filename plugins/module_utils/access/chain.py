@@ -13,18 +13,17 @@ import os
 from contextlib import ExitStack, contextmanager
 from typing import Iterator, Sequence
 
-from ..errors import ChainBroken, InUse, ShareNotWritable, UnsafeImage
-from ..model import Image
+from .. import errors, model
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
 from ..store.locks import in_use
-from .record import Part
+from . import record
 
 _SNAPSHOT = "take a snapshot and open that, which may be done while a machine runs"
 
 
 @contextmanager
-def opened(directory: ShareDirectory, images: Sequence[Image]) -> Iterator[list[int]]:
+def opened(directory: ShareDirectory, images: Sequence[model.Image]) -> Iterator[list[int]]:
     """A context with the files of a chain, top first, opened for reading and locked.
 
     :raises InUse: somebody writes to one. :raises ChainBroken: a header is not as it was. :raises StorageError: one cannot be opened.
@@ -40,26 +39,26 @@ def opened(directory: ShareDirectory, images: Sequence[Image]) -> Iterator[list[
         yield found
 
 
-def parts(directory: ShareDirectory, images: Sequence[Image]) -> tuple[Part, ...]:
+def parts(directory: ShareDirectory, images: Sequence[model.Image]) -> tuple[record.Part, ...]:
     """Which files these are. :raises StorageError: one cannot be opened."""
     found = []
     for image in images:
         with directory.root.opened(image.file) as fd:
             status = os.fstat(fd)
-        found.append(Part(image.file, status.st_dev, status.st_ino))
+        found.append(record.Part(image.file, status.st_dev, status.st_ino))
     return tuple(found)
 
 
-def _require_same(fd: int, image: Image) -> None:
+def _require_same(fd: int, image: model.Image) -> None:
     try:
         same = qcow2.read_header(fd).backing_file == image.backing_file
     except qcow2.Qcow2Error:
         same = False
     if not same:
-        raise ChainBroken(f"image {image.file}", "its header changed while the task held the volume's lock", "find out who else works on the share")
+        raise errors.ChainBroken(f"image {image.file}", "its header changed while the task held the volume's lock", "find out who else works on the share")
 
 
-def require_unwritten(directory: ShareDirectory, images: Sequence[Image], assume_unused: bool, check_only: bool) -> None:
+def require_unwritten(directory: ShareDirectory, images: Sequence[model.Image], assume_unused: bool, check_only: bool) -> None:
     """Check that nobody writes to the present of a volume.
 
     :param check_only: take nothing, not even for a moment. :raises InUse: somebody does, or it cannot be known and the user does not promise it.
@@ -74,8 +73,8 @@ def require_unwritten(directory: ShareDirectory, images: Sequence[Image], assume
                     in_use.refuse_kernel_user(directory, fd, image.file, writing=True)
                     if in_use.is_written(fd, share):
                         raise in_use.image_in_use(image.file, share.label)
-        except InUse as error:
-            raise InUse(error.subject, error.problem, f"{_SNAPSHOT}; or {error.remedy}") from error
+        except errors.InUse as error:
+            raise errors.InUse(error.subject, error.problem, f"{_SNAPSHOT}; or {error.remedy}") from error
 
 
 def _keeps_writers_out(directory: ShareDirectory, file: str) -> bool:
@@ -84,6 +83,6 @@ def _keeps_writers_out(directory: ShareDirectory, file: str) -> bool:
         with directory.root.opened(file, write=True) as fd:
             in_use.refuse_kernel_user(directory, fd, file, writing=True)
             in_use.keep_writers_out(fd, file, directory.share.label)
-    except (ShareNotWritable, UnsafeImage):  # it has another owner, or a second name
+    except (errors.ShareNotWritable, errors.UnsafeImage):  # it has another owner, or a second name
         return False
     return True

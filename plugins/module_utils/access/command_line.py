@@ -12,13 +12,12 @@ from __future__ import annotations
 import json
 from typing import Sequence
 
-from .guard import FUSE
-from .record import Target
+from . import guard, record
 
 _EXPORT = "point"
 
 
-def command_line(program: str, pid_file: str, target: Target, label: str, formats: Sequence[str], descriptors: Sequence[int], locks: bool) -> list[str]:
+def command_line(program: str, pid_file: str, target: record.Target, label: str, formats: Sequence[str], descriptors: Sequence[int], locks: bool) -> list[str]:
     """All words of it.
 
     :param label: the name of the export of NBD. :param formats: of the chain, top first. :param descriptors: its opened files, likewise.
@@ -30,7 +29,7 @@ def command_line(program: str, pid_file: str, target: Target, label: str, format
         words += ["--blockdev", json.dumps(_file(number, descriptors[number], locks))]
         words += ["--blockdev", json.dumps(_layer(number, formats[number], number + 1 if number < last else None))]
     export = {"id": _EXPORT, "node-name": "layer0", "writable": False}
-    if target.kind == FUSE:
+    if target.kind == guard.FUSE:
         shown = {"type": "fuse", "mountpoint": target.path, "growable": False, "allow-other": "off"}
         return [*words, "--export", json.dumps({**export, **shown})]
     server = {"addr": {"type": "unix", "path": target.path}}

@@ -15,10 +15,10 @@ import time
 from contextlib import contextmanager
 from typing import Iterator
 
-from ..apply.turns import take
+from .. import errors
+from ..apply import turns
 from ..consumers import private_files
-from ..errors import InUse, InvalidParameter, ToolFailed
-from ..mounts.host_files import replace_file
+from ..mounts import host_files
 from . import guard
 from .record import Record, Target
 
@@ -35,7 +35,7 @@ def usual_directory() -> str:
     of_user = os.environ.get("XDG_RUNTIME_DIR", "")
     if not os.path.isabs(of_user):
         problem = "this user has no directory of its own that goes with the host (XDG_RUNTIME_DIR)"
-        raise InvalidParameter("option run_dir", problem, "give one that belongs to this user alone")
+        raise errors.InvalidParameter("option run_dir", problem, "give one that belongs to this user alone")
     return os.path.join(of_user, _OF_OTHERS)
 
 
@@ -70,7 +70,7 @@ class AccessDirectory:
         path = os.path.join(self.folder(name), guard.RECORD)
         found = private_files.read_record(self.path, self.folder(name), path, Record.from_text, _REMEDY)
         if found is not None and found.target.name != name:
-            raise ToolFailed(path, "it is the record of another point", _REMEDY)
+            raise errors.ToolFailed(path, "it is the record of another point", _REMEDY)
         return found
 
     def write(self, record: Record) -> None:
@@ -80,7 +80,7 @@ class AccessDirectory:
 
     def replace(self, record: Record) -> None:
         """Record a point whose folder is there. :raises StorageError: it is not, or there is no room."""
-        replace_file(os.path.join(self.folder(record.target.name), guard.RECORD), record.to_text().encode(), mode=0o600)
+        host_files.replace_file(os.path.join(self.folder(record.target.name), guard.RECORD), record.to_text().encode(), mode=0o600)
 
     def forget(self, name: str) -> None:
         """Remove the folder of a point. :raises ToolFailed: it cannot be removed."""
@@ -101,7 +101,7 @@ class AccessDirectory:
     @contextmanager
     def alone(self, target: Target, patience: float) -> Iterator[None]:
         """A context in which no other task works with what is shown there. :param patience: seconds to wait. :raises InUse: another task does."""
-        turn = take(f"access-{target.name}", f"{target.option} {target.path}", patience)
+        turn = turns.take(f"access-{target.name}", f"{target.option} {target.path}", patience)
         try:
             yield
         finally:
@@ -122,7 +122,9 @@ class AccessDirectory:
             until = time.monotonic() + patience
             while not _is_taken(lock):
                 if time.monotonic() > until:
-                    raise InUse(f"{target.option} {target.path}", "what holds it is ending, and does not come to its end", "bring the share's server back")
+                    raise errors.InUse(
+                        f"{target.option} {target.path}", "what holds it is ending, and does not come to its end", "bring the share's server back"
+                    )
                 time.sleep(_PAUSE)
             yield
         finally:

@@ -15,13 +15,11 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Sequence
 
-from .. import command
+from .. import command, errors
 from ..consumers import processes
 from ..consumers.processes import Process
-from ..errors import InUse, StorageError, ToolFailed, ToolMissing
-from . import guard, targets
+from . import folders, guard, targets
 from .command_line import command_line
-from .folders import AccessDirectory
 from .record import Record, Target
 
 PROGRAM = "qemu-storage-daemon"
@@ -52,7 +50,7 @@ class Holder(NamedTuple):
         return self == (None, None)
 
 
-def find(directory: AccessDirectory, name: str, record: Record | None) -> Holder:
+def find(directory: folders.AccessDirectory, name: str, record: Record | None) -> Holder:
     """What shows the point of this folder. :param record: has the processes as they were known last."""
     folder = directory.folder(name)
     if not os.path.isdir(folder):
@@ -77,7 +75,7 @@ def program() -> str:
     return command.find(PROGRAM, _PACKAGE)
 
 
-def start(directory: AccessDirectory, record: Record, formats: Sequence[str], descriptors: Sequence[int], locks: bool) -> Record:
+def start(directory: folders.AccessDirectory, record: Record, formats: Sequence[str], descriptors: Sequence[int], locks: bool) -> Record:
     """Show a point that is recorded, and return when it can be read. What shows it outlives this task. Returns its record with the processes.
 
     :param formats: of the chain, top first. :param descriptors: of its files, likewise. :param locks: QEMU's own locks work on them.
@@ -114,11 +112,11 @@ def _source() -> str:
     loader = guard.__loader__
     source = loader.get_source(guard.__name__) if loader is not None and hasattr(loader, "get_source") else None
     if source is None:
-        raise ToolFailed("the guard of a point", "its program cannot be read", "install the collection with its sources")
+        raise errors.ToolFailed("the guard of a point", "its program cannot be read", "install the collection with its sources")
     return str(source)
 
 
-def _awaited(directory: AccessDirectory, record: Record, process: command.Detached) -> int:
+def _awaited(directory: folders.AccessDirectory, record: Record, process: command.Detached) -> int:
     """Wait until the point can be read. Returns the process of the daemon. :raises StorageError: it ended, or does not come to that."""
     until = time.monotonic() + _START
     while True:
@@ -129,22 +127,24 @@ def _awaited(directory: AccessDirectory, record: Record, process: command.Detach
         if pid:
             return pid
         if time.monotonic() > until:
-            raise ToolFailed(f"point {record.point.label}", f"{PROGRAM} does not show it within {_START:g} s", "look at the share's server")
+            raise errors.ToolFailed(f"point {record.point.label}", f"{PROGRAM} does not show it within {_START:g} s", "look at the share's server")
         time.sleep(_PAUSE)
 
 
-def _not_shown(record: Record, result: command.Result) -> StorageError:
+def _not_shown(record: Record, result: command.Result) -> errors.StorageError:
     subject, said = f"point {record.point.label}", result.reason
     if "Failed to get" in result.err and "lock" in result.err:
-        return InUse(subject, f"a file of it is open elsewhere ({said})", "end what has it open, and run the task again", result.details)
+        return errors.InUse(subject, f"a file of it is open elsewhere ({said})", "end what has it open, and run the task again", result.details)
     if record.target.kind == guard.FUSE and _NO_HELPER in result.err:
-        return ToolMissing("program fusermount3", f"it cannot mount ({said})", "install it (package fuse3), or use nbd, which needs no FUSE")
+        return errors.ToolMissing("program fusermount3", f"it cannot mount ({said})", "install it (package fuse3), or use nbd, which needs no FUSE")
     if record.target.kind == guard.FUSE and any(words in result.err for words in _NO_FUSE):
-        return ToolMissing(f"program {PROGRAM}", f"it has no FUSE exports ({said})", "use nbd, which needs no FUSE, or install one that was built with FUSE")
-    return ToolFailed(subject, f"{PROGRAM} said: {said}", "mend what it names, and run the task again", result.details)
+        return errors.ToolMissing(
+            f"program {PROGRAM}", f"it has no FUSE exports ({said})", "use nbd, which needs no FUSE, or install one that was built with FUSE"
+        )
+    return errors.ToolFailed(subject, f"{PROGRAM} said: {said}", "mend what it names, and run the task again", result.details)
 
 
-def end(directory: AccessDirectory, target: Target, record: Record | None) -> bool:
+def end(directory: folders.AccessDirectory, target: Target, record: Record | None) -> bool:
     """End what shows a point there, if anything does, and take away what is left of it. Returns whether there was anything.
 
     :raises InUse: the kernel cannot end it. :raises ToolFailed: its mount or its folder cannot be removed.
@@ -163,11 +163,13 @@ def end(directory: AccessDirectory, target: Target, record: Record | None) -> bo
             processes.has_ended(holder.daemon, _END / 2)
     if holder.daemon is not None and processes.runs(holder.daemon):
         problem = f"its process {holder.daemon.pid} does not end, because the kernel waits for a server"
-        raise InUse(f"{target.option} {target.path}", problem, "bring the share's server back, or restart this host")
+        raise errors.InUse(f"{target.option} {target.path}", problem, "bring the share's server back, or restart this host")
     try:
         found = guard.remove_traces(target.kind, target.path)
     except OSError as error:
-        raise ToolFailed(f"{target.option} {target.path}", f"what was left there cannot be removed ({error.strerror})", "unmount and remove it") from error
+        raise errors.ToolFailed(
+            f"{target.option} {target.path}", f"what was left there cannot be removed ({error.strerror})", "unmount and remove it"
+        ) from error
     directory.forget(target.name)
     return found or was_there
 

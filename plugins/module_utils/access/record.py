@@ -12,7 +12,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from ..errors import ToolFailed
+from .. import errors
 from .guard import FUSE, NBD
 
 _MOST_PID = 1 << 31
@@ -104,7 +104,7 @@ class Record:
                 None if told["mark"] is None else _mark(told["mark"]),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
-            raise ToolFailed(where, f"it is no record of an opened point ({error})", "end what it is about, and remove its folder") from error
+            raise errors.ToolFailed(where, f"it is no record of an opened point ({error})", "end what it is about, and remove its folder") from error
 
 
 def _point(told: Any) -> Point:

@@ -12,25 +12,23 @@ import errno
 import os
 import stat
 
-from ..attachments import LONGEST_SOCKET
-from ..errors import Conflict, InvalidParameter, ToolFailed, ToolMissing, from_os_error
-from . import guard
-from .record import Target
+from .. import attachments, errors
+from . import guard, record
 
 _LONGEST = 4000  # bytes of a path
 _DEVICE = "/dev/fuse"
 
 
-def target_at(kind: str, path: str) -> Target:
+def target_at(kind: str, path: str) -> record.Target:
     """What is shown at a path, by one name for it. :raises InvalidParameter: there can be no such file or socket."""
-    option = Target(kind, path).option
+    option = record.Target(kind, path).option
     if not os.path.isabs(path) or not path.isprintable() or not os.path.basename(path) or os.path.basename(path) in (".", ".."):
-        raise InvalidParameter(f"option {option}", f"{path[:80]!r} is no absolute path of a file", "give one, such as /mnt/db01.img")
+        raise errors.InvalidParameter(f"option {option}", f"{path[:80]!r} is no absolute path of a file", "give one, such as /mnt/db01.img")
     folder, name = os.path.split(path)
-    found = Target(kind, os.path.join(os.path.realpath(folder), name))
-    most = LONGEST_SOCKET if kind == guard.NBD else _LONGEST
+    found = record.Target(kind, os.path.join(os.path.realpath(folder), name))
+    most = attachments.LONGEST_SOCKET if kind == guard.NBD else _LONGEST
     if len(os.fsencode(found.path)) > most:
-        raise InvalidParameter(f"option {option}", f"{found.path[:80]} has more than {most} bytes", "give a shorter path")
+        raise errors.InvalidParameter(f"option {option}", f"{found.path[:80]} has more than {most} bytes", "give a shorter path")
     return found
 
 
@@ -40,17 +38,19 @@ def require_fuse() -> None:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         problem = f"it cannot be used here ({error.strerror}), so that no file can show a point"
-        raise ToolMissing(f"device {_DEVICE}", problem, "use nbd, which needs no FUSE; or load the module fuse, or let this user open the device") from error
+        raise errors.ToolMissing(
+            f"device {_DEVICE}", problem, "use nbd, which needs no FUSE; or load the module fuse, or let this user open the device"
+        ) from error
 
 
-def require_free(target: Target, share_path: str | None) -> None:
+def require_free(target: record.Target, share_path: str | None) -> None:
     """Check that a point may be shown there. :param share_path: the directory of its share.
 
     :raises Conflict: something else is there, or it would be taken for a volume. :raises ToolFailed: others could exchange it.
     """
     subject, folder = f"{target.option} {target.path}", os.path.dirname(target.path)
     if share_path is not None and (folder + "/").startswith(os.path.realpath(share_path) + "/"):
-        raise Conflict(subject, "it lies on the share", "give a path on a file system of this host")
+        raise errors.Conflict(subject, "it lies on the share", "give a path on a file system of this host")
     _require_safe(folder)
     if is_left(target):
         return
@@ -59,11 +59,11 @@ def require_free(target: Target, share_path: str | None) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise from_os_error(error, subject) from error
-    raise Conflict(subject, "something else is there", "give a path at which nothing is")
+        raise errors.from_os_error(error, subject) from error
+    raise errors.Conflict(subject, "something else is there", "give a path at which nothing is")
 
 
-def is_left(target: Target) -> bool:
+def is_left(target: record.Target) -> bool:
     """Whether there is what a holder has left that ended."""
     try:
         if target.kind == guard.NBD:
@@ -73,7 +73,7 @@ def is_left(target: Target) -> bool:
         return False
 
 
-def make_file(target: Target) -> None:
+def make_file(target: record.Target) -> None:
     """Make the file that is mounted on. :raises Conflict: something came there meanwhile. :raises StorageError: it cannot be made."""
     subject = f"{target.option} {target.path}"
     try:
@@ -83,9 +83,9 @@ def make_file(target: Target) -> None:
         finally:
             os.close(fd)
     except FileExistsError as error:
-        raise Conflict(subject, "something has come there meanwhile", "give a path at which nothing is") from error
+        raise errors.Conflict(subject, "something has come there meanwhile", "give a path at which nothing is") from error
     except OSError as error:
-        raise from_os_error(error, subject) from error
+        raise errors.from_os_error(error, subject) from error
 
 
 def _require_safe(folder: str) -> None:
@@ -96,11 +96,11 @@ def _require_safe(folder: str) -> None:
             found = os.lstat(part)
         except OSError as error:
             remedy = "make it first" if error.errno == errno.ENOENT else "mend that"
-            raise ToolFailed(f"directory {part} of this host", error.strerror or str(error), f"{remedy}, or give another path") from error
+            raise errors.ToolFailed(f"directory {part} of this host", error.strerror or str(error), f"{remedy}, or give another path") from error
         is_open = found.st_mode & 0o022 and not (found.st_mode & stat.S_ISVTX)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()) or is_open:
             problem = "others than the user of this task can write there, or it is no directory"
-            raise ToolFailed(f"directory {part} of this host", problem, "give a path below directories that only root or this user can change")
+            raise errors.ToolFailed(f"directory {part} of this host", problem, "give a path below directories that only root or this user can change")
         if part == "/":
             return
         part = os.path.dirname(part)

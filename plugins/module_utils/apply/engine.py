@@ -14,20 +14,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple, Protocol, Sequence
 
-from ..errors import InUse, NeedsRecovery
+from .. import errors
 from ..pace import Pace
 from ..plan.abilities import LIBVIRT, OFFLINE, QMP
 
 if TYPE_CHECKING:
-    from ..attachments import Attachment
-    from ..model import Image, Share, Volume
+    from .. import attachments, model, progress
     from ..plan.abilities import Abilities
     from ..plan.intent import Intent, ObservedState, Resumption
     from ..plan.plan import Plan
     from ..plan.steps import Step
-    from ..progress import Meter
     from ..store.files.directory import Directory, ShareDirectory
-    from ..store.metadata.records import Disk
+    from ..store.metadata import records
     from ..store.volumes.look import Look
 
 NEVER, REQUIRED = "false", "true"  # values of quiesce. The third one, "auto", is neither
@@ -41,7 +39,7 @@ class Readable(Protocol):
         """The images' directory."""
 
     @property
-    def share(self) -> Share:
+    def share(self) -> model.Share:
         """The share that it is on."""
 
     def verify(self, name: str) -> None:
@@ -55,7 +53,7 @@ class CopySource:
     ``marks`` what the file was then (see :mod:`unchanged`). ``content`` is what a seed is to hold, which comes from no image. It may be secret."""
 
     directory: Readable
-    images: tuple[Image, ...]
+    images: tuple[model.Image, ...]
     known: Known | None = None
     is_checked: bool = False
     sums: dict[str, str] = field(default_factory=dict)
@@ -77,7 +75,7 @@ class Side(NamedTuple):
     nothing is)."""
 
     directory: ShareDirectory
-    images: tuple[Image, ...]
+    images: tuple[model.Image, ...]
     known: str | None = None
 
 
@@ -154,7 +152,7 @@ class Terms(NamedTuple):
     assume_unused: bool = False
     warn: Callable[[str], None] = lambda _text: None
     look: Callable[[str], Look] | None = None
-    attachment: Attachment | None = None
+    attachment: attachments.Attachment | None = None
     drop_bitmaps: bool = False
     mixed: bool = False
     speed: int = 0
@@ -162,7 +160,7 @@ class Terms(NamedTuple):
     patience: float = 0
     quiesce: str = NEVER
     agent: str | None = None
-    meter: Meter | None = None
+    meter: progress.Meter | None = None
 
     def pace(self, subject: str, steps: Iterable[Step], sleep: Callable[[float], None] = time.sleep) -> Pace:
         """The pace of a plan's data. :param subject: how messages name the volume."""
@@ -197,7 +195,7 @@ class Session(Protocol):
         :raises StorageError, OSError: the step could not be done.
         """
 
-    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, Disk]]:
+    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, records.Disk]]:
         """Create the files of these steps under temporary names. So a record that is written before the steps can identify the files.
 
         The context has the marks of these files, by their final names. Files that no step has published by its end are removed.
@@ -223,7 +221,7 @@ class Engine(Protocol):
 
     name: str  # what an intent records
     abilities: Abilities
-    attachment: Attachment | None  # the machine that has the images open, which an intent records
+    attachment: attachments.Attachment | None  # the machine that has the images open, which an intent records
 
     @property
     def agent(self) -> str | None:
@@ -251,7 +249,7 @@ class Engine(Protocol):
         """Take back what was made ready for the snapshots of a group, as :meth:`Session.withdraw` does. True if it is certain that no
         machine uses any of the overlays, and that there was a machine which could."""
 
-    def written(self, volume: Volume, files: Sequence[str]) -> str | None:
+    def written(self, volume: model.Volume, files: Sequence[str]) -> str | None:
         """Which of these files of a volume a guest writes to. None if it is none of them, or no machine can be asked."""
 
     def thaw(self, agent: str, volume: str) -> None:
@@ -298,7 +296,7 @@ def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -
 
         return LibvirtEngine(directory, terms, open_engine(OFFLINE, directory, terms))
     if name != OFFLINE:
-        raise NeedsRecovery(
+        raise errors.NeedsRecovery(
             f"share {directory.share.label}",
             f"an interrupted task used the engine {name!r}, which this release does not have",
             "run the task with the release that began it, or a newer one",
@@ -309,7 +307,7 @@ def open_engine(name: str, directory: ShareDirectory, terms: Terms = _LOOKING) -
 
 
 def attached_engine(
-    directory: ShareDirectory, terms: Terms, volumes: Sequence[Volume] = (), are_group: bool = False, known: Sequence[Volume] = ()
+    directory: ShareDirectory, terms: Terms, volumes: Sequence[model.Volume] = (), are_group: bool = False, known: Sequence[model.Volume] = ()
 ) -> Engine:
     """The engine for images that ``terms.attachment`` has open. If nobody is there, it is the one for images that nobody has open; then the
     user's word that they are unused does not count.
@@ -329,7 +327,7 @@ def attached_engine(
     return attached(directory, terms, files, volumes, are_group) or open_engine(OFFLINE, directory, terms)
 
 
-def shown(directory: ShareDirectory, images: Sequence[Image], terms: Terms, pace: Pace, is_present: bool, hashes_content: bool) -> ContextManager[Shown]:
+def shown(directory: ShareDirectory, images: Sequence[model.Image], terms: Terms, pace: Pace, is_present: bool, hashes_content: bool) -> ContextManager[Shown]:
     """A context with what these images show, top first. Nobody can begin to write to them meanwhile, where the share shows locks.
 
     :param is_present: they are a volume's present, which somebody may be writing. :param hashes_content: see :class:`Sums`.
@@ -372,7 +370,7 @@ def predict_end(engine: Engine, resumption: Resumption) -> None:
     """Check whether an interrupted task can be ended, without taking anything. :raises InUse: it cannot."""
     then = resumption.attachment
     if then is not None and then.has_definition and engine.name != LIBVIRT:
-        raise InUse(
+        raise errors.InUse(
             f"volume {resumption.plan.volume}",
             f"a task was interrupted that worked with {then}, of which the definition has to follow the volume",
             "run the task on that domain's host with that attachment; if the domain is gone for good, recover: discard gives the record up",

@@ -15,26 +15,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
-from ..errors import NeedsRecovery, NoSpace, ShareNotWritable, StorageError, from_os_error
-from ..model import listed, now
-from ..pace import OutOfTime
-from ..plan import grouping, room
+from .. import errors, model, pace
+from ..plan import grouping, room, steps
 from ..plan import intent as intents
 from ..plan.plan import CREATE_SNAPSHOT, RECEIVE, REPLACE_SEED, Plan, lost_snapshots
 from ..plan.resumption import Resumption
-from ..plan.steps import ReplaceOverlay, Step, Unlink, WriteInfo, WriteRecord, written_by
 from ..store.files import access
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import records
 from ..store.metadata.points import checksums_of_points, marks_of_points, without_lost
+from ..store.volumes import raw_disks
 from ..store.volumes.look import Look
-from ..store.volumes.raw_disks import disks_of, marks_of
+from . import group_records, info_writing, recovery, unchanged
 from .engine import CopySource, Engine, Session, predict_end
-from .group_records import DECIDED, LOST, Group, group_file
-from .info_writing import write_info
 from .interrupted import Interrupted, forget_groups
-from .recovery import decision_on, find_interrupted, is_empty
-from .unchanged import require_unchanged
 
 # Takes the name of a volume, a step (what describe() returns, with "share", and "failed" if it failed), and the seconds that it took.
 StepLog = Callable[[str, dict, float], None]
@@ -72,27 +66,27 @@ class Executor:
         """
         try:
             self._apply(plan, source)
-        except NoSpace:
+        except errors.NoSpace:
             again = room.with_intent(plan)
             if again is None:
                 raise
             self._apply(again, source)
 
-    def _apply(self, plan: Plan, source: CopySource | None, instead_of: Group | None = None) -> None:
+    def _apply(self, plan: Plan, source: CopySource | None, instead_of: group_records.Group | None = None) -> None:
         """:param instead_of: the group that is on record, which has no snapshot any more. Then nothing is undone after an error."""
         self._sums = source.sums if source is not None else {}
         with self._engine.session(plan, source) as session:
-            require_unchanged(self._directory, plan.volume, plan.unchanged or {})
+            unchanged.require_unchanged(self._directory, plan.volume, plan.unchanged or {})
             if plan.intent and instead_of is not None:
                 self.record_intent(plan, instead_of.name, instead_of.members)
             elif plan.intent:
                 self.record_intent(plan)
             try:
                 self._run(plan, session)
-            except StorageError as error:
+            except errors.StorageError as error:
                 self._forget_unmade(plan)
                 taken_back = instead_of is None and self._take_back(plan, session)
-                if isinstance(error, OutOfTime) and plan.intent and not taken_back:
+                if isinstance(error, pace.OutOfTime) and plan.intent and not taken_back:
                     raise _left_pending(plan, error) from error
                 raise
 
@@ -116,16 +110,16 @@ class Executor:
                     self._do_image_steps(plan, session)
                 self._decide(plans[0].volume, group)
                 self._use(sessions)
-            except (StorageError, OSError):
+            except (errors.StorageError, OSError):
                 if self._may_be_taken_back(plans[0].volume, group, [session for _plan, session in sessions]):
                     for plan, session in sessions:
                         self._take_back(plan, session)
-                    with suppress(StorageError, OSError):
+                    with suppress(errors.StorageError, OSError):
                         forget_groups(self._directory)
                 raise
             for plan, _session in sessions:
                 self._write_final_record(plan, ())
-        self._directory.make_private("groups").unlink(group_file(group))
+        self._directory.make_private("groups").unlink(group_records.group_file(group))
 
     def _use(self, sessions: Sequence[tuple[Plan, Session]]) -> None:
         """Let the overlays of a group be what counts."""
@@ -135,21 +129,21 @@ class Executor:
             self._write_infos(plan)
         self._engine.barrier([session for _plan, session in sessions])
 
-    def _decide(self, volume: str, group: str, decision: bytes = DECIDED) -> None:
+    def _decide(self, volume: str, group: str, decision: bytes = group_records.DECIDED) -> None:
         """Record, durably, the decision to take the snapshots of the group, or that they are lost."""
-        last = "" if decision == DECIDED else "ballast"
-        self._directory.write_record(volume, self._directory.make_private("groups"), group_file(group), decision, last=last)
+        last = "" if decision == group_records.DECIDED else "ballast"
+        self._directory.write_record(volume, self._directory.make_private("groups"), group_records.group_file(group), decision, last=last)
 
     def _may_be_taken_back(self, volume: str, group: str, sessions: Sequence[Session]) -> bool:
         """Whether a group that failed can be undone at once: it was not decided, or it is certain that no machine uses any of its overlays.
         Then it is decided that it gets no snapshot after all."""
         try:
-            if decision_on(self._directory, group, self._engine.attachment is not None) == grouping.UNDECIDED:
+            if recovery.decision_on(self._directory, group, self._engine.attachment is not None) == grouping.UNDECIDED:
                 return True
             if not self._engine.withdraw(sessions):
                 return False
-            self._decide(volume, group, LOST)
-        except (StorageError, OSError):
+            self._decide(volume, group, group_records.LOST)
+        except (errors.StorageError, OSError):
             return False
         return True
 
@@ -171,10 +165,10 @@ class Executor:
                 self._run(taken_back(plan), session)
                 return True
             if withdrawn is None and plan.operation in (CREATE_SNAPSHOT, RECEIVE, REPLACE_SEED):
-                for resumption in find_interrupted(Look(self._directory, plan.volume)).resumptions:
+                for resumption in recovery.find_interrupted(Look(self._directory, plan.volume)).resumptions:
                     if resumption.outcome == "undone":
                         self._run(resumption.plan, session)
-        except (StorageError, OSError):
+        except (errors.StorageError, OSError):
             pass
         return False
 
@@ -188,7 +182,7 @@ class Executor:
             formats = {image.file: image.format for image in plan.before.own if image.format}
             record = replace(record, formats={**record.formats, **formats}, parent=plan.before.parent, garbage=())
             record = without_lost(self._directory, plan.before, record)
-        intent = intents.of_plan(plan, now(), self._proofs(plan), group, self._engine.name, self._engine.attachment, members, self._engine.agent)
+        intent = intents.of_plan(plan, model.now(), self._proofs(plan), group, self._engine.name, self._engine.attachment, members, self._engine.agent)
         self._write_record(plan.volume, record.with_intent(intent.to_json()), _last_resort(plan))
 
     def _record(self, volume: str) -> records.Record | None:
@@ -210,14 +204,14 @@ class Executor:
             for position, step in enumerate(plan.steps):
                 if session.can(step):
                     self._do(session, step, plan.volume)
-                elif isinstance(step, WriteInfo):
+                elif isinstance(step, steps.WriteInfo):
                     session.settle(partial(self._announce, plan.volume))
                     self._write_info(plan, step)
                     self._engine.barrier([session])
                     self._write_final_record(plan, plan.steps[position + 1 :])
-                elif isinstance(step, WriteRecord):
+                elif isinstance(step, steps.WriteRecord):
                     self._write_final_record(plan, (), made)
-        self._unlink(plan.volume, [step.file for step in plan.steps if isinstance(step, Unlink)], session)
+        self._unlink(plan.volume, [step.file for step in plan.steps if isinstance(step, steps.Unlink)], session)
         if plan.after is None:
             self._forget(plan.volume)
 
@@ -228,15 +222,15 @@ class Executor:
 
     def _write_infos(self, plan: Plan) -> None:
         for step in plan.steps:
-            if isinstance(step, WriteInfo):
+            if isinstance(step, steps.WriteInfo):
                 self._write_info(plan, step)
 
-    def _do(self, session: Session, step: Step, volume: str) -> None:
+    def _do(self, session: Session, step: steps.Step, volume: str) -> None:
         with self._logged(volume, step.describe()):
             try:
                 session.do(step)
             except OSError as error:
-                raise from_os_error(error, f"volume {volume} on {self._directory.share.label}") from error
+                raise errors.from_os_error(error, f"volume {volume} on {self._directory.share.label}") from error
 
     @contextmanager
     def _logged(self, volume: str, entry: dict) -> Iterator[None]:
@@ -253,10 +247,10 @@ class Executor:
 
     # -- records -----------------------------------------------------------------------------------------------------
 
-    def _write_info(self, plan: Plan, step: WriteInfo) -> None:
+    def _write_info(self, plan: Plan, step: steps.WriteInfo) -> None:
         self._keep_access(plan)
         with self._logged(plan.volume, step.describe()):
-            write_info(self._directory, plan.volume, step, self._warn)
+            info_writing.write_info(self._directory, plan.volume, step, self._warn)
 
     def _keep_access(self, plan: Plan) -> None:
         """Give the next active image the access of the present one. So the same users can open the volume afterwards, and nobody else.
@@ -269,7 +263,7 @@ class Executor:
             try:
                 if access.copy_access(old, new, self._directory.share.keeps_modes, self._warn, root.subject(files[1])):
                     self._directory.waiting.sync_file(new)
-            except ShareNotWritable as error:  # the next active image keeps its own access
+            except errors.ShareNotWritable as error:  # the next active image keeps its own access
                 self._warn(f"{error} It has become the active image of volume {plan.volume}.")
 
     def _announce(self, volume: str, phase: str) -> None:
@@ -278,16 +272,16 @@ class Executor:
         if record is not None and record.intent is not None:
             self._write_record(volume, record.with_intent(intents.in_phase(record.intent, phase)), "blocks")
 
-    def _write_final_record(self, plan: Plan, later: Iterable[Step], made: Mapping[str, records.Disk] | None = None) -> None:
+    def _write_final_record(self, plan: Plan, later: Iterable[steps.Step], made: Mapping[str, records.Disk] | None = None) -> None:
         if plan.after is None:
             return
-        garbage = [self._garbage(step.file) for step in later if isinstance(step, Unlink)]
+        garbage = [self._garbage(step.file) for step in later if isinstance(step, steps.Unlink)]
         before = self._record(plan.volume)
-        disks = disks_of(self._directory, plan.after, before, made or {})
-        marks = marks_of(self._directory, plan.after, before, made or {})
-        identified = {file for step in plan.steps if isinstance(step, WriteRecord) for file in step.identified}
+        disks = raw_disks.disks_of(self._directory, plan.after, before, made or {})
+        marks = raw_disks.marks_of(self._directory, plan.after, before, made or {})
+        identified = {file for step in plan.steps if isinstance(step, steps.WriteRecord) for file in step.identified}
         points = marks_of_points(self._directory, plan.after, before, _changed(plan), identified)
-        checksums = checksums_of_points(plan.after, before, written_by(plan.steps), self._sums)
+        checksums = checksums_of_points(plan.after, before, steps.written_by(plan.steps), self._sums)
         record = records.describing(plan.after, tuple(item for item in garbage if item), disks, marks, points, checksums)
         self._write_record(plan.volume, record, "" if plan.before is None else "blocks")
 
@@ -308,11 +302,11 @@ class Executor:
         if not files:
             return
         for file in files:
-            with self._logged(volume, Unlink(file).describe()), session.closing(file):
+            with self._logged(volume, steps.Unlink(file).describe()), session.closing(file):
                 try:
                     self._directory.root.unlink(file)
                 except OSError as error:
-                    raise from_os_error(error, self._directory.root.subject(file)) from error
+                    raise errors.from_os_error(error, self._directory.root.subject(file)) from error
         self._directory.root.sync()
 
     def _forget(self, volume: str) -> None:
@@ -341,7 +335,7 @@ class Executor:
                 self._directory.discard_temporary(name)
             return list(group.others)
         if group is not None and group.end == grouping.GIVE_UP:
-            self._decide(interrupted.resumptions[0].plan.volume, group.name, LOST)
+            self._decide(interrupted.resumptions[0].plan.volume, group.name, group_records.LOST)
         for resumption in interrupted.resumptions:
             self._end(resumption, group)
         return [other for other in (group.others if group is not None else ()) if self._ended(other)]
@@ -360,11 +354,11 @@ class Executor:
         """End what is left of another volume, if that is possible now. Its own next task would end it in the same way."""
         try:
             self.finish(other)
-        except (StorageError, OSError):
+        except (errors.StorageError, OSError):
             return False
         return True
 
-    def _end(self, resumption: Resumption, group: Group | None) -> None:
+    def _end(self, resumption: Resumption, group: group_records.Group | None) -> None:
         if resumption.begins:
             self._apply(resumption.plan, None, group)
             return
@@ -372,7 +366,7 @@ class Executor:
             self._require_empty(resumption)
             try:
                 self._run(resumption.plan, session)
-            except OutOfTime as error:
+            except pace.OutOfTime as error:
                 raise _left_pending(resumption.plan, error) from error
 
     def _finish_together(self, resumptions: Sequence[Resumption]) -> None:
@@ -391,16 +385,16 @@ class Executor:
     def _require_empty(self, resumption: Resumption) -> None:
         """Asked while nobody can write to them. :raises NeedsRecovery: an overlay that would be removed has data."""
         for file in resumption.empty:
-            if self._directory.root.status(file) is not None and not is_empty(self._directory, file):
+            if self._directory.root.status(file) is not None and not recovery.is_empty(self._directory, file):
                 problem = f"its overlay {file} would be removed, and somebody has written to it"
-                raise NeedsRecovery(f"volume {resumption.plan.volume} on {self._directory.share.label}", problem, "see docs/worst-day.md")
+                raise errors.NeedsRecovery(f"volume {resumption.plan.volume} on {self._directory.share.label}", problem, "see docs/worst-day.md")
 
 
-def _left_pending(plan: Plan, error: OutOfTime) -> OutOfTime:
+def _left_pending(plan: Plan, error: pace.OutOfTime) -> pace.OutOfTime:
     """The error for a plan that ran out of time and could not be taken back."""
     going = lost_snapshots(plan.before, plan.after)
-    what = f"the deletion of {listed(going)} is pending now (until it has ended, their data is wrong)" if going else "what was begun is pending now"
-    return OutOfTime(error.subject, f"{error.problem}, and {what}", "run the task again with a longer timeout; any task that changes the volume ends it")
+    what = f"the deletion of {model.listed(going)} is pending now (until it has ended, their data is wrong)" if going else "what was begun is pending now"
+    return pace.OutOfTime(error.subject, f"{error.problem}, and {what}", "run the task again with a longer timeout; any task that changes the volume ends it")
 
 
 def _last_resort(plan: Plan) -> str:
@@ -413,7 +407,7 @@ def _last_resort(plan: Plan) -> str:
 
 def _frees_room(plan: Plan) -> bool:
     """Whether a plan may use the ballast of a full share: it frees space, and needs none for data before that."""
-    return any(isinstance(step, (Unlink, ReplaceOverlay)) for step in plan.steps) and all(step.moves() == 0 for step in plan.steps)
+    return any(isinstance(step, (steps.Unlink, steps.ReplaceOverlay)) for step in plan.steps) and all(step.moves() == 0 for step in plan.steps)
 
 
 def _changed(plan: Plan) -> set[str]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Sequence
 
-from ..errors import StorageError
+from .. import errors
 from ..store.metadata import records, unfinished
 
 if TYPE_CHECKING:
     from ..store.files.directory import ShareDirectory
-    from .interrupted import Interrupted
+    from . import interrupted
 
 DECIDED, LOST = b"{}", b'{"lost": true}'  # what the file of a group says
 
@@ -28,7 +28,7 @@ class Group(NamedTuple):
     members: tuple[str, ...]
     snapshot: str
     end: str = ""
-    others: tuple[Interrupted, ...] = ()
+    others: tuple[interrupted.Interrupted, ...] = ()
 
 
 def group_file(group: str) -> str:
@@ -49,7 +49,7 @@ def forget_groups(directory: ShareDirectory, decided: Sequence[str], name: str, 
     suffix = len(records.file_name(""))
     try:
         every = {file[:-suffix]: records.read(directory, file[:-suffix]) for file in volumes.names()}
-    except StorageError:
+    except errors.StorageError:
         return ()  # a record that cannot be read may wait for any of them
     intents = {volume: record.intent for volume, record in every.items() if record and record.intent}
     waiting = {group_file(unfinished.group(intent)) for intent in intents.values()}

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import Callable
 
-from ..errors import ToolFailed
+from .. import errors
 
 _READY, _DONE = b"R", b"D"
 _LOOK = 0.005  # seconds between two looks at whether it has ended
@@ -37,11 +37,11 @@ class GuardianProcess:
         try:
             ready = self._begin()
         except OSError as error:
-            raise ToolFailed(subject, f"no process can be started ({error.strerror or error})", "run the task again") from error
+            raise errors.ToolFailed(subject, f"no process can be started ({error.strerror or error})", "run the task again") from error
         with open(ready, "rb") as end:
             if end.read(1) != _READY:  # it died, or somebody killed it
                 self.let_decide()
-                raise ToolFailed(subject, "the process that watches over the guest ended", "run the task again")
+                raise errors.ToolFailed(subject, "the process that watches over the guest ended", "run the task again")
 
     def _begin(self) -> int:
         """Start the child. Returns the end of a pipe that says when it is out of reach of those who kill the task. :raises OSError: it cannot."""

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from ..plan.steps import WriteInfo
-from ..store.files.access import Warn
+from ..plan import steps
+from ..store.files import access
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import info_file
 
 
-def write_info(directory: ShareDirectory, volume: str, step: WriteInfo, warn: Warn | None) -> None:
+def write_info(directory: ShareDirectory, volume: str, step: steps.WriteInfo, warn: access.Warn | None) -> None:
     """Write the ``.info`` of a volume, whole and durable. It has the access of the one that it replaces, or else of the active image."""
     like = next((file for file in (step.file, step.active) if directory.root.status(file) is not None), None)
     data = info_file.Info(step.active, step.snapshots).to_bytes()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import StorageError
+from .. import errors
 from ..store.volumes import chains
 
 if TYPE_CHECKING:
-    from ..model import Volume
-    from ..plan.resumption import Resumption
+    from .. import model
+    from ..plan import resumption
     from ..store.files.directory import ShareDirectory
     from ..store.volumes.look import Look
     from .group_records import Group
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Interrupted:
     """What an interrupted task left of a volume: resumptions to run, temporary files to remove, and the group with which it ends."""
 
-    def __init__(self, resumptions: tuple[Resumption, ...] = (), leftovers: tuple[str, ...] = (), group: Group | None = None) -> None:
+    def __init__(self, resumptions: tuple[resumption.Resumption, ...] = (), leftovers: tuple[str, ...] = (), group: Group | None = None) -> None:
         self.resumptions = resumptions
         self.leftovers = leftovers
         self.group = group
@@ -31,7 +31,7 @@ class Interrupted:
         return bool(self.resumptions or self.leftovers)
 
     @property
-    def after(self) -> Volume | None:
+    def after(self) -> model.Volume | None:
         """The volume after the last resumption; None where it is removed."""
         return self.resumptions[-1].plan.after
 
@@ -67,7 +67,7 @@ def _has_traces(look: Look) -> bool:
         return True
     try:
         return chains.read_info(look)[1]
-    except StorageError:
+    except errors.StorageError:
         return False  # a task that needs the volume reports it
 
 

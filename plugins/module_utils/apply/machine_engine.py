@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from typing import Callable
 
-from ..errors import InUse
+from .. import errors
 from ..plan.plan import Plan
-from .engine import NEVER, REQUIRED, UNUSED, Engine, Quiesced, Terms
-from .merges import takes_snapshot
-from .quiescing import Freezer, Quiescing
+from . import engine, merges, quiescing
 
 
 class MachineEngine:
     """The part of an :class:`engine.Engine` that has to do with its machine's guest."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: engine.Terms) -> None:
         self._terms = terms
-        self._quiescing: Quiescing | None = None  # of the guest, once it was asked whether it can be frozen
+        self._quiescing: quiescing.Quiescing | None = None  # of the guest, once it was asked whether it can be frozen
         self._taken: set[str] = set()  # volumes of which snapshots are taken with its help
 
     @property
@@ -28,34 +26,34 @@ class MachineEngine:
         """See :attr:`engine.Engine.agent`."""
         return self._quiescing.place if self._quiescing is not None else None
 
-    def quiesced(self, volume: str) -> Quiesced:
+    def quiesced(self, volume: str) -> engine.Quiesced:
         """See :meth:`engine.Engine.quiesced`."""
-        return self._quiescing.outcome if self._quiescing is not None and volume in self._taken else UNUSED
+        return self._quiescing.outcome if self._quiescing is not None and volume in self._taken else engine.UNUSED
 
     def close(self) -> None:
         """See :meth:`engine.Engine.close`. Here the guest is given up."""
         if self._quiescing is not None:
             self._quiescing.close()
 
-    def _ask_guest(self, plan: Plan, subject: str, freezer: Callable[[], Freezer]) -> None:
+    def _ask_guest(self, plan: Plan, subject: str, freezer: Callable[[], quiescing.Freezer]) -> None:
         """Ask the guest whether it can be frozen, before anything is changed. Disks of one machine have one guest.
 
         :param freezer: makes what reaches it. :raises InUse: it does not answer, and must.
         """
-        if self._terms.quiesce == NEVER or not takes_snapshot(plan):
+        if self._terms.quiesce == engine.NEVER or not merges.takes_snapshot(plan):
             return
         self._taken.add(plan.volume)
         if self._quiescing is None:
-            self._quiescing = Quiescing(subject, freezer(), self._terms.quiesce == REQUIRED, self._terms.warn)
+            self._quiescing = quiescing.Quiescing(subject, freezer(), self._terms.quiesce == engine.REQUIRED, self._terms.warn)
             self._quiescing.require_answer()
 
 
-def require_readable(files: Engine, file: str, check_only: bool) -> None:
+def require_readable(files: engine.Engine, file: str, check_only: bool) -> None:
     """Check that nobody has a file open that is to be read: what a machine writes at present cannot be.
 
     :param files: the engine that reads it. :raises InUse: somebody has it open.
     """
     try:
         files.require_unused(file, check_only)
-    except InUse as error:
-        raise InUse(error.subject, error.problem, "take a snapshot with attachment and use that as the source, or stop the machine") from error
+    except errors.InUse as error:
+        raise errors.InUse(error.subject, error.problem, "take a snapshot with attachment and use that as the source, or stop the machine") from error

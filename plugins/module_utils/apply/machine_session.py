@@ -10,15 +10,14 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Callable, ContextManager, Iterable, Iterator, Mapping, TypeVar
 
-from ..errors import NeedsRecovery
+from .. import errors
 from ..pace import Pace
 from ..plan.plan import Plan
 from ..plan.steps import Step
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
-from ..store.metadata.records import Disk
-from .engine import Session
-from .openers import kept_closed
+from ..store.metadata import records
+from . import engine, openers
 
 if TYPE_CHECKING:
     from .quiescing import Quiescing
@@ -33,7 +32,7 @@ class MachineSession(ABC):
     :param pace: how fast data moves, and for how long. :param ended: is told that pace at the end.
     """
 
-    def __init__(self, directory: ShareDirectory, plan: Plan, subject: str, files: Session, pace: Pace, ended: Callable[[Pace], None]) -> None:
+    def __init__(self, directory: ShareDirectory, plan: Plan, subject: str, files: engine.Session, pace: Pace, ended: Callable[[Pace], None]) -> None:
         self._directory, self._plan, self._subject = directory, plan, subject
         self._files, self._pace, self._ended = files, pace, ended
         self._withdrawn = False
@@ -66,20 +65,20 @@ class MachineSession(ABC):
         with self._told():
             self._methods[type(step)](step)
 
-    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, Disk]]:
+    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, records.Disk]]:
         """See :meth:`engine.Session.prepared`."""
         return self._files.prepared(steps)
 
     def closing(self, file: str) -> ContextManager[None]:
         """See :meth:`engine.Session.closing`. The machine has closed the file by then. Its lock bytes show whether somebody else has it open."""
-        return kept_closed(self._directory, file)
+        return openers.kept_closed(self._directory, file)
 
     def _require_empty(self, overlay: str) -> None:
         """:raises NeedsRecovery: something was written to the overlay, while this machine wrote to the image under it."""
         with self._directory.root.opened(overlay) as fd:
             if qcow2.is_empty(fd, qcow2.read_header(fd)):
                 return
-        raise NeedsRecovery(
+        raise errors.NeedsRecovery(
             self._subject,
             f"another machine has written to its active image {overlay}, and this one writes to the image under that",
             "stop both, and decide which of the two counts; see docs/worst-day.md",

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..errors import UnsafeImage
-from ..model import Volume
+from .. import errors, model
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..plan.steps import Commit, CreateOverlay, Pull, Repoint, Unlink
 from ..store import qcow2
+from ..store.files import second_names
 from ..store.files.directory import ShareDirectory
-from ..store.files.second_names import require_one_name
-from ..store.qcow2.clusters import Unsuited
+from ..store.qcow2 import clusters
 
 ALIGNMENT = 4096  # bytes, of which the size of a raw file must be a multiple where QEMU writes to it past the kernel's cache
 
@@ -35,7 +34,7 @@ def require_own_files(plan: Plan, directory: ShareDirectory) -> None:
     :raises UnsafeImage: one has another name somewhere.
     """
     steps = [step for step in plan.steps if not isinstance(step, CreateOverlay)]
-    require_one_name(directory, plan.volume, sorted({file for step in steps for file in step.touches() if not file.endswith(".info")}))
+    second_names.require_one_name(directory, plan.volume, sorted({file for step in steps for file in step.touches() if not file.endswith(".info")}))
 
 
 def require_settled(directory: ShareDirectory, file: str) -> None:
@@ -55,7 +54,7 @@ def require_settled(directory: ShareDirectory, file: str) -> None:
 def require_settled_image(directory: ShareDirectory, file: str, fd: int) -> None:
     """:func:`require_settled` for an image that is opened."""
     if qcow2.has_magic(fd) and qcow2.read_header(fd).dirty:
-        raise UnsafeImage(
+        raise errors.UnsafeImage(
             directory.root.subject(file),
             "its reference counts are out of date since a machine died (lazy refcounts), and a merge into it would overwrite data",
             "stop the machine, repair the file with qemu-img check -r all, and run the task again",
@@ -69,7 +68,7 @@ class Write(NamedTuple):
     size: int
 
 
-def writes(plan: Plan, volume: Volume, top: str) -> list[Write]:
+def writes(plan: Plan, volume: model.Volume, top: str) -> list[Write]:
     """The merges by which QEMU carries out the plan. An empty layer is merged, too: otherwise it would stay in the machine's chain.
 
     :param top: the file that the guest writes to.
@@ -93,7 +92,7 @@ def switches(plan: Plan, top: str) -> bool:
     return plan.after.active.file not in (top, plan.before.active.file)
 
 
-def merged(plan: Plan, volume: Volume, top: str) -> tuple[str, ...]:
+def merged(plan: Plan, volume: model.Volume, top: str) -> tuple[str, ...]:
     """The files that the plan's merges change or remove. What heals a name alone merges nothing."""
     into = [write.into for write in writes(plan, volume, top)]
     merges = [step for step in plan.steps if isinstance(step, (Commit, Pull, Repoint, Unlink))]
@@ -108,5 +107,5 @@ def has_tail(directory: ShareDirectory, file: str) -> bool:
     with directory.root.opened(file) as fd:
         try:
             return qcow2.has_tail(fd)
-        except Unsuited:
+        except clusters.Unsuited:
             return True

@@ -14,20 +14,19 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING, Callable, Sequence
 
-from ..errors import StorageError
-from ..model import Image
-from ..plan.cost import Allocation, stacked
+from .. import errors, model
+from ..plan import cost
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
 
 if TYPE_CHECKING:
-    from ..progress import Part
+    from .. import progress
 
 Tell = Callable[[object, object], None]  # is told what has been done, of how much
 _SHORT = 1.0  # seconds after which a merge is long enough to read its tables for this
 
 
-def telling(directory: ShareDirectory, part: Part | None, layers: Sequence[Image], above: Image | None = None) -> Tell | None:
+def telling(directory: ShareDirectory, part: progress.Part | None, layers: Sequence[model.Image], above: model.Image | None = None) -> Tell | None:
     """Who is told how far a job is; None if nobody watches.
 
     :param layers: as of :class:`Positions`. Without any, the job tells bytes that have moved. :param above: as there.
@@ -40,7 +39,7 @@ def telling(directory: ShareDirectory, part: Part | None, layers: Sequence[Image
 class Data:
     """The bytes of data in front of each position of a disk."""
 
-    def __init__(self, allocation: Allocation) -> None:
+    def __init__(self, allocation: cost.Allocation) -> None:
         self._allocation = allocation
         self._indexes = sorted(allocation.tables)
         counts = (allocation.cluster_size * allocation.tables[index].count(1) for index in self._indexes)
@@ -73,7 +72,7 @@ class Positions:
     :param above: the image that it moves to, if that rests on them: what it holds itself hides theirs, and does not move.
     """
 
-    def __init__(self, directory: ShareDirectory, layers: Sequence[Image], tell: Tell, above: Image | None = None) -> None:
+    def __init__(self, directory: ShareDirectory, layers: Sequence[model.Image], tell: Tell, above: model.Image | None = None) -> None:
         self._directory, self._layers, self._tell, self._above = directory, layers, tell, above
         self._begin = time.monotonic()
         self._data: Data | None = None
@@ -98,10 +97,10 @@ class Positions:
                     header = qcow2.read_header(fd)
                     tables = qcow2.allocation(fd, header)
                 if tables is not None:
-                    known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
-        except (StorageError, qcow2.Qcow2Error, OSError):
+                    known[image.file] = cost.Allocation(header.cluster_size, header.l2_entries, tables)
+        except (errors.StorageError, qcow2.Qcow2Error, OSError):
             return None  # it is only a figure for people: the merge itself finds what is wrong
-        merged = stacked([image.file for image in reversed(self._layers)], known)
+        merged = cost.stacked([image.file for image in reversed(self._layers)], known)
         hiding = known.get(self._above.file) if self._above is not None else None
         if merged is not None and hiding is not None and merged.comparable(hiding):
             merged = merged.outside(hiding)

@@ -16,9 +16,8 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Callable, Iterator, Protocol
 
-from ..errors import InUse, ToolFailed
-from .engine import Quiesced
-from .guardians import GuardianProcess
+from .. import errors
+from . import engine, guardians
 
 _REMEDY = "see that the guest agent runs in it and that nobody else uses its channel, or say quiesce: auto or false"
 _CONTINUES = "a process goes on telling it to; look at the guest"
@@ -75,7 +74,7 @@ class Quiescing:
 
     def __init__(self, subject: str, freezer: Freezer, required: bool, warn: Callable[[str], None]) -> None:
         self._subject, self._freezer, self._required, self._warn = subject, freezer, required, warn
-        self.outcome = Quiesced(True)
+        self.outcome = engine.Quiesced(True)
 
     @property
     def place(self) -> str | None:
@@ -108,14 +107,14 @@ class Quiescing:
         """Give up the connection to the guest."""
         self._freezer.close()
 
-    def _freeze(self) -> GuardianProcess | None:
+    def _freeze(self) -> guardians.GuardianProcess | None:
         """The guardian of the frozen guest. None if it is not frozen."""
         try:
-            guardian = GuardianProcess(self._subject, self._freezer.thaw_at_last)
-        except ToolFailed as error:
+            guardian = guardians.GuardianProcess(self._subject, self._freezer.thaw_at_last)
+        except errors.ToolFailed as error:
             if self._required:
                 raise
-            self.outcome = Quiesced(False, error.problem)
+            self.outcome = engine.Quiesced(False, error.problem)
             return None
         try:
             self._freezer.freeze()
@@ -133,11 +132,11 @@ class Quiescing:
         try:
             self._freezer.require_frozen()
         except NotFrozen as error:
-            self.outcome = Quiesced(False, str(error))
+            self.outcome = engine.Quiesced(False, str(error))
             if self._required:
                 self._warn(f"{self._subject}: the snapshot is taken, and the guest was not frozen for certain at that instant: {error}")
 
-    def _thaw(self, guardian: GuardianProcess) -> None:
+    def _thaw(self, guardian: guardians.GuardianProcess) -> None:
         if self._freezer.thaw():
             guardian.dismiss()
             return
@@ -146,8 +145,8 @@ class Quiescing:
 
     def _give_up(self, reason: str) -> None:
         if self._required:
-            raise InUse(self._subject, f"the guest cannot be frozen: {reason}", _REMEDY)
-        self.outcome = Quiesced(False, reason)
+            raise errors.InUse(self._subject, f"the guest cannot be frozen: {reason}", _REMEDY)
+        self.outcome = engine.Quiesced(False, reason)
 
 
 # -- how a guest is told to go on --------------------------------------------------------------------------------------

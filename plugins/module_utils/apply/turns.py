@@ -10,7 +10,7 @@ import os
 import socket
 import time
 
-from ..errors import InUse
+from .. import errors
 
 _PAUSE = 0.1  # seconds between two attempts to get one's turn
 
@@ -44,5 +44,5 @@ def take(name: str, subject: str, patience: float) -> socket.socket | None:
             if error.errno != errno.EADDRINUSE:
                 return None
         if time.monotonic() > until:
-            raise InUse(subject, "another task works with this machine", "run the task again when that has ended, or raise lock_timeout")
+            raise errors.InUse(subject, "another task works with this machine", "run the task again when that has ended, or raise lock_timeout")
         time.sleep(_PAUSE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Iterable, Mapping
 
-from ..errors import Conflict
+from .. import errors
 from ..store.files.directory import ShareDirectory
 
 
@@ -29,4 +29,4 @@ def require_unchanged(directory: ShareDirectory, volume: str, known: Mapping[str
     for file, mark in known.items():
         if now.get(file) != mark:
             subject = f"volume {volume} on {directory.share.label}"
-            raise Conflict(subject, f"somebody has written to {file} while the task read it", "run the task again when nobody uses it")
+            raise errors.Conflict(subject, f"somebody has written to {file} while the task read it", "run the task again when nobody uses it")

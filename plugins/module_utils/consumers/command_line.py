@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 from typing import Mapping
 
-from .described import Disk, Emulator, Wanted
-from .run_directory import Place
+from . import described, run_directory
 
 CONSOLE, CONSOLE_SIZE = "console", 1 << 16  # the name of the character device; bytes that are kept
 _AGENT = "org.qemu.guest_agent.0"
@@ -33,7 +32,7 @@ def usual_board(architecture: str) -> str:
     return _BOARDS.get(architecture, "virt")
 
 
-def command_line(wanted: Wanted, emulator: Emulator, place: Place, ports: Mapping[int, int], sandbox: bool) -> list[str]:
+def command_line(wanted: described.Wanted, emulator: described.Emulator, place: run_directory.Place, ports: Mapping[int, int], sandbox: bool) -> list[str]:
     """All words of it.
 
     :param ports: ports of the host, by those of the guest; others are chosen by the kernel. :param sandbox: QEMU starts no programs, and takes no rights.
@@ -54,12 +53,12 @@ def command_line(wanted: Wanted, emulator: Emulator, place: Place, ports: Mappin
     return words + list(wanted.arguments)
 
 
-def _network(emulator: Emulator, ports: Mapping[int, int]) -> str:
+def _network(emulator: described.Emulator, ports: Mapping[int, int]) -> str:
     forwards = [f"hostfwd=tcp:{emulator.listen}:{ports.get(port, 0)}-:{port}" for port in emulator.ports]
     return ",".join(["user", "id=net0", *(["restrict=on"] if emulator.restricted else []), *forwards])
 
 
-def _disk(number: int, disk: Disk) -> list[str]:
+def _disk(number: int, disk: described.Disk) -> list[str]:
     # With a kernel in its arguments QEMU itself takes the first place in the order of what is booted.
     node = {
         "driver": disk.format,

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
 
-from ..attachments import is_local
-from ..errors import ToolFailed
+from .. import attachments, errors
 
 QEMU, LIBVIRT = "qemu", "libvirt"
 SSH_PORT = 22  # where a guest has its server (RFC 4253)
@@ -109,7 +108,7 @@ class Record:
             return Record(volumes=tuple(told["volumes"]), ports=ports, pid=pid, **texts, **perhaps)
         except (KeyError, ValueError, RecursionError) as error:
             problem = f"it is no record of a machine ({error})"
-            raise ToolFailed(where, problem, "end the machine if it still runs, and remove its folder") from error
+            raise errors.ToolFailed(where, problem, "end the machine if it still runs, and remove its folder") from error
 
 
 def _is_port(port: object) -> bool:
@@ -124,7 +123,7 @@ def _require_reachable(consumer: str, listen: str | None, uri: str | None, uuid:
     """:raises ValueError: this host has no such address or libvirt, or it is a domain's name instead of its UUID, which another domain may have."""
     if listen is not None:
         ipaddress.IPv4Address(listen)
-    _require(uri is None or is_local(uri))
+    _require(uri is None or attachments.is_local(uri))
     _require(uuid is None or str(UUID(uuid)) == uuid)
     _require(consumer != LIBVIRT or None not in (uri, uuid))
 

@@ -9,7 +9,7 @@ import os
 import stat
 from typing import Callable, TypeVar
 
-from ..errors import ToolFailed
+from .. import errors
 
 _LONGEST = 1 << 20  # bytes of a record
 Kept = TypeVar("Kept")
@@ -31,7 +31,7 @@ def require_own(path: str) -> None:
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         problem = "others than the user of this task can write there, or it is no directory"
-        raise ToolFailed(f"directory {path}", problem, "give another run_dir, or let it belong to that user alone (mode 0700)")
+        raise errors.ToolFailed(f"directory {path}", problem, "give another run_dir, or let it belong to that user alone (mode 0700)")
 
 
 def make(path: str, folder: str) -> None:
@@ -60,9 +60,9 @@ def read_record(path: str, folder: str, file: str, parse: Callable[[str, str], K
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ToolFailed(file, f"it cannot be read ({error})", remedy) from error
+        raise errors.ToolFailed(file, f"it cannot be read ({error})", remedy) from error
 
 
-def failed(error: OSError, path: str) -> ToolFailed:
+def failed(error: OSError, path: str) -> errors.ToolFailed:
     """An error of the system about such a directory, for users."""
-    return ToolFailed(f"directory {path} of this host", error.strerror or str(error), "mend that, or give another run_dir, and run the task again")
+    return errors.ToolFailed(f"directory {path} of this host", error.strerror or str(error), "mend that, or give another run_dir, and run the task again")

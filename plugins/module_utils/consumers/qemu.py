@@ -18,15 +18,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Sequence
 
-from .. import command
+from .. import command, errors
+from ..apply import quiescing
 from ..apply.live import client
-from ..apply.quiescing import shown
-from ..errors import InUse, InvalidParameter, ToolFailed
-from . import answering, processes
+from . import answering, described, processes, run_directory
 from .command_line import CONSOLE, CONSOLE_SIZE, command_line
-from .described import QEMU, SSH_PORT, Emulator, Record, Wanted
 from .processes import Process, has_ended, runs
-from .run_directory import Place
 
 _START = 60.0  # seconds for QEMU to open its disks, which may be on a slow share
 _END = 15.0  # seconds for QEMU to end by itself, and again for the kernel to end it
@@ -39,17 +36,17 @@ _NO_DAEMON = "leave out arguments such as -daemonize, -runas and -chroot"
 _TAKEN, _NO_SANDBOX = "host forwarding rule", "sandbox"  # in QEMU's words, when a port is taken, and when it has no sandbox
 
 
-def find(place: Place, pid: int = 0) -> Process | None:
+def find(place: run_directory.Place, pid: int = 0) -> Process | None:
     """The machine of this folder, if it runs. :param pid: its process as it was known last, which is looked at first."""
     return processes.find(partial(_is_of, place), place.folder, pid)
 
 
-def _is_of(place: Place, words: Sequence[bytes]) -> bool:
+def _is_of(place: run_directory.Place, words: Sequence[bytes]) -> bool:
     marks = [number for number, word in enumerate(words) if word == b"-pidfile"]
     return any(words[number + 1 : number + 2] == [os.fsencode(place.pid)] for number in marks)
 
 
-def start(wanted: Wanted, emulator: Emulator, place: Place, ports: dict[int, int], warn: Callable[[str], None]) -> None:
+def start(wanted: described.Wanted, emulator: described.Emulator, place: run_directory.Place, ports: dict[int, int], warn: Callable[[str], None]) -> None:
     """Start a machine, and return when QEMU has opened its disks. It outlives this task. :raises ToolFailed: it cannot be started, with QEMU's own words.
 
     :raises InUse: a disk of it is open elsewhere. :param ports: of the host, by those of the guest, which are taken if they are free.
@@ -60,7 +57,9 @@ def start(wanted: Wanted, emulator: Emulator, place: Place, ports: dict[int, int
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise ToolFailed(f"machine {place.name}", f"{name} is in the way and cannot be removed ({error.strerror})", f"remove {place.folder}") from error
+            raise errors.ToolFailed(
+                f"machine {place.name}", f"{name} is in the way and cannot be removed ({error.strerror})", f"remove {place.folder}"
+            ) from error
     sandbox, known = True, ports
     while True:
         failed = _launched(place, command_line(wanted, emulator, place, known, sandbox))
@@ -75,7 +74,7 @@ def start(wanted: Wanted, emulator: Emulator, place: Place, ports: dict[int, int
             raise _not_started(wanted, failed)
 
 
-def _launched(place: Place, argv: list[str]) -> command.Result | None:
+def _launched(place: run_directory.Place, argv: list[str]) -> command.Result | None:
     """Start QEMU, which outlives this task, and return when its monitor answers; or what it said if it has ended. :raises ToolFailed: neither."""
     process, until = command.Detached(argv), time.monotonic() + _START
     try:
@@ -93,7 +92,7 @@ def _launched(place: Place, argv: list[str]) -> command.Result | None:
         process.let_go()
 
 
-def _await_monitor(place: Place, process: Process) -> None:
+def _await_monitor(place: run_directory.Place, process: Process) -> None:
     """Wait for a machine that another task had only just started when it was killed. :raises ToolFailed: it does not come to answer."""
     until = time.monotonic() + _START
     while runs(process) and not _greets(place, process.pid):
@@ -102,15 +101,15 @@ def _await_monitor(place: Place, process: Process) -> None:
         time.sleep(_PAUSE)
 
 
-def _mute(place: Place) -> ToolFailed:
-    return ToolFailed(f"machine {place.name}", f"QEMU does not answer within {_START:g} s of its start", "look at the share's server")
+def _mute(place: run_directory.Place) -> errors.ToolFailed:
+    return errors.ToolFailed(f"machine {place.name}", f"QEMU does not answer within {_START:g} s of its start", "look at the share's server")
 
 
-def _greets(place: Place, pid: int) -> bool:
+def _greets(place: run_directory.Place, pid: int) -> bool:
     """Whether the monitor is that of this process, which has opened its disks then."""
     try:
         monitor = client.connect(place.monitor)
-    except (InUse, ToolFailed):
+    except (errors.InUse, errors.ToolFailed):
         return False
     if monitor is None:
         return False
@@ -118,20 +117,20 @@ def _greets(place: Place, pid: int) -> bool:
         return monitor.pid == pid
 
 
-def _not_started(wanted: Wanted, result: command.Result) -> ToolFailed | InUse:
+def _not_started(wanted: described.Wanted, result: command.Result) -> errors.ToolFailed | errors.InUse:
     subject = f"machine {wanted.name}"
     if "Failed to get" in result.err and "lock" in result.err:
-        return InUse(subject, f"a disk of it is open elsewhere ({result.reason})", "end what has it open, and run the task again", result.details)
+        return errors.InUse(subject, f"a disk of it is open elsewhere ({result.reason})", "end what has it open, and run the task again", result.details)
     if result.rc == -signal.SIGSYS:
-        return ToolFailed(subject, "QEMU's sandbox ended it, because it was to do what no machine needs", _NO_DAEMON, result.details)
-    said = " / ".join(shown(line, _LONGEST_LINE) for line in result.err.splitlines()[-_LAST_LINES:])
+        return errors.ToolFailed(subject, "QEMU's sandbox ended it, because it was to do what no machine needs", _NO_DAEMON, result.details)
+    said = " / ".join(quiescing.shown(line, _LONGEST_LINE) for line in result.err.splitlines()[-_LAST_LINES:])
     if not said:
         problem = f"{os.path.basename(result.argv[0])} ended at once (status {result.rc}) and said nothing"
-        return ToolFailed(subject, problem, "see whether it is QEMU, and look at board, accelerators and arguments", result.details)
-    return ToolFailed(subject, f"QEMU does not start: {said}", "mend what it names (memory, accelerators, board, listen, arguments)", result.details)
+        return errors.ToolFailed(subject, problem, "see whether it is QEMU, and look at board, accelerators and arguments", result.details)
+    return errors.ToolFailed(subject, f"QEMU does not start: {said}", "mend what it names (memory, accelerators, board, listen, arguments)", result.details)
 
 
-def stop(place: Place, process: Process, patience: float) -> None:
+def stop(place: run_directory.Place, process: Process, patience: float) -> None:
     """End a machine, and return when its process is gone.
 
     :param patience: seconds for the guest to shut down; 0: it is not asked. :raises InUse: the kernel cannot end its process.
@@ -145,10 +144,10 @@ def stop(place: Place, process: Process, patience: float) -> None:
             os.kill(process.pid, signal.SIGKILL)
     if not has_ended(process, _END):
         problem = f"its process {process.pid} does not end, because the kernel waits for a server"
-        raise InUse(f"machine {place.name}", problem, "bring the share's server back, or restart this host")
+        raise errors.InUse(f"machine {place.name}", problem, "bring the share's server back, or restart this host")
 
 
-def _tell(place: Place, process: Process, verb: str) -> bool:
+def _tell(place: run_directory.Place, process: Process, verb: str) -> bool:
     """Whether the monitor took a command that ends the machine."""
     try:
         monitor = client.connect(place.monitor)
@@ -161,56 +160,56 @@ def _tell(place: Place, process: Process, verb: str) -> bool:
         return True
     except client.Lost:
         return True  # it may have ended before it could answer
-    except (InUse, ToolFailed, client.QmpError, client.Strange):
+    except (errors.InUse, errors.ToolFailed, client.QmpError, client.Strange):
         return False
 
 
-def ask(place: Place, verb: str, **arguments: Any) -> Any:
+def ask(place: run_directory.Place, verb: str, **arguments: Any) -> Any:
     """The answer of a machine's monitor. :raises ToolFailed: it gives none. :raises InUse: another program is connected to it."""
     subject = f"machine {place.name}"
     try:
         monitor = client.connect(place.monitor)
         if monitor is None:
-            raise ToolFailed(subject, "its monitor is not there any more", "run the task again")
+            raise errors.ToolFailed(subject, "its monitor is not there any more", "run the task again")
         with monitor:
             return monitor.run(verb, **arguments)
     except (client.Lost, client.QmpError, client.Strange) as error:
-        raise ToolFailed(subject, f"its monitor gives no answer ({error})", "run the task again") from error
+        raise errors.ToolFailed(subject, f"its monitor gives no answer ({error})", "run the task again") from error
 
 
-def forwarded(place: Place) -> dict[int, int]:
+def forwarded(place: run_directory.Place) -> dict[int, int]:
     """The ports of the host at which those of the guest can be reached, by the latter. :raises ToolFailed, InUse: as :func:`ask`."""
     told = ask(place, "human-monitor-command", command_line="info usernet")
     return {int(inside): int(outside) for outside, inside in _FORWARD.findall(told if isinstance(told, str) else "")}
 
 
-def console(place: Place) -> str:
+def console(place: run_directory.Place) -> str:
     """The last lines that the guest wrote to its console since somebody asked, harmless for a terminal. Empty if nobody can tell."""
     try:
         told = ask(place, "ringbuf-read", device=CONSOLE, size=CONSOLE_SIZE, format="utf8")
-    except (ToolFailed, InUse):
+    except (errors.ToolFailed, errors.InUse):
         return ""
     lines = [line.strip() for line in told.splitlines() if line.strip()] if isinstance(told, str) else []
-    return " / ".join(shown(line, _LONGEST_LINE) for line in lines[-_LINES:])
+    return " / ".join(quiescing.shown(line, _LONGEST_LINE) for line in lines[-_LINES:])
 
 
 class Qemu:
     """The :class:`consumer.Consumer` of QEMU alone. :param emulator: how machines are started; None: none is."""
 
-    name = QEMU
+    name = described.QEMU
 
-    def __init__(self, emulator: Emulator | None, warn: Callable[[str], None]) -> None:
+    def __init__(self, emulator: described.Emulator | None, warn: Callable[[str], None]) -> None:
         self._emulator, self._warn = emulator, warn
 
-    def runs(self, place: Place, record: Record) -> bool:
+    def runs(self, place: run_directory.Place, record: described.Record) -> bool:
         """See :meth:`consumer.Consumer.runs`."""
         return find(place, record.pid) is not None
 
-    def prepared(self, record: Record) -> Record:
+    def prepared(self, record: described.Record) -> described.Record:
         """See :meth:`consumer.Consumer.prepared`."""
         return replace(record, listen=self._emulator.listen if self._emulator is not None else None)
 
-    def start(self, wanted: Wanted, place: Place, record: Record) -> Record:
+    def start(self, wanted: described.Wanted, place: run_directory.Place, record: described.Record) -> described.Record:
         """See :meth:`consumer.Consumer.start`."""
         if self._emulator is None:
             raise AssertionError("nobody said how machines are started")
@@ -218,7 +217,7 @@ class Qemu:
         start(wanted, emulator, place, {int(inside): outside for inside, outside in record.ports.items()}, self._warn)
         return self.known(place, record)
 
-    def known(self, place: Place, record: Record) -> Record:
+    def known(self, place: run_directory.Place, record: described.Record) -> described.Record:
         """See :meth:`consumer.Consumer.known`."""
         process = find(place, record.pid)
         if process is None or process.pid == record.pid:
@@ -226,48 +225,48 @@ class Qemu:
         _await_monitor(place, process)
         return replace(record, pid=process.pid, ports={str(inside): outside for inside, outside in forwarded(place).items()})
 
-    def stop(self, place: Place, record: Record, patience: float) -> None:
+    def stop(self, place: run_directory.Place, record: described.Record, patience: float) -> None:
         """See :meth:`consumer.Consumer.stop`."""
         process = find(place, record.pid)
         if process is not None:
             stop(place, process, patience)
 
-    def told(self, place: Place, record: Record) -> dict:
+    def told(self, place: run_directory.Place, record: described.Record) -> dict:
         """See :meth:`consumer.Consumer.told`."""
         process = find(place, record.pid)
         return {
-            "kind": QEMU,
+            "kind": described.QEMU,
             "pid": process.pid if process is not None else None,
             "qmp": place.monitor,
             "agent": place.agent,
             "host": record.listen,
             "ports": dict(record.ports),
-            "port": record.ports.get(str(SSH_PORT)),
+            "port": record.ports.get(str(described.SSH_PORT)),
         }
 
-    def usual_sign(self, wanted: Wanted) -> str:
+    def usual_sign(self, wanted: described.Wanted) -> str:
         """See :meth:`consumer.Consumer.usual_sign`."""
         return answering.SSH
 
-    def answers(self, place: Place, record: Record, sign: str) -> Callable[[], bool]:
+    def answers(self, place: run_directory.Place, record: described.Record, sign: str) -> Callable[[], bool]:
         """See :meth:`consumer.Consumer.answers`."""
         if sign == answering.AGENT:
             return partial(answering.agent_answers, place.agent)
-        port = record.ports.get(str(SSH_PORT))
+        port = record.ports.get(str(described.SSH_PORT))
         if port is None:
             problem = "no port of this host leads to port 22 of the guest"
-            raise InvalidParameter("option wait_for", problem, "add 22 to ports and start it anew, or wait for agent or none")
+            raise errors.InvalidParameter("option wait_for", problem, "add 22 to ports and start it anew, or wait for agent or none")
         return partial(answering.says_ssh, record.listen or "", port)
 
-    def halted(self, place: Place, record: Record) -> str:
+    def halted(self, place: run_directory.Place, record: described.Record) -> str:
         """See :meth:`consumer.Consumer.halted`."""
         try:
             status = ask(place, "query-status")
-        except (ToolFailed, InUse):
+        except (errors.ToolFailed, errors.InUse):
             return ""
         told = status.get("status") if isinstance(status, dict) else None
         return told if told in _HALTED else ""
 
-    def last_words(self, place: Place) -> str:
+    def last_words(self, place: run_directory.Place) -> str:
         """See :meth:`consumer.Consumer.last_words`."""
         return console(place)

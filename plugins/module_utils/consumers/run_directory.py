@@ -14,12 +14,10 @@ import shutil
 from contextlib import contextmanager
 from typing import Iterator
 
-from ..apply.turns import take
-from ..attachments import LONGEST_SOCKET
-from ..errors import InvalidParameter, ToolFailed
-from ..mounts.host_files import replace_file
-from . import private_files
-from .described import Record
+from .. import attachments, errors
+from ..apply import turns
+from ..mounts import host_files
+from . import described, private_files
 
 _REMEDY = "end the machine if it still runs, and remove its folder"
 _RECORD, _MONITOR, _AGENT, _PID = "machine.json", "qmp.sock", "agent.sock", "pid"
@@ -48,8 +46,8 @@ class RunDirectory:
         """The folder of a machine. :raises InvalidParameter: its sockets would have too long names."""
         place = Place(self.path, name)
         if not _is_short(place):
-            problem = f"the paths of sockets may have {LONGEST_SOCKET} bytes, and {place.agent} has more"
-            raise InvalidParameter("option run_dir", problem, "give a shorter directory")
+            problem = f"the paths of sockets may have {attachments.LONGEST_SOCKET} bytes, and {place.agent} has more"
+            raise errors.InvalidParameter("option run_dir", problem, "give a shorter directory")
         return place
 
     def names(self) -> list[str]:
@@ -67,18 +65,18 @@ class RunDirectory:
         """Make the folder of a machine. :raises ToolFailed: the directory is somebody else's, or it cannot be made."""
         private_files.make(self.path, place.folder)
 
-    def read(self, place: Place) -> Record | None:
+    def read(self, place: Place) -> described.Record | None:
         """What is recorded of a machine. :raises ToolFailed: it is no record, or somebody else's directory."""
         if not os.path.isdir(place.folder):
             return None
-        record = private_files.read_record(self.path, place.folder, place.record, Record.from_text, _REMEDY)
+        record = private_files.read_record(self.path, place.folder, place.record, described.Record.from_text, _REMEDY)
         if record is not None and record.name != place.name:
-            raise ToolFailed(place.record, "it is the record of another machine", _REMEDY)
+            raise errors.ToolFailed(place.record, "it is the record of another machine", _REMEDY)
         return record
 
-    def write(self, place: Place, record: Record) -> None:
+    def write(self, place: Place, record: described.Record) -> None:
         """Record a machine. :raises StorageError: there is no room for it."""
-        replace_file(place.record, record.to_text().encode(), mode=0o600)
+        host_files.replace_file(place.record, record.to_text().encode(), mode=0o600)
 
     def forget(self, place: Place) -> None:
         """Remove the folder of a machine. :raises ToolFailed: it cannot be removed."""
@@ -93,7 +91,7 @@ class RunDirectory:
     def locked(self, name: str, patience: float) -> Iterator[None]:
         """A context in which this task alone works with a machine. :param patience: seconds to wait. :raises InUse: another task does."""
         known = hashlib.sha256(os.fsencode(os.path.join(self.path, name))).hexdigest()[:32]  # names of sockets are short
-        turn = take(f"machine-{known}", f"machine {name}", patience)
+        turn = turns.take(f"machine-{known}", f"machine {name}", patience)
         try:
             yield
         finally:
@@ -102,4 +100,4 @@ class RunDirectory:
 
 
 def _is_short(place: Place) -> bool:
-    return len(os.fsencode(place.agent)) <= LONGEST_SOCKET
+    return len(os.fsencode(place.agent)) <= attachments.LONGEST_SOCKET

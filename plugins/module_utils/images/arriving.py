@@ -19,15 +19,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable, Iterator, Protocol
 
-from ..errors import ImageChecksum, ImageInvalid, NoSpace, StorageError, ToolFailed, UnsafeImage, WouldShrink, from_os_error
-from ..model import Share, size_text
+from .. import errors, model
 from ..pace import Pace
 from ..store import inspection
+from ..store.files import passing
 from ..store.files.directory import Directory, ShareDirectory, write_all
-from ..store.files.passing import file_pieces, write_with_holes
-from . import compression
-from .checksums import Wanted
-from .fetching import FetchFailed, Version
+from . import checksums, compression, fetching
 
 # Hosts with restricted cryptography still check md5: it finds damage, and who wants more takes another one.
 _NOT_FOR_SECURITY: dict[str, Any] = {"usedforsecurity": False} if sys.version_info >= (3, 9) else {}
@@ -41,7 +38,7 @@ _STATE, _UNPACKED = ".state", ".unpacked"
 class Coming(Protocol):
     """What :class:`fetching.Fetch` and files of this host have in common."""
 
-    version: Version | None
+    version: fetching.Version | None
 
     @property
     def needs(self) -> int | None:
@@ -63,8 +60,8 @@ class Order:
 
     label: str
     key: str
-    source: Callable[[int, Version | None], Coming]
-    checksum: Wanted | None
+    source: Callable[[int, fetching.Version | None], Coming]
+    checksum: checksums.Wanted | None
     compression: str = "auto"
     image_format: str | None = None
     room: int = 1 << 63
@@ -92,7 +89,7 @@ class Place:
     directory: ShareDirectory
 
     @property
-    def share(self) -> Share:
+    def share(self) -> model.Share:
         """The share that it is on."""
         return self.directory.share
 
@@ -138,7 +135,7 @@ class Arrival:
             file = self._unpack()
             return self._look(file)
         except BaseException as error:
-            is_refused = isinstance(error, StorageError) and not isinstance(error, ToolFailed)
+            is_refused = isinstance(error, errors.StorageError) and not isinstance(error, errors.ToolFailed)
             if is_refused or not self._order.may_go_on:
                 self.remove()
             raise
@@ -169,7 +166,7 @@ class Arrival:
                 return
         finally:
             os.close(fd)
-        raise ImageChecksum(self._subject, "it has another checksum than was asked for", "check the URL and the checksum")
+        raise errors.ImageChecksum(self._subject, "it has another checksum than was asked for", "check the URL and the checksum")
 
     def _opened(self, name: str) -> int:
         """The descriptor of a file of it, which is made if it is not there. :raises UnsafeImage: it is a link, a device, or has a second name."""
@@ -180,11 +177,11 @@ class Arrival:
         try:
             fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._folder.fd)
         except OSError as error:
-            raise from_os_error(error, self._subject) from error
+            raise errors.from_os_error(error, self._subject) from error
         self._share.keep_as_private(fd, self._folder)
         return fd
 
-    def _left(self, fd: int) -> tuple[int, Version | None]:
+    def _left(self, fd: int) -> tuple[int, fetching.Version | None]:
         """How many bytes of it another task has left, and of which state."""
         size, data = os.fstat(fd).st_size, self._folder.read_small(self._state) or b""
         version = _read_state(data) if self._order.may_go_on and size else None
@@ -192,7 +189,7 @@ class Arrival:
             return 0, None
         return size, version
 
-    def _took(self, fd: int, start: int, version: Version | None) -> bool:
+    def _took(self, fd: int, start: int, version: fetching.Version | None) -> bool:
         """Whether the image, of which ``start`` bytes are there, has arrived with the right checksum."""
         os.ftruncate(fd, start)
         digest, fetch = Digest(self._order.checksum), self._order.source(start, version)
@@ -210,12 +207,12 @@ class Arrival:
                 if fetch.version != version:
                     version = fetch.version
                     self._note(version)
-        except FetchFailed as error:
+        except fetching.FetchFailed as error:
             os.ftruncate(fd, digest.count)  # with the zeros at its end
             os.fsync(fd)
-            raise ToolFailed(self._subject, str(error), REMEDY) from error
+            raise errors.ToolFailed(self._subject, str(error), REMEDY) from error
         except OSError as error:
-            raise from_os_error(error, self._subject) from error
+            raise errors.from_os_error(error, self._subject) from error
         os.ftruncate(fd, digest.count)  # where it ends with a hole
         return digest.is_right
 
@@ -237,22 +234,22 @@ class Arrival:
         if position + len(piece) > self._order.longest:
             raise self._too_large()
         self._share.verify(self._order.key)
-        self._written += write_with_holes(fd, piece, position)
+        self._written += passing.write_with_holes(fd, piece, position)
         if self._written > self._order.room:
             raise self._no_room()
         self._pace.moved(len(piece))
 
-    def _no_room(self) -> NoSpace:
-        return NoSpace(self._subject, f"the share has only {size_text(self._order.room)} free for use", "free some space, or use another share")
+    def _no_room(self) -> errors.NoSpace:
+        return errors.NoSpace(self._subject, f"the share has only {model.size_text(self._order.room)} free for use", "free some space, or use another share")
 
-    def _too_large(self) -> StorageError:
+    def _too_large(self) -> errors.StorageError:
         wanted, largest = self._order.wanted_size, self._order.largest
         if wanted is not None and wanted <= largest:
-            return WouldShrink(self._subject, f"it holds more than the {size_text(wanted)} that the volume is to have", "ask for a larger size")
-        problem = f"it holds more than the share takes ({size_text(largest)})"
-        return NoSpace(self._subject, problem, "use another share, or check that it is the right image")
+            return errors.WouldShrink(self._subject, f"it holds more than the {model.size_text(wanted)} that the volume is to have", "ask for a larger size")
+        problem = f"it holds more than the share takes ({model.size_text(largest)})"
+        return errors.NoSpace(self._subject, problem, "use another share, or check that it is the right image")
 
-    def _note(self, version: Version | None) -> None:
+    def _note(self, version: fetching.Version | None) -> None:
         """Write down of which state of the server's file the part is. Nothing depends on it but the next task's hope, so it is not synced."""
         if version is not None and self._order.may_go_on:
             fd = self._opened(self._state)
@@ -283,14 +280,14 @@ class Arrival:
     def _write_unpacked(self, fd: int, target: int, kind: str) -> None:
         position = 0
         try:
-            for piece in compression.unpacked(file_pieces(fd), kind):
+            for piece in compression.unpacked(passing.file_pieces(fd), kind):
                 self._write(target, piece, position)
                 position += len(piece)
             os.ftruncate(target, position)
         except inspection.Refused as error:
             raise refused(self._subject, error) from error
         except OSError as error:
-            raise from_os_error(error, self._subject) from error
+            raise errors.from_os_error(error, self._subject) from error
 
     def _look(self, file: str) -> Arrived:
         with self._folder.opened(file, write=True) as fd:
@@ -308,11 +305,11 @@ class Arrival:
         return Arrived(Place(self._folder, self._share), file, found.format, found.size, held, _mark(status))
 
 
-def refused(subject: str, error: inspection.Refused) -> StorageError:
+def refused(subject: str, error: inspection.Refused) -> errors.StorageError:
     """The error for an image that is not taken."""
     if error.is_unsafe:
-        return UnsafeImage(subject, str(error), "use an image that is one whole disk in one file, from somebody whom you trust")
-    return ImageInvalid(subject, str(error), "check that it is the right file, and that it arrived whole")
+        return errors.UnsafeImage(subject, str(error), "use an image that is one whole disk in one file, from somebody whom you trust")
+    return errors.ImageInvalid(subject, str(error), "check that it is the right file, and that it arrived whole")
 
 
 def _mark(status: os.stat_result) -> tuple[int, int, int]:
@@ -350,7 +347,7 @@ def remove(directory: ShareDirectory, key: str) -> None:
     if folder is None:
         return
     for name in (key, key + _UNPACKED, key + _STATE):
-        with suppress(UnsafeImage):
+        with suppress(errors.UnsafeImage):
             status = folder.status(name)
             if status is not None and status.st_nlink == 1:
                 folder.unlink(name)
@@ -359,7 +356,7 @@ def remove(directory: ShareDirectory, key: str) -> None:
 class Digest:
     """The checksum of what arrives, if one was asked for. ``count`` is the number of bytes until now."""
 
-    def __init__(self, wanted: Wanted | None) -> None:
+    def __init__(self, wanted: checksums.Wanted | None) -> None:
         self._wanted, self.count = wanted, 0
         self._hash: Any = hashlib.new(wanted.algorithm, **_NOT_FOR_SECURITY) if wanted is not None else None
 
@@ -371,7 +368,7 @@ class Digest:
 
     def add_file(self, fd: int, length: int) -> None:
         """Count the first bytes of a file."""
-        for piece in file_pieces(fd, length):
+        for piece in passing.file_pieces(fd, length):
             self.add(piece)
 
     @property
@@ -380,10 +377,10 @@ class Digest:
         return self._wanted is None or self._hash.hexdigest() == self._wanted.digits
 
 
-def _read_state(data: bytes) -> Version | None:
+def _read_state(data: bytes) -> fetching.Version | None:
     """What another task noted. None if it is nothing that this collection writes."""
     try:
-        version = Version(**json.loads(data.decode("ascii")))
+        version = fetching.Version(**json.loads(data.decode("ascii")))
     except (ValueError, TypeError, RecursionError):
         return None
     is_length = isinstance(version.length, int) and not isinstance(version.length, bool) and version.length >= 0

@@ -19,10 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Callable, Iterator
 
-from ..errors import Conflict, InUse, InvalidParameter, LockTimeout, from_os_error
-from ..store.files.passing import file_pieces, write_with_holes
-from ..store.locks import in_use
-from ..store.locks.kernel_users import KernelUsers
+from .. import errors
+from ..store.files import passing
+from ..store.locks import in_use, kernel_users
 
 PRIVATE = 0o600  # an image has whatever its guest keeps secret
 _PART = ".remotefs-part"
@@ -63,22 +62,22 @@ class Destination:
 
     def __init__(self, path: str, keeps_old: bool = False) -> None:
         if path.endswith("/"):  # the user means a directory, and a file of its name is not what is wanted
-            raise InvalidParameter(f"option dest, {path}", "it ends with a slash, as a directory", "give the path of the file")
+            raise errors.InvalidParameter(f"option dest, {path}", "it ends with a slash, as a directory", "give the path of the file")
         self.path = os.path.realpath(path)
         self.name = os.path.basename(self.path)
         parent = os.path.dirname(self.path)
         if len(os.fsencode(self.name)) > _LONGEST_FILE - (_LONGEST_STAMP if keeps_old else 0):
-            raise InvalidParameter(
+            raise errors.InvalidParameter(
                 f"option dest, {path[:80]}...", "its name is too long", "give a shorter one" + (", or leave out backup" if keeps_old else "")
             )
         if not self.name or os.path.isdir(self.path):
-            raise InvalidParameter(f"option dest, {path}", "it is a directory", "give the path of the file")
+            raise errors.InvalidParameter(f"option dest, {path}", "it is a directory", "give the path of the file")
         try:
             self._folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise NoFolder(f"option dest, {path}", f"there is no directory {parent}", "make it first") from error
         except OSError as error:
-            raise from_os_error(error, f"directory {parent}") from error
+            raise errors.from_os_error(error, f"directory {parent}") from error
 
     def __enter__(self) -> Destination:
         return self
@@ -114,9 +113,9 @@ class Destination:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise from_os_error(error, self.subject) from error
+            raise errors.from_os_error(error, self.subject) from error
         if not stat.S_ISREG(status.st_mode):
-            raise InvalidParameter(f"option dest, {self.path}", "it is no regular file", "give the path of a file, or of none yet")
+            raise errors.InvalidParameter(f"option dest, {self.path}", "it is no regular file", "give the path of a file, or of none yet")
         return status
 
     @contextmanager
@@ -128,7 +127,7 @@ class Destination:
         try:
             fd = os.open(self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
         except OSError as error:
-            raise from_os_error(error, self.subject, reader=os.geteuid()) from error
+            raise errors.from_os_error(error, self.subject, reader=os.geteuid()) from error
         try:
             yield fd
         finally:
@@ -138,12 +137,12 @@ class Destination:
         """:raises InUse: a machine or this host's kernel has the file open. It would go on with what is no longer there. One that only reads
         it may rest its own disk on it, which would be another one when it starts again."""
         status = os.fstat(fd)
-        user = KernelUsers(status.st_dev).of(status)
+        user = kernel_users.KernelUsers(status.st_dev).of(status)
         if user is not None:
             raise in_use.kernel_uses_image(user, self.path, os.path.dirname(self.path))
         if in_use.is_open(fd):
             problem, remedy = "a running program (a virtual machine?) has it open", "stop that program, or write to another file"
-            raise InUse(self.subject, problem, remedy)
+            raise errors.InUse(self.subject, problem, remedy)
 
     @contextmanager
     def part(self, patience: float, sleep: Callable[[float], None]) -> Iterator[int]:
@@ -205,8 +204,8 @@ class Destination:
             status, position = os.fstat(source), 0
             target = os.open(name, _NEW, PRIVATE, dir_fd=self._folder)
             try:
-                for piece in file_pieces(source):
-                    write_with_holes(target, piece, position)
+                for piece in passing.file_pieces(source):
+                    passing.write_with_holes(target, piece, position)
                     position += len(piece)
                 os.ftruncate(target, position)
                 set_access(target, Access().completed(status))
@@ -230,7 +229,7 @@ class Destination:
             if fd is not None:
                 os.close(fd)
             if time.monotonic() >= until:
-                raise LockTimeout(self.subject, "another task is writing it", "wait for it, or raise lock_timeout")
+                raise errors.LockTimeout(self.subject, "another task is writing it", "wait for it, or raise lock_timeout")
             sleep(_NAP)
 
     def _create(self, name: str) -> int | None:
@@ -240,7 +239,7 @@ class Destination:
         except FileExistsError:
             return None
         except OSError as error:
-            raise from_os_error(error, self.subject) from error
+            raise errors.from_os_error(error, self.subject) from error
 
     def _is_locked(self, fd: int) -> bool:
         """Whether this task has the file now. The lock goes with the descriptor."""
@@ -251,7 +250,7 @@ class Destination:
             return False
         except OSError as error:
             os.close(fd)
-            raise from_os_error(error, self.subject) from error
+            raise errors.from_os_error(error, self.subject) from error
 
     def _open_left(self, name: str) -> int | None:
         """What stands under that name; None if it is gone by now. :raises Conflict: no task has made it."""
@@ -277,9 +276,9 @@ class Destination:
         finally:
             os.close(fd)
 
-    def _foreign(self, name: str) -> Conflict:
+    def _foreign(self, name: str) -> errors.Conflict:
         place = os.path.join(os.path.dirname(self.path), name)
-        return Conflict(self.subject, f"it would be written as {place}, which somebody else has made", "remove that, or use another directory")
+        return errors.Conflict(self.subject, f"it would be written as {place}, which somebody else has made", "remove that, or use another directory")
 
     def _is_at(self, fd: int, name: str) -> bool:
         with suppress(OSError):
@@ -287,7 +286,7 @@ class Destination:
         return False
 
 
-class NoFolder(InvalidParameter):
+class NoFolder(errors.InvalidParameter):
     """The directory of a destination is not there."""
 
 

@@ -11,7 +11,7 @@ import time
 from typing import Any, Callable, Iterator
 from urllib.error import HTTPError
 
-from .fetching import FAILURES, HINTS, NO_ANSWER, PASSING, REDIRECTS, TYPE, Access, in_time, is_lasting, request, words_of
+from . import fetching
 
 _SILENCE = 300.0  # seconds: a server may store all of it before it answers
 _ASKED, _SHORTEST = 30.0, 0.1
@@ -30,7 +30,7 @@ class _Again(Exception):
 
 def send(
     url: str,
-    access: Access,
+    access: fetching.Access,
     length: int,
     content: Callable[[], Iterator[bytes]],
     sleep: Callable[[float], None] = time.sleep,
@@ -58,27 +58,27 @@ def _within(seconds: float, left: Callable[[], float | None]) -> float:
     return seconds if rest is None else min(seconds, max(rest, _SHORTEST))
 
 
-def _send_once(url: str, access: Access, length: int, content: Iterator[bytes], left: Callable[[], float | None]) -> None:
+def _send_once(url: str, access: fetching.Access, length: int, content: Iterator[bytes], left: Callable[[], float | None]) -> None:
     body = _Body(content)
-    headers = {"Content-Type": TYPE, "Content-Length": str(length)}
+    headers = {"Content-Type": fetching.TYPE, "Content-Length": str(length)}
     try:
-        with _answer(lambda: request("PUT", url, access, headers, _within(_SILENCE, left), body), body, left) as answer:
+        with _answer(lambda: fetching.request("PUT", url, access, headers, _within(_SILENCE, left), body), body, left) as answer:
             if not 200 <= answer.status < 300:
                 raise SendFailed(f"the server answers {answer.status}")
     except HTTPError as error:
         with error:
             _refuse(error.code)
-    except FAILURES as error:
+    except fetching.FAILURES as error:
         if body.failure is not None:
             raise body.failure from error
-        if is_lasting(error):
-            raise SendFailed(f"the server cannot be trusted or reached ({words_of(error)})") from error
+        if fetching.is_lasting(error):
+            raise SendFailed(f"the server cannot be trusted or reached ({fetching.words_of(error)})") from error
         _ask_whether_allowed(url, access, left)
         reason = getattr(error, "reason", error)
         if isinstance(reason, ConnectionRefusedError):
-            raise _Again(f"no server takes connections there ({words_of(error)})") from error
+            raise _Again(f"no server takes connections there ({fetching.words_of(error)})") from error
         hint = ", as servers do that refuse an image whose beginning they have seen" if isinstance(reason, ConnectionError) else ""
-        raise _Again(f"the connection was lost ({words_of(error)}){hint}") from error
+        raise _Again(f"the connection was lost ({fetching.words_of(error)}){hint}") from error
 
 
 def _answer(ask: Callable[[], Any], body: _Body, left: Callable[[], float | None]) -> Any:
@@ -88,32 +88,32 @@ def _answer(ask: Callable[[], Any], body: _Body, left: Callable[[], float | None
         patience = _within(_SILENCE, left)
         return patience if body.ended is None else body.ended + patience - time.monotonic()
 
-    answer = in_time(ask, seconds)
+    answer = fetching.in_time(ask, seconds)
     if answer is None:
-        raise _Again(f"the server does not answer ({NO_ANSWER})")
+        raise _Again(f"the server does not answer ({fetching.NO_ANSWER})")
     return answer
 
 
 def _refuse(code: int) -> None:
     """:raises SendFailed, _Again: always."""
-    if code in PASSING:
+    if code in fetching.PASSING:
         raise _Again(f"the server answers {code}")
-    if code in REDIRECTS:
+    if code in fetching.REDIRECTS:
         raise SendFailed(f"the server answers {code}: it redirects, and nothing is sent elsewhere than was asked; give the URL that it redirects to")
-    raise SendFailed(f"the server answers {code}{HINTS.get(code, '')}")
+    raise SendFailed(f"the server answers {code}{fetching.HINTS.get(code, '')}")
 
 
-def _ask_whether_allowed(url: str, access: Access, left: Callable[[], float | None]) -> None:
+def _ask_whether_allowed(url: str, access: fetching.Access, left: Callable[[], float | None]) -> None:
     """Many servers close the connection of whoever they do not know, while the image is on its way, so that their answer is lost. They
     are asked for it. :raises SendFailed: it is a refusal."""
     try:
-        with request("HEAD", url, access, {}, _within(_ASKED, left)):
+        with fetching.request("HEAD", url, access, {}, _within(_ASKED, left)):
             return
     except HTTPError as error:
         with error:
             if error.code in _NOT_ALLOWED:
-                raise SendFailed(f"the server answers {error.code}{HINTS.get(error.code, '')}") from error
-    except FAILURES:
+                raise SendFailed(f"the server answers {error.code}{fetching.HINTS.get(error.code, '')}") from error
+    except fetching.FAILURES:
         return  # the next try tells
 
 

@@ -4,7 +4,7 @@
 """What to do about a mount that failed, from what the helper said. Only failures import this. Pure."""
 from __future__ import annotations
 
-from .steps import MountShare
+from . import steps
 
 # Messages of helpers that mean: the kernel does not have this file system.
 _NOT_IN_KERNEL = ("No such device", "not supported by the system", "unknown filesystem type")
@@ -22,7 +22,7 @@ _DENIED = ("access denied", "Permission denied", "Operation not permitted", "Req
 _NOT_THERE = ("No such file or directory", "No such device or address")
 
 
-def remedy(step: MountShare, output: str) -> str:
+def remedy(step: steps.MountShare, output: str) -> str:
     """The remedy for a mount that failed. :param output: what the helper printed.
 
     A kernel without the file system gives errors that sound like a fault of the server.
@@ -34,7 +34,7 @@ def remedy(step: MountShare, output: str) -> str:
     return "; ".join(filter(None, (_by_message(step, output), by_hand)))
 
 
-def _by_message(step: MountShare, output: str) -> str:
+def _by_message(step: steps.MountShare, output: str) -> str:
     for words, advice in _NETWORK:
         if any(word in output for word in words):
             return f"check the server: {advice}"

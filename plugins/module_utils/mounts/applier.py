@@ -8,8 +8,7 @@ import os
 import time
 from dataclasses import replace
 
-from .. import command
-from ..errors import InUse, MountFailed, StorageError, ToolFailed, from_os_error
+from .. import command, errors
 from . import automount, fstab, host_files, probe, resolve, tables
 from . import options as mount_options
 from .steps import (
@@ -40,7 +39,7 @@ def check_possible(steps: tuple[Step, ...], subject: str) -> None:
     """
     for step in steps:
         if isinstance(step, (MountShare, Remount, Unmount)) and os.geteuid() != 0:
-            raise MountFailed(subject, "only root can mount and unmount", "run the task with become: true")
+            raise errors.MountFailed(subject, "only root can mount and unmount", "run the task with become: true")
         if isinstance(step, (MountShare, Remount)):
             _find_mount(step)
         elif isinstance(step, (WriteFstab, RemoveFstab)):
@@ -76,9 +75,9 @@ def _holders(real: str, mounts: tuple[tables.Mount, ...]) -> list[str]:
     return probe.holders(real, trigger=trigger.id if trigger is not None else None)
 
 
-def _busy(subject: str, path: str, users: list[str]) -> InUse:
+def _busy(subject: str, path: str, users: list[str]) -> errors.InUse:
     by = f" by {', '.join(users)}" if users else ""
-    return InUse(subject, f"it is busy at {path}{by} and was not unmounted", "end what uses it and run the task again")
+    return errors.InUse(subject, f"it is busy at {path}{by} and was not unmounted", "end what uses it and run the task again")
 
 
 def apply(step: Step, deadline: probe.Deadline, attempts: int, subject: str) -> Step | None:
@@ -110,7 +109,7 @@ def undo(done: list, restore: MountShare | None, credentials: bytes | None, dead
                 _mount(restore, deadline, 1, subject)
             else:
                 remaining.insert(0, step)
-        except (OSError, StorageError):
+        except (OSError, errors.StorageError):
             remaining.insert(0, step)  # no error from here: the task reports the first failure
     return remaining
 
@@ -125,7 +124,7 @@ def _mount(step: MountShare, deadline: probe.Deadline, attempts: int, subject: s
     for attempt in range(1, attempts + 1):
         try:
             return _mount_any_version(step, deadline, subject, secret)
-        except MountFailed:
+        except errors.MountFailed:
             if attempt == attempts or deadline.left <= _PAUSE * attempt:
                 raise
         time.sleep(_PAUSE * attempt)
@@ -140,7 +139,7 @@ def _mount_any_version(step: MountShare, deadline: probe.Deadline, subject: str,
     try:
         _mount_once(_command_line(step), step, deadline, subject, secret)
         return step
-    except MountFailed as error:
+    except errors.MountFailed as error:
         first, said = error, str(error.details.get("stderr"))
     if not any(words in said for words in step.row.falls_back_on) or mount_options.names_version(step.row, step.opts):
         raise first
@@ -149,7 +148,7 @@ def _mount_any_version(step: MountShare, deadline: probe.Deadline, subject: str,
         try:
             _mount_once(_command_line(tried), tried, deadline, subject, secret)
             return tried
-        except MountFailed:
+        except errors.MountFailed:
             continue
     raise first
 
@@ -163,18 +162,18 @@ def _visit(step: MountShare, deadline: probe.Deadline, subject: str) -> None:
     """Make the automounter mount the share. mount(8) at a trigger would mount it a second time."""
     mounts = automount.visit(step.path, tables.read_mounts(), deadline.left, subject)
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
-        raise MountFailed(subject, f"autofs manages {step.path} and mounted nothing there", "see the log of the automounter on this host")
+        raise errors.MountFailed(subject, f"autofs manages {step.path} and mounted nothing there", "see the log of the automounter on this host")
 
 
 def _mount_once(argv: list[str], step: MountShare, deadline: probe.Deadline, subject: str, secret: bytes | None) -> None:
     result = _run(argv, deadline, subject, secret)
     if result.rc != 0:
-        raise MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", _remedy(step, result), result.details)
+        raise errors.MountFailed(subject, f"mounting at {step.path} failed ({_reason(result)})", _remedy(step, result), result.details)
     mounts = tables.read_mounts()
     if tables.mounted_at(mounts, resolve.follow(step.path, mounts)) is None:
         said = f"; the helper said: {result.reason}" if result.err or result.out else ""
         remedy = step.row.by_hand.format(host=step.src) or "see the log of the file system's client on this host"
-        raise MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}{said}", remedy, result.details)
+        raise errors.MountFailed(subject, f"mount reported success, but nothing is mounted at {step.path}{said}", remedy, result.details)
 
 
 def _remedy(step: MountShare, result: command.Result) -> str:
@@ -188,7 +187,7 @@ def _remount(step: Remount, deadline: probe.Deadline, attempts: int, subject: st
     result = _run(argv, deadline, subject)
     if result.rc != 0:
         remedy = "unmount it (state: unmounted) and mount it with the new options"
-        raise MountFailed(subject, f"changing the options at {step.path} failed ({_reason(result)})", remedy, result.details)
+        raise errors.MountFailed(subject, f"changing the options at {step.path} failed ({_reason(result)})", remedy, result.details)
 
 
 def _unmount(step: Unmount, deadline: probe.Deadline, attempts: int, subject: str) -> None:
@@ -199,7 +198,7 @@ def _unmount(step: Unmount, deadline: probe.Deadline, attempts: int, subject: st
         return
     if "busy" in result.err:
         raise _busy(subject, step.path, _holders(resolve.follow(step.path, mounts), mounts))
-    raise MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "fix what it names and run the task again", result.details)
+    raise errors.MountFailed(subject, f"unmounting {step.path} failed ({_reason(result)})", "fix what it names and run the task again", result.details)
 
 
 _WAIT = "check the server and the network, or give a longer timeout"
@@ -208,9 +207,9 @@ _WAIT = "check the server and the network, or give a longer timeout"
 def _run(argv: list[str], deadline: probe.Deadline, subject: str, secret: bytes | None = None, remedy: str = _WAIT) -> command.Result:
     try:
         return command.run(argv, timeout=max(deadline.left - _KILL_TIME, deadline.left / 2, _MIN_TIMEOUT), secret=secret)
-    except ToolFailed as error:
+    except errors.ToolFailed as error:
         problem = f"the server did not answer within {deadline.seconds:g} s"
-        raise MountFailed(subject, problem, remedy, error.details) from error
+        raise errors.MountFailed(subject, problem, remedy, error.details) from error
 
 
 def _reason(result: command.Result) -> str:
@@ -224,7 +223,7 @@ def _create_directory(step: CreateDirectory, deadline: probe.Deadline, attempts:
         os.makedirs(step.path, mode=0o755, exist_ok=True)
         host_files.sync_directory(os.path.dirname(step.path) or "/")
     except OSError as error:
-        raise from_os_error(error, f"directory {step.path}") from error
+        raise errors.from_os_error(error, f"directory {step.path}") from error
 
 
 def _remove_directory(step: RemoveDirectory, deadline: probe.Deadline, attempts: int, subject: str) -> bool:
@@ -240,7 +239,7 @@ def _write_credentials(step: WriteCredentials, deadline: probe.Deadline, attempt
     try:
         os.makedirs(os.path.dirname(step.path), mode=0o700, exist_ok=True)
     except OSError as error:
-        raise from_os_error(error, f"credentials of {subject}") from error
+        raise errors.from_os_error(error, f"credentials of {subject}") from error
     host_files.replace_file(step.path, step.credentials.content(), mode=0o600, keep=False)
 
 
@@ -251,7 +250,7 @@ def _remove_credentials(step: RemoveCredentials, deadline: probe.Deadline, attem
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise from_os_error(error, f"credentials of {subject}") from error
+        raise errors.from_os_error(error, f"credentials of {subject}") from error
 
 
 def _write_fstab(step: WriteFstab, deadline: probe.Deadline, attempts: int, subject: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import ShareNotMounted
+from .. import errors
 from . import probe, resolve, sources, tables
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -61,7 +61,9 @@ def visit(path: str, mounts: tuple[tables.Mount, ...], timeout: float, subject: 
         here = tables.enclosing(mounts, resolve.follow(path, mounts))
         if here is not None and here.id == trigger.id:
             problem = f"autofs manages {trigger.path}, and going to {real} mounted nothing ({reason})"
-            raise ShareNotMounted(subject, problem, "see the log of the automounter on this host and the table that names the share, and run the task again")
+            raise errors.ShareNotMounted(
+                subject, problem, "see the log of the automounter on this host and the table that names the share, and run the task again"
+            )
     return mounts
 
 

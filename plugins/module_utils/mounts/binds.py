@@ -6,27 +6,26 @@ from __future__ import annotations
 
 import os
 
-from . import types
-from .tables import HIDDEN, Mount, enclosing, is_within
+from . import tables, types
 
 
-def origin(mounts: tuple[Mount, ...], mount: Mount) -> str | None:
+def origin(mounts: tuple[tables.Mount, ...], mount: tables.Mount) -> str | None:
     """The path of the directory that a bind mount shows, through another mount of its file system; None if no other mount reaches it."""
     for other in mounts:
-        if other.id != mount.id and other.device == mount.device and is_within(mount.root, other.root):
+        if other.id != mount.id and other.device == mount.device and tables.is_within(mount.root, other.root):
             below = mount.root[len(other.root.rstrip("/")):].strip("/")
             candidate = os.path.join(other.path, below) if below else other.path
-            if candidate != mount.path and enclosing(mounts, candidate) == other:
+            if candidate != mount.path and tables.enclosing(mounts, candidate) == other:
                 return candidate
     return None
 
 
-def shows(mounts: tuple[Mount, ...], mount: Mount, directory: str) -> bool:
+def shows(mounts: tuple[tables.Mount, ...], mount: tables.Mount, directory: str) -> bool:
     """Whether ``mount`` is a bind mount of ``directory`` (without links): both are the same directory of the same file system."""
-    under = enclosing(mounts, directory)
+    under = tables.enclosing(mounts, directory)
     if under is None or under.device != mount.device:
         return False
-    if under.root == HIDDEN:
+    if under.root == tables.HIDDEN:
         from . import hidden  # late: only in some chroots
 
         return hidden.is_same_directory(mount.path, directory)

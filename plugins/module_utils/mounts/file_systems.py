@@ -8,7 +8,7 @@ inode numbers that change, caches that show old data. docs/file-systems.md says 
 """
 from __future__ import annotations
 
-from .types import ALWAYS, GENERAL, FileSystem
+from . import types
 
 _HOST = r"(\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9][^/:@,\s]*)"
 _SERVER = _HOST + r"(:[0-9]+)?"
@@ -18,10 +18,10 @@ _FUSE_SHOWN = ("allow_other", "default_permissions", "max_read")
 _FUSE_LOCAL = ("user_id", "group_id", "rootmode", "fd")
 _FUSE_MISSING = ("device not found, try 'modprobe fuse'",)
 _SOFT = "a write that the server answers late fails, and a guest or a task may go on with a disk that lacks data"
-_NO_TRUST: dict = {"blind_with": ALWAYS, "unreadable_with": ALWAYS, "renumbered_with": ALWAYS, "client_times": True, "stale_seconds": 1.25}
+_NO_TRUST: dict = {"blind_with": types.ALWAYS, "unreadable_with": types.ALWAYS, "renumbered_with": types.ALWAYS, "client_times": True, "stale_seconds": 1.25}
 
-SERVED: tuple[FileSystem, ...] = (
-    FileSystem(
+SERVED: tuple[types.FileSystem, ...] = (
+    types.FileSystem(
         name="nfs",
         source=_HOST + r":/.*",
         example="nas1:/vols",
@@ -55,7 +55,7 @@ SERVED: tuple[FileSystem, ...] = (
         versions=("vers",),
         separating="nosharecache",
         # A remount of NFS changes the general flags only; the kernel refuses the rest.
-        remountable=GENERAL,
+        remountable=types.GENERAL,
         local_options=("addr", "clientaddr", "mountaddr", "mountport", "mountvers", "mountproto", "namlen"),
         attachable=_FLAGS + (
             "vers", "proto", "port", "soft", "softerr", "timeo", "retrans", "sec", "noac", "nocto", "nolock", "local_lock", "nordirplus", "noresvport",
@@ -71,7 +71,7 @@ SERVED: tuple[FileSystem, ...] = (
         blind_with=("nolock", "local_lock=all", "local_lock=posix"),
         unreadable_with=("vers=3", "vers=2"),
     ),
-    FileSystem(
+    types.FileSystem(
         name="cifs",
         stale_seconds=1.25,  # names and content are cached for one second; measured: up to 1.02
         source=r"//[^/@\s]+/.+",
@@ -103,7 +103,7 @@ SERVED: tuple[FileSystem, ...] = (
         versions=("vers",),
         separating="nosharesock",
         owners=("uid", "gid"),
-        remountable=GENERAL + ("file_mode", "dir_mode", "actimeo", "nobrl", "brl", "hard", "soft", "noperm", "mfsymlinks"),
+        remountable=types.GENERAL + ("file_mode", "dir_mode", "actimeo", "nobrl", "brl", "hard", "soft", "noperm", "mfsymlinks"),
         remount_whole=True,
         local_options=("addr", "srcaddr"),
         # The helper takes uid alone for forceuid, and asks for a password where neither a guest nor a credentials file is named.
@@ -118,9 +118,9 @@ SERVED: tuple[FileSystem, ...] = (
         keeps_modes=False,
         blind_with=("nobrl",),
         renumbered_with=("noserverino",),
-        unreadable_with=ALWAYS,
+        unreadable_with=types.ALWAYS,
     ),
-    FileSystem(
+    types.FileSystem(
         name="glusterfs",
         client_times=True,  # its translator ctime, which is on by default
         stale_seconds=1.25,  # names and content are cached for one second; measured: up to 1.02
@@ -143,7 +143,7 @@ SERVED: tuple[FileSystem, ...] = (
         attachable_given=("backup-volfile-servers", "backupvolfile-server", "server-port", "transport", "fetch-attempts", "acl", "selinux", "enable-ino32")
         + ("direct-io-mode", "attribute-timeout", "entry-timeout", "negative-timeout", "use-readdirp", "xlator-option"),
     ),
-    FileSystem(
+    types.FileSystem(
         name="sshfs",
         source=r"([A-Za-z0-9_][^@:/\s]*@)?" + _HOST + r":.*",
         example="user@host:/dir",
@@ -162,10 +162,10 @@ SERVED: tuple[FileSystem, ...] = (
         shown=_FUSE_SHOWN,
         local_options=_FUSE_LOCAL,
         # The protocol has no locks: the kernel applies them only among the processes of one host. It has no inode numbers either.
-        blind_with=ALWAYS,
-        renumbered_with=ALWAYS,
+        blind_with=types.ALWAYS,
+        renumbered_with=types.ALWAYS,
     ),
-    FileSystem(
+    types.FileSystem(
         name="cephfs",
         source=r"(" + _SERVERS + r":|[A-Za-z0-9_.-]+@[0-9a-f-]*\.[A-Za-z0-9_.-]+=)/.*",
         example="mon1:6789,mon2:/vols",
@@ -190,7 +190,7 @@ SERVED: tuple[FileSystem, ...] = (
         stale_seconds=1.25,
         client_times=True,
     ),
-    FileSystem(
+    types.FileSystem(
         name="ceph-fuse",
         source=r"(" + _SERVER + r")?:/[^,]*",
         example="mon1:/vols",
@@ -216,7 +216,7 @@ SERVED: tuple[FileSystem, ...] = (
         stale_seconds=1.25,
         client_times=True,
     ),
-    FileSystem(
+    types.FileSystem(
         name="vzstorage",
         source=r"[A-Za-z0-9_-]+",
         example="cluster1",
@@ -239,7 +239,7 @@ SERVED: tuple[FileSystem, ...] = (
         local_options=_FUSE_LOCAL,
         **_NO_TRUST,
     ),
-    FileSystem(
+    types.FileSystem(
         name="quobyte",
         source=_SERVERS + r"/[^/\s,]+(/.*)?",
         example="registry1,registry2/vols",
@@ -260,7 +260,7 @@ SERVED: tuple[FileSystem, ...] = (
         local_options=_FUSE_LOCAL,
         **_NO_TRUST,
     ),
-    FileSystem(
+    types.FileSystem(
         name="9p",
         source=r"[A-Za-z0-9_][^\s,/]*",
         example="vols",
@@ -271,11 +271,11 @@ SERVED: tuple[FileSystem, ...] = (
         default_options=("trans=virtio", "version=9p2000.L"),
         by_hand="compare src with the tag of the device in the definition of this machine (mount_tag)",
         shown=("trans", "aname", "uname", "access", "cache"),
-        remountable=GENERAL,
+        remountable=types.GENERAL,
         # QEMU's server says yes to every lock, and tells nobody of it.
         **_NO_TRUST,
     ),
-    FileSystem(
+    types.FileSystem(
         name="virtiofs",
         source=r"[A-Za-z0-9_][^\s,/]*",
         example="vols",
@@ -285,7 +285,7 @@ SERVED: tuple[FileSystem, ...] = (
         kernel_module="virtiofs",
         by_hand="compare src with the tag of the device in the definition of this machine",
         shown=("dax",),
-        remountable=GENERAL,
+        remountable=types.GENERAL,
         **_NO_TRUST,
     ),
 )

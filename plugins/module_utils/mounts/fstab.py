@@ -7,9 +7,8 @@ from __future__ import annotations
 import os
 import re
 
-from ..errors import InvalidParameter, from_os_error
-from .host_files import replace_file
-from .tables import Entry, parse_entry, read_fstab
+from .. import errors
+from . import host_files, tables
 
 _TO_ESCAPE = re.compile(r"[ \t\n\\#]")
 
@@ -19,13 +18,13 @@ def escape(text: str) -> str:
     return _TO_ESCAPE.sub(lambda match: f"\\{ord(match.group(0)):03o}", text)
 
 
-def render_entry(entry: Entry) -> str:
+def render_entry(entry: tables.Entry) -> str:
     """``entry`` as a line of fstab, without the line break. :func:`tables.parse_entry` reads it back."""
     options = ",".join(escape(option) for option in entry.options) or "defaults"
     return f"{escape(entry.source)} {escape(entry.path)} {entry.fstype} {options} {entry.dump} {entry.passno}"
 
 
-def edit_fstab(text: str, path: str, entry: Entry | None) -> str:
+def edit_fstab(text: str, path: str, entry: tables.Entry | None) -> str:
     """The text of fstab with ``entry`` as the only line that mounts at ``path``; None: with no such line. All other bytes stay.
 
     A line that already means the same stays as it is, with its spacing. A new line is added at the end.
@@ -33,7 +32,7 @@ def edit_fstab(text: str, path: str, entry: Entry | None) -> str:
     lines = text.split("\n")
     kept, placed = [], False
     for line in lines:
-        found = parse_entry(line)
+        found = tables.parse_entry(line)
         if found is None or found.path != path:
             kept.append(line)
         elif entry is not None and not placed:
@@ -59,10 +58,10 @@ def check_fstab(path: str) -> None:
         return
     if not stat.S_ISREG(mode):
         what = "a symbolic link" if stat.S_ISLNK(mode) else "not a plain file"
-        raise InvalidParameter(f"fstab {path}", f"it is {what} and is not written through", "name the file itself in fstab, or set persist: false")
+        raise errors.InvalidParameter(f"fstab {path}", f"it is {what} and is not written through", "name the file itself in fstab, or set persist: false")
 
 
-def change_fstab(path: str, mountpoint: str, entry: Entry | None) -> None:
+def change_fstab(path: str, mountpoint: str, entry: tables.Entry | None) -> None:
     """Edit the file ``path`` as :func:`edit_fstab` edits a text, under a lock on its directory. The change is durable afterwards.
 
     :param mountpoint: the path where ``entry`` mounts. :param entry: None removes the lines for that path.
@@ -74,13 +73,13 @@ def change_fstab(path: str, mountpoint: str, entry: Entry | None) -> None:
     try:
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise from_os_error(error, f"fstab {path}") from error
+        raise errors.from_os_error(error, f"fstab {path}") from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         check_fstab(path)
-        text = read_fstab(path)
+        text = tables.read_fstab(path)
         changed = edit_fstab(text, mountpoint, entry)
         if changed != text:
-            replace_file(path, os.fsencode(changed))
+            host_files.replace_file(path, os.fsencode(changed))
     finally:
         os.close(folder)

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import os
 
-from ..localities import ROOT
-from .tables import HIDDEN, Mount, parse_mountinfo
+from .. import localities
+from . import tables
 
 _INIT = "/proc/1/mountinfo"
 
 
-def root(mounts: tuple[Mount, ...]) -> Mount:
+def root(mounts: tuple[tables.Mount, ...]) -> tables.Mount:
     """A mount for ``/`` for a table that has none, as in a chroot into a directory that is not a mount point."""
     device = os.stat("/").st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     try:
-        others = mounts + parse_mountinfo(_init())
+        others = mounts + tables.parse_mountinfo(_init())
     except OSError:
         others = mounts
     known = next((mount for mount in others if mount.device == name), None)
-    fstype = known.fstype if known is not None else ROOT.kernel_type if os.major(device) else "unknown"  # a file system on a device belongs to this host
+    fstype = (
+        known.fstype if known is not None else localities.ROOT.kernel_type if os.major(device) else "unknown"
+    )  # a file system on a device belongs to this host
     identities = {mount.id for mount in mounts}
     above = [mount.parent for mount in mounts if mount.parent not in identities]
     number = max(above, key=above.count) if above else 0
-    return Mount(number, number, name, HIDDEN, "/", fstype, known.source if known is not None else "none", ("rw",), ())
+    return tables.Mount(number, number, name, tables.HIDDEN, "/", fstype, known.source if known is not None else "none", ("rw",), ())
 
 
 def _init() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..errors import ToolFailed, from_os_error
+from .. import errors
 
 
 def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True) -> None:
@@ -24,7 +24,7 @@ def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True
     try:
         descriptor, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", dir=directory)
     except OSError as error:
-        raise from_os_error(error, path) from error
+        raise errors.from_os_error(error, path) from error
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
@@ -36,8 +36,10 @@ def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True
     except OSError as error:
         _discard(temporary)
         if error.errno == errno.EBUSY:  # containers bind-mount single files such as fstab
-            raise ToolFailed(path, "it is a mount point of its own and cannot be replaced as a whole", "name another fstab, or set persist: false") from error
-        raise from_os_error(error, path) from error
+            raise errors.ToolFailed(
+                path, "it is a mount point of its own and cannot be replaced as a whole", "name another fstab, or set persist: false"
+            ) from error
+        raise errors.from_os_error(error, path) from error
     except BaseException:
         _discard(temporary)
         raise

@@ -4,12 +4,11 @@
 """Warnings about what a mount can do to data, or about where else a share is mounted. Pure."""
 from __future__ import annotations
 
-from . import options, planner, resolve, tables, witnesses
-from .steps import MountShare, Step
+from . import options, planner, resolve, steps, tables, witnesses
 
 
 def of_the_mount(
-    desired: planner.DesiredShare, path: str | None, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], done: list[Step]
+    desired: planner.DesiredShare, path: str | None, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], done: list[steps.Step]
 ) -> list[str]:
     """The warnings of one share. :param path: the path that the task names. :param mounts: the kernel's table before the steps.
 
@@ -25,13 +24,13 @@ def _risks(desired: planner.DesiredShare) -> list[str]:
     return [f"share {desired.name}: with {name}, {text}; leave {name} out" for name, text in desired.row.risks if name in names]
 
 
-def _fallbacks(desired: planner.DesiredShare, done: list[Step]) -> list[str]:
+def _fallbacks(desired: planner.DesiredShare, done: list[steps.Step]) -> list[str]:
     """A version that was found here, and that the helper alone would not find."""
     return [
         f"share {desired.name}: it could be mounted with {step.fallback} only, which its helper does not find by itself; name it in opts, "
         "or it is not mounted at the next boot"
         for step in done
-        if isinstance(step, MountShare) and step.fallback
+        if isinstance(step, steps.MountShare) and step.fallback
     ]
 
 

@@ -4,7 +4,7 @@
 """Mount options: the desired ones, those in force, and how the two differ. Pure functions that take one row of the table of file systems."""
 from __future__ import annotations
 
-from ..errors import InvalidParameter
+from .. import errors
 from . import types
 from .types import FileSystem
 
@@ -39,9 +39,11 @@ def check(options: tuple[str, ...]) -> tuple[str, ...]:
     for option in options:
         name, value = split(option)
         if name.strip().lower() in SECRETS or (name.lower() in ("user", "username") and "%" in (value or "")):
-            raise InvalidParameter(f"mount option {name}", "a password among the options can be read by every user of the host", "give it in 'credentials'")
+            raise errors.InvalidParameter(
+                f"mount option {name}", "a password among the options can be read by every user of the host", "give it in 'credentials'"
+            )
         if any(ord(char) < 32 or ord(char) == 127 for char in option):
-            raise InvalidParameter(f"mount option {name!r}", "it holds a control character", "give options as in mount(8)")
+            raise errors.InvalidParameter(f"mount option {name!r}", "it holds a control character", "give options as in mount(8)")
     return options
 
 

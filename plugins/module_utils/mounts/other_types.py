@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import os
 
-from .. import command
-from ..errors import ToolMissing
+from .. import command, errors
 from . import types
 
 FILE_SYSTEMS = "/proc/filesystems"
@@ -26,13 +25,13 @@ def check(mount_type: str) -> None:
         return
     wanted = f"mount.{mount_type}" + (f" (or mount.fuse with {program})" if program else "")
     problem = "it is not installed on this host, and the kernel has no such file system"
-    raise ToolMissing(f"program {wanted}", problem, f"install the client of {mount_type}, or correct type, and run the task again")
+    raise errors.ToolMissing(f"program {wanted}", problem, f"install the client of {mount_type}, or correct type, and run the task again")
 
 
 def _is_there(program: str) -> bool:
     try:
         command.find(program, program)
-    except ToolMissing:
+    except errors.ToolMissing:
         return False
     return True
 

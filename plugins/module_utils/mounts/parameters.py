@@ -8,11 +8,9 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidParameter
-from . import binds, resolve, sources, tables, types, witnesses
+from .. import errors
+from . import binds, planner, resolve, sources, steps, tables, types, witnesses
 from . import options as mount_options
-from .planner import KEPT, DesiredShare
-from .steps import Credentials
 
 if TYPE_CHECKING:
     Mounts = tuple[tables.Mount, ...]
@@ -22,7 +20,7 @@ CREDENTIALS = "/etc/remotefs/credentials"
 _CREDENTIAL_KEYS = ("username", "password", "domain")
 
 
-def read_wish(params: dict, mounts: Mounts, entries: Entries) -> DesiredShare:
+def read_wish(params: dict, mounts: Mounts, entries: Entries) -> planner.DesiredShare:
     """The share that a task desires. :param params: the options of remotefs_share. Every option has a key.
 
     :param mounts: the kernel's table. :param entries: the lines of fstab. These two decide what ``fstype: auto`` means, before the source's form does.
@@ -34,16 +32,16 @@ def read_wish(params: dict, mounts: Mounts, entries: Entries) -> DesiredShare:
     path = _path(params["path"], src, row, mounts, entries, base)
     if src is None:
         src = _known_source(path, row, mounts, entries)
-    if src is None and state in KEPT and row.mount_type:
-        raise InvalidParameter(f"path {path}", "no source is given for it", "give src")
+    if src is None and state in planner.KEPT and row.mount_type:
+        raise errors.InvalidParameter(f"path {path}", "no source is given for it", "give src")
     if src is not None and not re.fullmatch(row.source, src if row.local else sources.normalise(src, row)):
         remedy = "; ".join(filter(None, (f"write it like {row.example}", row.source_advice)))
-        raise InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", remedy)
+        raise errors.InvalidParameter(f"src {src!r}", f"it is no source of {row.name}", remedy)
     options = mount_options.check(_options(params["opts"], state, path, row, entries))
     options = sources.derived_options(src or "", row, options) + options
-    if row.by_shell and state in KEPT:
+    if row.by_shell and state in planner.KEPT:
         _check_for_a_shell(row, (src or "", path, *options))
-    desired = DesiredShare(
+    desired = planner.DesiredShare(
         src=src,
         path=path,
         row=row,
@@ -63,7 +61,7 @@ def _check_for_a_shell(row: types.FileSystem, words: tuple[str, ...]) -> None:
     for word in words:
         if not re.fullmatch(r"[A-Za-z0-9_@%+=:,./\[\]-]*", word):
             problem = f"{row.helper} hands it to a shell, which would not leave it as it is"
-            raise InvalidParameter(f"text {word!r}", problem, "use letters, digits and _ @ % + = : , . / [ ] - only")
+            raise errors.InvalidParameter(f"text {word!r}", problem, "use letters, digits and _ @ % + = : , . / [ ] - only")
 
 
 def credentials_file(path: str) -> str:
@@ -75,10 +73,10 @@ def _source(params: dict) -> str | None:
     src = params["src"]
     if src is None or src == "":
         if not params["path"]:
-            raise InvalidParameter("share", "neither src nor path is given", "give src, the source of the share")
+            raise errors.InvalidParameter("share", "neither src nor path is given", "give src, the source of the share")
         return None
     if any(ord(char) < 32 or ord(char) == 127 for char in src):
-        raise InvalidParameter(f"src {src!r}", "it holds a control character", "write it like nas1:/vols")
+        raise errors.InvalidParameter(f"src {src!r}", "it holds a control character", "write it like nas1:/vols")
     return resolve.clean_path(src, "src") if resolve.is_directory_name(src) else src
 
 
@@ -95,7 +93,7 @@ def _row(params: dict, src: str | None, mounts: Mounts, entries: Entries, base: 
     if fstype == types.OTHER:
         return types.other(params.get("type"))
     if params.get("type"):
-        raise InvalidParameter(f"type {params['type']!r}", f"it is given with fstype {fstype}", f"leave it out, or set fstype: {types.OTHER}")
+        raise errors.InvalidParameter(f"type {params['type']!r}", f"it is given with fstype {fstype}", f"leave it out, or set fstype: {types.OTHER}")
     if fstype != types.AUTO:
         return types.by_name(fstype)
     known = _known_row(src, path, mounts, entries, base)
@@ -106,7 +104,9 @@ def _row(params: dict, src: str | None, mounts: Mounts, entries: Entries, base: 
         return types.DIRECTORY if here else types.BIND
     row = sources.claim(src)
     if row is None:
-        raise InvalidParameter(f"src {src!r}", "its form does not say which file system it is on", "give fstype, or an absolute path for a plain directory")
+        raise errors.InvalidParameter(
+            f"src {src!r}", "its form does not say which file system it is on", "give fstype, or an absolute path for a plain directory"
+        )
     return row
 
 
@@ -132,7 +132,7 @@ def share_path(params: dict, mounts: Mounts, entries: Entries) -> str | None:
         if params["path"] or (src and resolve.is_directory_name(src)):
             return resolve.clean_path(params["path"] or src or "", "path")
         return _default_path(src or "", mounts, entries, base)
-    except InvalidParameter:
+    except errors.InvalidParameter:
         return None
 
 
@@ -164,35 +164,35 @@ def _path(path: str | None, src: str | None, row: types.FileSystem, mounts: Moun
         clean = resolve.clean_path(path or src or "", "path")
         if src is not None and clean != src:
             remedy = f"leave path out, or use fstype {types.BIND.name} to show {src} there"
-            raise InvalidParameter(f"path {clean}", "a plain directory is used where it is", remedy)
+            raise errors.InvalidParameter(f"path {clean}", "a plain directory is used where it is", remedy)
         return clean
     clean = resolve.clean_path(path, "path") if path else _default_path(src or "", mounts, entries, base)
     if clean == "/" or clean == base:
-        raise InvalidParameter(f"path {clean}", "no share can be mounted there", "choose a directory of its own")
+        raise errors.InvalidParameter(f"path {clean}", "no share can be mounted there", "choose a directory of its own")
     return clean
 
 
-def _credentials(given: dict | None, row: types.FileSystem) -> Credentials | None:
+def _credentials(given: dict | None, row: types.FileSystem) -> steps.Credentials | None:
     values = {key: value for key, value in (given or {}).items() if value is not None}
     if not values:
         return None
     for key, value in values.items():
         if any(char in value for char in "\n\r\0"):
-            raise InvalidParameter(f"credentials, {key}", "it holds a line break", "give it without")
-    return Credentials(**{key: values.get(key) for key in _CREDENTIAL_KEYS}, bare=row.credentials == "secret")
+            raise errors.InvalidParameter(f"credentials, {key}", "it holds a line break", "give it without")
+    return steps.Credentials(**{key: values.get(key) for key in _CREDENTIAL_KEYS}, bare=row.credentials == "secret")
 
 
-def _check(desired: DesiredShare) -> None:
+def _check(desired: planner.DesiredShare) -> None:
     given, row = desired.credentials, desired.row
-    if desired.state not in KEPT or given is None:
+    if desired.state not in planner.KEPT or given is None:
         return
     if not row.credentials:
-        raise InvalidParameter(f"share {desired.name}", f"{row.name} takes no credentials", "leave them out")
+        raise errors.InvalidParameter(f"share {desired.name}", f"{row.name} takes no credentials", "leave them out")
     if row.keeps_credentials and any(mount_options.split(option)[0] in row.identity_options for option in desired.options):
-        raise InvalidParameter(f"share {desired.name}", "opts name credentials besides 'credentials'", "keep one of the two")
+        raise errors.InvalidParameter(f"share {desired.name}", "opts name credentials besides 'credentials'", "keep one of the two")
     if row.credentials != "file" and (given.password is None or given.username is not None or given.domain is not None):
         remedy = f"put the user {row.user_place or f'into src, like {row.example}'}"
-        raise InvalidParameter(f"share {desired.name}", f"{row.name} takes a password only", remedy)
+        raise errors.InvalidParameter(f"share {desired.name}", f"{row.name} takes a password only", remedy)
     if desired.persist and not row.keeps_credentials:
         remedy = ", or ".join(filter(None, (row.without_password, "set persist: false to mount until the next boot")))
-        raise InvalidParameter(f"share {desired.name}", f"fstab cannot hold a password for {row.name}", remedy)
+        raise errors.InvalidParameter(f"share {desired.name}", f"fstab cannot hold a password for {row.name}", remedy)

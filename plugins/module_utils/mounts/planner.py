@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..errors import Conflict, InvalidParameter
+from .. import errors
 from . import options as mount_options
-from .sources import for_mount, is_mount_of, is_same_share
+from . import sources, tables, types
 from .steps import (
     CreateDirectory,
     Credentials,
@@ -23,8 +23,6 @@ from .steps import (
     WriteCredentials,
     WriteFstab,
 )
-from .tables import FSTAB, Entry, Mount, options_of
-from .types import FileSystem
 
 if TYPE_CHECKING:
     from .record import Record
@@ -40,13 +38,13 @@ class DesiredShare:
 
     src: str | None
     path: str
-    row: FileSystem
+    row: types.FileSystem
     options: tuple[str, ...] = ()
     credentials: Credentials | None = None
     credentials_file: str = ""  # the path of the file for the credentials, whether it exists or not
     state: str = "mounted"
     persist: bool = True
-    fstab: str = FSTAB
+    fstab: str = tables.FSTAB
     own_directory: bool = False  # the mount directory lies under mount_base, and is removed together with the share
 
     @property
@@ -59,11 +57,11 @@ class DesiredShare:
 class Seen:
     """The observed state of one share: the mount at its path, the line of fstab for the path, and its files."""
 
-    mount: Mount | None = None
+    mount: tables.Mount | None = None
     source: str | None = None  # the source that is mounted there, as a user would name it
     bound: bool = False  # the mount is a bind mount of the desired source
     told: bool = False  # the mount is one of the desired source, as our record or fstab tells
-    entry: Entry | None = None  # the line of fstab
+    entry: tables.Entry | None = None  # the line of fstab
     directory: bool = False  # the directory at the path exists
     empty: bool = True  # nothing is in that directory
     credentials: bytes | None = field(default=None, repr=False)  # content of the credentials file
@@ -86,7 +84,7 @@ def plan(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
     if desired.state == "present":
         if not desired.persist:
             problem = "state present is about fstab, which persist: false leaves alone"
-            raise InvalidParameter(f"share {desired.name}", problem, "set persist: true or another state")
+            raise errors.InvalidParameter(f"share {desired.name}", problem, "set persist: true or another state")
         return _write_credentials(desired, observed) + _create(desired, observed) + _write_fstab(desired, observed)
     if desired.state == "unmounted":
         return _unmount(desired, observed)
@@ -126,13 +124,13 @@ def drifted_options(desired: DesiredShare, observed: Seen) -> tuple[str, ...]:
     options, drifted = effective_options(desired, observed), _another_user(desired, observed.mount)
     if observed.record is None or (observed.record.words, observed.record.live) != (options, observed.mount.options):
         previous = observed.record.words if observed.record is not None else observed.entry.options if desired.persist and observed.entry is not None else None
-        drifted += mount_options.drift(desired.row, options, options_of(observed.mount, desired.row), previous)
+        drifted += mount_options.drift(desired.row, options, tables.options_of(observed.mount, desired.row), previous)
     if observed.trigger:  # only the automounter's own table can change the other options
         drifted = tuple(option for option in drifted if mount_options.can_remount(desired.row, (option,)))
     return mount_options.of_the_mount(drifted) if observed.shared and desired.row.kernel_types else drifted  # a bind mount has options of its own
 
 
-def _another_user(desired: DesiredShare, mount: Mount) -> tuple[str, ...]:
+def _another_user(desired: DesiredShare, mount: tables.Mount) -> tuple[str, ...]:
     """The option for the desired user, if the kernel shows that another user mounted the share. It does not show every user."""
     if not desired.row.user_option or desired.credentials is None or desired.credentials.username is None:
         return ()
@@ -184,7 +182,7 @@ def state_of(observed: Seen) -> dict:
     }
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: tables.Entry) -> str:
     options = ("..." if option.split("=", 1)[0] in mount_options.SECRETS else option for option in entry.options)
     return f"{entry.source} {entry.path} {entry.fstype} {','.join(options)}"
 
@@ -195,21 +193,21 @@ def same_source(desired: DesiredShare, observed: Seen) -> bool:
         return True
     if not desired.row.kernel_types:
         return observed.bound
-    return desired.row.is_shown_as(observed.mount.fstype) and (observed.told or is_mount_of(observed.mount, desired.src))
+    return desired.row.is_shown_as(observed.mount.fstype) and (observed.told or sources.is_mount_of(observed.mount, desired.src))
 
 
-def _same_entry(desired: DesiredShare, entry: Entry) -> bool:
+def _same_entry(desired: DesiredShare, entry: tables.Entry) -> bool:
     """Whether a line of fstab is about the desired source, in any spelling."""
-    return desired.src is None or is_same_share(entry.source, desired.src, desired.row)
+    return desired.src is None or sources.is_same_share(entry.source, desired.src, desired.row)
 
 
 def _check_sources(desired: DesiredShare, observed: Seen) -> None:
     if desired.state != "present" and observed.mount is not None and not same_source(desired, observed):
         problem = f"{observed.source} ({observed.mount.fstype}) is mounted there, not {desired.src}"
-        raise Conflict(f"path {desired.path}", problem, "choose another path or unmount that one")
+        raise errors.Conflict(f"path {desired.path}", problem, "choose another path or unmount that one")
     if observed.entry is not None and desired.persist and desired.state != "unmounted" and not _same_entry(desired, observed.entry):
         remedy = "choose another path or remove that line (state: absent)"
-        raise Conflict(f"path {desired.path}", f"{desired.fstab} mounts {observed.entry.source} there, not {desired.src}", remedy)
+        raise errors.Conflict(f"path {desired.path}", f"{desired.fstab} mounts {observed.entry.source} there, not {desired.src}", remedy)
 
 
 def restore(desired: DesiredShare, observed: Seen) -> MountShare | None:
@@ -219,7 +217,7 @@ def restore(desired: DesiredShare, observed: Seen) -> MountShare | None:
     """
     if observed.mount is None or observed.source is None:
         return None
-    live = options_of(observed.mount, desired.row)
+    live = tables.options_of(observed.mount, desired.row)
     old = observed.entry.options if observed.entry is not None else live if desired.row.kernel_types else desired.row.default_options + live
     kept = tuple(option for option in mount_options.for_mount(old) if option.split("=", 1)[0] not in desired.row.local_options)
     return MountShare(desired.path, observed.source, desired.row.name, desired.row, kept, visit=observed.trigger)
@@ -227,8 +225,8 @@ def restore(desired: DesiredShare, observed: Seen) -> MountShare | None:
 
 def _source(desired: DesiredShare) -> str:
     if desired.src is None:
-        raise InvalidParameter(f"path {desired.path}", "no source is given for it", "give src")
-    return for_mount(desired.src, desired.row)
+        raise errors.InvalidParameter(f"path {desired.path}", "no source is given for it", "give src")
+    return sources.for_mount(desired.src, desired.row)
 
 
 def _create(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
@@ -259,7 +257,7 @@ def _write_fstab(desired: DesiredShare, observed: Seen) -> tuple[Step, ...]:
     old = observed.entry
     fstype = old.fstype if old and old.fstype in desired.row.kernel_types else desired.row.mount_type  # keep nfs4 where nfs would be written
     source = old.source if old and _same_entry(desired, old) else _source(desired)  # keep its spelling: the name of the default path comes from it
-    entry = Entry(source, desired.path, fstype, options, old.dump if old else "0", old.passno if old else "0")
+    entry = tables.Entry(source, desired.path, fstype, options, old.dump if old else "0", old.passno if old else "0")
     return () if entry == old else (WriteFstab(desired.path, desired.fstab, entry),)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..errors import ShareNotMounted, from_os_error
+from .. import errors
 
 
 class Deadline:
@@ -89,12 +89,12 @@ def bounded(query: Callable[[], tuple], timeout: float, subject: str) -> tuple:
         os.close(reader)
         _kill(child)
     if not ready:
-        raise ShareNotMounted(subject, f"it does not answer within {timeout:.0f} s", "check its server, or mount it again with state: remounted")
+        raise errors.ShareNotMounted(subject, f"it does not answer within {timeout:.0f} s", "check its server, or mount it again with state: remounted")
     numbers = tuple(int(number) for number in answer.split())
     if numbers and numbers[0] in (errno.ENOENT, errno.ENOTDIR):
-        raise ShareNotMounted(subject, "its directory is not there", "create it, or mount the share with remotefs_share, and run the task again")
+        raise errors.ShareNotMounted(subject, "its directory is not there", "create it, or mount the share with remotefs_share, and run the task again")
     if not numbers or numbers[0] != 0:
-        raise from_os_error(_os_error(numbers[0] if numbers else 5), subject, os.geteuid())
+        raise errors.from_os_error(_os_error(numbers[0] if numbers else 5), subject, os.geteuid())
     return numbers[1:]
 
 

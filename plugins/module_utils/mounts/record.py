@@ -14,8 +14,7 @@ import json
 import os
 from typing import NamedTuple
 
-from . import resolve
-from .tables import Mount
+from . import resolve, tables
 
 DIRECTORY = "/run/remotefs/mounts"
 _MAX_SIZE = 65536  # bytes of a record
@@ -29,7 +28,7 @@ class Record(NamedTuple):
     source: str = ""  # the source as it was spelled; empty if that is unknown
 
 
-def read(path: str, mount: Mount | None) -> Record | None:
+def read(path: str, mount: tables.Mount | None) -> Record | None:
     """The record of ``mount`` at ``path``; None if there is none, or if the record is about another mount."""
     if mount is None:
         return None
@@ -44,7 +43,7 @@ def read(path: str, mount: Mount | None) -> Record | None:
         return None
 
 
-def write(path: str, mount: Mount | None, words: tuple[str, ...], source: str | None = None) -> None:
+def write(path: str, mount: tables.Mount | None, words: tuple[str, ...], source: str | None = None) -> None:
     """Write the record of ``mount`` at ``path``; if ``mount`` is None, remove it. A failure to write is not an error.
 
     :param words: the options that were desired. :param source: the source as the user spelled it.
@@ -63,7 +62,7 @@ def write(path: str, mount: Mount | None, words: tuple[str, ...], source: str | 
         pass  # without a record the mount table and fstab decide
 
 
-def _identity(path: str, mount: Mount) -> list:
+def _identity(path: str, mount: tables.Mount) -> list:
     return [path, mount.id, mount.device, mount.source]
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 
-from .. import model
-from ..errors import InvalidParameter, ShareNotMounted
-from ..localities import locality
+from .. import errors, localities, model
 from ..model import MOUNT_BASE
 from . import tables, types
 
@@ -45,7 +43,7 @@ def share_names(given: object) -> list[str]:
     names = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
     for name in names:
         if not isinstance(name, str):
-            raise InvalidParameter(f"share {name!r}", "it is not a text", "give a source such as nas1:/vols or a directory, or a list of them")
+            raise errors.InvalidParameter(f"share {name!r}", "it is not a text", "give a source such as nas1:/vols or a directory, or a list of them")
     return [str(name) for name in names]
 
 
@@ -86,7 +84,9 @@ def clean_path(path: str, option: str) -> str:
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not path.startswith("/") or ".." in parts or any(ord(char) < 32 or ord(char) == 127 for char in path):
-        raise InvalidParameter(f"{option} {path!r}", "it is not an absolute path without '..' and control characters", "give the full path of a directory")
+        raise errors.InvalidParameter(
+            f"{option} {path!r}", "it is not an absolute path without '..' and control characters", "give the full path of a directory"
+        )
     return "/" + "/".join(parts)
 
 
@@ -141,7 +141,7 @@ def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
             continue
         links += 1
         if links > _MAX_LINKS:
-            raise InvalidParameter(f"share {path}", "its symbolic links form a loop", "name the directory itself")
+            raise errors.InvalidParameter(f"share {path}", "its symbolic links form a loop", "name the directory itself")
         if target.startswith("/"):
             current = "/"
         pending = [part for part in target.split("/") if part not in ("", ".")] + pending
@@ -153,12 +153,12 @@ def follow(path: str, mounts: tuple[tables.Mount, ...]) -> str:
 
 def is_local(mount: tables.Mount) -> bool:
     """Whether no access to it can hang, because no server and no process serves it. The root counts as local: without it nothing works."""
-    return locality(mount.fstype).local or (mount.path == "/" and not mount.is_trigger)
+    return localities.locality(mount.fstype).local or (mount.path == "/" and not mount.is_trigger)
 
 
 def is_unknown_file_system(mount: tables.Mount) -> bool:
     """Whether it is unknown which locks of other hosts are visible there: the file system is not local and has no row."""
-    return types.by_kernel_type(mount.fstype) is None and not locality(mount.fstype).local
+    return types.by_kernel_type(mount.fstype) is None and not localities.locality(mount.fstype).local
 
 
 def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entries: tuple[tables.Entry, ...], mount_base: str) -> None:
@@ -168,9 +168,9 @@ def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entrie
     :raises InvalidParameter: the kernel shows its own state there.
     """
     mount = tables.enclosing(mounts, real)
-    if mount is not None and locality(mount.fstype).kernel_state:
+    if mount is not None and localities.locality(mount.fstype).kernel_state:
         problem = f"the kernel shows its own state there ({mount.fstype}), and nobody can store files"
-        raise InvalidParameter(f"share {name}", problem, "name a directory on a disk, or the source of a mounted share")
+        raise errors.InvalidParameter(f"share {name}", problem, "name a directory on a disk, or the source of a mounted share")
     at = mount.path if mount is not None and not mount.is_trigger else "/"
     base = mount_base.rstrip("/")
     if name != base and tables.is_within(name, base):
@@ -183,19 +183,19 @@ def check_mounted(name: str, real: str, mounts: tuple[tables.Mount, ...], entrie
             raise _not_mounted(name, f"fstab mounts {entry.source} at {entry.path}, but nothing is mounted there")
 
 
-def _not_mounted(name: str, problem: str) -> ShareNotMounted:
-    return ShareNotMounted(f"share {name}", problem, "mount it with remotefs_share and run the task again")
+def _not_mounted(name: str, problem: str) -> errors.ShareNotMounted:
+    return errors.ShareNotMounted(f"share {name}", problem, "mount it with remotefs_share and run the task again")
 
 
 def _check_local_directory(path: str, real: str) -> None:
     if os.path.isdir(real):
         return
     if os.path.lexists(real):
-        raise InvalidParameter(f"share {path}", "it is not a directory", "name a directory or the source of a mounted share")
+        raise errors.InvalidParameter(f"share {path}", "it is not a directory", "name a directory or the source of a mounted share")
     from .served import hint_for_several
 
     remedy = f"create it with remotefs_share (fstype {types.DIRECTORY.name}) or mount the share{hint_for_several(path)}"
-    raise ShareNotMounted(f"share {path}", "the directory does not exist", remedy)
+    raise errors.ShareNotMounted(f"share {path}", "the directory does not exist", remedy)
 
 
 def describe(
@@ -241,7 +241,7 @@ def facts(row: types.FileSystem, live: tuple[str, ...]) -> dict:
 
 def is_bind(mount: tables.Mount) -> bool:
     """Whether it shows a part of a file system that has no server. Subvolumes look the same in the table, but are not bind mounts."""
-    return mount.path != "/" and mount.root != "/" and not locality(mount.fstype).subvolumes and types.by_kernel_type(mount.fstype) is None
+    return mount.path != "/" and mount.root != "/" and not localities.locality(mount.fstype).subvolumes and types.by_kernel_type(mount.fstype) is None
 
 
 def public_options(mount: tables.Mount, row: types.FileSystem) -> str:

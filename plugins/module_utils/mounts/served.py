@@ -7,8 +7,7 @@ Only tasks that name a source, or a directory on a server, need this module.
 """
 from __future__ import annotations
 
-from .. import model
-from ..errors import InvalidParameter, ShareNotMounted
+from .. import errors, model
 from . import attaching, resolve, sources, tables, types
 
 
@@ -22,7 +21,9 @@ def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fs
     mount = resolve.find_source(share, mounts, mount_base, entries)
     if mount is None and not sources.is_source(share) and not any(sources.is_entry_of(entry, share) for entry in entries):
         problem = "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols"
-        raise InvalidParameter(f"share {share!r}", problem, "give one of these; the tag of a machine or the name of a cluster is known while it is mounted")
+        raise errors.InvalidParameter(
+            f"share {share!r}", problem, "give one of these; the tag of a machine or the name of a cluster is known while it is mounted"
+        )
     if mount is None and any(other.is_trigger for other in mounts):
         from . import automount  # late: most hosts have no automounter
 
@@ -30,7 +31,7 @@ def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fs
         mount = resolve.find_source(share, mounts, mount_base, entries)
     if mount is None:
         remedy = f"mount it with remotefs_share and run the task again{hint_for_several(share)}"
-        raise ShareNotMounted(f"share {share}", "it is not mounted on this host", remedy)
+        raise errors.ShareNotMounted(f"share {share}", "it is not mounted on this host", remedy)
     return resolve.describe(mount, mounts, mount.path, share, mount_base, fstab, entries=entries)
 
 

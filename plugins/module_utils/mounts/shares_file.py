@@ -4,7 +4,7 @@
 """The file with a list of shares that Cinder's remotefs drivers read: one ``SOURCE [-o OPTIONS]`` per line."""
 from __future__ import annotations
 
-from ..errors import InvalidParameter, from_os_error
+from .. import errors
 from . import sources
 
 
@@ -19,9 +19,9 @@ def read(path: str) -> tuple[list[dict], list[str]]:
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
             text = stream.read()
     except FileNotFoundError as error:
-        raise InvalidParameter(f"shares_file {path}", "it does not exist", "give the path of a file on the managed host") from error
+        raise errors.InvalidParameter(f"shares_file {path}", "it does not exist", "give the path of a file on the managed host") from error
     except OSError as error:
-        raise from_os_error(error, f"shares_file {path}") from error
+        raise errors.from_os_error(error, f"shares_file {path}") from error
     return parse(text, path)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 
-from . import types
-from .tables import HIDDEN, Entry, Mount
+from . import tables, types
 from .types import FileSystem
 
 
@@ -92,12 +91,12 @@ def _of_a_cluster(source: str, port: str) -> str:
     return f"{name}{sign}{'/'.join(_parts(path))}" if sign else source
 
 
-def shows_part(mount: Mount) -> bool:
+def shows_part(mount: tables.Mount) -> bool:
     """Whether it is a bind mount of a directory within its source. Some file systems show that directory in the source and in the root."""
-    return mount.root not in ("/", HIDDEN) and not mount.source.rstrip("/").endswith(mount.root.rstrip("/"))
+    return mount.root not in ("/", tables.HIDDEN) and not mount.source.rstrip("/").endswith(mount.root.rstrip("/"))
 
 
-def is_mount_of(mount: Mount, source: str) -> bool:
+def is_mount_of(mount: tables.Mount, source: str) -> bool:
     """Whether ``mount`` shows the whole network share ``source``, in any spelling."""
     row = types.by_kernel_type(mount.fstype)
     if row is None or shows_part(mount):
@@ -105,7 +104,7 @@ def is_mount_of(mount: Mount, source: str) -> bool:
     return is_same_share(mount.source, source, row)
 
 
-def is_entry_of(entry: Entry, source: str) -> bool:
+def is_entry_of(entry: tables.Entry, source: str) -> bool:
     """Whether a line of fstab mounts the network share ``source``, in any spelling."""
     row = types.by_mount_type(entry.fstype)
     return row is not None and is_same_share(entry.source, source, row)

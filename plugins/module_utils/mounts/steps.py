@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .tables import Entry
-from .types import FileSystem
+from . import tables, types
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class WriteFstab(Step):
     """Make ``entry`` the only line of the file ``fstab`` that mounts at ``path``."""
 
     fstab: str
-    entry: Entry
+    entry: tables.Entry
 
     name = "write_fstab"
 
@@ -108,7 +107,7 @@ class MountShare(Step):
 
     src: str
     fstype: str
-    row: FileSystem
+    row: types.FileSystem
     opts: tuple[str, ...]
     credentials: Credentials | None = field(default=None, repr=False)
     visit: bool = False  # True: an access to the path is enough, because an automounter mounts the share
@@ -126,7 +125,7 @@ class Remount(Step):
     """Put ``opts`` into force on the mount at ``path``, without an unmount."""
 
     src: str
-    row: FileSystem
+    row: types.FileSystem
     opts: tuple[str, ...]
 
     name = "remount"

@@ -11,8 +11,7 @@ import os
 import re
 from typing import NamedTuple
 
-from ..errors import ToolFailed, from_os_error
-from ..localities import locality
+from .. import errors, localities
 from ..model import FSTAB
 from . import types
 
@@ -53,7 +52,7 @@ class Mount(NamedTuple):
     @property
     def is_trigger(self) -> bool:
         """Whether it is an automounter's placeholder: the first access makes the automounter mount something there."""
-        return locality(self.fstype).trigger
+        return localities.locality(self.fstype).trigger
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -170,7 +169,9 @@ def read_mounts(path: str = MOUNTINFO) -> tuple[Mount, ...]:
         mounts = parse_mountinfo(_read(path))
     except OSError as error:
         words = error.strerror or str(error)
-        raise ToolFailed(f"mount table {path}", f"it cannot be read ({words})", "mount /proc (mount -t proc proc /proc) and run the task again") from error
+        raise errors.ToolFailed(
+            f"mount table {path}", f"it cannot be read ({words})", "mount /proc (mount -t proc proc /proc) and run the task again"
+        ) from error
     if any(mount.path == "/" for mount in mounts):
         return mounts
     from . import hidden  # late: only in some chroots
@@ -188,7 +189,7 @@ def read_fstab(path: str = FSTAB) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise from_os_error(error, f"fstab {path}", os.geteuid()) from error
+        raise errors.from_os_error(error, f"fstab {path}", os.geteuid()) from error
 
 
 def _read(path: str) -> str:

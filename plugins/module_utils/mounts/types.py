@@ -13,8 +13,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ..errors import InvalidParameter
-from ..localities import locality
+from .. import errors, localities
 
 ALWAYS = ("*",)
 BY_PATH = "local"  # the driver_volume_type of os-brick that takes a path on this host
@@ -111,7 +110,7 @@ class FileSystem(NamedTuple):
 
     def is_shown_as(self, kernel_type: str) -> bool:
         """Whether the mount table may show ``kernel_type`` for it."""
-        return kernel_type in self.kernel_types or (self.shown_as_any and by_kernel_type(kernel_type) is None and not locality(kernel_type).local)
+        return kernel_type in self.kernel_types or (self.shown_as_any and by_kernel_type(kernel_type) is None and not localities.locality(kernel_type).local)
 
     def keeps_inodes(self, options: tuple[str, ...]) -> bool:
         """Whether a file keeps its inode number at the next mount. ``options`` are those in force, as in the other methods."""
@@ -173,16 +172,16 @@ def other(mount_type: str | None) -> FileSystem:
     :raises InvalidParameter: no type is given, or it needs another ``fstype``.
     """
     if not mount_type:
-        raise InvalidParameter(f"fstype {OTHER}", "its type is not given", "name the type for mount -t in the option 'type'")
+        raise errors.InvalidParameter(f"fstype {OTHER}", "its type is not given", "name the type for mount -t in the option 'type'")
     subject = f"type {mount_type!r}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", mount_type) or mount_type in _NO_TYPE:
-        raise InvalidParameter(subject, "it is not the type of a file system", "write it as after mount -t, like lustre or fuse.juicefs")
+        raise errors.InvalidParameter(subject, "it is not the type of a file system", "write it as after mount -t, like lustre or fuse.juicefs")
     known = find(mount_type) or by_mount_type(mount_type) or by_kernel_type(mount_type)
     if known is not None:
-        raise InvalidParameter(subject, "this file system is known", f"use fstype {known.name} and leave type out")
-    if locality(mount_type).local or locality(mount_type).trigger or locality(mount_type).kernel_state:
+        raise errors.InvalidParameter(subject, "this file system is known", f"use fstype {known.name} and leave type out")
+    if localities.locality(mount_type).local or localities.locality(mount_type).trigger or localities.locality(mount_type).kernel_state:
         remedy = f"mount it by other means, and name its directory (fstype {DIRECTORY.name})"
-        raise InvalidParameter(subject, "no server serves this file system", remedy)
+        raise errors.InvalidParameter(subject, "no server serves this file system", remedy)
     return unknown_file_system(mount_type)._replace(
         name=OTHER, source=r"\S.*", example="the source in your file system's documentation", mount_type=mount_type,
         kernel_types=(mount_type,) if mount_type.startswith(FUSE) else (mount_type, FUSE + mount_type),
@@ -205,13 +204,13 @@ def by_name(name: str) -> FileSystem:
     """
     row = find(name)
     if row is None:
-        raise InvalidParameter(f"fstype {name!r}", "this file system is not known", "choose one of " + ", ".join(choices()))
+        raise errors.InvalidParameter(f"fstype {name!r}", "this file system is not known", "choose one of " + ", ".join(choices()))
     return row
 
 
 def by_kernel_type(kernel_type: str) -> FileSystem | None:
     """The row of a mounted file system, by its type in mountinfo; None if there is none, as for directories and bind mounts."""
-    if locality(kernel_type).local:
+    if localities.locality(kernel_type).local:
         return None
     return next((row for row in rows() if kernel_type in row.kernel_types), None)
 

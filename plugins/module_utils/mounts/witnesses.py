@@ -8,7 +8,7 @@ tells the source. Without a record, as after a reboot, the line of fstab for the
 """
 from __future__ import annotations
 
-from ..localities import locality
+from .. import localities
 from . import record, sources, tables, types
 
 
@@ -36,7 +36,7 @@ def _row(mount: tables.Mount) -> types.FileSystem | None:
     row = types.by_kernel_type(mount.fstype)
     if row is not None:
         return row if row.hidden_source else None
-    kind = locality(mount.fstype)
+    kind = localities.locality(mount.fstype)
     return None if kind.local or kind.trigger or kind.kernel_state else types.unknown_file_system(mount.fstype)
 
 
@@ -46,6 +46,6 @@ def _told(mount: tables.Mount, row: types.FileSystem, entries: tuple[tables.Entr
         return recorded.source
     for entry in entries:
         listed = types.by_mount_type(entry.fstype)
-        if entry.path == mount.path and (listed is None or listed == row) and not locality(entry.fstype).local:
+        if entry.path == mount.path and (listed is None or listed == row) and not localities.locality(entry.fstype).local:
             return entry.source
     return None

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Iterator, Sequence
 
+from .. import model
 from ..apply.engine import NEVER, CopySource, Engine, Terms, attached_engine, open_engine, try_out
 from ..apply.interrupted import Interrupted
-from ..model import Share, Volume
-from ..plan.abilities import OFFLINE
+from ..plan import abilities
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.files import ballast
 from ..store.metadata import share_abilities
+from . import workspace
 from .options import TakesLong
-from .workspace import Workspace
 
 if TYPE_CHECKING:
     from ..apply.executor import Executor
@@ -28,7 +28,7 @@ _CHECK_PATIENCE = 5.0  # seconds for which check mode waits for another task tha
 
 @contextmanager
 def engine_for(
-    work: Workspace, share: Share, plans: Sequence[Plan] = (), mixed: bool = False, are_group: bool = False, known: Sequence[Volume] = ()
+    work: workspace.Workspace, share: model.Share, plans: Sequence[Plan] = (), mixed: bool = False, are_group: bool = False, known: Sequence[model.Volume] = ()
 ) -> Iterator[Engine]:
     """What reaches the images of volumes on this share, while the context lasts. Where the user names the machine that has them open, it
     is that machine. A volume that is only to be made is nobody's yet.
@@ -56,7 +56,7 @@ def engine_for(
     )
     volumes = [plan.before for plan in plans if plan.before is not None]
     if options.attachment is None or (plans and not volumes):
-        engine = open_engine(OFFLINE, work.directory(share), terms)
+        engine = open_engine(abilities.OFFLINE, work.directory(share), terms)
     else:
         engine = attached_engine(work.directory(share), terms, volumes, are_group, known)
     try:
@@ -67,12 +67,12 @@ def engine_for(
         engine.close()
 
 
-def volumes_of(plans: Sequence[Plan]) -> list[Volume]:
+def volumes_of(plans: Sequence[Plan]) -> list[model.Volume]:
     """The volumes before and after some plans."""
     return [volume for plan in plans for volume in (plan.before, plan.after) if volume is not None]
 
 
-def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None = None) -> None:
+def apply(work: workspace.Workspace, share: model.Share, plan: Plan, source: CopySource | None = None) -> None:
     """Carry out a plan. :raises StorageError: as :meth:`Executor.apply` does. :raises NotBegun: it was not begun."""
     with engine_for(work, share, [plan]) as engine, _executor(work, share, engine, [plan]) as executor:
         executor.apply(plan, source)
@@ -81,20 +81,20 @@ def apply(work: Workspace, share: Share, plan: Plan, source: CopySource | None =
         ballast.keep(work.directory(share))  # with what was freed
 
 
-def apply_together(work: Workspace, share: Share, plans: Sequence[Plan]) -> None:
+def apply_together(work: workspace.Workspace, share: model.Share, plans: Sequence[Plan]) -> None:
     """Take one snapshot of several volumes, as :meth:`Executor.apply_together` does, with a name for the group that no other has."""
     with engine_for(work, share, plans, are_group=True) as engine, _executor(work, share, engine, plans) as executor:
         executor.apply_together(plans, os.urandom(8).hex())
         note_quiesced(work, engine, plans)
 
 
-def note_quiesced(work: Workspace, engine: Engine, plans: Sequence[Plan]) -> None:
+def note_quiesced(work: workspace.Workspace, engine: Engine, plans: Sequence[Plan]) -> None:
     """Keep whether the guest was frozen for the snapshots of these plans, or in check mode would be, for the task to tell."""
     if work.options.quiesce != NEVER:
         work.quiesced.update({plan.volume: engine.quiesced(plan.volume) for plan in plans if plan.operation == CREATE_SNAPSHOT and plan.intent})
 
 
-def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
+def finish(work: workspace.Workspace, share: model.Share, interrupted: Interrupted) -> None:
     """End what an interrupted task left. What was ended of other volumes is kept, for a later part of this task to tell."""
     group = interrupted.group
     every = (interrupted, *(group.others if group is not None else ()))
@@ -107,7 +107,7 @@ def finish(work: Workspace, share: Share, interrupted: Interrupted) -> None:
 
 
 @contextmanager
-def _executor(work: Workspace, share: Share, engine: Engine, plans: Sequence[Plan]) -> Iterator[Executor]:
+def _executor(work: workspace.Workspace, share: model.Share, engine: Engine, plans: Sequence[Plan]) -> Iterator[Executor]:
     """Carries out these plans, once it is their time and there is room for records."""
     from ..apply.executor import Executor  # late: a prediction needs the engine alone
 
@@ -119,7 +119,7 @@ def _executor(work: Workspace, share: Share, engine: Engine, plans: Sequence[Pla
 
 
 @contextmanager
-def _in_their_time(work: Workspace, plans: Sequence[Plan]) -> Iterator[None]:
+def _in_their_time(work: workspace.Workspace, plans: Sequence[Plan]) -> Iterator[None]:
     """What moves much data waits for its place; under the locks of a batch not for ever, unless this change has begun already. Afterwards
     nothing is known any more of what was there before."""
     options, task = work.options, work.options.task

@@ -12,25 +12,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Iterable, Sequence
 
-from ..errors import StorageError
-from ..model import Image, Share, Volume, check_volume_name, listed, now
+from .. import errors, model
 from ..plan import planner
 from ..plan.desired import DesiredSnapshot, Source
 from ..plan.plan import Plan
 from ..store.files.directory import ShareDirectory
 from ..store.volumes import chains
-from . import diffs, placement, report
+from . import capacity, diffs, placement, report, transaction, updating
 from .candidates import Candidates
-from .capacity import Demand
 from .options import Options
-from .transaction import Outcome
-from .updating import located
 
 if TYPE_CHECKING:
     from ..plan.retention import Policy
-    from .shapes import VolumeResult
-    from .snapshots import SnapshotRequest
-    from .updating import VolumeRequest
+    from . import shapes, snapshots
 
 _MADE_EARLIER = "check mode assumes that an earlier task makes it"
 
@@ -44,7 +38,7 @@ def reachable_for_reading(candidates: Candidates, warn: Callable[[str], None]) -
     """The candidates without the shares that are not there yet, which a warning names."""
     if not candidates.missing:
         return candidates
-    sources = listed(share.source for share in candidates.missing)
+    sources = model.listed(share.source for share in candidates.missing)
     warn(f"share {sources} is not mounted or does not exist yet: check mode assumes that an earlier task sees to it")
     return Candidates(candidates.shares, tuple(error for error in candidates.unreadable if error not in candidates.excused))
 
@@ -52,10 +46,10 @@ def reachable_for_reading(candidates: Candidates, warn: Callable[[str], None]) -
 # -- volumes ---------------------------------------------------------------------------------------------------------------
 
 
-def present(request: VolumeRequest, options: Options) -> Outcome | None:
+def present(request: updating.VolumeRequest, options: Options) -> transaction.Outcome | None:
     """The creation of a volume whose share or source is not there yet; None where both are there, so that nothing is assumed."""
     desired, there = request.desired, reachable(request.candidates, options)
-    check_volume_name(desired.name)
+    model.check_volume_name(desired.name)
     known = _assumed(request.candidates, desired.name, options)
     if known is not None:
         share, volume = known
@@ -64,13 +58,13 @@ def present(request: VolumeRequest, options: Options) -> Outcome | None:
         if there.unreadable or not request.candidates.missing:
             return None
         return _create(request, request.candidates.missing[0], options)
-    if request.source is None or located(there, desired.name, options) or _has_failed(request, options) or _has_source(request, options):
+    if request.source is None or updating.located(there, desired.name, options) or _has_failed(request, options) or _has_source(request, options):
         return None
-    share = placement.place(desired.name, there, there, Demand(desired.size or 0), request.policy, options.task.capacity, options.check)
+    share = placement.place(desired.name, there, there, capacity.Demand(desired.size or 0), request.policy, options.task.capacity, options.check)
     return _create(request, share, options)
 
 
-def _create(request: VolumeRequest, share: Share, options: Options) -> Outcome:
+def _create(request: updating.VolumeRequest, share: model.Share, options: Options) -> transaction.Outcome:
     from ..plan import clones
 
     desired, source = request.desired, request.source
@@ -89,7 +83,7 @@ def _create(request: VolumeRequest, share: Share, options: Options) -> Outcome:
         snapshot, prepared = source.snapshot, []
         if source.linked and snapshot is None:
             snapshot = clones.snapshot_for(desired.name)
-            prepared = [planner.create_snapshot(parent, DesiredSnapshot(snapshot, created=now(), max_chain=source.max_chain))]
+            prepared = [planner.create_snapshot(parent, DesiredSnapshot(snapshot, created=model.now(), max_chain=source.max_chain))]
             parent = prepared[0].after or parent
         if source.linked:
             plans = [*prepared, clones.create_clone(desired, parent, str(snapshot), source.max_chain)]
@@ -102,16 +96,16 @@ def _create(request: VolumeRequest, share: Share, options: Options) -> Outcome:
         plans.append(clones.flatten(volume, {}))
         volume = plans[-1].after
     if desired.snapshot and volume is not None:
-        plans.append(planner.create_snapshot(volume, DesiredSnapshot(desired.snapshot, created=now(), max_chain=request.max_chain)))
+        plans.append(planner.create_snapshot(volume, DesiredSnapshot(desired.snapshot, created=model.now(), max_chain=request.max_chain)))
     return _outcome(share, options, plans, None)
 
 
-def _source(request: VolumeRequest, options: Options) -> Volume:
+def _source(request: updating.VolumeRequest, options: Options) -> model.Volume:
     """The source as it is, or as it is assumed to be: a volume with the snapshot that is asked for."""
     source = request.source
     if source is None:
         raise ValueError("there is no source")
-    found = _known(request.source_candidates, check_volume_name(source.volume), options)
+    found = _known(request.source_candidates, model.check_volume_name(source.volume), options)
     if found is None:
         where = f" on {source.elsewhere.name}" if source.elsewhere else ""
         options.task.warn(f"source volume {source.volume} does not exist yet{where}: {_MADE_EARLIER}")
@@ -119,19 +113,19 @@ def _source(request: VolumeRequest, options: Options) -> Volume:
     return with_snapshot(found, source.snapshot, options) if source.snapshot else found
 
 
-def _has_failed(request: VolumeRequest, options: Options) -> bool:
+def _has_failed(request: updating.VolumeRequest, options: Options) -> bool:
     """Whether an item of this task could not make the source: then no other task does."""
     there = request.source_candidates
     return request.source is not None and any((share.path, request.source.volume) in options.task.failed for share in (*there.shares, *there.missing))
 
 
-def _has_source(request: VolumeRequest, options: Options) -> bool:
+def _has_source(request: updating.VolumeRequest, options: Options) -> bool:
     source = request.source
-    found = None if source is None else _known(request.source_candidates, check_volume_name(source.volume), options)
+    found = None if source is None else _known(request.source_candidates, model.check_volume_name(source.volume), options)
     return found is not None and source is not None and (source.snapshot is None or found.has_snapshot(source.snapshot))
 
 
-def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> Outcome | None:
+def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -> transaction.Outcome | None:
     """What the removal of a volume would find where its share is not there yet; None where it is."""
     there = reachable(candidates, options)
     known = _assumed(candidates, name, options)
@@ -140,25 +134,25 @@ def absent(candidates: Candidates, name: str, cascade: bool, options: Options) -
         plan = planner.delete_volume(volume, cascade)
         options.task.predicted[(share.path, name)] = None
         options.task.capacity.follow(share, volume, None)
-        return Outcome(name, True, plan.actions, [], _result(volume, share), None)
+        return transaction.Outcome(name, True, plan.actions, [], _result(volume, share), None)
     gone = (share.path for share in (*candidates.shares, *candidates.missing) if (share.path, name) in options.task.predicted)
     if any(options.task.predicted[path, name] is None for path in gone):
-        return Outcome(name, False, [], [], None, None)  # an earlier item removes it
-    return Outcome(name, False, [], [], None, None) if candidates.missing and not there.shares and not there.unreadable else None
+        return transaction.Outcome(name, False, [], [], None, None)  # an earlier item removes it
+    return transaction.Outcome(name, False, [], [], None, None) if candidates.missing and not there.shares and not there.unreadable else None
 
 
 # -- snapshots -------------------------------------------------------------------------------------------------------------
 
 
-def missing_volume(candidates: Candidates, name: str, options: Options, quiet: bool = False) -> tuple[Share, Volume] | None:
+def missing_volume(candidates: Candidates, name: str, options: Options, quiet: bool = False) -> tuple[model.Share, model.Volume] | None:
     """A volume that is not there yet, as it is assumed to be, and where; None where it is there, or where only a server that does
     not answer could tell."""
-    check_volume_name(name, "globs go into volumes")
+    model.check_volume_name(name, "globs go into volumes")
     known = _assumed(candidates, name, options)
     if known is not None:
         return known
     there = reachable(candidates, options)
-    if there.unreadable or not (there.shares or candidates.missing) or located(there, name, options):
+    if there.unreadable or not (there.shares or candidates.missing) or updating.located(there, name, options):
         return None
     share = (there.shares or candidates.missing)[0]
     if not quiet:
@@ -166,16 +160,16 @@ def missing_volume(candidates: Candidates, name: str, options: Options, quiet: b
     return share, assumed_volume(name)
 
 
-class AssumedImage(Image):
+class AssumedImage(model.Image):
     """The base of a volume of which only the name is known. It counts as raw and empty. Results show null for both."""
 
 
-def assumed_volume(name: str) -> Volume:
+def assumed_volume(name: str) -> model.Volume:
     """A volume of which only the name is known: neither its format nor its size, nor whether it is a linked clone."""
-    return Volume(name, (AssumedImage(name, "raw", 0),), adopted=True)
+    return model.Volume(name, (AssumedImage(name, "raw", 0),), adopted=True)
 
 
-def with_snapshot(volume: Volume, name: str, options: Options) -> Volume:
+def with_snapshot(volume: model.Volume, name: str, options: Options) -> model.Volume:
     """The volume with a snapshot that it has not yet, and written to since."""
     if volume.has_snapshot(name):
         return volume
@@ -185,18 +179,18 @@ def with_snapshot(volume: Volume, name: str, options: Options) -> Volume:
     return after.with_images(**{after.active.file: replace(after.active, empty=False)})
 
 
-def taken(request: SnapshotRequest, options: Options) -> Outcome | None:
+def taken(request: snapshots.SnapshotRequest, options: Options) -> transaction.Outcome | None:
     """The snapshot of a volume that is not there yet; None where it is."""
     found = missing_volume(request.candidates, request.volume, options)
     if found is None:
         return None
     share, volume = found
-    plan = planner.create_snapshot(volume, request.desired._replace(created=request.desired.created or now()))
+    plan = planner.create_snapshot(volume, request.desired._replace(created=request.desired.created or model.now()))
     outcome = _outcome(share, options, [plan], volume)
     return outcome if request.keep is None else _judged(outcome, plan.after or volume, request.keep, request.desired.name)
 
 
-def kept(candidates: Candidates, name: str, policy: Policy, options: Options) -> Outcome | None:
+def kept(candidates: Candidates, name: str, policy: Policy, options: Options) -> transaction.Outcome | None:
     """Retention on a volume that is not there yet; None where it is."""
     found = missing_volume(candidates, name, options)
     if found is None:
@@ -206,13 +200,13 @@ def kept(candidates: Candidates, name: str, policy: Policy, options: Options) ->
     return _judged(replace(outcome, changed=True), volume, policy, None)
 
 
-def _judged(outcome: Outcome, volume: Volume, policy: Policy, named: str | None) -> Outcome:
+def _judged(outcome: transaction.Outcome, volume: model.Volume, policy: Policy, named: str | None) -> transaction.Outcome:
     from ..plan import retention
 
-    return replace(outcome, retention=[verdict.describe() for verdict in retention.judge(volume, policy, named, now())])
+    return replace(outcome, retention=[verdict.describe() for verdict in retention.judge(volume, policy, named, model.now())])
 
 
-def reverted(candidates: Candidates, name: str, snapshot: str, discard_newer: bool, options: Options) -> Outcome | None:
+def reverted(candidates: Candidates, name: str, snapshot: str, discard_newer: bool, options: Options) -> transaction.Outcome | None:
     """The revert of a volume that is not there yet; None where it is."""
     found = missing_volume(candidates, name, options)
     if found is None:
@@ -222,7 +216,7 @@ def reverted(candidates: Candidates, name: str, snapshot: str, discard_newer: bo
     return replace(_outcome(share, options, [plan], volume), content=diffs.content_goes_back(plan, snapshot))
 
 
-def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Options) -> Outcome | None:
+def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Options) -> transaction.Outcome | None:
     """Deletions on a volume that is not there yet, with those snapshots only that earlier items of the task take. None where it
     is there."""
     found = missing_volume(candidates, name, options)
@@ -230,7 +224,7 @@ def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Op
         return None
     share, volume = found
     if (share.path, name) not in options.task.assumed:
-        return Outcome(name, False, [], [], None, None)
+        return transaction.Outcome(name, False, [], [], None, None)
     from ..plan import merge
     from .snapshots import meant
 
@@ -240,7 +234,7 @@ def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Op
 # -- what is known and assumed -------------------------------------------------------------------------------------------------
 
 
-def _assumed(candidates: Candidates, name: str, options: Options) -> tuple[Share, Volume] | None:
+def _assumed(candidates: Candidates, name: str, options: Options) -> tuple[model.Share, model.Volume] | None:
     """What an earlier item of this task has assumed to be there."""
     for share in (*candidates.shares, *candidates.missing):
         volume = options.task.predicted.get((share.path, name))
@@ -249,13 +243,13 @@ def _assumed(candidates: Candidates, name: str, options: Options) -> tuple[Share
     return None
 
 
-def _known(candidates: Candidates, name: str, options: Options) -> Volume | None:
+def _known(candidates: Candidates, name: str, options: Options) -> model.Volume | None:
     """A volume as it is, or as earlier items of the task leave it."""
     for share in (*candidates.shares, *candidates.missing):
         volume = options.task.predicted.get((share.path, name))
         if volume is not None:
             return volume
-    where = located(reachable(candidates, options), name, options)
+    where = updating.located(reachable(candidates, options), name, options)
     if where is None:
         return None
     with ShareDirectory(where) as directory:
@@ -263,7 +257,7 @@ def _known(candidates: Candidates, name: str, options: Options) -> Volume | None
     return observed.volume if observed else None
 
 
-def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volume | None) -> Outcome:
+def _outcome(share: model.Share, options: Options, plans: Sequence[Plan], before: model.Volume | None) -> transaction.Outcome:
     after = before
     for plan in plans:
         after = plan.after
@@ -277,10 +271,10 @@ def _outcome(share: Share, options: Options, plans: Sequence[Plan], before: Volu
         options.task.assumed.add((share.path, after.name))
     actions = [action for plan in plans for action in plan.actions]
     changed, told = any(plan.changed for plan in plans), _result(before, share) if before else None
-    return with_unknown_sizes(Outcome(after.name, changed, actions, [], told, _result(after, share)))
+    return with_unknown_sizes(transaction.Outcome(after.name, changed, actions, [], told, _result(after, share)))
 
 
-def with_unknown_sizes(outcome: Outcome) -> Outcome:
+def with_unknown_sizes(outcome: transaction.Outcome) -> transaction.Outcome:
     """What check mode says, where a size of 0 means that nobody can know it."""
     actions = [{**action, "size": None} if action.get("size") == 0 else action for action in outcome.actions]
     for result in (outcome.before, outcome.after):
@@ -291,12 +285,12 @@ def with_unknown_sizes(outcome: Outcome) -> Outcome:
     return replace(outcome, actions=actions)
 
 
-def told_of(share: Share, volume: Volume, options: Options) -> VolumeResult | None:
+def told_of(share: model.Share, volume: model.Volume, options: Options) -> shapes.VolumeResult | None:
     """A volume that is assumed to be there, as modules return it. Later parts of the task assume it, too."""
     return _outcome(share, options, [], volume).after
 
 
-def _result(volume: Volume, share: Share) -> VolumeResult:
+def _result(volume: model.Volume, share: model.Share) -> shapes.VolumeResult:
     """The volume for users. What is not known of its base is None."""
     result = report.volume(volume, share, False)
     if isinstance(volume.base, AssumedImage):
@@ -311,6 +305,6 @@ def any_missing(names: Iterable[str], candidates: Candidates, options: Options) 
     for name in names:
         try:
             found = missing_volume(candidates, name, options, quiet=True) is not None or found
-        except StorageError:
+        except errors.StorageError:
             continue  # the work on it will report the error
     return found

@@ -8,15 +8,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Callable, ContextManager, Iterable, NamedTuple
 
-from ..errors import Conflict, ShareNotMounted, StorageError
-from ..model import Share
-from ..mounts.resolve import PATIENCE, find_share, share_names
-from ..mounts.tables import FSTAB
+from .. import errors, model
+from ..mounts import resolve, tables
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import records
 from ..store.volumes import chains
 
-Opened = Callable[[Share], ShareDirectory]
+Opened = Callable[[model.Share], ShareDirectory]
 
 
 class Candidates(NamedTuple):
@@ -26,10 +24,10 @@ class Candidates(NamedTuple):
     alone: check mode may assume that an earlier task of the playbook mounts them.
     """
 
-    shares: tuple[Share, ...]
-    unreadable: tuple[StorageError, ...] = ()
-    missing: tuple[Share, ...] = ()
-    excused: tuple[StorageError, ...] = ()
+    shares: tuple[model.Share, ...]
+    unreadable: tuple[errors.StorageError, ...] = ()
+    missing: tuple[model.Share, ...] = ()
+    excused: tuple[errors.StorageError, ...] = ()
 
     def require_all(self) -> None:
         """:raises ShareNotMounted: one cannot be read, so that what was not found may still be there."""
@@ -45,7 +43,7 @@ class Finder:
 
     def find(self, names: Iterable[str] | str | None, mount_base: str) -> Candidates:
         """:raises StorageError: a name is no share at all."""
-        names = share_names(names)
+        names = resolve.share_names(names)
         key = (*names, mount_base)
         if key not in self._known:
             self._known[key] = find_candidates(names, mount_base)
@@ -55,7 +53,7 @@ class Finder:
         """Look them up before threads start, because asking a server forks; an error is kept for the first item that needs them."""
         try:
             return self.find(names, mount_base)
-        except StorageError:
+        except errors.StorageError:
             return None
 
 
@@ -71,19 +69,19 @@ class Policy(NamedTuple):
     placement: str = MOST_FREE
 
 
-def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: str = FSTAB) -> Candidates:
+def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: str = tables.FSTAB) -> Candidates:
     """Look the shares up; one that is not mounted or whose server does not answer is kept as unreadable.
 
     :param names: the option ``share`` as it was given, one share or a list of them.
     """
-    shares: list[Share] = []
-    unreadable: list[StorageError] = []
-    missing: list[Share] = []
-    excused: list[StorageError] = []
-    for name in share_names(names):
+    shares: list[model.Share] = []
+    unreadable: list[errors.StorageError] = []
+    missing: list[model.Share] = []
+    excused: list[errors.StorageError] = []
+    for name in resolve.share_names(names):
         try:
-            share = find_share(name, mount_base, fstab)
-        except ShareNotMounted as error:
+            share = resolve.find_share(name, mount_base, fstab)
+        except errors.ShareNotMounted as error:
             from ..mounts.served import expected_share  # late: most shares are there
 
             unreadable.append(error)
@@ -94,8 +92,8 @@ def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: s
             if not share.local:  # before a system call that could not be interrupted
                 from ..mounts.probe import capacity  # late: a task that only reads a directory starts faster without
 
-                capacity(share.path, PATIENCE, f"share {share.label}")
-        except ShareNotMounted as error:
+                capacity(share.path, resolve.PATIENCE, f"share {share.label}")
+        except errors.ShareNotMounted as error:
             unreadable.append(error)
             continue
         if share.path not in [known.path for known in shares]:
@@ -103,7 +101,7 @@ def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: s
     return Candidates(tuple(shares), tuple(unreadable), tuple(missing), tuple(excused))
 
 
-def locate(candidates: Candidates, name: str, opened: Opened | None = None) -> Share | None:
+def locate(candidates: Candidates, name: str, opened: Opened | None = None) -> model.Share | None:
     """The candidate on which volume ``name`` is; None where it is on none.
 
     :param opened: has each share opened already; otherwise it is opened for this question.
@@ -112,7 +110,7 @@ def locate(candidates: Candidates, name: str, opened: Opened | None = None) -> S
     found = [share for share in candidates.shares if _has_volume(nullcontext(opened(share)) if opened else ShareDirectory(share), name)]
     if len(found) > 1:
         places = " and ".join(share.source for share in found)
-        raise Conflict(f"volume {name}", f"it exists on {places}", "name one share, or remove the copy that is not wanted")
+        raise errors.Conflict(f"volume {name}", f"it exists on {places}", "name one share, or remove the copy that is not wanted")
     if not found:
         candidates.require_all()
     return found[0] if found else None
@@ -125,6 +123,6 @@ def _has_volume(opened: ContextManager[ShareDirectory], name: str) -> bool:
             return True
         try:
             record = records.read(directory, name)
-        except StorageError:
+        except errors.StorageError:
             return True
         return record is not None and record.intent is not None

@@ -14,15 +14,14 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Iterable, NamedTuple
 
-from ..errors import NoEligibleShare, from_os_error
-from ..model import Share, Volume, round_to_sector
+from .. import errors, model
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import maintenance
-from ..store.volumes.chains import Observed
+from ..store.volumes import chains
 from .candidates import Candidates
 
 if TYPE_CHECKING:
-    from ..localities import Locality
+    from .. import localities
 
 _FIRST = 576 << 10  # bytes that the first change of a share takes for .remotefs: its folders and the ballast
 EACH = 32 << 10  # bytes that a volume takes besides its data: a record, and a lock on each candidate
@@ -52,7 +51,7 @@ class Claim:
     """What an item was promised on a share. ``before`` is what was counted of its volume, and ``made`` says that it is so by now."""
 
     key: tuple
-    share: Share
+    share: model.Share
     name: str
     demand: Demand
     new: bool
@@ -63,7 +62,7 @@ class Claim:
 class Followed(NamedTuple):
     """A change of a volume: its virtual size since then (None: it is gone), and what it took before, both in bytes."""
 
-    share: Share
+    share: model.Share
     name: str
     size: int | None
     allocated: int
@@ -91,7 +90,7 @@ class Capacity:
 
     # -- room ----------------------------------------------------------------------------------------------------------
 
-    def look(self, shares: Iterable[Share]) -> None:
+    def look(self, shares: Iterable[model.Share]) -> None:
         """Read the figures of these shares, unless that was done. :raises OSError: one of them cannot be asked."""
         with self.lock:
             for share in shares:
@@ -101,7 +100,7 @@ class Capacity:
                     if not os.path.lexists(os.path.join(share.path, ".remotefs", "ballast")):
                         self._small[read.system] = self._small.get(read.system, 0) + _FIRST
 
-    def look_again(self, shares: Iterable[Share]) -> None:
+    def look_again(self, shares: Iterable[model.Share]) -> None:
         """Lower the room to what the file system reports now: others may have taken some. :raises OSError: as :meth:`look`."""
         with self.lock:
             for share in shares:
@@ -112,18 +111,18 @@ class Capacity:
                 if free < known.free - _NOISE:
                     self._figures[share.path] = known._replace(free=free)
 
-    def room(self, share: Share) -> tuple[int, int]:
+    def room(self, share: model.Share) -> tuple[int, int]:
         """(total size, bytes that are free and not promised)."""
         with self.lock:
             self.look([share])
             known = self._figures[share.path]
             return known.total, known.free - self._taken.get(known.system, 0)
 
-    def small(self, share: Share) -> int:
+    def small(self, share: model.Share) -> int:
         """What records and locks take of that room, with those of one more volume."""
         return self._small.get(self._figures[share.path].system, 0) + EACH
 
-    def in_maintenance(self, share: Share) -> bool:
+    def in_maintenance(self, share: model.Share) -> bool:
         """Whether no new volumes are to be placed there."""
         with self.lock:
             self.look([share])
@@ -131,32 +130,32 @@ class Capacity:
 
     # -- virtual sizes -------------------------------------------------------------------------------------------------
 
-    def provisioned(self, share: Share) -> int:
+    def provisioned(self, share: model.Share) -> int:
         """The virtual sizes of all volumes of the share, in bytes, as this task leaves them."""
         return sum(self._as_left(share).values())
 
-    def volumes(self, share: Share) -> int:
+    def volumes(self, share: model.Share) -> int:
         """How many volumes of a known size the share has, as this task leaves them."""
         return sum(size > 0 for size in self._as_left(share).values())
 
-    def size_of(self, share: Share, name: str) -> int | None:
+    def size_of(self, share: model.Share, name: str) -> int | None:
         """The virtual size of a volume, as this task leaves it; None where there is none that can be read."""
         with self.lock:
             return self._own.get(share.path, {}).get(name, self._sizes(share).get(name))
 
-    def _as_left(self, share: Share) -> dict[str, int]:
+    def _as_left(self, share: model.Share) -> dict[str, int]:
         """The sizes of volumes as this task leaves them; 0 for one that goes."""
         with self.lock:
             return {**self._sizes(share), **self._own.get(share.path, {})}
 
-    def _sizes(self, share: Share) -> dict[str, int]:
+    def _sizes(self, share: model.Share) -> dict[str, int]:
         if share.path not in self._found:
             self._found[share.path] = _sizes(share)
         return self._found[share.path]
 
     # -- promises ------------------------------------------------------------------------------------------------------
 
-    def promise(self, candidates: Candidates, share: Share, name: str, demand: Demand, new: bool = True) -> None:
+    def promise(self, candidates: Candidates, share: model.Share, name: str, demand: Demand, new: bool = True) -> None:
         """Volume ``name``, asked for on ``candidates``, gets its room on ``share``; one that is not ``new`` only its larger size."""
         with self.lock:
             self.look([share])
@@ -171,7 +170,7 @@ class Capacity:
         """What :meth:`promise` gave to this volume on these candidates, unless it was given back."""
         return self._claims.get(_key(candidates, name))
 
-    def standing(self, share: Share, name: str) -> Claim | None:
+    def standing(self, share: model.Share, name: str) -> Claim | None:
         """What this task has promised, or given already, to the volume of that name on a share."""
         return self._standing.get((share.path, name))
 
@@ -189,7 +188,7 @@ class Capacity:
             if claim.new:
                 self._take(claim.share, -claim.demand.kept, -claim.demand.small)
 
-    def follow(self, share: Share, before: Volume | None, after: Volume | None) -> None:
+    def follow(self, share: model.Share, before: model.Volume | None, after: model.Volume | None) -> None:
         """A volume of the share was ``before`` and is ``after``."""
         volume = after or before
         if volume is not None:
@@ -213,7 +212,7 @@ class Capacity:
         self._claims.pop(claim.key, None)
         self._standing.pop((claim.share.path, claim.name), None)
 
-    def _take(self, share: Share, much: int, small: int) -> None:
+    def _take(self, share: model.Share, much: int, small: int) -> None:
         system = self._figures[share.path].system
         self._taken[system] = self._taken.get(system, 0) + much
         self._small[system] = self._small.get(system, 0) + small
@@ -223,7 +222,7 @@ def _key(candidates: Candidates, name: str) -> tuple:
     return (name, *(share.path for share in candidates.shares))
 
 
-def locality_of(share: Share) -> Locality | None:
+def locality_of(share: model.Share) -> localities.Locality | None:
     """What is known of the file system on which the directory of a share lies. None: no mount has it."""
     from ..localities import locality  # late: most tasks do not ask
     from ..mounts.tables import enclosing, read_mounts
@@ -232,34 +231,34 @@ def locality_of(share: Share) -> Locality | None:
     return locality(mount.fstype) if mount is not None else None
 
 
-def require_placeable(share: Share, name: str) -> None:
+def require_placeable(share: model.Share, name: str) -> None:
     """Check that a new volume may go to the one share that is asked for. :raises NoEligibleShare: it is in maintenance."""
     if maintenance.is_marked(share.path):
-        raise NoEligibleShare(f"new volume {name}", f"share {share.label} is in maintenance", "end that with maintenance: false, or name another share")
+        raise errors.NoEligibleShare(f"new volume {name}", f"share {share.label} is in maintenance", "end that with maintenance: false, or name another share")
 
 
-def figures_of(share: Share) -> os.statvfs_result:
+def figures_of(share: model.Share) -> os.statvfs_result:
     """What the file system of a share tells of its space. :raises StorageError: the share does not answer."""
     try:
         return os.statvfs(share.path)
     except OSError as error:
-        raise from_os_error(error, f"share {share.source}") from error
+        raise errors.from_os_error(error, f"share {share.source}") from error
 
 
-def _figures(share: Share) -> Figures:
+def _figures(share: model.Share) -> Figures:
     told = figures_of(share)
     try:
         system = (os.stat(share.path).st_dev, told.f_fsid) if hasattr(told, "f_fsid") else (share.path,)
     except OSError as error:
-        raise from_os_error(error, f"share {share.source}") from error
+        raise errors.from_os_error(error, f"share {share.source}") from error
     return Figures(told.f_blocks * told.f_frsize, told.f_bavail * told.f_frsize, system)
 
 
-def _sizes(share: Share) -> dict[str, int]:
+def _sizes(share: model.Share) -> dict[str, int]:
     """The virtual sizes of all volumes that can be read, in bytes."""
     from ..store.volumes.listing import read_volumes  # late: only creation asks
 
     with ShareDirectory(share) as directory:
         return read_volumes(
-            directory, lambda _name, found: found.volume.size if isinstance(found, Observed) else 0, describe_unclaimed=round_to_sector
+            directory, lambda _name, found: found.volume.size if isinstance(found, chains.Observed) else 0, describe_unclaimed=model.round_to_sector
         ).descriptions

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Iterable, NamedTuple
 
-from ..errors import UnsafeImage
-from ..model import Image, Volume
-from ..plan.cost import Allocation, Allocations
-from ..plan.merge import Bitmap
+from .. import errors, model
+from ..plan import cost, merge
 from ..plan.plan import Plan
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
@@ -21,12 +19,12 @@ class Merged(NamedTuple):
     """What a merge has to know of the qcow2 images that it may join, by file: clusters that are allocated, dirty bitmaps, and which
     of them no commit may make larger, because old data behind their end would come to light."""
 
-    allocations: Allocations
-    bitmaps: dict[str, tuple[Bitmap, ...]]
+    allocations: cost.Allocations
+    bitmaps: dict[str, tuple[merge.Bitmap, ...]]
     fixed_tails: frozenset[str]
 
 
-def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], with_bitmaps: bool, is_attached: bool = False) -> Merged:
+def look_into(directory: ShareDirectory, volume: model.Volume, wanted: Iterable[str], with_bitmaps: bool, is_attached: bool = False) -> Merged:
     """Read the tables of those ``wanted`` files of the chain that are qcow2 images and exist (a prediction may name others). Each is
     opened once.
 
@@ -35,8 +33,8 @@ def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], 
     :raises UnsafeImage: the tables of one are damaged or hostile, or its file was cut short.
     """
     wanted, longest = set(wanted), 0
-    known: dict[str, Allocation] = {}
-    bitmaps: dict[str, tuple[Bitmap, ...]] = {}
+    known: dict[str, cost.Allocation] = {}
+    bitmaps: dict[str, tuple[merge.Bitmap, ...]] = {}
     fixed_tails: set[str] = set()
     for image in volume.chain:
         shorter, longest = image.size < longest, max(longest, image.size)
@@ -55,9 +53,9 @@ def look_into(directory: ShareDirectory, volume: Volume, wanted: Iterable[str], 
             if shorter and (changes or _is_stiff(fd)):
                 fixed_tails.add(image.file)
         if held:
-            bitmaps[image.file] = tuple(Bitmap(one.name, one.tracks) for one in held)
+            bitmaps[image.file] = tuple(merge.Bitmap(one.name, one.tracks) for one in held)
         if tables is not None:
-            known[image.file] = Allocation(header.cluster_size, header.l2_entries, tables)
+            known[image.file] = cost.Allocation(header.cluster_size, header.l2_entries, tables)
     return Merged(known, bitmaps, frozenset(fixed_tails))
 
 
@@ -69,7 +67,7 @@ def _at_some_instant(fd: int, header: qcow2.Header) -> dict[int, bytes] | None:
         return None
 
 
-def _is_there(directory: ShareDirectory, image: Image) -> bool:
+def _is_there(directory: ShareDirectory, image: model.Image) -> bool:
     return image.format == "qcow2" and directory.root.status(image.file) is not None
 
 
@@ -80,13 +78,13 @@ def _is_stiff(fd: int) -> bool:
         return True
 
 
-def _unusable(directory: ShareDirectory, file: str, error: qcow2.Qcow2Error) -> UnsafeImage:
-    return UnsafeImage(
+def _unusable(directory: ShareDirectory, file: str, error: qcow2.Qcow2Error) -> errors.UnsafeImage:
+    return errors.UnsafeImage(
         directory.root.subject(file), f"as a qcow2 image it cannot be used: {error}", "see docs/worst-day.md for a repair by hand"
     )
 
 
-def require_whole(directory: ShareDirectory, images: Iterable[Image], thorough: bool = True) -> None:
+def require_whole(directory: ShareDirectory, images: Iterable[model.Image], thorough: bool = True) -> None:
     """Before the data of these images is moved or something is built on them.
 
     :param thorough: all tables are read. Otherwise two or three reads are enough for each image whose counts are right.
@@ -103,7 +101,7 @@ def _require_whole(directory: ShareDirectory, file: str, fd: int, thorough: bool
     try:
         qcow2.require_whole(fd, thorough)
     except qcow2.CutShort as error:
-        raise UnsafeImage(
+        raise errors.UnsafeImage(
             directory.root.subject(file), f"it is damaged: {error}", "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
         ) from error
     except qcow2.Qcow2Error:
@@ -133,7 +131,7 @@ def require_single_owners(directory: ShareDirectory, plan: Plan, is_attached: bo
             try:
                 qcow2.require_single_owners(fd)
             except qcow2.Qcow2Error as error:
-                raise UnsafeImage(
+                raise errors.UnsafeImage(
                     directory.root.subject(file),
                     f"nothing can be merged into it: {error}",
                     "look at it with qemu-img check, and copy what it shows into a new volume with qemu-img convert",

@@ -10,33 +10,27 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..apply.interrupted import find_interrupted
-from ..errors import Conflict, NoEligibleShare, NoSpace, VolumeNotFound
-from ..model import Share, Volume, check_snapshot_name, check_volume_name, now
+from .. import errors, model
+from ..apply import interrupted
 from ..plan import planner
 from ..plan.desired import DesiredSnapshot, DesiredVolume, Source
 from ..plan.plan import CREATE_SNAPSHOT, Plan
 from ..store.volumes import chains, ownership
-from . import placement, sources
+from . import capacity, placement, refusals, sources, transaction, updating, workspace
 from .candidates import Candidates
-from .capacity import Demand
 from .options import Options, TakesLong
-from .refusals import require_free_name
-from .transaction import Outcome, carry_out, each_once, joined, recover
-from .updating import SourceRequest, VolumeRequest, located, update_volume
-from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from ..apply.engine import CopySource
+    from ..apply import engine
     from .importing import ImageRequest
 
 
-def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
+def create(request: updating.VolumeRequest, options: Options, ended: list) -> transaction.Outcome:
     """Create under locks on all candidate shares, so that two tasks never create the name on two of them.
 
     :param ended: what was recovered on the way here.
     """
-    request = request._replace(desired=request.desired._replace(created=request.desired.created or now()))
+    request = request._replace(desired=request.desired._replace(created=request.desired.created or model.now()))
     candidates = request.candidates
     candidates.require_all()
     with suppress(OSError):  # to be told where a share is chosen
@@ -45,11 +39,11 @@ def create(request: VolumeRequest, options: Options, ended: list) -> Outcome:
         return _create(request, options, ended, None)
     try:
         return _create_from_image(request, request.image, options, ended)
-    except NoEligibleShare as error:  # with an image it is a question of its size
-        raise NoSpace(f"image {request.image.label}", f"{error.subject}: {error.problem}", error.remedy) from error
+    except errors.NoEligibleShare as error:  # with an image it is a question of its size
+        raise errors.NoSpace(f"image {request.image.label}", f"{error.subject}: {error.problem}", error.remedy) from error
 
 
-def _create_from_image(request: VolumeRequest, image: ImageRequest, options: Options, ended: list) -> Outcome:
+def _create_from_image(request: updating.VolumeRequest, image: ImageRequest, options: Options, ended: list) -> transaction.Outcome:
     """The image arrives on a share before anything is locked for the volume, because that may take long."""
     if options.check:
         from . import assumptions
@@ -65,28 +59,32 @@ def _create_from_image(request: VolumeRequest, image: ImageRequest, options: Opt
         return _create(request, options, ended, (share, *importing.as_source(arrived, image)))
 
 
-def _create(request: VolumeRequest, options: Options, ended: list, image: tuple[Share, CopySource, Source] | None) -> Outcome:
+def _create(request: updating.VolumeRequest, options: Options, ended: list, image: tuple[model.Share, engine.CopySource, Source] | None) -> transaction.Outcome:
     """:param image: what the volume is a copy of, and the share that has it."""
     name, candidates = request.desired.name, request.candidates
-    with Workspace(options) as work:
+    with workspace.Workspace(options) as work:
         source_share = _source_share(work, request)
         wanted = [(share, name) for share in candidates.shares if len(candidates.shares) == 1 or _writable(share)]
         sources.lock(work, wanted, source_share, request.source)
         again = work.mode.located(candidates, name)
         if again is not None and chains.observe(work.directory(again), name) is not None:
-            volume, recovered = recover(work, again, name, request.desired.format)
+            volume, recovered = transaction.recover(work, again, name, request.desired.format)
             if volume is not None:
-                return update_volume(work, again, volume, request, ended + recovered)
+                return updating.update_volume(work, again, volume, request, ended + recovered)
         return _create_locked(work, request, source_share, ended, image)
 
 
-def _writable(share: Share) -> bool:
+def _writable(share: model.Share) -> bool:
     return os.access(share.path, os.W_OK)
 
 
 def _create_locked(
-    work: Workspace, request: VolumeRequest, source_share: Share | None, ended: list, image: tuple[Share, CopySource, Source] | None
-) -> Outcome:
+    work: workspace.Workspace,
+    request: updating.VolumeRequest,
+    source_share: model.Share | None,
+    ended: list,
+    image: tuple[model.Share, engine.CopySource, Source] | None,
+) -> transaction.Outcome:
     if request.source and request.source.linked and source_share:
         return _create_linked(work, request, source_share, ended)
     desired, copy = request.desired, None
@@ -106,13 +104,13 @@ def _create_locked(
         wanted = placement.demand_of_clone(desired, False, source_share, desired.source.size, desired.source.allocated or 0, request.candidates)
     plan = _plan_of(desired)
     share = _place(work, request, request.candidates, wanted)
-    recovered = each_once(ended, source_told, _clear_unfinished(work, request.candidates, desired.name))
+    recovered = transaction.each_once(ended, source_told, _clear_unfinished(work, request.candidates, desired.name))
     _require_free_name(work, share, desired.name, recovered)
     if request.seed is not None:
         from . import seeds
 
         copy = seeds.source_of(work, share, request.seed)
-    return carry_out(work, share, plan, recovered, copy)
+    return transaction.carry_out(work, share, plan, recovered, copy)
 
 
 def _plan_of(desired: DesiredVolume) -> Plan:
@@ -123,11 +121,11 @@ def _plan_of(desired: DesiredVolume) -> Plan:
     return seeds.create(desired, desired.seed)
 
 
-def _place(work: Workspace, request: VolumeRequest, able: Candidates, wanted: Demand) -> Share:
+def _place(work: workspace.Workspace, request: updating.VolumeRequest, able: Candidates, wanted: capacity.Demand) -> model.Share:
     return placement.place(request.desired.name, request.candidates, able, wanted, request.policy, work.options.task.capacity, work.options.check)
 
 
-def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended: list) -> Outcome:
+def _create_linked(work: workspace.Workspace, request: updating.VolumeRequest, share: model.Share, ended: list) -> transaction.Outcome:
     """A linked clone, after a snapshot was taken for it where a volume is its source.
 
     Everything that can be refused is, before the source is touched.
@@ -137,12 +135,12 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
 
     desired, source = request.desired, request.source
     if source is None:
-        raise VolumeNotFound(f"source of volume {desired.name}", "it is not given", "say source.volume")
-    parent, told = recover(work, share, source.volume)
+        raise errors.VolumeNotFound(f"source of volume {desired.name}", "it is not given", "say source.volume")
+    parent, told = transaction.recover(work, share, source.volume)
     if parent is None:
-        raise VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
+        raise errors.VolumeNotFound(f"source volume {source.volume}", f"it is not on {share.source}", "check the name, or create it first")
     snapshot = source.snapshot or clones.snapshot_for(desired.name)
-    check_snapshot_name(source.volume, snapshot)
+    model.check_snapshot_name(source.volume, snapshot)
     prepared = _prepare_parent(parent, source, snapshot)
     planned = prepared.after or parent
     plan = clones.create_clone(desired, planned, snapshot, source.max_chain)
@@ -150,53 +148,53 @@ def _create_linked(work: Workspace, request: VolumeRequest, share: Share, ended:
     cluster_tables.require_whole(work.directory(share), below, thorough=False)
     held = sources.held(work, share, source, below)
     _place(work, request, on_it, placement.demand_of_clone(desired, True, share, below[0].size, held, on_it))
-    recovered = each_once(ended, told, _clear_unfinished(work, request.candidates, desired.name))
+    recovered = transaction.each_once(ended, told, _clear_unfinished(work, request.candidates, desired.name))
     _require_free_name(work, share, desired.name, recovered)
     if prepared.operation == CREATE_SNAPSHOT and prepared.changed and planned.active.file != parent.active.file:
         ownership.require_free_name(work.directory(share), planned.active.file, parent.name)
-    first = carry_out(work, share, prepared, recovered)
-    return replace(joined(first, carry_out(work, share, plan, [])), before=None)
+    first = transaction.carry_out(work, share, prepared, recovered)
+    return replace(transaction.joined(first, transaction.carry_out(work, share, plan, [])), before=None)
 
 
-def _require_free_name(work: Workspace, share: Share, name: str, recovered: list) -> None:
+def _require_free_name(work: workspace.Workspace, share: model.Share, name: str, recovered: list) -> None:
     """:raises Conflict: as of :func:`ownership.require_free_name`, but not for what check mode foretells to be gone by then."""
     directory, world = work.directory(share), work.options.task.predicted
     owner = ownership.owner_of(directory, name) or name if world else name
     goes = (share.path, owner) in world and world[(share.path, owner)] is None
     if not goes:
-        require_free_name(directory, name, name, work.mode.still_there(recovered))
+        refusals.require_free_name(directory, name, name, work.mode.still_there(recovered))
 
 
-def _prepare_parent(parent: Volume, source: SourceRequest, snapshot: str) -> Plan:
+def _prepare_parent(parent: model.Volume, source: updating.SourceRequest, snapshot: str) -> Plan:
     """Heal the parent's headers, and take the snapshot that the clone is to rest on if none is named."""
     from ..plan import clones
 
     if source.snapshot is None and not parent.has_snapshot(snapshot):
         return planner.create_snapshot(
-            parent, DesiredSnapshot(snapshot, created=now(), description="taken for a linked clone", max_chain=source.max_chain)
+            parent, DesiredSnapshot(snapshot, created=model.now(), description="taken for a linked clone", max_chain=source.max_chain)
         )
     if source.snapshot is None:
         clones.require_current(parent, snapshot)
     return planner.ensure_volume(parent, DesiredVolume(parent.name))
 
 
-def _clear_unfinished(work: Workspace, candidates: Candidates, name: str) -> list:
+def _clear_unfinished(work: workspace.Workspace, candidates: Candidates, name: str) -> list:
     """Take away what an interrupted creation or deletion left on any candidate; returns ``recovered``."""
     recovered = []
     for share in candidates.shares:
-        if find_interrupted(work.look(share, name)):
-            volume, told = recover(work, share, name)
+        if interrupted.find_interrupted(work.look(share, name)):
+            volume, told = transaction.recover(work, share, name)
             if volume is not None:
-                raise Conflict(f"volume {name}", f"an interrupted task left it standing on {share.source}", "run the task again")
+                raise errors.Conflict(f"volume {name}", f"an interrupted task left it standing on {share.source}", "run the task again")
             recovered += told
     return recovered
 
 
-def _source_share(work: Workspace, request: VolumeRequest) -> Share | None:
+def _source_share(work: workspace.Workspace, request: updating.VolumeRequest) -> model.Share | None:
     if request.source is None:
         return None
-    share = located(request.source_candidates, check_volume_name(request.source.volume), work.options, work.directory)
+    share = updating.located(request.source_candidates, model.check_volume_name(request.source.volume), work.options, work.directory)
     if share is None:
         problem = f"it is not on {request.source.elsewhere.name}" if request.source.elsewhere else "it is on none of the given shares"
-        raise VolumeNotFound(f"source volume {request.source.volume}", problem, "check the name, or create it first")
+        raise errors.VolumeNotFound(f"source volume {request.source.volume}", problem, "check the name, or create it first")
     return share

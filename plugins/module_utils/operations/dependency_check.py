@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Collection, Mapping, NamedTuple
 
-from ..errors import from_os_error
-from ..model import Share, Volume, info_name
+from .. import errors, model
 from ..store.files import folders
 from ..store.files.directory import ShareDirectory
 from ..store.files.names import shown
@@ -29,7 +28,7 @@ class Found(NamedTuple):
     not_counted: tuple[str, ...]
 
 
-def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, excluding: Collection[str] = ()) -> Found:
+def dependents_of(directory: ShareDirectory, volume: model.Volume, options: Options, excluding: Collection[str] = ()) -> Found:
     """Ask every file of the share. One that this user may not read may rest on anything, and counts.
 
     :raises StorageError: a file cannot be read for another reason, and the user did not say that it does not count.
@@ -49,7 +48,7 @@ def dependents_of(directory: ShareDirectory, volume: Volume, options: Options, e
     return Found(found + doubts, tuple(sorted({*map(shown, overruled), *map(shown, ignored)})))
 
 
-def _backings(directory: ShareDirectory, volume: Volume, options: Options) -> Backings:
+def _backings(directory: ShareDirectory, volume: model.Volume, options: Options) -> Backings:
     batch_locks, shares = options.task.batch_locks, options.task.kept.get(SHARES_READ)
     if batch_locks is not None:
         return batch_locks.backings()
@@ -62,10 +61,10 @@ def _backings(directory: ShareDirectory, volume: Volume, options: Options) -> Ba
     return found
 
 
-def _just_read(volume: Volume) -> dict[str, str | None]:
+def _just_read(volume: model.Volume) -> dict[str, str | None]:
     """What the files of the volume rest on, and that its ``.info`` rests on nothing."""
     read: dict[str, str | None] = {image.file: image.backing_file for image in volume.chain if image.format is not None}
-    return {**read, info_name(volume.name): None} if volume.info else read
+    return {**read, model.info_name(volume.name): None} if volume.info else read
 
 
 def _unread(directory: ShareDirectory, backings: Backings, own: Collection[str], ignored: Collection[str]) -> list[str]:
@@ -74,7 +73,7 @@ def _unread(directory: ShareDirectory, backings: Backings, own: Collection[str],
         if file in own or _is_named(directory, file, ignored):
             continue
         if not isinstance(error, PermissionError):
-            raise from_os_error(error, directory.root.subject(shown(file))) from error
+            raise errors.from_os_error(error, directory.root.subject(shown(file))) from error
         labels.append(f"{shown(file)} (which this user may not read, so that it may rest on anything)")
     return labels
 
@@ -84,7 +83,7 @@ def _is_named(directory: ShareDirectory, file: str, names: Collection[str]) -> b
     return bool(names) and (file in names or shown(file) in names or ownership.owner_of(directory, file) in names)
 
 
-def as_predicted(world: Mapping, share: Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+def as_predicted(world: Mapping, share: model.Share, name: str, found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """Dependents as earlier items of a prediction would leave them: those removed or cut loose gone, and new ones added.
 
     :param world: volumes as check mode remembers them, by (share path, name).

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Sequence
 
-from ..model import listed, size_text
+from .. import model
 from ..plan.plan import Plan
 
 _MOST_REASONS = 20  # in one message
@@ -25,14 +25,14 @@ def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:
     if plan.before.size and all(image.empty for image in above):  # an overlay's own tables are nobody's data
         return f"as {said}, since which nothing was written", f"goes back to {said}"
     dropped = sum(image.allocated for image in above if not image.empty)
-    about = f"about {size_text(dropped)}" if plan.before.size else "nobody knows how much"
+    about = f"about {model.size_text(dropped)}" if plan.before.size else "nobody knows how much"
     return f"as written since {said} ({about}), which is dropped", f"goes back to {said}"
 
 
 def one_line(found: dict) -> str:
     """A volume that came or went, for the diff of a task about many."""
     parent = f", on {found['parent']['volume']}@{found['parent']['snapshot']}" if found["parent"] else ""
-    snapshots = f", snapshots {listed((one['name'] for one in found['snapshots']), 5)}" if found["snapshots"] else ""
+    snapshots = f", snapshots {model.listed((one['name'] for one in found['snapshots']), 5)}" if found["snapshots"] else ""
     return f"volume {found['name']}: {found['format'] or 'format unknown'}, {_size(found['size'])}, {found['path']}{parent}{snapshots}"
 
 
@@ -117,14 +117,14 @@ def _access(actions: Sequence[dict], usual: dict) -> list[str]:
 
 
 def _size(size: int | None) -> str:
-    return "size unknown" if size is None else size_text(size).split(" (", 1)[0]
+    return "size unknown" if size is None else model.size_text(size).split(" (", 1)[0]
 
 
 def _value(value: object) -> str:
     """A value as a line may show it: on one line, and not too long."""
     if isinstance(value, dict):
         pairs = [f"{name}={text}" for name, text in value.items()]
-        return listed((pair if pair.isprintable() else json.dumps(pair) for pair in pairs), 5) or "none"
+        return model.listed((pair if pair.isprintable() else json.dumps(pair) for pair in pairs), 5) or "none"
     if isinstance(value, str):
         return json.dumps(value if len(value) <= 60 else value[:57] + "...", ensure_ascii=False)
     return json.dumps(value)

@@ -12,9 +12,8 @@ import re
 from fnmatch import fnmatchcase
 from typing import NamedTuple, Sequence
 
-from ..errors import StorageError
+from .. import errors, model
 from ..lease import Lease
-from ..model import Share, Volume, is_safe_file_name, time_text
 from ..store.files import small_files
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import leases, records
@@ -32,7 +31,7 @@ class Found(NamedTuple):
     problems: list[str]
 
 
-def read_workers(share: Share, globs: Sequence[str] = ()) -> Found:
+def read_workers(share: model.Share, globs: Sequence[str] = ()) -> Found:
     """The workers of environments, by environment and index. :param globs: for the names of environments; none means all.
 
     :raises StorageError, OSError: the share itself cannot be read.
@@ -45,7 +44,7 @@ def read_workers(share: Share, globs: Sequence[str] = ()) -> Found:
                 continue
             try:
                 lease = leases.read(directory, name)
-            except StorageError as error:
+            except errors.StorageError as error:
                 found.problems.append(f"share {share.label}: {error}")
                 continue
             if lease is not None:  # otherwise it was released meanwhile
@@ -63,7 +62,7 @@ def _workers_of(directory: ShareDirectory, lease: Lease, recorded: frozenset[str
             if record is None or record.lease != lease.id or WORKER not in record.labels:
                 continue
             observed = chains.observe(directory, name)
-        except StorageError as error:
+        except errors.StorageError as error:
             problems.append(f"share {directory.share.label}: environment {lease.name}: {error}")
             continue
         volume = observed.volume if observed is not None else None
@@ -76,7 +75,7 @@ def _workers_of(directory: ShareDirectory, lease: Lease, recorded: frozenset[str
     return sorted(workers, key=lambda worker: (worker["index"], worker["name"]))
 
 
-def _described(volume: Volume, lease: Lease, share: Share) -> dict:
+def _described(volume: model.Volume, lease: Lease, share: model.Share) -> dict:
     return {
         "name": volume.name,
         "environment": lease.name,
@@ -87,17 +86,17 @@ def _described(volume: Volume, lease: Lease, share: Share) -> dict:
         "labels": {_clean(key): _clean(value) for key, value in volume.labels.items() if not key.startswith(_OURS)},
         "address": _clean(volume.labels[ADDRESS]) if ADDRESS in volume.labels else None,
         "owner": lease.owner,
-        "expires": time_text(lease.ends),
+        "expires": model.time_text(lease.ends),
         "ends": None if lease.ttl is None else lease.ends,
         "is_collected": lease.collector is not None,
     }
 
 
-def _golden(volume: Volume, lease: Lease) -> dict | None:
+def _golden(volume: model.Volume, lease: Lease) -> dict | None:
     """What the worker was made from. A worker with data of its own does not show it; then its lease says what it uses."""
     if volume.parent is not None:
         snapshot = volume.parent.snapshot
-        return {"volume": volume.parent.volume, "snapshot": snapshot if is_safe_file_name(snapshot) else None}
+        return {"volume": volume.parent.volume, "snapshot": snapshot if model.is_safe_file_name(snapshot) else None}
     return {"volume": lease.uses[0], "snapshot": None} if len(lease.uses) == 1 else None
 
 

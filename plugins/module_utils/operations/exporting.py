@@ -15,24 +15,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Union
 
+from .. import errors, model
 from ..apply.engine import Shown, Sums, Terms, Written, shown
-from ..errors import Conflict, InUse, InvalidParameter, ToolFailed, from_os_error
-from ..images import sending
-from ..images.fetching import Access as ServerAccess
-from ..images.fetching import shown as shown_url
-from ..images.leaving import Access, Destination, NoFolder
-from ..model import Image, Share, Volume, check_snapshot_name, check_volume_name, size_text
+from ..images import fetching, leaving, sending
 from ..pace import Pace
-from ..plan.plan import MUCH
-from ..store.files.passing import file_pieces
-from . import sources
+from ..plan import plan
+from ..store.files import passing
+from . import snapshots, sources, workspace
 from .candidates import Candidates
 from .options import Options, TakesLong
-from .snapshots import find, recovered_volume
-from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from .shapes import Action, Recovered, VolumeResult
+    from . import shapes
 
 HASHED = 64 << 30  # bytes: the checksum of a larger content takes longer than many want to wait
 COMPRESSED = ("qcow2", "vmdk")
@@ -43,7 +37,7 @@ class ToFile(NamedTuple):
     """An absolute ``path`` of this host. ``keeps_old``: what is there is kept under another name."""
 
     path: str
-    access: Access = Access()
+    access: leaving.Access = leaving.Access()
     keeps_old: bool = False
 
     @property
@@ -56,13 +50,13 @@ class ToServer(NamedTuple):
     """A URL that takes the image by PUT. ``scratch`` is a directory for what has to be whole before it is sent."""
 
     url: str
-    access: ServerAccess
+    access: fetching.Access
     scratch: str
 
     @property
     def label(self) -> str:
         """How results name it, without secrets."""
-        return shown_url(self.url)
+        return fetching.shown(self.url)
 
 
 class ExportRequest(NamedTuple):
@@ -92,11 +86,11 @@ class Exported:
 
     changed: bool
     size: int | None
-    volume: VolumeResult | dict | None
+    volume: shapes.VolumeResult | dict | None
     sums: Sums | None = None
     length: int | None = None
-    actions: tuple[Action, ...] = ()
-    recovered: tuple[Recovered, ...] = ()
+    actions: tuple[shapes.Action, ...] = ()
+    recovered: tuple[shapes.Recovered, ...] = ()
     kept: str | None = None
     before: dict | None = None
     after: dict | None = None
@@ -105,18 +99,18 @@ class Exported:
 class MachineWrites(Exception):
     """A machine is writing the present of the volume on ``share``, and it is one that the task names."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: model.Share) -> None:
         super().__init__(share)
         self.share = share
 
 
 def check(request: ExportRequest) -> None:
     """:raises InvalidName: of the volume or the snapshot. :raises InvalidParameter: the options do not go together."""
-    check_volume_name(request.volume, "a task exports one volume")
+    model.check_volume_name(request.volume, "a task exports one volume")
     if request.snapshot is not None:
-        check_snapshot_name(request.volume, request.snapshot)
+        model.check_snapshot_name(request.volume, request.snapshot)
     if request.compressed and request.format not in COMPRESSED:
-        raise InvalidParameter("option compressed", f"the format {request.format} has no compression", f"use {' or '.join(COMPRESSED)}")
+        raise errors.InvalidParameter("option compressed", f"the format {request.format} has no compression", f"use {' or '.join(COMPRESSED)}")
 
 
 def export(request: ExportRequest, options: Options) -> Exported:
@@ -148,7 +142,7 @@ def _foretold_anew(request: ExportRequest, options: Options) -> Exported | None:
     return None if found is None else _assumed(request, *found, options)
 
 
-def _assumed(request: ExportRequest, share: Share, volume: Volume, options: Options) -> Exported:
+def _assumed(request: ExportRequest, share: model.Share, volume: model.Volume, options: Options) -> Exported:
     """What check mode says where the volume or its snapshot is not there yet."""
     from . import assumptions
 
@@ -159,11 +153,11 @@ def _assumed(request: ExportRequest, share: Share, volume: Volume, options: Opti
 
 
 def _export(request: ExportRequest, snapshot: str | None, options: Options) -> Exported:
-    with Workspace(options) as work:
-        share = find(work, request.candidates, request.volume)
+    with workspace.Workspace(options) as work:
+        share = snapshots.find(work, request.candidates, request.volume)
         if not sources.lock_for_reading(work, [], share, request.volume):
             work.locks.take_families([(share, request.volume)])
-        volume, recovered = recovered_volume(work, share, request.volume)
+        volume, recovered = snapshots.recovered_volume(work, share, request.volume)
         if snapshot and options.assume and not volume.has_snapshot(snapshot):
             return _assumed(request, share, volume, options)
         images = sources.seen(work, share, volume, snapshot)
@@ -178,26 +172,28 @@ def _export(request: ExportRequest, snapshot: str | None, options: Options) -> E
 
 def _require_fit(request: ExportRequest, size: int) -> None:
     if not size and request.format != "raw":
-        raise InvalidParameter("option format", f"volume {request.volume} has no bytes, which only a raw image can show", "use raw, or grow the volume")
+        raise errors.InvalidParameter("option format", f"volume {request.volume} has no bytes, which only a raw image can show", "use raw, or grow the volume")
     most = _LARGEST.get(request.format, size)
     if size > most:
-        problem = f"the format {request.format} holds at most {size_text(most)}, and the disk has {size_text(size)}"
-        raise InvalidParameter("option format", problem, "use another format")
+        problem = f"the format {request.format} holds at most {model.size_text(most)}, and the disk has {model.size_text(size)}"
+        raise errors.InvalidParameter("option format", problem, "use another format")
 
 
-def _is_written(work: Workspace, share: Share, volume: Volume) -> bool:
+def _is_written(work: workspace.Workspace, share: model.Share, volume: model.Volume) -> bool:
     """Whether the machine that the user names, or anybody, has the volume open."""
     from .applying import engine_for
 
     with engine_for(work, share, known=[volume]) as engine:
         try:
             engine.require_unused(volume.active.file, check_only=True)
-        except InUse:
+        except errors.InUse:
             return True
     return False
 
 
-def _deliver(work: Workspace, share: Share, volume: Volume, images: tuple[Image, ...], request: ExportRequest, is_present: bool) -> Exported:
+def _deliver(
+    work: workspace.Workspace, share: model.Share, volume: model.Volume, images: tuple[model.Image, ...], request: ExportRequest, is_present: bool
+) -> Exported:
     target, options = request.target, work.options
     hashes = images[0].size <= HASHED if request.hashes_content is None else request.hashes_content
     terms = Terms(work.locks.descriptors, options.assume_unused and options.attachment is None)
@@ -214,21 +210,28 @@ def _deliver(work: Workspace, share: Share, volume: Volume, images: tuple[Image,
                 sums, length = _put(content, target, request, pace, hashes)
             return _changed(work, share, volume, request, images, sums, length)
         try:
-            with Destination(target.path, target.keeps_old) as place:
+            with leaving.Destination(target.path, target.keeps_old) as place:
                 _require_apart(place, share)
                 with point() as content:
                     return _write(work, share, volume, images, request, target, place, content)
-        except NoFolder as error:
+        except leaving.NoFolder as error:
             if not options.check:
                 raise
             options.task.warn(f"{error.problem}: check mode assumes that an earlier task makes it")
             return _changed(work, share, volume, request, images)
         except OSError as error:
-            raise from_os_error(error, f"file {target.path}") from error
+            raise errors.from_os_error(error, f"file {target.path}") from error
 
 
 def _write(
-    work: Workspace, share: Share, volume: Volume, images: tuple[Image, ...], request: ExportRequest, target: ToFile, place: Destination, content: Shown
+    work: workspace.Workspace,
+    share: model.Share,
+    volume: model.Volume,
+    images: tuple[model.Image, ...],
+    request: ExportRequest,
+    target: ToFile,
+    place: leaving.Destination,
+    content: Shown,
 ) -> Exported:
     options, status, same = work.options, place.status(), None
     if status is not None:
@@ -254,7 +257,7 @@ def _write(
     return replace(_changed(work, share, volume, request, images, sums, length, status is not None), kept=kept)
 
 
-def _kept_name(place: Destination) -> str:
+def _kept_name(place: leaving.Destination) -> str:
     """The name that an image has of itself within, as VMDK does: that of its file, if every program can read it there."""
     return place.name if re.fullmatch(r"[A-Za-z0-9._ -]+", place.name) else "disk"
 
@@ -270,24 +273,24 @@ def _put(content: Shown, target: ToServer, request: ExportRequest, pace: Pace, h
         with tempfile.TemporaryFile(dir=target.scratch) as file:
             sums = content.write(file.fileno(), Written(request.format, request.compressed, "image"))
             length = os.fstat(file.fileno()).st_size
-            sending.send(target.url, target.access, length, partial(file_pieces, file.fileno()), pace.nap, pace.left)
+            sending.send(target.url, target.access, length, partial(passing.file_pieces, file.fileno()), pace.nap, pace.left)
             return sums, length
     except sending.SendFailed as error:
-        raise ToolFailed(f"server {target.label}", str(error), "check the URL, the headers and the server, and run the task again") from error
+        raise errors.ToolFailed(f"server {target.label}", str(error), "check the URL, the headers and the server, and run the task again") from error
     except OSError as error:
-        raise from_os_error(error, f"directory {target.scratch} of this host") from error
+        raise errors.from_os_error(error, f"directory {target.scratch} of this host") from error
 
 
-def _require_apart(place: Destination, share: Share) -> None:
+def _require_apart(place: leaving.Destination, share: model.Share) -> None:
     """:raises Conflict: the file would be taken for a volume, or replace one."""
     if place.is_in_share or os.path.dirname(place.path) == os.path.realpath(share.path):
         problem = "it lies in the directory of a share, where every file is a volume's"
-        raise Conflict(place.subject, problem, "use another directory (one below the share's is fine), or clone the volume with remotefs_volume")
+        raise errors.Conflict(place.subject, problem, "use another directory (one below the share's is fine), or clone the volume with remotefs_volume")
 
 
-def _begin(options: Options, images: tuple[Image, ...]) -> None:
+def _begin(options: Options, images: tuple[model.Image, ...]) -> None:
     """Work begins that may take long. :raises TakesLong: somebody wants to see how far it is."""
-    if options.task.may_begin_anew and (options.speed or sum(image.allocated for image in images) > MUCH):
+    if options.task.may_begin_anew and (options.speed or sum(image.allocated for image in images) > plan.MUCH):
         raise TakesLong
     options.task.kept["begun"] = True
 
@@ -296,11 +299,11 @@ def _begin(options: Options, images: tuple[Image, ...]) -> None:
 
 
 def _changed(
-    work: Workspace,
-    share: Share,
-    volume: Volume,
+    work: workspace.Workspace,
+    share: model.Share,
+    volume: model.Volume,
     request: ExportRequest,
-    images: tuple[Image, ...],
+    images: tuple[model.Image, ...],
     sums: Sums | None = None,
     length: int | None = None,
     existed: bool = False,
@@ -310,7 +313,7 @@ def _changed(
     return Exported(True, images[0].size, told, sums, length, (action,), **_diff(request, existed))
 
 
-def _action(request: ExportRequest, file: str, count: int | None) -> Action:
+def _action(request: ExportRequest, file: str, count: int | None) -> shapes.Action:
     return {"step": "export", "file": file, "into": request.target.label, "format": request.format, "bytes": count}
 
 
@@ -320,7 +323,7 @@ def _diff(request: ExportRequest, existed: bool, is_same: bool = False) -> dict:
     return {"before": before, "after": after}
 
 
-def _access_diff(access: Access, status: os.stat_result) -> dict:
+def _access_diff(access: leaving.Access, status: os.stat_result) -> dict:
     wanted = access.completed(status)
 
     def told(mode: int | None, uid: int | None, gid: int | None) -> dict:

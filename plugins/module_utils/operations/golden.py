@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from ..errors import Conflict, StorageError
-from ..model import Volume
+from .. import errors, model
 from ..store.files import small_files
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import leases, records
@@ -24,17 +23,17 @@ def spare(directory: ShareDirectory, keep: int) -> list[str]:
     return free[: max(len(free) - keep, 0)]
 
 
-def require_spare(directory: ShareDirectory, volume: Volume) -> None:
+def require_spare(directory: ShareDirectory, volume: model.Volume) -> None:
     """:raises Conflict: it is none, or a lease uses it."""
     if _LABEL not in volume.labels or volume.name in _used(directory):
-        raise Conflict(f"volume {volume.name}", "a lease uses it by now", "run the task again")
+        raise errors.Conflict(f"volume {volume.name}", "a lease uses it by now", "run the task again")
 
 
 def _record(directory: ShareDirectory, name: str) -> records.Record | None:
     """None also where it cannot be read: such a volume stays."""
     try:
         return records.read(directory, name)
-    except StorageError:
+    except errors.StorageError:
         return None
 
 

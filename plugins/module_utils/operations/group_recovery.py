@@ -9,28 +9,24 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..apply import recovery
-from ..apply.group_records import Group
+from .. import errors, model
+from ..apply import group_records, recovery
 from ..apply.interrupted import Interrupted
-from ..errors import InUse, NeedsRecovery
-from ..model import Share, listed
-from ..plan import grouping
-from ..plan.resumption import Resumption
+from ..plan import grouping, resumption
 from ..store.volumes import chains
-from .applying import engine_for
-from .transaction import find_left
+from . import applying, transaction
 
 if TYPE_CHECKING:
     from ..apply.engine import Engine
-    from .workspace import Workspace
+    from . import workspace
 
 
-def told_of(work: Workspace, share: Share, name: str) -> list:
+def told_of(work: workspace.Workspace, share: model.Share, name: str) -> list:
     """What an earlier part of this task ended of a volume, which is told once, as ``recovered``."""
     return work.options.task.kept.get("ended", {}).pop((share.path, name), [])
 
 
-def with_group(work: Workspace, share: Share, name: str, interrupted: Interrupted) -> Interrupted:
+def with_group(work: workspace.Workspace, share: model.Share, name: str, interrupted: Interrupted) -> Interrupted:
     """What is left of a volume, with what is left of the other members of its group, and how all of them end. Their locks are taken.
 
     :raises InUse: the machine, or who else uses an image, does not let it be known. :raises NeedsRecovery: as :func:`find_left`.
@@ -38,11 +34,11 @@ def with_group(work: Workspace, share: Share, name: str, interrupted: Interrupte
     while interrupted.group is not None:
         group = interrupted.group
         work.locks.add(share, [group_member for group_member in group.members if chains.exists(work.directory(share), group_member)])
-        again = find_left(work, share, name)
+        again = transaction.find_left(work, share, name)
         if again.group == group:
             try:
                 return _decided(work, share, name, again)
-            except NeedsRecovery:
+            except errors.NeedsRecovery:
                 if not work.options.discard:
                     raise
                 return recovery.discard_interrupted(work.look(share, name))
@@ -50,16 +46,16 @@ def with_group(work: Workspace, share: Share, name: str, interrupted: Interrupte
     return interrupted
 
 
-def end_beside(work: Workspace, share: Share, waiting: str) -> bool:
+def end_beside(work: workspace.Workspace, share: model.Share, waiting: str) -> bool:
     """End a group, if that is possible, of which the task's own volume has its snapshot for good, and volume ``waiting`` has not. Returns
     whether locks were taken anew for that: what was read before may be true no more.
 
     :raises LockTimeout: another task has one of the locks.
     """
     rounds = work.locks.rounds
-    with suppress(NeedsRecovery, InUse):  # a task on that volume tells it
+    with suppress(errors.NeedsRecovery, errors.InUse):  # a task on that volume tells it
         work.locks.add(share, [waiting])
-        interrupted = with_group(work, share, waiting, find_left(work, share, waiting))
+        interrupted = with_group(work, share, waiting, transaction.find_left(work, share, waiting))
         group = interrupted.group
         if group is not None and group.end:
             work.mode.finish(share, interrupted)
@@ -70,14 +66,14 @@ def end_beside(work: Workspace, share: Share, waiting: str) -> bool:
     return work.locks.rounds != rounds
 
 
-def _decided(work: Workspace, share: Share, name: str, interrupted: Interrupted) -> Interrupted:
+def _decided(work: workspace.Workspace, share: model.Share, name: str, interrupted: Interrupted) -> Interrupted:
     group = interrupted.group
     if group is None:
         raise ValueError("there is no group")
     members = [recovery.member_of(work.look(share, one), group) for one in group.members]
     decision = recovery.decision_on(work.directory(share), group.name, may_be_lost=True)
     volumes = [volume for one in members if one.intent is not None for volume in (one.intent.before, one.intent.after) if volume is not None]
-    with engine_for(work, share, mixed=True, known=volumes) as engine:
+    with applying.engine_for(work, share, mixed=True, known=volumes) as engine:
         members = [_asked(engine, one) for one in members]
     end = grouping.verdict(decision, members, str(work.options.attachment))
     ends = {one.volume: _end_of(work, share, one, end, group) for one in members if one.intent is not None}
@@ -93,7 +89,7 @@ def _asked(engine: Engine, member: grouping.Member) -> grouping.Member:
     return member._replace(written=engine.written(member.intent.after, member.intent.after.files[:2]))
 
 
-def _end_of(work: Workspace, share: Share, member: grouping.Member, end: str, group: Group) -> Resumption:
+def _end_of(work: workspace.Workspace, share: model.Share, member: grouping.Member, end: str, group: group_records.Group) -> resumption.Resumption:
     """How one member ends. Where the point is given up and somebody has written behind it, it goes as other snapshots do, by a merge."""
     look, intent = work.look(share, member.volume), member.intent
     if intent is None or intent.after is None:
@@ -108,7 +104,9 @@ def _end_of(work: Workspace, share: Share, member: grouping.Member, end: str, gr
     finished = recovery.end_of(look, member, grouping.FINISH)  # as far as it checks what is on the share
     found = chains.observe(work.directory(share), member.volume, look=look)
     if found is None or not found.volume.has_snapshot(group.snapshot):
-        raise NeedsRecovery(f"volume {member.volume} on {share.label}", f"its .info does not name {member.overlay}, which has data", "see docs/worst-day.md")
+        raise errors.NeedsRecovery(
+            f"volume {member.volume} on {share.label}", f"its .info does not name {member.overlay}, which has data", "see docs/worst-day.md"
+        )
     volume = replace(found.volume, adopted=True, pending=None)
     volume = replace(volume, dependents=work.mode.dependents(share, volume))
     plan = plan_deletion(work, share, volume, [group.snapshot])
@@ -116,9 +114,9 @@ def _end_of(work: Workspace, share: Share, member: grouping.Member, end: str, gr
     return replace(finished, outcome="undone", plan=plan, begins=True)
 
 
-def _tell(work: Workspace, share: Share, group: Group, end: str) -> None:
+def _tell(work: workspace.Workspace, share: model.Share, group: group_records.Group, end: str) -> None:
     """What ends besides the task's own volume is told by a warning."""
-    subject = f"snapshot {group.snapshot} of volumes {listed(sorted(group.members))} on {share.label}: the task that took it was interrupted"
+    subject = f"snapshot {group.snapshot} of volumes {model.listed(sorted(group.members))} on {share.label}: the task that took it was interrupted"
     if end == grouping.GIVE_UP:
         work.options.task.warn(f"{subject}, and it could not be finished at one point in time; it is given up on all of them")
     else:

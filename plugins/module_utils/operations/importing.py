@@ -15,21 +15,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Iterator, NamedTuple
 
-from ..apply.engine import CopySource
-from ..errors import ImageChecksum, InvalidParameter, StorageError, ToolFailed, from_os_error
+from .. import errors, model
+from ..apply import engine
 from ..images import arriving, checksums, compression, fetching
 from ..images.arriving import Arrival, Arrived, Coming, Order
 from ..images.fetching import Access, Fetch, FetchFailed, Version
-from ..model import Image, Share
 from ..pace import Pace
 from ..plan.desired import DesiredVolume, Source
 from ..store import inspection
+from ..store.files import passing
 from ..store.files.directory import ShareDirectory
-from ..store.files.passing import file_pieces
-from . import servers
-from .candidates import Policy
-from .capacity import figures_of
-from .named_locks import locked_name
+from . import candidates, capacity, named_locks, servers
 from .options import ARRIVED, Options
 
 _ANY = 1 << 62  # bytes: a share that does not say how large it is
@@ -79,7 +75,7 @@ class LocalFile:
         try:
             status, position = os.fstat(fd), 0
             self.version, self.needs = Version(status.st_size), min(status.st_size, status.st_blocks * 512)
-            for piece in file_pieces(fd):
+            for piece in passing.file_pieces(fd):
                 yield position, piece
                 position += len(piece)
             if position != status.st_size:
@@ -112,7 +108,7 @@ def wanted(request: ImageRequest, pace: Pace) -> checksums.Wanted | None:
     try:
         asked = checksums.wanted(request.checksum)
     except checksums.BadChecksum as error:
-        raise InvalidParameter("option source.checksum", str(error), "give sha256:DIGITS, or sha256:URL of a list such as SHA256SUMS") from error
+        raise errors.InvalidParameter("option source.checksum", str(error), "give sha256:DIGITS, or sha256:URL of a list such as SHA256SUMS") from error
     if not asked.list_url:
         return asked
     subject = f"list of checksums {fetching.shown(asked.list_url)}"
@@ -125,18 +121,18 @@ def wanted(request: ImageRequest, pace: Pace) -> checksums.Wanted | None:
             del text[position:]
             text += piece
             if len(text) > checksums.MOST_LIST:
-                raise ImageChecksum(subject, f"it has more than {checksums.MOST_LIST >> 20} MiB", "give the URL of a list of checksums")
+                raise errors.ImageChecksum(subject, f"it has more than {checksums.MOST_LIST >> 20} MiB", "give the URL of a list of checksums")
     except FetchFailed as error:
-        raise ToolFailed(subject, str(error), "check the URL and the server, and run the task again") from error
+        raise errors.ToolFailed(subject, str(error), "check the URL and the server, and run the task again") from error
     name = fetching.name_of(request.place) if request.is_url else os.path.basename(request.place)
     try:
         return asked._replace(digits=checksums.from_list(text.decode("utf-8-sig", "replace"), asked.algorithm, name), list_url="")
     except checksums.BadChecksum as error:
-        raise ImageChecksum(subject, str(error), "check the URL of the list, and that it names the image") from error
+        raise errors.ImageChecksum(subject, str(error), "check the URL of the list, and that it names the image") from error
 
 
 @contextmanager
-def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy: Policy, options: Options) -> Iterator[Arrived]:
+def arrived(share: model.Share, request: ImageRequest, wanted_size: int | None, policy: candidates.Policy, options: Options) -> Iterator[Arrived]:
     """A context in which the image is on the share, and nobody else changes it there. What this task has checked before it takes as it is.
 
     :param wanted_size: the virtual size in bytes that its volume is to have, if the user says it.
@@ -144,7 +140,7 @@ def arrived(share: Share, request: ImageRequest, wanted_size: int | None, policy
     """
     key = arriving.key_of(request.place, request.checksum)
     checked = options.task.kept.setdefault(ARRIVED, {})
-    with locked_name(share, key, options, options.lock_timeout, options.break_lock) as (directory, _lock):
+    with named_locks.locked_name(share, key, options, options.lock_timeout, options.break_lock) as (directory, _lock):
         before = checked.get((share, key))
         image = arriving.known(directory, before) if before is not None else None
         if image is None:
@@ -169,7 +165,7 @@ def _received(directory: ShareDirectory, key: str, request: ImageRequest, wanted
         try:
             return Arrival(directory, order, pace).receive()
         except OSError as error:
-            raise from_os_error(error, f"image {request.label}") from error
+            raise errors.from_os_error(error, f"image {request.label}") from error
 
 
 class _Room(NamedTuple):
@@ -179,9 +175,9 @@ class _Room(NamedTuple):
     largest: int
 
     @classmethod
-    def of(cls, share: Share, policy: Policy) -> _Room:
+    def of(cls, share: model.Share, policy: candidates.Policy) -> _Room:
         """:raises StorageError: the share does not answer."""
-        figures = figures_of(share)
+        figures = capacity.figures_of(share)
         total, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
         largest = int(total * policy.max_over_subscription_ratio) if total else _ANY
         return cls(max(0, free - total * policy.reserved_percentage // 100) if total else _ANY, largest)
@@ -210,7 +206,7 @@ def foretold(request: ImageRequest) -> inspection.Inspected | None:
     try:
         fd = _opened(request.place)
     except FetchFailed as error:
-        raise ToolFailed(subject, str(error), arriving.REMEDY) from error
+        raise errors.ToolFailed(subject, str(error), arriving.REMEDY) from error
     try:
         if request.compression == "auto" and compression.found(os.pread(fd, 16, 0)) != "none":
             return None
@@ -221,12 +217,12 @@ def foretold(request: ImageRequest) -> inspection.Inspected | None:
         os.close(fd)
 
 
-def as_source(image: Arrived, request: ImageRequest) -> tuple[CopySource, Source]:
+def as_source(image: Arrived, request: ImageRequest) -> tuple[engine.CopySource, Source]:
     """The image as what a new volume is copied from."""
-    return CopySource(image.place, (Image(image.file, image.format, image.size),)), Source(request.label, image.size, image.held)
+    return engine.CopySource(image.place, (model.Image(image.file, image.format, image.size),)), Source(request.label, image.size, image.held)
 
 
-def let_go(share: Share, request: ImageRequest, options: Options) -> None:
+def let_go(share: model.Share, request: ImageRequest, options: Options) -> None:
     """The volume that was to be made from an image is there. A task that was killed may have left the image, which goes at the end of this task."""
     key = arriving.key_of(request.place, request.checksum)
     options.task.kept.setdefault(ARRIVED, {}).setdefault((share, key), None)
@@ -240,9 +236,9 @@ def forget_all(options: Options) -> None:
             _forget(share, old, options)
 
 
-def _forget(share: Share, key: str, options: Options) -> list[str]:
+def _forget(share: model.Share, key: str, options: Options) -> list[str]:
     """Remove an image, unless another task has it. Returns the keys of those that nobody will go on with."""
-    with suppress(StorageError, OSError), locked_name(share, key, options) as (directory, lock):
+    with suppress(errors.StorageError, OSError), named_locks.locked_name(share, key, options) as (directory, lock):
         old = arriving.old_ones(directory, key)
         arriving.remove(directory, key)
         lock.forget_file()

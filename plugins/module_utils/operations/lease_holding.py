@@ -13,14 +13,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Callable, Iterable, Iterator, Mapping, NamedTuple
 
-from ..errors import Conflict, InvalidParameter
+from .. import errors, model
 from ..lease import Lease
-from ..model import Share, Volume, check_volume_name
 from ..plan import leases as plans
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import leases
+from . import named_locks
 from .candidates import Candidates
-from .named_locks import locked_name, outwait_caches
 from .options import Options
 
 _KEPT = "leases"  # in ``kept``: those under which the task works, by (path of the share, name, id)
@@ -38,9 +37,9 @@ class HeldLease(NamedTuple):
     def require_listed(self, volume: str) -> None:
         """:raises Conflict: the lease does not list it, so that nobody would remove it."""
         if self.id is not None and volume not in self.volumes:
-            raise Conflict(f"volume {volume}", f"lease {self.name} does not list it", "list it with remotefs_lease (volumes) before it is made")
+            raise errors.Conflict(f"volume {volume}", f"lease {self.name} does not list it", "list it with remotefs_lease (volumes) before it is made")
 
-    def permit(self, volume: Volume) -> None:
+    def permit(self, volume: model.Volume) -> None:
         """:raises Conflict: the volume was not made under this lease."""
         self.require_made_under(volume.name, volume.lease)
 
@@ -48,7 +47,7 @@ class HeldLease(NamedTuple):
         """:raises Conflict: a volume that has the id ``lease`` on record was not made under this lease."""
         if self.id is not None and lease != self.id:
             problem = f"it is not one of lease {self.name}: " + ("another lease has it" if lease else "it was made without a lease")
-            raise Conflict(f"volume {name}", problem, "take another name, or leave option lease out if it is really this volume that you mean")
+            raise errors.Conflict(f"volume {name}", problem, "take another name, or leave option lease out if it is really this volume that you mean")
 
 
 class Named(NamedTuple):
@@ -62,18 +61,18 @@ class Named(NamedTuple):
     def of_option(given: Mapping) -> Named:
         """:raises InvalidParameter: it is no lease, or one that could not be read."""
         if "error_code" in given:
-            raise InvalidParameter(f"option lease, {given.get('name')}", f"it could not be read: {given.get('msg')}", "read it again before it is used")
+            raise errors.InvalidParameter(f"option lease, {given.get('name')}", f"it could not be read: {given.get('msg')}", "read it again before it is used")
         name, identity, owner = (given.get(key) for key in ("name", "id", "owner"))
         if not isinstance(name, str) or not isinstance(owner, str) or not isinstance(identity, (str, type(None))):
-            raise InvalidParameter("option lease", "it is no lease", "give what remotefs_lease returns as lease")
-        return Named(check_volume_name(name), identity, owner)
+            raise errors.InvalidParameter("option lease", "it is no lease", "give what remotefs_lease returns as lease")
+        return Named(model.check_volume_name(name), identity, owner)
 
 
-def require_one(candidates: Candidates) -> Share:
+def require_one(candidates: Candidates) -> model.Share:
     """The share of a lease and of its volumes. :raises InvalidParameter: several are named. :raises StorageError: it cannot be read."""
     candidates.require_all()
     if len(candidates.shares) != 1:
-        raise InvalidParameter("option share", "a lease is about volumes of one share", "name one share")
+        raise errors.InvalidParameter("option share", "a lease is about volumes of one share", "name one share")
     return candidates.shares[0]
 
 
@@ -83,7 +82,7 @@ def holding(wanted: Iterable[tuple[Mapping, Candidates]], options: Options) -> I
 
     :raises LeaseLost: one is not the task's any more. :raises LockTimeout: somebody takes one over right now.
     """
-    found: dict[tuple[str, Named], Share] = {}
+    found: dict[tuple[str, Named], model.Share] = {}
     for given, candidates in wanted:
         share = require_one(candidates)
         found[share.path, Named.of_option(given)] = share
@@ -105,7 +104,7 @@ def held_one(given: Mapping, candidates: Candidates, options: Options) -> Iterat
         yield _held(stack, require_one(candidates), Named.of_option(given), options)
 
 
-def _held(stack: ExitStack, share: Share, named: Named, options: Options) -> HeldLease:
+def _held(stack: ExitStack, share: model.Share, named: Named, options: Options) -> HeldLease:
     if options.check and named.id is None:
         return HeldLease(named.name, None, frozenset())
     with ShareDirectory(share) as directory:  # first without its lock, of which a lease that is gone leaves no file
@@ -113,8 +112,8 @@ def _held(stack: ExitStack, share: Share, named: Named, options: Options) -> Hel
     if options.check:
         return HeldLease(named.name, lease.id, frozenset(lease.volumes))
     lock_name = leases.lock_name(named.name)
-    directory, lock = stack.enter_context(locked_name(share, lock_name, options, options.lock_timeout, options.break_lock, shared=True))
-    outwait_caches(directory, leases.FOLDER, options)
+    directory, lock = stack.enter_context(named_locks.locked_name(share, lock_name, options, options.lock_timeout, options.break_lock, shared=True))
+    named_locks.outwait_caches(directory, leases.FOLDER, options)
     lease = _require_own(directory, named)
     return HeldLease(named.name, lease.id, frozenset(lease.volumes), lock.verify)
 

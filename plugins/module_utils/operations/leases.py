@@ -18,20 +18,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Iterator, NamedTuple, Sequence
 
-from ..errors import ChainBroken, Conflict, InUse, NeedsRecovery, StorageError, UnsafeImage
+from .. import errors, model
 from ..lease import Lease
-from ..model import Share, Volume, check_volume_name, listed, time_text
 from ..plan import leases as plans
 from ..plan.leases import Asked
 from ..store.files.directory import ShareDirectory
 from ..store.locks.lock import VolumeLock
 from ..store.metadata import leases, records
-from . import golden, volumes
+from . import golden, named_locks, transaction, volumes
 from .bulk import runner
 from .candidates import Candidates
-from .named_locks import locked_name, outwait_caches
 from .options import Options
-from .transaction import Outcome
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class LeaseRequest:
     """A lease as a task asks for it. ``cascade``: its volumes go with it, or with their names. ``parallel``: volumes to remove at a time.
     ``run_dir``: machines of this host on those volumes, which are recorded there, are ended first (see :mod:`machines`)."""
 
-    share: Share
+    share: model.Share
     asked: Asked
     cascade: bool = False
     parallel: int = 1
@@ -51,7 +48,7 @@ class CollectRequest:
     """``grace``: seconds that must have passed since the end of a lease. ``golden_keep``: how many golden volumes stay that no lease uses; None:
     all. ``spared``: the name of a lease and its owner, who renews it. ``run_dir``: as of :class:`LeaseRequest`."""
 
-    share: Share
+    share: model.Share
     grace: float
     golden_keep: int | None = None
     parallel: int = 1
@@ -86,7 +83,7 @@ class Done(NamedTuple):
     removed: tuple[str, ...] = ()
 
 
-def describe(lease: Lease | None, share: Share, renewed: bool = False) -> dict | None:
+def describe(lease: Lease | None, share: model.Share, renewed: bool = False) -> dict | None:
     """A lease for users."""
     if lease is None:
         return None
@@ -96,10 +93,10 @@ def describe(lease: Lease | None, share: Share, renewed: bool = False) -> dict |
         "share": share.source,
         "id": lease.id or None,
         "owner": lease.owner,
-        "acquired": time_text(lease.acquired) if known else None,
-        "expires": time_text(lease.ends) if known else None,
+        "acquired": model.time_text(lease.acquired) if known else None,
+        "expires": model.time_text(lease.ends) if known else None,
         "renewed": renewed,
-        "renewed_at": time_text(lease.written) if known else None,
+        "renewed_at": model.time_text(lease.written) if known else None,
         "ttl": lease.ttl,
         "labels": dict(lease.labels),
         "volumes": list(lease.volumes),
@@ -188,8 +185,8 @@ def _released(directory: ShareDirectory, lease: Lease, request: LeaseRequest, op
 def _require_all(subject: str, skipped: tuple[dict, ...]) -> None:
     """:raises InUse, Conflict: a volume could not go."""
     if skipped:
-        kind = InUse if all(one["error_code"] == InUse.error_code for one in skipped) else Conflict
-        names = listed(one["name"] for one in skipped)
+        kind = errors.InUse if all(one["error_code"] == errors.InUse.error_code for one in skipped) else errors.Conflict
+        names = model.listed(one["name"] for one in skipped)
         raise kind(subject, f"not all of its volumes could be removed: {names}: {skipped[0]['msg']}", "run the task again", {"left": list(skipped)})
 
 
@@ -203,23 +200,23 @@ def collect(request: CollectRequest, options: Options) -> Collected:
     with ShareDirectory(share) as directory:
         names, left_behind = leases.names(directory), leases.left_behind(directory)
     for lock_name in left_behind if not options.check else ():
-        with suppress(StorageError), _having(share, lock_name, options, patience=0) as (_directory, lock):
+        with suppress(errors.StorageError), _having(share, lock_name, options, patience=0) as (_directory, lock):
             lock.forget_file()
     at = _time(share, options) if names and not options.check else time.time()
     for name in names:
         try:
             done = done.joined(_collect_one(request, name, at, options))
-        except StorageError as error:
+        except errors.StorageError as error:
             done = done.joined(Collected(skipped=(_failed(name, error),)))
     if request.golden_keep is None:
         return done
     try:
         return done.joined(_collect_golden(request, options))
-    except StorageError as error:  # such as a lease that cannot be read, so that nobody knows what it uses
+    except errors.StorageError as error:  # such as a lease that cannot be read, so that nobody knows what it uses
         return done.joined(Collected(skipped=(_failed(f"{golden.NAMES}*", error),)))
 
 
-def _time(share: Share, options: Options) -> float:
+def _time(share: model.Share, options: Options) -> float:
     """The time by the clock of the share."""
     with _having(share, leases.CLOCK, options, options.lock_timeout) as (directory, lock):
         found = leases.time_of_share(directory, leases.CLOCK)
@@ -267,7 +264,7 @@ def _collect_golden(request: CollectRequest, options: Options) -> Collected:
     with ShareDirectory(share) as directory:
         doomed = golden.spare(directory, request.golden_keep or 0)
 
-    def permit(volume: Volume) -> None:
+    def permit(volume: model.Volume) -> None:
         with ShareDirectory(share) as directory:
             golden.require_spare(directory, volume)
 
@@ -290,7 +287,7 @@ def _is_of(directory: ShareDirectory, name: str, identity: str) -> bool:
     """
     try:
         record = records.read(directory, name)
-    except (ChainBroken, NeedsRecovery, UnsafeImage):
+    except (errors.ChainBroken, errors.NeedsRecovery, errors.UnsafeImage):
         return True  # it may be; who is going to change it will tell
     return record is not None and record.lease == identity
 
@@ -308,10 +305,10 @@ def _forget_begun(request: LeaseRequest | CollectRequest, directory: ShareDirect
 
 
 def _remove(request: LeaseRequest | CollectRequest, lease: Lease, names: tuple[str, ...], options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
-    def permit(volume: Volume) -> None:
+    def permit(volume: model.Volume) -> None:
         if volume.lease != lease.id:
             problem = f"it is not the one that was made under lease {lease.name}: another file has taken its place"
-            raise Conflict(f"volume {volume.name}", problem, "find out whose it is, and remove it or rename it")
+            raise errors.Conflict(f"volume {volume.name}", problem, "find out whose it is, and remove it or rename it")
 
     freed = _ended(request, lease, names, options)
     assumed = tuple(name for name in names if options.check and name in freed)  # machines have them open still, and would not
@@ -330,18 +327,18 @@ def _ended(request: LeaseRequest | CollectRequest, lease: Lease, names: tuple[st
     return machines.end_those_of(lease, request.share, request.run_dir, names, options)
 
 
-def _run(share: Share, names: Sequence[str], parallel: int, options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
+def _run(share: model.Share, names: Sequence[str], parallel: int, options: Options) -> tuple[tuple[str, ...], tuple[dict, ...]]:
     """Remove volumes. Returns the names of those that are gone, and what was skipped."""
     candidates = Candidates((share,))
     items = [
         runner.Item(name, frozenset([name]), partial(volumes.ensure_absent, candidates, name, True), runner.Deletion(candidates, name)) for name in names
     ]
     outcomes = runner.run_all(items, 1 if options.check else parallel, options) if items else []
-    removed = tuple(name for name, outcome in zip(names, outcomes) if isinstance(outcome, Outcome) and outcome.changed)
-    return removed, tuple(_failed(name, outcome) for name, outcome in zip(names, outcomes) if isinstance(outcome, StorageError))
+    removed = tuple(name for name, outcome in zip(names, outcomes) if isinstance(outcome, transaction.Outcome) and outcome.changed)
+    return removed, tuple(_failed(name, outcome) for name, outcome in zip(names, outcomes) if isinstance(outcome, errors.StorageError))
 
 
-def _failed(name: str, error: StorageError) -> dict:
+def _failed(name: str, error: errors.StorageError) -> dict:
     """What users are told of a lease or a volume with which something could not be done."""
     return {"name": name, "error_code": error.error_code, "msg": str(error)}
 
@@ -350,29 +347,29 @@ def _failed(name: str, error: StorageError) -> dict:
 
 
 @contextmanager
-def _locked(share: Share, name: str, options: Options, patience: float | None = None, forgets: bool = False) -> Iterator[ShareDirectory]:
+def _locked(share: model.Share, name: str, options: Options, patience: float | None = None, forgets: bool = False) -> Iterator[ShareDirectory]:
     """A context in which this task alone has a lease: its opened directory.
 
     :param patience: seconds to wait (None: as the task says). :param forgets: the file of the lock goes with the lease.
     """
     waits = options.lock_timeout if patience is None else patience
-    with _having(share, leases.lock_name(check_volume_name(name)), options, waits) as (directory, lock):
-        outwait_caches(directory, leases.FOLDER, options)
+    with _having(share, leases.lock_name(model.check_volume_name(name)), options, waits) as (directory, lock):
+        named_locks.outwait_caches(directory, leases.FOLDER, options)
         yield directory
         if forgets and leases.read(directory, name) is None:
             lock.forget_file()
 
 
 @contextmanager
-def _having(share: Share, lock_name: str, options: Options, patience: float) -> Iterator[tuple[ShareDirectory, VolumeLock]]:
+def _having(share: model.Share, lock_name: str, options: Options, patience: float) -> Iterator[tuple[ShareDirectory, VolumeLock]]:
     """A context in which this task alone has such a lock. What killed tasks have left under it is gone."""
-    with locked_name(share, lock_name, options, patience, options.break_lock) as (directory, lock):
+    with named_locks.locked_name(share, lock_name, options, patience, options.break_lock) as (directory, lock):
         for left in directory.leftovers(lock_name):
             directory.discard_temporary(left)
         yield directory, lock
 
 
-def _warn_of_clocks(share: Share, options: Options) -> None:
+def _warn_of_clocks(share: model.Share, options: Options) -> None:
     if options.check:
         options.task.warn("check mode writes nothing to the share, so that the clock of this host decides which leases have ended")
     elif share.client_times:
@@ -380,14 +377,14 @@ def _warn_of_clocks(share: Share, options: Options) -> None:
         options.task.warn(f"{share.source} ({share.fstype}): {told}; option grace is how far they may differ")
 
 
-def read_all(share: Share) -> list[dict]:
+def read_all(share: model.Share) -> list[dict]:
     """All leases of a share for users, by name; one that cannot be read has ``name``, ``error_code`` and ``msg``."""
     found: list[dict] = []
     with ShareDirectory(share) as directory:
         for name in leases.names(directory):
             try:
                 lease = leases.read(directory, name)
-            except StorageError as error:
+            except errors.StorageError as error:
                 found.append({**_failed(name, error), "share": share.source})
                 continue
             told = describe(lease, share)

@@ -15,23 +15,27 @@ import time
 from dataclasses import replace
 from typing import Iterable, NamedTuple, Sequence
 
-from ..apply.openers import other_users
-from ..errors import ChainBroken, Conflict, HasDependents, InUse, LockTimeout, NeedsRecovery, StorageError, UnsafeImage, as_storage_error
+from .. import errors, model
+from ..apply import openers
 from ..images import arriving
-from ..model import Share
 from ..store.files.directory import PRIVATE, Directory, ShareDirectory
 from ..store.metadata import leases, records
 from ..store.volumes import chains
-from .named_locks import locked_name
+from . import named_locks, transaction, workspace
 from .options import Options
-from .transaction import recover
-from .workspace import Workspace
 
 _BLOCK = 512  # bytes that st_blocks counts in
 _TEMPORARY = re.compile(r"([A-Za-z0-9.@_~-]+)~[0-9a-f]{12}")
 _IMAGE_PART = re.compile(r"([0-9a-f]{32})(\.state|\.unpacked)?")
 _GRAMMARS = (("tmp", _TEMPORARY), ("images", _IMAGE_PART))  # folders under .remotefs, and the names that our own files have there
-_OF_THE_FILE = (ChainBroken, Conflict, HasDependents, InUse, NeedsRecovery, UnsafeImage)  # errors that are about one of them
+_OF_THE_FILE = (
+    errors.ChainBroken,
+    errors.Conflict,
+    errors.HasDependents,
+    errors.InUse,
+    errors.NeedsRecovery,
+    errors.UnsafeImage,
+)  # errors that are about one of them
 _WITHOUT_LOCK = "."  # files of tasks that take no lock begin so, which no volume does
 
 
@@ -56,7 +60,7 @@ class Cleaned(NamedTuple):
 
     removed: tuple[Leftover, ...] = ()
     kept: tuple[tuple[Leftover, str], ...] = ()
-    failure: StorageError | None = None
+    failure: errors.StorageError | None = None
 
 
 def find(directory: ShareDirectory, garbage: Iterable[tuple[str, str]]) -> list[Leftover]:
@@ -100,11 +104,11 @@ def _status_of_record(directory: ShareDirectory, volume: str) -> os.stat_result 
     return _status(folder, records.file_name(volume)) if folder is not None else None
 
 
-def clean_all(shares: Iterable[tuple[Share, Sequence[Leftover]]], grace: float, options: Options) -> dict:
+def clean_all(shares: Iterable[tuple[model.Share, Sequence[Leftover]]], grace: float, options: Options) -> dict:
     """Clean shares, each with its leftovers, one after the other. One that fails in the middle stops no other. Returns what the module does."""
     removed: list[dict] = []
     kept: list[dict] = []
-    failures: list[StorageError] = []
+    failures: list[errors.StorageError] = []
     for share, found in shares:
         cleaned = clean(share, found, grace, options)
         failures += [cleaned.failure] if cleaned.failure else []
@@ -121,7 +125,7 @@ def clean_all(shares: Iterable[tuple[Share, Sequence[Leftover]]], grace: float, 
     }
 
 
-def clean(share: Share, found: Sequence[Leftover], grace: float, options: Options) -> Cleaned:
+def clean(share: model.Share, found: Sequence[Leftover], grace: float, options: Options) -> Cleaned:
     """Remove leftovers that are older than ``grace`` seconds. What a task still works at, or any process of this host has open, stays.
 
     :raises StorageError: the share cannot be asked for its time.
@@ -135,8 +139,8 @@ def clean(share: Share, found: Sequence[Leftover], grace: float, options: Option
     for one in found:
         try:
             reason = "it is younger than the grace" if one.written > limit else _remove(share, one, limit, options)
-        except (StorageError, OSError) as error:
-            failure = as_storage_error(error, f"file {one.path} on {share.label}")
+        except (errors.StorageError, OSError) as error:
+            failure = errors.as_storage_error(error, f"file {one.path} on {share.label}")
             break
         if reason:
             kept.append((one, reason))
@@ -147,7 +151,7 @@ def clean(share: Share, found: Sequence[Leftover], grace: float, options: Option
     return Cleaned(tuple(removed), tuple(kept), failure)
 
 
-def _sync(share: Share, folders: set[str]) -> StorageError | None:
+def _sync(share: model.Share, folders: set[str]) -> errors.StorageError | None:
     """Make durable that files of these folders are gone. Returns why that is not certain."""
     try:
         with ShareDirectory(share) as directory:
@@ -155,23 +159,23 @@ def _sync(share: Share, folders: set[str]) -> StorageError | None:
                 opened = directory.private(folder)
                 if opened is not None:
                     opened.sync()
-    except (StorageError, OSError) as error:
-        return as_storage_error(error, f"share {share.label}")
+    except (errors.StorageError, OSError) as error:
+        return errors.as_storage_error(error, f"share {share.label}")
     return None
 
 
-def _time(share: Share, options: Options) -> float:
+def _time(share: model.Share, options: Options) -> float:
     """The time by the clock of the share. Check mode writes nothing, so it takes this host's."""
     if options.check:
         options.task.warn("check mode writes nothing to the share, so that the clock of this host decides which leftovers are old enough")
         return time.time()
-    with locked_name(share, leases.CLOCK, options, options.lock_timeout) as (directory, lock):
+    with named_locks.locked_name(share, leases.CLOCK, options, options.lock_timeout) as (directory, lock):
         found = leases.time_of_share(directory, leases.CLOCK)
         lock.forget_file()
     return found
 
 
-def _remove(share: Share, one: Leftover, limit: float, options: Options) -> str:
+def _remove(share: model.Share, one: Leftover, limit: float, options: Options) -> str:
     """Why it stays; empty if it is gone. :raises StorageError, OSError: the share fails."""
     try:
         if not one.folder:
@@ -179,12 +183,12 @@ def _remove(share: Share, one: Leftover, limit: float, options: Options) -> str:
         if options.check or one.holder.startswith(_WITHOUT_LOCK):
             with ShareDirectory(share) as directory:
                 return _unlink(directory, one, limit, options)
-        with locked_name(share, one.holder, options) as (directory, lock):
+        with named_locks.locked_name(share, one.holder, options) as (directory, lock):
             reason = _unlink(directory, one, limit, options)
             if not chains.exists(directory, one.holder):
                 lock.forget_file()  # no volume has that name
             return reason
-    except LockTimeout:
+    except errors.LockTimeout:
         return "a task works at it"
     except _OF_THE_FILE as error:
         return f"{error.problem}; {error.remedy}"
@@ -197,7 +201,7 @@ def _unlink(directory: ShareDirectory, one: Leftover, limit: float, options: Opt
         return ""
     if status.st_mtime > limit:
         return "it was written to just now"
-    users = other_users(0, {(status.st_dev, status.st_ino)}, writing=False)
+    users = openers.other_users(0, {(status.st_dev, status.st_ino)}, writing=False)
     if users:
         return f"process {next(iter(users.values()))} has it open"
     if options.check:
@@ -209,9 +213,9 @@ def _unlink(directory: ShareDirectory, one: Leftover, limit: float, options: Opt
     return ""
 
 
-def _end(share: Share, one: Leftover, options: Options) -> str:
+def _end(share: model.Share, one: Leftover, options: Options) -> str:
     """A file that a finished task was about to remove goes as the next task that changes the volume would remove it."""
-    with Workspace(replace(options, lock_timeout=0)) as work:
+    with workspace.Workspace(replace(options, lock_timeout=0)) as work:
         work.locks.take([(share, one.holder)])
-        recover(work, share, one.holder)
+        transaction.recover(work, share, one.holder)
     return ""

@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Callable, Iterable, Tuple
 
-from ..model import Share
+from .. import model
 from ..store.files.directory import ShareDirectory
 from ..store.locks.lock import VolumeLock
 from ..store.volumes import chains, ownership
@@ -17,7 +17,7 @@ from ..store.volumes import chains, ownership
 if TYPE_CHECKING:
     from .options import Options
 
-Name = Tuple[Share, str]  # a share, and the name of a volume or file on it
+Name = Tuple[model.Share, str]  # a share, and the name of a volume or file on it
 
 
 class Locks:
@@ -28,7 +28,7 @@ class Locks:
         all of them.
     """
 
-    def __init__(self, options: Options, directory: Callable[[Share], ShareDirectory], changed: Callable[[], None], siblings: bool) -> None:
+    def __init__(self, options: Options, directory: Callable[[model.Share], ShareDirectory], changed: Callable[[], None], siblings: bool) -> None:
         self._options, self._directory, self._changed, self._siblings = options, directory, changed, siblings
         self._stack = ExitStack()
         self._locks: list[VolumeLock] = []
@@ -86,7 +86,7 @@ class Locks:
             family = family | now
             self.give_back()
 
-    def add(self, share: Share, names: Iterable[str]) -> None:
+    def add(self, share: model.Share, names: Iterable[str]) -> None:
         """Lock further volumes, and for reading what all of them rest on, unless they are locked. This may give all locks back and take
         them again: what was read before may be true no more."""
         wanted, reading = self._wanted | {(share, name) for name in names}, self._reading
@@ -120,7 +120,7 @@ class Locks:
         self._wanted, self._reading, self._names = set(), set(), set()
         self._stack.close()
 
-    def _outwait_caches(self, shares: set[Share]) -> None:
+    def _outwait_caches(self, shares: set[model.Share]) -> None:
         """No other task changes anything now. Wait until this client cannot show any more what the last task has replaced.
 
         A lock orders tasks, but on some file systems a client goes on showing old names, sizes and content for a while: a

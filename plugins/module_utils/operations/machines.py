@@ -17,18 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Collection, ContextManager, Mapping, NamedTuple, Sequence
 
-from ..consumers import answering
+from .. import errors, model
+from ..consumers import answering, described, run_directory
 from ..consumers.consumer import Consumer, of_record
-from ..consumers.described import Disk, Record, Wanted
-from ..consumers.run_directory import Place, RunDirectory
-from ..errors import Conflict, InvalidParameter, StorageError, ToolFailed, VolumeNotFound, as_storage_error
 from ..lease import Lease
-from ..model import Share, listed
-from . import lease_holding
-from .candidates import Candidates
+from . import candidates, lease_holding, reading
 from .lease_holding import HeldLease
 from .options import Options
-from .reading import list_volumes
 
 STARTED, STOPPED, ABSENT = "started", "stopped", "absent"
 _SEED_FORMAT = "raw"
@@ -65,10 +60,10 @@ class Request:
     :ivar shuts_down_within: seconds that a guest has before its machine is ended. :ivar lease: under which they run, as the option has it.
     """
 
-    share: Share
+    share: model.Share
     machines: tuple[Asked, ...]
     state: str
-    directory: RunDirectory
+    directory: run_directory.RunDirectory
     consumer: Consumer
     sign: str | None = None
     answers_within: float = 300
@@ -84,7 +79,7 @@ class Done(NamedTuple):
     before: str
     after: str
     consumer: dict | None = None
-    error: StorageError | None = None
+    error: errors.StorageError | None = None
 
     @property
     def changed(self) -> bool:
@@ -108,7 +103,7 @@ def _holding(request: Request, options: Options) -> ContextManager[HeldLease | N
     """A context in which nobody takes the lease over: the lease, or None."""
     if not request.lease:
         return nullcontext(None)
-    return lease_holding.held_one(request.lease, Candidates((request.share,)), options)
+    return lease_holding.held_one(request.lease, candidates.Candidates((request.share,)), options)
 
 
 def _each(request: Request, work: Callable[[Asked], Done]) -> list[Done]:
@@ -116,13 +111,13 @@ def _each(request: Request, work: Callable[[Asked], Done]) -> list[Done]:
         try:
             return work(asked)
         except Exception as error:  # one machine must not keep the others
-            return Done(asked.name, STOPPED, STOPPED, None, as_storage_error(error, f"machine {asked.name}"))
+            return Done(asked.name, STOPPED, STOPPED, None, errors.as_storage_error(error, f"machine {asked.name}"))
 
     with ThreadPoolExecutor(max_workers=max(1, min(request.parallel, len(request.machines)))) as pool:
         return list(pool.map(one, request.machines))
 
 
-def _alone(directory: RunDirectory, name: str, options: Options) -> ContextManager[None]:
+def _alone(directory: run_directory.RunDirectory, name: str, options: Options) -> ContextManager[None]:
     """A context in which this task alone works with a machine. Check mode changes none."""
     return nullcontext() if options.check else directory.locked(name, options.lock_timeout)
 
@@ -130,39 +125,39 @@ def _alone(directory: RunDirectory, name: str, options: Options) -> ContextManag
 # -- starting ------------------------------------------------------------------------------------------------------------
 
 
-def _resolved(request: Request, held: HeldLease | None, is_check: bool) -> dict[str, Wanted | StorageError]:
+def _resolved(request: Request, held: HeldLease | None, is_check: bool) -> dict[str, described.Wanted | errors.StorageError]:
     """The machines with the disks that they get, by name; or why one cannot have them."""
     names = sorted({name for asked in request.machines for name in asked.names})
-    told = {volume["name"]: volume for volume in list_volumes(request.share, names)}
-    found: dict[str, Wanted | StorageError] = {}
+    told = {volume["name"]: volume for volume in reading.list_volumes(request.share, names)}
+    found: dict[str, described.Wanted | errors.StorageError] = {}
     for asked in request.machines:
         try:
             there = [name for name in asked.names if name in told or not is_check]  # check mode takes the others for granted
             disks = tuple(_disk(name, told.get(name), name == asked.seed, request.share, held) for name in there)
-            found[asked.name] = Wanted(asked.name, disks, asked.memory, asked.cpus, asked.arguments, asked.definition)
-        except StorageError as error:
+            found[asked.name] = described.Wanted(asked.name, disks, asked.memory, asked.cpus, asked.arguments, asked.definition)
+        except errors.StorageError as error:
             found[asked.name] = error
     return found
 
 
-def _disk(name: str, told: dict | None, is_seed: bool, share: Share, held: HeldLease | None) -> Disk:
+def _disk(name: str, told: dict | None, is_seed: bool, share: model.Share, held: HeldLease | None) -> described.Disk:
     if told is None:
-        raise VolumeNotFound(f"volume {name}", f"it is not on {share.label}", "make it first")
+        raise errors.VolumeNotFound(f"volume {name}", f"it is not on {share.label}", "make it first")
     if "error_code" in told:
-        raise Conflict(f"volume {name}", f"it cannot be used ({told['error_code']}: {told['msg']})", "mend that first")
+        raise errors.Conflict(f"volume {name}", f"it cannot be used ({told['error_code']}: {told['msg']})", "mend that first")
     if told.get("pending"):
-        raise Conflict(f"volume {name}", "a task on it was interrupted", "run that task again first")
+        raise errors.Conflict(f"volume {name}", "a task on it was interrupted", "run that task again first")
     if told["format"] is None:
-        raise Conflict(f"volume {name}", "nobody knows its format", "let remotefs_volume adopt it first, with its format")
+        raise errors.Conflict(f"volume {name}", "nobody knows its format", "let remotefs_volume adopt it first, with its format")
     if held is not None:
         held.require_made_under(name, told["lease"])
     if is_seed and told["format"] != _SEED_FORMAT:
-        raise InvalidParameter("option seed", f"volume {name} is {told['format']}, and a seed is raw", "name a volume that was made with source.seed")
-    return Disk(name, told["path"], told["format"], is_seed)
+        raise errors.InvalidParameter("option seed", f"volume {name} is {told['format']}, and a seed is raw", "name a volume that was made with source.seed")
+    return described.Disk(name, told["path"], told["format"], is_seed)
 
 
-def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | None, options: Options) -> Done:
-    if isinstance(wanted, StorageError):
+def _start(request: Request, wanted: described.Wanted | errors.StorageError, held: HeldLease | None, options: Options) -> Done:
+    if isinstance(wanted, errors.StorageError):
         raise wanted
     directory, place = request.directory, request.directory.place(wanted.name)
     with _alone(directory, wanted.name, options):
@@ -179,32 +174,32 @@ def _start(request: Request, wanted: Wanted | StorageError, held: HeldLease | No
         directory.make(place)
         ports = record.ports if record is not None and record.consumer == consumer.name else {}
         lease, lease_id = (held.name, held.id) if held is not None else (None, None)
-        fresh = consumer.prepared(Record(wanted.name, consumer.name, request.share.path, wanted.volumes, lease, lease_id, ports))
+        fresh = consumer.prepared(described.Record(wanted.name, consumer.name, request.share.path, wanted.volumes, lease, lease_id, ports))
         directory.write(place, fresh)
         if held is not None:
             held.verify()
         started = consumer.start(wanted, place, fresh)
         try:
             directory.write(place, started)
-        except StorageError:
+        except errors.StorageError:
             consumer.stop(place, started, 0)  # what fails leaves nothing that runs
             raise
         return Done(wanted.name, STOPPED, STARTED)
 
 
-def _require_same(wanted: Wanted, record: Record, request: Request, held: HeldLease | None) -> None:
+def _require_same(wanted: described.Wanted, record: described.Record, request: Request, held: HeldLease | None) -> None:
     """:raises Conflict: another machine has that name."""
     if record.consumer != request.consumer.name or record.share != request.share.path or record.volumes != wanted.volumes:
-        problem = f"a machine of this name runs with {record.consumer} on volumes of {record.share}: {listed(record.volumes)}"
-        raise Conflict(f"machine {wanted.name}", problem, "stop that one first, or give another run_dir")
+        problem = f"a machine of this name runs with {record.consumer} on volumes of {record.share}: {model.listed(record.volumes)}"
+        raise errors.Conflict(f"machine {wanted.name}", problem, "stop that one first, or give another run_dir")
     if held is not None and held.id and record.lease_id not in (None, held.id):  # volumes belong to one lease, so that it has others of these names open
         problem = "it runs since an earlier lease, on disks that have been removed meanwhile"
-        raise Conflict(f"machine {wanted.name}", problem, "end it with remotefs_machine (state: absent), and run the task again")
+        raise errors.Conflict(f"machine {wanted.name}", problem, "end it with remotefs_machine (state: absent), and run the task again")
 
 
-def _all_answering(request: Request, found: Mapping[str, Wanted | StorageError], done: Sequence[Done]) -> list[Done]:
+def _all_answering(request: Request, found: Mapping[str, described.Wanted | errors.StorageError], done: Sequence[Done]) -> list[Done]:
     """The same, once each guest answers. All wait at the same time."""
-    waiting = [(one, wanted) for one in done for wanted in [found[one.name]] if one.error is None and isinstance(wanted, Wanted)]
+    waiting = [(one, wanted) for one in done for wanted in [found[one.name]] if one.error is None and isinstance(wanted, described.Wanted)]
     if not waiting:
         return list(done)
     until = time.monotonic() + request.answers_within
@@ -213,7 +208,7 @@ def _all_answering(request: Request, found: Mapping[str, Wanted | StorageError],
     return [told.get(one.name, one) for one in done]
 
 
-def _answering(request: Request, wanted: Wanted, one: Done, until: float) -> Done:
+def _answering(request: Request, wanted: described.Wanted, one: Done, until: float) -> Done:
     """The machine once its guest answers, with how it can be reached, or with why it does not."""
     place, consumer, error = request.directory.place(one.name), None, None
     try:
@@ -221,12 +216,12 @@ def _answering(request: Request, wanted: Wanted, one: Done, until: float) -> Don
         if record is not None:
             error = _silence(request, wanted, place, record, until)
             consumer = request.consumer.told(place, record)
-    except StorageError as problem:
+    except errors.StorageError as problem:
         error = problem
     return one._replace(consumer=consumer, error=error)
 
 
-def _silence(request: Request, wanted: Wanted, place: Place, record: Record, until: float) -> StorageError | None:
+def _silence(request: Request, wanted: described.Wanted, place: run_directory.Place, record: described.Record, until: float) -> errors.StorageError | None:
     """Wait for a guest. Why it does not answer; None: it does, or nobody waits for it."""
     consumer, sign = request.consumer, request.sign or request.consumer.usual_sign(wanted)
     if sign == answering.NONE:
@@ -236,7 +231,7 @@ def _silence(request: Request, wanted: Wanted, place: Place, record: Record, unt
     return _silent(request, place, record)
 
 
-def _silent(request: Request, place: Place, record: Record) -> ToolFailed:
+def _silent(request: Request, place: run_directory.Place, record: described.Record) -> errors.ToolFailed:
     words = request.consumer.last_words(place)
     halted = request.consumer.halted(place, record)
     if halted:
@@ -246,7 +241,7 @@ def _silent(request: Request, place: Place, record: Record) -> ToolFailed:
         remedy = "look at its console and at what it boots, then run the task again; it runs on"
     else:
         problem, remedy = "it has ended before its guest answered", "look at what it boots"
-    return ToolFailed(f"machine {place.name}", problem + (f"; its console ends with: {words}" if words else ""), remedy)
+    return errors.ToolFailed(f"machine {place.name}", problem + (f"; its console ends with: {words}" if words else ""), remedy)
 
 
 # -- ending --------------------------------------------------------------------------------------------------------------
@@ -259,12 +254,14 @@ def _end(request: Request, options: Options, asked: Asked) -> Done:
         if record is None:
             return Done(asked.name, request.state, request.state)
         if record.share != request.share.path:
-            raise Conflict(f"machine {asked.name}", f"it runs on volumes of {record.share}", "give the share of its volumes, or another run_dir")
+            raise errors.Conflict(f"machine {asked.name}", f"it runs on volumes of {record.share}", "give the share of its volumes, or another run_dir")
         ran = _ended(directory, place, record, request.shuts_down_within, request.state == ABSENT, options)
         return Done(asked.name, STARTED if ran else STOPPED, request.state)
 
 
-def _ended(directory: RunDirectory, place: Place, record: Record, patience: float, is_forgotten: bool, options: Options) -> bool:
+def _ended(
+    directory: run_directory.RunDirectory, place: run_directory.Place, record: described.Record, patience: float, is_forgotten: bool, options: Options
+) -> bool:
     """End a machine that this task has for itself, if this is no check mode. Returns whether it ran. :raises StorageError: it cannot be ended."""
     consumer = of_record(record, options.task.warn)
     ran = consumer.runs(place, record)
@@ -275,25 +272,25 @@ def _ended(directory: RunDirectory, place: Place, record: Record, patience: floa
     return ran
 
 
-def end_those_of(lease: Lease, share: Share, run_dir: str, names: Collection[str], options: Options) -> frozenset[str]:
+def end_those_of(lease: Lease, share: model.Share, run_dir: str, names: Collection[str], options: Options) -> frozenset[str]:
     """End the machines of this host that were started under a lease and have one of these volumes, and forget them. Returns the volumes that
     they had open. :raises StorageError: one cannot be ended.
     """
 
-    def found(name: str) -> Record | None:
+    def found(name: str) -> described.Record | None:
         try:
             record = directory.read(directory.place(name))
-        except StorageError as error:  # if it is of this lease, its volumes turn out to be in use
+        except errors.StorageError as error:  # if it is of this lease, its volumes turn out to be in use
             options.task.warn(str(error))
             return None
         is_meant = record is not None and (record.lease_id, record.share) == (lease.id, share.path) and not set(record.volumes).isdisjoint(names)
         return record if is_meant else None
 
-    directory = RunDirectory(run_dir)
+    directory = run_directory.RunDirectory(run_dir)
     ended: set[str] = set()
     try:
         recorded = directory.names()
-    except StorageError as error:  # nothing there can be believed; most leases have no machines
+    except errors.StorageError as error:  # nothing there can be believed; most leases have no machines
         options.task.warn(str(error))
         return frozenset()
     for name in recorded:

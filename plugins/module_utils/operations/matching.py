@@ -8,11 +8,9 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Sequence
 
-from ..errors import StorageError
-from ..model import is_glob, listed
+from .. import errors, model
 from ..store.files.directory import ShareDirectory
-from ..store.volumes.chains import Observed
-from ..store.volumes.listing import read_volumes
+from ..store.volumes import chains, listing
 from .candidates import Candidates
 from .options import Options
 
@@ -24,15 +22,15 @@ def volumes_named(candidates: Candidates, names: Sequence[str], options: Options
 
     :raises StorageError: a glob is given, and one of the shares cannot be read.
     """
-    if not any(is_glob(name) for name in names):
+    if not any(model.is_glob(name) for name in names):
         return list(dict.fromkeys(names))
     known = _volumes(candidates, options)
     found: dict[str, None] = {}
     for name in names:
-        matching = sorted(volume for volume in known if fnmatchcase(volume, name)) if is_glob(name) else [name]
-        unknown = [volume for volume in matching if known.get(volume) is False and is_glob(name)]
+        matching = sorted(volume for volume in known if fnmatchcase(volume, name)) if model.is_glob(name) else [name]
+        unknown = [volume for volume in matching if known.get(volume) is False and model.is_glob(name)]
         if unknown:
-            options.task.warn(f"{listed(unknown)} match {name} and are left out: nothing records that these files are volumes")
+            options.task.warn(f"{model.listed(unknown)} match {name} and are left out: nothing records that these files are volumes")
         meant = [volume for volume in matching if volume not in unknown]
         if not meant:
             options.task.warn(f"no volume matches {name}")
@@ -50,11 +48,11 @@ def _volumes(candidates: Candidates, options: Options) -> dict[str, bool]:
     known: dict[str, bool] = {}
     for share in candidates.shares:
         with ShareDirectory(share) as directory:
-            told = read_volumes(directory, _is_known, describe_unclaimed=lambda _size: False).descriptions
+            told = listing.read_volumes(directory, _is_known, describe_unclaimed=lambda _size: False).descriptions
         for name, sure in told.items():
             known[name] = known.get(name, False) or sure
     return known
 
 
-def _is_known(_name: str, found: Observed | StorageError) -> bool:
-    return not isinstance(found, Observed) or found.volume.base.format is not None
+def _is_known(_name: str, found: chains.Observed | errors.StorageError) -> bool:
+    return not isinstance(found, chains.Observed) or found.volume.base.format is not None

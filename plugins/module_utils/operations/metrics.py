@@ -9,9 +9,8 @@ import os
 import stat
 from typing import Iterable, NamedTuple, Sequence
 
-from ..errors import StorageError
-from ..model import seconds_of
-from ..mounts.host_files import replace_file
+from .. import errors, model
+from ..mounts import host_files
 from . import leases, share_contents, shares
 from .share_contents import VolumeFigures
 
@@ -77,7 +76,7 @@ def _of_share(name: str, mount_base: str, fstab: str, timeout: float, volumes: b
     try:
         contents, figures = share_contents.read(share, told["total"], told["free"])
         held = leases.read_all(share)
-    except (StorageError, OSError):
+    except (errors.StorageError, OSError):
         return [Sample(_SHARE + "up", labels, 0)]
     samples = [Sample(_SHARE + "up", labels, 1), *_of_contents({**told, **contents}, labels), *_of_growth(figures.values(), told["free"], labels, now)]
     for volume, one in figures.items() if volumes else ():
@@ -144,7 +143,7 @@ def _of_lease(lease: dict, labels: tuple) -> list[Sample]:
 
 def _seconds(told: str) -> float:
     """Seconds since 1970 of a time as records have it. One that is none counts as 1970, which alerts."""
-    return seconds_of(told) or 0.0
+    return model.seconds_of(told) or 0.0
 
 
 # -- the text --------------------------------------------------------------------------------------------------------
@@ -183,7 +182,7 @@ def write(samples: Sequence[Sample], dest: str, mode: int, check: bool) -> dict:
     """
     told, before = text(samples), _content(dest)
     if not check:
-        replace_file(dest, told.encode("utf-8"), mode)
+        host_files.replace_file(dest, told.encode("utf-8"), mode)
     figures = lasting(told)
     return {
         "changed": before is None or lasting(before) != figures,

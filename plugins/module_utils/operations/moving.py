@@ -13,32 +13,24 @@ import os
 from dataclasses import replace
 from typing import NamedTuple, Sequence
 
-from ..apply.engine import CopySource
-from ..errors import Conflict, VerifyFailed, VolumeNotFound
-from ..model import Image, Move, Share, Volume, check_volume_name, listed, now
+from .. import errors, model
+from ..apply import engine
 from ..plan import moving, planner, replicas
 from ..plan.desired import DesiredVolume
 from ..plan.plan import MUCH, Plan
 from ..plan.replicas import Lack, Point
-from . import movable, placement, sources
-from .candidates import Candidates
-from .capacity import Demand
+from . import candidates, capacity, movable, placement, replication, sources, transaction, up_to_date, updating, workspace
 from .options import Options, TakesLong
-from .replication import Held, Replication, held_above, held_side
-from .transaction import Outcome, carry_out, each_once, joined, recover
-from .up_to_date import ReplicaRequest, told_of
-from .updating import OtherShare, VolumeRequest, located
-from .workspace import Workspace
 
 
 class _Places(NamedTuple):
     """Where the volume is: on the share that it moves from (None: it is not there), and where it is or goes to."""
 
-    source: Share | None
-    target: Share
+    source: model.Share | None
+    target: model.Share
 
 
-def move(request: VolumeRequest, elsewhere: OtherShare, options: Options) -> Outcome | None:
+def move(request: updating.VolumeRequest, elsewhere: updating.OtherShare, options: Options) -> transaction.Outcome | None:
     """Move a volume to one of the request's shares. None: it is there, and nothing is left to be done.
 
     :param elsewhere: the share that it is moved from.
@@ -49,7 +41,7 @@ def move(request: VolumeRequest, elsewhere: OtherShare, options: Options) -> Out
     foretold = _assumed(request, elsewhere, options) if options.assume else None
     if foretold is not None:
         return foretold
-    with Workspace(options) as work:
+    with workspace.Workspace(options) as work:
         work.ends_moves = True
         places = _find(work, request, elsewhere)
         if places.source is None and not _is_begun(work, places.target, request.desired.name):
@@ -57,91 +49,91 @@ def move(request: VolumeRequest, elsewhere: OtherShare, options: Options) -> Out
         return _locked(work, places, request, elsewhere).run()
 
 
-def _assumed(request: VolumeRequest, elsewhere: OtherShare, options: Options) -> Outcome | None:
+def _assumed(request: updating.VolumeRequest, elsewhere: updating.OtherShare, options: Options) -> transaction.Outcome | None:
     """What check mode says where the volume or one of the shares is not there yet; None where nothing is assumed."""
     from . import assumptions
 
-    name, there = check_volume_name(request.desired.name), elsewhere.find()
+    name, there = model.check_volume_name(request.desired.name), elsewhere.find()
     here = assumptions.reachable(request.candidates, options)
-    if here.shares and (there.missing or located(here, name, options) is not None or located(there, name, options) is not None):
+    if here.shares and (there.missing or updating.located(here, name, options) is not None or updating.located(there, name, options) is not None):
         return None
     here.require_all()
-    if not there.missing and located(there, name, options) is None:
+    if not there.missing and updating.located(there, name, options) is None:
         options.task.warn(f"volume {name} does not exist yet on {elsewhere.name}: check mode assumes that an earlier task makes it")
     share = (here.shares or request.candidates.missing)[0]
     after = assumptions.told_of(share, assumptions.assumed_volume(name), options)
-    return Outcome(name, True, [], [], None, after, told=_told(0))
+    return transaction.Outcome(name, True, [], [], None, after, told=_told(0))
 
 
 def _told(sent: int) -> dict:
-    return {"sent": told_of(sent)["sent"]}
+    return {"sent": up_to_date.told_of(sent)["sent"]}
 
 
-def _find(work: Workspace, request: VolumeRequest, elsewhere: OtherShare) -> _Places:
+def _find(work: workspace.Workspace, request: updating.VolumeRequest, elsewhere: updating.OtherShare) -> _Places:
     """:raises Conflict: both are one share. :raises VolumeNotFound: the volume is on neither."""
-    name, options = check_volume_name(request.desired.name), work.options
+    name, options = model.check_volume_name(request.desired.name), work.options
     there = elsewhere.find()
     directories = {_directory(share) for share in there.shares}
     here = request.candidates._replace(shares=tuple(share for share in request.candidates.shares if _directory(share) not in directories))
     if not here.shares:
         here.require_all()
-        raise Conflict(f"volume {name}", f"it cannot move from {elsewhere.name} to the same share", "name another share")
-    target = located(here, name, options, work.directory)
+        raise errors.Conflict(f"volume {name}", f"it cannot move from {elsewhere.name} to the same share", "name another share")
+    target = updating.located(here, name, options, work.directory)
     if target is not None and there.missing and not _is_begun(work, target, name):
         unseen = f"whether it is still on {elsewhere.name} as well is not known, because that share is not mounted"
         options.task.warn(f"volume {name} is on {target.label}; {unseen}")
         return _Places(None, target)
-    source = located(there, name, options, work.directory)
+    source = updating.located(there, name, options, work.directory)
     if target is None:
         if source is None:
-            problem = f"it is neither on {elsewhere.name} nor on {listed(share.source for share in here.shares)}"
-            raise VolumeNotFound(f"volume {name}", problem, "check the name, or leave moved_from out to make a new volume")
+            problem = f"it is neither on {elsewhere.name} nor on {model.listed(share.source for share in here.shares)}"
+            raise errors.VolumeNotFound(f"volume {name}", problem, "check the name, or leave moved_from out to make a new volume")
         target = _choose(work, here, source, request)
     return _Places(source, target)
 
 
-def _directory(share: Share) -> tuple[int, int]:
+def _directory(share: model.Share) -> tuple[int, int]:
     """What is the same under all names of a directory that this host knows."""
     status = os.stat(share.path)
     return status.st_dev, status.st_ino
 
 
-def _choose(work: Workspace, here: Candidates, source: Share, request: VolumeRequest) -> Share:
+def _choose(work: workspace.Workspace, here: candidates.Candidates, source: model.Share, request: updating.VolumeRequest) -> model.Share:
     """The share that the policy prefers of those that have room for all of it."""
     volume = work.mode.observe(source, request.desired.name)
-    demand = Demand(0, 0) if volume is None else Demand(volume.size, sum(image.allocated for image in volume.chain))
+    demand = capacity.Demand(0, 0) if volume is None else capacity.Demand(volume.size, sum(image.allocated for image in volume.chain))
     return placement.choose(here, demand.size, demand.at_once, request.policy, work.options.task.capacity)
 
 
-def _begin_watched(options: Options, volume: Volume | None) -> None:
+def _begin_watched(options: Options, volume: model.Volume | None) -> None:
     """Before anything is recorded. :raises TakesLong: somebody wants to see how far it is, since all data is sent or compared."""
     count = 0 if volume is None else sum(image.allocated for image in volume.chain)
     if options.task.may_begin_anew and (count > MUCH or (count and options.speed)):
         raise TakesLong
 
 
-def _is_begun(work: Workspace, target: Share, name: str) -> bool:
+def _is_begun(work: workspace.Workspace, target: model.Share, name: str) -> bool:
     volume = work.mode.observe(target, name)
     return volume is not None and volume.move is not None
 
 
-def _locked(work: Workspace, places: _Places, request: VolumeRequest, elsewhere: OtherShare) -> _Moving:
+def _locked(work: workspace.Workspace, places: _Places, request: updating.VolumeRequest, elsewhere: updating.OtherShare) -> _Moving:
     """Lock both sides, look at both, refuse what cannot move, and see to it that all points of the source have an identity."""
     name, (left, target) = request.desired.name, places
     work.locks.take_families([(target, name)] if left is None else [(target, name), (left, name)])
-    volume, of_source = (None, []) if left is None else recover(work, left, name)
-    here, of_target = recover(work, target, name)
-    recovered, source = each_once(of_source, of_target), left or target
+    volume, of_source = (None, []) if left is None else transaction.recover(work, left, name)
+    here, of_target = transaction.recover(work, target, name)
+    recovered, source = transaction.each_once(of_source, of_target), left or target
     if volume is not None and volume.move is not None:
         raise moving.unfinished(volume, source.label)
-    seen = movable.Seen(work, Held(source, volume), Held(target, here))
+    seen = movable.Seen(work, replication.Held(source, volume), replication.Held(target, here))
     if not work.options.check:  # what counts is read after that
         work.look_anew()
         volume = None if volume is None else work.mode.observe(source, name)
         here = None if here is None else work.mode.observe(target, name)
     longest = max(request.max_chain, sum(len(one.chain) for one in (volume, here) if one is not None) + 1)
-    asked = ReplicaRequest(Candidates((source,)), name, Candidates((target,)), name, max_chain=longest)
-    task = _Moving(work, asked, held_side(work, source, volume), held_side(work, target, here), recovered, elsewhere, seen)
+    asked = up_to_date.ReplicaRequest(candidates.Candidates((source,)), name, candidates.Candidates((target,)), name, max_chain=longest)
+    task = _Moving(work, asked, replication.held_side(work, source, volume), replication.held_side(work, target, here), recovered, elsewhere, seen)
     task.require_movable(request.desired)
     _begin_watched(work.options, volume)
     unknown = task.unidentified()
@@ -149,27 +141,34 @@ def _locked(work: Workspace, places: _Places, request: VolumeRequest, elsewhere:
         return task
     plan = replicas.identify(volume, unknown)
     if work.options.check and plan.after is not None:
-        again = Held(source, plan.after, tuple(Point(one, True) for one in plan.after.snapshots))
+        again = replication.Held(source, plan.after, tuple(Point(one, True) for one in plan.after.snapshots))
     else:
-        carry_out(work, source, plan, [])
-        again = held_side(work, source, work.mode.observe(source, name))
-    return _Moving(work, asked, again, held_side(work, target, here), recovered, elsewhere, seen)
+        transaction.carry_out(work, source, plan, [])
+        again = replication.held_side(work, source, work.mode.observe(source, name))
+    return _Moving(work, asked, again, replication.held_side(work, target, here), recovered, elsewhere, seen)
 
 
-class _Moving(Replication):
+class _Moving(replication.Replication):
     """One move, under the locks of both sides."""
 
     def __init__(
-        self, work: Workspace, request: ReplicaRequest, source: Held, replica: Held, recovered: list, elsewhere: OtherShare, seen: movable.Seen
+        self,
+        work: workspace.Workspace,
+        request: up_to_date.ReplicaRequest,
+        source: replication.Held,
+        replica: replication.Held,
+        recovered: list,
+        elsewhere: updating.OtherShare,
+        seen: movable.Seen,
     ) -> None:
         """:param elsewhere: the share that it moves from. :param seen: what the files of both sides were before they were looked at."""
         super().__init__(work, request, source, replica, recovered)
         self._elsewhere, self._seen = elsewhere, seen
         begun = replica.volume.move if replica.volume is not None else None
         self._was_begun = begun is not None
-        self._move = begun or Move(source.share.source, now(), kept=tuple(point.name for point in replica.points))
+        self._move = begun or model.Move(source.share.source, model.now(), kept=tuple(point.name for point in replica.points))
 
-    def run(self) -> Outcome:
+    def run(self) -> transaction.Outcome:
         """Go on from where it is. See :func:`move`."""
         if self.source.volume is None:
             return self._end()
@@ -183,7 +182,7 @@ class _Moving(Replication):
         self._remove_source()
         return replace(self._end(), before=before)
 
-    def _do(self, plan: Plan, source: CopySource | None = None) -> None:
+    def _do(self, plan: Plan, source: engine.CopySource | None = None) -> None:
         super()._do(plan, source)
         self._seen.follow(self.replica, {file for step in plan.steps for file in step.changes()}, self._read)
         self._read.clear()
@@ -199,7 +198,7 @@ class _Moving(Replication):
         source, target = self.source, self.replica
         if self._was_begun and self._move.source not in {share.source for share in self._elsewhere.find().shares}:
             problem = f"it is being moved there from {self._move.source}, and not from {self._elsewhere.name}"
-            raise Conflict(self._subject, problem, f"say moved_from: {self._move.source}")
+            raise errors.Conflict(self._subject, problem, f"say moved_from: {self._move.source}")
         if source.volume is None:
             return
         movable.require_two(self._work, source, target)
@@ -214,16 +213,16 @@ class _Moving(Replication):
             self._require_replica(source.volume)
         self._find_lack()
 
-    def _require_replica(self, source: Volume) -> None:
+    def _require_replica(self, source: model.Volume) -> None:
         """:raises Conflict: what is on the new share cannot become the volume."""
         remedy = "find out which of both you need, and remove the other one (state: absent), or leave moved_from out"
         if source.received or not self.replica.is_replica:
             problem = f"the volume is on {self.source.share.label} as well, and is no replica of that one"
             if source.received:
                 problem = f"the volume is on {self.source.share.label} as well, and that one is a replica itself"
-            raise Conflict(self._subject, problem, remedy)
+            raise errors.Conflict(self._subject, problem, remedy)
         if self._is_written():
-            raise Conflict(self._subject, "somebody has written to it since its newest point was received", remedy)
+            raise errors.Conflict(self._subject, "somebody has written to it since its newest point was received", remedy)
 
     def _require_all_points(self, points: Sequence[Point]) -> None:
         """:raises Conflict: the new share lacks one of these points of the source."""
@@ -231,8 +230,8 @@ class _Moving(Replication):
         certain = [point.name for at, point in enumerate(self.source.points) if at in matched or any(point.is_surely(one) for one in self.replica.points)]
         missing = [point.name for point in points if point.name not in certain]
         if missing:
-            problem = f"it lacks snapshots that are older than what both have, and that would be lost: {listed(missing)}"
-            raise Conflict(self._subject, problem, "remove it there (state: absent) to send all anew, or delete them on the old share first")
+            problem = f"it lacks snapshots that are older than what both have, and that would be lost: {model.listed(missing)}"
+            raise errors.Conflict(self._subject, problem, "remove it there (state: absent) to send all anew, or delete them on the old share first")
 
     # -- sending ---------------------------------------------------------------------------------------------------------
 
@@ -241,7 +240,7 @@ class _Moving(Replication):
         if self.replica.volume is None or self._was_begun:
             return
         common = None if self._common is None else self.source.present.point_file(self.source.points[self._common.source].name)
-        self._require_room(held_above(self.source.present.chain, common))
+        self._require_room(replication.held_above(self.source.present.chain, common))
         self._do(moving.record(self.replica.present, self._move))
         if self._options.check:
             return
@@ -249,7 +248,7 @@ class _Moving(Replication):
         source = self._work.mode.observe(self.source.share, self._request.volume)
         if source is None or source.move is not None:
             self._do(moving.record(self.replica.present, None))
-            raise Conflict(self._subject, f"it is the volume on {self.source.share.label}", "name another share: both are one directory")
+            raise errors.Conflict(self._subject, f"it is the volume on {self.source.share.label}", "name another share: both are one directory")
 
     def _send_all(self) -> None:
         """Send what is missing, and compare what was there before."""
@@ -258,7 +257,7 @@ class _Moving(Replication):
         self._send_present(newest)
         if not self._options.check:
             self._verify_here([one.name for one in lack.sent])
-        self.replica = held_side(self._work, self.replica.share, self.replica.volume)
+        self.replica = replication.held_side(self._work, self.replica.share, self.replica.volume)
         self._matched = []
         self._require_all_points(self.source.points)
         self._take_access()
@@ -271,7 +270,7 @@ class _Moving(Replication):
         is_certain = self._seen.settle(self.replica)
         self._verify_all(sent if is_certain else ())
         if not is_certain and self._present_differs():
-            raise VerifyFailed(self._subject, "its present is not that of its source", "run the task again when nobody uses it")
+            raise errors.VerifyFailed(self._subject, "its present is not that of its source", "run the task again when nobody uses it")
         self._seen.require_target(self.replica)
 
     def _take_access(self) -> None:
@@ -289,17 +288,19 @@ class _Moving(Replication):
             newer = self.replica.points[self._common.replica + 1 if self._common else 0 :]
             own = [point.name for point in newer if not point.snapshot.received]
             if own:
-                raise Conflict(self._subject, f"it has snapshots that were made there since the move was begun: {listed(own)}", "delete them, and go on")
+                raise errors.Conflict(
+                    self._subject, f"it has snapshots that were made there since the move was begun: {model.listed(own)}", "delete them, and go on"
+                )
             self._request = self._request._replace(discards=True)
         try:
             lack = super()._find_lack()
-        except Conflict as error:
+        except errors.Conflict as error:
             remedy = "delete what is in the way on the old share, or remove the volume here (state: absent) to send all anew"
-            raise Conflict(error.subject, error.problem, remedy) from error
+            raise errors.Conflict(error.subject, error.problem, remedy) from error
         lost = [name for name in lack.dropped if name in self._move.kept]
         if lost:
-            problem = f"it had snapshots before the move, and the source has given their names to others since: {listed(lost)}"
-            raise Conflict(self._subject, problem, "delete those snapshots on the old share, and go on")
+            problem = f"it had snapshots before the move, and the source has given their names to others since: {model.listed(lost)}"
+            raise errors.Conflict(self._subject, problem, "delete those snapshots on the old share, and go on")
         self._require_all_points(self.source.points[: self._common.source + 1] if self._common else ())
         return lack
 
@@ -324,7 +325,7 @@ class _Moving(Replication):
             return
         self._receive(images, newest, lambda count: replicas.receive_present(here, images[0].size, label, count))
 
-    def _differs(self, images: tuple[Image, ...], here: Volume, newest: tuple[str, str] | None) -> bool:
+    def _differs(self, images: tuple[model.Image, ...], here: model.Volume, newest: tuple[str, str] | None) -> bool:
         """Whether the volume there shows something else than these images of the source."""
         theirs = None if newest is None else self.source.present.point_file(newest[0])
         ours = None if newest is None else here.point_file(newest[1])
@@ -337,7 +338,7 @@ class _Moving(Replication):
         uid, gid = movable.owner_for(self._work, self.source.share, self.replica.share, volume)
         return super()._like_source(desired)._replace(labels=dict(volume.labels), created=volume.created, uid=uid, gid=gid)
 
-    def _begun(self, volume: Volume) -> Volume:
+    def _begun(self, volume: model.Volume) -> model.Volume:
         """With the move on record from the beginning."""
         return replace(super()._begun(volume), move=self._move)
 
@@ -349,15 +350,15 @@ class _Moving(Replication):
         remedy = "find out which of both is right; remove the old one (state: absent there), or the new one (state: absent with recover: discard)"
         missing = [point.name for point in self.source.points if not any(point.is_surely(other) for other in self.replica.points)]
         if missing:
-            raise Conflict(self._subject, f"{since}, and there are other snapshots now: {listed(missing)}", remedy)
+            raise errors.Conflict(self._subject, f"{since}, and there are other snapshots now: {model.listed(missing)}", remedy)
         if self._options.check:
             return
         try:
             self._verify_all()
-        except VerifyFailed as error:
-            raise Conflict(self._subject, f"{since}, and now both differ: {error.problem}", remedy) from error
+        except errors.VerifyFailed as error:
+            raise errors.Conflict(self._subject, f"{since}, and now both differ: {error.problem}", remedy) from error
         if self._present_differs():
-            raise Conflict(self._subject, f"{since}, and since then somebody has written to one of both", remedy)
+            raise errors.Conflict(self._subject, f"{since}, and since then somebody has written to one of both", remedy)
 
     def _present_differs(self) -> bool:
         """Whether both show something else now. They have all points of the source, known by their identities."""
@@ -373,19 +374,19 @@ class _Moving(Replication):
             movable.require_unused(self._work, self.replica)
             self._seen.require_target(self.replica)
         plan = replace(planner.delete_volume(volume, cascade=True), intent=True, unchanged=self._seen.source)  # nothing of it stays, not even a record
-        self._outcome = joined(self._outcome, carry_out(self._work, share, plan, []))
+        self._outcome = transaction.joined(self._outcome, transaction.carry_out(self._work, share, plan, []))
         self._work.mode.forget_groups(share, volume.name)
-        self.source = Held(share, None)
+        self.source = replication.Held(share, None)
 
-    def _end(self) -> Outcome:
+    def _end(self) -> transaction.Outcome:
         """The source is gone: the move is over. :raises Conflict: not all of it had arrived."""
         here = self.replica.volume
         if here is None:
             problem = f"it is neither on {self._elsewhere.name} nor on {self.replica.share.label} any more"
-            raise VolumeNotFound(f"volume {self._request.volume}", problem, "find out who removed it")
+            raise errors.VolumeNotFound(f"volume {self._request.volume}", problem, "find out who removed it")
         if here.move is not None and not here.move.is_complete:
             problem = f"its move from {here.move.source} was interrupted, and the volume is not there any more, so that not all of it is here"
-            raise Conflict(self._subject, problem, "find out who removed it; say recover: discard (without moved_from) to keep what is here")
+            raise errors.Conflict(self._subject, problem, "find out who removed it; say recover: discard (without moved_from) to keep what is here")
         if here.move is not None:
             self._do(moving.record(here, None))
         self._work.locks.forget_files()

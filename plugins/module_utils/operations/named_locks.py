@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Iterator
 
-from ..model import Share
+from .. import model
 from ..store.files.directory import ShareDirectory
 from ..store.locks.lock import VolumeLock
 from .options import Options
@@ -16,7 +16,7 @@ from .options import Options
 
 @contextmanager
 def locked_name(
-    share: Share, name: str, options: Options, patience: float = 0, breaks: bool = False, shared: bool = False
+    share: model.Share, name: str, options: Options, patience: float = 0, breaks: bool = False, shared: bool = False
 ) -> Iterator[tuple[ShareDirectory, VolumeLock]]:
     """A context in which this task alone has such a name. Each change in the directory verifies the lock.
 

@@ -15,21 +15,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ContextManager, NamedTuple, Sequence
 from urllib.parse import quote
 
-from ..access import chain, guard, holder, targets
-from ..access.folders import AccessDirectory
+from .. import errors, model
+from ..access import chain, folders, guard, holder, targets
 from ..access.record import Point, Record, Target
-from ..errors import Conflict, InUse, StorageError
-from ..model import MOUNT_BASE, Image, Share, check_snapshot_name, check_volume_name, now, time_text
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import opened_marks
-from . import sources
+from . import snapshots, sources, workspace
 from .candidates import Candidates, find_candidates
 from .options import Options
-from .snapshots import find, recovered_volume
-from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from .shapes import Action, Recovered
+    from . import shapes
 
 
 class OpenRequest(NamedTuple):
@@ -40,7 +36,7 @@ class OpenRequest(NamedTuple):
     snapshot: str | None
     target: Target
     seconds: int
-    directory: AccessDirectory
+    directory: folders.AccessDirectory
 
 
 class CloseRequest(NamedTuple):
@@ -53,7 +49,7 @@ class CloseRequest(NamedTuple):
     volume: str | None
     snapshot: str | None
     shares: frozenset[str]
-    directory: AccessDirectory
+    directory: folders.AccessDirectory
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,8 @@ class Done:
     renewed: bool = False
     closed: tuple[dict, ...] = ()
     cleaned: tuple[str, ...] = ()
-    actions: tuple[Action, ...] = ()
-    recovered: tuple[Recovered, ...] = ()
+    actions: tuple[shapes.Action, ...] = ()
+    recovered: tuple[shapes.Recovered, ...] = ()
     before: dict | None = None
     after: dict | None = None
 
@@ -88,7 +84,7 @@ def describe(record: Record) -> dict:
         "size": point.size,
         "pid": record.daemon or None,
         "opened": record.opened,
-        "expires": time_text(time.time() + record.ends - guard.clock()),
+        "expires": model.time_text(time.time() + record.ends - guard.clock()),
     }
 
 
@@ -101,9 +97,9 @@ def open_point(request: OpenRequest, options: Options) -> Done:
     :raises Conflict: another point is shown there, or something else is there. :raises InUse: a machine writes to the present of the volume.
     :raises ToolMissing: the daemon is not installed, or this user cannot use FUSE. :raises StorageError: the point cannot be read.
     """
-    check_volume_name(request.volume, "name one volume")
+    model.check_volume_name(request.volume, "name one volume")
     if request.snapshot is not None:
-        check_snapshot_name(request.volume, request.snapshot)
+        model.check_snapshot_name(request.volume, request.snapshot)
     holder.program()
     if request.target.kind == guard.FUSE:
         targets.require_fuse()
@@ -118,7 +114,7 @@ def open_point(request: OpenRequest, options: Options) -> Done:
     return replace(done, cleaned=cleaned, changed=done.changed or bool(cleaned), actions=steps + done.actions)
 
 
-def _alone(directory: AccessDirectory, target: Target, options: Options) -> ContextManager[None]:
+def _alone(directory: folders.AccessDirectory, target: Target, options: Options) -> ContextManager[None]:
     """A context in which this task alone works with what is shown there. Check mode changes nothing."""
     return nullcontext() if options.check else directory.alone(target, options.lock_timeout)
 
@@ -136,17 +132,17 @@ def _foretold_anew(request: OpenRequest, options: Options) -> Done | None:
     return _foretold(request, Point(share.path, share.source, request.volume, request.snapshot, (), volume.size))
 
 
-def _foretold(request: OpenRequest, point: Point, recovered: Sequence[Recovered] = ()) -> Done:
-    record = Record(request.target, point, guard.boot(), guard.clock() + request.seconds, now())
+def _foretold(request: OpenRequest, point: Point, recovered: Sequence[shapes.Recovered] = ()) -> Done:
+    record = Record(request.target, point, guard.boot(), guard.clock() + request.seconds, model.now())
     return _opened(record, None, recovered)
 
 
 def _open(request: OpenRequest, options: Options) -> Done:
-    with Workspace(options) as work:
-        share = find(work, request.candidates, request.volume)
+    with workspace.Workspace(options) as work:
+        share = snapshots.find(work, request.candidates, request.volume)
         if not sources.lock_for_reading(work, [], share, request.volume):
             work.locks.take_families([(share, request.volume)])
-        volume, recovered = recovered_volume(work, share, request.volume)
+        volume, recovered = snapshots.recovered_volume(work, share, request.volume)
         if request.snapshot and options.assume and not volume.has_snapshot(request.snapshot):
             from . import assumptions
 
@@ -157,7 +153,9 @@ def _open(request: OpenRequest, options: Options) -> Done:
         return _shown(work, request, share, point, images, recovered)
 
 
-def _shown(work: Workspace, request: OpenRequest, share: Share, point: Point, images: Sequence[Image], recovered: Sequence[Recovered]) -> Done:
+def _shown(
+    work: workspace.Workspace, request: OpenRequest, share: model.Share, point: Point, images: Sequence[model.Image], recovered: Sequence[shapes.Recovered]
+) -> Done:
     options, directory, target = work.options, request.directory, request.target
     ends = guard.clock() + request.seconds
     with nullcontext() if options.check else directory.steady(target, options.lock_timeout):
@@ -183,7 +181,7 @@ def _shown(work: Workspace, request: OpenRequest, share: Share, point: Point, im
             _end(directory, target, record, options)
             targets.require_free(target, share.path)
         work.directory(share).verify(images[0].file)
-        fresh = Record(target, point, guard.boot(), ends, now(), mark=None if share.locks_visible else opened_marks.new_name())
+        fresh = Record(target, point, guard.boot(), ends, model.now(), mark=None if share.locks_visible else opened_marks.new_name())
         directory.write(fresh)
         try:
             _mark(work, share, fresh, request.seconds)
@@ -194,22 +192,22 @@ def _shown(work: Workspace, request: OpenRequest, share: Share, point: Point, im
     return _opened(started, old, recovered)
 
 
-def _mark(work: Workspace, share: Share, record: Record, seconds: int) -> None:
+def _mark(work: workspace.Workspace, share: model.Share, record: Record, seconds: int) -> None:
     """Say on the share that the point is opened, where nobody sees its locks."""
     if record.mark is not None:
         point = record.point
         opened_marks.write(work.directory(share), point.volume, record.mark, point.label, [part.file for part in point.parts], seconds)
 
 
-def _end(directory: AccessDirectory, target: Target, record: Record | None, options: Options) -> bool:
+def _end(directory: folders.AccessDirectory, target: Target, record: Record | None, options: Options) -> bool:
     """As :func:`holder.end`, and take the mark away from the share. One that cannot be reached is told: it counts until its end."""
     was_there = holder.end(directory, target, record)
     if record is not None and record.mark is not None:
         try:
-            for share in find_candidates(record.point.share, MOUNT_BASE).shares:
+            for share in find_candidates(record.point.share, model.MOUNT_BASE).shares:
                 with ShareDirectory(share) as opened:
                     opened_marks.remove(opened, record.mark)
-        except (StorageError, OSError) as error:
+        except (errors.StorageError, OSError) as error:
             options.task.warn(f"the mark of {record.point.label} on {record.point.source} cannot be removed, and keeps others away until its end: {error}")
     return was_there
 
@@ -218,12 +216,12 @@ def _require_same(record: Record, point: Point) -> None:
     """:raises Conflict: the path shows another point."""
     old = record.point
     if (old.share, old.volume, old.snapshot) != (point.share, point.volume, point.snapshot):
-        raise Conflict(f"{record.target.option} {record.target.path}", f"it shows {old.label} on {old.source}", "close that first, or give another path")
+        raise errors.Conflict(f"{record.target.option} {record.target.path}", f"it shows {old.label} on {old.source}", "close that first, or give another path")
 
 
-def _opened(record: Record, old: Record | None, recovered: Sequence[Recovered]) -> Done:
+def _opened(record: Record, old: Record | None, recovered: Sequence[shapes.Recovered]) -> Done:
     told = describe(record)
-    step: Action = {"step": "open_point", "point": record.point.label, record.target.option: record.target.path}
+    step: shapes.Action = {"step": "open_point", "point": record.point.label, record.target.option: record.target.path}
     return Done(True, told, actions=(step,), recovered=tuple(recovered), before=_lasting(old), after=_lasting(record))
 
 
@@ -250,7 +248,7 @@ def close_points(request: CloseRequest, options: Options) -> Done:
         try:
             with _alone(directory, target, options):
                 record, was_there = _close(request, target, options)
-        except StorageError as error:
+        except errors.StorageError as error:
             failed = failed or error
             continue
         if was_there:
@@ -269,11 +267,11 @@ def _records(request: CloseRequest, options: Options) -> list[Record]:
     return [record for record in known if record is not None and _is_meant(request, record)]
 
 
-def _known(directory: AccessDirectory, name: str, options: Options) -> Record | None:
+def _known(directory: folders.AccessDirectory, name: str, options: Options) -> Record | None:
     """What is recorded of a point; None also if that cannot be believed, with a warning."""
     try:
         return directory.read(name)
-    except StorageError as error:
+    except errors.StorageError as error:
         options.task.warn(str(error))
         return None
 
@@ -293,7 +291,7 @@ def _close(request: CloseRequest, target: Target, options: Options) -> tuple[Rec
     record = directory.read(target.name)
     if record is not None and not _is_meant(request, record):
         problem = f"it shows {record.point.label} on {record.point.source}"
-        raise Conflict(f"{target.option} {target.path}", problem, "name that one, or leave out volume, snapshot and share")
+        raise errors.Conflict(f"{target.option} {target.path}", problem, "name that one, or leave out volume, snapshot and share")
     if options.check:
         return record, record is not None or targets.is_left(target)
     return record, _end(directory, target, record, options)
@@ -302,7 +300,7 @@ def _close(request: CloseRequest, target: Target, options: Options) -> tuple[Rec
 # -- what was killed -----------------------------------------------------------------------------------------------------
 
 
-def _clean(directory: AccessDirectory, options: Options, *besides: str) -> tuple[str, ...]:
+def _clean(directory: folders.AccessDirectory, options: Options, *besides: str) -> tuple[str, ...]:
     """Take away what holders left that were killed. Returns the paths at which they showed points. :param besides: names that are not looked at."""
     cleaned = []
     for name in directory.names():
@@ -314,12 +312,12 @@ def _clean(directory: AccessDirectory, options: Options, *besides: str) -> tuple
         try:
             if options.check or _cleaned(directory, record, options):
                 cleaned.append(record.target.path)
-        except StorageError as error:
+        except errors.StorageError as error:
             options.task.warn(str(error))
     return tuple(cleaned)
 
 
-def _cleaned(directory: AccessDirectory, record: Record, options: Options) -> bool:
+def _cleaned(directory: folders.AccessDirectory, record: Record, options: Options) -> bool:
     """Take away what is left of one, if no task works with it. Returns whether it did."""
     name = record.target.name
     try:
@@ -328,5 +326,5 @@ def _cleaned(directory: AccessDirectory, record: Record, options: Options) -> bo
             if again is None or holder.find(directory, name, again).is_whole:
                 return False
             return _end(directory, again.target, again, options)
-    except InUse:
+    except errors.InUse:
         return False  # another task opens or closes it, or the kernel does not let it end

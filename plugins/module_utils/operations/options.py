@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Callable
 from ..store.files.waiting import Waiting
 
 if TYPE_CHECKING:
-    from ..attachments import Attachment
-    from ..model import Volume
-    from ..progress import Meter
+    from .. import attachments, model, progress
+    from . import lease_holding, step_log
     from .bulk.batch_locks import BatchLocks
     from .capacity import Capacity
-    from .lease_holding import HeldLease
-    from .step_log import StepLog
 
 
 LOOKED_AT = "looked at"  # in ``kept``, of a task about many: shares that are opened for a moment, by (path, thread)
@@ -41,14 +38,14 @@ class Task:
     """
 
     warn: Callable[[str], None] = lambda _text: None
-    log: StepLog | None = None
+    log: step_log.StepLog | None = None
     predicted: dict = field(default_factory=dict)
     assumed: set = field(default_factory=set)
     failed: set = field(default_factory=set)
     kept: dict = field(default_factory=dict)
     batch_locks: BatchLocks | None = None
     waiting: Waiting = field(default_factory=Waiting)
-    meter: Meter | None = None
+    meter: progress.Meter | None = None
     begins_anew: bool = False
 
     @property
@@ -85,15 +82,15 @@ class Options:
     discard: bool = False
     not_dependent: tuple[str, ...] = ()
     drop_bitmaps: bool = False
-    attachment: Attachment | None = None
+    attachment: attachments.Attachment | None = None
     of_all: bool = False
     speed: int = 0
     timeout: float | None = None
     quiesce: str = "false"
     agent: str | None = None
     assume: bool = False
-    lease: HeldLease | None = None
-    permit: Callable[[Volume], None] | None = None
+    lease: lease_holding.HeldLease | None = None
+    permit: Callable[[model.Volume], None] | None = None
     task: Task = field(default_factory=Task)
 
 

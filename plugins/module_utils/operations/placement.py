@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import NoEligibleShare
-from ..model import Share, size_text
+from .. import errors, model
 from ..plan.desired import DesiredVolume
 from .candidates import LEAST_ALLOCATED, ROUND_ROBIN, Candidates, Policy
 from .capacity import EACH, Capacity, Demand, figures_of, locality_of
@@ -27,7 +26,7 @@ def demand(desired: DesiredVolume) -> Demand:
     return Demand(size, data + tables, data + tables, _small(desired, False))
 
 
-def demand_of_clone(desired: DesiredVolume, linked: bool, source: Share, size: int, allocated: int, able: Candidates) -> Demand:
+def demand_of_clone(desired: DesiredVolume, linked: bool, source: model.Share, size: int, allocated: int, able: Candidates) -> Demand:
     """What a clone takes of a point of ``size`` bytes of which the share holds ``allocated``. One that is linked, and is not cut loose
     in the same task, copies nothing. Room for all is required even where blocks will probably be shared, because that is not certain."""
     copied = 0 if linked and not desired.flatten else allocated
@@ -45,7 +44,7 @@ def _tables(size: int) -> int:
     return size // 8192 + size // 32768 + _QCOW2
 
 
-def _copies_share_blocks(source: Share, candidates: Candidates) -> bool:
+def _copies_share_blocks(source: model.Share, candidates: Candidates) -> bool:
     """Whether a copy of a volume on ``source`` takes no room of its own on any of the candidates, as far as that can be known."""
 
     if any(share.path != source.path for share in candidates.shares):
@@ -54,7 +53,7 @@ def _copies_share_blocks(source: Share, candidates: Candidates) -> bool:
     return below is not None and below.shares_blocks
 
 
-def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, capacity: Capacity) -> Share:
+def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Policy, capacity: Capacity) -> model.Share:
     """The eligible share that the policy prefers for a new volume of ``needed`` bytes virtual size; of equal ones the first.
 
     :param allocated_now: bytes that its creation writes at once (preallocation, a clone's data).
@@ -69,22 +68,22 @@ def choose(candidates: Candidates, needed: int, allocated_now: int, policy: Poli
         else:
             eligible.append((_rank(share, free, policy, capacity) if len(candidates.shares) > 1 else 0, share))
     if not eligible:
-        raise NoEligibleShare(
-            f"new volume of {size_text(needed)}",
+        raise errors.NoEligibleShare(
+            f"new volume of {model.size_text(needed)}",
             "no share can take it (" + "; ".join(reasons) + ")",
             "free space, add a share, end the maintenance of one, or change reserved_percentage or max_over_subscription_ratio",
         )
     return min(eligible, key=lambda pair: pair[0])[1]
 
 
-def _rank(share: Share, free: int, policy: Policy, capacity: Capacity) -> int:
+def _rank(share: model.Share, free: int, policy: Policy, capacity: Capacity) -> int:
     """The lowest is preferred. Nothing keeps count of whose turn it is: the share with the fewest volumes is next."""
     if policy.placement == LEAST_ALLOCATED:
         return capacity.provisioned(share)
     return capacity.volumes(share) if policy.placement == ROUND_ROBIN else -free
 
 
-def reserve(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, capacity: Capacity) -> Share:
+def reserve(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, capacity: Capacity) -> model.Share:
     """Choose one of the candidates that are ``able`` to have the volume, and promise it the room there.
 
     :raises NoEligibleShare: as :func:`choose`.
@@ -95,7 +94,7 @@ def reserve(name: str, asked: Candidates, able: Candidates, wanted: Demand, poli
         return share
 
 
-def place(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, capacity: Capacity, check: bool) -> Share:
+def place(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy: Policy, capacity: Capacity, check: bool) -> model.Share:
     """Where a volume goes that is made now: where it was promised room, unless that went away or it turned out to need more.
 
     :raises NoEligibleShare: as :func:`choose`. :raises OSError: a share cannot be asked for its room.
@@ -110,7 +109,7 @@ def place(name: str, asked: Candidates, able: Candidates, wanted: Demand, policy
         return reserve(name, asked, able, wanted, policy, capacity)
 
 
-def _still_good(share: Share, promised: Demand, able: Candidates, wanted: Demand, policy: Policy, check: bool) -> bool:
+def _still_good(share: model.Share, promised: Demand, able: Candidates, wanted: Demand, policy: Policy, check: bool) -> bool:
     if share not in able.shares or wanted.size != promised.size or wanted.at_once > promised.at_once + _NOISE:
         return False
     if check:
@@ -121,7 +120,7 @@ def _still_good(share: Share, promised: Demand, able: Candidates, wanted: Demand
     return usable > 0 and wanted.at_once <= usable and os.access(share.path, os.W_OK)
 
 
-def _room(share: Share, needed: int, allocated_now: int, policy: Policy, capacity: Capacity) -> tuple[int, str]:
+def _room(share: model.Share, needed: int, allocated_now: int, policy: Policy, capacity: Capacity) -> tuple[int, str]:
     if not os.access(share.path, os.W_OK):
         return 0, "is not writable"
     if capacity.in_maintenance(share):
@@ -133,7 +132,7 @@ def _room(share: Share, needed: int, allocated_now: int, policy: Policy, capacit
         return 0, "is full" if not reserved else f"is full ({_short(max(free, 0))} are free, {_short(reserved)} stay reserved)"
     if allocated_now and allocated_now + capacity.small(share) > usable:
         kept = f", beside {_short(reserved)} that stay reserved" if reserved else ""
-        return 0, f"has {size_text(usable)} free for use{kept}, and {_short(allocated_now)} are needed at once beside some for records"
+        return 0, f"has {model.size_text(usable)} free for use{kept}, and {_short(allocated_now)} are needed at once beside some for records"
     taken, most = capacity.provisioned(share) if total else 0, total * policy.max_over_subscription_ratio
     if total and taken + needed > most:
         ratio = f"{policy.max_over_subscription_ratio:g}"
@@ -143,4 +142,4 @@ def _room(share: Share, needed: int, allocated_now: int, policy: Policy, capacit
 
 
 def _short(size: int) -> str:
-    return size_text(size).split(" (", 1)[0]
+    return model.size_text(size).split(" (", 1)[0]

@@ -13,31 +13,28 @@ import json
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Callable, Mapping
 
-from ..errors import StorageError
-from ..model import Share
+from .. import errors, model
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import records
-from ..store.volumes import dependents, ownership
-from ..store.volumes.chains import Observed
-from ..store.volumes.listing import Listing, processors, read_volumes
+from ..store.volumes import chains, dependents, listing, ownership
 from . import report
 
 if TYPE_CHECKING:
-    from .unknown_files import UnknownFiles
+    from . import unknown_files
 
 Shape = Callable[[Mapping], "dict[str, list]"]  # a volume → what a result has of it, by the result's keys
 
 _OF_GLOBS = frozenset("*?[")  # letters that make a name a glob
 
 
-def list_volumes(share: Share, patterns: list[str]) -> list[dict]:
+def list_volumes(share: model.Share, patterns: list[str]) -> list[dict]:
     """All volumes of a share whose names match one of ``patterns`` (globs; none: all). One that cannot be read comes with
     its ``error_code`` and ``msg``."""
     texts = told_volumes(share, patterns, lambda volume: {"": [volume]})
     return [json.loads(text[""]) for text in texts]
 
 
-def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[str, str]]:
+def told_volumes(share: model.Share, patterns: list[str], shape: Shape) -> list[dict[str, str]]:
     """What ``shape`` makes of each of these volumes, as lists in JSON without their brackets; empty lists are left out."""
 
     names = frozenset(patterns)  # most are plain names, of which there can be as many as there are volumes
@@ -46,10 +43,10 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
     def skip(name: str) -> bool:
         return name not in names and not any(fnmatchcase(name, glob) for glob in globs)
 
-    def tell(name: str, found: Observed | StorageError) -> dict[str, str]:
+    def tell(name: str, found: chains.Observed | errors.StorageError) -> dict[str, str]:
         if patterns and skip(name):
             return {}
-        if isinstance(found, Observed) and found.lone:
+        if isinstance(found, chains.Observed) and found.lone:
             if not unknown:
                 from .unknown_files import UnknownFiles  # late: most shares have none
 
@@ -57,9 +54,9 @@ def told_volumes(share: Share, patterns: list[str], shape: Shape) -> list[dict[s
             return unknown[0].text(found)
         return _texts(shape(_result(directory, name, found)))
 
-    unknown: list[UnknownFiles] = []
+    unknown: list[unknown_files.UnknownFiles] = []
     with ShareDirectory(share) as directory:
-        found: Listing[dict[str, str]] = read_volumes(directory, tell, processors(), skip=skip if patterns else None)
+        found: listing.Listing[dict[str, str]] = listing.read_volumes(directory, tell, listing.processors(), skip=skip if patterns else None)
         if any(found.descriptions.values()):
             for name, resting in _dependents(directory, found).items():
                 found.descriptions[name] = {key: _completed(text, resting) for key, text in found.descriptions[name].items()}
@@ -70,9 +67,9 @@ def _texts(shaped: dict[str, list]) -> dict[str, str]:
     return {key: json.dumps(objects)[1:-1] for key, objects in shaped.items() if objects}
 
 
-def _result(directory: ShareDirectory, name: str, found: Observed | StorageError) -> Mapping:
+def _result(directory: ShareDirectory, name: str, found: chains.Observed | errors.StorageError) -> Mapping:
     share = directory.share
-    if not isinstance(found, StorageError):
+    if not isinstance(found, errors.StorageError):
         return report.volume(found.volume, share, found.in_use)
     broken = {"name": name, "share": share.source, "error_code": found.error_code, "msg": str(found), **found.details}
     pending = _pending(directory, name)
@@ -86,12 +83,12 @@ def _pending(directory: ShareDirectory, name: str) -> dict | None:
     """What an interrupted task left to be ended of a volume that cannot be read."""
     try:
         record = records.read(directory, name)
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         return None
     return report.pending(record.intent) if record is not None else None
 
 
-def _dependents(directory: ShareDirectory, found: Listing) -> dict[str, tuple[tuple[str, str], ...]]:
+def _dependents(directory: ShareDirectory, found: listing.Listing) -> dict[str, tuple[tuple[str, str], ...]]:
     """What rests on which of the volumes in the result. It is known only once all files of the share were read."""
     backings = dependents.scan(directory, found.known_backings(), found.listed)
     told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.descriptions[name])

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Callable, Container
 
-from ..errors import HasNewerSnapshots, HasSnapshots
-from ..model import Share
+from .. import errors, model
 from ..plan.plan import Plan
 from ..store.files.directory import ShareDirectory
 from ..store.volumes import ownership
-from .applying import engine_for
-from .workspace import Workspace
+from . import applying, workspace
 
 
 def require_free_name(directory: ShareDirectory, file: str, volume: str, still_there: Container[str]) -> None:
@@ -25,7 +23,7 @@ def require_free_name(directory: ShareDirectory, file: str, volume: str, still_t
         ownership.require_free_name(directory, file, volume)
 
 
-def plan_that_gives_up(work: Workspace, share: Share, plan: Callable[[bool], Plan], allowed: bool) -> Plan:
+def plan_that_gives_up(work: workspace.Workspace, share: model.Share, plan: Callable[[bool], Plan], allowed: bool) -> Plan:
     """The plan that ``plan`` makes when it is told whether snapshots may go with what is asked for.
 
     Who would have to stop a machine first is told that first: a permission to drop snapshots would not help.
@@ -34,8 +32,8 @@ def plan_that_gives_up(work: Workspace, share: Share, plan: Callable[[bool], Pla
     """
     try:
         return plan(allowed)
-    except (HasSnapshots, HasNewerSnapshots):
+    except (errors.HasSnapshots, errors.HasNewerSnapshots):
         if work.options.attachment is not None:
-            with engine_for(work, share, [plan(True)]):
+            with applying.engine_for(work, share, [plan(True)]):
                 pass
         raise

@@ -11,59 +11,54 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import LockTimeout
-from ..model import Share, check_volume_name
+from .. import errors, model
 from ..plan import replicas
 from ..store.metadata.points import state_of
-from .capacity import require_placeable
+from . import capacity, replication, snapshots, transaction, up_to_date, workspace
 from .options import Options
-from .replication import Replication
-from .snapshots import recovered_volume
-from .transaction import Outcome, carry_out
-from .up_to_date import ReplicaRequest, told_of, unchanged
-from .workspace import Workspace
+from .up_to_date import ReplicaRequest
 
 _ATTEMPTS = 3  # to find the source as it was a moment ago
 
 
-def replicate(request: ReplicaRequest, options: Options) -> Outcome:
+def replicate(request: ReplicaRequest, options: Options) -> transaction.Outcome:
     """Bring a replica up to date. :raises Conflict: something there is in the way. :raises VerifyFailed: what was sent is not what is there."""
     foretold = _checked(request, options)
     if foretold is not None:
         return foretold
-    known = unchanged(request, options)
+    known = up_to_date.unchanged(request, options)
     if known is not None:
         return known
     ended: list = []
     for _attempt in range(_ATTEMPTS):
-        with Workspace(options) as work:
-            task = Replication.locked(work, request, ended)
+        with workspace.Workspace(options) as work:
+            task = replication.Replication.locked(work, request, ended)
             if task.replica.volume is None:
-                require_placeable(task.replica.share, request.name)
+                capacity.require_placeable(task.replica.share, request.name)
             unknown = {} if options.check else task.unidentified()
             if not unknown and (options.check or task.source.present.replicated or not task.source.points):
                 return task.run()
             before, ended = state_of(work.directory(task.source.share), task.source.present), task.recovered
         _identify(request, task.source.share, before, unknown, options)
-    raise LockTimeout(f"volume {request.volume}", "other tasks change its snapshots all the time", "run the task again")
+    raise errors.LockTimeout(f"volume {request.volume}", "other tasks change its snapshots all the time", "run the task again")
 
 
-def verify(request: ReplicaRequest, options: Options) -> Outcome:
+def verify(request: ReplicaRequest, options: Options) -> transaction.Outcome:
     """Compare all points that both sides have. Nothing is changed. :raises VerifyFailed: they differ."""
     foretold = _checked(request, options)
     if foretold is not None:
         return replace(foretold, changed=False)
-    with Workspace(options) as work:
-        return Replication.locked(work, request).verify()
+    with workspace.Workspace(options) as work:
+        return replication.Replication.locked(work, request).verify()
 
 
-def _checked(request: ReplicaRequest, options: Options) -> Outcome | None:
+def _checked(request: ReplicaRequest, options: Options) -> transaction.Outcome | None:
     """What check mode says where the source or the share of the replica is not there yet; None where both are.
 
     :raises InvalidName: of a volume. :raises ShareNotMounted: the share of the replica cannot be read.
     """
-    check_volume_name(request.volume, "give each volume an item of volumes")
-    check_volume_name(request.name)
+    model.check_volume_name(request.volume, "give each volume an item of volumes")
+    model.check_volume_name(request.name)
     if options.assume:
         from . import assumptions
 
@@ -72,18 +67,18 @@ def _checked(request: ReplicaRequest, options: Options) -> Outcome | None:
         if source is not None or not target.shares:
             share = (target.shares or request.target.missing)[0]
             after = assumptions.told_of(share, assumptions.assumed_volume(request.name), options)
-            return Outcome(request.name, True, [], [], None, after, told=told_of(0))
+            return transaction.Outcome(request.name, True, [], [], None, after, told=up_to_date.told_of(0))
     request.target.require_all()
     return None
 
 
-def _identify(request: ReplicaRequest, share: Share, before: tuple, points: dict[str, str | None], options: Options) -> None:
+def _identify(request: ReplicaRequest, share: model.Share, before: tuple, points: dict[str, str | None], options: Options) -> None:
     """Record identities of the source's points, if the volume is still as it was (see :func:`state_of`). Nobody watches this."""
     is_first = "begun" not in options.task.kept
-    with Workspace(options) as work:
+    with workspace.Workspace(options) as work:
         work.locks.take([(share, request.volume)])
-        volume, _recovered = recovered_volume(work, share, request.volume)
+        volume, _recovered = snapshots.recovered_volume(work, share, request.volume)
         if state_of(work.directory(share), volume) == before:
-            carry_out(work, share, replicas.identify(volume, points), [])
+            transaction.carry_out(work, share, replicas.identify(volume, points), [])
     if is_first:
         options.task.kept.pop("begun", None)

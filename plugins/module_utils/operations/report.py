@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Mapping, Sequence
 
-from ..errors import StorageError
-from ..model import Image, Move, Share, Snapshot, Volume
+from .. import errors, model
 from ..mounts import types
 from ..store.files.directory import ShareDirectory
 from ..store.volumes import chains
 
 if TYPE_CHECKING:
-    from .shapes import ImageResult, SnapshotResult, VolumeResult
+    from . import shapes
 
 _SHOWN_OF_SNAPSHOTS = ("name", "file", "description", "labels", "protected", "expires")
 
 
-def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
+def volume(found: model.Volume, share: model.Share, in_use: bool | None) -> shapes.VolumeResult:
     """A volume for users; sizes are bytes. A snapshot of which it is not known whether a machine writes behind it is shown as pending only."""
     unfinished = pending(found.pending) if found.move is None else _moving(found.move)
     uncertain = _uncertain(unfinished) if unfinished else ()
-    result: VolumeResult = {
+    result: shapes.VolumeResult = {
         "name": found.name,
         "share": share.source,
         "mountpoint": share.path,
@@ -49,7 +48,7 @@ def volume(found: Volume, share: Share, in_use: bool | None) -> VolumeResult:
     return with_dependents(result, found.dependents) if found.dependents else result
 
 
-def with_dependents(result: VolumeResult, dependents: Sequence[tuple[str, str]]) -> VolumeResult:
+def with_dependents(result: shapes.VolumeResult, dependents: Sequence[tuple[str, str]]) -> shapes.VolumeResult:
     """A volume for users, with what rests on it: (linked clone, file of the volume)."""
     return {**result, "dependents": [{"volume": clone, "snapshot": _point(result, file)} for clone, file in dependents]}
 
@@ -63,7 +62,7 @@ def pending(intent: object) -> dict | None:
     return summary(intent)
 
 
-def _moving(move: Move) -> dict:
+def _moving(move: model.Move) -> dict:
     from ..plan import moving  # late: hardly any volume moves
 
     return moving.describe(move)
@@ -76,13 +75,13 @@ def _uncertain(unfinished: dict) -> Sequence[str]:
     return unfinished["snapshots"] if "attachment" in unfinished and unfinished["operation"] == CREATE_SNAPSHOT else ()
 
 
-def _point(result: VolumeResult, file: str) -> str | None:
+def _point(result: shapes.VolumeResult, file: str) -> str | None:
     """The snapshot whose data is what ``file`` shows."""
     above = [image["file"] for image in result["chain"] if image["backing_file"] == file]
     return next((item["name"] for item in result["snapshots"] if item["file"] in above), None)
 
 
-def _connection(found: Volume, share: Share) -> dict:
+def _connection(found: model.Volume, share: model.Share) -> dict:
     """In the form of os-brick: a mount of the whole export and a name in it, or a path on this host."""
     file = found.active.file
     driver = (types.find(share.fstype) or types.DIRECTORY).cinder_type
@@ -97,7 +96,7 @@ def _connection(found: Volume, share: Share) -> dict:
     return {"driver_volume_type": driver, "data": data, "mount_point_base": share.mount_base}
 
 
-def snapshot(found: Snapshot) -> SnapshotResult:
+def snapshot(found: model.Snapshot) -> shapes.SnapshotResult:
     """A snapshot for users."""
     return {
         "name": found.name,
@@ -110,7 +109,7 @@ def snapshot(found: Snapshot) -> SnapshotResult:
     }
 
 
-def image(found: Image) -> ImageResult:
+def image(found: model.Image) -> shapes.ImageResult:
     """One file of a chain for users. Sizes are in bytes."""
     return {
         "file": found.file,
@@ -121,11 +120,11 @@ def image(found: Image) -> ImageResult:
     }
 
 
-def read_volume(directory: ShareDirectory, found: Volume) -> VolumeResult:
+def read_volume(directory: ShareDirectory, found: model.Volume) -> shapes.VolumeResult:
     """A volume of an opened share, with whether it is in use."""
     try:
         in_use = chains.used_by_somebody(directory, found)
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         in_use = None
     return volume(found, directory.share, in_use)
 

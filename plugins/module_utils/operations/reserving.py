@@ -12,23 +12,20 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Callable, NamedTuple, Sequence
 
-from ..errors import NoEligibleShare, StorageError, VolumeNotFound
-from ..model import Share, Volume, check_volume_name
-from ..store.files.directory import ShareDirectory
+from .. import errors, model
+from ..store.files import directory
 from ..store.volumes import chains
-from . import placement
-from .candidates import Candidates
+from . import candidates, placement, updating
 from .capacity import Demand
 from .options import Options
-from .updating import VolumeRequest
 
-Asked = Sequence["tuple[int, Callable[[], VolumeRequest]]"]
+Asked = Sequence["tuple[int, Callable[[], updating.VolumeRequest]]"]
 
 
 class _Seen(NamedTuple):
     """A source: where it is, the size of what is cloned, and the bytes that this takes on the share."""
 
-    share: Share
+    share: model.Share
     size: int
     allocated: int
 
@@ -50,20 +47,20 @@ def reserve_all(asked: Asked, options: Options) -> frozenset:
                 try:
                     if request.desired.name not in refused and _is_decided_here(request, view, names):
                         _reserve(request, view, options, touched)
-                except NoEligibleShare:
+                except errors.NoEligibleShare:
                     without.add(index)
                     refused.add(request.desired.name)
-                except (StorageError, OSError, ValueError):
+                except (errors.StorageError, OSError, ValueError):
                     continue  # the item itself reports it
         return frozenset(without)
 
 
-def _is_decided_here(request: VolumeRequest, view: _View, names: set[str]) -> bool:
+def _is_decided_here(request: updating.VolumeRequest, view: _View, names: set[str]) -> bool:
     """Whether nothing is missing of this task: a clone whose source finds no room must wait for that."""
     return request.source is None or request.source.volume not in names or view.source(request) is not None
 
 
-def _look_again(shares: dict[str, Share], options: Options) -> None:
+def _look_again(shares: dict[str, model.Share], options: Options) -> None:
     for share in shares.values():
         try:
             options.task.capacity.look_again([share])
@@ -71,21 +68,21 @@ def _look_again(shares: dict[str, Share], options: Options) -> None:
             continue
 
 
-def _understood(ask: Callable[[], VolumeRequest], options: Options) -> VolumeRequest | None:
+def _understood(ask: Callable[[], updating.VolumeRequest], options: Options) -> updating.VolumeRequest | None:
     """A request on candidates of which all that could have its volume can be read; None where there is nothing to be decided."""
     try:
         request = ask()
-        check_volume_name(request.desired.name)
+        model.check_volume_name(request.desired.name)
     except Exception:  # whatever it is, the item itself reports it
         return None
     there = request.candidates
     left = [error for error in there.unreadable if error not in there.excused] if options.assume else there.unreadable
     if left or not there.shares:
         return None
-    return request._replace(candidates=Candidates(there.shares))
+    return request._replace(candidates=candidates.Candidates(there.shares))
 
 
-def _reserve(request: VolumeRequest, view: _View, options: Options, touched: dict[str, Share]) -> None:
+def _reserve(request: updating.VolumeRequest, view: _View, options: Options, touched: dict[str, model.Share]) -> None:
     """:raises NoEligibleShare: there is no room."""
     name, capacity, where = request.desired.name, options.task.capacity, view.where(request)
     if where is not None:
@@ -112,15 +109,15 @@ class _View:
     def __init__(self, stack: ExitStack, options: Options) -> None:
         self._stack = stack
         self._options = options
-        self._directories: dict[str, ShareDirectory] = {}
+        self._directories: dict[str, directory.ShareDirectory] = {}
         self._there: dict[tuple[str, str], bool] = {}
         self._sources: dict[tuple, _Seen] = {}
 
-    def where(self, request: VolumeRequest) -> Share | None:
+    def where(self, request: updating.VolumeRequest) -> model.Share | None:
         """Where the volume is, or will be by then."""
         return next((share for share in request.candidates.shares if self._has(share, request.desired.name)), None)
 
-    def _has(self, share: Share, name: str) -> bool:
+    def _has(self, share: model.Share, name: str) -> bool:
         key = (share.path, name)
         if self._options.task.capacity.standing(share, name) is not None:
             return True
@@ -129,16 +126,16 @@ class _View:
         if key not in self._there:
             try:
                 self._there[key] = chains.exists(self._directory(share), name)
-            except (StorageError, OSError):
+            except (errors.StorageError, OSError):
                 return True  # nothing is decided about it here
         return self._there[key]
 
-    def _directory(self, share: Share) -> ShareDirectory:
+    def _directory(self, share: model.Share) -> directory.ShareDirectory:
         if share.path not in self._directories:
-            self._directories[share.path] = self._stack.enter_context(ShareDirectory(share))
+            self._directories[share.path] = self._stack.enter_context(directory.ShareDirectory(share))
         return self._directories[share.path]
 
-    def source(self, request: VolumeRequest) -> _Seen | None:
+    def source(self, request: updating.VolumeRequest) -> _Seen | None:
         """What a clone is made from; None where it is not there. :raises StorageError: it cannot be read."""
         source = request.source
         if source is None:
@@ -156,13 +153,13 @@ class _View:
         grown = source.snapshot is None and claim is not None
         return seen._replace(size=max(seen.size, claim.demand.size)) if grown and claim is not None else seen
 
-    def _look(self, share: Share, name: str, snapshot: str | None) -> _Seen:
-        volume: Volume | None = self._options.task.predicted.get((share.path, name))
+    def _look(self, share: model.Share, name: str, snapshot: str | None) -> _Seen:
+        volume: model.Volume | None = self._options.task.predicted.get((share.path, name))
         if volume is None:
             observed = chains.observe(self._directory(share), name)
             volume = observed.volume if observed else None
         if volume is None:
-            raise VolumeNotFound(f"source volume {name}", "it went away while the task ran", "run the task again")
+            raise errors.VolumeNotFound(f"source volume {name}", "it went away while the task ran", "run the task again")
         known = snapshot is not None and volume.has_snapshot(snapshot)
         images = volume.view(volume.point_file(str(snapshot)) if known else volume.active.file)
         return _Seen(share, images[0].size, sum(image.allocated for image in images))

@@ -14,17 +14,16 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..apply.engine import CopySource
-from ..errors import InvalidParameter
+from .. import errors, model
+from ..apply import engine
 from ..images import iso9660
-from ..model import Share, Volume
 from ..plan import seeds as plans
 from ..plan.desired import DesiredVolume
 from ..plan.plan import Plan
-from ..store.files.passing import file_pieces
+from ..store.files import passing
 
 if TYPE_CHECKING:
-    from .workspace import Workspace
+    from . import workspace
 
 LABEL = "cidata"  # by which cloud-init finds it
 APPLICATION = "REMOTEFS.STORAGE SEED"  # by which this module knows its own
@@ -57,7 +56,7 @@ def request_of(params: dict) -> Seed:
     texts = {option: _text(option, given.get(option), name) for option in _FILES}
     files = {_FILES[option]: text for option, text in texts.items() if text is not None}
     if sum(len(data) for data in files.values()) > MOST:
-        raise InvalidParameter("option source.seed", f"its texts have more than {MOST >> 20} MiB", "let cloud-init fetch what is large")
+        raise errors.InvalidParameter("option source.seed", f"its texts have more than {MOST >> 20} MiB", "let cloud-init fetch what is large")
     return Seed(iso9660.image(files, LABEL, APPLICATION))
 
 
@@ -76,7 +75,7 @@ def _require_alone(params: dict) -> None:
     }
     for option, is_asked in asked.items():
         if is_asked:
-            raise InvalidParameter(f"option {option}", f"it does not go with source.seed: {_ALONE}", "leave it out")
+            raise errors.InvalidParameter(f"option {option}", f"it does not go with source.seed: {_ALONE}", "leave it out")
 
 
 def _text(option: str, value: object, name: str) -> bytes | None:
@@ -98,12 +97,12 @@ def _text(option: str, value: object, name: str) -> bytes | None:
         text = "#cloud-config-archive\n" + _json(subject, value)
     else:
         kinds = "a text, a dictionary or a list" if is_user_data else "a text or a dictionary"
-        raise InvalidParameter(subject, f"it is no such thing as cloud-init reads there ({type(value).__name__})", f"give {kinds}")
+        raise errors.InvalidParameter(subject, f"it is no such thing as cloud-init reads there ({type(value).__name__})", f"give {kinds}")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
         pass  # its message would show what is in the text
-    raise InvalidParameter(subject, "it has letters that UTF-8 has not", "give text in UTF-8; base64 in write_files holds anything")
+    raise errors.InvalidParameter(subject, "it has letters that UTF-8 has not", "give text in UTF-8; base64 in write_files holds anything")
 
 
 def _json(subject: str, value: object) -> str:
@@ -113,16 +112,16 @@ def _json(subject: str, value: object) -> str:
     except (TypeError, ValueError, RecursionError):
         text = ""  # its message would show what is in it
     if not text:
-        raise InvalidParameter(subject, "it has values that are neither texts, numbers, lists nor dictionaries with texts as keys", "give it as a text")
+        raise errors.InvalidParameter(subject, "it has values that are neither texts, numbers, lists nor dictionaries with texts as keys", "give it as a text")
     return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
-def source_of(work: Workspace, share: Share, seed: Seed) -> CopySource:
+def source_of(work: workspace.Workspace, share: model.Share, seed: Seed) -> engine.CopySource:
     """The content for the plan that writes it."""
-    return CopySource(work.directory(share), (), content=seed.content)
+    return engine.CopySource(work.directory(share), (), content=seed.content)
 
 
-def replacing(work: Workspace, share: Share, volume: Volume, desired: DesiredVolume, seed: Seed) -> Plan | None:
+def replacing(work: workspace.Workspace, share: model.Share, volume: model.Volume, desired: DesiredVolume, seed: Seed) -> Plan | None:
     """The plan that gives a volume this content. None if it has it.
 
     :raises Conflict: the volume is something else than a seed. :raises HasDependents: something rests on it.
@@ -133,7 +132,7 @@ def replacing(work: Workspace, share: Share, volume: Volume, desired: DesiredVol
     return plans.replaced(replace(volume, dependents=work.mode.dependents(share, volume)), desired, seed.size)
 
 
-def _holds(work: Workspace, share: Share, volume: Volume, seed: Seed) -> bool:
+def _holds(work: workspace.Workspace, share: model.Share, volume: model.Volume, seed: Seed) -> bool:
     """Whether the file has this content. :raises Conflict: it is no seed at all."""
     file = volume.own_base.file
     root = work.directory(share).root
@@ -146,7 +145,7 @@ def _holds(work: Workspace, share: Share, volume: Volume, seed: Seed) -> bool:
         if length != seed.size:
             return False
         view, position = memoryview(seed.content), 0
-        for piece in file_pieces(fd):
+        for piece in passing.file_pieces(fd):
             if piece != view[position : position + len(piece)]:
                 return False
             position += len(piece)

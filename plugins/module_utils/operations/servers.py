@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import InvalidParameter
+from .. import errors
 from ..images import fetching
 from ..images.fetching import TYPE, Access
 
@@ -45,7 +45,7 @@ def _too_long(place: str) -> str | None:
 
 def _refuse(option: str, flaw: str | None) -> None:
     if flaw is not None:
-        raise InvalidParameter(option, flaw, "give a URL (http or https), or the absolute path of a file on the managed host")
+        raise errors.InvalidParameter(option, flaw, "give a URL (http or https), or the absolute path of a file on the managed host")
 
 
 def access_of(given: dict, prefix: str = "", sends: bool = False) -> Access:
@@ -56,7 +56,7 @@ def access_of(given: dict, prefix: str = "", sends: bool = False) -> Access:
     headers = _headers(given["headers"] or {}, prefix)
     for name in [name for name in headers if sends and name.lower() == "content-type"]:
         if headers.pop(name).strip().lower() != TYPE:
-            raise InvalidParameter(f"option {prefix}headers, {name}", f"an image is {TYPE}", "leave it out")
+            raise errors.InvalidParameter(f"option {prefix}headers, {name}", f"an image is {TYPE}", "leave it out")
     return Access(
         tuple(headers.items()),
         given["validate_certs"],
@@ -72,13 +72,13 @@ def require_together(given: dict, asks_server: bool, prefix: str, place: str) ->
     there."""
     of_servers = [name for name in _OF_SERVERS if given[name]]
     if of_servers and not asks_server:
-        raise InvalidParameter(f"option {prefix}{of_servers[0]}", f"it is for a server, and {place} is a path", "leave it out")
+        raise errors.InvalidParameter(f"option {prefix}{of_servers[0]}", f"it is for a server, and {place} is a path", "leave it out")
     for name, other in (("url_password", "url_username"), ("client_key", "client_cert")):
         if given[name] and not given[other]:
-            raise InvalidParameter(f"option {prefix}{name}", f"it does nothing without {other}", f"give {prefix}{other} as well")
+            raise errors.InvalidParameter(f"option {prefix}{name}", f"it does nothing without {other}", f"give {prefix}{other} as well")
     for name in ("client_cert", "client_key"):
         if given[name] and not os.path.isfile(given[name]):
-            raise InvalidParameter(f"option {prefix}{name}", f"there is no file {given[name]}", "give the path of a file on the managed host")
+            raise errors.InvalidParameter(f"option {prefix}{name}", f"there is no file {given[name]}", "give the path of a file on the managed host")
 
 
 def _headers(given: dict, prefix: str) -> dict[str, str]:
@@ -92,5 +92,5 @@ def _headers(given: dict, prefix: str) -> dict[str, str]:
         elif any(not text or not text.isascii() or not text.isprintable() for text in (str(name), str(value))):
             problem = "its name or its value is empty, or no text of one line"
         if problem is not None:
-            raise InvalidParameter(f"option {prefix}headers, {str(name)[:40]}", problem, "give headers as the server wants them")
+            raise errors.InvalidParameter(f"option {prefix}headers, {str(name)[:40]}", problem, "give headers as the server wants them")
     return {str(name): str(value) for name, value in given.items()}

@@ -8,24 +8,21 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Iterable, NamedTuple
 
-from ..errors import StorageError
-from ..model import Share, round_to_sector
+from .. import errors, model
 from ..mounts import types
+from ..store.files import folders
 from ..store.files.directory import PRIVATE, ShareDirectory
-from ..store.files.folders import SNAPSHOT_FOLDERS
 from ..store.files.names import shown
 from ..store.metadata import share_abilities
-from ..store.volumes import chains
+from ..store.volumes import chains, listing
 from ..store.volumes.chains import Observed
-from ..store.volumes.listing import Listing, processors, read_volumes
-from . import leftovers
-from .capacity import locality_of
+from . import capacity, leftovers
 from .leftovers import Leftover
 
 KEYS: tuple[str, ...] = ("volumes", "virtual", "allocated", "held_by_snapshots", "over_subscription", "leftovers", "leftovers_allocated")
 KEYS += ("unknown", "unknown_allocated", "abilities", "pool")
 _GIB = 1 << 30
-_NOT_TOLD = SNAPSHOT_FOLDERS | {PRIVATE, "lost+found"}  # a file system makes the last one
+_NOT_TOLD = folders.SNAPSHOT_FOLDERS | {PRIVATE, "lost+found"}  # a file system makes the last one
 
 
 class VolumeFigures(NamedTuple):
@@ -53,7 +50,7 @@ class _Files(NamedTuple):
     allocated: int
 
 
-def of_share(share: Share, total: int, free: int) -> dict:
+def of_share(share: model.Share, total: int, free: int) -> dict:
     """What ``share`` holds, as remotefs_share_info documents it: see :func:`read`."""
     return read(share, total, free)[0]
 
@@ -63,7 +60,7 @@ def unknown(why: str) -> dict:
     return {**dict.fromkeys(KEYS), "contents_error": why}
 
 
-def read(share: Share, total: int, free: int) -> tuple[dict, dict[str, VolumeFigures]]:
+def read(share: model.Share, total: int, free: int) -> tuple[dict, dict[str, VolumeFigures]]:
     """What ``share`` holds, as remotefs_share_info documents it, and figures of the volumes that have a record or an ``.info``. Sizes are bytes.
 
     :param total: size of its file system. :param free: what users can still store there.
@@ -92,8 +89,8 @@ def read(share: Share, total: int, free: int) -> tuple[dict, dict[str, VolumeFig
     return told, {name: volumes[name] for name in sorted(ours)}
 
 
-def _told(directory: ShareDirectory, found: Observed | StorageError) -> VolumeFigures:
-    if isinstance(found, StorageError):
+def _told(directory: ShareDirectory, found: Observed | errors.StorageError) -> VolumeFigures:
+    if isinstance(found, errors.StorageError):
         return VolumeFigures(is_read=False)
     volume = found.volume
     sizes = [image.allocated for image in volume.own]
@@ -101,22 +98,24 @@ def _told(directory: ShareDirectory, found: Observed | StorageError) -> VolumeFi
     written = {image.file: image.allocated for image in volume.chain}
     snapshots = tuple((one.created, written.get(one.file, 0)) for one in volume.snapshots)
     garbage: list[str] = []
-    with suppress(OSError, StorageError):
+    with suppress(OSError, errors.StorageError):
         garbage = chains.garbage_of(directory, found.record) if found.record is not None else []
     named = chains.images_of(volume.pending)
     is_pending = volume.pending is not None or volume.move is not None
     return VolumeFigures(volume.size, sum(sizes), held, tuple(garbage), named, len(volume.chain), snapshots, is_pending, volume.received)
 
 
-def find_leftovers(share: Share) -> list[Leftover]:
+def find_leftovers(share: model.Share) -> list[Leftover]:
     """What killed tasks left on the share. :raises StorageError, OSError: it cannot be read."""
     with ShareDirectory(share) as directory:
         _found, volumes = _read(directory)
         return leftovers.find(directory, _garbage(volumes))
 
 
-def _read(directory: ShareDirectory) -> tuple[Listing, dict[str, VolumeFigures]]:
-    found: Listing = read_volumes(directory, lambda _name, one: tuple(_told(directory, one)), processors(), lambda size: (round_to_sector(size),))
+def _read(directory: ShareDirectory) -> tuple[listing.Listing, dict[str, VolumeFigures]]:
+    found: listing.Listing = listing.read_volumes(
+        directory, lambda _name, one: tuple(_told(directory, one)), listing.processors(), lambda size: (model.round_to_sector(size),)
+    )
     return found, {name: VolumeFigures(*told) for name, told in found.descriptions.items()}
 
 
@@ -124,7 +123,7 @@ def _garbage(volumes: dict[str, VolumeFigures]) -> list[tuple[str, str]]:
     return [(name, file) for name, told in volumes.items() for file in told.garbage]
 
 
-def _unknown(directory: ShareDirectory, found: Listing, volumes: dict[str, VolumeFigures], ours: set[str]) -> _Files:
+def _unknown(directory: ShareDirectory, found: listing.Listing, volumes: dict[str, VolumeFigures], ours: set[str]) -> _Files:
     """What no record, no ``.info`` and no other file names. A folder has a slash at its end."""
     known = found.members(ours)
     for name, told in volumes.items():
@@ -147,7 +146,7 @@ def _abilities(directory: ShareDirectory) -> dict[str, bool | None]:
     """What was tried out on the share, else what the tables of file systems say, else None."""
     share, tried = directory.share, share_abilities.read(directory)
     seen = share.locks_visible if types.find(share.fstype) is not None else None
-    below = locality_of(share)
+    below = capacity.locality_of(share)
     assumed = {
         share_abilities.LOCKS_BETWEEN_HOSTS: seen,
         share_abilities.IN_USE_SEEN: seen,

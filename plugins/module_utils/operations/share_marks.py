@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 from .. import errors
-from ..mounts import planner, resolve
-from ..mounts.steps import SetMaintenance
+from ..mounts import planner, resolve, steps
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import maintenance
 
@@ -18,7 +17,7 @@ def check(params: dict, desired: planner.DesiredShare) -> None:
         raise errors.InvalidParameter(f"share {desired.name}", problem, "use state: mounted, or leave maintenance out")
 
 
-def bring(params: dict, desired: planner.DesiredShare, changes: bool, check_mode: bool, diff: dict) -> tuple[SetMaintenance, ...]:
+def bring(params: dict, desired: planner.DesiredShare, changes: bool, check_mode: bool, diff: dict) -> tuple[steps.SetMaintenance, ...]:
     """Put the share into maintenance or end it, as ``params["maintenance"]`` says. Returns the step, if it is one.
 
     :param changes: the task mounts the share or makes its directory. Check mode then takes it for one without a mark.
@@ -33,7 +32,7 @@ def bring(params: dict, desired: planner.DesiredShare, changes: bool, check_mode
         return ()
     if not check_mode:
         _write(params, desired, wanted)
-    return (SetMaintenance(desired.path, wanted),)
+    return (steps.SetMaintenance(desired.path, wanted),)
 
 
 def _write(params: dict, desired: planner.DesiredShare, wanted: bool) -> None:

@@ -7,8 +7,7 @@ The failure of one share among many is not raised: it becomes part of that share
 """
 from __future__ import annotations
 
-from .. import errors
-from ..model import Share
+from .. import errors, model
 from ..mounts import applier, mount_warnings, observer, parameters, planner, probe, record, resolve, shares_file, tables, types
 from ..mounts import options as mount_options
 from ..mounts.steps import MountShare, Remount, Step, Unmount, WriteFstab
@@ -260,7 +259,7 @@ def _mounted_paths(mount_base: str) -> list[str]:
     return paths
 
 
-def look(name: str, mount_base: str, fstab: str, timeout: float) -> tuple[dict, Share | None]:
+def look(name: str, mount_base: str, fstab: str, timeout: float) -> tuple[dict, model.Share | None]:
     """A share as :func:`describe_all` returns it, without what it holds, and the share itself. That is None if it cannot be read."""
     share = _share_dict(name, name if resolve.is_directory_name(name) else None, None)
     try:

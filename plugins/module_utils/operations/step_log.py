@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Callable
 
-from ..errors import InvalidParameter, from_os_error
+from .. import errors
 
 _OPENING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -35,7 +35,7 @@ class StepLog:
                 self._fd = os.open(path, _OPENING, 0o600)
             except OSError as error:
                 told = f"{path} cannot be appended to ({error.strerror})"
-                raise InvalidParameter("option log_path", told, "name a file in a directory that exists on the managed host") from error
+                raise errors.InvalidParameter("option log_path", told, "name a file in a directory that exists on the managed host") from error
 
     def __call__(self, volume: str, told: dict, seconds: float) -> None:
         """Add a step that took ``seconds``; ``told`` is its entry of ``actions``, and its share."""
@@ -65,4 +65,4 @@ class StepLog:
         except OSError as error:
             os.close(self._fd)
             self._fd = -1
-            self._warn(str(from_os_error(error, f"log {self._path}")) + " The task goes on without it.")
+            self._warn(str(errors.from_os_error(error, f"log {self._path}")) + " The task goes on without it.")

@@ -17,15 +17,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Iterator
 
-from ..errors import LockTimeout, StorageError
-from ..model import Share, listed, now
+from .. import errors, model
+from ..plan import retention
 from ..plan.desired import DesiredSnapshot
-from ..plan.retention import parse_expiry
 from ..store.files.directory import ShareDirectory
 from ..store.volumes import chains
-from . import snapshots
-from .candidates import Candidates
-from .named_locks import locked_name
+from . import candidates, named_locks, snapshots
 from .options import Options
 
 _PREFIX = "temporary-"
@@ -34,32 +31,32 @@ _TIME = "1d"
 
 
 @contextmanager
-def snapshot(share: Share, volume: str, reader: str, options: Options) -> Iterator[str]:
+def snapshot(share: model.Share, volume: str, reader: str, options: Options) -> Iterator[str]:
     """A context with the name of a snapshot that shows the volume as it is now.
 
     :param reader: what reads it, for its description. :raises StorageError: it cannot be taken, or does not go again.
     """
     name = f"{_PREFIX}{os.urandom(8).hex()}"
-    desired = DesiredSnapshot(name, description=f"read for {reader}"[:200], expires=parse_expiry(_TIME, now()))
+    desired = DesiredSnapshot(name, description=f"read for {reader}"[:200], expires=retention.parse_expiry(_TIME, model.now()))
     with _read(share, volume, name, options):
         _delete(share, volume, _left(share, volume, options), options)
         try:
-            snapshots.take(snapshots.SnapshotRequest(Candidates((share,)), volume, desired), options)
+            snapshots.take(snapshots.SnapshotRequest(candidates.Candidates((share,)), volume, desired), options)
             yield name
         finally:
             failed = sys.exc_info()[1]
             try:
                 _delete(share, volume, [name], options)
-            except StorageError as error:
+            except errors.StorageError as error:
                 if failed is None:
                     raise
                 options.task.warn(f"snapshot {name} of volume {volume} stays until the next export: {error}")
 
 
 @contextmanager
-def _read(share: Share, volume: str, name: str, options: Options) -> Iterator[None]:
+def _read(share: model.Share, volume: str, name: str, options: Options) -> Iterator[None]:
     """A context in which a lock says that somebody reads the snapshot. :raises LockTimeout: somebody else does."""
-    with locked_name(share, _key(volume, name), options) as (_directory, lock):
+    with named_locks.locked_name(share, _key(volume, name), options) as (_directory, lock):
         try:
             yield
         finally:
@@ -75,7 +72,7 @@ def _mark(volume: str) -> str:
     return hashlib.sha256(volume.encode()).hexdigest()[:16]
 
 
-def _left(share: Share, volume: str, options: Options) -> list[str]:
+def _left(share: model.Share, volume: str, options: Options) -> list[str]:
     """Names of such snapshots that nobody reads any more. Locks that a killed task left are removed."""
     with ShareDirectory(share) as directory:
         observed, folder = chains.observe(directory, volume), directory.private("locks")
@@ -87,15 +84,15 @@ def _left(share: Share, volume: str, options: Options) -> list[str]:
         try:
             with _read(share, volume, name, options):
                 pass
-        except LockTimeout:
+        except errors.LockTimeout:
             continue
         if name in names:
             left.append(name)
     if left:
-        options.task.warn(f"volume {volume}: a task was interrupted that had taken {listed(left)} to read from, which goes now")
+        options.task.warn(f"volume {volume}: a task was interrupted that had taken {model.listed(left)} to read from, which goes now")
     return left
 
 
-def _delete(share: Share, volume: str, names: list[str], options: Options) -> None:
+def _delete(share: model.Share, volume: str, names: list[str], options: Options) -> None:
     if names:
-        snapshots.delete(Candidates((share,)), volume, names, replace(options, timeout=None))
+        snapshots.delete(candidates.Candidates((share,)), volume, names, replace(options, timeout=None))

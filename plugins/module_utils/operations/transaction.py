@@ -12,16 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .. import errors, model
 from ..apply.interrupted import Interrupted, find_interrupted
-from ..errors import InUse, NeedsRecovery
-from ..model import Share, Volume
 from ..plan.plan import Plan
 from ..store.volumes import ownership
 
 if TYPE_CHECKING:
-    from ..apply.engine import CopySource, Quiesced
-    from .shapes import Action, Recovered, VolumeResult
-    from .workspace import Workspace
+    from ..apply import engine
+    from . import shapes, workspace
 
 
 @dataclass(frozen=True)
@@ -33,14 +31,14 @@ class Outcome:
 
     name: str
     changed: bool
-    actions: list[Action]
-    recovered: list[Recovered]
-    before: VolumeResult | None
-    after: VolumeResult | None
+    actions: list[shapes.Action]
+    recovered: list[shapes.Recovered]
+    before: shapes.VolumeResult | None
+    after: shapes.VolumeResult | None
     retention: list | None = None
     not_counted: tuple[str, ...] = ()
     content: tuple[str, str] | None = None
-    quiesced: Quiesced | None = None
+    quiesced: engine.Quiesced | None = None
     told: dict | None = None
 
 
@@ -67,7 +65,7 @@ def each_once(*recovered: list) -> list:
     return every
 
 
-def recover(work: Workspace, share: Share, name: str, said: str | None = None, dependents: bool = False) -> tuple[Volume | None, list]:
+def recover(work: workspace.Workspace, share: model.Share, name: str, said: str | None = None, dependents: bool = False) -> tuple[model.Volume | None, list]:
     """The volume after what an interrupted task left has been ended (in check mode: as it would be), and ``recovered``."""
     interrupted = find_left(work, share, name)
     if interrupted.resumptions:
@@ -102,7 +100,7 @@ def recover(work: Workspace, share: Share, name: str, said: str | None = None, d
     return volume, recovered
 
 
-def _without_move(work: Workspace, share: Share, volume: Volume) -> Volume:
+def _without_move(work: workspace.Workspace, share: model.Share, volume: model.Volume) -> model.Volume:
     """A volume that was being moved here. :raises Conflict: the user has not said that what is there counts."""
     from ..plan import moving  # late: hardly any volume is moved
 
@@ -113,7 +111,7 @@ def _without_move(work: Workspace, share: Share, volume: Volume) -> Volume:
     return replace(volume, move=None, adopted=True) if work.mode.checks_only else work.mode.volume_after(share, volume)
 
 
-def _warn_of_stale(work: Workspace, share: Share, volume: Volume) -> None:
+def _warn_of_stale(work: workspace.Workspace, share: model.Share, volume: model.Volume) -> None:
     names = ", ".join(f"{snapshot} ({file})" for snapshot, file in volume.stale)
     sentence = (
         f"volume {volume.name} on {share.label}: its .info names snapshots whose files are no overlays of its chain: {names}; "
@@ -122,12 +120,12 @@ def _warn_of_stale(work: Workspace, share: Share, volume: Volume) -> None:
     work.options.task.warn(sentence)
 
 
-def find_left(work: Workspace, share: Share, name: str, discard: bool = False) -> Interrupted:
+def find_left(work: workspace.Workspace, share: model.Share, name: str, discard: bool = False) -> Interrupted:
     """:raises NeedsRecovery: the share is in no state that the interrupted task can have left, and its record is not to be
     given up."""
     try:
         return find_interrupted(work.look(share, name))
-    except (InUse, NeedsRecovery):
+    except (errors.InUse, errors.NeedsRecovery):
         if not (discard or work.options.discard):
             raise
         from ..apply.recovery import discard_interrupted
@@ -135,7 +133,7 @@ def find_left(work: Workspace, share: Share, name: str, discard: bool = False) -
         return discard_interrupted(work.look(share, name))
 
 
-def carry_out(work: Workspace, share: Share, plan: Plan, recovered: list, source: CopySource | None = None) -> Outcome:
+def carry_out(work: workspace.Workspace, share: model.Share, plan: Plan, recovered: list, source: engine.CopySource | None = None) -> Outcome:
     """Apply a plan, or in check mode say what it would do, and look at the result."""
     before = work.mode.described(share, plan.before) if plan.before else None
     if any(step.name in ("commit", "pull") for step in plan.steps):

@@ -9,8 +9,8 @@ import json
 from dataclasses import replace
 from typing import Callable, Mapping
 
-from ..model import Image, Share
-from ..store.volumes.chains import Observed
+from .. import model
+from ..store.volumes import chains
 from . import report
 
 
@@ -23,12 +23,12 @@ class UnknownFiles:
 
     _NAME, _SIZE, _ALLOCATED = "\0", 8642 << 50, 8643 << 50  # what no name has in it, and no file has
 
-    def __init__(self, share: Share, texts: Callable[[Mapping], dict[str, str]]) -> None:
+    def __init__(self, share: model.Share, texts: Callable[[Mapping], dict[str, str]]) -> None:
         self._share = share
         self._texts = texts
         self._patterns: dict[bool | None, dict[str, str] | None] = {}
 
-    def text(self, found: Observed) -> dict[str, str]:
+    def text(self, found: chains.Observed) -> dict[str, str]:
         """The texts of one file, by the key of the result that they are for."""
         image = found.volume.active
         if found.in_use not in self._patterns:
@@ -41,7 +41,7 @@ class UnknownFiles:
             return self._texts(report.volume(found.volume, self._share, found.in_use))
         return _filled(pattern, image)
 
-    def _pattern(self, found: Observed) -> dict[str, str]:
+    def _pattern(self, found: chains.Observed) -> dict[str, str]:
         image = replace(found.volume.active, file=self._NAME, size=self._SIZE, allocated=self._ALLOCATED)
         texts = self._texts(report.volume(replace(found.volume, name=self._NAME, chain=(image,)), self._share, found.in_use))
         marks = ((json.dumps(self._NAME)[1:-1], "%(name)s"), (str(self._SIZE), "%(size)d"), (str(self._ALLOCATED), "%(allocated)d"))
@@ -50,6 +50,6 @@ class UnknownFiles:
         return texts
 
 
-def _filled(pattern: dict[str, str], image: Image) -> dict[str, str]:
+def _filled(pattern: dict[str, str], image: model.Image) -> dict[str, str]:
     values = {"name": image.file, "size": image.size, "allocated": image.allocated}  # a safe name needs no escapes
     return {key: text % values for key, text in pattern.items()}

@@ -10,21 +10,17 @@ import time
 from functools import partial
 from typing import Callable, NamedTuple, Sequence
 
-from ..apply.interrupted import find_interrupted
-from ..errors import StorageError
-from ..model import Share
-from ..plan import replicas
-from ..plan.desired import MAX_CHAIN, DesiredVolume
+from .. import errors, model
+from ..apply import interrupted
+from ..plan import desired, replicas
 from ..plan.replicas import Point
 from ..store.files.directory import ShareDirectory
 from ..store.metadata.points import held
-from ..store.volumes import chains
-from ..store.volumes.images import UseProbe
+from ..store.volumes import chains, images
 from ..store.volumes.look import Look
-from . import report
+from . import report, transaction
 from .candidates import Candidates
 from .options import LOOKED_AT, Options
-from .transaction import Outcome
 
 _MOMENT = 1.0  # seconds
 SENT, ALL, NONE = "sent", "all", "none"  # what is verified
@@ -43,7 +39,7 @@ class ReplicaRequest(NamedTuple):
     match: str = "*"
     verify: str = SENT
     discards: bool = False
-    max_chain: int = MAX_CHAIN
+    max_chain: int = desired.MAX_CHAIN
 
 
 def told_of(sent: int, names: Sequence[str] = (), present: Sequence[str] = (), kept: Sequence[str] = ()) -> dict:
@@ -52,7 +48,7 @@ def told_of(sent: int, names: Sequence[str] = (), present: Sequence[str] = (), k
     return {"sent": sent, "points": {"sent": list(names), "present": list(present), "kept": list(kept)}}
 
 
-def unchanged(request: ReplicaRequest, options: Options) -> Outcome | None:
+def unchanged(request: ReplicaRequest, options: Options) -> transaction.Outcome | None:
     """As :func:`_unchanged`. A task that is about one volume closes what it has opened."""
     if LOOKED_AT in options.task.kept:
         return _unchanged(request, options)
@@ -63,19 +59,19 @@ def unchanged(request: ReplicaRequest, options: Options) -> Outcome | None:
         close_all(options)
 
 
-def _unchanged(request: ReplicaRequest, options: Options) -> Outcome | None:
+def _unchanged(request: ReplicaRequest, options: Options) -> transaction.Outcome | None:
     """What a task returns that has nothing to do, which is seen without locks; None where there may be something to do."""
     if request.verify == ALL or len(request.candidates.shares) != 1:
         return None
     try:
         theirs = _at_rest(_opened(request.candidates.shares[0], options), request.volume, options)
         target = request.target.shares[0]
-        ours = _at_rest(_opened(target, options), request.name, options, partial(UseProbe, full=True)) if theirs is not None else None
+        ours = _at_rest(_opened(target, options), request.name, options, partial(images.UseProbe, full=True)) if theirs is not None else None
         if theirs is None or ours is None or not ours[0].volume.active.empty:
             return None
         common = replicas.surely_common(theirs[1], ours[1])
         found = replicas.lack(theirs[1], ours[1], common, request.match, "", False)
-    except (StorageError, OSError):
+    except (errors.StorageError, OSError):
         return None  # whatever it is, it is told under the locks
     if common is None or found.sent:
         return None
@@ -83,10 +79,10 @@ def _unchanged(request: ReplicaRequest, options: Options) -> Outcome | None:
     ids = {point.snapshot.point for point in theirs[1]}
     names = [(point.name, point.snapshot.point in ids) for point in ours[1]]
     told = told_of(0, (), [name for name, is_there in names if is_there], [name for name, is_there in names if not is_there])
-    return Outcome(request.name, False, [], [], after, after, told=told)
+    return transaction.Outcome(request.name, False, [], [], after, after, told=told)
 
 
-def _opened(share: Share, options: Options) -> ShareDirectory:
+def _opened(share: model.Share, options: Options) -> ShareDirectory:
     """A share that is opened for a moment, in which a thread looks at several volumes there. What it shows later may be old."""
     kept: dict = options.task.kept.setdefault(LOOKED_AT, {})
     key, now = (share.path, threading.get_ident()), time.monotonic()
@@ -108,14 +104,14 @@ def close_all(options: Options) -> None:
 
 
 def _at_rest(
-    directory: ShareDirectory, name: str, options: Options, use_probe: Callable[[], UseProbe | None] = lambda: None
+    directory: ShareDirectory, name: str, options: Options, use_probe: Callable[[], images.UseProbe | None] = lambda: None
 ) -> tuple[chains.Observed, tuple[Point, ...]] | None:
     """A volume, and its points; None where it is not there, is foretold, or has anything to be ended or mended first."""
     look = Look(directory, name)
     if (directory.share.path, name) in options.task.predicted or look.leftovers:
         return None
     observed = chains.observe(directory, name, use_probe=use_probe, look=look)
-    if observed is None or not DesiredVolume(name).is_satisfied_by(observed.volume) or find_interrupted(look):
+    if observed is None or not desired.DesiredVolume(name).is_satisfied_by(observed.volume) or interrupted.find_interrupted(look):
         return None
     volume = observed.volume
     certain = held(directory, volume, look.record)

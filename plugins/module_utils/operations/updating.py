@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
-from ..errors import Conflict
-from ..model import Share, Volume
+from .. import errors, model
 from ..plan.desired import MAX_CHAIN, DesiredVolume
 from ..plan.plan import PRESENT, Plan
 from ..store.volumes import ownership
+from . import transaction, workspace
 from .candidates import Candidates, Opened, Policy, locate
 from .options import Options
-from .transaction import Outcome, carry_out
-from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from .importing import ImageRequest
+    from . import importing
     from .seeds import Seed
 
 
@@ -56,7 +54,7 @@ class VolumeRequest(NamedTuple):
     source: SourceRequest | None = None
     policy: Policy = Policy()
     max_chain: int = MAX_CHAIN
-    image: ImageRequest | None = None
+    image: importing.ImageRequest | None = None
     moved_from: OtherShare | None = None
     seed: Seed | None = None
 
@@ -66,7 +64,7 @@ class VolumeRequest(NamedTuple):
         return self.source.elsewhere.find() if self.source and self.source.elsewhere else self.candidates
 
 
-def located(candidates: Candidates, name: str, options: Options, opened: Opened | None = None) -> Share | None:
+def located(candidates: Candidates, name: str, options: Options, opened: Opened | None = None) -> model.Share | None:
     """Where the volume is; check mode also remembers what earlier items of the task would have done.
 
     :param opened: has each share opened already, as of :func:`locate`.
@@ -78,7 +76,7 @@ def located(candidates: Candidates, name: str, options: Options, opened: Opened 
     return locate(candidates._replace(shares=tuple(share for share in candidates.shares if share.path not in known)), name, opened)
 
 
-def update_volume(work: Workspace, share: Share, volume: Volume, request: VolumeRequest, recovered: list) -> Outcome:
+def update_volume(work: workspace.Workspace, share: model.Share, volume: model.Volume, request: VolumeRequest, recovered: list) -> transaction.Outcome:
     """Bring a volume that exists to what is desired, under its lock."""
     refuse_member(work, share, volume)
     if work.options.permit is not None:
@@ -94,11 +92,11 @@ def update_volume(work: Workspace, share: Share, volume: Volume, request: Volume
 
         plan = seeds.replacing(work, share, volume, desired, request.seed)
         if plan is not None:
-            return carry_out(work, share, plan, recovered, seeds.source_of(work, share, request.seed))
-    return carry_out(work, share, _plan_for(volume, desired), recovered)
+            return transaction.carry_out(work, share, plan, recovered, seeds.source_of(work, share, request.seed))
+    return transaction.carry_out(work, share, _plan_for(volume, desired), recovered)
 
 
-def _warn_of_another_format(work: Workspace, share: Share, volume: Volume) -> None:
+def _warn_of_another_format(work: workspace.Workspace, share: model.Share, volume: model.Volume) -> None:
     """The user's word counts, but a VMDK image that is said to be raw is nearly always a mistake."""
     from ..store.volumes.appearance import looks_like
 
@@ -114,7 +112,7 @@ def _warn_of_another_format(work: Workspace, share: Share, volume: Volume) -> No
         )
 
 
-def _plan_for(volume: Volume, desired: DesiredVolume) -> Plan:
+def _plan_for(volume: model.Volume, desired: DesiredVolume) -> Plan:
     if desired.is_satisfied_by(volume):
         return Plan(PRESENT, volume.name, (), volume, volume)
     from ..plan import planner
@@ -122,7 +120,7 @@ def _plan_for(volume: Volume, desired: DesiredVolume) -> Plan:
     return planner.ensure_volume(volume, desired)
 
 
-def _only_what_the_share_keeps(desired: DesiredVolume, share: Share, options: Options) -> DesiredVolume:
+def _only_what_the_share_keeps(desired: DesiredVolume, share: model.Share, options: Options) -> DesiredVolume:
     """Owner and mode mean nothing where the mount options decide them: asking would be a change every time."""
     if share.keeps_modes or (desired.mode, desired.uid, desired.gid) == (None, None, None):
         return desired
@@ -130,10 +128,10 @@ def _only_what_the_share_keeps(desired: DesiredVolume, share: Share, options: Op
     return desired._replace(mode=None, uid=None, gid=None)
 
 
-def refuse_member(work: Workspace, share: Share, volume: Volume) -> None:
+def refuse_member(work: workspace.Workspace, share: model.Share, volume: model.Volume) -> None:
     """:raises Conflict: the lone file of this name belongs to another volume's chain."""
     if volume.info:
         return
     owner = ownership.owner_of(work.directory(share), volume.name, excluding=volume.name)
     if owner is not None:
-        raise Conflict(f"volume {volume.name}", f"the file of that name belongs to volume {owner}", "choose another name")
+        raise errors.Conflict(f"volume {volume.name}", f"the file of that name belongs to volume {owner}", "choose another name")

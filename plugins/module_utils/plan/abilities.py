@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InUse
+from .. import errors
+from . import steps
 from .plan import FLATTEN, Plan
-from .steps import Grow, Pull, ReplaceOverlay, Step, Truncate, WriteSeed
 
 OFFLINE = "offline"  # the name of the engine for images that nobody has open
 LIBVIRT = "libvirt"  # that of the engine for images of a domain of libvirt
@@ -38,7 +38,7 @@ class Abilities:
         """Check that this engine can carry out every step of the plan. :raises InUse: it cannot."""
         lacking = self._lacking_for(plan) or next(filter(None, map(self._lacking_for_step, plan.steps)), None)
         if lacking is not None:
-            raise InUse(f"volume {plan.volume}", f"{lacking}, which cannot be done through a running machine", _STOP)
+            raise errors.InUse(f"volume {plan.volume}", f"{lacking}, which cannot be done through a running machine", _STOP)
 
     def _lacking_for(self, plan: Plan) -> str | None:
         if plan.after is None and plan.steps and not self.removes:
@@ -47,15 +47,15 @@ class Abilities:
             return "it would get its own data"
         return None
 
-    def _lacking_for_step(self, step: Step) -> str | None:
-        if isinstance(step, Truncate) and not self.truncates:
+    def _lacking_for_step(self, step: steps.Step) -> str | None:
+        if isinstance(step, steps.Truncate) and not self.truncates:
             return f"{step.file} would have to be cut to {step.size} bytes"
-        if isinstance(step, ReplaceOverlay) and not self.replaces_active:
+        if isinstance(step, steps.ReplaceOverlay) and not self.replaces_active:
             return f"its active image {step.file} would be replaced"
-        if isinstance(step, WriteSeed) and step.replaces and not self.replaces_active:
+        if isinstance(step, steps.WriteSeed) and step.replaces and not self.replaces_active:
             return f"{step.file} would be replaced by another seed"
-        if isinstance(step, Pull) and not self.pulls:
+        if isinstance(step, steps.Pull) and not self.pulls:
             return f"{step.file} would get the data of what lies below it, which libvirt does in a way that is not safe"
-        if isinstance(step, Grow) and step.zero and not self.grows_over_longer:
+        if isinstance(step, steps.Grow) and step.zero and not self.grows_over_longer:
             return f"{step.file} would grow over a longer file"
         return None

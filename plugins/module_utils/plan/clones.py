@@ -10,14 +10,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import Conflict, InvalidParameter, WouldShrink
-from ..model import Image, Parent, Volume, size_text
-from . import cost
+from .. import errors, model
+from . import cost, headers, planner, steps
 from .desired import DesiredVolume
-from .headers import require_known_formats, require_repaired_parent
 from .plan import CREATE_VOLUME, FLATTEN, Plan
-from .planner import DEFAULT_MODE, check_chain_length, check_qcow2_size, with_details
-from .steps import CreateClone, Pull, WriteRecord
 
 
 def snapshot_for(clone: str) -> str:
@@ -25,21 +21,21 @@ def snapshot_for(clone: str) -> str:
     return f"clone-{clone}"
 
 
-def require_current(parent: Volume, snapshot: str) -> None:
+def require_current(parent: model.Volume, snapshot: str) -> None:
     """Check that ``snapshot`` shows what the volume holds now. It may exist since an earlier run that was interrupted.
 
     :raises Conflict: the volume was written since then. The clone would not show the volume as it is now.
     """
     overlay = parent.image(parent.snapshot(snapshot).file)
     if overlay != parent.active or not overlay.empty or overlay.size != parent.image(str(overlay.backing_file)).size:
-        raise Conflict(
+        raise errors.Conflict(
             f"snapshot {snapshot} of volume {parent.name}",
             "it exists already and does not show what the volume holds now",
             "delete it, or name a snapshot to clone from as source.snapshot",
         )
 
 
-def create_clone(desired: DesiredVolume, parent: Volume, snapshot: str, max_chain: int) -> Plan:
+def create_clone(desired: DesiredVolume, parent: model.Volume, snapshot: str, max_chain: int) -> Plan:
     """Plan a linked clone that does not exist yet. It rests on the file that shows ``snapshot``.
 
     :param max_chain: the number of files that the clone's chain may have.
@@ -51,21 +47,21 @@ def create_clone(desired: DesiredVolume, parent: Volume, snapshot: str, max_chai
     below = parent.view(point)
     size = desired.size or below[0].size
     if desired.format == "raw":
-        raise InvalidParameter(subject, "a linked clone is a qcow2 overlay and cannot be raw", "leave format out, or say method: full")
+        raise errors.InvalidParameter(subject, "a linked clone is a qcow2 overlay and cannot be raw", "leave format out, or say method: full")
     if desired.preallocation != "off":
-        raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
+        raise errors.InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
     if size < below[0].size:
-        raise WouldShrink(
+        raise errors.WouldShrink(
             subject,
-            f"{size_text(size)} is less than its source has, {size_text(below[0].size)}",
+            f"{model.size_text(size)} is less than its source has, {model.size_text(below[0].size)}",
             "ask for at least the source's size",
         )
-    require_known_formats(parent)
-    check_qcow2_size(subject, "qcow2", size)
-    check_chain_length(subject, len(below), max_chain)
-    mode = DEFAULT_MODE if desired.mode is None else desired.mode
-    step = CreateClone(desired.name, point, str(below[0].format), size, mode, desired.uid, desired.gid)
-    image = Image(
+    headers.require_known_formats(parent)
+    planner.check_qcow2_size(subject, "qcow2", size)
+    planner.check_chain_length(subject, len(below), max_chain)
+    mode = planner.DEFAULT_MODE if desired.mode is None else desired.mode
+    step = steps.CreateClone(desired.name, point, str(below[0].format), size, mode, desired.uid, desired.gid)
+    image = model.Image(
         desired.name,
         "qcow2",
         size,
@@ -76,13 +72,13 @@ def create_clone(desired: DesiredVolume, parent: Volume, snapshot: str, max_chai
         uid=desired.uid or 0,
         gid=desired.gid or 0,
     )
-    rests_on = Parent(parent.name, snapshot, point)
-    after = Volume(desired.name, (image, *below), adopted=True, parent=rests_on, created=desired.created, lease=desired.lease)
-    after = with_details(after, desired)
-    return Plan(CREATE_VOLUME, desired.name, (WriteRecord(desired.name), step), None, after)
+    rests_on = model.Parent(parent.name, snapshot, point)
+    after = model.Volume(desired.name, (image, *below), adopted=True, parent=rests_on, created=desired.created, lease=desired.lease)
+    after = planner.with_details(after, desired)
+    return Plan(CREATE_VOLUME, desired.name, (steps.WriteRecord(desired.name), step), None, after)
 
 
-def flatten(volume: Volume, known: cost.Allocations) -> Plan:
+def flatten(volume: model.Volume, known: cost.Allocations) -> Plan:
     """Plan to give a linked clone its own data. A volume that is no linked clone needs no steps.
 
     :param known: allocated clusters by file, for the estimate of bytes. Files may be missing.
@@ -90,16 +86,16 @@ def flatten(volume: Volume, known: cost.Allocations) -> Plan:
     """
     if volume.parent is None:
         return Plan(FLATTEN, volume.name, (), volume, volume)
-    require_known_formats(volume)
-    require_repaired_parent(volume)
+    headers.require_known_formats(volume)
+    headers.require_repaired_parent(volume)
     base = volume.own_base
     alone = replace(base, backing_file=None, backing_format=None, empty=False)
     after = replace(volume, chain=(*volume.own[:-1], alone), parent=None, adopted=True)
-    step = Pull(base.file, None, None, _bytes_of_parent(volume, known))
-    return Plan(FLATTEN, volume.name, (step, WriteRecord(volume.name)), volume, after, intent=True)
+    step = steps.Pull(base.file, None, None, _bytes_of_parent(volume, known))
+    return Plan(FLATTEN, volume.name, (step, steps.WriteRecord(volume.name)), volume, after, intent=True)
 
 
-def _bytes_of_parent(volume: Volume, known: cost.Allocations) -> int:
+def _bytes_of_parent(volume: model.Volume, known: cost.Allocations) -> int:
     """Bytes that a pull of the parent's data writes. Where the clusters are unknown, what the parent's files take on disk."""
     below = volume.chain[len(volume.own) :]
     moved = cost.pulled([image.file for image in reversed(below)], [volume.own_base.file], False, known)

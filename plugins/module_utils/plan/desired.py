@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Mapping, NamedTuple
 
-from ..errors import InvalidParameter
-from ..model import Image, Volume
+from .. import errors, model
 
 MAX_CHAIN = 64  # files of a chain, by default: a read of a part that was never written looks through all of them
 
@@ -44,7 +43,7 @@ class DesiredVolume(NamedTuple):
     lease: str | None = None  # the id of the lease under which a new volume is made
     seed: int | None = None
 
-    def is_satisfied_by(self, volume: Volume) -> bool:
+    def is_satisfied_by(self, volume: model.Volume) -> bool:
         """Whether :func:`planner.ensure_volume` has nothing to do and nothing to refuse. Then the volume has a record, its headers
         are in order, and format, size, ownership, description and labels are as desired."""
         return (
@@ -58,7 +57,7 @@ class DesiredVolume(NamedTuple):
             and all(is_spelled_out(image) and self._owns(image) for image in volume.own)
         )
 
-    def _owns(self, image: Image) -> bool:
+    def _owns(self, image: model.Image) -> bool:
         return self.uid in (None, image.uid) and self.gid in (None, image.gid) and self.mode in (None, image.mode)
 
 
@@ -90,7 +89,7 @@ class DesiredSnapshot(NamedTuple):
     max_chain: int = MAX_CHAIN
     expires: Expiry | None = None
 
-    def is_satisfied_by(self, volume: Volume) -> bool:
+    def is_satisfied_by(self, volume: model.Volume) -> bool:
         """Whether :func:`planner.create_snapshot` has nothing to do: the snapshot exists and is as desired."""
         return any(
             snapshot.name == self.name
@@ -107,7 +106,7 @@ def label_texts(labels: Mapping) -> dict[str, str]:
     return {str(name): "" if value is None else str(value) for name, value in labels.items()}
 
 
-def is_spelled_out(image: Image) -> bool:
+def is_spelled_out(image: model.Image) -> bool:
     """Whether the header names its backing file as it should: relative to the share, and with its format.
 
     Without the format in the header, qemu-img would guess it from content that a guest may have written.
@@ -118,5 +117,5 @@ def is_spelled_out(image: Image) -> bool:
 def check_max_chain(max_chain: int) -> int:
     """Return ``max_chain``. :raises InvalidParameter: it leaves no room for a snapshot, or such a chain could not be read."""
     if not 2 <= max_chain <= 200:
-        raise InvalidParameter("option max_chain", f"{max_chain} is no limit for the files of a chain", "give a number from 2 to 200")
+        raise errors.InvalidParameter("option max_chain", f"{max_chain} is no limit for the files of a chain", "give a number from 2 to 200")
     return max_chain

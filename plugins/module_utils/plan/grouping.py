@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Sequence
 
-from ..errors import InUse, NeedsRecovery
-from ..model import listed
+from .. import errors, model
+from . import resumption
 from .intent import Intent
-from .resumption import ObservedState
 
 UNDECIDED, DECIDED, LOST = "undecided", "decided", "lost"  # what is on record of a group
 UNDO, FINISH, GIVE_UP = "undo", "finish", "give up"  # how it ends
@@ -30,7 +29,7 @@ class Member(NamedTuple):
     volume: str
     state: str
     intent: Intent | None = None
-    observed: ObservedState | None = None
+    observed: resumption.ObservedState | None = None
     is_empty: bool = True
     written: str | None = None
 
@@ -64,7 +63,7 @@ def verdict(decision: str, members: Sequence[Member], machine: str) -> str:
     """
     for member in members:
         if not member.is_empty and member.written not in (None, member.overlay):
-            raise NeedsRecovery(
+            raise errors.NeedsRecovery(
                 f"volume {member.volume}",
                 f"its active image {member.overlay} has data, and {machine} writes to {member.written}, the image under that",
                 "stop the machine, and decide which of the two counts; see docs/worst-day.md",
@@ -85,9 +84,9 @@ def verdict(decision: str, members: Sequence[Member], machine: str) -> str:
     wrong = [str(member.written) for member in unused if member.written is not None]
     if not wrong:
         names = [member.volume for member in unused]
-        raise NeedsRecovery(f"volumes {listed(names)}", "they miss a snapshot that the others of their group have", "see docs/worst-day.md")
-    raise InUse(
+        raise errors.NeedsRecovery(f"volumes {model.listed(names)}", "they miss a snapshot that the others of their group have", "see docs/worst-day.md")
+    raise errors.InUse(
         f"group of {len(members)} volumes",
-        f"{machine} writes to {listed(wrong)}, which its volume has left: it was started on the wrong file",
-        f"stop it, and start it on {listed([member.overlay for member in unused])}",
+        f"{machine} writes to {model.listed(wrong)}, which its volume has left: it was started on the wrong file",
+        f"stop it, and start it on {model.listed([member.overlay for member in unused])}",
     )

@@ -12,13 +12,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from ..attachments import Attachment
-from ..attachments import from_json as attachment_from_json
-from ..errors import InUse, NeedsRecovery
-from ..model import Image, Volume
-from . import intent_fields
+from .. import attachments, errors, model
+from . import abilities, intent_fields
 from . import steps as step_types
-from .abilities import OFFLINE
 from .plan import CREATE_SNAPSHOT, FLATTEN, RECEIVE, REPLACE_SEED, Plan, lost_snapshots
 from .resumption import ObservedState, Resumption
 from .steps import CreateOverlay, Pull, ReceiveOverlay, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, WriteSeed, write_info
@@ -45,12 +41,12 @@ class Intent:
     operation: str
     started: str
     steps: tuple[Step, ...]
-    before: Volume
-    after: Volume | None
+    before: model.Volume
+    after: model.Volume | None
     proofs: dict[str, Proof]
     group: str | None = None
-    engine: str = OFFLINE
-    attachment: Attachment | None = None
+    engine: str = abilities.OFFLINE
+    attachment: attachments.Attachment | None = None
     members: tuple[str, ...] = ()
     agent: str | None = None
     phase: str = ""
@@ -99,8 +95,8 @@ def of_plan(
     started: str,
     proofs: dict[str, Proof],
     group: str | None = None,
-    engine: str = OFFLINE,
-    attachment: Attachment | None = None,
+    engine: str = abilities.OFFLINE,
+    attachment: attachments.Attachment | None = None,
     members: tuple[str, ...] = (),
     agent: str | None = None,
 ) -> Intent:
@@ -115,7 +111,7 @@ def in_phase(content: dict, phase: str) -> dict:
     return {**content, "phase": phase}
 
 
-def _volume_to_json(volume: Volume) -> dict:
+def _volume_to_json(volume: model.Volume) -> dict:
     return {**asdict(volume), "pending": None}
 
 
@@ -134,14 +130,14 @@ def from_json(volume: str, content: dict) -> Intent:
             after=None if after is None else intent_fields.volume(after),
             proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},
             group=intent_fields.group(content.get("group")),
-            engine=intent_fields.engine(content.get("engine", OFFLINE)),  # older records do not name an engine
-            attachment=attachment_from_json(content.get("attachment")),
+            engine=intent_fields.engine(content.get("engine", abilities.OFFLINE)),  # older records do not name an engine
+            attachment=attachments.from_json(content.get("attachment")),
             members=intent_fields.members(content.get("members", ())),
             phase=intent_fields.phase(content.get("phase", "")),
             agent=intent_fields.socket(content.get("agent")),
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
+        raise errors.NeedsRecovery(f"volume {volume}", f"the record of an interrupted task cannot be understood ({error!r})", _BY_HAND) from error
 
 
 def summary(content: dict) -> dict:
@@ -156,12 +152,12 @@ def summary(content: dict) -> dict:
         shown["snapshots"] = [*intent.deleted_snapshots, *intent.uncertain_snapshots]
         if intent.attachment is not None:
             shown["attachment"] = intent.attachment.describe()
-    except NeedsRecovery:
+    except errors.NeedsRecovery:
         pass
     return shown
 
 
-def resume(name: str, present: Volume | None, intent: Intent, observed: ObservedState) -> Resumption:
+def resume(name: str, present: model.Volume | None, intent: Intent, observed: ObservedState) -> Resumption:
     """The plan that finishes an interrupted task or undoes it.
 
     :param name: the name of the volume.
@@ -208,10 +204,10 @@ class _Check:
     def __init__(self, volume: str, intent: Intent, observed: ObservedState) -> None:
         self.volume, self.intent, self.observed = volume, intent, observed
 
-    def differs(self, expected: str, present: str) -> NeedsRecovery:
+    def differs(self, expected: str, present: str) -> errors.NeedsRecovery:
         """The error for a condition that is not fulfilled."""
         problem = f"its {self.intent.operation} of {self.intent.started} was interrupted and somebody changed the share since"
-        return NeedsRecovery(f"volume {self.volume}", f"{problem}: expected {expected}, found {present}", _BY_HAND)
+        return errors.NeedsRecovery(f"volume {self.volume}", f"{problem}: expected {expected}, found {present}", _BY_HAND)
 
     def same_files(self) -> None:
         """Every file that exists is still the recorded one, except an active image that the plan itself replaced."""
@@ -275,7 +271,7 @@ class _Check:
     def is_switched(self) -> bool:
         """Whether the machine is on the new active image. :raises InUse: it is not known."""
         if self.observed.switched is None:
-            raise InUse(
+            raise errors.InUse(
                 f"volume {self.volume}",
                 f"its {self.intent.operation} of {self.intent.started} was interrupted while {self.intent.attachment} changed to another image",
                 "run the task on the machine's host, with that attachment",
@@ -286,7 +282,7 @@ class _Check:
         if file not in self.observed.files:
             raise self.differs(f"file {file}", "no such file")
 
-    def _has(self, image: Image, backings: set) -> None:
+    def _has(self, image: model.Image, backings: set) -> None:
         if image.format != "qcow2":
             return
         now = self.observed.files[image.file]
@@ -297,7 +293,7 @@ class _Check:
             raise self.differs(f"{image.file} with {' or '.join(str(size) for size in sorted(sizes))} bytes", f"{now.size}")
 
 
-def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:
+def _resume_snapshot(check: _Check, present: model.Volume | None) -> Resumption:
     """If the overlay was published, the snapshot is finished, unless its group was not decided. Otherwise the snapshot is undone."""
     intent, observed, name = check.intent, check.observed, check.volume
     overlay = next((step for step in intent.steps if isinstance(step, CreateOverlay)), None)
@@ -322,7 +318,7 @@ def _resume_snapshot(check: _Check, present: Volume | None) -> Resumption:
     return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present, after), empty=empty)
 
 
-def _resume_lost(check: _Check, present: Volume | None, overlay: CreateOverlay, info: WriteInfo) -> Resumption:
+def _resume_lost(check: _Check, present: model.Volume | None, overlay: CreateOverlay, info: WriteInfo) -> Resumption:
     """The snapshot is undone, whatever ``.info`` says, if nobody has used the overlay. Who calls this has seen to that."""
     intent, name = check.intent, check.volume
     if overlay.file not in check.observed.files or not check.info_is(info):
@@ -332,7 +328,7 @@ def _resume_lost(check: _Check, present: Volume | None, overlay: CreateOverlay, 
     return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present or before, before), empty=(overlay.file,))
 
 
-def _undo_receipt(intent: Intent, observed: ObservedState, name: str, present: Volume | None) -> Resumption:
+def _undo_receipt(intent: Intent, observed: ObservedState, name: str, present: model.Volume | None) -> Resumption:
     """A point that was not published is undone: only with its source at hand could it go on. Nobody but the task knew the new files.
 
     A file that had one of their names already is somebody else's. It does not rest on what the new one was to rest on."""
@@ -343,7 +339,7 @@ def _undo_receipt(intent: Intent, observed: ObservedState, name: str, present: V
     return Resumption(intent.operation, "undone", Plan(intent.operation, name, undo, present or before, before))
 
 
-def _resume_flatten(check: _Check, present: Volume | None) -> Resumption:
+def _resume_flatten(check: _Check, present: model.Volume | None) -> Resumption:
     """A flatten has one pull. The pull is complete when the header names no backing file any more. Then the parent may already be
     removed, and the header stays as it is."""
     intent, name = check.intent, check.volume
@@ -355,7 +351,7 @@ def _resume_flatten(check: _Check, present: Volume | None) -> Resumption:
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
 
 
-def _resume_replacement(check: _Check, present: Volume | None) -> Resumption:
+def _resume_replacement(check: _Check, present: model.Volume | None) -> Resumption:
     """A revert to the newest snapshot, on a full share. It is done if another file has the name of the active image."""
     intent, observed, name = check.intent, check.observed, check.volume
     check.info_as_before()
@@ -368,7 +364,7 @@ def _resume_replacement(check: _Check, present: Volume | None) -> Resumption:
     return Resumption(intent.operation, "finished", Plan(intent.operation, name, steps, present, intent.after))
 
 
-def _resume_seed(check: _Check, present: Volume | None) -> Resumption:
+def _resume_seed(check: _Check, present: model.Volume | None) -> Resumption:
     """Another seed is in the place of the old one, or it is not. What it holds is on no record, so that nothing can be done but to record which
     file is there. Where the file system does not tell, the new one counts: the task that has the content compares it anyway."""
     intent, name = check.intent, check.volume

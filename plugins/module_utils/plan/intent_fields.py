@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..model import Image, Parent, Snapshot, Volume, is_safe_file_name, move_from_json
+from .. import model
 
 SWITCHING = "switching"  # a phase: from now on a machine may be on the new active image, which shows the same as the old one at this instant
 SWITCHING_SUSPENDED = "switching suspended"  # the same, and the task has suspended the machine, which has to go on afterwards
@@ -18,7 +18,7 @@ _LONGEST_ENGINE = 40  # letters of an engine's name
 
 def group(value: object) -> str | None:
     """A group's name. :raises ValueError: it cannot be the name of a file."""
-    if value is not None and not is_safe_file_name(value):
+    if value is not None and not model.is_safe_file_name(value):
         raise ValueError(f"no group: {value!r}")
     return None if value is None else str(value)
 
@@ -46,31 +46,31 @@ def socket(value: object) -> str | None:
 
 def members(value: object) -> tuple[str, ...]:
     """Names of volumes. :raises ValueError: they cannot be."""
-    if not isinstance(value, (list, tuple)) or len(value) > _MOST_MEMBERS or not all(is_safe_file_name(name) for name in value):
+    if not isinstance(value, (list, tuple)) or len(value) > _MOST_MEMBERS or not all(model.is_safe_file_name(name) for name in value):
         raise ValueError("no names of volumes")
     return tuple(value)
 
 
-def volume(content: dict) -> Volume:
+def volume(content: dict) -> model.Volume:
     """:raises KeyError, TypeError, ValueError: it is no volume that can be, or a file name leads out of the share."""
-    chain = tuple(Image(**image) for image in content["chain"])
-    snapshots = tuple(Snapshot(**snapshot) for snapshot in content["snapshots"])
-    parent = None if content["parent"] is None else Parent(**content["parent"])
+    chain = tuple(model.Image(**image) for image in content["chain"])
+    snapshots = tuple(model.Snapshot(**snapshot) for snapshot in content["snapshots"])
+    parent = None if content["parent"] is None else model.Parent(**content["parent"])
     stale = tuple((str(name), str(file)) for name, file in content.get("stale", ()))
     found = replace(
-        Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent, stale=stale),
+        model.Volume(content["name"], chain, snapshots, info=content["info"] is True, adopted=True, parent=parent, stale=stale),
         created=content.get("created"),  # older records do not have these fields
         description=str(content.get("description", "")),
         labels=dict(content.get("labels", {})),
         received=content.get("received") is True,
         replicated=content.get("replicated") is True,
-        move=move_from_json(content.get("move")),
+        move=model.move_from_json(content.get("move")),
         lease=None if content.get("lease") is None else str(content["lease"]),
     )
     names = [*found.files, *(snapshot.file for snapshot in snapshots), *((parent.file, parent.volume) if parent else ())]
     names += [file for _name, file in stale]
     if not all(isinstance(snapshot.point, (str, type(None))) for snapshot in snapshots):
         raise ValueError("an identity that cannot be")
-    if not chain or not all(is_safe_file_name(name) for name in names) or (parent and parent.file not in found.files):
+    if not chain or not all(model.is_safe_file_name(name) for name in names) or (parent and parent.file not in found.files):
         raise ValueError("a chain that cannot be")
     return found

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..errors import Conflict, InvalidParameter, LeaseHeld, LeaseLost
+from .. import errors, model
 from ..lease import LONGEST_OWNER, MOST_NAMES, Lease
-from ..model import listed, time_text
-from .retention import parse_duration
+from . import retention
 
 _LOST = "do not go on with what it stood for; make that anew under a new lease"
 
@@ -48,7 +47,7 @@ def held(lease: Lease | None, asked: Asked, at: float, new_id: str, left: tuple[
     :raises LeaseHeld: somebody else has it. :raises LeaseLost: it was the task's, and is not any more. :raises InvalidParameter: too many names.
     """
     if max(len(asked.volumes or ()), len(asked.uses or ())) > MOST_NAMES:
-        raise InvalidParameter(subject, f"a lease lists at most {MOST_NAMES} names", "take several leases")
+        raise errors.InvalidParameter(subject, f"a lease lists at most {MOST_NAMES} names", "take several leases")
     if lease is None:
         if asked.renews_only or asked.id is not None:
             raise _gone(subject)
@@ -57,16 +56,16 @@ def held(lease: Lease | None, asked: Asked, at: float, new_id: str, left: tuple[
     if asked.id is not None and (lease.id != asked.id or not is_own):
         raise _taken(lease, subject)
     if lease.collector is not None:
-        raise _collected(lease, subject) if is_own else LeaseHeld(subject, _who_collects(lease), _wait_for(left))
+        raise _collected(lease, subject) if is_own else errors.LeaseHeld(subject, _who_collects(lease), _wait_for(left))
     if is_own:
         return _renewed(lease, asked)
     if asked.renews_only:
         raise _taken(lease, subject)
     if not lease.is_over(at):
-        raise LeaseHeld(subject, _who_holds(lease), "wait, or take another name")
+        raise errors.LeaseHeld(subject, _who_holds(lease), "wait, or take another name")
     if left:
-        problem = f"that of {lease.owner} ended at {time_text(lease.ends)}, and its volumes are still there: {listed(left)}"
-        raise LeaseHeld(subject, problem, "remove what is left of it (state: collected), or take another name")
+        problem = f"that of {lease.owner} ended at {model.time_text(lease.ends)}, and its volumes are still there: {model.listed(left)}"
+        raise errors.LeaseHeld(subject, problem, "remove what is left of it (state: collected), or take another name")
     return _new(asked, new_id)
 
 
@@ -81,16 +80,16 @@ def require_held(lease: Lease | None, owner: str, identity: str | None, subject:
     return lease
 
 
-def _gone(subject: str) -> LeaseLost:
-    return LeaseLost(subject, "it is gone: it ran out and was collected, or it was released", _LOST)
+def _gone(subject: str) -> errors.LeaseLost:
+    return errors.LeaseLost(subject, "it is gone: it ran out and was collected, or it was released", _LOST)
 
 
-def _taken(lease: Lease, subject: str) -> LeaseLost:
-    return LeaseLost(subject, f"{lease.owner} has it now, since {time_text(lease.acquired)}", _LOST)
+def _taken(lease: Lease, subject: str) -> errors.LeaseLost:
+    return errors.LeaseLost(subject, f"{lease.owner} has it now, since {model.time_text(lease.acquired)}", _LOST)
 
 
-def _collected(lease: Lease, subject: str) -> LeaseLost:
-    return LeaseLost(subject, _who_collects(lease), _LOST)
+def _collected(lease: Lease, subject: str) -> errors.LeaseLost:
+    return errors.LeaseLost(subject, _who_collects(lease), _LOST)
 
 
 def _who_collects(lease: Lease) -> str:
@@ -98,12 +97,12 @@ def _who_collects(lease: Lease) -> str:
 
 
 def _who_holds(lease: Lease) -> str:
-    end = time_text(lease.ends)
+    end = model.time_text(lease.ends)
     return f"{lease.owner} holds it {f'until {end}' if end is not None else 'without an end'}"
 
 
 def _wait_for(left: tuple[str, ...]) -> str:
-    return f"wait until nobody uses them ({listed(left)}), and collect again" if left else "run the task again"
+    return f"wait until nobody uses them ({model.listed(left)}), and collect again" if left else "run the task again"
 
 
 def _new(asked: Asked, new_id: str) -> Lease:
@@ -135,21 +134,21 @@ def require_own(lease: Lease, asked: Asked, subject: str) -> None:
     """Before it is released. :raises LeaseLost: it is another one by now. :raises LeaseHeld: somebody else has it."""
     if lease.owner == asked.owner and asked.id in (None, lease.id):
         return
-    raise _taken(lease, subject) if asked.id is not None else LeaseHeld(subject, _who_holds(lease), "only its owner releases it")
+    raise _taken(lease, subject) if asked.id is not None else errors.LeaseHeld(subject, _who_holds(lease), "only its owner releases it")
 
 
-def still_there(subject: str, left: tuple[str, ...]) -> Conflict:
+def still_there(subject: str, left: tuple[str, ...]) -> errors.Conflict:
     """The error for volumes that would be nobody's."""
-    return Conflict(subject, f"volumes that were made under it are still there: {listed(left)}", "remove them first, or say cascade: true")
+    return errors.Conflict(subject, f"volumes that were made under it are still there: {model.listed(left)}", "remove them first, or say cascade: true")
 
 
 def parse_ttl(value: object, subject: str) -> int:
     """Seconds from a duration, or 0. :raises InvalidParameter: it is neither."""
-    return 0 if str(value).strip() == "0" else parse_duration(value, subject)
+    return 0 if str(value).strip() == "0" else retention.parse_duration(value, subject)
 
 
 def check_owner(owner: str) -> str:
     """Return the name of an owner. :raises InvalidParameter: it cannot be shown, or is too long."""
     if not owner.strip() or not owner.isprintable() or len(owner) > LONGEST_OWNER:
-        raise InvalidParameter("option owner", f"{owner[:40]!r} is no name", f"give up to {LONGEST_OWNER} letters, such as the number of a job")
+        raise errors.InvalidParameter("option owner", f"{owner[:40]!r} is no name", f"give up to {LONGEST_OWNER} letters, such as the number of a job")
     return owner

@@ -20,10 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Container, Iterable, Mapping, NamedTuple
 
-from ..errors import Conflict, HasDependents
-from ..model import Image, Snapshot, Volume, listed
-from . import cost
-from .headers import DEPENDENTS_REMEDY, header_repairs, require_known_formats, require_repaired_parent
+from .. import errors, model
+from . import cost, headers
 from .plan import DELETE_SNAPSHOT, Plan
 from .steps import Commit, Pull, Repoint, Step, Truncate, Unlink, write_info
 
@@ -46,15 +44,20 @@ class _Group:
     the longest file under the group.
     """
 
-    files: tuple[Image, ...]
-    below: Image | None
-    child: Image | None
+    files: tuple[model.Image, ...]
+    below: model.Image | None
+    child: model.Image | None
     must_stay: bool = False
     longest_below: int = 0
 
 
 def delete_snapshots(
-    volume: Volume, names: Iterable[str], known: cost.Allocations, fixed_tails: Container[str] = (), bitmaps: Bitmaps | None = None, commits_only: bool = False
+    volume: model.Volume,
+    names: Iterable[str],
+    known: cost.Allocations,
+    fixed_tails: Container[str] = (),
+    bitmaps: Bitmaps | None = None,
+    commits_only: bool = False,
 ) -> Plan:
     """Plan to delete the snapshots ``names`` together. Names that do not exist change nothing.
 
@@ -68,9 +71,9 @@ def delete_snapshots(
     deleted = [snapshot for snapshot in volume.snapshots if snapshot.name in set(names)]
     if not deleted:
         return Plan(DELETE_SNAPSHOT, volume.name, (), volume, volume)
-    require_known_formats(volume)
-    require_repaired_parent(volume)
-    steps, current = header_repairs(volume)
+    headers.require_known_formats(volume)
+    headers.require_repaired_parent(volume)
+    steps, current = headers.header_repairs(volume)
     all_steps = list(steps)
     garbage: list[str] = []
     remaining = tuple(snapshot for snapshot in volume.snapshots if snapshot not in deleted)
@@ -94,7 +97,7 @@ def delete_snapshots(
     return Plan(DELETE_SNAPSHOT, volume.name, tuple(all_steps), volume, after, intent=True)
 
 
-def drop_stale(volume: Volume, plan: Plan, leftovers: tuple[str, ...]) -> Plan:
+def drop_stale(volume: model.Volume, plan: Plan, leftovers: tuple[str, ...]) -> Plan:
     """A plan that also removes stale entries from ``.info``.
 
     :param plan: what happens to the real snapshots. It may have no steps. ``plan.after`` is without the stale entries.
@@ -104,13 +107,13 @@ def drop_stale(volume: Volume, plan: Plan, leftovers: tuple[str, ...]) -> Plan:
         raise ValueError("a deletion of snapshots leaves a volume")
     steps, after = plan.steps, plan.after
     if not steps:
-        repairs, after = header_repairs(after)
+        repairs, after = headers.header_repairs(after)
         after = replace(after, info=True, adopted=True, pending=None)
         steps = (*repairs, write_info(after))
     return Plan(DELETE_SNAPSHOT, volume.name, (*steps, *(Unlink(file) for file in leftovers)), volume, after, intent=True)
 
 
-def _next_group(volume: Volume, dropped: list[str]) -> _Group:
+def _next_group(volume: model.Volume, dropped: list[str]) -> _Group:
     """The lowest adjacent files that become one: overlays of snapshots that are deleted, and the file under the lowest overlay.
 
     A raw base stays raw and keeps its place. Where the topmost file must stay too, the base is left out of the group. It then
@@ -134,17 +137,17 @@ def _next_group(volume: Volume, dropped: list[str]) -> _Group:
     return _Group(bottom_up[first : last + 1], below, child, must_stay, longest_below)
 
 
-def _is_named(volume: Volume, overlay: Image) -> bool:
+def _is_named(volume: model.Volume, overlay: model.Image) -> bool:
     """Whether the image is the overlay of a snapshot."""
     return any(snapshot.file == overlay.file for snapshot in volume.snapshots)
 
 
-def _rests_on_parent(volume: Volume, snapshot: Snapshot) -> bool:
+def _rests_on_parent(volume: model.Volume, snapshot: model.Snapshot) -> bool:
     """Whether the snapshot's point is a file of the parent. Nothing may be merged into that. Only the snapshot's name is removed."""
     return volume.parent is not None and snapshot.file == volume.own_base.file
 
 
-def _refuse_losing_bitmaps(volume: Volume, group: _Group, pivot: Image, merged: list[Step], bitmaps: Bitmaps) -> None:
+def _refuse_losing_bitmaps(volume: model.Volume, group: _Group, pivot: model.Image, merged: list[Step], bitmaps: Bitmaps) -> None:
     """A bitmap says what changed since a backup. It is lost with its file. In the file that stays, everything that is committed into
     that file must be marked in the bitmap. qemu-img does so for a bitmap that tracks writes.
 
@@ -155,16 +158,16 @@ def _refuse_losing_bitmaps(volume: Volume, group: _Group, pivot: Image, merged: 
     lost = [f"{one.name} of {file}" for file in removed for one in bitmaps.get(file, ())]
     lost += [f"{one.name} of {pivot.file}" for one in bitmaps.get(pivot.file, ()) if filled and not one.tracks]
     if lost:
-        raise Conflict(
+        raise errors.Conflict(
             f"volume {volume.name}",
-            f"deleting these snapshots would lose dirty bitmaps: {listed(lost)}",
+            f"deleting these snapshots would lose dirty bitmaps: {model.listed(lost)}",
             "let the backup program end with them first, or say drop_bitmaps: true, after which the next backup has to be a full one",
         )
 
 
 def _merge(
     group: _Group, known: cost.Allocations, fixed_tails: Container[str], bitmaps: Bitmaps, commits_only: bool
-) -> tuple[list[Step], Image]:
+) -> tuple[list[Step], model.Image]:
     """Steps after which the pivot shows what the top of the group showed, and the pivot as it is then."""
     files = group.files
     if group.below is None and files[0].format == "raw":
@@ -203,11 +206,11 @@ def _pivot(group: _Group, costs: list[cost.Estimate] | None, fixed_tails: Contai
     return min(possible, key=lambda index: (_commit_bytes(group.files, index, costs) + costs[index].pull, index))
 
 
-def _commit_bytes(files: tuple[Image, ...], index: int, costs: list[cost.Estimate]) -> int:
+def _commit_bytes(files: tuple[model.Image, ...], index: int, costs: list[cost.Estimate]) -> int:
     return 0 if _nothing_to_commit(files[index], files[index + 1 :]) else costs[index].commit
 
 
-def _commit_and_pull(group: _Group, index: int, costs: list[cost.Estimate] | None) -> tuple[list[Step], Image]:
+def _commit_and_pull(group: _Group, index: int, costs: list[cost.Estimate] | None) -> tuple[list[Step], model.Image]:
     files = group.files
     pivot, above, under = files[index], files[index + 1 :], files[:index]
     steps: list[Step] = []
@@ -221,12 +224,12 @@ def _commit_and_pull(group: _Group, index: int, costs: list[cost.Estimate] | Non
     return steps, pivot
 
 
-def _commit_into_raw(files: tuple[Image, ...], known: cost.Allocations) -> tuple[list[Step], Image]:
+def _commit_into_raw(files: tuple[model.Image, ...], known: cost.Allocations) -> tuple[list[Step], model.Image]:
     """A raw base can only be committed into. Where an overlay is shorter than the file below it, everything up to that file is
     committed first. Then the base is cut to the overlay's size, because beyond its end the overlay shows zeros."""
     base = files[0]
     steps: list[Step] = []
-    waiting: list[Image] = []
+    waiting: list[model.Image] = []
     for image in files[1:]:
         if image.size < (waiting[-1] if waiting else base).size:
             _commit_waiting(base, waiting, steps, known)
@@ -237,7 +240,7 @@ def _commit_into_raw(files: tuple[Image, ...], known: cost.Allocations) -> tuple
     return steps, _commit_waiting(base, waiting, steps, known)
 
 
-def _commit_waiting(base: Image, waiting: list[Image], steps: list[Step], known: cost.Allocations) -> Image:
+def _commit_waiting(base: model.Image, waiting: list[model.Image], steps: list[Step], known: cost.Allocations) -> model.Image:
     """Add the commit of ``waiting`` (bottom first) to ``steps``, if one is needed. Returns the base as it is then."""
     if not waiting or _nothing_to_commit(base, tuple(waiting)):
         return base
@@ -245,30 +248,30 @@ def _commit_waiting(base: Image, waiting: list[Image], steps: list[Step], known:
     return replace(base, size=max(base.size, waiting[-1].size), empty=False)
 
 
-def _nothing_to_commit(pivot: Image, above: tuple[Image, ...]) -> bool:
+def _nothing_to_commit(pivot: model.Image, above: tuple[model.Image, ...]) -> bool:
     """Whether a commit is not needed: empty overlays of the same size add nothing to what the pivot shows."""
     return all(image.empty and image.size == pivot.size for image in above)
 
 
-def _snapshots_after_merge(snapshots: tuple[Snapshot, ...], group: _Group, pivot: Image) -> tuple[Snapshot, ...]:
+def _snapshots_after_merge(snapshots: tuple[model.Snapshot, ...], group: _Group, pivot: model.Image) -> tuple[model.Snapshot, ...]:
     """The remaining snapshots after a merge. One whose overlay was the group's lowest file now has the pivot as its overlay."""
     lowest = group.files[0].file
     return tuple(replace(snapshot, file=pivot.file) if snapshot.file == lowest else snapshot for snapshot in snapshots)
 
 
-def _after_merge(volume: Volume, group: _Group, pivot: Image) -> Volume:
-    changes: dict[str, Image | None] = {image.file: None for image in group.files}
+def _after_merge(volume: model.Volume, group: _Group, pivot: model.Image) -> model.Volume:
+    changes: dict[str, model.Image | None] = {image.file: None for image in group.files}
     changes[pivot.file] = pivot
     if group.child is not None:
         changes[group.child.file] = replace(group.child, backing_file=pivot.file, backing_format=pivot.format)
     return volume.with_images(**changes)
 
 
-def _refuse_dependents(volume: Volume, dropped_points: list[Snapshot]) -> None:
+def _refuse_dependents(volume: model.Volume, dropped_points: list[model.Snapshot]) -> None:
     blocked = [
         f"{clone} on {snapshot.name}" for snapshot in dropped_points for clone, file in volume.dependents if file == volume.point_file(snapshot.name)
     ]
     if blocked:
-        raise HasDependents(
-            f"volume {volume.name}", f"linked clones or other files rest on what would go: {listed(blocked)}", DEPENDENTS_REMEDY
+        raise errors.HasDependents(
+            f"volume {volume.name}", f"linked clones or other files rest on what would go: {model.listed(blocked)}", headers.DEPENDENTS_REMEDY
         )

@@ -7,40 +7,38 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import Conflict
-from ..model import Move, Volume
-from .plan import PRESENT, Plan
-from .steps import WriteRecord
+from .. import errors, model
+from . import plan, steps
 
 FINISH = "run the task with moved_from again"
 GIVE_UP = "or remove the volume here (state: absent), or say recover: discard to keep what is here as it is"
 LOST = "or, if the old share is lost, say recover: discard"
 
 
-def unfinished(volume: Volume, place: str) -> Conflict:
+def unfinished(volume: model.Volume, place: str) -> errors.Conflict:
     """The error for a volume that is used while it is moved here. :param place: how messages name the share."""
-    move = volume.move or Move("another share", None)
+    move = volume.move or model.Move("another share", None)
     subject = f"volume {volume.name} on {place}"
     if move.is_complete:
         problem = f"its move from {move.source} was interrupted after all had arrived here, and the volume there may be half removed"
-        return Conflict(subject, problem, f"{FINISH}, {LOST}")
+        return errors.Conflict(subject, problem, f"{FINISH}, {LOST}")
     problem = f"its move from {move.source} was interrupted, so that not all of it is here; the volume there counts"
-    return Conflict(subject, problem, f"{FINISH}, {GIVE_UP}")
+    return errors.Conflict(subject, problem, f"{FINISH}, {GIVE_UP}")
 
 
-def describe(move: Move) -> dict:
+def describe(move: model.Move) -> dict:
     """``pending`` as modules return it: operation, started, snapshots (none), the share that it comes from (``source``), and the copy that
     ``counts``: "source", or "target" where the source is gone, or shows the same."""
     counts = "target" if move.is_complete else "source"
     return {"operation": "move", "started": move.started, "snapshots": [], "source": move.source, "counts": counts}
 
 
-def record(volume: Volume, move: Move | None) -> Plan:
+def record(volume: model.Volume, move: model.Move | None) -> plan.Plan:
     """Plan to record how far the move is; None: it is over."""
     return _recorded(volume, replace(volume, move=move))
 
 
-def complete(volume: Volume, source: Volume) -> Plan:
+def complete(volume: model.Volume, source: model.Volume) -> plan.Plan:
     """Plan to record that all of the source is here, with all that is said of it and of its snapshots.
 
     Which snapshots are received ones, and whether there are replicas of it, is as it was there.
@@ -60,5 +58,5 @@ def complete(volume: Volume, source: Volume) -> Plan:
     return _recorded(volume, after)
 
 
-def _recorded(volume: Volume, after: Volume) -> Plan:
-    return Plan(PRESENT, volume.name, (WriteRecord(volume.name),), volume, replace(after, adopted=True))
+def _recorded(volume: model.Volume, after: model.Volume) -> plan.Plan:
+    return plan.Plan(plan.PRESENT, volume.name, (steps.WriteRecord(volume.name),), volume, replace(after, adopted=True))

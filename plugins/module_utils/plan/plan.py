@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Mapping
 
-from ..model import Volume
+from .. import model
 
 if TYPE_CHECKING:
     from .steps import Step  # not at run time: a plan that changes nothing has no steps
@@ -25,7 +25,7 @@ _SECONDS = 2  # of data at a limited speed
 MUCH = 16 << 20  # bytes: writing fewer takes so little time that nobody notices
 
 
-def lost_snapshots(before: Volume | None, after: Volume | None) -> tuple[str, ...]:
+def lost_snapshots(before: model.Volume | None, after: model.Volume | None) -> tuple[str, ...]:
     """Names of the snapshots that a volume has before a plan and not after it. Their data may be destroyed from the first step on."""
     kept = {snapshot.name for snapshot in after.snapshots} if after else set()
     return tuple(snapshot.name for snapshot in before.snapshots if snapshot.name not in kept) if before else ()
@@ -40,8 +40,8 @@ class Plan:
     operation: str
     volume: str
     steps: tuple[Step, ...]
-    before: Volume | None
-    after: Volume | None
+    before: model.Volume | None
+    after: model.Volume | None
     intent: bool = False
     unchanged: Mapping[str, tuple[int, int]] | None = None
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import Conflict, HasDependents, HasNewerSnapshots, HasSnapshots, InvalidParameter, InvalidSize, WouldShrink
-from ..model import MAX_QCOW2_SIZE, Image, Snapshot, Volume, info_name, listed, size_text
+from .. import errors, model
+from . import headers
 from .desired import DesiredSnapshot, DesiredVolume
-from .headers import DEPENDENTS_REMEDY, NOT_RECORDED, header_repairs, require_format_below, require_known_formats
 from .plan import CREATE_SNAPSHOT, CREATE_VOLUME, DELETE_VOLUME, PRESENT, REVERT, Plan
 from .steps import CopyImage, CreateImage, CreateOverlay, Grow, ReplaceOverlay, SetAttributes, Step, Unlink, WriteRecord, write_info
 
@@ -27,30 +26,30 @@ def create_volume(desired: DesiredVolume) -> Plan:
     image_format = desired.format or "raw"
     size = desired.size or (desired.source.size if desired.source else None)
     if size is None:
-        raise InvalidParameter(subject, "it does not exist, and no size is given to create it with", "give size or source")
+        raise errors.InvalidParameter(subject, "it does not exist, and no size is given to create it with", "give size or source")
     if desired.source and size < desired.source.size:
-        raise WouldShrink(
+        raise errors.WouldShrink(
             subject,
-            f"{size_text(size)} is less than its source has, {size_text(desired.source.size)}",
+            f"{model.size_text(size)} is less than its source has, {model.size_text(desired.source.size)}",
             "ask for at least the source's size",
         )
     if image_format == "raw" and desired.preallocation == "metadata":
-        raise InvalidParameter(
+        raise errors.InvalidParameter(
             subject, "a raw image has no metadata to preallocate", "choose preallocation off, falloc or full, or format qcow2"
         )
     if desired.source and desired.preallocation != "off":
-        raise InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
+        raise errors.InvalidParameter(subject, "preallocation does not go with a source", "leave preallocation off for a clone")
     check_qcow2_size(subject, image_format, size)
     mode = DEFAULT_MODE if desired.mode is None else desired.mode
     step: Step = CreateImage(desired.name, image_format, size, desired.preallocation, mode, desired.uid, desired.gid)
     if desired.source:
         step = CopyImage(desired.name, image_format, size, desired.source.label, desired.source.allocated, mode, desired.uid, desired.gid)
-    image = Image(desired.name, image_format, size, mode=mode, uid=desired.uid or 0, gid=desired.gid or 0)
-    after = with_details(Volume(desired.name, (image,), adopted=True, created=desired.created, lease=desired.lease), desired)
+    image = model.Image(desired.name, image_format, size, mode=mode, uid=desired.uid or 0, gid=desired.gid or 0)
+    after = with_details(model.Volume(desired.name, (image,), adopted=True, created=desired.created, lease=desired.lease), desired)
     return Plan(CREATE_VOLUME, desired.name, (WriteRecord(desired.name), step), None, after)
 
 
-def with_details(volume: Volume, desired: DesiredVolume) -> Volume:
+def with_details(volume: model.Volume, desired: DesiredVolume) -> model.Volume:
     """The volume with the desired description and labels. Where the playbook does not say, they stay."""
     return replace(
         volume,
@@ -59,7 +58,7 @@ def with_details(volume: Volume, desired: DesiredVolume) -> Volume:
     )
 
 
-def ensure_volume(volume: Volume, desired: DesiredVolume) -> Plan:
+def ensure_volume(volume: model.Volume, desired: DesiredVolume) -> Plan:
     """Plan for a volume that exists: adopt it, repair its headers, grow it, set ownership, description and labels as desired.
 
     :raises InvalidParameter: the format of its base, or of the file on which that rests, is unknown.
@@ -69,23 +68,23 @@ def ensure_volume(volume: Volume, desired: DesiredVolume) -> Plan:
     subject = f"volume {volume.name}"
     base = volume.own_base
     if base.format is None:
-        raise InvalidParameter(
-            subject, f"the format of {base.file} {volume.doubt or NOT_RECORDED}", "say its format: raw or qcow2"
+        raise errors.InvalidParameter(
+            subject, f"the format of {base.file} {volume.doubt or headers.NOT_RECORDED}", "say its format: raw or qcow2"
         )
-    require_format_below(volume)
+    headers.require_format_below(volume)
     if desired.format and desired.format != base.format:
-        raise Conflict(
+        raise errors.Conflict(
             subject,
             f"its base file is {base.format}, not {desired.format}",
             "ask for the format it has, or clone it into a new volume of the other format",
         )
     if desired.size is not None and desired.size < volume.size:
-        raise WouldShrink(
+        raise errors.WouldShrink(
             subject,
-            f"it has {size_text(volume.size)} and is never shrunk to {size_text(desired.size)}",
+            f"it has {model.size_text(volume.size)} and is never shrunk to {model.size_text(desired.size)}",
             f"ask for at least {volume.size}",
         )
-    repairs, after = header_repairs(volume)
+    repairs, after = headers.header_repairs(volume)
     after = with_details(after, desired)
     on_record = volume.adopted and (after.description, after.labels) == (volume.description, volume.labels)
     steps: list[Step] = [] if on_record else [WriteRecord(volume.name)]
@@ -97,7 +96,7 @@ def ensure_volume(volume: Volume, desired: DesiredVolume) -> Plan:
     return Plan(PRESENT, volume.name, tuple(steps), volume, replace(after, adopted=True))
 
 
-def _grow(volume: Volume, size: int) -> tuple[Step, Volume]:
+def _grow(volume: model.Volume, size: int) -> tuple[Step, model.Volume]:
     """The step that raises the size to ``size`` bytes, and the volume after it."""
     active = volume.active
     longer_below = any(image.size > active.size for image in volume.chain[1:])
@@ -108,11 +107,13 @@ def _grow(volume: Volume, size: int) -> tuple[Step, Volume]:
 
 def check_qcow2_size(subject: str, image_format: str | None, size: int) -> None:
     """Check the size in bytes of a new or grown image. :raises InvalidSize: no qcow2 image with clusters of 64 KiB can be that large."""
-    if image_format == "qcow2" and size > MAX_QCOW2_SIZE:
-        raise InvalidSize(subject, f"a qcow2 image of {size_text(size)} is more than QEMU opens", f"stay within {size_text(MAX_QCOW2_SIZE)}")
+    if image_format == "qcow2" and size > model.MAX_QCOW2_SIZE:
+        raise errors.InvalidSize(
+            subject, f"a qcow2 image of {model.size_text(size)} is more than QEMU opens", f"stay within {model.size_text(model.MAX_QCOW2_SIZE)}"
+        )
 
 
-def _attributes(volume: Volume, desired: DesiredVolume) -> list[Step]:
+def _attributes(volume: model.Volume, desired: DesiredVolume) -> list[Step]:
     """One step for each of the volume's own files whose owner, group or mode is not the desired one."""
     steps: list[Step] = []
     for image in volume.own:
@@ -124,7 +125,7 @@ def _attributes(volume: Volume, desired: DesiredVolume) -> list[Step]:
     return steps
 
 
-def delete_volume(volume: Volume, cascade: bool, leftovers: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> Plan:
+def delete_volume(volume: model.Volume, cascade: bool, leftovers: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> Plan:
     """Plan to remove all files of a volume, the active image first.
 
     :param cascade: remove its snapshots too.
@@ -134,16 +135,16 @@ def delete_volume(volume: Volume, cascade: bool, leftovers: tuple[str, ...] = ()
     """
     subject = f"volume {volume.name}"
     if (volume.snapshots or volume.stale) and not cascade:
-        names = listed([*(snapshot.name for snapshot in volume.snapshots), *(f"{name}, stale" for name, _file in volume.stale)])
-        raise HasSnapshots(subject, f"it still has snapshots ({names})", "delete them first or say cascade: true")
+        names = model.listed([*(snapshot.name for snapshot in volume.snapshots), *(f"{name}, stale" for name, _file in volume.stale)])
+        raise errors.HasSnapshots(subject, f"it still has snapshots ({names})", "delete them first or say cascade: true")
     if volume.dependents:
-        names = listed(sorted({clone for clone, _file in volume.dependents}))
-        raise HasDependents(subject, f"linked clones or other files rest on it: {names}", DEPENDENTS_REMEDY)
-    files = [*(file for file in volume.own_files if file not in missing), *leftovers] + ([info_name(volume.name)] if volume.info else [])
+        names = model.listed(sorted({clone for clone, _file in volume.dependents}))
+        raise errors.HasDependents(subject, f"linked clones or other files rest on it: {names}", headers.DEPENDENTS_REMEDY)
+    files = [*(file for file in volume.own_files if file not in missing), *leftovers] + ([model.info_name(volume.name)] if volume.info else [])
     return Plan(DELETE_VOLUME, volume.name, tuple(Unlink(file) for file in files), volume, None, intent=len(files) > 1 or bool(missing))
 
 
-def create_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
+def create_snapshot(volume: model.Volume, desired: DesiredSnapshot) -> Plan:
     """Plan to take a snapshot: a new overlay becomes the active image. If the snapshot exists, only its details are updated.
 
     :raises InvalidParameter: the chain would have more than ``desired.max_chain`` files.
@@ -151,13 +152,13 @@ def create_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
     """
     if volume.has_snapshot(desired.name):
         return _update_details(volume, desired)
-    require_known_formats(volume)
+    headers.require_known_formats(volume)
     check_chain_length(f"snapshot {desired.name} of volume {volume.name}", len(volume.chain), desired.max_chain)
-    repairs, current = header_repairs(volume)
+    repairs, current = headers.header_repairs(volume)
     active = current.active
     check_qcow2_size(f"snapshot of volume {volume.name}", "qcow2", active.size)
     file = overlay_name(volume, desired.name)
-    overlay = Image(
+    overlay = model.Image(
         file,
         "qcow2",
         active.size,
@@ -169,7 +170,7 @@ def create_snapshot(volume: Volume, desired: DesiredSnapshot) -> Plan:
         gid=active.gid,
     )
     expires = None if desired.expires is None else desired.expires.time
-    snapshot = Snapshot(desired.name, file, desired.created, desired.description or "", dict(desired.labels or {}), bool(desired.protected), expires)
+    snapshot = model.Snapshot(desired.name, file, desired.created, desired.description or "", dict(desired.labels or {}), bool(desired.protected), expires)
     stale = tuple(pair for pair in current.stale if pair[0] != desired.name)
     snapshots = current.snapshots + (snapshot,)
     after = replace(current, chain=(overlay,) + current.chain, snapshots=snapshots, stale=stale, info=True, adopted=True)
@@ -187,7 +188,7 @@ def taken_back(plan: Plan) -> Plan:
     return Plan(CREATE_SNAPSHOT, plan.volume, (write_info(before), Unlink(plan.after.active.file)), plan.after, before)
 
 
-def _update_details(volume: Volume, desired: DesiredSnapshot) -> Plan:
+def _update_details(volume: model.Volume, desired: DesiredSnapshot) -> Plan:
     """Plan to bring description, labels, protection and expiry of an existing snapshot to what is desired."""
     present = volume.snapshot(desired.name)
     wanted = replace(
@@ -210,14 +211,14 @@ def check_chain_length(subject: str, files: int, max_chain: int) -> None:
     :raises InvalidParameter: with it the chain would have more than ``max_chain`` files.
     """
     if files + 1 > max_chain:
-        raise InvalidParameter(
+        raise errors.InvalidParameter(
             subject,
             f"the chain has {files} files, and with one more it would be longer than max_chain ({max_chain})",
             "delete snapshots, flatten it if it is a linked clone, or raise max_chain",
         )
 
 
-def overlay_name(volume: Volume, snapshot: str) -> str:
+def overlay_name(volume: model.Volume, snapshot: str) -> str:
     """The file name for a new overlay: ``NAME.SNAPSHOT``, or ``NAME.SNAPSHOT-NUMBER`` if a file of the chain has that name already
     (since an earlier merge).
 
@@ -230,7 +231,7 @@ def overlay_name(volume: Volume, snapshot: str) -> str:
     return next(f"{plain}-{number}" for number in range(1, len(taken) + 2) if f"{plain}-{number}".lower() not in taken)
 
 
-def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
+def revert(volume: model.Volume, name: str, discard_newer: bool) -> Plan:
     """Plan to give the volume the content of snapshot ``name``. The volume keeps its size.
 
     One rename puts an empty overlay in the place of the active image. Its backing file is the snapshot's point from the start,
@@ -245,17 +246,17 @@ def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
     depth = volume.files.index(overlay)
     newer = tuple(snapshot for snapshot in volume.snapshots if volume.files.index(snapshot.file) < depth)
     if newer and not discard_newer:
-        names = listed(snapshot.name for snapshot in newer)
-        raise HasNewerSnapshots(
+        names = model.listed(snapshot.name for snapshot in newer)
+        raise errors.HasNewerSnapshots(
             f"snapshot {name} of volume {volume.name}",
             f"newer snapshots would be lost: {names}",
             "delete them first or say discard_newer: true",
         )
     if depth == 0 and volume.active.empty:
         return Plan(REVERT, volume.name, (), volume, volume)
-    require_known_formats(volume)
+    headers.require_known_formats(volume)
     _refuse_losing_clones(volume, depth)
-    repairs, current = header_repairs(volume)
+    repairs, current = headers.header_repairs(volume)
     active, below = current.active, current.image(point)
     fresh = replace(active, backing_file=point, backing_format=below.format, empty=True)
     kept = tuple(
@@ -270,13 +271,13 @@ def revert(volume: Volume, name: str, discard_newer: bool) -> Plan:
     return Plan(REVERT, volume.name, tuple(steps), volume, after, intent=depth > 0)
 
 
-def _refuse_losing_clones(volume: Volume, depth: int) -> None:
+def _refuse_losing_clones(volume: model.Volume, depth: int) -> None:
     """:raises HasDependents: a linked clone rests on one of the topmost ``depth`` + 1 files of the chain."""
     discarded = set(volume.files[: depth + 1])
     names = sorted({clone for clone, file in volume.dependents if file in discarded})
     if names:
-        raise HasDependents(
+        raise errors.HasDependents(
             f"volume {volume.name}",
-            f"linked clones or other files rest on what would be discarded: {listed(names)}",
-            DEPENDENTS_REMEDY,
+            f"linked clones or other files rest on what would be discarded: {model.listed(names)}",
+            headers.DEPENDENTS_REMEDY,
         )

@@ -13,12 +13,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Collection, Mapping, NamedTuple, Sequence
 
-from ..errors import ChainBroken, Conflict, HasDependents
-from ..model import Snapshot, Volume, listed
-from .desired import DesiredSnapshot
-from .headers import DEPENDENTS_REMEDY, header_repairs, require_known_formats
+from .. import errors, model
+from . import desired, headers, planner
 from .plan import PRESENT, RECEIVE, Plan
-from .planner import check_chain_length, check_qcow2_size, create_snapshot, overlay_name
 from .steps import CreateOverlay, ReceiveOverlay, Step, Unlink, WriteRecord, write_info
 
 REMEDY = "look at it, and say discard: true to drop it, or replicate to another name"
@@ -27,7 +24,7 @@ REMEDY = "look at it, and say discard: true to drop it, or replicate to another 
 class Point(NamedTuple):
     """A snapshot of one side. ``holds``: its identity is still that of its overlay, so that it is certain which point it is."""
 
-    snapshot: Snapshot
+    snapshot: model.Snapshot
     holds: bool
 
     @property
@@ -76,7 +73,7 @@ def perhaps_common(source: Sequence[Point], replica: Sequence[Point], since: Pai
 class Lack(NamedTuple):
     """What is to be done: points of the source that are sent, oldest first, and names of snapshots of the replica that go before that."""
 
-    sent: tuple[Snapshot, ...]
+    sent: tuple[model.Snapshot, ...]
     dropped: tuple[str, ...]
 
 
@@ -94,34 +91,36 @@ def lack(source: Sequence[Point], replica: Sequence[Point], common: Pair | None,
     names = {snapshot.name for snapshot in sent}
     reused = [point.name for point in replica if point.name in names and point.name not in own]
     if own and not discards:
-        raise Conflict(subject, f"it has snapshots that were made there: {listed(own)}", REMEDY)
+        raise errors.Conflict(subject, f"it has snapshots that were made there: {model.listed(own)}", REMEDY)
     if reused and not discards:
-        raise Conflict(subject, f"it has other points with names that the source gave anew: {listed(reused)}", REMEDY)
+        raise errors.Conflict(subject, f"it has other points with names that the source gave anew: {model.listed(reused)}", REMEDY)
     doomed = {*own, *reused}
     protected = [point.name for point in replica if point.name in doomed and point.snapshot.protected]
     if protected:
-        raise Conflict(subject, f"it has protected snapshots that are in the way: {listed(protected)}", "protect them no longer, or replicate to another name")
+        raise errors.Conflict(
+            subject, f"it has protected snapshots that are in the way: {model.listed(protected)}", "protect them no longer, or replicate to another name"
+        )
     return Lack(sent, tuple(point.name for point in replica if point.name in doomed))
 
 
 def require_replica(is_replica: bool, common: Pair | None, subject: str) -> None:
     """:raises Conflict: it is another volume that happens to have this name."""
     if not is_replica and common is None:
-        raise Conflict(subject, "it exists, and was not made as a replica of this source", "choose another name, or remove that volume")
+        raise errors.Conflict(subject, "it exists, and was not made as a replica of this source", "choose another name, or remove that volume")
 
 
-def written(subject: str) -> Conflict:
+def written(subject: str) -> errors.Conflict:
     """The error for a replica to which somebody has written."""
-    return Conflict(subject, "somebody has written to it since its newest point was received", REMEDY)
+    return errors.Conflict(subject, "somebody has written to it since its newest point was received", REMEDY)
 
 
-def take_received(volume: Volume, point: Snapshot, max_chain: int) -> Plan:
+def take_received(volume: model.Volume, point: model.Snapshot, max_chain: int) -> Plan:
     """Plan a snapshot of what the replica shows already: this point of the source."""
-    plan = create_snapshot(volume, DesiredSnapshot(point.name, point.created, point.description, point.labels, max_chain=max_chain))
+    plan = planner.create_snapshot(volume, desired.DesiredSnapshot(point.name, point.created, point.description, point.labels, max_chain=max_chain))
     return replace(plan, after=_with_identity(plan.after, point)) if plan.after is not None else plan
 
 
-def receive(volume: Volume, point: Snapshot, size: int, label: str, count: int | None, max_chain: int) -> Plan:
+def receive(volume: model.Volume, point: model.Snapshot, size: int, label: str, count: int | None, max_chain: int) -> Plan:
     """Plan to receive a point of the source on top of the replica's newest one.
 
     The overlay that is active now is replaced by one that shows the point, with another one on top. Both have new names, which nobody knows
@@ -131,11 +130,11 @@ def receive(volume: Volume, point: Snapshot, size: int, label: str, count: int |
     :raises InvalidParameter: the chain would have more than ``max_chain`` files. :raises InvalidSize: no qcow2 overlay can be as large.
     """
     subject = f"snapshot {point.name} of volume {volume.name}"
-    check_chain_length(subject, len(volume.chain), max_chain)
+    planner.check_chain_length(subject, len(volume.chain), max_chain)
     repairs, current, filled = _filled(volume, size, subject)
     renamed = replace(current, chain=(current.active, *filled.chain))
-    overlay = replace(filled.active, file=overlay_name(renamed, point.name), empty=True, backing_file=filled.active.file, backing_format="qcow2")
-    taken = Snapshot(point.name, overlay.file, point.created, point.description, dict(point.labels))
+    overlay = replace(filled.active, file=planner.overlay_name(renamed, point.name), empty=True, backing_file=filled.active.file, backing_format="qcow2")
+    taken = model.Snapshot(point.name, overlay.file, point.created, point.description, dict(point.labels))
     stale = tuple(pair for pair in current.stale if pair[0] != point.name)
     after = replace(filled, chain=(overlay, *filled.chain), snapshots=(*filled.snapshots, taken), stale=stale)
     after = _with_identity(after, point)
@@ -149,7 +148,7 @@ def receive(volume: Volume, point: Snapshot, size: int, label: str, count: int |
     return Plan(RECEIVE, volume.name, steps, volume, after, intent=True)
 
 
-def receive_present(volume: Volume, size: int, label: str, count: int | None) -> Plan:
+def receive_present(volume: model.Volume, size: int, label: str, count: int | None) -> Plan:
     """Plan to receive what the source shows now, on top of the newest point: in the overlay that is active then.
 
     The parameters and errors are those of :func:`receive`, but for those about the length of the chain, which stays the same.
@@ -159,20 +158,20 @@ def receive_present(volume: Volume, size: int, label: str, count: int | None) ->
     return Plan(RECEIVE, volume.name, steps, volume, filled, intent=True)
 
 
-def _filled(volume: Volume, size: int, subject: str) -> tuple[tuple[Step, ...], Volume, Volume]:
+def _filled(volume: model.Volume, size: int, subject: str) -> tuple[tuple[Step, ...], model.Volume, model.Volume]:
     """Steps that repair headers, the volume after them, and that with another active image, which rests on the newest point."""
-    require_known_formats(volume)
+    headers.require_known_formats(volume)
     _require_replaceable(volume)
-    check_qcow2_size(subject, "qcow2", size)
-    repairs, current = header_repairs(volume)
+    planner.check_qcow2_size(subject, "qcow2", size)
+    repairs, current = headers.header_repairs(volume)
     active, newest = current.active, current.snapshots[-1]
     below = current.image(current.point_file(newest.name))
-    filled = replace(active, file=overlay_name(current, newest.name), size=size, empty=False, backing_file=below.file, backing_format=below.format)
+    filled = replace(active, file=planner.overlay_name(current, newest.name), size=size, empty=False, backing_file=below.file, backing_format=below.format)
     snapshots = (*current.snapshots[:-1], replace(newest, file=filled.file))
     return repairs, current, replace(current, chain=(filled, *current.chain[1:]), snapshots=snapshots, adopted=True)
 
 
-def _receipt(current: Volume, filled: Volume, label: str, count: int | None) -> ReceiveOverlay:
+def _receipt(current: model.Volume, filled: model.Volume, label: str, count: int | None) -> ReceiveOverlay:
     image = filled.active
     return ReceiveOverlay(image.file, str(image.backing_file), str(image.backing_format), image.size, current.active.file, label, count)
 
@@ -182,23 +181,25 @@ def made(plan: Plan) -> tuple[str, ...]:
     return tuple(step.file for step in plan.steps if isinstance(step, (CreateOverlay, ReceiveOverlay)))
 
 
-def _require_replaceable(volume: Volume) -> None:
+def _require_replaceable(volume: model.Volume) -> None:
     """:raises HasDependents, ChainBroken: the active image cannot go."""
     resting = sorted({clone for clone, file in volume.dependents if file == volume.active.file})
     if resting:
-        raise HasDependents(f"volume {volume.name}", f"linked clones or other files rest on its active image: {listed(resting)}", DEPENDENTS_REMEDY)
+        raise errors.HasDependents(
+            f"volume {volume.name}", f"linked clones or other files rest on its active image: {model.listed(resting)}", headers.DEPENDENTS_REMEDY
+        )
     if not volume.snapshots or volume.snapshots[-1].file != volume.active.file:
         problem = "its active image is not the overlay of its newest snapshot"
-        raise ChainBroken(f"volume {volume.name}", problem, "look at the chain with remotefs_volume_info")
+        raise errors.ChainBroken(f"volume {volume.name}", problem, "look at the chain with remotefs_volume_info")
 
 
-def _with_identity(volume: Volume, point: Snapshot) -> Volume:
+def _with_identity(volume: model.Volume, point: model.Snapshot) -> model.Volume:
     """The volume whose snapshot of that name is this point, received."""
     snapshots = tuple(replace(one, point=point.point, received=True) if one.name == point.name else one for one in volume.snapshots)
     return replace(volume, snapshots=snapshots)
 
 
-def identify(volume: Volume, points: Mapping[str, str | None], received: Collection[str] | None = None) -> Plan:
+def identify(volume: model.Volume, points: Mapping[str, str | None], received: Collection[str] | None = None) -> Plan:
     """Plan to record that snapshots of a volume are these points, by name.
 
     :param received: those of them that were sent here; of others that stays as it is. None: the volume is a source.

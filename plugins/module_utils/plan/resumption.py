@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..attachments import Attachment
+from .. import attachments
 from .plan import Plan
 
 
@@ -57,7 +57,7 @@ class Resumption:
     plan: Plan
     left: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
-    attachment: Attachment | None = None
+    attachment: attachments.Attachment | None = None
     empty: tuple[str, ...] = ()
     begins: bool = False
     phase: str = ""

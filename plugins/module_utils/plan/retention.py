@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Callable, Iterable, Mapping, Sequence
 
-from ..errors import InvalidParameter
-from ..model import Snapshot, Volume
-from .desired import Expiry, label_texts
+from .. import errors, model
+from . import desired
 
 _SUBJECT = "option keep"
 _TIME = re.compile(
@@ -62,7 +61,7 @@ class Policy:
     within: int = 0
     span: str = ""
 
-    def matches(self, snapshot: Snapshot) -> bool:
+    def matches(self, snapshot: model.Snapshot) -> bool:
         """Whether the policy is about this snapshot: its name matches the glob, or it has all the labels."""
         if isinstance(self.match, str):
             return fnmatch.fnmatchcase(snapshot.name, self.match)
@@ -73,7 +72,7 @@ class Policy:
 class Verdict:
     """The verdict on one snapshot that matches or has expired. ``reasons`` say why it stays. Without any it is deleted."""
 
-    snapshot: Snapshot
+    snapshot: model.Snapshot
     reasons: tuple[str, ...]
 
     def describe(self) -> dict:
@@ -95,14 +94,14 @@ def parse(content: object) -> Policy:
     """
     example = "give match and at least one of " + ", ".join((*RULES, "within"))
     if not isinstance(content, Mapping):
-        raise InvalidParameter(_SUBJECT, f"{content!r} is no dictionary", example)
+        raise errors.InvalidParameter(_SUBJECT, f"{content!r} is no dictionary", example)
     unknown = sorted(str(key) for key in content if key not in ("match", *RULES, "within"))
     if unknown:
-        raise InvalidParameter(_SUBJECT, f"it has no {', '.join(unknown)}", example)
+        raise errors.InvalidParameter(_SUBJECT, f"it has no {', '.join(unknown)}", example)
     counts = {rule: _count(rule, content.get(rule)) for rule in RULES}
     policy = Policy(_match(content.get("match")), counts, _within(content.get("within")), str(content.get("within") or "").strip())
     if not any(policy.counts.values()) and not policy.within:
-        raise InvalidParameter(_SUBJECT, "no rule is above 0, so that every snapshot would go", "say how many to keep")
+        raise errors.InvalidParameter(_SUBJECT, "no rule is above 0, so that every snapshot would go", "say how many to keep")
     return policy
 
 
@@ -111,9 +110,9 @@ def _match(value: object) -> str | dict:
     if isinstance(value, str) and value.strip():
         return value
     if isinstance(value, Mapping) and value:
-        return label_texts(value)
+        return desired.label_texts(value)
     problem = "match is missing or empty" if not value else f"match is neither a glob nor labels: {value!r}"
-    raise InvalidParameter(_SUBJECT, problem, "give a glob such as daily-*, or labels that the snapshots have")
+    raise errors.InvalidParameter(_SUBJECT, problem, "give a glob such as daily-*, or labels that the snapshots have")
 
 
 def _count(rule: str, value: object) -> int:
@@ -123,9 +122,9 @@ def _count(rule: str, value: object) -> int:
     """
     text = "0" if value is None else str(value).strip()
     if not re.match(r"-?[0-9]+\Z", text):
-        raise InvalidParameter(_SUBJECT, f"{rule} is no whole number: {value!r}", "give the number of snapshots to keep")
+        raise errors.InvalidParameter(_SUBJECT, f"{rule} is no whole number: {value!r}", "give the number of snapshots to keep")
     if int(text) < 0:
-        raise InvalidParameter(_SUBJECT, f"{rule} is negative: {text}", "give the number of snapshots to keep, 0 for none by this rule")
+        raise errors.InvalidParameter(_SUBJECT, f"{rule} is negative: {text}", "give the number of snapshots to keep, 0 for none by this rule")
     return int(text)
 
 
@@ -137,7 +136,7 @@ def parse_duration(value: object, subject: str) -> int:
     match = _DURATION.match(str(value).strip())
     seconds = int(match.group(1)) * _SECONDS[match.group(2)] if match else 0
     if seconds <= 0:
-        raise InvalidParameter(subject, f"{str(value)[:60]!r} is no duration", "give a whole number above 0 with s, m, h, d or w, such as 30d")
+        raise errors.InvalidParameter(subject, f"{str(value)[:60]!r} is no duration", "give a whole number above 0 with s, m, h, d or w, such as 30d")
     return seconds
 
 
@@ -149,11 +148,11 @@ def _within(value: object) -> int:
 def _in_calendar(seconds: int, subject: str) -> int:
     """Return ``seconds``. :raises InvalidParameter: it is so long that a date could leave the calendar."""
     if seconds > _LONGEST:
-        raise InvalidParameter(subject, "it is more than a hundred years", "give a shorter time")
+        raise errors.InvalidParameter(subject, "it is more than a hundred years", "give a shorter time")
     return seconds
 
 
-def parse_expiry(value: str, now: str) -> Expiry:
+def parse_expiry(value: str, now: str) -> desired.Expiry:
     """When a snapshot expires, from what a playbook says: a time (ISO 8601; UTC where it has no zone), a duration from ``now``, or
     ``never``.
 
@@ -161,18 +160,18 @@ def parse_expiry(value: str, now: str) -> Expiry:
     """
     subject, text = "option expires", value.strip()
     if text.lower() == "never":
-        return Expiry(None)
+        return desired.Expiry(None)
     match = _TIME.match(text)
     present = _parse_recorded(now)
     try:
         if match:
-            return Expiry(_format_time(_to_utc(match)))
+            return desired.Expiry(_format_time(_to_utc(match)))
         if present is not None and re.match(r"[0-9]+\s*[smhdw]\Z", text):
             seconds = _in_calendar(parse_duration(text, subject), subject)
-            return Expiry(_format_time(present + timedelta(seconds=seconds)), relative=True)
+            return desired.Expiry(_format_time(present + timedelta(seconds=seconds)), relative=True)
     except (ValueError, OverflowError):
         pass
-    raise InvalidParameter(
+    raise errors.InvalidParameter(
         subject,
         f"{value!r} is neither a time nor a duration",
         "give a time such as 2027-01-31T18:00:00Z, a number with s, m, h, d or w counted from now, or never",
@@ -195,12 +194,12 @@ def _format_time(time: datetime) -> str:
     return time.replace(tzinfo=timezone.utc, microsecond=0).isoformat().replace("+00:00", "Z")
 
 
-def created_at(snapshot: Snapshot) -> datetime | None:
+def created_at(snapshot: model.Snapshot) -> datetime | None:
     """When the snapshot was taken (UTC). None where its record does not say so in the form that records use."""
     return _parse_recorded(snapshot.created)
 
 
-def has_expired(snapshot: Snapshot, now: str) -> bool:
+def has_expired(snapshot: model.Snapshot, now: str) -> bool:
     """Whether the snapshot has expired. One whose expiry is not in the form that records use never expires.
 
     :param now: the time of the task, in the form that records use.
@@ -218,7 +217,7 @@ def _parse_recorded(time: str | None) -> datetime | None:
         return None
 
 
-def judge(volume: Volume, policy: Policy | None, named: str | None = None, now: str = "") -> tuple[Verdict, ...]:
+def judge(volume: model.Volume, policy: Policy | None, named: str | None = None, now: str = "") -> tuple[Verdict, ...]:
     """A verdict on every snapshot that matches or has expired, oldest first. Without a policy: on those that have expired.
 
     An expired snapshot is deleted and does not count for any rule, unless it must stay whatever the rules say.
@@ -241,7 +240,7 @@ def judge(volume: Volume, policy: Policy | None, named: str | None = None, now: 
     return tuple(Verdict(snapshot, tuple(reasons[snapshot.name])) for snapshot in judged)
 
 
-def _apply_rules(policy: Policy, newest_first: Sequence[Snapshot], reasons: dict[str, list[str]], now: str) -> None:
+def _apply_rules(policy: Policy, newest_first: Sequence[model.Snapshot], reasons: dict[str, list[str]], now: str) -> None:
     """Add to ``reasons`` (by snapshot name) why the rules of the policy keep snapshots."""
     for place, snapshot in enumerate(newest_first[: policy.counts["last"]], 1):
         reasons[snapshot.name].append(f"last {place} of {policy.counts['last']}")
@@ -253,7 +252,7 @@ def _apply_rules(policy: Policy, newest_first: Sequence[Snapshot], reasons: dict
             reasons[name].append(f"within {policy.span}")
 
 
-def _within_seconds(newest_first: Sequence[Snapshot], seconds: int, now: str) -> list[str]:
+def _within_seconds(newest_first: Sequence[model.Snapshot], seconds: int, now: str) -> list[str]:
     """Names of the snapshots that are less than so many seconds older than the newest one.
 
     restic counts in the same way. So a volume of which no more snapshots are taken keeps its last ones. If the time of the newest
@@ -266,7 +265,7 @@ def _within_seconds(newest_first: Sequence[Snapshot], seconds: int, now: str) ->
     return [name for name, time in times if newest is None or time - newest > timedelta(seconds=-seconds)]
 
 
-def _newest_of_periods(newest_first: Iterable[Snapshot], period_of: Callable[[datetime], str], count: int) -> list[tuple[str, str]]:
+def _newest_of_periods(newest_first: Iterable[model.Snapshot], period_of: Callable[[datetime], str], count: int) -> list[tuple[str, str]]:
     """(snapshot name, period) for the first ``count`` periods from the top of the chain downwards: the highest snapshot of each."""
     newest: dict[str, str] = {}
     for snapshot in newest_first:
@@ -276,7 +275,7 @@ def _newest_of_periods(newest_first: Iterable[Snapshot], period_of: Callable[[da
     return [(name, period) for period, name in newest.items()]
 
 
-def _reasons_besides_rules(volume: Volume, snapshot: Snapshot) -> list[str]:
+def _reasons_besides_rules(volume: model.Volume, snapshot: model.Snapshot) -> list[str]:
     """Reasons why a snapshot stays even if no rule keeps it."""
     reasons = ["protected"] if snapshot.protected else []
     if created_at(snapshot) is None:

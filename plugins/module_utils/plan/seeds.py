@@ -7,27 +7,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import Conflict, HasDependents
-from ..model import Image, Volume, listed
+from .. import errors, model
+from . import headers, plan, planner, steps
 from .desired import DesiredVolume
-from .headers import DEPENDENTS_REMEDY
-from .plan import CREATE_VOLUME, REPLACE_SEED, Plan
-from .planner import with_details
-from .steps import WriteRecord, WriteSeed
 
 DEFAULT_MODE = 0o440  # nobody writes to it, and it may hold secrets
 
 
-def create(desired: DesiredVolume, size: int) -> Plan:
+def create(desired: DesiredVolume, size: int) -> plan.Plan:
     """Plan a seed of ``size`` bytes that does not exist yet."""
     mode = DEFAULT_MODE if desired.mode is None else desired.mode
-    step = WriteSeed(desired.name, size, False, mode, desired.uid, desired.gid)
-    image = Image(desired.name, "raw", size, mode=mode, uid=desired.uid or 0, gid=desired.gid or 0)
-    after = with_details(Volume(desired.name, (image,), adopted=True, created=desired.created, lease=desired.lease), desired)
-    return Plan(CREATE_VOLUME, desired.name, (WriteRecord(desired.name), step), None, after)
+    step = steps.WriteSeed(desired.name, size, False, mode, desired.uid, desired.gid)
+    image = model.Image(desired.name, "raw", size, mode=mode, uid=desired.uid or 0, gid=desired.gid or 0)
+    after = planner.with_details(model.Volume(desired.name, (image,), adopted=True, created=desired.created, lease=desired.lease), desired)
+    return plan.Plan(plan.CREATE_VOLUME, desired.name, (steps.WriteRecord(desired.name), step), None, after)
 
 
-def require_lone(volume: Volume) -> None:
+def require_lone(volume: model.Volume) -> None:
     """:raises Conflict: the volume is more than one raw file, so that it is no seed."""
     if volume.info or volume.snapshots or len(volume.chain) > 1:
         raise not_one(volume, "it has snapshots or rests on another file")
@@ -35,22 +31,22 @@ def require_lone(volume: Volume) -> None:
         raise not_one(volume, f"it is {volume.own_base.format}")
 
 
-def not_one(volume: Volume, why: str) -> Conflict:
+def not_one(volume: model.Volume, why: str) -> errors.Conflict:
     """The error for a volume that is something else, which is never overwritten."""
-    return Conflict(f"volume {volume.name}", f"it is no seed that this module made: {why}", "choose another name, or remove it first if nobody needs it")
+    return errors.Conflict(f"volume {volume.name}", f"it is no seed that this module made: {why}", "choose another name, or remove it first if nobody needs it")
 
 
-def replaced(volume: Volume, desired: DesiredVolume, size: int) -> Plan:
+def replaced(volume: model.Volume, desired: DesiredVolume, size: int) -> plan.Plan:
     """Plan to give a seed another content of ``size`` bytes, and all else that is desired, by one rename.
 
     It has an intent: the record says which file the volume is, and it must not tell of a file that has gone. :raises HasDependents: somebody
     has made the seed the backing file of something.
     """
     if volume.dependents:
-        names = listed(sorted({name for name, _file in volume.dependents}))
-        raise HasDependents(f"volume {volume.name}", f"linked clones or other files rest on it: {names}", DEPENDENTS_REMEDY)
+        names = model.listed(sorted({name for name, _file in volume.dependents}))
+        raise errors.HasDependents(f"volume {volume.name}", f"linked clones or other files rest on it: {names}", headers.DEPENDENTS_REMEDY)
     base = volume.own_base
-    step = WriteSeed(base.file, size, True, desired.mode, desired.uid, desired.gid)
+    step = steps.WriteSeed(base.file, size, True, desired.mode, desired.uid, desired.gid)
     fresh = replace(
         base,
         size=size,
@@ -58,5 +54,5 @@ def replaced(volume: Volume, desired: DesiredVolume, size: int) -> Plan:
         uid=base.uid if desired.uid is None else desired.uid,
         gid=base.gid if desired.gid is None else desired.gid,
     )
-    after = with_details(replace(volume.with_images(**{base.file: fresh}), adopted=True), desired)
-    return Plan(REPLACE_SEED, volume.name, (step, WriteRecord(volume.name)), volume, after, intent=True)
+    after = planner.with_details(replace(volume.with_images(**{base.file: fresh}), adopted=True), desired)
+    return plan.Plan(plan.REPLACE_SEED, volume.name, (step, steps.WriteRecord(volume.name)), volume, after, intent=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Iterable
 
-from ..model import Volume, info_name, is_safe_file_name
+from .. import model
 
 
 @dataclass(frozen=True)
@@ -360,10 +360,10 @@ class Unlink(Step):
         return (self.file,)
 
 
-def write_info(volume: Volume) -> WriteInfo:
+def write_info(volume: model.Volume) -> WriteInfo:
     """The step that writes ``.info`` for a volume as it is given. Stale entries stay."""
     entries = [(snapshot.name, snapshot.file) for snapshot in volume.snapshots]
-    return WriteInfo(info_name(volume.name), volume.active.file, (*entries, *volume.stale))
+    return WriteInfo(model.info_name(volume.name), volume.active.file, (*entries, *volume.stale))
 
 
 def written_by(steps: Iterable[Step]) -> set[str]:
@@ -409,7 +409,7 @@ def from_json(content: dict) -> Step:
         step = kind(**fields)
         files = [getattr(step, name) for name in _FILE_FIELDS if getattr(step, name, None) is not None]
         files += [file for _name, file in step.snapshots] if isinstance(step, WriteInfo) else []
-        if not all(is_safe_file_name(file) for file in files):
+        if not all(model.is_safe_file_name(file) for file in files):
             raise ValueError("a file name that leads out of the share")
         return step
     except (KeyError, TypeError, ValueError) as error:

@@ -198,7 +198,7 @@ def test_a_libvirt_that_was_started_again(monkeypatch: pytest.MonkeyPatch, is_th
         way = ways.pop(0) if len(ways) > 1 else ways[0]
         return way(uri)
 
-    monkeypatch.setattr(freezing, "separate_connection", connect)
+    monkeypatch.setattr(freezing.connection, "separate_connection", connect)
     one = freezer(domain)
     assert one.thaw() and again.asked == ["thaw"] * is_there
     one.close()
@@ -208,7 +208,7 @@ def test_a_libvirt_that_was_started_again(monkeypatch: pytest.MonkeyPatch, is_th
 def test_what_goes_on_alone_has_the_turn_and_a_new_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Connected(Scripted(thaw=SILENT)), Connected(Scripted(thaw=1, status="thawed"))
     ways, turn = [first, second], socket.socket()
-    monkeypatch.setattr(freezing, "separate_connection", lambda _uri: ways.pop(0))
+    monkeypatch.setattr(freezing.connection, "separate_connection", lambda _uri: ways.pop(0))
     monkeypatch.setattr(turns, "take", lambda *_words: turn)
     monkeypatch.setattr(quiescing, "_HOLD", 0)
     monkeypatch.setattr(os, "fork", lambda: 0)
@@ -223,7 +223,7 @@ def test_what_goes_on_alone_has_the_turn_and_a_new_connection(monkeypatch: pytes
 
 
 def test_without_libvirt_the_process_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(freezing, "separate_connection", raising(Unreachable("gone")))
+    monkeypatch.setattr(freezing.connection, "separate_connection", raising(Unreachable("gone")))
     monkeypatch.setattr(freezing, "process_of", lambda _uuid: None)
     assert freezer(Scripted(thaw=Unreachable("gone"))).thaw()
 
@@ -231,7 +231,7 @@ def test_without_libvirt_the_process_tells(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_freeze_that_arrives_after_the_death_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guardian uses a connection of its own, and looks for a while."""
     domain, again = Scripted(), Scripted(thaw=[0, 1], status=["thawed", "frozen", "thawed"])
-    monkeypatch.setattr(freezing, "separate_connection", lambda _uri: Connected(again))
+    monkeypatch.setattr(freezing.connection, "separate_connection", lambda _uri: Connected(again))
     freezer(domain).thaw_at_last()
     assert domain.asked == [] and again.asked.count("thaw") == 2 and again.asked[:4] == ["thaw", "status", "status", "thaw"]
 

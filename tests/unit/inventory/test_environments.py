@@ -100,8 +100,8 @@ def test_words_for_messages() -> None:
 
 def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked before anything is read, in a process that can be killed, and the error says what to do."""
-    monkeypatch.setattr(candidates, "find_share", lambda name, *_rest: Share(name, str(tmp_path), "nfs", local=False))
-    monkeypatch.setattr(candidates, "PATIENCE", 0.2)
+    monkeypatch.setattr(candidates.resolve, "find_share", lambda name, *_rest: Share(name, str(tmp_path), "nfs", local=False))
+    monkeypatch.setattr(candidates.resolve, "PATIENCE", 0.2)
     monkeypatch.setattr(os, "statvfs", lambda _path: time.sleep(60))
     began = time.monotonic()
     with pytest.raises(AnsibleParserError, match="share nas1:/vols: it does not answer within 0 s; check its server"):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 
-from .connection import Nonsense
+from . import connection
 
 
 class Asked(ABC):
@@ -41,7 +41,7 @@ class Asked(ABC):
         """See :meth:`connection.Domain.is_frozen`."""
         status = self._returned("guest-fsfreeze-status", limit)
         if status not in ("frozen", "thawed"):
-            raise Nonsense("its guest agent says neither that it is frozen nor that it is thawed")
+            raise connection.Nonsense("its guest agent says neither that it is frozen nor that it is thawed")
         return status == "frozen"
 
     def freeze(self, limit: int) -> int:
@@ -55,7 +55,7 @@ class Asked(ABC):
     def _count(self, command: str, limit: int) -> int:
         count = self._returned(command, limit)
         if not isinstance(count, int) or isinstance(count, bool):
-            raise Nonsense(f"its guest agent gives no number in answer to {command}")
+            raise connection.Nonsense(f"its guest agent gives no number in answer to {command}")
         return count
 
     def _returned(self, command: str, limit: int) -> object:
@@ -64,7 +64,7 @@ class Asked(ABC):
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict) or "return" not in answer:
-            raise Nonsense(f"its guest agent gives no answer to {command} but something else")
+            raise connection.Nonsense(f"its guest agent gives no answer to {command} but something else")
         return answer["return"]
 
 

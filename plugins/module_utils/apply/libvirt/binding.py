@@ -8,8 +8,7 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import Any, Callable, Iterator
 
-from .agent import Asked
-from .connection import ACTIVE_COMMIT, COMMIT, OFF, OTHER, PAUSED, RUNNING, Job, Refused, State, Unreachable
+from . import agent, connection
 
 try:
     import libvirt
@@ -31,7 +30,7 @@ class Bound:
         try:
             self._connection = libvirt.open(uri)
         except libvirt.libvirtError as error:
-            raise Unreachable(str(error)) from error
+            raise connection.Unreachable(str(error)) from error
 
     def find(self, name: str) -> BoundDomain | None:
         """See :meth:`connection.Connection.find`."""
@@ -60,7 +59,7 @@ class Bound:
             self._connection.close()
 
 
-class BoundDomain(Asked):
+class BoundDomain(agent.Asked):
     """The :class:`connection.Domain` of the binding."""
 
     def __init__(self, domain: Any) -> None:
@@ -68,19 +67,19 @@ class BoundDomain(Asked):
         self.uuid: str = domain.UUIDString()
         self.name: str = domain.name()
 
-    def state(self) -> State:
+    def state(self) -> connection.State:
         """See :meth:`connection.Domain.state`."""
         with _told():
             state, reason = self._domain.state()
         if state == libvirt.VIR_DOMAIN_PAUSED:
-            return State(PAUSED, _pauses().get(reason, "unknown"))
+            return connection.State(connection.PAUSED, _pauses().get(reason, "unknown"))
         if state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED, libvirt.VIR_DOMAIN_SHUTDOWN):
-            return State(RUNNING, "")
+            return connection.State(connection.RUNNING, "")
         if state in (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_NOSTATE):
-            return State(OFF, "")
+            return connection.State(connection.OFF, "")
         if state == libvirt.VIR_DOMAIN_CRASHED and not self._domain.isActive():
-            return State(OFF, "crashed")
-        return State(OTHER, "crashed" if state == libvirt.VIR_DOMAIN_CRASHED else "pmsuspended")
+            return connection.State(connection.OFF, "crashed")
+        return connection.State(connection.OTHER, "crashed" if state == libvirt.VIR_DOMAIN_CRASHED else "pmsuspended")
 
     def xml(self, inactive: bool) -> str:
         """See :meth:`connection.Domain.xml`."""
@@ -105,7 +104,7 @@ class BoundDomain(Asked):
             found += [one.getXMLDesc(0) for one in self._domain.listAllCheckpoints(0)]
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-                raise Refused(str(error)) from error
+                raise connection.Refused(str(error)) from error
         return found
 
     def take_snapshot(self, xml: str) -> None:
@@ -120,13 +119,13 @@ class BoundDomain(Asked):
         flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if top is None else 0
         self._do(lambda one: one.blockCommit(disk, base, top, speed, flags))
 
-    def job(self, disk: str) -> Job | None:
+    def job(self, disk: str) -> connection.Job | None:
         """See :meth:`connection.Domain.job`."""
         told = self._do(lambda one: one.blockJobInfo(disk, 0))
         if not told:
             return None
-        kinds = {libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT: COMMIT, libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: ACTIVE_COMMIT}
-        return Job(kinds.get(told["type"], "other"), told["cur"], told["end"])
+        kinds = {libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT: connection.COMMIT, libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: connection.ACTIVE_COMMIT}
+        return connection.Job(kinds.get(told["type"], "other"), told["cur"], told["end"])
 
     def cancel(self, disk: str) -> None:
         """See :meth:`connection.Domain.cancel`."""
@@ -194,5 +193,5 @@ def _told() -> Iterator[None]:
         code = error.get_error_code()
         gone = (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN)
         if code in gone and error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE):
-            raise Unreachable(str(error)) from error
-        raise Refused(str(error), code == libvirt.VIR_ERR_NO_DOMAIN) from error
+            raise connection.Unreachable(str(error)) from error
+        raise connection.Refused(str(error), code == libvirt.VIR_ERR_NO_DOMAIN) from error

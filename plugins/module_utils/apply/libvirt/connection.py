@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, Sequence
 
-from ...errors import ToolMissing
+from ... import errors
 
 RUNNING, PAUSED, OFF, OTHER = "running", "paused", "off", "other"  # states of a domain, as far as they matter here
 COMMIT, ACTIVE_COMMIT = "commit", "active commit"  # kinds of jobs. Every other kind is somebody else's
@@ -154,7 +154,7 @@ def open_connection(uri: str) -> Connection:
 
     program = virsh.program()
     if program is None:
-        raise ToolMissing(
+        raise errors.ToolMissing(
             "libvirt", "neither its binding for Python nor virsh is on this host", "install python3-libvirt or libvirt-clients, and run the task again"
         )
     return virsh.Spoken(program, uri)

@@ -12,11 +12,9 @@ import os
 from contextlib import contextmanager
 from typing import Collection, Iterable, Iterator, NoReturn
 
-from ...attachments import Attachment
-from ...errors import InUse, NoSpace, StorageError, ToolFailed
-from ...model import Volume, listed
+from ... import attachments, errors, model
 from ...store.files.directory import ShareDirectory
-from ..openers import Key, other_users
+from .. import openers
 from . import definition
 from .connection import OFF, PAUSED, RUNNING, Connection, Domain, Refused, Unreachable
 from .definition import Disk, Image, Unreadable
@@ -30,7 +28,7 @@ class VolumeDomain:
     :param volume: the volume as ``.info`` describes it.
     """
 
-    def __init__(self, domain: Domain, attachment: Attachment, directory: ShareDirectory, volume: Volume) -> None:
+    def __init__(self, domain: Domain, attachment: attachments.Attachment, directory: ShareDirectory, volume: model.Volume) -> None:
         self.domain, self.attachment, self.directory, self.volume = domain, attachment, directory, volume
 
     @property
@@ -40,11 +38,11 @@ class VolumeDomain:
 
     def refuse(self, problem: str, remedy: str) -> NoReturn:
         """:raises InUse: always."""
-        raise InUse(self.subject, problem, remedy)
+        raise errors.InUse(self.subject, problem, remedy)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def key(self, file: str) -> Key | None:
+    def key(self, file: str) -> openers.Key | None:
         """Device and inode of a file of the share. None if it is not there."""
         status = self.directory.root.status(file)
         return (status.st_dev, status.st_ino) if status is not None else None
@@ -69,7 +67,7 @@ class VolumeDomain:
         """The one disk that has one of these files in its chain. :raises InUse: there is none, or there are several."""
         found = self.disks(inactive, files)
         if len(found) != 1:
-            what = f"as {len(found)} disks ({listed([disk.target for disk in found])})" if found else "as no disk"
+            what = f"as {len(found)} disks ({model.listed([disk.target for disk in found])})" if found else "as no disk"
             self.refuse(
                 f"{self.attachment} has it {what}",
                 "name the domain that uses it, or leave attachment out if none does" if not found else "detach all but one, and run the task again",
@@ -105,8 +103,8 @@ class VolumeDomain:
         """Check that the disk has these files as its chain. :raises InUse: it has others."""
         seen = [self.file_of(image.path, files) for image in disk.images]
         if tuple(seen) != files:
-            told = listed([os.path.basename(image.path) for image in disk.images])
-            self.refuse(f"{self.attachment} has the files {told}, and the share says {listed(files)}", "shut the domain off, and start it anew")
+            told = model.listed([os.path.basename(image.path) for image in disk.images])
+            self.refuse(f"{self.attachment} has the files {told}, and the share says {model.listed(files)}", "shut the domain off, and start it anew")
 
     def _require_plain(self, disk: Disk) -> None:
         if disk.oddity is not None:
@@ -136,7 +134,7 @@ class VolumeDomain:
     def require_no_other(self, files: Iterable[str], writing: bool) -> None:
         """:param writing: those that only read do not count. :raises InUse: a process besides the domain's QEMU has one of these files open."""
         keys = {key: file for file in files for key in [self.key(file)] if key is not None}
-        for key, pid in other_users(process_of(self.domain.uuid) or 0, set(keys), writing).items():
+        for key, pid in openers.other_users(process_of(self.domain.uuid) or 0, set(keys), writing).items():
             self.refuse(f"process {pid} has {keys[key]} open, too", "stop one of the two, and run the task again")
 
     # -- a domain that is off --------------------------------------------------------------------------------------------
@@ -174,17 +172,17 @@ class VolumeDomain:
         return os.path.join(os.path.dirname(image.path), file)
 
 
-def is_off(domain: Domain, attachment: Attachment) -> bool:
+def is_off(domain: Domain, attachment: attachments.Attachment) -> bool:
     """Whether a domain is shut off. :raises InUse: it is neither that nor at work."""
     state = domain.state()
     if state.state == OFF:
         return True
     if state.state not in (RUNNING, PAUSED) or (state.state == PAUSED and state.reason not in _PAUSED_BY):
-        raise InUse(str(attachment), f"it is {state.reason or state.state}", "wait until it runs again, or shut it off, and run the task again")
+        raise errors.InUse(str(attachment), f"it is {state.reason or state.state}", "wait until it runs again, or shut it off, and run the task again")
     return False
 
 
-def key_of_path(path: str) -> Key | None:
+def key_of_path(path: str) -> openers.Key | None:
     """Device and inode of what a path leads to. None if there is nothing."""
     try:
         status = os.stat(path)
@@ -224,24 +222,26 @@ def having(connection: Connection, directory: ShareDirectory, files: Iterable[st
 
 
 @contextmanager
-def told(subject: str, attachment: Attachment) -> Iterator[None]:
+def told(subject: str, attachment: attachments.Attachment) -> Iterator[None]:
     """A context in which errors of libvirt become errors for users."""
     try:
         yield
     except Refused as error:
         raise _refusal(subject, error) from error
     except Unreachable as error:
-        raise ToolFailed(subject, f"libvirt at {attachment.uri} cannot be reached: {error}", "start it, or check the URI, and run the task again") from error
+        raise errors.ToolFailed(
+            subject, f"libvirt at {attachment.uri} cannot be reached: {error}", "start it, or check the URI, and run the task again"
+        ) from error
     except Unreadable as error:
-        raise ToolFailed(subject, f"what libvirt says of {attachment} cannot be understood ({error})", "look at it with virsh dumpxml") from error
+        raise errors.ToolFailed(subject, f"what libvirt says of {attachment} cannot be understood ({error})", "look at it with virsh dumpxml") from error
 
 
-def _refusal(subject: str, error: Refused) -> StorageError:
+def _refusal(subject: str, error: Refused) -> errors.StorageError:
     problem = f"libvirt refuses: {error.text}"
     if "Permission denied" in error.text:
-        return ToolFailed(subject, problem, "let QEMU open the volume's files (owner, mode, ACL, SELinux, AppArmor), and run the task again")
+        return errors.ToolFailed(subject, problem, "let QEMU open the volume's files (owner, mode, ACL, SELinux, AppArmor), and run the task again")
     if "No space left" in error.text:
-        return NoSpace(subject, problem, "make room on the share, and run the task again")
+        return errors.NoSpace(subject, problem, "make room on the share, and run the task again")
     if "lock" in error.text and "get" in error.text:
-        return InUse(subject, problem, "stop the other program that uses the image or the domain, and run the task again")
-    return ToolFailed(subject, problem, "run the task again; if that does not help, shut the domain off first")
+        return errors.InUse(subject, problem, "stop the other program that uses the image or the domain, and run the task again")
+    return errors.ToolFailed(subject, problem, "run the task again; if that does not help, shut the domain off first")

@@ -9,42 +9,34 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Iterable, Sequence
 
-from ...attachments import Attachment
-from ...errors import InUse, NeedsRecovery
-from ...model import listed
-from ...plan.abilities import LIBVIRT, Abilities
+from ... import attachments, errors, model
+from ...plan import abilities, steps
 from ...plan.plan import CREATE_SNAPSHOT, Plan
-from ...plan.steps import Commit, Pull, Repoint
 from ...store.files.directory import ShareDirectory
-from .. import turns
-from ..machine_engine import MachineEngine, require_readable
-from ..machine_session import without_steps
-from ..merges import is_taken
-from . import definition
+from .. import machine_engine, machine_session, merges, turns
+from . import definition, possible
 from .connection import Connection, Domain, open_connection
 from .domain import VolumeDomain, having, told
 from .domain import is_off as is_off_now
-from .possible import require_possible
 
 if TYPE_CHECKING:
     import socket
 
-    from ...model import Volume
     from ...plan.intent import Intent, ObservedState, Resumption
     from ..engine import CopySource, Engine, Session, Terms
 
-_OFF = Abilities()
-_RUNNING = Abilities(truncates=False, replaces_active=False, removes=False, flattens=False, grows_over_longer=False, pulls=False)
+_OFF = abilities.Abilities()
+_RUNNING = abilities.Abilities(truncates=False, replaces_active=False, removes=False, flattens=False, grows_over_longer=False, pulls=False)
 
 
-class LibvirtEngine(MachineEngine):
+class LibvirtEngine(machine_engine.MachineEngine):
     """The :class:`engine.Engine` for a domain.
 
     :param files: the engine that works on files. :param connection: to libvirt. None: the engine is only asked what an interrupted task left.
     :param domain: None: there is none of that name. :param is_off: it does not run. :param turn: given back at the end.
     """
 
-    name = LIBVIRT
+    name = abilities.LIBVIRT
 
     def __init__(
         self,
@@ -60,7 +52,7 @@ class LibvirtEngine(MachineEngine):
         self._directory, self._files = directory, files
         self._connection, self._domain, self._is_off, self._turn = connection, domain, is_off, turn
         self._named = terms.attachment
-        self.attachment: Attachment | None = None  # if there is no domain, no definition has to follow
+        self.attachment: attachments.Attachment | None = None  # if there is no domain, no definition has to follow
         if terms.attachment is not None and domain is not None:
             self.attachment = replace(terms.attachment, boot=_boot())
         self.abilities = _OFF if is_off else _RUNNING
@@ -96,7 +88,7 @@ class LibvirtEngine(MachineEngine):
 
         pace = self._terms.pace(machine.subject, plan.steps)
         with told(machine.subject, machine.attachment):
-            return RunningSession(machine, plan, self._files.session(without_steps(plan)), known, pace, self._terms.end, resumes)
+            return RunningSession(machine, plan, self._files.session(machine_session.without_steps(plan)), known, pace, self._terms.end, resumes)
 
     def barrier(self, sessions: Sequence[Session]) -> None:
         """See :meth:`engine.Engine.barrier`. One call switches all disks of the domain or none."""
@@ -129,7 +121,7 @@ class LibvirtEngine(MachineEngine):
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
-    def written(self, volume: Volume, files: Sequence[str]) -> str | None:
+    def written(self, volume: model.Volume, files: Sequence[str]) -> str | None:
         """See :meth:`engine.Engine.written`."""
         machine = self._machine(volume)
         if machine is None or self._is_off:
@@ -145,7 +137,7 @@ class LibvirtEngine(MachineEngine):
         from .freezing import thaw_left
 
         subject = f"volume {volume} on {self._directory.share.label}"
-        with told(subject, self._named or Attachment()):
+        with told(subject, self._named or attachments.Attachment()):
             thaw_left(self._domain, agent, subject, self._terms.warn)
 
     def predict(self, plan: Plan, foretold: bool = False) -> None:
@@ -166,7 +158,7 @@ class LibvirtEngine(MachineEngine):
 
     def require_unused(self, file: str, check_only: bool) -> None:
         """See :meth:`engine.Engine.require_unused`."""
-        require_readable(self._files, file, check_only)
+        machine_engine.require_readable(self._files, file, check_only)
 
     def observe(self, volume: str, intent: Intent) -> ObservedState:
         """See :meth:`engine.Engine.observe`. If the domain was about to get another active image, it is asked which one it has."""
@@ -187,7 +179,7 @@ class LibvirtEngine(MachineEngine):
 
     # -- readiness ---------------------------------------------------------------------------------------------------
 
-    def _machine(self, volume: Volume | None) -> VolumeDomain | None:
+    def _machine(self, volume: model.Volume | None) -> VolumeDomain | None:
         if volume is None or self._domain is None or self._named is None:
             return None
         return VolumeDomain(self._domain, self._named, self._directory, volume)
@@ -215,7 +207,7 @@ class LibvirtEngine(MachineEngine):
                 return machine
             disk, _top = machine.require_ready(files, files[:1])
             machine.require_chain(disk, files)
-            require_possible(plan, machine, disk, files[0])
+            possible.require_possible(plan, machine, disk, files[0])
             self._require_guest(plan, machine)
         return machine
 
@@ -252,7 +244,7 @@ class LibvirtEngine(MachineEngine):
             disk, top = machine.require_ready(known, tops, job=True)
             self._require_flushed(resumption, machine, disk)
             self._require_right(plan, machine, top)
-            require_possible(plan, machine, disk, top)
+            possible.require_possible(plan, machine, disk, top)
         return machine, known
 
     def _require_right(self, plan: Plan, machine: VolumeDomain, top: str) -> None:
@@ -261,12 +253,12 @@ class LibvirtEngine(MachineEngine):
         if after is None:
             return
         if plan.operation == CREATE_SNAPSHOT:
-            if not is_taken(plan) and top != after.active.file:
+            if not merges.is_taken(plan) and top != after.active.file:
                 machine.refuse(f"the domain writes to {top}, which would be removed", "shut the domain off, and run the task again")
             return
-        expected = machine.volume.active.file if any(isinstance(step, (Commit, Pull, Repoint)) for step in plan.steps) else after.active.file
+        expected = machine.volume.active.file if any(isinstance(step, (steps.Commit, steps.Pull, steps.Repoint)) for step in plan.steps) else after.active.file
         if top != expected:
-            raise NeedsRecovery(
+            raise errors.NeedsRecovery(
                 machine.subject,
                 f"{machine.attachment} writes to {top}, and the volume's data is in {expected}: it was started on the wrong file",
                 f"shut it off, and decide which of the two counts; see docs/worst-day.md. Then start it on {expected}",
@@ -281,11 +273,11 @@ class LibvirtEngine(MachineEngine):
         merged = [file for file in resumption.images if file not in seen]
         if then is not None and then.boot and then.boot != _boot() and merged and resumption.plan.operation != CREATE_SNAPSHOT:
             machine.refuse(
-                f"the host was started anew while {listed(merged)} was merged, and the domain has run since on what may be incomplete",
+                f"the host was started anew while {model.listed(merged)} was merged, and the domain has run since on what may be incomplete",
                 "shut it off, and run the task again, which merges it again; then look whether what the guest has written since is right",
             )
 
-    def _require_nobody(self, volume: Volume, files: Iterable[str]) -> None:
+    def _require_nobody(self, volume: model.Volume, files: Iterable[str]) -> None:
         """There is no domain of that name, or it does not have the volume.
 
         :raises InUse: another domain has it, so that its definition would not follow; or the share cannot show whether somebody has.
@@ -298,10 +290,10 @@ class LibvirtEngine(MachineEngine):
         if others:
             named = f"there is no {self._named}" if self._domain is None and not self._terms.mixed else f"{self._named} does not"
             remedy = "work on this volume by itself, with the domain that has it" if self._terms.mixed else "give the domain that has it"
-            raise InUse(subject, f"domain {listed(others)} has it as a disk, and {named}", remedy)
+            raise errors.InUse(subject, f"domain {model.listed(others)} has it as a disk, and {named}", remedy)
         if not self._directory.share.locks_visible:
             problem = f"{self._named} does not have it as a disk, and this file system cannot tell whether somebody has the images open"
-            raise InUse(subject, problem, "name the domain; or make sure that nobody uses it, leave attachment out and say assume_unused: true")
+            raise errors.InUse(subject, problem, "name the domain; or make sure that nobody uses it, leave attachment out and say assume_unused: true")
 
     def give_up_domain(self) -> None:
         """It has none of the volumes. From now on this is the engine for volumes that no domain has."""
@@ -309,7 +301,7 @@ class LibvirtEngine(MachineEngine):
             self._turn.close()
         self._domain, self._turn, self._is_off, self.attachment, self.abilities = None, None, True, None, _OFF
 
-    def has_some(self, volumes: Sequence[Volume]) -> bool:
+    def has_some(self, volumes: Sequence[model.Volume]) -> bool:
         """Whether the domain has one of these volumes."""
         for volume in volumes:
             machine = self._machine(volume)
@@ -331,14 +323,16 @@ def _files_of(plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(file for volume in (plan.before, plan.after) if volume is not None for file in volume.files))
 
 
-def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool, known: Sequence[Volume] = ()) -> Engine:
+def attached(
+    directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[model.Volume], are_group: bool, known: Sequence[model.Volume] = ()
+) -> Engine:
     """The engine for the domain that the user names.
 
     :param volumes: what is worked on. If a domain that may have only some has none of them, the engine is for those that no domain has.
     :param are_group: the domain must have some of them. :param known: what is worked on, where nothing of that is to be judged.
     :raises InUse: it has not, or another task works with the domain. :raises ToolFailed: libvirt cannot be reached.
     """
-    attachment = terms.attachment or Attachment()
+    attachment = terms.attachment or attachments.Attachment()
     subject = str(attachment)
     with told(subject, attachment):
         connection = open_connection(attachment.uri)
@@ -351,7 +345,7 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Se
         if terms.mixed and volumes and attachment.domain and not engine.has_some(volumes):
             if are_group:
                 problem = f"{attachment} does not have any of them as a disk"
-                raise InUse(f"group of {len(volumes)} volumes", problem, "name the domain that uses them, or leave attachment out if none does")
+                raise errors.InUse(f"group of {len(volumes)} volumes", problem, "name the domain that uses them, or leave attachment out if none does")
             engine.give_up_domain()
     except BaseException:
         engine.close()
@@ -359,7 +353,7 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Se
     return engine
 
 
-def _found(directory: ShareDirectory, terms: Terms, files: Engine, connection: Connection, attachment: Attachment) -> LibvirtEngine:
+def _found(directory: ShareDirectory, terms: Terms, files: Engine, connection: Connection, attachment: attachments.Attachment) -> LibvirtEngine:
     terms = terms._replace(attachment=attachment)
     domain = connection.find(attachment.domain) if attachment.domain else None
     if domain is None:
@@ -374,7 +368,7 @@ def _found(directory: ShareDirectory, terms: Terms, files: Engine, connection: C
     return LibvirtEngine(directory, terms, files, connection, domain, is_off, turn)
 
 
-def _named(connection: Connection, directory: ShareDirectory, attachment: Attachment, volumes: Sequence[Volume]) -> Attachment:
+def _named(connection: Connection, directory: ShareDirectory, attachment: attachments.Attachment, volumes: Sequence[model.Volume]) -> attachments.Attachment:
     """The attachment with the name of the domain that has one of the volumes as a disk, if the user has not named one.
 
     :raises InUse: several have.
@@ -383,5 +377,7 @@ def _named(connection: Connection, directory: ShareDirectory, attachment: Attach
         return attachment
     names = sorted({domain.name for volume in volumes for domain in having(connection, directory, volume.own_files)})
     if len(names) > 1:
-        raise InUse(str(attachment), f"these domains have them as disks: {listed(names)}", "name one, and work on the volumes of each by themselves")
+        raise errors.InUse(
+            str(attachment), f"these domains have them as disks: {model.listed(names)}", "name one, and work on the volumes of each by themselves"
+        )
     return replace(attachment, domain=names[0]) if names else attachment

@@ -12,11 +12,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Callable
 
-from ...errors import InUse, StorageError
-from .. import turns
-from ..quiescing import Declined, NotFrozen, let_go_on, let_go_on_at_last, shown
-from . import definition
-from .connection import OFF, Connection, Domain, Nonsense, Refused, Unreachable, separate_connection
+from ... import errors
+from .. import quiescing, turns
+from . import connection, definition
 from .domain import process_of
 
 if TYPE_CHECKING:
@@ -37,11 +35,11 @@ class DomainFreezer:
     :param uri: of its libvirt. :param patience: seconds to wait for another task that has it frozen.
     """
 
-    def __init__(self, domain: Domain, uri: str, patience: float) -> None:
+    def __init__(self, domain: connection.Domain, uri: str, patience: float) -> None:
         self.place = ""
-        self._domain: Domain | None = domain  # None: the connection was lost
+        self._domain: connection.Domain | None = domain  # None: the connection was lost
         self._uuid, self._uri, self._patience = domain.uuid, uri, patience
-        self._own: Connection | None = None
+        self._own: connection.Connection | None = None
         self._turn: socket.socket | None = None
 
     def require_answer(self) -> None:
@@ -50,31 +48,31 @@ class DomainFreezer:
             return
         try:
             self._turn = turns.take(f"agent-{self._uuid}", "guest", self._patience)
-        except InUse as error:
-            raise NotFrozen("the process of an earlier task still tells the guest to go on") from error
+        except errors.InUse as error:
+            raise quiescing.NotFrozen("the process of an earlier task still tells the guest to go on") from error
         _require_channel(self._reached())
         if self._asked(lambda domain: domain.is_frozen(ANSWER)):
-            raise NotFrozen("it is frozen already, by somebody else")
+            raise quiescing.NotFrozen("it is frozen already, by somebody else")
         self.place = f"libvirt (domain {self._uuid})"
 
     def freeze(self) -> None:
         """See :meth:`quiescing.Freezer.freeze`."""
         if self._asked(lambda domain: domain.freeze(FREEZE)) < 1:
-            raise NotFrozen("its guest agent has frozen no file system")
+            raise quiescing.NotFrozen("its guest agent has frozen no file system")
 
     def require_frozen(self) -> None:
         """See :meth:`quiescing.Freezer.require_frozen`."""
         if not self._asked(lambda domain: domain.is_frozen(ANSWER)):
-            raise NotFrozen("it went on by itself before its disks were switched, or nobody knows when (its guest agent says that it is thawed)")
+            raise quiescing.NotFrozen("it went on by itself before its disks were switched, or nobody knows when (its guest agent says that it is thawed)")
 
     def thaw(self) -> bool:
         """See :meth:`quiescing.Freezer.thaw`."""
-        return let_go_on(self._let_go_on, THAW)
+        return quiescing.let_go_on(self._let_go_on, THAW)
 
     def thaw_at_last(self) -> None:
         """See :meth:`quiescing.Freezer.thaw_at_last`. It keeps the turn, so that it thaws nobody else's guest."""
         self._domain = None  # of a connection that the task may have left in the middle of a call
-        let_go_on_at_last(self._let_go_on_for_good, self._kept)
+        quiescing.let_go_on_at_last(self._let_go_on_for_good, self._kept)
 
     def close(self) -> None:
         """See :meth:`quiescing.Freezer.close`."""
@@ -88,7 +86,7 @@ class DomainFreezer:
         """An attempt, see :func:`quiescing.let_go_on`."""
         try:
             self._asked(lambda domain: domain.thaw(max(1, min(THAW, int(limit)))))
-        except NotFrozen:
+        except quiescing.NotFrozen:
             if not self._is_gone():
                 raise
 
@@ -109,33 +107,33 @@ class DomainFreezer:
     def _is_gone(self) -> bool:
         """Whether there is no guest any more, because the domain is off."""
         try:
-            return self._reached().state().state == OFF
-        except Refused as error:
+            return self._reached().state().state == connection.OFF
+        except connection.Refused as error:
             return error.is_absent
-        except (Unreachable, StorageError):
+        except (connection.Unreachable, errors.StorageError):
             self._domain = None
             return process_of(self._uuid) is None  # without libvirt only its process tells
 
     # -- what libvirt is asked ---------------------------------------------------------------------------------------
 
-    def _asked(self, question: Callable[[Domain], int]) -> int:
+    def _asked(self, question: Callable[[connection.Domain], int]) -> int:
         """:raises NotFrozen: there is no answer."""
         try:
             return _answer(question, self._reached())
-        except Refused as error:
-            raise NotFrozen(_shown(error.text)) from error
-        except (Unreachable, StorageError) as error:
+        except connection.Refused as error:
+            raise quiescing.NotFrozen(_shown(error.text)) from error
+        except (connection.Unreachable, errors.StorageError) as error:
             self._domain = None
-            raise NotFrozen(f"libvirt cannot be reached ({_shown(str(error))})") from error
+            raise quiescing.NotFrozen(f"libvirt cannot be reached ({_shown(str(error))})") from error
 
-    def _reached(self) -> Domain:
+    def _reached(self) -> connection.Domain:
         """The domain, by a new connection if one was lost. :raises Refused: it is absent. :raises Unreachable, StorageError: there is no libvirt."""
         if self._domain is None:
             self._disconnect()
-            self._own = separate_connection(self._uri)
+            self._own = connection.separate_connection(self._uri)
             self._domain = self._own.find(self._uuid)
             if self._domain is None:
-                raise Refused("there is no such domain any more", is_absent=True)
+                raise connection.Refused("there is no such domain any more", is_absent=True)
         return self._domain
 
     def _disconnect(self) -> None:
@@ -145,7 +143,7 @@ class DomainFreezer:
             self._own = self._domain = None
 
 
-def thaw_left(domain: Domain, recorded: str, subject: str, warn: Callable[[str], None]) -> None:
+def thaw_left(domain: connection.Domain, recorded: str, subject: str, warn: Callable[[str], None]) -> None:
     """Let a guest go on that a task may have left frozen which was killed together with its guardian.
 
     :param domain: the one that the user names. :param recorded: how the task has reached the guest. It is only named: who can write to the
@@ -156,35 +154,35 @@ def thaw_left(domain: Domain, recorded: str, subject: str, warn: Callable[[str],
         if _answer(lambda one: one.is_frozen(ANSWER), domain):
             _answer(lambda one: one.thaw(THAW), domain)
             warn(f"{subject}: a task was interrupted that had frozen the guest, and left it so; it goes on now")
-    except (NotFrozen, Refused) as error:
+    except (quiescing.NotFrozen, connection.Refused) as error:
         text = f"{subject}: a task was interrupted that was going to freeze the guest, through {recorded}"
         warn(f"{text}. It may be frozen still: {_shown(str(error))}")
 
 
-def _require_channel(domain: Domain) -> None:
+def _require_channel(domain: connection.Domain) -> None:
     """:raises NotFrozen: nobody in the guest can be asked."""
     state = definition.agent_channel(domain.xml(False))
     if state is None:
-        raise NotFrozen(f"its definition has no channel for a guest agent (a virtio channel with the name {definition.AGENT})")
+        raise quiescing.NotFrozen(f"its definition has no channel for a guest agent (a virtio channel with the name {definition.AGENT})")
     if state == "disconnected":
-        raise NotFrozen("no guest agent runs in it")
+        raise quiescing.NotFrozen("no guest agent runs in it")
 
 
-def _answer(question: Callable[[Domain], int], domain: Domain) -> int:
+def _answer(question: Callable[[connection.Domain], int], domain: connection.Domain) -> int:
     """:raises NotFrozen: the agent does not answer, or refuses. :raises Refused: libvirt does, for another reason."""
     try:
         return question(domain)
-    except Nonsense as error:
-        raise Declined(error.text) from error
-    except Refused as error:
+    except connection.Nonsense as error:
+        raise quiescing.Declined(error.text) from error
+    except connection.Refused as error:
         if _HELD in error.text:
-            raise NotFrozen(f"another program has a command to its guest agent under way (libvirt says: {_shown(error.text)})") from error
+            raise quiescing.NotFrozen(f"another program has a command to its guest agent under way (libvirt says: {_shown(error.text)})") from error
         if _SILENT in error.text:
-            raise NotFrozen(f"its guest agent does not answer in time (libvirt says: {_shown(error.text)})") from error
+            raise quiescing.NotFrozen(f"its guest agent does not answer in time (libvirt says: {_shown(error.text)})") from error
         if _DECLINES in error.text:
-            raise Declined(f"its guest agent refuses (libvirt says: {_shown(error.text)})") from error
+            raise quiescing.Declined(f"its guest agent refuses (libvirt says: {_shown(error.text)})") from error
         raise
 
 
 def _shown(text: str) -> str:
-    return shown(text, _LONGEST_SHOWN)
+    return quiescing.shown(text, _LONGEST_SHOWN)

@@ -12,16 +12,16 @@ from __future__ import annotations
 import time
 from typing import Callable
 
-from ...errors import StorageError
-from ..guardians import GuardianProcess
+from ... import errors
+from .. import guardians
+from . import definition
 from .connection import ACTIVE_COMMIT, PAUSED, Domain, Refused, Unreachable, separate_connection
-from .definition import Unreadable
 from .domain import VolumeDomain, process_of
 
 _PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts, at first and later
 
 
-class Guardian(GuardianProcess):
+class Guardian(guardians.GuardianProcess):
     """Watches over the change of one disk.
 
     :param machine: the domain, with the volume as it is before. :param new: the file that the guest is to write to.
@@ -55,7 +55,7 @@ class Guardian(GuardianProcess):
                 return True
             finally:
                 connection.close()
-        except (Refused, Unreachable, Unreadable, StorageError, OSError):
+        except (Refused, Unreachable, definition.Unreadable, errors.StorageError, OSError):
             return process_of(self._machine.domain.uuid) is None  # without libvirt only its process tells that it is gone
 
     def _settle(self, domain: Domain) -> None:

@@ -14,29 +14,20 @@ import os
 import time
 from typing import Callable, ContextManager, Sequence
 
-from ...errors import ChainBroken, ToolFailed
-from ...model import Image
+from ... import errors, model
 from ...pace import Pace
-from ...plan import intent_fields
+from ...plan import intent_fields, steps
 from ...plan.plan import CREATE_SNAPSHOT, Plan
-from ...plan.steps import Commit, CreateOverlay, Grow, Repoint, SetAttributes, WriteInfo
 from ...store import qcow2
-from ..engine import Session
-from ..info_writing import write_info
-from ..machine_session import MachineSession
-from ..merges import is_taken
-from ..positions import telling
-from .connection import ACTIVE_COMMIT, COMMIT, RUNNING, Job, Refused, Unreachable
-from .definition import Disk, Unreadable
-from .domain import VolumeDomain, told
-from .guardian import Guardian
+from .. import engine, info_writing, machine_session, merges, positions
+from . import connection, definition, domain, guardian
 
 _POLL, _LONGEST_POLL = 0.02, 0.5  # seconds between two looks at a job, at first and later
 _FORMATS = ("raw", "qcow2", "file", "host_device")  # that QEMU names for images; the last two for raw ones without a format layer
 _SETTLED = 30.0  # seconds for libvirt to say what a call has done
 
 
-class RunningSession(MachineSession):
+class RunningSession(machine_session.MachineSession):
     """The :class:`engine.Session` for a domain that runs.
 
     :param known: all files that may be in the disk's chain. :param resumes: an interrupted task has suspended the domain. The others are
@@ -44,19 +35,26 @@ class RunningSession(MachineSession):
     """
 
     def __init__(
-        self, machine: VolumeDomain, plan: Plan, files: Session, known: tuple[str, ...], pace: Pace, ended: Callable[[Pace], None], resumes: bool = False
+        self,
+        machine: domain.VolumeDomain,
+        plan: Plan,
+        files: engine.Session,
+        known: tuple[str, ...],
+        pace: Pace,
+        ended: Callable[[Pace], None],
+        resumes: bool = False,
     ) -> None:
         super().__init__(machine.directory, plan, machine.subject, files, pace, ended)
         self.machine, self._domain, self._known = machine, machine.domain, known
         self._top = machine.file_of(self._disk().images[0].path, known)  # the file that the guest writes to
         self._resumes, self._begun = resumes, False
-        self._guardian: Guardian | None = None
+        self._guardian: guardian.Guardian | None = None
         self._methods = {
-            CreateOverlay: self._create_overlay,
-            Grow: self._grow,
-            Repoint: self._repoint,
-            Commit: self._commit,
-            SetAttributes: files.do,
+            steps.CreateOverlay: self._create_overlay,
+            steps.Grow: self._grow,
+            steps.Repoint: self._repoint,
+            steps.Commit: self._commit,
+            steps.SetAttributes: files.do,
         }
 
     def _give_up(self) -> None:
@@ -65,14 +63,14 @@ class RunningSession(MachineSession):
             self._guardian = None
 
     def _told(self) -> ContextManager[None]:
-        return told(self.machine.subject, self.machine.attachment)
+        return domain.told(self.machine.subject, self.machine.attachment)
 
-    def _disk(self) -> Disk:
+    def _disk(self) -> definition.Disk:
         return self.machine.disk(False, self._known)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
-    def _create_overlay(self, step: CreateOverlay) -> None:
+    def _create_overlay(self, step: steps.CreateOverlay) -> None:
         """Publish the overlay. The domain does not use it before the barrier."""
         self._require_size(step.size)
         self._files.do(step)
@@ -86,7 +84,7 @@ class RunningSession(MachineSession):
     def next_overlay(self) -> tuple[str, str] | None:
         """Which disk has to use which path so that the guest writes to the overlay that a snapshot makes. None if it does, or if there is none."""
         plan = self._plan
-        if self._withdrawn or plan.after is None or not is_taken(plan):
+        if self._withdrawn or plan.after is None or not merges.is_taken(plan):
             return None
         overlay, disk = plan.after.active.file, self._disk()
         if self.machine.file_of(disk.images[0].path, [overlay]) is not None:
@@ -98,14 +96,14 @@ class RunningSession(MachineSession):
     @property
     def takes(self) -> bool:
         """Whether the plan takes a snapshot."""
-        return is_taken(self._plan)
+        return merges.is_taken(self._plan)
 
     def require_used(self, overlay_path: str) -> None:
         """:raises ToolFailed: the guest does not write to the overlay, although libvirt says so."""
         after = self._plan.after
         if after is not None and self.machine.file_of(self._disk().images[0].path, [after.active.file]) is None:
             problem = f"libvirt says that the guest writes to {overlay_path}, and it does not"
-            raise ToolFailed(self.machine.subject, problem, "shut the domain off, and run the task again")
+            raise errors.ToolFailed(self.machine.subject, problem, "shut the domain off, and run the task again")
 
     def withdraw(self) -> bool | None:
         """See :meth:`engine.Session.withdraw`."""
@@ -117,19 +115,19 @@ class RunningSession(MachineSession):
         try:
             if self.machine.file_of(self._disk().images[0].path, [after.active.file]) is not None:
                 return False
-        except (Refused, Unreachable, Unreadable):
+        except (connection.Refused, connection.Unreachable, definition.Unreadable):
             return None if self._directory.root.status(after.active.file) is None else False
         self._withdrawn = True
         return True
 
     # -- merges ------------------------------------------------------------------------------------------------------
 
-    def _commit(self, step: Commit) -> None:
+    def _commit(self, step: steps.Commit) -> None:
         """What the guest writes to is merged last, by :meth:`settle`."""
         if step.file != self._top or not self._leaves_top():
             self._merge(step.file, step.into)
 
-    def _repoint(self, step: Repoint) -> None:
+    def _repoint(self, step: steps.Repoint) -> None:
         """Let a file rest on another one that is further down. What lies between them is empty, and is merged all the same: the domain has
         it open."""
         disk = self._disk()
@@ -142,7 +140,7 @@ class RunningSession(MachineSession):
                 self._merge(between, step.backing_file)
         self._require_header(step.file, step.backing_file)
 
-    def _place(self, file: str, disk: Disk) -> int | None:
+    def _place(self, file: str, disk: definition.Disk) -> int | None:
         return self.machine.place(file, disk)
 
     def _leaves_top(self) -> bool:
@@ -167,7 +165,9 @@ class RunningSession(MachineSession):
             self._await(disk.target, [image for image in self.machine.volume.chain if image.file in files])
             if self._place(upper, self._disk()) is not None:
                 problem = f"the merge of {upper} into {into} has ended, and {upper} is in use still"
-                raise ToolFailed(self.machine.subject, problem, "look at QEMU's log (a full share, an image that somebody reads), and run the task again")
+                raise errors.ToolFailed(
+                    self.machine.subject, problem, "look at QEMU's log (a full share, an image that somebody reads), and run the task again"
+                )
             self._sync(into)
             self._require_header(child, into)
 
@@ -175,21 +175,21 @@ class RunningSession(MachineSession):
         """Begin a merge. What libvirt refuses has changed nothing."""
         try:
             self._domain.commit(target, top, base, self._pace.speed)
-        except Refused:
+        except connection.Refused:
             raise
         except BaseException:
             self._begun = True
             raise
         self._begun = True
 
-    def _await(self, target: str, layers: Sequence[Image] = ()) -> None:
+    def _await(self, target: str, layers: Sequence[model.Image] = ()) -> None:
         """Wait until a merge has ended. :raises OutOfTime: it had no time, and was cancelled. :raises InUse: there is another job.
 
         :param layers: the images whose data it moves, if they are known.
         """
 
-        def has_ended(job: Job | None) -> bool:
-            if job is not None and job.kind != COMMIT:
+        def has_ended(job: connection.Job | None) -> bool:
+            if job is not None and job.kind != connection.COMMIT:
                 self.machine.refuse(f"another program's job works on disk {target}", "wait until it has ended, and run the task again")
             return job is None
 
@@ -198,16 +198,16 @@ class RunningSession(MachineSession):
     def _await_ready(self, target: str) -> None:
         """Wait until an active commit has copied all. libvirt's own numbers may say so too early."""
 
-        def is_ready(job: Job | None) -> bool:
-            if job is None or job.kind != ACTIVE_COMMIT:
-                raise ToolFailed(self.machine.subject, f"the merge of {self._top} has ended early", "look at QEMU's log, and run the task again")
+        def is_ready(job: connection.Job | None) -> bool:
+            if job is None or job.kind != connection.ACTIVE_COMMIT:
+                raise errors.ToolFailed(self.machine.subject, f"the merge of {self._top} has ended early", "look at QEMU's log, and run the task again")
             return self._disk().is_ready
 
         self._wait(target, is_ready)
 
-    def _wait(self, target: str, is_over: Callable[[Job | None], bool], layers: Sequence[Image] = ()) -> None:
+    def _wait(self, target: str, is_over: Callable[[connection.Job | None], bool], layers: Sequence[model.Image] = ()) -> None:
         """Look at the job on a disk until that is enough. :raises OutOfTime: it had no time, and was cancelled."""
-        until, pause, tell = self._pace.until(), _POLL, telling(self._directory, self._pace.part, layers)
+        until, pause, tell = self._pace.until(), _POLL, positions.telling(self._directory, self._pace.part, layers)
         while not is_over(job := self._domain.job(target)):
             if tell is not None and job is not None:
                 tell(job.current, job.end)
@@ -227,13 +227,13 @@ class RunningSession(MachineSession):
         with self._directory.root.opened(file) as fd:
             header = qcow2.read_header(fd)
         if header.backing_file != backing or header.backing_format not in _FORMATS:
-            raise ChainBroken(
+            raise errors.ChainBroken(
                 self._directory.root.subject(file),
                 f"after the merge its header names {header.backing_file} ({header.backing_format}), not {backing}",
                 "nothing was removed; shut the domain off, and run the task again",
             )
 
-    def _grow(self, step: Grow) -> None:
+    def _grow(self, step: steps.Grow) -> None:
         """libvirt compares no sizes, and would also shrink."""
         target = self._disk().target
         capacity = self._domain.capacity(target)
@@ -246,7 +246,7 @@ class RunningSession(MachineSession):
             size = qcow2.read_header(fd).size if step.format == "qcow2" else os.fstat(fd).st_size
         if size != step.size or self._domain.capacity(target) != step.size:
             problem = f"libvirt says that the disk has {step.size} bytes now, and {step.file} has {size}"
-            raise ToolFailed(self.machine.subject, problem, "look at the share's storage and at QEMU's log, and run the task again")
+            raise errors.ToolFailed(self.machine.subject, problem, "look at the share's storage and at QEMU's log, and run the task again")
 
     # -- the change to another active image ------------------------------------------------------------------------------
 
@@ -273,10 +273,10 @@ class RunningSession(MachineSession):
         self._await_ready(disk.target)
         for file in (self._top, new):  # so that little is left to write while the guest waits
             self._sync(file)
-        is_running = self._domain.state().state == RUNNING
+        is_running = self._domain.state().state == connection.RUNNING
         self._resumes = self._resumes or is_running  # an interrupted task may have suspended it already
         announce(intent_fields.SWITCHING_SUSPENDED if self._resumes else intent_fields.SWITCHING)
-        self._guardian = Guardian(self.machine, disk.target, new, self._write_info, self._resumes)
+        self._guardian = guardian.Guardian(self.machine, disk.target, new, self._write_info, self._resumes)
         if is_running:
             self._domain.suspend()
         self._domain.pivot(disk.target)
@@ -284,20 +284,20 @@ class RunningSession(MachineSession):
         while self.machine.file_of(self._disk().images[0].path, [new]) is None:
             if time.monotonic() > until:
                 problem = f"libvirt says that the guest has left {self._top}, and it has not"
-                raise ToolFailed(self.machine.subject, problem, "shut the domain off, and run the task again")
+                raise errors.ToolFailed(self.machine.subject, problem, "shut the domain off, and run the task again")
             time.sleep(_POLL)
         with self._directory.root.opened(new) as fd:
             os.fsync(fd)
 
     def _write_info(self) -> None:
         """What the executor does next. The guardian does it if the task dies before."""
-        step = next(one for one in self._plan.steps if isinstance(one, WriteInfo))
-        write_info(self._directory, self._plan.volume, step, None)
+        step = next(one for one in self._plan.steps if isinstance(one, steps.WriteInfo))
+        info_writing.write_info(self._directory, self._plan.volume, step, None)
 
     def go_on(self) -> None:
         """Let the guest go on, if it was suspended. ``.info`` names durably what it writes to."""
         with self._told():
-            if self._resumes and self._domain.state().state != RUNNING:
+            if self._resumes and self._domain.state().state != connection.RUNNING:
                 self._domain.resume()
             self._resumes = False
             if self._guardian is not None:

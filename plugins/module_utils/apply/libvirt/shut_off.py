@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Callable, ContextManager, Iterable, Mapping
 
-from ...errors import ToolFailed
+from ... import errors
 from ...plan import intent_fields
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...plan.steps import Pull, Step, WriteInfo
-from ...store.metadata.records import Disk
-from ..engine import Session
-from .definition import with_image
-from .domain import VolumeDomain, told
+from ...store.metadata import records
+from .. import engine
+from . import definition, domain
 
 
 class ShutOffSession:
@@ -23,7 +22,7 @@ class ShutOffSession:
     :param files: the session that works on the files. :param known: all files that the definition may name.
     """
 
-    def __init__(self, machine: VolumeDomain, plan: Plan, files: Session, known: tuple[str, ...]) -> None:
+    def __init__(self, machine: domain.VolumeDomain, plan: Plan, files: engine.Session, known: tuple[str, ...]) -> None:
         self._machine, self._plan, self._files, self._known = machine, plan, files, known
 
     def __enter__(self) -> ShutOffSession:
@@ -43,7 +42,7 @@ class ShutOffSession:
         if isinstance(step, Pull) and not any(isinstance(one, WriteInfo) for one in self._plan.steps):
             self._follow(lambda _phase: None)
 
-    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, Disk]]:
+    def prepared(self, steps: Iterable[Step]) -> ContextManager[Mapping[str, records.Disk]]:
         """See :meth:`engine.Session.prepared`."""
         return self._files.prepared(steps)
 
@@ -66,7 +65,7 @@ class ShutOffSession:
         if after is None:
             return
         machine, active = self._machine, after.active
-        with told(machine.subject, machine.attachment):
+        with domain.told(machine.subject, machine.attachment):
             disk = machine.disk(True, self._known)
             image = disk.images[0]
             is_same = machine.file_of(image.path, [active.file]) is not None
@@ -74,6 +73,8 @@ class ShutOffSession:
                 return
             if not is_same and self._plan.operation != CREATE_SNAPSHOT:
                 announce(intent_fields.SWITCHING)
-            machine.domain.define(with_image(machine.domain.xml(True), disk.target, machine.path_like(image, active.file), str(active.format)))
+            machine.domain.define(definition.with_image(machine.domain.xml(True), disk.target, machine.path_like(image, active.file), str(active.format)))
             if machine.file_of(machine.disk(True, self._known).images[0].path, [active.file]) is None:
-                raise ToolFailed(machine.subject, f"libvirt says that {machine.attachment} has {active.file} now, and it has not", "look at its definition")
+                raise errors.ToolFailed(
+                    machine.subject, f"libvirt says that {machine.attachment} has {active.file} now, and it has not", "look at its definition"
+                )

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 
-from ... import command
-from ...errors import ToolMissing
-from .agent import Asked
+from ... import command, errors
+from . import agent
 from .connection import ACTIVE_COMMIT, COMMIT, OFF, OTHER, PAUSED, RUNNING, Job, Refused, State, Unreachable
 
 _LIMIT = 300.0  # seconds for a call: a suspended guest's disks may have to be flushed to a slow share
@@ -23,7 +22,7 @@ def program() -> str | None:
     """The path of virsh. None if it is not there."""
     try:
         return command.find("virsh", "libvirt-clients")
-    except ToolMissing:
+    except errors.ToolMissing:
         return None
 
 
@@ -72,7 +71,7 @@ class Spoken:
         """See :meth:`connection.Connection.close`. Each call has had a connection of its own."""
 
 
-class SpokenDomain(Asked):
+class SpokenDomain(agent.Asked):
     """The :class:`connection.Domain` of virsh."""
 
     def __init__(self, connection: Spoken, uuid: str, name: str) -> None:

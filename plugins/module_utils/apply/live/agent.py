@@ -18,7 +18,7 @@ import socket
 import time
 from contextlib import suppress
 
-from ..quiescing import shown
+from .. import quiescing
 
 ANSWER = 5.0  # seconds for the answer to a question, with all that comes before it
 FREEZE = 20.0  # seconds for the guest to write what it holds in memory. Its programs wait meanwhile
@@ -223,4 +223,4 @@ def _words_of(error: object) -> str:
     text = error.get("desc") if isinstance(error, dict) else None
     if not isinstance(text, str) or not text:
         return "without a reason"
-    return repr(shown(text, _LONGEST_SHOWN))
+    return repr(quiescing.shown(text, _LONGEST_SHOWN))

@@ -17,13 +17,13 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InUse, ToolFailed
-from ..turns import take_turn
+from ... import errors
+from .. import turns
 from . import answers
 from .answers import Strange
 
 if TYPE_CHECKING:
-    from ..positions import Tell
+    from .. import positions
 
 GREETING = 5.0  # seconds for all that a connection begins with
 QUESTION = 20.0  # seconds for the answer to a question
@@ -102,7 +102,7 @@ class Monitor:
         """Let other tasks have the monitor for a while. Jobs go on. :raises InUse: it does not become free again in time. :raises Lost: it is gone."""
         self.close()
         time.sleep(seconds)
-        again = connect(self.path, take_turn(self.path, self._patience), self._patience)
+        again = connect(self.path, turns.take_turn(self.path, self._patience), self._patience)
         if again is None or again.pid != self.pid:
             raise Lost("it is not there any more", is_closed=True)
         self._stream, self.turn, self._buffer = again._stream, again.turn, bytearray()
@@ -188,7 +188,7 @@ class Monitor:
         return next((one for one in self.run("query-jobs") if one["id"] == name), None)
 
     def wait_for(
-        self, name: str, *states: str, until: float | None = None, sharing: bool = False, tell: Tell | None = None
+        self, name: str, *states: str, until: float | None = None, sharing: bool = False, tell: positions.Tell | None = None
     ) -> dict | None:
         """Wait until a job has one of these states. None if it vanished. A job that concluded is in no other state any more.
 
@@ -252,17 +252,17 @@ def _call(stream: socket.socket, path: str) -> bool:
             if isinstance(error, socket.timeout) or error.errno == errno.EAGAIN:
                 raise _silent(path) from error
             reason = error.strerror or str(error)
-            raise ToolFailed(f"monitor {path}", f"it cannot be reached ({reason})", "check attachment.qmp, and the rights of the socket") from error
+            raise errors.ToolFailed(f"monitor {path}", f"it cannot be reached ({reason})", "check attachment.qmp, and the rights of the socket") from error
 
 
-def _silent(path: str, reason: str = "no answer came in time") -> InUse:
-    return InUse(
+def _silent(path: str, reason: str = "no answer came in time") -> errors.InUse:
+    return errors.InUse(
         f"monitor {path}",
         f"another program is probably connected to it, because it does not greet ({reason})",
         "give a QMP socket that no other program uses; a monitor serves one client at a time",
     )
 
 
-def strange(path: str, error: Strange) -> InUse:
+def strange(path: str, error: Strange) -> errors.InUse:
     """What listens is no monitor, for users."""
-    return InUse(f"monitor {path}", f"what listens there is no QEMU monitor ({error})", "give the QMP socket of the machine that uses the volume")
+    return errors.InUse(f"monitor {path}", f"what listens there is no QEMU monitor ({error})", "give the QMP socket of the machine that uses the volume")

@@ -7,27 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Sequence
 
-from ...errors import InUse, NeedsRecovery
+from ... import errors
 from ...plan.abilities import QMP, Abilities
 from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
-from ..machine_engine import MachineEngine, require_readable
-from ..machine_session import without_steps
-from ..merges import is_taken, require_own_files
-from ..openers import nobody_at
-from ..turns import take_turn
-from .client import Monitor, connect
+from .. import machine_engine, machine_session, merges, openers, turns
+from . import client, possible
 from .machine import Machine, told
-from .possible import require_harmless, require_mergeable, require_possible
 
 if TYPE_CHECKING:
-    from ...model import Volume
+    from ... import model
     from ...plan.intent import Intent, ObservedState, Resumption
     from ..engine import CopySource, Engine, Session, Terms
     from .session import LiveSession
 
 
-class QmpEngine(MachineEngine):
+class QmpEngine(machine_engine.MachineEngine):
     """The :class:`engine.Engine` for images that a machine has open.
 
     :param files: the engine that works on files. It makes new ones here, and tells what is on the share.
@@ -37,7 +32,7 @@ class QmpEngine(MachineEngine):
     name = QMP
     abilities = Abilities(truncates=False, replaces_active=False, removes=False, flattens=False, grows_over_longer=False)
 
-    def __init__(self, directory: ShareDirectory, terms: Terms, files: Engine, monitor: Monitor | None = None) -> None:
+    def __init__(self, directory: ShareDirectory, terms: Terms, files: Engine, monitor: client.Monitor | None = None) -> None:
         super().__init__(terms)
         self._directory, self._files, self._monitor = directory, files, monitor
         self.attachment = terms.attachment
@@ -58,7 +53,7 @@ class QmpEngine(MachineEngine):
         """:param top: the file that the guest writes to."""
         from .session import LiveSession  # late: a prediction does not need it
 
-        files = self._files.session(without_steps(plan))
+        files = self._files.session(machine_session.without_steps(plan))
         return LiveSession(self._directory, plan, machine, files, top, self._terms.pace(machine.subject, plan.steps), self._terms.end)
 
     def barrier(self, sessions: Sequence[Session]) -> None:
@@ -76,7 +71,7 @@ class QmpEngine(MachineEngine):
         live = [session for session in sessions if isinstance(session, LiveSession)]
         return bool(live) and all(session.withdraw() for session in live)
 
-    def written(self, volume: Volume, files: Sequence[str]) -> str | None:
+    def written(self, volume: model.Volume, files: Sequence[str]) -> str | None:
         """See :meth:`engine.Engine.written`."""
         if self._monitor is None:
             return None
@@ -102,7 +97,7 @@ class QmpEngine(MachineEngine):
         with told(machine):
             found = machine.foreseen()
             if found is not None:
-                require_mergeable(plan, machine, *found, drop_bitmaps=self._terms.drop_bitmaps)
+                possible.require_mergeable(plan, machine, *found, drop_bitmaps=self._terms.drop_bitmaps)
 
     def predict_end(self, resumption: Resumption) -> None:
         """See :meth:`engine.Engine.predict_end`."""
@@ -113,7 +108,7 @@ class QmpEngine(MachineEngine):
 
     def require_unused(self, file: str, check_only: bool) -> None:
         """See :meth:`engine.Engine.require_unused`. A machine's present content cannot be read."""
-        require_readable(self._files, file, check_only)
+        machine_engine.require_readable(self._files, file, check_only)
 
     def observe(self, volume: str, intent: Intent) -> ObservedState:
         """See :meth:`engine.Engine.observe`. What counts is what is on the share."""
@@ -129,15 +124,15 @@ class QmpEngine(MachineEngine):
 
     def _machine(self, plan: Plan, check_only: bool) -> Machine:
         if self._monitor is None or plan.before is None:
-            raise InUse(f"volume {plan.volume}", "a machine may have it open, and no monitor is given", "give attachment")
+            raise errors.InUse(f"volume {plan.volume}", "a machine may have it open, and no monitor is given", "give attachment")
         return Machine(self._monitor, self._directory, plan.before, check_only)
 
     def _ready_for(self, plan: Plan, check_only: bool) -> Machine:
         machine = self._machine(plan, check_only)
         if any(step.touches() for step in plan.steps):
             with told(machine):
-                require_possible(plan, machine, machine.require_ready(), self._terms.drop_bitmaps)
-                require_own_files(plan, self._directory)
+                possible.require_possible(plan, machine, machine.require_ready(), self._terms.drop_bitmaps)
+                merges.require_own_files(plan, self._directory)
         self._require_guest(plan, machine)
         return machine
 
@@ -165,11 +160,11 @@ class QmpEngine(MachineEngine):
             top = machine.require_ready_to_end(tops, allowed, needed)
             if not creates and top not in (machine.volume.active.file, after.active.file):
                 self._require_under_way(machine, top, after.active.file)
-            if creates and not is_taken(plan) and top != after.active.file:
+            if creates and not merges.is_taken(plan) and top != after.active.file:
                 machine.refuse(f"the machine writes to {top}, which would be removed", "stop the machine, and run the task again")
             if not creates:
-                require_harmless(plan, machine, machine.graph(), top)
-                require_own_files(plan, self._directory)
+                possible.require_harmless(plan, machine, machine.graph(), top)
+                merges.require_own_files(plan, self._directory)
         return machine, top
 
     def _require_under_way(self, machine: Machine, top: str, new: str) -> None:
@@ -180,14 +175,14 @@ class QmpEngine(MachineEngine):
             old, base = machine.node(graph, top), machine.node(graph, new)
             machine.require_proof(graph, name, (old.name, base.name), old.name)
         else:
-            raise NeedsRecovery(
+            raise errors.NeedsRecovery(
                 machine.subject,
                 f"the machine writes to {top}, and the volume's data is in {new}: it was started on the wrong file",
                 f"stop the machine, and decide which of the two counts; see docs/worst-day.md. Then start it on {new}",
             )
 
 
-def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[Volume], are_group: bool) -> Engine | None:
+def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Sequence[model.Volume], are_group: bool) -> Engine | None:
     """The engine for the machine that the user names. None if nobody listens at that monitor.
 
     :param volumes: what is worked on, for ``terms.mixed``. If the machine has none of them open, the engine is ``files``.
@@ -195,11 +190,11 @@ def attached(directory: ShareDirectory, terms: Terms, files: Engine, volumes: Se
     :raises InUse: nobody listens there and the share cannot show whether somebody has the images open, or the monitor does not greet.
     """
     path = terms.attachment.monitor if terms.attachment is not None else ""
-    monitor = connect(path, take_turn(path, terms.patience), terms.patience)
+    monitor = client.connect(path, turns.take_turn(path, terms.patience), terms.patience)
     if monitor is None and not directory.share.locks_visible:
-        raise InUse(
+        raise errors.InUse(
             f"share {directory.share.label}",
-            f"{nobody_at(path)}, and this file system cannot tell whether somebody has the images open",
+            f"{openers.nobody_at(path)}, and this file system cannot tell whether somebody has the images open",
             "name the monitor of the machine; or make sure that no machine runs, leave attachment out and say assume_unused: true",
         )
     if monitor is None:

@@ -11,12 +11,10 @@ import time
 from contextlib import suppress
 from typing import Callable
 
-from ...errors import InUse
-from ..quiescing import Declined, NotFrozen, let_go_on, let_go_on_at_last
-from ..turns import take_turn
+from ... import errors
+from .. import quiescing, turns
+from . import answers, client
 from .agent import THAW, Absent, Agent, AgentError, Answered
-from .answers import Strange
-from .client import Lost, Monitor, QmpError
 
 _PORT = "org.qemu.guest_agent.0"
 _PLACES = ("/machine/peripheral", "/machine/peripheral-anon")  # devices with and without an id
@@ -34,7 +32,7 @@ class AgentFreezer:
     :param patience: seconds to wait for another task that uses the channel.
     """
 
-    def __init__(self, monitor: Monitor, told: str | None, patience: float) -> None:
+    def __init__(self, monitor: client.Monitor, told: str | None, patience: float) -> None:
         self.place = ""
         self._monitor, self._told, self._patience = monitor, told, patience
         self._agent: Agent | None = None
@@ -46,34 +44,34 @@ class AgentFreezer:
             return
         path = self._told or _found(self._monitor)
         try:
-            self._turn = take_turn(path, self._patience)
-        except InUse as error:
-            raise NotFrozen(f"another task uses the channel of its guest agent ({path})") from error
+            self._turn = turns.take_turn(path, self._patience)
+        except errors.InUse as error:
+            raise quiescing.NotFrozen(f"another task uses the channel of its guest agent ({path})") from error
         _require_free(self._monitor, path)
         self._agent = Agent(path)
         if self._asked(self._agent.is_frozen):
-            raise NotFrozen("it is frozen already, by somebody else")
+            raise quiescing.NotFrozen("it is frozen already, by somebody else")
         self.place = path
 
     def freeze(self) -> None:
         """See :meth:`quiescing.Freezer.freeze`."""
         if self._asked(self._reached().freeze) < 1:
-            raise NotFrozen("its guest agent has frozen no file system")
+            raise quiescing.NotFrozen("its guest agent has frozen no file system")
 
     def require_frozen(self) -> None:
         """See :meth:`quiescing.Freezer.require_frozen`."""
         if not self._asked(self._reached().is_frozen):
-            raise NotFrozen("it went on by itself before its disks were switched, or nobody knows when (its guest agent says that it is thawed)")
+            raise quiescing.NotFrozen("it went on by itself before its disks were switched, or nobody knows when (its guest agent says that it is thawed)")
 
     def thaw(self) -> bool:
         """See :meth:`quiescing.Freezer.thaw`."""
-        return let_go_on(self._let_go_on, THAW)
+        return quiescing.let_go_on(self._let_go_on, THAW)
 
     def thaw_at_last(self) -> None:
         """See :meth:`quiescing.Freezer.thaw_at_last`."""
         agent = self._reached()
         agent.inherit()
-        let_go_on_at_last(self._let_go_on, agent.fileno)
+        quiescing.let_go_on_at_last(self._let_go_on, agent.fileno)
 
     def close(self) -> None:
         """See :meth:`quiescing.Freezer.close`."""
@@ -84,7 +82,7 @@ class AgentFreezer:
 
     def _reached(self) -> Agent:
         if self._agent is None:
-            raise NotFrozen("it was not asked")
+            raise quiescing.NotFrozen("it was not asked")
         return self._agent
 
     def _let_go_on(self, limit: float) -> None:
@@ -93,18 +91,18 @@ class AgentFreezer:
         except Absent:
             pass  # there is no machine any more
         except Answered as error:
-            raise Declined(str(error)) from error
+            raise quiescing.Declined(str(error)) from error
         except AgentError as error:
-            raise NotFrozen(str(error)) from error
+            raise quiescing.NotFrozen(str(error)) from error
 
     def _asked(self, question: Callable[[], int]) -> int:
         try:
             return question()
         except AgentError as error:
-            raise NotFrozen(str(error)) from error
+            raise quiescing.NotFrozen(str(error)) from error
 
 
-def thaw_left(monitor: Monitor, told: str | None, recorded: str, subject: str, warn: Callable[[str], None]) -> None:
+def thaw_left(monitor: client.Monitor, told: str | None, recorded: str, subject: str, warn: Callable[[str], None]) -> None:
     """Let a guest go on that a task may have left frozen which was killed together with its guardian.
 
     :param told: the socket of its agent's channel, as the user names it. :param recorded: the one that the task has used. It is only named:
@@ -118,7 +116,7 @@ def thaw_left(monitor: Monitor, told: str | None, recorded: str, subject: str, w
             warn(f"{subject}: a task was interrupted that had frozen the guest, and left it so; it goes on now")
     except Absent:
         pass
-    except (AgentError, NotFrozen) as error:
+    except (AgentError, quiescing.NotFrozen) as error:
         warn(f"{subject}: a task was interrupted that was going to freeze the guest, through {recorded}. It may be frozen still: {error}")
     finally:
         if agent is not None:
@@ -128,24 +126,24 @@ def thaw_left(monitor: Monitor, told: str | None, recorded: str, subject: str, w
 # -- the channel -----------------------------------------------------------------------------------------------------
 
 
-def _found(monitor: Monitor) -> str:
+def _found(monitor: client.Monitor) -> str:
     """The socket of the channel of the guest's agent, by what the monitor says. :raises NotFrozen: there is none that can be used."""
     if not {"qom-list", "qom-get", "query-chardev"} <= monitor.commands:
-        raise NotFrozen("what has its disks open cannot tell how its guest agent is reached; give attachment.agent")
+        raise quiescing.NotFrozen("what has its disks open cannot tell how its guest agent is reached; give attachment.agent")
     try:
         label = _label(monitor)
         told = next((one for one in monitor.run("query-chardev") if one["label"] == label), None) if label else None
-    except (QmpError, Lost, Strange) as error:
-        raise NotFrozen(f"the monitor does not tell how its guest agent is reached ({error})") from error
+    except (client.QmpError, client.Lost, answers.Strange) as error:
+        raise quiescing.NotFrozen(f"the monitor does not tell how its guest agent is reached ({error})") from error
     if told is None:
-        raise NotFrozen(f"the machine has no channel for a guest agent (a virtserialport with the name {_PORT})")
+        raise quiescing.NotFrozen(f"the machine has no channel for a guest agent (a virtserialport with the name {_PORT})")
     path = _path(told["filename"])
     if path is None:
-        raise NotFrozen("the channel of its guest agent is no Unix socket on which QEMU listens; give attachment.agent")
+        raise quiescing.NotFrozen("the channel of its guest agent is no Unix socket on which QEMU listens; give attachment.agent")
     return _from_here(monitor.pid, path)
 
 
-def _label(monitor: Monitor) -> str | None:
+def _label(monitor: client.Monitor) -> str | None:
     """The name of the character device behind the agent's port. None if there is no such port."""
     for place in _PLACES:
         for child in monitor.run("qom-list", path=place):
@@ -171,11 +169,11 @@ def _from_here(pid: int, path: str) -> str:
         if os.path.isabs(path) and os.path.exists(there) and not (os.path.exists(path) and os.path.samefile(there, path)):
             path = there
     if not os.path.isabs(path) or len(os.fsencode(path)) > _LONGEST_SOCKET:
-        raise NotFrozen("the path of its guest agent's channel leads nowhere, or is too long; give attachment.agent")
+        raise quiescing.NotFrozen("the path of its guest agent's channel leads nowhere, or is too long; give attachment.agent")
     return path
 
 
-def _require_free(monitor: Monitor, path: str) -> None:
+def _require_free(monitor: client.Monitor, path: str) -> None:
     """:raises NotFrozen: QEMU says that somebody else uses the channel, or that nobody in the guest does."""
     until = time.monotonic() + _DEPARTURE
     while True:
@@ -186,23 +184,23 @@ def _require_free(monitor: Monitor, path: str) -> None:
             break
         if time.monotonic() > until:
             who = "libvirtd, or the process of an earlier task that still tells the guest to go on"
-            raise NotFrozen(f"another program is connected to the channel of its guest agent ({path}): {who}")
+            raise quiescing.NotFrozen(f"another program is connected to the channel of its guest agent ({path}): {who}")
         time.sleep(_PAUSE)
     if not told["frontend-open"]:
-        raise NotFrozen("no guest agent runs in it")
+        raise quiescing.NotFrozen("no guest agent runs in it")
 
 
-def _told_of(monitor: Monitor, path: str) -> dict | None:
+def _told_of(monitor: client.Monitor, path: str) -> dict | None:
     """What QEMU says of the channel at ``path``. None if it says nothing of it."""
     if "query-chardev" not in monitor.commands:
         return None
     try:
         every = monitor.run("query-chardev")
-    except (QmpError, Lost, Strange):
+    except (client.QmpError, client.Lost, answers.Strange):
         return None
     for one in every:
         named = _path(one["filename"])
-        with suppress(OSError, NotFrozen):
+        with suppress(OSError, quiescing.NotFrozen):
             if named is not None and os.path.samefile(_from_here(monitor.pid, named), path):
                 return one
     return None

@@ -14,10 +14,9 @@ import os
 from dataclasses import dataclass
 from typing import Collection, Iterator
 
-from ...errors import InUse
-from ..openers import Key, opened_by
-from .answers import Strange, is_path
-from .client import Monitor
+from ... import errors
+from .. import openers
+from . import answers, client
 
 _PROTOCOLS = ("file", "host_device")
 _FORMATS = ("qcow2", "raw")
@@ -61,7 +60,7 @@ class Graph:
     :raises InUse: this process may not see which files QEMU has open. :raises QmpError, Lost, Strange: see :meth:`Monitor.run`.
     """
 
-    def __init__(self, monitor: Monitor, without: Collection[str] = (), before: Graph | None = None) -> None:
+    def __init__(self, monitor: client.Monitor, without: Collection[str] = (), before: Graph | None = None) -> None:
         self._pid = monitor.pid
         told = _edges_only(monitor, before._nodes) if before is not None else None
         self._nodes: dict[str, Node]
@@ -83,7 +82,7 @@ class Graph:
             if kind == _DEVICE and "resize" not in edge.get("shared-perm", ["resize"]):
                 self._holders.setdefault(below, []).append(above or f"an export of node {below}")
         self._require_no_circle()
-        self._by_file: dict[Key, list[str]] = before._by_file if before is not None and told is not None else self._files()
+        self._by_file: dict[openers.Key, list[str]] = before._by_file if before is not None and told is not None else self._files()
 
     def _require_no_circle(self) -> None:
         """:raises Strange: a node is above itself."""
@@ -101,20 +100,20 @@ class Graph:
                     if not ends[above]:
                         free.append(above)
         if seen < len(self._nodes):
-            raise Strange("its block graph has a circle")
+            raise answers.Strange("its block graph has a circle")
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def _files(self) -> dict[Key, list[str]]:
+    def _files(self) -> dict[openers.Key, list[str]]:
         """Protocol nodes by the file that they have open."""
         root, there = f"/proc/{self._pid}/root", self._opened()
         try:
             here = os.readlink(f"/proc/{self._pid}/cwd")
         except OSError as error:
             raise self._hidden() from error
-        found: dict[Key, list[str]] = {}
+        found: dict[openers.Key, list[str]] = {}
         for node in self._nodes.values():
-            if node.driver not in _PROTOCOLS or not is_path(node.path):
+            if node.driver not in _PROTOCOLS or not answers.is_path(node.path):
                 continue
             try:
                 status = os.stat(root + os.path.join(here, node.path))
@@ -130,14 +129,14 @@ class Graph:
         """Whether the process has a file open, by whatever name."""
         return (status.st_dev, status.st_ino) in self._opened()
 
-    def _opened(self) -> set[Key]:
+    def _opened(self) -> set[openers.Key]:
         try:
-            return opened_by(self._pid)
+            return openers.opened_by(self._pid)
         except OSError as error:
             raise self._hidden() from error
 
-    def _hidden(self) -> InUse:
-        return InUse(
+    def _hidden(self) -> errors.InUse:
+        return errors.InUse(
             f"process {self._pid} behind the monitor",
             "this task may not see which files it has open",
             "run the task as root (become), outside of containers",
@@ -290,7 +289,7 @@ class Graph:
         return self._nodes[name].size
 
 
-def _asked(monitor: Monitor) -> tuple[dict[str, Node], dict]:
+def _asked(monitor: client.Monitor) -> tuple[dict[str, Node], dict]:
     """The nodes by name, and the graph, of one instant. :raises Strange: they never agree."""
     for _attempt in range(_ATTEMPTS):
         nodes = {node.name: node for node in map(_node, monitor.run("query-named-block-nodes", flat=True))}
@@ -298,10 +297,10 @@ def _asked(monitor: Monitor) -> tuple[dict[str, Node], dict]:
         named = _named(graph)
         if named is not None and named <= set(nodes):
             return nodes, graph
-    raise Strange("its block graph names nodes that it does not have")
+    raise answers.Strange("its block graph names nodes that it does not have")
 
 
-def _edges_only(monitor: Monitor, nodes: dict[str, Node]) -> tuple[dict[str, Node], dict] | None:
+def _edges_only(monitor: client.Monitor, nodes: dict[str, Node]) -> tuple[dict[str, Node], dict] | None:
     """These nodes, and the graph as it is now. None if it has others."""
     graph = monitor.run("x-debug-query-block-graph")
     return (nodes, graph) if _named(graph) == set(nodes) else None

@@ -15,24 +15,22 @@ import os
 import time
 from contextlib import suppress
 
-from ...errors import StorageError
-from ...model import info_name
+from ... import errors, model
 from ...store.files.directory import ShareDirectory
 from ...store.metadata import info_file
-from ..guardians import GuardianProcess
-from .answers import Strange
-from .client import Lost, Monitor, QmpError, connect
+from .. import guardians
+from . import answers, client
 
 _ATTEMPTS, _PAUSE = 100, 0.1  # to read .info, and seconds between them
 
 
-class Guardian(GuardianProcess):
+class Guardian(guardians.GuardianProcess):
     """Watches over one job that rests.
 
     :param new: the file that ``.info`` is going to name. :param job: the job's name. :param old: the node of the present active image.
     """
 
-    def __init__(self, monitor: Monitor, directory: ShareDirectory, volume: str, new: str, job: str, old: str) -> None:
+    def __init__(self, monitor: client.Monitor, directory: ShareDirectory, volume: str, new: str, job: str, old: str) -> None:
         self._monitor, self._directory = monitor, directory
         self._volume, self._new, self._job, self._old = volume, new, job, old
         directory.make_private("tmp")  # opened now, so that the child need not
@@ -60,18 +58,18 @@ class Guardian(GuardianProcess):
             elif job is not None and job["status"] == "concluded":
                 self._monitor.run("job-dismiss", id=self._job)
             return job is None
-        except QmpError:
+        except client.QmpError:
             return False  # it has another state by now
-        except Strange:
+        except answers.Strange:
             return True
-        except Lost as lost:
+        except client.Lost as lost:
             return lost.is_closed and not self._is_there_again()
 
     def _is_there_again(self) -> bool:
         """Whether QEMU takes a new connection in place of one that has ended."""
         try:
-            monitor = connect(self._monitor.path)
-        except StorageError:
+            monitor = client.connect(self._monitor.path)
+        except errors.StorageError:
             return True  # somebody is there, and will have time
         if monitor is None or monitor.pid != self._monitor.pid:
             return False
@@ -84,8 +82,8 @@ class Guardian(GuardianProcess):
             try:
                 for name in self._directory.leftovers(self._volume):
                     self._directory.discard_temporary(name)
-                if self._directory.root.status(info_name(self._volume)) is not None:
-                    with self._directory.root.opened(info_name(self._volume)) as fd:
+                if self._directory.root.status(model.info_name(self._volume)) is not None:
+                    with self._directory.root.opened(model.info_name(self._volume)) as fd:
                         os.fsync(fd)
                 os.fsync(self._directory.root.fd)
                 info = info_file.read(self._directory, self._volume)
@@ -95,13 +93,13 @@ class Guardian(GuardianProcess):
         return None
 
 
-def leave_behind(monitor: Monitor, directory: ShareDirectory, volume: str, old: str) -> None:
+def leave_behind(monitor: client.Monitor, directory: ShareDirectory, volume: str, old: str) -> None:
     """Let QEMU write what it holds of the image that the guest has left, and then renew the time of ``.info``. So whoever ends the task's
     work sees from the times that nobody wrote to that image after ``.info``.
 
     :param old: the image's node.
     """
-    with suppress(QmpError, Lost, Strange):
+    with suppress(client.QmpError, client.Lost, answers.Strange):
         monitor.run("human-monitor-command", command_line=f'qemu-io {old} "flush"')
     with suppress(OSError):
-        os.utime(info_name(volume), dir_fd=directory.root.fd)
+        os.utime(model.info_name(volume), dir_fd=directory.root.fd)

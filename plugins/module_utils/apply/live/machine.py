@@ -13,12 +13,10 @@ import os
 from contextlib import contextmanager
 from typing import Collection, Iterable, Iterator, NoReturn, Sequence
 
-from ...errors import InUse, NoSpace, StorageError, ToolFailed, ToolMissing
-from ...model import Volume, listed
+from ... import errors, model
 from ...store.files.directory import ShareDirectory
-from ..openers import other_users
-from .answers import Strange
-from .client import Lost, Monitor, QmpError, strange
+from .. import openers
+from . import answers, client
 from .graph import Graph, Node
 
 OURS = "rfs-"  # how the names of our jobs and nodes begin
@@ -34,7 +32,7 @@ class Machine:
     :param volume: the volume as ``.info`` describes it. :param check_only: nothing may be changed, not even what a killed task has left.
     """
 
-    def __init__(self, monitor: Monitor, directory: ShareDirectory, volume: Volume, check_only: bool = False) -> None:
+    def __init__(self, monitor: client.Monitor, directory: ShareDirectory, volume: model.Volume, check_only: bool = False) -> None:
         self.monitor, self.volume = monitor, volume
         self.directory, self._check_only = directory, check_only
         self._ended: set[str] = set()  # jobs of ours that have ended and stay
@@ -53,7 +51,7 @@ class Machine:
 
     def refuse(self, problem: str, remedy: str) -> NoReturn:
         """:raises InUse: always."""
-        raise InUse(self.subject, problem, remedy)
+        raise errors.InUse(self.subject, problem, remedy)
 
     def graph(self) -> Graph:
         """The graph as it is now. :raises InUse, QmpError, Lost: see :class:`Graph`."""
@@ -157,7 +155,7 @@ class Machine:
         found = [file for file in dict.fromkeys(tops) if any(self._is_top(graph, node) for node in self.images(graph, file))]
         if len(found) != 1:
             self.refuse(
-                f"the machine behind {self.monitor.path} writes to {listed(found) or 'none'} of its images {listed(dict.fromkeys(tops))}",
+                f"the machine behind {self.monitor.path} writes to {model.listed(found) or 'none'} of its images {model.listed(dict.fromkeys(tops))}",
                 "give the monitor of the machine that uses it, or leave attachment out if nobody does",
             )
         names = {node.name: file for file in allowed for node in self.images(graph, file)}
@@ -180,7 +178,7 @@ class Machine:
             nodes = self.images(graph, file)
             found = [one for node in nodes for one in graph.strangers(node, chain)]
             if found:
-                self.refuse(f"in the machine something else uses {file}: {listed(found)}", "end that use, or stop the machine, and run the task again")
+                self.refuse(f"in the machine something else uses {file}: {model.listed(found)}", "end that use, or stop the machine, and run the task again")
             if len(nodes) > 1:
                 self.refuse(f"the machine has {file} open {len(nodes)} times", "close all but one, or stop the machine, and run the task again")
 
@@ -191,7 +189,7 @@ class Machine:
         """Check what does not depend on the volume, and return the graph. :raises InUse: the machine is not at work, or not reachable."""
         lacking = sorted(set(_NEEDED) - self.monitor.commands)
         if lacking:
-            raise ToolMissing(f"QEMU behind {self.monitor.path}", f"it lacks {listed(lacking)}", "use QEMU 7.2 or newer")
+            raise errors.ToolMissing(f"QEMU behind {self.monitor.path}", f"it lacks {model.listed(lacking)}", "use QEMU 7.2 or newer")
         self._require_settled()
         self._clear_ended_jobs()
         return self.graph()
@@ -256,43 +254,43 @@ class Machine:
         seen = list(graph.chain(active[0].name))
         expected = [{node.name for node in self.images(graph, file)} for file in files]
         if len(seen) != len(expected) or any(name not in names for name, names in zip(seen, expected)):
-            self.refuse(f"the machine has other files under {files[0]} than the share says ({listed(files)})", "stop the machine, and start it anew")
+            self.refuse(f"the machine has other files under {files[0]} than the share says ({model.listed(files)})", "stop the machine, and start it anew")
 
     def _require_no_jobs(self, graph: Graph, files: Iterable[str], ours: bool) -> None:
         """:param ours: jobs of this collection may be there."""
         names = {node.name for file in files for node in self.images(graph, file)}
         foreign = sorted(job for job in graph.jobs_on(names) if not (ours and self.is_own(job)))
         if foreign:
-            self.refuse(f"another program's job works on its disk ({listed(foreign)})", "wait until it has ended, and run the task again")
+            self.refuse(f"another program's job works on its disk ({model.listed(foreign)})", "wait until it has ended, and run the task again")
 
     def require_no_other(self, files: Iterable[str], writing: bool) -> None:
         """:param writing: those that only read do not count. :raises InUse: another process of this host has one of these files open."""
         wanted = set(files)
         keys = {(status.st_dev, status.st_ino): file for file, status in self._statuses.items() if file in wanted}
-        for key, pid in other_users(self.monitor.pid, set(keys), writing).items():
+        for key, pid in openers.other_users(self.monitor.pid, set(keys), writing).items():
             self.refuse(f"process {pid} has {keys[key]} open, too", "stop one of the two, and run the task again")
 
 
-def refusal(subject: str, error: QmpError) -> StorageError:
+def refusal(subject: str, error: client.QmpError) -> errors.StorageError:
     """QEMU's refusal of a command, for users."""
     problem = f"QEMU refuses: {error}"
     if "Permission denied" in error.text:
-        return ToolFailed(subject, problem, "let QEMU open the volume's files (owner, mode, ACL, SELinux, AppArmor), and run the task again")
+        return errors.ToolFailed(subject, problem, "let QEMU open the volume's files (owner, mode, ACL, SELinux, AppArmor), and run the task again")
     if "No space left" in error.text:
-        return NoSpace(subject, problem, "make room on the share, and run the task again")
+        return errors.NoSpace(subject, problem, "make room on the share, and run the task again")
     if "Permission conflict" in error.text:
         remedy = "end what else uses the disk in the machine (an export, a job), or stop the machine; a device such as nvme never takes another size"
-        return InUse(subject, problem, f"{remedy}. Then run the task again")
+        return errors.InUse(subject, problem, f"{remedy}. Then run the task again")
     if "read-only" in error.text:
-        return InUse(subject, problem, "the machine opened the image so (read-only, without auto-read-only): stop it, and run the task again")
+        return errors.InUse(subject, problem, "the machine opened the image so (read-only, without auto-read-only): stop it, and run the task again")
     if "Failed to get" in error.text or "Failed to lock" in error.text:
-        return InUse(subject, problem, "stop the other program that has the image open, and run the task again")
-    return ToolFailed(subject, problem, "run the task again; if that does not help, stop the machine first")
+        return errors.InUse(subject, problem, "stop the other program that has the image open, and run the task again")
+    return errors.ToolFailed(subject, problem, "run the task again; if that does not help, stop the machine first")
 
 
-def loss(subject: str, error: Lost) -> StorageError:
+def loss(subject: str, error: client.Lost) -> errors.StorageError:
     """The loss of the monitor, for users."""
-    return ToolFailed(subject, f"the monitor was lost: {error}", "look whether the machine still runs, and run the task again; it ends what was begun")
+    return errors.ToolFailed(subject, f"the monitor was lost: {error}", "look whether the machine still runs, and run the task again; it ends what was begun")
 
 
 @contextmanager
@@ -300,12 +298,12 @@ def told(machine: Machine) -> Iterator[None]:
     """A context in which errors of the monitor become errors for users."""
     try:
         yield
-    except QmpError as error:
+    except client.QmpError as error:
         raise refusal(machine.subject, error) from error
-    except Lost as error:
+    except client.Lost as error:
         raise loss(machine.subject, error) from error
-    except Strange as error:
-        raise strange(machine.monitor.path, error) from error
+    except answers.Strange as error:
+        raise client.strange(machine.monitor.path, error) from error
 
 
 def _digest(*words: object) -> str:

@@ -14,17 +14,15 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import NamedTuple, Sequence
 
-from ...errors import ChainBroken, StorageError, ToolFailed
-from ...model import Image
+from ... import errors, model
 from ...pace import OutOfTime, Pace
-from ...plan.steps import Commit, Pull, Repoint
+from ...plan import steps
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
-from ..positions import Tell, telling
-from .client import QmpError
+from .. import positions
+from . import client, proving
 from .graph import Graph, Node
 from .machine import Machine
-from .proving import Merged
 
 
 class Job(NamedTuple):
@@ -68,7 +66,7 @@ class Merging:
 
     # -- verbs -------------------------------------------------------------------------------------------------------
 
-    def commit(self, step: Commit) -> None:
+    def commit(self, step: steps.Commit) -> None:
         """Write into ``into`` what the layers above it hold, up to ``file``. QEMU takes them out of the chain in the same step."""
         graph = self._machine.graph()
         upper = self.in_chain(graph, step.file)
@@ -83,7 +81,7 @@ class Merging:
         self._run(job, base.name, into, layers, child, device=self.root(graph), top_node=upper, base_node=base.name, backing_file=into)
         self._require_header(child, into)
 
-    def pull(self, step: Pull) -> None:
+    def pull(self, step: steps.Pull) -> None:
         """Copy into ``file`` what lies between it and ``backing_file``, and make that its backing file."""
         graph = self._machine.graph()
         node = self._must_be(graph, step.file)
@@ -96,7 +94,7 @@ class Merging:
         self._run(job, node.name, step.file, layers, step.file, device=node.name, **to)
         self._require_header(step.file, step.backing_file)
 
-    def repoint(self, step: Repoint) -> None:
+    def repoint(self, step: steps.Repoint) -> None:
         """Let ``file`` rest on ``backing_file``, in the header and in the machine. What lies between them is empty.
 
         A file that is not in the chain any more was merged by the interrupted task: then the machine is further than the record.
@@ -137,19 +135,19 @@ class Merging:
     def _delete(self, name: str) -> bool:
         try:
             self._machine.monitor.run("blockdev-del", node_name=name)
-        except QmpError:
+        except client.QmpError:
             return False  # something rests on it
         return True
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def _run(self, job: Job, node: str, file: str, layers: list[Image], child: str, **arguments: object) -> None:
+    def _run(self, job: Job, node: str, file: str, layers: list[model.Image], child: str, **arguments: object) -> None:
         """Run a job, or go on with it, and let it end when what it wrote to ``file`` is durable.
 
         :param node: of ``file``. :param layers: the images whose data it gets. :param child: the file whose header QEMU writes at the end.
         """
         machine, begun = self._machine, self.begun
-        merged = Merged(self._directory, machine, machine.volume.image(file), layers, is_above=file == child)
+        merged = proving.Merged(self._directory, machine, machine.volume.image(file), layers, is_above=file == child)
         with self._directory.root.opened(file) as fd:
             if machine.monitor.job(job.name) is None:
                 self._require_writable_header(child)
@@ -163,7 +161,7 @@ class Merging:
             self.require_proof(job)
             try:
                 merged.make_durable(fd, node)
-            except (StorageError, OSError):
+            except (errors.StorageError, OSError):
                 self._cancel(job)
                 raise
         machine.monitor.run("job-finalize", id=job.name)
@@ -202,21 +200,21 @@ class Merging:
         monitor.failures.pop(job.name, None)
         try:
             monitor.run(job.command, job_id=job.name, auto_finalize=False, auto_dismiss=job.command == "block-stream", speed=self._pace.speed, **arguments)
-        except QmpError:
+        except client.QmpError:
             raise
         except BaseException:
             self.begun = True
             raise
         self.begun = True
 
-    def wait(self, job: Job, *states: str, layers: Sequence[Image] = (), above: Image | None = None) -> None:
+    def wait(self, job: Job, *states: str, layers: Sequence[model.Image] = (), above: model.Image | None = None) -> None:
         """Wait until a job has one of these states. If the time is over before, it is cancelled: it changes nothing any more.
 
         :param layers: the images whose data moves, if the job tells its position on the disk, and not bytes that have moved. :param above: see
             :func:`positions.telling`.
         :raises OutOfTime: it was cancelled. :raises QmpError: it has failed. :raises ToolFailed: it vanished.
         """
-        tell = telling(self._directory, self._pace.part, layers, above)
+        tell = positions.telling(self._directory, self._pace.part, layers, above)
         if wait(self._machine, job.name, *states, until=self._pace.until(), sharing=True, tell=tell):
             return
         self._cancel(job)
@@ -224,7 +222,7 @@ class Merging:
 
     def _cancel(self, job: Job) -> None:
         """End a job so that it changes nothing any more."""
-        with suppress(QmpError):  # it has just ended
+        with suppress(client.QmpError):  # it has just ended
             self._machine.monitor.run("job-cancel", id=job.name)
         if self._machine.monitor.wait_for(job.name, "concluded") is not None:
             self._machine.monitor.run("job-dismiss", id=job.name)
@@ -253,15 +251,15 @@ class Merging:
         self._sync(file)
         found, found_format = self._header(file)
         if found != backing or backing_format not in (None, found_format):
-            raise ChainBroken(
+            raise errors.ChainBroken(
                 self._directory.root.subject(file),
                 f"after the merge its header names {found} ({found_format}), not {backing}",
                 "nothing was removed; stop the machine and run the task again without attachment",
             )
 
-    def _files_between(self, graph: Graph, upper: str | None, below: str | None) -> list[Image]:
+    def _files_between(self, graph: Graph, upper: str | None, below: str | None) -> list[model.Image]:
         """The volume's images from the node ``upper`` down to the one above ``below`` (None: to the lowest)."""
-        found: list[Image] = []
+        found: list[model.Image] = []
         for name in self.chain(graph) if upper is not None else ():
             if name == below:
                 break
@@ -278,7 +276,7 @@ class Merging:
         return found[0]
 
 
-def wait(machine: Machine, name: str, *states: str, until: float | None = None, sharing: bool = False, tell: Tell | None = None) -> bool:
+def wait(machine: Machine, name: str, *states: str, until: float | None = None, sharing: bool = False, tell: positions.Tell | None = None) -> bool:
     """Wait until a job has one of these states. False if it has none of them at ``until``, a time of :func:`time.monotonic`.
 
     :param sharing: if it takes longer, other tasks may use the monitor meanwhile. :param tell: is told how far the job is.
@@ -287,12 +285,12 @@ def wait(machine: Machine, name: str, *states: str, until: float | None = None, 
     """
     found = machine.monitor.wait_for(name, *states, until=until, sharing=sharing, tell=tell)
     if found is None and name in machine.monitor.failures:
-        raise QmpError(name, "GenericError", machine.monitor.failures[name])
+        raise client.QmpError(name, "GenericError", machine.monitor.failures[name])
     if found is None:
-        raise ToolFailed(machine.subject, f"job {name} vanished", "run the task again; it ends what was begun")
+        raise errors.ToolFailed(machine.subject, f"job {name} vanished", "run the task again; it ends what was begun")
     if found["status"] == "concluded":
         machine.monitor.run("job-dismiss", id=name)
-        raise QmpError(name, "GenericError", found.get("error") or "it ended early")
+        raise client.QmpError(name, "GenericError", found.get("error") or "it ended early")
     return found["status"] in states
 
 
@@ -306,4 +304,4 @@ def end(machine: Machine, name: str) -> None:
         machine.monitor.run("job-dismiss", id=name)
     error = found.get("error") if found is not None else machine.monitor.failures.get(name)
     if error:
-        raise QmpError(name, "GenericError", error)
+        raise client.QmpError(name, "GenericError", error)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 from typing import Iterable
 
-from ...errors import Conflict
-from ...model import Image, listed
+from ... import errors, model
+from ...plan import steps
 from ...plan.plan import Plan
-from ...plan.steps import CreateOverlay, Grow, Pull, Repoint
-from ..merges import ALIGNMENT, Write, has_tail, merged, require_settled, switches, writes
+from .. import merges
+from . import rights
 from .graph import Graph, Node
 from .machine import Machine
-from .rights import may_write
 
 _STOP = "stop the machine, and run the task again"
 
@@ -24,21 +23,21 @@ def require_possible(plan: Plan, machine: Machine, graph: Graph, drop_bitmaps: b
     """:param drop_bitmaps: bitmaps may be lost. :raises InUse: a step cannot be done while the machine runs. :raises Conflict: bitmaps would be lost."""
     require_mergeable(plan, machine, graph, machine.volume.active.file, drop_bitmaps)
     for step in plan.steps:
-        if isinstance(step, CreateOverlay):
+        if isinstance(step, steps.CreateOverlay):
             active = machine.node(graph, step.backing_file)
             require_size(machine, active, step.size)
             directory_of(machine, active)
-        elif isinstance(step, Grow):
+        elif isinstance(step, steps.Grow):
             _require_growable(machine, graph, step)
-        elif isinstance(step, (Pull, Repoint)):
+        elif isinstance(step, (steps.Pull, steps.Repoint)):
             _require_header(machine, graph, step)
-    for write in writes(plan, machine.volume, machine.volume.active.file):
+    for write in merges.writes(plan, machine.volume, machine.volume.active.file):
         _require_committable(machine, write)
 
 
 def require_mergeable(plan: Plan, machine: Machine, graph: Graph, top: str, drop_bitmaps: bool = False) -> None:
     """Check what merges need that are to begin. :param top: the file that the guest writes to. :raises InUse, Conflict: it does not hold."""
-    files = merged(plan, machine.volume, top)
+    files = merges.merged(plan, machine.volume, top)
     require_harmless(plan, machine, graph, top)
     if files:
         machine.require_no_other(files, writing=False)
@@ -48,7 +47,7 @@ def require_mergeable(plan: Plan, machine: Machine, graph: Graph, top: str, drop
 
 def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> None:
     """Check what would lose data or harm the machine, also of merges that were interrupted. :raises InUse: something would."""
-    files = merged(plan, machine.volume, top)
+    files = merges.merged(plan, machine.volume, top)
     if not files:
         return
     monitor = machine.monitor
@@ -58,10 +57,10 @@ def require_harmless(plan: Plan, machine: Machine, graph: Graph, top: str) -> No
     _require_no_buried_filter(machine, graph, top)
     _require_not_watched(machine, graph, files)
     _require_settled(plan, machine, graph, top)
-    if switches(plan, top) and plan.after is not None:
+    if merges.switches(plan, top) and plan.after is not None:
         _require_not_exported(machine, graph, top)
         _require_not_compressed(machine, graph, top, plan.after.active)
-    _require_aligned(machine, graph, writes(plan, machine.volume, top))
+    _require_aligned(machine, graph, merges.writes(plan, machine.volume, top))
     for file in files:
         _require_whole(machine, graph, file)
 
@@ -89,24 +88,24 @@ def _require_not_watched(machine: Machine, graph: Graph, files: Iterable[str]) -
     nodes = {file: machine.images(graph, file) for file in dict.fromkeys(files)}
     found = [file for file in nodes if any(node.watched for node in nodes[file])]
     if found and not graph.jobs_on({node.name for file in found for node in nodes[file]}):
-        machine.refuse(f"something in the machine watches {listed(found)} (a backup, a copy-before-write filter)", "end that first")
+        machine.refuse(f"something in the machine watches {model.listed(found)} (a backup, a copy-before-write filter)", "end that first")
 
 
 def _require_settled(plan: Plan, machine: Machine, graph: Graph, top: str) -> None:
     """The image that the guest writes to was mended when it was opened. A job of ours that is under way began on one that was in order."""
-    written = [write.into for write in writes(plan, machine.volume, top)] + [step.file for step in plan.steps if isinstance(step, Pull)]
+    written = [write.into for write in merges.writes(plan, machine.volume, top)] + [step.file for step in plan.steps if isinstance(step, steps.Pull)]
     formats = {image.file: image.format for image in machine.volume.chain}
     for file in dict.fromkeys(written):
         names = {node.name for node in machine.images(graph, file)}
         if file != top and formats.get(file) == "qcow2" and not graph.jobs_on(names):
-            require_settled(machine.directory, file)
+            merges.require_settled(machine.directory, file)
 
 
-def _require_not_compressed(machine: Machine, graph: Graph, top: str, new: Image) -> None:
+def _require_not_compressed(machine: Machine, graph: Graph, top: str, new: model.Image) -> None:
     """What a ``compress`` filter writes only qcow2 takes. On a raw image each of the guest's writes would fail."""
     found = [node.name for node in graph.filters_on(machine.node(graph, top).name) if node.driver == "compress"]
     if found and new.format != "qcow2":
-        machine.refuse(f"the machine compresses what it writes ({listed(found)}), and {new.file}, to which it would write then, is {new.format}", _STOP)
+        machine.refuse(f"the machine compresses what it writes ({model.listed(found)}), and {new.file}, to which it would write then, is {new.format}", _STOP)
 
 
 def _require_whole(machine: Machine, graph: Graph, file: str) -> None:
@@ -114,28 +113,28 @@ def _require_whole(machine: Machine, graph: Graph, file: str) -> None:
     share's files say."""
     status = machine.directory.root.status(file)
     for node in machine.images(graph, file):
-        if node.driver != "qcow2" and status is not None and not status.st_size <= node.size < status.st_size + ALIGNMENT:  # QEMU rounds it up
+        if node.driver != "qcow2" and status is not None and not status.st_size <= node.size < status.st_size + merges.ALIGNMENT:  # QEMU rounds it up
             machine.refuse(f"the machine's disk has {node.size} bytes of {file}, and the file on the share {status.st_size}", _STOP)
 
 
-def _require_aligned(machine: Machine, graph: Graph, writes: Iterable[Write]) -> None:
+def _require_aligned(machine: Machine, graph: Graph, writes: Iterable[merges.Write]) -> None:
     """QEMU 7.2 aborts, or changes the size, when it merges into a raw file of which the end is in the middle of a block, past the kernel's
     cache (``cache=none``)."""
     for file, size in writes:
         status = machine.directory.root.status(file)
         ends = [size, status.st_size if status is not None else 0]
         for node in machine.images(graph, file):
-            if node.driver != "qcow2" and node.direct and any(end % ALIGNMENT for end in ends):
-                machine.refuse(f"the machine has the raw image {file} open with cache=none, and its size is no multiple of {ALIGNMENT} bytes", _STOP)
+            if node.driver != "qcow2" and node.direct and any(end % merges.ALIGNMENT for end in ends):
+                machine.refuse(f"the machine has the raw image {file} open with cache=none, and its size is no multiple of {merges.ALIGNMENT} bytes", _STOP)
 
 
-def _require_header(machine: Machine, graph: Graph, step: Pull | Repoint) -> None:
+def _require_header(machine: Machine, graph: Graph, step: steps.Pull | steps.Repoint) -> None:
     """QEMU has to write the header of the step's file. QEMU 7.2 crashes at the end of a merge if it cannot."""
     if step.backing_file is not None:
         _require_format_layer(machine, graph, step.backing_file)
     if step.file != machine.volume.active.file and machine.directory.share.keeps_modes:  # the active one it has open for writing
         with machine.directory.root.opened(step.file) as fd:
-            if not may_write(machine.monitor.pid, fd):
+            if not rights.may_write(machine.monitor.pid, fd):
                 machine.refuse(f"QEMU may not write to {step.file}, of which the header would change", "give its user the right to, and run the task again")
     image = machine.volume.image(step.file)
     if step.backing_file == image.backing_file and step.backing_format != "qcow2":
@@ -151,16 +150,16 @@ def _require_format_layer(machine: Machine, graph: Graph, backing: str) -> None:
 def _require_no_bitmaps(machine: Machine, graph: Graph, files: Iterable[str]) -> None:
     lost = [f"{name} of {file}" for file in dict.fromkeys(files) for node in machine.images(graph, file) for name in node.bitmaps]
     if lost:
-        raise Conflict(
+        raise errors.Conflict(
             machine.subject,
-            f"deleting these snapshots would lose dirty bitmaps of the running machine: {listed(lost)}",
+            f"deleting these snapshots would lose dirty bitmaps of the running machine: {model.listed(lost)}",
             "let the backup program end with them first, or say drop_bitmaps: true, after which the next backup has to be a full one",
         )
 
 
-def _require_committable(machine: Machine, write: Write) -> None:
+def _require_committable(machine: Machine, write: merges.Write) -> None:
     into = machine.volume.image(write.into)
-    if into.format == "qcow2" and into.size < write.size and has_tail(machine.directory, write.into):
+    if into.format == "qcow2" and into.size < write.size and merges.has_tail(machine.directory, write.into):
         machine.refuse(f"{write.into} holds old data behind its end, which would become visible", _STOP)
 
 
@@ -180,18 +179,18 @@ def directory_of(machine: Machine, node: Node) -> str:
     return path
 
 
-def _require_growable(machine: Machine, graph: Graph, step: Grow) -> None:
+def _require_growable(machine: Machine, graph: Graph, step: steps.Grow) -> None:
     node = machine.node(graph, step.file)
     if node.size > step.size:
         machine.refuse(f"the machine's disk has {node.size} bytes already", "ask for that size")
     require_size(machine, node, machine.volume.image(step.file).size)
     holders = graph.keep_size(node.name)
     if holders:
-        machine.refuse(f"what has the disk open does not let it grow: {listed(holders)}", f"end what else uses the disk, or {_STOP}")
-    if step.format != "qcow2" and node.direct and step.size % ALIGNMENT:
+        machine.refuse(f"what has the disk open does not let it grow: {model.listed(holders)}", f"end what else uses the disk, or {_STOP}")
+    if step.format != "qcow2" and node.direct and step.size % merges.ALIGNMENT:
         machine.refuse(
             f"it would have {step.size} bytes, and the machine has its raw image open with cache=none",
-            f"ask for a multiple of {ALIGNMENT} bytes, or stop the machine, and run the task again",
+            f"ask for a multiple of {merges.ALIGNMENT} bytes, or stop the machine, and run the task again",
         )
-    if step.format == "qcow2" and has_tail(machine.directory, step.file):
+    if step.format == "qcow2" and merges.has_tail(machine.directory, step.file):
         machine.refuse(f"{step.file} holds old data behind its end, which would become visible", _STOP)

@@ -13,8 +13,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Sequence
 
-from ...errors import ToolFailed
-from ...model import Image
+from ... import errors, model
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 from .machine import Machine
@@ -32,7 +31,7 @@ class Merged:
     :param is_above: the target rests on the layers.
     """
 
-    def __init__(self, directory: ShareDirectory, machine: Machine, target: Image, layers: Sequence[Image], is_above: bool) -> None:
+    def __init__(self, directory: ShareDirectory, machine: Machine, target: model.Image, layers: Sequence[model.Image], is_above: bool) -> None:
         self._directory, self._machine = directory, machine
         self._target, self._layers, self._is_above = target, layers, is_above
 
@@ -56,7 +55,7 @@ class Merged:
             try:
                 qcow2.require_held(fd, [opened[image] for image in self._layers if image.format != "raw"], raw, self._is_above)
             except qcow2.Qcow2Error as error:
-                raise ToolFailed(
+                raise errors.ToolFailed(
                     self._directory.root.subject(self._target.file),
                     f"QEMU has not written all of the merge to it ({error})",
                     "look at the share's storage and at QEMU's log, and run the task again",

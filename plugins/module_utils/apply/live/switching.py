@@ -12,13 +12,11 @@ from __future__ import annotations
 import os
 from typing import Callable
 
-from ...errors import ToolFailed
+from ... import errors
 from ...store.files.directory import ShareDirectory
-from .client import QmpError
-from .guardian import Guardian, leave_behind
+from . import client, guardian, proving
 from .machine import Machine
 from .merging import Job, Merging, end, wait
-from .proving import flush
 
 
 class Switch:
@@ -29,7 +27,7 @@ class Switch:
 
     def __init__(self, directory: ShareDirectory, machine: Machine, merging: Merging, new: str) -> None:
         self._directory, self._machine, self._merging, self.new = directory, machine, merging, new
-        self._guardian: Guardian | None = None
+        self._guardian: guardian.Guardian | None = None
         self._name = ""  # of the job
         self._old = ""  # the node of the image that the guest leaves
 
@@ -40,7 +38,7 @@ class Switch:
         job = self._job()
         self._old, self._name = job.works_on[0], job.name
         rests = self._make_ready(job, self._merging.wait)
-        self._guardian = Guardian(machine.monitor, self._directory, machine.volume.name, self.new, job.name, self._old)
+        self._guardian = guardian.Guardian(machine.monitor, self._directory, machine.volume.name, self.new, job.name, self._old)
         if not rests:
             self._let_rest(job)
         self._merging.require_proof(job)
@@ -68,7 +66,7 @@ class Switch:
         for file in (self._merging.top, self.new):  # what is left to write afterwards is little, and keeps nobody waiting for long
             with self._directory.root.opened(file) as fd:
                 os.fsync(fd)
-        flush(machine, old)
+        proving.flush(machine, old)
         return False
 
     def _let_rest(self, job: Job) -> None:
@@ -82,18 +80,20 @@ class Switch:
         machine = self._machine
         try:
             self._finalize()
-        except QmpError:
+        except client.QmpError:
             if not machine.shape().is_used(self._old):
                 raise
             job = self._job()  # somebody cancelled it, and the guest must not stay where ``.info`` says that it is not
             if not self._make_ready(job, lambda one, *states: wait(machine, one.name, *states)):  # there is no way back, so no time limit
                 self._let_rest(job)
             self._finalize()
-        leave_behind(machine.monitor, self._directory, machine.volume.name, self._old)
+        guardian.leave_behind(machine.monitor, self._directory, machine.volume.name, self._old)
         self._guardian.dismiss()
         self._guardian = None
         if machine.shape().is_used(self._old):
-            raise ToolFailed(machine.subject, f"QEMU says that the guest has left {self._merging.top}, and it has not", "stop the machine before anything else")
+            raise errors.ToolFailed(
+                machine.subject, f"QEMU says that the guest has left {self._merging.top}, and it has not", "stop the machine before anything else"
+            )
 
     def _finalize(self) -> None:
         self._machine.monitor.run("job-finalize", id=self._name)

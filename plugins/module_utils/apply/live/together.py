@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Iterable, Sequence
 
-from ...errors import InUse, ToolMissing
-from ...model import Volume
+from ... import errors, model
 from ...plan.plan import Plan
 from ...plan.resumption import Resumption
 from ..engine import CopySource, Session
@@ -65,18 +64,18 @@ class MixedEngine(QmpEngine):
             for session in live:
                 session.drop()
 
-    def has_some(self, volumes: Sequence[Volume], required: bool) -> bool:
+    def has_some(self, volumes: Sequence[model.Volume], required: bool) -> bool:
         """Whether the machine has an image of one of these volumes open. :raises InUse: it has not, and that is ``required``."""
         found = any(self._has(volume, volume.own_files) for volume in volumes)
         if required and not found:
-            raise InUse(
+            raise errors.InUse(
                 f"group of {len(volumes)} volumes",
                 f"{self.attachment} does not have the images of any of them open",
                 "give the monitor of the machine that uses them, or leave attachment out if nobody does",
             )
         return found
 
-    def _has(self, volume: Volume, files: Iterable[str]) -> bool:
+    def _has(self, volume: model.Volume, files: Iterable[str]) -> bool:
         if self._monitor is None:
             return False
         machine = Machine(self._monitor, self._directory, volume, check_only=True)
@@ -94,10 +93,10 @@ class MixedEngine(QmpEngine):
             return False
         if self._has(plan.before, {*plan.before.own_files, *images}):
             if self._monitor is not None and "transaction" not in self._monitor.commands:
-                raise ToolMissing(f"QEMU behind {self._monitor.path}", "it lacks transaction", "use QEMU 7.2 or newer")
+                raise errors.ToolMissing(f"QEMU behind {self._monitor.path}", "it lacks transaction", "use QEMU 7.2 or newer")
             return True
         if not self._directory.share.locks_visible:
-            raise InUse(
+            raise errors.InUse(
                 f"volume {plan.volume} on {self._directory.share.label}",
                 f"{self.attachment} does not have it open, and this file system cannot tell whether somebody else has",
                 "work on it by itself, without attachment",

@@ -13,7 +13,7 @@ import errno
 import os
 
 from ...pace import UNLIMITED, Pace
-from ...store.files.directory import write_all
+from ...store.files import directory
 
 _CHUNK = 4 << 20  # bytes that are written at a time
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # fallocate(2)
@@ -53,7 +53,7 @@ def write_zeros(fd: int, size: int, start: int = 0, pace: Pace = UNLIMITED) -> N
     piece = pace.piece(_CHUNK)
     zeros = memoryview(bytes(min(size, piece)))
     for offset in range(0, size, piece):
-        write_all(fd, zeros[: size - offset], start + offset)
+        directory.write_all(fd, zeros[: size - offset], start + offset)
         pace.moved(min(piece, size - offset))
 
 

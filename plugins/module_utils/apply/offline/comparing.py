@@ -8,18 +8,18 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from ...pace import Pace
-from ..engine import Difference, Side
+from .. import engine
 from . import deltas, viewing
 from .viewing import PIECE, Fence, View
 
 
-def first_difference(one: Side, other: Side, pace: Pace) -> Difference | None:
+def first_difference(one: engine.Side, other: engine.Side, pace: Pace) -> engine.Difference | None:
     """See :func:`engine.difference`."""
     offset = _first_offset(one, other, pace)
-    return None if offset is None else Difference(offset, (_holder(one, offset), _holder(other, offset)))
+    return None if offset is None else engine.Difference(offset, (_holder(one, offset), _holder(other, offset)))
 
 
-def _holder(side: Side, offset: int) -> str:
+def _holder(side: engine.Side, offset: int) -> str:
     """The topmost file that holds a byte, or hides it; the lowest one where none does. Where the tables do not tell, what lies above them."""
     for at, image in enumerate(side.images):
         with ExitStack() as stack:
@@ -29,7 +29,7 @@ def _holder(side: Side, offset: int) -> str:
     return side.images[-1].file
 
 
-def _first_offset(one: Side, other: Side, pace: Pace) -> int | None:
+def _first_offset(one: engine.Side, other: engine.Side, pace: Pace) -> int | None:
     with ExitStack() as stack:
         first, second = (stack.enter_context(viewing.opened(side.directory, side.images)) for side in (one, other))
         if first.size != second.size:
@@ -49,7 +49,7 @@ def _first_offset(one: Side, other: Side, pace: Pace) -> int | None:
     return None
 
 
-def _verify(*sides: Side) -> None:
+def _verify(*sides: engine.Side) -> None:
     for side in sides:
         side.directory.verify(side.images[0].file)
 

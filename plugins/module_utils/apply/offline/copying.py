@@ -10,16 +10,15 @@ import os
 
 from ...pace import UNLIMITED, Pace
 from ...store import qcow2
-from ...store.files.directory import write_all
-from ...store.files.holes import next_data
-from .allocate import NOT_SUPPORTED, make_zeros
+from ...store.files import directory, holes
+from . import allocate
 
 _CHUNK = 4 << 20  # bytes that pass through this process at a time
 _SERVER_CHUNK = 64 << 20  # bytes that the kernel or the server is asked to copy at a time
 _GRAIN = 64 << 10  # bytes: zeros are not written where a piece of this size has nothing else
 FICLONE = 0x40049409  # ioctl_ficlone(2)
 # The errors of copy_file_range(2) where it cannot copy between two files, on all kernels and file systems seen so far.
-_NO_SERVER_COPY = (*NOT_SUPPORTED, errno.EXDEV, errno.EBADF, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.ENOTTY, errno.EIO)
+_NO_SERVER_COPY = (*allocate.NOT_SUPPORTED, errno.EXDEV, errno.EBADF, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.ENOTTY, errno.EIO)
 
 
 def copy_data(source: int, target: int, pace: Pace = UNLIMITED) -> None:
@@ -51,7 +50,7 @@ def reports_holes(fd: int) -> bool:
     """Whether the file system reports holes. ``fd`` is a file that is one hole. Without such reports zeros can only be left out by
     reading all data."""
     size = os.fstat(fd).st_size
-    return next_data(fd, 0, size) == (size, size)
+    return holes.next_data(fd, 0, size) == (size, size)
 
 
 class Copier:
@@ -71,12 +70,12 @@ class Copier:
         """
         offset, stop = start, start + length
         while offset < stop:
-            data, end = next_data(self._source, offset, stop)
+            data, end = holes.next_data(self._source, offset, stop)
             if data > offset and not fresh:
-                make_zeros(self._target, to + offset - start, data - offset)
+                allocate.make_zeros(self._target, to + offset - start, data - offset)
             done = self._copy_data(data, to + data - start, end - data, fresh)
             if done < end - data and not fresh:
-                make_zeros(self._target, to + data + done - start, end - data - done)
+                allocate.make_zeros(self._target, to + data + done - start, end - data - done)
             offset = end
 
     def _copy_data(self, start: int, to: int, length: int, fresh: bool) -> int:
@@ -119,7 +118,7 @@ class Copier:
             if not block:
                 break
             for first, last in _written_runs(block) if fresh else [(0, len(block))]:
-                write_all(self._target, memoryview(block)[first:last], to + done + first)
+                directory.write_all(self._target, memoryview(block)[first:last], to + done + first)
             done += len(block)
             self._pace.moved(len(block))
         return done

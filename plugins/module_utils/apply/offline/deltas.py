@@ -9,19 +9,17 @@ import heapq
 from contextlib import ExitStack
 from typing import Iterable, Iterator, Sequence, Tuple
 
-from ...model import Image
-from ...store.qcow2 import Qcow2Error
-from ...store.qcow2.clusters import QcowLayer
-from ..engine import Readable
-from .moving import open_layers
-from .viewing import View
+from ... import model
+from ...store.qcow2 import Qcow2Error, clusters
+from .. import engine
+from . import moving, viewing
 
 Part = Tuple[int, int]  # of a disk: its begin and its end in bytes
 
 GRAIN = 64 << 10  # bytes: parts begin and end at multiples of it
 
 
-def above(stack: ExitStack, directory: Readable, images: Sequence[Image], known: str | None) -> Iterator[Part] | None:
+def above(stack: ExitStack, directory: engine.Readable, images: Sequence[model.Image], known: str | None) -> Iterator[Part] | None:
     """The parts, in order, in which the layers above the file ``known`` hold data or zeros. None: the tables cannot tell, so that all may
     differ. They are read while the parts are.
 
@@ -35,17 +33,17 @@ def above(stack: ExitStack, directory: Readable, images: Sequence[Image], known:
     if sizes != sorted(sizes, reverse=True):
         return None  # no table says what a shorter file hides
     try:
-        layers = open_layers(stack, directory, images[:position])
+        layers = moving.open_layers(stack, directory, images[:position])
         for layer in layers:
             for index in layer.indices():
                 for _run in layer.runs(index):
                     pass
     except Qcow2Error:
         return None
-    return _grains(heapq.merge(*(_parts(layer) for layer in layers if isinstance(layer, QcowLayer))))
+    return _grains(heapq.merge(*(_parts(layer) for layer in layers if isinstance(layer, clusters.QcowLayer))))
 
 
-def _parts(layer: QcowLayer) -> Iterator[Part]:
+def _parts(layer: clusters.QcowLayer) -> Iterator[Part]:
     covered = layer.cluster_size * (layer.cluster_size // 8)
     for index in sorted(layer.indices()):
         for run in layer.runs(index):
@@ -53,7 +51,7 @@ def _parts(layer: QcowLayer) -> Iterator[Part]:
             yield start, min(layer.size, start + run.clusters * layer.cluster_size)
 
 
-def shown(view: View) -> Iterator[Part]:
+def shown(view: viewing.View) -> Iterator[Part]:
     """The parts in which a disk may have other bytes than zeros."""
     return _grains(view.data(0, view.size))
 
@@ -87,7 +85,7 @@ def pieces(parts: Iterable[Part], most: int, within: int = 1 << 62) -> Iterator[
             start = end
 
 
-def read(view: View, start: int, stop: int) -> bytes:
+def read(view: viewing.View, start: int, stop: int) -> bytes:
     """The bytes of a disk from ``start`` to ``stop``. Behind its end there are zeros."""
     within = min(stop, view.size)
     data = view.read(start, within - start) if within > start else b""

@@ -9,30 +9,27 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Sequence
 
-from ...errors import InUse
-from ...model import info_name
+from ... import errors, model
 from ...plan import intent as intents
+from ...plan import steps
 from ...plan.abilities import OFFLINE, Abilities
 from ...plan.plan import Plan
 from ...plan.resumption import ObservedFile
-from ...plan.steps import Unlink, WriteSeed
 from ...store import qcow2
+from ...store.files import second_names
 from ...store.files.directory import ShareDirectory
-from ...store.files.second_names import require_one_name
 from ...store.metadata import info_file
-from ..engine import UNUSED, Quiesced
+from .. import engine
 from . import guard as guards
 from .guard import Guard
 
 if TYPE_CHECKING:
-    from ...attachments import Attachment
-    from ...model import Volume
-    from ..engine import CopySource, Session, Terms
+    from ... import attachments
 
 
 def _written(plan: Plan) -> frozenset[str]:
     """Existing files that a plan writes to. To those that it removes or replaces it does not."""
-    return frozenset(file for step in plan.steps if not isinstance(step, (Unlink, WriteSeed)) for file in step.touches())
+    return frozenset(file for step in plan.steps if not isinstance(step, (steps.Unlink, steps.WriteSeed)) for file in step.touches())
 
 
 class OfflineEngine:
@@ -40,13 +37,13 @@ class OfflineEngine:
 
     name = OFFLINE
     abilities = Abilities()
-    attachment: Attachment | None = None
+    attachment: attachments.Attachment | None = None
     agent: str | None = None
 
-    def __init__(self, directory: ShareDirectory, terms: Terms) -> None:
+    def __init__(self, directory: ShareDirectory, terms: engine.Terms) -> None:
         self._directory, self._terms = directory, terms
 
-    def session(self, plan: Plan, source: CopySource | None = None) -> Session:
+    def session(self, plan: Plan, source: engine.CopySource | None = None) -> engine.Session:
         """See :meth:`engine.Engine.session`. It takes the lock bytes of the images that the steps touch."""
 
         def hold(guard: Guard) -> None:
@@ -56,7 +53,7 @@ class OfflineEngine:
         with self._naming_the_machine():
             return self._begin(plan, hold, source, on_record=plan.intent)
 
-    def session_to_end(self, resumption: intents.Resumption) -> Session:
+    def session_to_end(self, resumption: intents.Resumption) -> engine.Session:
         """See :meth:`engine.Engine.session_to_end`. Others may still read images that the steps do not touch."""
 
         def hold(guard: Guard) -> None:
@@ -66,7 +63,7 @@ class OfflineEngine:
         with self._naming_the_machine(resumption):
             return self._begin(resumption.plan, hold, None, on_record=True)
 
-    def _begin(self, plan: Plan, hold: Callable[[Guard], None], source: CopySource | None, on_record: bool) -> Session:
+    def _begin(self, plan: Plan, hold: Callable[[Guard], None], source: engine.CopySource | None, on_record: bool) -> engine.Session:
         """:param hold: takes the files that others may not use. :param on_record: there is an intent, so that a revert may give up data."""
         from ...plan.room import given_up  # both are imported late, because a prediction does not need them
         from .session import OfflineSession
@@ -83,30 +80,30 @@ class OfflineEngine:
     def _present(self, files: Iterable[str]) -> list[str]:
         return guards.existing(self._directory, files)
 
-    def barrier(self, sessions: Sequence[Session]) -> None:
+    def barrier(self, sessions: Sequence[engine.Session]) -> None:
         """Nothing to do: nobody uses the images, and the next user of the volume opens what ``.info`` names."""
 
-    def withdraw(self, sessions: Sequence[Session]) -> bool:
+    def withdraw(self, sessions: Sequence[engine.Session]) -> bool:
         """There is no machine: what was decided for a group stays, and the next task finishes it."""
         return False
 
-    def written(self, volume: Volume, files: Sequence[str]) -> str | None:
+    def written(self, volume: model.Volume, files: Sequence[str]) -> str | None:
         """Nobody can be asked."""
         return None
 
     def thaw(self, agent: str, volume: str) -> None:
         """There is no guest."""
 
-    def quiesced(self, volume: str) -> Quiesced:
+    def quiesced(self, volume: str) -> engine.Quiesced:
         """There is no guest."""
-        return UNUSED
+        return engine.UNUSED
 
     def predict(self, plan: Plan, foretold: bool = False) -> None:
         """See :meth:`engine.Engine.predict`. What is there can be asked, and what is only predicted nobody has open."""
         chain = plan.before.files if plan.before else ()
         with self._naming_the_machine():
             touched = sorted({file for step in plan.steps for file in step.touches()} & set(chain))
-            require_one_name(self._directory, plan.volume, touched)
+            second_names.require_one_name(self._directory, plan.volume, touched)
             for file in sorted(guards.taken(plan) & set(chain)):
                 guards.check_unused(self._directory, file, self._terms.assume_unused)
             guards.check_unwritten(self._directory, plan, self._terms.assume_unused)
@@ -132,7 +129,7 @@ class OfflineEngine:
         """See :meth:`engine.Engine.observe`. It reads ``.info`` and the headers of the files."""
         info = info_file.read(self._directory, volume)
         files = {file: found for file in intent.files for found in [self._observed_file(file)] if found is not None}
-        written = self._directory.root.status(info_name(volume))
+        written = self._directory.root.status(model.info_name(volume))
         return intents.ObservedState(info.active if info else None, info.snapshots if info else (), files, written.st_mtime_ns if written else 0)
 
     def _observed_file(self, file: str) -> ObservedFile | None:
@@ -153,7 +150,7 @@ class OfflineEngine:
         the machine which an interrupted task worked with."""
         try:
             yield
-        except InUse as error:
+        except errors.InUse as error:
             then, now = resumption.attachment if resumption is not None else None, self._terms.attachment
             if then is None and now is None:
                 raise
@@ -161,6 +158,6 @@ class OfflineEngine:
 
             problem = error.problem + (f", and {nobody_at(now.monitor)}" if now is not None and now.monitor else "")
             if then is None:
-                raise InUse(error.subject, problem, "give the monitor of the machine that uses it, or stop that machine first") from error
+                raise errors.InUse(error.subject, problem, "give the monitor of the machine that uses it, or stop that machine first") from error
             problem += f", and a task was interrupted that worked with {then}"
-            raise InUse(error.subject, problem, "run the task with that attachment, or stop the machine first") from error
+            raise errors.InUse(error.subject, problem, "run the task with that attachment, or stop the machine first") from error

@@ -15,13 +15,12 @@ import threading
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Sequence
 
-from ...errors import NoSpace, ToolFailed
-from ...model import Image
+from ... import errors, model
 from ...pace import Pace
 from ...store import inspection
+from ...store.files import passing
 from ...store.files.directory import ShareDirectory
-from ...store.files.passing import file_pieces, write_with_holes
-from ..engine import CopySource, Sums, Terms, Written
+from .. import engine
 from . import guard, qemu_img, viewing
 from .viewing import PIECE, Fence, View
 
@@ -36,7 +35,7 @@ class Point:
     :param pace: how fast its data moves, and for how long. :param hashes_content: whether :class:`Sums` have the checksum of the content.
     """
 
-    def __init__(self, source: CopySource, view: View, pace: Pace, locks: Sequence[int], hashes_content: bool) -> None:
+    def __init__(self, source: engine.CopySource, view: View, pace: Pace, locks: Sequence[int], hashes_content: bool) -> None:
         self._source, self._view, self._pace, self._locks = source, view, pace, locks
         self._hashes_content = hashes_content
         self._fence = Fence(self.verify)
@@ -47,15 +46,15 @@ class Point:
         for _start, data, count in self._read():
             yield from _zeros(count) if data is None else (data,)
 
-    def write(self, fd: int, written: Written) -> Sums:
+    def write(self, fd: int, written: engine.Written) -> engine.Sums:
         """See :meth:`engine.Shown.write`."""
         if written.format == "raw":
             return self._write_raw(fd)
         with _beside(self._hash_content if self._hashes_content else lambda _stopped: None) as content:
             self._convert(fd, written)
-        return Sums(self._sum_of(fd), content())
+        return engine.Sums(self._sum_of(fd), content())
 
-    def compare(self, fd: int, image_format: str) -> Sums | None:
+    def compare(self, fd: int, image_format: str) -> engine.Sums | None:
         """See :meth:`engine.Shown.compare`."""
         try:
             if image_format == "raw":
@@ -69,11 +68,11 @@ class Point:
         try:
             with viewing.of_file(fd, image_format, self.size) as other:
                 content = self._sum_if_same(other, self._hashes_content or image_format == "raw")
-        except ToolFailed:
+        except errors.ToolFailed:
             return None  # what cannot be read is replaced
         if content is None:
             return None
-        return Sums(content if image_format == "raw" else self._sum_of(fd), content if self._hashes_content else None)
+        return engine.Sums(content if image_format == "raw" else self._sum_of(fd), content if self._hashes_content else None)
 
     # -- the content -------------------------------------------------------------------------------------------------
 
@@ -103,17 +102,17 @@ class Point:
         """See :meth:`engine.Shown.verify`."""
         self._source.directory.verify(self._source.images[0].file)
 
-    def _write_raw(self, fd: int) -> Sums:
+    def _write_raw(self, fd: int) -> engine.Sums:
         found = hashlib.sha256()
         os.ftruncate(fd, self.size)
         for start, data, count in self._read():
             _add(found, data, count)
             if data is not None:
-                write_with_holes(fd, data, start)
+                passing.write_with_holes(fd, data, start)
         self.verify()
-        return Sums(found.hexdigest(), found.hexdigest() if self._hashes_content else None)
+        return engine.Sums(found.hexdigest(), found.hexdigest() if self._hashes_content else None)
 
-    def _convert(self, fd: int, written: Written) -> None:
+    def _convert(self, fd: int, written: engine.Written) -> None:
         options = ["-c"] if written.compressed else []
         if written.compressed and written.format == "vmdk":
             options += ["-o", "subformat=streamOptimized"]
@@ -121,17 +120,17 @@ class Point:
         with qemu_img.OpenedChain(self._source.directory, self._source.images, pace=self._pace) as chain:
             try:
                 qemu_img.export(chain, fd, written.name, written.format, options, self._locks)
-            except NoSpace as error:  # the share is elsewhere, and is only read
+            except errors.NoSpace as error:  # the share is elsewhere, and is only read
                 problem, remedy = "the disk that it is written to is full", "free some space there and run the task again, nothing was lost"
-                raise NoSpace(f"file {written.name}", problem, remedy, error.details) from error
+                raise errors.NoSpace(f"file {written.name}", problem, remedy, error.details) from error
         self.verify()
         try:
             found = inspection.inspect(fd, written.format).size
         except inspection.Refused as error:
-            raise ToolFailed(f"copy {written.name}", f"qemu-img made an image that is not sound ({error})", "report this") from error
+            raise errors.ToolFailed(f"copy {written.name}", f"qemu-img made an image that is not sound ({error})", "report this") from error
         if found != self.size:
             problem = f"the format {written.format} made it {found} bytes large instead of {self.size}"
-            raise ToolFailed(f"copy {written.name}", problem, "use another format")
+            raise errors.ToolFailed(f"copy {written.name}", problem, "use another format")
 
     def _hash_content(self, stopped: threading.Event) -> str:
         found, pace = hashlib.sha256(), Pace("", self._pace.speed)
@@ -144,7 +143,7 @@ class Point:
 
     def _sum_of(self, fd: int) -> str:
         found = hashlib.sha256()
-        for piece in file_pieces(fd):
+        for piece in passing.file_pieces(fd):
             self._pace.require_time()
             found.update(piece)
         return found.hexdigest()
@@ -218,15 +217,17 @@ def _beside(work: Callable[[threading.Event], str | None]) -> Iterator[Callable[
 
 
 @contextmanager
-def opened(directory: ShareDirectory, images: Sequence[Image], terms: Terms, pace: Pace, is_present: bool, hashes_content: bool) -> Iterator[Point]:
+def opened(
+    directory: ShareDirectory, images: Sequence[model.Image], terms: engine.Terms, pace: Pace, is_present: bool, hashes_content: bool
+) -> Iterator[Point]:
     """A context with a point of a volume, on its way out. See :func:`engine.shown`."""
     if is_present:
         require_unwritten(directory, images, terms)
     with viewing.opened(directory, images) as view:
-        yield Point(CopySource(directory, tuple(images)), view, pace, terms.locks, hashes_content)
+        yield Point(engine.CopySource(directory, tuple(images)), view, pace, terms.locks, hashes_content)
 
 
-def require_unwritten(directory: ShareDirectory, images: Sequence[Image], terms: Terms) -> None:
+def require_unwritten(directory: ShareDirectory, images: Sequence[model.Image], terms: engine.Terms) -> None:
     """:raises InUse: somebody writes to the images, or the share cannot show it and the user does not promise that nobody does."""
     for image in images:
         guard.check_unused(directory, image.file, terms.assume_unused, writing=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Iterable, Sequence
 
-from ...model import Image
+from ... import model
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
-from ...store.qcow2.clusters import Unsuited
+from ...store.qcow2 import clusters
 from . import qemu_img
 
 
@@ -18,11 +18,11 @@ def can_grow(fd: int, size: int) -> bool:
     """Raise the size of an opened image to ``size`` bytes in place. False where that is not possible. Then its content is unchanged."""
     try:
         return qcow2.grow(fd, size)
-    except Unsuited:
+    except clusters.Unsuited:
         return False
 
 
-def grow_copy(directory: ShareDirectory, images: Sequence[Image], fd: int, size: int, zero: bool, locks: Iterable[int]) -> None:
+def grow_copy(directory: ShareDirectory, images: Sequence[model.Image], fd: int, size: int, zero: bool, locks: Iterable[int]) -> None:
     """Raise the size of a copy of ``images[0]``, whose new part would not read as zeros by itself.
 
     There are two such images: an overlay that is shorter than a file below it (``zero``), and an image with data behind its end

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Collection, Iterable
 
-from ...errors import ShareNotWritable, UnsafeImage
-from ...plan.intent import Resumption
+from ... import errors
+from ...plan import intent
 from ...plan.plan import Plan
 from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
 
 if TYPE_CHECKING:
-    from ...model import Image, Share
+    from ... import model
 
 
 class Guard:
@@ -52,7 +52,7 @@ class Guard:
             _refuse_marked(self._directory, file)
             try:
                 fd, writable = self._directory.root.open(file, write=True), True
-            except ShareNotWritable:
+            except errors.ShareNotWritable:
                 if written is None or file in written or not _is_read_only(self._directory, file):
                     raise
                 fd, writable = self._directory.root.open(file), False
@@ -76,7 +76,7 @@ class Guard:
             writable = True
             try:
                 fd = self._directory.root.open(file, write=True)
-            except (ShareNotWritable, UnsafeImage):  # it has another owner, or a second name. Nothing is written to it.
+            except (errors.ShareNotWritable, errors.UnsafeImage):  # it has another owner, or a second name. Nothing is written to it.
                 writable, fd = False, self._directory.root.open(file)
             self._fds[file] = fd
             self._watched.add(file)
@@ -111,7 +111,7 @@ def _is_read_only(directory: ShareDirectory, file: str) -> bool:
     return status is not None and not status.st_mode & 0o222
 
 
-def _hold_read_only(fd: int, file: str, share: Share, assume_unused: bool) -> None:
+def _hold_read_only(fd: int, file: str, share: model.Share, assume_unused: bool) -> None:
     """Keep writers away from a file that is opened for reading. :raises InUse: somebody has it open, or it cannot be known."""
     found = in_use.ask(fd, share)
     if found:
@@ -125,7 +125,7 @@ class LockBytesReleased:
     """A context in which the lock bytes of a chain's files are released. qemu-img takes its own, and cannot while we hold ours. After an
     error they stay so."""
 
-    def __init__(self, guard: Guard, images: Iterable[Image]) -> None:
+    def __init__(self, guard: Guard, images: Iterable[model.Image]) -> None:
         self._guard = guard
         self._files = guard.held(image.file for image in images)
 
@@ -177,7 +177,7 @@ def taken(plan: Plan) -> set[str]:
     return files
 
 
-def check_resumption(directory: ShareDirectory, resumption: Resumption, assume_unused: bool) -> None:
+def check_resumption(directory: ShareDirectory, resumption: intent.Resumption, assume_unused: bool) -> None:
     """Check that nobody uses the volume's images, before an interrupted task is ended. :raises InUse: somebody does."""
     for file in existing(directory, resumption.closed):
         check_unused(directory, file, assume_unused)

@@ -9,7 +9,7 @@ import hashlib
 from contextlib import ExitStack
 from typing import Sequence
 
-from ...model import Image
+from ... import model
 from ...pace import Pace
 from ...store.files.directory import ShareDirectory
 from . import deltas, viewing
@@ -42,7 +42,7 @@ class LayerSum:
         return self._sum.hexdigest()
 
 
-def sum_of_layer(directory: ShareDirectory, images: Sequence[Image], pace: Pace) -> str | None:
+def sum_of_layer(directory: ShareDirectory, images: Sequence[model.Image], pace: Pace) -> str | None:
     """See :func:`engine.layer_sum`."""
     below = images[0].backing_file
     with ExitStack() as stack:

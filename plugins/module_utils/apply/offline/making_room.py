@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 from typing import Callable, Iterable
 
-from ...errors import NoSpace
-from ...plan.steps import ReplaceOverlay
+from ... import errors
+from ...plan import steps
 from ...store import qcow2
 from ...store.files import ballast
 from ...store.files.directory import ShareDirectory
@@ -33,9 +33,9 @@ class NewOverlay:
         self,
         directory: ShareDirectory,
         volume: str,
-        step: ReplaceOverlay,
+        step: steps.ReplaceOverlay,
         filled: Callable[[tuple[int, str], Callable[[int], None]], str],
-        fill: Callable[[int, str, ReplaceOverlay], None],
+        fill: Callable[[int, str, steps.ReplaceOverlay], None],
         give_access: Callable[[int, int, str], None],
     ) -> None:
         self._directory, self._volume, self._step = directory, volume, step
@@ -52,7 +52,7 @@ class NewOverlay:
         """
         try:
             return self._in_new_file()
-        except (OSError, NoSpace) as error:
+        except (OSError, errors.NoSpace) as error:
             if not _is_full(error):
                 raise
             temporary = self._over_ballast()
@@ -77,7 +77,7 @@ class NewOverlay:
         for made in ballast.places(self._directory, self._volume, qcow2.bytes_of_image(self._step.size)):
             try:
                 return self._filled(made, fill)
-            except (OSError, NoSpace) as error:
+            except (OSError, errors.NoSpace) as error:
                 if not _is_full(error):
                     raise
         return None
@@ -96,8 +96,8 @@ class NewOverlay:
             self._give_access(original, fd, step.file)
 
 
-def _is_full(error: OSError | NoSpace) -> bool:
-    return isinstance(error, NoSpace) or error.errno in ballast.FULL
+def _is_full(error: OSError | errors.NoSpace) -> bool:
+    return isinstance(error, errors.NoSpace) or error.errno in ballast.FULL
 
 
 def take_data_out(directory: ShareDirectory, volume: str, files: Iterable[str]) -> bool:

@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Container, Iterable, Iterator, NamedTuple, Sequence, Union
 
-from ...errors import StorageError
-from ...model import Image
+from ... import errors, model
 from ...pace import UNLIMITED, Pace
 from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
-from ...store.qcow2 import grow, read_header
-from ...store.qcow2.cluster_writer import ClusterWriter, Place
+from ...store.qcow2 import cluster_writer, grow, read_header
 from ...store.qcow2.clusters import MOST_TABLE_BYTES, ZEROS, QcowLayer, RawLayer, Run, Unsuited
-from ..engine import Readable
+from .. import engine
 from . import allocate, copying
 
 Layer = Union[QcowLayer, RawLayer]
@@ -49,9 +47,9 @@ class RawClusterWriter:
         self._fresh = fresh
         self._covered = cluster_size * (cluster_size // 8)
 
-    def place(self, index: int, position: int, count: int, _zeros: bool) -> Iterator[Place]:
+    def place(self, index: int, position: int, count: int, _zeros: bool) -> Iterator[cluster_writer.Place]:
         """The place of ``count`` clusters of table ``index`` from ``position`` on: always one, at their virtual offset."""
-        yield Place(position, count, index * self._covered + position * self.cluster_size, self._fresh)
+        yield cluster_writer.Place(position, count, index * self._covered + position * self.cluster_size, self._fresh)
 
     def restart(self) -> None:
         """As :meth:`ClusterWriter.restart`. Nothing is remembered here."""
@@ -59,7 +57,7 @@ class RawClusterWriter:
     forget_tables = restart
 
 
-AnyClusterWriter = Union[ClusterWriter, RawClusterWriter]
+AnyClusterWriter = Union[cluster_writer.ClusterWriter, RawClusterWriter]
 
 
 class Piece(NamedTuple):
@@ -199,7 +197,7 @@ class _Move:
             writer.forget_tables()
         if any(length > os.fstat(layer.fd).st_size for length, layer in zip(moved, self.layers.layers)):
             raise Unsuited("its tables lead to the same clusters many times")
-        if isinstance(writer, ClusterWriter):
+        if isinstance(writer, cluster_writer.ClusterWriter):
             writer.require_room()
 
     def run(self) -> None:
@@ -211,7 +209,7 @@ class _Move:
         writer = self.writer
         writer.restart()
         copiers = [copying.Copier(layer.fd, self.target, pace=self.pace) for layer in self.layers.layers]
-        if isinstance(writer, ClusterWriter):
+        if isinstance(writer, cluster_writer.ClusterWriter):
             writer.begin()
         left = _FENCED
         for index in self.layers.indices():
@@ -221,7 +219,7 @@ class _Move:
                     left = _FENCED
                 left -= part.length
                 self._do(part, copiers[part.layer])
-            if isinstance(writer, ClusterWriter) and writer.is_full:
+            if isinstance(writer, cluster_writer.ClusterWriter) and writer.is_full:
                 self._finish()
         self._finish()
 
@@ -233,7 +231,7 @@ class _Move:
 
     def _copies(self, index: int) -> Iterator[_Copy]:
         """What must be copied for the table with L1 index ``index``. Adjacent parts are joined."""
-        held = self.writer.holds(index) if self.keep and isinstance(self.writer, ClusterWriter) else ()
+        held = self.writer.holds(index) if self.keep and isinstance(self.writer, cluster_writer.ClusterWriter) else ()
         last: _Copy | None = None
         for piece in self.layers.pieces(index, held):
             for one in self.layers.copies(index, piece, self.writer):
@@ -269,7 +267,7 @@ class Mover:
         self._held = held
         self._pace = pace
 
-    def commit(self, images: Sequence[Image], into: str) -> None:
+    def commit(self, images: Sequence[model.Image], into: str) -> None:
         """Write what the files above ``into`` hold into it. If it is smaller than the topmost file, it gets that file's size.
 
         :param images: the chain, top first.
@@ -285,13 +283,13 @@ class Mover:
             else:
                 if lower.size < size and not grow(target, size):  # even then data behind its end was removed
                     raise Unsuited("qemu-img has to make it larger")
-                move = self._move(layers, target, into, ClusterWriter(target, hides=lower.backing_file is not None))
+                move = self._move(layers, target, into, cluster_writer.ClusterWriter(target, hides=lower.backing_file is not None))
             move.check()
             if lower.format == "raw" and lower.size < size:
                 os.ftruncate(target, size)
             move.run()
 
-    def pull(self, images: Sequence[Image], below: str | None) -> None:
+    def pull(self, images: Sequence[model.Image], below: str | None) -> None:
         """Copy into the topmost file what it shows of the files down to ``below`` (not included; None: of all files below it).
 
         The header still names the old backing file afterwards.
@@ -305,11 +303,11 @@ class Mover:
             cluster_size = read_header(target).cluster_size
             opened = self._open(stack, self._directory, images[1:position], cluster_size)
             layers = Layers(opened, images[0].size, [image.size for image in images[position:]])
-            move = self._move(layers, target, files[0], ClusterWriter(target, hides=below is not None), keep=True)
+            move = self._move(layers, target, files[0], cluster_writer.ClusterWriter(target, hides=below is not None), keep=True)
             move.check()
             move.run()
 
-    def copy(self, source: Readable, images: Sequence[Image], target: int, image_format: str) -> None:
+    def copy(self, source: engine.Readable, images: Sequence[model.Image], target: int, image_format: str) -> None:
         """Copy what a chain on any share shows into an empty image that is large enough and not published yet. The caller makes it durable.
 
         :param images: the chain on the share ``source``, top first. :param target: descriptor of the image.
@@ -318,7 +316,9 @@ class Mover:
         cluster_size = read_header(target).cluster_size if image_format == "qcow2" else None
         with ExitStack() as stack:
             layers = Layers(self._open(stack, source, images, cluster_size), images[0].size)
-            writer: AnyClusterWriter = RawClusterWriter(layers.cluster_size, fresh=True) if image_format == "raw" else ClusterWriter(target, hides=False)
+            writer: AnyClusterWriter = (
+                RawClusterWriter(layers.cluster_size, fresh=True) if image_format == "raw" else cluster_writer.ClusterWriter(target, hides=False)
+            )
             move = _Move(layers, target, writer, False, lambda: None, lambda: self._directory.verify(self._volume), self._pace)
             move.check()
             move.run()
@@ -330,7 +330,7 @@ class Mover:
             return False
         try:
             probe, temporary = self._directory.create_temporary(self._volume)
-        except StorageError:
+        except errors.StorageError:
             return False
         try:
             os.ftruncate(probe, _CLUSTER)
@@ -344,7 +344,7 @@ class Mover:
         return _Move(layers, target, writer, keep, sync, verify, self._pace)
 
     def _open(
-        self, stack: ExitStack, directory: Readable, images: Sequence[Image], cluster_size: int | None = None
+        self, stack: ExitStack, directory: engine.Readable, images: Sequence[model.Image], cluster_size: int | None = None
     ) -> list[Layer]:
         """As :func:`open_layers`. Files whose lock bytes the task holds are not locked a second time."""
         held = self._held if directory is self._directory else ()
@@ -353,8 +353,8 @@ class Mover:
 
 def open_layers(
     stack: ExitStack,
-    directory: Readable,
-    images: Sequence[Image],
+    directory: engine.Readable,
+    images: Sequence[model.Image],
     held: Container[str] = (),
     cluster_size: int | None = None,
     reports_holes: Callable[[int], bool] = lambda _fd: True,

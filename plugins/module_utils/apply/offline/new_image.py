@@ -10,13 +10,13 @@ from functools import partial
 from typing import Callable, Sequence
 
 from ...pace import Pace
-from ...plan.steps import CreateImage
+from ...plan import steps
 from ...store import qcow2
 from ...store.files.directory import ShareDirectory
 from . import allocate, qemu_img
 
 
-def write(fd: int, step: CreateImage, directory: ShareDirectory, locks: Sequence[int], warn: Callable[[str], None], pace: Pace) -> None:
+def write(fd: int, step: steps.CreateImage, directory: ShareDirectory, locks: Sequence[int], warn: Callable[[str], None], pace: Pace) -> None:
     """Write an image into an empty file, as a step says. The caller makes it durable.
 
     :param locks: descriptors that programs inherit. :param warn: takes sentences for the user.
@@ -30,7 +30,7 @@ def write(fd: int, step: CreateImage, directory: ShareDirectory, locks: Sequence
         qemu_img.create_preallocated(fd, step.size, _preallocation(fd, step, directory, warn), locks, verify, pace)
 
 
-def _preallocation(fd: int, step: CreateImage, directory: ShareDirectory, warn: Callable[[str], None]) -> str:
+def _preallocation(fd: int, step: steps.CreateImage, directory: ShareDirectory, warn: Callable[[str], None]) -> str:
     """The preallocation that qemu-img shall use. Without fallocate its ``falloc`` writes into every block, slowly and with no warning."""
     if step.preallocation != "falloc" or allocate.can_fallocate(fd):
         return step.preallocation
@@ -38,7 +38,7 @@ def _preallocation(fd: int, step: CreateImage, directory: ShareDirectory, warn: 
     return "full"
 
 
-def _write_raw(fd: int, step: CreateImage, directory: ShareDirectory, warn: Callable[[str], None], pace: Pace) -> None:
+def _write_raw(fd: int, step: steps.CreateImage, directory: ShareDirectory, warn: Callable[[str], None], pace: Pace) -> None:
     os.ftruncate(fd, step.size)
     if step.preallocation == "off" or (step.preallocation == "falloc" and allocate.fallocate(fd, step.size)):
         return
@@ -47,5 +47,5 @@ def _write_raw(fd: int, step: CreateImage, directory: ShareDirectory, warn: Call
     allocate.write_zeros(fd, step.size, pace=pace)
 
 
-def _warn_about_zeros(step: CreateImage, directory: ShareDirectory, warn: Callable[[str], None]) -> None:
+def _warn_about_zeros(step: steps.CreateImage, directory: ShareDirectory, warn: Callable[[str], None]) -> None:
     warn(f"{directory.share.label} has no fallocate: the space of {step.file} was reserved by writing zeros")

@@ -16,12 +16,10 @@ import shutil
 from contextlib import contextmanager
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
-from ... import command
-from ...errors import ChainBroken, ToolMissing
-from ...model import Image
+from ... import command, errors, model
 from ...pace import UNLIMITED, Pace
 from ...store import qcow2
-from ..engine import Readable
+from .. import engine
 
 MINIMUM_VERSION = (7, 2)  # the oldest release with which the merges of this collection were tested
 _PACKAGE = "qemu-utils"
@@ -49,7 +47,7 @@ def _program() -> str:
     match = re.search(r"version (\d+)\.(\d+)", output)
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_VERSION:
         wanted = ".".join(str(part) for part in MINIMUM_VERSION)
-        raise ToolMissing(
+        raise errors.ToolMissing(
             "program qemu-img", f"version {wanted} or newer is needed, found {output.splitlines()[0] if output else 'nothing'!r}", "upgrade it"
         )
     _version_checked.append(path)
@@ -89,8 +87,8 @@ class OpenedChain:
 
     def __init__(
         self,
-        directory: Readable,
-        images: Iterable[Image],
+        directory: engine.Readable,
+        images: Iterable[model.Image],
         writable: Iterable[str] = (),
         instead: Mapping[str, int] | None = None,
         pace: Pace = UNLIMITED,
@@ -118,7 +116,7 @@ class OpenedChain:
             os.close(fd)
         shutil.rmtree(self._path, ignore_errors=True)
 
-    def _open(self, image: Image) -> None:
+    def _open(self, image: model.Image) -> None:
         if image.file in self._instead:
             fd = os.dup(self._instead[image.file])
         else:
@@ -126,7 +124,7 @@ class OpenedChain:
         self._fds[image.file] = fd
         os.symlink(f"/proc/self/fd/{fd}", os.path.join(self._path, image.file))
         if image.format == "qcow2" and not _still_names(fd, image.backing_file):
-            raise ChainBroken(
+            raise errors.ChainBroken(
                 f"image {image.file}", "its header changed while the task held the volume's lock", "find out who else works on the share"
             )
 

@@ -13,18 +13,14 @@ from contextlib import ExitStack
 from itertools import groupby
 from typing import Callable, Iterable, Iterator, Sequence
 
-from ...errors import VerifyFailed
-from ...model import Image
+from ... import errors, model
 from ...pace import Pace
-from ...plan.steps import CopyImage
+from ...plan import steps
 from ...store.files.directory import ShareDirectory, write_all
-from ...store.qcow2.cluster_writer import ClusterWriter
-from ...store.qcow2.clusters import ZEROS, QcowLayer
-from ..engine import CopySource, Known
-from ..unchanged import mark_of
-from . import deltas, viewing
+from ...store.qcow2 import cluster_writer, clusters
+from .. import engine, unchanged
+from . import deltas, layer_sums, viewing
 from .deltas import GRAIN, Part
-from .layer_sums import LayerSum
 from .viewing import PIECE, Fence, LayersView, View
 
 _COVERED = GRAIN * (GRAIN // 8)  # bytes of the disk that a table of the overlay is about
@@ -39,11 +35,11 @@ class Receiver:
     :param verify: raises an error if the task may not go on.
     """
 
-    def __init__(self, directory: ShareDirectory, below: Sequence[Image], source: CopySource, pace: Pace, verify: Callable[[], None]) -> None:
+    def __init__(self, directory: ShareDirectory, below: Sequence[model.Image], source: engine.CopySource, pace: Pace, verify: Callable[[], None]) -> None:
         self._directory, self._below, self._source, self._pace, self._verify_target = directory, below, source, pace, verify
-        self._known = source.known or Known(None, None, lambda _count: None)
+        self._known = source.known or engine.Known(None, None, lambda _count: None)
         self._written: list[Part] = []  # parts of the disk, in order
-        self._sum = LayerSum(is_base=False)  # of what was written
+        self._sum = layer_sums.LayerSum(is_base=False)  # of what was written
         self._sent = 0  # bytes of data
 
     def fill(self, fd: int, file: str) -> None:
@@ -59,7 +55,7 @@ class Receiver:
         if self._source.is_checked:
             self._read_back(fd, size)
             self._source.sums[file] = self._sum.digits()
-            self._source.marks[file] = mark_of(os.fstat(fd))
+            self._source.marks[file] = unchanged.mark_of(os.fstat(fd))
 
     def _parts(self, stack: ExitStack, theirs: View) -> tuple[Iterator[Part], View | None]:
         """The parts that may differ from what lies below the overlay, and that, unless all of them do."""
@@ -73,7 +69,7 @@ class Receiver:
         return deltas.joined(changed, ours), below
 
     def _write(self, fd: int, theirs: View, parts: Iterable[Part], below: View | None) -> None:
-        writer, fence = ClusterWriter(fd, hides=True), Fence(self._verify)
+        writer, fence = cluster_writer.ClusterWriter(fd, hides=True), Fence(self._verify)
         writer.begin()
         for start, stop in deltas.pieces(parts, PIECE, _COVERED):
             if start >= theirs.size:
@@ -89,11 +85,11 @@ class Receiver:
         writer.finish(lambda: None)
         self._verify()
 
-    def _place(self, fd: int, writer: ClusterWriter, start: int, data: bytes, length: int) -> None:
+    def _place(self, fd: int, writer: cluster_writer.ClusterWriter, start: int, data: bytes, length: int) -> None:
         """Write grains that lie under one table. :param data: empty for zeros."""
         index, position = divmod(start // GRAIN, _COVERED // GRAIN)
         for place in writer.place(index, position, length // GRAIN, not data):
-            if place.offset != ZEROS:
+            if place.offset != clusters.ZEROS:
                 first = (place.position - position) * GRAIN
                 write_all(fd, data[first : first + place.clusters * GRAIN], place.offset)
         self._sent += len(data)
@@ -106,7 +102,7 @@ class Receiver:
     def _read_back(self, fd: int, size: int) -> None:
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that it comes from the disk, or from the server
-        view, found = LayersView([QcowLayer(fd)], size), LayerSum(is_base=False)
+        view, found = LayersView([clusters.QcowLayer(fd)], size), layer_sums.LayerSum(is_base=False)
         for start, stop in deltas.pieces(self._written, PIECE):
             found.add(start, deltas.read(view, start, stop))
             self._pace.require_time()
@@ -133,9 +129,9 @@ def _groups(data: bytes, old: bytes | None) -> Iterator[tuple[int, int, int]]:
             yield offsets[0], found, len(offsets) * GRAIN
 
 
-def require_same(fd: int, step: CopyImage, source: CopySource, pace: Pace) -> None:
+def require_same(fd: int, step: steps.CopyImage, source: engine.CopySource, pace: Pace) -> None:
     """Read a new copy again, compare it with its source, and compute its checksum. :raises VerifyFailed: it shows something else."""
-    found = LayerSum(is_base=True)
+    found = layer_sums.LayerSum(is_base=True)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     with viewing.opened(source.directory, source.images) as theirs, viewing.of_file(fd, step.format, step.size) as ours:
@@ -146,8 +142,8 @@ def require_same(fd: int, step: CopyImage, source: CopySource, pace: Pace) -> No
             found.add(start, data)
             pace.require_time()
     source.sums[step.file] = found.digits()
-    source.marks[step.file] = mark_of(os.fstat(fd))
+    source.marks[step.file] = unchanged.mark_of(os.fstat(fd))
 
 
-def _not_the_same(subject: str) -> VerifyFailed:
-    return VerifyFailed(subject, "what was written there does not come back the same", "check the share's disk and network, and run the task again")
+def _not_the_same(subject: str) -> errors.VerifyFailed:
+    return errors.VerifyFailed(subject, "what was written there does not come back the same", "check the share's disk and network, and run the task again")

@@ -5,21 +5,21 @@
 
 from __future__ import annotations
 
-from ...errors import ChainBroken
-from ...plan.steps import WriteSeed
+from ... import errors
+from ...plan import steps
 from ...store.files import access
 from ...store.files.directory import ShareDirectory, write_all
-from ..engine import CopySource
+from .. import engine
 
 
-def fill(directory: ShareDirectory, step: WriteSeed, source: CopySource | None, warn: access.Warn, fd: int) -> None:
+def fill(directory: ShareDirectory, step: steps.WriteSeed, source: engine.CopySource | None, warn: access.Warn, fd: int) -> None:
     """Write the content of a seed into a new file, which is private until then, and give it its access: of the file that it replaces, or as the
     step says.
 
     :raises ChainBroken: nobody has the content. A step does not have it, so that only the task that was given it can carry it out.
     """
     if source is None or source.content is None or len(source.content) != step.size:
-        raise ChainBroken(f"seed {step.file}", "its content is on no record", "run the task again that makes it")
+        raise errors.ChainBroken(f"seed {step.file}", "its content is on no record", "run the task again that makes it")
     write_all(fd, source.content)
     root, keeps_modes = directory.root, directory.share.keeps_modes
     if step.replaces:

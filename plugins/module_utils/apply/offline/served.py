@@ -18,8 +18,7 @@ import time
 from contextlib import contextmanager
 from typing import Callable, Iterator, Sequence
 
-from ... import command
-from ...errors import ToolFailed
+from ... import command, errors
 from . import qemu_img
 
 _PACKAGE = "qemu-utils"
@@ -190,6 +189,6 @@ def _connect(connection: socket.socket, place: str, ended: Callable[[], command.
         time.sleep(_NAP)
 
 
-def _failure(error: Exception, result: command.Result | None) -> ToolFailed:
+def _failure(error: Exception, result: command.Result | None) -> errors.ToolFailed:
     said = f"; it said: {result.reason}" if result is not None and (result.err or result.out) else ""
-    return ToolFailed("reading through qemu-nbd", f"{error}{said}", "check the image with qemu-img check", result.details if result is not None else {})
+    return errors.ToolFailed("reading through qemu-nbd", f"{error}{said}", "check the image with qemu-img check", result.details if result is not None else {})

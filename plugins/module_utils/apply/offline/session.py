@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Callable, Iterable, Iterator
 
-from ...errors import ChainBroken, UnsafeImage
-from ...model import Image
+from ... import errors, model
 from ...pace import UNLIMITED, OutOfTime, Pace
 from ...plan.steps import (
     Commit,
@@ -34,12 +33,9 @@ from ...store.files import access
 from ...store.files.directory import ShareDirectory
 from ...store.locks import in_use
 from ...store.metadata import records
-from ...store.qcow2.clusters import Unsuited
-from ...store.volumes import chains
-from ...store.volumes.look import Look
-from ...store.volumes.raw_disks import mark_of
-from ..engine import CopySource, Readable, Terms
-from ..merges import require_settled
+from ...store.qcow2 import clusters
+from ...store.volumes import chains, look, raw_disks
+from .. import engine, merges
 from . import copying, growing, making_room, moving, new_image, qemu_img, receiving, seeds
 from .guard import Guard, LockBytesReleased
 
@@ -57,17 +53,17 @@ class OfflineSession:
     def __init__(
         self,
         directory: ShareDirectory,
-        terms: Terms,
+        terms: engine.Terms,
         volume: str,
         guard: Guard,
-        source: CopySource | None = None,
+        source: engine.CopySource | None = None,
         given_up: tuple[str, ...] = (),
         pace: Pace = UNLIMITED,
     ) -> None:
         self._directory, self._terms, self._pace = directory, terms, pace
         self._locks, self._warn = terms.locks, terms.warn
         self._volume = volume
-        self._look = terms.look(volume) if terms.look is not None else Look(directory, volume)
+        self._look = terms.look(volume) if terms.look is not None else look.Look(directory, volume)
         self._guard = guard
         self._source = source
         self._given_up = given_up
@@ -136,7 +132,7 @@ class OfflineSession:
             for step in steps:
                 if isinstance(step, (CreateImage, CopyImage)) or (isinstance(step, WriteSeed) and not step.replaces):
                     fd, _temporary = self._prepared[step.file] = self._directory.create_temporary(self._volume)
-                    made[step.file] = mark_of(self._directory, fd, step.size)
+                    made[step.file] = raw_disks.mark_of(self._directory, fd, step.size)
             yield made
         finally:
             for fd, temporary in self._prepared.values():
@@ -174,7 +170,7 @@ class OfflineSession:
     def _copy_image(self, step: CopyImage) -> None:
         source = self._source
         if source is None:
-            raise ChainBroken(f"copy {step.file}", "its source is not open", "run the task again")
+            raise errors.ChainBroken(f"copy {step.file}", "its source is not open", "run the task again")
 
         def fill(fd: int) -> None:
             self._set_access(fd, step)
@@ -189,7 +185,7 @@ class OfflineSession:
         publish = self._replace if step.replaces else self._new_file
         publish(step.file, partial(seeds.fill, self._directory, step, self._source, self._warn))
 
-    def _copy_content(self, fd: int, step: CopyImage, source: CopySource) -> None:
+    def _copy_content(self, fd: int, step: CopyImage, source: engine.CopySource) -> None:
         if self._copy_as_it_is(fd, step, source):
             return
         self._make_empty(fd, step)
@@ -207,7 +203,7 @@ class OfflineSession:
         else:
             qcow2.write_image(fd, step.size)
 
-    def _copy_as_it_is(self, fd: int, step: CopyImage, source: CopySource) -> bool:
+    def _copy_as_it_is(self, fd: int, step: CopyImage, source: engine.CopySource) -> bool:
         """Copy a source byte by byte, if it is one complete file of the same format as the clone. False where it is not, or where the
         copy is too small and cannot grow. Then the new file is empty."""
         if len(source.images) != 1 or source.images[0].format != step.format:
@@ -248,7 +244,7 @@ class OfflineSession:
     def _receive_overlay(self, step: ReceiveOverlay) -> None:
         source = self._source
         if source is None:
-            raise ChainBroken(f"snapshot {step.source}", "its source is not open", "run the task again")
+            raise errors.ChainBroken(f"snapshot {step.source}", "its source is not open", "run the task again")
         below = self._chain(step.backing_file)
 
         def fill(fd: int) -> None:
@@ -292,7 +288,7 @@ class OfflineSession:
 
     # -- existing files ----------------------------------------------------------------------------------------------
 
-    def _chain(self, file: str) -> tuple[Image, ...]:
+    def _chain(self, file: str) -> tuple[model.Image, ...]:
         """The present chain from ``file`` downwards, top first, read from the headers."""
         return chains.walk(self._directory, self._volume, file, self._look.info, self._look.record)
 
@@ -304,12 +300,12 @@ class OfflineSession:
         try:
             move(moving.Mover(self._directory, self._volume, self._guard, self._pace))
         except qcow2.CutShort as error:
-            raise UnsafeImage(f"volume {self._volume} on {self._directory.share.label}", f"one of its files is damaged: {error}", _CUT) from error
+            raise errors.UnsafeImage(f"volume {self._volume} on {self._directory.share.label}", f"one of its files is damaged: {error}", _CUT) from error
         except qcow2.Qcow2Error:
             return False
         return True
 
-    def _require_whole(self, directory: Readable, images: Iterable[Image]) -> None:
+    def _require_whole(self, directory: engine.Readable, images: Iterable[model.Image]) -> None:
         """Check images before qemu-img reads them. :raises UnsafeImage: a file ends before its data."""
         for image in (image for image in images if image.format == "qcow2"):
             with directory.root.opened(image.file) as fd:
@@ -326,9 +322,9 @@ class OfflineSession:
         except qcow2.Qcow2Error as error:
             raise self._unsafe(file, error) from error
 
-    def _unsafe(self, file: str, error: qcow2.Qcow2Error) -> UnsafeImage:
+    def _unsafe(self, file: str, error: qcow2.Qcow2Error) -> errors.UnsafeImage:
         advice = _CUT if isinstance(error, qcow2.CutShort) else "nothing was changed; see docs/worst-day.md"
-        return UnsafeImage(self._directory.root.subject(file), str(error), advice)
+        return errors.UnsafeImage(self._directory.root.subject(file), str(error), advice)
 
     def _truncate(self, step: Truncate) -> None:
         with self._directory.root.opened(step.file, write=True) as fd:
@@ -359,7 +355,7 @@ class OfflineSession:
             try:
                 if qcow2.grow(fd, step.size):
                     return True
-            except Unsuited:
+            except clusters.Unsuited:
                 return False
             except qcow2.Qcow2Error as error:
                 raise self._unsafe(step.file, error) from error
@@ -375,7 +371,7 @@ class OfflineSession:
         self._require_whole(self._directory, images)
         into = next(image for image in images if image.file == step.into)
         if into.format == "qcow2":
-            require_settled(self._directory, step.into)
+            merges.require_settled(self._directory, step.into)
             if into.size < images[0].size:
                 with self._directory.root.opened(step.into, write=True) as fd:
                     self._codec(step.into, lambda: qcow2.clear_tail(fd))
@@ -403,7 +399,7 @@ class OfflineSession:
             os.fsync(fd)
             return bool(self._codec(step.file, lambda: qcow2.read_header(fd)).backing_file == step.backing_file)
 
-    def _pull_clusters(self, mover: moving.Mover, images: tuple[Image, ...], step: Pull) -> None:
+    def _pull_clusters(self, mover: moving.Mover, images: tuple[model.Image, ...], step: Pull) -> None:
         mover.pull(images, step.backing_file)
         with self._directory.root.opened(step.file, write=True) as fd:
             qcow2.repoint(fd, step.backing_file, step.backing_format)

@@ -12,12 +12,11 @@ import stat
 from contextlib import contextmanager
 from typing import Callable, Iterator
 
-from ...errors import NoSpace
-from ...store.files.ballast import FULL
+from ... import errors
+from ...store.files import ballast
 from ...store.files.directory import Directory, ShareDirectory, write_all
 from ...store.metadata import share_abilities as abilities
-from . import allocate
-from .copying import FICLONE
+from . import allocate, copying
 
 _SIZE = 64 << 10  # bytes of a file; its first half is a hole
 _HALF = _SIZE // 2
@@ -36,8 +35,8 @@ def try_out(directory: ShareDirectory, volume: str) -> None:
         with _file(directory, volume) as (name, first), _file(directory, volume) as (_other, second):
             write_all(first, b"x" * _HALF, _HALF)
             found = _trials(folder, name, first, second)
-    except (NoSpace, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in FULL:
+    except (errors.NoSpace, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in ballast.FULL:
             raise
         return
     abilities.write(directory, volume, found)
@@ -74,7 +73,7 @@ def _answer(trial: Callable[[], bool]) -> bool | None:
 
 
 def _shares_blocks(source: int, target: int) -> bool:
-    fcntl.ioctl(target, FICLONE, source)
+    fcntl.ioctl(target, copying.FICLONE, source)
     return True
 
 

@@ -13,16 +13,12 @@ import os
 from contextlib import ExitStack, contextmanager
 from typing import Callable, Iterator, NamedTuple, Protocol, Sequence
 
-from ...errors import UnsafeImage
-from ...model import Image
-from ...store.files.holes import next_data
+from ... import errors, model
+from ...store.files import holes
 from ...store.locks import in_use
-from ...store.qcow2 import Qcow2Error
-from ...store.qcow2.clusters import ZEROS, QcowLayer, Unsuited
-from ..engine import Readable
-from . import served
-from .moving import Layer, Layers, open_layers
-from .qemu_img import OpenedChain
+from ...store.qcow2 import Qcow2Error, clusters
+from .. import engine
+from . import moving, qemu_img, served
 
 PIECE = 1 << 20  # bytes that are read at once
 _FENCED = 64 << 20  # bytes after which the task checks again that it still holds its locks
@@ -66,7 +62,7 @@ class FileView:
     def data(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """See :meth:`View.data`."""
         while start < stop:
-            begin, start = next_data(self._fd, start, stop)
+            begin, start = holes.next_data(self._fd, start, stop)
             if begin < start:
                 yield begin, start
 
@@ -90,8 +86,8 @@ class LayersView:
     :raises Unsuited: as :class:`Layers`. The other methods raise it as well, if a table leads to what is not plain.
     """
 
-    def __init__(self, layers: Sequence[Layer], size: int) -> None:
-        self._layers, self.size = Layers(layers, size), size
+    def __init__(self, layers: Sequence[moving.Layer], size: int) -> None:
+        self._layers, self.size = moving.Layers(layers, size), size
         self._indices = sorted(set(self._layers.indices()))
         self._known = -1
         self._parts: tuple[_Part, ...] = ()
@@ -143,7 +139,7 @@ class LayersView:
             layer = self._layers.layers[piece.layer]
             start = index * self._layers.covered + piece.position * layer.cluster_size
             stop = min(start + piece.clusters * layer.cluster_size, self.size, layer.size)
-            if piece.start != ZEROS and start < stop:
+            if piece.start != clusters.ZEROS and start < stop:
                 yield _Part(start, stop, layer.fd, piece.start)
 
 
@@ -159,7 +155,7 @@ def _whole(fd: int, offset: int, length: int) -> bytes:
 
 
 @contextmanager
-def opened(directory: Readable, images: Sequence[Image]) -> Iterator[View]:
+def opened(directory: engine.Readable, images: Sequence[model.Image]) -> Iterator[View]:
     """A context with what a chain shows, top first. Nobody can begin to write to it meanwhile, where the share shows locks.
 
     :raises InUse: somebody writes to one of its files. :raises ChainBroken, UnsafeImage, ToolFailed: it cannot be read.
@@ -167,14 +163,14 @@ def opened(directory: Readable, images: Sequence[Image]) -> Iterator[View]:
     with ExitStack() as stack:
         view = _plain(stack, directory, images)
         if view is None:
-            chain = stack.enter_context(OpenedChain(directory, images))
+            chain = stack.enter_context(qemu_img.OpenedChain(directory, images))
             for image in images:
                 in_use.hold_for_reading(chain.fd(image.file), image.file, directory.share)
             view = stack.enter_context(served.by_qemu(chain.graph(), chain.descriptors, images[0].size))
         yield view
 
 
-def _plain(stack: ExitStack, directory: Readable, images: Sequence[Image]) -> View | None:
+def _plain(stack: ExitStack, directory: engine.Readable, images: Sequence[model.Image]) -> View | None:
     """What a plain chain shows; None if only QEMU can read it. :raises UnsafeImage: it is damaged."""
     if len(images) == 1 and images[0].format == "raw":
         fd = stack.enter_context(directory.root.opened(images[0].file))
@@ -182,12 +178,12 @@ def _plain(stack: ExitStack, directory: Readable, images: Sequence[Image]) -> Vi
         return FileView(fd, images[0].size)
     with ExitStack() as files:
         try:
-            view = LayersView(open_layers(files, directory, images), images[0].size)
+            view = LayersView(moving.open_layers(files, directory, images), images[0].size)
             view.require_plain()
-        except Unsuited:
+        except clusters.Unsuited:
             return None
         except Qcow2Error as error:
-            raise UnsafeImage(f"image {images[0].file}", str(error), "see docs/hostile-content.md") from error
+            raise errors.UnsafeImage(f"image {images[0].file}", str(error), "see docs/hostile-content.md") from error
         stack.enter_context(files.pop_all())
     return view
 
@@ -198,7 +194,7 @@ def of_file(fd: int, image_format: str, size: int) -> Iterator[View]:
     view: View | None = FileView(fd, size) if image_format == "raw" else None
     if image_format == "qcow2":
         try:
-            layers = LayersView([QcowLayer(fd)], size)
+            layers = LayersView([clusters.QcowLayer(fd)], size)
             layers.require_plain()
             view = layers
         except Qcow2Error:

@@ -14,11 +14,9 @@ import time
 from contextlib import ExitStack
 from typing import Any, Iterable
 
-from ...errors import StorageError
-from ...model import Share
+from ... import errors, model
 from ...plan.plan import Plan
-from ...store.files import folders
-from ...store.files.directory import ShareDirectory
+from ...store.files import directory, folders
 from ...store.locks.lock import VolumeLock
 from ...store.volumes import dependents, ownership
 
@@ -34,12 +32,12 @@ class BatchLocks:
     ``until`` is when what has not begun yet is to be given back, because others may wait for it (monotonic; None: never).
     """
 
-    def __init__(self, share: Share, break_lock: bool = False) -> None:
+    def __init__(self, share: model.Share, break_lock: bool = False) -> None:
         self.share = share
         self.until: float | None = None
         self._break_lock = break_lock
         self._stack = ExitStack()
-        self._directory = self._stack.enter_context(ShareDirectory(share))
+        self._directory = self._stack.enter_context(directory.ShareDirectory(share))
         self._locks: dict[str, VolumeLock] = {}
         self._backings: dependents.Backings | None = None
         self._mutex = threading.Lock()
@@ -76,14 +74,14 @@ class BatchLocks:
         lock = VolumeLock(self._directory, name, 0, self._break_lock, shared)
         try:
             self._locks[name] = self._stack.enter_context(lock)
-        except StorageError:
+        except errors.StorageError:
             pass  # another task has it, or the share fails; the change on its own will wait, or report the error
 
     def has(self, name: str) -> bool:
         """Whether the volume is locked, for a change or for reading."""
         return name in self._locks
 
-    def lock_of(self, share: Share, name: str, shared: bool) -> VolumeLock:
+    def lock_of(self, share: model.Share, name: str, shared: bool) -> VolumeLock:
         """:raises NotLocked: it is not held, or only for reading."""
         lock = self._locks.get(name) if share.path == self.share.path else None
         if lock is None or (lock.shared and not shared):

@@ -10,13 +10,13 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Iterable, NamedTuple, Sequence, Tuple
 
-from ...errors import StorageError
+from ... import errors
 from ...store.files.directory import ShareDirectory
 from ...store.volumes import ownership
 from ..candidates import Candidates, locate
 
 if TYPE_CHECKING:
-    from .runner import Item
+    from . import runner
 
 
 Place = Tuple[str, str]  # a directory, and the name of a volume there
@@ -64,7 +64,7 @@ def _directory(path: str, local: bool) -> str:
     return os.path.realpath(path) if local else path
 
 
-def arrange(items: Sequence[Item]) -> tuple[list[int], dict[int, frozenset]]:
+def arrange(items: Sequence[runner.Item]) -> tuple[list[int], dict[int, frozenset]]:
     """(indexes in the order that works, names by index that an item has to share with those that it waits for).
 
     The order asked for stays where nothing depends on anything, and where the dependencies go round in a circle.
@@ -141,14 +141,14 @@ def _families(changes: dict[int, Change]) -> Iterable[tuple[int, set[Place]]]:
                     ancestors = ownership.ancestors_of(directory, change.volume) - {change.volume}
                 there = change.candidates._replace(shares=(share,), missing=())
                 yield index, {place for name in ancestors for place in _places(there, name)}
-        except (OSError, StorageError):
+        except (OSError, errors.StorageError):
             continue  # the item itself reports it
 
 
 def _is_there(candidates: Candidates, name: str) -> bool:
     try:
         return locate(candidates, name) is not None
-    except StorageError:
+    except errors.StorageError:
         return False
 
 

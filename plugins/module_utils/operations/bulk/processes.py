@@ -19,11 +19,8 @@ from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence
 from ... import process_copies
 
 if TYPE_CHECKING:
-    from ...errors import StorageError
-    from ...progress import Meter
-    from ..capacity import Followed
-    from ..options import Task
-    from ..transaction import Outcome
+    from ... import errors, progress
+    from .. import capacity, options, transaction
 
 _ROWS_EACH = 16  # starting a copy costs as much as a few changes
 
@@ -33,13 +30,13 @@ class Report(NamedTuple):
     copy since its last report."""
 
     row: int
-    results: dict[int, Outcome | StorageError]
+    results: dict[int, transaction.Outcome | errors.StorageError]
     left: list[int]
     warnings: list[str]
     log: list[dict]
-    followed: list[Followed]
+    followed: list[capacity.Followed]
 
-    def take_over(self, task: Task) -> None:
+    def take_over(self, task: options.Task) -> None:
         """Add to ``task`` what has happened in the copy."""
         for sentence in self.warnings:
             task.warn(sentence)
@@ -52,7 +49,7 @@ class Report(NamedTuple):
 class Reporter:
     """Sends the reports of a copy. Its ``task`` is that of the copy, whose warnings it collects."""
 
-    def __init__(self, task: Task, send: Callable[[Report], None]) -> None:
+    def __init__(self, task: options.Task, send: Callable[[Report], None]) -> None:
         self._warnings: list[str] = []
         self.task = replace(task, warn=self._warnings.append)
         self._send = send
@@ -61,7 +58,7 @@ class Reporter:
         if task.log is not None:
             task.log.take_lines()  # the original has them
 
-    def report(self, row: int, results: dict[int, Outcome | StorageError], left: list[int]) -> None:
+    def report(self, row: int, results: dict[int, transaction.Outcome | errors.StorageError], left: list[int]) -> None:
         """Send what is known of a row that is done."""
         with self._mutex:
             warnings = self._warnings[:]
@@ -78,7 +75,7 @@ def how_many(rows: int, parallel: int) -> int:
 
 
 def in_copies(
-    parts: Sequence[Sequence[int]], work: Callable[[Sequence[int], Callable[[Report], None]], None], meter: Meter | None = None
+    parts: Sequence[Sequence[int]], work: Callable[[Sequence[int], Callable[[Report], None]], None], meter: progress.Meter | None = None
 ) -> Iterator[Report]:
     """Do ``work`` on each part (numbers of rows) in a copy of this process, and yield the reports as they come."""
     die_with_parent = process_copies.dying_with_parent()

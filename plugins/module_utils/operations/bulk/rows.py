@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Callable, Sequence
 
-from .shared_syncs import left_until
+from . import shared_syncs
 
 
 def _nothing(_given: object) -> None:
@@ -45,7 +45,7 @@ def run_in_threads(work: Work, numbers: Sequence[int], at_once: int, done: Calla
         return
     with ThreadPoolExecutor(max_workers=at_once) as pool:
         running = {pool.submit(run, number): number for number in numbers}
-        for late in wait(running, timeout=left_until(work.deadline)).not_done:
+        for late in wait(running, timeout=shared_syncs.left_until(work.deadline)).not_done:
             if late.cancel():
                 number = running.pop(late)
                 done(number, work.rows[number])

@@ -19,18 +19,15 @@ from functools import partial
 from itertools import groupby
 from typing import Callable, Iterable, Iterator, Sequence
 
-from ...errors import StorageError, as_storage_error
-from ...model import Share, info_name, is_safe_file_name
+from ... import errors, model
 from ...store.files.waiting import NotBegun
+from .. import transaction, updating
 from ..candidates import Candidates, locate
 from ..options import Options, end
-from ..transaction import Outcome
-from ..updating import VolumeRequest
-from . import processes
+from . import processes, shared_syncs
 from .batch_locks import BatchLocks, NotLocked, PredictedBatchLocks
 from .order import Change, arrange
 from .rows import Work, parted, rows_of, run_in_threads
-from .shared_syncs import SharedSyncs
 
 _UNDER_WAY = 16  # changes that have begun: enough to share syncs, few enough to be left unfinished by a killed task
 _MOST_HELD = 200  # locks at once, each of them an open file
@@ -60,13 +57,13 @@ class Item:
 
     name: str
     touches: frozenset
-    run: Callable[[Options], Outcome]
+    run: Callable[[Options], transaction.Outcome]
     deletion: Deletion | None = None
     reads: frozenset = frozenset()
     keeps_lock: bool = False
     change: Change | None = None
     told: dict = field(default_factory=dict)
-    asked: Callable[[], VolumeRequest] | None = None
+    asked: Callable[[], updating.VolumeRequest] | None = None
 
 
 def default_parallel() -> int:
@@ -74,7 +71,7 @@ def default_parallel() -> int:
     return min(8, os.cpu_count() or 1)
 
 
-def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[Outcome | StorageError]:
+def run_all(items: Sequence[Item], parallel: int, options: Options) -> list[transaction.Outcome | errors.StorageError]:
     """Run every item, those that depend on each other in the order that works; an item that fails leaves its error in its place
     and stops no other. Results are in the order asked for.
 
@@ -110,9 +107,9 @@ def _look_at_room(items: Sequence[Item], options: Options) -> bool:
 
 def _is_there(change: Change) -> bool:
     """Whether a file of that name is; a hint that costs little."""
-    if not is_safe_file_name(change.volume):
+    if not model.is_safe_file_name(change.volume):
         return True  # it is never made
-    names = (change.volume, info_name(change.volume))
+    names = (change.volume, model.info_name(change.volume))
     return any(os.path.lexists(os.path.join(share.path, name)) for share in change.candidates.shares for name in names)
 
 
@@ -120,10 +117,10 @@ class _Task:
     """The items of one bulk task, and the results of those that are done, by index."""
 
     def __init__(self, items: Sequence[Item], parallel: int, options: Options) -> None:
-        self.results: dict[int, Outcome | StorageError] = {}
+        self.results: dict[int, transaction.Outcome | errors.StorageError] = {}
         self._makes = _look_at_room(items, options)
         self._items = items
-        self._turns = SharedSyncs(parallel)
+        self._turns = shared_syncs.SharedSyncs(parallel)
         self._parallel = parallel
         self._under_way = 1
         self._options = options
@@ -141,20 +138,20 @@ class _Task:
         if self._options.task.meter is not None:
             self._options.task.meter.begin_item()
         try:
-            result: Outcome | StorageError = self._items[index].run(options)
+            result: transaction.Outcome | errors.StorageError = self._items[index].run(options)
         except (NotLocked, NotBegun):
             raise
         except Exception as error:  # whatever it is, it is this item's, and no other one is to suffer
-            result = as_storage_error(error, self._items[index].name)
+            result = errors.as_storage_error(error, self._items[index].name)
         self._keep(index, result)
 
-    def _keep(self, index: int, result: Outcome | StorageError) -> None:
+    def _keep(self, index: int, result: transaction.Outcome | errors.StorageError) -> None:
         self.results[index] = result
         change = self._items[index].change
         if change is not None:
             if "capacity" in self._options.task.kept:
                 self._options.task.capacity.give_back(change.candidates, change.volume)
-            if isinstance(result, StorageError):
+            if isinstance(result, errors.StorageError):
                 shares = (*change.candidates.shares, *change.candidates.missing)
                 self._options.task.failed.update((share.path, change.volume) for share in shares)
 
@@ -221,7 +218,7 @@ class _Task:
 
     def _work_as_copy(self, work: Work, copies: int, part: Sequence[int], send: Callable[[processes.Report], None]) -> None:
         """What a copy of this process does; it waits with nobody but its own threads."""
-        self._turns = SharedSyncs(max(1, self._parallel // copies))
+        self._turns = shared_syncs.SharedSyncs(max(1, self._parallel // copies))
         reporter = processes.Reporter(replace(self._options.task, waiting=self._turns), send)
         self._options = replace(self._options, task=reporter.task)
         work.begin_copy([work.rows[number] for number in part])
@@ -250,10 +247,10 @@ class _Task:
                 left += [index for index in volumes if index not in self.results]
         return sorted(set(left))
 
-    def _batches(self, indexes: Iterable[int], left: list[int]) -> Iterator[tuple[Share, dict[int, str]]]:
+    def _batches(self, indexes: Iterable[int], left: list[int]) -> Iterator[tuple[model.Share, dict[int, str]]]:
         """Deletions on one share with their volumes, as many as may be locked at once; those that cannot be located go to
         ``left``."""
-        by_share: dict[str, tuple[Share, list[tuple[int, str]]]] = {}
+        by_share: dict[str, tuple[model.Share, list[tuple[int, str]]]] = {}
         for index in indexes:
             deletion = self._items[index].deletion
             share = _share_of(deletion)
@@ -300,7 +297,7 @@ class _Task:
         def begin_copy(rows: Sequence[list[int]]) -> None:
             batch_locks.keep_only({name for row in rows for name in names_of(row)})
 
-        with suppress(StorageError, OSError):  # each item will report it
+        with suppress(errors.StorageError, OSError):  # each item will report it
             batch_locks.backings()  # each of them asks: read now, by all processors, and not by each copy of this process
         return left + self._run_rows(Work(rows_of(names), self.at_once(names), run_row, give_back, begin_copy, deadline))
 
@@ -321,8 +318,8 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _share_of(deletion: Deletion | None) -> Share | None:
-    if deletion is None or not is_safe_file_name(deletion.volume):
+def _share_of(deletion: Deletion | None) -> model.Share | None:
+    if deletion is None or not model.is_safe_file_name(deletion.volume):
         return None
     try:
         return locate(deletion.candidates, deletion.volume)

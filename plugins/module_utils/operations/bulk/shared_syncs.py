@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Iterator
 
-from ...store.files.waiting import NotBegun, Waiting
+from ...store.files import waiting
 
 _LONGEST_WAIT = 0.05  # seconds that a sync is put off for others to join: one of them may move data for an hour
 
@@ -44,7 +44,7 @@ class _Round:
         self.over.set()
 
 
-class SharedSyncs(Waiting):
+class SharedSyncs(waiting.Waiting):
     """Waiting shared by the threads of one task. Each change is made inside :meth:`turn`.
 
     :param at_work: how many of them work at one time, not counting those that wait. As many more may move much data.
@@ -137,7 +137,7 @@ class SharedSyncs(Waiting):
         """As many at a time as :meth:`turn` lets work, in addition to those: quick changes go on meanwhile, and wait for none of these."""
         with self._aside(), self._not_coming():
             if not self._long.acquire(timeout=left_until(deadline)):
-                raise NotBegun
+                raise waiting.NotBegun
             try:
                 yield
             finally:

@@ -15,7 +15,7 @@ import stat
 import struct
 from typing import Callable, Iterator, NamedTuple
 
-from ...errors import ShareNotWritable, from_os_error
+from ... import errors
 
 Warn = Callable[[str], None]
 
@@ -70,7 +70,7 @@ def _copy_owner(source: int, target: int, like: os.stat_result, names: frozenset
     """
     try:
         return set_ownership(target, like.st_uid, like.st_gid, None, subject)
-    except ShareNotWritable:
+    except errors.ShareNotWritable:
         acl = _read(source, _POSIX) if _POSIX in names else None
         group = (like.st_mode >> 3 if acl is None else _refused(_POSIX, acl, OSError()).group) & 7
         if (like.st_mode >> 6) & 7 & ~group:
@@ -131,7 +131,7 @@ def set_access_of_new(fd: int, parent: int, uid: int | None, gid: int | None, mo
             os.removexattr(fd, _POSIX)
     except OSError as error:
         if error.errno in _OUT_OF_ROOM or default is None:
-            raise from_os_error(error, subject) from error
+            raise errors.from_os_error(error, subject) from error
         _warn_of_loss(_refused(_POSIX, default, error), warn, subject)
     set_ownership(fd, uid, gid, mode, subject)
 
@@ -151,8 +151,8 @@ def set_ownership(fd: int, uid: int | None, gid: int | None, mode: int | None, s
             changed = True
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):  # the share itself fails; the owner is not the reason
-            raise from_os_error(error, subject) from error
-        raise ShareNotWritable(
+            raise errors.from_os_error(error, subject) from error
+        raise errors.ShareNotWritable(
             subject,
             f"it cannot be given to uid {uid}, gid {gid} ({error.strerror})",
             "run the task as root or as the owner of the volume",
@@ -173,7 +173,7 @@ def _copy_acl(source: int, target: int, name: str, names: frozenset[str], presen
             os.setxattr(target, name, wanted)
     except OSError as error:
         if error.errno in _OUT_OF_ROOM or wanted is None:
-            raise from_os_error(error, f"access control list of {subject}") from error
+            raise errors.from_os_error(error, f"access control list of {subject}") from error
         return _refused(name, wanted, error), False
     return None, True
 

@@ -15,7 +15,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Iterator
 
-from ...errors import StorageError, from_os_error
+from ... import errors
 from .directory import write_all
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def keep(directory: ShareDirectory) -> frozenset[str]:
             if free >= _MARGIN * size:
                 _make(directory, folder, name, size)
                 free -= size
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         pass  # the share is full or may not be written: the next change reports that
     return there
 
@@ -79,7 +79,7 @@ def lend(directory: ShareDirectory, volume: str, size: int) -> tuple[int, str] |
         except FileNotFoundError:
             continue  # another task took it
         except OSError as error:
-            raise from_os_error(error, directory.root.subject(temporary)) from error
+            raise errors.from_os_error(error, directory.root.subject(temporary)) from error
         if _is_whole(os.fstat(fd), size):
             return fd, temporary
         os.close(fd)

@@ -20,11 +20,10 @@ import stat
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Callable, Iterator
 
-from ...errors import Conflict, StorageError, UnsafeImage, from_os_error, share_gone
-from ...model import Share
+from ... import errors, model
 from ..locks.kernel_users import KernelUsers
+from . import replaced
 from .names import Names
-from .replaced import read_file
 from .waiting import Waiting
 
 if TYPE_CHECKING:
@@ -44,15 +43,15 @@ SEVERAL_NAMES = "it has another name somewhere (a hard link), so writing it coul
 def _checked_stat(directory: int, name: str, subject: str) -> os.stat_result:
     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if not stat.S_ISREG(status.st_mode):
-        raise UnsafeImage(subject, "it is a link, device or directory where a regular file should be", "find out who put it there and remove it")
+        raise errors.UnsafeImage(subject, "it is a link, device or directory where a regular file should be", "find out who put it there and remove it")
     return status
 
 
 Fence = Callable[[str], None]  # takes the name of what is about to change; raises if the task may not change it any more
 
 
-def _unreadable(error: OSError, subject: str) -> StorageError:
-    return from_os_error(error, subject, os.geteuid())
+def _unreadable(error: OSError, subject: str) -> errors.StorageError:
+    return errors.from_os_error(error, subject, os.geteuid())
 
 
 def _no_fence(_name: str) -> None:
@@ -114,8 +113,8 @@ class Directory(Names):
             raise
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-                raise UnsafeImage(self.subject(name), "it was exchanged for a link or device", "find out who changes the share") from error
-            raise from_os_error(error, self.subject(name), None if write else os.geteuid()) from error
+                raise errors.UnsafeImage(self.subject(name), "it was exchanged for a link or device", "find out who changes the share") from error
+            raise errors.from_os_error(error, self.subject(name), None if write else os.geteuid()) from error
         try:
             status = os.fstat(fd)
         except OSError as error:
@@ -126,7 +125,7 @@ class Directory(Names):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error  # the file went away; its name may lead to another
         if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink > 1):
             os.close(fd)
-            raise UnsafeImage(self.subject(name), *SEVERAL_NAMES)
+            raise errors.UnsafeImage(self.subject(name), *SEVERAL_NAMES)
         return fd, status
 
     @contextmanager
@@ -143,13 +142,13 @@ class Directory(Names):
         if self.is_not_listed(name):
             return None
         try:
-            data = read_file(self, name, lambda fd, status: os.read(fd, min(status.st_size, SMALL_FILE) + 1))
+            data = replaced.read_file(self, name, lambda fd, status: os.read(fd, min(status.st_size, SMALL_FILE) + 1))
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 return None  # the name of a foreign file may be so long that its record's name would be too long
             raise
         if data is not None and len(data) > SMALL_FILE:
-            raise UnsafeImage(self.subject(name), "it is too large for a record", "see docs/worst-day.md for how to rebuild it")
+            raise errors.UnsafeImage(self.subject(name), "it is too large for a record", "see docs/worst-day.md for how to rebuild it")
         return data
 
     def unlink(self, name: str) -> bool:
@@ -160,7 +159,7 @@ class Directory(Names):
         except FileNotFoundError:
             return False
         except IsADirectoryError as error:
-            raise UnsafeImage(self.subject(name), "it is a directory where a file should be", "find out who made it and remove it") from error
+            raise errors.UnsafeImage(self.subject(name), "it is a directory where a file should be", "find out who made it and remove it") from error
         return True
 
     def remove(self, name: str) -> None:
@@ -180,7 +179,7 @@ class ShareDirectory:
     :param waiting: how a change waits for the disk and for other changes.
     """
 
-    def __init__(self, share: Share, fence: Fence = _no_fence, waiting: Waiting = _WAITING_ALONE) -> None:
+    def __init__(self, share: model.Share, fence: Fence = _no_fence, waiting: Waiting = _WAITING_ALONE) -> None:
         self.share = share
         self.waiting = waiting
         self._fence = fence
@@ -198,10 +197,10 @@ class ShareDirectory:
         gone = error is not None and self.is_gone()
         self.close()
         if gone:
-            raise share_gone(self.share.label)
+            raise errors.share_gone(self.share.label)
         if isinstance(error, OSError):
             reader = os.geteuid() if self._fence is _no_fence else None
-            raise from_os_error(error, f"share {self.share.label}", reader) from error
+            raise errors.from_os_error(error, f"share {self.share.label}", reader) from error
 
     def is_gone(self) -> bool:
         """Whether the directory was removed. Then all other errors are consequences of that."""
@@ -230,7 +229,7 @@ class ShareDirectory:
             fd = os.open(self.share.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:  # descriptors stay open: later calls then raise the error of the share itself
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                raise share_gone(self.share.label) from error
+                raise errors.share_gone(self.share.label) from error
             raise _unreadable(error, f"share {self.share.label}") from error
         self.close()
         self._kernel_users = users
@@ -288,7 +287,7 @@ class ShareDirectory:
         """The folder ``.remotefs/NAME``, made if it does not exist. :raises StorageError: it cannot be made or used."""
         directory = self.private(name, create=True)
         if directory is None:
-            raise from_os_error(FileNotFoundError(errno.ENOENT, "it vanished"), f"directory {PRIVATE}/{name} on {self.share.label}")
+            raise errors.from_os_error(FileNotFoundError(errno.ENOENT, "it vanished"), f"directory {PRIVATE}/{name} on {self.share.label}")
         return directory
 
     def _subdirectory(self, parent: int, name: str, create: bool) -> int | None:
@@ -307,22 +306,22 @@ class ShareDirectory:
             except FileExistsError:
                 pass
             except OSError as error:
-                raise from_os_error(error, subject) from error
+                raise errors.from_os_error(error, subject) from error
         try:
             fd = os.open(name, flags, dir_fd=parent)
         except FileNotFoundError:
             return None
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise UnsafeImage(subject, "it is not a directory of ours but a link or a file", remedy) from error
+                raise errors.UnsafeImage(subject, "it is not a directory of ours but a link or a file", remedy) from error
             if error.errno == errno.EACCES:
                 from . import privacy
 
                 raise privacy.refused_error(self.root.fd, f"{self.share.path}/{PRIVATE}", parent, name, subject, error) from error
-            raise from_os_error(error, subject) from error
+            raise errors.from_os_error(error, subject) from error
         if self.share.keeps_modes and os.fstat(fd).st_mode & 0o002:
             os.close(fd)
-            raise UnsafeImage(subject, "everybody may write to it", f"check its content and set its mode to 0700; {remedy}")
+            raise errors.UnsafeImage(subject, "everybody may write to it", f"check its content and set its mode to 0700; {remedy}")
         if create and name == "volumes":
             with os.scandir(fd) as entries:
                 if next(entries, None) is None:
@@ -343,7 +342,7 @@ class ShareDirectory:
         try:
             return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory.fd), name
         except OSError as error:
-            raise from_os_error(error, f"share {self.share.label}") from error
+            raise errors.from_os_error(error, f"share {self.share.label}") from error
 
     def temporary_name(self, volume: str) -> str:
         """A name for a new file in ``.remotefs/tmp``. :raises LockTimeout: the task may not change the volume any more."""
@@ -371,7 +370,7 @@ class ShareDirectory:
             raise self._taken(name) from error
         except OSError as error:
             if error.errno not in _NO_LINK:
-                raise from_os_error(error, self.root.subject(name)) from error
+                raise errors.from_os_error(error, self.root.subject(name)) from error
             self._publish_by_rename(temporary, name)
             return
         self.root.sync()
@@ -385,8 +384,8 @@ class ShareDirectory:
             return
         raise self._taken(name)
 
-    def _taken(self, name: str) -> StorageError:
-        return Conflict(self.root.subject(name), "the name is taken by something else", "remove or rename it, or choose another name")
+    def _taken(self, name: str) -> errors.StorageError:
+        return errors.Conflict(self.root.subject(name), "the name is taken by something else", "remove or rename it, or choose another name")
 
     def replace(self, temporary: str, name: str, directory: Directory | None = None, volume: str | None = None) -> None:
         """Replace ``name`` by a synced temporary file, atomically and durably.

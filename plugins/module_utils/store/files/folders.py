@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import Collection, Mapping
 
-from ..volumes.dependents import Backings, Search, listing, record_backings, search_root
+from ..volumes import dependents
 from .directory import PRIVATE, Directory, ShareDirectory
 from .names import shown
 
@@ -23,20 +23,20 @@ _DEEPEST = 64
 _OPENING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def scan_all(directory: ShareDirectory, known: Mapping[str, str | None] | None = None) -> Backings:
+def scan_all(directory: ShareDirectory, known: Mapping[str, str | None] | None = None) -> dependents.Backings:
     """Find which files rest on which, before a task destroys something. Folders of the share and targets of links are read, too.
 
     :param known: file → backing file, of files that the caller has just read under the lock of their volume.
     """
-    listed = listing(directory)
-    found = Backings(known)
-    search = found.search = Search(directory, listed, outside=True)
-    search_root(directory, search, listed, found, known or {})
+    listed = dependents.listing(directory)
+    found = dependents.Backings(known)
+    search = found.search = dependents.Search(directory, listed, outside=True)
+    dependents.search_root(directory, search, listed, found, known or {})
     search_folders(directory, search, listed.folders, found)
     return found
 
 
-def search_folders(directory: ShareDirectory, search: Search, folders: Collection[str], found: Backings) -> None:
+def search_folders(directory: ShareDirectory, search: dependents.Search, folders: Collection[str], found: dependents.Backings) -> None:
     """Search ``folders`` of the share's directory and all folders below them. Other file systems and :data:`SNAPSHOT_FOLDERS` are
     skipped. ``found.unreached`` gets sentences about what was not searched."""
     device = os.fstat(directory.root.fd).st_dev
@@ -83,7 +83,7 @@ def _opened(root: int, folder: tuple[str, ...]) -> int:
 
 
 def _look_into(
-    fd: int, folder: tuple[str, ...], search: Search, found: Backings, waiting: deque, not_searched: list[str], deadline: float
+    fd: int, folder: tuple[str, ...], search: dependents.Search, found: dependents.Backings, waiting: deque, not_searched: list[str], deadline: float
 ) -> int:
     """Read all files of an opened folder. Returns how many entries were read."""
     place, count = "/".join(folder), 0
@@ -96,9 +96,9 @@ def _look_into(
                 not_searched.append(place)
                 break
             if entry.is_symlink():
-                record_backings(found, file, search.of_link, fd, entry.name, place)
+                dependents.record_backings(found, file, search.of_link, fd, entry.name, place)
             elif entry.is_file(follow_symlinks=False):
-                record_backings(found, file, search.read, opened, entry.name, place)
+                dependents.record_backings(found, file, search.read, opened, entry.name, place)
             elif entry.is_dir(follow_symlinks=False) and _is_searched(entry.name):
                 waiting.append((*folder, entry.name))
             if file in found.unread:  # in a folder this only leads to a warning; in the share's directory it would be a doubt

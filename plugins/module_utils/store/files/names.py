@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import os
 
-from ...errors import printable
+from ... import errors
 
 
 class Names:
@@ -59,4 +59,4 @@ class Names:
 
 def shown(file: str) -> str:
     """A file's name in printable characters, for messages and results. Other bytes and characters are escaped."""
-    return printable(os.fsencode(file).decode("utf-8", "backslashreplace"))
+    return errors.printable(os.fsencode(file).decode("utf-8", "backslashreplace"))

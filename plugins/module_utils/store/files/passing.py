@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Iterator
 
-from .directory import write_all
+from . import directory
 
 _PIECE = 1 << 20  # bytes
 _GRAIN = 64 << 10  # bytes: what is all zeros in pieces of this size stays a hole
@@ -32,7 +32,7 @@ def write_with_holes(fd: int, data: bytes, position: int) -> int:
         end = min(position + len(data), (start // _GRAIN + 1) * _GRAIN)
         part = memoryview(data)[start - position : end - position]
         if any(part) if len(part) < 64 else part.tobytes().count(0) < len(part):
-            write_all(fd, part, start)
+            directory.write_all(fd, part, start)
             written += len(part)
         start = end
     return written

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from ...errors import StorageError, ToolFailed, from_os_error
+from ... import errors
 
 
 def allow_group(share: int, parent: int, name: str) -> None:
@@ -31,9 +31,9 @@ def allow_group(share: int, parent: int, name: str) -> None:
         os.close(fd)
 
 
-def refused_error(share: int, path: str, parent: int, name: str, subject: str, error: OSError) -> StorageError:
+def refused_error(share: int, path: str, parent: int, name: str, subject: str, error: OSError) -> errors.StorageError:
     """The error for a user who may not open a folder of ours. ``path``: that of ``.remotefs`` on this host, for the message."""
-    refused = from_os_error(error, subject, os.geteuid())
+    refused = errors.from_os_error(error, subject, os.geteuid())
     try:
         found, above = os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(share)
     except OSError:
@@ -41,4 +41,4 @@ def refused_error(share: int, path: str, parent: int, name: str, subject: str, e
     if not above.st_mode & stat.S_IWGRP:
         return refused
     remedy = f"let uid {found.st_uid}, whose it is, run chgrp -R {above.st_gid} and chmod -R g+rwX,g+s on {path}"
-    return ToolFailed(subject, f"reading was refused to uid {os.geteuid()} although the group may write to the share", remedy)
+    return errors.ToolFailed(subject, f"reading was refused to uid {os.geteuid()} although the group may write to the share", remedy)

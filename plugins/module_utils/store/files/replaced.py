@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Callable, TypeVar
 
-from ...errors import StorageError
+from ... import errors
 
 if TYPE_CHECKING:
     from .directory import Directory
@@ -33,7 +33,7 @@ def read_again_if_replaced(read: Callable[[], Found]) -> Found:
     for pause in _PAUSES:
         try:
             return read()
-        except (OSError, StorageError) as error:
+        except (OSError, errors.StorageError) as error:
             if _number(error) not in _TAKEN_AWAY:
                 raise
         time.sleep(pause)
@@ -59,6 +59,6 @@ def _read_once(directory: Directory, name: str, look: Callable[[int, os.stat_res
         os.close(fd)
 
 
-def _number(error: OSError | StorageError) -> int | None:
+def _number(error: OSError | errors.StorageError) -> int | None:
     cause = error if isinstance(error, OSError) else error.__cause__
     return cause.errno if isinstance(cause, OSError) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Iterable
 
-from ...errors import UnsafeImage
+from ... import errors
 from .directory import SEVERAL_NAMES, ShareDirectory
 
 
@@ -22,7 +22,7 @@ def require_one_name(directory: ShareDirectory, volume: str, files: Iterable[str
     for file in files:
         status = directory.root.status(file)
         if status is not None and status.st_nlink > 1 and status.st_nlink > 1 + _left(directory, volume, status.st_ino):
-            raise UnsafeImage(directory.root.subject(file), *SEVERAL_NAMES)
+            raise errors.UnsafeImage(directory.root.subject(file), *SEVERAL_NAMES)
 
 
 def _left(directory: ShareDirectory, volume: str, inode: int) -> int:

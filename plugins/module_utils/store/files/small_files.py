@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ...errors import NoSpace, UnsafeImage, from_os_error
+from ... import errors
 from . import access, ballast, packed_lines
 from .directory import SMALL_FILE, Directory, ShareDirectory
 
@@ -27,10 +27,10 @@ def write(
     :raises UnsafeImage: the file would be too large to be read again. :raises NoSpace: the share is full.
     """
     if len(data) > SMALL_FILE:
-        raise UnsafeImage(directory.subject(name), "it would grow beyond what a record can be", "look at the volume's .info for what makes it so large")
+        raise errors.UnsafeImage(directory.subject(name), "it would grow beyond what a record can be", "look at the volume's .info for what makes it so large")
     try:
         temporary = _written(share, directory, name, data, like, warn, share.create_temporary(volume))
-    except NoSpace:
+    except errors.NoSpace:
         over = _written_using_ballast(share, volume, directory, name, data, like, warn) if last else None
         if over is None and last == "blocks" and _write_in_place(share, directory, name, data):
             return
@@ -41,7 +41,7 @@ def write(
         share.replace(temporary, name, directory, volume)
     except OSError as error:
         share.discard_temporary(temporary)
-        raise from_os_error(error, directory.subject(name)) from error
+        raise errors.from_os_error(error, directory.subject(name)) from error
 
 
 def _written_using_ballast(
@@ -51,7 +51,7 @@ def _written_using_ballast(
     for made in ballast.places(share, volume, len(data)):
         try:
             return _written(share, directory, name, data, like, warn, made)
-        except NoSpace:
+        except errors.NoSpace:
             continue
     return None
 
@@ -78,7 +78,7 @@ def _written(
             os.close(fd)
     except OSError as error:
         share.discard_temporary(temporary)
-        raise from_os_error(error, directory.subject(name)) from error
+        raise errors.from_os_error(error, directory.subject(name)) from error
     return temporary
 
 

@@ -15,12 +15,11 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from ...errors import InUse
-from ...model import Share
+from ... import errors, model
 
 if TYPE_CHECKING:
     from ..files.directory import ShareDirectory
-    from .kernel_users import User as KernelUser
+    from . import kernel_users
 
 _OFD_GETLK, _OFD_SETLK = 36, 37  # <fcntl.h>; Python has names for them since 3.9
 _LOCK_BYTES = (101, 201)
@@ -41,7 +40,7 @@ def hold(fd: int, file: str, label: str) -> None:
     _take(fd, fcntl.F_WRLCK, _LOCK_BYTES, file, label)
 
 
-def hold_for_reading(fd: int, file: str, share: Share) -> None:
+def hold_for_reading(fd: int, file: str, share: model.Share) -> None:
     """Take the lock bytes of a reader, if locks work on the share. Others may then read the image, but nobody may write it.
 
     :raises InUse: a program on this or another host has it open for writing.
@@ -76,28 +75,30 @@ def _take(fd: int, kind: int, places: tuple[int, ...], file: str, label: str) ->
 _REMEDY = "name the machine with attachment (see docs/live.md), or stop that program, or close what remotefs_access opened, and run the task again"
 
 
-def image_in_use(file: str, label: str) -> InUse:
+def image_in_use(file: str, label: str) -> errors.InUse:
     """The error for an image that a program has open."""
-    return InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", _REMEDY)
+    return errors.InUse(f"image {file} on {label}", "a running program (a virtual machine?) has it open", _REMEDY)
 
 
-def kernel_uses_image(user: KernelUser, file: str, label: str) -> InUse:
+def kernel_uses_image(user: kernel_users.User, file: str, label: str) -> errors.InUse:
     """The error for an image that the kernel of this host has open."""
     from .kernel_users import description
 
-    return InUse(f"image {file} on {label}", f"the kernel of this host has it open ({description(user)})", "unmount and detach it, then run the task again")
+    return errors.InUse(
+        f"image {file} on {label}", f"the kernel of this host has it open ({description(user)})", "unmount and detach it, then run the task again"
+    )
 
 
-def image_use_unknown(file: str, label: str) -> InUse:
+def image_use_unknown(file: str, label: str) -> errors.InUse:
     """The error for an image whose use the file system cannot show."""
-    return InUse(
+    return errors.InUse(
         f"image {file} on {label}",
         "this file system cannot tell whether somebody has it open",
         "make sure that nobody has and say assume_unused: true",
     )
 
 
-def ask(fd: int, share: Share) -> bool | None:
+def ask(fd: int, share: model.Share) -> bool | None:
     """Whether a program uses the image. Takes no lock. None if the file system cannot show this."""
     if not share.locks_visible:
         return None
@@ -117,7 +118,7 @@ def is_open(fd: int) -> bool:
         return False
 
 
-def is_written(fd: int, share: Share) -> bool | None:
+def is_written(fd: int, share: model.Share) -> bool | None:
     """Whether a program has the image open for writing. Takes no lock. None if the file system cannot show this.
 
     Programs that only read it do not count, such as machines on linked clones.

@@ -14,7 +14,7 @@ import re
 import struct
 from typing import Iterator, NamedTuple
 
-from ...localities import locality
+from ... import localities
 
 ROOT = "/"  # where sysfs, procfs and devices are; tests change it
 _DELETED = " (deleted)"
@@ -71,7 +71,7 @@ class KernelUsers:
         if not above:
             return False
         device, _path, fstype = max(reversed(above), key=lambda mount: len(mount[1]))  # of several on one point the last one counts
-        return device != self._device and not locality(fstype).local
+        return device != self._device and not localities.locality(fstype).local
 
 
 def description(user: User) -> str:

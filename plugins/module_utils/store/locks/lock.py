@@ -26,8 +26,7 @@ import time
 from functools import lru_cache
 from typing import NamedTuple
 
-from ...errors import LockTimeout, StorageError, UnsafeImage, from_os_error
-from ...model import info_name
+from ... import errors, model
 from ..files.directory import Directory, ShareDirectory
 
 _OFD_GETLK, _OFD_SETLK = 36, 37
@@ -169,7 +168,7 @@ class VolumeLock:
                 at_once -= 1
                 continue
             if time.monotonic() >= deadline:
-                raise from_os_error(self._stale_error, self._subject) if self._stale_error else self._timed_out()
+                raise errors.from_os_error(self._stale_error, self._subject) if self._stale_error else self._timed_out()
             self._directory.waiting.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         return self
@@ -228,7 +227,7 @@ class VolumeLock:
         :raises LockTimeout: another task has it or had it in between. Then nothing may be changed any more, not even cleaned up.
         """
         if not self._is_held():
-            raise LockTimeout(
+            raise errors.LockTimeout(
                 self._subject,
                 f"it was lost to {self._owner() or 'another task'} while this task worked",
                 "run the task again: it finishes or undoes what this one began",
@@ -247,7 +246,7 @@ class VolumeLock:
         except OSError as error:
             if error.errno in (*_REFUSED, *_LOST, errno.EIO):  # EIO: the error of NFS for files whose lock it has lost
                 return False
-            raise from_os_error(error, self._subject) from error
+            raise errors.from_os_error(error, self._subject) from error
 
     def _has_own_token(self) -> bool:
         return os.pread(self._fd, len(self._token) + 1, 0) == self._token
@@ -258,7 +257,7 @@ class VolumeLock:
             return self._try_lease() if self._lease else self._try_lock()
         except OSError as error:
             if error.errno not in _LOST:
-                raise from_os_error(error, self._subject) from error
+                raise errors.from_os_error(error, self._subject) from error
             # The file went away meanwhile, because a deletion finished or the server has another directory by now. Start over.
             self._stale_error, self._may_be_free = error if error.errno == errno.ESTALE else None, True
             self._directory.refresh()
@@ -307,11 +306,11 @@ class VolumeLock:
         """Check the file type before the open, because opening a device can have effects. :raises UnsafeImage: it is no regular file."""
         try:
             locks.status(self._name)
-        except UnsafeImage as error:
+        except errors.UnsafeImage as error:
             raise self._foreign(error.problem) from error
 
-    def _foreign(self, problem: str) -> UnsafeImage:
-        return UnsafeImage(self._subject, problem, f"find out who put .remotefs/locks/{self._name} there and remove it")
+    def _foreign(self, problem: str) -> errors.UnsafeImage:
+        return errors.UnsafeImage(self._subject, problem, f"find out who put .remotefs/locks/{self._name} there and remove it")
 
     def _try_lease(self) -> bool:
         locks = self._directory.make_private("locks")
@@ -347,7 +346,7 @@ class VolumeLock:
         """Release ballast for the lock of a volume that exists. A task that makes a new volume needs more room anyway."""
         from ..files import ballast  # late: few shares are full
 
-        exists = any(self._directory.root.status(name) is not None for name in (self.volume, info_name(self.volume)))
+        exists = any(self._directory.root.status(name) is not None for name in (self.volume, model.info_name(self.volume)))
         return exists and ballast.release(self._directory)
 
     def _claim(self, fd: int, token: bytes) -> None:
@@ -367,15 +366,15 @@ class VolumeLock:
     def _owner(self) -> Owner | None:
         try:
             return _parse_owner(self._directory.make_private("locks").read_small(self._name) or b"")
-        except (OSError, StorageError):
+        except (OSError, errors.StorageError):
             return None
 
-    def _timed_out(self) -> LockTimeout:
+    def _timed_out(self) -> errors.LockTimeout:
         owner = self._owner()
         remedy = "wait for that task to end or raise lock_timeout"
         if self._lease:
             remedy += "; if its host is dead, run the task with break_lock: true"
-        return LockTimeout(self._subject, f"it is held by {owner or 'another task'} and was not freed within {self._timeout:g} s", remedy)
+        return errors.LockTimeout(self._subject, f"it is held by {owner or 'another task'} and was not freed within {self._timeout:g} s", remedy)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -17,15 +17,13 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...errors import ChainBroken
-from ...model import info_name
+from ... import errors, model
 from ..files.directory import ShareDirectory
-from ..volumes import appearance, ownership
-from ..volumes.images import WORST_DAY
+from ..volumes import appearance, images, ownership
 from . import records
 
 if TYPE_CHECKING:
-    from ..volumes.chains import Findings
+    from ..volumes import chains
 
 _GET_GENERATION = 2 << 30 | struct.calcsize("l") << 16 | ord("v") << 8 | 1  # FS_IOC_GETVERSION of linux/fs.h
 QCOW2 = "a qcow2 image"  # what :func:`appearance.looks_like` returns for one
@@ -92,7 +90,15 @@ def without_overlays(identity: str, user_format: str | None) -> Verdict:
 
 
 def judge(
-    directory: ShareDirectory, name: str, file: str, fd: int, record: records.Record, above: str | None, overlay: bool, user_format: str | None, found: Findings
+    directory: ShareDirectory,
+    name: str,
+    file: str,
+    fd: int,
+    record: records.Record,
+    above: str | None,
+    overlay: bool,
+    user_format: str | None,
+    found: chains.Findings,
 ) -> str | None:
     """Decide the format of an opened file of volume ``name`` by :func:`decide`. What this shows about the record is put into ``found``.
 
@@ -101,16 +107,16 @@ def judge(
     identity = records.identity(record, file, os.fstat(fd), lambda: generation(directory, fd))
     verdict = decide(record.formats[file], above, overlay, identity, appearance.looks_like(fd), user_format)
     if above is not None and verdict.format is None:
-        raise ChainBroken(f"volume {name}", f"{file} {verdict.doubt}", WORST_DAY)
+        raise errors.ChainBroken(f"volume {name}", f"{file} {verdict.doubt}", images.WORST_DAY)
     found.outlived |= verdict.outlived
     found.unmarked |= verdict.unmarked
     found.doubt = verdict.doubt or found.doubt
     return verdict.format
 
 
-def is_new_without_overlays(directory: ShareDirectory, name: str, record: records.Record, user_format: str | None, found: Findings) -> bool:
+def is_new_without_overlays(directory: ShareDirectory, name: str, record: records.Record, user_format: str | None, found: chains.Findings) -> bool:
     """Whether ``name`` is another file than the recorded one, and only the record still mentions snapshots: no overlay is left."""
-    others = [info_name(name), *(file for file in record.formats if file != name)]
+    others = [model.info_name(name), *(file for file in record.formats if file != name)]
     if record.intent is not None or any(_is_there(directory, file) for file in others) or ownership.overlays_named_after(directory, name):
         return False
     if not _is_there(directory, name):

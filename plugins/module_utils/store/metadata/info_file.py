@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...errors import ChainBroken, UnsafeImage
-from ...model import are_safe_file_names, info_name, is_safe_file_name
+from ... import errors, model
 
 if TYPE_CHECKING:
     from ..files.directory import ShareDirectory
@@ -36,23 +35,23 @@ class Info(NamedTuple):
 
 def read(directory: ShareDirectory, volume: str) -> Info | None:
     """Read the ``.info`` of a volume. None if there is none. Raises what :func:`parse` raises."""
-    data = directory.root.read_small(info_name(volume))
+    data = directory.root.read_small(model.info_name(volume))
     return None if data is None else parse(volume, data)
 
 
 def parse(volume: str, data: bytes) -> Info:
     """Parse the content of ``.info``. :raises ChainBroken: it is torn or no flat JSON. :raises UnsafeImage: a value is no plain file name."""
-    subject = f"snapshot record {info_name(volume)}"
+    subject = f"snapshot record {model.info_name(volume)}"
     remedy = "restore it from a backup or write it anew by hand as docs/worst-day.md shows"
     try:
         content = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ChainBroken(subject, f"it is damaged ({error})", remedy) from error
+        raise errors.ChainBroken(subject, f"it is damaged ({error})", remedy) from error
     if not isinstance(content, dict) or not isinstance(content.get(_ACTIVE), str):
-        raise ChainBroken(subject, "it does not name the active file", remedy)
+        raise errors.ChainBroken(subject, "it does not name the active file", remedy)
     if len(content) > _MOST_ENTRIES:
-        raise UnsafeImage(subject, f"it has {len(content)} entries, more than any chain has files", remedy)
-    if not are_safe_file_names(content.values()):
-        wrong = next(key for key, value in content.items() if not is_safe_file_name(value))
-        raise UnsafeImage(subject, f"the value of {wrong!r} is no plain file name", remedy)
+        raise errors.UnsafeImage(subject, f"it has {len(content)} entries, more than any chain has files", remedy)
+    if not model.are_safe_file_names(content.values()):
+        wrong = next(key for key, value in content.items() if not model.is_safe_file_name(value))
+        raise errors.UnsafeImage(subject, f"the value of {wrong!r} is no plain file name", remedy)
     return Info(content[_ACTIVE], tuple(sorted((key, value) for key, value in content.items() if key != _ACTIVE)))

@@ -13,15 +13,12 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ChainBroken, NeedsRecovery, UnsafeImage, from_os_error
+from ... import errors, model
 from ...lease import LONGEST_OWNER, MOST_NAMES, Lease
-from ...model import is_safe_file_name
-from ..files import small_files
-from ..files.ballast import FULL
+from ..files import ballast, replaced, small_files
 from ..files.directory import SMALL_FILE
-from ..files.replaced import read_file
 from ..locks.lock import LEASE
-from .records import last_whole_line
+from . import records
 
 if TYPE_CHECKING:
     from ..files.directory import ShareDirectory
@@ -45,7 +42,7 @@ def lock_name(lease: str) -> str:
 
 def names(directory: ShareDirectory) -> list[str]:
     """The names of all leases, sorted."""
-    return sorted(name for name in small_files.names(directory, FOLDER, _SUFFIX) if is_safe_file_name(name + _SUFFIX))
+    return sorted(name for name in small_files.names(directory, FOLDER, _SUFFIX) if model.is_safe_file_name(name + _SUFFIX))
 
 
 def left_behind(directory: ShareDirectory) -> list[str]:
@@ -55,7 +52,7 @@ def left_behind(directory: ShareDirectory) -> list[str]:
         folder = directory.private(place)
         found |= {name.rpartition(end)[0] for name in (folder.names() if folder is not None else []) if name.startswith(LEASE)}
     there = {lock_name(name) for name in names(directory)}
-    return sorted(name for name in found - there if name == CLOCK or is_safe_file_name(name[len(LEASE) :]))
+    return sorted(name for name in found - there if name == CLOCK or model.is_safe_file_name(name[len(LEASE) :]))
 
 
 def read(directory: ShareDirectory, name: str) -> Lease | None:
@@ -66,18 +63,18 @@ def read(directory: ShareDirectory, name: str) -> Lease | None:
     folder = directory.private(FOLDER)
     if folder is None:
         return None
-    found = read_file(folder, name + _SUFFIX, lambda fd, status: (os.read(fd, SMALL_FILE + 1), os.fstat(fd).st_mtime_ns))
+    found = replaced.read_file(folder, name + _SUFFIX, lambda fd, status: (os.read(fd, SMALL_FILE + 1), os.fstat(fd).st_mtime_ns))
     if found is not None and len(found[0]) > SMALL_FILE:
-        raise UnsafeImage(_subject(name), "it is too large for a lease", _REMEDY)
+        raise errors.UnsafeImage(_subject(name), "it is too large for a lease", _REMEDY)
     return None if found is None else _parsed(name, found[0], found[1] / 1e9)
 
 
 def _parsed(name: str, data: bytes, written: float) -> Lease:
     subject = _subject(name)
     try:
-        content = last_whole_line(data)
+        content = records.last_whole_line(data)
         if content["version"] != _VERSION:
-            raise NeedsRecovery(subject, f"its version {content['version']!r} is not known here", "use the release of the collection that wrote it")
+            raise errors.NeedsRecovery(subject, f"its version {content['version']!r} is not known here", "use the release of the collection that wrote it")
         lease = Lease(
             name,
             _text_of(content["id"]),
@@ -93,7 +90,7 @@ def _parsed(name: str, data: bytes, written: float) -> Lease:
         if content["name"] != name:
             raise ValueError("it is of another name")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ChainBroken(subject, f"it is damaged ({error!r})", _REMEDY) from error
+        raise errors.ChainBroken(subject, f"it is damaged ({error!r})", _REMEDY) from error
     return lease
 
 
@@ -124,7 +121,7 @@ def _labels_of(value: object) -> dict[str, str]:
 
 def _names_of(value: object) -> tuple[str, ...]:
     """Each once. :raises ValueError: they are no names of volumes."""
-    if not isinstance(value, list) or len(value) > MOST_NAMES or not all(is_safe_file_name(name) for name in value):
+    if not isinstance(value, list) or len(value) > MOST_NAMES or not all(model.is_safe_file_name(name) for name in value):
         raise ValueError("no names of volumes")
     return tuple(dict.fromkeys(value))  # the record of each is read: thousands of the same name would take hours
 
@@ -149,7 +146,7 @@ def write(directory: ShareDirectory, lease: Lease, is_new: bool) -> Lease:
     directory.write_record(lock_name(lease.name), folder, lease.name + _SUFFIX, data, last="" if is_new else "blocks")
     found = read(directory, lease.name)
     if found is None:
-        raise NeedsRecovery(f"lease {lease.name} on {directory.share.label}", "it went away while the task wrote it", "run the task again")
+        raise errors.NeedsRecovery(f"lease {lease.name} on {directory.share.label}", "it went away while the task wrote it", "run the task again")
     return found
 
 
@@ -168,11 +165,11 @@ def time_of_share(directory: ShareDirectory, lock: str) -> float:
                 os.pwrite(fd, b"?", 0)
                 os.fsync(fd)
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in ballast.FULL:
                     raise
             return os.fstat(fd).st_mtime_ns / 1e9
         except OSError as error:
-            raise from_os_error(error, f"share {directory.share.label}") from error
+            raise errors.from_os_error(error, f"share {directory.share.label}") from error
         finally:
             os.close(fd)
     finally:

@@ -15,11 +15,9 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
-from ...errors import InUse
-from ...model import time_text
-from ..files import small_files
+from ... import errors, model
+from ..files import replaced, small_files
 from ..files.directory import SMALL_FILE
-from ..files.replaced import read_file
 
 if TYPE_CHECKING:
     from ..files.directory import ShareDirectory
@@ -68,16 +66,16 @@ def require_none(directory: ShareDirectory, file: str) -> None:
         found, place = _read(directory, name), f".remotefs/{_FOLDER}/{name}{_SUFFIX}"
         subject = f"image {file} on {directory.share.label}"
         if found is None:
-            raise InUse(subject, f"{place} cannot be read, and it may be of a host that has it opened", f"find out who changed it, and remove {place}")
+            raise errors.InUse(subject, f"{place} cannot be read, and it may be of a host that has it opened", f"find out who changed it, and remove {place}")
         if file in found.files and time.time() <= found.ends + _GRACE:
-            problem = f"{found.host} has {found.label} opened until {time_text(found.ends)}"
-            raise InUse(subject, problem, f"close it there with remotefs_access; if that host is gone, remove {place}")
+            problem = f"{found.host} has {found.label} opened until {model.time_text(found.ends)}"
+            raise errors.InUse(subject, problem, f"close it there with remotefs_access; if that host is gone, remove {place}")
 
 
 def _read(directory: ShareDirectory, name: str) -> Mark | None:
     """None: it is no mark. One that has gone meanwhile names no files."""
     folder = directory.private(_FOLDER)
-    found = None if folder is None else read_file(folder, name + _SUFFIX, lambda fd, _status: (os.read(fd, SMALL_FILE), os.fstat(fd).st_mtime))
+    found = None if folder is None else replaced.read_file(folder, name + _SUFFIX, lambda fd, _status: (os.read(fd, SMALL_FILE), os.fstat(fd).st_mtime))
     if found is None:
         return Mark("", "", (), 0.0)
     try:

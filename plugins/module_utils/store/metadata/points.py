@@ -13,11 +13,9 @@ import os
 from dataclasses import replace
 from typing import Collection, Mapping
 
-from ...errors import ChainBroken, SnapshotNotFound, StorageError, UnsafeImage
-from ...model import Snapshot, Volume, is_safe_file_name
+from ... import errors, model
 from ..files.directory import ShareDirectory
-from . import records
-from .formats import generation
+from . import formats, records
 
 
 def new_point() -> str:
@@ -26,7 +24,7 @@ def new_point() -> str:
 
 
 def marks_of_points(
-    directory: ShareDirectory, volume: Volume, before: records.Record | None, changed: Collection[str], identified: Collection[str] = ()
+    directory: ShareDirectory, volume: model.Volume, before: records.Record | None, changed: Collection[str], identified: Collection[str] = ()
 ) -> dict[str, records.PointMark]:
     """The identities of a volume's points, for its record. A point without one gets one, but not one that has lost its identity.
 
@@ -46,7 +44,7 @@ def marks_of_points(
     return found
 
 
-def checksums_of_points(volume: Volume, before: records.Record | None, written: Collection[str], sums: Mapping[str, str]) -> dict[str, records.Checksum]:
+def checksums_of_points(volume: model.Volume, before: records.Record | None, written: Collection[str], sums: Mapping[str, str]) -> dict[str, records.Checksum]:
     """The checksums of the files that a volume's points end with, for its record, by snapshot. They hold whether identities do or not: they are there
     to find what nobody should have done.
 
@@ -66,14 +64,14 @@ def checksums_of_points(volume: Volume, before: records.Record | None, written: 
     return found
 
 
-def checksum(record: records.Record | None, snapshot: Snapshot) -> records.Checksum | None:
+def checksum(record: records.Record | None, snapshot: model.Snapshot) -> records.Checksum | None:
     """The recorded checksum of the file that a point ends with."""
     details = record.snapshots.get(snapshot.name) if record is not None else None
     found: records.Checksum | None = details.get("checksum") if details is not None else None
     return found
 
 
-def without_lost(directory: ShareDirectory, volume: Volume, record: records.Record) -> records.Record:
+def without_lost(directory: ShareDirectory, volume: model.Volume, record: records.Record) -> records.Record:
     """The record of a volume without identities that hold no more. Once the task has changed the files, nobody could tell. No other share
     knows those of a volume that was never replicated."""
     if not (record.received or record.replicated):
@@ -84,13 +82,13 @@ def without_lost(directory: ShareDirectory, volume: Volume, record: records.Reco
     return replace(record, snapshots={name: {**details, "point": None} if name in lost else details for name, details in record.snapshots.items()})
 
 
-def _is_without(record: records.Record | None, snapshot: Snapshot) -> bool:
+def _is_without(record: records.Record | None, snapshot: model.Snapshot) -> bool:
     """Whether a record has the snapshot, and no identity for it."""
     details = record.snapshots.get(snapshot.name) if record is not None else None
     return details is not None and details["point"] is None
 
 
-def _known(before: records.Record | None, snapshot: Snapshot) -> records.PointMark | None:
+def _known(before: records.Record | None, snapshot: model.Snapshot) -> records.PointMark | None:
     details = before.snapshots.get(snapshot.name) if before is not None else None
     if details is None or details["file"] != snapshot.file or details["point"] is None or details["point"].point != snapshot.point:
         return None
@@ -98,19 +96,19 @@ def _known(before: records.Record | None, snapshot: Snapshot) -> records.PointMa
     return mark
 
 
-def _mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot, matters: bool) -> records.PointMark | None:
+def _mark(directory: ShareDirectory, volume: model.Volume, snapshot: model.Snapshot, matters: bool) -> records.PointMark | None:
     """None: the file cannot be read, and that does not matter. The next record tries again. :raises OSError, StorageError: it does."""
     try:
         return _read_mark(directory, volume, snapshot)
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         if matters:
             raise
         return None
 
 
-def _read_mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) -> records.PointMark | None:
+def _read_mark(directory: ShareDirectory, volume: model.Volume, snapshot: model.Snapshot) -> records.PointMark | None:
     """None: a file is not there, or is none. :raises OSError, StorageError: it cannot be read, from which nothing follows."""
-    point = snapshot.point if is_safe_file_name(snapshot.point) else new_point()
+    point = snapshot.point if model.is_safe_file_name(snapshot.point) else new_point()
     try:
         backing_file = volume.point_file(snapshot.name)
         below, overlay, number = directory.root.status(backing_file), directory.root.status(snapshot.file), 0
@@ -118,8 +116,8 @@ def _read_mark(directory: ShareDirectory, volume: Volume, snapshot: Snapshot) ->
             return None
         if directory.share.local:  # servers show no generation
             with directory.root.opened(snapshot.file) as fd:
-                number = generation(directory, fd)
-    except (ChainBroken, FileNotFoundError, SnapshotNotFound, UnsafeImage):
+                number = formats.generation(directory, fd)
+    except (errors.ChainBroken, FileNotFoundError, errors.SnapshotNotFound, errors.UnsafeImage):
         return None
     content = (_inode(directory, below), below.st_size, below.st_mtime_ns)
     return records.PointMark(str(point), _inode(directory, overlay), number, backing_file, *content)
@@ -129,11 +127,11 @@ def _inode(directory: ShareDirectory, status: os.stat_result) -> int:
     return status.st_ino if directory.share.keeps_inodes else 0
 
 
-def _backing(volume: Volume, snapshot: Snapshot) -> str | None:
+def _backing(volume: model.Volume, snapshot: model.Snapshot) -> str | None:
     return volume.image(snapshot.file).backing_file
 
 
-def held(directory: ShareDirectory, volume: Volume, record: records.Record | None, foretold: bool = False) -> set[str]:
+def held(directory: ShareDirectory, volume: model.Volume, record: records.Record | None, foretold: bool = False) -> set[str]:
     """The snapshots whose identity is still that of the recorded files: of its own, and of all below it.
 
     :param foretold: check mode foretells the volume. What is not on record as it is foretold will be recorded by then.
@@ -150,7 +148,7 @@ def held(directory: ShareDirectory, volume: Volume, record: records.Record | Non
     return found
 
 
-def state_of(directory: ShareDirectory, volume: Volume) -> tuple:
+def state_of(directory: ShareDirectory, volume: model.Volume) -> tuple:
     """What is the same as long as the points of a volume are: its snapshots, and the files below the active image, to which nobody has written."""
     below = [directory.root.status(file) for file in volume.files[1:]]
     return volume.snapshots, volume.files, tuple(status and (status.st_ino, status.st_size, status.st_mtime_ns) for status in below)

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from ...errors import ChainBroken, StorageError
-from ...model import info_name, listed
-from ..volumes import ownership
-from ..volumes.chains import walk
+from ... import errors, model
+from ..volumes import chains, ownership
 from ..volumes.look import Look
 from . import info_file
 
 
-def rebuilt_info(look: Look, torn: ChainBroken | None) -> info_file.Info:
+def rebuilt_info(look: Look, torn: errors.ChainBroken | None) -> info_file.Info:
     """Rebuild the content of ``.info`` from our own record, if the chain agrees with the record in every point.
 
     :param torn: the error of the present ``.info``; None if it is missing. :raises ChainBroken: its content is not certain.
@@ -21,10 +19,10 @@ def rebuilt_info(look: Look, torn: ChainBroken | None) -> info_file.Info:
     rebuilt = _from_record(look)
     if rebuilt is not None:
         return rebuilt
-    seen = listed(f"{file} on {below}" for file, below in ownership.overlays_named_after(look.directory, look.name).items()) or "none"
+    seen = model.listed(f"{file} on {below}" for file, below in ownership.overlays_named_after(look.directory, look.name).items()) or "none"
     wrong = torn.problem if torn else "it is missing although snapshots were taken"
-    raise ChainBroken(
-        f"snapshot record {info_name(look.name)} on {look.directory.share.label}",
+    raise errors.ChainBroken(
+        f"snapshot record {model.info_name(look.name)} on {look.directory.share.label}",
         f"{wrong}, and nothing tells for certain what it said (overlays seen: {seen})",
         "restore it from a backup or write it anew by hand as docs/worst-day.md shows",
     ) from torn
@@ -36,8 +34,8 @@ def _from_record(look: Look) -> info_file.Info | None:
         return None
     info = info_file.Info(record.active, tuple(sorted((snapshot, str(one["file"])) for snapshot, one in record.snapshots.items())))
     try:
-        chain = walk(directory, look.name, record.active, info, record)
-    except (OSError, StorageError):
+        chain = chains.walk(directory, look.name, record.active, info, record)
+    except (OSError, errors.StorageError):
         return None
     own = {image.file for image in chain} & set(record.formats)
     overlays = {image.file for image in chain if image.backing_file}

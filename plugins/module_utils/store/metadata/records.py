@@ -14,8 +14,7 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
-from ...errors import ChainBroken, NeedsRecovery
-from ...model import FORMATS, Move, Parent, Volume, are_safe_file_names, move_from_json
+from ... import errors, model
 
 if TYPE_CHECKING:
     from ..files.directory import ShareDirectory
@@ -75,7 +74,7 @@ class Record:
     snapshots: dict[str, dict] = field(default_factory=dict)
     intent: dict | None = None
     garbage: tuple[Garbage, ...] = ()
-    parent: Parent | None = None
+    parent: model.Parent | None = None
     active: str | None = None
     disks: dict[str, Disk] = field(default_factory=dict)
     created: str | None = None
@@ -84,7 +83,7 @@ class Record:
     marks: dict[str, Disk] = field(default_factory=dict)
     received: bool = False
     replicated: bool = False
-    move: Move | None = None
+    move: model.Move | None = None
     lease: str | None = None
 
     def to_bytes(self, volume: str) -> bytes:
@@ -115,7 +114,7 @@ class Record:
 
 
 def describing(
-    volume: Volume,
+    volume: model.Volume,
     garbage: tuple[Garbage, ...] = (),
     disks: dict[str, Disk] | None = None,
     marks: dict[str, Disk] | None = None,
@@ -182,7 +181,7 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             snapshots={str(name): _details(value) for name, value in content["snapshots"].items()},
             intent=_intent(content["intent"]),
             garbage=tuple(Garbage(str(name), int(inode), int(size)) for name, inode, size in content["garbage"]),
-            parent=None if content.get("parent") is None else Parent(**content["parent"]),
+            parent=None if content.get("parent") is None else model.Parent(**content["parent"]),
             active=content.get("active"),
             disks={str(name): Disk(int(inode), int(length)) for name, (inode, length) in content.get("disks", {}).items()},
             created=_text(content.get("created")),
@@ -191,19 +190,19 @@ def parse(volume: str, data: bytes | None) -> Record | None:
             marks={str(name): Disk(*(int(number) for number in disk)) for name, disk in content.get("marks", {}).items()},
             received=content.get("received") is True,
             replicated=content.get("replicated") is True,
-            move=move_from_json(content.get("move")),
+            move=model.move_from_json(content.get("move")),
             lease=_text(content.get("lease")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
+        raise errors.ChainBroken(subject, f"it is damaged ({error!r})", remedy) from error
     if version != _VERSION:
-        raise NeedsRecovery(subject, f"its version {version!r} is not known here", "use the release of the collection that wrote it")
+        raise errors.NeedsRecovery(subject, f"its version {version!r} is not known here", "use the release of the collection that wrote it")
     names = list(record.formats) + [item.file for item in record.garbage]
     names += [record.parent.volume, record.parent.file] if record.parent else []
     names += [record.active] if record.active is not None else []
     names += [details["file"] for details in record.snapshots.values() if details["file"] is not None]
-    if not are_safe_file_names(names) or not set(record.formats.values()) <= set(FORMATS):
-        raise ChainBroken(subject, "it names files or formats that cannot be", remedy)
+    if not model.are_safe_file_names(names) or not set(record.formats.values()) <= set(model.FORMATS):
+        raise errors.ChainBroken(subject, "it names files or formats that cannot be", remedy)
     return record
 
 
@@ -237,7 +236,7 @@ def _details(value: dict) -> dict:
 
 def _point(value: object) -> PointMark | None:
     """What is no identity counts as none: then the point gets a new one."""
-    if not isinstance(value, list) or len(value) != 7 or not are_safe_file_names(value[:4:3]):
+    if not isinstance(value, list) or len(value) != 7 or not model.are_safe_file_names(value[:4:3]):
         return None
     return PointMark(*value) if all(isinstance(one, int) for one in (*value[1:3], *value[4:])) else None
 

@@ -14,7 +14,7 @@ import os
 from contextlib import suppress
 from typing import Mapping
 
-from ...errors import NoSpace, StorageError
+from ... import errors
 from ..files import ballast
 from ..files.directory import ShareDirectory, write_all
 
@@ -28,7 +28,7 @@ ALL = (LOCKS_BETWEEN_HOSTS, IN_USE_SEEN, *PROBED)
 def read(directory: ShareDirectory) -> dict[str, bool | None]:
     """What was found out of each of :data:`PROBED`; None where nothing is known, or nothing that can be believed."""
     content: object = None
-    with suppress(OSError, ValueError, RecursionError, StorageError):
+    with suppress(OSError, ValueError, RecursionError, errors.StorageError):
         folder = directory.private(ballast.FOLDER)
         content = json.loads(folder.read_small(FILE) or b"null") if folder is not None else None
     told = content if isinstance(content, dict) else {}
@@ -43,7 +43,7 @@ def write(directory: ShareDirectory, volume: str, found: Mapping[str, bool | Non
     folder = directory.make_private(ballast.FOLDER)
     try:
         fd, temporary = directory.create_temporary(volume)
-    except NoSpace:
+    except errors.NoSpace:
         return
     try:
         try:

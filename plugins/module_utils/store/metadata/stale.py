@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 from typing import Collection
 
-from ...errors import ChainBroken, StorageError
-from ...model import Volume
+from ... import errors, model
 from .. import qcow2
 from ..files.directory import ShareDirectory
 from ..volumes import ownership
@@ -36,25 +35,27 @@ def require_stale(directory: ShareDirectory, name: str, files: Collection[str], 
                 backing_name = qcow2.read_header(fd).backing_file if qcow2.has_magic(fd) else None
         except FileNotFoundError:
             return
-        except (StorageError, qcow2.Qcow2Error) as error:
+        except (errors.StorageError, qcow2.Qcow2Error) as error:
             raise _contradiction(name, snapshot, file) from error
         below = os.path.basename(backing_name) if backing_name else None
     if below in files and file not in files:
         raise _contradiction(name, snapshot, file)
 
 
-def _contradiction(name: str, snapshot: str, file: str) -> ChainBroken:
-    return ChainBroken(f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain, and may belong above it", _WORST_DAY)
+def _contradiction(name: str, snapshot: str, file: str) -> errors.ChainBroken:
+    return errors.ChainBroken(
+        f"snapshot {snapshot} of volume {name}", f"its file {file} is no overlay of the volume's chain, and may belong above it", _WORST_DAY
+    )
 
 
-def left_by_stale(directory: ShareDirectory, volume: Volume, names: Collection[str] | None = None) -> tuple[str, ...]:
+def left_by_stale(directory: ShareDirectory, volume: model.Volume, names: Collection[str] | None = None) -> tuple[str, ...]:
     """Files that only stale entries of ``.info`` name, and that are removed with these entries: for the snapshots ``names``, or all.
 
     Each belongs to this volume by its name or by the record, is claimed by no other volume, and is in no chain. Others stay.
     """
     try:
         record = records.read(directory, volume.name)
-    except StorageError:
+    except errors.StorageError:
         record = None
     kept = {*volume.files, *(file for snapshot, file in volume.stale if names is not None and snapshot not in names)}
     found = []
@@ -64,7 +65,7 @@ def left_by_stale(directory: ShareDirectory, volume: Volume, names: Collection[s
             continue
         try:
             status = directory.root.status(file)
-        except StorageError:
+        except errors.StorageError:
             continue
         if status is not None and status.st_nlink == 1 and ownership.owner_of(directory, file, excluding=volume.name) is None:
             found.append(file)

@@ -9,7 +9,7 @@ An intent is JSON that anybody may have written. Parts that do not have the expe
 
 from __future__ import annotations
 
-from ...model import is_safe_file_name
+from ... import model
 
 
 def operation(intent: dict) -> str:
@@ -25,7 +25,7 @@ def group(intent: dict) -> str:
 def members(intent: dict) -> tuple[str, ...]:
     """The volumes of the group together with which the task ends; none where it ends by itself."""
     found = intent.get("members")
-    return tuple(name for name in found if is_safe_file_name(name)) if isinstance(found, list) else ()
+    return tuple(name for name in found if model.is_safe_file_name(name)) if isinstance(found, list) else ()
 
 
 def planned_files(intent: dict) -> dict[str, str]:
@@ -58,7 +58,7 @@ def images(intent: dict) -> tuple[str, ...]:
         volume = intent.get(when)
         chain = volume.get("chain") if isinstance(volume, dict) else None
         files = [image.get("file") for image in (chain if isinstance(chain, list) else ()) if isinstance(image, dict)]
-        found.update(dict.fromkeys(str(file) for file in files if is_safe_file_name(file)))
+        found.update(dict.fromkeys(str(file) for file in files if model.is_safe_file_name(file)))
     return tuple(found)
 
 

@@ -9,8 +9,7 @@ import os
 import struct
 from typing import Iterator, NamedTuple
 
-from .layout import AUTOCLEAR_AT, EXT_BITMAPS, EXT_END, EXTENSION, FIELDS, FIELDS_OF_3, MOST_HEADER, Qcow2Error
-from .reading import Header
+from . import layout, reading
 
 _BODY = struct.Struct(">IIQQ")  # number, reserved, size and offset of the directory
 _ENTRY = struct.Struct(">QIIBBHI")  # offset and size of the table, flags, type, granularity, sizes of name and of extra data
@@ -28,7 +27,7 @@ class Bitmap(NamedTuple):
     tracks: bool
 
 
-def read_bitmaps(fd: int, header: Header) -> tuple[Bitmap, ...]:
+def read_bitmaps(fd: int, header: reading.Header) -> tuple[Bitmap, ...]:
     """The bitmaps of an image. Empty if a program without support for bitmaps has written to it, because then they are not valid.
 
     :raises Qcow2Error: the directory is damaged or hostile.
@@ -37,7 +36,7 @@ def read_bitmaps(fd: int, header: Header) -> tuple[Bitmap, ...]:
     return tuple(bitmap for bitmap, _table, _size in _entries(*found[1:])) if found else ()
 
 
-def ranges_of_bitmaps(fd: int, header: Header) -> Iterator[tuple[int, int]]:
+def ranges_of_bitmaps(fd: int, header: reading.Header) -> Iterator[tuple[int, int]]:
     """The parts of the file that valid bitmaps take, as (offset, length) in bytes. :raises Qcow2Error: they are damaged or hostile."""
     found = _directory(fd, header)
     if not found:
@@ -46,39 +45,39 @@ def ranges_of_bitmaps(fd: int, header: Header) -> Iterator[tuple[int, int]]:
     yield offset, len(directory)
     for _bitmap, table, entries in _entries(directory, number):
         if entries * 8 > _MOST_TABLE or table % header.cluster_size or table + entries * 8 > os.fstat(fd).st_size:
-            raise Qcow2Error("the table of a bitmap is not where the format wants it")
+            raise layout.Qcow2Error("the table of a bitmap is not where the format wants it")
         yield table, entries * 8
         for entry in struct.unpack(f">{entries}Q", os.pread(fd, entries * 8, table)):
             if entry & _OFFSET:
                 yield entry & _OFFSET, header.cluster_size
 
 
-def _directory(fd: int, header: Header) -> tuple[int, bytes, int] | None:
+def _directory(fd: int, header: reading.Header) -> tuple[int, bytes, int] | None:
     """(Offset of the directory, its content, number of bitmaps in it); None if there are no valid bitmaps."""
     if not header.bitmaps or header.version < 3:
         return None
-    data = os.pread(fd, min(MOST_HEADER, header.cluster_size), 0)
-    if not int.from_bytes(data[AUTOCLEAR_AT : AUTOCLEAR_AT + 8], "big") & _CONSISTENT:
+    data = os.pread(fd, min(layout.MOST_HEADER, header.cluster_size), 0)
+    if not int.from_bytes(data[layout.AUTOCLEAR_AT : layout.AUTOCLEAR_AT + 8], "big") & _CONSISTENT:
         return None
     number, _reserved, size, offset = _BODY.unpack_from(_extension(data, header))
     if not 0 < number <= _MOST_BITMAPS or not _ENTRY.size <= size <= _MOST_DIRECTORY:
-        raise Qcow2Error("its directory of bitmaps is not what the format wants")
+        raise layout.Qcow2Error("its directory of bitmaps is not what the format wants")
     if offset + size > os.fstat(fd).st_size:
-        raise Qcow2Error("its directory of bitmaps lies behind the end of the file")
+        raise layout.Qcow2Error("its directory of bitmaps lies behind the end of the file")
     return offset, os.pread(fd, size, offset), number
 
 
-def _extension(data: bytes, header: Header) -> bytes:
-    offset = int.from_bytes(data[FIELDS.size + FIELDS_OF_3.size - 4 :][:4], "big")
-    while offset + EXTENSION.size <= min(header.extensions_end, len(data)):
-        kind, length = EXTENSION.unpack_from(data, offset)
-        body = offset + EXTENSION.size
-        if kind == EXT_BITMAPS and length >= _BODY.size:
+def _extension(data: bytes, header: reading.Header) -> bytes:
+    offset = int.from_bytes(data[layout.FIELDS.size + layout.FIELDS_OF_3.size - 4 :][:4], "big")
+    while offset + layout.EXTENSION.size <= min(header.extensions_end, len(data)):
+        kind, length = layout.EXTENSION.unpack_from(data, offset)
+        body = offset + layout.EXTENSION.size
+        if kind == layout.EXT_BITMAPS and length >= _BODY.size:
             return data[body : body + length].ljust(_BODY.size, b"\0")
-        if kind == EXT_END:
+        if kind == layout.EXT_END:
             break
         offset = body + (length + 7) // 8 * 8
-    raise Qcow2Error("its header extension for bitmaps is not what the format wants")
+    raise layout.Qcow2Error("its header extension for bitmaps is not what the format wants")
 
 
 def _entries(directory: bytes, number: int) -> list[tuple[Bitmap, int, int]]:
@@ -86,12 +85,12 @@ def _entries(directory: bytes, number: int) -> list[tuple[Bitmap, int, int]]:
     offset, found = 0, []
     for _each in range(number):
         if offset + _ENTRY.size > len(directory):
-            raise Qcow2Error("its directory of bitmaps is cut short")
+            raise layout.Qcow2Error("its directory of bitmaps is cut short")
         table, size, flags, _type, _granularity, name_size, extra = _ENTRY.unpack_from(directory, offset)
         start = offset + _ENTRY.size + extra
         name = directory[start : start + name_size]
         if not 0 < name_size <= _MOST_NAME or len(name) != name_size:
-            raise Qcow2Error("its directory of bitmaps is cut short")
+            raise layout.Qcow2Error("its directory of bitmaps is cut short")
         found.append((Bitmap(name.decode("utf-8", "backslashreplace"), bool(flags & _AUTO and not flags & _IN_USE)), table, size))
         offset = (start + name_size + 7) // 8 * 8
     return found

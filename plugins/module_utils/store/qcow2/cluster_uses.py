@@ -22,14 +22,11 @@ import struct
 import sys
 from typing import Iterator
 
-from .bitmaps import ranges_of_bitmaps
+from . import bitmaps, l2_entries, layout, reading
 from .clusters import COPIED, MOST_TABLE_BYTES, OFFSET, READS_ZERO, big_endian
-from .l2_entries import COMPRESSED, compressed_range, refcount_table
-from .layout import FIELDS, FIELDS_OF_3, Qcow2Error
-from .reading import Header, read_header
 from .tables import l1_table
 
-_ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8  # offset of the field refcount_order, the binary logarithm of a count's width in bits
+_ORDER_AT = layout.FIELDS.size + layout.FIELDS_OF_3.size - 8  # offset of the field refcount_order, the binary logarithm of a count's width in bits
 _MOST_CLUSTERS = 64 << 20  # in a file; each takes up to five bytes of memory
 _MOST_BEHIND = 1 << 20  # clusters behind the end of the file
 _MOST_USES = (1 << 16) - 1
@@ -46,14 +43,14 @@ def require_single_owners(fd: int) -> None:
 
     :raises Qcow2Error: a cluster has two uses, or is in use and not counted, or the tables are damaged in another way.
     """
-    header = read_header(fd)
+    header = reading.read_header(fd)
     clusters = -(-os.fstat(fd).st_size // header.cluster_size)
     tables = l1_table(fd, header, MOST_TABLE_BYTES // header.cluster_size)
     if header.internal_snapshots or clusters > _MOST_CLUSTERS or tables is None:
         return
-    at, blocks = refcount_table(fd, header)
+    at, blocks = l2_entries.refcount_table(fd, header)
     if blocks is None:
-        raise Qcow2Error("its table of reference counts is cut short")
+        raise layout.Qcow2Error("its table of reference counts is cut short")
     uses = _Uses(header, clusters)
     uses.take_bytes(0, 1)
     uses.take_bytes(header.l1_offset, header.l1_entries * 8)
@@ -61,7 +58,7 @@ def require_single_owners(fd: int) -> None:
     for block in blocks:
         if block:
             uses.take_whole(block)
-    for start, length in ranges_of_bitmaps(fd, header):
+    for start, length in bitmaps.ranges_of_bitmaps(fd, header):
         uses.take_bytes(start, length)
     for entry in tables.values():
         uses.take_whole(entry & OFFSET)  # l1_table has checked that no two of them are the same
@@ -75,7 +72,7 @@ def require_single_owners(fd: int) -> None:
 class _Uses:
     """The uses of each cluster of a file: by one owner, by entries that are not flagged as the only owner, and by compressed data."""
 
-    def __init__(self, header: Header, clusters: int) -> None:
+    def __init__(self, header: reading.Header, clusters: int) -> None:
         self._header = header
         self._size = header.cluster_size
         self._bits = header.cluster_bits
@@ -94,7 +91,7 @@ class _Uses:
     def take_whole(self, offset: int) -> None:
         """Count a cluster that is a table or a block of counts."""
         if offset & (self._size - 1):
-            raise Qcow2Error("a cluster is not where the format wants it")
+            raise layout.Qcow2Error("a cluster is not where the format wants it")
         self._own(offset >> self._bits)
 
     def take_table(self, data: bytes) -> None:
@@ -104,14 +101,14 @@ class _Uses:
         entries = big_endian(data)
         mask = self._size - 1
         for entry in entries[0::2] if self._header.extended_l2 else entries:
-            if entry & COMPRESSED:
+            if entry & l2_entries.COMPRESSED:
                 self._count_compressed(entry)
                 continue
             offset = entry & OFFSET
             if not offset:
                 continue
             if offset & mask:
-                raise Qcow2Error("a cluster is not where the format wants it")
+                raise layout.Qcow2Error("a cluster is not where the format wants it")
             if entry & COPIED:
                 self._own(offset >> self._bits)
             else:
@@ -120,7 +117,7 @@ class _Uses:
     def _take_run(self, data: bytes) -> bool:
         """Count a table whose clusters follow each other in the file; most tables of a disk that was filled once are so. Else False."""
         first, number = int.from_bytes(data[:8], "big"), len(data) // 8
-        if self._header.extended_l2 or not first & COPIED or first & (COMPRESSED | READS_ZERO):
+        if self._header.extended_l2 or not first & COPIED or first & (l2_entries.COMPRESSED | READS_ZERO):
             return False
         step = int.from_bytes(self._size.to_bytes(8, "big") * (number - 1), "big")
         if int.from_bytes(data[8:], "big") - int.from_bytes(data[:-8], "big") != step:
@@ -129,7 +126,7 @@ class _Uses:
         if first & OFFSET & (self._size - 1) or end > len(self.owned):
             return False
         if self.owned.find(1, begin, end) >= 0:
-            raise Qcow2Error(_SHARED)
+            raise layout.Qcow2Error(_SHARED)
         self.owned[begin:end] = b"\1" * number
         return True
 
@@ -143,7 +140,7 @@ class _Uses:
         if len(numbers) != flagged or max(numbers, default=0) >= len(self.owned):
             return False
         if len(set(numbers)) < flagged or any(map(self.owned.__getitem__, numbers)):
-            raise Qcow2Error(_SHARED)
+            raise layout.Qcow2Error(_SHARED)
         for number in numbers:
             self.owned[number] = 1
         return True
@@ -151,15 +148,15 @@ class _Uses:
     def _own(self, number: int) -> None:
         if number >= len(self.owned):
             if number in self.behind:
-                raise Qcow2Error(_SHARED)
+                raise layout.Qcow2Error(_SHARED)
             self._note_behind(number)
         elif self.owned[number]:
-            raise Qcow2Error(_SHARED)
+            raise layout.Qcow2Error(_SHARED)
         else:
             self.owned[number] = 1
 
     def _count_compressed(self, entry: int) -> None:
-        start, length = compressed_range(entry, self._header)
+        start, length = l2_entries.compressed_range(entry, self._header)
         for number in range(start >> self._bits, ((start + length - 1) >> self._bits) + 1):
             self.packed = self._count(self.packed, number)
 
@@ -174,14 +171,14 @@ class _Uses:
     def _note_behind(self, number: int) -> None:
         self.behind.add(number)
         if len(self.behind) > _MOST_BEHIND:
-            raise Qcow2Error("too many of its clusters lie behind the end of the file")
+            raise layout.Qcow2Error("too many of its clusters lie behind the end of the file")
 
     def finish(self) -> None:
         """Compare the kinds of uses. :raises Qcow2Error: a cluster has two uses that exclude each other."""
         for counts, excluding in ((self.others, self.packed), (self.packed, None), (self.others, None)):
             for number in _used(counts):
                 if self.owned[number] or (excluding is not None and excluding[number]):
-                    raise Qcow2Error(_SHARED)
+                    raise layout.Qcow2Error(_SHARED)
 
     def counted(self) -> Iterator[tuple[int, int]]:
         """(Number of a cluster, number of its uses), for clusters without a single owner."""
@@ -198,7 +195,7 @@ def _used(counts: array.array | None) -> Iterator[int]:
             yield from (start + position for position, count in enumerate(part) if count)
 
 
-def _require_counts(fd: int, header: Header, blocks: list[int], uses: _Uses) -> None:
+def _require_counts(fd: int, header: reading.Header, blocks: list[int], uses: _Uses) -> None:
     """Compare uses with counts. :raises Qcow2Error: a cluster is counted less often than it is used."""
     order = 4 if header.version == 2 else struct.unpack(">I", os.pread(fd, 4, _ORDER_AT))[0]
     per_block = header.cluster_size * 8 >> order
@@ -213,11 +210,11 @@ def _require_counts(fd: int, header: Header, blocks: list[int], uses: _Uses) -> 
         counts = _counts(os.pread(fd, header.cluster_size, block).ljust(header.cluster_size, b"\0") if block else b"", order)
         counted = int.from_bytes(_is_counted(counts, len(owned)), "big")
         if int.from_bytes(owned, "big") & ~counted:
-            raise Qcow2Error(_UNCOUNTED)
+            raise layout.Qcow2Error(_UNCOUNTED)
         for number, count in without_owner.get(index, ()):
             position = number % per_block
             if (counts[position] if position < len(counts) else 0) < count:
-                raise Qcow2Error(_UNCOUNTED)
+                raise layout.Qcow2Error(_UNCOUNTED)
 
 
 def _is_counted(counts: array.array | list[int], number: int) -> bytes:

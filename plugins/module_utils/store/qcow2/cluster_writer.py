@@ -16,9 +16,8 @@ import array
 import os
 from typing import Callable, Iterator, NamedTuple
 
+from . import refcounts, writing
 from .clusters import COPIED, OFFSET, READS_ZERO, ZEROS, QcowLayer, Run, Unsuited, run_of, split, to_big_endian
-from .refcounts import Counts
-from .writing import write_whole
 
 _MOST_PENDING = 256  # changed L2 tables in memory
 _MOST_CLUSTERS = 64 << 20  # in an image; each takes a byte of memory
@@ -57,7 +56,7 @@ class ClusterWriter:
         self._hides = hides
         self._layer = QcowLayer(fd)
         self.cluster_size = self._layer.cluster_size
-        self._counts = Counts(fd, self._layer.header)
+        self._counts = refcounts.Counts(fd, self._layer.header)
         self._fixed = self._metadata()
         self._first = self._last_in_use() + 1
         if self._first > _MOST_CLUSTERS:
@@ -195,7 +194,7 @@ class ClusterWriter:
             if index in self._layer.l1:
                 self._write_table(index)
             else:
-                write_whole(self._fd, self._l1[index].to_bytes(8, "big"), self._layer.header.l1_offset + index * 8)
+                writing.write_whole(self._fd, self._l1[index].to_bytes(8, "big"), self._layer.header.l1_offset + index * 8)
         if self._changed:
             sync()
         dropped, self._dropped = self._dropped, []
@@ -206,4 +205,4 @@ class ClusterWriter:
 
     def _write_table(self, index: int) -> None:
         table, first, last = self._changed[index]
-        write_whole(self._fd, to_big_endian(table[first : last + 1]), (self._l1[index] & OFFSET) + first * 8)
+        writing.write_whole(self._fd, to_big_endian(table[first : last + 1]), (self._l1[index] & OFFSET) + first * 8)

@@ -15,10 +15,8 @@ import os
 import sys
 from typing import Iterator, NamedTuple
 
-from ..files.holes import all_data
-from .layout import CutShort, Qcow2Error
-from .reading import read_header
-from .tables import l1_table
+from ..files import holes
+from . import layout, reading, tables
 
 ZEROS = -1  # instead of a cluster's offset: it reads as zeros, whatever the backing file has
 COPIED = 1 << 63  # section "Standard Cluster Descriptor" and "L1 table entry": the reference count is exactly one
@@ -39,7 +37,7 @@ class Run(NamedTuple):
     start: int
 
 
-class Unsuited(Qcow2Error):
+class Unsuited(layout.Qcow2Error):
     """The image may be valid, but it has something that only qemu-img can handle."""
 
 
@@ -51,11 +49,11 @@ class QcowLayer:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.header = read_header(fd)
+        self.header = reading.read_header(fd)
         header = self.header
         if header.extended_l2 or header.internal_snapshots or header.bitmaps or header.dirty or header.unknown_extensions:
             raise Unsuited("it has subclusters, internal snapshots, bitmaps, unknown extensions, or counts to be repaired")
-        found = l1_table(fd, header, MOST_TABLE_BYTES // header.cluster_size)
+        found = tables.l1_table(fd, header, MOST_TABLE_BYTES // header.cluster_size)
         if found is None:
             raise Unsuited("it has too many L2 tables")
         self.l1: dict[int, int] = found
@@ -103,7 +101,7 @@ class QcowLayer:
     def _require_data(self, index: int, position: int, count: int, entry: int) -> None:
         within = self.size - (index * self.header.l2_entries + position) * self.cluster_size
         if not entry & READS_ZERO and (entry & OFFSET) + min(count * self.cluster_size, within) > self._last:
-            raise CutShort("a cluster lies behind the end of the file (the file was cut short)")
+            raise layout.CutShort("a cluster lies behind the end of the file (the file was cut short)")
 
     def last_cluster(self, index: int) -> int:
         """Offset in bytes of the last cluster that a table leads to, even if it is for zeros or beyond the virtual size. 0 if none.
@@ -140,7 +138,7 @@ class RawLayer:
         status = os.fstat(fd)
         self.size = status.st_size
         self._starts, self._ends = [], []
-        for start, end in all_data(fd, self.size):
+        for start, end in holes.all_data(fd, self.size):
             self._starts.append(start)
             self._ends.append(end)
             if len(self._ends) > _MOST_EXTENTS:

@@ -9,10 +9,7 @@ import errno
 import os
 import struct
 
-from .l2_entries import refcount_table
-from .layout import Qcow2Error
-from .reading import read_header
-from .writing import write_whole
+from . import l2_entries, layout, reading, writing
 
 _PAGE = 4096  # bytes that are written at a time, and only if they change: writing zeros into a hole would need a block
 
@@ -26,15 +23,15 @@ def drop_data(fd: int) -> int:
     :raises Qcow2Error: the image is damaged, has bitmaps or extensions that lead to clusters, or its file system is full and needs
         new blocks even to write in place. :raises OSError: it is unknown what is durable.
     """
-    header = read_header(fd)
-    table_offset, blocks = refcount_table(fd, header)
+    header = reading.read_header(fd)
+    table_offset, blocks = l2_entries.refcount_table(fd, header)
     if header.bitmaps or header.unknown_extensions or header.internal_snapshots or not blocks or not blocks[0]:
-        raise Qcow2Error("more than its tables leads to its clusters")
+        raise layout.Qcow2Error("more than its tables leads to its clusters")
     size = header.cluster_size
     l1_bytes = header.l1_entries * 8
     ends = (size, header.l1_offset + l1_bytes, table_offset + len(blocks) * 8, blocks[0] + size)
     if min(header.l1_offset, table_offset, blocks[0]) < size or any(block % size for block in blocks):
-        raise Qcow2Error("its tables are not where the format wants them")
+        raise layout.Qcow2Error("its tables are not where the format wants them")
     kept = -(-max(ends) // size) * size
     _write_changed(fd, bytes(l1_bytes), header.l1_offset)
     os.fsync(fd)  # the L1 table must be empty before the tables that it led to are gone
@@ -49,8 +46,8 @@ def _write_changed(fd: int, data: bytes, offset: int) -> None:
         if os.pread(fd, len(part), offset + start) == part:
             continue
         try:
-            write_whole(fd, part, offset + start)
+            writing.write_whole(fd, part, offset + start)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise Qcow2Error("it cannot be written in place") from error
+            raise layout.Qcow2Error("it cannot be written in place") from error

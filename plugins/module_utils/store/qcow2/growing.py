@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 import struct
 
-from .layout import MAX_L1_BYTES, SECTOR, Qcow2Error
-from .reading import is_zero, read_header
-from .tails import clear_tail
-from .writing import first_sector, write_whole
+from . import layout, reading, tails, writing
 
 
 def grow(fd: int, size: int) -> bool:
@@ -25,23 +22,23 @@ def grow(fd: int, size: int) -> bool:
     :raises Unsuited: data behind the end cannot be removed in place. Nothing was written.
     :raises Qcow2Error: the header is not valid, or the size is smaller or no multiple of 512. Nothing was written.
     """
-    header = read_header(fd)
-    if size < header.size or size % SECTOR:
-        raise Qcow2Error(f"its size cannot be raised from {header.size} to {size} bytes")
+    header = reading.read_header(fd)
+    if size < header.size or size % layout.SECTOR:
+        raise layout.Qcow2Error(f"its size cannot be raised from {header.size} to {size} bytes")
     if size > header.size:
-        clear_tail(fd)
+        tails.clear_tail(fd)
     needed = header.l1_needed(size)
     table = header.l1_entries * 8
-    room = min((table + header.cluster_size - 1) // header.cluster_size * header.cluster_size, MAX_L1_BYTES)
+    room = min((table + header.cluster_size - 1) // header.cluster_size * header.cluster_size, layout.MAX_L1_BYTES)
     if needed * 8 > room or header.internal_snapshots or header.dirty or header.bitmaps:
         return False
-    if needed > header.l1_entries and not is_zero(fd, header.l1_offset + table, needed * 8 - table):
+    if needed > header.l1_entries and not reading.is_zero(fd, header.l1_offset + table, needed * 8 - table):
         return False
     if os.fstat(fd).st_size < header.l1_offset + room:
         os.ftruncate(fd, header.l1_offset + room)
-    sector = first_sector(fd, header)
+    sector = writing.first_sector(fd, header)
     struct.pack_into(">Q", sector, 24, size)
     struct.pack_into(">I", sector, 36, max(needed, header.l1_entries))
-    write_whole(fd, bytes(sector), 0)
+    writing.write_whole(fd, bytes(sector), 0)
     os.fsync(fd)
     return True

@@ -11,11 +11,8 @@ from __future__ import annotations
 import os
 from typing import Iterator, NamedTuple, Sequence
 
+from . import l2_entries, layout, reading, tables
 from .clusters import COPIED, MOST_TABLE_BYTES, OFFSET, RawLayer, big_endian
-from .l2_entries import COMPRESSED, entry_bytes
-from .layout import Qcow2Error
-from .reading import Header, is_zero, read_header
-from .tables import kinds, l1_table
 
 _NOTHING, _DATA, _ZEROS = 0, 1, 2  # as in tables.allocation
 
@@ -42,10 +39,10 @@ class _Tables:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.header: Header = read_header(fd)
-        found = l1_table(fd, self.header, MOST_TABLE_BYTES // self.header.cluster_size)
+        self.header: reading.Header = reading.read_header(fd)
+        found = tables.l1_table(fd, self.header, MOST_TABLE_BYTES // self.header.cluster_size)
         if found is None:
-            raise Qcow2Error("it has too many tables to be looked through")
+            raise layout.Qcow2Error("it has too many tables to be looked through")
         self.l1 = found
         self._last: tuple[int, bytes, bytes] = (-1, b"", b"")
 
@@ -54,7 +51,7 @@ class _Tables:
         if self._last[0] != index:
             size, entry = self.header.cluster_size, self.l1.get(index, 0)
             data = os.pread(self.fd, size, entry & OFFSET).ljust(size, b"\0") if entry else b""
-            self._last = index, data, kinds(data, self.header) if entry else bytes(self.header.l2_entries)
+            self._last = index, data, tables.kinds(data, self.header) if entry else bytes(self.header.l2_entries)
         return self._last[1:]
 
     def parts(self) -> Iterator[_Part]:
@@ -75,7 +72,7 @@ class _Tables:
     def clusters(self, start: int, stop: int) -> Iterator[_Cluster]:
         """The clusters that have a part of a range of bytes."""
         size, per_table = self.header.cluster_size, self.header.l2_entries
-        width = entry_bytes(self.header)
+        width = l2_entries.entry_bytes(self.header)
         for number in range(start // size, -(-min(stop, self.header.size) // size)):
             index, position = divmod(number, per_table)
             data, kinds_of = self._table(index)
@@ -88,10 +85,10 @@ class _Tables:
 
     def shows_zeros(self, start: int, stop: int) -> bool:
         """Whether what its data clusters have in this range are zeros, as far as that can be told: compressed data is taken for it."""
-        return all(one.kind != _DATA or one.entry & COMPRESSED or self._is_zero(one) for one in self.clusters(start, stop))
+        return all(one.kind != _DATA or one.entry & l2_entries.COMPRESSED or self._is_zero(one) for one in self.clusters(start, stop))
 
     def _is_zero(self, one: _Cluster) -> bool:
-        return is_zero(self.fd, (one.entry & OFFSET) + one.start % self.header.cluster_size, one.stop - one.start)
+        return reading.is_zero(self.fd, (one.entry & OFFSET) + one.start % self.header.cluster_size, one.stop - one.start)
 
 
 class _Raw:
@@ -115,7 +112,7 @@ class _Raw:
 
     def shows_zeros(self, start: int, stop: int) -> bool:
         """See :meth:`_Tables.shows_zeros`."""
-        return is_zero(self.fd, start, stop - start)
+        return reading.is_zero(self.fd, start, stop - start)
 
 
 def require_held(fd: int, layers: Sequence[int], raw: int | None = None, is_above: bool = False) -> None:
@@ -144,14 +141,14 @@ def _require_part(target: _Tables, layer: _Tables | _Raw, part: _Part, above: Se
             continue
         hidden = any(upper.kind(one.start) != _NOTHING for upper in above)  # by a layer that has its own turn
         if not hidden and not (_has_data(target, layer, one) if part.is_data else _has_zeros(target, one)):
-            raise Qcow2Error(f"it has no place for what the merged images hold at byte {one.start}")
+            raise layout.Qcow2Error(f"it has no place for what the merged images hold at byte {one.start}")
 
 
 def _has_data(target: _Tables, layer: _Tables | _Raw, one: _Cluster) -> bool:
     """Whether the cluster can be where data of the layer was written. Whoever writes to a cluster is its only owner then (the flag COPIED),
     and it is not compressed. Zeros may be found while they are copied."""
     if one.kind == _DATA:
-        return bool(one.entry & COPIED) and not one.entry & COMPRESSED
+        return bool(one.entry & COPIED) and not one.entry & l2_entries.COMPRESSED
     return one.kind == _ZEROS and layer.shows_zeros(one.start, one.stop)
 
 
@@ -159,4 +156,4 @@ def _has_zeros(target: _Tables, one: _Cluster) -> bool:
     """Whether the cluster reads as zeros."""
     if one.kind == _NOTHING:
         return target.header.backing_file is None
-    return one.kind == _ZEROS or (not one.entry & COMPRESSED and target.shows_zeros(one.start, one.stop))
+    return one.kind == _ZEROS or (not one.entry & l2_entries.COMPRESSED and target.shows_zeros(one.start, one.stop))

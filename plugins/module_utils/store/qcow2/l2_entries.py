@@ -9,9 +9,8 @@ import os
 import struct
 from typing import Iterator
 
+from . import layout, reading
 from .clusters import OFFSET, READS_ZERO, big_endian
-from .layout import FIELDS
-from .reading import Header
 
 COMPRESSED = 1 << 62
 SECTOR = 512
@@ -21,12 +20,12 @@ _REFCOUNT_TABLE_AT = 48
 _COMPRESSION = 8  # bit of the incompatible features: compressed by something else than zlib
 
 
-def entry_bytes(header: Header) -> int:
+def entry_bytes(header: reading.Header) -> int:
     """The length of an L2 entry in bytes."""
     return 16 if header.extended_l2 else 8
 
 
-def pairs(data: bytes, header: Header) -> Iterator[tuple[int, int]]:
+def pairs(data: bytes, header: reading.Header) -> Iterator[tuple[int, int]]:
     """Each entry of (a part of) an L2 table as (entry, bitmap of its subclusters); 0 if it has no bitmap."""
     numbers = big_endian(data)
     if header.extended_l2:
@@ -34,7 +33,7 @@ def pairs(data: bytes, header: Header) -> Iterator[tuple[int, int]]:
     return ((number, 0) for number in numbers)
 
 
-def shows_data(entry: int, bitmap: int, header: Header) -> bool:
+def shows_data(entry: int, bitmap: int, header: reading.Header) -> bool:
     """Whether an entry makes its image show bytes of its own file, and not zeros or the backing file."""
     if entry & COMPRESSED:
         return True
@@ -43,7 +42,7 @@ def shows_data(entry: int, bitmap: int, header: Header) -> bool:
     return bool(bitmap & 0xFFFFFFFF) if header.extended_l2 else not entry & READS_ZERO
 
 
-def compressed_range(entry: int, header: Header) -> tuple[int, int]:
+def compressed_range(entry: int, header: reading.Header) -> tuple[int, int]:
     """Where compressed data is: (offset, length rounded up) in bytes. Section "Compressed Clusters Descriptor"."""
     shift = 62 - (header.cluster_bits - 8)
     start = entry & ((1 << shift) - 1)
@@ -51,12 +50,12 @@ def compressed_range(entry: int, header: Header) -> tuple[int, int]:
     return start, sectors * SECTOR - start % SECTOR
 
 
-def packed_by_zlib(fd: int, header: Header) -> bool:
+def packed_by_zlib(fd: int, header: reading.Header) -> bool:
     """Whether compressed clusters of the image are compressed by zlib."""
-    return header.version == 2 or not struct.unpack(">Q", os.pread(fd, 8, FIELDS.size))[0] & _COMPRESSION
+    return header.version == 2 or not struct.unpack(">Q", os.pread(fd, 8, layout.FIELDS.size))[0] & _COMPRESSION
 
 
-def refcount_table(fd: int, header: Header) -> tuple[int, list[int] | None]:
+def refcount_table(fd: int, header: reading.Header) -> tuple[int, list[int] | None]:
     """(Offset of the refcount table in bytes, its entries). The entries are None if the file ends before them. Section "Host cluster
     management"."""
     offset, clusters = _REFCOUNT_TABLE.unpack(os.pread(fd, _REFCOUNT_TABLE.size, _REFCOUNT_TABLE_AT))

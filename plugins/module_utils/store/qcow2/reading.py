@@ -9,24 +9,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from .layout import (
-    EXT_BACKING_FORMAT,
-    EXT_BITMAPS,
-    EXT_DATA_FILE,
-    EXT_ENCRYPTION,
-    EXT_END,
-    EXT_FEATURE_NAMES,
-    EXTENSION,
-    FIELDS,
-    FIELDS_OF_3,
-    MAGIC,
-    MAX_BACKING_NAME,
-    MAX_L1_BYTES,
-    MOST_HEADER,
-    SECTOR,
-    CutShort,
-    Qcow2Error,
-)
+from . import layout
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
 _KNOWN_INCOMPATIBLE = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
@@ -39,7 +22,7 @@ _MOST_SUMMARIES = 1024
 _MOST_BEFORE_NAME = 1024  # the most bytes before the backing name, in headers that QEMU or this collection wrote
 
 
-class _Beyond(Qcow2Error):
+class _Beyond(layout.Qcow2Error):
     """Something lies outside of the part of the header cluster that was read."""
 
 
@@ -82,7 +65,7 @@ class Header(NamedTuple):
 
 def has_magic(fd: int) -> bool:
     """Whether a file can be a qcow2 image at all. This can show that a given format is wrong, but never decides a format."""
-    return os.pread(fd, 4, 0) == MAGIC
+    return os.pread(fd, 4, 0) == layout.MAGIC
 
 
 def read_backing_name(fd: int) -> str | None:
@@ -91,11 +74,11 @@ def read_backing_name(fd: int) -> str | None:
     It is more tolerant than :func:`read_header`, to find out which files *might* rest on a file: another program may use an image
     that we refuse. As in QEMU, a NUL ends the name. It never decides a format.
     """
-    data = os.pread(fd, FIELDS.size, 0)
-    if len(data) < 20 or data[:4] != MAGIC:
+    data = os.pread(fd, layout.FIELDS.size, 0)
+    if len(data) < 20 or data[:4] != layout.MAGIC:
         return None
     offset, length = _BACKING.unpack_from(data, 8)
-    if not offset or not 0 < length <= MAX_BACKING_NAME or offset >= os.fstat(fd).st_size:
+    if not offset or not 0 < length <= layout.MAX_BACKING_NAME or offset >= os.fstat(fd).st_size:
         return None
     return os.pread(fd, length, offset).split(b"\0")[0].decode("utf-8", "replace") or None
 
@@ -116,7 +99,7 @@ def _parse_or_read_on(data: bytes, fd: int, file_size: int) -> Header:
     try:
         return _parse(data, file_size)
     except _Beyond:
-        return _parse(os.pread(fd, MOST_HEADER, 0), file_size)
+        return _parse(os.pread(fd, layout.MOST_HEADER, 0), file_size)
 
 
 class HeaderSummary(NamedTuple):
@@ -141,7 +124,7 @@ def read_summary(fd: int, file_size: int) -> HeaderSummary:
     not parsed twice.
     """
     data = os.pread(fd, _PAGE, 0)
-    offset, length = _BACKING.unpack_from(data, 8) if len(data) >= FIELDS.size else (0, 0)
+    offset, length = _BACKING.unpack_from(data, 8) if len(data) >= layout.FIELDS.size else (0, 0)
     end = offset + length
     if not 0 < offset <= _MOST_BEFORE_NAME or not offset < end <= len(data):
         header = _parse_or_read_on(data, fd, file_size)
@@ -158,8 +141,8 @@ def read_summary(fd: int, file_size: int) -> HeaderSummary:
 
 
 def _parse(data: bytes, file_size: int) -> Header:
-    if len(data) < FIELDS.size or data[:4] != MAGIC:
-        raise Qcow2Error("it has no qcow2 header")
+    if len(data) < layout.FIELDS.size or data[:4] != layout.MAGIC:
+        raise layout.Qcow2Error("it has no qcow2 header")
     (
         _magic,
         version,
@@ -174,18 +157,18 @@ def _parse(data: bytes, file_size: int) -> Header:
         refcount_clusters,
         internal_snapshots,
         snapshots_offset,
-    ) = FIELDS.unpack_from(data)
+    ) = layout.FIELDS.unpack_from(data)
     if version not in (2, 3):
-        raise Qcow2Error(f"its qcow2 version is {version}, not 2 or 3")
+        raise layout.Qcow2Error(f"its qcow2 version is {version}, not 2 or 3")
     if not 9 <= cluster_bits <= 21:
-        raise Qcow2Error(f"its cluster size of 2^{cluster_bits} bytes is outside the format's range")
+        raise layout.Qcow2Error(f"its cluster size of 2^{cluster_bits} bytes is outside the format's range")
     incompatible, length = _version_3_fields(data, version)
     _check_features(incompatible, crypt)
     cluster_size = 1 << cluster_bits
     if length > cluster_size:
-        raise Qcow2Error("its header is longer than a cluster")
+        raise layout.Qcow2Error("its header is longer than a cluster")
     if incompatible & _EXTENDED_L2 and cluster_bits < 14:
-        raise Qcow2Error("its clusters are too small for extended L2 entries")
+        raise layout.Qcow2Error("its clusters are too small for extended L2 entries")
     name = _read_name(data[:cluster_size], backing_offset, backing_length, length)
     extensions = _read_extensions(data, length, backing_offset or cluster_size)
     header = Header(
@@ -209,35 +192,35 @@ def _parse(data: bytes, file_size: int) -> Header:
     )
     _check_geometry(header, refcount_offset, refcount_clusters, file_size)
     if snapshots_offset % cluster_size or (internal_snapshots and not snapshots_offset):
-        raise Qcow2Error("its table of snapshots is not where the format wants it")
+        raise layout.Qcow2Error("its table of snapshots is not where the format wants it")
     return header
 
 
 def _version_3_fields(data: bytes, version: int) -> tuple[int, int]:
     """Section "Header" from byte 72 on, and "Additional fields": (incompatible features, header length)."""
     if version == 2:
-        return 0, FIELDS.size
-    least = FIELDS.size + FIELDS_OF_3.size
+        return 0, layout.FIELDS.size
+    least = layout.FIELDS.size + layout.FIELDS_OF_3.size
     if len(data) < least:
-        raise Qcow2Error("its header is cut short")
-    incompatible, _compatible, _autoclear, refcount_order, length = FIELDS_OF_3.unpack_from(data, FIELDS.size)
+        raise layout.Qcow2Error("its header is cut short")
+    incompatible, _compatible, _autoclear, refcount_order, length = layout.FIELDS_OF_3.unpack_from(data, layout.FIELDS.size)
     if length < least or length % 8 or refcount_order > 6:
-        raise Qcow2Error("its header fields contradict the format")
+        raise layout.Qcow2Error("its header fields contradict the format")
     compression_type = data[least] if least < min(length, len(data)) else 0
     if bool(compression_type) != bool(incompatible & _COMPRESSION):
-        raise Qcow2Error("its type of compression contradicts its features")
+        raise layout.Qcow2Error("its type of compression contradicts its features")
     return incompatible, length
 
 
 def _check_features(incompatible: int, crypt: int) -> None:
     if incompatible & ~_KNOWN_INCOMPATIBLE:
-        raise Qcow2Error(f"it uses unknown incompatible features ({incompatible & ~_KNOWN_INCOMPATIBLE:#x})")
+        raise layout.Qcow2Error(f"it uses unknown incompatible features ({incompatible & ~_KNOWN_INCOMPATIBLE:#x})")
     if incompatible & _CORRUPT:
-        raise Qcow2Error("it is marked corrupt")
+        raise layout.Qcow2Error("it is marked corrupt")
     if incompatible & _DATA_FILE:
-        raise Qcow2Error("it keeps its data in an external data file")
+        raise layout.Qcow2Error("it keeps its data in an external data file")
     if crypt:
-        raise Qcow2Error("it is encrypted, which this collection does not support")
+        raise layout.Qcow2Error("it is encrypted, which this collection does not support")
 
 
 class _Extensions(NamedTuple):
@@ -256,39 +239,39 @@ def _read_extensions(data: bytes, start: int, limit: int) -> _Extensions:
     """Read the list of section "Header extensions" from offset ``start`` to its end marker, or to ``limit``."""
     offset, found = start, {}
     while offset < limit:
-        if offset + EXTENSION.size > min(limit, len(data)):
+        if offset + layout.EXTENSION.size > min(limit, len(data)):
             raise _Beyond("its header extensions run out of the header cluster")
-        kind, length = EXTENSION.unpack_from(data, offset)
-        body = offset + EXTENSION.size
+        kind, length = layout.EXTENSION.unpack_from(data, offset)
+        body = offset + layout.EXTENSION.size
         if body + length > min(limit, len(data)):
             raise _Beyond("its header extensions run out of the header cluster")
-        if kind == EXT_END and length:
-            raise Qcow2Error("its header extensions' end marker has a length")
-        if kind == EXT_END:
+        if kind == layout.EXT_END and length:
+            raise layout.Qcow2Error("its header extensions' end marker has a length")
+        if kind == layout.EXT_END:
             break
         if kind in found:
-            raise Qcow2Error(f"its header extension {kind:#x} is there twice")
+            raise layout.Qcow2Error(f"its header extension {kind:#x} is there twice")
         found[kind] = (offset, data[body : body + length])
         offset = body + (length + 7) // 8 * 8
-    if EXT_DATA_FILE in found:
-        raise Qcow2Error("it names an external data file")
-    if EXT_ENCRYPTION in found:
-        raise Qcow2Error("it has an encryption header, which this collection does not support")
-    format_offset, name = found.get(EXT_BACKING_FORMAT, (None, b""))
+    if layout.EXT_DATA_FILE in found:
+        raise layout.Qcow2Error("it names an external data file")
+    if layout.EXT_ENCRYPTION in found:
+        raise layout.Qcow2Error("it has an encryption header, which this collection does not support")
+    format_offset, name = found.get(layout.EXT_BACKING_FORMAT, (None, b""))
     alias = name in _RAW_PROTOCOLS
     if format_offset is not None and name not in (b"raw", b"qcow2") and not alias:
-        raise Qcow2Error(f"its backing format {name[:16]!r} is neither raw nor qcow2")
-    unknown = not found.keys() <= {EXT_BACKING_FORMAT, EXT_BITMAPS, EXT_FEATURE_NAMES}
+        raise layout.Qcow2Error(f"its backing format {name[:16]!r} is neither raw nor qcow2")
+    unknown = not found.keys() <= {layout.EXT_BACKING_FORMAT, layout.EXT_BITMAPS, layout.EXT_FEATURE_NAMES}
     backing_format = "raw" if alias else name.decode("ascii") or None
-    return _Extensions(offset, offset < limit, format_offset, backing_format, EXT_BITMAPS in found, unknown, alias)
+    return _Extensions(offset, offset < limit, format_offset, backing_format, layout.EXT_BITMAPS in found, unknown, alias)
 
 
 def _read_name(data: bytes, offset: int, length: int, header_length: int) -> str | None:
     """The backing name, which is behind the header in the header cluster (section "Header extensions")."""
     if not offset:
         return None
-    if not 0 < length <= MAX_BACKING_NAME or offset < header_length:
-        raise Qcow2Error("its backing name lies where the format wants none")
+    if not 0 < length <= layout.MAX_BACKING_NAME or offset < header_length:
+        raise layout.Qcow2Error("its backing name lies where the format wants none")
     if offset + length > len(data):
         raise _Beyond("its backing name lies outside the header cluster, or behind its first 64 KiB")
     return _decoded(data[offset : offset + length])
@@ -298,25 +281,25 @@ def _decoded(encoded: bytes) -> str:
     try:
         name = encoded.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Qcow2Error("its backing name is no text") from error
+        raise layout.Qcow2Error("its backing name is no text") from error
     if "\0" in name:
-        raise Qcow2Error("its backing name holds a NUL, which programs read in different ways")
+        raise layout.Qcow2Error("its backing name holds a NUL, which programs read in different ways")
     return name
 
 
 def _check_geometry(header: Header, refcount_offset: int, refcount_clusters: int, file_size: int) -> None:
-    if header.size % SECTOR or header.size >= 2**63:
-        raise Qcow2Error(f"its virtual size of {header.size} bytes is invalid")
-    if header.l1_entries * 8 > MAX_L1_BYTES or header.l1_needed(header.size) > header.l1_entries:
-        raise Qcow2Error("its L1 table does not fit its size")
+    if header.size % layout.SECTOR or header.size >= 2**63:
+        raise layout.Qcow2Error(f"its virtual size of {header.size} bytes is invalid")
+    if header.l1_entries * 8 > layout.MAX_L1_BYTES or header.l1_needed(header.size) > header.l1_entries:
+        raise layout.Qcow2Error("its L1 table does not fit its size")
     if not refcount_offset or not 0 < refcount_clusters * header.cluster_size <= _MAX_REFCOUNT_TABLE:
-        raise Qcow2Error("it has no table of reference counts, or one larger than QEMU takes")
+        raise layout.Qcow2Error("it has no table of reference counts, or one larger than QEMU takes")
     if header.l1_entries and not header.l1_offset:
-        raise Qcow2Error("it has no L1 table")
+        raise layout.Qcow2Error("it has no L1 table")
     if refcount_offset % header.cluster_size or header.l1_offset % header.cluster_size:
-        raise Qcow2Error("its tables are not where the format wants them")
+        raise layout.Qcow2Error("its tables are not where the format wants them")
     if header.l1_offset + header.l1_entries * 8 > file_size or refcount_offset >= file_size:
-        raise CutShort("its tables lie behind the end of the file (the file was cut short)")
+        raise layout.CutShort("its tables lie behind the end of the file (the file was cut short)")
 
 
 def is_empty(fd: int, header: Header) -> bool:

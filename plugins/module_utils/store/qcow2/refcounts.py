@@ -9,15 +9,13 @@ import os
 import struct
 from typing import Iterable, Iterator, Mapping
 
+from . import layout, reading, writing
 from .clusters import OFFSET, Unsuited, big_endian
-from .layout import AUTOCLEAR_AT, FIELDS, FIELDS_OF_3
-from .reading import Header
-from .writing import write_whole
 
 _TABLE = struct.Struct(">QI")  # offset of the refcount table and its number of clusters, at byte 48
 _TABLE_AT = 48
 _ORDER = struct.Struct(">I")
-_ORDER_AT = FIELDS.size + FIELDS_OF_3.size - 8
+_ORDER_AT = layout.FIELDS.size + layout.FIELDS_OF_3.size - 8
 _SIXTEEN_BITS = 4  # log2 of the width of a count in bits; version 2 always has it, and QEMU makes it
 _ONE = b"\0\1"
 
@@ -28,13 +26,13 @@ class Counts:
     :raises Unsuited: counts of another width, blocks at impossible places, or features that a writer would have to handle.
     """
 
-    def __init__(self, fd: int, header: Header) -> None:
+    def __init__(self, fd: int, header: reading.Header) -> None:
         self._fd = fd
         self._cluster_size = header.cluster_size
         self._per_block = header.cluster_size // len(_ONE)
-        start = os.pread(fd, FIELDS.size + FIELDS_OF_3.size, 0)
+        start = os.pread(fd, layout.FIELDS.size + layout.FIELDS_OF_3.size, 0)
         if header.version == 3:
-            (order,), (autoclear,) = _ORDER.unpack_from(start, _ORDER_AT), struct.unpack_from(">Q", start, AUTOCLEAR_AT)
+            (order,), (autoclear,) = _ORDER.unpack_from(start, _ORDER_AT), struct.unpack_from(">Q", start, layout.AUTOCLEAR_AT)
             if order != _SIXTEEN_BITS or autoclear:
                 raise Unsuited("its reference counts are not of 16 bits, or it has features that a writer would end")
         self._offset, clusters = _TABLE.unpack_from(start, _TABLE_AT)
@@ -94,7 +92,7 @@ class Counts:
             ones = max(0, min(end, high) - low)
             offset = new.get(index) or self._blocks[index]
             if offset:
-                write_whole(self._fd, _ONE * ones + bytes((high - low - ones) * len(_ONE)), offset + (low - start) * len(_ONE))
+                writing.write_whole(self._fd, _ONE * ones + bytes((high - low - ones) * len(_ONE)), offset + (low - start) * len(_ONE))
 
     def release(self, clusters: Iterable[int]) -> None:
         """Lower the count of each cluster by one, once for each time that it is listed. Call it only after the entries that led to
@@ -104,10 +102,10 @@ class Counts:
             block = self._blocks[index] if index < len(self._blocks) else 0
             count = int.from_bytes(os.pread(self._fd, len(_ONE), block + position * len(_ONE)), "big") if block else 0
             if count:
-                write_whole(self._fd, (count - 1).to_bytes(len(_ONE), "big"), block + position * len(_ONE))
+                writing.write_whole(self._fd, (count - 1).to_bytes(len(_ONE), "big"), block + position * len(_ONE))
 
     def publish(self, new: Mapping[int, int]) -> None:
         """Make new blocks part of the table. They must be durable before."""
         for index, offset in new.items():
             self._blocks[index] = offset
-            write_whole(self._fd, offset.to_bytes(8, "big"), self._offset + index * 8)
+            writing.write_whole(self._fd, offset.to_bytes(8, "big"), self._offset + index * 8)

@@ -9,10 +9,10 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from .layout import CutShort, Qcow2Error
+from . import layout
 
 if TYPE_CHECKING:
-    from .reading import Header
+    from . import reading
 
 _OFFSET = 0x00FFFFFFFFFFFE00  # the bits of an L1 entry that are the offset of an L2 table
 _MASKED = {mask: bytes(1 if value & mask else 0 for value in range(256)) for mask in (0x01, 0x40, 0xFE, 0xFF)}
@@ -20,7 +20,7 @@ _MOST_L2_BYTES = 256 << 20  # the most that :func:`allocation` reads; its result
 _CHUNK = 1 << 20
 
 
-def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, bytes] | None:
+def allocation(fd: int, header: reading.Header, most_tables: int = 4096) -> dict[int, bytes] | None:
     """Which clusters are allocated: L1 index → one byte per L2 entry, 0 for nothing, 1 for data, 2 for zeros.
 
     None if the image has more than ``most_tables`` L2 tables, or more than 256 MiB of them: an estimate is not worth reading
@@ -34,7 +34,7 @@ def allocation(fd: int, header: Header, most_tables: int = 4096) -> dict[int, by
     return {index: kinds(os.pread(fd, header.cluster_size, entry & _OFFSET), header) for index, entry in tables.items()}
 
 
-def l1_table(fd: int, header: Header, most: int) -> dict[int, int] | None:
+def l1_table(fd: int, header: reading.Header, most: int) -> dict[int, int] | None:
     """L1 index → entry, for entries that lead to an L2 table. None if there are more than ``most``. Section "L1 and L2 tables".
 
     :raises Qcow2Error: L2 tables lie behind the end of the file, at impossible places, or several times in the L1 table.
@@ -45,24 +45,24 @@ def l1_table(fd: int, header: Header, most: int) -> dict[int, int] | None:
         count = min(_CHUNK // 8, header.l1_entries - first)
         data = os.pread(fd, count * 8, header.l1_offset + first * 8)
         if len(data) < count * 8:
-            raise CutShort("its L1 table lies behind the end of the file (the file was cut short)")
+            raise layout.CutShort("its L1 table lies behind the end of the file (the file was cut short)")
         entries = () if data.count(0) == len(data) else struct.unpack(f">{count}Q", data)
         for index, entry in enumerate(entries, first):
             offset = entry & _OFFSET
             if offset % header.cluster_size:
-                raise Qcow2Error("an L2 table is not where the format wants it")
+                raise layout.Qcow2Error("an L2 table is not where the format wants it")
             if offset > last:
-                raise CutShort("an L2 table lies behind the end of the file (the file was cut short)")
+                raise layout.CutShort("an L2 table lies behind the end of the file (the file was cut short)")
             if offset:
                 found[index] = entry
             if len(found) > most:
                 return None
     if len({entry & _OFFSET for entry in found.values()}) < len(found):
-        raise Qcow2Error("two entries of its L1 table share an L2 table")
+        raise layout.Qcow2Error("two entries of its L1 table share an L2 table")
     return found
 
 
-def kinds(table: bytes, header: Header) -> bytes:
+def kinds(table: bytes, header: reading.Header) -> bytes:
     """One byte per entry of an L2 table, as in :func:`allocation`, found by a few operations on all entries at once.
 
     Section "Standard Cluster Descriptor": bit 0 means zeros, but not in a compressed cluster's entry (bit 62). Section

@@ -13,20 +13,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from ...errors import ChainBroken, Conflict
-from ...model import Image, Parent, Snapshot, Volume, is_safe_file_name
+from ... import errors, model
 from ..files.directory import ShareDirectory
 from ..metadata import formats, info_file, records, unfinished
-from . import ownership
-from .chains import MAX_CHAIN, decide_format
-from .images import WORST_DAY, read_image
+from . import chains, images, ownership
 
 
 class Broken(NamedTuple):
     """A volume with gaps. In the chain of ``volume``, missing files are images without format and size. ``missing``: all known files
     that are gone, those of its parent included. ``left``: existing files that are named as its own but may not be."""
 
-    volume: Volume
+    volume: model.Volume
     missing: tuple[str, ...]
     left: tuple[str, ...]
 
@@ -62,7 +59,7 @@ class _Search:
 
     def __init__(self, directory: ShareDirectory, name: str, info: info_file.Info | None, record: records.Record | None) -> None:
         self._directory, self._name, self._info, self._record = directory, name, info, record
-        self._images: dict[str, Image] = {}
+        self._images: dict[str, model.Image] = {}
         self._own: set[str] = set()
         self._named = self._all_named()
         self.missing: dict[str, None] = {}
@@ -75,7 +72,7 @@ class _Search:
         if record is not None:
             named += [*record.formats, *(unfinished.own_images(record.intent) if record.intent else ())]
             named += [item.file for item in record.garbage if self._is_there(item.file)]
-        return [file for file in dict.fromkeys(named) if is_safe_file_name(file) and not file.endswith(".info")]
+        return [file for file in dict.fromkeys(named) if model.is_safe_file_name(file) and not file.endswith(".info")]
 
     def _is_there(self, file: str) -> bool:
         return self._directory.root.status(file) is not None
@@ -85,21 +82,23 @@ class _Search:
         seen: set[str] = set()
         format_above: str | None = None
         while file is not None:
-            if file in seen or len(seen) >= MAX_CHAIN:
-                raise ChainBroken(f"volume {self._name} on {self._directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
+            if file in seen or len(seen) >= chains.MAX_CHAIN:
+                raise errors.ChainBroken(
+                    f"volume {self._name} on {self._directory.share.label}", f"its chain comes back to {file} or never ends", images.WORST_DAY
+                )
             seen.add(file)
             if file in self._named and self._belongs(file):
                 self._own.add(file)
             image = self._read(file, format_above)
             file, format_above = (image.backing_file, image.backing_format) if image else (None, None)
 
-    def _read(self, file: str, format_above: str | None) -> Image | None:
+    def _read(self, file: str, format_above: str | None) -> model.Image | None:
         """Read one file and remember its image. None if it is missing."""
-        image_format = decide_format(self._name, file, format_above, self._info, self._record)
+        image_format = chains.decide_format(self._name, file, format_above, self._info, self._record)
         if image_format is None and self._images:
             image_format = ownership.format_of_another(self._directory, self._name, file)
         try:
-            image = self._images[file] = read_image(self._directory, file, image_format, None, self._record)
+            image = self._images[file] = images.read_image(self._directory, file, image_format, None, self._record)
         except FileNotFoundError:
             self._note_missing(file)
             return None
@@ -107,7 +106,7 @@ class _Search:
 
     def _note_missing(self, file: str) -> None:
         self.missing[file] = None
-        self._images[file] = Image(file, None, 0)
+        self._images[file] = model.Image(file, None, 0)
 
     def _is_named_after(self, file: str) -> bool:
         return file == self._name or file.startswith(self._name + ".")
@@ -117,7 +116,7 @@ class _Search:
         owner = ownership.owner_of(self._directory, file, excluding=self._name)
         if owner is not None and self._is_named_after(file):
             problem = f"volume {self._name} and volume {owner} both claim it"
-            raise Conflict(self._directory.root.subject(file), problem, "see which .info is wrong and mend it")
+            raise errors.Conflict(self._directory.root.subject(file), problem, "see which .info is wrong and mend it")
         return owner is None
 
     def read_below_gaps(self) -> None:
@@ -140,29 +139,29 @@ class _Search:
             if file in self._images:
                 continue
             if self._is_there(file):
-                self._images[file] = Image(file, None, 0)
+                self._images[file] = model.Image(file, None, 0)
             else:
                 self._note_missing(file)
 
-    def volume(self, has_info: bool) -> Volume:
+    def volume(self, has_info: bool) -> model.Volume:
         """The volume, made of what was read. ``has_info``: its ``.info`` exists."""
         own = [image for file, image in self._images.items() if file in self._own]
         others = [image for file, image in self._images.items() if file not in self._own]
         parent = self._record.parent if self._record is not None else None
         if parent is None and others:
             file = others[0].file
-            parent = Parent(ownership.owner_of(self._directory, file) or file, None, file)
+            parent = model.Parent(ownership.owner_of(self._directory, file) or file, None, file)
         if parent is not None:
             others.sort(key=lambda image: image.file != parent.file)
         chain = (*own, *others)
         snapshots, stale = self._snapshots([image.file for image in own])
-        found = Volume(self._name, chain, snapshots, has_info, True, parent=parent, stale=stale)
+        found = model.Volume(self._name, chain, snapshots, has_info, True, parent=parent, stale=stale)
         if self._record is None:
             return found
         record, lease = self._record, formats.lease_of(self._directory, self._record)
         return replace(found, created=record.created, description=record.description, labels=record.labels, lease=lease)
 
-    def _snapshots(self, own: list[str]) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
+    def _snapshots(self, own: list[str]) -> tuple[tuple[model.Snapshot, ...], tuple[tuple[str, str], ...]]:
         """The entries of ``.info``: (snapshots whose file is or was the volume's own, the others as stale (snapshot, file) pairs)."""
         found, stale = [], []
         for snapshot, file in self._info.snapshots if self._info else ():
@@ -171,5 +170,5 @@ class _Search:
                 continue
             details = self._record.snapshots.get(snapshot) if self._record else None
             fields = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
-            found.append(Snapshot(snapshot, file, *fields))
+            found.append(model.Snapshot(snapshot, file, *fields))
         return tuple(sorted(found, key=lambda one: (-own.index(one.file), one.name))), tuple(stale)

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, NamedTuple
 
-from ...errors import ChainBroken, Conflict, StorageError, from_os_error
-from ...model import Image, Snapshot, Volume, info_name
+from ... import errors, model
 from .. import qcow2
 from ..files.directory import ShareDirectory
 from ..metadata import info_file, records
-from . import ownership
-from .images import PUT_BACK, WORST_DAY, Judge, UseProbe, probe_all, read_image
+from . import images, ownership
 from .look import Look
 
 MAX_CHAIN = 256  # files that are followed before a chain is taken for an attack
@@ -42,7 +40,7 @@ class Findings:
 class Observed(NamedTuple):
     """A volume and what it was read from. ``in_use``: whether its images are open, None if unknown or if no :class:`UseProbe` asked."""
 
-    volume: Volume
+    volume: model.Volume
     info: info_file.Info | None
     record: records.Record | None
     in_use: bool | None = None
@@ -58,7 +56,7 @@ def observe(
     directory: ShareDirectory,
     name: str,
     user_format: str | None = None,
-    use_probe: Callable[[], UseProbe | None] = _no_probe,
+    use_probe: Callable[[], images.UseProbe | None] = _no_probe,
     attempts: range = range(_READ_AGAIN + 1),
     look: Look | None = None,
 ) -> Observed | None:
@@ -79,8 +77,8 @@ def observe(
         try:
             return _observe(look if look is not None and not attempt else Look(directory, name), user_format, use_probe)
         except OSError as error:
-            failure: StorageError = from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
-        except StorageError as error:
+            failure: errors.StorageError = errors.from_os_error(error, f"volume {name} on {directory.share.label}", os.geteuid())
+        except errors.StorageError as error:
             failure = error
         if attempt == attempts[-1] or (attempt > 0 and change_marks(directory, name) == before):
             raise failure
@@ -95,9 +93,9 @@ def observe_lone(directory: ShareDirectory, name: str) -> Observed:
 
     :raises StorageError, OSError: the file cannot be read, or went away.
     """
-    use_probe = UseProbe()
-    image = read_image(directory, name, None, use_probe)
-    return Observed(Volume(name, (image,)), None, None, use_probe.in_use, name in use_probe.rests_on_nothing, lone=True)
+    use_probe = images.UseProbe()
+    image = images.read_image(directory, name, None, use_probe)
+    return Observed(model.Volume(name, (image,)), None, None, use_probe.in_use, name in use_probe.rests_on_nothing, lone=True)
 
 
 def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bool:
@@ -105,7 +103,7 @@ def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bo
 
     :raises Conflict: the share ignores case, and the name there has other letter case.
     """
-    for file in (name, info_name(name)):
+    for file in (name, model.info_name(name)):
         if directory.root.is_listed_file(file):
             return True
         try:
@@ -116,7 +114,7 @@ def exists(directory: ShareDirectory, name: str, look: Look | None = None) -> bo
         return True
     try:
         record = (look or Look(directory, name)).record
-    except StorageError:
+    except errors.StorageError:
         return True  # a later read of the volume reports what is wrong
     own = [file for file in record.formats if file.startswith(name + ".")] if record else []
     return any(is_there(directory, file) and not ownership.is_its_own(directory, name, file) for file in own)
@@ -126,7 +124,7 @@ def is_there(directory: ShareDirectory, name: str) -> bool:
     """Whether anything has that name. If it is not a regular file, a later read reports that."""
     try:
         return directory.root.is_listed_file(name) or directory.root.status(name) is not None
-    except StorageError:
+    except errors.StorageError:
         return True
 
 
@@ -137,14 +135,16 @@ def _require_same_spelling(directory: ShareDirectory, file: str, found: os.stat_
         return
     if file != file.swapcase() and other.st_ino == found.st_ino and file not in directory.root.names():
         spelling = next((name for name in directory.root.names() if name.lower() == file.lower()), "another name")
-        raise Conflict(directory.root.subject(file), f"the share ignores case, and the file there is spelt {spelling}", "use that spelling, or another name")
+        raise errors.Conflict(
+            directory.root.subject(file), f"the share ignores case, and the file there is spelt {spelling}", "use that spelling, or another name"
+        )
 
 
 def change_marks(directory: ShareDirectory, name: str) -> tuple:
     """What changes when a task works on the volume: (inode, mtime in ns) or None, each for its ``.info``, its record and its base file."""
     private = directory.private("volumes")
     found = []
-    for place, file in ((directory.root, info_name(name)), (private, records.file_name(name)), (directory.root, name)):
+    for place, file in ((directory.root, model.info_name(name)), (private, records.file_name(name)), (directory.root, name)):
         try:
             status = os.stat(file, dir_fd=place.fd, follow_symlinks=False) if place else None
         except OSError:
@@ -153,14 +153,14 @@ def change_marks(directory: ShareDirectory, name: str) -> tuple:
     return tuple(found)
 
 
-def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UseProbe | None]) -> Observed | None:
+def _observe(look: Look, user_format: str | None, make_probe: Callable[[], images.UseProbe | None]) -> Observed | None:
     directory, name, record = look.directory, look.name, look.record
     if not exists(directory, name, look):
         return None
     found = Findings()
     try:
         info, _rebuilt = read_info(look)
-    except ChainBroken:
+    except errors.ChainBroken:
         from ..metadata import formats
 
         if record is None or not formats.is_new_without_overlays(directory, name, record, user_format, found):
@@ -176,7 +176,7 @@ def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UsePr
     snapshots, stale = _snapshots(directory, name, chain, info, record)
     pending = record.intent if record else None
     parent = ownership.parent_of(directory, name, chain, info, record)
-    make = partial(Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
+    make = partial(model.Volume, name, chain, snapshots, info is not None, pending=pending, parent=parent, stale=stale)
     if record is not None:
         make = partial(make, created=record.created, description=record.description, labels=record.labels)
         make = partial(make, received=record.received, replicated=record.replicated, move=record.move)
@@ -189,7 +189,7 @@ def _observe(look: Look, user_format: str | None, make_probe: Callable[[], UsePr
     if use_probe is None:
         return Observed(make(adopted=adopted), info, record)
     if record is not None and (pending is not None or record.garbage):
-        probe_all(use_probe, directory, (*images_of(pending), *garbage_of(directory, record)))
+        images.probe_all(use_probe, directory, (*images_of(pending), *garbage_of(directory, record)))
     rests_on_nothing = chain[-1].format == "qcow2" or chain[-1].file in use_probe.rests_on_nothing
     return Observed(make(adopted=adopted), info, record, use_probe.in_use, rests_on_nothing)
 
@@ -207,7 +207,7 @@ def read_info(look: Look) -> tuple[info_file.Info | None, bool]:
         info = look.info
         if info is not None or (record is not None and record.intent is not None):
             return info, False
-    except ChainBroken as error:
+    except errors.ChainBroken as error:
         torn = error
     if torn is None and not _must_have_had_info(directory, name, record):
         return None, False
@@ -223,7 +223,7 @@ def _must_have_had_info(directory: ShareDirectory, name: str, record: records.Re
     return not known_as_lone and bool(ownership.overlays_named_after(directory, name))
 
 
-def _is_adopted(volume: Volume, record: records.Record | None) -> bool:
+def _is_adopted(volume: model.Volume, record: records.Record | None) -> bool:
     return record is not None and record.parent == volume.parent and all(file in record.formats for file in volume.own_files)
 
 
@@ -234,21 +234,21 @@ def walk(
     info: info_file.Info | None,
     record: records.Record | None,
     user_format: str | None = None,
-    use_probe: UseProbe | None = None,
+    use_probe: images.UseProbe | None = None,
     found: Findings | None = None,
-) -> tuple[Image, ...]:
+) -> tuple[model.Image, ...]:
     """Read the chain from file ``active`` down, the active image first.
 
     :raises ChainBroken: a file is missing, formats contradict each other, the chain loops or has more than MAX_CHAIN files.
     :raises UnsafeImage: a header is damaged or hostile, or a backing name leads out of the share.
     """
-    chain: list[Image] = []
+    chain: list[model.Image] = []
     seen: set[str] = set()
     file: str | None = active
     format_above: str | None = None
     while file is not None:
         if file in seen or len(chain) >= MAX_CHAIN:
-            raise ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", WORST_DAY)
+            raise errors.ChainBroken(f"volume {name} on {directory.share.label}", f"its chain comes back to {file} or never ends", images.WORST_DAY)
         image_format = decide_format(name, file, format_above, info, record)
         judge = _judge(directory, name, file, format_above, info, record, user_format, found or Findings())
         if image_format is None and chain:
@@ -256,9 +256,9 @@ def walk(
         if image_format is None and user_format is not None:
             image_format, user_format = _checked_user_format(directory, file, user_format), None  # it counts for one file, not for those below
         try:
-            image = read_image(directory, file, image_format, use_probe, record, judge)
+            image = images.read_image(directory, file, image_format, use_probe, record, judge)
         except FileNotFoundError as error:
-            raise ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", PUT_BACK) from error
+            raise errors.ChainBroken(f"volume {name} on {directory.share.label}", f"{file} is missing from its chain", images.PUT_BACK) from error
         chain.append(image)
         seen.add(file)
         file, format_above = image.backing_file, image.backing_format
@@ -274,7 +274,7 @@ def _judge(
     record: records.Record | None,
     user_format: str | None,
     found: Findings,
-) -> Judge | None:
+) -> images.Judge | None:
     """What decides the format if a record has one and no header above agrees, because the record may be about another file."""
     recorded = record.formats.get(file) if record is not None else None
     if record is None or recorded is None or recorded == above:
@@ -288,7 +288,7 @@ def _judge(
 
         return formats.judge(directory, name, file, fd, record, above, _is_overlay(name, file, info), user_format, found)
 
-    return Judge(decide, at_once=recorded == "raw" or above is not None)
+    return images.Judge(decide, at_once=recorded == "raw" or above is not None)
 
 
 def _is_overlay(name: str, file: str, info: info_file.Info | None) -> bool:
@@ -310,13 +310,13 @@ def _checked_user_format(directory: ShareDirectory, file: str, user_format: str)
     """The format that the user gave for a file. :raises Conflict: the file cannot have it."""
     with directory.root.opened(file) as fd:
         if user_format == "qcow2" and not qcow2.has_magic(fd):
-            raise Conflict(directory.root.subject(file), "it is no qcow2 image", "say format: raw, if that is what it is")
+            raise errors.Conflict(directory.root.subject(file), "it is no qcow2 image", "say format: raw, if that is what it is")
     return user_format
 
 
 def _snapshots(
-    directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None
-) -> tuple[tuple[Snapshot, ...], tuple[tuple[str, str], ...]]:
+    directory: ShareDirectory, name: str, chain: tuple[model.Image, ...], info: info_file.Info | None, record: records.Record | None
+) -> tuple[tuple[model.Snapshot, ...], tuple[tuple[str, str], ...]]:
     """(Snapshots, oldest first in the order of the chain; stale entries of ``.info`` as (snapshot, file) pairs).
 
     A task may be at work, or was interrupted, between its merge and its new ``.info``. Then a snapshot whose overlay has left the
@@ -347,7 +347,7 @@ def _snapshots(
         details = record.snapshots.get(snapshot) if record else None
         fields = tuple(details[key] for key in ("created", "description", "labels", "protected", "expires")) if details else ()
         mark = details["point"] if details and is_ours else None
-        found.append(Snapshot(snapshot, file, *fields, *((mark.point if mark else None, details["received"]) if details else ())))
+        found.append(model.Snapshot(snapshot, file, *fields, *((mark.point if mark else None, details["received"]) if details else ())))
     return tuple(sorted(found, key=lambda snapshot: (-depth[snapshot.file], snapshot.name))), tuple(stale)
 
 
@@ -358,11 +358,11 @@ def _is_as_recorded(info: info_file.Info, record: records.Record) -> bool:
     return info.active == record.active and all(found.get(snapshot) == file for snapshot, file in recorded.items())
 
 
-def used_by_somebody(directory: ShareDirectory, volume: Volume) -> bool | None:
+def used_by_somebody(directory: ShareDirectory, volume: model.Volume) -> bool | None:
     """Whether the active image of a volume is open anywhere, or another image of its chain or of pending work is open for writing.
     None if the file system cannot show this."""
-    use_probe = UseProbe()
-    probe_all(use_probe, directory, (*volume.files, *images_of(volume.pending)))
+    use_probe = images.UseProbe()
+    images.probe_all(use_probe, directory, (*volume.files, *images_of(volume.pending)))
     return use_probe.in_use
 
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Callable, Collection, Iterable, Mapping, NamedTuple, Sequence
 
-from ...errors import StorageError, UnsafeImage
-from ...model import is_safe_file_name
+from ... import errors, model
+from ..files import replaced
 from ..files.directory import Directory, ShareDirectory
-from ..files.replaced import read_again_if_replaced, read_file
 from ..metadata import records
 
 if TYPE_CHECKING:
-    from .resolving import Resolver
+    from . import resolving
 
 
 # The first bytes of files that can name other files. No other file has to be parsed. A test compares this with :mod:`foreign`.
@@ -126,7 +125,7 @@ def _twins(directory: ShareDirectory, files: Sequence[os.DirEntry]) -> dict[str,
 def _has_several_names(directory: ShareDirectory, name: str) -> bool:
     try:
         status = directory.root.status(name)
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         return False  # it was replaced meanwhile
     return status is not None and status.st_nlink > 1
 
@@ -142,7 +141,7 @@ class Search:
         self._directory = directory
         self._listed = listed
         self._outside = outside
-        self._places: Resolver | None = None
+        self._places: resolving.Resolver | None = None
         self._recorded: frozenset[str] | None = None  # file names of all records on the share; None before they are listed
         self._records: dict[str, records.Record | None] = {}  # volume → record, for those that were read
 
@@ -156,7 +155,7 @@ class Search:
 
     def _is_our_disk(self, file: str, status: os.stat_result) -> bool:
         """Whether a file is exactly the raw disk that a record knows. Then its guest wrote its content, which names no files."""
-        if not is_safe_file_name(file):
+        if not model.is_safe_file_name(file):
             return False
         for volume in [file, *(file[:position] for position, letter in enumerate(file) if letter == ".")]:
             record = self._record_of(volume)
@@ -169,7 +168,7 @@ class Search:
         if volume not in self._records:
             try:
                 self._records[volume] = records.read(self._directory, volume) if self._is_recorded(volume) else None
-            except (OSError, StorageError):
+            except (OSError, errors.StorageError):
                 self._records[volume] = None
         return self._records[volume]
 
@@ -191,10 +190,10 @@ class Search:
             return frozenset() if not names or is_ours(status) else self.meant(names, folder, os.pread(fd, 4, 0) == _QCOW2)
 
         try:
-            return read_file(place, name, backings) or frozenset()
-        except UnsafeImage:
+            return replaced.read_file(place, name, backings) or frozenset()
+        except errors.UnsafeImage:
             return frozenset()  # it is no regular file
-        except StorageError as error:
+        except errors.StorageError as error:
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
 
     def meant(self, names: Iterable[str], folder: str, plain: bool = True) -> frozenset[str]:
@@ -205,7 +204,7 @@ class Search:
         """
         found: set[str] = set()
         for name in names:
-            if plain and not folder and name in self._listed.files and name not in self._listed.twins and is_safe_file_name(name):
+            if plain and not folder and name in self._listed.files and name not in self._listed.twins and model.is_safe_file_name(name):
                 found.add(name)
             else:
                 found |= self._resolver().resolve(name, folder, plain)
@@ -213,14 +212,14 @@ class Search:
 
     def of_link(self, folder_fd: int, name: str, folder: str) -> frozenset[str]:
         """The files that a symbolic link leads to, and those that its target rests on."""
-        return read_again_if_replaced(lambda: self._resolver().of_link(folder_fd, name, folder, self._outside))
+        return replaced.read_again_if_replaced(lambda: self._resolver().of_link(folder_fd, name, folder, self._outside))
 
     @property
     def unreached(self) -> list[str]:
         """Sentences about targets of symbolic links that were not read."""
         return self._places.unreached if self._places is not None else []
 
-    def _resolver(self) -> Resolver:
+    def _resolver(self) -> resolving.Resolver:
         """The resolver, made when first needed. Nearly all names are plain ones, for which the listing is enough."""
         if self._places is None:
             from .resolving import Resolver

@@ -15,7 +15,7 @@ import re
 import struct
 from typing import Callable, Iterator
 
-from ..qcow2.layout import EXT_DATA_FILE, EXT_END, EXTENSION, FIELDS, MAGIC, MAX_BACKING_NAME, MOST_HEADER
+from ..qcow2 import layout
 
 Read = Callable[[int, int], bytes]  # (length, offset), both in bytes → the data there
 PAGE = 4096
@@ -57,20 +57,20 @@ def _wide(name: bytes, order: str) -> bytes:
 def _qcow2(first: bytes, read: Read) -> Iterator[bytes]:
     """Any version of qcow. The version of 2006 has the backing file's name in the same place."""
     offset, length = struct.unpack_from(">QI", first, 8)
-    if offset and 0 < length <= MAX_BACKING_NAME:
+    if offset and 0 < length <= layout.MAX_BACKING_NAME:
         yield _ended(first[offset : offset + length] if offset + length <= len(first) else _read(read, length, offset))
     version = int.from_bytes(first[4:8], "big")
-    at = int.from_bytes(first[100:104], "big") if version >= 3 else FIELDS.size
+    at = int.from_bytes(first[100:104], "big") if version >= 3 else layout.FIELDS.size
     data = first
     for _count in range(_MOST_EXTENSIONS):
-        if at + EXTENSION.size > len(data) and len(data) == PAGE:
-            data = read(MOST_HEADER, 0)
-        kind, size = EXTENSION.unpack_from(data, at)
-        if kind == EXT_END:
+        if at + layout.EXTENSION.size > len(data) and len(data) == PAGE:
+            data = read(layout.MOST_HEADER, 0)
+        kind, size = layout.EXTENSION.unpack_from(data, at)
+        if kind == layout.EXT_END:
             return
-        if kind == EXT_DATA_FILE:
-            yield _ended(_read(read, min(size, PAGE), at + EXTENSION.size))
-        at += EXTENSION.size + (size + 7) // 8 * 8
+        if kind == layout.EXT_DATA_FILE:
+            yield _ended(_read(read, min(size, PAGE), at + layout.EXTENSION.size))
+        at += layout.EXTENSION.size + (size + 7) // 8 * 8
 
 
 def _read(read: Read, length: int, offset: int) -> bytes:
@@ -149,7 +149,7 @@ def _vhdx_parent(region: int, read: Read) -> Iterator[bytes]:
 
 
 BINARY = {
-    MAGIC: _qcow2,
+    layout.MAGIC: _qcow2,
     b"QED\0": _qed,
     b"KDMV": _vmdk,
     b"COWD": _cowd,

@@ -10,8 +10,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import Callable, Iterable, NamedTuple
 
-from ...errors import StorageError, UnsafeImage
-from ...model import Image, is_safe_file_name, round_to_sector
+from ... import errors, model
 from .. import qcow2
 from ..files.directory import ShareDirectory
 from ..locks.in_use import ask, is_written
@@ -40,7 +39,7 @@ class UseProbe:
         (machines on linked clones); they are in use only if they have a writer."""
         try:
             self._probe(fd, status, directory)
-        except (OSError, StorageError):
+        except (OSError, errors.StorageError):
             if not self.full:
                 raise
             self.asked, self.in_use = True, None
@@ -85,7 +84,7 @@ def read_image(
     use_probe: UseProbe | None = None,
     record: records.Record | None = None,
     judge: Judge | None = None,
-) -> Image:
+) -> model.Image:
     """Read one file of a chain in the format that it is known to have.
 
     :param judge: decides the format once the file is open, if a record has one. A qcow2 file is judged only if it has no qcow2 header.
@@ -101,18 +100,18 @@ def read_image(
         if image_format == "qcow2":
             try:
                 header_fields = _read_header(directory, file, fd, None if use_probe is None or use_probe.full else status.st_size)
-            except UnsafeImage:
+            except errors.UnsafeImage:
                 image_format = judge.decide(fd, status) if judge is not None and not qcow2.has_magic(fd) else "qcow2"
                 if image_format == "qcow2":
                     raise
         if header_fields is None:
-            header_fields = (round_to_sector(status.st_size), None, None, False, False)
+            header_fields = (model.round_to_sector(status.st_size), None, None, False, False)
             if use_probe is not None:
                 use_probe.note_if_resting_on_nothing(file, fd, status, record)
     finally:
         os.close(fd)
     size, backing_file, backing_format, empty, absolute = header_fields
-    return Image(
+    return model.Image(
         file,
         image_format,
         size,
@@ -138,9 +137,9 @@ def _read_header(directory: ShareDirectory, file: str, fd: int, summary: int | N
         header = qcow2.read_header(fd) if summary is None else qcow2.read_summary(fd, summary)
         empty = isinstance(header, qcow2.Header) and qcow2.is_empty(fd, header)
     except qcow2.Qcow2Error as error:
-        raise UnsafeImage(directory.root.subject(file), f"as a qcow2 image it cannot be used: {error}", WORST_DAY) from error
+        raise errors.UnsafeImage(directory.root.subject(file), f"as a qcow2 image it cannot be used: {error}", WORST_DAY) from error
     if header.internal_snapshots:
-        raise UnsafeImage(
+        raise errors.UnsafeImage(
             directory.root.subject(file),
             "it holds internal snapshots, which a merge would not carry",
             "remove them with qemu-img snapshot -d first",
@@ -151,12 +150,12 @@ def _read_header(directory: ShareDirectory, file: str, fd: int, summary: int | N
 
 def _backing_name(directory: ShareDirectory, file: str, name: str | None) -> tuple[str | None, bool]:
     """(Backing name as a basename, whether the header has it as a path into the share's directory)."""
-    if name is None or is_safe_file_name(name):
+    if name is None or model.is_safe_file_name(name):
         return name, False
     parent, _slash, base = name.rpartition("/")
-    plain = ".." not in parent.split("/") and is_safe_file_name(base)
+    plain = ".." not in parent.split("/") and model.is_safe_file_name(base)
     if not (plain and (_is_share(directory, os.path.normpath(parent)) if name.startswith("/") else parent.strip("./") == "")):
-        raise UnsafeImage(
+        raise errors.UnsafeImage(
             directory.root.subject(file),
             f"its backing file {name!r} is not a file of this share",
             "find out who made it; qemu-img rebase -u can point it back",

@@ -13,16 +13,14 @@ import time
 from functools import partial
 from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 
-from ...errors import StorageError, as_storage_error
-from ...model import safe_file_names
+from ... import errors, model
 from ..files.directory import ShareDirectory
 from ..metadata import records
-from . import chains, dependents, ownership
+from . import chains, dependents, images, ownership
 from .chains import Observed
-from .images import UseProbe
 
 Described = TypeVar("Described")
-Describe = Callable[[str, "Observed | StorageError"], Described]
+Describe = Callable[[str, "Observed | errors.StorageError"], Described]
 _INFO = ".info"
 _RECORD = records.file_name("")
 _SHARED_OUT_FROM = 4000  # names on a share; from this number on it pays to start processes
@@ -62,7 +60,7 @@ class Listing(Generic[Described]):
         self.chains: dict[str, Chain] = {}
         entries = directory.root.read_entries()
         self.listed = dependents.group_entries(directory, entries)
-        self.names = safe_file_names([entry.name for entry in entries])
+        self.names = model.safe_file_names([entry.name for entry in entries])
         self._processes = processes if len(self.names) >= _SHARED_OUT_FROM else 1
         self._claimants: frozenset[str] | None = None
         self._unmentioned: frozenset[str] | None = None
@@ -72,7 +70,7 @@ class Listing(Generic[Described]):
         """List the records, and find out which volumes can claim files: those with a record or an ``.info``."""
         try:
             recorded = [entry.name[: -len(_RECORD)] for entry in self.directory.read_private_entries("volumes") if entry.name.endswith(_RECORD)]
-        except (OSError, StorageError):
+        except (OSError, errors.StorageError):
             self._claimants = None  # reading each volume reports the error
             return
         self._claimants = frozenset(recorded + [name[: -len(_INFO)] for name in self.names if name.endswith(_INFO)])
@@ -120,9 +118,9 @@ class Listing(Generic[Described]):
         if it has to be read again. A volume that went away meanwhile is left out."""
         for name in volumes:
             try:
-                observed: Observed | StorageError | None = self._observe(name, attempts)
+                observed: Observed | errors.StorageError | None = self._observe(name, attempts)
             except Exception as error:  # any error counts for this volume only
-                observed = as_storage_error(error, f"volume {name} on {self.directory.share.label}")
+                observed = errors.as_storage_error(error, f"volume {name} on {self.directory.share.label}")
                 if attempts is chains.AT_FIRST and self._may_change(name):
                     yield name, None, None
                     continue
@@ -134,7 +132,7 @@ class Listing(Generic[Described]):
         """Read one volume; None if it went away. :raises StorageError, OSError: it cannot be read."""
         if attempts is chains.AT_FIRST and name in self.unmentioned_files():
             return chains.observe_lone(self.directory, name)
-        return chains.observe(self.directory, name, use_probe=UseProbe, attempts=attempts)
+        return chains.observe(self.directory, name, use_probe=images.UseProbe, attempts=attempts)
 
     def _may_change(self, name: str) -> bool:
         """Whether a task may be at work on a volume that cannot be read: its name is that of a file, or it has a record or an ``.info``."""
@@ -179,7 +177,7 @@ class Listing(Generic[Described]):
                 continue
             try:
                 status = root.status(name)
-            except StorageError:
+            except errors.StorageError:
                 continue  # it was replaced meanwhile
             if status is not None:
                 self.descriptions[name] = describe(status.st_size)

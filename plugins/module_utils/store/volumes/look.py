@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable
 
-from ...errors import StorageError
+from ... import errors
 from ..metadata import info_file, records
 
 if TYPE_CHECKING:
-    from ...attachments import Attachment
+    from ... import attachments
     from ..files.directory import ShareDirectory
-    from .chains import Observed
+    from . import chains
 
 
 class Look:
@@ -26,9 +26,9 @@ class Look:
     ``observed``: the volume and whether it is in use, set once its images were read. ``attachment`` is the machine that the user names.
     """
 
-    def __init__(self, directory: ShareDirectory, name: str, attachment: Attachment | None = None) -> None:
+    def __init__(self, directory: ShareDirectory, name: str, attachment: attachments.Attachment | None = None) -> None:
         self.directory, self.name, self.attachment = directory, name, attachment
-        self.observed: Observed | None = None
+        self.observed: chains.Observed | None = None
         self._known: dict[str, tuple[Any, Exception | None]] = {}
 
     @property
@@ -50,7 +50,7 @@ class Look:
         if part not in self._known:
             try:
                 self._known[part] = (read(self.directory, self.name), None)
-            except (OSError, StorageError) as error:
+            except (OSError, errors.StorageError) as error:
                 self._known[part] = (None, error)
         found, failure = self._known[part]
         if failure is not None:

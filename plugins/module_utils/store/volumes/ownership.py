@@ -13,16 +13,14 @@ import os
 import stat
 from typing import TYPE_CHECKING, Collection, Sequence
 
-from ...errors import Conflict, StorageError, UnsafeImage
-from ...model import Image, Parent, Volume, is_safe_file_name
+from ... import errors, model
 from .. import qcow2
+from ..files import names, replaced
 from ..files.directory import ShareDirectory
-from ..files.names import shown
-from ..files.replaced import read_file
 from ..metadata import info_file, records
 
 if TYPE_CHECKING:
-    from .dependents import Backings
+    from . import dependents
 
 _MOST_FILES = 256  # followed in an untrusted chain
 
@@ -37,7 +35,7 @@ def owner_of(directory: ShareDirectory, file: str, excluding: str | None = None,
     parts = file.split(".")
     for length in range(len(parts), 0, -1):
         volume = ".".join(parts[:length])
-        if volume != excluding and is_safe_file_name(volume) and _claims(directory, volume, file, known):
+        if volume != excluding and model.is_safe_file_name(volume) and _claims(directory, volume, file, known):
             if excluding != file or not is_its_own(directory, volume, file):
                 return volume
     return None
@@ -49,7 +47,7 @@ def is_its_own(directory: ShareDirectory, volume: str, file: str) -> bool:
     try:
         record = records.read(directory, file)
         return record is not None and file in record.formats and info_file.read(directory, volume) is None
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         return False
 
 
@@ -63,7 +61,7 @@ def _claims(directory: ShareDirectory, volume: str, file: str, known: dict[str, 
         if record is not None and file in record.formats:
             return True
         info = info_file.read(directory, volume)
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         return False
     return info is not None and (file == volume or file in _names_from(directory, info, record))
 
@@ -75,7 +73,7 @@ def _claimed(directory: ShareDirectory, volume: str) -> set[str]:
         record = records.read(directory, volume)
         own = set(record.formats) if record is not None else own
         info = info_file.read(directory, volume)
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         return own
     return own if info is None else own | {volume} | _names_from(directory, info, record)
 
@@ -96,16 +94,18 @@ def _qcow2_backing_of(directory: ShareDirectory, file: str) -> str | None:
     """The backing file of an overlay. Only overlays that give the format of their backing file count. So no guest of a raw disk
     can influence this."""
     try:
-        header = read_file(directory.root, file, lambda fd, _status: qcow2.read_header(fd))
-    except (OSError, StorageError, qcow2.Qcow2Error):
+        header = replaced.read_file(directory.root, file, lambda fd, _status: qcow2.read_header(fd))
+    except (OSError, errors.StorageError, qcow2.Qcow2Error):
         return None
     if header is None:
         return None
     name = os.path.basename(header.backing_file or "")
-    return name if is_safe_file_name(name) and header.backing_format else None
+    return name if model.is_safe_file_name(name) and header.backing_format else None
 
 
-def parent_of(directory: ShareDirectory, name: str, chain: tuple[Image, ...], info: info_file.Info | None, record: records.Record | None) -> Parent | None:
+def parent_of(
+    directory: ShareDirectory, name: str, chain: tuple[model.Image, ...], info: info_file.Info | None, record: records.Record | None
+) -> model.Parent | None:
     """What volume ``name`` rests on, if its chain continues into files of another volume; else None.
 
     The record decides if the chain agrees with it. Otherwise names decide: below the last file that is certainly its own, the first
@@ -121,7 +121,7 @@ def parent_of(directory: ShareDirectory, name: str, chain: tuple[Image, ...], in
     for file in files[lowest + 1 :]:
         owner = owner_of(directory, file)
         if owner != name and not (owner is None and file.startswith(name + ".")):
-            return Parent(owner or file, _snapshot_showing(directory, owner or file, file), file)
+            return model.Parent(owner or file, _snapshot_showing(directory, owner or file, file), file)
     return None
 
 
@@ -131,7 +131,7 @@ def format_of_another(directory: ShareDirectory, name: str, file: str) -> str | 
     try:
         record = records.read(directory, owner) if owner is not None else None
         status = directory.root.status(file)
-    except StorageError:
+    except errors.StorageError:
         return None
     if record is None or status is None:
         return None
@@ -158,7 +158,7 @@ def _parent_volume(directory: ShareDirectory, name: str, known: dict[str, set[st
     """The volume that ``name`` rests on directly. Found from headers alone, so that nothing else has to be readable."""
     try:
         record, info = records.read(directory, name), info_file.read(directory, name)
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         record = info = None
     file: str | None = info.active if info else name
     seen: set[str] = set()
@@ -178,7 +178,7 @@ def _snapshot_showing(directory: ShareDirectory, volume: str, file: str) -> str 
     """The snapshot of ``volume`` whose data ``file`` shows; None if there is none."""
     try:
         info = info_file.read(directory, volume)
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         return None
     for snapshot, overlay in info.snapshots if info else ():
         if _qcow2_backing_of(directory, overlay) == file:
@@ -190,7 +190,7 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
     """Overlay → backing file, for overlays named ``NAME.something`` that no other volume claims. Snapshots make such overlays."""
     found = {}
     for file in directory.root.names_from(name + "."):
-        if not is_safe_file_name(file) or file.endswith(".info") or owner_of(directory, file, excluding=name):
+        if not model.is_safe_file_name(file) or file.endswith(".info") or owner_of(directory, file, excluding=name):
             continue
         backing = _backing_of_unknown(directory, file)
         if backing is not None:
@@ -199,29 +199,31 @@ def overlays_named_after(directory: ShareDirectory, name: str) -> dict[str, str]
 
 
 def dependents_on(
-    directory: ShareDirectory, files: Sequence[str], excluding: Collection[str], backings: Backings
+    directory: ShareDirectory, files: Sequence[str], excluding: Collection[str], backings: dependents.Backings
 ) -> tuple[tuple[str, str], ...]:
     """Pairs (linked clone, file out of ``files`` that it rests on), sorted by file. Files in ``excluding`` do not count as clones.
     If no volume claims the resting file, the file's own name stands for the clone."""
     found = [(file, backing) for backing in files for file in backings.above(backing) if file not in excluding]
-    return tuple((owner_of(directory, file) or shown(file), backing) for file, backing in sorted(found))
+    return tuple((owner_of(directory, file) or names.shown(file), backing) for file, backing in sorted(found))
 
 
 def _backing_of_unknown(directory: ShareDirectory, file: str) -> str | None:
     """The basename of the backing file of a file that may be a qcow2 image; None if it has none."""
     try:
-        name = read_file(directory.root, file, lambda fd, _status: qcow2.read_backing_name(fd))
-    except UnsafeImage:
+        name = replaced.read_file(directory.root, file, lambda fd, _status: qcow2.read_backing_name(fd))
+    except errors.UnsafeImage:
         return None  # it is no file that could be an overlay
     return (os.path.basename(name) or None) if name else None
 
 
-def require_own_files(directory: ShareDirectory, volume: Volume) -> None:
+def require_own_files(directory: ShareDirectory, volume: model.Volume) -> None:
     """Check that no other volume claims a file that ``.info`` gives this volume. :raises Conflict: one does."""
     for file in (*volume.own_files, *(file for _snapshot, file in volume.stale)):
         owner = None if file == volume.name else owner_of(directory, file, excluding=volume.name)
         if owner is not None:
-            raise Conflict(directory.root.subject(file), f"volume {volume.name} and volume {owner} both claim it", "see which .info is wrong and mend it")
+            raise errors.Conflict(
+                directory.root.subject(file), f"volume {volume.name} and volume {owner} both claim it", "see which .info is wrong and mend it"
+            )
 
 
 def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None:
@@ -233,7 +235,7 @@ def require_free_name(directory: ShareDirectory, file: str, volume: str) -> None
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
-        raise Conflict(subject, "something that is no regular file has this name", remedy)
+        raise errors.Conflict(subject, "something that is no regular file has this name", remedy)
     owner = owner_of(directory, file)
     problem = f"the name belongs to volume {owner}" if owner not in (None, volume) else "the name is taken by a file that is not this volume's"
-    raise Conflict(subject, problem, remedy)
+    raise errors.Conflict(subject, problem, remedy)

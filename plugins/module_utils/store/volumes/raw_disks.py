@@ -8,16 +8,14 @@ from __future__ import annotations
 import os
 from typing import Mapping
 
-from ...errors import StorageError
-from ...model import Volume
+from ... import errors, model
 from ..files.directory import ShareDirectory
-from ..metadata import records
-from ..metadata.formats import generation
-from .dependents import names_in
+from ..metadata import formats, records
+from . import dependents
 
 
 def disks_of(
-    directory: ShareDirectory, volume: Volume, before: records.Record | None, made: Mapping[str, records.Disk]
+    directory: ShareDirectory, volume: model.Volume, before: records.Record | None, made: Mapping[str, records.Disk]
 ) -> dict[str, records.Disk]:
     """The raw disks of a volume that only a guest writes to, as file → Disk for its record.
 
@@ -30,20 +28,20 @@ def disks_of(
         try:
             disk = made.get(file) or (before.disks.get(file) if before and _is_recorded(directory, before, file) else None)
             found.update({file: disk} if disk else _disk_without_names(directory, file))
-        except (OSError, StorageError):
+        except (OSError, errors.StorageError):
             continue  # the next record tries again
     return found
 
 
 def marks_of(
-    directory: ShareDirectory, volume: Volume, before: records.Record | None, made: Mapping[str, records.Disk]
+    directory: ShareDirectory, volume: model.Volume, before: records.Record | None, made: Mapping[str, records.Disk]
 ) -> dict[str, records.Disk]:
     """What identifies the base file of a volume, as {file: Disk} for its record. Parameters as for :func:`disks_of`."""
     file = volume.own_base.file
     try:
         mark = made.get(file) or (before.marks.get(file) if before and _is_recorded(directory, before, file) else None)
         return {file: mark or _mark(directory, file)}
-    except (OSError, StorageError):
+    except (OSError, errors.StorageError):
         return {}  # records of older releases have none either
 
 
@@ -55,7 +53,7 @@ def _is_recorded(directory: ShareDirectory, record: records.Record, file: str) -
 
     def read_generation() -> int:
         with directory.root.opened(file) as fd:
-            return generation(directory, fd)
+            return formats.generation(directory, fd)
 
     return records.identity(record, file, status, read_generation) != records.OTHER
 
@@ -69,11 +67,11 @@ def mark_of(directory: ShareDirectory, fd: int, length: int) -> records.Disk:
     """What distinguishes an opened file from all others. ``length``: the length in bytes that it will have."""
     if not directory.share.keeps_inodes:
         return records.Disk(0, length)
-    return records.Disk(os.fstat(fd).st_ino, length, generation(directory, fd))
+    return records.Disk(os.fstat(fd).st_ino, length, formats.generation(directory, fd))
 
 
 def _disk_without_names(directory: ShareDirectory, file: str) -> dict[str, records.Disk]:
     with directory.root.opened(file) as fd:
         status = os.fstat(fd)
         inode = status.st_ino if directory.share.keeps_inodes else 0
-        return {} if names_in(fd) else {file: records.Disk(inode, status.st_size)}
+        return {} if dependents.names_in(fd) else {file: records.Disk(inode, status.st_size)}

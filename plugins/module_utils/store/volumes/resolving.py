@@ -15,15 +15,13 @@ import stat
 from functools import partial
 from typing import Iterator, NamedTuple
 
-from ...localities import holds_local_files
+from ... import localities
+from ..files import folders, replaced
 from ..files.directory import ShareDirectory
-from ..files.folders import SNAPSHOT_FOLDERS
-from ..files.replaced import read_again_if_replaced
 from ..locks import kernel_users
 from ..qcow2 import MAGIC
-from . import backing_names
+from . import backing_names, dependents
 from .backing_names import last_part
-from .dependents import Listing, names_in
 
 _MOST_LINKS = 40  # the kernel follows as many
 _MOST_BEHIND = 5000  # entries of a folder outside the share, with those below it
@@ -106,7 +104,7 @@ class Places:
 class Resolver:
     """Resolves names that were read on one share. ``unreached``: sentences about what links lead to and was not read."""
 
-    def __init__(self, directory: ShareDirectory, listed: Listing) -> None:
+    def __init__(self, directory: ShareDirectory, listed: dependents.Listing) -> None:
         self._directory = directory
         self._listed = listed
         self._places = Places(directory)
@@ -170,7 +168,7 @@ class Resolver:
                         if entry.is_dir(follow_symlinks=False):
                             waiting += [entry.path] if self._is_searched(entry) else []
                         elif entry.is_file(follow_symlinks=False):
-                            found |= read_again_if_replaced(partial(self._of_file_outside, entry.path, device))
+                            found |= replaced.read_again_if_replaced(partial(self._of_file_outside, entry.path, device))
                         if left <= 0:
                             break
             except FileNotFoundError:
@@ -191,7 +189,7 @@ class Resolver:
 
     def _is_searched(self, entry: os.DirEntry) -> bool:
         """Whether a folder outside is read. Not the share itself, which is searched anyway, and not the snapshots of a server."""
-        if entry.name in SNAPSHOT_FOLDERS or not self._places.may_look(entry.path):
+        if entry.name in folders.SNAPSHOT_FOLDERS or not self._places.may_look(entry.path):
             return False
         return entry.path != self._path and not self._places.is_share(entry.path)
 
@@ -201,7 +199,7 @@ class Resolver:
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != (place.status.st_dev, place.status.st_ino):
                 raise OSError(errno.ESTALE, "the file behind a link was replaced while it was read", place.path)
-            names, plain = names_in(fd), os.pread(fd, 4, 0) == MAGIC
+            names, plain = dependents.names_in(fd), os.pread(fd, 4, 0) == MAGIC
         finally:
             os.close(fd)
         return {found for name in names for where in (folder, os.path.dirname(place.path)) for found in self.resolve(name, where, plain)}
@@ -274,7 +272,7 @@ class Resolver:
         return {same for other in found for same in self._all_names_of(other)}
 
     def _is_share_or_snapshots(self, place: Place) -> bool:
-        return place.path == self._path or not SNAPSHOT_FOLDERS.isdisjoint(place.path.split("/")) or self._places.is_share(place.path)
+        return place.path == self._path or not folders.SNAPSHOT_FOLDERS.isdisjoint(place.path.split("/")) or self._places.is_share(place.path)
 
     def _is(self, name: str, status: os.stat_result) -> bool:
         own_status = self._status(name)
@@ -312,5 +310,5 @@ def _mounts(device: int) -> dict[str, bool]:
     for number, path, kind in table:
         major, _colon, minor = number.partition(":")
         is_share = os.makedev(int(major), int(minor)) == device
-        found[path] = is_share or major != "0" or holds_local_files(kind)
+        found[path] = is_share or major != "0" or localities.holds_local_files(kind)
     return found
