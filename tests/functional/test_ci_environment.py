@@ -208,7 +208,7 @@ def test_seeds(store: Store, pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     "given, words",
     [
-        ({"golden": {}}, "ci_environment_golden must be"),
+        ({"golden": {}}, "Give ci_environment_golden"),
         ({"golden": {"volume": "golden"}}, "ci_environment_golden must be"),
         ({"golden": {"image": "/x", "checksum": "sha256:https://example.org/SUMS"}}, "ci_environment_golden must be"),
         ({"workers": "many"}, "workers must be a number or a list of suffixes"),

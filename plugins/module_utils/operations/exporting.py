@@ -28,6 +28,7 @@ from .options import Options, TakesLong
 if TYPE_CHECKING:
     from . import shapes
 
+Access = leaving.Access  # who asks for an image says with it to whom the file belongs
 HASHED = 64 << 30  # bytes: the checksum of a larger content takes longer than many want to wait
 COMPRESSED = ("qcow2", "vmdk")
 _LARGEST = {"vpc": 2040 << 30}  # bytes
@@ -37,7 +38,7 @@ class ToFile(NamedTuple):
     """An absolute ``path`` of this host. ``keeps_old``: what is there is kept under another name."""
 
     path: str
-    access: leaving.Access = leaving.Access()
+    access: Access = Access()
     keeps_old: bool = False
 
     @property
@@ -323,7 +324,7 @@ def _diff(request: ExportRequest, existed: bool, is_same: bool = False) -> dict:
     return {"before": before, "after": after}
 
 
-def _access_diff(access: leaving.Access, status: os.stat_result) -> dict:
+def _access_diff(access: Access, status: os.stat_result) -> dict:
     wanted = access.completed(status)
 
     def told(mode: int | None, uid: int | None, gid: int | None) -> dict:
