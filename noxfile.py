@@ -401,9 +401,18 @@ def is_shell_script(path: Path) -> bool:
     return first.startswith(b"#!") and first.rstrip().endswith((b"bash", b"/sh", b" sh"))
 
 
+@stage(requires=["tools"])
+def forms(work: Work) -> None:
+    """The workflows and the forms for issues beside GitHub's own schemas"""
+    home, bin = CHECKOUT / ".github", machine.tools_venv()
+    schemas = {"workflows": "workflows/*.yml", "issue-config": "ISSUE_TEMPLATE/config.yml", "issue-forms": "ISSUE_TEMPLATE/[!c]*.yml"}
+    for schema, files in schemas.items():
+        work.run("check-jsonschema", "--builtin-schema", f"vendor.github-{schema}", *sorted(home.glob(files)), bin=bin)
+
+
 # antsibull-nox's own session of this name runs yamllint (also over what plugins document), mypy and a look at its settings.
 lint = nox.registry.get()["lint"]
-lint.requires = ["tools", "ruff", *lint.requires, "ansible-lint", "license-check", "extra-checks", "shellcheck"]
+lint.requires = ["tools", "ruff", *lint.requires, "ansible-lint", "license-check", "extra-checks", "shellcheck", "forms"]
 lint.func.__doc__ = lint.__doc__ = f"All linters: {', '.join(lint.requires[1:])}"
 
 

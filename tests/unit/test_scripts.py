@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+import yaml
 from sessions import stages
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -55,7 +56,14 @@ def test_every_stage_is_a_session() -> None:
                 found[function.name] = getattr(stages, cores.group(1)) if cores else ()
                 assert ast.get_docstring(function), f"the session {function.name} says nothing of itself"
     wanted = {stage.name: stage.cores for stage in (*stages.STAGES, *stages.NIGHTLY)}
-    assert {**found, "lint": ()} == {**wanted, "tools": (), "shellcheck": ()}
+    assert {**found, "lint": ()} == {**wanted, "tools": (), "shellcheck": (), "forms": ()}
+
+
+@pytest.mark.parametrize(("workflow", "wanted"), [("tests", stages.daily()), ("nightly", [*(stage.name for stage in stages.NIGHTLY), "sanity:2.19"])])
+def test_every_stage_is_in_a_workflow(workflow: str, wanted: list[str]) -> None:
+    text = (SCRIPTS.parent / ".github" / "workflows" / f"{workflow}.yml").read_text()
+    (given,) = yaml.safe_load(text)["jobs"]["stages"]["strategy"]["matrix"].values()
+    assert sorted(" ".join(given).split()) == sorted(wanted)
 
 
 def items(*words: str) -> list[str]:
