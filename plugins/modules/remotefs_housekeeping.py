@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: remotefs_housekeeping
-short_description: Remove files that killed tasks left on a share
+short_description: Remove what killed tasks left on a share, and store equal blocks once
 version_added: 1.0.0
 description:
   - Removes leftovers. A leftover is a temporary file of this collection, a part of an image that nobody has gone on with, or a file that a finished
@@ -17,6 +17,7 @@ description:
   - Volumes do not depend on this. The next task that changes a volume removes what a killed task left of it. This module is for volumes that nobody
     changes any more, and for names that no volume ever got.
   - Nothing else is removed. Files that nobody on the share names are somebody's.
+  - With O(equal_blocks) images of volumes that have the same content at some places store it once. Contents stay as they are.
 author:
   - remotefs.storage contributors (@remotefs)
 extends_documentation_fragment:
@@ -39,6 +40,27 @@ options:
       - The clock of the share counts. Check mode writes nothing there, so it takes the clock of its host, and says so.
     type: str
     default: 1d
+  leftovers:
+    description: Remove leftovers.
+    type: bool
+    default: true
+  equal_blocks:
+    description:
+      - Find blocks that are equal in several images of the share, and let its file system store them once. XFS and Btrfs can do that, and NFS 4.2 and SMB
+        cannot. The kernel compares the blocks itself while nobody writes to them, so contents stay as they are, and machines go on.
+      - All data of the share is read each time. The block is 128 KiB, and larger where the images have more than 64 GiB together.
+      - The next write to such a block takes room of its own. So an active raw image without holes is left out, because somebody may have allocated it in
+        advance.
+      - Check mode reads the same, and tells how much it would be at most.
+    type: bool
+    default: false
+  speed:
+    description: How many bytes are read in a second at most for O(equal_blocks), such as V(50M) (IEC). With V(0) it goes as fast as it can.
+    type: str
+    default: "0"
+  timeout:
+    description: Seconds for O(equal_blocks) on each share. Then the task fails with C(tool_failed), and what is shared stays so.
+    type: float
   lock_timeout:
     description: Seconds to wait for another task that reads the clock of the share. Locks of volumes are not waited for.
     type: float
@@ -66,6 +88,12 @@ EXAMPLES = r"""
   remotefs.storage.remotefs_housekeeping:
     share: /srv/volumes
     grace: 3d
+
+- name: Store once what several images have, at 100 MiB a second
+  remotefs.storage.remotefs_housekeeping:
+    share: /srv/volumes
+    equal_blocks: true
+    speed: 100M
 """
 
 RETURN = r"""
@@ -109,6 +137,26 @@ freed:
   description: Bytes on the disk of all files in RV(removed).
   returned: always
   type: int
+equal_blocks:
+  description: What became of equal blocks.
+  returned: with O(equal_blocks)
+  type: list
+  elements: dict
+  contains:
+    share:
+      description: The share.
+      type: str
+    bytes:
+      description: Bytes that images have in common now and had not before.
+      type: int
+    why:
+      description: Why nothing was tried, or not all of it. Empty if all was.
+      type: str
+      sample: its file system shares no blocks
+shared:
+  description: The RV(equal_blocks[].bytes) of all shares.
+  returned: with O(equal_blocks)
+  type: int
 actions:
   description: The steps that were done, in order. In check mode, the steps that would be done.
   returned: always
@@ -122,17 +170,26 @@ error_code:
   type: str
 """
 
+from dataclasses import replace
+
 from ..module_utils import arguments, changes, errors
 
 
 def _result(params: dict, options, finder) -> dict:
-    from ..module_utils.operations import leftovers, share_contents
+    from ..module_utils.operations import equal_blocks, leftovers, share_contents
     from ..module_utils.plan.retention import parse_duration
 
     grace = parse_duration(params["grace"], "option grace")
+    paced = replace(options, speed=changes.parse_speed(params["speed"]), timeout=params["timeout"])
     candidates = finder.find(params["share"], params["mount_base"])
     candidates.require_all()
-    return leftovers.clean_all(((share, share_contents.find_leftovers(share)) for share in candidates.shares), grace, options)
+    cleaned = candidates.shares if params["leftovers"] else ()
+    result = leftovers.clean_all(((share, share_contents.find_leftovers(share)) for share in cleaned), grace, options)
+    if not params["equal_blocks"]:
+        return result
+    shared = equal_blocks.share_all(candidates.shares, paced)
+    actions = result["actions"] + shared["actions"]
+    return {**shared, **result, "actions": actions, "changed": bool(actions)}
 
 
 def main() -> None:
@@ -141,6 +198,10 @@ def main() -> None:
         "share": {**arguments.STORE["share"], "required": True},
         "mount_base": arguments.STORE["mount_base"],
         "grace": {"type": "str", "default": "1d"},
+        "leftovers": {"type": "bool", "default": True},
+        "equal_blocks": {"type": "bool", "default": False},
+        "speed": {"type": "str", "default": "0"},
+        "timeout": {"type": "float"},
         "lock_timeout": changes.CHANGE["lock_timeout"],
         "break_lock": changes.CHANGE["break_lock"],
     }

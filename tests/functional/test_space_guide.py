@@ -25,8 +25,8 @@ def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_enviro
     other = Store(tmp_path / "other")
     other.path.mkdir()
     places = {"storage_client": "localhost", "/srv/volumes": str(store.path), "/srv/backup": str(other.path), "1G": "1M"}
-    told, placed, emptied, tidied = (json.loads(replaced(json.dumps(book), places)) for book in blocks(PAGE.read_text()))
-    for book in (told, placed, emptied, tidied):
+    told, placed, emptied, tidied, shared = (json.loads(replaced(json.dumps(book), places)) for book in blocks(PAGE.read_text()))
+    for book in (told, placed, emptied, tidied, shared):
         book[0].update(gather_facts=False, become=False)
     play(placed, tmp_path, ansible_environment)
     assert [len(list(one.path.glob("disk-*"))) for one in (store, other)] == [10, 10]
@@ -39,4 +39,5 @@ def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_enviro
     said = play(tidied, tmp_path, ansible_environment)
     assert "Leftovers: 1" in said and not file.exists()
     assert "changed=0" in play(emptied, tmp_path, ansible_environment)
+    assert "are stored once now" in play(shared, tmp_path, ansible_environment)
     assert sorted(os.listdir(store.path)) == [".remotefs"]

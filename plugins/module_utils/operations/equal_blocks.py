@@ -1,0 +1,96 @@
+# Copyright (c) contributors to the remotefs.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Let images of a share have equal blocks in common, where its file system can. No content changes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import ExitStack
+from typing import Iterable, NamedTuple
+
+from .. import errors, model
+from ..pace import Pace
+from ..store.files import equal_blocks
+from ..store.files.directory import ShareDirectory
+from ..store.metadata import share_abilities
+from ..store.volumes import listing
+from ..store.volumes.chains import Observed
+from .options import Options
+
+_MOST_FILES = 512  # that are open at a time; those of a larger share are taken in groups
+_BLOCK = 512  # bytes that st_blocks counts in
+
+
+class Shared(NamedTuple):
+    """Bytes that images of a share have in common now and had not before, and why it are none: "" where it was tried."""
+
+    bytes: int
+    why: str = ""
+
+
+def share_all(shares: Iterable[model.Share], options: Options) -> dict:
+    """Of shares, one after the other. One that fails in the middle stops no other. Returns what the module does."""
+    told: list[dict] = []
+    failures: list[errors.StorageError] = []
+    for one in shares:
+        try:
+            found = share(one, options)
+        except errors.StorageError as error:
+            failures.append(error)
+            found = Shared(0, str(error))
+        told.append({"share": one.source, "bytes": found.bytes, "why": found.why})
+    return {
+        **({"msg": str(failures[0]), "error_code": failures[0].error_code, **failures[0].details} if failures else {}),
+        "equal_blocks": told,
+        "shared": sum(one["bytes"] for one in told),
+        "actions": [{"step": "share_blocks", "share": one["share"], "bytes": one["bytes"]} for one in told if one["bytes"]],
+    }
+
+
+def share(one: model.Share, options: Options) -> Shared:
+    """Let the images of all volumes of a share have equal blocks in common. An active raw image without holes is left out: somebody may have
+    allocated it in advance, so that its writes always find room.
+
+    :raises StorageError: the share cannot be read, or the time that ``options`` give is over.
+    """
+    shared, subject = 0, f"share {one.label}"
+    try:
+        with ShareDirectory(one) as directory:
+            if share_abilities.read(directory).get(share_abilities.REFLINK) is False:
+                return Shared(0, "its file system shares no blocks")
+            files, pace = _images(directory), Pace(subject, options.speed, options.timeout)
+            for start in range(0, len(files), _MOST_FILES):
+                with ExitStack() as stack:
+                    opened = [fd for name, is_active_raw in files[start : start + _MOST_FILES] for fd in _opened(directory, stack, name, is_active_raw)]
+                    shared += equal_blocks.share(opened, pace.moved, options.check)
+    except equal_blocks.NotPossible as error:
+        return Shared(shared, f"its file system shares no blocks ({error})")
+    except OSError as error:
+        raise errors.from_os_error(error, subject) from error
+    return Shared(shared)
+
+
+def _images(directory: ShareDirectory) -> list[tuple[str, bool]]:
+    """The files of all volumes that can be read, each with whether it is an active raw image."""
+    found: listing.Listing[tuple] = listing.read_volumes(directory, lambda _name, one: _files(one), listing.processors(), lambda _size: ())
+    return sorted({tuple(told) for name, files in found.descriptions.items() if found.may_claim(name) for told in files})
+
+
+def _files(found: Observed | errors.StorageError) -> tuple:
+    if isinstance(found, errors.StorageError):
+        return ()
+    active = found.volume.chain[0]
+    return tuple((image.file, image is active and image.format == "raw") for image in found.volume.own)
+
+
+def _opened(directory: ShareDirectory, stack: ExitStack, name: str, is_active_raw: bool) -> list[int]:
+    """The descriptor of a file that may have blocks in common with others. None if it may not, or went away."""
+    try:
+        fd = stack.enter_context(directory.root.opened(name))
+    except (errors.StorageError, FileNotFoundError):
+        return []  # a task removes it just now
+    status = os.fstat(fd)
+    is_full = status.st_blocks * _BLOCK >= status.st_size
+    return [fd] if stat.S_ISREG(status.st_mode) and not (is_active_raw and is_full) else []
