@@ -8,7 +8,11 @@ The build needs no network, and neither does the site: no inventories are downlo
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from docutils import nodes
+from sphinx.util import logging
 
 project = "remotefs.storage"
 copyright = "contributors to the remotefs.storage collection"  # noqa: A001  # the name is Sphinx's
@@ -50,6 +54,28 @@ def _page_of_ansible(kind, target):
     return f"collections/{namespace}/{name}/{plugin.partition('__')[0]}.html"
 
 
+def link_to_pages(app, doctree):
+    """Modules name pages of the repository, as ``docs/live.md``, because ansible-doc shows text. On the site such a name is a link."""
+    page = app.env.docname
+    if not page.startswith("reference/"):
+        return
+    for text in list(doctree.findall(nodes.Text)):
+        parts = re.split(r"\b(docs/[\w-]+\.md)\b", text.astext())
+        if len(parts) == 1 or isinstance(text.parent, nodes.reference):
+            continue
+        made = []
+        for number, part in enumerate(parts):
+            if number % 2 == 0:
+                made.append(nodes.Text(part))
+                continue
+            name = part.removeprefix("docs/").removesuffix(".md")
+            if not Path(app.srcdir, f"{name}.md").exists():
+                logging.getLogger(__name__).warning("there is no page %s", part, location=page)
+            made.append(nodes.reference("", part, refuri=f"../{name}.html"))
+        text.parent.replace(text, made)
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("doctree-read", link_to_pages)
     app.connect("missing-reference", link_to_ansible)
