@@ -11,6 +11,38 @@ import pytest
 from sessions import docsite
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+#: The tests that play what pages have as YAML.
+PLAYED_BY = {
+    "README.md": "functional/test_documents.py",
+    "docs/attach.md": "functional/test_documents.py",
+    "docs/ci.md": "functional/test_ci_guide.py",
+    "docs/coming-from.md": "functional/test_coming_from.py",
+    "docs/concepts.md": "functional/test_concepts.py",
+    "docs/errors.md": "functional/test_tasks_of_pages.py",
+    "docs/getting-started.md": "functional/test_getting_started.py",
+    "docs/images.md": "functional/test_importing.py",
+    "docs/leases.md": "functional/test_lease_guide.py",
+    "docs/live.md": "live/test_guide.py",
+    "docs/metrics.md": "functional/test_metrics.py",
+    "docs/molecule.md": "unit/test_molecule_guide.py",
+    "docs/moving.md": "functional/test_moving_guide.py",
+    "docs/pipelines.md": "functional/test_pipelines.py",
+    "docs/recipes.md": "functional/test_recipes.py",
+    "docs/replicas.md": "functional/test_replica_guide.py",
+    "docs/restore.md": "functional/test_restore_guide.py",
+    "docs/retention.md": "functional/test_tasks_of_pages.py",
+    "docs/space.md": "functional/test_space_guide.py",
+    "docs/worst-day.md": "functional/test_tasks_of_pages.py",
+    "roles/ci_environment/README.md": "functional/test_ci_environment.py",
+    "roles/housekeeping/README.md": "functional/test_tasks_of_pages.py",
+    "roles/replicas/README.md": "functional/test_roles.py",
+    "roles/report/README.md": "functional/test_report.py",
+    "roles/share/README.md": "functional/test_tasks_of_pages.py",
+    "roles/snapshots/README.md": "functional/test_tasks_of_pages.py",
+    "roles/volumes/README.md": "functional/test_tasks_of_pages.py",
+}
+#: It installs a timer of systemd, which no test has on a directory.
+NOT_PLAYED = {"roles/collector/README.md"}
 SITE = docsite.Site({"docs/README.md": "index.md", "docs/a.md": "a.md", "docs/jobs/run": "jobs/run", "roles/r/README.md": "roles/r.md",
                      "plugins/modules": "reference/index.rst"})
 
@@ -57,3 +89,11 @@ def test_all_pages_have_live_links() -> None:
     for name, where in site.places.items():
         if name.endswith(".md") and not where.startswith(docsite.REFERENCE):
             site.text(name, (CHECKOUT / name).read_text())
+
+
+def test_playbooks_of_pages_are_played() -> None:
+    """A new page with YAML needs a test that reads it."""
+    pages = {name for name in docsite.Site.of_checkout(CHECKOUT).places if name.endswith(".md") and "```yaml" in (CHECKOUT / name).read_text()}
+    assert pages == set(PLAYED_BY) | NOT_PLAYED
+    for page, test in PLAYED_BY.items():
+        assert f'{Path(page).name}"' in (CHECKOUT / "tests" / test).read_text(), f"{test} does not read {page}"
