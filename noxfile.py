@@ -37,7 +37,7 @@ import nox
 CHECKOUT = Path(__file__).resolve().parent
 sys.path.insert(0, str(CHECKOUT / "tests"))
 
-from sessions import machine, stages, tree  # noqa: E402
+from sessions import docsite, machine, stages, tree  # noqa: E402
 
 for slow in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):  # either makes Ansible up to three times slower
     os.environ.pop(slow, None)
@@ -418,7 +418,7 @@ lint.func.__doc__ = lint.__doc__ = f"All linters: {', '.join(lint.requires[1:])}
 
 @stage(requires=["tools", "docs-check"])
 def docs(work: Work) -> None:
-    """What antsibull-nox checks (docs-check), the changelog, and all of it rendered into build/docs/"""
+    """What antsibull-nox checks (docs-check), the changelog, and the site, rendered into build/docs/"""
     bin = machine.tools_venv()
     collections = tree.copy_tree(work.scratch / "tree")
     env = tree.ansible_environment(work.scratch, collections, bin)
@@ -428,17 +428,16 @@ def docs(work: Work) -> None:
     unnamed = [path.stem for path in (CHECKOUT / "plugins" / "modules").glob("*.py") if f"{path.stem} - " not in changelog]
     if unnamed:
         work.session.error(f"CHANGELOG.rst does not name the modules {unnamed}")
-    pages = work.scratch / "rst"
-    pages.mkdir()
-    work.run("antsibull-docs", "collection", "--use-current", "--fail-on-error", "--squash-hierarchy", "--dest-dir", pages, "remotefs.storage",
+    pages = work.scratch / "site"
+    reference = pages / docsite.REFERENCE
+    reference.mkdir(parents=True)
+    work.run("antsibull-docs", "collection", "--use-current", "--fail-on-error", "--squash-hierarchy", "--dest-dir", reference, "remotefs.storage",
              bin=bin, env=env)
-    # Without the internet: references into Ansible's own documentation are left as text.
-    (pages / "conf.py").write_text('project = "remotefs.storage"\nextensions = ["sphinx_antsibull_ext"]\nhtml_theme = "alabaster"\n'
-                                   'suppress_warnings = ["ref.ref"]\n')
+    count = docsite.put_together(pages)
     rendered = machine.BUILD / "docs"
     shutil.rmtree(rendered, ignore_errors=True)
     work.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", pages, rendered, bin=bin)
-    say(f"{len(list(rendered.rglob('*_module.html')))} modules rendered into build/docs/, no warnings")
+    say(f"build/docs/index.html: {count} pages and {len(list(rendered.rglob('*_module.html')))} modules, no warnings")
 
 
 @stage

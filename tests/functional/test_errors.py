@@ -49,6 +49,25 @@ def test_the_page_lists_all_codes() -> None:
     assert len(told) == len(set(told)) and set(told) == {kind.error_code for kind in kinds()}
 
 
+def test_the_page_has_the_words_of_the_types() -> None:
+    """The first two columns are made of the classes, in their order. With WRITE_ERRORS=1 they are written; what to do is written by hand."""
+    head, line, rest = PAGE.read_text().partition("| --- | --- | --- |\n")
+    table, _empty, rest = rest.partition("\n\n")
+    advice = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*) \|$", table, re.MULTILINE))
+    in_order = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind in kinds()]
+    rows = [f"| `{kind.error_code}` | {sentence(kind)} | {advice.get(kind.error_code, '')} |" for kind in in_order]
+    if os.environ.get("WRITE_ERRORS"):
+        PAGE.write_text(head + line + "\n".join(rows) + "\n\n" + rest)
+    assert table.splitlines() == rows and all(advice[kind.error_code] for kind in in_order)
+
+
+def sentence(kind: type) -> str:
+    """What a type says of itself, in Markdown."""
+    told = " ".join(kind.__doc__.split("\n\n")[0].split()).replace("``", "`")
+    assert told.endswith(".") and "|" not in told
+    return told
+
+
 def test_each_code_has_one_type() -> None:
     codes = [kind.error_code for kind in kinds()]
     assert len(codes) == len(set(codes))

