@@ -40,7 +40,8 @@ class Site(NamedTuple):
     @staticmethod
     def of_checkout(checkout: Path) -> Site:
         """The pages are docs/, the READMEs, and what contributors read."""
-        places = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.rst": "changelog.rst"}
+        places = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.rst": "changelog.rst", "SUPPORT.md": "support.md",
+                  "SECURITY.md": "report-security.md", "CODE_OF_CONDUCT.md": "conduct.md"}
         places["plugins/modules"] = f"{REFERENCE}/index.rst"
         for path in sorted((checkout / "docs").rglob("*")):
             name = path.relative_to(checkout).as_posix()
