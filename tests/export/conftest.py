@@ -58,8 +58,9 @@ class Nas:
         return {"ansible.builtin.include_role": {"name": "remotefs.storage.export"}, "vars": {**BASE, **given}}
 
     def files(self) -> str:
-        """Everything that the role may write on the host, to compare. Times are left out."""
-        return self.run("find /etc /srv /var/lib/remotefs /usr/local -xdev -printf '%p %m %u %g %s %l\\n' | sort; cat /etc/fstab; findmnt -rn -o TARGET,SOURCE")
+        """Everything that the role may write on the host, to compare. Times, and sizes of directories, are left out."""
+        listing = "find /etc /srv /var/lib/remotefs /usr/local -xdev -printf '%p %m %u %g %l ' \\( -type d -printf '\\n' -o -printf '%s\\n' \\)"
+        return self.run(f"{listing} | sort; cat /etc/fstab; findmnt -rn -o TARGET,SOURCE")
 
 
 def changes(told: str) -> int:
