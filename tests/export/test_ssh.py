@@ -24,7 +24,8 @@ def inventory(nas: Nas, **of_cinder: object) -> dict:
     """The group of the README, with the options of another host, and with this lab's keys of hosts."""
     (group,) = [block["nas"] for block in BLOCKS if "nas" in block]
     assert list(group["hosts"]) == ["nas1"]
-    ours = {name: nas.variables[name] for name in ("ansible_ssh_common_args", "ansible_python_interpreter")}
+    alone = f"{nas.variables['ansible_ssh_common_args']} -o ControlPath=none"  # otherwise a connection that another secret has opened serves this one
+    ours = {"ansible_ssh_common_args": alone, "ansible_python_interpreter": nas.variables["ansible_python_interpreter"]}
     return {"nas": {"vars": group["vars"], "hosts": {"nas1": {**of_cinder, **ours}}}}
 
 
