@@ -82,7 +82,8 @@ def nas(tmp_path: Path, ansible_environment: dict) -> Iterator[Nas]:
         "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={os.environ['LAB_NAS_KNOWN_HOSTS']}",
         "ansible_python_interpreter": "/usr/bin/python3",
     }
-    environment = {**ansible_environment, "ANSIBLE_STDOUT_CALLBACK": "default", "ANSIBLE_PIPELINING": "1", "ANSIBLE_SSH_CONTROL_PATH_DIR": "/run/ssh", "COLUMNS": "4000"}
+    ours = {"ANSIBLE_STDOUT_CALLBACK": "default", "ANSIBLE_PIPELINING": "1", "ANSIBLE_SSH_CONTROL_PATH_DIR": "/run/ssh", "COLUMNS": "4000"}
+    environment = {**ansible_environment, **ours}
     host = Nas(tmp_path, environment, address, reached)
     yield host
     host.run("umount -R /srv/*/ 2>/dev/null; rm -rf /srv/* /etc/exports.d /var/lib/remotefs/* /etc/samba/remotefs.d", check=False)
