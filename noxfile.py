@@ -547,6 +547,29 @@ def run_lab(work: Work, others: str, *brief: str, night: Mapping[str, str] = Map
 
 
 @stage
+def nas(work: Work) -> None:
+    """The role export on hosts that are reached over SSH: XFS, NFS tables, SMB, ufw; and two of them with one GlusterFS volume, a scenario of molecule"""
+    machine.need_root()
+    machine.need_qemu()
+    machine.need("openssh-server=sshd", "openssh-client=ssh", "iproute2=ip", "openssl=openssl", "xfsprogs=mkfs.xfs", "nfs-kernel-server=exportfs")
+    machine.try_to_have("samba=smbd", "samba-common-bin=testparm", "smbclient=smbclient", "ufw=ufw", "glusterfs-server=glusterd",
+                        "glusterfs-client=mount.glusterfs")
+    bin = machine.core_venv(machine.best_core())
+    words = ["--timeout=900", "-p", "no:cacheprovider", "--durations=12", "tests/export", *work.words]
+    work.run("tests/lab/nas-run", "-n", "1", bin / "pytest", *words, bin=bin, env=part_of_today(work, 1, 3))
+    if work.words:
+        return
+    machine.need("glusterfs-server=glusterd", "glusterfs-client=mount.glusterfs")
+    machine.need_fuse()
+    bin = machine.tools_venv()
+    collections = tree.copy_tree(work.scratch / "tree")
+    env = {**tree.ansible_environment(work.scratch, collections, bin), "ANSIBLE_CONFIG": None, "MOLECULE_EPHEMERAL_DIRECTORY": str(work.scratch / "molecule")}
+    with work.session.chdir(collections / tree.COLLECTION):
+        work.run("tests/lab/nas-run", "molecule", "test", "--scenario-name", "export", bin=bin, env=env)
+    say("tests/export, and two hosts with one GlusterFS volume")
+
+
+@stage
 def molecule(work: Work) -> None:
     """The scenarios of extensions/molecule, one of them on a real sshfs mount"""
     scenarios = sorted(path.parent.name for path in CHECKOUT.glob("extensions/molecule/*/molecule.yml"))

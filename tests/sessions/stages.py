@@ -46,6 +46,7 @@ STAGES = (
     Stage("docs", BESIDE),
     Stage("gluster", BESIDE),
     Stage("sshfs", BESIDE),
+    Stage("nas", BESIDE),
     Stage("lab", ALONE),
     Stage("molecule", BESIDE),
     Stage("glance", BESIDE),

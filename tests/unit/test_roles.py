@@ -109,9 +109,23 @@ def test_specs_defaults_and_readme_agree(role: str) -> None:
     assert {name for name in spec if name.removeprefix(f"{role}_") not in options} == OWN[role]
 
 
-@pytest.mark.parametrize("role", PASSED)
+def tasks_of(entries: list[dict]) -> list[dict]:
+    """Tasks, and those of blocks."""
+    inner = [task for entry in entries for part in ("block", "rescue", "always") for task in entry.get(part, [])]
+    return [*entries, *(tasks_of(inner) if inner else [])]
+
+
+@pytest.mark.parametrize("role", [*PASSED, "export"])
 def test_variables_of_a_role_bear_its_name(role: str) -> None:
     for file in (ROLES / role / "tasks").glob("*.yml"):
-        for task in yaml.safe_load(file.read_text()):
+        for task in tasks_of(yaml.safe_load(file.read_text())):
             names = [*task.get("vars", {}), *task.get("ansible.builtin.set_fact", {}), *filter(None, [task.get("register")])]
             assert all(name.startswith(f"{role}_") for name in names), (file.name, names)
+
+
+def test_specs_defaults_and_readme_of_the_export_agree() -> None:
+    spec, defaults = specified("export"), yaml.safe_load((ROLES / "export" / "defaults" / "main.yml").read_text())
+    assert {name: option["default"] for name, option in spec.items() if "default" in option} == defaults
+    assert {name for name, option in spec.items() if option.get("required")} == set(spec) - set(defaults) == {"export_path"}
+    table = "\n".join(line for line in (ROLES / "export" / "README.md").read_text().splitlines() if line.startswith("| `export_"))
+    assert set(re.findall(r"`(export_[a-z_]+)`", "\n".join(line.split("|")[1] for line in table.splitlines()))) == set(spec)
