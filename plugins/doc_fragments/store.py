@@ -47,6 +47,7 @@ options:
     ATTACHMENT = r"""
 options:
   attachment:
+    version_added: 1.1.0
     description:
       - The machine that has the volume as a disk. Without it, an image that anybody has open is refused with C(in_use).
       - With it the machine's own QEMU does the work while the guest runs. See docs/live.md for what is possible and what is refused.
@@ -106,6 +107,7 @@ options:
     type: bool
     default: false
   speed:
+    version_added: 1.1.0
     description:
       - How fast the data of a volume may move, in bytes a second, with or without a suffix such as V(50M) (IEC). It holds for each volume that is
         under way. Data moves when snapshots are deleted, when a volume is copied (a full clone, C(flatten)) or grown over old data, and when
@@ -114,6 +116,7 @@ options:
     type: str
     default: "0"
   timeout:
+    version_added: 1.1.0
     description:
       - Seconds for the data of a volume to move, counted from its first byte. Then the task fails with C(tool_failed).
       - Work that nothing shows yet is taken back. A deletion that has written into an older file stays C(pending), the message says so, and
@@ -121,6 +124,7 @@ options:
       - Without it there is no limit.
     type: float
   progress:
+    version_added: 1.1.0
     description:
       - Whether to show how far the work is, on the standard error of the machine that runs Ansible, if a task takes longer than three seconds and
         data moves. It is percent, bytes, bytes a second and the time that is left. On a terminal, a play on one host writes over the same
@@ -131,6 +135,7 @@ options:
     type: bool
     default: true
   log_path:
+    version_added: 1.1.0
     description:
       - A file on the managed host to which the task appends each step. A step is one line of JSON with the time (UTC), the volume, its share,
         the step and the seconds that it took. If the work on a volume failed, a line has the step C(fail), the error code and the

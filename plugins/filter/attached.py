@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: attached
 short_description: Say for each item of a bulk option which machine has its volume as a disk
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - Adds the key C(attachment) to items that do not have it, such as those that P(remotefs.storage.items#filter) makes.
   - What it is says a JMESPath expression, which gets the volume as M(remotefs.storage.remotefs_volume_info) returns it. Where the expression is null,

@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: environments
 short_description: Workers of running environments as hosts
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - Reads the leases and volumes of shares. Each worker of each environment that the role P(remotefs.storage.ci_environment#role) has made is a host.
   - It runs on the controller, which must have the shares mounted. It takes no lock and writes nothing to them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: remotefs_access
 short_description: Open a point of a volume read-only, for restoring single files
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - Shows a snapshot of a volume, or its present, on this host. It is a file with the content of the disk (O(path)), or a socket of NBD (O(nbd)).
     Nobody can write there.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: remotefs_housekeeping
 short_description: Remove what killed tasks left on a share, and store equal blocks once
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - Removes leftovers. A leftover is a temporary file of this collection, a part of an image that nobody has gone on with, or a file that a finished
     task was about to remove when it was killed. M(remotefs.storage.remotefs_share_info) tells them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: remotefs_image
 short_description: Write a volume or one of its snapshots out as an image
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - Makes an image of what a guest sees of a volume, or of one of its snapshots, whatever chain that rests on. It goes to a file on the managed
     host, or to a server by PUT.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: remotefs_lease
 short_description: Take, renew and release a lease on a share, and collect what ran out
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - A lease is one file on the share. It says who has a name, until when, and which volumes were made under it. A second owner is refused.
   - Volumes that are made with O(remotefs.storage.remotefs_volume#module:lease) have the lease on record. So a pipeline that is killed leaves

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: remotefs_lease_info
 short_description: Read the leases of a share
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - Returns the leases of shares. It takes no lock and changes nothing.
   - A lease that cannot be read comes back with C(name), C(error_code) and C(msg).

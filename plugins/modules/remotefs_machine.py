@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: remotefs_machine
 short_description: Start and end disposable machines on volumes
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - Starts virtual machines on volumes of this host, waits until their guests answer, and ends them.
   - The machines are for work that can be done again, such as the jobs of a pipeline. They are not started again with the host, and ending one may

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: remotefs_metrics
 short_description: Write figures of shares, volumes and leases for Prometheus
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - Writes a text file in the exposition format of Prometheus. The textfile collector of node_exporter reads such files.
   - The file is replaced in one step, so no reader sees a part of it.

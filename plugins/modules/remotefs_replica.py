@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: remotefs_replica
 short_description: Keep copies of volumes and their snapshots on another share
-version_added: 1.0.0
+version_added: 1.1.0
 description:
   - Makes a volume on another share that has the same snapshots as its source, and keeps it up. Of each snapshot only what differs from the
     one before is sent, however large the volume is.

@@ -68,6 +68,7 @@ options:
     choices: [auto, directory, bind, nfs, cifs, glusterfs, sshfs, cephfs, ceph-fuse, vzstorage, quobyte, 9p, virtiofs, other]
     default: auto
   type:
+    version_added: 1.1.0
     description:
       - The type of the file system for C(mount -t) and for fstab, such as V(lustre) or V(fuse.juicefs), if O(fstype=other).
       - It is refused with any other O(fstype). A type that has a value of O(fstype) is refused too.
@@ -137,6 +138,7 @@ options:
     type: int
     default: 60
   maintenance:
+    version_added: 1.1.0
     description:
       - V(true) puts the share into maintenance. No new volume is placed there, whether it is empty, a clone, an image, a replica or one that moves there.
         Such a task takes another of its candidate shares, or fails with C(no_eligible_share). All that is there already can be used and changed as before.
@@ -158,7 +160,7 @@ options:
         description: See O(fstype).
         type: str
         choices: [auto, directory, bind, nfs, cifs, glusterfs, sshfs, cephfs, ceph-fuse, vzstorage, quobyte, 9p, virtiofs, other]
-      type: {description: See O(type)., type: str}
+      type: {description: See O(type)., type: str, version_added: 1.1.0}
       opts: {description: See O(opts)., type: list, elements: str}
       credentials:
         description: See O(credentials).
@@ -172,7 +174,7 @@ options:
       fstab: {description: See O(fstab)., type: path}
       attempts: {description: See O(attempts)., type: int}
       timeout: {description: See O(timeout)., type: int}
-      maintenance: {description: See O(maintenance)., type: bool}
+      maintenance: {description: See O(maintenance)., type: bool, version_added: 1.1.0}
   shares_file:
     description:
       - A file on the managed host with one share per line, in the format of Cinder's remotefs drivers. A line is C(SOURCE) or C(SOURCE -o OPTIONS).

@@ -24,6 +24,7 @@ extends_documentation_fragment:
   - remotefs.storage.store.shares
 options:
   contents:
+    version_added: 1.1.0
     description:
       - Whether to read what the shares hold. It takes as long as M(remotefs.storage.remotefs_volume_info) takes.
       - With V(false), the task reads no volume, and the keys from RV(shares[].volumes) on are missing.

@@ -69,6 +69,7 @@ options:
     type: bool
     default: false
   not_dependent:
+    version_added: 1.1.0
     description:
       - Files on the share that do not count as resting on what is destroyed, although they name it or may mean it.
       - Before files are merged or removed, every file of the share is asked whether it rests on them, in the share's directory and in its
@@ -91,6 +92,7 @@ options:
         removal of its volume with O(remotefs.storage.remotefs_volume#module:cascade).
     type: bool
   expires:
+    version_added: 1.1.0
     description:
       - When the snapshot expires, as a time (V(2027-01-31T18:00:00Z); without a zone it is UTC), or as a duration from now, which is a number
         with V(s), V(m), V(h), V(d) or V(w). V(never) takes an expiry back.
@@ -123,6 +125,7 @@ options:
     type: int
     default: 64
   lease:
+    version_added: 1.1.0
     description:
       - The lease under which the task works, as M(remotefs.storage.remotefs_lease) returns it. If it is not the task's any more, the task fails with
         C(lease_lost), and nothing is changed.
@@ -131,6 +134,7 @@ options:
         lease or renews it first, which saves a task. It returns RV(lease), RV(lease_changed), and with C(collect) also RV(collected) and RV(left).
     type: dict
   drop_bitmaps:
+    version_added: 1.1.0
     description:
       - A file that goes when snapshots are deleted can hold persistent dirty bitmaps, by which backup programs know what to back up next. They
         would be lost, so that the deletion is refused with V(conflict), naming them.
@@ -138,6 +142,7 @@ options:
     type: bool
     default: false
   quiesce:
+    version_added: 1.1.0
     description:
       - Whether the guest's file systems are frozen (through the guest agent) at the instant of a snapshot that is taken. Then the snapshot has all
         that programs have written to files. Without it, it is like a power cut. See docs/live.md.
@@ -166,17 +171,18 @@ options:
       names: {description: 'See O(names).', type: list, elements: str}
       state: {description: 'See O(state).', type: str, choices: [present, absent, reverted, pruned]}
       discard_newer: {description: 'See O(discard_newer).', type: bool}
-      not_dependent: {description: 'See O(not_dependent).', type: list, elements: str}
+      not_dependent: {description: 'See O(not_dependent).', type: list, elements: str, version_added: 1.1.0}
       description: {description: 'See O(description).', type: str}
       labels: {description: 'See O(labels).', type: dict}
       protected: {description: 'See O(protected).', type: bool}
-      expires: {description: 'See O(expires).', type: str}
+      expires: {description: 'See O(expires).', type: str, version_added: 1.1.0}
       keep: {description: 'See O(keep).', type: raw}
       max_chain: {description: 'See O(max_chain).', type: int}
-      drop_bitmaps: {description: 'See O(drop_bitmaps).', type: bool}
-      quiesce: {description: 'See O(quiesce).', type: str, choices: ['false', 'true', auto]}
-      lease: {description: See O(lease)., type: dict}
+      drop_bitmaps: {description: 'See O(drop_bitmaps).', type: bool, version_added: 1.1.0}
+      quiesce: {description: 'See O(quiesce).', type: str, choices: ['false', 'true', auto], version_added: 1.1.0}
+      lease: {description: See O(lease)., type: dict, version_added: 1.1.0}
       attachment:
+        version_added: 1.1.0
         description: See O(attachment).
         type: dict
         suboptions:

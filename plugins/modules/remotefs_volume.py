@@ -72,6 +72,7 @@ options:
             removed; remove it with M(remotefs.storage.remotefs_snapshot).
         type: str
       share:
+        version_added: 1.1.0
         description:
           - Another share, on which the source is, such as that of a backup from which a volume is restored. Its source or directory, as O(share)
             takes it. It does not matter which of the shares the new volume goes to.
@@ -88,6 +89,7 @@ options:
         choices: [full, linked]
         default: full
       image:
+        version_added: 1.1.0
         description:
           - An image that a new volume gets the content of. A URL (http or https), or a path on the managed host.
           - It arrives in a private file on the share, is checked, unpacked and looked at, and only then copied into the volume. A transfer
@@ -98,21 +100,25 @@ options:
           - Check mode fetches nothing. A size that it cannot know is null, with a warning.
         type: str
       checksum:
+        version_added: 1.1.0
         description:
           - What the received file must have, as C(sha256:DIGITS), or C(sha256:URL) with the URL of a list such as SHA256SUMS, in which the
             file's name is looked up. Also C(sha512) and C(md5). Otherwise the task fails with C(image_checksum).
           - It is that of the file as it is received, before it is unpacked.
         type: str
       image_format:
+        version_added: 1.1.0
         description: The format that the image must have. Without it, it is what a strict look finds; V(raw) only where there is no mark of another one.
         type: str
         choices: [raw, qcow2, vmdk, vdi, vhdx, vpc]
       compression:
+        version_added: 1.1.0
         description: How the received file is compressed. V(auto) looks at its beginning.
         type: str
         choices: [auto, none, gzip, bzip2, xz]
         default: auto
       seed:
+        version_added: 1.1.0
         description:
           - What cloud-init reads in a new machine (its data source NoCloud). The volume is a raw ISO 9660 image with Joliet names and the label
             C(cidata), which a machine gets as a read-only disk. It is made without other programs, and equal content makes equal images.
@@ -142,27 +148,34 @@ options:
             description: As O(source.seed.user_data), for the file C(vendor-data). Without it there is no such file.
             type: raw
       headers:
+        version_added: 1.1.0
         description:
           - Headers for the server, such as a token. They are sent to its host alone, and not where it redirects to another one.
           - Results do not show their values, but for those of less than 8 characters, which may be words that a result needs.
         type: dict
       validate_certs:
+        version_added: 1.1.0
         description: Whether the server's certificate must be valid.
         type: bool
         default: true
       url_username:
+        version_added: 1.1.0
         description: A name for the server.
         type: str
       url_password:
+        version_added: 1.1.0
         description: The password to O(source.url_username).
         type: str
       client_cert:
+        version_added: 1.1.0
         description: A file with the certificate by which the server knows this client.
         type: path
       client_key:
+        version_added: 1.1.0
         description: The key of O(source.client_cert), where that file does not have it.
         type: path
   lease:
+    version_added: 1.1.0
     description:
       - The lease under which the task works, as M(remotefs.storage.remotefs_lease) returns it. If it is not the task's any more, the task fails with
         C(lease_lost), and nothing is changed.
@@ -171,6 +184,7 @@ options:
         lease or renews it first, which saves a task. It returns RV(lease), RV(lease_changed), and with C(collect) also RV(collected) and RV(left).
     type: dict
   moved_from:
+    version_added: 1.1.0
     description:
       - Another share, its source or directory as O(share) takes it, on which the volume is to be no longer.
       - All snapshots and the present are sent to O(share) and compared, then the volume is removed on the other share. No machine may have it open,
@@ -185,15 +199,18 @@ options:
       - What else is asked for, such as O(size), is done afterwards.
     type: str
   snapshot:
+    version_added: 1.1.0
     description:
       - A snapshot that the volume is to have. A new volume gets it in the same task, so that there is a point to come back to; a volume that
         exists and has it not gets it too.
       - Its name is as that of M(remotefs.storage.remotefs_snapshot). With it C(path) of RV(volume) names the snapshot's overlay.
     type: str
   description:
+    version_added: 1.1.0
     description: A text that is kept with the volume. Where it is not given, it stays as it is.
     type: str
   labels:
+    version_added: 1.1.0
     description:
       - Names and values that are kept with the volume. Both are texts; a value that is given otherwise is made one.
       - They replace all labels that the volume has; where they are not given, those stay.
@@ -243,6 +260,7 @@ options:
     type: bool
     default: false
   not_dependent:
+    version_added: 1.1.0
     description:
       - Files on the share that do not count as resting on what is destroyed, although they name it or may mean it.
       - Before files are merged or removed, every file of the share is asked whether it rests on them, in the share's directory and in its
@@ -318,10 +336,10 @@ options:
           url_password: {description: 'See O(source.url_password).', type: str}
           client_cert: {description: 'See O(source.client_cert).', type: path}
           client_key: {description: 'See O(source.client_key).', type: path}
-      moved_from: {description: 'See O(moved_from).', type: str}
-      snapshot: {description: 'See O(snapshot).', type: str}
-      description: {description: 'See O(description).', type: str}
-      labels: {description: 'See O(labels).', type: dict}
+      moved_from: {description: 'See O(moved_from).', type: str, version_added: 1.1.0}
+      snapshot: {description: 'See O(snapshot).', type: str, version_added: 1.1.0}
+      description: {description: 'See O(description).', type: str, version_added: 1.1.0}
+      labels: {description: 'See O(labels).', type: dict, version_added: 1.1.0}
       flatten: {description: 'See O(flatten).', type: bool}
       recover: {description: 'See O(recover).', type: str, choices: [finish, discard]}
       max_chain: {description: 'See O(max_chain).', type: int}
@@ -330,12 +348,13 @@ options:
       group: {description: 'See O(group).', type: str}
       state: {description: 'See O(state).', type: str, choices: [present, absent]}
       cascade: {description: 'See O(cascade).', type: bool}
-      not_dependent: {description: 'See O(not_dependent).', type: list, elements: str}
+      not_dependent: {description: 'See O(not_dependent).', type: list, elements: str, version_added: 1.1.0}
       placement: {description: 'See O(placement).', type: str, choices: [most_free, least_allocated, round_robin]}
       reserved_percentage: {description: 'See O(reserved_percentage).', type: int}
       max_over_subscription_ratio: {description: 'See O(max_over_subscription_ratio).', type: float}
-      lease: {description: See O(lease)., type: dict}
+      lease: {description: See O(lease)., type: dict, version_added: 1.1.0}
       attachment:
+        version_added: 1.1.0
         description: See O(attachment).
         type: dict
         suboptions:

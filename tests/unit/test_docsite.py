@@ -34,6 +34,7 @@ PLAYED_BY = {
     "docs/space.md": "functional/test_space_guide.py",
     "docs/worst-day.md": "functional/test_tasks_of_pages.py",
     "roles/ci_environment/README.md": "functional/test_ci_environment.py",
+    "roles/export/README.md": "export/test_ssh.py",
     "roles/housekeeping/README.md": "functional/test_tasks_of_pages.py",
     "roles/replicas/README.md": "functional/test_roles.py",
     "roles/report/README.md": "functional/test_report.py",
