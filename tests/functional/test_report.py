@@ -10,7 +10,6 @@ import hashlib
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ansible_collections.remotefs.storage.plugins.filter.report import report_da
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 
+from . import browser
 from .test_clones import GOLDEN
 from .test_documents import blocks
 from .test_documents import play as play_book
@@ -27,7 +27,6 @@ from .test_examples import play
 from .test_refusals import MIB, Store
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "report"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
@@ -100,10 +99,8 @@ def test_the_playbook_of_its_readme(family: Store, tmp_path: Path, ansible_envir
 # -- in a browser ----------------------------------------------------------------------------------------------------
 
 
-def rendered(data: dict, tmp_path: Path) -> str:
-    """What a browser makes of the page with these data, which it must do without an error. The role's template is filled in as Ansible does it."""
-    if BROWSER is None:
-        pytest.skip("needs a browser: chromium")
+def page_of(data: dict, tmp_path: Path) -> Path:
+    """The page with these data as a file. The role's template is filled in as Ansible does it."""
     script, style = (ROLE / "files" / name for name in ("report.js", "report.css"))
     text = (ROLE / "templates" / "report.html.j2").read_text().partition("#}\n")[2]
     filled = {
@@ -118,8 +115,14 @@ def rendered(data: dict, tmp_path: Path) -> str:
     assert "{{" not in text
     page = tmp_path / "page.html"
     page.write_text(text)
+    return page
+
+
+def rendered(data: dict, tmp_path: Path) -> str:
+    """What a browser makes of the page with these data, which it must do without an error."""
+    program, page = browser.need(), page_of(data, tmp_path)
     words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=20000", "--dump-dom"]
-    done = subprocess.run([BROWSER, *words, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([program, *words, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert "Uncaught" not in done.stderr and "Refused to" not in done.stderr, done.stderr[-2000:]
     return done.stdout
 
@@ -160,3 +163,62 @@ def test_names_run_nothing(tmp_path: Path) -> None:
 def test_an_empty_report(tmp_path: Path) -> None:
     page = rendered(report_data([], [], [], None, "2026-06-30T00:00:00Z"), tmp_path)
     assert "Nothing." in page and "0 of 0 volumes" in page and "2026-06-30 00:00:00 UTC" in page
+
+
+# -- for everybody ---------------------------------------------------------------------------------------------------
+
+
+def everything() -> dict:
+    """A report in which each part of the page is shown, and some are shown only in part."""
+    (share, *_more), volumes = (of_volumes(140)[name] for name in ("shares", "volumes"))
+    lock = {"name": "vol-00003", "host": "host2", "task": "remotefs_volume", "since": "2026-06-01T00:00:00Z", "dead": False}
+    full = {**share, "src": "nas2:/full", "free": 1 << 30, "locks": [lock], "maintenance": True}
+    gone = {"src": "nas3:/gone", "fstype": None, "error_code": "share_not_mounted", "msg": "Share nas3:/gone: it is not mounted."}
+    workers = [
+        {**volumes[1], "name": f"ci-main-{number:02}", "lease": "1" * 16, "labels": {"remotefs_worker": str(number)}, "parent": GOLDEN_PARENT}
+        for number in range(3)
+    ]
+    first = {**volumes[0], "description": "The first", "created": "2026-01-01T00:00:00Z", "labels": {"team": "web"}}
+    first["snapshots"] = [{**first["snapshots"][0], "expires": "2026-06-29T12:00:00Z", "protected": False, "description": "before the change"}]
+    broken = {"name": "broken", "share": "nas1:/vols", "error_code": "chain_broken", "msg": "Volume broken: a file of its chain is missing."}
+    deep = {**volumes[2], "name": "deep", "chain": [{"file": f"deep.{number}", "format": "qcow2", "allocated": number << 20} for number in range(40)]}
+    names = [one["name"] for one in workers]
+    over = {"share": "nas1:/vols", "id": "1" * 16, "owner": "job-17", "acquired": "2026-06-29T20:00:00Z", "expires": "2026-06-29T21:00:00Z"}
+    leases_of = [{"name": "ci-main", "volumes": [*names, "ci-main-03"], "uses": ["vol-00000"], **over}]
+    leases_of += [{"name": "by-hand", "share": "nas1:/vols", "id": "2" * 16, "owner": "ann", "expires": None, "volumes": []}]
+    leases_of += [{"name": "torn", "share": "nas1:/vols", "error_code": "chain_broken", "msg": "Lease torn: it cannot be read."}]
+    return report_data([share, full, gone], [first, *volumes[1:], *workers, broken, deep], leases_of, None, "2026-06-30T00:00:00Z")
+
+
+GOLDEN_PARENT = {"volume": "vol-00000", "snapshot": "nightly"}
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing(dark: bool, tmp_path: Path) -> None:
+    """The whole page, the details of volumes, a list that is empty, and a report of nothing."""
+    browser.axe_script()
+    data = everything()
+    with browser.Page(page_of(data, tmp_path), tmp_path / "profile", dark) as page:
+        assert page.ask("matchMedia('(prefers-color-scheme: dark)').matches") == dark
+        assert page.violations() == []
+        for name in ("vol-00000", "broken", "deep"):
+            page.ask(f"[...document.querySelectorAll('#volumes button')].find(one => one.textContent === '{name}').click()")
+            assert page.ask("document.getElementById('volume-heading').textContent") == name
+            assert page.violations() == []
+        page.picture(tmp_path / "full.png")
+        page.ask("document.getElementById('filter').value = 'no such'; document.getElementById('filter').dispatchEvent(new Event('input'))")
+        assert page.ask("document.getElementById('count').textContent") == "0 of 145 volumes"
+        assert page.violations() == []
+        assert page.errors == []
+    empty = report_data([], [], [], None, "2026-06-30T00:00:00Z")
+    with browser.Page(page_of(empty, tmp_path), tmp_path / "profile", dark) as page:
+        assert page.violations() == [] and page.errors == []
+        page.picture(tmp_path / "empty.png")
+
+
+def test_axe_would_find_something(tmp_path: Path) -> None:
+    """The test above can fail: a picture without words, and letters that are too pale."""
+    browser.axe_script()
+    with browser.Page(page_of(everything(), tmp_path), tmp_path / "profile") as page:
+        page.ask("document.querySelector('.bar').removeAttribute('aria-label'); document.querySelector('h1').style.color = '#bbb'")
+        assert {one.partition(":")[0] for one in page.violations()} >= {"role-img-alt", "color-contrast"}
