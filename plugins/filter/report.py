@@ -156,7 +156,7 @@ def _of_lock(lock: Mapping, longest: float, now: datetime) -> list[str]:
     age = (now - since).total_seconds() if since is not None else None
     holder = f"{lock.get('task') or 'a task'} on {lock['host']}" if lock.get("host") else "somebody whom the file does not name"
     if lock.get("dead"):
-        return [f"A lock of {holder} is left, which is gone. The next task on that host removes it"]
+        return [f"A lock of {holder} is left, which is gone. The next task there that needs the lock removes it"]
     if age is not None and age <= longest:
         return []
     return [f"A lock is held by {holder} since {_age(age) if age is not None else 'nobody knows when'}. If that host is dead, use break_lock"]
@@ -269,6 +269,10 @@ def report_markdown(data: object) -> str:
     tree = _mermaid(data["volumes"])
     if tree:
         lines += ["", "## Linked clones", "", "```mermaid", *tree, "```"]
+    replicas = [one for one in data["volumes"] if one.get("replica")]
+    if replicas:
+        lines += ["", "## Replicas", "", *_heading("volume", "share", "behind its source")]
+        lines += [_row(one["name"], one["share"], "not known" if one["lag"] is None else _age(one["lag"])) for one in replicas]
     if data["leases"]:
         lines += ["", "## Leases and environments", "", *_heading("lease", "share", "owner", "ends", "volumes", "workers", "golden")]
         lines += [_lease_line(one) for one in data["leases"]]

@@ -22,7 +22,7 @@ import pytest
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = os.environ.get("AXE_DIRECTORY") or Path(__file__).resolve().parents[2] / ".venv" / "axe"
 _SECONDS = 60  # for one answer
-_KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "ArrowDown": (40, ""), "Escape": (27, "")}
+_KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "ArrowDown": (40, ""), "Escape": (27, ""), "Backspace": (8, "")}
 
 
 def need() -> str:
@@ -36,7 +36,7 @@ def axe_script() -> str:
     """The source of axe-core. Without it the test is skipped."""
     found = sorted(Path(AXE).rglob("axe.min.js")) or sorted(Path(AXE).rglob("axe.js"))
     if not found:
-        pytest.skip("needs axe-core: tests/sessions/machine.py installs it into .venv/axe, and AXE_DIRECTORY names another place")
+        pytest.skip("needs axe-core: scripts/test functional installs it into .venv/axe, and AXE_DIRECTORY names another place")
     return found[0].read_text()
 
 

@@ -182,12 +182,13 @@ def everything() -> dict:
     first["snapshots"] = [{**first["snapshots"][0], "expires": "2026-06-29T12:00:00Z", "protected": False, "description": "before the change"}]
     broken = {"name": "broken", "share": "nas1:/vols", "error_code": "chain_broken", "msg": "Volume broken: a file of its chain is missing."}
     deep = {**volumes[2], "name": "deep", "chain": [{"file": f"deep.{number}", "format": "qcow2", "allocated": number << 20} for number in range(40)]}
+    late = {**first, "name": "vol-00001", "share": "nas2:/full", "replica": True, "snapshots": [{**first["snapshots"][0], "created": "2026-06-24T00:00:00Z"}]}
     names = [one["name"] for one in workers]
     over = {"share": "nas1:/vols", "id": "1" * 16, "owner": "job-17", "acquired": "2026-06-29T20:00:00Z", "expires": "2026-06-29T21:00:00Z"}
     leases_of = [{"name": "ci-main", "volumes": [*names, "ci-main-03"], "uses": ["vol-00000"], **over}]
     leases_of += [{"name": "by-hand", "share": "nas1:/vols", "id": "2" * 16, "owner": "ann", "expires": None, "volumes": []}]
     leases_of += [{"name": "torn", "share": "nas1:/vols", "error_code": "chain_broken", "msg": "Lease torn: it cannot be read."}]
-    return report_data([share, full, gone], [first, *volumes[1:], *workers, broken, deep], leases_of, None, "2026-06-30T00:00:00Z")
+    return report_data([share, full, gone], [first, *volumes[1:], *workers, broken, deep, late], leases_of, None, "2026-06-30T00:00:00Z")
 
 
 GOLDEN_PARENT = {"volume": "vol-00000", "snapshot": "nightly"}
@@ -207,13 +208,64 @@ def test_axe_finds_nothing(dark: bool, tmp_path: Path) -> None:
             assert page.violations() == []
         page.picture(tmp_path / "full.png")
         page.ask("document.getElementById('filter').value = 'no such'; document.getElementById('filter').dispatchEvent(new Event('input'))")
-        assert page.ask("document.getElementById('count').textContent") == "0 of 145 volumes"
+        assert page.ask("document.getElementById('count').textContent") == "0 of 146 volumes"
         assert page.violations() == []
         assert page.errors == []
     empty = report_data([], [], [], None, "2026-06-30T00:00:00Z")
     with browser.Page(page_of(empty, tmp_path), tmp_path / "profile", dark) as page:
         assert page.violations() == [] and page.errors == []
         page.picture(tmp_path / "empty.png")
+
+
+def test_everything_is_reached_and_used_by_keys(tmp_path: Path) -> None:
+    """Keys as a browser gets them from a keyboard. No control is left out, the order is that of the page, and nothing holds the focus."""
+    focus = "(document.activeElement.id || document.activeElement.textContent || document.activeElement.getAttribute('aria-label'))"
+    with browser.Page(page_of(everything(), tmp_path), tmp_path / "profile") as page:
+        controls = page.ask(
+            "[...document.querySelectorAll('a, button, input, select, [tabindex=\"0\"]')].filter(one => one.checkVisibility())"
+            ".map(one => one.id || one.textContent || one.getAttribute('aria-label'))"
+        )
+        assert isinstance(controls, list) and len(controls) > 100
+        reached = []
+        for _control in controls:
+            page.press("Tab")
+            reached.append(page.ask(focus))
+            assert page.ask("getComputedStyle(document.activeElement).outlineStyle") == "solid", "nobody sees where the focus is"
+        assert reached == controls and {"filter", "sort", "more-volumes"} <= set(reached)
+
+    with browser.Page(page_of(everything(), tmp_path), tmp_path / "profile") as page:
+        page.press("Tab", "Enter")  # the link that skips what comes before the volumes
+        assert page.ask(focus) == "volumes-heading"
+        page.press("Tab", *"deep")
+        assert page.ask(focus) == "filter" and page.ask("document.getElementById('count').textContent") == "1 of 146 volumes"
+        page.press("Tab", "ArrowDown")
+        assert page.ask("document.getElementById('sort').value") == "size"
+        page.press("Tab", "Tab", "Enter")  # over the table, which scrolls, to its only volume
+        assert page.ask(focus) == "volume-heading" and page.ask("document.querySelectorAll('#chain li').length") == 40
+        page.press("Tab", " ")
+        assert page.ask(focus) == "deep" and page.ask("document.getElementById('detail').hidden") is True
+        page.press("Enter", "Escape")
+        assert page.ask(focus) == "deep" and page.ask("document.getElementById('detail').hidden") is True
+        page.ask("document.getElementById('filter').focus()")
+        page.press(*["Backspace"] * 4)
+        page.ask("document.getElementById('more-volumes').focus()")
+        page.press("Enter")
+        assert page.ask("document.querySelectorAll('#volumes tr').length") == 146
+        assert page.ask("document.activeElement === document.querySelectorAll('#volumes button')[100]"), "the focus goes on where the new rows begin"
+        assert page.errors == []
+
+
+def test_what_is_told_of_environments_and_replicas(tmp_path: Path) -> None:
+    with browser.Page(page_of(everything(), tmp_path), tmp_path / "profile") as page:
+        shown = page.ask("[...document.querySelectorAll('#leases > li')].map(one => one.innerText)")
+        assert isinstance(shown, list) and len(shown) == 3
+        for word in ("Environment ci-main", "job-17", "ended 3 hours ago", "vol-00000, snapshot nightly", "3: ci-main-00, ci-main-01, ci-main-02"):
+            assert word in shown[0]
+        assert "Lease by-hand" in shown[1] and "never" in shown[1] and "it cannot be read" in shown[2]
+        assert page.ask("document.getElementById('replicas').innerText") == "vol-00001, nas2:/full: 5 days behind its source"
+        warnings = str(page.ask("document.getElementById('warnings').innerText"))
+        assert "Lease ci-main of job-17 ended 3 hours ago, and nobody has collected it" in warnings
+        assert "A lock is held by remotefs_volume on host2 since 29 days" in warnings
 
 
 def test_axe_would_find_something(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@
     name.scope = "row";
     const open = make("button", one.name);
     open.type = "button";
-    open.onclick = () => detail(one);
+    open.onclick = () => detail(one, open);
     name.append(open);
     row.append(name, make("td", one.share));
     if (one.error_code) {
@@ -149,7 +149,18 @@
 
   // -- one volume: its chain, the active image on top
 
-  function detail(one) {
+  let opener = null; // the button to which the focus goes back
+
+  function close() {
+    at("detail").hidden = true;
+    (opener && opener.isConnected ? opener : at("filter")).focus();
+  }
+
+  at("close").onclick = close;
+  at("detail").addEventListener("keydown", (event) => { if (event.key === "Escape") close(); });
+
+  function detail(one, button) {
+    opener = button;
     at("volume-heading").textContent = one.name;
     const place = at("chain");
     place.replaceChildren();
@@ -193,7 +204,8 @@
     const key = `${one.share}\n${one.name}`;
     const below = seen.has(key) ? [] : children.get(key) || [];
     if (below.length) {
-      const list = make("ul");
+      const flat = below.every((child) => !children.has(`${child.share}\n${child.name}`));
+      const list = make("ul", undefined, flat && below.length > 10 ? "many" : "");
       const rest = below.length - PAGE;
       list.append(...below.slice(0, PAGE).map((child) => branch(child, new Set([...seen, key]))));
       if (rest > 0) list.append(make("li", `and ${rest} more`));
@@ -205,6 +217,21 @@
   if (roots.length) {
     at("clone-section").hidden = false;
     paged(roots, at("clones"), at("more-clones"), (one) => branch(one, new Set()));
+  }
+
+  // -- replicas, those that are furthest behind first
+
+  function replica(one) {
+    const lag = one.lag === null ? "how far it is behind is not known: its source, or when points were taken, is not in this report" : one.lag > 0 ? `${span(one.lag)} behind its source` : "as new as its source";
+    const row = make("li");
+    row.append(make("span", one.name, "file"), document.createTextNode(`, ${one.share}: ${lag}`));
+    return row;
+  }
+
+  const replicas = data.volumes.filter((one) => one.replica).sort((a, b) => (b.lag || 0) - (a.lag || 0));
+  if (replicas.length) {
+    at("replica-section").hidden = false;
+    paged(replicas, at("replicas"), at("more-replicas"), replica);
   }
 
   // -- leases
