@@ -16,14 +16,16 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.filter.report import report_data, report_digest
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases
-from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.volumes import ensure_present
+from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 
 from . import browser
 from .test_clones import GOLDEN
 from .test_documents import blocks
 from .test_documents import play as play_book
 from .test_examples import play
+from .test_leases import hold, under
 from .test_refusals import MIB, Store
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "report"
@@ -46,11 +48,14 @@ def parts(page: str) -> tuple[str, dict, str]:
 
 @pytest.fixture
 def family(store: Store) -> Store:
-    """A golden volume, a linked clone, and a lease that is over."""
+    """A golden volume, a linked clone, and an environment with one worker."""
     store.present(size=MIB)
     store.snapshot("golden")
     store.present("clone", GOLDEN)
-    leases.hold(leases.LeaseRequest(store.share, Asked("ci", "job-1", 3600)), store.options())
+    lease = hold(store, volumes=("ci-00", "ci-01"), uses=("vol",)).after
+    with under(store, lease) as options:
+        desired = DesiredVolume("ci-00", labels={"remotefs_worker": "0"})
+        ensure_present(updating.VolumeRequest(store.candidates, desired, GOLDEN), options)
     return store
 
 
@@ -62,9 +67,12 @@ def test_the_role_writes_what_is_there(family: Store, tmp_path: Path, ansible_en
     page = (tmp_path / "remotefs-report.html").read_text()
     policy, data, script = parts(page)
     assert page.startswith("<!DOCTYPE html>\n")
-    assert data == told and [one["name"] for one in told["volumes"]] == ["clone", "vol"]
+    assert data == told and [one["name"] for one in told["volumes"]] == ["ci-00", "clone", "vol"]
     assert [(one["level"], one["share"]) for one in told["warnings"]] == [("bad", "/nowhere/x")]
-    assert told["leases"][0]["owner"] == "job-1" and told["volumes"][0]["parent"] == {"volume": "vol", "snapshot": "golden"}
+    (environment,) = told["leases"]
+    assert (environment["owner"], environment["made"], environment["workers"]) == ("job-1", ["ci-00"], 1)
+    assert environment["golden"] == [{"volume": "vol", "snapshot": "golden"}] and told["shares"][0]["locks"] == []
+    assert told["volumes"][1]["parent"] == {"volume": "vol", "snapshot": "golden"}
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
     markdown = (tmp_path / "remotefs-report.md").read_text()
@@ -146,6 +154,11 @@ def test_ten_thousand_volumes(tmp_path: Path) -> None:
     assert "10000 of 10000 volumes" in page and "vol-00000" in page and "1 day old" in page
     assert page.count("<tr>") < 150, "a browser becomes slow with that many rows"
     assert "and 3233 more" in page
+    typed = "(() => { const began = performance.now(), field = document.getElementById('filter'); field.value = 'vol-09';"
+    typed += " field.dispatchEvent(new Event('input')); document.body.offsetHeight; return performance.now() - began; })()"
+    with browser.Page(page_of(of_volumes(10_000), tmp_path), tmp_path / "profile") as opened:
+        assert min(float(str(opened.ask(typed))) for _again in range(5)) < 300, "milliseconds until what was typed is shown"
+        assert opened.ask("document.getElementById('count').textContent") == "1000 of 10000 volumes"
 
 
 def test_names_run_nothing(tmp_path: Path) -> None:
@@ -166,6 +179,9 @@ def test_an_empty_report(tmp_path: Path) -> None:
 
 
 # -- for everybody ---------------------------------------------------------------------------------------------------
+
+
+GOLDEN_PARENT = {"volume": "vol-00000", "snapshot": "nightly"}
 
 
 def everything() -> dict:
@@ -189,9 +205,6 @@ def everything() -> dict:
     leases_of += [{"name": "by-hand", "share": "nas1:/vols", "id": "2" * 16, "owner": "ann", "expires": None, "volumes": []}]
     leases_of += [{"name": "torn", "share": "nas1:/vols", "error_code": "chain_broken", "msg": "Lease torn: it cannot be read."}]
     return report_data([share, full, gone], [first, *volumes[1:], *workers, broken, deep, late], leases_of, None, "2026-06-30T00:00:00Z")
-
-
-GOLDEN_PARENT = {"volume": "vol-00000", "snapshot": "nightly"}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
