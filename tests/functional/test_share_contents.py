@@ -180,7 +180,7 @@ def test_locks_of_dead_and_of_unknown_tasks_are_told(tmp_path: Path) -> None:
     (locks / "far.lease").write_text(json.dumps(owner))
     (locks / "torn.lease").write_text("{")
     os.utime(locks / "torn.lease", (0, 0))
-    (locks / "pipe.lease").mkdir()
+    os.mkfifo(locks / "pipe.lease")
     (locks / "vol2.lock").touch()
     before = smb.state()
     with VolumeLock(ShareDirectory(smb.share), "here"):
