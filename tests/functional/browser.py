@@ -151,8 +151,8 @@ class Page:
         path.write_bytes(base64.b64decode(self._send("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]))
 
     def violations(self) -> list[str]:
-        """What axe-core finds wrong in the page as it is now: the rule, what it wants, and where."""
+        """What axe-core finds wrong in the page as it is now, or cannot decide: the rule, what it wants, and where."""
         self.ask(axe_script() + "; 0")
         found = self.ask("axe.run(document, {resultTypes: ['violations', 'incomplete']}).then(found => found)")
         assert isinstance(found, dict) and len(found["passes"]) > 10, "axe-core has hardly looked at anything"
-        return [f"{one['id']}: {one['help']}: {node['html'][:200]}" for one in found["violations"] for node in one["nodes"]]
+        return [f"{one['id']}: {one['help']}: {node['html'][:200]}" for one in found["violations"] + found["incomplete"] for node in one["nodes"]]
