@@ -150,9 +150,10 @@ class Page:
         clip = {"x": 0, "y": 0, "width": self._size[0], "height": height, "scale": 1}
         path.write_bytes(base64.b64decode(self._send("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]))
 
-    def violations(self) -> list[str]:
-        """What axe-core finds wrong in the page as it is now, or cannot decide: the rule, what it wants, and where."""
+    def violations(self, undecided: bool = False) -> list[str]:
+        """What axe-core finds wrong in the page as it is now: the rule, what it wants, and where. :param undecided: also what it cannot decide."""
         self.ask(axe_script() + "; 0")
         found = self.ask("axe.run(document, {resultTypes: ['violations', 'incomplete']}).then(found => found)")
         assert isinstance(found, dict) and len(found["passes"]) > 10, "axe-core has hardly looked at anything"
-        return [f"{one['id']}: {one['help']}: {node['html'][:200]}" for one in found["violations"] + found["incomplete"] for node in one["nodes"]]
+        every = found["violations"] + (found["incomplete"] if undecided else [])
+        return [f"{one['id']}: {one['help']}: {node['html'][:200]}" for one in every for node in one["nodes"]]

@@ -215,6 +215,9 @@ def test_axe_finds_nothing(dark: bool, tmp_path: Path) -> None:
     with browser.Page(page_of(data, tmp_path), tmp_path / "profile", dark) as page:
         assert page.ask("matchMedia('(prefers-color-scheme: dark)').matches") == dark
         assert page.violations() == []
+        page.ask("document.querySelector('.table').style.maxHeight = 'none'")  # it cannot judge colours of rows that are scrolled out of sight
+        assert page.violations(undecided=True) == []
+        page.ask("document.querySelector('.table').style.maxHeight = ''")
         for name in ("vol-00000", "broken", "deep"):
             page.ask(f"[...document.querySelectorAll('#volumes button')].find(one => one.textContent === '{name}').click()")
             assert page.ask("document.getElementById('volume-heading').textContent") == name
